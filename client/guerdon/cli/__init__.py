@@ -1,0 +1,1 @@
+"""The `guerdon` command; every tree adds its subcommands through an entry point."""

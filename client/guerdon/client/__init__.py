@@ -1,0 +1,1 @@
+"""The light client of Guerdon's services: no torch."""

@@ -1,0 +1,154 @@
+"""Conversations and preference pairs, from chat messages or HH-RLHF transcripts.
+
+A transcript alternates `\\n\\nHuman:` and `\\n\\nAssistant:` (Bai et al. 2022,
+arXiv:2204.05862, the published form of the data).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_ROLE = {"Human": "user", "Assistant": "assistant"}
+
+
+class Message(TypedDict):
+    """One turn of a conversation, as chat templates take it."""
+
+    role: str
+    content: str
+
+
+class RowError(ValueError):
+    """A row of data is wrong.
+
+    Args:
+        field: the field's path, such as `chosen[2].content`.
+        reason: what is wrong, without the field's name.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt; the first is preferred. All three are whole turns."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    """The turns that follow the prompt, the last one the assistant's."""
+    rejected: list[Message]
+
+
+def is_transcript(text: str) -> bool:
+    """Whether a text begins as an HH-RLHF transcript does."""
+    return bool(re.match(r"\s*Human:", text))
+
+
+def parse_transcript(text: str, field: str = "transcript") -> list[Message]:
+    """The turns of an HH-RLHF transcript.
+
+    Raises:
+        RowError: it has no turns, or text before the first one.
+    """
+    body = "\n\n" + text.lstrip()
+    marks = list(_TURN.finditer(body))
+    if not marks or body[: marks[0].start()].strip():
+        raise RowError(field, "is not a transcript: it does not begin with 'Human:'")
+    ends = [mark.start() for mark in marks[1:]] + [len(body)]
+    return [
+        Message(role=_ROLE[mark[1]], content=body[mark.end() : end].strip())
+        for mark, end in zip(marks, ends, strict=True)
+    ]
+
+
+def as_messages(value: Any, field: str) -> list[Message]:
+    """Chat messages from a list of `{"role", "content"}` or from a transcript.
+
+    Raises:
+        RowError: neither of these, naming the part that is wrong.
+    """
+    if isinstance(value, str):
+        return parse_transcript(value, field)
+    if not isinstance(value, list) or not value:
+        raise RowError(field, "must be a non-empty list of messages, or a transcript")
+    return [_message(entry, f"{field}[{i}]") for i, entry in enumerate(value)]
+
+
+def _message(entry: Any, field: str) -> Message:
+    if not isinstance(entry, Mapping):
+        raise RowError(field, 'must be an object with "role" and "content"')
+    for key in ("role", "content"):
+        if not isinstance(entry.get(key), str):
+            raise RowError(f"{field}.{key}", "must be text")
+    if not entry["role"]:
+        raise RowError(f"{field}.role", "is empty")
+    return Message(role=entry["role"], content=entry["content"])
+
+
+def parse_pair(row: Mapping[str, Any]) -> Pair:
+    """The pair of a row with `chosen` and `rejected`, and perhaps `prompt`.
+
+    With a `prompt` (text for one user turn, a transcript, or messages) the answers may
+    be plain text, or the assistant's turns, or whole conversations that begin with it.
+    Without one, both are whole conversations, and what they share is the prompt.
+
+    Raises:
+        RowError: a field is missing or malformed, an answer does not end with the
+            assistant's turn, or the two answers are the same.
+    """
+    for key in ("chosen", "rejected"):
+        if key not in row:
+            raise RowError(key, "is missing")
+    if row.get("prompt") is not None:
+        prompt = _prompt(row["prompt"])
+        chosen = _answer(row["chosen"], "chosen", prompt)
+        rejected = _answer(row["rejected"], "rejected", prompt)
+    else:
+        prompt, chosen, rejected = _split(
+            as_messages(row["chosen"], "chosen"), as_messages(row["rejected"], "rejected")
+        )
+    for field, turns in (("chosen", chosen), ("rejected", rejected)):
+        if not turns or turns[-1]["role"] != "assistant":
+            raise RowError(field, "does not end with the assistant's turn")
+    if chosen == rejected:
+        raise RowError("rejected", "is the same as chosen")
+    return Pair(prompt, chosen, rejected)
+
+
+def _prompt(value: Any) -> list[Message]:
+    if isinstance(value, str) and not is_transcript(value):
+        if not value.strip():
+            raise RowError("prompt", "is empty")
+        return [Message(role="user", content=value)]
+    turns = as_messages(value, "prompt")
+    if turns[-1] == Message(role="assistant", content=""):  # a transcript cut after "Assistant:"
+        turns = turns[:-1]
+    return turns
+
+
+def _answer(value: Any, field: str, prompt: list[Message]) -> list[Message]:
+    if isinstance(value, str) and not is_transcript(value):
+        return [Message(role="assistant", content=value)]
+    turns = as_messages(value, field)
+    return turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
+
+
+def _split(
+    chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """What both conversations begin with, short of either's last turn, and the rest of each."""
+    shared = 0
+    for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
+        if one != other:
+            break
+        shared += 1
+    if shared == 0:
+        raise RowError("rejected", "has no prompt in common with chosen")
+    return chosen[:shared], chosen[shared:], rejected[shared:]

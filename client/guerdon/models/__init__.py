@@ -1,0 +1,18 @@
+"""Models as folders: names become folders, and `guerdon.json` says what serving needs.
+
+Shared by the trainer (which writes) and the servers (which read), so that neither
+imports the other. Importing it loads nothing heavy.
+"""
+
+from guerdon.models.manifest import MANIFEST_NAME, Manifest, ManifestError, template_hash
+from guerdon.models.resolve import EMBEDDED_MODELS, ModelNotFound, resolve_model
+
+__all__ = [
+    "EMBEDDED_MODELS",
+    "MANIFEST_NAME",
+    "Manifest",
+    "ManifestError",
+    "ModelNotFound",
+    "resolve_model",
+    "template_hash",
+]

@@ -1,0 +1,175 @@
+"""`guerdon.json`: what a checkpoint's own files do not say and serving needs.
+
+A folder without it can be served when its head is a plain one-number sequence
+classifier; whatever goes beyond that must be stated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MANIFEST_NAME = "guerdon.json"
+FORMAT_VERSION = 1
+
+KINDS = ("sequence", "attributes", "process", "ensemble")
+AGGREGATIONS = ("mean", "min", "mean_minus_std")
+STEP_AGGREGATIONS = ("min", "mean", "last", "product")
+
+
+class ManifestError(ValueError):
+    """`guerdon.json` is missing something or says something that cannot be."""
+
+
+def template_hash(template: str | None) -> str:
+    """SHA-256 of a chat template's text, in hexadecimal; empty when there is none."""
+    return hashlib.sha256(template.encode()).hexdigest() if template else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of `guerdon.json`. Unknown keys are errors."""
+
+    format: int = FORMAT_VERSION
+    kind: str = "sequence"
+    """One of `KINDS`."""
+    mean: float | None = None
+    """Mean raw score of the responses in the training set."""
+    std: float | None = None
+    """Standard deviation of the same; positive."""
+    template_hash: str = ""
+    """What `template_hash` gives for the chat template it was trained with."""
+    base_model: str = ""
+    train_data: str = ""
+    """Path or name of the training data, and its SHA-256 where it is a file."""
+    max_tokens: int | None = None
+    """Longest sequence it was made for; the model's own limit when None."""
+    attributes: dict[str, float] = field(default_factory=dict)
+    """kind = attributes: names in the head's order, and their weights."""
+    step_marker: str = ""
+    """kind = process: the text of the one token that ends a step."""
+    step_aggregation: str = "min"
+    """kind = process: how steps become one score, one of `STEP_AGGREGATIONS`."""
+    members: tuple[str, ...] = ()
+    """kind = ensemble: folders of the members, relative to this one."""
+    aggregation: str = "mean"
+    """kind = ensemble: one of `AGGREGATIONS`."""
+    std_weight: float = 1.0
+    """kind = ensemble, mean_minus_std: λ in mean − λ·std."""
+    double_bos: bool = False
+    """Whether the model was trained on sequences that begin with two BOS tokens."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Free notes of the training: settings, seed, held-out accuracy, versions."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be served."""
+        if self.format != FORMAT_VERSION:
+            raise ManifestError(f"format is {self.format}, this version reads {FORMAT_VERSION}")
+        _one_of("kind", self.kind, KINDS)
+        _one_of("aggregation", self.aggregation, AGGREGATIONS)
+        _one_of("step_aggregation", self.step_aggregation, STEP_AGGREGATIONS)
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ManifestError(f"{name} is {value}, which is not a finite number")
+        if (self.mean is None) != (self.std is None):
+            raise ManifestError("mean and std come together or not at all")
+        if self.std is not None and self.std <= 0:
+            raise ManifestError(f"std is {self.std}, it must be positive")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ManifestError(f"max_tokens is {self.max_tokens}, it must be positive")
+        if self.kind == "attributes" and not self.attributes:
+            raise ManifestError("kind is attributes, but attributes is empty")
+        if self.kind == "process" and not self.step_marker:
+            raise ManifestError("kind is process, but step_marker is empty")
+        if self.kind == "ensemble" and not self.members:
+            raise ManifestError("kind is ensemble, but members is empty")
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Manifest | None:
+        """The manifest of a folder, or None when it has none.
+
+        Raises:
+            ManifestError: the file is not JSON, has unknown keys or wrong values.
+        """
+        path = Path(folder) / MANIFEST_NAME
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ManifestError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise ManifestError(f"{path} must hold one JSON object")
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Manifest:
+        """A manifest from parsed JSON; the nearest known key is named for a wrong one."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for key in data:
+            if key not in fields:
+                near = difflib.get_close_matches(key, fields, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ManifestError(f"unknown key {key!r} in {MANIFEST_NAME}{hint}")
+        _check_types(data)
+        values = dict(data)
+        if "members" in values:
+            values["members"] = tuple(values["members"])
+        return cls(**values)
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Write `guerdon.json`, whole or not at all."""
+        path = Path(folder) / MANIFEST_NAME
+        part = path.with_suffix(".json.part")
+        text = json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ManifestError(f"{name} is {value!r}, it must be one of {', '.join(known)}")
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "format": (int,),
+    "kind": (str,),
+    "mean": (int, float, type(None)),
+    "std": (int, float, type(None)),
+    "template_hash": (str,),
+    "base_model": (str,),
+    "train_data": (str,),
+    "max_tokens": (int, type(None)),
+    "attributes": (dict,),
+    "step_marker": (str,),
+    "step_aggregation": (str,),
+    "members": (list, tuple),
+    "aggregation": (str,),
+    "std_weight": (int, float),
+    "double_bos": (bool,),
+    "training": (dict,),
+}
+
+
+def _check_types(data: dict[str, Any]) -> None:
+    for key, value in data.items():
+        known = _TYPES[key]
+        if not isinstance(value, known) or (isinstance(value, bool) and bool not in known):
+            raise ManifestError(f"{key} is {value!r}, which has the wrong type")
+    for name, weight in data.get("attributes", {}).items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise ManifestError(f"attributes.{name} is {weight!r}, it must be a number")
+        if not math.isfinite(weight):
+            raise ManifestError(f"attributes.{name} is {weight}, which is not a finite number")
+    if any(not isinstance(member, str) for member in data.get("members", ())):
+        raise ManifestError("members must be a list of folder names")

@@ -1,0 +1,1 @@
+"""Kinds of reward: how logits become scores."""

@@ -1,0 +1,256 @@
+"""What the layers of the reward service hand to each other.
+
+    wire ─ ScoreItem ─▶ service ─ RewardModel.encode ─▶ EncodedItem ─▶ scheduler
+    wire ◀─ ResponseScore ─ service ◀──────────── RewardModel.score ◀────┘
+
+Pure Python: no torch, no protobuf, no I/O.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+TokenArray = npt.NDArray[np.int32]
+"""Token ids of one sequence or part of one, shape [T]."""
+
+
+class PriorityClass(enum.Enum):
+    """Which queue work waits in."""
+
+    ONLINE = "online"
+    BATCH = "batch"
+
+
+class Truncation(enum.Enum):
+    """What to do with a sequence that is too long for the model."""
+
+    REJECT = "reject"
+    PROMPT_LEFT = "prompt_left"
+
+
+class Activation(enum.Enum):
+    """A function applied to the raw score."""
+
+    NONE = "none"
+    SIGMOID = "sigmoid"
+
+
+class ModelKind(enum.Enum):
+    """What kind of reward a model gives."""
+
+    SEQUENCE = "sequence"
+    ATTRIBUTES = "attributes"
+    PROCESS = "process"
+    ENSEMBLE = "ensemble"
+
+
+class ComputeMode(enum.Enum):
+    """How sequences share a batch."""
+
+    PACKED = "packed"
+    PADDED = "padded"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class FormattedText:
+    """Text that is already rendered: tokenised as it stands, nothing added."""
+
+    text: str
+
+
+Prompt = tuple[Message, ...] | str | FormattedText | TokenArray
+"""Chat turns, plain text, rendered text, or token ids."""
+
+Response = str | TokenArray
+"""Text, or (only after a prompt of token ids) token ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreItem:
+    """One prompt and its responses, as asked."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreOptions:
+    """How to score, apart from what."""
+
+    priority: PriorityClass = PriorityClass.ONLINE
+    truncation: Truncation = Truncation.REJECT
+    activation: Activation = Activation.NONE
+    normalize: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedItem:
+    """One prompt and its responses as tokens; what the scheduler packs and the engine computes.
+
+    The sequence of response i is `prefix` followed by `suffixes[i]`. The prefix is the
+    longest run of tokens that all sequences share, short of the last token of the
+    shortest one: every suffix has at least one token.
+    """
+
+    prefix: TokenArray
+    suffixes: tuple[TokenArray, ...]
+    truncated: tuple[int, ...]
+    """Prompt tokens dropped from the left, for each response."""
+    readout: tuple[npt.NDArray[np.int64], ...] = ()
+    """Process rewards: places of the step markers in each sequence, from 0. Else empty."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the engine computes for it when the prefix is computed once."""
+        return len(self.prefix) + sum(len(suffix) for suffix in self.suffixes)
+
+    @property
+    def sequences(self) -> int:
+        """Responses in it."""
+        return len(self.suffixes)
+
+    def lengths(self) -> list[int]:
+        """Full length in tokens of each sequence, prefix included."""
+        return [len(self.prefix) + len(suffix) for suffix in self.suffixes]
+
+    def part(self, start: int, stop: int) -> EncodedItem:
+        """The responses from `start` to `stop` alone, with the same prefix."""
+        return EncodedItem(
+            prefix=self.prefix,
+            suffixes=self.suffixes[start:stop],
+            truncated=self.truncated[start:stop],
+            readout=self.readout[start:stop],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepScore:
+    """The raw score at one step marker."""
+
+    score: float
+    token_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseScore:
+    """What a model says of one response. Every number is raw."""
+
+    score: float
+    steps: tuple[StepScore, ...] = ()
+    attributes: tuple[float, ...] = ()
+    """In the order of `ModelInfo.attributes`."""
+    members: tuple[float, ...] = ()
+    """In the order of `ModelInfo.members`."""
+    spread: float | None = None
+    token_count: int = 0
+    reused_tokens: int = 0
+    truncated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """An attribute of a model and its weight in the score."""
+
+    name: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What is known of a loaded revision. Constant for its life."""
+
+    name: str
+    revision: str
+    kind: ModelKind
+    architecture: str
+    max_tokens: int
+    dtype: str
+    device: str
+    compute_mode: ComputeMode
+    compute_mode_reason: str = ""
+    probe_max_difference: float = 0.0
+    chat_template_hash: str = ""
+    base_model: str = ""
+    mean: float | None = None
+    std: float | None = None
+    attributes: tuple[Attribute, ...] = ()
+    members: tuple[str, ...] = ()
+    aggregation: str = ""
+    step_aggregation: str = ""
+    parameters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStats:
+    """What one call of `RewardModel.score` really computed, for the metrics."""
+
+    computed_tokens: int
+    """Tokens through the linear layers, padding included."""
+    padding_tokens: int
+    """Of these, padding."""
+    reused_tokens: int
+    """Prompt tokens that were not computed again, because a prefix was shared."""
+    sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchScores:
+    """Scores of a batch: one list per item, in the items' order of responses."""
+
+    items: list[list[ResponseScore]]
+    stats: BatchStats
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+class RewardModel(Protocol):
+    """A loaded revision of whatever gives rewards.
+
+    This is all that the service, the scheduler and the metrics know of a model. A
+    sequence classifier, a process reward model, an ensemble, an implicit reward from
+    two policies, or a verifier without any network fits behind it.
+    """
+
+    @property
+    def info(self) -> ModelInfo:
+        """What it is."""
+        ...
+
+    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+        """Render and tokenise; called from several threads at once.
+
+        Raises:
+            InvalidRequest: with the field's path below the item (`prompt.token_ids`, …).
+        """
+        ...
+
+    def score(self, items: Sequence[EncodedItem]) -> BatchScores:
+        """Compute one batch; called from the engine's thread only.
+
+        Raises:
+            EngineOutOfMemory: the batch is too large; half of it may fit.
+            Exception: the batch failed; its callers are told so.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the memory. Called once, after the last `score`."""
+        ...
+
+
+class EngineOutOfMemory(Exception):
+    """A batch did not fit in memory."""

@@ -1,0 +1,1 @@
+"""What every Guerdon service shares."""

@@ -1,0 +1,86 @@
+"""The errors that a service can answer with.
+
+Everything below the wire raises these and knows nothing of status codes;
+`guerdon.serving.status` maps them to gRPC and HTTP, and nothing else does.
+
+    ServiceError
+     ├─ InvalidRequest      a field is wrong
+     ├─ NotFound            no such model
+     ├─ Unsupported         the model cannot do what is asked
+     ├─ CheckpointRefused   a checkpoint would give wrong scores
+     ├─ Overloaded          come back later
+     ├─ DeadlinePassed      too late to be of use
+     ├─ Cancelled           the caller has left
+     ├─ Unavailable         starting, or draining
+     ├─ Unauthenticated     no credential, or a wrong one
+     └─ ComputeFailed       the model raised, or its score is not finite
+"""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """Any error that a caller may be told about; its text is one plain sentence."""
+
+
+class InvalidRequest(ServiceError):
+    """A field of the request is wrong.
+
+    Args:
+        field: path of the field, such as `items[0].responses[2].token_ids`.
+        reason: what is wrong with it, without the field's name.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+    def under(self, prefix: str) -> InvalidRequest:
+        """The same error, seen from the message that holds the field."""
+        return InvalidRequest(f"{prefix}.{self.field}" if self.field else prefix, self.reason)
+
+
+class NotFound(ServiceError):
+    """No model of that name or revision."""
+
+
+class Unsupported(ServiceError):
+    """The request is well formed, but this model cannot do what it asks."""
+
+
+class CheckpointRefused(ServiceError):
+    """A checkpoint that would give wrong scores, or that cannot be trusted."""
+
+
+class Overloaded(ServiceError):
+    """More work than can be queued.
+
+    Args:
+        reason: one sentence.
+        retry_after: seconds until there should be room.
+    """
+
+    def __init__(self, reason: str, *, retry_after: float) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class DeadlinePassed(ServiceError):
+    """The caller's deadline passed before the work was done."""
+
+
+class Cancelled(ServiceError):
+    """The caller has left."""
+
+
+class Unavailable(ServiceError):
+    """The server is starting or draining."""
+
+
+class Unauthenticated(ServiceError):
+    """No credential, or a wrong one."""
+
+
+class ComputeFailed(ServiceError):
+    """The model raised, or gave a score that is not a finite number."""
