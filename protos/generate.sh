@@ -1,11 +1,29 @@
 #!/usr/bin/env bash
-# Writes the Python stubs of protos/ into a folder (default: client/, where they are checked in).
+# Writes the Python stubs of protos/ into client/, where they are checked in.
+# With --check it writes nothing and fails if the checked-in stubs differ.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-client}
-bin=${PYTHON:+$(dirname "$PYTHON")}
-[ -n "$bin" ] && export PATH="$bin:$PATH"
-include=$(${PYTHON:-python} -c 'import google.rpc, os; print(os.path.dirname(os.path.dirname(list(google.rpc.__path__)[0])))')
-${PYTHON:-python} -W ignore -m grpc_tools.protoc -I protos -I "$include" \
-  --python_out="$out" --grpc_python_out="$out" --mypy_out="quiet:$out" --mypy_grpc_out="quiet:$out" \
-  protos/guerdon/v1/*.proto
+python=${PYTHON:-python}
+PATH=$(dirname "$(command -v "$python")"):$PATH # protoc finds its mypy plugin there
+
+generate() {
+  local google
+  google=$("$python" -c 'import google.rpc, os; print(os.path.dirname(os.path.dirname(google.rpc.__path__[0])))')
+  "$python" -W ignore -m grpc_tools.protoc -I protos -I "$google" \
+    --python_out="$1" --grpc_python_out="$1" --mypy_out="quiet:$1" --mypy_grpc_out="quiet:$1" \
+    protos/guerdon/v1/*.proto
+}
+
+case ${1:-} in
+  "") generate client ;;
+  --check)
+    fresh=$(mktemp -d)
+    trap 'rm -rf "$fresh"' EXIT
+    generate "$fresh"
+    if ! diff -r -x __init__.py -x __pycache__ -x py.typed client/guerdon/v1 "$fresh/guerdon/v1"; then
+      echo "the stubs in client/guerdon/v1 are not those of protos/: run 'make protos' and commit" >&2
+      exit 1
+    fi
+    ;;
+  *) echo "usage: protos/generate.sh [--check]" >&2; exit 2 ;;
+esac

@@ -1,0 +1,44 @@
+# Everything a person or CI runs. `make help` lists it.
+VENV ?= .venv
+BIN := $(VENV)/bin
+export VENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-sampler demo test test-fast check format protos bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Set up .venv (CPU or GPU builds, by looking for a GPU)
+	@deploy/setup.sh
+
+setup-sampler: ## The same, and vLLM for the policy sampler
+	@deploy/setup.sh --sampler
+
+demo: setup ## Train a reward model, serve it, score and rank real answers
+	@$(BIN)/python deploy/demo.py $(DEMO_ARGS)
+
+test: setup ## All tests, with line coverage
+	@$(BIN)/python -m pytest --cov --cov-report=term $(TEST_ARGS)
+
+test-fast: setup ## The tests that take seconds
+	@$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
+
+check: setup ## Lint, formatting, types, proto drift
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy client server trainer
+	@PYTHON=$(abspath $(BIN))/python protos/generate.sh --check
+
+format: setup ## Format the code and sort imports
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+protos: setup ## Write the stubs of protos/ anew
+	@PYTHON=$(abspath $(BIN))/python protos/generate.sh
+
+bench: setup ## The benchmarks, as ratios from one run
+	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+clean: ## Remove caches and builds, not the environment
+	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

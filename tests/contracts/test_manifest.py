@@ -1,0 +1,81 @@
+"""guerdon.json: what is written is read again, and what is wrong is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guerdon.models import MANIFEST_NAME, Manifest, ManifestError, template_hash
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+manifests = st.builds(
+    Manifest,
+    kind=st.sampled_from(["sequence", "process", "attributes", "ensemble"]),
+    mean=st.just(0.5),
+    std=st.floats(min_value=1e-6, max_value=1e6),
+    base_model=st.text(),
+    train_data=st.text(),
+    max_tokens=st.none() | st.integers(min_value=1, max_value=2**20),
+    attributes=st.dictionaries(st.text(min_size=1), finite, min_size=1),
+    step_marker=st.text(min_size=1),
+    members=st.lists(st.text(), min_size=1).map(tuple),
+    aggregation=st.sampled_from(["mean", "min", "mean_minus_std"]),
+    std_weight=finite,
+    double_bos=st.booleans(),
+    training=st.dictionaries(st.text(), st.integers() | st.text() | st.booleans()),
+)
+
+
+@given(manifests)
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> None:
+    folder = tmp_path_factory.mktemp("manifest")
+    manifest.write(folder)
+    assert Manifest.read(folder) == manifest
+    assert [p.name for p in folder.iterdir()] == [MANIFEST_NAME]
+
+
+def test_no_file_is_no_manifest(tmp_path: Path) -> None:
+    assert Manifest.read(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"knd": "sequence"}, "did you mean 'kind'"),
+        ({"kind": "magic"}, "kind is 'magic'"),
+        ({"format": 2}, "format is 2"),
+        ({"mean": 1.0}, "mean and std come together"),
+        ({"mean": 1.0, "std": 0.0}, "must be positive"),
+        ({"mean": float("nan"), "std": 1.0}, "not a finite number"),
+        ({"mean": "1", "std": 1.0}, "mean is '1'"),
+        ({"max_tokens": 0}, "must be positive"),
+        ({"max_tokens": True}, "wrong type"),
+        ({"kind": "attributes"}, "attributes is empty"),
+        ({"kind": "attributes", "attributes": {"x": "1"}}, "attributes.x"),
+        ({"kind": "process"}, "step_marker is empty"),
+        ({"kind": "ensemble"}, "members is empty"),
+        ({"kind": "ensemble", "members": [1]}, "members must be a list"),
+    ],
+)
+def test_wrong_values_are_named(tmp_path: Path, data: dict[str, Any], says: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(data))
+    with pytest.raises(ManifestError, match=says):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"kind"', ""])
+def test_not_an_object(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(text)
+    with pytest.raises(ManifestError):
+        Manifest.read(tmp_path)
+
+
+def test_template_hash() -> None:
+    assert template_hash(None) == template_hash("") == ""
+    assert template_hash("a") != template_hash("b")
+    assert len(template_hash("a")) == 64
