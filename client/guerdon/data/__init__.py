@@ -9,8 +9,11 @@ from guerdon.data.conversations import (
     parse_pair,
     parse_transcript,
 )
+from guerdon.data.jsonl import JsonLines, Line, read_jsonl, write_row
 
 __all__ = [
+    "JsonLines",
+    "Line",
     "Message",
     "Pair",
     "RowError",
@@ -18,4 +21,6 @@ __all__ = [
     "is_transcript",
     "parse_pair",
     "parse_transcript",
+    "read_jsonl",
+    "write_row",
 ]

@@ -26,14 +26,24 @@ class RowError(ValueError):
     """A row of data is wrong.
 
     Args:
-        field: the field's path, such as `chosen[2].content`.
+        field: the field's path, such as `chosen[2].content`; empty for the row as a whole.
         reason: what is wrong, without the field's name.
+        line: the line of the file, from 1, where it is known.
     """
 
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
+    def __init__(self, field: str, reason: str, *, line: int | None = None) -> None:
+        super().__init__(field, reason)
         self.field = field
         self.reason = reason
+        self.line = line
+
+    def at(self, line: int) -> RowError:
+        """The same error, with the line it was found in."""
+        return RowError(self.field, self.reason, line=line)
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line is not None else ""
+        return f"{where}{self.field}: {self.reason}" if self.field else where + self.reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,180 @@
+"""JSON Lines as people have them: gzipped or not, with a BOM, blank lines, broken rows.
+
+One reader for the command line and the trainer. It streams, so memory stays bounded by
+the longest line, and every fault names its line.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+from guerdon.data.conversations import RowError
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""A longer line is refused without being held in memory."""
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line that is not blank: a row, or why it is none."""
+
+    number: int
+    """From 1, blank lines counted."""
+    row: dict[str, Any] | None
+    error: RowError | None = None
+
+
+class JsonLines:
+    """The lines of a file or a pipe, one after another; a bad one does not end it.
+
+    Args:
+        source: a path, or an open binary stream such as `sys.stdin.buffer`. Gzip is
+            recognised by its first bytes, whatever the name.
+
+    Raises:
+        OSError: the file can't be opened or read.
+    """
+
+    def __init__(self, source: str | Path | BinaryIO) -> None:
+        self._own = isinstance(source, str | Path)
+        self._raw = open_binary(source)
+        self._stream = _decompressed(self._raw)
+        self._number = 0
+
+    def close(self) -> None:
+        """Closes the file, if it was opened here."""
+        if self._own:
+            self._raw.close()
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def position(self) -> int:
+        """Bytes read of the file as it lies on disk, for a progress bar."""
+        return self._raw.tell() if self._raw.seekable() else 0
+
+    def __iter__(self) -> Iterator[Line]:
+        while True:
+            try:
+                data = self._next_line()
+            except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
+                number = self._number + 1
+                error = RowError("gzip", f"the data is damaged or cut short ({exc})", line=number)
+                yield Line(number, None, error)
+                return
+            if data is None:
+                return
+            if isinstance(data, RowError):
+                yield Line(self._number, None, data)
+            elif data.strip():
+                yield _parse(data, self._number)
+
+    def _next_line(self) -> bytes | RowError | None:
+        """The next line; None at the end, an error for one that is too long."""
+        data = self._stream.readline(MAX_LINE_BYTES + 1)
+        if not data:
+            return None
+        self._number += 1
+        if self._number == 1:
+            data = data.removeprefix(_BOM)
+        if len(data) <= MAX_LINE_BYTES or data.endswith(b"\n"):
+            return data
+        while data and not data.endswith(b"\n"):  # leave the rest of the line unread in memory
+            data = self._stream.readline(1 << 20)
+        reason = f"is longer than {MAX_LINE_BYTES // (1024 * 1024)} MiB"
+        return RowError("", reason, line=self._number)
+
+
+def read_jsonl(source: str | Path | BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a JSONL file (gzipped or not) with their line numbers, from 1.
+
+    Blank lines are passed over, a byte order mark is dropped.
+
+    Raises:
+        OSError: the file can't be opened or read.
+        RowError: a line is not a JSON object in UTF-8; `.line` says which.
+    """
+    with JsonLines(source) as lines:
+        for line in lines:
+            if line.row is None:
+                assert line.error is not None
+                raise line.error
+            yield line.number, line.row
+
+
+def open_binary(source: str | Path | BinaryIO) -> io.BufferedReader:
+    """A file, or a stream that is open already, as a buffered reader that can peek."""
+    if isinstance(source, str | Path):
+        return Path(source).open("rb")
+    if isinstance(source, io.BufferedReader):
+        return source
+    return io.BufferedReader(cast(io.RawIOBase, source))
+
+
+def _decompressed(raw: io.BufferedReader) -> IO[bytes]:
+    if raw.peek(2)[:2] == _GZIP_MAGIC:
+        return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=raw)), 1 << 16)
+    return raw
+
+
+def _parse(data: bytes, number: int) -> Line:
+    try:
+        return Line(number, _row(data, number))
+    except RowError as exc:
+        return Line(number, None, exc)
+
+
+def _row(data: bytes, number: int) -> dict[str, Any]:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        reason = f"is not valid UTF-8 (byte {exc.start + 1})"
+        raise RowError("", reason, line=number) from None
+    try:
+        row = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+    except json.JSONDecodeError as exc:
+        reason = f"is not JSON: {exc.msg} (column {exc.colno})"
+        raise RowError("", reason, line=number) from None
+    except RecursionError:
+        raise RowError("", "is nested too deeply", line=number) from None
+    except ValueError as exc:  # a number that JSON or Python can't hold
+        raise RowError("", f"is not JSON: {exc}", line=number) from None
+    if not isinstance(row, dict):
+        raise RowError("", "must be a JSON object", line=number)
+    return row
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
+
+
+def write_row(row: dict[str, Any]) -> bytes:
+    """A row as one line of JSON in UTF-8, newline included.
+
+    An unpaired surrogate, which UTF-8 can't hold, is escaped, as it was in the input.
+    """
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row, allow_nan=False).encode() + b"\n"
