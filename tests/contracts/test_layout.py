@@ -77,7 +77,7 @@ def test_lower_layers_import_no_upper_ones() -> None:
         for name in ("service", "stream", "http", "app", "registry", "dispatcher", "scheduler")
     )
     rules = {reward / name: packages for name, packages in forbidden.items()}
-    rules |= {path: (*wire, *upper, "asyncio") for path in below}
+    rules |= dict.fromkeys(below, (*wire, *upper, "asyncio"))
     for path, packages in rules.items():
         found = {n for n in imports(path) for p in packages if starts_with(n, p)}
         assert not found, f"{path.name} imports {found}"

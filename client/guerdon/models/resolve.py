@@ -71,7 +71,7 @@ def resolve_model(name: str) -> Path:
         ModelNotFound: nothing of that name could be had; says what was tried.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return path.resolve()
     if name in EMBEDDED_MODELS:
         return _embedded(EMBEDDED_MODELS[name])
