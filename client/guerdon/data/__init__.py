@@ -10,16 +10,19 @@ from guerdon.data.conversations import (
     parse_transcript,
 )
 from guerdon.data.jsonl import JsonLines, Line, read_jsonl, write_row
+from guerdon.data.questions import Question, parse_questions
 
 __all__ = [
     "JsonLines",
     "Line",
     "Message",
     "Pair",
+    "Question",
     "RowError",
     "as_messages",
     "is_transcript",
     "parse_pair",
+    "parse_questions",
     "parse_transcript",
     "read_jsonl",
     "write_row",

@@ -113,23 +113,38 @@ def parse_pair(row: Mapping[str, Any]) -> Pair:
         RowError: a field is missing or malformed, an answer does not end with the
             assistant's turn, or the two answers are the same.
     """
-    for key in ("chosen", "rejected"):
-        if key not in row:
-            raise RowError(key, "is missing")
-    if row.get("prompt") is not None:
-        prompt = _prompt(row["prompt"])
-        chosen = _answer(row["chosen"], "chosen", prompt)
-        rejected = _answer(row["rejected"], "rejected", prompt)
-    else:
-        prompt, chosen, rejected = _split(
-            as_messages(row["chosen"], "chosen"), as_messages(row["rejected"], "rejected")
-        )
+    prompt, chosen, rejected = conversations(row)
+    if prompt is None:
+        prompt, chosen, rejected = _split(chosen, rejected)
     for field, turns in (("chosen", chosen), ("rejected", rejected)):
         if not turns or turns[-1]["role"] != "assistant":
             raise RowError(field, "does not end with the assistant's turn")
     if chosen == rejected:
         raise RowError("rejected", "is the same as chosen")
     return Pair(prompt, chosen, rejected)
+
+
+def conversations(
+    row: Mapping[str, Any],
+) -> tuple[list[Message] | None, list[Message], list[Message]]:
+    """The prompt, if the row has one, and what follows it in `chosen` and in `rejected`.
+
+    Without a prompt, both are whole conversations.
+
+    Raises:
+        RowError: a field is missing or malformed.
+    """
+    for key in ("chosen", "rejected"):
+        if key not in row:
+            raise RowError(key, "is missing")
+    if row.get("prompt") is None:
+        return None, as_messages(row["chosen"], "chosen"), as_messages(row["rejected"], "rejected")
+    prompt = _prompt(row["prompt"])
+    return (
+        prompt,
+        _answer(row["chosen"], "chosen", prompt),
+        _answer(row["rejected"], "rejected", prompt),
+    )
 
 
 def _prompt(value: Any) -> list[Message]:

@@ -63,6 +63,10 @@ class JsonLines:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def seekable(self) -> bool:
+        """Whether it is a file, not a pipe."""
+        return self._raw.seekable()
+
     def position(self) -> int:
         """Bytes read of the file as it lies on disk, for a progress bar."""
         return self._raw.tell() if self._raw.seekable() else 0
