@@ -1,1 +1,14 @@
-"""Kinds of reward: how logits become scores."""
+"""Kinds of reward: how logits become scores.
+
+    sequence     one number for a response
+    attributes   several numbers, and their weighted sum
+    process      a number at each step, and what they amount to
+    ensemble     several models' scores, and how far they part
+
+Each is a `RewardModel` (`guerdon.reward.types`). A new kind (implicit rewards of a DPO
+policy, a verifier, a custom head) is one more module here and one more line in `load`.
+"""
+
+from guerdon.reward.kinds.load import load_model
+
+__all__ = ["load_model"]

@@ -1,0 +1,273 @@
+"""Attention over a packed row, as an attention function of `transformers`.
+
+`transformers` calls whatever is registered under `config._attn_implementation` with
+query, key and value [1, heads, T, D] and passes keyword arguments of the model's forward
+call through, so the segment table arrives as `guerdon_plan`. What differs between
+architectures arrives the same way: `scaling`, `sliding_window`, `softcap`, and
+`is_causal` on the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from guerdon.reward.engine.plan import Bucket, Segment, make_buckets
+
+PACKED = "guerdon_packed"
+"""The name under which the attention is registered."""
+
+
+@dataclass(slots=True, eq=False)
+class _Gather:
+    """The index tensors of one bucket."""
+
+    bucket: Bucket
+    queries: torch.Tensor
+    keys: torch.Tensor
+    valid: torch.Tensor
+    """Flat places of the real queries in [B * Q]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Varlen:
+    """What `torch.nn.attention.varlen` needs: segments in the row's order."""
+
+    keys: torch.Tensor | None
+    """Places of all keys, segment after segment; None when they are the row itself."""
+    cu_queries: torch.Tensor
+    cu_keys: torch.Tensor
+    max_queries: int
+    max_keys: int
+
+
+class AttentionPlan:
+    """The segment table of one forward pass, made ready for the device once for all layers."""
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+        self.segments = tuple(segments)
+        self.device = device
+        self._gathers: list[_Gather] | None = None
+        self._back: torch.Tensor | None = None
+        self._masks: dict[tuple[int, bool, int | None], torch.Tensor | None] = {}
+        self._varlen: Varlen | None = None
+
+    def gathers(self) -> list[_Gather]:
+        """One entry per attention call."""
+        if self._gathers is None:
+            self._gathers = [self._gather(b) for b in make_buckets(self.segments)]
+        return self._gathers
+
+    def _gather(self, bucket: Bucket) -> _Gather:
+        valid = np.flatnonzero(bucket.valid_queries().ravel())
+        tensors = (bucket.query_places().ravel(), bucket.key_places().ravel(), valid)
+        return _Gather(bucket, *(torch.from_numpy(t).to(self.device) for t in tensors))
+
+    def back(self) -> torch.Tensor:
+        """Order that takes the buckets' real outputs, one after the other, to the row."""
+        if self._back is None:
+            places = torch.cat([g.queries[g.valid] for g in self.gathers()])
+            self._back = torch.argsort(places)
+        return self._back
+
+    def mask(self, index: int, *, causal: bool, window: int | None) -> torch.Tensor | None:
+        """The mask of a bucket, [1 or B, 1, 1 or Q, K], or None where none is needed."""
+        key = (index, causal, window)
+        if key not in self._masks:
+            found = self.gathers()[index].bucket.mask(causal=causal, window=window)
+            mask = None if found is None else torch.from_numpy(found).to(self.device)
+            self._masks[key] = None if mask is None else mask.unsqueeze(1)
+        return self._masks[key]
+
+    def varlen(self) -> Varlen:
+        """The same table as cumulative lengths."""
+        if self._varlen is None:
+            lengths = [s.length for s in self.segments]
+            reach = [s.shared_length + s.length for s in self.segments]
+            shared = any(s.shared_length for s in self.segments)
+            keys = np.concatenate([s.keys() for s in self.segments]) if shared else None
+            self._varlen = Varlen(
+                keys=None if keys is None else torch.from_numpy(keys).to(self.device),
+                cu_queries=self._cumulative(lengths),
+                cu_keys=self._cumulative(reach),
+                max_queries=max(lengths),
+                max_keys=max(reach),
+            )
+        return self._varlen
+
+    def _cumulative(self, lengths: list[int]) -> torch.Tensor:
+        return torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32, device=self.device)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    guerdon_plan: AttentionPlan | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention per segment: query [1, Hq, T, D], key and value [1, Hkv, T, D].
+
+    Returns:
+        The output [1, T, Hq, Dv], and no attention weights.
+
+    Raises:
+        ValueError: the architecture asks for something that is not computed here; the
+            probes see it at load and the model runs in padded batches.
+    """
+    if guerdon_plan is None:
+        raise ValueError("the architecture does not pass the segment table on to its attention")
+    if attention_mask is not None or dropout or query.shape[0] != 1:
+        raise ValueError("packed attention takes one row, no mask and no dropout")
+    extra = [name for name in _UNKNOWN if kwargs.get(name) is not None]
+    if extra:
+        raise ValueError(f"packed attention does not compute {', '.join(extra)}")
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    rows = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
+    if _varlen_fits(query, value, softcap):
+        return _varlen(*rows, guerdon_plan, causal, sliding_window, scale)[None], None
+    out = _bucketed(*rows, guerdon_plan, causal, sliding_window, scale, softcap)
+    return out[None], None
+
+
+# Sinks, learned biases and the like of other architectures: never ignore them.
+_UNKNOWN = ("position_bias", "s_aux", "sinks", "head_mask", "cache", "block_mask")
+
+
+def _bucketed(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: AttentionPlan,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """The reference: one scaled-dot-product call per bucket. All [T, H, D]."""
+    outputs = []
+    gathers = plan.gathers()
+    for index, gather in enumerate(gathers):
+        bucket, mask = gather.bucket, plan.mask(index, causal=causal, window=window)
+        if bucket.is_whole:
+            start, stop = bucket.segments[0].start, bucket.segments[0].start + bucket.queries
+            q, k, v = (x[start:stop].unsqueeze(0) for x in (query, key, value))
+        else:
+            size = len(bucket.segments)
+            q = query.index_select(0, gather.queries).view(size, bucket.queries, *query.shape[1:])
+            k = key.index_select(0, gather.keys).view(size, bucket.keys, *key.shape[1:])
+            v = value.index_select(0, gather.keys).view(size, bucket.keys, *value.shape[1:])
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = _attend(q, k, v, mask, causal, scale, softcap).transpose(1, 2).flatten(0, 1)
+        padded = len(gather.valid) < len(out)
+        outputs.append(out.index_select(0, gather.valid) if padded else out)
+    if len(gathers) == 1 and gathers[0].bucket.is_whole:
+        return outputs[0]
+    return torch.cat(outputs).index_select(0, plan.back())
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """One call, q [B, Hq, Q, D], k and v [B, Hkv, K, D]."""
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=causal and mask is None,
+            scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+    # No fused kernel of torch's caps logits; Gemma 2 (arXiv:2408.00118), section 2.
+    batch, heads, queries, size = q.shape
+    q = q.reshape(batch, k.shape[1], heads // k.shape[1], queries, size)
+    logits = torch.matmul(q, k.transpose(-1, -2).unsqueeze(2)) * scale
+    logits = softcap * torch.tanh(logits / softcap)
+    if mask is not None:
+        logits = logits.masked_fill(~mask.unsqueeze(2), torch.finfo(logits.dtype).min)
+    elif causal:
+        later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        logits = logits.masked_fill(later, torch.finfo(logits.dtype).min)
+    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(v.dtype)
+    return torch.matmul(weights, v.unsqueeze(2)).flatten(1, 2)
+
+
+def _varlen_fits(query: torch.Tensor, value: torch.Tensor, softcap: float | None) -> bool:
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and softcap is None
+        and query.shape[-1] == value.shape[-1]
+        and query.shape[-1] <= 256
+        and query.shape[-1] % 8 == 0
+    )
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: AttentionPlan,
+    causal: bool,
+    window: int | None,
+    scale: float,
+) -> torch.Tensor:
+    """One flash-attention call for the whole row on CUDA. All [T, H, D].
+
+    A segment's causal mask stands at the bottom right of its keys, so a response sees
+    the whole shared prompt. Windows there are inclusive, transformers' are not.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    table = plan.varlen()
+    if table.keys is not None:
+        key, value = key.index_select(0, table.keys), value.index_select(0, table.keys)
+    left = -1 if window is None else window - 1
+    out = varlen_attn(
+        query.contiguous(),
+        key.contiguous(),
+        value.contiguous(),
+        table.cu_queries,
+        table.cu_keys,
+        table.max_queries,
+        table.max_keys,
+        scale=scale,
+        window_size=(left, 0 if causal else left),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """Segments take the place of masks."""
+    return
+
+
+def register() -> None:
+    """Make the attention known to `transformers`; repeating it is harmless."""
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, _no_mask)

@@ -1,0 +1,216 @@
+"""From encoded items to logits: the packed engine and the padded one.
+
+Both take the same items and give the same numbers; `guerdon.reward.engine.probes` holds
+them against plain `transformers` when a model is loaded.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from guerdon.reward.engine.attention import PACKED, AttentionPlan, register
+from guerdon.reward.engine.heads import Head, Logits, find_head
+from guerdon.reward.engine.plan import Places, lay_out
+from guerdon.reward.engine.traits import Traits, use_attention
+from guerdon.reward.types import (
+    BatchStats,
+    ComputeMode,
+    EncodedItem,
+    EngineOutOfMemory,
+    TokenArray,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """The logits of a batch, and what they cost."""
+
+    logits: list[list[Logits]]
+    """For each item and response, [places read, labels]: one place, or one per step."""
+    reused: list[list[int]]
+    """For each item and response, the prompt tokens that another response computed."""
+    stats: BatchStats
+
+
+_Forward = tuple[list[Logits], Sequence[int], BatchStats]
+
+
+class Engine(abc.ABC):
+    """Computes the logits of encoded items. One thread at a time."""
+
+    mode: ComputeMode
+    attention: str
+
+    def __init__(self, model: Any, *, deterministic: bool = False) -> None:
+        self.model = model
+        self.base = model.base_model
+        self.head: Head = find_head(model)
+        self.traits = Traits.of(model)
+        self.deterministic = deterministic
+
+    def compute(self, items: Sequence[EncodedItem]) -> Computed:
+        """The logits of each response of each item.
+
+        Raises:
+            EngineOutOfMemory: the batch did not fit.
+        """
+        use_attention(self.model, self.attention)
+        results = [[np.zeros(0, dtype=np.float32)] * len(item.suffixes) for item in items]
+        reused = [[0] * len(item.suffixes) for item in items]
+        total = BatchStats(computed_tokens=0, padding_tokens=0, reused_tokens=0, sequences=0)
+        try:
+            for part in self._parts(items):
+                with torch.inference_mode():
+                    logits, shared, stats = self._forward([item for item, _ in part])
+                places = [place for _, owned in part for place in owned]
+                for (i, j), value, tokens in zip(places, logits, shared, strict=True):
+                    results[i][j], reused[i][j] = value, tokens
+                total = _add(total, stats)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise EngineOutOfMemory(str(error)) from error
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):
+                raise EngineOutOfMemory(str(error)) from error
+            raise
+        return Computed(results, reused, total)
+
+    @abc.abstractmethod
+    def _forward(self, items: Sequence[EncodedItem]) -> _Forward:
+        """Logits and reused tokens of every response, in order, as one unit of work."""
+
+    def _parts(
+        self, items: Sequence[EncodedItem]
+    ) -> Iterator[list[tuple[EncodedItem, list[tuple[int, int]]]]]:
+        """What may be computed together, each with the places of its results."""
+        parts: dict[Hashable, list[tuple[EncodedItem, list[tuple[int, int]]]]] = {}
+        for i, item in enumerate(items):
+            groups: dict[Hashable, list[int]] = {}
+            for j, length in enumerate(item.lengths()):
+                key: Hashable = (i, j) if self.deterministic else self.traits.rope_group(length)
+                groups.setdefault(key, []).append(j)
+            for key, chosen in groups.items():
+                whole = len(chosen) == len(item.suffixes)
+                part = item if whole else _select(item, chosen)
+                parts.setdefault(key, []).append((part, [(i, j) for j in chosen]))
+        yield from parts.values()
+
+    def _hidden(self, tokens: Any, positions: Any, **kwargs: Any) -> torch.Tensor:
+        """The last hidden states, [B, T, H], of token ids and position ids [B, T]."""
+        device = self.model.device
+        if self.traits.causal:
+            kwargs["use_cache"] = False
+        output = self.base(
+            input_ids=torch.from_numpy(tokens).to(device),
+            position_ids=torch.from_numpy(positions).to(device),
+            **kwargs,
+        )
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+
+class PackedEngine(Engine):
+    """The whole batch as one row without padding; shared prompts computed once."""
+
+    mode = ComputeMode.PACKED
+    attention = PACKED
+
+    def __init__(self, model: Any, *, deterministic: bool = False) -> None:
+        register()
+        super().__init__(model, deterministic=deterministic)
+
+    def _forward(self, items: Sequence[EncodedItem]) -> _Forward:
+        share = self.traits.causal and not self.deterministic
+        layout = lay_out(items, self.traits.positions, share=share)
+        plan = AttentionPlan(layout.segments, self.model.device)
+        hidden = self._hidden(layout.tokens[None], layout.positions[None], guerdon_plan=plan)
+        logits = self.head.logits(hidden[0], layout.sequences, layout.readout)
+        return logits, layout.reused, layout.stats
+
+
+class PaddedEngine(Engine):
+    """Batches of like length, padded on the right, with an attention mask."""
+
+    mode = ComputeMode.PADDED
+
+    def __init__(
+        self, model: Any, *, deterministic: bool = False, max_batch_tokens: int = 16_384
+    ) -> None:
+        super().__init__(model, deterministic=deterministic)
+        self.attention = self.traits.padded_attention
+        self.max_batch_tokens = max_batch_tokens
+
+    def _forward(self, items: Sequence[EncodedItem]) -> _Forward:
+        sequences = [np.concatenate([i.prefix, s]) for i in items for s in i.suffixes]
+        readout = [places for item in items for places in item.readout]
+        logits: list[Logits] = [np.zeros(0, dtype=np.float32)] * len(sequences)
+        computed = 0
+        for batch in _split(sequences, self.max_batch_tokens):
+            chosen = [sequences[n] for n in batch]
+            hidden, places = self._run(chosen)
+            steps = [readout[n] for n in batch] if readout else []
+            for n, value in zip(batch, self.head.logits(hidden, places, steps), strict=True):
+                logits[n] = value
+            computed += len(hidden)
+        real = sum(map(len, sequences))
+        stats = BatchStats(
+            computed_tokens=computed,
+            padding_tokens=computed - real,
+            reused_tokens=0,
+            sequences=len(sequences),
+        )
+        return logits, [0] * len(logits), stats
+
+    def _run(self, sequences: Sequence[TokenArray]) -> tuple[torch.Tensor, list[Places]]:
+        """Hidden states [B * T, H] of one padded batch, and each sequence's places there."""
+        size, longest = len(sequences), max(map(len, sequences))
+        tokens = np.full((size, longest), self.traits.filler, dtype=np.int64)
+        positions = np.zeros((size, longest), dtype=np.int64)
+        mask = np.zeros((size, longest), dtype=np.int64)
+        for row, sequence in enumerate(sequences):
+            length = len(sequence)
+            tokens[row, :length] = sequence
+            positions[row, :length] = self.traits.positions(sequence)
+            mask[row, :length] = 1
+        extra = {"attention_mask": torch.from_numpy(mask).to(self.model.device)}
+        if mask.all():
+            extra = {}
+        hidden = self._hidden(tokens, positions, **extra)
+        starts = range(0, size * longest, longest)
+        places = [np.arange(s, s + len(x)) for s, x in zip(starts, sequences, strict=True)]
+        return hidden.flatten(0, 1), places
+
+
+def _split(sequences: Sequence[TokenArray], limit: int) -> Iterator[list[int]]:
+    """Batches of indices, longest first, each of at most `limit` tokens with padding."""
+    batch: list[int] = []
+    for n in sorted(range(len(sequences)), key=lambda n: -len(sequences[n])):
+        if batch and (len(batch) + 1) * len(sequences[batch[0]]) > limit:
+            yield batch
+            batch = []
+        batch.append(n)
+    if batch:
+        yield batch
+
+
+def _select(item: EncodedItem, chosen: Sequence[int]) -> EncodedItem:
+    return EncodedItem(
+        prefix=item.prefix,
+        suffixes=tuple(item.suffixes[j] for j in chosen),
+        truncated=tuple(item.truncated[j] for j in chosen),
+        readout=tuple(item.readout[j] for j in chosen) if item.readout else (),
+    )
+
+
+def _add(a: BatchStats, b: BatchStats) -> BatchStats:
+    return BatchStats(
+        computed_tokens=a.computed_tokens + b.computed_tokens,
+        padding_tokens=a.padding_tokens + b.padding_tokens,
+        reused_tokens=a.reused_tokens + b.reused_tokens,
+        sequences=a.sequences + b.sequences,
+    )

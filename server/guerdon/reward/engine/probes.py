@@ -1,0 +1,214 @@
+"""What a model must pass before it serves: a few probes, computed every way, compared.
+
+Each probe is scored by plain `transformers` one at a time (the reference), by the packed
+engine all together and one by one, and by the padded engine. Packed parts from plain:
+the model runs in padded batches. Padded parts from plain, or a score is not finite: the
+checkpoint is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
+from guerdon.reward.engine.heads import Logits, Reads
+from guerdon.reward.engine.settings import EngineSettings
+from guerdon.reward.engine.traits import Traits, plain
+from guerdon.reward.types import EncodedItem
+from guerdon.serving.errors import CheckpointRefused
+
+logger = logging.getLogger(__name__)
+
+FLOAT32_TOLERANCE = 1e-4
+"""Largest difference of logits in float32, relative to the largest logit where that is
+above 1."""
+HALF_ALLOWANCE = 3.0
+"""In half precision: how many times plain transformers' own largest error is allowed."""
+REFERENCE_PARAMETERS = 2_000_000_000
+"""Up to this size a half-precision model is probed against a float32 copy of itself."""
+LONGEST_PROBE = {"cpu": 600, "cuda": 4_200}
+"""Probes reach past the sliding window where that is no longer than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """The engine that passed."""
+
+    engine: Engine
+    reason: str
+    """Why it is padded; empty when packed."""
+    difference: float
+    """Largest difference from plain transformers in the probes' logits."""
+
+
+def select_engine(model: Any, settings: EngineSettings, max_tokens: int) -> Selected:
+    """Try the engines in order, and return the first whose probes agree.
+
+    Raises:
+        CheckpointRefused: none agrees, or the head is unknown, or a score is not finite.
+    """
+    probes = _Probes(model, max_tokens)
+    reason = "the settings ask for padded batches"
+    if settings.mode != "padded":
+        engine, reason, difference = _try_packed(model, probes, settings)
+        if engine is not None:
+            return Selected(engine, "", difference)
+        if settings.mode == "packed":
+            raise CheckpointRefused(f"packed mode was asked for, but {reason}")
+        logger.warning("the model runs in padded batches: %s", reason)
+    padded = PaddedEngine(
+        model,
+        deterministic=settings.deterministic,
+        max_batch_tokens=settings.max_batch_tokens,
+    )
+    difference = probes.difference(padded)
+    if not difference <= probes.tolerance:
+        raise CheckpointRefused(
+            f"its probe scores differ by {difference:.2g} between padded batches and plain "
+            f"transformers, more than {probes.tolerance:.2g}"
+            + (f"; packed: {reason}" if settings.mode != "padded" else "")
+        )
+    return Selected(padded, reason, difference)
+
+
+def _try_packed(
+    model: Any, probes: _Probes, settings: EngineSettings
+) -> tuple[PackedEngine | None, str, float]:
+    engine = PackedEngine(model, deterministic=settings.deterministic)
+    if engine.traits.packable:
+        return None, engine.traits.packable, 0.0
+    try:
+        difference = probes.difference(engine)
+        strict = probes.exact_difference()
+    except Exception as error:  # whatever it raises, it cannot be packed
+        logger.debug("the packed probe raised", exc_info=True)
+        return None, f"packed attention raised {type(error).__name__}: {error}", 0.0
+    checks = ((difference, probes.tolerance), (strict, probes.exact_tolerance))
+    for found, allowed in checks:
+        if not found <= allowed:
+            words = f"packed probe scores differ from plain transformers by {found:.2g}"
+            return None, f"{words}, more than {allowed:.2g}", found
+    return engine, "", difference
+
+
+class _Probes:
+    """Fixed inputs for a model, and what plain transformers says of them."""
+
+    def __init__(self, model: Any, max_tokens: int) -> None:
+        self.model = model
+        head = PaddedEngine(model).head  # refuses an unknown head before anything is computed
+        self.items = make_probes(Traits.of(model), _limit(model, max_tokens), head.reads)
+        self.reference = _float32_copy(model)
+        exact = self.reference if self.reference is not None else model
+        self.wanted = _plain(exact, self.items, head.reads)
+        _refuse_non_finite(self.wanted)
+        self.scale = max(1.0, float(np.abs(self.wanted).max()))
+        self.exact_tolerance = FLOAT32_TOLERANCE * self.scale
+        self.tolerance = self._tolerance(head.reads)
+
+    def _tolerance(self, reads: Reads) -> float:
+        if self.model.dtype == torch.float32:
+            return self.exact_tolerance
+        step = torch.finfo(self.model.dtype).eps * self.scale
+        if self.reference is None:
+            # No reference of higher precision: rounding errors of independent layers add
+            # up like a random walk.
+            layers = self.model.config.get_text_config().num_hidden_layers
+            return float(HALF_ALLOWANCE * step * layers**0.5)
+        own = _plain(self.model, self.items, reads)
+        _refuse_non_finite(own)
+        return float(HALF_ALLOWANCE * np.abs(own - self.wanted).max() + step)
+
+    def difference(self, engine: Engine) -> float:
+        """Largest difference of an engine from plain: all at once, and one by one."""
+        together = _flat(engine, self.items)
+        alone = np.concatenate([_flat(engine, [item]) for item in self.items])
+        worst = np.maximum(np.abs(together - self.wanted), np.abs(alone - self.wanted))
+        return float(worst.max())
+
+    def exact_difference(self) -> float:
+        """The same for packing a float32 copy; 0 where there is none.
+
+        Half precision would hide an attention that is off by one token.
+        """
+        if self.reference is None:
+            return 0.0
+        return self.difference(PackedEngine(self.reference))
+
+
+def make_probes(traits: Traits, limit: int, reads: Reads) -> list[EncodedItem]:
+    """Random sequences of mixed lengths up to `limit`, and groups with a shared prompt.
+
+    Some reach past the sliding window where `limit` lets them.
+    """
+    rng = np.random.default_rng(0)
+    edges = [edge for edge in (traits.window, traits.longrope_limit) if edge is not None]
+    far = min(limit, max([96, *(edge + 9 for edge in edges if edge + 9 <= limit)]))
+    shapes = [(0, [n]) for n in (1, 2, 9, 17, 17, 40, far)]
+    shapes += [(23, [5, 12, 1]), (7, [3, 3]), (max(0, far - 20), [20, 4])]
+    items = []
+    for prefix, suffixes in shapes:
+        prefix = min(prefix, limit // 2)
+        suffixes = [min(n, limit - prefix) for n in suffixes]
+        items.append(_item(rng, traits, prefix, suffixes, reads))
+    return items
+
+
+def _item(
+    rng: np.random.Generator, traits: Traits, prefix: int, suffixes: Sequence[int], reads: Reads
+) -> EncodedItem:
+    def draw(n: int) -> Any:
+        return rng.integers(0, traits.vocabulary, n, dtype=np.int32)
+
+    readout: tuple[Any, ...] = ()
+    if reads is Reads.STEPS:
+        readout = tuple(np.unique([prefix // 2, prefix + n - 1]) for n in suffixes)
+    return EncodedItem(
+        prefix=draw(prefix),
+        suffixes=tuple(draw(n) for n in suffixes),
+        truncated=(0,) * len(suffixes),
+        readout=readout,
+    )
+
+
+def _limit(model: Any, max_tokens: int) -> int:
+    return min(max_tokens, LONGEST_PROBE.get(model.device.type, LONGEST_PROBE["cpu"]))
+
+
+def _plain(model: Any, items: Sequence[EncodedItem], reads: Reads) -> Any:
+    found = []
+    with plain(model) as logits_of:
+        for item in items:
+            for j, suffix in enumerate(item.suffixes):
+                logits = logits_of(np.concatenate([item.prefix, suffix])).numpy()
+                steps = item.readout[j] if reads is Reads.STEPS else slice(None)
+                found.append(logits[steps].ravel())
+    return np.concatenate(found)
+
+
+def _flat(engine: Engine, items: Sequence[EncodedItem]) -> Logits:
+    computed = engine.compute(items)
+    return np.concatenate([logits.ravel() for row in computed.logits for logits in row])
+
+
+def _float32_copy(model: Any) -> Any:
+    small = sum(p.numel() for p in model.parameters()) <= REFERENCE_PARAMETERS
+    if model.dtype == torch.float32 or not small:
+        return None
+    return copy.deepcopy(model).float()
+
+
+def _refuse_non_finite(scores: Any) -> None:
+    bad = int((~np.isfinite(scores)).sum())
+    if bad:
+        raise CheckpointRefused(
+            f"{bad} of its {scores.size} probe scores are not finite numbers: the weights hold "
+            "NaN or infinity, or overflow in this data type"
+        )

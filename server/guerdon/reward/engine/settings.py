@@ -1,0 +1,40 @@
+"""How a model is loaded and computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+MODES: Final = ("auto", "packed", "padded")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How to compute, apart from what. The defaults are right for most."""
+
+    dtype: str = "auto"
+    """One of `DTYPES`; auto is float32 on a CPU and bfloat16 on a GPU."""
+    device: str = "auto"
+    """A torch device; auto is the first CUDA GPU, else the CPU."""
+    mode: str = "auto"
+    """One of `MODES`. `auto` packs, and pads what cannot be packed; `packed` refuses to
+    load what cannot be packed; `padded` never packs."""
+    threads: int | None = None
+    """CPU threads of torch for the whole process; torch's own choice when None."""
+    max_batch_tokens: int = 16_384
+    """Tokens, padding included, of one forward pass of padded batches."""
+    deterministic: bool = False
+    """One sequence per forward pass, nothing shared: a score never depends, not even in
+    its last bit, on what else is in the batch. Slower."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        for name, known in (("dtype", DTYPES), ("mode", MODES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}, it must be one of {', '.join(known)}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is {self.threads}, it must be positive")
+        if self.max_batch_tokens < 1:
+            raise ValueError(f"max_batch_tokens is {self.max_batch_tokens}, it must be positive")

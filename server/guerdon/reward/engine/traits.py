@@ -1,0 +1,141 @@
+"""What differs between architectures, read from a loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from guerdon.reward.engine.plan import Places
+from guerdon.reward.types import TokenArray
+from guerdon.serving.errors import CheckpointRefused
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Traits:
+    """How one model counts positions, attends and pads."""
+
+    causal: bool
+    """Whether no token sees a later one, in any layer."""
+    window: int | None
+    """The sliding window of its local layers, or None."""
+    softcap: float | None
+    """The cap on attention logits, or None."""
+    padded_attention: str
+    """The attention implementation of `transformers` for padded batches."""
+    packable: str
+    """Empty, or why its attention cannot be replaced."""
+    vocabulary: int
+    """Token ids are below this."""
+    filler: int
+    """The token id to pad with; masked, so any will do."""
+    padding_index: int | None
+    """RoBERTa and its kin: positions start after this token id, which has none itself."""
+    longrope_limit: int | None
+    """Sequences longer than this use the other set of rotary factors."""
+
+    @classmethod
+    def of(cls, model: Any) -> Traits:
+        """The traits of a model of `transformers`.
+
+        Raises:
+            CheckpointRefused: its scores depend on what was scored before.
+        """
+        config = model.config.get_text_config()
+        modules = [m for m in model.base_model.modules() if hasattr(m, "is_causal")]
+        softcap = getattr(config, "attn_logit_softcapping", None)
+        # The SDPA function of transformers silently ignores the soft cap.
+        fused = model._supports_sdpa and softcap is None
+        packable = bool(model._supports_attention_backend) and bool(modules)
+        return cls(
+            causal=bool(modules) and all(m.is_causal for m in modules),
+            window=getattr(config, "sliding_window", None),
+            softcap=softcap,
+            padded_attention="sdpa" if fused else "eager",
+            packable="" if packable else f"{type(model).__name__} brings its own attention",
+            vocabulary=int(config.vocab_size),
+            filler=_filler(config),
+            padding_index=_padding_index(model),
+            longrope_limit=_longrope_limit(config),
+        )
+
+    def positions(self, tokens: TokenArray) -> Places:
+        """Position ids of a whole sequence."""
+        if self.padding_index is None:
+            return np.arange(len(tokens))
+        real = tokens != self.padding_index
+        return np.asarray(np.cumsum(real) * real + self.padding_index)
+
+    def rope_group(self, length: int) -> Hashable:
+        """Sequences of different groups must not share a forward pass.
+
+        LongRoPE (Phi-3) picks its factors by the longest sequence of a batch, so a
+        short sequence's score would change with its neighbours.
+        """
+        return self.longrope_limit is not None and length > self.longrope_limit
+
+
+def _filler(config: Any) -> int:
+    pad = getattr(config, "pad_token_id", None)
+    return pad if isinstance(pad, int) and 0 <= pad < config.vocab_size else 0
+
+
+def _padding_index(model: Any) -> int | None:
+    for module in model.base_model.modules():
+        if hasattr(module, "create_position_ids_from_input_ids"):
+            return int(module.padding_idx)
+    return None
+
+
+def _longrope_limit(config: Any) -> int | None:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    sets = [parameters, *(v for v in parameters.values() if isinstance(v, dict))]
+    kinds = {s.get("rope_type") for s in sets}
+    if "dynamic" in kinds:
+        raise CheckpointRefused(
+            "its rotary embedding is of the type 'dynamic', whose scores depend on the longest "
+            "sequence seen so far"
+        )
+    if "longrope" not in kinds:
+        return None
+    limits = {s.get("original_max_position_embeddings") for s in sets} - {None}
+    limits |= {getattr(config, "original_max_position_embeddings", None)} - {None}
+    if len(limits) != 1:
+        raise CheckpointRefused("longrope without one original_max_position_embeddings")
+    return int(str(limits.pop()))
+
+
+def use_attention(model: Any, name: str) -> None:
+    """Switch the attention implementation of a loaded model."""
+    if model.config._attn_implementation != name:
+        model.set_attn_implementation(name)
+        assert model.config._attn_implementation == name, f"{name} was not taken"
+
+
+@contextmanager
+def plain(model: Any) -> Iterator[Callable[[TokenArray], torch.Tensor]]:
+    """Plain `transformers`, one sequence at a time: [T] token ids to its own logits.
+
+    Eager attention, which every architecture defines itself by. While it lasts there is
+    no padding token, so that the last true token is read even when it equals that.
+    """
+    config = model.config.get_text_config()
+    before, pad = model.config._attn_implementation, getattr(config, "pad_token_id", None)
+    use_attention(model, "eager")
+    config.pad_token_id = None
+    try:
+        yield lambda tokens: _plain_logits(model, tokens)
+    finally:
+        config.pad_token_id = pad
+        use_attention(model, before)
+
+
+def _plain_logits(model: Any, tokens: TokenArray) -> torch.Tensor:
+    with torch.inference_mode():
+        ids = torch.from_numpy(tokens.astype(np.int64)).to(model.device)
+        logits: torch.Tensor = model(input_ids=ids[None]).logits[0]
+        return logits.float().cpu()

@@ -1,0 +1,24 @@
+"""Several attributes of a response (helpful, correct, …) and their weighted sum."""
+
+from __future__ import annotations
+
+import math
+
+from guerdon.reward.engine.heads import Logits
+from guerdon.reward.kinds.network import NetworkReward, token_count
+from guerdon.reward.types import EncodedItem, ResponseScore
+
+
+class AttributesReward(NetworkReward):
+    """Σ weight · value, with the values reported in the order of `ModelInfo.attributes`."""
+
+    def _response(self, item: EncodedItem, j: int, logits: Logits, reused: int) -> ResponseScore:
+        values = tuple(float(value) for value in logits[0])
+        weights = (attribute.weight for attribute in self.info.attributes)
+        return ResponseScore(
+            score=math.fsum(w * v for w, v in zip(weights, values, strict=True)),
+            attributes=values,
+            token_count=token_count(item, j),
+            reused_tokens=reused,
+            truncated_tokens=item.truncated[j],
+        )

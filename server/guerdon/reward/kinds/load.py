@@ -1,0 +1,134 @@
+"""From a folder to a `RewardModel`, or a refusal that says why."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any, Final
+
+import torch
+
+from guerdon.models import Manifest, template_hash
+from guerdon.reward.checkpoint import Checkpoint, inspect_checkpoint, load_weights
+from guerdon.reward.encoding import Encoder
+from guerdon.reward.engine.probes import Selected, select_engine
+from guerdon.reward.engine.settings import EngineSettings
+from guerdon.reward.kinds.attributes import AttributesReward
+from guerdon.reward.kinds.ensemble import EnsembleReward
+from guerdon.reward.kinds.network import NetworkReward
+from guerdon.reward.kinds.process import ProcessReward
+from guerdon.reward.kinds.sequence import SequenceReward
+from guerdon.reward.types import Attribute, ComputeMode, ModelInfo, ModelKind, RewardModel
+from guerdon.serving.errors import CheckpointRefused
+
+_KINDS: Final[dict[ModelKind, type[NetworkReward]]] = {
+    ModelKind.SEQUENCE: SequenceReward,
+    ModelKind.ATTRIBUTES: AttributesReward,
+    ModelKind.PROCESS: ProcessReward,
+}
+
+
+def load_model(
+    folder: str | os.PathLike[str], *, name: str, settings: EngineSettings
+) -> RewardModel:
+    """Load a checkpoint, probe it, and return it ready to score.
+
+    Args:
+        folder: with config, tokenizer, safetensors and perhaps `guerdon.json`.
+        name: under which it is served.
+        settings: how to compute.
+
+    Raises:
+        CheckpointRefused: it would give wrong scores, or cannot be trusted.
+        ManifestError: `guerdon.json` is wrong.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    checkpoint = inspect_checkpoint(folder)
+    if checkpoint.kind is ModelKind.ENSEMBLE:
+        return _load_ensemble(checkpoint, name, settings)
+    return _load_network(checkpoint, name, settings)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that a setting means."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The data type that a setting means."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _load_network(checkpoint: Checkpoint, name: str, settings: EngineSettings) -> NetworkReward:
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    encoder = Encoder(checkpoint)
+    model = load_weights(checkpoint, dtype=dtype, device=device).eval()
+    try:
+        selected = select_engine(model, settings, checkpoint.max_tokens)
+    except CheckpointRefused as error:
+        raise CheckpointRefused(f"{checkpoint.folder}: {error}") from error
+    info = _network_info(checkpoint, name, model, selected, encoder)
+    return _KINDS[checkpoint.kind](info, encoder, selected.engine)
+
+
+def _network_info(
+    checkpoint: Checkpoint, name: str, model: Any, selected: Selected, encoder: Encoder
+) -> ModelInfo:
+    manifest = checkpoint.manifest or Manifest()
+    process = checkpoint.kind is ModelKind.PROCESS
+    return ModelInfo(
+        name=name,
+        revision=checkpoint.revision,
+        kind=checkpoint.kind,
+        architecture=checkpoint.architecture,
+        max_tokens=checkpoint.max_tokens,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        compute_mode=selected.engine.mode,
+        compute_mode_reason=selected.reason,
+        probe_max_difference=selected.difference,
+        chat_template_hash=template_hash(encoder.chat_template),
+        base_model=manifest.base_model,
+        mean=manifest.mean,
+        std=manifest.std,
+        attributes=tuple(Attribute(n, w) for n, w in manifest.attributes.items()),
+        step_aggregation=manifest.step_aggregation if process else "",
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def _load_ensemble(checkpoint: Checkpoint, name: str, settings: EngineSettings) -> EnsembleReward:
+    """Load every member; all must read the same tokens, or their scores are of other texts."""
+    manifest = checkpoint.manifest
+    assert manifest is not None, "only a manifest makes an ensemble"
+    shortest = min(member.max_tokens for member in checkpoint.members)
+    members: list[NetworkReward] = []
+    for member_name, member in zip(manifest.members, checkpoint.members, strict=True):
+        members.append(_load_network(replace(member, max_tokens=shortest), member_name, settings))
+    first = members[0].info
+    padded = [m.info for m in members if m.info.compute_mode is ComputeMode.PADDED]
+    info = replace(
+        first,
+        name=name,
+        revision=checkpoint.revision,
+        kind=ModelKind.ENSEMBLE,
+        compute_mode=ComputeMode.PADDED if padded else ComputeMode.PACKED,
+        compute_mode_reason="; ".join(f"{m.name}: {m.compute_mode_reason}" for m in padded),
+        probe_max_difference=max(m.info.probe_max_difference for m in members),
+        base_model=manifest.base_model,
+        mean=manifest.mean,
+        std=manifest.std,
+        attributes=(),
+        members=manifest.members,
+        aggregation=manifest.aggregation,
+        step_aggregation="",
+        parameters=sum(m.info.parameters for m in members),
+    )
+    return EnsembleReward(info, members, std_weight=manifest.std_weight)

@@ -1,0 +1,74 @@
+"""What the kinds that run one network have in common."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Protocol
+
+from guerdon.reward.engine.engine import Engine
+from guerdon.reward.engine.heads import Logits
+from guerdon.reward.types import (
+    BatchScores,
+    EncodedItem,
+    ModelInfo,
+    ResponseScore,
+    ScoreItem,
+    Truncation,
+)
+
+
+class ItemEncoder(Protocol):
+    """Renders and tokenises; `guerdon.reward.encoding.Encoder` is one."""
+
+    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+        """See `RewardModel.encode`."""
+        ...
+
+
+class NetworkReward(abc.ABC):
+    """A `RewardModel` over one engine; a kind says what a response's logits mean.
+
+    A score that is not finite is returned as it stands: whoever dispatches the batch
+    fails the requests it belongs to.
+    """
+
+    def __init__(self, info: ModelInfo, encoder: ItemEncoder, engine: Engine) -> None:
+        self._info = info
+        self._encoder = encoder
+        self._engine: Engine | None = engine
+
+    @property
+    def info(self) -> ModelInfo:
+        """What it is."""
+        return self._info
+
+    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+        """Render and tokenise; see `RewardModel.encode`."""
+        return self._encoder.encode(item, truncation)
+
+    def score(self, items: Sequence[EncodedItem]) -> BatchScores:
+        """Compute one batch; see `RewardModel.score`."""
+        assert self._engine is not None, "score after close"
+        computed = self._engine.compute(items)
+        scores = [
+            [
+                self._response(item, j, logits, reused)
+                for j, (logits, reused) in enumerate(zip(rows, shared, strict=True))
+            ]
+            for item, rows, shared in zip(items, computed.logits, computed.reused, strict=True)
+        ]
+        return BatchScores(items=scores, stats=computed.stats)
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._engine = None
+
+    @abc.abstractmethod
+    def _response(self, item: EncodedItem, j: int, logits: Logits, reused: int) -> ResponseScore:
+        """The score of response `j` from its logits [places, labels]."""
+
+
+def token_count(item: EncodedItem, j: int) -> int:
+    """Full length of response `j` with its prompt."""
+    return len(item.prefix) + len(item.suffixes[j])
