@@ -1,0 +1,544 @@
+"""Judge a checkpoint before anything is scored with it, and load it whole or not at all.
+
+    checkpoint = inspect_checkpoint(folder)                # reads headers, makes no tensors
+    model = load_weights(checkpoint, dtype=…, device=…)    # any missing key: refused
+
+`transformers` fills what a checkpoint lacks with random numbers and drops what it does
+not know, with a warning at most. Either gives wrong scores, so both are refused here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from guerdon.models import MANIFEST_NAME, Manifest, ManifestError, template_hash
+from guerdon.reward.types import Attribute, ModelKind
+from guerdon.reward.weight_files import (
+    TensorHeader,
+    content_hash,
+    read_headers,
+    stamp,
+    weight_files,
+)
+from guerdon.serving.errors import CheckpointRefused
+
+_UNLIMITED = 10**9
+"""Tokenizers without a limit say 10³⁰."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A folder that may be served: everything known of it short of its tensors."""
+
+    folder: Path
+    manifest: Manifest
+    kind: ModelKind
+    config: PretrainedConfig
+    """An ensemble's is its first member's, and so are the tokenizer and the architecture."""
+    tokenizer: PreTrainedTokenizerBase = field(repr=False, compare=False)
+    architecture: str
+    num_labels: int
+    max_tokens: int
+    revision: str
+    chat_template_hash: str
+    attributes: tuple[Attribute, ...] = ()
+    step_marker_id: int | None = None
+    """Process rewards: the token that ends a step."""
+    members: tuple[Checkpoint, ...] = ()
+    remote_code: bool = False
+    """Whether the folder's own Python code makes the model, by the operator's leave."""
+    stamp: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)
+    """Sizes and times of the weight files when they were read."""
+
+
+def inspect_checkpoint(folder: Path, *, allow_remote_code: bool = False) -> Checkpoint:
+    """Judge a folder by its config, manifest, tokenizer and the headers of its weights.
+
+    Args:
+        folder: as `resolve_model` gives it.
+        allow_remote_code: let the folder's `auto_map` code run.
+
+    Raises:
+        CheckpointRefused: one sentence on what is wrong, and what to do about it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointRefused(f"there is no folder {folder}")
+    try:
+        manifest = Manifest.read(folder)
+    except ManifestError as error:
+        raise CheckpointRefused(f"{folder / MANIFEST_NAME} can't be used: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointRefused(f"{folder / MANIFEST_NAME} can't be read: {error}") from error
+    if manifest is not None and manifest.kind == "ensemble":
+        return _ensemble(folder, manifest, allow_remote_code=allow_remote_code)
+    return _single(folder, manifest, allow_remote_code=allow_remote_code)
+
+
+def _single(folder: Path, manifest: Manifest | None, *, allow_remote_code: bool) -> Checkpoint:
+    remote_code = _check_config_file(folder, allow_remote_code=allow_remote_code)
+    files = weight_files(folder)
+    before = stamp(files)
+    headers = read_headers(files)
+    config = _read_config(folder, remote_code=remote_code)
+    architecture = _architecture(folder, config, remote_code=remote_code)
+    kind = _kind(folder, architecture, config, manifest)
+    manifest = manifest or Manifest()
+    skeleton = _skeleton(folder, config, architecture, remote_code=remote_code)
+    _check_tensors(folder, skeleton, headers)
+    tokenizer = _read_tokenizer(folder, remote_code=remote_code)
+    return Checkpoint(
+        folder=folder,
+        manifest=manifest,
+        kind=kind,
+        config=config,
+        tokenizer=tokenizer,
+        architecture=architecture,
+        num_labels=config.num_labels,
+        max_tokens=_max_tokens(folder, config, manifest, tokenizer, skeleton),
+        revision=content_hash(folder, files, code=remote_code),
+        chat_template_hash=_check_template(folder, tokenizer, manifest),
+        attributes=tuple(Attribute(name, float(w)) for name, w in manifest.attributes.items())
+        if kind is ModelKind.ATTRIBUTES
+        else (),
+        step_marker_id=_step_marker(folder, tokenizer, manifest)
+        if kind is ModelKind.PROCESS
+        else None,
+        remote_code=remote_code,
+        stamp=before,
+    )
+
+
+def _check_config_file(folder: Path, *, allow_remote_code: bool) -> bool:
+    """Refuse what must be known before any library opens the folder.
+
+    Returns:
+        Whether the model is made by its own code.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointRefused(
+            f"{folder} is a LoRA adapter: merge it into its base model "
+            "(peft's merge_and_unload), head included, and serve the merged folder"
+        )
+    config = _json(folder / "config.json")
+    if config is None:
+        raise CheckpointRefused(f"{folder} has no config.json: it is not a checkpoint")
+    if config.get("quantization_config"):
+        raise CheckpointRefused(
+            f"{folder} is quantised: its scores could not be checked against the model that was "
+            "trained; save it dequantised, as float32 or bfloat16"
+        )
+    if config.get("transformers_weights"):
+        raise CheckpointRefused(
+            f"{folder} names its weights by transformers_weights in config.json: save them as "
+            "model.safetensors instead"
+        )
+    tokenizer = _json(folder / "tokenizer_config.json") or {}
+    custom = [name for name, file in (("config.json", config), ("tokenizer_config.json", tokenizer))
+              if file.get("auto_map")]  # fmt: skip
+    if custom and not allow_remote_code:
+        raise CheckpointRefused(
+            f"{folder} wants to run Python code of its own (auto_map in {custom[0]}): allow it "
+            "only if you trust the code, with --allow-remote-code"
+        )
+    return bool(custom)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointRefused(f"{path} can't be read: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointRefused(f"{path} must hold one JSON object")
+    return found
+
+
+def _read_config(folder: Path, *, remote_code: bool) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
+    except Exception as error:  # an unknown model_type, or values that the class refuses
+        raise CheckpointRefused(f"{folder}/config.json can't be used: {_line(error)}") from error
+
+
+def _architecture(folder: Path, config: PretrainedConfig, *, remote_code: bool) -> str:
+    """The class that the checkpoint says it is, if that is what would be loaded."""
+    names = list(config.architectures or ())
+    if len(names) != 1:
+        raise CheckpointRefused(
+            f"{folder}/config.json must name one architecture, it names {names}: without it "
+            "nobody can tell a reward model from a language model"
+        )
+    name = str(names[0])
+    if name in _known_classes(config, remote_code=remote_code):
+        return name
+    if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        raise CheckpointRefused(
+            f"{folder} is a language model ({name}), not a reward model: it has no score head; "
+            "train one with `guerdon train reward`"
+        )
+    raise CheckpointRefused(
+        f"{folder} is a {name}, which is not served: only ForSequenceClassification and "
+        "ForTokenClassification classes of transformers are"
+    )
+
+
+def _known_classes(config: PretrainedConfig, *, remote_code: bool) -> set[str]:
+    known: set[str] = set()
+    for mapping in (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    ):
+        names = mapping.get(config.model_type, ())
+        known.update([names] if isinstance(names, str) else names)
+    if remote_code:
+        code = getattr(config, "auto_map", None) or {}
+        for auto in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification"):
+            if auto in code:
+                known.add(str(code[auto]).rpartition(".")[2])
+    return known
+
+
+def _kind(
+    folder: Path, architecture: str, config: PretrainedConfig, manifest: Manifest | None
+) -> ModelKind:
+    """The kind of reward, if head and manifest agree on it."""
+    tokenwise = _is_tokenwise(architecture, config)
+    labels = int(config.num_labels)
+    if manifest is None and tokenwise:
+        raise CheckpointRefused(
+            f"{folder} scores tokens ({architecture}): a {MANIFEST_NAME} with kind = process and "
+            "the step_marker must say at which ones"
+        )
+    kind = ModelKind(manifest.kind if manifest else "sequence")
+    if (kind is ModelKind.PROCESS) != tokenwise:
+        wanted = "ForTokenClassification" if kind is ModelKind.PROCESS else (
+            "ForSequenceClassification")  # fmt: skip
+        raise CheckpointRefused(
+            f"{folder}/{MANIFEST_NAME} says kind = {kind.value}, which needs a {wanted} model, "
+            f"but the checkpoint is a {architecture}"
+        )
+    if kind is ModelKind.ATTRIBUTES:
+        expected = len(manifest.attributes) if manifest else 0
+        if labels != expected:
+            raise CheckpointRefused(
+                f"{folder}/{MANIFEST_NAME} names {expected} attributes, but the head has "
+                f"{labels} outputs (num_labels)"
+            )
+    elif labels != 1:
+        raise CheckpointRefused(
+            f"{folder} has a head with {labels} outputs (num_labels; 2 is what transformers takes "
+            "when nothing is said), and a reward is one number: train it with num_labels=1, or "
+            f"name each output and its weight under attributes in {MANIFEST_NAME}"
+        )
+    return kind
+
+
+def _is_tokenwise(architecture: str, config: PretrainedConfig) -> bool:
+    names = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.get(config.model_type, ())
+    return architecture in ([names] if isinstance(names, str) else names) or (
+        architecture.endswith("ForTokenClassification")
+    )
+
+
+def _auto_class(architecture: str, config: PretrainedConfig) -> Any:
+    if _is_tokenwise(architecture, config):
+        return AutoModelForTokenClassification
+    return AutoModelForSequenceClassification
+
+
+def _skeleton(
+    folder: Path, config: PretrainedConfig, architecture: str, *, remote_code: bool
+) -> PreTrainedModel:
+    """The model that would be loaded, without memory for its tensors."""
+    auto = _auto_class(architecture, config)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = auto.from_config(config, trust_remote_code=remote_code)
+    except Exception as error:
+        raise CheckpointRefused(
+            f"no {architecture} can be made of {folder}/config.json: {_line(error)}"
+        ) from error
+    return model
+
+
+def _check_tensors(
+    folder: Path, skeleton: PreTrainedModel, headers: dict[str, TensorHeader]
+) -> None:
+    """The whole head is there and nothing is beside it. The rest is checked on loading."""
+    name = type(skeleton).__name__
+    body = f"{skeleton.base_model_prefix}."
+    head = {key: tuple(t.shape) for key, t in skeleton.state_dict().items()
+            if not key.startswith(body)}  # fmt: skip
+    for key, shape in head.items():
+        if key not in headers:
+            raise CheckpointRefused(
+                f"{folder} lacks {key}, a part of the score head of {name}: it would be random; "
+                "save the trained head with the model"
+            )
+        if headers[key].shape != shape:
+            raise CheckpointRefused(
+                f"{key} has the shape {list(headers[key].shape)} in {folder}, but the config "
+                f"makes it {list(shape)}: num_labels or hidden_size is wrong"
+            )
+    parts = {key for key, _ in skeleton.named_children()}
+    extra = sorted(key for key in headers if key.partition(".")[0] not in parts)
+    if extra:
+        raise CheckpointRefused(
+            f"{folder} holds {extra[0]}{f' and {len(extra) - 1} more' if extra[1:] else ''}, which "
+            f"{name} does not know and would ignore: a custom head must not be served as a plain "
+            "one"
+        )
+
+
+def _read_tokenizer(folder: Path, *, remote_code: bool) -> PreTrainedTokenizerBase:
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+             "spm.model", "sentencepiece.bpe.model")  # fmt: skip
+    if not remote_code and not any((folder / name).is_file() for name in files):
+        raise CheckpointRefused(
+            f"{folder} has no tokenizer: save it beside the weights (tokenizer.save_pretrained)"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
+    except Exception as error:
+        raise CheckpointRefused(
+            f"the tokenizer of {folder} can't be read: {_line(error)}"
+        ) from error
+
+
+def _check_template(folder: Path, tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> str:
+    """The hash of the template, if it is the one that the model was trained with."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        if "default" not in template:
+            raise CheckpointRefused(
+                f"{folder} has several chat templates ({', '.join(sorted(template))}) and no "
+                "default: leave the one it was trained with"
+            )
+        template = template["default"]
+    found = template_hash(template)
+    if manifest.template_hash and found != manifest.template_hash:
+        raise CheckpointRefused(
+            f"the chat template of {folder} is not the one it was trained with "
+            f"({MANIFEST_NAME} says {manifest.template_hash[:12]}…, the folder has "
+            f"{f'{found[:12]}…' if found else 'none'}): restore it"
+        )
+    return found
+
+
+def _step_marker(folder: Path, tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> int:
+    ids = tokenizer(manifest.step_marker, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise CheckpointRefused(
+            f"the step_marker {manifest.step_marker!r} in {folder}/{MANIFEST_NAME} is not one "
+            f"token of the tokenizer but {len(ids)}: add it to the vocabulary before training"
+            if len(ids) != 1
+            else f"the step_marker {manifest.step_marker!r} in {folder}/{MANIFEST_NAME} is "
+            "unknown to the tokenizer"
+        )
+    return int(ids[0])
+
+
+def _max_tokens(
+    folder: Path,
+    config: PretrainedConfig,
+    manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    skeleton: PreTrainedModel,
+) -> int:
+    """The longest sequence: the manifest's, within what the positions allow."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    for name, module in skeleton.named_modules():
+        # RoBERTa and its kin count positions from padding_idx + 1.
+        table = isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")
+        if table and module.padding_idx is not None:
+            positions = module.num_embeddings - int(module.padding_idx) - 1
+    if manifest.max_tokens is not None:
+        if positions is not None and manifest.max_tokens > positions:
+            raise CheckpointRefused(
+                f"{folder}/{MANIFEST_NAME} says max_tokens = {manifest.max_tokens}, but the model "
+                f"has positions for {positions}"
+            )
+        return manifest.max_tokens
+    advice = tokenizer.model_max_length
+    limits = [int(n) for n in (positions, advice) if n is not None and 0 < n < _UNLIMITED]
+    if not limits:
+        raise CheckpointRefused(
+            f"{folder} does not say how long a sequence may be: set max_tokens in {MANIFEST_NAME}"
+        )
+    return min(limits)
+
+
+def _ensemble(folder: Path, manifest: Manifest, *, allow_remote_code: bool) -> Checkpoint:
+    members = []
+    for name in manifest.members:
+        path = (folder / name).resolve()
+        try:
+            nested = Manifest.read(path) if path.is_dir() else None
+        except ManifestError as error:
+            raise CheckpointRefused(f"the member {name!r} of {folder}: {error}") from error
+        if nested is not None and nested.kind != "sequence":
+            raise CheckpointRefused(
+                f"the member {name!r} of {folder} is of kind {nested.kind}: an ensemble is made "
+                "of sequence models"
+            )
+        members.append(inspect_checkpoint(path, allow_remote_code=allow_remote_code))
+    _check_members(folder, manifest.members, members)
+    first = members[0]
+    limit = min(member.max_tokens for member in members)
+    if manifest.max_tokens is not None and manifest.max_tokens > limit:
+        raise CheckpointRefused(
+            f"{folder}/{MANIFEST_NAME} says max_tokens = {manifest.max_tokens}, but a member takes "
+            f"only {limit}"
+        )
+    if manifest.template_hash not in ("", first.chat_template_hash):
+        raise CheckpointRefused(
+            f"the chat template of {folder}'s members is not the one that {MANIFEST_NAME} names"
+        )
+    whole = hashlib.sha256(content_hash(folder, [], code=False).encode())
+    for member in members:
+        whole.update(member.revision.encode())
+    return Checkpoint(
+        folder=folder,
+        manifest=manifest,
+        kind=ModelKind.ENSEMBLE,
+        config=first.config,
+        tokenizer=first.tokenizer,
+        architecture=" + ".join(dict.fromkeys(member.architecture for member in members)),
+        num_labels=1,
+        max_tokens=manifest.max_tokens or limit,
+        revision=whole.hexdigest(),
+        chat_template_hash=first.chat_template_hash,
+        members=tuple(members),
+        remote_code=any(member.remote_code for member in members),
+    )
+
+
+def _check_members(folder: Path, names: tuple[str, ...], members: list[Checkpoint]) -> None:
+    """All members read the same tokens, and no two are the same."""
+    first, seen = members[0], dict[str, str]()
+    for name, member in zip(names, members, strict=True):
+        if member.revision in seen:
+            raise CheckpointRefused(
+                f"the members {seen[member.revision]!r} and {name!r} of {folder} are the same model"
+            )
+        seen[member.revision] = name
+        same = (
+            ("chat template", member.chat_template_hash == first.chat_template_hash),
+            ("tokenizer", _reading(member) == _reading(first)),
+            ("vocabulary", _vocabulary(member) == _vocabulary(first)),
+        )
+        for what, equal in same:
+            if not equal:
+                raise CheckpointRefused(
+                    f"the member {name!r} of {folder} has another {what} than {names[0]!r}: all "
+                    "members must read a text alike"
+                )
+
+
+def _vocabulary(checkpoint: Checkpoint) -> int:
+    return int(checkpoint.config.get_text_config().vocab_size)
+
+
+def _reading(checkpoint: Checkpoint) -> tuple[object, ...]:
+    """What decides how a text becomes tokens."""
+    tokenizer = checkpoint.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    inputs = tuple(tokenizer.model_input_names)
+    double = checkpoint.manifest.double_bos
+    return rules, inputs, tuple(sorted(tokenizer.special_tokens_map.items())), double
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """The model of a checkpoint that is no ensemble, for inference.
+
+    Args:
+        checkpoint: as it was inspected.
+        dtype: the number type to compute in.
+        device: where.
+        attn_implementation: as `from_pretrained` takes it; the model's best when None.
+
+    Raises:
+        CheckpointRefused: a tensor is missing, unknown, of a wrong shape, or not finite; or
+            the files changed since they were inspected.
+    """
+    assert not checkpoint.members, "load the members of an ensemble one by one"
+    folder = checkpoint.folder
+    auto = _auto_class(checkpoint.architecture, checkpoint.config)
+    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        model, report = auto.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=checkpoint.remote_code,
+            output_loading_info=True,
+            **chosen,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise CheckpointRefused(f"{folder} can't be loaded: {_line(error)}") from error
+    for key, meaning in (
+        ("missing_keys", "lacks"),
+        ("unexpected_keys", "holds tensors that the model does not know:"),
+        ("mismatched_keys", "holds tensors of another shape:"),
+        ("error_msgs", "can't be loaded:"),
+    ):
+        if report.get(key):
+            found = sorted(str(name) for name in report[key])
+            more = f" and {len(found) - 1} more" if found[1:] else ""
+            raise CheckpointRefused(f"{folder} {meaning} {found[0]}{more}")
+    _check_finite(folder, model)
+    if stamp(Path(name) for name, _, _ in checkpoint.stamp) != checkpoint.stamp:
+        raise CheckpointRefused(
+            f"the weights in {folder} changed while they were loaded: try again"
+        )
+    loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
+    return loaded
+
+
+def _check_finite(folder: Path, model: PreTrainedModel) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        # Masks and the like in buffers may hold -inf; a NaN is never meant.
+        bad = ~torch.isfinite(tensor) if isinstance(tensor, torch.nn.Parameter) else tensor.isnan()
+        if tensor.is_floating_point() and bool(bad.any()):
+            raise CheckpointRefused(
+                f"{name} in {folder} holds {int(bad.sum())} numbers that are not finite "
+                f"(in {str(tensor.dtype).removeprefix('torch.')}): the training diverged, or the "
+                "number type is too small for it"
+            )
+
+
+def _line(error: BaseException) -> str:
+    """The first line of a library's error."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
