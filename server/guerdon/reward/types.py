@@ -104,7 +104,8 @@ class EncodedItem:
 
     The sequence of response i is `prefix` followed by `suffixes[i]`. The prefix is the
     longest run of tokens that all sequences share, short of the last token of the
-    shortest one: every suffix has at least one token.
+    shortest one: every suffix has at least one token. A single response shares with
+    nobody: its prefix is empty.
     """
 
     prefix: TokenArray
@@ -112,7 +113,12 @@ class EncodedItem:
     truncated: tuple[int, ...]
     """Prompt tokens dropped from the left, for each response."""
     readout: tuple[npt.NDArray[np.int64], ...] = ()
-    """Process rewards: places of the step markers in each sequence, from 0. Else empty."""
+    """Process rewards: places of the step markers in each sequence, from 0. Else empty.
+    A place may lie in the prefix, when responses begin with the same step."""
+    token_types: tuple[TokenArray, ...] = ()
+    """Encoders that read text pairs: the `token_type_ids` of each whole sequence (prefix
+    included), to be passed to the model beside `input_ids`. Empty when the model has none,
+    or all are 0, which is the model's own default."""
 
     @property
     def tokens(self) -> int:
@@ -135,6 +141,7 @@ class EncodedItem:
             suffixes=self.suffixes[start:stop],
             truncated=self.truncated[start:stop],
             readout=self.readout[start:stop],
+            token_types=self.token_types[start:stop],
         )
 
 
