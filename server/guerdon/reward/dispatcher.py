@@ -1,0 +1,487 @@
+"""From requests on the event loop to batches on the engine's thread, and back.
+
+    dispatcher = Dispatcher(limits=DispatchLimits(), observer=observer)
+    dispatcher.start()                                        # on the event loop
+    with dispatcher.reserve(model_name=…, priority=…, text_bytes=…, deadline=…) as reservation:
+        items = …                                             # tokenise, off the event loop
+        results = await dispatcher.score(reservation, key, model, items)
+    await dispatcher.idle(key)                                # then `model.close()` is safe
+    await dispatcher.stop(grace=30)
+
+Deadlines are points of `clock`. All methods belong to the event loop on which `start` was
+called; none of them blocks it. Each batch comes back in one `call_soon_threadsafe`.
+
+Nothing waits for ever: a caller gets its scores, or `DeadlinePassed` at its deadline, or
+`ComputeFailed`, or `Unavailable` when the server stops or the engine's thread has died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from guerdon.reward.admission import Admission, QueueLimits, Ticket, TooLarge
+from guerdon.reward.events import DispatchObserver, DropReason, DropStage, Failure
+from guerdon.reward.scheduler import BatchLimits
+from guerdon.reward.types import (
+    EncodedItem,
+    PriorityClass,
+    ResponseScore,
+    RewardModel,
+)
+from guerdon.reward.worker import Abandon, BatchRun, Job, Outcome, Report, Worker
+from guerdon.serving.errors import (
+    ComputeFailed,
+    DeadlinePassed,
+    Overloaded,
+    ServiceError,
+    Unavailable,
+)
+
+__all__ = [
+    "DispatchLimits",
+    "DispatchObserver",
+    "Dispatcher",
+    "DropReason",
+    "DropStage",
+    "Failure",
+    "ItemResult",
+    "Reservation",
+    "TooLarge",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchLimits:
+    """What a batch may hold, and how much may wait."""
+
+    batch: BatchLimits = field(default_factory=BatchLimits)
+    queue: QueueLimits = field(default_factory=QueueLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """The scores of one item, and where its time went."""
+
+    scores: list[ResponseScore]
+    queue_seconds: float
+    """Waiting for a batch, from `score` on."""
+    compute_seconds: float
+    """In the engine: the whole time of each batch that held some of it."""
+
+
+class Reservation:
+    """Room for one request, from `Dispatcher.reserve`; leaving the context gives it back.
+
+    What has been handed to the engine keeps its room until the engine is done with it.
+    """
+
+    def __init__(self, ticket: Ticket, close: Callable[[Reservation], None]) -> None:
+        self._ticket = ticket
+        self._close = close
+        self._used = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the room back, unless it was used. Closing twice does nothing."""
+        self._close(self)
+
+
+@dataclass(slots=True)
+class _Item:
+    """One item of a call, as its parts come back."""
+
+    scores: list[ResponseScore | None]
+    left: int
+    """Responses of which nothing has been heard."""
+    compute_seconds: float = 0.0
+    finished: float = 0.0
+    unfinished: bool = False
+    """Whether some of it was dropped from the queue."""
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One `score` whose work has not ended, whether or not somebody still waits for it."""
+
+    job: Job
+    ticket: Ticket
+    future: asyncio.Future[list[ItemResult]]
+    items: list[_Item]
+    left: int
+    """Items that have not ended."""
+    reason: DropReason | None = None
+    """Why nobody waits for it any more."""
+
+
+class Dispatcher:
+    """Admits requests, has them computed in batches, and hands the scores back.
+
+    Args:
+        clock: seconds, steadily rising.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: DispatchLimits,
+        observer: DispatchObserver,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits = limits
+        self._observer = observer
+        self._clock = clock
+        self._admission = Admission(limits.queue, limits.batch)
+        self._worker = Worker(
+            limits.batch,
+            on_report=lambda report: self._post(self._deliver, report),
+            on_exit=lambda failed: self._post(self._engine_ended, failed),
+            clock=clock,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._up = False
+        self._draining = False
+        self._calls: dict[Job, _Call] = {}
+        self._reservations: set[Reservation] = set()
+        self._items = dict.fromkeys(PriorityClass, 0)
+        self._keys: dict[str, int] = {}
+        self._changed: list[asyncio.Future[None]] = []
+        """Woken when work has ended."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests: started, not draining, and the engine's thread alive."""
+        return self._up and not self._draining
+
+    @property
+    def limits(self) -> DispatchLimits:
+        """The limits in force."""
+        return self._limits
+
+    def start(self) -> None:
+        """Start the engine's thread; called once, on the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._worker.start()
+        self._up = True
+        self._tell(lambda observer: observer.engine_changed(True))
+
+    def reserve(
+        self,
+        *,
+        model_name: str,
+        priority: PriorityClass,
+        text_bytes: int,
+        deadline: float | None,
+    ) -> Reservation:
+        """Hold room for a request that is still to be tokenised.
+
+        Args:
+            model_name: the name that the drain rate is measured by.
+            text_bytes: UTF-8 bytes of the prompts (each once) and of all responses; of token
+                ids, 4 for each.
+
+        Raises:
+            Overloaded: come back in `retry_after` seconds.
+            TooLarge: there will never be room.
+            DeadlinePassed: too late already.
+            Unavailable: starting, draining, or the engine has stopped.
+        """
+        self._check_ready(self.ready)
+        try:
+            ticket = self._admission.reserve(
+                model_name=model_name,
+                priority=priority,
+                text_bytes=text_bytes,
+                deadline=deadline,
+                now=self._clock(),
+            )
+        except Overloaded:
+            self._tell(lambda observer: observer.shed(model_name, priority))
+            raise
+        reservation = Reservation(ticket, self._close_reservation)
+        self._reservations.add(reservation)
+        self._tell_queue(priority)
+        return reservation
+
+    async def score(
+        self,
+        reservation: Reservation,
+        key: str,
+        model: RewardModel,
+        items: Sequence[EncodedItem],
+        *,
+        priority: PriorityClass | None = None,
+        deadline: float | None = None,
+    ) -> list[ItemResult]:
+        """Have the items computed; results are in their order. Once for each reservation.
+
+        Cancelling the task drops what still waits.
+
+        Args:
+            key: names the model's revision: a batch holds one key, and a key has one model.
+            priority: as reserved; given otherwise, it is an error.
+            deadline: as reserved if it is None.
+
+        Raises:
+            Overloaded: there are more tokens than was estimated, and no room for them.
+            TooLarge: a response is larger than a batch, or the request than the queue.
+            DeadlinePassed: at the deadline, wherever the work is.
+            ComputeFailed: the model failed, or its score is not finite.
+            Unavailable: the server stops, or the engine has stopped.
+        """
+        ticket = reservation._ticket
+        assert not reservation._used, "a reservation is good for one call"
+        assert priority is None or priority is ticket.priority, "reserved for another class"
+        deadline = ticket.deadline if deadline is None else deadline
+        now = self._clock()
+        self._check_ready(self._up)
+        if deadline is not None and deadline <= now:
+            raise DeadlinePassed("the deadline passed while the request was tokenised")
+        self._check_sizes(items)
+        if not items:
+            return []
+        self._settle(ticket, sum(item.tokens for item in items), now)
+        call = self._submit(
+            Job(key, model, items, ticket.priority, deadline, now), ticket, reservation
+        )
+        return await self._wait(call, deadline)
+
+    async def idle(self, key: str) -> None:
+        """Wait until the engine holds no work of a key, not even for callers who have left."""
+        while key in self._keys:
+            await self._change()
+
+    async def stop(self, grace: float) -> bool:
+        """Refuse new requests, finish the accepted ones, stop the engine's thread.
+
+        What is not finished after `grace` seconds fails with `Unavailable`.
+
+        Returns:
+            Whether the thread has ended: if not, a forward pass is still running, and its
+            model must not be closed.
+        """
+        self._draining = True
+        end = self._clock() + grace
+        while self._up and (self._calls or self._reservations):
+            if not await self._change(end - self._clock()):
+                break
+        for call in list(self._calls.values()):
+            self._fail(call, Unavailable("the server stopped before the request was done"))
+        self._worker.send(None)
+        # The batch in hand, if any, cannot be interrupted.
+        while self._up and await self._change(max(end - self._clock(), 0.5)):
+            pass
+        return not self._up
+
+    def _check_ready(self, ready: bool) -> None:
+        if ready:
+            return
+        if self._draining:
+            raise Unavailable("the server is shutting down")
+        raise Unavailable("the server is starting" if self._loop is None else _DEAD)
+
+    def _check_sizes(self, items: Sequence[EncodedItem]) -> None:
+        most = self._limits.batch.max_batch_tokens
+        for place, item in enumerate(items):
+            assert item.suffixes, "an item has at least one response"
+            suffixes = [len(suffix) for suffix in item.suffixes]
+            longest = len(item.prefix) + max(suffixes)
+            if longest > most:
+                field_path = f"items[{place}].responses[{suffixes.index(max(suffixes))}]"
+                reason = f"{longest} tokens with its prompt; max_batch_tokens allows {most}"
+                raise TooLarge(field_path, reason, limit="max_batch_tokens")
+
+    def _settle(self, ticket: Ticket, tokens: int, now: float) -> None:
+        try:
+            self._admission.settle(ticket, tokens, now=now)
+        except Overloaded:
+            self._tell(lambda observer: observer.shed(ticket.model_name, ticket.priority))
+            raise
+        finally:
+            self._tell_queue(ticket.priority)
+
+    def _submit(self, job: Job, ticket: Ticket, reservation: Reservation) -> _Call:
+        reservation._used = True
+        items = [_Item([None] * item.sequences, item.sequences) for item in job.items]
+        assert self._loop is not None
+        call = _Call(job, ticket, self._loop.create_future(), items, len(items))
+        self._calls[job] = call
+        self._keys[job.key] = self._keys.get(job.key, 0) + 1
+        self._items[job.priority] += len(items)
+        self._worker.send(job)
+        self._tell_queue(job.priority)
+        return call
+
+    async def _wait(self, call: _Call, deadline: float | None) -> list[ItemResult]:
+        assert self._loop is not None
+        timer = None
+        if deadline is not None:
+            timer = self._loop.call_later(deadline - self._clock(), self._expire, call)
+        try:
+            return await call.future
+        except asyncio.CancelledError:
+            self._abandon(call, DropReason.CANCELLED)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _expire(self, call: _Call) -> None:
+        error = DeadlinePassed("the deadline passed before the request was computed")
+        self._fail(call, error, DropReason.EXPIRED)
+
+    def _fail(self, call: _Call, error: ServiceError, reason: DropReason | None = None) -> None:
+        if not call.future.done():
+            call.future.set_exception(error)
+            self._abandon(call, reason)
+
+    def _abandon(self, call: _Call, reason: DropReason | None) -> None:
+        if not call.job.abandoned:
+            call.job.abandoned = True
+            call.reason = reason
+            self._worker.send(Abandon(call.job))
+
+    def _post(self, function: Callable[..., None], argument: object) -> None:
+        """Run a function on the event loop; called on the engine's thread."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, argument)
+        except RuntimeError:  # the loop is closed, and with it went whoever waited
+            logger.debug("the event loop is closed: a report is lost")
+
+    def _deliver(self, report: Report) -> None:
+        names: set[str] = set()
+        for outcome in report.outcomes:
+            call = self._calls[outcome.job]
+            names.add(call.ticket.model_name)
+            self._record(call, outcome, report.run)
+        run = report.run
+        if run is None:
+            return
+        if run.failure in (None, Failure.NONFINITE):
+            for name in names:
+                self._admission.observe(name, run.tokens, run.seconds)
+        # After those who were just woken: telling is not worth their time.
+        assert self._loop is not None
+        self._loop.call_soon(self._tell_run, run)
+
+    def _record(self, call: _Call, outcome: Outcome, run: BatchRun | None) -> None:
+        item = call.items[outcome.index]
+        item.left -= outcome.stop - outcome.start
+        if run is not None:
+            item.compute_seconds += run.seconds
+            item.finished = run.finished
+        if outcome.result is None:
+            item.unfinished = True
+            if not call.future.done():  # the scheduler saw it expire before the timer did
+                self._expire(call)
+        elif isinstance(outcome.result, ComputeFailed):
+            self._fail(call, outcome.result)
+        else:
+            item.scores[outcome.start : outcome.stop] = outcome.result
+        if item.left == 0:
+            self._end_item(call, outcome.index)
+
+    def _end_item(self, call: _Call, index: int) -> None:
+        job, item = call.job, call.items[index]
+        self._admission.release(call.ticket, job.items[index].tokens)
+        self._items[job.priority] -= 1
+        call.left -= 1
+        if call.left == 0:
+            if not call.future.done():
+                call.future.set_result([_result(each, job.arrival) for each in call.items])
+            self._end_call(call)
+        self._tell_queue(job.priority)
+        reason = call.reason
+        if reason is not None:
+            stage = DropStage.QUEUED if item.unfinished else DropStage.COMPUTING
+            info = job.model.info
+            self._tell(lambda observer: observer.dropped(info, job.priority, reason, stage))
+
+    def _end_call(self, call: _Call) -> None:
+        del self._calls[call.job]
+        self._keys[call.job.key] -= 1
+        if not self._keys[call.job.key]:
+            del self._keys[call.job.key]
+        self._wake()
+
+    def _close_reservation(self, reservation: Reservation) -> None:
+        if reservation not in self._reservations:
+            return
+        self._reservations.remove(reservation)
+        if not reservation._used:
+            self._admission.close(reservation._ticket)
+            self._tell_queue(reservation._ticket.priority)
+        self._wake()
+
+    def _engine_ended(self, failed: bool) -> None:
+        self._up = False
+        self._tell(lambda observer: observer.engine_changed(False))
+        for call in list(self._calls.values()):
+            self._fail(call, Unavailable(_DEAD))
+            self._items[call.job.priority] -= call.left
+            self._admission.close(call.ticket)
+            self._end_call(call)
+        for priority in PriorityClass:
+            self._tell_queue(priority)
+        self._wake()
+
+    async def _change(self, seconds: float | None = None) -> bool:
+        """Wait until some work has ended; False if that takes longer."""
+        future = asyncio.get_running_loop().create_future()
+        self._changed.append(future)
+        done, _ = await asyncio.wait([future], timeout=seconds)
+        return bool(done)
+
+    def _wake(self) -> None:
+        waiting, self._changed = self._changed, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def _tell_queue(self, priority: PriorityClass) -> None:
+        tokens, items = self._admission.tokens(priority), self._items[priority]
+        self._tell(lambda observer: observer.queue_changed(priority, tokens, items))
+
+    def _tell_run(self, run: BatchRun) -> None:
+        info, stats, failure = run.model.info, run.stats, run.failure
+        if stats is not None:
+            self._tell(lambda observer: observer.batch_done(info, stats, run.seconds))
+        if run.nonfinite:
+            self._tell(lambda observer: observer.nonfinite(info, run.nonfinite))
+        if failure is not None:
+            seconds = run.seconds if stats is None else 0.0
+            self._tell(lambda observer: observer.batch_failed(info, failure, seconds))
+
+    def _tell(self, tell: Callable[[DispatchObserver], None]) -> None:
+        try:
+            tell(self._observer)
+        except Exception:
+            logger.exception("an observer failed")
+
+
+_DEAD = "the engine has stopped; the server must be restarted"
+
+
+def _result(item: _Item, arrival: float) -> ItemResult:
+    scores = [score for score in item.scores if score is not None]
+    assert len(scores) == len(item.scores), "a response without a score was called done"
+    queued = max(0.0, item.finished - arrival - item.compute_seconds)
+    return ItemResult(scores, queued, item.compute_seconds)
