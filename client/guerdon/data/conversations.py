@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_UNKEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
+"""Parts of a message that templates render: left out in silence, they would change a score."""
 _ROLE = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -99,6 +101,9 @@ def _message(entry: Any, field: str) -> Message:
             raise RowError(f"{field}.{key}", "must be text")
     if not entry["role"]:
         raise RowError(f"{field}.role", "is empty")
+    for key in _UNKEPT:
+        if entry.get(key):
+            raise RowError(f"{field}.{key}", "is not supported: only role and content are read")
     return Message(role=entry["role"], content=entry["content"])
 
 

@@ -1,0 +1,116 @@
+"""`guerdon admin`: load, name and swap models while the server runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from guerdon.cli import options as opt
+from guerdon.cli.errors import EPILOG, CommandError, ExitCode
+
+app = typer.Typer(
+    help="Load, unload, alias and promote models on a running server.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+)
+
+_Timeout = Annotated[
+    float, typer.Option(metavar="SECONDS", min=0.001, help="Time allowed; loading takes a while.")
+]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")]
+
+
+@app.command("load", epilog=EPILOG)
+def load(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name to serve it under.")],
+    path: Annotated[str, typer.Argument(help="A folder on the server, or a model's name.")],
+    promote: Annotated[bool, typer.Option("--promote", help="Serve it at once.")] = False,
+    server: opt.AdminServer = opt.DEFAULT_SERVER,
+    token: opt.AdminToken = None,
+    tls: opt.Tls = False,
+    tls_ca: opt.TlsCa = None,
+    timeout: _Timeout = 600.0,
+) -> None:
+    """Load a checkpoint as a revision of a model."""
+    from guerdon.cli.connection import Connection
+    from guerdon.v1 import admin_pb2 as pb
+
+    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    request = pb.LoadModelRequest(name=name, path=path, promote=promote)
+    model = connection.admin(lambda stub: stub.LoadModel, request).model
+    state = "serving" if model.current else "loaded; `guerdon admin promote` makes it serve"
+    typer.echo(f"{model.name}@{model.revision} {state}")
+
+
+@app.command("unload", epilog=EPILOG)
+def unload(
+    name: _Name,
+    revision: Annotated[str, typer.Option(help="A revision; all of them when not given.")] = "",
+    server: opt.AdminServer = opt.DEFAULT_SERVER,
+    token: opt.AdminToken = None,
+    tls: opt.Tls = False,
+    tls_ca: opt.TlsCa = None,
+    timeout: _Timeout = 600.0,
+) -> None:
+    """Unload a model, after the work accepted for it has finished."""
+    from guerdon.cli.connection import Connection
+    from guerdon.v1 import admin_pb2 as pb
+
+    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    request = pb.UnloadModelRequest(name=name, revision=revision)
+    for gone in connection.admin(lambda stub: stub.UnloadModel, request).revisions:
+        typer.echo(f"{name}@{gone} unloaded")
+
+
+@app.command("alias", epilog=EPILOG)
+def alias(
+    name: Annotated[str, typer.Argument(metavar="ALIAS", help="The other name.")],
+    target: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The model it is to mean.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the alias.")] = False,
+    server: opt.AdminServer = opt.DEFAULT_SERVER,
+    token: opt.AdminToken = None,
+    tls: opt.Tls = False,
+    tls_ca: opt.TlsCa = None,
+    timeout: _Timeout = 30.0,
+) -> None:
+    """Give a model another name, or take it away."""
+    from guerdon.cli.connection import Connection
+    from guerdon.v1 import admin_pb2 as pb
+
+    if delete is (target is not None):
+        raise CommandError("Give the model's name, or --delete.", ExitCode.USAGE)
+    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    if target is None:
+        connection.admin(lambda stub: stub.DeleteAlias, pb.DeleteAliasRequest(alias=name))
+        typer.echo(f"{name} removed")
+    else:
+        connection.admin(lambda stub: stub.SetAlias, pb.SetAliasRequest(alias=name, name=target))
+        typer.echo(f"{name} means {target}")
+
+
+@app.command("promote", epilog=EPILOG)
+def promote(
+    name: _Name,
+    revision: Annotated[
+        str, typer.Argument(help="A loaded revision, or at least its first 8 characters.")
+    ],
+    unload_previous: Annotated[
+        bool, typer.Option("--unload-previous", help="Unload the former one when it is idle.")
+    ] = False,
+    server: opt.AdminServer = opt.DEFAULT_SERVER,
+    token: opt.AdminToken = None,
+    tls: opt.Tls = False,
+    tls_ca: opt.TlsCa = None,
+    timeout: _Timeout = 600.0,
+) -> None:
+    """Make a loaded revision the one that its name serves; nothing is dropped."""
+    from guerdon.cli.connection import Connection
+    from guerdon.v1 import admin_pb2 as pb
+
+    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    request = pb.PromoteModelRequest(name=name, revision=revision, unload_previous=unload_previous)
+    reply = connection.admin(lambda stub: stub.PromoteModel, request)
+    typer.echo(f"{name}: {reply.previous_revision} -> {reply.model.revision}")

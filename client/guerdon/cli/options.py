@@ -1,0 +1,128 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_SERVER = "localhost:50051"
+
+
+class OnError(StrEnum):
+    """What to do with a row that can't be scored."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
+class Priority(StrEnum):
+    """Which queue the work waits in."""
+
+    ONLINE = "online"
+    BATCH = "batch"
+
+
+class Truncation(StrEnum):
+    """What to do with text that is longer than the model takes."""
+
+    REJECT = "reject"
+    PROMPT_LEFT = "prompt-left"
+
+
+class Activation(StrEnum):
+    """A function applied to the raw score."""
+
+    NONE = "none"
+    SIGMOID = "sigmoid"
+
+
+Server = Annotated[
+    str, typer.Option(envvar="GUERDON_SERVER", metavar="HOST:PORT", help="The reward server.")
+]
+Token = Annotated[
+    str | None,
+    typer.Option(envvar="GUERDON_TOKEN", metavar="TOKEN", help="The server's access token."),
+]
+AdminToken = Annotated[
+    str | None,
+    typer.Option(envvar="GUERDON_ADMIN_TOKEN", metavar="TOKEN", help="The server's admin token."),
+]
+AdminServer = Annotated[
+    str,
+    typer.Option(
+        envvar=["GUERDON_ADMIN_SERVER", "GUERDON_SERVER"],
+        metavar="HOST:PORT",
+        help="The reward server's admin port, or its only one.",
+    ),
+]
+Tls = Annotated[
+    bool, typer.Option("--tls", help="Encrypt, trusting the system's certificate authorities.")
+]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Encrypt, trusting the authorities in this PEM file."),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", min=0.001, help="Time allowed for one call or item."),
+]
+Model = Annotated[
+    str, typer.Option(help="The model's name, an alias, or name@revision.", show_default=False)
+]
+Input = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[IN.jsonl]",
+        help="Rows as JSON lines, gzipped or not; - or nothing for standard input.",
+        show_default=False,
+    ),
+]
+OutputFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT.jsonl",
+        help="Where rows go, resumable; standard output when not given.",
+        show_default=False,
+    ),
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Drop what an earlier run left in the output.")
+]
+OnErrorOption = Annotated[
+    OnError,
+    typer.Option(
+        "--on-error",
+        help="A bad row ends the run (stop), or gets an `error` and null scores (skip).",
+    ),
+]
+InFlight = Annotated[int, typer.Option(min=1, max=4096, help="Items sent before replies arrive.")]
+ProgressOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--progress/--no-progress",
+        help="Show progress on standard error; by default when that is a terminal.",
+        show_default=False,
+    ),
+]
+PriorityOption = Annotated[
+    Priority, typer.Option(help="batch waits behind online work, with a guaranteed share.")
+]
+TruncationOption = Annotated[
+    Truncation,
+    typer.Option(help="Refuse what is too long, or cut its prompt from the left."),
+]
+Normalize = Annotated[
+    bool, typer.Option("--normalize", help="Subtract the training set's mean, divide by its std.")
+]
+ActivationOption = Annotated[Activation, typer.Option(help="What is applied to the raw score.")]
+Details = Annotated[
+    bool,
+    typer.Option(
+        "--details", help="Add `details`: steps, attributes, members, token counts per response."
+    ),
+]

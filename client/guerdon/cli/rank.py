@@ -1,0 +1,117 @@
+"""`guerdon rank`: answers to one prompt, best first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guerdon.cli import options as opt
+from guerdon.cli.errors import CommandError, ExitCode
+from guerdon.cli.job import FileJob, run
+
+if TYPE_CHECKING:
+    from guerdon.cli.connection import Connection
+    from guerdon.client import Score
+
+
+def rank(
+    model: opt.Model,
+    source: opt.Input = None,
+    output: opt.OutputFile = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Rank answers to this prompt, given by --candidate.")
+    ] = None,
+    candidate: Annotated[
+        list[str] | None, typer.Option(help="An answer to --prompt; give it several times.")
+    ] = None,
+    top_n: Annotated[int, typer.Option(min=0, help="How many to show; 0 for all.")] = 0,
+    server: opt.Server = opt.DEFAULT_SERVER,
+    token: opt.Token = None,
+    tls: opt.Tls = False,
+    tls_ca: opt.TlsCa = None,
+    timeout: opt.Timeout = 60.0,
+    priority: opt.PriorityOption = opt.Priority.BATCH,
+    truncation: opt.TruncationOption = opt.Truncation.REJECT,
+    on_error: opt.OnErrorOption = opt.OnError.STOP,
+    in_flight: opt.InFlight = 64,
+    restart: opt.Restart = False,
+    progress: opt.ProgressOption = None,
+) -> int:
+    """Order the responses of each row, best first; or the candidates to one prompt.
+
+    Rows are those of `guerdon score`. The output row gains "ranking", the responses' places
+    (from 0), best first and --top-n of them, and "scores" of all responses in their order.
+    Equal scores keep the order of the row.
+    """
+    from guerdon.cli.connection import Connection, score_options
+
+    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    options = score_options(priority, truncation, opt.Activation.NONE, False, timeout)
+    if prompt is not None or candidate:
+        if source is not None or output is not None:
+            raise CommandError("--prompt and --candidate go without files.", ExitCode.USAGE)
+        return _table(connection, model, prompt, candidate or [], top_n, options)
+
+    def annotate(scores: Sequence[Score]) -> Mapping[str, Any]:
+        values = [score.score for score in scores]
+        order = sorted(range(len(values)), key=lambda i: -values[i])
+        return {"ranking": order[: top_n or None], "scores": values}
+
+    return run(
+        FileJob(
+            command="rank",
+            connection=connection,
+            model=model,
+            source=source,
+            output=output,
+            annotate=annotate,
+            in_flight=in_flight,
+            skip=on_error is opt.OnError.SKIP,
+            restart=restart,
+            progress=progress,
+            score_options=options,
+            made_by={"truncation": truncation.value, "top_n": top_n},
+        )
+    )
+
+
+def _table(
+    connection: Connection,
+    model: str,
+    prompt: str | None,
+    candidates: Sequence[str],
+    top_n: int,
+    options: Mapping[str, Any],
+) -> int:
+    """Ranks answers given on the command line and prints them, best first."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not prompt or not candidates:
+        raise CommandError("--prompt and --candidate go together.", ExitCode.USAGE)
+    ranked = asyncio.run(_rank(connection, model, prompt, candidates, top_n, options))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("#", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("candidate", overflow="fold")
+    for place, entry in enumerate(ranked, 1):
+        table.add_row(str(place), f"{entry.score.score:.4f}", Text(candidates[entry.index]))
+    Console().print(table)
+    return ExitCode.OK
+
+
+async def _rank(
+    connection: Connection,
+    model: str,
+    prompt: str,
+    candidates: Sequence[str],
+    top_n: int,
+    options: Mapping[str, Any],
+) -> Sequence[Any]:
+    async with connection.open() as client:
+        ranking = await client.rank(model, prompt, candidates, top_n=top_n, **options)
+        return ranking.ranking
