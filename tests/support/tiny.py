@@ -10,6 +10,7 @@ gives nearly constant scores, and would hide most of them.
 from __future__ import annotations
 
 import functools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,10 @@ def tiny_checkpoint(
         auto = AutoModelForTokenClassification
     if causal_lm:
         auto = AutoModelForCausalLM
-    model = auto.from_config(config)
+    with warnings.catch_warnings():
+        # DeBERTa's module in transformers decorates its functions with torch.jit.script.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        model = auto.from_config(config)
     _draw(model, seed)
     model.to(dtype).save_pretrained(folder)
     if tokenizer:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from guerdon.models import Manifest, template_hash
 from guerdon.reward.checkpoint import Checkpoint, inspect_checkpoint, load_weights
 from guerdon.reward.encoding import Encoder
 from guerdon.reward.engine.probes import Selected, select_engine
@@ -18,7 +18,7 @@ from guerdon.reward.kinds.ensemble import EnsembleReward
 from guerdon.reward.kinds.network import NetworkReward
 from guerdon.reward.kinds.process import ProcessReward
 from guerdon.reward.kinds.sequence import SequenceReward
-from guerdon.reward.types import Attribute, ComputeMode, ModelInfo, ModelKind, RewardModel
+from guerdon.reward.types import ComputeMode, ModelInfo, ModelKind, RewardModel
 from guerdon.serving.errors import CheckpointRefused
 
 _KINDS: Final[dict[ModelKind, type[NetworkReward]]] = {
@@ -40,11 +40,10 @@ def load_model(
 
     Raises:
         CheckpointRefused: it would give wrong scores, or cannot be trusted.
-        ManifestError: `guerdon.json` is wrong.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    checkpoint = inspect_checkpoint(folder)
+    checkpoint = inspect_checkpoint(Path(folder))
     if checkpoint.kind is ModelKind.ENSEMBLE:
         return _load_ensemble(checkpoint, name, settings)
     return _load_network(checkpoint, name, settings)
@@ -74,14 +73,12 @@ def _load_network(checkpoint: Checkpoint, name: str, settings: EngineSettings) -
         selected = select_engine(model, settings, checkpoint.max_tokens)
     except CheckpointRefused as error:
         raise CheckpointRefused(f"{checkpoint.folder}: {error}") from error
-    info = _network_info(checkpoint, name, model, selected, encoder)
+    info = _network_info(checkpoint, name, model, selected)
     return _KINDS[checkpoint.kind](info, encoder, selected.engine)
 
 
-def _network_info(
-    checkpoint: Checkpoint, name: str, model: Any, selected: Selected, encoder: Encoder
-) -> ModelInfo:
-    manifest = checkpoint.manifest or Manifest()
+def _network_info(checkpoint: Checkpoint, name: str, model: Any, selected: Selected) -> ModelInfo:
+    manifest = checkpoint.manifest
     process = checkpoint.kind is ModelKind.PROCESS
     return ModelInfo(
         name=name,
@@ -94,24 +91,23 @@ def _network_info(
         compute_mode=selected.engine.mode,
         compute_mode_reason=selected.reason,
         probe_max_difference=selected.difference,
-        chat_template_hash=template_hash(encoder.chat_template),
+        chat_template_hash=checkpoint.chat_template_hash,
         base_model=manifest.base_model,
         mean=manifest.mean,
         std=manifest.std,
-        attributes=tuple(Attribute(n, w) for n, w in manifest.attributes.items()),
+        attributes=checkpoint.attributes,
         step_aggregation=manifest.step_aggregation if process else "",
         parameters=sum(p.numel() for p in model.parameters()),
     )
 
 
 def _load_ensemble(checkpoint: Checkpoint, name: str, settings: EngineSettings) -> EnsembleReward:
-    """Load every member; all must read the same tokens, or their scores are of other texts."""
+    """Load every member; `inspect_checkpoint` saw to it that they read the same tokens."""
     manifest = checkpoint.manifest
-    assert manifest is not None, "only a manifest makes an ensemble"
-    shortest = min(member.max_tokens for member in checkpoint.members)
-    members: list[NetworkReward] = []
-    for member_name, member in zip(manifest.members, checkpoint.members, strict=True):
-        members.append(_load_network(replace(member, max_tokens=shortest), member_name, settings))
+    members = [
+        _load_network(replace(member, max_tokens=checkpoint.max_tokens), member_name, settings)
+        for member_name, member in zip(manifest.members, checkpoint.members, strict=True)
+    ]
     first = members[0].info
     padded = [m.info for m in members if m.info.compute_mode is ComputeMode.PADDED]
     info = replace(
@@ -119,6 +115,7 @@ def _load_ensemble(checkpoint: Checkpoint, name: str, settings: EngineSettings) 
         name=name,
         revision=checkpoint.revision,
         kind=ModelKind.ENSEMBLE,
+        architecture=checkpoint.architecture,
         compute_mode=ComputeMode.PADDED if padded else ComputeMode.PACKED,
         compute_mode_reason="; ".join(f"{m.name}: {m.compute_mode_reason}" for m in padded),
         probe_max_difference=max(m.info.probe_max_difference for m in members),

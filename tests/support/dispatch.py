@@ -1,0 +1,128 @@
+"""Items without text, and models without weights, for tests of what lies between them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from guerdon.reward.events import DropReason, DropStage, Failure
+from guerdon.reward.types import (
+    BatchScores,
+    BatchStats,
+    ComputeMode,
+    EncodedItem,
+    ModelInfo,
+    ModelKind,
+    PriorityClass,
+    ResponseScore,
+    ScoreItem,
+    Truncation,
+)
+
+
+def item_of(prefix: int, *suffixes: int, mark: int = 0) -> EncodedItem:
+    """An item of so many tokens; response i of it is marked `mark + i` in its first token."""
+    return EncodedItem(
+        prefix=np.zeros(prefix, np.int32),
+        suffixes=tuple(np.full(n, mark + i, np.int32) for i, n in enumerate(suffixes)),
+        truncated=(0,) * len(suffixes),
+    )
+
+
+def marks(item: EncodedItem) -> list[int]:
+    """The marks of an item's responses."""
+    return [int(suffix[0]) for suffix in item.suffixes]
+
+
+class MarkModel:
+    """Scores each response by its mark. Counts what it computes, and can be held up.
+
+    Args:
+        before: called with the items of each batch on the engine's thread; may raise.
+        value: from mark to score.
+    """
+
+    def __init__(
+        self,
+        name: str = "marks",
+        *,
+        before: Callable[[Sequence[EncodedItem]], None] = lambda items: None,
+        value: Callable[[int], float] = float,
+    ) -> None:
+        self._info = ModelInfo(
+            name=name, revision="0" * 12, kind=ModelKind.SEQUENCE, architecture="none",
+            max_tokens=1 << 20, dtype="float32", device="cpu", compute_mode=ComputeMode.PACKED,
+        )  # fmt: skip
+        self._before = before
+        self._value = value
+        self.gate = threading.Event()
+        """Batches wait here; open unless a test closes it."""
+        self.gate.set()
+        self.entered = threading.Event()
+        """Set as a batch comes in."""
+        self.batches: list[list[int]] = []
+        """The marks of each batch that was computed to its end."""
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def computed(self) -> list[int]:
+        """The marks of all that was computed."""
+        return [mark for batch in self.batches for mark in batch]
+
+    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+        raise NotImplementedError
+
+    def score(self, items: Sequence[EncodedItem]) -> BatchScores:
+        self.entered.set()
+        assert self.gate.wait(timeout=60)
+        self._before(items)
+        self.batches.append([mark for item in items for mark in marks(item)])
+        rows = [[ResponseScore(score=self._value(mark)) for mark in marks(item)] for item in items]
+        tokens = sum(item.tokens for item in items)
+        return BatchScores(rows, BatchStats(tokens, 0, 0, len(self.batches[-1])))
+
+    def close(self) -> None:
+        pass
+
+
+class Recorder:
+    """A dispatch observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.queue: dict[PriorityClass, tuple[int, int]] = {}
+        self.most_tokens = 0
+        self.sheds: list[PriorityClass] = []
+        self.drops: list[tuple[DropReason, DropStage]] = []
+        self.batches: list[BatchStats] = []
+        self.failures: list[Failure] = []
+        self.nonfinites = 0
+        self.engine: list[bool] = []
+
+    def queue_changed(self, priority: PriorityClass, tokens: int, items: int) -> None:
+        self.queue[priority] = (tokens, items)
+        self.most_tokens = max(self.most_tokens, sum(pair[0] for pair in self.queue.values()))
+
+    def shed(self, model_name: str, priority: PriorityClass) -> None:
+        self.sheds.append(priority)
+
+    def dropped(
+        self, info: ModelInfo, priority: PriorityClass, reason: DropReason, stage: DropStage
+    ) -> None:
+        self.drops.append((reason, stage))
+
+    def batch_done(self, info: ModelInfo, stats: BatchStats, seconds: float) -> None:
+        self.batches.append(stats)
+
+    def batch_failed(self, info: ModelInfo, reason: Failure, seconds: float) -> None:
+        self.failures.append(reason)
+
+    def nonfinite(self, info: ModelInfo, count: int) -> None:
+        self.nonfinites += count
+
+    def engine_changed(self, up: bool) -> None:
+        self.engine.append(up)

@@ -1,0 +1,118 @@
+"""The real `guerdon serve reward`, in a process of its own, on free ports.
+
+    with running_server({"m": folder}, dtype="float32") as server:
+        channel = grpc.insecure_channel(server.address)
+
+Flags are given as keywords: `max_queue_tokens=1000` is `--max-queue-tokens 1000`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+START_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningServer:
+    """A server that takes work."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    http_port: int
+    admin_port: int
+    log_file: Path
+
+    @property
+    def address(self) -> str:
+        """Of RewardService."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def admin_address(self) -> str:
+        """Of ModelAdminService."""
+        return f"127.0.0.1:{self.admin_port}"
+
+    @property
+    def url(self) -> str:
+        """Of the HTTP side."""
+        return f"http://127.0.0.1:{self.http_port}"
+
+    def log(self) -> str:
+        """What it has written to standard output and error so far."""
+        return self.log_file.read_text(errors="replace")
+
+    def stop(self, timeout: float = 60.0) -> int:
+        """SIGTERM; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+
+@contextlib.contextmanager
+def running_server(
+    models: Mapping[str, str | Path],
+    *,
+    environment: Mapping[str, str] | None = None,
+    **flags: object,
+) -> Iterator[RunningServer]:
+    """Start it, wait until it is ready, kill it at the end if it still runs.
+
+    Raises:
+        RuntimeError: it left before it was ready; the text is its log.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        ready, log = Path(scratch) / "ready.json", Path(scratch) / "server.log"
+        command = serve_command(models, ready_file=ready, **flags)
+        with log.open("wb") as handle:
+            process = subprocess.Popen(
+                command,
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+            )
+        try:
+            ports = _wait(process, ready, log)
+            yield RunningServer(
+                process=process,
+                port=ports["port"] or 0,
+                http_port=ports["http_port"] or 0,
+                admin_port=ports["admin_port"] or 0,
+                log_file=log,
+            )
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+def serve_command(models: Mapping[str, str | Path], **flags: object) -> list[str]:
+    """The command line, on free ports unless the flags say otherwise."""
+    command = [sys.executable, "-m", "guerdon.serving", "reward"]
+    for name, folder in models.items():
+        command += ["--model", f"{name}={folder}"]
+    for name, value in {"port": 0, "http_port": 0, "admin_port": 0, **flags}.items():
+        flag = f"--{name.replace('_', '-')}"
+        command += [flag] if value is True else [flag, str(value)]
+    return command
+
+
+def _wait(process: subprocess.Popen[bytes], ready: Path, log: Path) -> dict[str, int | None]:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if ready.exists():
+            ports: dict[str, int | None] = json.loads(ready.read_text())
+            return ports
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')}")
