@@ -1,0 +1,66 @@
+"""`ModelAdminService`: load, unload, name and swap models while the server runs."""
+
+from __future__ import annotations
+
+from guerdon.reward import convert
+from guerdon.reward.registry import Registry, Revision
+from guerdon.serving.errors import Unavailable
+from guerdon.serving.lifecycle import Lifecycle
+from guerdon.serving.wire import Context, M, decode
+from guerdon.v1 import admin_pb2, reward_pb2
+
+SERVICE = admin_pb2.DESCRIPTOR.services_by_name["ModelAdminService"]
+
+
+class ModelAdminService:
+    """Implements every RPC of `guerdon.v1.ModelAdminService`."""
+
+    def __init__(self, registry: Registry, lifecycle: Lifecycle) -> None:
+        self._registry = registry
+        self._lifecycle = lifecycle
+
+    async def LoadModel(self, data: bytes, _context: Context) -> admin_pb2.LoadModelResponse:
+        """Load a checkpoint; other models keep serving meanwhile."""
+        request = self._accept(admin_pb2.LoadModelRequest, data)
+        revision = await self._registry.load(request.name, request.path, promote=request.promote)
+        return admin_pb2.LoadModelResponse(model=self._info(revision))
+
+    async def UnloadModel(self, data: bytes, _context: Context) -> admin_pb2.UnloadModelResponse:
+        """Unload revisions; the reply comes when their work has finished."""
+        request = self._accept(admin_pb2.UnloadModelRequest, data)
+        revisions = await self._registry.unload(request.name, request.revision)
+        return admin_pb2.UnloadModelResponse(revisions=revisions)
+
+    async def SetAlias(self, data: bytes, _context: Context) -> admin_pb2.SetAliasResponse:
+        """Point an alias at a name."""
+        request = self._accept(admin_pb2.SetAliasRequest, data)
+        self._registry.set_alias(request.alias, request.name)
+        return admin_pb2.SetAliasResponse()
+
+    async def DeleteAlias(self, data: bytes, _context: Context) -> admin_pb2.DeleteAliasResponse:
+        """Remove an alias."""
+        request = self._accept(admin_pb2.DeleteAliasRequest, data)
+        self._registry.delete_alias(request.alias)
+        return admin_pb2.DeleteAliasResponse()
+
+    async def PromoteModel(self, data: bytes, _context: Context) -> admin_pb2.PromoteModelResponse:
+        """Swap the revision that a name serves."""
+        request = self._accept(admin_pb2.PromoteModelRequest, data)
+        revision, previous = self._registry.promote(request.name, request.revision)
+        if request.unload_previous and previous != revision.info.revision:
+            self._registry.retire_later(request.name, previous)
+        return admin_pb2.PromoteModelResponse(
+            model=self._info(revision), previous_revision=previous
+        )
+
+    def _accept(self, kind: type[M], data: bytes) -> M:
+        if not self._lifecycle.ready:
+            raise Unavailable(f"the server is {self._lifecycle.phase.value}")
+        return decode(kind, data)
+
+    def _info(self, revision: Revision) -> reward_pb2.ModelInfo:
+        return convert.model_info(
+            revision.info,
+            current=revision.current,
+            aliases=self._registry.aliases_of(revision.info.name),
+        )

@@ -1,0 +1,211 @@
+"""`guerdon serve reward`: the flags, and the errors as one plain sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from guerdon.serving.errors import ServiceError
+from guerdon.serving.logs import set_up_logging
+from guerdon.serving.settings import SettingsError
+
+app = typer.Typer(add_completion=False)
+
+REFUSED = 2
+"""Exit code when the server cannot start as asked."""
+
+
+@app.command(
+    epilog="Exit codes: 0 after a signal and a drain; 1 after an internal error; "
+    "2 when it cannot start as asked (the last line says why)."
+)
+def reward(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="Serve the checkpoint in DIR (or a hub name) as NAME. Repeat it.",
+        ),
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ALIAS=NAME", help="Another name for a model. Repeat it."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with the same settings; flags win.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="gRPC port; 0 picks a free one. [default: 50051]")
+    ] = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option(help="HTTP port; 0 picks a free one, -1 serves none. [default: 8080]"),
+    ] = None,
+    admin_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Serve ModelAdminService on this port of --admin-host; 0 picks a free one. "
+            "Without it, it is served on --port if there is an admin token, else not at all."
+        ),
+    ] = None,
+    admin_host: Annotated[
+        str | None, typer.Option(help="Address of the admin port. [default: 127.0.0.1]")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, float32, bfloat16 or float16. [default: auto]", rich_help_panel="Engine"
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="auto, cpu, cuda, cuda:1, … [default: auto]", rich_help_panel="Engine"),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(help="auto, packed or padded. [default: auto]", rich_help_panel="Engine"),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of torch.", rich_help_panel="Engine")
+    ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option(
+            "--deterministic",
+            help="Compute each response alone, so that scores are bit-reproducible. Slower.",
+            rich_help_panel="Engine",
+        ),
+    ] = None,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens in a batch.", rich_help_panel="Queue")
+    ] = None,
+    max_queue_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Most tokens that may wait; beyond, calls are shed.", rich_help_panel="Queue"
+        ),
+    ] = None,
+    encode_threads: Annotated[
+        int | None,
+        typer.Option(help="Threads that tokenise. [default: 2]", rich_help_panel="Queue"),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file.", rich_help_panel="Security")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="PEM file.", rich_help_panel="Security")
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file: clients must show a certificate it signed.", rich_help_panel="Security"
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Holds the bearer token for scoring; else $GUERDON_TOKEN.",
+            rich_help_panel="Security",
+        ),
+    ] = None,
+    admin_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Holds the admin token; else $GUERDON_ADMIN_TOKEN.", rich_help_panel="Security"
+        ),
+    ] = None,
+    drain_grace: Annotated[
+        float | None,
+        typer.Option(help="Seconds that accepted work gets after SIGTERM. [default: 30]"),
+    ] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Write the real ports here as JSON when ready.")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error. [default: info]")
+    ] = None,
+) -> None:
+    """Serve reward models over gRPC, with HTTP beside it.
+
+    For example:
+
+      guerdon serve reward --model helpful=runs/helpful
+
+      guerdon serve reward --config server.toml --port 0 --ready-file ports.json
+
+    Each load compares the engine with plain transformers on probes; a checkpoint that
+    would give wrong scores is refused with the reason. SIGTERM finishes what was
+    accepted and exits.
+    """
+    flags = {
+        "models": _pairs("--model", model),
+        "aliases": _pairs("--alias", alias),
+        "engine.dtype": dtype,
+        "engine.device": device,
+        "engine.mode": mode,
+        "engine.threads": threads,
+        "engine.deterministic": deterministic,
+        "batching.max_batch_tokens": max_batch_tokens,
+        "queue.max_queued_tokens": max_queue_tokens,
+    }
+    same = (
+        "host", "port", "http_port", "admin_port", "admin_host", "encode_threads",
+        "tls_certificate", "tls_key", "tls_client_ca", "token_file", "admin_token_file",
+        "drain_grace", "ready_file", "log_level",
+    )  # fmt: skip
+    given = locals()
+    flags |= {name: given[name] for name in same}
+    try:
+        _serve(config, flags)
+    except (SettingsError, ServiceError, OSError) as error:
+        _refuse(str(error))
+
+
+def _serve(file: Path | None, flags: dict[str, Any]) -> None:
+    from guerdon.reward.app import Ports, RewardServer
+    from guerdon.reward.config import load_config
+    from guerdon.reward.loading import new_loader
+
+    config = load_config(file, flags)
+    set_up_logging(config.log_level)
+    if not config.models and config.admin_port < 0:
+        raise SettingsError(
+            "no model to serve: give --model NAME=DIR, or an --admin-port to load one by"
+        )
+
+    def on_ready(ports: Ports) -> None:
+        if config.ready_file is not None:
+            part = config.ready_file.with_name(config.ready_file.name + ".part")
+            part.write_text(ports.to_json(), encoding="utf-8")
+            part.replace(config.ready_file)
+        typer.echo(ports.sentence(sorted(config.models)))
+        sys.stdout.flush()
+
+    async def run() -> None:
+        await RewardServer(config, new_loader(config.engine)).run(on_ready)
+
+    asyncio.run(run())
+
+
+def _pairs(flag: str, values: list[str] | None) -> dict[str, str] | None:
+    pairs: dict[str, str] = {}
+    for value in values or ():
+        name, equals, target = value.partition("=")
+        if not (name and equals and target):
+            _refuse(f"{flag} must be NAME=VALUE, not {value!r}")
+        if name in pairs:
+            _refuse(f"{flag} gives {name!r} twice")
+        pairs[name] = target
+    return pairs or None
+
+
+def _refuse(sentence: str) -> None:
+    typer.echo(f"guerdon serve reward: {sentence}", err=True)
+    raise typer.Exit(REFUSED)

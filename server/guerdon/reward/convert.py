@@ -1,0 +1,316 @@
+"""Between the wire's messages and the domain's types; names every field at fault."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+
+from guerdon.reward import types
+from guerdon.reward.scoring import Scored
+from guerdon.reward.types import TokenArray
+from guerdon.serving.errors import InvalidRequest
+from guerdon.v1 import common_pb2, reward_pb2
+
+MAX_TOKEN_ID = 2**31 - 1
+MIXED_FORMS = "a prompt of token ids needs responses of token ids, and no other prompt takes them"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much one request may hold."""
+
+    max_items: int = 4096
+    """Items in a request."""
+    max_responses: int = 4096
+    """Responses in an item, and candidates to rank."""
+    max_total_responses: int = 16384
+    """Responses in a request, over all items."""
+    max_id_length: int = 256
+    """Characters in an item's id or a stream's request id."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_items", "max_responses", "max_total_responses", "max_id_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be positive")
+
+
+_PRIORITIES = {
+    common_pb2.PRIORITY_CLASS_UNSPECIFIED: types.PriorityClass.ONLINE,
+    common_pb2.PRIORITY_CLASS_ONLINE: types.PriorityClass.ONLINE,
+    common_pb2.PRIORITY_CLASS_BATCH: types.PriorityClass.BATCH,
+}
+_TRUNCATIONS = {
+    reward_pb2.TRUNCATION_UNSPECIFIED: types.Truncation.REJECT,
+    reward_pb2.TRUNCATION_REJECT: types.Truncation.REJECT,
+    reward_pb2.TRUNCATION_PROMPT_LEFT: types.Truncation.PROMPT_LEFT,
+}
+_ACTIVATIONS = {
+    reward_pb2.ACTIVATION_UNSPECIFIED: types.Activation.NONE,
+    reward_pb2.ACTIVATION_NONE: types.Activation.NONE,
+    reward_pb2.ACTIVATION_SIGMOID: types.Activation.SIGMOID,
+}
+_KINDS = {
+    types.ModelKind.SEQUENCE: reward_pb2.MODEL_KIND_SEQUENCE,
+    types.ModelKind.ATTRIBUTES: reward_pb2.MODEL_KIND_ATTRIBUTES,
+    types.ModelKind.PROCESS: reward_pb2.MODEL_KIND_PROCESS,
+    types.ModelKind.ENSEMBLE: reward_pb2.MODEL_KIND_ENSEMBLE,
+}
+_MODES = {
+    types.ComputeMode.PACKED: reward_pb2.COMPUTE_MODE_PACKED,
+    types.ComputeMode.PADDED: reward_pb2.COMPUTE_MODE_PADDED,
+}
+_ACTIVATION_PROTOS = {
+    types.Activation.NONE: reward_pb2.ACTIVATION_NONE,
+    types.Activation.SIGMOID: reward_pb2.ACTIVATION_SIGMOID,
+}
+
+
+def options(message: reward_pb2.ScoreOptions, field: str = "options") -> types.ScoreOptions:
+    """Options, with the defaults of the protocol."""
+    for name, known in (
+        ("priority", _PRIORITIES), ("truncation", _TRUNCATIONS), ("activation", _ACTIVATIONS)
+    ):  # fmt: skip
+        if getattr(message, name) not in known:
+            raise InvalidRequest(f"{field}.{name}", f"{getattr(message, name)} is not known")
+    return types.ScoreOptions(
+        priority=_PRIORITIES[message.priority],
+        truncation=_TRUNCATIONS[message.truncation],
+        activation=_ACTIVATIONS[message.activation],
+        normalize=message.normalize,
+    )
+
+
+def items(request: reward_pb2.ScoreRequest, limits: Limits) -> list[types.ScoreItem]:
+    """The items of a request.
+
+    Raises:
+        InvalidRequest: with a path such as `items[3].responses[0].text`.
+    """
+    check_item_counts([len(message.responses) for message in request.items], limits)
+    return [item(m, limits, f"items[{i}]") for i, m in enumerate(request.items)]
+
+
+def check_item_counts(responses: Sequence[int], limits: Limits) -> None:
+    """Refuse a request with no items or too many, by the number of responses in each."""
+    if not responses:
+        raise InvalidRequest("items", "at least one is required")
+    if len(responses) > limits.max_items:
+        raise InvalidRequest(
+            "items", f"there are {len(responses)}, the limit is {limits.max_items}"
+        )
+    total = sum(responses)
+    if total > limits.max_total_responses:
+        raise InvalidRequest(
+            "items", f"they hold {total} responses, the limit is {limits.max_total_responses}"
+        )
+
+
+def item(message: reward_pb2.ScoreItem, limits: Limits, field: str) -> types.ScoreItem:
+    """One item; `field` is its path in the request."""
+    check_id(f"{field}.id", message.id, limits)
+    return types.ScoreItem(
+        prompt=prompt(message.prompt, f"{field}.prompt"),
+        responses=responses(message, f"{field}.responses", limits),
+        id=message.id,
+    )
+
+
+def check_id(field: str, value: str, limits: Limits) -> None:
+    """Refuse an id that is too long to be one."""
+    if len(value) > limits.max_id_length:
+        raise InvalidRequest(
+            field, f"has {len(value)} characters, the limit is {limits.max_id_length}"
+        )
+
+
+def candidates(request: reward_pb2.RankRequest, limits: Limits) -> types.ScoreItem:
+    """What is to be ranked, as one item."""
+    messages = request.candidates
+    check_response_count("candidates", len(messages), limits)
+    is_tokens = request.prompt.WhichOneof("content") == "token_ids"
+    return types.ScoreItem(
+        prompt=prompt(request.prompt, "prompt"),
+        responses=tuple(
+            _response(m, f"candidates[{i}]", is_tokens) for i, m in enumerate(messages)
+        ),
+    )
+
+
+def prompt(message: common_pb2.Prompt, field: str) -> types.Prompt:
+    """A prompt in any of its forms."""
+    form = message.WhichOneof("content")
+    if form is None:
+        raise InvalidRequest(
+            field, "one of conversation, text, formatted_text and token_ids is required"
+        )
+    if form == "text":
+        return message.text
+    if form == "formatted_text":
+        return types.FormattedText(message.formatted_text)
+    if form == "token_ids":
+        return _tokens(message.token_ids, f"{field}.token_ids")
+    turns = message.conversation.messages
+    if not turns:
+        raise InvalidRequest(f"{field}.conversation.messages", "at least one is required")
+    for i, turn in enumerate(turns):
+        if not turn.role:
+            raise InvalidRequest(f"{field}.conversation.messages[{i}].role", "is required")
+    return tuple(types.Message(turn.role, turn.content) for turn in turns)
+
+
+def responses(
+    message: reward_pb2.ScoreItem, field: str, limits: Limits
+) -> tuple[types.Response, ...]:
+    """The responses of an item."""
+    check_response_count(field, len(message.responses), limits)
+    is_tokens = message.prompt.WhichOneof("content") == "token_ids"
+    return tuple(_response(m, f"{field}[{i}]", is_tokens) for i, m in enumerate(message.responses))
+
+
+def check_response_count(field: str, count: int, limits: Limits) -> None:
+    """Refuse an item with no responses or too many."""
+    if not count:
+        raise InvalidRequest(field, "at least one is required")
+    if count > limits.max_responses:
+        raise InvalidRequest(field, f"there are {count}, the limit is {limits.max_responses}")
+
+
+def _response(message: common_pb2.Response, field: str, is_tokens: bool) -> types.Response:
+    form = message.WhichOneof("content")
+    if form is None:
+        raise InvalidRequest(field, "one of text and token_ids is required")
+    if (form == "token_ids") != is_tokens:
+        raise InvalidRequest(f"{field}.{form}", MIXED_FORMS)
+    if form == "text":
+        return message.text
+    return _tokens(message.token_ids, f"{field}.token_ids")
+
+
+def _tokens(message: common_pb2.TokenIds, field: str) -> TokenArray:
+    if not message.ids:
+        raise InvalidRequest(f"{field}.ids", "at least one is required")
+    wide = np.fromiter(message.ids, dtype=np.int64, count=len(message.ids))
+    return narrow_tokens(wide, f"{field}.ids")
+
+
+def narrow_tokens(wide: np.ndarray[tuple[int], np.dtype[np.int64]], field: str) -> TokenArray:
+    """Token ids as int32; which ids the vocabulary has, the model knows.
+
+    Raises:
+        InvalidRequest: an id is negative, or larger than any vocabulary.
+    """
+    bad = np.flatnonzero((wide < 0) | (wide > MAX_TOKEN_ID))
+    if bad.size:
+        raise InvalidRequest(f"{field}[{bad[0]}]", f"{wide[bad[0]]} is no token's number")
+    return wide.astype(np.int32)
+
+
+def response_score(score: types.ResponseScore, info: types.ModelInfo) -> reward_pb2.ResponseScore:
+    """What a model says of one response."""
+    return reward_pb2.ResponseScore(
+        score=score.score,
+        steps=[
+            reward_pb2.StepScore(score=step.score, token_index=step.token_index)
+            for step in score.steps
+        ],
+        attributes=[
+            reward_pb2.AttributeScore(name=attribute.name, value=value)
+            for attribute, value in zip(info.attributes, score.attributes, strict=True)
+        ]
+        if score.attributes
+        else [],
+        members=score.members,
+        spread=score.spread,
+        token_count=score.token_count,
+        reused_tokens=score.reused_tokens,
+        truncated_tokens=score.truncated_tokens,
+    )
+
+
+def model_info(
+    info: types.ModelInfo, *, current: bool, aliases: tuple[str, ...]
+) -> reward_pb2.ModelInfo:
+    """A loaded revision."""
+    return reward_pb2.ModelInfo(
+        name=info.name,
+        revision=info.revision,
+        current=current,
+        aliases=aliases,
+        kind=_KINDS[info.kind],
+        architecture=info.architecture,
+        base_model=info.base_model,
+        max_tokens=info.max_tokens,
+        dtype=info.dtype,
+        device=info.device,
+        compute_mode=_MODES[info.compute_mode],
+        compute_mode_reason=info.compute_mode_reason,
+        probe_max_difference=info.probe_max_difference,
+        chat_template_hash=info.chat_template_hash,
+        mean=info.mean,
+        std=info.std,
+        attributes=[
+            reward_pb2.AttributeInfo(name=a.name, weight=a.weight) for a in info.attributes
+        ],
+        members=info.members,
+        aggregation=info.aggregation,
+        step_aggregation=info.step_aggregation,
+        parameters=info.parameters,
+    )
+
+
+def duration(seconds: float) -> Duration:
+    """Seconds as a protobuf duration, in whole microseconds."""
+    micros = round(max(seconds, 0.0) * 1e6)
+    return Duration(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
+
+
+def timeout(message: Duration, field: str) -> float:
+    """A positive duration in seconds.
+
+    Raises:
+        InvalidRequest: it is zero, negative, or no valid duration.
+    """
+    seconds = message.seconds + message.nanos / 1e9
+    if not -1_000_000_000 < message.nanos < 1_000_000_000 or message.seconds * message.nanos < 0:
+        raise InvalidRequest(field, "is not a valid duration")
+    if seconds <= 0:
+        raise InvalidRequest(field, f"is {seconds:g} s, it must be positive")
+    return seconds
+
+
+def item_scores(items: Sequence[types.ScoreItem], scored: Scored) -> list[reward_pb2.ItemScores]:
+    """The scores of every item, in the order of the request."""
+    return [
+        reward_pb2.ItemScores(
+            id=item.id, scores=[response_score(score, scored.info) for score in scores]
+        )
+        for item, scores in zip(items, scored.items, strict=True)
+    ]
+
+
+def scoring_info(scored: Scored) -> reward_pb2.ScoringInfo:
+    """What made the numbers."""
+    info, chosen = scored.info, scored.options
+    return reward_pb2.ScoringInfo(
+        model=info.name,
+        revision=info.revision,
+        activation=_ACTIVATION_PROTOS[chosen.activation],
+        normalized=chosen.normalize,
+        mean=info.mean if chosen.normalize else None,
+        std=info.std if chosen.normalize else None,
+        chat_template_hash=info.chat_template_hash,
+        compute_mode=_MODES[info.compute_mode],
+    )
+
+
+def timing(scored: Scored, total: float) -> common_pb2.Timing:
+    """Where the time went; `total` is in seconds."""
+    return common_pb2.Timing(
+        queue=duration(scored.queue_seconds),
+        tokenize=duration(scored.tokenize_seconds),
+        compute=duration(scored.compute_seconds),
+        total=duration(total),
+    )

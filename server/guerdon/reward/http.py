@@ -1,0 +1,193 @@
+"""The HTTP twins of `Score`, `Rank`, `ListModels`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from contextlib import AbstractContextManager, suppress
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from guerdon.reward import schemas
+from guerdon.reward.calls import Call, CallMetrics
+from guerdon.reward.convert import Limits
+from guerdon.reward.registry import Registry
+from guerdon.reward.scoring import Scored, Scoring, in_ranking
+from guerdon.serving.credentials import BearerToken
+from guerdon.serving.errors import Cancelled, InvalidRequest
+from guerdon.serving.http import error_response, validation_error
+from guerdon.serving.lifecycle import Lifecycle
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": schemas.ErrorReply, "description": text}
+    for code, text in (
+        (400, "A field is wrong, or the model cannot do what is asked."),
+        (401, "No bearer token, or a wrong one."),
+        (404, "No such model."),
+        (413, "The body is too large."),
+        (429, "Overload: Retry-After says when to come back."),
+        (500, "The computation failed."),
+        (503, "The server is starting or draining."),
+        (504, "The timeout passed."),
+    )
+}
+
+_METHODS = {"/v1/score": "http_score", "/v1/rank": "http_rank"}
+_PROMPT = "What is rain?"
+_SCORE = {
+    "model": "helpful",
+    "items": [{"prompt": _PROMPT, "responses": ["Water that falls from clouds.", "Rain."]}],
+    "options": {"priority": "online"},
+}
+_RANK = {
+    "model": "helpful",
+    "prompt": [{"role": "user", "content": _PROMPT}],
+    "candidates": ["Rain.", "Water that falls from clouds."],
+    "top_n": 1,
+}
+
+
+class RewardRoutes:
+    """Adds the reward routes to an app."""
+
+    def __init__(
+        self,
+        scoring: Scoring,
+        registry: Registry,
+        lifecycle: Lifecycle,
+        calls: CallMetrics,
+        limits: Limits,
+        token: BearerToken,
+    ) -> None:
+        self._scoring = scoring
+        self._registry = registry
+        self._lifecycle = lifecycle
+        self._calls = calls
+        self._limits = limits
+        self._token = token
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add them, and count requests that are refused before a route sees them."""
+        router = APIRouter(
+            prefix="/v1",
+            tags=["reward"],
+            responses=_ERRORS,
+            dependencies=[Depends(self._authorize)],
+        )
+        router.add_api_route(
+            "/score", self.score, methods=["POST"], response_model=schemas.ScoreBodyReply,
+            summary="Score the responses of items",
+        )  # fmt: skip
+        router.add_api_route(
+            "/rank", self.rank, methods=["POST"], response_model=schemas.RankBodyReply,
+            summary="Order candidates, best first",
+        )  # fmt: skip
+        router.add_api_route(
+            "/models", self.models, methods=["GET"], response_model=schemas.ModelsReply,
+            summary="The loaded models",
+        )  # fmt: skip
+        app.include_router(router)
+        app.add_exception_handler(RequestValidationError, self._on_invalid)
+
+    async def score(
+        self, request: Request, body: Annotated[schemas.ScoreBody, Body(examples=[_SCORE])]
+    ) -> Response:
+        """All or nothing: one item at fault fails the call."""
+        with self._track("http_score", body) as call, self._lifecycle.admit():
+            options = body.options.to_domain()
+            call.asks(body.model, options.priority)
+            items = schemas.items_of(body, self._limits)
+            scored = await _while_connected(
+                request, self._scoring.score(call, body.model, items, options)
+            )
+            return _reply(
+                schemas.ScoreBodyReply(
+                    items=[
+                        schemas.ItemReply(
+                            id=item.id,
+                            scores=[schemas.score_reply(s, scored.info) for s in scores],
+                        )
+                        for item, scores in zip(items, scored.items, strict=True)
+                    ],
+                    info=schemas.info_reply(scored),
+                    timing=schemas.timing_reply(scored, call.elapsed()),
+                )
+            )
+
+    async def rank(
+        self, request: Request, body: Annotated[schemas.RankBody, Body(examples=[_RANK])]
+    ) -> Response:
+        """Equal scores stay in the order of the request."""
+        with self._track("http_rank", body) as call, self._lifecycle.admit():
+            options = body.options.to_domain()
+            call.asks(body.model, options.priority)
+            item = schemas.candidates_of(body, self._limits)
+            scored = await _while_connected(
+                request, self._scoring.score(call, body.model, [item], options, in_ranking)
+            )
+            scores = scored.items[0]
+            return _reply(
+                schemas.RankBodyReply(
+                    ranking=[
+                        schemas.RankedReply(
+                            index=i, score=schemas.score_reply(scores[i], scored.info)
+                        )
+                        for i in scored.ranking(body.top_n)
+                    ],
+                    info=schemas.info_reply(scored),
+                    timing=schemas.timing_reply(scored, call.elapsed()),
+                )
+            )
+
+    async def models(self) -> Response:
+        """Ordered by name, then load time."""
+        with self._lifecycle.admit():
+            return _reply(
+                schemas.ModelsReply(
+                    models=[
+                        schemas.model_reply(r.info, current=r.current, aliases=aliases)
+                        for r, aliases in self._registry.infos()
+                    ]
+                )
+            )
+
+    async def _authorize(self, request: Request) -> None:
+        self._token.check_headers(request.headers)
+
+    def _track(
+        self, method: str, body: schemas.ScoreBody | schemas.RankBody
+    ) -> AbstractContextManager[Call]:
+        deadline = None if body.timeout is None else time.monotonic() + body.timeout
+        return self._calls.track(method, deadline)
+
+    async def _on_invalid(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        fault = validation_error(error)
+        method = _METHODS.get(request.url.path)
+        if method is not None:
+            with suppress(InvalidRequest), self._calls.track(method, None):
+                raise fault
+        return error_response(fault)
+
+
+def _reply(body: BaseModel) -> Response:
+    return Response(body.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Scored]) -> Scored:
+    """Do the work unless the caller leaves, which cancels it."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(request.receive())  # the body is read: only a disconnect comes
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Cancelled("the caller has left")
+        return working.result()
+    finally:
+        leaving.cancel()
+        working.cancel()

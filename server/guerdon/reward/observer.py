@@ -1,0 +1,85 @@
+"""Turns what the dispatcher and the registry tell into metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from guerdon.reward.calls import revision_label
+from guerdon.reward.dispatcher import DropReason, DropStage, Failure
+from guerdon.reward.metrics import RewardMetrics
+from guerdon.reward.registry import Revision
+from guerdon.reward.types import BatchStats, ComputeMode, ModelInfo, PriorityClass
+
+
+class MetricsObserver:
+    """Implements `DispatchObserver` and `RegistryObserver`; all calls are on the event loop.
+
+    Args:
+        on_engine_down: called when the engine's thread ends, for whatever reason.
+    """
+
+    def __init__(self, metrics: RewardMetrics, on_engine_down: Callable[[], None]) -> None:
+        self._metrics = metrics
+        self._on_engine_down = on_engine_down
+
+    def queue_changed(self, priority: PriorityClass, tokens: int, items: int) -> None:
+        """What a class holds now."""
+        self._metrics.queue_tokens.labels(priority.value).set(tokens)
+        self._metrics.queue_items.labels(priority.value).set(items)
+
+    def shed(self, model_name: str, priority: PriorityClass) -> None:
+        """A request was refused for overload."""
+        self._metrics.shed.labels(model_name, priority.value).inc()
+
+    def dropped(
+        self, info: ModelInfo, priority: PriorityClass, reason: DropReason, stage: DropStage
+    ) -> None:
+        """An accepted item ended with nobody waiting for it."""
+        self._metrics.dropped.labels(info.name, priority.value, reason.value, stage.value).inc()
+
+    def batch_done(self, info: ModelInfo, stats: BatchStats, seconds: float) -> None:
+        """A model computed a batch."""
+        model = (info.name, revision_label(info.revision))
+        metrics = self._metrics
+        metrics.batch_tokens.labels(*model).observe(stats.computed_tokens)
+        metrics.batch_sequences.labels(*model).observe(stats.sequences)
+        metrics.computed_tokens.labels(*model).inc(stats.computed_tokens)
+        metrics.padding_tokens.labels(*model).inc(stats.padding_tokens)
+        metrics.reused_tokens.labels(*model).inc(stats.reused_tokens)
+        metrics.engine_busy_seconds.inc(seconds)
+
+    def batch_failed(self, info: ModelInfo, reason: Failure, seconds: float) -> None:
+        """A batch, or something in it, has no scores."""
+        labels = (info.name, revision_label(info.revision), reason.value)
+        self._metrics.batch_failures.labels(*labels).inc()
+        self._metrics.engine_busy_seconds.inc(seconds)
+
+    def nonfinite(self, info: ModelInfo, count: int) -> None:
+        """Scores that are not finite numbers."""
+        labels = (info.name, revision_label(info.revision))
+        self._metrics.nonfinite_scores.labels(*labels).inc(count)
+
+    def engine_changed(self, up: bool) -> None:
+        """The engine's thread takes work, or has ended."""
+        self._metrics.engine_up.set(1 if up else 0)
+        if not up:
+            self._on_engine_down()
+
+    def model_loaded(self, name: str, outcome: str, seconds: float) -> None:
+        """An attempt to load ended."""
+        self._metrics.model_loads.labels(name, outcome).inc()
+        if outcome == "loaded":
+            self._metrics.model_load_seconds.labels(name).observe(seconds)
+
+    def models_changed(self, revisions: list[Revision]) -> None:
+        """Describe exactly the revisions that are loaded now."""
+        self._metrics.model_info.clear()
+        self._metrics.model_packed.clear()
+        for each in revisions:
+            info, revision = each.info, revision_label(each.info.revision)
+            self._metrics.model_info.labels(
+                info.name, revision, info.kind.value, info.compute_mode.value,
+                info.dtype, info.device, str(each.current).lower(),
+            ).set(1)  # fmt: skip
+            packed = info.compute_mode is ComputeMode.PACKED
+            self._metrics.model_packed.labels(info.name, revision).set(1 if packed else 0)

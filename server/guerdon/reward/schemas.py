@@ -1,0 +1,365 @@
+"""The JSON twins of the messages, for the HTTP side.
+
+A prompt is text, a list of messages, `{"token_ids": […]}` or `{"formatted_text": …}`;
+a response is text, or `{"token_ids": […]}` after a prompt of token ids.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from guerdon.reward import convert, types
+from guerdon.reward.scoring import Scored
+from guerdon.serving.errors import InvalidRequest
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class MessageBody(_Body):
+    """One turn of a conversation."""
+
+    role: str = Field(min_length=1, description='Usually "system", "user" or "assistant".')
+    content: str
+
+
+class TokenIdsBody(_Body):
+    """Tokens by their number in the model's own vocabulary."""
+
+    token_ids: list[Annotated[int, Field(ge=0, le=convert.MAX_TOKEN_ID)]] = Field(min_length=1)
+
+
+class FormattedTextBody(_Body):
+    """Text that is already rendered: nothing is added."""
+
+    formatted_text: str
+
+
+def _form(value: Any) -> str:
+    """Which form a prompt or response has; the tag's @ keeps it out of error paths."""
+    if isinstance(value, list):
+        return "@messages"
+    if isinstance(value, FormattedTextBody):
+        return "@formatted"
+    if isinstance(value, TokenIdsBody):
+        return "@tokens"
+    if isinstance(value, dict):
+        return "@formatted" if "formatted_text" in value else "@tokens"
+    return "@text"
+
+
+PromptBody = Annotated[
+    Annotated[str, Tag("@text")]
+    | Annotated[list[MessageBody], Field(min_length=1), Tag("@messages")]
+    | Annotated[TokenIdsBody, Tag("@tokens")]
+    | Annotated[FormattedTextBody, Tag("@formatted")],
+    Discriminator(_form),
+]
+
+
+def _response_form(value: Any) -> str:
+    return "@tokens" if isinstance(value, dict | TokenIdsBody) else "@text"
+
+
+ResponseBody = Annotated[
+    Annotated[str, Tag("@text")] | Annotated[TokenIdsBody, Tag("@tokens")],
+    Discriminator(_response_form),
+]
+
+
+class ItemBody(_Body):
+    """One prompt with one or more responses; the prompt is computed once."""
+
+    id: str = Field(default="", description="Comes back with the scores.")
+    prompt: PromptBody
+    responses: list[ResponseBody] = Field(min_length=1)
+
+
+class OptionsBody(_Body):
+    """How to score, apart from what."""
+
+    priority: Literal["online", "batch"] = "online"
+    truncation: Literal["reject", "prompt_left"] = "reject"
+    activation: Literal["none", "sigmoid"] = "none"
+    normalize: bool = False
+
+    def to_domain(self) -> types.ScoreOptions:
+        """As the service takes it."""
+        return types.ScoreOptions(
+            priority=types.PriorityClass(self.priority),
+            truncation=types.Truncation(self.truncation),
+            activation=types.Activation(self.activation),
+            normalize=self.normalize,
+        )
+
+
+_TIMEOUT = Field(default=None, gt=0, description="Seconds allowed for the call.")
+
+
+class ScoreBody(_Body):
+    """Request of POST /v1/score."""
+
+    model: str = Field(min_length=1, description="A name, an alias, or name@revision.")
+    items: list[ItemBody] = Field(min_length=1)
+    options: OptionsBody = OptionsBody()
+    timeout: float | None = _TIMEOUT
+
+
+class RankBody(_Body):
+    """Request of POST /v1/rank."""
+
+    model: str = Field(min_length=1, description="A name, an alias, or name@revision.")
+    prompt: PromptBody
+    candidates: list[ResponseBody] = Field(min_length=1)
+    top_n: int = Field(default=0, ge=0, description="How many to return; all when 0.")
+    options: OptionsBody = OptionsBody()
+    timeout: float | None = _TIMEOUT
+
+
+class StepReply(BaseModel):
+    """The raw score at a step marker."""
+
+    score: float
+    token_index: int
+
+
+class AttributeReply(BaseModel):
+    """An attribute's raw value."""
+
+    name: str
+    value: float
+
+
+class ScoreReply(BaseModel):
+    """What a model says of one response."""
+
+    score: float
+    steps: list[StepReply] = []
+    attributes: list[AttributeReply] = []
+    members: list[float] = []
+    spread: float | None = None
+    token_count: int
+    reused_tokens: int
+    truncated_tokens: int
+
+
+class ItemReply(BaseModel):
+    """The scores of one item, in the order of its responses."""
+
+    id: str
+    scores: list[ScoreReply]
+
+
+class InfoReply(BaseModel):
+    """What made the numbers."""
+
+    model: str
+    revision: str
+    activation: str
+    normalized: bool
+    mean: float | None = None
+    std: float | None = None
+    chat_template_hash: str
+    compute_mode: str
+
+
+class TimingReply(BaseModel):
+    """Where the time went, in seconds."""
+
+    queue: float
+    tokenize: float
+    compute: float
+    total: float
+
+
+class ScoreBodyReply(BaseModel):
+    """Reply of POST /v1/score."""
+
+    items: list[ItemReply]
+    info: InfoReply
+    timing: TimingReply
+
+
+class RankedReply(BaseModel):
+    """A candidate, by its place in the request, and its score."""
+
+    index: int
+    score: ScoreReply
+
+
+class RankBodyReply(BaseModel):
+    """Reply of POST /v1/rank, best first."""
+
+    ranking: list[RankedReply]
+    info: InfoReply
+    timing: TimingReply
+
+
+class ModelReply(BaseModel):
+    """A loaded revision."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    name: str
+    revision: str
+    current: bool
+    aliases: list[str]
+    kind: str
+    architecture: str
+    base_model: str
+    max_tokens: int
+    dtype: str
+    device: str
+    compute_mode: str
+    compute_mode_reason: str
+    probe_max_difference: float
+    chat_template_hash: str
+    mean: float | None
+    std: float | None
+    attributes: dict[str, float]
+    members: list[str]
+    aggregation: str
+    step_aggregation: str
+    parameters: int
+
+
+class ModelsReply(BaseModel):
+    """Reply of GET /v1/models."""
+
+    models: list[ModelReply]
+
+
+class ErrorDetail(BaseModel):
+    """Why a call failed."""
+
+    code: str = Field(description="The gRPC status code's name.")
+    message: str
+    field: str | None = Field(default=None, description="The field at fault.")
+    retry_after: float | None = Field(default=None, description="Seconds, for overload.")
+
+
+class ErrorReply(BaseModel):
+    """The body of every failed call."""
+
+    error: ErrorDetail
+
+
+def item_of(body: ItemBody, limits: convert.Limits, field: str) -> types.ScoreItem:
+    """One item in the domain's terms; `field` is its path in the request."""
+    convert.check_id(f"{field}.id", body.id, limits)
+    return _item(body.prompt, body.responses, limits, f"{field}.prompt", f"{field}.responses",
+                 body.id)  # fmt: skip
+
+
+def items_of(body: ScoreBody, limits: convert.Limits) -> list[types.ScoreItem]:
+    """The items of a request in the domain's terms."""
+    convert.check_item_counts([len(item.responses) for item in body.items], limits)
+    return [item_of(item, limits, f"items[{i}]") for i, item in enumerate(body.items)]
+
+
+def candidates_of(body: RankBody, limits: convert.Limits) -> types.ScoreItem:
+    """What is to be ranked, as one item."""
+    return _item(body.prompt, body.candidates, limits, "prompt", "candidates", "")
+
+
+def _item(
+    prompt: Any, responses: list[Any], limits: convert.Limits, at_prompt: str, at: str, name: str
+) -> types.ScoreItem:
+    convert.check_response_count(at, len(responses), limits)
+    is_tokens = isinstance(prompt, TokenIdsBody)
+    return types.ScoreItem(
+        prompt=_prompt(prompt),
+        responses=tuple(
+            _response(body, f"{at}[{i}]", is_tokens) for i, body in enumerate(responses)
+        ),
+        id=name,
+    )
+
+
+def _prompt(body: Any) -> types.Prompt:
+    if isinstance(body, TokenIdsBody):
+        return np.asarray(body.token_ids, dtype=np.int32)
+    if isinstance(body, FormattedTextBody):
+        return types.FormattedText(body.formatted_text)
+    if isinstance(body, str):
+        return body
+    return tuple(types.Message(turn.role, turn.content) for turn in body)
+
+
+def _response(body: str | TokenIdsBody, field: str, is_tokens: bool) -> types.Response:
+    if isinstance(body, TokenIdsBody) != is_tokens:
+        raise InvalidRequest(field, convert.MIXED_FORMS)
+    return body if isinstance(body, str) else np.asarray(body.token_ids, dtype=np.int32)
+
+
+def score_reply(score: types.ResponseScore, info: types.ModelInfo) -> ScoreReply:
+    """What a model says of one response."""
+    return ScoreReply(
+        score=score.score,
+        steps=[StepReply(score=s.score, token_index=s.token_index) for s in score.steps],
+        attributes=[
+            AttributeReply(name=a.name, value=v)
+            for a, v in zip(info.attributes, score.attributes, strict=False)
+        ],
+        members=list(score.members),
+        spread=score.spread,
+        token_count=score.token_count,
+        reused_tokens=score.reused_tokens,
+        truncated_tokens=score.truncated_tokens,
+    )
+
+
+def info_reply(scored: Scored) -> InfoReply:
+    """What made the numbers."""
+    info, options = scored.info, scored.options
+    return InfoReply(
+        model=info.name,
+        revision=info.revision,
+        activation=options.activation.value,
+        normalized=options.normalize,
+        mean=info.mean if options.normalize else None,
+        std=info.std if options.normalize else None,
+        chat_template_hash=info.chat_template_hash,
+        compute_mode=info.compute_mode.value,
+    )
+
+
+def timing_reply(scored: Scored, total: float) -> TimingReply:
+    """Where the time went."""
+    return TimingReply(
+        queue=scored.queue_seconds,
+        tokenize=scored.tokenize_seconds,
+        compute=scored.compute_seconds,
+        total=total,
+    )
+
+
+def model_reply(info: types.ModelInfo, *, current: bool, aliases: tuple[str, ...]) -> ModelReply:
+    """A loaded revision."""
+    return ModelReply(
+        name=info.name,
+        revision=info.revision,
+        current=current,
+        aliases=list(aliases),
+        kind=info.kind.value,
+        architecture=info.architecture,
+        base_model=info.base_model,
+        max_tokens=info.max_tokens,
+        dtype=info.dtype,
+        device=info.device,
+        compute_mode=info.compute_mode.value,
+        compute_mode_reason=info.compute_mode_reason,
+        probe_max_difference=info.probe_max_difference,
+        chat_template_hash=info.chat_template_hash,
+        mean=info.mean,
+        std=info.std,
+        attributes={a.name: a.weight for a in info.attributes},
+        members=list(info.members),
+        aggregation=info.aggregation,
+        step_aggregation=info.step_aggregation,
+        parameters=info.parameters,
+    )

@@ -1,0 +1,115 @@
+"""`RewardService` on the wire: messages in, messages out; what to compute is `Scoring`'s."""
+
+from __future__ import annotations
+
+import time
+
+from guerdon.reward import convert
+from guerdon.reward.calls import Call, CallMetrics
+from guerdon.reward.registry import Registry
+from guerdon.reward.scoring import Scored, Scoring, in_ranking
+from guerdon.reward.stream import ScoreStream
+from guerdon.reward.types import PriorityClass
+from guerdon.serving.lifecycle import Lifecycle
+from guerdon.serving.wire import Context, decode
+from guerdon.v1 import reward_pb2
+
+SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"]
+
+
+def deadline_of(context: Context) -> float | None:
+    """The call's deadline on `time.monotonic`'s clock; None when it has none."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
+class RewardService:
+    """Implements every RPC of `guerdon.v1.RewardService`."""
+
+    def __init__(
+        self,
+        scoring: Scoring,
+        registry: Registry,
+        lifecycle: Lifecycle,
+        calls: CallMetrics,
+        limits: convert.Limits,
+        *,
+        stream_items: int,
+    ) -> None:
+        self._scoring = scoring
+        self._registry = registry
+        self._lifecycle = lifecycle
+        self._calls = calls
+        self._limits = limits
+        self._stream_items = stream_items
+
+    async def Score(self, data: bytes, context: Context) -> reward_pb2.ScoreResponse:
+        """Score items; one at fault fails the call."""
+        with self._calls.track("Score", deadline_of(context)) as call, self._lifecycle.admit():
+            request = decode(reward_pb2.ScoreRequest, data)
+            options = convert.options(request.options)
+            call.asks(request.model, options.priority)
+            items = await self._scoring.off_loop(len(data), convert.items, request, self._limits)
+            scored = await self._scoring.score(call, request.model, items, options)
+            return reward_pb2.ScoreResponse(
+                items=convert.item_scores(items, scored),
+                info=convert.scoring_info(scored),
+                timing=convert.timing(scored, call.elapsed()),
+            )
+
+    async def Rank(self, data: bytes, context: Context) -> reward_pb2.RankResponse:
+        """Order candidates, best first; ties stay in the order of the request."""
+        with self._calls.track("Rank", deadline_of(context)) as call, self._lifecycle.admit():
+            request = decode(reward_pb2.RankRequest, data)
+            options = convert.options(request.options)
+            call.asks(request.model, options.priority)
+            item = await self._scoring.off_loop(
+                len(data), convert.candidates, request, self._limits
+            )
+            scored = await self._scoring.score(call, request.model, [item], options, in_ranking)
+            return rank_response(scored, request.top_n, call)
+
+    async def ScoreStream(self, context: Context) -> None:
+        """Score items as they come; one at fault fails alone."""
+        stream = ScoreStream(
+            context, self._scoring, self._lifecycle, self._calls, self._limits,
+            deadline=deadline_of(context), items_in_flight=self._stream_items,
+        )  # fmt: skip
+        await stream.run()
+
+    async def ListModels(self, data: bytes, context: Context) -> reward_pb2.ListModelsResponse:
+        """Every loaded revision."""
+        with self._calls.track("ListModels", deadline_of(context)), self._lifecycle.admit():
+            decode(reward_pb2.ListModelsRequest, data)
+            return reward_pb2.ListModelsResponse(
+                models=[
+                    convert.model_info(r.info, current=r.current, aliases=aliases)
+                    for r, aliases in self._registry.infos()
+                ]
+            )
+
+    async def GetModel(self, data: bytes, context: Context) -> reward_pb2.GetModelResponse:
+        """One loaded revision."""
+        with self._calls.track("GetModel", deadline_of(context)) as call, self._lifecycle.admit():
+            request = decode(reward_pb2.GetModelRequest, data)
+            call.asks(request.model, PriorityClass.ONLINE)
+            revision = self._registry.resolve(request.model)
+            aliases = self._registry.aliases_of(revision.info.name)
+            return reward_pb2.GetModelResponse(
+                model=convert.model_info(revision.info, current=revision.current, aliases=aliases)
+            )
+
+
+def rank_response(scored: Scored, top_n: int, call: Call) -> reward_pb2.RankResponse:
+    """The ordering of a scored item's responses."""
+    scores = scored.items[0]
+    return reward_pb2.RankResponse(
+        ranking=[
+            reward_pb2.RankedCandidate(
+                index=i, score=convert.response_score(scores[i], scored.info)
+            )
+            for i in scored.ranking(top_n)
+        ],
+        info=convert.scoring_info(scored),
+        timing=convert.timing(scored, call.elapsed()),
+    )

@@ -1,0 +1,138 @@
+"""`ScoreStream`: items in, replies out as they finish, with bounded items in flight.
+
+Back-pressure is gRPC's own: while the bound is reached nothing is read, so the
+window of the stream fills and the sender waits. An item counts until its reply is
+written, so a reader that is slow to take replies slows its own sending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import cast
+
+import grpc
+
+from guerdon.reward import convert
+from guerdon.reward.calls import Call, CallMetrics
+from guerdon.reward.scoring import Scoring, in_item
+from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Unavailable
+from guerdon.serving.lifecycle import Lifecycle
+from guerdon.serving.status import describe
+from guerdon.serving.wire import Context, decode
+from guerdon.v1 import reward_pb2
+
+
+class ScoreStream:
+    """One stream.
+
+    Args:
+        deadline: of the whole stream, on `time.monotonic`'s clock.
+        items_in_flight: most items that are read and not yet answered.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        scoring: Scoring,
+        lifecycle: Lifecycle,
+        calls: CallMetrics,
+        limits: convert.Limits,
+        *,
+        deadline: float | None,
+        items_in_flight: int,
+    ) -> None:
+        self._context = context
+        self._scoring = scoring
+        self._lifecycle = lifecycle
+        self._calls = calls
+        self._limits = limits
+        self._deadline = deadline
+        self._room = asyncio.Semaphore(items_in_flight)
+        self._writing = asyncio.Lock()
+        self._ids: set[str] = set()
+
+    async def run(self) -> None:
+        """Serve the stream until its end, or until the server drains.
+
+        Raises:
+            Unavailable: the server drains; what was read has been answered.
+        """
+        if not self._lifecycle.ready:
+            raise Unavailable(f"the server is {self._lifecycle.phase.value}; try another one")
+        draining = asyncio.create_task(self._lifecycle.wait_draining())
+        try:
+            # Leaving the group waits for the items in flight; an error cancels them.
+            async with asyncio.TaskGroup() as group:
+                drained = await self._read_all(group, draining)
+        finally:
+            draining.cancel()
+        if drained:
+            raise Unavailable("the server is draining; what was read has been answered")
+
+    async def _read_all(self, group: asyncio.TaskGroup, draining: asyncio.Task[None]) -> bool:
+        """Start a task for each item; True if the server drains before the stream's end."""
+        while True:
+            await self._room.acquire()
+            data = await self._read(draining)
+            if data is None:
+                return True
+            if data is grpc.aio.EOF:
+                return False
+            group.create_task(self._serve(cast(bytes, data), time.monotonic()))
+
+    async def _read(self, draining: asyncio.Task[None]) -> object | None:
+        """The next message, EOF, or None when the server drains."""
+        reading = asyncio.ensure_future(self._context.read())
+        await asyncio.wait({reading, draining}, return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            return reading.result()
+        reading.cancel()
+        return None
+
+    async def _serve(self, data: bytes, arrival: float) -> None:
+        """Answer one item, whatever happens to it."""
+        reply = reward_pb2.ScoreStreamResponse()
+        held = ""
+        try:
+            with self._calls.track("ScoreStream", self._deadline) as call, self._lifecycle.admit():
+                call.arrival = arrival
+                request = decode(reward_pb2.ScoreStreamRequest, data)
+                reply.request_id = request.request_id
+                held = self._hold(request.request_id)
+                reply.scores.CopyFrom(await self._score(call, request, len(data)))
+        except Exception as error:
+            reply.error.CopyFrom(describe(error).to_proto())
+        finally:
+            self._ids.discard(held)
+        async with self._writing:
+            await self._context.write(reply)
+        self._room.release()
+
+    def _hold(self, request_id: str) -> str:
+        """Keep an id from being used twice at a time."""
+        if not request_id:
+            raise InvalidRequest("request_id", "is required")
+        convert.check_id("request_id", request_id, self._limits)
+        if request_id in self._ids:
+            raise InvalidRequest("request_id", f"{request_id!r} is in flight on this stream")
+        self._ids.add(request_id)
+        return request_id
+
+    async def _score(
+        self, call: Call, request: reward_pb2.ScoreStreamRequest, size: int
+    ) -> reward_pb2.StreamedScores:
+        options = convert.options(request.options)
+        call.asks(request.model, options.priority)
+        if request.HasField("timeout"):
+            own = call.arrival + convert.timeout(request.timeout, "timeout")
+            call.deadline = own if call.deadline is None else min(own, call.deadline)
+        if call.late:
+            raise DeadlinePassed("the item's time was over when it was read")
+        item = await self._scoring.off_loop(size, convert.item, request.item, self._limits, "item")
+        scored = await self._scoring.score(call, request.model, [item], options, in_item)
+        return reward_pb2.StreamedScores(
+            item=convert.item_scores([item], scored)[0],
+            info=convert.scoring_info(scored),
+            timing=convert.timing(scored, call.elapsed()),
+        )

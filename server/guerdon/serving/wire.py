@@ -1,0 +1,165 @@
+"""gRPC handlers that take raw bytes, so that garbage is the caller's error and not ours.
+
+grpc answers a message that cannot be parsed with INTERNAL "Exception deserializing
+request". Here a method gets the bytes and calls `decode`, which raises
+`InvalidRequest` with the field where it can be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from guerdon.serving import status
+from guerdon.serving.errors import InvalidRequest
+
+M = TypeVar("M", bound=Message)
+Context = grpc.aio.ServicerContext[bytes, Message]
+Authorize = Callable[[Context], None]
+"""Raises `Unauthenticated` when the call may not go on."""
+
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+
+
+def decode(kind: type[M], data: bytes) -> M:
+    """Parse a message.
+
+    Raises:
+        InvalidRequest: the bytes are not such a message; names the field whose
+            text is not UTF-8.
+    """
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        pass
+    field = _find_bad_text(kind.DESCRIPTOR, data)
+    if field:
+        raise InvalidRequest(field, "is not valid UTF-8")
+    raise InvalidRequest("request", f"the bytes are not a {kind.DESCRIPTOR.full_name} message")
+
+
+def generic_handler(
+    service: ServiceDescriptor, implementation: object, authorize: Authorize | None = None
+) -> grpc.GenericRpcHandler:
+    """A handler for every method of a service.
+
+    `implementation` has a coroutine method of each RPC's name, taking the request's
+    bytes and the context; for a bidirectional RPC it takes the context alone, reads
+    bytes from it and writes messages to it.
+    """
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    for method in service.methods:
+        function = getattr(implementation, method.name)
+        if method.client_streaming:
+            handlers[method.name] = grpc.stream_stream_rpc_method_handler(
+                _guard_stream(function, authorize), None, _serialize
+            )
+        else:
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+                _guard_unary(function, authorize), None, _serialize
+            )
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _guard_unary(
+    function: Callable[[bytes, Context], Awaitable[Message]], authorize: Authorize | None
+) -> Any:
+    async def call(data: bytes, context: Context) -> Message:
+        try:
+            if authorize is not None:
+                authorize(context)
+            return await function(data, context)
+        except Exception as error:
+            await status.abort(context, status.describe(error))
+
+    return call
+
+
+def _guard_stream(
+    function: Callable[[Context], Awaitable[None]], authorize: Authorize | None
+) -> Any:
+    async def call(_requests: object, context: Context) -> None:
+        try:
+            if authorize is not None:
+                authorize(context)
+            await function(context)
+        except Exception as error:
+            await status.abort(context, status.describe(error))
+
+    return call
+
+
+def _find_bad_text(message: Any, data: bytes) -> str:
+    """Path of the first string field that is not UTF-8; empty if there is none to be found."""
+    counts: dict[str, int] = {}
+    try:
+        for number, chunk in _length_delimited(data):
+            field = message.fields_by_number.get(number)
+            if field is None:
+                continue
+            name: str = field.name
+            if field.is_repeated:
+                name = f"{name}[{counts.setdefault(name, 0)}]"
+                counts[field.name] += 1
+            if field.type == FieldDescriptor.TYPE_STRING and not _is_utf8(chunk):
+                return name
+            if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type is not None:
+                inner: str = _find_bad_text(field.message_type, chunk)
+                if inner:
+                    return f"{name}.{inner}"
+    except (IndexError, ValueError):
+        pass  # the bytes are not a message at all
+    return ""
+
+
+def _is_utf8(chunk: bytes) -> bool:
+    try:
+        chunk.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _length_delimited(data: bytes) -> list[tuple[int, bytes]]:
+    """Field numbers and contents of the length-delimited fields of a message."""
+    found: list[tuple[int, bytes]] = []
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == _VARINT:
+            _, at = _varint(data, at)
+        elif kind == _FIXED64:
+            at += 8
+        elif kind == _FIXED32:
+            at += 4
+        elif kind == _LENGTH:
+            size, at = _varint(data, at)
+            if at + size > len(data):
+                raise ValueError("a field goes past the end")
+            found.append((tag >> 3, data[at : at + size]))
+            at += size
+        else:
+            raise ValueError("groups are not used")
+    return found
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a varint is too long")
