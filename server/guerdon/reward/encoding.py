@@ -1,0 +1,391 @@
+"""Items to tokens: templates, special tokens, truncation, step markers.
+
+What is scored is what the model was trained on. A conversation is rendered with the chat
+template and tokenised with nothing added, as TRL's `RewardTrainer` does; docs/models.md
+has the rules for every form of prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding
+
+from guerdon.reward.checkpoint import Checkpoint
+from guerdon.reward.text_tokens import TextTokenizer, TokenizedText, common_length
+from guerdon.reward.types import (
+    EncodedItem,
+    FormattedText,
+    Message,
+    Response,
+    ScoreItem,
+    TokenArray,
+    Truncation,
+)
+from guerdon.serving.errors import CheckpointRefused, InvalidRequest
+
+_CONVERSATION = "prompt.conversation"
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """Prompt and one response as tokens."""
+
+    ids: TokenArray
+    prompt_end: Callable[[], int]
+    """The first token of the response; computed only where it matters."""
+    types: TokenArray | None = None
+    truncated: int = 0
+
+
+class Encoder:
+    """Makes tokens of items for one checkpoint. Threads may share it.
+
+    Args:
+        checkpoint: as it was inspected.
+
+    Raises:
+        CheckpointRefused: its tokenizer or template can't be used.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._tokenizer = tokenizer = checkpoint.tokenizer
+        self._text = TextTokenizer(tokenizer)
+        self._double_bos = checkpoint.manifest.double_bos
+        self._marker = checkpoint.manifest.step_marker
+        self._marker_id = checkpoint.step_marker_id
+        self._has_template = bool(checkpoint.chat_template_hash)
+        self._bos: int | None = tokenizer.bos_token_id
+        self._leading = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+        self.template_hash = checkpoint.chat_template_hash
+        """SHA-256 of the chat template; empty without one."""
+        self.max_tokens = checkpoint.max_tokens
+        """The longest sequence."""
+        self.vocab_size = int(checkpoint.config.get_text_config().vocab_size)
+        """Rows of the model's embedding: every id is less."""
+        self.takes_pairs = not self._has_template and self._separates_pairs()
+        """Whether prompt and response are a text pair (BERT and its kin)."""
+        self._uses_types = self._check_types(checkpoint)
+        if self._has_template:
+            self._check_template()
+
+    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+        """The tokens of one item.
+
+        Raises:
+            InvalidRequest: with the field's path below the item.
+        """
+        if not item.responses:
+            raise InvalidRequest("responses", "must have at least one")
+        field, sequences = self._sequences(item)
+        for place, sequence in enumerate(sequences):
+            self._check(field, place, sequence)
+            self._fit(place, sequence, truncation)
+        readout: tuple[npt.NDArray[np.int64], ...] = ()
+        if self._marker_id is not None:
+            readout = tuple(
+                self._markers(place, sequence, item.responses[place])
+                for place, sequence in enumerate(sequences)
+            )
+        shared = _common_prefix([sequence.ids for sequence in sequences])
+        types = [s.types for s in sequences if s.types is not None]
+        return EncodedItem(
+            prefix=sequences[0].ids[:shared],
+            suffixes=tuple(sequence.ids[shared:] for sequence in sequences),
+            truncated=tuple(sequence.truncated for sequence in sequences),
+            readout=readout,
+            token_types=tuple(types) if any(t.any() for t in types) else (),
+        )
+
+    # Forms of prompts
+
+    def _sequences(self, item: ScoreItem) -> tuple[str, list[_Sequence]]:
+        """The name of the prompt's form, and the sequences."""
+        prompt = item.prompt
+        if isinstance(prompt, np.ndarray):
+            return "prompt.token_ids", self._from_ids(prompt, item.responses)
+        responses = _texts(item.responses)
+        if isinstance(prompt, FormattedText):
+            _check_unicode("prompt.formatted_text", prompt.text)
+            return "prompt.formatted_text", self._from_formatted(prompt.text, responses)
+        if isinstance(prompt, str):
+            _check_unicode("prompt.text", prompt)
+            if self._has_template:
+                turns: tuple[Message, ...] = (Message("user", prompt),)
+                return "prompt.text", self._from_turns("prompt.text", turns, responses)
+            if self.takes_pairs:
+                return "prompt.text", self._from_pairs(prompt, responses)
+            return "prompt.text", self._from_plain(prompt, responses)
+        return _CONVERSATION, self._from_conversation(prompt, responses)
+
+    def _from_ids(self, prompt: TokenArray, responses: Sequence[Response]) -> list[_Sequence]:
+        start = self._checked_ids("prompt.token_ids", prompt)
+        end = len(start)
+        found = []
+        for place, response in enumerate(responses):
+            if isinstance(response, str):
+                raise InvalidRequest(
+                    f"responses[{place}].text", "must be token ids, because the prompt is"
+                )
+            rest = self._checked_ids(f"responses[{place}].token_ids", response)
+            found.append(_Sequence(np.concatenate([start, rest]), lambda: end))
+        return found
+
+    def _checked_ids(self, field: str, ids: TokenArray) -> TokenArray:
+        if ids.ndim != 1 or len(ids) == 0:
+            raise InvalidRequest(field, "must hold at least one id")
+        outside = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
+        if len(outside):
+            place = int(outside[0])
+            raise InvalidRequest(
+                f"{field}.ids[{place}]",
+                f"is {int(ids[place])}, but the model's vocabulary has {self.vocab_size} tokens",
+            )
+        return ids.astype(np.int32, copy=False)
+
+    def _from_formatted(self, prompt: str, responses: list[str]) -> list[_Sequence]:
+        texts = self._text.many([prompt + response for response in responses])
+        return [_Sequence(text.ids, partial(text.first_from, len(prompt))) for text in texts]
+
+    def _from_plain(self, prompt: str, responses: list[str]) -> list[_Sequence]:
+        texts = [self._text.one(prompt + response, special=True) for response in responses]
+        return [_Sequence(text.ids, partial(text.first_from, len(prompt))) for text in texts]
+
+    def _from_pairs(self, prompt: str, responses: list[str]) -> list[_Sequence]:
+        found = []
+        for pair in self._text.pairs(prompt, responses):
+            ids = np.asarray(pair.ids, dtype=np.int32)
+            types = np.asarray(pair.type_ids, dtype=np.int32) if self._uses_types else None
+            found.append(_Sequence(ids, partial(_first_text_end, pair), types))
+        return found
+
+    def _from_conversation(
+        self, turns: tuple[Message, ...], responses: list[str]
+    ) -> list[_Sequence]:
+        if not turns:
+            raise InvalidRequest(f"{_CONVERSATION}.messages", "must have at least one message")
+        for place, turn in enumerate(turns):
+            _check_unicode(f"{_CONVERSATION}.messages[{place}].role", turn.role)
+            _check_unicode(f"{_CONVERSATION}.messages[{place}].content", turn.content)
+        if self._has_template:
+            return self._from_turns(_CONVERSATION, turns, responses)
+        if self.takes_pairs and len(turns) == 1 and turns[0].role == "user":
+            return self._from_pairs(turns[0].content, responses)
+        raise InvalidRequest(
+            _CONVERSATION,
+            "must be a single user turn: the model has no chat template and reads one question "
+            "and one answer"
+            if self.takes_pairs
+            else "can't be rendered: the model has no chat template; send text or formatted_text",
+        )
+
+    def _from_turns(
+        self, field: str, turns: tuple[Message, ...], responses: list[str]
+    ) -> list[_Sequence]:
+        rendered = [self._render(field, turns, response) for response in responses]
+        found = []
+        for text, whole, response in zip(
+            self._text.many(rendered), rendered, responses, strict=True
+        ):
+            twice = self._double_bos and _leading(text.ids, {self._bos}) == 1
+            ids = np.concatenate([text.ids[:1], text.ids]) if twice else text.ids
+
+            end = partial(self._response_start, field, turns, response, whole, text)
+            found.append(_Sequence(ids, partial(_plus, end, int(twice))))
+        return found
+
+    # The chat template
+
+    def _render(self, field: str, turns: tuple[Message, ...], response: str) -> str:
+        conversation = [{"role": turn.role, "content": turn.content} for turn in turns]
+        conversation.append({"role": "assistant", "content": response})
+        try:
+            return str(self._tokenizer.apply_chat_template(conversation, tokenize=False))
+        except Exception as error:  # a template is a program: it raises what it likes
+            raise InvalidRequest(field, f"is refused by the chat template: {error}") from error
+
+    def _response_start(
+        self,
+        field: str,
+        turns: tuple[Message, ...],
+        response: str,
+        rendered: str,
+        tokens: TokenizedText,
+    ) -> int:
+        """The token at which the response begins in the rendered conversation.
+
+        It is where this rendering parts from that of another response. The generation prompt
+        would not do: templates may end it with more than precedes a given answer.
+        """
+        other = "b" if response.lstrip().startswith("a") else "a"
+        return tokens.first_from(common_length([rendered, self._render(field, turns, other)]))
+
+    def _check_template(self) -> None:
+        """The template compiles, and shows the response."""
+        turns = (Message("user", "a"),)
+        try:
+            rendered = [self._render(_CONVERSATION, turns, text) for text in ("b", "c")]
+        except InvalidRequest as error:
+            if type(error.__cause__).__name__ == "TemplateSyntaxError":
+                raise CheckpointRefused(f"the chat template is broken: {error.reason}") from error
+            return  # it may want a system turn, for example: requests will show
+        if rendered[0] == rendered[1]:
+            raise CheckpointRefused("the chat template leaves the assistant's last turn out")
+        ids = self._text.one(rendered[0]).ids
+        if not self._double_bos and self._bos is not None and _leading(ids, {self._bos}) > 1:
+            raise CheckpointRefused(
+                "the chat template begins with two BOS tokens: set double_bos in guerdon.json if "
+                "the model was trained so"
+            )
+
+    # Text pairs
+
+    def _separates_pairs(self) -> bool:
+        separator = self._tokenizer.sep_token_id
+        if separator is None:
+            return False
+        (pair,) = self._text.pairs("a", ["b"])
+        order = pair.sequence_ids
+        between = pair.ids[order.index(0) + 1 : order.index(1)] if {0, 1} <= set(order) else []
+        return separator in between
+
+    def _check_types(self, checkpoint: Checkpoint) -> bool:
+        """Whether the model wants `token_type_ids` of a pair."""
+        kinds = getattr(checkpoint.config, "type_vocab_size", None) or 0
+        if not kinds or "token_type_ids" not in self._tokenizer.model_input_names:
+            return False
+        (pair,) = self._text.pairs("a", ["b"])
+        if self.takes_pairs and max(pair.type_ids) >= kinds:
+            raise CheckpointRefused(
+                f"the tokenizer gives token types up to {max(pair.type_ids)}, but the model knows "
+                f"{kinds} (type_vocab_size): it is not the tokenizer it was trained with"
+            )
+        return True
+
+    # Checks of a sequence
+
+    def _check(self, field: str, place: int, sequence: _Sequence) -> None:
+        ids = sequence.ids
+        if len(ids) == 0:
+            raise InvalidRequest(f"responses[{place}]", "makes no token at all with its prompt")
+        if int(ids.max()) >= self.vocab_size:
+            raise InvalidRequest(
+                f"responses[{place}]",
+                f"or its prompt holds the token {self._name(int(ids.max()))}, for which the model "
+                "has no embedding",
+            )
+        allowed = 2 if self._double_bos else 1
+        if self._bos is not None and _leading(ids, {self._bos}) > allowed:
+            raise InvalidRequest(
+                field,
+                f"begins with more than {allowed} BOS token{'s' if allowed > 1 else ''} "
+                f"({self._name(self._bos)}), which the model was not trained on",
+            )
+
+    def _name(self, token: int) -> str:
+        return repr(self._tokenizer.convert_ids_to_tokens(token))
+
+    def _fit(self, place: int, sequence: _Sequence, truncation: Truncation) -> None:
+        """Drop tokens from the prompt's left where that is allowed and enough."""
+        length = len(sequence.ids)
+        excess = length - self.max_tokens
+        if excess <= 0:
+            return
+        field = f"responses[{place}]"
+        if truncation is Truncation.REJECT:
+            raise InvalidRequest(
+                field,
+                f"is too long: with its prompt it has {length} tokens, and the model takes "
+                f"{self.max_tokens}",
+            )
+        end = sequence.prompt_end()
+        keep = min(_leading(sequence.ids, self._leading), end)
+        if excess > end - keep:
+            raise InvalidRequest(
+                field,
+                f"is too long even without its prompt: {length - (end - keep)} tokens, and the "
+                f"model takes {self.max_tokens}",
+            )
+        sequence.ids = np.delete(sequence.ids, slice(keep, keep + excess))
+        if sequence.types is not None:
+            sequence.types = np.delete(sequence.types, slice(keep, keep + excess))
+        sequence.truncated = excess
+        sequence.prompt_end = lambda: end - excess
+
+    def _markers(
+        self, place: int, sequence: _Sequence, response: Response
+    ) -> npt.NDArray[np.int64]:
+        """Where the step markers of the response are."""
+        end = sequence.prompt_end()
+        found = np.flatnonzero(sequence.ids[end:] == self._marker_id) + end
+        field = f"responses[{place}]"
+        if isinstance(response, str):
+            written = response.count(self._marker)
+            if written and written != len(found):
+                raise InvalidRequest(
+                    f"{field}.text",
+                    f"has {written} step markers {self._marker!r}, but {len(found)} of them are "
+                    "tokens of their own: set them apart",
+                )
+        if len(found) == 0:
+            raise InvalidRequest(
+                field, f"has no step marker {self._marker!r}: there is no step to score"
+            )
+        return found.astype(np.int64, copy=False)
+
+
+def _texts(responses: Sequence[Response]) -> list[str]:
+    found = []
+    for place, response in enumerate(responses):
+        if not isinstance(response, str):
+            raise InvalidRequest(
+                f"responses[{place}].token_ids", "is allowed only after a prompt of token ids"
+            )
+        _check_unicode(f"responses[{place}].text", response)
+        found.append(response)
+    return found
+
+
+def _check_unicode(field: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            field, f"is not valid Unicode: half a surrogate pair at character {error.start}"
+        ) from None
+
+
+def _plus(count: Callable[[], int], more: int) -> int:
+    return count() + more
+
+
+def _first_text_end(pair: Encoding) -> int:
+    """The token after the last one of the first text."""
+    own = [place for place, which in enumerate(pair.sequence_ids) if which == 0]
+    return own[-1] + 1 if own else 0
+
+
+def _leading(ids: TokenArray, tokens: Collection[int | None]) -> int:
+    """How many of the first three tokens, from the start on, are among these."""
+    count = 0
+    for token in ids[:3].tolist():
+        if token not in tokens:
+            break
+        count += 1
+    return count
+
+
+def _common_prefix(sequences: Sequence[TokenArray]) -> int:
+    """Tokens that all sequences begin with, short of the shortest one's last; 0 for one alone."""
+    if len(sequences) == 1:
+        return 0
+    first, shared = sequences[0], min(len(ids) for ids in sequences) - 1
+    for ids in sequences[1:]:
+        parted = np.flatnonzero(ids[:shared] != first[:shared])
+        if len(parted):
+            shared = int(parted[0])
+    return shared

@@ -1,0 +1,185 @@
+"""Texts to tokens, exactly as the tokenizer does it, with shared beginnings done once.
+
+Tokenizers split a text at their added special tokens before anything else, so a text cut
+in front of such a token has the same tokens as its two parts. Answers to one question
+share the text up to there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from guerdon.reward.types import TokenArray
+from guerdon.serving.errors import CheckpointRefused
+
+_PROBES = (
+    "What is 12 + 30?  It's 42.\n\n",
+    " leading, and trailing ",
+    "Ünïcödé 東京 🙂 e\u0301\t",
+    "\n",
+    "",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """The tokens of a text, and where in the text each comes from."""
+
+    ids: TokenArray
+    parts: tuple[tuple[Encoding, int], ...]
+    """Encodings of the text's pieces, and the character at which each piece begins."""
+
+    def first_from(self, character: int) -> int:
+        """The first token that covers anything from this character on; their number if none.
+
+        A token that reaches over the character counts, so nothing after it is lost.
+        """
+        place = 0
+        for encoding, start in self.parts:
+            for _, end in encoding.offsets:
+                if end + start > character and end > 0:
+                    return place
+                place += 1
+        return place
+
+
+class TextTokenizer:
+    """A tokenizer's rules without its state, so that threads can share it.
+
+    Calls of a `transformers` tokenizer set truncation and padding on one shared object;
+    this owns a copy that has neither.
+
+    Raises:
+        CheckpointRefused: the tokenizer has no such rules, or does more than they say.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise CheckpointRefused(
+                f"the tokenizer {type(tokenizer).__name__} has no fast form: save it with a "
+                "tokenizer.json"
+            )
+        # Trimmed offsets leave out white space; we ask which token holds which character.
+        rules = backend.to_str().replace('"trim_offsets":true', '"trim_offsets":false')
+        self._backend = Tokenizer.from_str(rules)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
+        self._added, self._cuts = _added_tokens(self._backend)
+        self._verify(tokenizer)
+        self._split = not self._backend.encode_special_tokens and self._split_is_exact()
+        self._join_pairs = self._pairs_join_exactly()
+
+    def one(self, text: str, *, special: bool = False) -> TokenizedText:
+        """The tokens of one text.
+
+        Args:
+            text: valid Unicode.
+            special: add what the tokenizer adds around a single text.
+        """
+        encoding = self._backend.encode(text, add_special_tokens=special)
+        return TokenizedText(np.asarray(encoding.ids, dtype=np.int32), ((encoding, 0),))
+
+    def many(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """The tokens of texts that may begin alike, with nothing added."""
+        cut = self._cut(texts) if self._split and len(texts) > 1 else 0
+        if cut == 0:
+            return [self.one(text) for text in texts]
+        head = self.one(texts[0][:cut])
+        found = []
+        for text in texts:
+            tail = self._backend.encode(text[cut:], add_special_tokens=False)
+            ids = np.concatenate([head.ids, np.asarray(tail.ids, dtype=np.int32)])
+            found.append(TokenizedText(ids, (*head.parts, (tail, cut))))
+        return found
+
+    def pairs(self, first: str, seconds: Sequence[str]) -> list[Encoding]:
+        """`tokenizer(first, second)` for each second text."""
+        if not self._join_pairs:
+            return [self._backend.encode(first, second) for second in seconds]
+        head = self._backend.encode(first, add_special_tokens=False)
+        return [
+            self._backend.post_process(head, self._backend.encode(text, add_special_tokens=False))
+            for text in seconds
+        ]
+
+    def _cut(self, texts: Sequence[str]) -> int:
+        """Where to cut all texts: in front of the last added token that they share, or 0."""
+        common = common_length(texts)
+        starts: set[int] | None = None
+        for text in texts:
+            found = set()
+            for match in self._added.finditer(text):
+                if match.start() >= common:
+                    break
+                if match.group() in self._cuts:
+                    found.add(match.start())
+            starts = found if starts is None else starts & found
+        return max(starts, default=0) if starts else 0
+
+    def _verify(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """The copy gives what the tokenizer itself gives."""
+        some = sorted(self._cuts)[:4]
+        probes = [*_PROBES, *(f"a {token} b{token}\n{token}c" for token in some)]
+        for text in probes:
+            for special in (False, True):
+                plain = tokenizer(text, add_special_tokens=special)["input_ids"]
+                if self.one(text, special=special).ids.tolist() != list(plain):
+                    raise CheckpointRefused(
+                        f"the tokenizer {type(tokenizer).__name__} does not do what its "
+                        f"tokenizer.json says (on {text!r}): save it again with this version of "
+                        "transformers"
+                    )
+
+    def _split_is_exact(self) -> bool:
+        """Cutting in front of an added token changes nothing, on the probes."""
+        for token in sorted(self._cuts)[:8]:
+            for before, after in itertools.product(_PROBES, _PROBES):
+                parts = [self.one(before).ids, self.one(f"{token}{after}").ids]
+                whole = self.one(f"{before}{token}{after}").ids
+                if not np.array_equal(np.concatenate(parts), whole):
+                    return False
+        return bool(self._cuts)
+
+    def _pairs_join_exactly(self) -> bool:
+        self._join_pairs = True
+        for first in _PROBES:
+            for joined, second in zip(self.pairs(first, _PROBES), _PROBES, strict=True):
+                whole = self._backend.encode(first, second)
+                if (joined.ids, joined.type_ids) != (whole.ids, whole.type_ids):
+                    return False
+        return True
+
+
+def _added_tokens(backend: Tokenizer) -> tuple[re.Pattern[str], frozenset[str]]:
+    """A pattern of the tokens found in the raw text, and those of them to cut in front of.
+
+    The library looks for the leftmost, then the longest of them. One that eats the white
+    space before it, or must stand alone, is matched but not cut at.
+    """
+    added = [token for token in backend.get_added_tokens_decoder().values() if not token.normalized]
+    texts = sorted((token.content for token in added), key=len, reverse=True)
+    pattern = "|".join(re.escape(text) for text in texts) or r"(?!)"
+    cuts = (t.content for t in added if not t.lstrip and not t.single_word and t.content)
+    return re.compile(pattern), frozenset(cuts)
+
+
+def common_length(texts: Sequence[str]) -> int:
+    """Characters that all texts begin with."""
+    least, most = min(texts), max(texts)
+    low, high = 0, min(len(least), len(most))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if least[low:middle] == most[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
