@@ -1,0 +1,130 @@
+"""What happens beside the training steps: metrics, the progress bar, evaluations."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from guerdon.trainer.errors import DivergedError
+
+_KEYS = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "mean_reward": "mean_reward",
+    "min_reward": "min_reward",
+    "max_reward": "max_reward",
+    "grad_norm": "grad_norm",
+    "learning_rate": "lr",
+    "num_tokens": "tokens",
+    "epoch": "epoch",
+}
+"""Our names (documented in docs/training.md) for what TRL logs."""
+
+
+class MetricsLog(TrainerCallback):  # type: ignore[misc]
+    """Appends a line to metrics.jsonl for every logged step.
+
+    Args:
+        path: the file.
+        rows: what an earlier part of the run logged, for the plots.
+    """
+
+    def __init__(self, path: Path, rows: list[dict[str, Any]]) -> None:
+        self.rows = list(rows)
+        self._path = path
+        self._before = rows[-1]["seconds"] if rows else 0.0
+        self._begun = time.monotonic()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Writes one line, with the seconds of training so far.
+
+        Raises:
+            DivergedError: a number in it is not finite.
+        """
+        row = {**row, "seconds": round(self._before + time.monotonic() - self._begun, 2)}
+        for key, value in row.items():
+            if not math.isfinite(value):
+                raise DivergedError(f"{key} is {value} at step {row['step']}: try a smaller --lr")
+        self.rows.append(row)
+        with self._path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Called by the trainer; its closing line of totals is left out."""
+        if logs and "loss" in logs:
+            self.add(
+                {"step": state.global_step}
+                | {ours: float(logs[name]) for name, ours in _KEYS.items() if name in logs}
+            )
+
+
+class ProgressBar(TrainerCallback):  # type: ignore[misc]
+    """A bar on a terminal; a line for each logged step elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = ""
+        self._bar: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Shows the bar."""
+        if not self._console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[last]}"), console=self._console,
+        )  # fmt: skip
+        self._bar.start()
+        self._bar.add_task("", total=state.max_steps, completed=state.global_step, last="")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Moves it."""
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=state.global_step, last=self._last)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Says how it goes."""
+        if not logs or "loss" not in logs:
+            return
+        self._last = f"loss {float(logs['loss']):.3f}, accuracy {logs.get('accuracy', 0.0):.2f}"
+        if not self._bar:
+            line = f"step {state.global_step}/{state.max_steps}: {self._last}"
+            self._console.print(line, highlight=False)
+
+    def stop(self) -> None:
+        """Takes the bar away, also after an error."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+
+class Evaluations(TrainerCallback):  # type: ignore[misc]
+    """Evaluates every so many steps and logs it.
+
+    Args:
+        every: steps; 0 for never.
+        measure: gives the numbers to log.
+    """
+
+    def __init__(
+        self, every: int, measure: Callable[[], dict[str, float]], log: MetricsLog
+    ) -> None:
+        self._every, self._measure, self._log = every, measure, log
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer."""
+        if self._every and state.global_step % self._every == 0:
+            self._log.add({"step": state.global_step} | self._measure())

@@ -1,0 +1,23 @@
+"""What can go wrong in training, each said in one plain sentence."""
+
+from __future__ import annotations
+
+
+class TrainingError(Exception):
+    """Training can't start or can't go on. The text is for the person at the terminal."""
+
+
+class SettingsError(TrainingError):
+    """A setting is unknown or has a value that can't be."""
+
+
+class DataError(TrainingError):
+    """The preference data is missing, malformed, or empty after what was left out."""
+
+
+class OutputError(TrainingError):
+    """The output folder can't be used as asked."""
+
+
+class DivergedError(TrainingError):
+    """The loss or a score is not a finite number; nothing servable was saved."""

@@ -1,0 +1,394 @@
+"""Train a reward model on preference pairs: the recipe, top to bottom.
+
+Bradley-Terry: the chosen answer is preferred with probability σ(r₊ - r₋), and the loss is
+the negative log-likelihood of that (Ouyang et al. 2022, arXiv:2203.02155, eq. 1).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from rich.console import Console
+from transformers import PrinterCallback, set_seed
+from transformers.utils import logging as transformers_logging
+from trl import RewardConfig
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from guerdon.models import Manifest, ModelNotFound, resolve_model, template_hash
+from guerdon.trainer import measures, sharing
+from guerdon.trainer.callbacks import Evaluations, MetricsLog, ProgressBar
+from guerdon.trainer.errors import DivergedError, TrainingError
+from guerdon.trainer.measures import Floats
+from guerdon.trainer.modelling import load_base, max_positions, merged, prepare
+from guerdon.trainer.pair_trainer import PairTrainer, shared_collator
+from guerdon.trainer.preferences import Preferences, load_pairs, shared_prompts
+from guerdon.trainer.run_folder import CHECKPOINTS, METRICS, PLOTS, RunFolder
+from guerdon.trainer.scoring import PairScores, score_pairs
+from guerdon.trainer.settings import RewardSettings
+from guerdon.trainer.tokens import TokenPairs, choose_pad_token, load_tokenizer, tokenize_pairs
+
+
+@dataclass
+class Inputs:
+    """What a run starts from, checked."""
+
+    settings: RewardSettings
+    base: Path
+    tokenizer: Any
+    grow: bool
+    """Whether a pad token was added to the vocabulary."""
+    train_data: Preferences
+    eval_data: Preferences
+    train: TokenPairs
+    eval: TokenPairs
+
+    def counts(self) -> dict[str, Any]:
+        """How many pairs there are, and all that was left out or looks odd."""
+
+        def one(data: Preferences, tokens: TokenPairs) -> dict[str, Any]:
+            return {
+                "source": data.source, "sha256": data.sha256, "pairs": len(tokens.pairs),
+                "bad_rows": len(data.bad), "too_long": tokens.too_long,
+                "same_tokens": tokens.same, "duplicates": data.duplicates,
+                "contradictions": data.contradictions, "longest_tokens": tokens.longest,
+            }  # fmt: skip
+
+        shared = shared_prompts(self.train_data, self.eval_data)
+        return {
+            "train": one(self.train_data, self.train),
+            "eval": one(self.eval_data, self.eval) | {"prompts_in_train": shared},
+        }
+
+
+@dataclass
+class Phases:
+    """Seconds by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a phase."""
+        begun = time.monotonic()
+        yield
+        spent = time.monotonic() - begun
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
+
+
+def read_inputs(settings: RewardSettings) -> Inputs:
+    """Load and check the data and the tokenizer: everything that can be wrong before training.
+
+    Raises:
+        TrainingError: something is; says what.
+    """
+    try:
+        base = resolve_model(settings.base)
+    except ModelNotFound as error:
+        raise TrainingError(str(error)) from error
+    tokenizer = load_tokenizer(base, settings.chat_template)
+    train_data = load_pairs(
+        settings.train, split=settings.train_split, limit=settings.limit, bad_rows=settings.bad_rows
+    )
+    eval_data = load_pairs(
+        settings.eval, split=settings.eval_split, limit=settings.eval_limit,
+        bad_rows=settings.bad_rows,
+    )  # fmt: skip
+    train = tokenize_pairs(
+        tokenizer, train_data, max_length=settings.max_length, too_long=settings.too_long
+    )
+    # Held-out pairs are all scored, as far as the model goes: leaving the long ones out
+    # would flatter it.
+    longest = _positions(base) or 1 << 30
+    held_out = tokenize_pairs(tokenizer, eval_data, max_length=longest, too_long=settings.too_long)
+    sequences = (ids for t in (train, held_out) for p in t.pairs for ids in (p.chosen, p.rejected))
+    grow = choose_pad_token(tokenizer, sequences)
+    return Inputs(settings, base, tokenizer, grow, train_data, eval_data, train, held_out)
+
+
+def _positions(base: Path) -> int | None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"can't read the config of {base}: {error}") from error
+    value = getattr(config, "max_position_embeddings", None)
+    return int(value) if value else None
+
+
+def train_reward(inputs: Inputs, folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Train, measure, save; the summary that is also written to summary.json.
+
+    Raises:
+        DivergedError: a loss or score is not finite; nothing servable was saved.
+        TrainingError: the model can't be loaded.
+    """
+    settings, phases = inputs.settings, Phases()
+    with phases("load"), _quiet():
+        set_seed(settings.seed)  # the new head is random
+        model = load_base(inputs.base, inputs.tokenizer, grow=inputs.grow)
+        share = _decide_sharing(settings, model, inputs)
+        model = prepare(model, settings)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+    measure = _Measure(inputs, share)
+
+    before: dict[str, Any] | None = None
+    if settings.eval_before:
+        with phases("evaluate before"):
+            before = measure.headline(measure.scores(model, inputs.eval))
+            console.print(f"before training: accuracy {before['accuracy']:.3f}", highlight=False)
+
+    with phases("train"), _quiet():
+        log, steps = _train(model, inputs, folder, console, share, measure)
+
+    with phases("evaluate after"):
+        model = merged(model)
+        _to_saved_dtype(model, settings.save_dtype)
+        scores = measure.scores(model, inputs.eval)
+        after = measure.everything(scores)
+    with phases("statistics"):
+        statistics = _statistics(inputs, measure, model)
+
+    summary = {
+        "accuracy_before": before and before["accuracy"],
+        **after,
+        "data": inputs.counts(),
+        "training_set_scores": statistics,
+        "steps": steps,
+        "shared_prompts": share,
+        "seed": settings.seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "versions": _versions(),
+        "seconds": phases.seconds,
+    }
+    if settings.plots:
+        with phases("plots"):
+            _draw(folder, log, scores, inputs)
+    with phases("save"), _quiet():
+        manifest = _manifest(inputs, model, summary)
+        summary["seconds"] = dict(phases.seconds)
+        folder.publish(_in_dtype(model, settings.save_dtype), inputs.tokenizer, manifest, summary)
+    if not settings.keep_checkpoints:
+        folder.remove_checkpoints()
+    return summary
+
+
+def _decide_sharing(settings: RewardSettings, model: Any, inputs: Inputs) -> bool:
+    """Whether pairs are computed in one row each; never without a probe that agreed."""
+    wanted, alone = settings.share_prompts, int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if wanted == "off" or (wanted == "auto" and not alone):
+        return False
+    probes = inputs.train.pairs[:2] + inputs.eval.pairs[:1]
+    holds = alone and sharing.may_share(model)
+    if holds and sharing.agrees(model, probes, inputs.tokenizer.pad_token_id):
+        return True
+    if wanted == "on":
+        raise TrainingError(
+            "share_prompts is on, but this model's scores differ when prompts are shared, or "
+            "several processes train it"
+        )
+    return False
+
+
+def _train(
+    model: Any,
+    inputs: Inputs,
+    folder: RunFolder,
+    console: Console,
+    share: bool,
+    measure: _Measure,
+) -> tuple[MetricsLog, int]:
+    """The training itself; the metrics and the number of steps."""
+    settings = inputs.settings
+    checkpoint = folder.last_checkpoint()
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    log = MetricsLog(folder.path / METRICS, folder.metrics_until(done))
+    if checkpoint:
+        console.print(f"resuming at step {done}", highlight=False)
+    bar = ProgressBar(console)
+    pad_id = inputs.tokenizer.pad_token_id
+    pairs = inputs.train.pairs
+    columns = {"chosen_ids": [p.chosen for p in pairs], "rejected_ids": [p.rejected for p in pairs]}
+    trainer = PairTrainer(
+        share=share,
+        compute_dtype=settings.dtype,
+        lengths=[len(p.chosen) + len(p.rejected) - (p.shared if share else 0) for p in pairs],
+        model=model,
+        args=_arguments(settings, folder),
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=inputs.tokenizer,
+        data_collator=shared_collator(pad_id) if share else DataCollatorForPreference(pad_id),
+        callbacks=[
+            log, bar, Evaluations(settings.eval_every, lambda: measure.logged(trainer.model), log),
+        ],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # there is a bar, or a line, already
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        bar.stop()
+    return log, trainer.state.global_step
+
+
+def _arguments(settings: RewardSettings, folder: RunFolder) -> RewardConfig:
+    return RewardConfig(
+        output_dir=str(folder.path / CHECKPOINTS),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        center_rewards_coefficient=settings.center or None,
+        max_length=None,  # the pairs were filtered, and counted, before
+        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=False,  # `PairTrainer` casts itself, and keeps the head in float32
+        seed=settings.seed,
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if settings.checkpoint_every else "no",
+        save_steps=settings.checkpoint_every or 1,
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+class _Measure:
+    """Scores pairs with the run's settings, and says what the scores mean."""
+
+    def __init__(self, inputs: Inputs, share: bool) -> None:
+        self._inputs, self._share = inputs, share
+
+    def scores(self, model: Any, tokens: TokenPairs) -> PairScores:
+        return score_pairs(
+            model, tokens.pairs, pad_id=self._inputs.tokenizer.pad_token_id,
+            share=self._share, dtype=self._inputs.settings.dtype,
+        )  # fmt: skip
+
+    @staticmethod
+    def headline(scores: PairScores) -> dict[str, float]:
+        return {"accuracy": measures.accuracy(scores.delta).value}
+
+    def logged(self, model: Any) -> dict[str, float]:
+        """The numbers of an evaluation in the middle."""
+        delta = self.scores(model, self._inputs.eval).delta
+        loss = measures.calibration(delta).log_loss
+        return {"eval_accuracy": measures.accuracy(delta).value, "eval_loss": loss}
+
+    def everything(self, scores: PairScores) -> dict[str, Any]:
+        """All that summary.json says of the held-out pairs."""
+        chosen, rejected = answer_tokens(self._inputs.eval)
+        held_out = measures.accuracy(scores.delta)
+        return {
+            "accuracy": held_out.value,
+            "accuracy_low": held_out.low,
+            "accuracy_high": held_out.high,
+            "above_chance": held_out.low > 0.5,
+            "ties": int((scores.delta == 0).sum()),
+            "mean_margin": float(scores.delta.mean()),
+            "calibration": asdict(measures.calibration(scores.delta)),
+            "length_bias": asdict(
+                measures.length_bias(scores.chosen, scores.rejected, chosen, rejected)
+            ),
+        }
+
+
+def answer_tokens(tokens: TokenPairs) -> tuple[Floats, Floats]:
+    """Lengths of the chosen and of the rejected answers."""
+    return (
+        np.array([p.chosen_answer for p in tokens.pairs], dtype=np.float64),
+        np.array([p.rejected_answer for p in tokens.pairs], dtype=np.float64),
+    )
+
+
+def _statistics(inputs: Inputs, measure: _Measure, model: Any) -> dict[str, float]:
+    """Mean and standard deviation of raw scores over the training set, or a sample of it."""
+    pairs, most = inputs.train.pairs, inputs.settings.stats_pairs
+    if len(pairs) > most:
+        random = np.random.default_rng(inputs.settings.seed)
+        places = np.sort(random.choice(len(pairs), most, replace=False))
+        pairs = [pairs[i] for i in places]
+    scores = measure.scores(model, TokenPairs(pairs, 0, 0, 0)).all
+    std = float(scores.std())
+    if not std > 0:
+        raise DivergedError("all training answers have the same score: the model learned nothing")
+    return {"mean": float(scores.mean()), "std": std, "responses": len(scores)}
+
+
+def _to_saved_dtype(model: Any, dtype: str) -> None:
+    """Round the weights to what will be saved, so that the saved model is what is measured."""
+    if dtype == "bfloat16":
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.to(torch.bfloat16))
+
+
+def _in_dtype(model: Any, dtype: str) -> Any:
+    return model.to(torch.bfloat16) if dtype == "bfloat16" else model
+
+
+def _draw(folder: RunFolder, log: MetricsLog, scores: PairScores, inputs: Inputs) -> None:
+    from guerdon.trainer.plots import draw_all
+
+    chosen, rejected = answer_tokens(inputs.eval)
+    draw_all(
+        folder.path / PLOTS, rows=log.rows, scores=scores, chosen_tokens=chosen,
+        rejected_tokens=rejected, calibration=measures.calibration(scores.delta),
+    )  # fmt: skip
+
+
+def _manifest(inputs: Inputs, model: Any, summary: dict[str, Any]) -> Manifest:
+    settings, statistics = inputs.settings, summary["training_set_scores"]
+    longest = max(settings.max_length, inputs.eval.longest)
+    positions = max_positions(model)
+    notes = asdict(settings) | {"lr": settings.learning_rate}
+    return Manifest(
+        kind="sequence",
+        mean=statistics["mean"],
+        std=statistics["std"],
+        template_hash=template_hash(inputs.tokenizer.chat_template),
+        base_model=settings.base,
+        train_data=inputs.train_data.described,
+        max_tokens=min(longest, positions) if positions else longest,
+        training={
+            "settings": {k: v for k, v in notes.items() if k not in ("output", "base", "train")},
+            "pairs": len(inputs.train.pairs),
+            "steps": summary["steps"],
+            "held_out_pairs": len(inputs.eval.pairs),
+            "held_out_accuracy": summary["accuracy"],
+            "statistics_over_responses": statistics["responses"],
+            "seed": settings.seed,
+            "versions": summary["versions"],
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("guerdon", "torch", "transformers", "trl", "peft")}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of transformers: this program has its own."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,161 @@
+"""The folder of a run: what may be there before, and the model that appears in the end.
+
+    config.toml    the settings, resolved
+    metrics.jsonl  a line for each logged step
+    checkpoints/   for --resume; removed when the run ends well
+    summary.json   what was measured
+    plots/         the same as pictures
+    guerdon.json, config.json, tokenizer…, model.safetensors   the model
+
+The model's files are written aside and moved in one by one, the weights last: a folder
+without weights can't be served, so no half model ever can.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from guerdon.models import MANIFEST_NAME
+from guerdon.trainer.errors import OutputError
+from guerdon.trainer.settings import RewardSettings
+
+SETTINGS = "config.toml"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+CHECKPOINTS = "checkpoints"
+PLOTS = "plots"
+_PART = ".model.part"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+class RunFolder:
+    """A run's folder, open for writing.
+
+    Args:
+        settings: of the run that is about to start.
+        resume: go on with what is there.
+        overwrite: remove what is there, when it is a run of ours.
+
+    Raises:
+        OutputError: something is there and neither was asked, or it can't be used so.
+    """
+
+    def __init__(self, settings: RewardSettings, *, resume: bool, overwrite: bool) -> None:
+        self.path = Path(settings.output)
+        if resume and overwrite:
+            raise OutputError("--resume and --overwrite exclude each other")
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if overwrite:
+                self._clear()
+            elif resume:
+                self._check_same(settings)
+            else:
+                raise OutputError(
+                    f"{self.path} is not empty: --resume goes on with it, --overwrite begins anew"
+                )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path / SETTINGS, settings.to_toml())
+        except OSError as error:
+            raise OutputError(f"can't write to {self.path}: {error}") from error
+
+    @property
+    def finished(self) -> bool:
+        """Whether a whole model is there."""
+        weights = any((self.path / name).exists() for name in _WEIGHTS)
+        return weights and (self.path / MANIFEST_NAME).exists()
+
+    def _clear(self) -> None:
+        if not (self.path / SETTINGS).exists():
+            raise OutputError(
+                f"{self.path} is not a run of ours ({SETTINGS} is missing): left alone"
+            )
+        for name in _WEIGHTS:  # first what makes it servable
+            (self.path / name).unlink(missing_ok=True)
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def _check_same(self, settings: RewardSettings) -> None:
+        try:
+            before = tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OutputError(f"nothing to resume in {self.path}: {error}") from error
+        now = tomllib.loads(settings.to_toml())
+        for key in sorted(before.keys() | now.keys() - {"output"}):
+            if key != "output" and before.get(key) != now.get(key):
+                raise OutputError(
+                    f"{self.path} was begun with {key} = {before.get(key)!r}, not "
+                    f"{now.get(key)!r}: resume with the same settings"
+                )
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint, or None."""
+        found = []
+        for folder in (self.path / CHECKPOINTS).glob("checkpoint-*"):
+            # trainer_state.json is the last file that transformers writes into one.
+            if (folder / "trainer_state.json").exists():
+                found.append((int(folder.name.rpartition("-")[2]), folder))
+        return max(found)[1] if found else None
+
+    def metrics_until(self, step: int) -> list[dict[str, Any]]:
+        """The metrics of an earlier part of the run; what came after `step` is forgotten."""
+        path = self.path / METRICS
+        if not path.exists():
+            return []
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break  # the run was killed while it wrote this line
+            if row["step"] <= step:
+                kept.append(row)
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
+        write_whole(path, text)
+        return kept
+
+    def publish(self, model: Any, tokenizer: Any, manifest: Any, summary: dict[str, Any]) -> None:
+        """Put the model and the summary into the folder; the weights appear last."""
+        part = self.path / _PART
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        model.save_pretrained(part, safe_serialization=True)
+        tokenizer.save_pretrained(part)
+        manifest.write(part)
+        write_whole(part / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        last = {name: i for i, name in enumerate(_WEIGHTS)}
+        for file in part.iterdir():
+            _sync(file)
+        for file in sorted(part.iterdir(), key=lambda f: (last.get(f.name, -1), f.name)):
+            file.replace(self.path / file.name)
+        _sync(self.path)
+        part.rmdir()
+
+    def remove_checkpoints(self) -> None:
+        """What is no longer needed once the model is there."""
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,141 @@
+"""Scores of pairs by a model in training, in batches of like lengths."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from guerdon.trainer import sharing
+from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.measures import Floats
+from guerdon.trainer.tokens import TokenPair
+
+
+@dataclass(frozen=True, slots=True)
+class PairScores:
+    """Raw scores, in the order of the pairs."""
+
+    chosen: Floats
+    rejected: Floats
+
+    @property
+    def delta(self) -> Floats:
+        """Chosen less rejected."""
+        return self.chosen - self.rejected
+
+    @property
+    def all(self) -> Floats:
+        """Both, one after the other."""
+        return np.concatenate([self.chosen, self.rejected])
+
+
+def score_pairs(
+    model: Any,
+    pairs: Sequence[TokenPair],
+    *,
+    pad_id: int,
+    share: bool,
+    dtype: str,
+    batch_tokens: int = 4096,
+    progress: Callable[[int], None] = lambda done: None,
+) -> PairScores:
+    """Score both answers of every pair.
+
+    Args:
+        pad_id: a token that ends no sequence.
+        share: compute what both answers share once.
+        dtype: of the computation, `bfloat16` or `float32`.
+        batch_tokens: tokens in a batch, padding counted; one pair may be longer.
+        progress: told how many pairs are done.
+
+    Raises:
+        DivergedError: a score is not a finite number.
+    """
+    chosen, rejected = np.empty(len(pairs)), np.empty(len(pairs))
+    was_training = model.training
+    model.eval()
+    done = 0
+    with torch.inference_mode(), autocast(model, dtype):
+        for places in _batches(pairs, batch_tokens):
+            batch = [pairs[i] for i in places]
+            scores = (_shared if share else _plain)(model, batch, pad_id)
+            chosen[places], rejected[places] = np.split(scores, 2)
+            done += len(places)
+            progress(done)
+    model.train(was_training)
+    if not (np.isfinite(chosen).all() and np.isfinite(rejected).all()):
+        raise DivergedError("the model gives scores that are not finite numbers")
+    return PairScores(chosen, rejected)
+
+
+@contextlib.contextmanager
+def autocast(model: Any, dtype: str) -> Iterator[None]:
+    """Computation in bfloat16 over weights in float32, or all in float32."""
+    kind = next(model.parameters()).device.type
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+        yield
+
+
+def _batches(pairs: Sequence[TokenPair], batch_tokens: int) -> Iterator[list[int]]:
+    """Places of pairs, longest first, so that memory runs out at once or never."""
+
+    def size(i: int) -> int:
+        return len(pairs[i].chosen) + len(pairs[i].rejected)
+
+    batch: list[int] = []
+    for i in sorted(range(len(pairs)), key=size, reverse=True):
+        if batch and (len(batch) + 1) * size(batch[0]) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def plain_scores(model: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+    """Scores of right-padded rows at their true last tokens, of shape (B, 1), in float32.
+
+    The head of a decoder is computed in float32 whatever the rest is in: a score rounded to
+    bfloat16 has steps of a hundredth, and good answers tie.
+    """
+    model_parts = None if is_wrapped(model) else sharing.parts(model)
+    if model_parts is None:
+        logits: torch.Tensor = model(
+            input_ids=ids_BL, attention_mask=mask_BL, use_cache=False
+        ).logits
+        return logits.float()
+    decoder, head = model_parts
+    hidden_BLD = decoder(
+        input_ids=ids_BL, attention_mask=mask_BL, use_cache=False
+    ).last_hidden_state
+    rows = torch.arange(hidden_BLD.shape[0], device=hidden_BLD.device)
+    return sharing.head_scores(head, hidden_BLD[rows, mask_BL.sum(-1) - 1])
+
+
+def is_wrapped(model: Any) -> bool:
+    """Whether the model must be called as a whole: DDP and FSDP hook into its forward."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _shared(model: Any, batch: Sequence[TokenPair], pad_id: int) -> Floats:
+    device = next(model.parameters()).device
+    packed = sharing.to_device(sharing.pack(batch, pad_id), device)
+    return _numbers(sharing.score_shared(model, packed))
+
+
+def _plain(model: Any, batch: Sequence[TokenPair], pad_id: int) -> Floats:
+    device = next(model.parameters()).device
+    rows = [pair.chosen for pair in batch] + [pair.rejected for pair in batch]
+    longest = max(map(len, rows))
+    ids_BL = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=device)
+    real = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+    return _numbers(plain_scores(model, ids_BL, torch.tensor(real, device=device)))
+
+
+def _numbers(logits: torch.Tensor) -> Floats:
+    return logits.float().cpu().numpy().astype(np.float64).flatten()

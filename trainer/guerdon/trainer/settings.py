@@ -1,0 +1,174 @@
+"""The settings of a reward-model training run, from a TOML file and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guerdon.trainer.errors import SettingsError
+
+_CHOICES = {
+    "dtype": ("bfloat16", "float32"),
+    "save_dtype": ("float32", "bfloat16"),
+    "too_long": ("drop", "error"),
+    "bad_rows": ("stop", "skip"),
+    "share_prompts": ("auto", "on", "off"),
+}
+_POSITIVE = ("epochs", "batch_size", "max_length", "accumulate", "log_every", "stats_pairs")
+_NOT_NEGATIVE = (
+    "lora_r", "lora_dropout", "center", "limit", "eval_limit", "warmup", "weight_decay",
+    "checkpoint_every", "eval_every", "seed", "freeze_layers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """Every key of `config.toml`; the command line has an option of the same name for each."""
+
+    base: str
+    """Folder, hub name or embedded model to begin from."""
+    train: str
+    """JSONL file (gzipped or not), or the name or folder of a `datasets` data set."""
+    eval: str
+    """The same, for the held-out pairs."""
+    output: str
+    """Folder of the run; in the end it is the model's folder too."""
+
+    train_split: str = "train"
+    """Split of a `datasets` data set; files have none."""
+    eval_split: str = "test"
+    chat_template: str = ""
+    """Jinja file that replaces the base's chat template; empty keeps the base's."""
+    limit: int = 0
+    """Train on the first so many pairs only; 0 takes all."""
+    eval_limit: int = 0
+    max_length: int = 1024
+    """Tokens of the longest sequence, prompt and answer."""
+    too_long: str = "drop"
+    """`drop` leaves pairs over `max_length` out and counts them, `error` stops."""
+    bad_rows: str = "stop"
+    """`stop` at the first malformed row, or `skip` them and count."""
+
+    epochs: float = 1.0
+    batch_size: int = 8
+    """Pairs in a step on one device, before accumulation."""
+    accumulate: int = 1
+    """Batches in an optimiser step."""
+    lr: float | None = None
+    """Peak learning rate; None is 3e-5 for full training and 2e-4 for LoRA."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises; then it falls as a cosine."""
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    center: float = 0.01
+    """Weight of the penalty on (r₊ + r₋)², which keeps rewards around zero (arXiv:2312.09244)."""
+    freeze_layers: int = 0
+    """Keep the embeddings and the lowest so many layers as they are."""
+    lora_r: int = 0
+    """Rank of LoRA; 0 trains all weights."""
+    lora_alpha: float | None = None
+    """None is twice the rank."""
+    lora_dropout: float = 0.0
+    gradient_checkpointing: bool = False
+    dtype: str = "bfloat16"
+    """Of the computation; weights and optimiser are in float32 either way."""
+    save_dtype: str = "float32"
+    share_prompts: str = "auto"
+    """Compute what both answers of a pair share once: `auto` when a probe shows equal scores."""
+    seed: int = 0
+
+    log_every: int = 5
+    """Steps between lines in metrics.jsonl."""
+    eval_every: int = 0
+    """Steps between evaluations on the held-out pairs; 0 evaluates before and after only."""
+    eval_before: bool = True
+    checkpoint_every: int = 100
+    """Steps between checkpoints for `--resume`; 0 writes none."""
+    keep_checkpoints: bool = False
+    """Keep the last one after the run ends well."""
+    stats_pairs: int = 1000
+    """Most training pairs that are scored for the mean and std of the manifest."""
+    plots: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise SettingsError(f"{name} is {getattr(self, name)!r}, not {' or '.join(known)}")
+        for name in _POSITIVE:
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"{name} is {getattr(self, name)}, it must be positive")
+        for name in _NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"{name} is {getattr(self, name)}, it must not be negative")
+        for name in ("warmup", "lora_dropout"):
+            if not getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}, it must be under 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise SettingsError(f"lr is {self.lr}, it must be a positive number")
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate, chosen or by default."""
+        if self.lr is not None:
+            return self.lr
+        return 2e-4 if self.lora_r else 3e-5
+
+    def to_toml(self) -> str:
+        """The settings as TOML; keys whose value is None are left out."""
+        values = dataclasses.asdict(self).items()
+        # A JSON string, number or boolean is a TOML one too.
+        lines = [f"{key} = {json.dumps(value)}" for key, value in values if value is not None]
+        return "\n".join(lines) + "\n"
+
+
+def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> RewardSettings:
+    """The settings of a TOML file with the command line's values over them.
+
+    Args:
+        config: the file, or None.
+        overrides: what was given on the command line; None means not given.
+
+    Raises:
+        SettingsError: the file can't be read, or a key or a value is wrong.
+    """
+    values = _read(config) if config else {}
+    values.update({key: value for key, value in overrides.items() if value is not None})
+    kinds = typing.get_type_hints(RewardSettings)
+    for key, value in values.items():
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SettingsError(f"unknown setting {key!r}{hint}")
+        values[key] = _typed(key, value, kinds[key])
+    for name in ("base", "train", "eval", "output"):
+        if not values.get(name):
+            raise SettingsError(f"{name} is missing: give --{name} or set it in the config file")
+    return RewardSettings(**values)
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"can't read the settings in {config}: {error}") from error
+
+
+def _typed(key: str, value: Any, kind: Any) -> Any:
+    """The value, when it has the key's type; an integer may stand for a float."""
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        names = " or ".join(t.__name__ for t in allowed if t is not type(None))
+        raise SettingsError(f"{key} is {value!r}, it must be of type {names}")
+    return value

@@ -1,0 +1,155 @@
+"""Pairs as token ids, exactly as the reward server makes them, and a safe pad token.
+
+The server renders the conversation by the chat template and tokenises the text with
+nothing added, and it scores at the true last token. `transformers` pools at the rightmost
+token that is not the pad token; the two agree only when no sequence ends with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guerdon.data import Message
+from guerdon.trainer.errors import DataError, SettingsError, TrainingError
+from guerdon.trainer.preferences import Preferences
+
+NEW_PAD_TOKEN = "<|guerdon_pad|>"  # noqa: S105 - a token of the vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """A pair as token ids."""
+
+    chosen: list[int]
+    rejected: list[int]
+    chosen_answer: int
+    """Tokens of the chosen answer alone, without the prompt."""
+    rejected_answer: int
+
+    @property
+    def shared(self) -> int:
+        """How many tokens both begin with, short of either's last."""
+        most = min(len(self.chosen), len(self.rejected)) - 1
+        for i in range(most):
+            if self.chosen[i] != self.rejected[i]:
+                return i
+        return most
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPairs:
+    """All pairs that fit, and how many did not."""
+
+    pairs: list[TokenPair]
+    too_long: int
+    same: int
+    """Pairs left out because both answers are the same tokens once rendered."""
+    longest: int
+    """Tokens of the longest sequence, those left out included."""
+
+
+def load_tokenizer(folder: Path, chat_template: str = "") -> Any:
+    """The tokenizer of a model, with its chat template or another.
+
+    Raises:
+        SettingsError: there is no template, or the file can't be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"can't load the tokenizer of {folder}: {error}") from error
+    if chat_template:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"can't read the chat template: {error}") from error
+    if not tokenizer.chat_template:
+        raise SettingsError(f"{folder} has no chat template: name one by --chat-template FILE")
+    return tokenizer
+
+
+def tokenize_pairs(
+    tokenizer: Any, data: Preferences, *, max_length: int, too_long: str
+) -> TokenPairs:
+    """Token ids of all pairs; those over the limit are left out and counted.
+
+    Raises:
+        DataError: a pair is too long and `too_long` is `error`; the template refuses a
+            conversation; or no pair is left.
+    """
+    chosen = [pair.prompt + pair.chosen for pair in data.pairs]
+    rejected = [pair.prompt + pair.rejected for pair in data.pairs]
+    columns = [_encode(tokenizer, column, data) for column in (chosen, rejected)]
+    answers = [[turns[-1]["content"] for turns in column] for column in (chosen, rejected)]
+    sizes = [[len(ids) for ids in _ids(tokenizer, column)] for column in answers]
+    pairs, dropped, same, longest = [], 0, 0, 0
+    for line, a, b, a_size, b_size in zip(data.lines, *columns, *sizes, strict=True):
+        longest = max(longest, len(a), len(b))
+        if max(len(a), len(b)) > max_length:
+            if too_long == "error":
+                raise DataError(
+                    f"{data.source}, line {line}: {max(len(a), len(b))} tokens, over the limit of "
+                    f"{max_length} (--max-length; --too-long drop leaves such pairs out)"
+                )
+            dropped += 1
+        elif a == b:
+            same += 1
+        else:
+            pairs.append(TokenPair(a, b, a_size, b_size))
+    if not pairs:
+        raise DataError(f"{data.source}: no pair is left under {max_length} tokens")
+    return TokenPairs(pairs, dropped, same, longest)
+
+
+def _encode(tokenizer: Any, column: list[list[Message]], data: Preferences) -> list[list[int]]:
+    texts = []
+    for line, turns in zip(data.lines, column, strict=True):
+        try:
+            texts.append(tokenizer.apply_chat_template(turns, tokenize=False))
+        except Exception as error:  # jinja2's errors, and what a template raises itself
+            raise DataError(
+                f"{data.source}, line {line}: the chat template refuses it: {error}"
+            ) from error
+    return _ids(tokenizer, texts)
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The template decides about special tokens; the tokenizer adds none."""
+    if not texts:
+        return []
+    found: list[list[int]] = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+    )["input_ids"]
+    return found
+
+
+def choose_pad_token(tokenizer: Any, sequences: Iterable[Sequence[int]]) -> bool:
+    """Give the tokenizer a pad token that occurs in none of the sequences.
+
+    Its own is kept when it will do; end-of-sequence comes last, because sequences elsewhere
+    may end with it.
+
+    Returns:
+        Whether a token was added to the vocabulary, so that embeddings may need to grow.
+    """
+    used: set[int] = set()
+    for ids in sequences:
+        used.update(ids)
+    added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    names = [tokenizer.pad_token, tokenizer.unk_token, *added, *tokenizer.all_special_tokens]
+    for name in names:
+        if name is None or name == tokenizer.eos_token:
+            continue
+        if tokenizer.convert_tokens_to_ids(name) not in used:
+            tokenizer.pad_token = name
+            return False
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in used:
+        tokenizer.pad_token = tokenizer.eos_token
+        return False
+    tokenizer.add_special_tokens({"pad_token": NEW_PAD_TOKEN})
+    return True
