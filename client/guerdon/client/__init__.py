@@ -1,1 +1,93 @@
-"""The light client of Guerdon's services: no torch."""
+"""The light client of Guerdon's reward service: no torch.
+
+    from guerdon.client import Item, RewardClient
+
+    with RewardClient("localhost:50051") as rewards:
+        print(rewards.score("helpful", [Item("What is rain?", ["Water.", "Mud."])]).scores)
+
+`AsyncRewardClient` is the same for asyncio. `guerdon.client.testing` has a fake server for
+users' tests.
+"""
+
+from guerdon.client.admin import AsyncAdminClient
+from guerdon.client.aio import AsyncRewardClient
+from guerdon.client.config import TLS, Clock, Limits, Retry, ScoringOptions
+from guerdon.client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    FieldViolation,
+    GuerdonError,
+    Internal,
+    InvalidArgument,
+    MixedRevisions,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from guerdon.client.sync import AdminClient, RewardClient
+from guerdon.client.types import (
+    AttributeInfo,
+    FormattedText,
+    Item,
+    ItemScores,
+    ModelInfo,
+    Promotion,
+    Prompt,
+    RankedCandidate,
+    RankResult,
+    Response,
+    Score,
+    ScoreResult,
+    ScoringInfo,
+    StepScore,
+    StreamResult,
+    Timing,
+    TokenIds,
+)
+
+__all__ = [
+    "TLS",
+    "AdminClient",
+    "AsyncAdminClient",
+    "AsyncRewardClient",
+    "AttributeInfo",
+    "Cancelled",
+    "Clock",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "FieldViolation",
+    "FormattedText",
+    "GuerdonError",
+    "Internal",
+    "InvalidArgument",
+    "Item",
+    "ItemScores",
+    "Limits",
+    "MixedRevisions",
+    "ModelInfo",
+    "NotFound",
+    "Overloaded",
+    "PermissionDenied",
+    "Promotion",
+    "Prompt",
+    "RankResult",
+    "RankedCandidate",
+    "Response",
+    "Retry",
+    "RewardClient",
+    "Score",
+    "ScoreResult",
+    "ScoringInfo",
+    "ScoringOptions",
+    "StepScore",
+    "StreamResult",
+    "Timing",
+    "TokenIds",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+]

@@ -1,0 +1,159 @@
+"""From a target to a gRPC channel. Balancing is gRPC's own `round_robin`."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from guerdon.client.config import TLS
+from guerdon.client.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
+
+
+class Target:
+    """Where the servers are.
+
+    Args:
+        target: `host:port`; a gRPC target such as `dns:///rewards:50051` (all its addresses are
+            used) or `ipv4:10.0.0.1:50051,10.0.0.2:50051`; or a list of `host:port`.
+
+    Raises:
+        ValueError: it is no such thing.
+    """
+
+    def __init__(self, target: str | Sequence[str]) -> None:
+        self.endpoints = [target] if isinstance(target, str) else list(target)
+        if not self.endpoints or not all(isinstance(e, str) and e for e in self.endpoints):
+            raise ValueError("target must be host:port, or a list of them")
+        for endpoint in self.endpoints:
+            if endpoint.startswith(("http://", "https://", "grpc://")):
+                raise ValueError(f"target {endpoint!r} must be host:port, without a scheme")
+            if len(self.endpoints) > 1:
+                split(endpoint)
+
+    @property
+    def several(self) -> bool:
+        """Whether it is known to be more than one server."""
+        only = self.endpoints[0]
+        return len(self.endpoints) > 1 or (only.startswith(("ipv4:", "ipv6:")) and "," in only)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether tokens stay on this machine."""
+        hosts = [e.split("://")[-1].rpartition(":")[0].strip("[]/") for e in self.endpoints]
+        return all(
+            endpoint.startswith("unix") or host in ("localhost", "::1") or host.startswith("127.")
+            for endpoint, host in zip(self.endpoints, hosts, strict=True)
+        )
+
+    async def resolve(self) -> str:
+        """The target as gRPC takes it.
+
+        gRPC's static resolvers take addresses, not names, so the names of a list are looked
+        up once, here; those of a single target are looked up by gRPC, again and again.
+
+        Raises:
+            Unavailable: no name of the list has an address.
+        """
+        if len(self.endpoints) == 1:
+            only = self.endpoints[0]
+            return only if only.startswith(_SCHEMES) else f"dns:///{only}"
+        found = await asyncio.gather(*map(_addresses, self.endpoints), return_exceptions=True)
+        addresses: list[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]] = []
+        for endpoint, result in zip(self.endpoints, found, strict=True):
+            if isinstance(result, OSError):
+                logger.warning("%s cannot be looked up and is left out: %s", endpoint, result)
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                addresses += result
+        if not addresses:
+            raise Unavailable(f"none of {', '.join(self.endpoints)} can be looked up")
+        return _static(addresses)
+
+
+def split(endpoint: str) -> tuple[str, int]:
+    """Host and port.
+
+    Raises:
+        ValueError: it is not host:port.
+    """
+    host, colon, port = endpoint.rpartition(":")
+    if not colon or not host or not port.isdecimal() or endpoint.startswith(_SCHEMES):
+        raise ValueError(f"target {endpoint!r} must be host:port, as every entry of a list")
+    return host.strip("[]"), int(port)
+
+
+async def _addresses(
+    endpoint: str,
+) -> list[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]]:
+    """The addresses of one endpoint: of one family, or a host would count twice."""
+    host, port = split(endpoint)
+    try:
+        return [(ipaddress.ip_address(host), port)]
+    except ValueError:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    parsed = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    chosen = [a for a in parsed if a.version == 4] or parsed
+    return [(address, port) for address in dict.fromkeys(chosen)]
+
+
+def _static(
+    addresses: Sequence[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]],
+) -> str:
+    if all(address.version == 4 for address, _ in addresses):
+        return "ipv4:" + ",".join(f"{address}:{port}" for address, port in addresses)
+    # One scheme holds one family: IPv4 addresses go in as IPv4-mapped IPv6 ones (RFC 4291).
+    mapped = [f"::ffff:{a}" if a.version == 4 else str(a) for a, _ in addresses]
+    pairs = zip(mapped, addresses, strict=True)
+    return "ipv6:" + ",".join(f"[{host}]:{port}" for host, (_, port) in pairs)
+
+
+def open_channel(address: str, *, several: bool, tls: TLS | None) -> grpc.aio.Channel:
+    """A channel; must be called on the event loop that uses it."""
+    options = _options(several=several)
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+        options.append(("grpc.default_authority", tls.server_name))
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=_read(tls.ca),
+        private_key=_read(tls.key),
+        certificate_chain=_read(tls.certificate),
+    )
+    return grpc.aio.secure_channel(address, credentials, options=options)
+
+
+def _options(*, several: bool) -> list[tuple[str, Any]]:
+    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if several:
+        # A server that is there but drains or loads is passed over too.
+        config["healthCheckConfig"] = {"serviceName": ""}
+    return [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        # Our retries come quickly; gRPC's own default would not even reconnect for a second.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+        # A peer that vanished without a word is noticed while calls wait for it.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+    ]
+
+
+def _read(path: str | Path | None) -> bytes | None:
+    return None if path is None else Path(path).read_bytes()

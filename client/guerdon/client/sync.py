@@ -1,0 +1,222 @@
+"""The synchronous clients: the asynchronous ones, run on a private event loop.
+
+They work wherever blocking is allowed, also where another loop is running (Jupyter).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import Self, Unpack
+
+from guerdon.client._connection import UNSET, Unset
+from guerdon.client._loop import background_loop, run
+from guerdon.client.admin import AsyncAdminClient
+from guerdon.client.aio import AsyncClient, AsyncRewardClient
+from guerdon.client.config import DEFAULT_TIMEOUT, TLS, Clock, Limits, Retry, ScoringOptions
+from guerdon.client.types import (
+    Item,
+    ItemScores,
+    ModelInfo,
+    Promotion,
+    Prompt,
+    RankResult,
+    Response,
+    ScoreResult,
+    StreamResult,
+)
+
+
+class _SyncClient:
+    """Opening and closing."""
+
+    _client: AsyncClient
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        run(self._client.close())
+
+
+class RewardClient(_SyncClient):
+    """Scores responses with the reward models of one or several servers.
+
+        with RewardClient("localhost:50051") as rewards:
+            print(rewards.score("helpful", [Item("What is rain?", ["Water.", "Mud."])]).scores)
+
+    Everything is as in `AsyncRewardClient`, without the awaiting. Safe to use from many threads
+    at once.
+    """
+
+    def __init__(
+        self,
+        target: str | Sequence[str],
+        *,
+        token: str | None = None,
+        tls: TLS | None = None,
+        retry: Retry = Retry(),  # noqa: B008 - frozen
+        timeout: float | None = DEFAULT_TIMEOUT,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        clock: Clock = Clock(),  # noqa: B008 - frozen
+    ) -> None:
+        self._client: AsyncRewardClient = AsyncRewardClient(
+            target, token=token, tls=tls, retry=retry, timeout=timeout, limits=limits, clock=clock
+        )
+
+    def score(
+        self, model: str, items: Sequence[Item], **options: Unpack[ScoringOptions]
+    ) -> ScoreResult:
+        """See `AsyncRewardClient.score`."""
+        return run(self._client.score(model, items, **options))
+
+    def score_one(
+        self,
+        model: str,
+        prompt: Prompt,
+        responses: Sequence[Response],
+        **options: Unpack[ScoringOptions],
+    ) -> ItemScores:
+        """See `AsyncRewardClient.score_one`."""
+        return run(self._client.score_one(model, prompt, responses, **options))
+
+    def score_stream(
+        self,
+        model: str,
+        items: Iterable[Item],
+        *,
+        in_flight: int = 64,
+        **options: Unpack[ScoringOptions],
+    ) -> Iterator[StreamResult]:
+        """See `AsyncRewardClient.score_stream`.
+
+        The items are read in the caller's own thread, as the results are: an iterable may
+        block, or use this client.
+        """
+        source: asyncio.Queue[Item | None] = asyncio.Queue()
+        results: queue.SimpleQueue[StreamResult | BaseException | None] = queue.SimpleQueue()
+
+        async def taken() -> AsyncIterator[Item]:
+            while (item := await source.get()) is not None:
+                yield item
+
+        async def pump() -> None:
+            stream = self._client.score_stream(model, taken(), in_flight=in_flight, **options)
+            try:
+                async for result in stream:
+                    results.put(result)
+                results.put(None)
+            except Exception as error:
+                results.put(error)
+            finally:
+                await stream.aclose()
+
+        loop = background_loop()
+        pumping = asyncio.run_coroutine_threadsafe(pump(), loop)
+        waiting = 0
+        try:
+            for item in items:
+                loop.call_soon_threadsafe(source.put_nowait, item)
+                waiting += 1
+                while waiting >= in_flight or (waiting and not results.empty()):
+                    yield _next(results)
+                    waiting -= 1
+            loop.call_soon_threadsafe(source.put_nowait, None)
+            for _ in range(waiting):
+                yield _next(results)
+        finally:
+            pumping.cancel()
+
+    def rank(
+        self,
+        model: str,
+        prompt: Prompt,
+        candidates: Sequence[Response],
+        *,
+        top_n: int | None = None,
+        **options: Unpack[ScoringOptions],
+    ) -> RankResult:
+        """See `AsyncRewardClient.rank`."""
+        return run(self._client.rank(model, prompt, candidates, top_n=top_n, **options))
+
+    def list_models(self, *, timeout: float | Unset | None = UNSET) -> list[ModelInfo]:
+        """See `AsyncRewardClient.list_models`."""
+        return run(self._client.list_models(timeout=timeout))
+
+    def get_model(self, name: str, *, timeout: float | Unset | None = UNSET) -> ModelInfo:
+        """See `AsyncRewardClient.get_model`."""
+        return run(self._client.get_model(name, timeout=timeout))
+
+    def health(self, service: str = "", *, timeout: float | Unset | None = UNSET) -> bool:
+        """See `AsyncRewardClient.health`."""
+        return run(self._client.health(service, timeout=timeout))
+
+
+def _next(results: queue.SimpleQueue[StreamResult | BaseException | None]) -> StreamResult:
+    result = results.get()
+    if isinstance(result, BaseException):
+        raise result
+    assert result is not None, "the stream ended before every item was answered"
+    return result
+
+
+class AdminClient(_SyncClient):
+    """Loads, names and swaps models on a running server; see `AsyncAdminClient`."""
+
+    def __init__(
+        self,
+        target: str | Sequence[str],
+        *,
+        token: str | None = None,
+        tls: TLS | None = None,
+        retry: Retry = Retry(),  # noqa: B008 - frozen
+        timeout: float | None = DEFAULT_TIMEOUT,
+        clock: Clock = Clock(),  # noqa: B008 - frozen
+    ) -> None:
+        self._client: AsyncAdminClient = AsyncAdminClient(
+            target, token=token, tls=tls, retry=retry, timeout=timeout, clock=clock
+        )
+
+    def load_model(
+        self,
+        name: str,
+        path: str,
+        *,
+        promote: bool = False,
+        timeout: float | Unset | None = UNSET,
+    ) -> ModelInfo:
+        """See `AsyncAdminClient.load_model`."""
+        return run(self._client.load_model(name, path, promote=promote, timeout=timeout))
+
+    def unload_model(
+        self, name: str, revision: str = "", *, timeout: float | Unset | None = UNSET
+    ) -> list[str]:
+        """See `AsyncAdminClient.unload_model`."""
+        return run(self._client.unload_model(name, revision, timeout=timeout))
+
+    def set_alias(self, alias: str, name: str, *, timeout: float | Unset | None = UNSET) -> None:
+        """See `AsyncAdminClient.set_alias`."""
+        run(self._client.set_alias(alias, name, timeout=timeout))
+
+    def delete_alias(self, alias: str, *, timeout: float | Unset | None = UNSET) -> None:
+        """See `AsyncAdminClient.delete_alias`."""
+        run(self._client.delete_alias(alias, timeout=timeout))
+
+    def promote_model(
+        self,
+        name: str,
+        revision: str,
+        *,
+        unload_previous: bool = False,
+        timeout: float | Unset | None = UNSET,
+    ) -> Promotion:
+        """See `AsyncAdminClient.promote_model`."""
+        promotion = self._client.promote_model(
+            name, revision, unload_previous=unload_previous, timeout=timeout
+        )
+        return run(promotion)
