@@ -10,30 +10,30 @@ not know, with a warning at most. Either gives wrong scores, so both are refused
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-)
 
 from guerdon.models import MANIFEST_NAME, Manifest, ManifestError, template_hash
+from guerdon.reward.model_config import (
+    architecture_of,
+    auto_class,
+    check_config_file,
+    check_tensors,
+    first_line,
+    is_tokenwise,
+    make_skeleton,
+    read_config,
+)
 from guerdon.reward.types import Attribute, ModelKind
 from guerdon.reward.weight_files import (
-    TensorHeader,
     content_hash,
     read_headers,
     stamp,
@@ -95,16 +95,16 @@ def inspect_checkpoint(folder: Path, *, allow_remote_code: bool = False) -> Chec
 
 
 def _single(folder: Path, manifest: Manifest | None, *, allow_remote_code: bool) -> Checkpoint:
-    remote_code = _check_config_file(folder, allow_remote_code=allow_remote_code)
+    remote_code = check_config_file(folder, allow_remote_code=allow_remote_code)
     files = weight_files(folder)
     before = stamp(files)
     headers = read_headers(files)
-    config = _read_config(folder, remote_code=remote_code)
-    architecture = _architecture(folder, config, remote_code=remote_code)
+    config = read_config(folder, remote_code=remote_code)
+    architecture = architecture_of(folder, config, remote_code=remote_code)
     kind = _kind(folder, architecture, config, manifest)
     manifest = manifest or Manifest()
-    skeleton = _skeleton(folder, config, architecture, remote_code=remote_code)
-    _check_tensors(folder, skeleton, headers)
+    skeleton = make_skeleton(folder, config, architecture, remote_code=remote_code)
+    check_tensors(folder, skeleton, headers)
     tokenizer = _read_tokenizer(folder, remote_code=remote_code)
     return Checkpoint(
         folder=folder,
@@ -128,103 +128,11 @@ def _single(folder: Path, manifest: Manifest | None, *, allow_remote_code: bool)
     )
 
 
-def _check_config_file(folder: Path, *, allow_remote_code: bool) -> bool:
-    """Refuse what must be known before any library opens the folder.
-
-    Returns:
-        Whether the model is made by its own code.
-    """
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointRefused(
-            f"{folder} is a LoRA adapter: merge it into its base model "
-            "(peft's merge_and_unload), head included, and serve the merged folder"
-        )
-    config = _json(folder / "config.json")
-    if config is None:
-        raise CheckpointRefused(f"{folder} has no config.json: it is not a checkpoint")
-    if config.get("quantization_config"):
-        raise CheckpointRefused(
-            f"{folder} is quantised: its scores could not be checked against the model that was "
-            "trained; save it dequantised, as float32 or bfloat16"
-        )
-    if config.get("transformers_weights"):
-        raise CheckpointRefused(
-            f"{folder} names its weights by transformers_weights in config.json: save them as "
-            "model.safetensors instead"
-        )
-    tokenizer = _json(folder / "tokenizer_config.json") or {}
-    custom = [name for name, file in (("config.json", config), ("tokenizer_config.json", tokenizer))
-              if file.get("auto_map")]  # fmt: skip
-    if custom and not allow_remote_code:
-        raise CheckpointRefused(
-            f"{folder} wants to run Python code of its own (auto_map in {custom[0]}): allow it "
-            "only if you trust the code, with --allow-remote-code"
-        )
-    return bool(custom)
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise CheckpointRefused(f"{path} can't be read: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointRefused(f"{path} must hold one JSON object")
-    return found
-
-
-def _read_config(folder: Path, *, remote_code: bool) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
-    except Exception as error:  # an unknown model_type, or values that the class refuses
-        raise CheckpointRefused(f"{folder}/config.json can't be used: {_line(error)}") from error
-
-
-def _architecture(folder: Path, config: PretrainedConfig, *, remote_code: bool) -> str:
-    """The class that the checkpoint says it is, if that is what would be loaded."""
-    names = list(config.architectures or ())
-    if len(names) != 1:
-        raise CheckpointRefused(
-            f"{folder}/config.json must name one architecture, it names {names}: without it "
-            "nobody can tell a reward model from a language model"
-        )
-    name = str(names[0])
-    if name in _known_classes(config, remote_code=remote_code):
-        return name
-    if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        raise CheckpointRefused(
-            f"{folder} is a language model ({name}), not a reward model: it has no score head; "
-            "train one with `guerdon train reward`"
-        )
-    raise CheckpointRefused(
-        f"{folder} is a {name}, which is not served: only ForSequenceClassification and "
-        "ForTokenClassification classes of transformers are"
-    )
-
-
-def _known_classes(config: PretrainedConfig, *, remote_code: bool) -> set[str]:
-    known: set[str] = set()
-    for mapping in (
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-    ):
-        names = mapping.get(config.model_type, ())
-        known.update([names] if isinstance(names, str) else names)
-    if remote_code:
-        code = getattr(config, "auto_map", None) or {}
-        for auto in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification"):
-            if auto in code:
-                known.add(str(code[auto]).rpartition(".")[2])
-    return known
-
-
 def _kind(
     folder: Path, architecture: str, config: PretrainedConfig, manifest: Manifest | None
 ) -> ModelKind:
     """The kind of reward, if head and manifest agree on it."""
-    tokenwise = _is_tokenwise(architecture, config)
+    tokenwise = is_tokenwise(architecture, config)
     labels = int(config.num_labels)
     if manifest is None and tokenwise:
         raise CheckpointRefused(
@@ -255,63 +163,6 @@ def _kind(
     return kind
 
 
-def _is_tokenwise(architecture: str, config: PretrainedConfig) -> bool:
-    names = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.get(config.model_type, ())
-    return architecture in ([names] if isinstance(names, str) else names) or (
-        architecture.endswith("ForTokenClassification")
-    )
-
-
-def _auto_class(architecture: str, config: PretrainedConfig) -> Any:
-    if _is_tokenwise(architecture, config):
-        return AutoModelForTokenClassification
-    return AutoModelForSequenceClassification
-
-
-def _skeleton(
-    folder: Path, config: PretrainedConfig, architecture: str, *, remote_code: bool
-) -> PreTrainedModel:
-    """The model that would be loaded, without memory for its tensors."""
-    auto = _auto_class(architecture, config)
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = auto.from_config(config, trust_remote_code=remote_code)
-    except Exception as error:
-        raise CheckpointRefused(
-            f"no {architecture} can be made of {folder}/config.json: {_line(error)}"
-        ) from error
-    return model
-
-
-def _check_tensors(
-    folder: Path, skeleton: PreTrainedModel, headers: dict[str, TensorHeader]
-) -> None:
-    """The whole head is there and nothing is beside it. The rest is checked on loading."""
-    name = type(skeleton).__name__
-    body = f"{skeleton.base_model_prefix}."
-    head = {key: tuple(t.shape) for key, t in skeleton.state_dict().items()
-            if not key.startswith(body)}  # fmt: skip
-    for key, shape in head.items():
-        if key not in headers:
-            raise CheckpointRefused(
-                f"{folder} lacks {key}, a part of the score head of {name}: it would be random; "
-                "save the trained head with the model"
-            )
-        if headers[key].shape != shape:
-            raise CheckpointRefused(
-                f"{key} has the shape {list(headers[key].shape)} in {folder}, but the config "
-                f"makes it {list(shape)}: num_labels or hidden_size is wrong"
-            )
-    parts = {key for key, _ in skeleton.named_children()}
-    extra = sorted(key for key in headers if key.partition(".")[0] not in parts)
-    if extra:
-        raise CheckpointRefused(
-            f"{folder} holds {extra[0]}{f' and {len(extra) - 1} more' if extra[1:] else ''}, which "
-            f"{name} does not know and would ignore: a custom head must not be served as a plain "
-            "one"
-        )
-
-
 def _read_tokenizer(folder: Path, *, remote_code: bool) -> PreTrainedTokenizerBase:
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
              "spm.model", "sentencepiece.bpe.model")  # fmt: skip
@@ -323,7 +174,7 @@ def _read_tokenizer(folder: Path, *, remote_code: bool) -> PreTrainedTokenizerBa
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
     except Exception as error:
         raise CheckpointRefused(
-            f"the tokenizer of {folder} can't be read: {_line(error)}"
+            f"the tokenizer of {folder} can't be read: {first_line(error)}"
         ) from error
 
 
@@ -492,7 +343,7 @@ def load_weights(
     """
     assert not checkpoint.members, "load the members of an ensemble one by one"
     folder = checkpoint.folder
-    auto = _auto_class(checkpoint.architecture, checkpoint.config)
+    auto = auto_class(checkpoint.architecture, checkpoint.config)
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         model, report = auto.from_pretrained(
@@ -506,7 +357,7 @@ def load_weights(
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise CheckpointRefused(f"{folder} can't be loaded: {_line(error)}") from error
+        raise CheckpointRefused(f"{folder} can't be loaded: {first_line(error)}") from error
     for key, meaning in (
         ("missing_keys", "lacks"),
         ("unexpected_keys", "holds tensors that the model does not know:"),
@@ -536,9 +387,3 @@ def _check_finite(folder: Path, model: PreTrainedModel) -> None:
                 f"(in {str(tensor.dtype).removeprefix('torch.')}): the training diverged, or the "
                 "number type is too small for it"
             )
-
-
-def _line(error: BaseException) -> str:
-    """The first line of a library's error."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

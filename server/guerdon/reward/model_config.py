@@ -1,0 +1,187 @@
+"""What a checkpoint says it is, and whether its head is really there.
+
+Looks at config.json and the headers of the weights, and makes the model without memory to
+know which tensors it would have.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from guerdon.reward.weight_files import TensorHeader
+from guerdon.serving.errors import CheckpointRefused
+
+
+def check_config_file(folder: Path, *, allow_remote_code: bool) -> bool:
+    """Refuse what must be known before any library opens the folder.
+
+    Returns:
+        Whether the model is made by its own code.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointRefused(
+            f"{folder} is a LoRA adapter: merge it into its base model "
+            "(peft's merge_and_unload), head included, and serve the merged folder"
+        )
+    config = _read_json(folder / "config.json")
+    if config is None:
+        raise CheckpointRefused(f"{folder} has no config.json: it is not a checkpoint")
+    if config.get("quantization_config"):
+        raise CheckpointRefused(
+            f"{folder} is quantised: its scores could not be checked against the model that was "
+            "trained; save it dequantised, as float32 or bfloat16"
+        )
+    if config.get("transformers_weights"):
+        raise CheckpointRefused(
+            f"{folder} names its weights by transformers_weights in config.json: save them as "
+            "model.safetensors instead"
+        )
+    tokenizer = _read_json(folder / "tokenizer_config.json") or {}
+    custom = [name for name, file in (("config.json", config), ("tokenizer_config.json", tokenizer))
+              if file.get("auto_map")]  # fmt: skip
+    if custom and not allow_remote_code:
+        raise CheckpointRefused(
+            f"{folder} wants to run Python code of its own (auto_map in {custom[0]}): allow it "
+            "only if you trust the code, with --allow-remote-code"
+        )
+    return bool(custom)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointRefused(f"{path} can't be read: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointRefused(f"{path} must hold one JSON object")
+    return found
+
+
+def read_config(folder: Path, *, remote_code: bool) -> PretrainedConfig:
+    """The config, if this version of `transformers` knows the model."""
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
+    except Exception as error:  # an unknown model_type, or values that the class refuses
+        raise CheckpointRefused(
+            f"{folder}/config.json can't be used: {first_line(error)}"
+        ) from error
+
+
+def architecture_of(folder: Path, config: PretrainedConfig, *, remote_code: bool) -> str:
+    """The class that the checkpoint says it is, if that is what would be loaded."""
+    names = list(config.architectures or ())
+    if len(names) != 1:
+        raise CheckpointRefused(
+            f"{folder}/config.json must name one architecture, it names {names}: without it "
+            "nobody can tell a reward model from a language model"
+        )
+    name = str(names[0])
+    if name in _known_classes(config, remote_code=remote_code):
+        return name
+    if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        raise CheckpointRefused(
+            f"{folder} is a language model ({name}), not a reward model: it has no score head; "
+            "train one with `guerdon train reward`"
+        )
+    raise CheckpointRefused(
+        f"{folder} is a {name}, which is not served: only ForSequenceClassification and "
+        "ForTokenClassification classes of transformers are"
+    )
+
+
+def _known_classes(config: PretrainedConfig, *, remote_code: bool) -> set[str]:
+    known: set[str] = set()
+    for mapping in (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    ):
+        names = mapping.get(config.model_type, ())
+        known.update([names] if isinstance(names, str) else names)
+    if remote_code:
+        code = getattr(config, "auto_map", None) or {}
+        for auto in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification"):
+            if auto in code:
+                known.add(str(code[auto]).rpartition(".")[2])
+    return known
+
+
+def is_tokenwise(architecture: str, config: PretrainedConfig) -> bool:
+    """Whether the model scores each token."""
+    names = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.get(config.model_type, ())
+    return architecture in ([names] if isinstance(names, str) else names) or (
+        architecture.endswith("ForTokenClassification")
+    )
+
+
+def auto_class(architecture: str, config: PretrainedConfig) -> Any:
+    """The `AutoModelFor…` that makes it."""
+    if is_tokenwise(architecture, config):
+        return AutoModelForTokenClassification
+    return AutoModelForSequenceClassification
+
+
+def make_skeleton(
+    folder: Path, config: PretrainedConfig, architecture: str, *, remote_code: bool
+) -> PreTrainedModel:
+    """The model that would be loaded, without memory for its tensors."""
+    auto = auto_class(architecture, config)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = auto.from_config(config, trust_remote_code=remote_code)
+    except Exception as error:
+        raise CheckpointRefused(
+            f"no {architecture} can be made of {folder}/config.json: {first_line(error)}"
+        ) from error
+    return model
+
+
+def check_tensors(
+    folder: Path, skeleton: PreTrainedModel, headers: dict[str, TensorHeader]
+) -> None:
+    """The whole head is there and nothing is beside it. The rest is checked on loading."""
+    name = type(skeleton).__name__
+    body = f"{skeleton.base_model_prefix}."
+    head = {key: tuple(t.shape) for key, t in skeleton.state_dict().items()
+            if not key.startswith(body)}  # fmt: skip
+    for key, shape in head.items():
+        if key not in headers:
+            raise CheckpointRefused(
+                f"{folder} lacks {key}, a part of the score head of {name}: it would be random; "
+                "save the trained head with the model"
+            )
+        if headers[key].shape != shape:
+            raise CheckpointRefused(
+                f"{key} has the shape {list(headers[key].shape)} in {folder}, but the config "
+                f"makes it {list(shape)}: num_labels or hidden_size is wrong"
+            )
+    parts = {key for key, _ in skeleton.named_children()}
+    extra = sorted(key for key in headers if key.partition(".")[0] not in parts)
+    if extra:
+        raise CheckpointRefused(
+            f"{folder} holds {extra[0]}{f' and {len(extra) - 1} more' if extra[1:] else ''}, which "
+            f"{name} does not know and would ignore: a custom head must not be served as a plain "
+            "one"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
