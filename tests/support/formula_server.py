@@ -40,6 +40,9 @@ def chat_score(turns: list[dict[str, str]], response: str) -> float:
     return formula("".join(f"<{t['role']}>{t['content']}" for t in turns), response)
 
 
+_OPTIONS = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 * 1024 * 1024)]
+
+
 class Refused(Exception):
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
@@ -52,6 +55,8 @@ class Reward(reward_pb2_grpc.RewardServiceServicer):
     def __init__(self) -> None:
         self.revision = REVISION
         self.delay_s = 0.0
+        self.release = threading.Event()
+        """A prompt with "hold" in it waits for this, while the others are answered."""
         self.normalizable = True
         self.seen: list[reward_pb2.ScoreStreamRequest] = []
         self.metadata: list[dict[str, Any]] = []
@@ -113,8 +118,15 @@ class Reward(reward_pb2_grpc.RewardServiceServicer):
             if not batch and ended.is_set():
                 return
             chance.shuffle(batch)
+            held = [r for r in batch if self._held(r)]
+            with lock:
+                waiting.extend(held)
             for request in batch:
-                yield self._reply(request)
+                if request not in held:
+                    yield self._reply(request)
+
+    def _held(self, request: reward_pb2.ScoreStreamRequest) -> bool:
+        return "hold" in request.item.prompt.text and not self.release.is_set()
 
     def _reply(self, request: reward_pb2.ScoreStreamRequest) -> reward_pb2.ScoreStreamResponse:
         self.seen.append(request)
@@ -210,7 +222,7 @@ class Server:
         self.reward = Reward()
         self.admin = Admin(self.reward)
         self.health = health.HealthServicer()
-        self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(ThreadPoolExecutor(8), options=_OPTIONS)
         add: list[tuple[Callable[..., None], Any]] = [
             (reward_pb2_grpc.add_RewardServiceServicer_to_server, self.reward),
             (admin_pb2_grpc.add_ModelAdminServiceServicer_to_server, self.admin),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,22 @@ class Connection:
     tls_ca: Path | None
     timeout: float | None
 
-    def open(self) -> api.AsyncRewardClient:
-        """A client, to be entered with `async with`."""
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[api.AsyncRewardClient]:
+        """A client, closed at the end.
+
+        Raises:
+            CommandError: the server is not there, went away, is overloaded or took too long.
+        """
         tls = api.TLS(ca=self.tls_ca) if self.tls or self.tls_ca else None
-        return api.AsyncRewardClient(self.server, token=self.token, tls=tls, timeout=self.timeout)
+        try:
+            async with api.AsyncRewardClient(
+                self.server, token=self.token, tls=tls, timeout=self.timeout
+            ) as client:
+                yield client
+        except (api.Unavailable, api.DeadlineExceeded, api.Overloaded) as exc:
+            where = "" if self.server in exc.message else f"{self.server}: "
+            raise CommandError(where + exc.message, ExitCode.UNREACHABLE) from exc
 
     def admin(self, method: Callable[[ModelAdminServiceStub], Any], request: Any) -> Any:
         """Calls a method of ModelAdminService and gives its reply.
@@ -77,6 +90,8 @@ def score_options(
 
 def is_row_error(error: Exception) -> bool:
     """Whether the server refused or failed this row alone, so that others may go on."""
+    if isinstance(error, api.Overloaded):
+        return error.retry_after is None  # the row is too large for the server
     return isinstance(error, api.InvalidArgument | api.Internal)
 
 
@@ -84,8 +99,5 @@ def explain(error: Exception) -> tuple[str, ExitCode] | None:
     """A sentence and an exit code for an error of the client; None for any other."""
     if not isinstance(error, api.GuerdonError):
         return None
-    if isinstance(error, api.Unavailable | api.DeadlineExceeded):
-        return str(error), ExitCode.UNREACHABLE
-    if isinstance(error, api.InvalidArgument):
-        return str(error), ExitCode.USAGE
-    return str(error), ExitCode.FAILED
+    bad_input = isinstance(error, api.InvalidArgument)
+    return error.message, ExitCode.USAGE if bad_input else ExitCode.FAILED

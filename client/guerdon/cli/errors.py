@@ -24,7 +24,8 @@ class ExitCode(IntEnum):
 EPILOG = "\n\n".join(
     (
         "Exit codes: 0 done; 1 the server failed, refused or is unhealthy; 2 wrong options or bad "
-        "input; 3 the server is unreachable or timed out; 4 done, but rows failed with "
+        "input; 3 the server is unreachable, "
+        "overloaded or too slow; 4 done, but rows failed with "
         "--on-error skip; 130 interrupted.",
         "Environment: GUERDON_SERVER, GUERDON_TOKEN, GUERDON_ADMIN_TOKEN; GUERDON_DEBUG=1 shows "
         "tracebacks.",

@@ -71,7 +71,7 @@ async def _run(job: FileJob, lines: JsonLines, live: bool) -> ExitCode:
             progress.resumed(kept.rows)
             pipeline = Pipeline(
                 Job(
-                    model=f"{info.name}@{info.revision}",
+                    model=info.pinned,
                     source=str(path or "standard input"),
                     annotate=job.annotate,
                     in_flight=job.in_flight,

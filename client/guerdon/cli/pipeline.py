@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from guerdon.cli.errors import CommandError, ExitCode
 from guerdon.cli.output import Output, pass_through
 from guerdon.cli.progress import Progress
-from guerdon.data import JsonLines, Line, Question, RowError, parse_questions, write_row
+from guerdon.data import JsonLines, Line, RowError, parse_questions, write_row
 
 if TYPE_CHECKING:
     from guerdon.client import AsyncRewardClient, Item, Score
@@ -116,10 +116,10 @@ class Pipeline:
                     return
                 row = _Row(line)
                 self._rows.append(row)
-                for part, question in enumerate(self._questions(row)):
+                for part, item in enumerate(self._to_ask(row)):
                     self._asked[asked] = row, part
                     asked += 1
-                    yield _item(question)
+                    yield item
                 if row.error is not None:
                     self._write_ready()
                 if self._stop is not None:
@@ -127,17 +127,19 @@ class Pipeline:
         except Exception as exc:  # the input or the output fails; the client is not to wrap it
             self._halt(exc)
 
-    def _questions(self, row: _Row) -> list[Question]:
+    def _to_ask(self, row: _Row) -> list[Item]:
+        from guerdon.client import InvalidArgument, Item
+
         try:
             if row.line.row is None:
                 assert row.line.error is not None
                 raise row.line.error
-            questions = parse_questions(row.line.row)
-        except RowError as exc:
+            items = [Item(q.prompt, q.responses) for q in parse_questions(row.line.row)]
+        except (RowError, InvalidArgument) as exc:
             self._refuse(row, exc)
             return []
-        row.scores = [None] * len(questions)
-        return questions
+        row.scores = [None] * len(items)
+        return items
 
     def _refuse(self, row: _Row, error: Exception) -> None:
         """A row has failed. Unless it alone is at fault and such rows are skipped, we stop."""
@@ -201,12 +203,6 @@ def _at_fault(error: Exception) -> bool:
     from guerdon.cli.connection import is_row_error
 
     return is_row_error(error)
-
-
-def _item(question: Question) -> Item:
-    from guerdon.client import Item
-
-    return Item(question.prompt, question.responses)
 
 
 async def each_line(lines: Iterator[Line], *, live: bool) -> AsyncIterator[Line]:

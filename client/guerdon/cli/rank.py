@@ -113,5 +113,5 @@ async def _rank(
     options: Mapping[str, Any],
 ) -> Sequence[Any]:
     async with connection.open() as client:
-        ranking = await client.rank(model, prompt, candidates, top_n=top_n, **options)
+        ranking = await client.rank(model, prompt, candidates, top_n=top_n or None, **options)
         return ranking.ranking
