@@ -1,0 +1,229 @@
+"""The services of the fake server; see `guerdon.client.testing`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc import code_pb2, status_pb2
+
+from guerdon.client.types import FormattedText, TokenIds
+from guerdon.v1 import admin_pb2, admin_pb2_grpc, common_pb2, reward_pb2, reward_pb2_grpc
+
+if TYPE_CHECKING:
+    from guerdon.client.testing import FakeRewardServer
+
+Context = Any
+"""grpc.aio.ServicerContext; its type parameters differ from method to method."""
+
+PromptValue = str | list[dict[str, str]] | FormattedText | TokenIds
+ScoreFunction = Callable[[Any, Any], float]
+"""Takes a prompt (`str`, list of messages, `FormattedText`, `TokenIds`) and a response (`str`,
+`TokenIds`), and returns a score."""
+
+
+class Refused(Exception):
+    """The fake answers with an error."""
+
+    def __init__(self, status: status_pb2.Status) -> None:
+        super().__init__(status.message)
+        self.status = status
+
+
+class Reward(reward_pb2_grpc.RewardServiceServicer):
+    """RewardService, answered by the fake."""
+
+    def __init__(self, fake: FakeRewardServer) -> None:
+        self._fake = fake
+
+    async def Score(self, request: Any, context: Context) -> Any:
+        async def answer() -> reward_pb2.ScoreResponse:
+            name, revision, function = self._fake.find(request.model)
+            return reward_pb2.ScoreResponse(
+                items=[
+                    self._fake.score_item(item, function, f"items[{i}]")
+                    for i, item in enumerate(request.items)
+                ],
+                info=scoring_info(name, revision, request.options),
+            )
+
+        return await serve(self._fake, "Score", request, context, answer)
+
+    async def ScoreStream(  # type: ignore[override] # grpc.aio's other way: context.write
+        self, request_iterator: Any, context: Context
+    ) -> None:
+        left = self._fake.take_break()
+        tasks: set[asyncio.Task[None]] = set()
+        replies: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def read() -> None:
+            async for request in request_iterator:
+                task = asyncio.create_task(self._one(request, context, replies))
+                tasks.add(task)
+            await asyncio.gather(*tasks)
+            replies.put_nowait(None)
+
+        reading = asyncio.create_task(read())
+        try:
+            while (reply := await replies.get()) is not None:
+                if left == 0:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "broken by the test")
+                await context.write(reply)
+                left = None if left is None else left - 1
+        finally:
+            for task in (reading, *tasks):
+                task.cancel()
+            await asyncio.gather(reading, *tasks, return_exceptions=True)
+
+    async def _one(self, request: Any, context: Context, replies: asyncio.Queue[Any]) -> None:
+        reply = reward_pb2.ScoreStreamResponse(request_id=request.request_id)
+        left = request.timeout.ToMicroseconds() / 1e6 if request.HasField("timeout") else None
+        try:
+            await self._fake.receive("ScoreStream", request, context, left)
+            name, revision, function = self._fake.find(request.model)
+            reply.scores.item.CopyFrom(self._fake.score_item(request.item, function, "item"))
+            reply.scores.info.CopyFrom(scoring_info(name, revision, request.options))
+        except Refused as refused:
+            reply.error.CopyFrom(refused.status)
+        replies.put_nowait(reply)
+
+    async def Rank(self, request: Any, context: Context) -> Any:
+        async def answer() -> reward_pb2.RankResponse:
+            name, revision, function = self._fake.find(request.model)
+            item = reward_pb2.ScoreItem(prompt=request.prompt, responses=request.candidates)
+            scores = self._fake.score_item(item, function, "").scores
+            order = sorted(range(len(scores)), key=lambda place: -scores[place].score)
+            reply = reward_pb2.RankResponse(info=scoring_info(name, revision, request.options))
+            for place in order[: request.top_n or None]:
+                reply.ranking.add(index=place, score=scores[place])
+            return reply
+
+        return await serve(self._fake, "Rank", request, context, answer)
+
+    async def ListModels(self, request: Any, context: Context) -> Any:
+        async def answer() -> reward_pb2.ListModelsResponse:
+            return reward_pb2.ListModelsResponse(
+                models=[
+                    self._fake.describe(name, revision)
+                    for name, model in sorted(self._fake.models.items())
+                    for revision in model.revisions
+                ]
+            )
+
+        return await serve(self._fake, "ListModels", request, context, answer)
+
+    async def GetModel(self, request: Any, context: Context) -> Any:
+        async def answer() -> reward_pb2.GetModelResponse:
+            name, revision, _ = self._fake.find(request.model)
+            return reward_pb2.GetModelResponse(model=self._fake.describe(name, revision))
+
+        return await serve(self._fake, "GetModel", request, context, answer)
+
+
+class Admin(admin_pb2_grpc.ModelAdminServiceServicer):
+    """ModelAdminService, answered by the fake: a loaded path becomes the revision's name."""
+
+    def __init__(self, fake: FakeRewardServer) -> None:
+        self._fake = fake
+
+    async def LoadModel(self, request: Any, context: Context) -> Any:
+        async def answer() -> admin_pb2.LoadModelResponse:
+            self._fake.add_revision(request.name, request.path, promote=request.promote)
+            model = self._fake.describe(request.name, request.path)
+            return admin_pb2.LoadModelResponse(model=model)
+
+        return await serve(self._fake, "LoadModel", request, context, answer)
+
+    async def UnloadModel(self, request: Any, context: Context) -> Any:
+        async def answer() -> admin_pb2.UnloadModelResponse:
+            name, _, _ = self._fake.find(request.name)
+            gone = [request.revision] if request.revision else [*self._fake.models[name].revisions]
+            for revision in gone:
+                self._fake.find(f"{name}@{revision}")
+                self._fake.remove_revision(name, revision)
+            return admin_pb2.UnloadModelResponse(revisions=gone)
+
+        return await serve(self._fake, "UnloadModel", request, context, answer)
+
+    async def SetAlias(self, request: Any, context: Context) -> Any:
+        async def answer() -> admin_pb2.SetAliasResponse:
+            self._fake.find(request.name)
+            self._fake.aliases[request.alias] = request.name
+            return admin_pb2.SetAliasResponse()
+
+        return await serve(self._fake, "SetAlias", request, context, answer)
+
+    async def DeleteAlias(self, request: Any, context: Context) -> Any:
+        async def answer() -> admin_pb2.DeleteAliasResponse:
+            if self._fake.aliases.pop(request.alias, None) is None:
+                raise Refused(make_status(grpc.StatusCode.NOT_FOUND, "no such alias"))
+            return admin_pb2.DeleteAliasResponse()
+
+        return await serve(self._fake, "DeleteAlias", request, context, answer)
+
+    async def PromoteModel(self, request: Any, context: Context) -> Any:
+        async def answer() -> admin_pb2.PromoteModelResponse:
+            name, revision, _ = self._fake.find(f"{request.name}@{request.revision}")
+            previous, self._fake.models[name].current = self._fake.models[name].current, revision
+            model = self._fake.describe(name, revision)
+            return admin_pb2.PromoteModelResponse(model=model, previous_revision=previous)
+
+        return await serve(self._fake, "PromoteModel", request, context, answer)
+
+
+async def serve(
+    fake: FakeRewardServer,
+    method: str,
+    request: Any,
+    context: Context,
+    answer: Callable[[], Awaitable[Any]],
+) -> Any:
+    try:
+        await fake.receive(method, request, context, context.time_remaining())
+        return await answer()
+    except Refused as refused:
+        status = refused.status
+        code = getattr(grpc.StatusCode, code_pb2.Code.Name(status.code))
+        trailers = (("grpc-status-details-bin", status.SerializeToString()),)
+        await context.abort(code, status.message, trailers if status.details else ())
+
+
+def prompt_value(prompt: common_pb2.Prompt) -> PromptValue:
+    """A prompt as your function gets it."""
+    kind = prompt.WhichOneof("content")
+    if kind == "text":
+        return prompt.text
+    if kind == "formatted_text":
+        return FormattedText(prompt.formatted_text)
+    if kind == "token_ids":
+        return TokenIds(tuple(prompt.token_ids.ids))
+    return [{"role": t.role, "content": t.content} for t in prompt.conversation.messages]
+
+
+def response_value(response: common_pb2.Response) -> str | TokenIds:
+    """A response as your function gets it."""
+    if response.WhichOneof("content") == "token_ids":
+        return TokenIds(tuple(response.token_ids.ids))
+    return response.text
+
+
+def scoring_info(name: str, revision: str, options: Any) -> reward_pb2.ScoringInfo:
+    return reward_pb2.ScoringInfo(
+        model=name,
+        revision=revision,
+        activation=options.activation or reward_pb2.ACTIVATION_NONE,
+        normalized=options.normalize,
+        compute_mode=reward_pb2.COMPUTE_MODE_PACKED,
+    )
+
+
+def make_status(
+    code: grpc.StatusCode, message: str, details: Iterable[Message] = ()
+) -> status_pb2.Status:
+    status = status_pb2.Status(code=getattr(code_pb2, code.name), message=message)
+    for detail in details:
+        status.details.add().Pack(detail)
+    return status
