@@ -112,7 +112,7 @@ def test_a_server_that_dies_ends_the_run_and_another_finishes_it(
     start: Start, server: Server, source: Path, out: Path
 ) -> None:
     server.reward.delay_s = 0.005
-    process = start("score", "--model", "rm", "--timeout", 3, source, "-o", out)
+    process = start("score", "--model", "rm", "--timeout", 1, source, "-o", out)
     wait_for_rows(process, out, 50)
     server.stop()
     _, error = process.communicate(timeout=60)

@@ -252,6 +252,7 @@ def test_wrong_paths_are_one_sentence(run: Run, tmp_path: Path) -> None:
         (("score", "--model", "rm", source, "-o", source), "both the input and the output"),
         (("score", "--model", "rm", source, "-o", tmp_path), "is a folder"),
         (("score", "--model", "rm", source, "-o", tmp_path / "o.jsonl.gz"), "not gzip"),
+        (("score", "--server", "http://x:1", "--model", "rm", source), "without a scheme"),
         (("score", source), "Missing option '--model'"),
         (("score", "--modle", "rm"), "--modle"),
         (("score", "--model", "rm", "--on-error", "maybe"), "'maybe'"),

@@ -34,13 +34,12 @@ def load(
 ) -> None:
     """Load a checkpoint as a revision of a model."""
     from guerdon.cli.connection import Connection
-    from guerdon.v1 import admin_pb2 as pb
 
     connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
-    request = pb.LoadModelRequest(name=name, path=path, promote=promote)
-    model = connection.admin(lambda stub: stub.LoadModel, request).model
+    with connection.admin() as client:
+        model = client.load_model(name, path, promote=promote)
     state = "serving" if model.current else "loaded; `guerdon admin promote` makes it serve"
-    typer.echo(f"{model.name}@{model.revision} {state}")
+    typer.echo(f"{model.pinned} {state}")
 
 
 @app.command("unload", epilog=EPILOG)
@@ -55,12 +54,11 @@ def unload(
 ) -> None:
     """Unload a model, after the work accepted for it has finished."""
     from guerdon.cli.connection import Connection
-    from guerdon.v1 import admin_pb2 as pb
 
     connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
-    request = pb.UnloadModelRequest(name=name, revision=revision)
-    for gone in connection.admin(lambda stub: stub.UnloadModel, request).revisions:
-        typer.echo(f"{name}@{gone} unloaded")
+    with connection.admin() as client:
+        for gone in client.unload_model(name, revision):
+            typer.echo(f"{name}@{gone} unloaded")
 
 
 @app.command("alias", epilog=EPILOG)
@@ -78,17 +76,16 @@ def alias(
 ) -> None:
     """Give a model another name, or take it away."""
     from guerdon.cli.connection import Connection
-    from guerdon.v1 import admin_pb2 as pb
 
     if delete is (target is not None):
         raise CommandError("Give the model's name, or --delete.", ExitCode.USAGE)
     connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
-    if target is None:
-        connection.admin(lambda stub: stub.DeleteAlias, pb.DeleteAliasRequest(alias=name))
-        typer.echo(f"{name} removed")
-    else:
-        connection.admin(lambda stub: stub.SetAlias, pb.SetAliasRequest(alias=name, name=target))
-        typer.echo(f"{name} means {target}")
+    with connection.admin() as client:
+        if target is None:
+            client.delete_alias(name)
+        else:
+            client.set_alias(name, target)
+    typer.echo(f"{name} removed" if target is None else f"{name} means {target}")
 
 
 @app.command("promote", epilog=EPILOG)
@@ -108,9 +105,8 @@ def promote(
 ) -> None:
     """Make a loaded revision the one that its name serves; nothing is dropped."""
     from guerdon.cli.connection import Connection
-    from guerdon.v1 import admin_pb2 as pb
 
     connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
-    request = pb.PromoteModelRequest(name=name, revision=revision, unload_previous=unload_previous)
-    reply = connection.admin(lambda stub: stub.PromoteModel, request)
-    typer.echo(f"{name}: {reply.previous_revision} -> {reply.model.revision}")
+    with connection.admin() as client:
+        done = client.promote_model(name, revision, unload_previous=unload_previous)
+    typer.echo(f"{name}: {done.previous_revision} -> {done.model.revision}")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import grpc
+from typing import TypeVar
 
 from guerdon import client as api
 from guerdon.cli import options as opt
 from guerdon.cli.errors import CommandError, ExitCode
-from guerdon.v1.admin_pb2_grpc import ModelAdminServiceStub
 
-_UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_BROKEN_WRITE = "Internal error from Core"
+"""grpc.aio's own words for a stream that broke under a write; the server never says them."""
+_Client = TypeVar("_Client", api.AsyncRewardClient, api.AdminClient)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,40 +34,40 @@ class Connection:
         Raises:
             CommandError: the server is not there, went away, is overloaded or took too long.
         """
+        with self._located():
+            async with self._make(api.AsyncRewardClient) as client:
+                yield client
+
+    @contextmanager
+    def admin(self) -> Iterator[api.AdminClient]:
+        """A client of ModelAdminService, closed at the end.
+
+        Raises:
+            CommandError: as for `open`.
+        """
+        with self._located(), self._make(api.AdminClient) as client:
+            yield client
+
+    def _make(self, kind: type[_Client]) -> _Client:
         tls = api.TLS(ca=self.tls_ca) if self.tls or self.tls_ca else None
         try:
-            async with api.AsyncRewardClient(
-                self.server, token=self.token, tls=tls, timeout=self.timeout
-            ) as client:
-                yield client
+            return kind(self.server, token=self.token, tls=tls, timeout=self.timeout)
+        except ValueError as exc:
+            raise CommandError(f"{exc}.", ExitCode.USAGE) from exc
+
+    @contextmanager
+    def _located(self) -> Iterator[None]:
+        """Says which server it is that can't be used."""
+        try:
+            yield
         except (api.Unavailable, api.DeadlineExceeded, api.Overloaded) as exc:
             where = "" if self.server in exc.message else f"{self.server}: "
             raise CommandError(where + exc.message, ExitCode.UNREACHABLE) from exc
-
-    def admin(self, method: Callable[[ModelAdminServiceStub], Any], request: Any) -> Any:
-        """Calls a method of ModelAdminService and gives its reply.
-
-        Raises:
-            CommandError: the server refused, failed, or is not there.
-        """
-        metadata = [("authorization", f"Bearer {self.token}")] if self.token else []
-        with self._channel() as channel:
-            try:
-                stub = ModelAdminServiceStub(channel)
-                return method(stub)(request, timeout=self.timeout, metadata=metadata)
-            except grpc.RpcError as exc:
-                raise self._failed(exc) from exc
-
-    def _failed(self, exc: Any) -> CommandError:
-        away = exc.code() in _UNREACHABLE
-        message = f"{self.server}: {exc.details() or exc.code().name}"
-        return CommandError(message, ExitCode.UNREACHABLE if away else ExitCode.FAILED)
-
-    def _channel(self) -> grpc.Channel:
-        if not (self.tls or self.tls_ca):
-            return grpc.insecure_channel(self.server)
-        roots = self.tls_ca.read_bytes() if self.tls_ca else None
-        return grpc.secure_channel(self.server, grpc.ssl_channel_credentials(roots))
+        except api.Internal as exc:
+            if exc.message != _BROKEN_WRITE:
+                raise
+            message = f"{self.server}: the connection broke."
+            raise CommandError(message, ExitCode.UNREACHABLE) from exc
 
 
 def score_options(
@@ -77,15 +76,15 @@ def score_options(
     activation: opt.Activation,
     normalize: bool,
     timeout: float | None,
-) -> dict[str, Any]:
+) -> api.ScoringOptions:
     """The keyword arguments of the client's scoring methods."""
-    return {
-        "priority": priority.value,
-        "truncation": truncation.value.replace("-", "_"),
-        "activation": activation.value,
-        "normalize": normalize,
-        "timeout": timeout,
-    }
+    return api.ScoringOptions(
+        priority=priority.value,
+        truncation="prompt_left" if truncation is opt.Truncation.PROMPT_LEFT else "reject",
+        activation=activation.value,
+        normalize=normalize,
+        timeout=timeout,
+    )
 
 
 def is_row_error(error: Exception) -> bool:

@@ -17,6 +17,7 @@ from guerdon.data import JsonLines, Line
 
 if TYPE_CHECKING:
     from guerdon.cli.connection import Connection
+    from guerdon.client import ScoringOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,7 @@ class FileJob:
     skip: bool
     restart: bool
     progress: bool | None
-    score_options: Mapping[str, Any]
+    score_options: ScoringOptions
     """Keyword arguments of the client's `score_stream`."""
     made_by: Mapping[str, Any]
     """Options that change what is written; a run is resumed only under the same."""

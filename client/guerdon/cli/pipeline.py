@@ -21,7 +21,7 @@ from guerdon.cli.progress import Progress
 from guerdon.data import JsonLines, Line, RowError, parse_questions, write_row
 
 if TYPE_CHECKING:
-    from guerdon.client import AsyncRewardClient, Item, Score
+    from guerdon.client import AsyncRewardClient, Item, Score, ScoringOptions
 
 WINDOW = 4
 """Rows held per item in flight: finished ones wait here for a slow one before them."""
@@ -42,7 +42,7 @@ class Job:
     in_flight: int
     skip: bool
     """Whether a bad row gets an `error` and the run goes on."""
-    score_options: Mapping[str, Any]
+    score_options: ScoringOptions
     """Keyword arguments of the client's `score_stream`."""
 
 

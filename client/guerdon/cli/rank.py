@@ -14,7 +14,7 @@ from guerdon.cli.job import FileJob, run
 
 if TYPE_CHECKING:
     from guerdon.cli.connection import Connection
-    from guerdon.client import Score
+    from guerdon.client import RankedCandidate, Score, ScoringOptions
 
 
 def rank(
@@ -84,7 +84,7 @@ def _table(
     prompt: str | None,
     candidates: Sequence[str],
     top_n: int,
-    options: Mapping[str, Any],
+    options: ScoringOptions,
 ) -> int:
     """Ranks answers given on the command line and prints them, best first."""
     from rich.console import Console
@@ -110,8 +110,8 @@ async def _rank(
     prompt: str,
     candidates: Sequence[str],
     top_n: int,
-    options: Mapping[str, Any],
-) -> Sequence[Any]:
+    options: ScoringOptions,
+) -> Sequence[RankedCandidate]:
     async with connection.open() as client:
         ranking = await client.rank(model, prompt, candidates, top_n=top_n or None, **options)
         return ranking.ranking
