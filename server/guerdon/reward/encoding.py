@@ -13,7 +13,6 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding
 
 from guerdon.reward.checkpoint import Checkpoint
 from guerdon.reward.text_tokens import TextTokenizer, TokenizedText, common_length
@@ -67,7 +66,7 @@ class Encoder:
         """The longest sequence."""
         self.vocab_size = int(checkpoint.config.get_text_config().vocab_size)
         """Rows of the model's embedding: every id is less."""
-        self.takes_pairs = not self._has_template and self._separates_pairs()
+        self.takes_pairs = not self._has_template and tokenizer.sep_token_id in self._text.between
         """Whether prompt and response are a text pair (BERT and its kin)."""
         self._uses_types = self._check_types(checkpoint)
         if self._has_template:
@@ -156,12 +155,12 @@ class Encoder:
         return [_Sequence(text.ids, partial(text.first_from, len(prompt))) for text in texts]
 
     def _from_pairs(self, prompt: str, responses: list[str]) -> list[_Sequence]:
-        found = []
-        for pair in self._text.pairs(prompt, responses):
-            ids = np.asarray(pair.ids, dtype=np.int32)
-            types = np.asarray(pair.type_ids, dtype=np.int32) if self._uses_types else None
-            found.append(_Sequence(ids, partial(_first_text_end, pair), types))
-        return found
+        return [
+            _Sequence(
+                pair.ids, partial(int, pair.first_end), pair.types if self._uses_types else None
+            )
+            for pair in self._text.pairs(prompt, responses)
+        ]
 
     def _from_conversation(
         self, turns: tuple[Message, ...], responses: list[str]
@@ -244,24 +243,16 @@ class Encoder:
 
     # Text pairs
 
-    def _separates_pairs(self) -> bool:
-        separator = self._tokenizer.sep_token_id
-        if separator is None:
-            return False
-        (pair,) = self._text.pairs("a", ["b"])
-        order = pair.sequence_ids
-        between = pair.ids[order.index(0) + 1 : order.index(1)] if {0, 1} <= set(order) else []
-        return separator in between
-
     def _check_types(self, checkpoint: Checkpoint) -> bool:
         """Whether the model wants `token_type_ids` of a pair."""
         kinds = getattr(checkpoint.config, "type_vocab_size", None) or 0
         if not kinds or "token_type_ids" not in self._tokenizer.model_input_names:
             return False
         (pair,) = self._text.pairs("a", ["b"])
-        if self.takes_pairs and max(pair.type_ids) >= kinds:
+        most = int(pair.types.max())
+        if self.takes_pairs and most >= kinds:
             raise CheckpointRefused(
-                f"the tokenizer gives token types up to {max(pair.type_ids)}, but the model knows "
+                f"the tokenizer gives token types up to {most}, but the model knows "
                 f"{kinds} (type_vocab_size): it is not the tokenizer it was trained with"
             )
         return True
@@ -361,12 +352,6 @@ def _check_unicode(field: str, text: str) -> None:
 
 def _plus(count: Callable[[], int], more: int) -> int:
     return count() + more
-
-
-def _first_text_end(pair: Encoding) -> int:
-    """The token after the last one of the first text."""
-    own = [place for place, which in enumerate(pair.sequence_ids) if which == 0]
-    return own[-1] + 1 if own else 0
 
 
 def _leading(ids: TokenArray, tokens: Collection[int | None]) -> int:

@@ -50,6 +50,17 @@ class TokenizedText:
         return place
 
 
+@dataclass(frozen=True, slots=True)
+class TokenizedPair:
+    """Two texts as one sequence."""
+
+    ids: TokenArray
+    types: TokenArray
+    """`token_type_ids`: which of the two a token belongs to, by the tokenizer's own rule."""
+    first_end: int
+    """The place after the last token of the first text."""
+
+
 class TextTokenizer:
     """A tokenizer's rules without its state, so that threads can share it.
 
@@ -76,7 +87,9 @@ class TextTokenizer:
         self._added, self._cuts = _added_tokens(self._backend)
         self._verify(tokenizer)
         self._split = not self._backend.encode_special_tokens and self._split_is_exact()
-        self._join_pairs = self._pairs_join_exactly()
+        self.between: tuple[int, ...] = ()
+        """The tokens that it puts between two texts."""
+        self._learn_pairs()
 
     def one(self, text: str, *, special: bool = False) -> TokenizedText:
         """The tokens of one text.
@@ -101,15 +114,23 @@ class TextTokenizer:
             found.append(TokenizedText(ids, (*head.parts, (tail, cut))))
         return found
 
-    def pairs(self, first: str, seconds: Sequence[str]) -> list[Encoding]:
-        """`tokenizer(first, second)` for each second text."""
-        if not self._join_pairs:
-            return [self._backend.encode(first, second) for second in seconds]
+    def pairs(self, first: str, seconds: Sequence[str]) -> list[TokenizedPair]:
+        """`tokenizer([first, …], seconds)`: one pair for each second text.
+
+        As in a list, an empty second text is a text; `tokenizer(first, "")` would leave it out.
+        """
         head = self._backend.encode(first, add_special_tokens=False)
-        return [
-            self._backend.post_process(head, self._backend.encode(text, add_special_tokens=False))
-            for text in seconds
-        ]
+        end = self._pair_lead + len(head.ids)
+        found = []
+        for text in seconds:
+            if self._join_pairs:
+                tail = self._backend.encode(text, add_special_tokens=False)
+                pair = self._backend.post_process(head, tail)
+            else:
+                pair = self._backend.encode(first, text)
+            ids, types = (np.asarray(row, dtype=np.int32) for row in (pair.ids, pair.type_ids))
+            found.append(TokenizedPair(ids, types, end))
+        return found
 
     def _cut(self, texts: Sequence[str]) -> int:
         """Where to cut all texts: in front of the last added token that they share, or 0."""
@@ -149,14 +170,19 @@ class TextTokenizer:
                     return False
         return bool(self._cuts)
 
-    def _pairs_join_exactly(self) -> bool:
+    def _learn_pairs(self) -> None:
+        """What stands before and between two texts, and whether they can be joined."""
+        sample = self._backend.encode("a", "b")
+        order = sample.sequence_ids
+        last = len(order) - 1 - order[::-1].index(0)
+        self._pair_lead = order.index(0)
+        self.between = tuple(sample.ids[last + 1 : order.index(1)])
         self._join_pairs = True
         for first in _PROBES:
             for joined, second in zip(self.pairs(first, _PROBES), _PROBES, strict=True):
                 whole = self._backend.encode(first, second)
-                if (joined.ids, joined.type_ids) != (whole.ids, whole.type_ids):
-                    return False
-        return True
+                same = (joined.ids.tolist(), joined.types.tolist()) == (whole.ids, whole.type_ids)
+                self._join_pairs = self._join_pairs and same
 
 
 def _added_tokens(backend: Tokenizer) -> tuple[re.Pattern[str], frozenset[str]]:

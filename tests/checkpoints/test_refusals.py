@@ -1,0 +1,495 @@
+"""Every fault of a checkpoint is refused with its reason, and never scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.support.tiny import ARCHITECTURES, BOS, CHATML, STEP, tiny_checkpoint, tiny_tokenizer
+
+from guerdon.models import Manifest, template_hash
+from guerdon.reward.checkpoint import Checkpoint, inspect_checkpoint, load_weights
+from guerdon.reward.encoding import Encoder
+from guerdon.reward.types import Attribute, ModelKind
+from guerdon.serving.errors import CheckpointRefused
+
+pytestmark = pytest.mark.filterwarnings(
+    # DeBERTa scripts its attention when transformers imports it; torch deprecates that.
+    "ignore:`torch.jit:DeprecationWarning"
+)
+
+Fault = Callable[[Path], None]
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
+    return load_weights(checkpoint, dtype=dtype, device=torch.device("cpu"))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_json(path: Path, **values: object) -> None:
+    data = json.loads(path.read_text())
+    data.update(values)
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_sound_checkpoint_loads(tmp_path: Path, architecture: str) -> None:
+    folder = tiny_checkpoint(tmp_path, architecture)
+    checkpoint = inspect_checkpoint(folder)
+    assert checkpoint.kind is ModelKind.SEQUENCE
+    assert checkpoint.num_labels == 1
+    assert checkpoint.max_tokens == 256
+    assert len(checkpoint.revision) == 64
+    model = load(checkpoint)
+    assert type(model).__name__ == checkpoint.architecture
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    stored = load_file(folder / "model.safetensors")
+    assert all(torch.equal(stored[k], v) for k, v in model.state_dict().items() if k in stored)
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def odd_name(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def garbage(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"not safetensors at all")
+
+
+def missing_shard(folder: Path) -> None:
+    shard = "model-00001-of-00002.safetensors"
+    names = dict.fromkeys(load_file(folder / "model.safetensors"), shard)
+    (folder / "model.safetensors").rename(folder / shard)
+    names["score.weight"] = "model-00002-of-00002.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def lying_index(folder: Path) -> None:
+    missing_shard(folder)
+    save_file({"other": torch.zeros(1)}, folder / "model-00002-of-00002.safetensors")
+
+
+def index_outside(folder: Path) -> None:
+    no_weights(folder)
+    names = {"score.weight": "../elsewhere.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def both_forms(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
+
+
+def headless(folder: Path) -> None:
+    edit_tensors(folder, lambda tensors: tensors.pop("score.weight"))
+
+
+def wide_head(folder: Path) -> None:
+    edit_tensors(folder, lambda t: t.update({"score.weight": torch.ones(2, 64)}))
+
+
+def default_labels(folder: Path) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    for key in ("num_labels", "id2label", "label2id"):
+        data.pop(key, None)
+    (folder / "config.json").write_text(json.dumps(data))
+
+
+def custom_head(folder: Path) -> None:
+    edit_tensors(folder, lambda t: t.update({"regression_layer.weight": torch.ones(19, 64)}))
+
+
+def adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def custom_code(folder: Path) -> None:
+    edit_json(folder / "config.json", auto_map={"AutoModel": "modeling.Model"})
+
+
+def tokenizer_code(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["t.T", None]})
+
+
+def unknown_class(folder: Path) -> None:
+    edit_json(folder / "config.json", architectures=["LlamaForRewardModelWithGating"])
+
+
+def no_class(folder: Path) -> None:
+    edit_json(folder / "config.json", architectures=None)
+
+
+def unknown_type(folder: Path) -> None:
+    edit_json(folder / "config.json", model_type="sparkle")
+
+
+def quantised(folder: Path) -> None:
+    edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+def float8(folder: Path) -> None:
+    edit_tensors(
+        folder,
+        lambda t: t.update({"score.weight": t["score.weight"].to(torch.float8_e4m3fn)}),
+    )
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def other_template(folder: Path) -> None:
+    Manifest(template_hash=template_hash("another")).write(folder)
+
+
+def lost_template(folder: Path) -> None:
+    Manifest(template_hash=template_hash(CHATML)).write(folder)
+    for path in folder.glob("*.jinja"):
+        path.unlink()
+
+
+def unknown_key(folder: Path) -> None:
+    (folder / "guerdon.json").write_text('{"knd": "sequence"}')
+
+
+def wrong_kind(folder: Path) -> None:
+    Manifest(kind="process", step_marker=STEP).write(folder)
+
+
+def too_many_attributes(folder: Path) -> None:
+    Manifest(kind="attributes", attributes={"a": 1.0, "b": 1.0}).write(folder)
+
+
+def too_many_tokens(folder: Path) -> None:
+    Manifest(max_tokens=257).write(folder)
+
+
+FAULTS: dict[Fault, str] = {
+    no_config: "no config.json",
+    broken_config: "config.json can't be read",
+    pickle_only: "pickle",
+    no_weights: "no weights",
+    odd_name: "neither model.safetensors nor",
+    truncated: "truncated",
+    garbage: "not a safetensors file",
+    missing_shard: "lacks 1 of the 2 shards",
+    lying_index: "score.weight is in .* but it is not",
+    index_outside: "no safetensors file beside it",
+    both_forms: "holds both",
+    headless: "lacks score.weight",
+    wide_head: r"score.weight has the shape \[2, 64\]",
+    default_labels: "2 outputs",
+    custom_head: "regression_layer.weight",
+    adapter: "LoRA adapter",
+    custom_code: "Python code of its own",
+    tokenizer_code: "tokenizer_config.json",
+    unknown_class: "LlamaForRewardModelWithGating, which is not served",
+    no_class: "must name one architecture",
+    unknown_type: "can't be used",
+    quantised: "quantised",
+    float8: "stored as F8_E4M3",
+    no_tokenizer: "no tokenizer",
+    other_template: "not the one it was trained with",
+    lost_template: "the folder has none",
+    unknown_key: "did you mean 'kind'",
+    wrong_kind: "needs a ForTokenClassification",
+    too_many_attributes: "names 2 attributes, but the head has 1",
+    too_many_tokens: "has positions for 256",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_fault_is_refused(tmp_path: Path, fault: Fault) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama")
+    inspect_checkpoint(folder)
+    fault(folder)
+    with pytest.raises(CheckpointRefused, match=FAULTS[fault]):
+        inspect_checkpoint(folder)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointRefused, match="there is no folder"):
+        inspect_checkpoint(tmp_path / "none")
+
+
+def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama", causal_lm=True)
+    with pytest.raises(CheckpointRefused, match="language model"):
+        inspect_checkpoint(folder)
+
+
+def test_a_language_model_renamed_still_lacks_the_head(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama", causal_lm=True)
+    edit_json(folder / "config.json", architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(CheckpointRefused, match=r"lacks score\.weight"):
+        inspect_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key"),
+    [
+        ("bert", "classifier.weight"),
+        ("bert", "classifier.bias"),
+        ("roberta", "classifier.dense.weight"),
+        ("deberta-v2", "pooler.dense.weight"),
+        ("modernbert", "head.norm.weight"),
+    ],
+)
+def test_a_part_of_an_encoders_head_is_missing(tmp_path: Path, architecture: str, key: str) -> None:
+    folder = tiny_checkpoint(tmp_path, architecture)
+    edit_tensors(folder, lambda tensors: tensors.pop(key))
+    with pytest.raises(CheckpointRefused, match=f"lacks {key}"):
+        inspect_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key"),
+    [
+        ("llama", "model.layers.1.self_attn.q_proj.weight"),
+        ("bert", "bert.pooler.dense.weight"),
+        ("gpt2", "transformer.h.0.mlp.c_fc.bias"),
+    ],
+)
+def test_a_tensor_of_the_body_is_missing(tmp_path: Path, architecture: str, key: str) -> None:
+    folder = tiny_checkpoint(tmp_path, architecture)
+    edit_tensors(folder, lambda tensors: tensors.pop(key))
+    checkpoint = inspect_checkpoint(folder)
+    with pytest.raises(CheckpointRefused, match=f"lacks {key}"):
+        load(checkpoint)
+
+
+def test_an_unknown_tensor_in_the_body(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama")
+    edit_tensors(folder, lambda t: t.update({"model.layers.0.extra.weight": torch.ones(2)}))
+    with pytest.raises(CheckpointRefused, match=r"does not know: model\.layers\.0\.extra"):
+        load(inspect_checkpoint(folder))
+
+
+def test_a_wrong_shape_in_the_body(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama")
+    edit_tensors(folder, lambda t: t.update({"model.norm.weight": torch.ones(63)}))
+    with pytest.raises(CheckpointRefused, match="can't be loaded"):
+        load(inspect_checkpoint(folder))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("key", ["score.weight", "model.layers.0.mlp.up_proj.weight"])
+def test_weights_that_are_not_finite(tmp_path: Path, key: str, value: float) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama")
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[key][0, 3] = value
+
+    edit_tensors(folder, spoil)
+    with pytest.raises(CheckpointRefused, match=f"{key} .* 1 numbers that are not finite"):
+        load(inspect_checkpoint(folder))
+
+
+def test_weights_that_overflow_the_number_type(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama")
+
+    def grow(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["score.weight"][0, 0] = 1e6
+
+    edit_tensors(folder, grow)
+    checkpoint = inspect_checkpoint(folder)
+    load(checkpoint)
+    with pytest.raises(CheckpointRefused, match="in float16"):
+        load(checkpoint, torch.float16)
+
+
+def test_weights_that_change_between_inspection_and_loading(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama")
+    checkpoint = inspect_checkpoint(folder)
+    edit_tensors(folder, lambda t: t.update({"score.weight": t["score.weight"] + 1}))
+    with pytest.raises(CheckpointRefused, match="changed"):
+        load(checkpoint)
+
+
+def test_two_labels_need_names(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama", num_labels=2)
+    with pytest.raises(CheckpointRefused, match="2 outputs"):
+        inspect_checkpoint(folder)
+    Manifest(kind="attributes", attributes={"help": 0.75, "harm": -1}).write(folder)
+    checkpoint = inspect_checkpoint(folder)
+    assert checkpoint.kind is ModelKind.ATTRIBUTES
+    assert checkpoint.attributes == (Attribute("help", 0.75), Attribute("harm", -1.0))
+
+
+def test_process_models(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama", token_classification=True)
+    with pytest.raises(CheckpointRefused, match="step_marker must say"):
+        inspect_checkpoint(folder)
+    Manifest(kind="sequence").write(folder)
+    with pytest.raises(CheckpointRefused, match="needs a ForSequenceClassification"):
+        inspect_checkpoint(folder)
+    Manifest(kind="process", step_marker="two tokens").write(folder)
+    with pytest.raises(CheckpointRefused, match="is not one token"):
+        inspect_checkpoint(folder)
+    Manifest(kind="process", step_marker=STEP).write(folder)
+    checkpoint = inspect_checkpoint(folder)
+    assert checkpoint.kind is ModelKind.PROCESS
+    assert checkpoint.step_marker_id == tiny_tokenizer().convert_tokens_to_ids(STEP)
+    assert type(load(checkpoint)).__name__ == "LlamaForTokenClassification"
+
+
+def test_positions_of_roberta_start_after_the_pad(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "roberta", max_positions=40)
+    assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 42
+    edit_json(folder / "tokenizer_config.json", model_max_length=10**30)
+    assert inspect_checkpoint(folder).max_tokens == 40
+
+
+def test_the_manifests_limit_wins_over_the_tokenizers(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama")
+    edit_json(folder / "tokenizer_config.json", model_max_length=64)
+    assert inspect_checkpoint(folder).max_tokens == 64
+    Manifest(max_tokens=100).write(folder)
+    assert inspect_checkpoint(folder).max_tokens == 100
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"]
+)
+def test_any_change_of_content_is_another_revision(tmp_path: Path, name: str) -> None:
+    folder = tiny_checkpoint(tmp_path / "a", "llama")
+    twin = tiny_checkpoint(tmp_path / "b", "llama")
+    before = inspect_checkpoint(folder).revision
+    assert inspect_checkpoint(twin).revision == before
+    if name == "model.safetensors":
+        edit_tensors(folder, lambda t: t.update({"score.weight": t["score.weight"] + 1e-3}))
+    elif name == "chat_template.jinja":
+        (folder / name).write_text(CHATML + "\n")
+    else:
+        (folder / name).write_text((folder / name).read_text() + "\n")
+    assert inspect_checkpoint(folder).revision != before
+
+
+def ensemble(folder: Path, second: dict[str, Any], **manifest: Any) -> Path:
+    tiny_checkpoint(folder / "a", "llama", seed=1)
+    tiny_checkpoint(folder / "b", **{"architecture": "llama", "seed": 2, **second})
+    values = {"kind": "ensemble", "members": ("a", "b"), **manifest}
+    Manifest(**values).write(folder)
+    return folder
+
+
+def test_an_ensemble_of_two(tmp_path: Path) -> None:
+    checkpoint = inspect_checkpoint(ensemble(tmp_path, {"architecture": "gpt2"}))
+    assert checkpoint.kind is ModelKind.ENSEMBLE
+    assert [member.folder.name for member in checkpoint.members] == ["a", "b"]
+    assert checkpoint.architecture == (
+        "LlamaForSequenceClassification + GPT2ForSequenceClassification"
+    )
+    whole = checkpoint.revision
+    edit_tensors(tmp_path / "b", lambda t: t.update({"score.weight": t["score.weight"] + 1}))
+    assert inspect_checkpoint(tmp_path).revision != whole
+
+
+@pytest.mark.parametrize(
+    ("second", "manifest", "reason"),
+    [
+        ({"seed": 1}, {}, "the same model"),
+        ({"chat_template": CHATML + "\n"}, {}, "another chat template"),
+        ({"architecture": "bert", "chat_template": None}, {}, "another"),
+        ({"num_labels": 2}, {}, "2 outputs"),
+        ({}, {"members": ("a", "missing")}, "there is no folder"),
+        ({}, {"max_tokens": 1000}, "takes only 256"),
+        ({}, {"template_hash": "ab" * 32}, "chat template"),
+    ],
+)
+def test_members_that_do_not_fit(
+    tmp_path: Path, second: dict[str, Any], manifest: dict[str, Any], reason: str
+) -> None:
+    folder = ensemble(tmp_path, second, **manifest)
+    with pytest.raises(CheckpointRefused, match=reason):
+        inspect_checkpoint(folder)
+
+
+def test_members_with_another_tokenizer(tmp_path: Path) -> None:
+    folder = ensemble(tmp_path, {})
+    tokenizer = tiny_tokenizer(chat_template=CHATML)
+    tokenizer.add_tokens(["extra"])
+    tokenizer.save_pretrained(folder / "b")
+    with pytest.raises(CheckpointRefused, match="another tokenizer"):
+        inspect_checkpoint(folder)
+
+
+def test_an_ensemble_of_ensembles(tmp_path: Path) -> None:
+    folder = ensemble(tmp_path, {})
+    Manifest(kind="ensemble", members=("..",)).write(folder / "b")
+    with pytest.raises(CheckpointRefused, match="of kind ensemble"):
+        inspect_checkpoint(folder)
+
+
+def test_custom_code_runs_only_by_leave(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama")
+    trace = tmp_path / "it-ran"
+    (folder / "modeling_own.py").write_text(
+        "from pathlib import Path\n"
+        f"Path({str(trace)!r}).touch()\n"
+        "from transformers import LlamaForSequenceClassification\n"
+        "class OwnReward(LlamaForSequenceClassification):\n    pass\n"
+    )
+    edit_json(
+        folder / "config.json",
+        architectures=["OwnReward"],
+        auto_map={"AutoModelForSequenceClassification": "modeling_own.OwnReward"},
+    )
+    with pytest.raises(CheckpointRefused, match="--allow-remote-code"):
+        inspect_checkpoint(folder)
+    assert not trace.exists()
+    checkpoint = inspect_checkpoint(folder, allow_remote_code=True)
+    assert checkpoint.remote_code
+    assert type(load(checkpoint)).__name__ == "OwnReward"
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for m in messages %}", "broken"),
+        ("{{ messages[0]['content'] }}", "leaves the assistant's last turn out"),
+        (BOS + BOS + CHATML, "two BOS"),
+    ],
+)
+def test_templates_that_can_not_be_right(tmp_path: Path, template: str, reason: str) -> None:
+    checkpoint = inspect_checkpoint(tiny_checkpoint(tmp_path, "llama", chat_template=template))
+    with pytest.raises(CheckpointRefused, match=reason):
+        Encoder(checkpoint)
+
+
+def test_a_checkpoint_is_frozen(tmp_path: Path) -> None:
+    checkpoint = inspect_checkpoint(tiny_checkpoint(tmp_path, "llama"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        checkpoint.revision = "other"  # type: ignore[misc]
