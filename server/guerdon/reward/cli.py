@@ -39,14 +39,14 @@ def reward(
         Path | None, typer.Option(help="TOML file with the same settings; flags win.")
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")
+        str | None, typer.Option(help="Address to listen on. (default: 127.0.0.1)")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="gRPC port; 0 picks a free one. [default: 50051]")
+        int | None, typer.Option(help="gRPC port; 0 picks a free one. (default: 50051)")
     ] = None,
     http_port: Annotated[
         int | None,
-        typer.Option(help="HTTP port; 0 picks a free one, -1 serves none. [default: 8080]"),
+        typer.Option(help="HTTP port; 0 picks a free one, -1 serves none. (default: 8080)"),
     ] = None,
     admin_port: Annotated[
         int | None,
@@ -56,21 +56,21 @@ def reward(
         ),
     ] = None,
     admin_host: Annotated[
-        str | None, typer.Option(help="Address of the admin port. [default: 127.0.0.1]")
+        str | None, typer.Option(help="Address of the admin port. (default: 127.0.0.1)")
     ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="auto, float32, bfloat16 or float16. [default: auto]", rich_help_panel="Engine"
+            help="auto, float32, bfloat16 or float16. (default: auto)", rich_help_panel="Engine"
         ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="auto, cpu, cuda, cuda:1, … [default: auto]", rich_help_panel="Engine"),
+        typer.Option(help="auto, cpu, cuda, cuda:1, … (default: auto)", rich_help_panel="Engine"),
     ] = None,
     mode: Annotated[
         str | None,
-        typer.Option(help="auto, packed or padded. [default: auto]", rich_help_panel="Engine"),
+        typer.Option(help="auto, packed or padded. (default: auto)", rich_help_panel="Engine"),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of torch.", rich_help_panel="Engine")
@@ -94,7 +94,7 @@ def reward(
     ] = None,
     encode_threads: Annotated[
         int | None,
-        typer.Option(help="Threads that tokenise. [default: 2]", rich_help_panel="Queue"),
+        typer.Option(help="Threads that tokenise. (default: 2)", rich_help_panel="Queue"),
     ] = None,
     tls_certificate: Annotated[
         Path | None, typer.Option(help="PEM file.", rich_help_panel="Security")
@@ -123,13 +123,13 @@ def reward(
     ] = None,
     drain_grace: Annotated[
         float | None,
-        typer.Option(help="Seconds that accepted work gets after SIGTERM. [default: 30]"),
+        typer.Option(help="Seconds that accepted work gets after SIGTERM. (default: 30)"),
     ] = None,
     ready_file: Annotated[
         Path | None, typer.Option(help="Write the real ports here as JSON when ready.")
     ] = None,
     log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error. [default: info]")
+        str | None, typer.Option(help="debug, info, warning or error. (default: info)")
     ] = None,
 ) -> None:
     """Serve reward models over gRPC, with HTTP beside it.

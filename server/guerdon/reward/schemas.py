@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from guerdon.reward import convert, types
 from guerdon.reward.scoring import Scored
@@ -20,11 +20,24 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
+def _check_text(value: str) -> str:
+    """JSON can escape half of a surrogate pair, which is no character."""
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("is not valid Unicode") from None
+    return value
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+
+
 class MessageBody(_Body):
     """One turn of a conversation."""
 
-    role: str = Field(min_length=1, description='Usually "system", "user" or "assistant".')
-    content: str
+    role: Text = Field(min_length=1, description='Usually "system", "user" or "assistant".')
+    content: Text
 
 
 class TokenIdsBody(_Body):
@@ -36,7 +49,7 @@ class TokenIdsBody(_Body):
 class FormattedTextBody(_Body):
     """Text that is already rendered: nothing is added."""
 
-    formatted_text: str
+    formatted_text: Text
 
 
 def _form(value: Any) -> str:
@@ -53,7 +66,7 @@ def _form(value: Any) -> str:
 
 
 PromptBody = Annotated[
-    Annotated[str, Tag("@text")]
+    Annotated[Text, Tag("@text")]
     | Annotated[list[MessageBody], Field(min_length=1), Tag("@messages")]
     | Annotated[TokenIdsBody, Tag("@tokens")]
     | Annotated[FormattedTextBody, Tag("@formatted")],
@@ -66,7 +79,7 @@ def _response_form(value: Any) -> str:
 
 
 ResponseBody = Annotated[
-    Annotated[str, Tag("@text")] | Annotated[TokenIdsBody, Tag("@tokens")],
+    Annotated[Text, Tag("@text")] | Annotated[TokenIdsBody, Tag("@tokens")],
     Discriminator(_response_form),
 ]
 
@@ -74,7 +87,7 @@ ResponseBody = Annotated[
 class ItemBody(_Body):
     """One prompt with one or more responses; the prompt is computed once."""
 
-    id: str = Field(default="", description="Comes back with the scores.")
+    id: Text = Field(default="", description="Comes back with the scores.")
     prompt: PromptBody
     responses: list[ResponseBody] = Field(min_length=1)
 
@@ -103,7 +116,7 @@ _TIMEOUT = Field(default=None, gt=0, description="Seconds allowed for the call."
 class ScoreBody(_Body):
     """Request of POST /v1/score."""
 
-    model: str = Field(min_length=1, description="A name, an alias, or name@revision.")
+    model: Text = Field(min_length=1, description="A name, an alias, or name@revision.")
     items: list[ItemBody] = Field(min_length=1)
     options: OptionsBody = OptionsBody()
     timeout: float | None = _TIMEOUT
@@ -112,7 +125,7 @@ class ScoreBody(_Body):
 class RankBody(_Body):
     """Request of POST /v1/rank."""
 
-    model: str = Field(min_length=1, description="A name, an alias, or name@revision.")
+    model: Text = Field(min_length=1, description="A name, an alias, or name@revision.")
     prompt: PromptBody
     candidates: list[ResponseBody] = Field(min_length=1)
     top_n: int = Field(default=0, ge=0, description="How many to return; all when 0.")

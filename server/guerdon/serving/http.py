@@ -98,7 +98,7 @@ def validation_error(error: RequestValidationError) -> InvalidRequest:
         reason = first.get("ctx", {}).get("error", "cannot be parsed")
         return InvalidRequest("body", f"is not valid JSON: {reason}")
     reasons = {"extra_forbidden": "is not a known field", "missing": "is required"}
-    message = str(first["msg"])
+    message = str(first["msg"]).removeprefix("Value error, ")
     return InvalidRequest(_path(first["loc"]), reasons.get(kind, message[:1].lower() + message[1:]))
 
 
@@ -137,16 +137,15 @@ class BodyLimit:
             return
         headers = dict(scope["headers"])
         announced = headers.get(b"content-length", b"0")
-        if not announced.isdigit() or int(announced) > self._max_body:
-            await self._refuse(scope, receive, send)
-            return
-        body = await self._read(receive)
+        too_large = not announced.isdigit() or int(announced) > self._max_body
+        body = None if too_large else await self._read(receive)
         if body is None:
             await self._refuse(scope, receive, send)
-            return
-        await self._app(scope, _replay(body, receive), send)
+        else:
+            await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, receive: Receive) -> list[Message] | None:
+        """The body, or None when it is too large."""
         messages: list[Message] = []
         size = 0
         while True:
@@ -155,10 +154,20 @@ class BodyLimit:
             size += len(message.get("body", b""))
             if size > self._max_body:
                 return None
-            if message["type"] != "http.request" or not message.get("more_body", False):
+            if not message.get("more_body", False):
                 return messages
 
+    async def _discard(self, receive: Receive) -> None:
+        """Read on for a while: closing on a sender would reset the answer with the connection."""
+        size = 0
+        while size < 16 * self._max_body:
+            message = await receive()
+            size += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return
+
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._discard(receive)
         body = {
             "code": "RESOURCE_EXHAUSTED",
             "message": f"the body is larger than the limit of {self._max_body} bytes",

@@ -1,0 +1,225 @@
+"""Models loaded, named, swapped and unloaded while the server runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from guerdon.v1 import admin_pb2, admin_pb2_grpc, reward_pb2
+
+from .conftest import Harness, start_server
+from .fake import expected_score, revision_of, words
+from .messages import item, score_request
+
+FIRST, SECOND = revision_of("first"), revision_of("second")
+
+
+def load(name: str, path: str, **more: Any) -> admin_pb2.LoadModelRequest:
+    return admin_pb2.LoadModelRequest(name=name, path=path, **more)
+
+
+def promote(revision: str, **more: Any) -> admin_pb2.PromoteModelRequest:
+    return admin_pb2.PromoteModelRequest(name="m", revision=revision, **more)
+
+
+async def code_of(call: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code()
+
+
+async def test_the_first_revision_is_current_and_later_ones_wait(served: Harness) -> None:
+    loaded = (await served.admin.LoadModel(load("m", "second"))).model
+    assert (loaded.revision, loaded.current) == (SECOND, False)
+    assert (await served.rewards.Score(score_request())).info.revision == FIRST
+    pinned = await served.rewards.Score(score_request(model=f"m@{SECOND[:8]}"))
+    assert pinned.info.revision == SECOND
+    reply = await served.admin.PromoteModel(promote(SECOND[:12]))
+    assert (reply.model.revision, reply.model.current) == (SECOND, True)
+    assert reply.previous_revision == FIRST
+    assert (await served.rewards.Score(score_request())).info.revision == SECOND
+    other = (await served.admin.LoadModel(load("new", "third"))).model
+    assert other.current
+
+
+async def test_loading_with_promote_and_loading_twice(served: Harness) -> None:
+    assert (await served.admin.LoadModel(load("m", "second", promote=True))).model.current
+    again = (await served.admin.LoadModel(load("m", "second"))).model
+    assert again.revision == SECOND
+    models = (await served.rewards.ListModels(reward_pb2.ListModelsRequest())).models
+    assert [(m.revision, m.current) for m in models] == [(FIRST, False), (SECOND, True)]
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "outcome"),
+    [
+        ("missing", grpc.StatusCode.NOT_FOUND, "refused"),
+        ("refused", grpc.StatusCode.FAILED_PRECONDITION, "refused"),
+        ("broken", grpc.StatusCode.INTERNAL, "failed"),
+    ],
+)
+async def test_a_load_that_fails_changes_nothing(
+    served: Harness, path: str, code: grpc.StatusCode, outcome: str
+) -> None:
+    assert await code_of(served.admin.LoadModel(load("m", path, promote=True))) is code
+    assert (await served.rewards.Score(score_request())).info.revision == FIRST
+    line = f'guerdon_model_loads_total{{model="m",outcome="{outcome}"}}'
+    assert await served.metric(line) == 1.0
+
+
+async def test_other_models_serve_while_one_loads(served: Harness) -> None:
+    served.behaviour.load_seconds = 0.5
+    loading = asyncio.ensure_future(served.admin.LoadModel(load("slow", "second")))
+    await asyncio.sleep(0.05)
+    for _ in range(10):
+        await served.still_serves()
+    assert not loading.done()
+    assert (await loading).model.current
+
+
+async def test_aliases(served: Harness) -> None:
+    alias = admin_pb2.SetAliasRequest(alias="best", name="m")
+    await served.admin.SetAlias(alias)
+    assert (await served.rewards.Score(score_request(model="best"))).info.model == "m"
+    missing = admin_pb2.SetAliasRequest(alias="x", name="nobody")
+    assert await code_of(served.admin.SetAlias(missing)) is grpc.StatusCode.NOT_FOUND
+    taken = served.admin.LoadModel(load("best", "second"))
+    assert await code_of(taken) is grpc.StatusCode.FAILED_PRECONDITION
+    await served.admin.DeleteAlias(admin_pb2.DeleteAliasRequest(alias="best"))
+    gone = served.rewards.Score(score_request(model="best"))
+    assert await code_of(gone) is grpc.StatusCode.NOT_FOUND
+    again = served.admin.DeleteAlias(admin_pb2.DeleteAliasRequest(alias="best"))
+    assert await code_of(again) is grpc.StatusCode.NOT_FOUND
+
+
+async def test_unloading_waits_for_accepted_work(served: Harness) -> None:
+    served.behaviour.gate.clear()
+    scoring = asyncio.ensure_future(served.rewards.Score(score_request()))
+    while served.behaviour.batches == 0:
+        await asyncio.sleep(0.005)
+    unloading = asyncio.ensure_future(
+        served.admin.UnloadModel(admin_pb2.UnloadModelRequest(name="m"))
+    )
+    await asyncio.sleep(0.1)
+    assert not unloading.done()
+    assert served.behaviour.closed == []
+    late = served.rewards.Score(score_request())
+    assert await code_of(late) is grpc.StatusCode.NOT_FOUND
+    served.behaviour.gate.set()
+    assert (await scoring).info.revision == FIRST
+    assert list((await unloading).revisions) == [FIRST]
+    assert served.behaviour.closed == [FIRST]
+
+
+async def test_unloading_waits_for_work_whose_caller_has_left(served: Harness) -> None:
+    served.behaviour.gate.clear()
+    scoring = served.rewards.Score(score_request())
+    while served.behaviour.batches == 0:
+        await asyncio.sleep(0.005)
+    scoring.cancel()
+    unloading = asyncio.ensure_future(
+        served.admin.UnloadModel(admin_pb2.UnloadModelRequest(name="m"))
+    )
+    await asyncio.sleep(0.1)
+    assert served.behaviour.closed == []  # the engine still computes with it
+    served.behaviour.gate.set()
+    await unloading
+    assert served.behaviour.closed == [FIRST]
+
+
+async def test_the_current_revision_is_unloaded_only_when_it_is_the_last(served: Harness) -> None:
+    await served.admin.LoadModel(load("m", "second"))
+    current = admin_pb2.UnloadModelRequest(name="m", revision=FIRST)
+    assert await code_of(served.admin.UnloadModel(current)) is grpc.StatusCode.FAILED_PRECONDITION
+    other = admin_pb2.UnloadModelRequest(name="m", revision=SECOND[:10])
+    assert list((await served.admin.UnloadModel(other)).revisions) == [SECOND]
+    assert list((await served.admin.UnloadModel(current)).revisions) == [FIRST]
+    assert (await served.rewards.ListModels(reward_pb2.ListModelsRequest())).models == []
+    assert await code_of(served.admin.UnloadModel(current)) is grpc.StatusCode.NOT_FOUND
+
+
+async def test_promoting_under_load_drops_nothing_and_mixes_nothing(served: Harness) -> None:
+    served.behaviour.seconds = 0.002
+    seen: Counter[str] = Counter()
+    stop = asyncio.Event()
+
+    async def caller(number: int) -> None:
+        i = 0
+        while not stop.is_set():
+            i += 1
+            asked = [item(f"q {number} {i} {k}", "a", "b c") for k in range(3)]
+            reply = await served.rewards.Score(score_request(*asked), timeout=30)
+            revision = reply.info.revision
+            for k, scored in enumerate(reply.items):
+                for answer, score in zip(("a", "b c"), scored.scores, strict=True):
+                    tokens = words(f"q {number} {i} {k}") + words(answer)
+                    assert score.score == expected_score(revision, tokens)
+            seen[revision] += 1
+
+    callers = [asyncio.ensure_future(caller(n)) for n in range(16)]
+    previous = FIRST
+    for turn in range(6):
+        path = f"turn-{turn}"
+        await asyncio.sleep(0.1)
+        await served.admin.LoadModel(load("m", path))
+        reply = await served.admin.PromoteModel(promote(revision_of(path), unload_previous=True))
+        assert reply.previous_revision == previous
+        previous = revision_of(path)
+        after = await served.rewards.Score(score_request())
+        assert after.info.revision == previous
+    await asyncio.sleep(0.1)
+    stop.set()
+    await asyncio.gather(*callers)  # an error of any call fails the test
+    assert len(seen) == 7
+    assert len(served.behaviour.closed) == 6
+    models = (await served.rewards.ListModels(reward_pb2.ListModelsRequest())).models
+    assert [m.revision for m in models] == [previous]
+
+
+async def test_without_port_or_token_there_is_no_administration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GUERDON_ADMIN_TOKEN", raising=False)
+    async with start_server(admin_port=-1) as served:
+        stub: Any = admin_pb2_grpc.ModelAdminServiceStub(served.channel)
+        call = stub.LoadModel(load("x", "second"))
+        assert await code_of(call) is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_with_a_token_it_is_on_the_main_port_and_asks_for_it(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("s3cret\n")
+    async with start_server(admin_port=-1, admin_token_file=token) as served:
+        stub: Any = admin_pb2_grpc.ModelAdminServiceStub(served.channel)
+        for wrong in (None, "Bearer wrong", "Bearer ", "Basic s3cret", "s3cret"):
+            metadata = [("authorization", wrong)] if wrong else []
+            call = stub.LoadModel(load("x", "second"), metadata=metadata)
+            assert await code_of(call) is grpc.StatusCode.UNAUTHENTICATED
+        right = [("authorization", "Bearer s3cret")]
+        assert (await stub.LoadModel(load("x", "second"), metadata=right)).model.name == "x"
+        await served.still_serves()  # scoring has no token
+
+
+async def test_scoring_with_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUERDON_TOKEN", "s3cret")
+    async with start_server() as served:
+        call = served.rewards.Score(score_request())
+        assert await code_of(call) is grpc.StatusCode.UNAUTHENTICATED
+        stream = served.rewards.ScoreStream(iter([]))
+        assert await code_of(stream.read()) is grpc.StatusCode.UNAUTHENTICATED
+        right = [("authorization", "bearer s3cret")]
+        assert (await served.rewards.Score(score_request(), metadata=right)).items
+        body = {"model": "m", "items": [{"prompt": "a", "responses": ["b"]}]}
+        refused = await served.http.post("/v1/score", json=body)
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"] == "Bearer"
+        allowed = await served.http.post(
+            "/v1/score", json=body, headers={"Authorization": "Bearer s3cret"}
+        )
+        assert allowed.status_code == 200
+        assert (await served.http.get("/healthz")).status_code == 200
