@@ -21,7 +21,7 @@ def score(
     token: opt.Token = None,
     tls: opt.Tls = False,
     tls_ca: opt.TlsCa = None,
-    timeout: opt.Timeout = 60.0,
+    timeout: opt.Timeout = 600.0,
     priority: opt.PriorityOption = opt.Priority.BATCH,
     truncation: opt.TruncationOption = opt.Truncation.REJECT,
     activation: opt.ActivationOption = opt.Activation.NONE,
