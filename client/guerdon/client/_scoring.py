@@ -100,7 +100,7 @@ class ScoreCall:
         try:
             reply = await self._ask(request)
         except InvalidArgument as error:
-            raise _in_callers_terms(error, part) from error
+            raise _in_callers_terms(error, part) from error.__cause__
         if len(reply.items) != len(part):
             raise Internal(f"the server sent {len(reply.items)} items for {len(part)}")
         scores = [

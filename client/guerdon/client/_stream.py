@@ -32,6 +32,8 @@ from guerdon.client.errors import (
 from guerdon.client.types import Item, StreamResult
 from guerdon.v1 import reward_pb2, reward_pb2_grpc
 
+_WRITE_FAILED = "Internal error from Core"
+
 
 @dataclass(slots=True, eq=False)
 class _Pending:
@@ -217,8 +219,11 @@ class ScoreStream:
                 self._progress = True
                 self._receive(reply, sent)
         except grpc.aio.AioRpcError as exc:
-            error = from_rpc_error(exc)
+            error = _broken(exc)
             error.__cause__ = exc
+        except asyncio.CancelledError:
+            if not self._done:
+                raise
         finally:
             call.cancel()
             writer.cancel()
@@ -240,6 +245,8 @@ class ScoreStream:
                 sent[pending.index] = None
                 await call.write(self._request(pending))
             await call.done_writing()
+            if sent:
+                call.cancel()  # answers that come too late are not waited for
 
     def _request(self, pending: _Pending) -> reward_pb2.ScoreStreamRequest:
         request = reward_pb2.ScoreStreamRequest(
@@ -302,6 +309,17 @@ class ScoreStream:
         del self._pending[pending.index]
         self._results.put_nowait(result)
         self._wake.set()
+
+
+def _broken(exc: grpc.aio.AioRpcError) -> GuerdonError:
+    """Why a stream broke.
+
+    When the connection goes while a message is being written, grpc.aio puts an INTERNAL of its
+    own in the place of the status. Nothing was computed wrongly: the stream just broke.
+    """
+    if exc.code() is grpc.StatusCode.INTERNAL and exc.details() == _WRITE_FAILED:
+        return Unavailable("the connection broke while an item was being sent")
+    return from_rpc_error(exc)
 
 
 def _stop_timers(pending: _Pending) -> None:

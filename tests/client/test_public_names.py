@@ -1,0 +1,114 @@
+"""What users may import, and that it stays light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+import guerdon.client as api
+from guerdon.client import errors
+
+NAMES = [
+    "AdminClient",
+    "AsyncAdminClient",
+    "AsyncRewardClient",
+    "AttributeInfo",
+    "Cancelled",
+    "Clock",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "FieldViolation",
+    "FormattedText",
+    "GuerdonError",
+    "Internal",
+    "InvalidArgument",
+    "Item",
+    "ItemScores",
+    "Limits",
+    "MixedRevisions",
+    "ModelInfo",
+    "NotFound",
+    "Overloaded",
+    "PermissionDenied",
+    "Promotion",
+    "Prompt",
+    "RankResult",
+    "RankedCandidate",
+    "Response",
+    "Retry",
+    "RewardClient",
+    "Score",
+    "ScoreResult",
+    "ScoringInfo",
+    "ScoringOptions",
+    "StepScore",
+    "StreamResult",
+    "TLS",
+    "Timing",
+    "TokenIds",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+]
+
+
+def test_exported_names() -> None:
+    assert sorted(api.__all__) == sorted(NAMES)
+    public = {n for n in vars(api) if not n.startswith("_")}
+    modules = {"admin", "aio", "config", "errors", "sync", "testing", "types"}
+    assert public - modules == set(NAMES)
+
+
+def test_the_sync_clients_have_the_methods_of_the_async_ones() -> None:
+    def methods(kind: type) -> set[str]:
+        return {n for n in dir(kind) if not n.startswith("_")}
+
+    assert methods(api.RewardClient) == methods(api.AsyncRewardClient)
+    assert methods(api.AdminClient) == methods(api.AsyncAdminClient)
+
+
+def test_the_error_tree_is_that_of_the_docstring() -> None:
+    assert errors.__doc__ is not None
+    own = [k for k in vars(errors).values() if getattr(k, "__module__", "") == errors.__name__]
+    kinds = [k for k in own if isinstance(k, type) and issubclass(k, Exception)]
+    assert len(kinds) == 13
+    for kind in kinds:
+        assert kind.__name__ in errors.__doc__
+        assert issubclass(kind, api.GuerdonError)
+
+
+def test_every_status_code_becomes_an_error_that_keeps_it() -> None:
+    for code in grpc.StatusCode:
+        if code is grpc.StatusCode.OK:
+            continue
+        status = status_pb2.Status(code=getattr(code_pb2, code.name), message="m")
+        error = errors.from_status(status)
+        assert (error.code, str(error), error.details) == (code, "m", ())
+    assert errors.from_status(status_pb2.Status(code=999)).code is grpc.StatusCode.UNKNOWN
+
+
+def test_details_are_decoded_and_strange_ones_left_out() -> None:
+    status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message="m")
+    violation = error_details_pb2.BadRequest.FieldViolation(field="items[0]", description="d")
+    status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    status.details.append(AnyMessage(type_url="type.googleapis.com/no.Such", value=b"x"))
+    broken = AnyMessage(type_url="type.googleapis.com/google.rpc.RetryInfo", value=b"\xff\xff")
+    status.details.append(broken)
+    error = errors.from_status(status)
+    assert isinstance(error, api.InvalidArgument)
+    assert error.field_violations == (api.FieldViolation("items[0]", "d"),)
+    assert error.retry_after is None
+
+
+def test_importing_the_client_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, guerdon.client, guerdon.client.testing\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'typer', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
