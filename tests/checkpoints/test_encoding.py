@@ -15,7 +15,7 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.tiny import BOS, CHATML, EOS, STEP, TURN_END, tiny_checkpoint, tiny_tokenizer
-from tokenizers import Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
@@ -24,6 +24,11 @@ from guerdon.reward.checkpoint import inspect_checkpoint
 from guerdon.reward.encoding import Encoder
 from guerdon.reward.types import EncodedItem, FormattedText, Message, ScoreItem, Truncation
 from guerdon.serving.errors import InvalidRequest
+
+pytestmark = pytest.mark.filterwarnings(
+    # DeBERTa scripts its attention when transformers imports it; torch deprecates that.
+    "ignore:`torch.jit:DeprecationWarning"
+)
 
 QUESTION = (Message("system", "Be brief."), Message("user", "What is the capital of France?"))
 ANSWERS = ("Paris.", "", "It is Paris, I think.\n", "It is <|im_end|> Paris 🙂", " leading")
@@ -145,7 +150,7 @@ def test_text_without_a_template_gets_the_tokenizers_own_tokens(tmp_path: Path) 
         encode(encoder, f"{BOS}Question? ", "yes")
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta-v2", "modernbert"])
 def test_encoders_take_pairs(architecture: str) -> None:
     encoder = tiny(architecture, architecture, None)
     plain = AutoTokenizer.from_pretrained(made(architecture, architecture, None))
@@ -381,6 +386,31 @@ def test_a_marker_swallowed_by_a_longer_token_is_refused(tmp_path: Path) -> None
     assert len(encode(encoder, "a", "is it").readout[0]) == 1
     with pytest.raises(InvalidRequest, match=r"2 step markers .* 1 of them"):
         encode(encoder, "a", "is is")
+
+
+def test_truncation_of_a_pair_keeps_its_separators() -> None:
+    encoder = tiny("bert", "bert", None)
+    full = encoder._tokenizer("many words " * 60, "An answer.")["input_ids"]
+    item = encode(encoder, "many words " * 60, "An answer.", truncation=Truncation.PROMPT_LEFT)
+    assert whole(item) == [[0, *full[-255:]]]
+    assert whole(item)[0].count(2) == 2
+
+
+def test_added_tokens_that_eat_white_space_are_not_cut_at(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama", vocab_size=400)
+    tokenizer = tiny_tokenizer(chat_template=CHATML)
+    greedy = AddedToken("<tool>", lstrip=True, rstrip=True, normalized=False)
+    longer = AddedToken("<tool><|im_start|>", normalized=False)
+    tokenizer.add_tokens([greedy, longer, AddedToken("im", single_word=True, normalized=False)])
+    tokenizer.save_pretrained(folder)
+    encoder = Encoder(inspect_checkpoint(folder))
+    answers = ("a <tool> b", "a <tool><|im_start|> c", "a <tool>", "a im b", "a <tool><|im_start")
+    for prompt in ("x <tool> y", "x <tool>", "<tool> im", "<tool><|im_start|>"):
+        expected = [
+            encoder._tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
+            for answer in answers
+        ]
+        assert whole(encode(encoder, FormattedText(prompt), *answers)) == expected
 
 
 def test_threads_agree(smollm: Encoder) -> None:
