@@ -337,6 +337,27 @@ def test_weights_that_change_between_inspection_and_loading(tmp_path: Path) -> N
         load(checkpoint)
 
 
+def test_shards_load_whole(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama")
+    whole = load(inspect_checkpoint(folder))
+    no_weights(folder)
+    whole.save_pretrained(folder, max_shard_size="50KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    again = load(inspect_checkpoint(folder)).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in whole.state_dict().items())
+    truncated_shard = sorted(folder.glob("*.safetensors"))[1]
+    truncated_shard.write_bytes(truncated_shard.read_bytes()[:-1])
+    with pytest.raises(CheckpointRefused, match="truncated"):
+        inspect_checkpoint(folder)
+
+
+def test_a_process_head_has_one_output(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama", token_classification=True, num_labels=2)
+    Manifest(kind="process", step_marker=STEP).write(folder)
+    with pytest.raises(CheckpointRefused, match="2 outputs"):
+        inspect_checkpoint(folder)
+
+
 def test_two_labels_need_names(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path, "llama", num_labels=2)
     with pytest.raises(CheckpointRefused, match="2 outputs"):
