@@ -6,7 +6,7 @@
                 assert rewards.rank("fake", "Hi", ["a", "abc"]).ranking[0].index == 1
 
 It computes nothing: no model, no tokenizer. Your code talks to it through the real client and
-a real socket, so that faults (`fail`, `break_streams`, `restart`, `promote`) are real as well.
+a real socket, so that faults (`fail`, `break_streams`, `restart`, `add_revision`) are real as well.
 """
 
 from __future__ import annotations
