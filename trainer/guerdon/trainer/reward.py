@@ -130,10 +130,12 @@ def train_reward(inputs: Inputs, folder: RunFolder, console: Console) -> dict[st
     """Train, measure, save; the summary that is also written to summary.json.
 
     Raises:
+        OutputError: the folder can't be written to.
         DivergedError: a loss or score is not finite; nothing servable was saved.
         TrainingError: the model can't be loaded.
     """
     settings, phases = inputs.settings, Phases()
+    folder.begin()
     with phases("load"), _quiet():
         set_seed(settings.seed)  # the new head is random
         model = load_base(inputs.base, inputs.tokenizer, grow=inputs.grow)

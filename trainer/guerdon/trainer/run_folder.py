@@ -34,7 +34,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 class RunFolder:
-    """A run's folder, open for writing.
+    """A run's folder. Making the object looks only; `begin` writes.
 
     Args:
         settings: of the run that is about to start.
@@ -47,22 +47,34 @@ class RunFolder:
 
     def __init__(self, settings: RewardSettings, *, resume: bool, overwrite: bool) -> None:
         self.path = Path(settings.output)
+        self._settings = settings
+        self._overwrite = overwrite
         if resume and overwrite:
             raise OutputError("--resume and --overwrite exclude each other")
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path} is a file")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            if overwrite:
-                self._clear()
-            elif resume:
-                self._check_same(settings)
-            else:
-                raise OutputError(
-                    f"{self.path} is not empty: --resume goes on with it, --overwrite begins anew"
-                )
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if overwrite and not (self.path / SETTINGS).exists():
+            raise OutputError(f"{self.path} is not a run of ours ({SETTINGS} is missing)")
+        if resume:
+            self._check_same()
+        if not resume and not overwrite:
+            raise OutputError(
+                f"{self.path} is not empty: --resume goes on with it, --overwrite begins anew"
+            )
+
+    def begin(self) -> None:
+        """Make the folder, remove what shall be overwritten, and write the settings.
+
+        Raises:
+            OutputError: the system refuses.
+        """
         try:
+            if self._overwrite and self.path.is_dir():
+                self._clear()
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / SETTINGS, settings.to_toml())
+            write_whole(self.path / SETTINGS, self._settings.to_toml())
         except OSError as error:
             raise OutputError(f"can't write to {self.path}: {error}") from error
 
@@ -73,10 +85,6 @@ class RunFolder:
         return weights and (self.path / MANIFEST_NAME).exists()
 
     def _clear(self) -> None:
-        if not (self.path / SETTINGS).exists():
-            raise OutputError(
-                f"{self.path} is not a run of ours ({SETTINGS} is missing): left alone"
-            )
         for name in _WEIGHTS:  # first what makes it servable
             (self.path / name).unlink(missing_ok=True)
         for entry in self.path.iterdir():
@@ -85,13 +93,13 @@ class RunFolder:
             else:
                 entry.unlink()
 
-    def _check_same(self, settings: RewardSettings) -> None:
+    def _check_same(self) -> None:
         try:
             before = tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise OutputError(f"nothing to resume in {self.path}: {error}") from error
-        now = tomllib.loads(settings.to_toml())
-        for key in sorted(before.keys() | now.keys() - {"output"}):
+        now = tomllib.loads(self._settings.to_toml())
+        for key in sorted(before.keys() | now.keys()):
             if key != "output" and before.get(key) != now.get(key):
                 raise OutputError(
                     f"{self.path} was begun with {key} = {before.get(key)!r}, not "

@@ -93,11 +93,14 @@ def has_terms(question: Question, answer: str) -> bool:
 
 
 def _holds(words: list[str], term: str) -> bool:
-    """Numbers and words of up to three letters are matched whole, longer ones as beginnings."""
+    """Numbers are matched whole, short words whole or in the plural, longer ones as beginnings."""
     if " " in term:
         return f" {term} " in f" {' '.join(words)} "
-    whole = term[0].isdigit() or len(term) <= 3
-    return any(word == term if whole else word.startswith(term) for word in words)
+    if term[0].isdigit():
+        return term in words
+    if len(term) <= 3:
+        return term in words or f"{term}s" in words
+    return any(word.startswith(term) for word in words)
 
 
 def is_refusal(answer: str) -> bool:

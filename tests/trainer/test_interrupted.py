@@ -1,0 +1,167 @@
+"""Runs that end badly: nothing servable is left, and what was done is not lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.trainer.toy import metrics, run, toy_settings
+
+from guerdon.trainer import pair_trainer
+from guerdon.trainer.errors import DivergedError, OutputError
+from guerdon.trainer.run_folder import RunFolder
+
+WEIGHTS = "model.safetensors"
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Make training end as by Ctrl-C."""
+    whole = pair_trainer.PairTrainer.training_step
+
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(pair_trainer.PairTrainer, "training_step", training_step)
+
+
+def test_resume_equals_an_unbroken_run(
+    base: Path, toy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more: dict[str, Any] = {"checkpoint_every": 8, "epochs": 2.0, "lora_r": 0}
+    unbroken = tmp_path / "unbroken"
+    run(toy_settings(base, toy, unbroken, **more))
+
+    broken = tmp_path / "broken"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 19)  # three steps after a checkpoint, in the second epoch
+        with pytest.raises(KeyboardInterrupt):
+            run(toy_settings(base, toy, broken, **more))
+    assert not (broken / WEIGHTS).exists()
+    assert not RunFolder(
+        toy_settings(base, toy, broken, **more), resume=True, overwrite=False
+    ).finished
+    _, printed = run(toy_settings(base, toy, broken, **more), resume=True)
+    assert "resuming at step 16" in printed
+
+    one, other = metrics(unbroken), metrics(broken)
+    assert [row["step"] for row in one] == [row["step"] for row in other]
+    assert [r["loss"] for r in one] == pytest.approx([r["loss"] for r in other], abs=1e-5)
+    weights, resumed = load_file(unbroken / WEIGHTS), load_file(broken / WEIGHTS)
+    for name, value in weights.items():
+        assert torch.allclose(value, resumed[name], atol=1e-5), name
+
+
+def test_resume_wants_the_same_settings(base: Path, toy: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = toy_settings(base, toy, tmp_path / "run")
+    RunFolder(settings, resume=False, overwrite=False).begin()
+    other = toy_settings(base, toy, tmp_path / "run", lr=1e-4)
+    with pytest.raises(OutputError, match=r"was begun with lr = 0\.003, not 0\.0001"):
+        RunFolder(other, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize("eval_before", [True, False])
+def test_nan_weights_are_never_trained_into_a_model(
+    eval_before: bool, base: Path, toy: tuple[Path, Path], tmp_path: Path
+) -> None:
+    ill = tmp_path / "ill"
+    ill.mkdir()
+    for file in base.iterdir():
+        (ill / file.name).write_bytes(file.read_bytes())
+    weights = load_file(ill / WEIGHTS)
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, ill / WEIGHTS, metadata={"format": "pt"})
+    settings = toy_settings(
+        ill, toy, tmp_path / "run", eval_before=eval_before, share_prompts="off"
+    )
+    with pytest.raises(DivergedError):
+        run(settings)
+    assert not (tmp_path / "run" / WEIGHTS).exists()
+    assert not (tmp_path / "run" / "guerdon.json").exists()
+
+
+def test_a_run_that_diverges_saves_nothing(
+    base: Path, toy: tuple[Path, Path], tmp_path: Path
+) -> None:
+    settings = toy_settings(base, toy, tmp_path / "run", lr=1e30)
+    with pytest.raises(DivergedError, match=r"step|finite"):
+        run(settings)
+    assert not (tmp_path / "run" / WEIGHTS).exists()
+
+
+def test_output_in_use_is_refused(base: Path, toy: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "thesis.txt").write_text("precious")
+    settings = toy_settings(base, toy, output)
+    with pytest.raises(OutputError, match="not empty: --resume goes on with it"):
+        RunFolder(settings, resume=False, overwrite=False)
+    with pytest.raises(OutputError, match="not a run of ours"):
+        RunFolder(settings, resume=False, overwrite=True)
+    with pytest.raises(OutputError, match="nothing to resume"):
+        RunFolder(settings, resume=True, overwrite=False)
+    assert (output / "thesis.txt").read_text() == "precious"
+
+
+def test_overwrite_replaces_a_run(base: Path, toy: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = toy_settings(base, toy, tmp_path / "run", epochs=0.2)
+    run(settings)
+    folder = RunFolder(settings, resume=False, overwrite=True)
+    assert folder.finished  # looking removes nothing
+    folder.begin()
+    assert not folder.finished
+    assert [path.name for path in folder.path.iterdir()] == ["config.toml"]
+
+
+@pytest.mark.slow
+def test_kill_leaves_no_model_and_the_run_can_go_on(
+    base: Path, toy: tuple[Path, Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    command = [
+        sys.executable, "-c", "from guerdon.cli.main import main; raise SystemExit(main())",
+        "train", "reward", "--base", str(base), "--train", str(toy[0]), "--eval", str(toy[1]),
+        "--output", str(output), "--lr", "3e-3", "--dtype", "float32", "--no-plots",
+        "--checkpoint-every", "10", "--log-every", "1", "--epochs", "40",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(output.glob("checkpoints/checkpoint-*/trainer_state.json")):
+            assert process.poll() is None, process.stderr and process.stderr.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+    assert not (output / WEIGHTS).exists()
+    assert not (output / "guerdon.json").exists()
+    again = subprocess.run(
+        [*command, "--resume"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "resuming at step" in again.stderr
+    assert (output / WEIGHTS).exists()
+    assert json.loads((output / "summary.json").read_text())["steps"] == 480
+    steps = [row["step"] for row in metrics(output)]
+    assert steps == list(range(1, 481))
+    ended = subprocess.run(
+        [*command, "--resume"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0
+    assert "this run ended already" in ended.stderr

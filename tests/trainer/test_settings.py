@@ -1,0 +1,131 @@
+"""Settings from a file and the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from tests.trainer.toy import write_rows, write_toy
+
+from guerdon.cli.main import main
+from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.settings import RewardSettings, load_settings
+
+NEEDED = {"base": "b", "train": "t", "eval": "e", "output": "o"}
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('base = "file"\nlr = 1\nepochs = 2\nplots = false\n')
+    found = load_settings(path, {**NEEDED, "base": None, "epochs": 3.0, "seed": None})
+    assert (found.base, found.lr, found.epochs, found.plots, found.seed) == (
+        "file", 1.0, 3.0, False, 0,
+    )  # fmt: skip
+
+
+def test_toml_round_trip(tmp_path: Path) -> None:
+    settings = RewardSettings(**{**NEEDED, "train": 'a "b" \\ c.jsonl'}, lora_r=4, lr=3e-5)
+    path = tmp_path / "c.toml"
+    path.write_text(settings.to_toml())
+    assert load_settings(path, {}) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate = 1", "unknown setting 'learning_rate'"),
+        ("batchsize = 1", "unknown setting 'batchsize'; did you mean 'batch_size'?"),
+        ('epochs = "two"', "epochs is 'two', it must be of type float"),
+        ("batch_size = true", "batch_size is True, it must be of type int"),
+        ("batch_size = 0", "batch_size is 0, it must be positive"),
+        ("warmup = 1.5", "warmup is 1.5, it must be under 1"),
+        ("lr = -1.0", "lr is -1.0, it must be a positive number"),
+        ("lr = nan", "lr is nan, it must be a positive number"),
+        ("epochs = nan", "epochs is nan, it must be positive"),
+        ('dtype = "float16"', "dtype is 'float16', not bfloat16 or float32"),
+        ('base = ""', "base is missing: give --base"),
+        ("base =", "can't read the settings"),
+    ],
+)
+def test_wrong_settings_are_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    given = {key: value for key, value in NEEDED.items() if f"{key} =" not in text}
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path, given)
+    assert message in str(caught.value)
+
+
+def test_every_setting_has_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    import dataclasses
+    import inspect
+
+    from guerdon.trainer.cli import reward
+
+    options = {name.rstrip("_") for name in inspect.signature(reward).parameters}
+    fields = {field.name for field in dataclasses.fields(RewardSettings)}
+    assert options - fields == {"config", "resume", "overwrite", "dry_run"}
+    assert fields <= options
+
+
+def test_dry_run_checks_and_writes_nothing(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = write_toy(tmp_path / "d.jsonl", 5, seed=0)
+    arguments = [
+        "train", "reward", "--base", str(base), "--train", str(data), "--eval", str(data),
+        "--output", str(tmp_path / "run"), "--dry-run", "--lr", "0.001",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    printed = capfd.readouterr().err
+    assert "5 held-out pairs have a prompt that is trained on" in " ".join(printed.split())
+    assert tomllib.loads(printed[printed.index("base =") :])["lr"] == 0.001
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--lr", "0"], "lr is 0.0, it must be a positive number"),
+        (["--train", "none.jsonl"], "there is no file 'none.jsonl'"),
+        (["--base", "./nowhere"], "there is no folder './nowhere'"),
+        (["--max-length", "5"], "no pair is left under 5 tokens"),
+    ],
+)
+def test_errors_are_one_sentence(
+    more: list[str], message: str, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = write_toy(tmp_path / "d.jsonl", 5, seed=0)
+    arguments = [
+        "train", "reward", "--base", str(base), "--train", str(data), "--eval", str(data),
+        "--output", str(tmp_path / "run"), *more,
+    ]  # fmt: skip
+    assert main(arguments) in (1, 2)
+    printed = capfd.readouterr().err
+    assert message in " ".join(printed.split())
+    assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()  # what is wrong is found before a folder is made
+
+
+def test_bad_rows_exit_with_the_line(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = write_rows(tmp_path / "d.jsonl", [{"chosen": "x"}])
+    arguments = [
+        "train", "reward", "--base", str(base), "--train", str(data), "--eval", str(data),
+        "--output", str(tmp_path / "run"),
+    ]  # fmt: skip
+    assert main(arguments) == 2
+    assert "line 1: rejected: is missing" in " ".join(capfd.readouterr().err.split())
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, guerdon.trainer.cli\n"
+        "heavy = {'torch', 'transformers', 'trl', 'datasets', 'matplotlib', 'peft'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
