@@ -19,6 +19,12 @@ from guerdon.v1 import admin_pb2_grpc, reward_pb2_grpc
 from .fake import Behaviour, FakeLoader
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does; the test's own time limit bounds it."""
+    while not condition():  # noqa: ASYNC110 - threads set no asyncio.Event
+        await asyncio.sleep(0.005)
+
+
 @dataclass
 class Harness:
     """A running server and ways to reach it."""
@@ -50,6 +56,11 @@ class Harness:
             if found.startswith(line + " "):
                 return float(found.rsplit(" ", 1)[1])
         return 0.0
+
+    async def until_metric(self, line: str, condition: Callable[[float], bool]) -> None:
+        """Wait until a metric's value is so."""
+        while not condition(await self.metric(line)):  # noqa: ASYNC110 - it asks the server
+            await asyncio.sleep(0.01)
 
     async def still_serves(self) -> None:
         """Fails unless a plain call is answered."""
@@ -88,7 +99,8 @@ async def start_server(**flags: Any) -> AsyncIterator[Harness]:
     server = RewardServer(load_config(None, settings), loader)
     ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
     finished = asyncio.create_task(server.run(ready.set_result, signals=False))
-    await asyncio.wait({ready, finished}, return_when=asyncio.FIRST_COMPLETED)
+    both: set[asyncio.Future[Any]] = {ready, finished}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if finished.done():
         finished.result()
     ports = ready.result()

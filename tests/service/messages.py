@@ -58,11 +58,11 @@ def field_at_fault(status: status_pb2.Status) -> str:
     """The field that google.rpc.BadRequest names."""
     bad = error_details_pb2.BadRequest()
     assert status.details[0].Unpack(bad)
-    return bad.field_violations[0].field
+    return str(bad.field_violations[0].field)
 
 
 def retry_seconds(status: status_pb2.Status) -> float:
     """What google.rpc.RetryInfo says."""
     info = error_details_pb2.RetryInfo()
     assert status.details[0].Unpack(info)
-    return info.retry_delay.ToTimedelta().total_seconds()
+    return float(info.retry_delay.ToTimedelta().total_seconds())

@@ -12,7 +12,7 @@ import pytest
 
 from guerdon.v1 import admin_pb2, admin_pb2_grpc, reward_pb2
 
-from .conftest import Harness, start_server
+from .conftest import Harness, start_server, until
 from .fake import expected_score, revision_of, words
 from .messages import item, score_request
 
@@ -100,8 +100,7 @@ async def test_aliases(served: Harness) -> None:
 async def test_unloading_waits_for_accepted_work(served: Harness) -> None:
     served.behaviour.gate.clear()
     scoring = asyncio.ensure_future(served.rewards.Score(score_request()))
-    while served.behaviour.batches == 0:
-        await asyncio.sleep(0.005)
+    await until(lambda: served.behaviour.batches > 0)
     unloading = asyncio.ensure_future(
         served.admin.UnloadModel(admin_pb2.UnloadModelRequest(name="m"))
     )
@@ -119,8 +118,7 @@ async def test_unloading_waits_for_accepted_work(served: Harness) -> None:
 async def test_unloading_waits_for_work_whose_caller_has_left(served: Harness) -> None:
     served.behaviour.gate.clear()
     scoring = served.rewards.Score(score_request())
-    while served.behaviour.batches == 0:
-        await asyncio.sleep(0.005)
+    await until(lambda: served.behaviour.batches > 0)
     scoring.cancel()
     unloading = asyncio.ensure_future(
         served.admin.UnloadModel(admin_pb2.UnloadModelRequest(name="m"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Harness, start_server
+from .conftest import Harness, start_server, until
 from .fake import expected_score, revision_of, words
 
 REVISION = revision_of("first")
@@ -157,8 +157,7 @@ async def test_a_body_over_the_limit_announced_or_not() -> None:
 async def test_a_timeout_passes_and_costs_no_computation(served: Harness) -> None:
     served.behaviour.gate.clear()
     first = asyncio.ensure_future(served.http.post("/v1/score", json=body()))
-    while served.behaviour.batches == 0:
-        await asyncio.sleep(0.005)
+    await until(lambda: served.behaviour.batches > 0)
     late = await served.http.post("/v1/score", json=body(timeout=0.05))
     assert late.status_code == 504
     assert late.json()["error"]["code"] == "DEADLINE_EXCEEDED"
@@ -170,15 +169,12 @@ async def test_a_timeout_passes_and_costs_no_computation(served: Harness) -> Non
 async def test_a_caller_who_leaves_takes_its_queued_work_along(served: Harness) -> None:
     served.behaviour.gate.clear()
     first = asyncio.ensure_future(served.http.post("/v1/score", json=body()))
-    while served.behaviour.batches == 0:
-        await asyncio.sleep(0.005)
+    await until(lambda: served.behaviour.batches > 0)
     second = asyncio.ensure_future(served.http.post("/v1/score", json=body()))
-    while await served.metric('guerdon_queue_items{class="online"}') < 2:
-        await asyncio.sleep(0.01)
+    await served.until_metric('guerdon_queue_items{class="online"}', lambda value: value >= 2)
     second.cancel()
     line = 'guerdon_requests_total{class="online",code="CANCELLED",method="http_score",model="m"}'
-    while await served.metric(line) < 1:
-        await asyncio.sleep(0.01)
+    await served.until_metric(line, lambda value: value >= 1)
     served.behaviour.gate.set()
     assert (await first).status_code == 200
     assert served.behaviour.sequences == 2
@@ -190,8 +186,7 @@ async def test_probes_follow_the_life_of_the_server(served: Harness) -> None:
     assert (ready.status_code, ready.text) == (200, "serving\n")
     served.behaviour.gate.clear()
     last = asyncio.ensure_future(served.http.post("/v1/score", json=body()))
-    while served.behaviour.batches == 0:
-        await asyncio.sleep(0.005)
+    await until(lambda: served.behaviour.batches > 0)
     served.server.lifecycle.start_draining()
     draining = await served.http.get("/readyz")
     assert (draining.status_code, draining.text) == (503, "draining\n")

@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from guerdon.v1 import reward_pb2
 
-from .conftest import Harness, start_server
+from .conftest import Harness, start_server, until
 from .fake import expected_score, revision_of, words
 from .messages import field_at_fault, item
 
@@ -71,7 +71,7 @@ async def test_a_bad_item_fails_alone_with_its_status(served: Harness) -> None:
 
 
 async def test_an_empty_id_and_garbage_fail_alone(served: Harness) -> None:
-    stream = served.channel.stream_stream("/guerdon.v1.RewardService/ScoreStream")
+    stream: Any = served.channel.stream_stream("/guerdon.v1.RewardService/ScoreStream")
     sent = [b"\xff\xff garbage", asked("").SerializeToString(), asked("ok").SerializeToString()]
     replies = [
         reward_pb2.ScoreStreamResponse.FromString(data)
@@ -103,8 +103,7 @@ async def test_an_items_timeout_fails_it_alone_and_costs_no_computation(served: 
     served.behaviour.gate.clear()
     call = served.rewards.ScoreStream(timeout=30)
     await call.write(asked("slow"))
-    while served.behaviour.batches == 0:
-        await asyncio.sleep(0.005)
+    await until(lambda: served.behaviour.batches > 0)
     await call.write(asked("short", timeout=Duration(nanos=50_000_000)))
     late = await call.read()
     assert late.request_id == "short"
@@ -128,8 +127,9 @@ async def test_items_in_flight_are_bounded() -> None:
                 yield asked(f"r{i}", "x" * 500_000 if i >= 4 else "q")
 
         call = served.rewards.ScoreStream(source(), timeout=60)
-        while await served.metric('guerdon_requests_in_flight{method="ScoreStream"}') < 4:
-            await asyncio.sleep(0.01)
+        await served.until_metric(
+            'guerdon_requests_in_flight{method="ScoreStream"}', lambda value: value >= 4
+        )
         await asyncio.sleep(0.2)
         assert await served.metric('guerdon_requests_in_flight{method="ScoreStream"}') == 4
         # The sender was stopped by flow control: the windows hold a few large messages at most.
@@ -145,15 +145,14 @@ async def test_a_caller_who_leaves_takes_its_queued_work_along(served: Harness) 
     served.behaviour.gate.clear()
     call = served.rewards.ScoreStream(timeout=30)
     await call.write(asked("first"))
-    while served.behaviour.batches == 0:
-        await asyncio.sleep(0.005)
+    await until(lambda: served.behaviour.batches > 0)
     for i in range(20):
         await call.write(asked(f"r{i}"))
-    while await served.metric('guerdon_queue_items{class="online"}') < 21:
-        await asyncio.sleep(0.01)
+    await served.until_metric('guerdon_queue_items{class="online"}', lambda value: value >= 21)
     call.cancel()
-    while await served.metric('guerdon_requests_in_flight{method="ScoreStream"}') > 0:
-        await asyncio.sleep(0.01)
+    await served.until_metric(
+        'guerdon_requests_in_flight{method="ScoreStream"}', lambda value: value <= 0
+    )
     served.behaviour.gate.set()
     await served.still_serves()
     assert served.behaviour.sequences == 2  # the one that was computing, and the last call
@@ -174,8 +173,7 @@ async def test_draining_answers_what_was_read_and_then_says_unavailable(served: 
     served.behaviour.gate.clear()
     call = served.rewards.ScoreStream(timeout=30)
     await call.write(asked("accepted"))
-    while served.behaviour.batches == 0:
-        await asyncio.sleep(0.005)
+    await until(lambda: served.behaviour.batches > 0)
     served.server.lifecycle.start_draining()
     served.behaviour.gate.set()
     assert (await call.read()).HasField("scores")
