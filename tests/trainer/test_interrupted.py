@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.toy import metrics, run, toy_settings
 
 from guerdon.trainer import pair_trainer
-from guerdon.trainer.errors import DivergedError, OutputError
+from guerdon.trainer.errors import DivergedError, OutputError, TrainingError
 from guerdon.trainer.run_folder import RunFolder
 
 WEIGHTS = "model.safetensors"
@@ -165,3 +165,34 @@ def test_kill_leaves_no_model_and_the_run_can_go_on(
     )
     assert ended.returncode == 0
     assert "this run ended already" in ended.stderr
+
+
+def test_several_processes_are_refused(
+    base: Path, toy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="one process"):
+        run(toy_settings(base, toy, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failure_while_saving_leaves_nothing_servable(
+    base: Path, toy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if self.name == WEIGHTS:
+            raise OSError("disk full")
+        return whole(self, target)
+
+    settings = toy_settings(base, toy, tmp_path / "run", epochs=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(OSError, match="disk full"):
+            run(settings)
+    assert (tmp_path / "run" / "guerdon.json").exists()  # all but the weights was moved
+    assert not (tmp_path / "run" / WEIGHTS).exists()
+    assert not RunFolder(settings, resume=True, overwrite=False).finished
+    run(settings, resume=True)
+    assert (tmp_path / "run" / WEIGHTS).exists()

@@ -135,6 +135,7 @@ def train_reward(inputs: Inputs, folder: RunFolder, console: Console) -> dict[st
         TrainingError: the model can't be loaded.
     """
     settings, phases = inputs.settings, Phases()
+    _check_one_device()
     folder.begin()
     with phases("load"), _quiet():
         set_seed(settings.seed)  # the new head is random
@@ -185,19 +186,27 @@ def train_reward(inputs: Inputs, folder: RunFolder, console: Console) -> dict[st
     return summary
 
 
+def _check_one_device() -> None:
+    """Several processes would write one folder, and TRL refuses `nn.DataParallel`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError("this version trains in one process: start it without a launcher")
+    if torch.cuda.device_count() > 1:
+        raise TrainingError(
+            "several GPUs are visible and this version trains on one: set CUDA_VISIBLE_DEVICES=0"
+        )
+
+
 def _decide_sharing(settings: RewardSettings, model: Any, inputs: Inputs) -> bool:
     """Whether pairs are computed in one row each; never without a probe that agreed."""
-    wanted, alone = settings.share_prompts, int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if wanted == "off" or (wanted == "auto" and not alone):
+    if settings.share_prompts == "off":
         return False
     probes = inputs.train.pairs[:2] + inputs.eval.pairs[:1]
-    holds = alone and sharing.may_share(model)
-    if holds and sharing.agrees(model, probes, inputs.tokenizer.pad_token_id):
+    pad_id = inputs.tokenizer.pad_token_id
+    if sharing.may_share(model) and sharing.agrees(model, probes, pad_id):
         return True
-    if wanted == "on":
+    if settings.share_prompts == "on":
         raise TrainingError(
-            "share_prompts is on, but this model's scores differ when prompts are shared, or "
-            "several processes train it"
+            "share_prompts is on, but this model's scores differ when prompts are shared"
         )
     return False
 

@@ -103,7 +103,7 @@ def plain_scores(model: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> tor
     The head of a decoder is computed in float32 whatever the rest is in: a score rounded to
     bfloat16 has steps of a hundredth, and good answers tie.
     """
-    model_parts = None if is_wrapped(model) else sharing.parts(model)
+    model_parts = sharing.parts(model)
     if model_parts is None:
         logits: torch.Tensor = model(
             input_ids=ids_BL, attention_mask=mask_BL, use_cache=False
@@ -115,11 +115,6 @@ def plain_scores(model: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> tor
     ).last_hidden_state
     rows = torch.arange(hidden_BLD.shape[0], device=hidden_BLD.device)
     return sharing.head_scores(head, hidden_BLD[rows, mask_BL.sum(-1) - 1])
-
-
-def is_wrapped(model: Any) -> bool:
-    """Whether the model must be called as a whole: DDP and FSDP hook into its forward."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _shared(model: Any, batch: Sequence[TokenPair], pad_id: int) -> Floats:
