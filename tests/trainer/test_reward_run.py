@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support.tiny import tiny_checkpoint
 from tests.trainer.toy import metrics, run, toy_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -114,9 +115,7 @@ def test_metrics(trained: tuple[Path, dict[str, Any]]) -> None:
 def test_bfloat16_learns_too(
     share: str, base: Path, toy: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    settings = toy_settings(
-        base, toy, tmp_path / "run", dtype="bfloat16", share_prompts=share, save_dtype="bfloat16"
-    )
+    settings = toy_settings(base, toy, tmp_path / "run", dtype="bfloat16", share_prompts=share)
     summary, _ = run(settings)
     assert summary["accuracy"] > 0.9
     rows = rows_of(toy[1])
@@ -125,6 +124,25 @@ def test_bfloat16_learns_too(
     assert saved.dtype == torch.bfloat16
     delta = plain_scores(folder, rows, "chosen") - plain_scores(folder, rows, "rejected")
     assert (delta > 0).mean() == pytest.approx(summary["accuracy"], abs=0.05)
+    assert delta.mean() == pytest.approx(summary["mean_margin"], rel=0.02)
+
+
+def test_what_is_measured_is_what_is_saved(toy: tuple[Path, Path], tmp_path: Path) -> None:
+    """Weights that lie on bfloat16's grid, and updates too small for it.
+
+    In training they are rounded away. Saved in float32, they count.
+    """
+    base = tiny_checkpoint(tmp_path / "b", "llama", causal_lm=True, dtype=torch.bfloat16)
+    rows = rows_of(toy[1])
+    for save_dtype in ("auto", "float32"):
+        settings = toy_settings(
+            base, toy, tmp_path / save_dtype, dtype="bfloat16", lr=3e-5, save_dtype=save_dtype
+        )
+        summary, _ = run(settings)
+        folder = Path(settings.output)
+        delta = plain_scores(folder, rows, "chosen") - plain_scores(folder, rows, "rejected")
+        noise = 0.02 if save_dtype == "auto" else 1e-4
+        assert delta.mean() == pytest.approx(summary["mean_margin"], abs=noise)
 
 
 def test_sharing_prompts_changes_nothing(

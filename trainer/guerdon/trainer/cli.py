@@ -58,7 +58,7 @@ def reward(
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32.")] = None,
-    save_dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    save_dtype: Annotated[str | None, typer.Option(help="auto is that of --dtype.")] = None,
     share_prompts: Annotated[str | None, typer.Option(help="auto, on or off.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of head, order and dropout.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between logged lines.")] = None,

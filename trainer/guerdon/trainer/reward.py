@@ -156,7 +156,8 @@ def train_reward(inputs: Inputs, folder: RunFolder, console: Console) -> dict[st
 
     with phases("evaluate after"):
         model = merged(model)
-        _to_saved_dtype(model, settings.save_dtype)
+        _to_saved_dtype(model, settings.saved_dtype)
+        measure.dtype = settings.saved_dtype  # from here on, what is measured is what is saved
         scores = measure.scores(model, inputs.eval)
         after = measure.everything(scores)
     with phases("statistics"):
@@ -180,7 +181,7 @@ def train_reward(inputs: Inputs, folder: RunFolder, console: Console) -> dict[st
     with phases("save"), _quiet():
         manifest = _manifest(inputs, model, summary)
         summary["seconds"] = dict(phases.seconds)
-        folder.publish(_in_dtype(model, settings.save_dtype), inputs.tokenizer, manifest, summary)
+        folder.publish(_in_dtype(model, settings.saved_dtype), inputs.tokenizer, manifest, summary)
     if not settings.keep_checkpoints:
         folder.remove_checkpoints()
     return summary
@@ -284,11 +285,12 @@ class _Measure:
 
     def __init__(self, inputs: Inputs, share: bool) -> None:
         self._inputs, self._share = inputs, share
+        self.dtype = inputs.settings.dtype
 
     def scores(self, model: Any, tokens: TokenPairs) -> PairScores:
         return score_pairs(
             model, tokens.pairs, pad_id=self._inputs.tokenizer.pad_token_id,
-            share=self._share, dtype=self._inputs.settings.dtype,
+            share=self._share, dtype=self.dtype,
         )  # fmt: skip
 
     @staticmethod

@@ -18,7 +18,7 @@ from guerdon.trainer.errors import SettingsError
 
 _CHOICES = {
     "dtype": ("bfloat16", "float32"),
-    "save_dtype": ("float32", "bfloat16"),
+    "save_dtype": ("auto", "float32", "bfloat16"),
     "too_long": ("drop", "error"),
     "bad_rows": ("stop", "skip"),
     "share_prompts": ("auto", "on", "off"),
@@ -81,7 +81,10 @@ class RewardSettings:
     gradient_checkpointing: bool = False
     dtype: str = "bfloat16"
     """Of the computation; weights and optimiser are in float32 either way."""
-    save_dtype: str = "float32"
+    save_dtype: str = "auto"
+    """Of the saved weights, and of the final measurements. `auto` is `dtype`: what was trained
+    is the function of weights rounded to that, and small updates that rounding undid come
+    back, unmeasured, in a wider type."""
     share_prompts: str = "auto"
     """Compute what both answers of a pair share once: `auto` when a probe shows equal scores."""
     seed: int = 0
@@ -122,6 +125,11 @@ class RewardSettings:
         if self.lr is not None:
             return self.lr
         return 2e-4 if self.lora_r else 3e-5
+
+    @property
+    def saved_dtype(self) -> str:
+        """`save_dtype`, resolved."""
+        return self.dtype if self.save_dtype == "auto" else self.save_dtype
 
     def to_toml(self) -> str:
         """The settings as TOML; keys whose value is None are left out."""
