@@ -30,6 +30,9 @@ from guerdon.reward.types import EncodedItem, PriorityClass
 MAX_SKIPPED = 64
 """Units that one model may have skipped over at a time: it bounds the work of `next_batch`."""
 
+_ROUNDING = 1e-6
+"""Tokens by which sums of credit may be off."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
@@ -217,13 +220,15 @@ class Scheduler:
 
     def _form(self) -> Batch:
         contended = bool(self._online.units and self._batch.units)
-        credit = self._credit if contended else math.inf
+        credit = self._credit + _ROUNDING if contended else math.inf
         if self._batch.units and (line := self._batch.pick()).first_cost() <= credit:
             batch = Batch(line.key)
             self._take(self._batch, line, batch, credit)
             for_batch = batch.tokens
-            # ONLINE work of the same model rides along: the tokens are the class's own.
-            if (companion := self._online.lines.get(line.key)) is not None:
+            # ONLINE work of the same model rides along, unless BATCH has been kept waiting for
+            # so long that its credit would grow without bound.
+            companion = self._online.lines.get(line.key)
+            if companion is not None and credit - for_batch < self._limits.max_batch_tokens:
                 self._take(self._online, companion, batch, math.inf)
         else:
             line = self._online.pick()
@@ -234,7 +239,7 @@ class Scheduler:
         return batch
 
     def _account(self, contended: bool, for_batch: int, for_online: int) -> None:
-        """Keep the credit of BATCH. It is never negative: BATCH takes what it has earned."""
+        """Keep the credit of BATCH, which takes no more than it has earned."""
         if contended:
             self._credit += self._earning * for_online - for_batch
         else:

@@ -1,0 +1,421 @@
+"""The dispatcher through its public door, with models that compute marks instead of rewards."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from tests.support.dispatch import MarkModel, Recorder, item_of
+
+from guerdon.reward.admission import QueueLimits
+from guerdon.reward.dispatcher import (
+    Dispatcher,
+    DispatchLimits,
+    DropReason,
+    DropStage,
+    Failure,
+    ItemResult,
+    TooLarge,
+)
+from guerdon.reward.scheduler import BatchLimits
+from guerdon.reward.types import (
+    EncodedItem,
+    EngineOutOfMemory,
+    PriorityClass,
+    RewardModel,
+)
+from guerdon.serving.errors import (
+    ComputeFailed,
+    DeadlinePassed,
+    Overloaded,
+    ServiceError,
+    Unavailable,
+)
+
+ONLINE, BATCH = PriorityClass.ONLINE, PriorityClass.BATCH
+SMALL = DispatchLimits(batch=BatchLimits(max_batch_tokens=100, max_batch_sequences=64))
+
+
+@asynccontextmanager
+async def running(
+    limits: DispatchLimits = SMALL,
+) -> AsyncIterator[tuple[Dispatcher, Recorder]]:
+    recorder = Recorder()
+    dispatcher = Dispatcher(limits=limits, observer=recorder)
+    dispatcher.start()
+    try:
+        yield dispatcher, recorder
+    finally:
+        assert await dispatcher.stop(grace=10)
+        # Whatever a test did, nothing is left behind.
+        assert all(pair == (0, 0) for pair in recorder.queue.values())
+
+
+async def score(
+    dispatcher: Dispatcher,
+    model: RewardModel,
+    *items: EncodedItem,
+    key: str = "k",
+    within: float | None = None,
+    priority: PriorityClass = ONLINE,
+) -> list[ItemResult]:
+    deadline = None if within is None else time.monotonic() + within
+    size = 3 * sum(item.tokens for item in items)
+    with dispatcher.reserve(
+        model_name=key, priority=priority, text_bytes=size, deadline=deadline
+    ) as reservation:
+        return await dispatcher.score(reservation, key, model, items)
+
+
+def scores_of(results: list[ItemResult]) -> list[list[float]]:
+    return [[score.score for score in result.scores] for result in results]
+
+
+async def entered(model: MarkModel) -> None:
+    """Until a batch is in the model's hands."""
+    assert await asyncio.to_thread(model.entered.wait, 30)
+
+
+async def settle() -> None:
+    """Let tasks that were just made run up to their first wait."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def hold(model: MarkModel) -> None:
+    """Stop the model's next batch at its door."""
+    model.entered.clear()
+    model.gate.clear()
+
+
+async def hold_busy(dispatcher: Dispatcher, model: MarkModel) -> asyncio.Task[list[ItemResult]]:
+    """Keep the engine busy with mark 999 until the gate opens."""
+    hold(model)
+    task = asyncio.create_task(score(dispatcher, model, item_of(1, 1, mark=999), key="busy"))
+    await entered(model)
+    return task
+
+
+async def test_scores_come_back_in_order_also_from_many_batches() -> None:
+    model = MarkModel()
+    async with running() as (dispatcher, recorder):
+        items = [item_of(30, *[20] * 7, mark=10), item_of(5, 1, mark=50), item_of(80, 9, mark=60)]
+        results = await score(dispatcher, model, *items)
+        assert scores_of(results) == [[10, 11, 12, 13, 14, 15, 16], [50], [60]]
+        await settle()  # observers are told after the callers
+        assert len(model.batches) == len(recorder.batches) >= 3
+        assert sorted(model.computed) == [10, 11, 12, 13, 14, 15, 16, 50, 60]
+        assert all(r.queue_seconds >= 0 and r.compute_seconds > 0 for r in results)
+
+
+async def test_what_arrives_during_a_batch_is_the_next_batch() -> None:
+    model = MarkModel()
+    async with running(DispatchLimits()) as (dispatcher, _):
+        busy = await hold_busy(dispatcher, model)
+        calls = [
+            asyncio.create_task(score(dispatcher, model, item_of(9, 1, mark=n))) for n in range(64)
+        ]
+        await settle()
+        model.gate.set()
+        assert [scores_of(r) for r in await asyncio.gather(*calls)] == [[[n]] for n in range(64)]
+        await busy
+        assert [len(batch) for batch in model.batches] == [1, 64]
+
+
+async def test_no_batch_mixes_revisions_and_idle_says_when_one_is_unused() -> None:
+    old, new = MarkModel(value=lambda mark: mark), MarkModel(value=lambda mark: -mark)
+    async with running() as (dispatcher, _):
+        calls = []
+        for n in range(1, 200):
+            model, key = ((old, "old"), (new, "new"))[n >= 100]
+            calls.append(
+                asyncio.create_task(score(dispatcher, model, item_of(5, 1, mark=n), key=key))
+            )
+        await settle()
+        await dispatcher.idle("old")
+        assert sorted(old.computed) == list(range(1, 100))
+        results = [scores_of(r) for r in await asyncio.gather(*calls)]
+        assert results == [[[n if n < 100 else -n]] for n in range(1, 200)]
+        await dispatcher.idle("unknown")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("secret path /x"), SystemExit(3)])
+async def test_an_exception_fails_its_batch_alone_and_reveals_nothing(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(items: Sequence[EncodedItem]) -> None:
+        if any(int(item.suffixes[0][0]) == 13 for item in items):
+            raise error
+
+    model, other = MarkModel(before=fail), MarkModel()
+    async with running() as (dispatcher, recorder):
+        busy = await hold_busy(dispatcher, other)
+        bad = [
+            asyncio.create_task(score(dispatcher, model, item_of(5, 1, mark=n))) for n in (12, 13)
+        ]
+        good = asyncio.create_task(score(dispatcher, other, item_of(5, 1, mark=7), key="other"))
+        await settle()
+        other.gate.set()
+        for task in bad:
+            with pytest.raises(ComputeFailed) as caught:
+                await task
+            assert "secret" not in str(caught.value)
+        assert scores_of(await good) == [[7]]
+        await busy
+        assert scores_of(await score(dispatcher, model, item_of(5, 1, mark=14))) == [[14]]
+        assert recorder.failures == [Failure.EXCEPTION]
+        assert dispatcher.ready
+    assert repr(error)[:6] in caplog.text
+    assert "Traceback" in caplog.text
+
+
+async def test_a_model_that_gives_too_few_scores_is_an_error_not_a_shift_of_scores() -> None:
+    class Short(MarkModel):
+        def score(self, items):  # type: ignore[no-untyped-def]
+            scores = super().score(items)
+            scores.items[0].pop()
+            return scores
+
+    async with running() as (dispatcher, _):
+        with pytest.raises(ComputeFailed):
+            await score(dispatcher, Short(), item_of(5, 1, 1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+async def test_a_score_that_is_not_finite_fails_the_request_that_has_it(value: float) -> None:
+    model = MarkModel(value=lambda mark: value if mark == 1 else float(mark))
+    async with running() as (dispatcher, recorder):
+        busy = await hold_busy(dispatcher, model)
+        tasks = [
+            asyncio.create_task(score(dispatcher, model, item_of(5, 1, mark=n))) for n in range(3)
+        ]
+        await settle()
+        model.gate.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(results[1], ComputeFailed)
+        assert [scores_of(r) for r in (results[0], results[2])] == [[[0]], [[2]]]  # type: ignore[arg-type]
+        await busy
+        assert len(model.batches) == 2
+        assert recorder.nonfinites == 1
+        assert recorder.failures == [Failure.NONFINITE]
+
+
+def out_of_memory_above(tokens: int) -> Callable[[Sequence[EncodedItem]], None]:
+    def check(items: Sequence[EncodedItem]) -> None:
+        if sum(item.tokens for item in items) > tokens:
+            raise EngineOutOfMemory
+
+    return check
+
+
+async def test_out_of_memory_splits_the_batch_down_to_what_fits() -> None:
+    model = MarkModel(before=out_of_memory_above(30))
+    async with running() as (dispatcher, recorder):
+        items = [item_of(9, 1, mark=n) for n in range(5)] + [item_of(10, 6, 6, 6, 6, mark=10)]
+        assert scores_of(await score(dispatcher, model, *items)) == [
+            [0], [1], [2], [3], [4], [10, 11, 12, 13],
+        ]  # fmt: skip
+        assert sorted(model.computed) == [0, 1, 2, 3, 4, 10, 11, 12, 13]
+        assert set(recorder.failures) == {Failure.OUT_OF_MEMORY}
+
+
+async def test_one_response_that_never_fits_in_memory_fails_alone() -> None:
+    model = MarkModel(before=out_of_memory_above(30))
+    async with running() as (dispatcher, _):
+        busy = await hold_busy(dispatcher, model)
+        large = asyncio.create_task(score(dispatcher, model, item_of(39, 1)))
+        small = asyncio.create_task(score(dispatcher, model, item_of(9, 1, mark=5)))
+        await settle()
+        model.gate.set()
+        with pytest.raises(ComputeFailed, match="memory"):
+            await large
+        assert scores_of(await small) == [[5]]
+        await busy
+
+
+async def test_work_that_is_cancelled_or_expires_in_the_queue_is_never_computed() -> None:
+    model = MarkModel()
+    async with running() as (dispatcher, recorder):
+        busy = await hold_busy(dispatcher, model)
+        cancelled = asyncio.create_task(score(dispatcher, model, item_of(5, 1, mark=1)))
+        expiring = asyncio.create_task(score(dispatcher, model, item_of(5, 1, mark=2), within=0.05))
+        kept = asyncio.create_task(score(dispatcher, model, item_of(5, 1, mark=3)))
+        await settle()
+        cancelled.cancel()
+        with pytest.raises(DeadlinePassed):  # although the engine is still held
+            await expiring
+        assert not model.gate.is_set()
+        model.gate.set()
+        assert scores_of(await kept) == [[3]]
+        await busy
+        assert cancelled.cancelled()
+        assert model.computed == [999, 3]
+        assert sorted(recorder.drops, key=str) == [
+            (DropReason.CANCELLED, DropStage.QUEUED),
+            (DropReason.EXPIRED, DropStage.QUEUED),
+        ]
+
+
+async def test_a_deadline_that_passes_during_compute_is_answered_at_once() -> None:
+    model = MarkModel()
+    async with running() as (dispatcher, recorder):
+        hold(model)
+        late = asyncio.create_task(score(dispatcher, model, item_of(5, 1), within=0.1))
+        await entered(model)
+        with pytest.raises(DeadlinePassed):
+            await late
+        assert not model.gate.is_set()
+        model.gate.set()
+        await dispatcher.idle("k")
+        assert recorder.drops == [(DropReason.EXPIRED, DropStage.COMPUTING)]
+
+
+async def test_the_rest_of_a_split_item_is_dropped_when_its_caller_leaves() -> None:
+    model = MarkModel()
+    async with running() as (dispatcher, recorder):
+        hold(model)
+        task = asyncio.create_task(score(dispatcher, model, item_of(50, 50, 50, 50, mark=1)))
+        await entered(model)
+        task.cancel()
+        await asyncio.wait([task])
+        model.gate.set()
+        await dispatcher.idle("k")
+        assert model.computed == [1]
+        assert recorder.drops == [(DropReason.CANCELLED, DropStage.QUEUED)]
+
+
+async def test_stop_finishes_what_was_accepted_and_refuses_the_rest() -> None:
+    model = MarkModel()
+    async with running() as (dispatcher, recorder):
+        busy = await hold_busy(dispatcher, model)
+        waiting = [
+            asyncio.create_task(score(dispatcher, model, item_of(50, 1, mark=n))) for n in range(5)
+        ]
+        reserved = dispatcher.reserve(
+            model_name="k", priority=ONLINE, text_bytes=9, deadline=None
+        )  # still being tokenised
+        await settle()
+        stopping = asyncio.create_task(dispatcher.stop(grace=30))
+        await settle()
+        assert not dispatcher.ready
+        with pytest.raises(Unavailable, match="shutting down"):
+            await score(dispatcher, model, item_of(5, 1))
+        model.gate.set()
+        with reserved:
+            last = await dispatcher.score(reserved, "k", model, [item_of(2, 1, mark=77)])
+        assert scores_of(last) == [[77]]
+        assert [scores_of(r) for r in await asyncio.gather(*waiting)] == [[[n]] for n in range(5)]
+        assert await stopping
+        await busy
+        assert recorder.engine == [True, False]
+
+
+async def test_stop_does_not_wait_for_ever() -> None:
+    model = MarkModel()
+    async with running() as (dispatcher, _):
+        busy = await hold_busy(dispatcher, model)
+        queued = asyncio.create_task(score(dispatcher, model, item_of(5, 1)))
+        await settle()
+        assert not await dispatcher.stop(grace=0.05)  # the model may not be closed yet
+        for task in (busy, queued):
+            with pytest.raises(Unavailable):
+                await task
+        model.gate.set()
+        assert await dispatcher.stop(grace=10)
+        assert model.computed == [999]
+
+
+async def test_when_the_engine_thread_dies_all_callers_hear_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(EncodedItem):
+        def part(self, start: int, stop: int) -> EncodedItem:
+            raise MemoryError("no room for a part")
+
+    plain = item_of(50, 50, 50)
+    broken = Broken(plain.prefix, plain.suffixes, plain.truncated)
+    model = MarkModel()
+    async with running() as (dispatcher, recorder):
+        busy = await hold_busy(dispatcher, model)
+        tasks = [
+            asyncio.create_task(score(dispatcher, model, item)) for item in (broken, item_of(5, 1))
+        ]
+        await settle()
+        model.gate.set()
+        await busy
+        for task in tasks:
+            with pytest.raises(Unavailable, match="engine has stopped"):
+                await task
+        assert not dispatcher.ready
+        assert recorder.engine == [True, False]
+        with pytest.raises(Unavailable, match="engine has stopped"):
+            await score(dispatcher, model, item_of(5, 1))
+        await dispatcher.idle("k")
+    assert "no room for a part" in caplog.text
+
+
+async def test_before_the_start_nothing_is_accepted() -> None:
+    dispatcher = Dispatcher(limits=SMALL, observer=Recorder())
+    with pytest.raises(Unavailable, match="starting"):
+        dispatcher.reserve(model_name="k", priority=ONLINE, text_bytes=9, deadline=None)
+
+
+async def test_a_response_larger_than_a_batch_is_named() -> None:
+    async with running() as (dispatcher, _):
+        with pytest.raises(TooLarge, match="max_batch_tokens") as caught:
+            await score(dispatcher, MarkModel(), item_of(5, 1), item_of(50, 10, 51, 20))
+        assert caught.value.field == "items[1].responses[1]"
+
+
+async def test_at_overload_memory_is_bounded_and_every_caller_gets_an_answer() -> None:
+    queue = QueueLimits(max_queued_tokens=1000, max_text_bytes=10_000)
+    limits = DispatchLimits(batch=SMALL.batch, queue=queue)
+    model = MarkModel(before=lambda items: time.sleep(0.001))
+    answers: list[list[list[float]] | ServiceError] = []
+
+    async def caller(dispatcher: Dispatcher, number: int) -> None:
+        priority = (ONLINE, BATCH)[number % 2]
+        try:
+            result = await score(
+                dispatcher, model, item_of(19, 1, mark=number), within=2.0, priority=priority
+            )
+            assert scores_of(result) == [[number]]
+            answers.append(scores_of(result))
+        except (Overloaded, DeadlinePassed) as error:
+            answers.append(error)
+
+    async with running(limits) as (dispatcher, recorder):
+        async with asyncio.TaskGroup() as group:
+            for number in range(500):
+                group.create_task(caller(dispatcher, number))
+                if number % 50 == 0:
+                    await asyncio.sleep(0)
+        assert recorder.most_tokens <= 1000
+        shed = [answer for answer in answers if isinstance(answer, Overloaded)]
+        assert len(shed) == len(recorder.sheds) > 300
+        assert all(error.retry_after > 0 for error in shed)
+        done = [answer for answer in answers if isinstance(answer, list)]
+        assert len(done) == len(model.computed) >= 50
+        assert len(answers) == 500
+        # Room again: the books did not leak.
+        await score(dispatcher, model, item_of(49, *[1] * 50, mark=1000))
+
+
+async def test_an_observer_that_fails_costs_nobody_a_score() -> None:
+    class Failing(Recorder):
+        def queue_changed(self, priority: PriorityClass, tokens: int, items: int) -> None:
+            raise RuntimeError("observer")
+
+    dispatcher = Dispatcher(limits=SMALL, observer=Failing())
+    logging.getLogger("guerdon.reward.dispatcher").setLevel(logging.CRITICAL)
+    try:
+        dispatcher.start()
+        assert scores_of(await score(dispatcher, MarkModel(), item_of(5, 1, mark=4))) == [[4]]
+        assert await dispatcher.stop(grace=10)
+    finally:
+        logging.getLogger("guerdon.reward.dispatcher").setLevel(logging.NOTSET)
