@@ -1,0 +1,165 @@
+"""Where the files of deploy/ are, what they ask Prometheus, and a real Prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from guerdon.reward.metrics import RewardMetrics
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+DASHBOARD = DEPLOY / "grafana" / "dashboards" / "reward-server.json"
+PROMETHEUS = DEPLOY / "prometheus"
+
+FOREIGN = {"up", "process_resident_memory_bytes", "process_cpu_seconds_total"}
+"""Metrics that are Prometheus's own, or of every process."""
+
+
+def need_program(name: str) -> str:
+    """Its path; without it the test is skipped, and fails where it must run (CI)."""
+    found = shutil.which(name)
+    if found is None:
+        reason = f"there is no {name} here: apt-get install prometheus"
+        if os.environ.get("CI") == "true" or os.environ.get("GUERDON_REQUIRE_PROMETHEUS"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+def load_script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def dashboard() -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    return made
+
+
+def panel_queries() -> dict[str, str]:
+    """`row panel letter` to the expression, as the dashboard has it."""
+    found: dict[str, str] = {}
+    row = ""
+    for panel in dashboard()["panels"]:
+        if panel["type"] == "row":
+            row = panel["title"]
+        for target in panel.get("targets", []):
+            found[f"{row} / {panel['title']} / {target['refId']}"] = target["expr"]
+    return found
+
+
+def rules(file: str) -> list[dict[str, Any]]:
+    groups = yaml.safe_load((PROMETHEUS / file).read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def known_series() -> set[str]:
+    """Every series name that the server can expose, `_total`, `_bucket` … included."""
+    registry = CollectorRegistry()
+    metrics = RewardMetrics(registry)
+    names: set[str] = set()
+    for metric in vars(metrics).values():
+        labels = dict.fromkeys(metric._labelnames, "x")
+        (metric.labels(**labels) if labels else metric).collect()
+    for family in registry.collect():
+        names |= {sample.name for sample in family.samples}
+    return {name for name in names if not name.endswith("_created")}
+
+
+def series_in(expression: str) -> set[str]:
+    """The series and recorded names that an expression asks for."""
+    bare = re.sub(r'"[^"]*"', "", expression)
+    words = set(re.findall(r"[a-zA-Z_:][\w:]*", bare))
+    return {word for word in words if "guerdon_" in word or word in FOREIGN}
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A Prometheus that scrapes."""
+
+    url: str
+
+    def get(self, path: str, **parameters: str) -> Any:
+        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10)
+        body = answer.json()
+        assert body["status"] == "success", body
+        return body["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        result: list[dict[str, Any]] = self.get("query", query=expression)["result"]
+        return result
+
+    def wait_for(self, expression: str, seconds: float = 20) -> None:
+        """Until an expression has a value."""
+        end = time.monotonic() + seconds
+        while not self.query(expression):
+            assert time.monotonic() < end, f"no data after {seconds} s: {expression}"
+            time.sleep(0.3)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running_prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
+    """The checked-in configuration, with the test's target and a scrape each second."""
+    program = need_program("prometheus")
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(PROMETHEUS / name) for name in config["rule_files"]]
+    job = config["scrape_configs"][0]
+    job["static_configs"] = [{"targets": [target]}]
+    config["scrape_configs"] = [job]
+    file = folder / "prometheus.yml"
+    file.write_text(yaml.safe_dump(config))
+    port = free_port()
+    command = [
+        program, f"--config.file={file}", f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn",
+    ]  # fmt: skip
+    with (folder / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        _wait_ready(process, f"http://127.0.0.1:{port}/-/ready", folder / "prometheus.log")
+        yield Prometheus(f"http://127.0.0.1:{port}")
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    end = time.monotonic() + 20
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(url, timeout=2).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"Prometheus did not start:\n{log.read_text()}")

@@ -1,0 +1,145 @@
+"""The dashboard and the rules as files: whole, in order, and of metrics that exist."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+
+import pytest
+import yaml
+
+from .support import (
+    DASHBOARD,
+    DEPLOY,
+    FOREIGN,
+    PROMETHEUS,
+    ROOT,
+    dashboard,
+    known_series,
+    load_script,
+    need_program,
+    panel_queries,
+    rules,
+    series_in,
+)
+
+
+def test_the_json_is_what_the_script_makes() -> None:
+    made = load_script(DEPLOY / "grafana" / "make_dashboard.py").text()
+    assert made == DASHBOARD.read_text(), "run: python deploy/grafana/make_dashboard.py"
+
+
+def test_panels_have_their_own_ids_and_places() -> None:
+    panels = dashboard()["panels"]
+    ids = [panel["id"] for panel in panels]
+    assert len(ids) == len(set(ids))
+    cells: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] >= 0
+        assert place["x"] + place["w"] <= 24, panel["title"]
+        own = set(
+            itertools.product(
+                range(place["x"], place["x"] + place["w"]),
+                range(place["y"], place["y"] + place["h"]),
+            )
+        )
+        assert not own & cells, f"{panel['title']} lies over another panel"
+        cells |= own
+
+
+def test_panels_say_what_they_show_and_ask_the_chosen_source() -> None:
+    for panel in dashboard()["panels"]:
+        if panel["type"] == "row":
+            continue
+        assert panel["description"], panel["title"]
+        assert panel["targets"], panel["title"]
+        letters = [target["refId"] for target in panel["targets"]]
+        assert len(letters) == len(set(letters))
+        for each in (panel, *panel["targets"]):
+            assert each["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+def test_the_provisioned_source_is_the_dashboards_default() -> None:
+    file = DEPLOY / "grafana/provisioning/datasources/prometheus.yml"
+    (source,) = yaml.safe_load(file.read_text())["datasources"]
+    variables = {each["name"]: each for each in dashboard()["templating"]["list"]}
+    assert variables["datasource"]["current"]["value"] == source["uid"]
+    scrape = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]
+    assert source["jsonData"]["timeInterval"] == scrape["scrape_interval"]
+
+
+def test_every_variable_that_is_used_is_defined() -> None:
+    defined = {each["name"] for each in dashboard()["templating"]["list"]}
+    used = set(re.findall(r"\$\{?(\w+)", DASHBOARD.read_text()))
+    assert used - {"__rate_interval", "__all"} == defined
+
+
+def expressions() -> dict[str, str]:
+    made = panel_queries()
+    for file in ("rules.yml", "alerts.yml"):
+        made |= {str(rule.get("record") or rule["alert"]): rule["expr"] for rule in rules(file)}
+    variables = dashboard()["templating"]["list"]
+    return made | {each["name"]: each["definition"] for each in variables if "definition" in each}
+
+
+def test_expressions_ask_only_for_metrics_that_exist() -> None:
+    known = known_series() | FOREIGN | {str(rule["record"]) for rule in rules("rules.yml")}
+    for name, expression in expressions().items():
+        asked = series_in(expression)
+        assert asked, f"{name} asks for nothing: {expression}"
+        assert asked <= known, f"{name} asks for {asked - known}"
+
+
+def test_every_metric_is_on_the_dashboard() -> None:
+    stems = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in known_series()}
+    shown = set().union(*map(series_in, panel_queries().values()))
+    shown = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in shown}
+    assert stems - shown == set()
+
+
+def test_promtool_accepts_the_configuration() -> None:
+    done = subprocess.run(
+        [need_program("promtool"), "check", "config", PROMETHEUS / "prometheus.yml"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_ring_on_their_fault_and_only_then() -> None:
+    done = subprocess.run(
+        [need_program("promtool"), "test", "rules", "tests.yml"],
+        capture_output=True, text=True, cwd=PROMETHEUS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_to_ring_and_explained() -> None:
+    names = {rule["alert"] for rule in rules("alerts.yml")}
+    tests = yaml.safe_load((PROMETHEUS / "tests.yml").read_text())["tests"]
+    rung = {
+        each["alertname"]
+        for test in tests
+        for each in test["alert_rule_test"]
+        if each.get("exp_alerts")
+    }
+    assert rung == names
+    explained = (ROOT / "docs" / "operations.md").read_text()
+    assert {name for name in names if f"`{name}`" not in explained} == set()
+    for rule in rules("alerts.yml"):
+        assert rule["labels"]["severity"] in {"page", "ticket", "info"}
+        assert rule["annotations"]["summary"]
+
+
+@pytest.mark.parametrize("part", ["metrics", "alerts"])
+def test_operations_names_nothing_that_is_not_there(part: str) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    if part == "alerts":
+        assert set(re.findall(r"`(Guerdon[A-Z]\w+)`", text)) == {
+            rule["alert"] for rule in rules("alerts.yml")
+        }
+        return
+    stems = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known_series()}
+    written = set(re.findall(r"`(guerdon_\w+)`", text))
+    assert written == stems

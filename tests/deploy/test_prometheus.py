@@ -1,0 +1,222 @@
+"""A real Prometheus scrapes the real server under load: every panel has data."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import re
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+import httpx
+import pytest
+from tests.support.server import RunningServer, running_server
+from tests.support.tiny import tiny_checkpoint
+
+from guerdon.client import (
+    AdminClient,
+    AsyncRewardClient,
+    GuerdonError,
+    Item,
+    Retry,
+    RewardClient,
+)
+
+from .support import (
+    Prometheus,
+    dashboard,
+    need_program,
+    panel_queries,
+    rules,
+    running_prometheus,
+)
+
+WORDS = "The capital of France is Paris. "
+QUEUE_TOKENS = 12_000
+NEEDS_A_DAY = {"model:guerdon_score:ks_day"}
+"""Compared with what was there a day before."""
+
+HAPPENED = (
+    'guerdon_shed_total{class="batch"} > 0',
+    'guerdon_dropped_total{reason="expired"} > 0',
+    'guerdon_dropped_total{reason="cancelled"} > 0',
+    "guerdon_truncations_total > 0",
+    "guerdon_padding_tokens_total > 0",
+    "guerdon_reused_prompt_tokens_total > 0",
+    'guerdon_request_seconds_count{class="online"} > 5',
+    'guerdon_request_seconds_count{class="batch"} > 5',
+    'count by (model) (guerdon_score_count{model="packed"}) > 1',
+)
+"""What the load is for. Without one of them a panel could be right and empty."""
+
+
+async def load(address: str, stop: threading.Event) -> None:
+    """Calls of every sort, more than fit, until `stop`."""
+    few = Item(WORDS * 3, [WORDS * n for n in (1, 2, 4)])
+    many = Item(WORDS * 3, [WORDS * (1 + n % 8) for n in range(48)])
+    long = Item(WORDS * 60, [WORDS])
+    async with AsyncRewardClient(address, retry=Retry(attempts=1), timeout=10) as client:
+
+        async def online(model: str) -> None:
+            await client.score(model, [few])
+            await asyncio.sleep(0.02)
+
+        async def cancel() -> None:
+            call = asyncio.create_task(client.score("padded", [many], priority="batch"))
+            await asyncio.sleep(0.03)
+            call.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await call
+
+        sorts: list[Callable[[], Awaitable[object]]] = [
+            lambda: online("packed"),
+            lambda: online("padded"),
+            lambda: client.score("packed", [long], truncation="prompt_left"),
+            lambda: client.score("padded", [many], timeout=0.04),
+            lambda: client.rank("packed", few.prompt, few.responses),
+            cancel,
+            cancel,
+            *[lambda: client.score("padded", [many], priority="batch")] * 8,
+            *[lambda: client.score("packed", [many], priority="batch")] * 2,
+        ]
+
+        async def repeat(call: Callable[[], Awaitable[object]]) -> None:
+            while not stop.is_set():
+                with contextlib.suppress(GuerdonError):
+                    await call()
+                await asyncio.sleep(0.01)
+
+        await asyncio.gather(*map(repeat, sorts))
+
+
+@contextlib.contextmanager
+def under_load(address: str) -> Iterator[None]:
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(load(address, stop))
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+    assert not thread.is_alive()
+    assert not failures, failures
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    need_program("prometheus")
+    folder = tmp_path_factory.mktemp("models")
+    first = tiny_checkpoint(folder / "first", "llama", seed=0)
+    second = tiny_checkpoint(folder / "second", "llama", seed=1)
+    padded = tiny_checkpoint(folder / "padded", "deberta-v2")
+    models = {"packed": first, "padded": padded}
+    with running_server(models, max_queue_tokens=QUEUE_TOKENS, max_batch_tokens=2048) as running:
+        with RewardClient(running.address) as client:
+            client.score("packed", [Item(WORDS, [WORDS])] * 4)
+        with AdminClient(running.admin_address) as admin:
+            admin.load_model("packed", str(second), promote=True)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    server: RunningServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
+    """It has scraped a server under load, and the load goes on."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    target = server.url.removeprefix("http://")
+    with running_prometheus(folder, target) as running:
+        running.wait_for("guerdon_engine_up == 1")
+        with (
+            RewardClient(server.address) as client,
+            under_load(server.address),
+        ):
+            old = next(m for m in client.list_models() if m.name == "packed" and not m.current)
+            for _ in range(5):  # the former revision serves those who pinned it
+                with contextlib.suppress(GuerdonError):
+                    client.score(old.pinned, [Item(WORDS, [WORDS * 2])])
+            for expression in HAPPENED:
+                running.wait_for(expression)
+            time.sleep(6)  # rates need several scrapes
+            yield running
+
+
+def as_grafana_asks(expression: str) -> str:
+    """The variables as Grafana fills them in with All chosen."""
+    filled = expression.replace("$__rate_interval", "15s")
+    filled = filled.replace("$instance", ".*").replace("$model", ".*")
+    assert "$" not in filled
+    return filled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", panel_queries())
+def test_the_panel_has_data(name: str, prometheus: Prometheus) -> None:
+    expression = as_grafana_asks(panel_queries()[name])
+    result = prometheus.query(expression)
+    values = [float(series["value"][1]) for series in result]
+    assert values, f"no data: {expression}"
+    assert any(math.isfinite(value) for value in values), (expression, result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["instance", "model"])
+def test_the_variable_has_values(name: str, prometheus: Prometheus) -> None:
+    (variable,) = (v for v in dashboard()["templating"]["list"] if v["name"] == name)
+    found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
+    assert found is not None
+    matched = {"match[]": as_grafana_asks(found[1])}
+    values = prometheus.get(f"label/{found[2]}/values", **matched)
+    if name == "model":
+        assert values == ["packed", "padded"]
+    else:
+        assert len(values) == 1
+
+
+@pytest.mark.slow
+def test_every_rule_is_evaluated(prometheus: Prometheus) -> None:
+    groups = prometheus.get("rules")["groups"]
+    found = {rule["name"]: rule for group in groups for rule in group["rules"]}
+    for file in ("rules.yml", "alerts.yml"):
+        for rule in rules(file):
+            name = str(rule.get("record") or rule["alert"])
+            assert found[name]["health"] == "ok", found[name]
+            if "record" in rule and name not in NEEDS_A_DAY:
+                assert prometheus.query(name), f"{name} has no data"
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_the_server(prometheus: Prometheus) -> None:
+    """The modes, the limit, and no engine that is busier than time allows."""
+    packed = {
+        series["metric"]["model"]: float(series["value"][1])
+        for series in prometheus.query("min by (model) (guerdon_model_packed)")
+    }
+    assert packed == {"packed": 1, "padded": 0}
+    (limit,) = prometheus.query("guerdon_queue_limit_tokens")
+    assert float(limit["value"][1]) == QUEUE_TOKENS
+    (busy,) = prometheus.query("rate(guerdon_engine_busy_seconds_total[15s])")
+    assert 0 < float(busy["value"][1]) < 1.1
+    (waste,) = prometheus.query('model:guerdon_padding:ratio_rate5m{model="padded"}')
+    assert 0 < float(waste["value"][1]) < 1
+    (none,) = prometheus.query('model:guerdon_padding:ratio_rate5m{model="packed"}')
+    assert float(none["value"][1]) == 0
+
+
+@pytest.mark.slow
+def test_no_failure_was_seen(prometheus: Prometheus, server: RunningServer) -> None:
+    """Overload is no fault of the server's: nothing ended with INTERNAL."""
+    assert not prometheus.query('guerdon_requests_total{code=~"INTERNAL|UNKNOWN"} > 0')
+    assert not prometheus.query("guerdon_nonfinite_scores_total > 0")
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
