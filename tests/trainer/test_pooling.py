@@ -14,6 +14,7 @@ from tests.trainer.toy import run, toy_rows, toy_settings, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from guerdon.trainer import sharing
+from guerdon.trainer.errors import TrainingError
 from guerdon.trainer.modelling import load_base
 from guerdon.trainer.preferences import load_pairs
 from guerdon.trainer.scoring import score_pairs
@@ -121,3 +122,23 @@ def test_a_model_trained_with_pad_equal_to_eos_is_saved_safely(
     with torch.no_grad():
         together = model(**padded).logits.flatten().numpy()
     np.testing.assert_allclose(together, alone(model, ids), atol=1e-4)
+
+
+def test_a_base_that_is_no_reward_model_is_refused(tmp_path: Path, toy: tuple[Path, Path]) -> None:
+    two = tiny_checkpoint(tmp_path / "two", "llama", num_labels=2)
+    with pytest.raises(TrainingError, match=r"can't load .* as a reward model"):
+        run(toy_settings(two, toy, tmp_path / "run"))
+
+    pickled = tiny_checkpoint(tmp_path / "pickled", "llama")
+    (pickled / "model.safetensors").unlink()
+    torch.save({}, pickled / "pytorch_model.bin")
+    with pytest.raises(TrainingError, match=r"can't load .* as a reward model"):
+        run(toy_settings(pickled, toy, tmp_path / "other"))
+
+
+def test_a_trained_head_is_kept(tmp_path: Path, toy: tuple[Path, Path]) -> None:
+    base = tiny_checkpoint(tmp_path / "b", "llama")
+    before = AutoModelForSequenceClassification.from_pretrained(base).score.weight
+    run(toy_settings(base, toy, tmp_path / "run", lr=1e-9, epochs=0.1))
+    after = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").score.weight
+    assert torch.allclose(before, after, atol=1e-6)
