@@ -1,0 +1,123 @@
+"""The image recipes and compose files, as far as they can be checked without building them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .support import DEPLOY, ROOT
+
+RECIPES = [DEPLOY / "reward-server" / f"Dockerfile.{kind}" for kind in ("cpu", "cuda")]
+both = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+
+
+def stages(recipe: Path) -> list[list[tuple[str, str]]]:
+    """Instruction and argument by stage; continued lines joined, comments left out."""
+    lines = [line for line in recipe.read_text().splitlines() if not line.startswith("#")]
+    made: list[list[tuple[str, str]]] = []
+    for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines():
+        if line.strip():
+            name, argument = line.split(maxsplit=1)
+            if name == "FROM":
+                made.append([])
+            made[-1].append((name, argument))
+    return made
+
+
+def flags_of(*command: str) -> set[str]:
+    """The flags that `guerdon … --help` names."""
+    done = subprocess.run(
+        [sys.executable, "-m", "guerdon.cli.main", *command, "--help"],
+        capture_output=True, text=True, env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"--[a-z][a-z-]+", done.stdout))
+
+
+def compose(name: str = "compose.yaml") -> dict[str, Any]:
+    made: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text())
+    return made
+
+
+@both
+def test_every_copied_source_is_there_and_not_ignored(recipe: Path) -> None:
+    ignore = recipe.with_name(f"{recipe.name}.dockerignore").read_text().splitlines()
+    kept = {line[1:] for line in ignore if line.startswith("!")}
+    copied: set[str] = set()
+    for name, argument in (each for stage in stages(recipe) for each in stage):
+        if name == "COPY" and not argument.startswith("--from=build"):
+            copied.update(argument.split()[:-1])
+    assert copied == kept
+    assert all((ROOT / source).exists() for source in copied)
+
+
+@both
+def test_the_shipped_stage_is_small_and_not_root(recipe: Path) -> None:
+    build, shipped = stages(recipe)
+    assert build[0][1].endswith(" AS build")
+    assert not any(name == "COPY" and "--from=build" not in what for name, what in shipped)
+    last = dict(shipped)
+    assert last["USER"] == "10001:10001"
+    assert "pip uninstall" in last["RUN"]
+    assert not re.search(r"apt-get|pip3? install", last["RUN"])
+    assert "GUERDON_CACHE=" in last["ENV"]
+
+
+@both
+def test_the_server_is_process_one_and_its_commands_exist(recipe: Path) -> None:
+    shipped = dict(stages(recipe)[-1])
+    assert json.loads(shipped["ENTRYPOINT"]) == ["guerdon", "serve", "reward"]
+    probe = json.loads(shipped["HEALTHCHECK"].partition("CMD ")[2])
+    assert probe[:2] == ["guerdon", "health"]
+    assert {word for word in probe if word.startswith("--")} <= flags_of("health")
+    assert set(json.loads(shipped["CMD"])) <= flags_of("serve", "reward")
+
+
+def test_each_image_has_its_build_of_torch() -> None:
+    cpu, cuda = (recipe.read_text() for recipe in RECIPES)
+    assert re.findall(r'"torch==(.+)"', cpu) == ["2.13.0+cpu"] * 2
+    assert re.findall(r'"torch==(.+)"', cuda) == ["2.13.0"]
+
+
+def test_compose_starts_the_server_with_flags_that_exist() -> None:
+    command = compose()["services"]["reward-server"]["command"]
+    assert {word.partition("=")[0] for word in command} <= flags_of("serve", "reward")
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.cuda.yaml"])
+def test_compose_mounts_what_is_there(name: str) -> None:
+    made = compose(name)
+    volumes = made.get("volumes", {})
+    for service in made["services"].values():
+        for mount in service.get("volumes", []):
+            source = re.sub(r"\$\{[^}]*\}", "$", mount).partition(":")[0]
+            assert source.startswith("$") or source in volumes or (DEPLOY / source).is_dir(), mount
+
+
+def test_compose_is_reached_from_this_machine_only_and_pinned() -> None:
+    for name, service in compose()["services"].items():
+        assert all(str(port).startswith("127.0.0.1:") for port in service["ports"]), name
+        assert re.search(r":(v?\d+\.\d+\.\d+|\$\{GUERDON_BUILD:-cpu\})$", service["image"]), name
+    grafana = compose()["services"]["grafana"]["environment"]
+    assert grafana["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
+    assert grafana["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_ADMIN_PASSWORD:?")
+
+
+def test_models_are_mounted_read_only() -> None:
+    mounts = compose()["services"]["reward-server"]["volumes"]
+    assert any(mount.endswith(":/models:ro") for mount in mounts)
+
+
+def test_prometheus_scrapes_the_service_of_compose() -> None:
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    (target,) = config["scrape_configs"][0]["static_configs"][0]["targets"]
+    assert target == "reward-server:8080"
+    assert "reward-server" in compose()["services"]
