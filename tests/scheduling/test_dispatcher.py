@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -222,6 +223,28 @@ async def test_out_of_memory_splits_the_batch_down_to_what_fits() -> None:
         ]  # fmt: skip
         assert sorted(model.computed) == [0, 1, 2, 3, 4, 10, 11, 12, 13]
         assert set(recorder.failures) == {Failure.OUT_OF_MEMORY}
+
+
+async def test_who_leaves_while_memory_runs_out_is_left_out_of_the_second_try() -> None:
+    model = MarkModel(before=out_of_memory_above(15))
+    async with running() as (dispatcher, _):
+        busy = await hold_busy(dispatcher, model)
+        leaving, staying = (
+            asyncio.create_task(score(dispatcher, model, item_of(9, 1, mark=n))) for n in (1, 2)
+        )
+        await settle()
+        model.entered.clear()
+
+        real = model.gate
+        model.gate = threading.Event()  # for the next batch
+        real.set()
+        await entered(model)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        model.gate.set()
+        assert scores_of(await staying) == [[2]]
+        await busy
+        assert model.computed == [999, 2]
 
 
 async def test_one_response_that_never_fits_in_memory_fails_alone() -> None:

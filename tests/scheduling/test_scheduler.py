@@ -309,3 +309,32 @@ def test_what_fits_no_batch_is_not_taken_in() -> None:
     with pytest.raises(ValueError, match="fits no batch"):
         one(scheduler, 101)
     assert not len(scheduler)
+
+
+def test_skipped_units_keep_their_order() -> None:
+    scheduler = Scheduler(LIMITS)
+    first = one(scheduler, 85)
+    large, middle, small, last = (one(scheduler, tokens) for tokens in (80, 75, 20, 75))
+    order = [served(scheduler) for _ in range(4)]
+    assert order == [[first], [large, small], [middle], [last]]
+
+
+def test_work_expires_at_its_deadline_not_after_it() -> None:
+    scheduler = Scheduler(LIMITS)
+    unit = one(scheduler, 10, deadline=2.0)
+    formed = scheduler.next_batch(2.0)
+    assert (formed.batch, formed.expired) == (None, [unit])
+
+
+def test_batch_gets_its_share_also_when_its_responses_are_many_and_short() -> None:
+    limits = BatchLimits(max_batch_tokens=200, max_batch_sequences=50, batch_share=0.5)
+    scheduler, tokens = Scheduler(limits), {ONLINE: 0, BATCH: 0}
+    for _ in range(300):
+        for _ in range(4):
+            scheduler.add("a", item_of(0, *[1] * 40), priority=BATCH, deadline=None, now=0.0)
+            one(scheduler, 150)
+        batch = scheduler.next_batch(0.0).batch
+        assert batch is not None
+        for part in batch.parts:
+            tokens[part.unit.priority] += part.tokens
+    assert tokens[ONLINE] - 400 <= tokens[BATCH] <= tokens[ONLINE]
