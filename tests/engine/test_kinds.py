@@ -228,8 +228,10 @@ def test_load_model_from_a_folder(architecture: str, tmp_path: Path) -> None:
     model.close()
 
 
-def test_load_a_process_model(tmp_path: Path) -> None:
-    folder = tiny_checkpoint(tmp_path / "m", "qwen2", token_classification=True)
+@pytest.mark.parametrize("labels", [1, 2])
+def test_load_a_process_model(tmp_path: Path, labels: int) -> None:
+    """One output is the raw score; of two, the score is the log-odds of the second."""
+    folder = tiny_checkpoint(tmp_path / "m", "qwen2", token_classification=True, num_labels=labels)
     Manifest(kind="process", step_marker=STEP, step_aggregation="product").write(folder)
     model = load_model(folder, name="steps", settings=EngineSettings())
     item_ = ScoreItem(
@@ -241,7 +243,8 @@ def test_load_a_process_model(tmp_path: Path) -> None:
     assert [len(s.steps) for s in found] == [2, 1]
     reference = Reference(folder, tokenwise=True)
     for score, tokens in zip(found, sequences([encoded]), strict=True):
-        steps = np.array([reference.logits(tokens)[s.token_index, 0] for s in score.steps])
+        logits = np.array([reference.logits(tokens)[s.token_index] for s in score.steps])
+        steps = logits[:, 0] if labels == 1 else logits[:, 1] - logits[:, 0]
         np.testing.assert_allclose([s.score for s in score.steps], steps, atol=1e-4)
         np.testing.assert_allclose(score.score, AGGREGATES["product"](steps), atol=2e-4)
 

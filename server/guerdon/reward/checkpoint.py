@@ -64,18 +64,15 @@ class Checkpoint:
     step_marker_id: int | None = None
     """Process rewards: the token that ends a step."""
     members: tuple[Checkpoint, ...] = ()
-    remote_code: bool = False
-    """Whether the folder's own Python code makes the model, by the operator's leave."""
     stamp: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)
     """Sizes and times of the weight files when they were read."""
 
 
-def inspect_checkpoint(folder: Path, *, allow_remote_code: bool = False) -> Checkpoint:
+def inspect_checkpoint(folder: Path) -> Checkpoint:
     """Judge a folder by its config, manifest, tokenizer and the headers of its weights.
 
     Args:
         folder: as `resolve_model` gives it.
-        allow_remote_code: let the folder's `auto_map` code run.
 
     Raises:
         CheckpointRefused: one sentence on what is wrong, and what to do about it.
@@ -90,22 +87,22 @@ def inspect_checkpoint(folder: Path, *, allow_remote_code: bool = False) -> Chec
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointRefused(f"{folder / MANIFEST_NAME} can't be read: {error}") from error
     if manifest is not None and manifest.kind == "ensemble":
-        return _ensemble(folder, manifest, allow_remote_code=allow_remote_code)
-    return _single(folder, manifest, allow_remote_code=allow_remote_code)
+        return _ensemble(folder, manifest)
+    return _single(folder, manifest)
 
 
-def _single(folder: Path, manifest: Manifest | None, *, allow_remote_code: bool) -> Checkpoint:
-    remote_code = check_config_file(folder, allow_remote_code=allow_remote_code)
+def _single(folder: Path, manifest: Manifest | None) -> Checkpoint:
+    check_config_file(folder)
     files = weight_files(folder)
     before = stamp(files)
     headers = read_headers(files)
-    config = read_config(folder, remote_code=remote_code)
-    architecture = architecture_of(folder, config, remote_code=remote_code)
+    config = read_config(folder)
+    architecture = architecture_of(folder, config)
     kind = _kind(folder, architecture, config, manifest)
     manifest = manifest or Manifest()
-    skeleton = make_skeleton(folder, config, architecture, remote_code=remote_code)
+    skeleton = make_skeleton(folder, config, architecture)
     check_tensors(folder, skeleton, headers)
-    tokenizer = _read_tokenizer(folder, remote_code=remote_code)
+    tokenizer = _read_tokenizer(folder)
     return Checkpoint(
         folder=folder,
         manifest=manifest,
@@ -115,7 +112,7 @@ def _single(folder: Path, manifest: Manifest | None, *, allow_remote_code: bool)
         architecture=architecture,
         num_labels=config.num_labels,
         max_tokens=_max_tokens(folder, config, manifest, tokenizer, skeleton),
-        revision=content_hash(folder, files, code=remote_code),
+        revision=content_hash(folder, files),
         chat_template_hash=_check_template(folder, tokenizer, manifest),
         attributes=tuple(Attribute(name, float(w)) for name, w in manifest.attributes.items())
         if kind is ModelKind.ATTRIBUTES
@@ -123,7 +120,6 @@ def _single(folder: Path, manifest: Manifest | None, *, allow_remote_code: bool)
         step_marker_id=_step_marker(folder, tokenizer, manifest)
         if kind is ModelKind.PROCESS
         else None,
-        remote_code=remote_code,
         stamp=before,
     )
 
@@ -154,7 +150,8 @@ def _kind(
                 f"{folder}/{MANIFEST_NAME} names {expected} attributes, but the head has "
                 f"{labels} outputs (num_labels)"
             )
-    elif labels != 1:
+    elif labels != 1 and not (kind is ModelKind.PROCESS and labels == 2):
+        # Two outputs at a step are "bad" and "good", as TRL's PRMTrainer has them.
         raise CheckpointRefused(
             f"{folder} has a head with {labels} outputs (num_labels; 2 is what transformers takes "
             "when nothing is said), and a reward is one number: train it with num_labels=1, or "
@@ -163,15 +160,15 @@ def _kind(
     return kind
 
 
-def _read_tokenizer(folder: Path, *, remote_code: bool) -> PreTrainedTokenizerBase:
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
              "spm.model", "sentencepiece.bpe.model")  # fmt: skip
-    if not remote_code and not any((folder / name).is_file() for name in files):
+    if not any((folder / name).is_file() for name in files):
         raise CheckpointRefused(
             f"{folder} has no tokenizer: save it beside the weights (tokenizer.save_pretrained)"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise CheckpointRefused(
             f"the tokenizer of {folder} can't be read: {first_line(error)}"
@@ -241,7 +238,7 @@ def _max_tokens(
     return min(limits)
 
 
-def _ensemble(folder: Path, manifest: Manifest, *, allow_remote_code: bool) -> Checkpoint:
+def _ensemble(folder: Path, manifest: Manifest) -> Checkpoint:
     members = []
     for name in manifest.members:
         path = (folder / name).resolve()
@@ -254,7 +251,7 @@ def _ensemble(folder: Path, manifest: Manifest, *, allow_remote_code: bool) -> C
                 f"the member {name!r} of {folder} is of kind {nested.kind}: an ensemble is made "
                 "of sequence models"
             )
-        members.append(inspect_checkpoint(path, allow_remote_code=allow_remote_code))
+        members.append(inspect_checkpoint(path))
     _check_members(folder, manifest.members, members)
     first = members[0]
     limit = min(member.max_tokens for member in members)
@@ -267,7 +264,7 @@ def _ensemble(folder: Path, manifest: Manifest, *, allow_remote_code: bool) -> C
         raise CheckpointRefused(
             f"the chat template of {folder}'s members is not the one that {MANIFEST_NAME} names"
         )
-    whole = hashlib.sha256(content_hash(folder, [], code=False).encode())
+    whole = hashlib.sha256(content_hash(folder, []).encode())
     for member in members:
         whole.update(member.revision.encode())
     return Checkpoint(
@@ -282,7 +279,6 @@ def _ensemble(folder: Path, manifest: Manifest, *, allow_remote_code: bool) -> C
         revision=whole.hexdigest(),
         chat_template_hash=first.chat_template_hash,
         members=tuple(members),
-        remote_code=any(member.remote_code for member in members),
     )
 
 
@@ -350,7 +346,7 @@ def load_weights(
             folder,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=checkpoint.remote_code,
+            trust_remote_code=False,
             output_loading_info=True,
             **chosen,
         )

@@ -27,12 +27,8 @@ from guerdon.reward.weight_files import TensorHeader
 from guerdon.serving.errors import CheckpointRefused
 
 
-def check_config_file(folder: Path, *, allow_remote_code: bool) -> bool:
-    """Refuse what must be known before any library opens the folder.
-
-    Returns:
-        Whether the model is made by its own code.
-    """
+def check_config_file(folder: Path) -> None:
+    """Refuse what must be known before any library opens the folder."""
     if (folder / "adapter_config.json").exists():
         raise CheckpointRefused(
             f"{folder} is a LoRA adapter: merge it into its base model "
@@ -54,12 +50,12 @@ def check_config_file(folder: Path, *, allow_remote_code: bool) -> bool:
     tokenizer = _read_json(folder / "tokenizer_config.json") or {}
     custom = [name for name, file in (("config.json", config), ("tokenizer_config.json", tokenizer))
               if file.get("auto_map")]  # fmt: skip
-    if custom and not allow_remote_code:
+    if custom:
         raise CheckpointRefused(
-            f"{folder} wants to run Python code of its own (auto_map in {custom[0]}): allow it "
-            "only if you trust the code, with --allow-remote-code"
+            f"{folder} wants to run Python code of its own (auto_map in {custom[0]}), and a "
+            "checkpoint's code is never run here; if transformers itself knows the architecture, "
+            "save the model anew with it"
         )
-    return bool(custom)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -74,17 +70,17 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def read_config(folder: Path, *, remote_code: bool) -> PretrainedConfig:
+def read_config(folder: Path) -> PretrainedConfig:
     """The config, if this version of `transformers` knows the model."""
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # an unknown model_type, or values that the class refuses
         raise CheckpointRefused(
             f"{folder}/config.json can't be used: {first_line(error)}"
         ) from error
 
 
-def architecture_of(folder: Path, config: PretrainedConfig, *, remote_code: bool) -> str:
+def architecture_of(folder: Path, config: PretrainedConfig) -> str:
     """The class that the checkpoint says it is, if that is what would be loaded."""
     names = list(config.architectures or ())
     if len(names) != 1:
@@ -93,7 +89,7 @@ def architecture_of(folder: Path, config: PretrainedConfig, *, remote_code: bool
             "nobody can tell a reward model from a language model"
         )
     name = str(names[0])
-    if name in _known_classes(config, remote_code=remote_code):
+    if name in _known_classes(config):
         return name
     if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
         raise CheckpointRefused(
@@ -106,7 +102,7 @@ def architecture_of(folder: Path, config: PretrainedConfig, *, remote_code: bool
     )
 
 
-def _known_classes(config: PretrainedConfig, *, remote_code: bool) -> set[str]:
+def _known_classes(config: PretrainedConfig) -> set[str]:
     known: set[str] = set()
     for mapping in (
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -114,11 +110,6 @@ def _known_classes(config: PretrainedConfig, *, remote_code: bool) -> set[str]:
     ):
         names = mapping.get(config.model_type, ())
         known.update([names] if isinstance(names, str) else names)
-    if remote_code:
-        code = getattr(config, "auto_map", None) or {}
-        for auto in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification"):
-            if auto in code:
-                known.add(str(code[auto]).rpartition(".")[2])
     return known
 
 
@@ -137,14 +128,12 @@ def auto_class(architecture: str, config: PretrainedConfig) -> Any:
     return AutoModelForSequenceClassification
 
 
-def make_skeleton(
-    folder: Path, config: PretrainedConfig, architecture: str, *, remote_code: bool
-) -> PreTrainedModel:
+def make_skeleton(folder: Path, config: PretrainedConfig, architecture: str) -> PreTrainedModel:
     """The model that would be loaded, without memory for its tensors."""
     auto = auto_class(architecture, config)
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = auto.from_config(config, trust_remote_code=remote_code)
+            model: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise CheckpointRefused(
             f"no {architecture} can be made of {folder}/config.json: {first_line(error)}"

@@ -126,14 +126,14 @@ def read_headers(files: Iterable[Path]) -> dict[str, TensorHeader]:
     return found
 
 
-def content_hash(folder: Path, weights: Iterable[Path], *, code: bool) -> str:
+def content_hash(folder: Path, weights: Iterable[Path]) -> str:
     """SHA-256 over the weights, config, tokenizer, templates and manifest, in hexadecimal.
 
     Whole files count, so any change gives another revision. Files are hashed in parallel;
     one core of a busy two-core machine did 0.7 GB/s.
     """
     files = set(weights)
-    for pattern in ("config.json", MANIFEST_NAME, *_TOKENIZER_FILES, *(["*.py"] if code else [])):
+    for pattern in ("config.json", MANIFEST_NAME, *_TOKENIZER_FILES):
         files.update(path for path in folder.glob(pattern) if path.is_file())
     ordered = sorted(files, key=lambda path: path.relative_to(folder).as_posix())
     with ThreadPoolExecutor(4) as pool:
