@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from guerdon.trainer.reward import read_inputs, train_reward
+from guerdon.trainer.inputs import read_inputs
+from guerdon.trainer.reward import train_reward
 from guerdon.trainer.run_folder import RunFolder
 from guerdon.trainer.settings import RewardSettings
 

@@ -104,11 +104,14 @@ def _run(settings: RewardSettings, *, resume: bool, overwrite: bool, dry_run: bo
             show_summary(summary, folder, console)
             return
 
-    from guerdon.trainer.reward import read_inputs, train_reward
+    from guerdon.trainer.inputs import read_inputs
 
     inputs = read_inputs(settings)
     show_counts(inputs.counts(), console)
     if dry_run:
         console.print(settings.to_toml(), highlight=False, markup=False)
         return
+
+    from guerdon.trainer.reward import train_reward
+
     show_summary(train_reward(inputs, folder, console), folder, console)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,50 +23,18 @@ from transformers.utils import logging as transformers_logging
 from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from guerdon.models import Manifest, ModelNotFound, resolve_model, template_hash
+from guerdon.models import Manifest, template_hash
 from guerdon.trainer import measures, sharing
 from guerdon.trainer.callbacks import Evaluations, MetricsLog, ProgressBar
 from guerdon.trainer.errors import DivergedError, TrainingError
+from guerdon.trainer.inputs import Inputs
 from guerdon.trainer.measures import Floats
 from guerdon.trainer.modelling import load_base, max_positions, merged, prepare
 from guerdon.trainer.pair_trainer import PairTrainer, shared_collator
-from guerdon.trainer.preferences import Preferences, load_pairs, shared_prompts
 from guerdon.trainer.run_folder import CHECKPOINTS, METRICS, PLOTS, RunFolder
 from guerdon.trainer.scoring import PairScores, score_pairs
 from guerdon.trainer.settings import RewardSettings
-from guerdon.trainer.tokens import TokenPairs, choose_pad_token, load_tokenizer, tokenize_pairs
-
-
-@dataclass
-class Inputs:
-    """What a run starts from, checked."""
-
-    settings: RewardSettings
-    base: Path
-    tokenizer: Any
-    grow: bool
-    """Whether a pad token was added to the vocabulary."""
-    train_data: Preferences
-    eval_data: Preferences
-    train: TokenPairs
-    eval: TokenPairs
-
-    def counts(self) -> dict[str, Any]:
-        """How many pairs there are, and all that was left out or looks odd."""
-
-        def one(data: Preferences, tokens: TokenPairs) -> dict[str, Any]:
-            return {
-                "source": data.source, "sha256": data.sha256, "pairs": len(tokens.pairs),
-                "bad_rows": len(data.bad), "too_long": tokens.too_long,
-                "same_tokens": tokens.same, "duplicates": data.duplicates,
-                "contradictions": data.contradictions, "longest_tokens": tokens.longest,
-            }  # fmt: skip
-
-        shared = shared_prompts(self.train_data, self.eval_data)
-        return {
-            "train": one(self.train_data, self.train),
-            "eval": one(self.eval_data, self.eval) | {"prompts_in_train": shared},
-        }
+from guerdon.trainer.tokens import TokenPairs
 
 
 @dataclass
@@ -85,47 +52,6 @@ class Phases:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
 
 
-def read_inputs(settings: RewardSettings) -> Inputs:
-    """Load and check the data and the tokenizer: everything that can be wrong before training.
-
-    Raises:
-        TrainingError: something is; says what.
-    """
-    try:
-        base = resolve_model(settings.base)
-    except ModelNotFound as error:
-        raise TrainingError(str(error)) from error
-    tokenizer = load_tokenizer(base, settings.chat_template)
-    train_data = load_pairs(
-        settings.train, split=settings.train_split, limit=settings.limit, bad_rows=settings.bad_rows
-    )
-    eval_data = load_pairs(
-        settings.eval, split=settings.eval_split, limit=settings.eval_limit,
-        bad_rows=settings.bad_rows,
-    )  # fmt: skip
-    train = tokenize_pairs(
-        tokenizer, train_data, max_length=settings.max_length, too_long=settings.too_long
-    )
-    # Held-out pairs are all scored, as far as the model goes: leaving the long ones out
-    # would flatter it.
-    longest = _positions(base) or 1 << 30
-    held_out = tokenize_pairs(tokenizer, eval_data, max_length=longest, too_long=settings.too_long)
-    sequences = (ids for t in (train, held_out) for p in t.pairs for ids in (p.chosen, p.rejected))
-    grow = choose_pad_token(tokenizer, sequences)
-    return Inputs(settings, base, tokenizer, grow, train_data, eval_data, train, held_out)
-
-
-def _positions(base: Path) -> int | None:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"can't read the config of {base}: {error}") from error
-    value = getattr(config, "max_position_embeddings", None)
-    return int(value) if value else None
-
-
 def train_reward(inputs: Inputs, folder: RunFolder, console: Console) -> dict[str, Any]:
     """Train, measure, save; the summary that is also written to summary.json.
 
@@ -138,18 +64,14 @@ def train_reward(inputs: Inputs, folder: RunFolder, console: Console) -> dict[st
     _check_one_device()
     folder.begin()
     with phases("load"), _quiet():
-        set_seed(settings.seed)  # the new head is random
-        model = load_base(inputs.base, inputs.tokenizer, grow=inputs.grow)
-        share = _decide_sharing(settings, model, inputs)
-        model = prepare(model, settings)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model, share = _load(inputs)
     measure = _Measure(inputs, share)
 
-    before: dict[str, Any] | None = None
+    before: float | None = None
     if settings.eval_before:
         with phases("evaluate before"):
-            before = measure.headline(measure.scores(model, inputs.eval))
-            console.print(f"before training: accuracy {before['accuracy']:.3f}", highlight=False)
+            before = measures.accuracy(measure.scores(model, inputs.eval).delta).value
+            console.print(f"before training: accuracy {before:.3f}", highlight=False)
 
     with phases("train"), _quiet():
         log, steps = _train(model, inputs, folder, console, share, measure)
@@ -159,13 +81,15 @@ def train_reward(inputs: Inputs, folder: RunFolder, console: Console) -> dict[st
         _to_saved_dtype(model, settings.saved_dtype)
         measure.dtype = settings.saved_dtype  # from here on, what is measured is what is saved
         scores = measure.scores(model, inputs.eval)
-        after = measure.everything(scores)
     with phases("statistics"):
         statistics = _statistics(inputs, measure, model)
+    if settings.plots:
+        with phases("plots"):
+            _draw(folder, log, scores, inputs)
 
     summary = {
-        "accuracy_before": before and before["accuracy"],
-        **after,
+        "accuracy_before": before,
+        **measure.everything(scores),
         "data": inputs.counts(),
         "training_set_scores": statistics,
         "steps": steps,
@@ -175,16 +99,21 @@ def train_reward(inputs: Inputs, folder: RunFolder, console: Console) -> dict[st
         "versions": _versions(),
         "seconds": phases.seconds,
     }
-    if settings.plots:
-        with phases("plots"):
-            _draw(folder, log, scores, inputs)
-    with phases("save"), _quiet():
+    with _quiet():
         manifest = _manifest(inputs, model, summary)
-        summary["seconds"] = dict(phases.seconds)
         folder.publish(_in_dtype(model, settings.saved_dtype), inputs.tokenizer, manifest, summary)
     if not settings.keep_checkpoints:
         folder.remove_checkpoints()
     return summary
+
+
+def _load(inputs: Inputs) -> tuple[Any, bool]:
+    """The model, ready to be trained, and whether pairs share their prompts."""
+    set_seed(inputs.settings.seed)  # the new head is random
+    model = load_base(inputs.base, inputs.tokenizer, grow=inputs.grow)
+    share = _decide_sharing(inputs.settings, model, inputs)
+    model = prepare(model, inputs.settings)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), share
 
 
 def _check_one_device() -> None:
@@ -292,10 +221,6 @@ class _Measure:
             model, tokens.pairs, pad_id=self._inputs.tokenizer.pad_token_id,
             share=self._share, dtype=self.dtype,
         )  # fmt: skip
-
-    @staticmethod
-    def headline(scores: PairScores) -> dict[str, float]:
-        return {"accuracy": measures.accuracy(scores.delta).value}
 
     def logged(self, model: Any) -> dict[str, float]:
         """The numbers of an evaluation in the middle."""

@@ -1,0 +1,86 @@
+"""What a run starts from: data, tokenizer and base, checked before anything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guerdon.models import ModelNotFound, resolve_model
+from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.preferences import Preferences, load_pairs, shared_prompts
+from guerdon.trainer.settings import RewardSettings
+from guerdon.trainer.tokens import TokenPairs, choose_pad_token, load_tokenizer, tokenize_pairs
+
+
+@dataclass
+class Inputs:
+    """What a run starts from, checked."""
+
+    settings: RewardSettings
+    base: Path
+    tokenizer: Any
+    grow: bool
+    """Whether a pad token was added to the vocabulary."""
+    train_data: Preferences
+    eval_data: Preferences
+    train: TokenPairs
+    eval: TokenPairs
+
+    def counts(self) -> dict[str, Any]:
+        """How many pairs there are, and all that was left out or looks odd."""
+
+        def one(data: Preferences, tokens: TokenPairs) -> dict[str, Any]:
+            return {
+                "source": data.source, "sha256": data.sha256, "pairs": len(tokens.pairs),
+                "bad_rows": len(data.bad), "too_long": tokens.too_long,
+                "same_tokens": tokens.same, "duplicates": data.duplicates,
+                "contradictions": data.contradictions, "longest_tokens": tokens.longest,
+            }  # fmt: skip
+
+        shared = shared_prompts(self.train_data, self.eval_data)
+        return {
+            "train": one(self.train_data, self.train),
+            "eval": one(self.eval_data, self.eval) | {"prompts_in_train": shared},
+        }
+
+
+def read_inputs(settings: RewardSettings) -> Inputs:
+    """Load and check the data and the tokenizer: everything that can be wrong before training.
+
+    Raises:
+        TrainingError: something is; says what.
+    """
+    try:
+        base = resolve_model(settings.base)
+    except ModelNotFound as error:
+        raise TrainingError(str(error)) from error
+    tokenizer = load_tokenizer(base, settings.chat_template)
+    train_data = load_pairs(
+        settings.train, split=settings.train_split, limit=settings.limit, bad_rows=settings.bad_rows
+    )
+    eval_data = load_pairs(
+        settings.eval, split=settings.eval_split, limit=settings.eval_limit,
+        bad_rows=settings.bad_rows,
+    )  # fmt: skip
+    train = tokenize_pairs(
+        tokenizer, train_data, max_length=settings.max_length, too_long=settings.too_long
+    )
+    # Held-out pairs are all scored, as far as the model goes: leaving the long ones out
+    # would flatter it.
+    longest = _positions(base) or 1 << 30
+    held_out = tokenize_pairs(tokenizer, eval_data, max_length=longest, too_long=settings.too_long)
+    sequences = (ids for t in (train, held_out) for p in t.pairs for ids in (p.chosen, p.rejected))
+    grow = choose_pad_token(tokenizer, sequences)
+    return Inputs(settings, base, tokenizer, grow, train_data, eval_data, train, held_out)
+
+
+def _positions(base: Path) -> int | None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"can't read the config of {base}: {error}") from error
+    value = getattr(config, "max_position_embeddings", None)
+    return int(value) if value else None
