@@ -1,0 +1,5 @@
+"""Benchmarks: `make bench`, or `python -m tests.bench NAME …`.
+
+They print ratios of things measured in turn in one run, so that a noisy machine moves
+both sides. They assert nothing; `docs/performance.md` keeps what they said.
+"""

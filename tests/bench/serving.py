@@ -1,0 +1,175 @@
+"""What the network, the scheduler and the queue cost: over gRPC against in process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from tests.bench.common import BenchSettings, encode, load, median, real_items, spread, table
+from tests.support.load import HealthProbe, closed_loop, metrics, offer, resident_bytes, total
+from tests.support.server import RunningServer, running_server
+
+from guerdon.client import Item, RewardClient
+from guerdon.reward.types import EncodedItem, RewardModel, ScoreItem
+
+IN_FLIGHT = 64
+REST_SECONDS = 0.05  # lets the other side's idle threads stop spinning
+
+
+def serve(settings: BenchSettings, **flags: object) -> AbstractContextManager[RunningServer]:
+    """The real server with as many threads as this process has."""
+    return running_server(
+        {"bench": settings.folder},
+        environment={"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        dtype=settings.dtype,
+        **flags,
+    )
+
+
+def as_client_item(item: ScoreItem) -> Item:
+    """The same question, as the client asks it."""
+    assert isinstance(item.prompt, tuple)
+    turns = [{"role": m.role, "content": m.content} for m in item.prompt if hasattr(m, "role")]
+    return Item(turns, [r for r in item.responses if isinstance(r, str)])
+
+
+def in_process(model: RewardModel, items: Sequence[EncodedItem]) -> tuple[float, list[float]]:
+    """Seconds and scores of packed batches of as many texts as the clients have in flight."""
+    scores: list[float] = []
+    begun = time.perf_counter()
+    for start in range(0, len(items), IN_FLIGHT):
+        batch = model.score(items[start : start + IN_FLIGHT])
+        scores += [score.score for item in batch.items for score in item]
+    return time.perf_counter() - begun, scores
+
+
+def over_grpc(address: str, items: Sequence[Item]) -> tuple[float, list[float]]:
+    """Seconds and scores of single-sample calls, 64 in flight."""
+    seconds, scores = asyncio.run(closed_loop(address, items, model="bench", in_flight=IN_FLIGHT))
+    return seconds, [score for response in scores for score in response]
+
+
+def throughput(settings: BenchSettings) -> None:
+    """64 single-sample calls in flight, against the engine's own packed throughput."""
+    model = load(settings)
+    items = real_items(settings.texts)
+    encoded = encode(model, items)
+    asked = [as_client_item(item) for item in items]
+    tokens = sum(item.tokens for item in encoded)
+    ratios, engine_rates, grpc_rates = [], [], []
+    difference = 0.0
+    with serve(settings) as server:
+        in_process(model, encoded[:IN_FLIGHT])
+        over_grpc(server.address, asked[:IN_FLIGHT])  # both warm
+        for _ in range(settings.rounds):
+            alone, expected = in_process(model, encoded)
+            time.sleep(REST_SECONDS)
+            served, found = over_grpc(server.address, asked)
+            time.sleep(REST_SECONDS)
+            ratios.append(alone / served)
+            engine_rates.append(tokens / alone)
+            grpc_rates.append(tokens / served)
+            difference = max(
+                difference, *(abs(a - b) for a, b in zip(expected, found, strict=True))
+            )
+    model.close()
+    table(
+        f"{len(items)} single-sample calls, {IN_FLIGHT} in flight, {tokens} tokens, "
+        f"{settings.dtype}, {settings.rounds} rounds",
+        [
+            ("engine in process, tokens/s", spread(engine_rates, 0)),
+            ("over gRPC, tokens/s", spread(grpc_rates, 0)),
+            ("gRPC / in process", spread(ratios)),
+            ("largest difference of a score", f"{difference:.1e}"),
+        ],
+        settings.console,
+    )
+
+
+def latency(settings: BenchSettings) -> None:
+    """One call on an idle server, against the bare forward pass of the same text."""
+    model = load(settings)
+    items = real_items(min(settings.texts, 100))
+    encoded = encode(model, items)
+    asked = [as_client_item(item) for item in items]
+    bare, served, inside = [], [], []
+    with (
+        serve(settings) as server,
+        RewardClient(server.address) as client,
+    ):
+        for warm in range(3):
+            model.score([encoded[warm]])
+            client.score("bench", [asked[warm]])
+        for item, tokens in zip(asked, encoded, strict=True):
+            time.sleep(REST_SECONDS)
+            begun = time.perf_counter()
+            model.score([tokens])
+            bare.append((time.perf_counter() - begun) * 1000)
+            time.sleep(REST_SECONDS)
+            begun = time.perf_counter()
+            timing = client.score("bench", [item]).timing
+            served.append((time.perf_counter() - begun) * 1000)
+            inside.append(timing.compute * 1000)
+    model.close()
+    table(
+        f"{len(items)} single calls on an idle server, {settings.dtype}, milliseconds",
+        [
+            ("bare forward pass in process", spread(bare)),
+            ("whole call over gRPC", spread(served)),
+            (
+                "added: median of (call − bare forward)",
+                f"{median([s - b for s, b in zip(served, bare, strict=True)]):.2f}",
+            ),
+            (
+                "added: median of (call − the server's own forward)",
+                f"{median([s - c for s, c in zip(served, inside, strict=True)]):.2f}",
+            ),
+        ],
+        settings.console,
+    )
+
+
+def overload(settings: BenchSettings) -> None:
+    """Twice the load that the server can carry, with deadlines of ten service times."""
+    encoder = load(settings)
+    items = [as_client_item(item) for item in real_items(settings.texts)]
+    tokens = sum(item.tokens for item in encode(encoder, real_items(settings.texts)))
+    encoder.close()
+    with serve(settings, max_queue_tokens=4 * tokens // len(items) * IN_FLIGHT) as server:
+        over_grpc(server.address, items[:IN_FLIGHT])
+        seconds, _ = over_grpc(server.address, items)
+        capacity = len(items) / seconds
+        deadline = max(0.5, IN_FLIGHT / capacity)
+        before, memory = metrics(server.url), resident_bytes(server.process.pid)
+        with HealthProbe(server.address) as probe:
+            outcome = asyncio.run(
+                offer(
+                    server.address,
+                    items,
+                    model="bench",
+                    rate=2 * capacity,
+                    seconds=20,
+                    deadline=deadline,
+                )
+            )
+        after, grown = metrics(server.url), resident_bytes(server.process.pid) - memory
+    computed = total(after, "guerdon_batch_sequences_sum") - total(
+        before, "guerdon_batch_sequences_sum"
+    )
+    health = sorted(probe.milliseconds)
+    answered = outcome.codes["OK"]
+    table(
+        f"twice the load for {outcome.seconds:.0f} s: capacity {capacity:.1f} calls/s, offered "
+        f"{outcome.offered / outcome.seconds:.1f}, deadline {deadline:.2f} s, {settings.dtype}",
+        [
+            ("calls", ", ".join(f"{n} {code}" for code, n in outcome.codes.most_common())),
+            ("served in time / capacity", f"{answered / outcome.seconds / capacity:.2f}"),
+            ("computed in vain", f"{computed - answered:.0f} of {computed:.0f}"),
+            ("retry time, seconds", spread(outcome.retry_after or [0.0])),
+            ("health, milliseconds: median, 99 %, largest",
+             f"{median(health):.1f}, {health[int(0.99 * len(health))]:.1f}, {health[-1]:.1f}"),
+            ("memory grew by", f"{grown / 2**20:.0f} MiB"),
+        ],
+        settings.console,
+    )  # fmt: skip
