@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
+import torch
 from tests.bench.common import BenchSettings, encode, load, median, real_items, spread, table
 from tests.support.load import HealthProbe, closed_loop, metrics, offer, resident_bytes, total
 from tests.support.server import RunningServer, running_server
