@@ -34,7 +34,7 @@ DATA = ROOT / "trainer" / "guerdon" / "trainer" / "demo_data"
 BASE_MODEL = "smollm2-135m-instruct"
 NAME = "helpful"
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "demo")
     parser.add_argument("--fresh", action="store_true", help="train again")
-    parser.add_argument("--prompts", type=int, default=6, help="held-out prompts to show")
+    parser.add_argument("--prompts", type=int, default=5, help="held-out prompts to show")
     args = parser.parse_args()
     started = time.monotonic()
     try:
@@ -218,11 +218,11 @@ def show_scores(items: list[Item], result: ScoreResult, prompts: int) -> None:
     groups = held_out()
     for group, scored in list(zip(groups, result.items, strict=True))[:prompts]:
         order = sorted(range(len(group.answers)), key=lambda i: -scored.scores[i].score)
-        for place, i in enumerate(order):
+        for place, i in enumerate(order if len(order) <= 4 else order[:2] + order[-2:]):
             score = scored.scores[i]
             table.add_row(
                 clip(group.prompt[-1]["content"], 90) if place == 0 else "",
-                clip(group.answers[i], 160), f"{score.score:+.3f}",
+                clip(group.answers[i], 130), f"{score.score:+.3f}",
                 str(score.token_count), str(score.reused_tokens),
             )  # fmt: skip
     console.print(table)

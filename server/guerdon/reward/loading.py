@@ -13,8 +13,11 @@ def new_loader(settings: EngineSettings) -> Loader:
     """A loader of folders, hub names and embedded names."""
 
     def load(path: str, name: str) -> RewardModel:
+        from transformers.utils import logging
+
         from guerdon.reward.kinds import load_model
 
+        logging.disable_progress_bar()  # a bar is no line of a log
         try:
             folder = resolve_model(path)
         except ModelNotFound as error:
