@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from guerdon.reward.scheduler import BatchLimits
+from guerdon.reward.limits import BatchLimits
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
 

@@ -22,16 +22,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
+from guerdon.reward.accepted import Call, Item, ItemResult, Reservation, result_of
 from guerdon.reward.admission import Admission, QueueLimits, Ticket, TooLarge
 from guerdon.reward.events import DispatchObserver, DropReason, DropStage, Failure
-from guerdon.reward.scheduler import BatchLimits
+from guerdon.reward.limits import BatchLimits
 from guerdon.reward.types import (
     EncodedItem,
     PriorityClass,
-    ResponseScore,
     RewardModel,
 )
 from guerdon.reward.worker import Abandon, BatchRun, Job, Outcome, Report, Worker
@@ -66,71 +64,6 @@ class DispatchLimits:
     queue: QueueLimits = field(default_factory=QueueLimits)
 
 
-@dataclass(frozen=True, slots=True)
-class ItemResult:
-    """The scores of one item, and where its time went."""
-
-    scores: list[ResponseScore]
-    queue_seconds: float
-    """Waiting for a batch, from `score` on."""
-    compute_seconds: float
-    """In the engine: the whole time of each batch that held some of it."""
-
-
-class Reservation:
-    """Room for one request, from `Dispatcher.reserve`; leaving the context gives it back.
-
-    What has been handed to the engine keeps its room until the engine is done with it.
-    """
-
-    def __init__(self, ticket: Ticket, close: Callable[[Reservation], None]) -> None:
-        self._ticket = ticket
-        self._close = close
-        self._used = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the room back, unless it was used. Closing twice does nothing."""
-        self._close(self)
-
-
-@dataclass(slots=True)
-class _Item:
-    """One item of a call, as its parts come back."""
-
-    scores: list[ResponseScore | None]
-    left: int
-    """Responses of which nothing has been heard."""
-    compute_seconds: float = 0.0
-    finished: float = 0.0
-    unfinished: bool = False
-    """Whether some of it was dropped from the queue."""
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """One `score` whose work has not ended, whether or not somebody still waits for it."""
-
-    job: Job
-    ticket: Ticket
-    future: asyncio.Future[list[ItemResult]]
-    items: list[_Item]
-    left: int
-    """Items that have not ended."""
-    reason: DropReason | None = None
-    """Why nobody waits for it any more."""
-
-
 class Dispatcher:
     """Admits requests, has them computed in batches, and hands the scores back.
 
@@ -158,7 +91,7 @@ class Dispatcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._up = False
         self._draining = False
-        self._calls: dict[Job, _Call] = {}
+        self._calls: dict[Job, Call] = {}
         self._reservations: set[Reservation] = set()
         self._items = dict.fromkeys(PriorityClass, 0)
         self._keys: dict[str, int] = {}
@@ -317,11 +250,11 @@ class Dispatcher:
         finally:
             self._tell_queue(ticket.priority)
 
-    def _submit(self, job: Job, ticket: Ticket, reservation: Reservation) -> _Call:
+    def _submit(self, job: Job, ticket: Ticket, reservation: Reservation) -> Call:
         reservation._used = True
-        items = [_Item([None] * item.sequences, item.sequences) for item in job.items]
+        items = [Item([None] * item.sequences, item.sequences) for item in job.items]
         assert self._loop is not None
-        call = _Call(job, ticket, self._loop.create_future(), items, len(items))
+        call = Call(job, ticket, self._loop.create_future(), items, len(items))
         self._calls[job] = call
         self._keys[job.key] = self._keys.get(job.key, 0) + 1
         self._items[job.priority] += len(items)
@@ -329,7 +262,7 @@ class Dispatcher:
         self._tell_queue(job.priority)
         return call
 
-    async def _wait(self, call: _Call, deadline: float | None) -> list[ItemResult]:
+    async def _wait(self, call: Call, deadline: float | None) -> list[ItemResult]:
         assert self._loop is not None
         timer = None
         if deadline is not None:
@@ -343,16 +276,16 @@ class Dispatcher:
             if timer is not None:
                 timer.cancel()
 
-    def _expire(self, call: _Call) -> None:
+    def _expire(self, call: Call) -> None:
         error = DeadlinePassed("the deadline passed before the request was computed")
         self._fail(call, error, DropReason.EXPIRED)
 
-    def _fail(self, call: _Call, error: ServiceError, reason: DropReason | None = None) -> None:
+    def _fail(self, call: Call, error: ServiceError, reason: DropReason | None = None) -> None:
         if not call.future.done():
             call.future.set_exception(error)
             self._abandon(call, reason)
 
-    def _abandon(self, call: _Call, reason: DropReason | None) -> None:
+    def _abandon(self, call: Call, reason: DropReason | None) -> None:
         if not call.job.abandoned:
             call.job.abandoned = True
             call.reason = reason
@@ -382,7 +315,7 @@ class Dispatcher:
         assert self._loop is not None
         self._loop.call_soon(self._tell_run, run)
 
-    def _record(self, call: _Call, outcome: Outcome, run: BatchRun | None) -> None:
+    def _record(self, call: Call, outcome: Outcome, run: BatchRun | None) -> None:
         item = call.items[outcome.index]
         item.left -= outcome.stop - outcome.start
         if run is not None:
@@ -399,14 +332,14 @@ class Dispatcher:
         if item.left == 0:
             self._end_item(call, outcome.index)
 
-    def _end_item(self, call: _Call, index: int) -> None:
+    def _end_item(self, call: Call, index: int) -> None:
         job, item = call.job, call.items[index]
         self._admission.release(call.ticket, job.items[index].tokens)
         self._items[job.priority] -= 1
         call.left -= 1
         if call.left == 0:
             if not call.future.done():
-                call.future.set_result([_result(each, job.arrival) for each in call.items])
+                call.future.set_result([result_of(each, job.arrival) for each in call.items])
             self._end_call(call)
         self._tell_queue(job.priority)
         reason = call.reason
@@ -415,7 +348,7 @@ class Dispatcher:
             info = job.model.info
             self._tell(lambda observer: observer.dropped(info, job.priority, reason, stage))
 
-    def _end_call(self, call: _Call) -> None:
+    def _end_call(self, call: Call) -> None:
         del self._calls[call.job]
         self._keys[call.job.key] -= 1
         if not self._keys[call.job.key]:
@@ -478,10 +411,3 @@ class Dispatcher:
 
 
 _DEAD = "the engine has stopped; the server must be restarted"
-
-
-def _result(item: _Item, arrival: float) -> ItemResult:
-    scores = [score for score in item.scores if score is not None]
-    assert len(scores) == len(item.scores), "a response without a score was called done"
-    queued = max(0.0, item.finished - arrival - item.compute_seconds)
-    return ItemResult(scores, queued, item.compute_seconds)

@@ -19,102 +19,19 @@ The rules, and why, are in `docs/scheduling.md`. In short:
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from guerdon.reward.limits import BatchLimits
+from guerdon.reward.queues import Batch, ClassQueue, LazyHeap, Line, Part, Unit
 from guerdon.reward.types import EncodedItem, PriorityClass
 
-MAX_SKIPPED = 64
-"""Units that one model may have skipped over at a time: it bounds the work of `next_batch`."""
+__all__ = ["Batch", "BatchLimits", "Formed", "Part", "Scheduler", "Unit"]
 
 _ROUNDING = 1e-6
 """Tokens by which sums of credit may be off."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchLimits:
-    """What a batch may hold, and how the engine is shared.
-
-    Args:
-        max_batch_tokens: most tokens in a batch, shared prompts counted once for each part.
-        max_batch_sequences: most responses in a batch.
-        batch_share: part of the tokens that the class BATCH gets while both classes wait.
-        patience: seconds after which work without a nearer deadline is due.
-    """
-
-    max_batch_tokens: int = 8192
-    max_batch_sequences: int = 512
-    batch_share: float = 0.2
-    patience: float = 5.0
-
-    def __post_init__(self) -> None:
-        if self.max_batch_tokens < 1:
-            raise ValueError(f"max_batch_tokens must be at least 1, not {self.max_batch_tokens}")
-        if self.max_batch_sequences < 1:
-            raise ValueError(
-                f"max_batch_sequences must be at least 1, not {self.max_batch_sequences}"
-            )
-        if not 0 <= self.batch_share < 1:
-            raise ValueError(f"batch_share must be in [0, 1), not {self.batch_share}")
-        if not 0 < self.patience < math.inf:
-            raise ValueError(f"patience must be positive and finite, not {self.patience}")
-
-    def due(self, deadline: float | None, arrival: float) -> float:
-        """When work should be done: what its class is ordered by."""
-        soon = arrival + self.patience
-        return soon if deadline is None else min(deadline, soon)
-
-
-@dataclass(slots=True, eq=False)
-class Unit:
-    """One item that waits. Only the scheduler writes to it."""
-
-    key: str
-    item: EncodedItem
-    priority: PriorityClass
-    deadline: float | None
-    arrival: float
-    due: float
-    order: int
-    owner: object
-    """Whatever the caller wants back with it."""
-    tokens: int
-    """Tokens not handed out yet, the prefix included."""
-    taken: int = 0
-    """Responses handed out so far, from the first."""
-    queued: bool = True
-    """Whether some of it still waits."""
-    skipped: bool = False
-
-    @property
-    def sequences(self) -> int:
-        """Responses that still wait."""
-        return self.item.sequences - self.taken
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The responses `start` to `stop` of a unit, in a batch."""
-
-    unit: Unit
-    start: int
-    stop: int
-    item: EncodedItem
-    """These responses alone, with the prefix."""
-    tokens: int
-
-
-@dataclass(slots=True)
-class Batch:
-    """Work of one model that is computed together."""
-
-    key: str
-    parts: list[Part] = field(default_factory=list)
-    tokens: int = 0
-    sequences: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +54,9 @@ class Scheduler:
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
         self._orders = itertools.count()
-        self._deadlines = _LazyHeap()
-        self._online = _ClassQueue(limits)
-        self._batch = _ClassQueue(limits)
+        self._deadlines = LazyHeap()
+        self._online = ClassQueue(limits)
+        self._batch = ClassQueue(limits)
         self._credit = 0.0
         share = limits.batch_share
         self._earning = share / (1 - share)
@@ -207,7 +124,7 @@ class Scheduler:
             self.cancel(unit)
         return units
 
-    def _class(self, priority: PriorityClass) -> _ClassQueue:
+    def _class(self, priority: PriorityClass) -> ClassQueue:
         return self._online if priority is PriorityClass.ONLINE else self._batch
 
     def _expire(self, now: float) -> Iterator[Unit]:
@@ -246,235 +163,9 @@ class Scheduler:
             # Alone, BATCH has had its share at once; away, it gathers no claim for later.
             self._credit = max(0.0, self._credit - for_batch) if for_batch else 0.0
 
-    def _take(self, queue: _ClassQueue, line: _Line, batch: Batch, credit: float) -> None:
+    def _take(self, queue: ClassQueue, line: Line, batch: Batch, credit: float) -> None:
         parts = line.take(batch, credit)
         queue.account(line, parts)
         for part in parts:
             if not part.unit.queued and part.unit.deadline is not None:
                 self._deadlines.forget()
-
-
-class _LazyHeap:
-    """Units by a time; those that wait no more are left in place until they surface or pile up."""
-
-    def __init__(self) -> None:
-        self._entries: list[tuple[float, int, Unit]] = []
-        self._dead = 0
-
-    def push(self, when: float, unit: Unit) -> None:
-        heapq.heappush(self._entries, (when, unit.order, unit))
-
-    def peek(self) -> Unit | None:
-        while self._entries:
-            unit = self._entries[0][2]
-            if unit.queued:
-                return unit
-            heapq.heappop(self._entries)
-            self._dead -= 1
-        return None
-
-    def pop(self) -> None:
-        """Remove what `peek` gave."""
-        heapq.heappop(self._entries)
-
-    def forget(self) -> None:
-        """Note that a unit in here waits no more."""
-        self._dead += 1
-        # Far deadlines would otherwise keep finished work in memory. Amortised O(1).
-        if self._dead > 64 + len(self._entries) // 2:
-            self._entries = [entry for entry in self._entries if entry[2].queued]
-            heapq.heapify(self._entries)
-            self._dead = 0
-
-    def live_units(self) -> Iterator[Unit]:
-        return (unit for _, _, unit in self._entries if unit.queued)
-
-
-class _Line:
-    """The units of one model in one class."""
-
-    def __init__(self, key: str, limits: BatchLimits) -> None:
-        self.key = key
-        self._limits = limits
-        self._waiting = _LazyHeap()
-        self._skipped: list[Unit] = []
-        """Units that go first, in this order. At most `MAX_SKIPPED` and one split unit."""
-
-    def add(self, unit: Unit) -> None:
-        self._waiting.push(unit.due, unit)
-
-    def forget(self, unit: Unit) -> None:
-        """Note that a unit in here waits no more."""
-        if unit.skipped:
-            self._skipped.remove(unit)
-        else:
-            self._waiting.forget()
-
-    def first(self) -> Unit | None:
-        """The unit that goes next."""
-        return self._skipped[0] if self._skipped else self._waiting.peek()
-
-    def due(self) -> float:
-        """When the most urgent unit is due; the line is not empty."""
-        waiting = self._waiting.peek()
-        dues = [unit.due for unit in self._skipped]
-        return min([*dues, waiting.due] if waiting is not None else dues)
-
-    def first_cost(self) -> int:
-        """Tokens that the first unit would take in an empty batch."""
-        unit = self.first()
-        assert unit is not None
-        return _cut(unit, self._limits)[1]
-
-    def live_units(self) -> Iterator[Unit]:
-        return itertools.chain(list(self._skipped), self._waiting.live_units())
-
-    def take(self, batch: Batch, credit: float) -> list[Part]:
-        """Move units into the batch while there is room and credit.
-
-        On credit they go strictly in order: if others could overtake the first unit, they
-        would spend what it must gather. Else a unit that does not fit is skipped over.
-        """
-        parts: list[Part] = []
-        misfits: list[Unit] = []
-        while len(misfits) < MAX_SKIPPED and self._has_room(batch):
-            unit = self.first()
-            if unit is None:
-                break
-            stop, tokens = _cut(unit, self._limits)
-            if tokens > credit or (credit < math.inf and not self._fits(unit, batch, tokens)):
-                break
-            self._pop_first()
-            if not self._fits(unit, batch, tokens):
-                misfits.append(unit)
-                continue
-            credit -= tokens
-            parts.append(self._place(unit, batch, stop, tokens))
-            if unit.queued:  # the rest of a split unit: it begins the next batch
-                misfits.append(unit)
-        self._put_back(misfits)
-        return parts
-
-    def _has_room(self, batch: Batch) -> bool:
-        return (
-            batch.tokens < self._limits.max_batch_tokens
-            and batch.sequences < self._limits.max_batch_sequences
-        )
-
-    def _fits(self, unit: Unit, batch: Batch, tokens: int) -> bool:
-        if not batch.parts:
-            return True
-        # What must be split waits for an empty batch, so that its prefix is computed as few
-        # times as can be.
-        return (
-            batch.tokens + tokens <= self._limits.max_batch_tokens
-            and batch.sequences + unit.sequences <= self._limits.max_batch_sequences
-            and unit.tokens == tokens
-        )
-
-    def _pop_first(self) -> None:
-        if self._skipped:
-            self._skipped.pop(0).skipped = False
-        else:
-            self._waiting.pop()
-
-    def _put_back(self, misfits: list[Unit]) -> None:
-        for unit in misfits:
-            unit.skipped = True
-        self._skipped = misfits + self._skipped
-
-    @staticmethod
-    def _place(unit: Unit, batch: Batch, stop: int, tokens: int) -> Part:
-        start = unit.taken
-        whole = start == 0 and stop == unit.item.sequences
-        item = unit.item if whole else unit.item.part(start, stop)
-        part = Part(unit, start, stop, item, tokens)
-        unit.taken = stop
-        unit.queued = stop < unit.item.sequences
-        unit.tokens -= tokens - (len(unit.item.prefix) if unit.queued else 0)
-        batch.parts.append(part)
-        batch.tokens += tokens
-        batch.sequences += stop - start
-        return part
-
-
-class _ClassQueue:
-    """The lines of one class, and how much each model has had."""
-
-    def __init__(self, limits: BatchLimits) -> None:
-        self._limits = limits
-        self.lines: dict[str, _Line] = {}
-        """Only those in which something waits."""
-        self.units = 0
-        self.tokens = 0
-        self._served: dict[str, float] = {}
-        self._floor = 0.0
-        """What the least served of the waiting models had had when it was last looked at."""
-
-    def add(self, unit: Unit) -> None:
-        line = self.lines.get(unit.key)
-        if line is None:
-            line = self.lines[unit.key] = _Line(unit.key, self._limits)
-            # A model that comes back has no claim for the time in which it asked for nothing.
-            self._served[unit.key] = max(self._served.get(unit.key, 0.0), self._floor)
-        line.add(unit)
-        self.units += 1
-        self.tokens += unit.tokens
-
-    def remove(self, unit: Unit) -> None:
-        """Drop a waiting unit."""
-        line = self.lines[unit.key]
-        unit.queued = False
-        line.forget(unit)
-        self.units -= 1
-        self.tokens -= unit.tokens
-        self._close(line)
-
-    def pick(self) -> _Line:
-        """The line whose turn it is; there is one."""
-        if len(self.lines) == 1:
-            line = next(iter(self.lines.values()))
-            self._floor = self._served[line.key]
-            return line
-        self._floor = min(self._served[key] for key in self.lines)
-        most = self._floor + self._limits.max_batch_tokens
-        near = (line for key, line in self.lines.items() if self._served[key] <= most)
-        return min(near, key=_Line.due)
-
-    def account(self, line: _Line, parts: list[Part]) -> None:
-        """Note what a batch took of a line."""
-        for part in parts:
-            self._served[line.key] += part.tokens
-            # The prefix of a unit that is split goes with every part, and with its rest.
-            self.tokens -= part.tokens - (len(part.item.prefix) if part.unit.queued else 0)
-            self.units -= not part.unit.queued
-        self._close(line)
-
-    def live_units(self) -> Iterator[Unit]:
-        return itertools.chain.from_iterable(
-            [list(line.live_units()) for line in self.lines.values()]
-        )
-
-    def _close(self, line: _Line) -> None:
-        if line.first() is None:
-            del self.lines[line.key]
-            # Revisions come and go: forget those that have no lead left to remember.
-            gone = [
-                key
-                for key, served in self._served.items()
-                if key not in self.lines and served <= self._floor
-            ]
-            for key in gone:
-                del self._served[key]
-
-
-def _cut(unit: Unit, limits: BatchLimits) -> tuple[int, int]:
-    """The responses that an empty batch has room for: where they stop, and their tokens."""
-    if unit.tokens <= limits.max_batch_tokens and unit.sequences <= limits.max_batch_sequences:
-        return unit.item.sequences, unit.tokens
-    stop, tokens = unit.taken, len(unit.item.prefix)
-    last = min(unit.item.sequences, stop + limits.max_batch_sequences)
-    while stop < last and tokens + len(unit.item.suffixes[stop]) <= limits.max_batch_tokens:
-        tokens += len(unit.item.suffixes[stop])
-        stop += 1
-    return stop, tokens
