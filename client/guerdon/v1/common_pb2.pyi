@@ -214,7 +214,7 @@ class Timing(_message.Message):
 
     @_builtins.property
     def compute(self) -> _duration_pb2.Duration:
-        """In the engine; for several batches, their sum."""
+        """In the engine: all batches that held some of an item; for several items, the longest time."""
 
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:

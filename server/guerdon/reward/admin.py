@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from guerdon.reward import convert
+from guerdon.reward.calls import CallMetrics
 from guerdon.reward.registry import Registry, Revision
+from guerdon.reward.service import deadline_of
+from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import Unavailable
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.wire import Context, M, decode
@@ -15,48 +21,58 @@ SERVICE = admin_pb2.DESCRIPTOR.services_by_name["ModelAdminService"]
 class ModelAdminService:
     """Implements every RPC of `guerdon.v1.ModelAdminService`."""
 
-    def __init__(self, registry: Registry, lifecycle: Lifecycle) -> None:
+    def __init__(self, registry: Registry, lifecycle: Lifecycle, calls: CallMetrics) -> None:
         self._registry = registry
         self._lifecycle = lifecycle
+        self._calls = calls
 
-    async def LoadModel(self, data: bytes, _context: Context) -> admin_pb2.LoadModelResponse:
+    async def LoadModel(self, data: bytes, context: Context) -> admin_pb2.LoadModelResponse:
         """Load a checkpoint; other models keep serving meanwhile."""
-        request = self._accept(admin_pb2.LoadModelRequest, data)
-        revision = await self._registry.load(request.name, request.path, promote=request.promote)
-        return admin_pb2.LoadModelResponse(model=self._info(revision))
+        with self._accept(admin_pb2.LoadModelRequest, data, context) as request:
+            revision = await self._registry.load(
+                request.name, request.path, promote=request.promote
+            )
+            return admin_pb2.LoadModelResponse(model=self._info(revision))
 
-    async def UnloadModel(self, data: bytes, _context: Context) -> admin_pb2.UnloadModelResponse:
+    async def UnloadModel(self, data: bytes, context: Context) -> admin_pb2.UnloadModelResponse:
         """Unload revisions; the reply comes when their work has finished."""
-        request = self._accept(admin_pb2.UnloadModelRequest, data)
-        revisions = await self._registry.unload(request.name, request.revision)
-        return admin_pb2.UnloadModelResponse(revisions=revisions)
+        with self._accept(admin_pb2.UnloadModelRequest, data, context) as request:
+            revisions = await self._registry.unload(request.name, request.revision)
+            return admin_pb2.UnloadModelResponse(revisions=revisions)
 
-    async def SetAlias(self, data: bytes, _context: Context) -> admin_pb2.SetAliasResponse:
+    async def SetAlias(self, data: bytes, context: Context) -> admin_pb2.SetAliasResponse:
         """Point an alias at a name."""
-        request = self._accept(admin_pb2.SetAliasRequest, data)
-        self._registry.set_alias(request.alias, request.name)
-        return admin_pb2.SetAliasResponse()
+        with self._accept(admin_pb2.SetAliasRequest, data, context) as request:
+            self._registry.set_alias(request.alias, request.name)
+            return admin_pb2.SetAliasResponse()
 
-    async def DeleteAlias(self, data: bytes, _context: Context) -> admin_pb2.DeleteAliasResponse:
+    async def DeleteAlias(self, data: bytes, context: Context) -> admin_pb2.DeleteAliasResponse:
         """Remove an alias."""
-        request = self._accept(admin_pb2.DeleteAliasRequest, data)
-        self._registry.delete_alias(request.alias)
-        return admin_pb2.DeleteAliasResponse()
+        with self._accept(admin_pb2.DeleteAliasRequest, data, context) as request:
+            self._registry.delete_alias(request.alias)
+            return admin_pb2.DeleteAliasResponse()
 
-    async def PromoteModel(self, data: bytes, _context: Context) -> admin_pb2.PromoteModelResponse:
+    async def PromoteModel(self, data: bytes, context: Context) -> admin_pb2.PromoteModelResponse:
         """Swap the revision that a name serves."""
-        request = self._accept(admin_pb2.PromoteModelRequest, data)
-        revision, previous = self._registry.promote(request.name, request.revision)
-        if request.unload_previous and previous != revision.info.revision:
-            self._registry.retire_later(request.name, previous)
-        return admin_pb2.PromoteModelResponse(
-            model=self._info(revision), previous_revision=previous
-        )
+        with self._accept(admin_pb2.PromoteModelRequest, data, context) as request:
+            revision, previous = self._registry.promote(request.name, request.revision)
+            if request.unload_previous and previous != revision.info.revision:
+                self._registry.retire_later(request.name, previous)
+            return admin_pb2.PromoteModelResponse(
+                model=self._info(revision), previous_revision=previous
+            )
 
-    def _accept(self, kind: type[M], data: bytes) -> M:
-        if not self._lifecycle.ready:
-            raise Unavailable(f"the server is {self._lifecycle.phase.value}")
-        return decode(kind, data)
+    @contextmanager
+    def _accept(self, kind: type[M], data: bytes, context: Context) -> Iterator[M]:
+        """The request of a call that is counted, however it ends."""
+        method = kind.DESCRIPTOR.name.removesuffix("Request")
+        with self._calls.track(method, deadline_of(context)) as call:
+            if not self._lifecycle.ready:
+                raise Unavailable(f"the server is {self._lifecycle.phase.value}")
+            request = decode(kind, data)
+            asked = getattr(request, "name", "")  # DeleteAliasRequest has none
+            call.asks(asked, PriorityClass.ONLINE)
+            yield request
 
     def _info(self, revision: Revision) -> reward_pb2.ModelInfo:
         return convert.model_info(

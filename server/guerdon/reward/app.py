@@ -97,7 +97,7 @@ class RewardServer:
         self._scoring = Scoring(
             self.registry, self._dispatcher, self._metrics, threads=config.encode_threads
         )
-        calls = CallMetrics(self._metrics, self.registry)
+        self._calls = calls = CallMetrics(self._metrics, self.registry)
         self._service = RewardService(
             self._scoring, self.registry, self.lifecycle, calls, config.limits,
             stream_items=config.stream_items,
@@ -198,7 +198,7 @@ class RewardServer:
         return server
 
     def _add_admin(self, server: grpc.aio.Server) -> None:
-        implementation = ModelAdminService(self.registry, self.lifecycle)
+        implementation = ModelAdminService(self.registry, self.lifecycle, self._calls)
         server.add_generic_rpc_handlers(
             (generic_handler(admin.SERVICE, implementation, self._admin_token.check_call),)
         )

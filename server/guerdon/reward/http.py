@@ -146,7 +146,7 @@ class RewardRoutes:
 
     async def models(self) -> Response:
         """Ordered by name, then load time."""
-        with self._lifecycle.admit():
+        with self._calls.track("http_models", None), self._lifecycle.admit():
             return _reply(
                 schemas.ModelsReply(
                     models=[

@@ -35,8 +35,8 @@ class RewardMetrics:
             "guerdon_requests", "Finished calls.", ["method", "model", "class", "code"],
             registry=registry,
         )  # fmt: skip
-        """`method` is Score, ScoreStream (each item), Rank or their HTTP twins `http_score`,
-        `http_rank`; `code` is the gRPC status name; unknown models are labelled `unknown`."""
+        """`method` is the RPC's name (ScoreStream counts each item) or `http_score`, `http_rank`,
+        `http_models`; `code` is the gRPC status name; unknown models are labelled `unknown`."""
         self.in_flight = Gauge(
             "guerdon_requests_in_flight", "Calls being served.", ["method"], registry=registry
         )
@@ -137,3 +137,10 @@ class RewardMetrics:
         self.engine_up = Gauge(
             "guerdon_engine_up", "1 while the engine's thread takes work.", registry=registry
         )
+
+    def of_revision(self) -> tuple[Counter | Histogram, ...]:
+        """Those labelled by model and revision alone, and not described by the registry."""
+        return (
+            self.batch_tokens, self.batch_sequences, self.computed_tokens, self.padding_tokens,
+            self.reused_tokens, self.truncations, self.scores, self.nonfinite_scores,
+        )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from guerdon.reward.calls import revision_label
@@ -21,6 +22,8 @@ class MetricsObserver:
     def __init__(self, metrics: RewardMetrics, on_engine_down: Callable[[], None]) -> None:
         self._metrics = metrics
         self._on_engine_down = on_engine_down
+        for priority in PriorityClass:
+            self.queue_changed(priority, 0, 0)
 
     def queue_changed(self, priority: PriorityClass, tokens: int, items: int) -> None:
         """What a class holds now."""
@@ -73,6 +76,10 @@ class MetricsObserver:
 
     def models_changed(self, revisions: list[Revision]) -> None:
         """Describe exactly the revisions that are loaded now."""
+        for name in {each.info.name for each in revisions}:
+            self._begin_name(name)
+        for each in revisions:
+            self._begin_revision(each.info.name, revision_label(each.info.revision))
         self._metrics.model_info.clear()
         self._metrics.model_packed.clear()
         for each in revisions:
@@ -83,3 +90,34 @@ class MetricsObserver:
             ).set(1)  # fmt: skip
             packed = info.compute_mode is ComputeMode.PACKED
             self._metrics.model_packed.labels(info.name, revision).set(1 if packed else 0)
+
+    def model_closed(self, info: ModelInfo, *, last: bool) -> None:
+        """Forget the series of a revision that nothing uses any more, so that they stay few."""
+        metrics = self._metrics
+        labels = {"model": info.name, "revision": revision_label(info.revision)}
+        for metric in (
+            *metrics.of_revision(), metrics.batch_failures, metrics.sequences,
+            metrics.queue_seconds, metrics.tokenize_seconds, metrics.compute_seconds,
+            metrics.request_seconds,
+        ):  # fmt: skip
+            metric.remove_by_labels(labels)
+        if last:
+            for metric in (metrics.requests, metrics.shed, metrics.dropped):
+                metric.remove_by_labels({"model": info.name})
+
+    def _begin_name(self, name: str) -> None:
+        """Series at 0: a counter that is born with its first event has no increase."""
+        metrics = self._metrics
+        for each in PriorityClass:
+            metrics.shed.labels(name, each.value)
+            for reason, stage in itertools.product(DropReason, DropStage):
+                metrics.dropped.labels(name, each.value, reason.value, stage.value)
+
+    def _begin_revision(self, name: str, revision: str) -> None:
+        metrics = self._metrics
+        for metric in metrics.of_revision():
+            metric.labels(name, revision)
+        for failure in Failure:
+            metrics.batch_failures.labels(name, revision, failure.value)
+        for each in PriorityClass:
+            metrics.sequences.labels(name, revision, each.value)

@@ -50,6 +50,10 @@ class RegistryObserver(Protocol):
         """The loaded revisions, or which of them are current, changed."""
         ...
 
+    def model_closed(self, info: ModelInfo, *, last: bool) -> None:
+        """An unloaded revision's work has ended; `last`: its name serves nothing any more."""
+        ...
+
 
 class Revision:
     """A loaded revision and the leases on it."""
@@ -313,7 +317,11 @@ class Registry:
         await self._wait_idle(revision.key)  # a caller who left may have left work in a batch
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._pool, revision.model.close)
-        logger.info("unloaded %s@%s", revision.info.name, revision.info.revision[:12])
+        info = revision.info
+        known = self._revisions.get(info.name, {})
+        if info.revision not in known:  # it may have been loaded again meanwhile
+            self._observer.model_closed(info, last=not known)
+        logger.info("unloaded %s@%s", info.name, info.revision[:12])
 
     def _changed(self) -> None:
         for name, known in self._revisions.items():
