@@ -116,7 +116,8 @@ async def test_scores_come_back_in_order_also_from_many_batches() -> None:
 
 async def test_what_arrives_during_a_batch_is_the_next_batch() -> None:
     model = MarkModel()
-    async with running(DispatchLimits()) as (dispatcher, _):
+    batches = BatchLimits(max_batch_seconds=math.inf)
+    async with running(DispatchLimits(batch=batches)) as (dispatcher, _):
         busy = await hold_busy(dispatcher, model)
         calls = [
             asyncio.create_task(score(dispatcher, model, item_of(9, 1, mark=n))) for n in range(64)
@@ -388,11 +389,34 @@ async def test_before_the_start_nothing_is_accepted() -> None:
         dispatcher.reserve(model_name="k", priority=ONLINE, text_bytes=9, deadline=None)
 
 
-async def test_a_response_larger_than_a_batch_is_named() -> None:
+async def test_a_response_longer_than_a_batch_is_computed_alone() -> None:
+    model = MarkModel()
     async with running() as (dispatcher, _):
-        with pytest.raises(TooLarge, match="max_batch_tokens") as caught:
-            await score(dispatcher, MarkModel(), item_of(5, 1), item_of(50, 10, 51, 20))
-        assert caught.value.field == "items[1].responses[1]"
+        results = await score(
+            dispatcher, model, item_of(5, 1, mark=1), item_of(50, 10, 451, 20, mark=10)
+        )
+        assert scores_of(results) == [[1], [10, 11, 12]]
+        assert [11] in model.batches
+
+
+async def test_only_what_can_never_fit_the_queue_is_too_large() -> None:
+    limits = DispatchLimits(batch=SMALL.batch, queue=QueueLimits(max_queued_tokens=500))
+    model = MarkModel()
+    async with running(limits) as (dispatcher, _):
+        assert scores_of(await score(dispatcher, model, item_of(400, 100, mark=3))) == [[3]]
+        with pytest.raises(TooLarge, match="max_queued_tokens"):
+            await score(dispatcher, model, item_of(400, 101))
+
+
+async def test_running_out_of_memory_is_remembered() -> None:
+    model = MarkModel(before=out_of_memory_above(30))
+    async with running() as (dispatcher, recorder):
+        calls = [item_of(9, 1, mark=n) for n in range(100)]
+        results = await score(dispatcher, model, *calls)
+        assert scores_of(results) == [[n] for n in range(100)]
+        await settle()
+        # 100 tokens did not fit, then 50; afterwards 25 do: 48 tries more would fail else.
+        assert 2 <= len(recorder.failures) <= 6
 
 
 async def test_at_overload_memory_is_bounded_and_every_caller_gets_an_answer() -> None:

@@ -36,7 +36,7 @@ class Books(RuleBasedStateMachine):
         key=st.sampled_from("ab"),
         priority=st.sampled_from(PriorityClass),
         prefix=st.integers(0, 40),
-        suffixes=st.lists(st.integers(1, 60), min_size=1, max_size=9),
+        suffixes=st.lists(st.integers(1, 60) | st.integers(61, 150), min_size=1, max_size=9),
         wait=st.none() | st.floats(0.01, 30),
     )
     def add(
@@ -83,7 +83,9 @@ class Books(RuleBasedStateMachine):
         assert {part.unit.key for part in batch.parts} == {batch.key}
         assert sum(part.item.tokens for part in batch.parts) == batch.tokens
         assert sum(part.item.sequences for part in batch.parts) == batch.sequences
-        assert 0 < batch.tokens <= LIMITS.max_batch_tokens
+        assert batch.tokens > 0
+        # One response may be longer than a batch, and is then alone in it.
+        assert batch.tokens <= LIMITS.max_batch_tokens or batch.sequences == 1
         assert 0 < batch.sequences <= LIMITS.max_batch_sequences
         for part in batch.parts:
             had = self.waiting[part.unit]  # neither cancelled nor expired, nor computed before
@@ -304,11 +306,37 @@ def test_limits_without_sense_are_refused_by_name(wrong: dict[str, float]) -> No
         BatchLimits(**wrong)  # type: ignore[arg-type]
 
 
-def test_what_fits_no_batch_is_not_taken_in() -> None:
+def test_an_item_without_a_response_is_not_taken_in() -> None:
     scheduler = Scheduler(LIMITS)
-    with pytest.raises(ValueError, match="fits no batch"):
-        one(scheduler, 101)
+    with pytest.raises(ValueError, match="without a response"):
+        scheduler.add("a", item_of(3), priority=ONLINE, deadline=None, now=0.0)
     assert not len(scheduler)
+
+
+@pytest.mark.parametrize("priority", list(PriorityClass))
+def test_a_response_longer_than_a_batch_runs_alone(priority: PriorityClass) -> None:
+    scheduler = Scheduler(LIMITS)
+    first, last = one(scheduler, 20, priority=priority), one(scheduler, 30, now=2.0)
+    item = item_of(50, 10, 451, 5)
+    long = scheduler.add("a", item, priority=priority, deadline=None, now=1.0)
+    parts = []
+    while len(scheduler):
+        batch = scheduler.next_batch(2.0).batch
+        assert batch is not None
+        parts.append([(part.unit, part.tokens) for part in batch.parts])
+    alone = [batch for batch in parts if (long, 501) in batch]
+    assert alone == [[(long, 501)]]
+    assert sorted(tokens for batch in parts for _, tokens in batch) == [20, 30, 55, 60, 501]
+    assert {unit for batch in parts for unit, _ in batch} == {first, last, long}
+
+
+def test_a_long_response_of_batch_pays_with_its_credit_like_any_other() -> None:
+    scheduler = Scheduler(LIMITS)  # a quarter for BATCH
+    one(scheduler, 900, priority=BATCH)
+    for _ in range(60):
+        one(scheduler, 100)
+    order = [served(scheduler)[0].priority for _ in range(61)]
+    assert order.index(BATCH) == 27  # 2,700 tokens of ONLINE work earn it 900
 
 
 def test_skipped_units_keep_their_order() -> None:

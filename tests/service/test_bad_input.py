@@ -135,17 +135,11 @@ async def test_a_request_that_never_fits_the_queue_is_not_told_to_retry() -> Non
         await served.still_serves()
 
 
-@pytest.mark.parametrize("batch_tokens", [16])
-async def test_what_fits_no_batch_is_named_as_the_request_has_it(batch_tokens: int) -> None:
-    async with start_server(batching={"max_batch_tokens": batch_tokens}) as served:
+async def test_a_response_longer_than_a_batch_is_scored_alone() -> None:
+    async with start_server(batching={"max_batch_tokens": 16}) as served:
         long = " ".join("abcdefghijklmnopqrstuvw")
-        error = await refused(served.rewards.Score, score_request(item(), item("q", "a", long)))
-        assert field_at_fault(details(error)) == "items[1].responses[1]"
-        rank = reward_pb2.RankRequest(
-            model="m", prompt=prompt("q"), candidates=[response("a"), response(long)]
-        )
-        error = await refused(served.rewards.Rank, rank)
-        assert field_at_fault(details(error)) == "candidates[1]"
+        reply = await served.rewards.Score(score_request(item(), item("q", "a", long)))
+        assert [len(each.scores) for each in reply.items] == [1, 2]
         await served.still_serves()
 
 

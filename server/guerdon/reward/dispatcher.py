@@ -174,7 +174,7 @@ class Dispatcher:
 
         Raises:
             Overloaded: there are more tokens than was estimated, and no room for them.
-            TooLarge: a response is larger than a batch, or the request than the queue.
+            TooLarge: the request is larger than the queue.
             DeadlinePassed: at the deadline, wherever the work is.
             ComputeFailed: the model failed, or its score is not finite.
             Unavailable: the server stops, or the engine has stopped.
@@ -187,7 +187,7 @@ class Dispatcher:
         self._check_ready(self._up)
         if deadline is not None and deadline <= now:
             raise DeadlinePassed("the deadline passed while the request was tokenised")
-        self._check_sizes(items)
+        assert all(item.suffixes for item in items), "an item has at least one response"
         if not items:
             return []
         self._settle(ticket, sum(item.tokens for item in items), now)
@@ -229,17 +229,6 @@ class Dispatcher:
         if self._draining:
             raise Unavailable("the server is shutting down")
         raise Unavailable("the server is starting" if self._loop is None else _DEAD)
-
-    def _check_sizes(self, items: Sequence[EncodedItem]) -> None:
-        most = self._limits.batch.max_batch_tokens
-        for place, item in enumerate(items):
-            assert item.suffixes, "an item has at least one response"
-            suffixes = [len(suffix) for suffix in item.suffixes]
-            longest = len(item.prefix) + max(suffixes)
-            if longest > most:
-                field_path = f"items[{place}].responses[{suffixes.index(max(suffixes))}]"
-                reason = f"{longest} tokens with its prompt; max_batch_tokens allows {most}"
-                raise TooLarge(field_path, reason, limit="max_batch_tokens")
 
     def _settle(self, ticket: Ticket, tokens: int, now: float) -> None:
         try:

@@ -1,9 +1,24 @@
-"""What a batch may hold. Pure."""
+"""What a batch may hold: the limits that are set, and those that are learnt. Pure."""
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
+
+from guerdon.reward.pace import MAX_NAMES, Fit, Pace
+
+logger = logging.getLogger(__name__)
+
+MIN_TIMED_TOKENS = 512
+"""A batch is not cut below this for the sake of time: small batches waste the engine."""
+_GROWTH = 8
+"""How much larger than what was seen a batch may be, as far as time is concerned."""
+_PREFIX_SHARE = 8
+"""An item is split for the sake of time only where its prefix, which is computed again in
+each part, is at most one token in so many of a part."""
+_RECOVERY_BATCHES = 128
+"""Full batches after which a limit lowered for memory is back where it was set, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,13 +27,17 @@ class BatchLimits:
 
     Args:
         max_batch_tokens: most tokens in a batch, shared prompts counted once for each part.
+            One response that is longer runs alone.
         max_batch_sequences: most responses in a batch.
+        max_batch_seconds: how long a batch should take at most, as far as can be foreseen
+            from those before it; infinite for as long as its tokens take.
         batch_share: part of the tokens that the class BATCH gets while both classes wait.
         patience: seconds after which work without a nearer deadline is due.
     """
 
     max_batch_tokens: int = 8192
     max_batch_sequences: int = 512
+    max_batch_seconds: float = 0.25
     batch_share: float = 0.2
     patience: float = 5.0
 
@@ -29,6 +48,8 @@ class BatchLimits:
             raise ValueError(
                 f"max_batch_sequences must be at least 1, not {self.max_batch_sequences}"
             )
+        if not self.max_batch_seconds > 0:
+            raise ValueError(f"max_batch_seconds must be positive, not {self.max_batch_seconds}")
         if not 0 <= self.batch_share < 1:
             raise ValueError(f"batch_share must be in [0, 1), not {self.batch_share}")
         if not 0 < self.patience < math.inf:
@@ -38,3 +59,87 @@ class BatchLimits:
         """When work should be done: what its class is ordered by."""
         soon = arrival + self.patience
         return soon if deadline is None else min(deadline, soon)
+
+    def timed_tokens(self, fit: Fit | None) -> int:
+        """Tokens that take `max_batch_seconds`; few, until a batch has been measured."""
+        if self.max_batch_seconds == math.inf:
+            return self.max_batch_tokens
+        tokens: float = MIN_TIMED_TOKENS
+        if fit is not None:
+            seconds = self.max_batch_seconds - fit.overhead
+            timed = seconds / fit.per_token if fit.per_token > 0 else math.inf
+            tokens = max(tokens, min(timed, _GROWTH * fit.size))
+        return int(min(tokens, self.max_batch_tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a batch of one model may hold now."""
+
+    most: int
+    """Tokens, except in a batch of one response."""
+    target: int
+    """Tokens to which it is filled up; an item with a long prefix may take it to `most`."""
+    sequences: int
+    fit: Fit | None
+
+    def of_item(self, prefix: int) -> int:
+        """Tokens of the largest part of an item with such a prefix."""
+        return min(self.most, max(self.target, _PREFIX_SHARE * prefix))
+
+    def within(self, tokens: int, seconds: float) -> Room:
+        """The same with a target that is met within so many seconds from now.
+
+        Args:
+            tokens: of the batch so far, which are not to be taken out again.
+        """
+        if self.fit is None or self.fit.per_token <= 0:
+            return self
+        met = int((seconds - self.fit.overhead) / self.fit.per_token)
+        # What comes too late in any case must not make the batch of the others small.
+        if met < tokens or met >= self.target:
+            return self
+        return Room(self.most, met, self.sequences, self.fit)
+
+
+class Budgets:
+    """Learns how large the batches of each key may be: from their time, and from memory.
+
+    A batch that runs out of memory halves the limit of its key; full batches that fit then
+    raise it again, by little each, so that one batch in many is lost to trying.
+    """
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self._limits = limits
+        self._pace = Pace(limits.max_batch_tokens / 2)
+        self._memory: dict[str, int] = {}
+        """Only of keys that have run out of memory, and have not recovered."""
+
+    def room(self, key: str) -> Room:
+        """What the next batch of a key may hold."""
+        limits, fit = self._limits, self._pace.fit(key)
+        most = self._memory.get(key, limits.max_batch_tokens)
+        return Room(most, min(limits.timed_tokens(fit), most), limits.max_batch_sequences, fit)
+
+    def observe(self, key: str, tokens: int, seconds: float) -> None:
+        """A batch of a key has been computed."""
+        self._pace.observe(key, tokens, seconds)
+        most = self._memory.get(key)
+        if most is None or 2 * tokens < most:  # a small batch says nothing of a large one
+            return
+        raised = most + math.ceil(self._limits.max_batch_tokens / _RECOVERY_BATCHES)
+        if raised < self._limits.max_batch_tokens:
+            self._memory[key] = raised
+        else:
+            del self._memory[key]
+
+    def out_of_memory(self, key: str, tokens: int) -> None:
+        """A batch of a key, of so many tokens, did not fit in memory."""
+        most = max(1, tokens // 2)
+        if most >= self._memory.get(key, self._limits.max_batch_tokens):
+            return  # one long response alone: batches have a lower limit already
+        self._memory.pop(key, None)
+        self._memory[key] = most
+        logger.warning("%s: batches of at most %d tokens from now on", key, most)
+        while len(self._memory) > MAX_NAMES:
+            del self._memory[next(iter(self._memory))]

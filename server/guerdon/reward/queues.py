@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from guerdon.reward.limits import BatchLimits
+from guerdon.reward.limits import BatchLimits, Budgets, Room
 from guerdon.reward.types import EncodedItem, PriorityClass
 
 MAX_SKIPPED = 64
@@ -109,9 +109,9 @@ class LazyHeap:
 class Line:
     """The units of one model in one class."""
 
-    def __init__(self, key: str, limits: BatchLimits) -> None:
+    def __init__(self, key: str, budgets: Budgets) -> None:
         self.key = key
-        self._limits = limits
+        self._budgets = budgets
         self._waiting = LazyHeap()
         self._skipped: list[Unit] = []
         """Units that go first, in this order. At most `MAX_SKIPPED` and one split unit."""
@@ -141,54 +141,41 @@ class Line:
         """Tokens that the first unit would take in an empty batch."""
         unit = self.first()
         assert unit is not None
-        return _cut(unit, self._limits)[1]
+        return _cut(unit, self._budgets.room(self.key))[1]
 
     def live_units(self) -> Iterator[Unit]:
         """All that wait, in no order."""
         return itertools.chain(list(self._skipped), self._waiting.live_units())
 
-    def take(self, batch: Batch, credit: float) -> list[Part]:
-        """Move units into the batch while there is room and credit.
+    def take(self, batch: Batch, credit: float, now: float) -> list[Part]:
+        """Move units into the batch while there is room, credit, and time for those in it.
 
         On credit they go strictly in order: if others could overtake the first unit, they
         would spend what it must gather. Else a unit that does not fit is skipped over.
         """
         parts: list[Part] = []
         misfits: list[Unit] = []
-        while len(misfits) < MAX_SKIPPED and self._has_room(batch):
+        room = self._budgets.room(self.key)
+        for part in batch.parts:
+            room = _in_time(room, part.unit, batch, now)
+        while len(misfits) < MAX_SKIPPED and _has_room(batch, room):
             unit = self.first()
             if unit is None:
                 break
-            stop, tokens = _cut(unit, self._limits)
-            if tokens > credit or (credit < math.inf and not self._fits(unit, batch, tokens)):
+            stop, tokens = _cut(unit, room)
+            if tokens > credit or (credit < math.inf and not _fits(unit, batch, room, tokens)):
                 break
             self._pop_first()
-            if not self._fits(unit, batch, tokens):
+            if not _fits(unit, batch, room, tokens):
                 misfits.append(unit)
                 continue
             credit -= tokens
-            parts.append(self._place(unit, batch, stop, tokens))
+            parts.append(_place(unit, batch, stop, tokens))
+            room = _in_time(room, unit, batch, now)
             if unit.queued:  # the rest of a split unit: it begins the next batch
                 misfits.append(unit)
         self._put_back(misfits)
         return parts
-
-    def _has_room(self, batch: Batch) -> bool:
-        return (
-            batch.tokens < self._limits.max_batch_tokens
-            and batch.sequences < self._limits.max_batch_sequences
-        )
-
-    def _fits(self, unit: Unit, batch: Batch, tokens: int) -> bool:
-        if not batch.parts:
-            return True
-        # What must be split waits for an empty batch, so that its prefix is computed as few
-        # times as can be.
-        return (
-            batch.tokens + tokens <= self._limits.max_batch_tokens
-            and batch.sequences + unit.sequences <= self._limits.max_batch_sequences
-            and unit.tokens == tokens
-        )
 
     def _pop_first(self) -> None:
         if self._skipped:
@@ -201,26 +188,13 @@ class Line:
             unit.skipped = True
         self._skipped = misfits + self._skipped
 
-    @staticmethod
-    def _place(unit: Unit, batch: Batch, stop: int, tokens: int) -> Part:
-        start = unit.taken
-        whole = start == 0 and stop == unit.item.sequences
-        item = unit.item if whole else unit.item.part(start, stop)
-        part = Part(unit, start, stop, item, tokens)
-        unit.taken = stop
-        unit.queued = stop < unit.item.sequences
-        unit.tokens -= tokens - (len(unit.item.prefix) if unit.queued else 0)
-        batch.parts.append(part)
-        batch.tokens += tokens
-        batch.sequences += stop - start
-        return part
-
 
 class ClassQueue:
     """The lines of one class, and how much each model has had."""
 
-    def __init__(self, limits: BatchLimits) -> None:
+    def __init__(self, limits: BatchLimits, budgets: Budgets) -> None:
         self._limits = limits
+        self._budgets = budgets
         self.lines: dict[str, Line] = {}
         """Only those in which something waits."""
         self.units = 0
@@ -233,7 +207,7 @@ class ClassQueue:
         """Take in a unit."""
         line = self.lines.get(unit.key)
         if line is None:
-            line = self.lines[unit.key] = Line(unit.key, self._limits)
+            line = self.lines[unit.key] = Line(unit.key, self._budgets)
             # A model that comes back has no claim for the time in which it asked for nothing.
             self._served[unit.key] = max(self._served.get(unit.key, 0.0), self._floor)
         line.add(unit)
@@ -288,13 +262,53 @@ class ClassQueue:
                 del self._served[key]
 
 
-def _cut(unit: Unit, limits: BatchLimits) -> tuple[int, int]:
-    """The responses that an empty batch has room for: where they stop, and their tokens."""
-    if unit.tokens <= limits.max_batch_tokens and unit.sequences <= limits.max_batch_sequences:
+def _cut(unit: Unit, room: Room) -> tuple[int, int]:
+    """The responses that an empty batch has room for: where they stop, and their tokens.
+
+    At least one: a response that is longer than a batch runs alone.
+    """
+    prefix, suffixes = len(unit.item.prefix), unit.item.suffixes
+    most = room.of_item(prefix)
+    if unit.tokens <= most and unit.sequences <= room.sequences:
         return unit.item.sequences, unit.tokens
-    stop, tokens = unit.taken, len(unit.item.prefix)
-    last = min(unit.item.sequences, stop + limits.max_batch_sequences)
-    while stop < last and tokens + len(unit.item.suffixes[stop]) <= limits.max_batch_tokens:
-        tokens += len(unit.item.suffixes[stop])
+    stop, tokens = unit.taken + 1, prefix + len(suffixes[unit.taken])
+    last = min(len(suffixes), unit.taken + room.sequences)
+    while stop < last and tokens + len(suffixes[stop]) <= most:
+        tokens += len(suffixes[stop])
         stop += 1
     return stop, tokens
+
+
+def _has_room(batch: Batch, room: Room) -> bool:
+    return batch.tokens < room.target and batch.sequences < room.sequences
+
+
+def _fits(unit: Unit, batch: Batch, room: Room, tokens: int) -> bool:
+    if not batch.parts:
+        return True
+    # What must be split waits for an empty batch, so that its prefix is computed as few
+    # times as can be.
+    return (
+        batch.tokens + tokens <= room.target
+        and batch.sequences + unit.sequences <= room.sequences
+        and unit.tokens == tokens
+    )
+
+
+def _in_time(room: Room, unit: Unit, batch: Batch, now: float) -> Room:
+    """The room that leaves a unit of the batch its deadline."""
+    return room if unit.deadline is None else room.within(batch.tokens, unit.deadline - now)
+
+
+def _place(unit: Unit, batch: Batch, stop: int, tokens: int) -> Part:
+    start = unit.taken
+    whole = start == 0 and stop == unit.item.sequences
+    item = unit.item if whole else unit.item.part(start, stop)
+    part = Part(unit, start, stop, item, tokens)
+    unit.taken = stop
+    unit.queued = stop < unit.item.sequences
+    unit.tokens -= tokens - (len(unit.item.prefix) if unit.queued else 0)
+    batch.parts.append(part)
+    batch.tokens += tokens
+    batch.sequences += stop - start
+    return part

@@ -14,7 +14,10 @@ The rules, and why, are in `docs/scheduling.md`. In short:
 - Among the models of a class, those within one batch of the least served one compete by what
   is due first.
 - A unit that does not fit in the room left is skipped over and goes first next time. A unit
-  larger than a batch is split by responses, and its parts begin batches.
+  larger than a batch is split by responses, and its parts begin batches; one response that
+  is longer than a batch runs alone.
+- A batch is as large as its model computes in `max_batch_seconds`, going by its last ones,
+  and no larger than fits in memory and leaves those in it their deadlines.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from guerdon.reward.limits import BatchLimits
+from guerdon.reward.limits import BatchLimits, Budgets
 from guerdon.reward.queues import Batch, ClassQueue, LazyHeap, Line, Part, Unit
 from guerdon.reward.types import EncodedItem, PriorityClass
 
@@ -55,8 +58,9 @@ class Scheduler:
         self._limits = limits
         self._orders = itertools.count()
         self._deadlines = LazyHeap()
-        self._online = ClassQueue(limits)
-        self._batch = ClassQueue(limits)
+        self._budgets = Budgets(limits)
+        self._online = ClassQueue(limits, self._budgets)
+        self._batch = ClassQueue(limits, self._budgets)
         self._credit = 0.0
         share = limits.batch_share
         self._earning = share / (1 - share)
@@ -82,11 +86,10 @@ class Scheduler:
         """Take in one item.
 
         Raises:
-            ValueError: no response, or one that no batch has room for.
+            ValueError: it has no response.
         """
-        longest = len(item.prefix) + max((len(suffix) for suffix in item.suffixes), default=0)
-        if not item.suffixes or longest > self._limits.max_batch_tokens:
-            raise ValueError(f"{item.sequences} responses of up to {longest} tokens: fits no batch")
+        if not item.suffixes:
+            raise ValueError("an item without a response")
         unit = Unit(
             key=key,
             item=item,
@@ -115,7 +118,15 @@ class Scheduler:
     def next_batch(self, now: float) -> Formed:
         """Drop what has expired, and form a batch from the rest if there is any."""
         expired = list(self._expire(now))
-        return Formed(self._form() if len(self) else None, expired)
+        return Formed(self._form(now) if len(self) else None, expired)
+
+    def observe(self, key: str, tokens: int, seconds: float) -> None:
+        """Learn from a batch that was computed: how large the next ones may be."""
+        self._budgets.observe(key, tokens, seconds)
+
+    def out_of_memory(self, key: str, tokens: int) -> None:
+        """Learn from a batch of so many tokens that did not fit in the engine's memory."""
+        self._budgets.out_of_memory(key, tokens)
 
     def clear(self) -> list[Unit]:
         """Drop everything that waits."""
@@ -135,22 +146,22 @@ class Scheduler:
             self.cancel(unit)
             yield unit
 
-    def _form(self) -> Batch:
+    def _form(self, now: float) -> Batch:
         contended = bool(self._online.units and self._batch.units)
         credit = self._credit + _ROUNDING if contended else math.inf
         if self._batch.units and (line := self._batch.pick()).first_cost() <= credit:
             batch = Batch(line.key)
-            self._take(self._batch, line, batch, credit)
+            self._take(self._batch, line, batch, credit, now)
             for_batch = batch.tokens
             # ONLINE work of the same model rides along, unless BATCH has been kept waiting for
             # so long that its credit would grow without bound.
             companion = self._online.lines.get(line.key)
             if companion is not None and credit - for_batch < self._limits.max_batch_tokens:
-                self._take(self._online, companion, batch, math.inf)
+                self._take(self._online, companion, batch, math.inf, now)
         else:
             line = self._online.pick()
             batch = Batch(line.key)
-            self._take(self._online, line, batch, math.inf)
+            self._take(self._online, line, batch, math.inf, now)
             for_batch = 0
         self._account(contended, for_batch, batch.tokens - for_batch)
         return batch
@@ -163,8 +174,8 @@ class Scheduler:
             # Alone, BATCH has had its share at once; away, it gathers no claim for later.
             self._credit = max(0.0, self._credit - for_batch) if for_batch else 0.0
 
-    def _take(self, queue: ClassQueue, line: Line, batch: Batch, credit: float) -> None:
-        parts = line.take(batch, credit)
+    def _take(self, queue: ClassQueue, line: Line, batch: Batch, credit: float, now: float) -> None:
+        parts = line.take(batch, credit, now)
         queue.account(line, parts)
         for part in parts:
             if not part.unit.queued and part.unit.deadline is not None:

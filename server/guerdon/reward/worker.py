@@ -242,6 +242,10 @@ class Worker:
             nonfinite=nonfinite,
         )
         self._on_report(Report(outcomes, run))
+        if failure is Failure.OUT_OF_MEMORY:
+            self._scheduler.out_of_memory(pieces[0].job.key, run.tokens)
+        elif failure is None:
+            self._scheduler.observe(pieces[0].job.key, run.tokens, run.seconds)
         return failure
 
     def _split(self, pieces: list[Piece]) -> list[list[Piece]]:

@@ -1,0 +1,151 @@
+"""How large a batch may be: what time and memory teach."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+from tests.support.dispatch import item_of
+
+from guerdon.reward.pace import Pace
+from guerdon.reward.scheduler import Batch, BatchLimits, Scheduler
+from guerdon.reward.types import PriorityClass
+
+BATCH = PriorityClass.BATCH
+
+
+def run(
+    scheduler: Scheduler, tokens: int, overhead: float, per_token: float, *, key: str = "m"
+) -> list[Batch]:
+    """Have so many tokens computed by an engine with such times, in items of 10 to 300."""
+    rng, batches, now = random.Random(0), [], 0.0
+    for _ in range(tokens // 155):
+        scheduler.add(key, item_of(0, rng.randint(10, 300)), priority=BATCH, deadline=None, now=0.0)
+    while (batch := scheduler.next_batch(now).batch) is not None:
+        batches.append(batch)
+        seconds = overhead + per_token * batch.tokens
+        now += seconds
+        scheduler.observe(key, batch.tokens, seconds)
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("overhead", "per_token", "target"),
+    [
+        (0.005, 1 / 4_000, 980),  # two cores and a small model: a quarter of a second
+        (0.005, 1 / 200_000, 8192),  # a GPU: as large as may be
+        (0.005, 1 / 500, 512),  # slow: not below what wastes the engine
+    ],
+)
+def test_a_batch_takes_as_long_as_it_may_and_no_longer(
+    overhead: float, per_token: float, target: int
+) -> None:
+    batches = run(Scheduler(BatchLimits()), 200_000, overhead, per_token)
+    assert batches[0].tokens <= 512  # nothing is known of it yet
+    settled = [batch.tokens for batch in batches[10 : len(batches) * 3 // 4]]
+    assert all(target * 0.6 <= tokens <= target * 1.1 for tokens in settled), settled
+
+
+def test_without_a_bound_on_time_the_first_batch_is_full() -> None:
+    limits = BatchLimits(max_batch_seconds=math.inf)
+    assert run(Scheduler(limits), 20_000, 0.0, 1.0)[0].tokens > 8192 - 300
+
+
+def test_each_model_has_its_own_pace() -> None:
+    scheduler = Scheduler(BatchLimits())
+    slow = run(scheduler, 50_000, 0.0, 1 / 4_000, key="slow")
+    fast = run(scheduler, 50_000, 0.0, 1 / 400_000, key="fast")
+    assert max(batch.tokens for batch in slow) < 1100
+    assert max(batch.tokens for batch in fast) > 7000
+
+
+def test_time_splits_no_item_whose_prefix_would_be_computed_over_and_over() -> None:
+    scheduler = Scheduler(BatchLimits())
+    run(scheduler, 100_000, 0.0, 1 / 4_000)  # batches of 1,000 tokens
+    for prefix, sizes in ((400, [3200]), (10, [994] * 4), (2000, [8192, 2096])):
+        responses = sum((size - prefix) // 12 for size in sizes)
+        scheduler.add(
+            "m", item_of(prefix, *[12] * responses), priority=BATCH, deadline=None, now=0.0
+        )
+        parts = []
+        while (batch := scheduler.next_batch(0.0).batch) is not None:
+            parts.append(batch.tokens)
+        assert parts == pytest.approx(sizes, abs=60)
+
+
+def test_a_batch_is_closed_where_more_would_cost_the_first_its_deadline() -> None:
+    scheduler = Scheduler(BatchLimits())
+    run(scheduler, 100_000, 0.0, 1 / 4_000)
+    hasty = scheduler.add("m", item_of(0, 100), priority=BATCH, deadline=0.1, now=0.0)
+    for _ in range(10):
+        scheduler.add("m", item_of(0, 100), priority=BATCH, deadline=None, now=0.0)
+    batch = scheduler.next_batch(0.0).batch
+    assert batch is not None
+    assert hasty in [part.unit for part in batch.parts]
+    assert 300 <= batch.tokens <= 400  # 0.1 s
+
+
+def test_memory_halves_the_batches_of_that_model_and_gives_back_slowly() -> None:
+    scheduler = Scheduler(BatchLimits(max_batch_seconds=math.inf))
+    scheduler.out_of_memory("m", 8192)
+    scheduler.out_of_memory("m", 4096)
+    run(scheduler, 20_000, 0.0, 1e-6, key="other")
+    sizes = [batch.tokens for batch in run(scheduler, 3_000_000, 0.0, 1e-6)]
+    assert 2048 - 300 < sizes[0] <= 2048
+    assert all(later <= earlier + 300 + 64 for earlier, later in itertools.pairwise(sizes))
+    assert sizes[90] < 8192 - 300 < max(sizes)
+    assert run(scheduler, 20_000, 0.0, 1e-6, key="other")[0].tokens > 8192 - 300
+
+
+def test_small_batches_do_not_give_memory_back() -> None:
+    scheduler = Scheduler(BatchLimits(max_batch_seconds=math.inf))
+    scheduler.out_of_memory("m", 8192)
+    for _ in range(500):
+        scheduler.observe("m", 2000, 0.1)
+    assert run(scheduler, 20_000, 0.0, 1e-6)[0].tokens <= 4096
+
+
+def test_one_response_is_computed_however_little_memory_there_was() -> None:
+    scheduler = Scheduler(BatchLimits())
+    for tokens in (64, 3, 1, 1):
+        scheduler.out_of_memory("m", tokens)
+    scheduler.add("m", item_of(10, 5, 5), priority=BATCH, deadline=None, now=0.0)
+    batches = [scheduler.next_batch(0.0).batch for _ in range(2)]
+    assert [batch.sequences for batch in batches if batch] == [1, 1]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_pace_finds_overhead_and_slope(noise: float) -> None:
+    rng, pace = random.Random(1), Pace(1e9)
+    for _ in range(2000):
+        tokens = rng.randint(20, 4000)
+        pace.observe("m", tokens, (0.02 + tokens / 10_000) * rng.uniform(1 - noise, 1 + noise))
+    fit = pace.fit("m")
+    assert fit is not None
+    for tokens in (100, 1000, 4000):
+        expected = 0.02 + tokens / 10_000
+        assert fit.seconds(tokens, 8192) == pytest.approx(expected, rel=0.15 + noise)
+    assert pace.fit("unknown") is None
+    assert pace.fit_all() is not None
+
+
+def test_pace_of_equal_batches_is_a_plain_proportion() -> None:
+    pace = Pace(30_000)
+    for turn in range(50):
+        pace.observe("m", 1000, 0.9 if turn % 2 else 1.1)
+    fit = pace.fit("m")
+    assert fit is not None
+    assert fit.overhead == pytest.approx(0, abs=1e-9)
+    assert fit.per_token == pytest.approx(1e-3, rel=0.05)
+
+
+def test_a_slow_first_batch_is_forgotten_also_when_all_others_are_small() -> None:
+    pace = Pace(30_000)
+    pace.observe("m", 20, 30.0)
+    for _ in range(600):
+        pace.observe("m", 20, 0.01)
+    fit = pace.fit("m")
+    assert fit is not None
+    assert fit.seconds(20, 8192) == pytest.approx(0.01, rel=0.1)
