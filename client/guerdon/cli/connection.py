@@ -12,8 +12,6 @@ from guerdon import client as api
 from guerdon.cli import options as opt
 from guerdon.cli.errors import CommandError, ExitCode
 
-_BROKEN_WRITE = "Internal error from Core"
-"""grpc.aio's own words for a stream that broke under a write; the server never says them."""
 _Client = TypeVar("_Client", api.AsyncRewardClient, api.AdminClient)
 
 
@@ -63,11 +61,6 @@ class Connection:
         except (api.Unavailable, api.DeadlineExceeded, api.Overloaded) as exc:
             where = "" if self.server in exc.message else f"{self.server}: "
             raise CommandError(where + exc.message, ExitCode.UNREACHABLE) from exc
-        except api.Internal as exc:
-            if exc.message != _BROKEN_WRITE:
-                raise
-            message = f"{self.server}: the connection broke."
-            raise CommandError(message, ExitCode.UNREACHABLE) from exc
 
 
 def score_options(

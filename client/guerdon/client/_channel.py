@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,8 +122,42 @@ def _static(
     return "ipv6:" + ",".join(f"[{host}]:{port}" for host, (_, port) in pairs)
 
 
+class _Fork:
+    """Whether gRPC's threads are there: a fork does not take them along."""
+
+    started = False
+    lost = False
+
+
+def _after_fork_in_child() -> None:
+    _Fork.lost = _Fork.started
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def forked() -> bool:
+    """Whether this process was forked from one in which a client had been used."""
+    return _Fork.lost
+
+
+def check_fork() -> None:
+    """Say that a call would wait for ever, deadline or not, instead of waiting.
+
+    Raises:
+        RuntimeError: the process was forked from one in which a client had been used.
+    """
+    if _Fork.lost:
+        raise RuntimeError(
+            "this process was forked after guerdon.client had been used, which gRPC does not "
+            "survive: start processes with the method 'spawn' or 'forkserver', or fork first"
+        )
+
+
 def open_channel(address: str, *, several: bool, tls: TLS | None) -> grpc.aio.Channel:
     """A channel; must be called on the event loop that uses it."""
+    _Fork.started = True
     options = _options(several=several)
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options)

@@ -9,12 +9,14 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 
-from guerdon.client._channel import Target, open_channel
+from guerdon.client._channel import Target, check_fork, forked, open_channel
 from guerdon.client._retry import Deadline, retrying
 from guerdon.client.config import TLS, Clock, Retry
-from guerdon.client.errors import from_rpc_error
+from guerdon.client.errors import Cancelled, from_rpc_error
 
 logger = logging.getLogger(__name__)
+
+CLOSED = "the client was closed while the call was under way"
 
 Reply = TypeVar("Reply", covariant=True)
 
@@ -72,9 +74,10 @@ class Connection:
         """The channel.
 
         Raises:
-            RuntimeError: the client is closed.
+            RuntimeError: the client is closed, or the process was forked after gRPC had started.
             Unavailable: no name of a list can be looked up.
         """
+        check_fork()
         async with self._opening:
             if self._closed:
                 raise RuntimeError("the client is closed")
@@ -86,7 +89,7 @@ class Connection:
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
         self._closed = True
-        if self._channel is not None:
+        if self._channel is not None and not forked():
             await self._channel.close()
             self._channel = None
 
@@ -103,7 +106,7 @@ class Connection:
         """
 
         async def attempt(remaining: float | None) -> Reply:
-            return await method(request, timeout=remaining, metadata=self.metadata)
+            return await self._ask(method, request, remaining)
 
         return await retrying(attempt, self.retry, self.clock, deadline)
 
@@ -113,7 +116,20 @@ class Connection:
         Raises:
             GuerdonError: it failed.
         """
+        return await self._ask(method, request, deadline.remaining())
+
+    async def _ask(self, method: Method[Reply], request: Any, remaining: float | None) -> Reply:
         try:
-            return await method(request, timeout=deadline.remaining(), metadata=self.metadata)
+            return await method(request, timeout=remaining, metadata=self.metadata)
         except grpc.aio.AioRpcError as exc:
             raise from_rpc_error(exc) from exc
+        except asyncio.CancelledError:
+            if being_cancelled():
+                raise
+            raise Cancelled(CLOSED) from None
+
+
+def being_cancelled() -> bool:
+    """Whether the current task is; if not, a `CancelledError` is of a call, by its channel."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

@@ -19,15 +19,24 @@ T = TypeVar("T")
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
-_process = 0
+
+
+def _after_fork_in_child() -> None:
+    """The thread is not here, and another one may have held the lock."""
+    global _lock, _loop
+    _lock, _loop = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def background_loop() -> asyncio.AbstractEventLoop:
     """The loop, started when it is first needed; a forked child gets its own."""
-    global _loop, _process
+    global _loop
     with _lock:
-        if _loop is None or _process != os.getpid():
-            _loop, _process = asyncio.new_event_loop(), os.getpid()
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
             threading.Thread(target=_loop.run_forever, name="guerdon-client", daemon=True).start()
         return _loop
 

@@ -6,15 +6,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import grpc
-
 from guerdon.client.config import Clock, Retry
 from guerdon.client.errors import (
     DeadlineExceeded,
     GuerdonError,
     Overloaded,
     Unavailable,
-    from_rpc_error,
     invalid,
 )
 
@@ -101,22 +98,22 @@ async def retrying(
     """What `attempt` returns, tried as often as the policy allows.
 
     Args:
-        attempt: makes the call; takes the seconds it may last.
+        attempt: makes the call; takes the seconds it may last, raises `GuerdonError`.
 
     Raises:
         GuerdonError: it failed for good; the last error.
     """
     backoff = Backoff(policy, clock, deadline)
-    last: BaseException | None = None
+    last: GuerdonError | None = None
     while True:
         remaining = deadline.remaining()
         if remaining is not None and remaining <= 0:
             raise deadline.expired() from last
         try:
             return await attempt(remaining)
-        except grpc.aio.AioRpcError as exc:
-            error, last = from_rpc_error(exc), exc
-        delay = backoff.next(error)
-        if delay is None:
-            raise error from last
+        except GuerdonError as error:
+            delay = backoff.next(error)
+            if delay is None:
+                raise
+            last = error
         await clock.sleep(delay)

@@ -18,10 +18,11 @@ from typing import Any
 import grpc
 
 from guerdon.client import _wire
-from guerdon.client._connection import Connection, Unset
+from guerdon.client._connection import CLOSED, Connection, Unset, being_cancelled
 from guerdon.client._retry import Backoff, Deadline
 from guerdon.client.config import Limits
 from guerdon.client.errors import (
+    Cancelled,
     GuerdonError,
     Internal,
     Unavailable,
@@ -31,8 +32,6 @@ from guerdon.client.errors import (
 )
 from guerdon.client.types import Item, StreamResult
 from guerdon.v1 import reward_pb2, reward_pb2_grpc
-
-_WRITE_FAILED = "Internal error from Core"
 
 
 @dataclass(slots=True, eq=False)
@@ -219,11 +218,13 @@ class ScoreStream:
                 self._progress = True
                 self._receive(reply, sent)
         except grpc.aio.AioRpcError as exc:
-            error = _broken(exc)
+            error = from_rpc_error(exc)
             error.__cause__ = exc
         except asyncio.CancelledError:
-            if not self._done:
+            if being_cancelled():
                 raise
+            # The writer has ended the call, or the channel was closed under it.
+            error = Cancelled(CLOSED)
         finally:
             call.cancel()
             writer.cancel()
@@ -309,17 +310,6 @@ class ScoreStream:
         del self._pending[pending.index]
         self._results.put_nowait(result)
         self._wake.set()
-
-
-def _broken(exc: grpc.aio.AioRpcError) -> GuerdonError:
-    """Why a stream broke.
-
-    When the connection goes while a message is being written, grpc.aio puts an INTERNAL of its
-    own in the place of the status. Nothing was computed wrongly: the stream just broke.
-    """
-    if exc.code() is grpc.StatusCode.INTERNAL and exc.details() == _WRITE_FAILED:
-        return Unavailable("the connection broke while an item was being sent")
-    return from_rpc_error(exc)
 
 
 def _stop_timers(pending: _Pending) -> None:

@@ -33,7 +33,7 @@ class AsyncClient:
     """What the clients share: where the servers are, and opening and closing.
 
     Use it as an async context manager, or call `close`. It belongs to the event loop that it is
-    first used on. After a fork, make a new one.
+    first used on. A process that is forked after any client was used cannot use one: it says so.
 
     Args:
         target: `host:port`; a gRPC target such as `dns:///rewards:50051` (calls go round all its
@@ -70,7 +70,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. Calls under way are cancelled."""
+        """Close the connections. Calls under way raise `Cancelled`."""
         await self._connection.close()
 
 

@@ -11,7 +11,7 @@
      ├─ Unauthenticated      no token, or a wrong one
      ├─ PermissionDenied     the token does not allow it
      ├─ Unimplemented        the server does not have this method
-     ├─ Cancelled            the server cancelled the call
+     ├─ Cancelled            the server cancelled the call, or this client was closed
      ├─ MixedRevisions       the parts of one call come from different revisions of the model
      └─ Internal             the computation failed, or the answer cannot be right
 
@@ -21,15 +21,22 @@ Every error has a `code`, a `message` and `details`. A code that is not listed h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_WRITE_FAILED = "Internal error from Core"
+"""What grpc.aio itself says when the connection goes while a message is being written."""
+
+_NO_CONNECTION = re.compile(r"(?:ipv[46]|unix):(\S+): Failed to connect to remote host: (.+)", re.S)
+"""gRPC's words for it, in which the address is quoted as in a URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +146,10 @@ class Unimplemented(GuerdonError):
 
 
 class Cancelled(GuerdonError):
-    """The server cancelled the call. Cancelling a task raises `asyncio.CancelledError` as ever."""
+    """The server cancelled the call, or the client was closed during it.
+
+    Cancelling a task raises `asyncio.CancelledError` as ever.
+    """
 
     default_code = grpc.StatusCode.CANCELLED
 
@@ -201,7 +211,14 @@ def from_status(status: status_pb2.Status) -> GuerdonError:
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> GuerdonError:
     """The error that a failed call tells of; raise it `from` the original."""
-    return _make(error.code(), error.details() or "", _trailing_details(error))
+    if error.code() is grpc.StatusCode.INTERNAL and error.details() == _WRITE_FAILED:
+        # Put by grpc.aio in the place of the status. Nothing was computed wrongly.
+        return Unavailable("the connection broke while a message was being sent")
+    message = error.details() or ""
+    found = _NO_CONNECTION.search(message)
+    if found is not None:
+        message = f"cannot connect to {unquote(found[1])}: {found[2]}"
+    return _make(error.code(), message, _trailing_details(error))
 
 
 def _make(code: grpc.StatusCode | None, message: str, details: list[Message]) -> GuerdonError:
