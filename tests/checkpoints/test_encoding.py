@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,16 @@ import pytest
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.tiny import BOS, CHATML, EOS, STEP, TURN_END, tiny_checkpoint, tiny_tokenizer
+from tests.support.tiny import (
+    BOS,
+    CHATML,
+    EOS,
+    STEP,
+    TURN_END,
+    give_token_types,
+    tiny_checkpoint,
+    tiny_tokenizer,
+)
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer
 from trl import RewardConfig, RewardTrainer
@@ -165,16 +173,7 @@ def test_encoders_take_pairs(architecture: str) -> None:
 
 def test_token_types_of_pairs(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path, "bert")
-    rules = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    rules.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A {EOS}",
-        pair=f"{BOS} $A {EOS} $B:1 {EOS}:1",
-        special_tokens=[(BOS, 0), (EOS, 2)],
-    )
-    rules.save(str(folder / "tokenizer.json"))
-    settings_file = folder / "tokenizer_config.json"
-    names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
-    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | names))
+    give_token_types(folder)
     plain = AutoTokenizer.from_pretrained(folder)
     assert "token_type_ids" in plain.model_input_names
     encoder = Encoder(inspect_checkpoint(folder))

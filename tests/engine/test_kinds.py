@@ -294,7 +294,7 @@ def test_a_broken_checkpoint_is_refused_with_its_folder(
     folder = tiny_checkpoint(tmp_path / "m", "llama")
     run = PaddedEngine._hidden
     monkeypatch.setattr(
-        PaddedEngine, "_hidden", lambda self, t, p, **k: run(self, t, np.maximum(p, 1), **k)
+        PaddedEngine, "_hidden", lambda self, t, p, *a, **k: run(self, t, np.maximum(p, 1), *a, **k)
     )
     with pytest.raises(CheckpointRefused, match=f"{folder}: its probe scores differ"):
         load_model(folder, name="m", settings=EngineSettings(mode="padded"))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.engine.support import Reference, engine_scores, load, mixed_batch
-from tests.support.tiny import ARCHITECTURES
+from tests.engine.support import Reference, engine_scores, item, load, mixed_batch
+from tests.support.tiny import ARCHITECTURES, tiny_checkpoint
 
 from guerdon.reward.engine import attention
 from guerdon.reward.engine.engine import PackedEngine, PaddedEngine
@@ -140,7 +140,7 @@ def test_both_broken_is_refused(
     # Left-hand positions of a padded batch are off by one.
     run = PaddedEngine._hidden
     monkeypatch.setattr(
-        PaddedEngine, "_hidden", lambda self, t, p, **k: run(self, t, np.maximum(p, 1), **k)
+        PaddedEngine, "_hidden", lambda self, t, p, *a, **k: run(self, t, np.maximum(p, 1), *a, **k)
     )
     with pytest.raises(CheckpointRefused, match=r"padded batches and plain transformers.*packed"):
         select_engine(load(checkpoint("llama")), AUTO, 256)
@@ -176,6 +176,59 @@ def test_dynamic_rope_is_refused(checkpoint: Make) -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     model = load(checkpoint("llama", rope_parameters=rope))
     with pytest.raises(CheckpointRefused, match="dynamic"):
+        select_engine(model, AUTO, 256)
+
+
+EXPERTS = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+FAR = 700
+
+
+@pytest.mark.parametrize(
+    ("architecture", "packed"),
+    [("qwen2_moe", False), ("phimoe", False), ("mixtral", True), ("olmo3", True)],
+)
+def test_a_window_in_the_mask_alone_is_not_lost(
+    architecture: str, packed: bool, tmp_path: Path
+) -> None:
+    """Qwen2-MoE and PhiMoE window by the mask only; the probes are shorter than this window."""
+    window = {"use_sliding_window": True, "sliding_window": FAR, "max_window_layers": 1}
+    folder = tiny_checkpoint(
+        tmp_path, architecture, max_positions=1024, num_key_value_heads=2, **EXPERTS, **window
+    )
+    selected = select_engine(load(folder), AUTO, 1024)
+    assert (selected.engine.mode is ComputeMode.PACKED) is packed, selected.reason
+    if not packed:
+        assert f"masks more than it tells its attention (a window or chunk of {FAR}" in (
+            selected.reason
+        )
+    batch = [item(np.random.default_rng(0), 0, [900]), item(np.random.default_rng(1), 720, [9, 30])]
+    wanted = Reference(folder).scores(batch)
+    np.testing.assert_allclose(engine_scores(selected.engine, batch), wanted, atol=1e-4)
+
+
+def test_sparse_attention_is_refused(checkpoint: Make) -> None:
+    model = load(checkpoint("llama"))
+    model.config.index_topk = 8
+    with pytest.raises(CheckpointRefused, match="index_topk"):
+        select_engine(model, AUTO, 256)
+
+
+def test_a_model_that_plain_transformers_cannot_compute_is_refused(
+    checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(checkpoint("llama"))
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise TypeError("an unexpected keyword")
+
+    monkeypatch.setattr(model.base_model, "forward", fail)
+    with pytest.raises(CheckpointRefused, match="can't be computed: TypeError: an unexpected"):
         select_engine(model, AUTO, 256)
 
 

@@ -10,6 +10,7 @@ gives nearly constant scores, and would hide most of them.
 from __future__ import annotations
 
 import functools
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,20 @@ def tiny_tokenizer(
     return tokenizer
 
 
+def give_token_types(folder: Path) -> None:
+    """Make the tokenizer of an encoder give the second text of a pair the token type 1."""
+    rules = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rules.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}",
+        pair=f"{BOS} $A {EOS} $B:1 {EOS}:1",
+        special_tokens=[(BOS, SPECIAL_TOKENS.index(BOS)), (EOS, SPECIAL_TOKENS.index(EOS))],
+    )
+    rules.save(str(folder / "tokenizer.json"))
+    settings_file = folder / "tokenizer_config.json"
+    names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | names))
+
+
 def _settings(architecture: str, vocabulary: int, max_positions: int) -> dict[str, Any]:
     """Config values of a two-layer model of width 64."""
     common: dict[str, Any] = {
@@ -150,7 +165,7 @@ def _settings(architecture: str, vocabulary: int, max_positions: int) -> dict[st
             "sep_token_id": SPECIAL_TOKENS.index(EOS),
         },
     }
-    return {**common, **specific[architecture]}
+    return {**common, **specific.get(architecture, {})}
 
 
 _QUERY_KEY = ("q_proj", "k_proj", "qkv", "Wqkv", "c_attn", "query", "key")
@@ -197,7 +212,7 @@ def tiny_checkpoint(
 
     Args:
         folder: made if need be.
-        architecture: one of `ARCHITECTURES` (the config's `model_type`).
+        architecture: the config's `model_type`; others than `ARCHITECTURES` may need overrides.
         num_labels: width of the head.
         seed: two checkpoints with the same arguments hold the same weights.
         max_positions: longest sequence.

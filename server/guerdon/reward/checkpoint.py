@@ -294,7 +294,7 @@ def _check_members(folder: Path, names: tuple[str, ...], members: list[Checkpoin
         same = (
             ("chat template", member.chat_template_hash == first.chat_template_hash),
             ("tokenizer", _reading(member) == _reading(first)),
-            ("vocabulary", _vocabulary(member) == _vocabulary(first)),
+            ("vocabulary", _sizes(member) == _sizes(first)),
         )
         for what, equal in same:
             if not equal:
@@ -304,8 +304,10 @@ def _check_members(folder: Path, names: tuple[str, ...], members: list[Checkpoin
                 )
 
 
-def _vocabulary(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.config.get_text_config().vocab_size)
+def _sizes(checkpoint: Checkpoint) -> tuple[int, int]:
+    """How many tokens, and how many token types, the model tells apart."""
+    config = checkpoint.config.get_text_config()
+    return int(config.vocab_size), int(getattr(config, "type_vocab_size", None) or 0)
 
 
 def _reading(checkpoint: Checkpoint) -> tuple[object, ...]:

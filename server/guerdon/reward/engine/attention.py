@@ -9,8 +9,10 @@ architectures arrives the same way: `scaling`, `sliding_window`, `softcap`, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -137,6 +139,8 @@ def packed_attention(
     if extra:
         raise ValueError(f"packed attention does not compute {', '.join(extra)}")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if _watch.asked is not None:
+        _watch.asked.computed.add((causal, sliding_window))
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     rows = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
     if _varlen_fits(query, value, softcap):
@@ -262,9 +266,69 @@ def _varlen(
     return out
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
+MaskFunction = Callable[[int, int, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of `transformers.masking_utils`: batch, head, query and key places to "may attend"."""
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """What a model asked for in a forward pass, and what was computed."""
+
+    masks: list[tuple[MaskFunction, int | None]] = field(default_factory=list)
+    """Each mask that was asked for, and the window or chunk in it."""
+    computed: set[tuple[bool, int | None]] = field(default_factory=set)
+    """Each (causal, window) that the attention was told of."""
+
+    def lost(self) -> str:
+        """Empty if every mask is one that some layer's attention computed, else a reason.
+
+        Some architectures put their window (or a chunk) into the mask alone. Packed, it
+        would be lost, and only sequences longer than it would show that.
+        """
+        for function, size in self.masks:
+            length = 2 * (size or 8) + 3
+            q = torch.tensor([0, length // 2, length - 1])[:, None]
+            k = torch.arange(length)[None]
+            wanted = torch.as_tensor(function(0, 0, q, k)).expand(len(q), length)
+            if not any(wanted.equal(_seen(q, k, *kind)) for kind in self.computed):
+                what = f" (a window or chunk of {size} tokens)" if size else ""
+                return f"the architecture masks more than it tells its attention{what}"
+        return ""
+
+
+def _seen(q: torch.Tensor, k: torch.Tensor, causal: bool, window: int | None) -> torch.Tensor:
+    near = torch.ones_like(q - k, dtype=torch.bool)
+    near = near if window is None else (q - k).abs() < window
+    return near & (k <= q) if causal else near
+
+
+class _Watch(threading.local):
+    asked: Asked | None = None
+
+
+_watch = _Watch()
+
+
+@contextmanager
+def watch_masks() -> Iterator[Asked]:
+    """What packed forward passes of this thread ask for while it lasts.
+
+    To be checked on one sequence alone: for several, `transformers` puts its own idea of
+    where they part into the masks.
+    """
+    _watch.asked = Asked()
+    try:
+        yield _watch.asked
+    finally:
+        _watch.asked = None
+
+
+def _no_mask(
+    *args: Any, mask_function: MaskFunction, local_size: int | None = None, **kwargs: Any
+) -> None:
     """Segments take the place of masks."""
-    return
+    if _watch.asked is not None:
+        _watch.asked.masks.append((mask_function, local_size))
 
 
 def register() -> None:

@@ -16,7 +16,7 @@ import torch
 
 from guerdon.reward.engine.attention import PACKED, AttentionPlan, register
 from guerdon.reward.engine.heads import Head, Logits, find_head
-from guerdon.reward.engine.plan import Places, lay_out
+from guerdon.reward.engine.plan import Places, lay_out, token_types
 from guerdon.reward.engine.traits import Traits, use_attention
 from guerdon.reward.types import (
     BatchStats,
@@ -100,9 +100,11 @@ class Engine(abc.ABC):
                 parts.setdefault(key, []).append((part, [(i, j) for j in chosen]))
         yield from parts.values()
 
-    def _hidden(self, tokens: Any, positions: Any, **kwargs: Any) -> torch.Tensor:
-        """The last hidden states, [B, T, H], of token ids and position ids [B, T]."""
+    def _hidden(self, tokens: Any, positions: Any, types: Any, **kwargs: Any) -> torch.Tensor:
+        """The last hidden states, [B, T, H], of token ids, positions and types (or None) [B, T]."""
         device = self.model.device
+        if types is not None:
+            kwargs["token_type_ids"] = torch.from_numpy(types).to(device)
         if self.traits.causal:
             kwargs["use_cache"] = False
         output = self.base(
@@ -128,7 +130,8 @@ class PackedEngine(Engine):
         share = self.traits.causal and not self.deterministic
         layout = lay_out(items, self.traits.positions, share=share)
         plan = AttentionPlan(layout.segments, self.model.device)
-        hidden = self._hidden(layout.tokens[None], layout.positions[None], guerdon_plan=plan)
+        types = None if layout.types is None else layout.types[None]
+        hidden = self._hidden(layout.tokens[None], layout.positions[None], types, guerdon_plan=plan)
         logits = self.head.logits(hidden[0], layout.sequences, layout.readout)
         return logits, layout.reused, layout.stats
 
@@ -148,11 +151,12 @@ class PaddedEngine(Engine):
     def _forward(self, items: Sequence[EncodedItem]) -> _Forward:
         sequences = [np.concatenate([i.prefix, s]) for i in items for s in i.suffixes]
         readout = [places for item in items for places in item.readout]
+        types = token_types(items)
         logits: list[Logits] = [np.zeros(0, dtype=np.float32)] * len(sequences)
         computed = 0
         for batch in _split(sequences, self.max_batch_tokens):
             chosen = [sequences[n] for n in batch]
-            hidden, places = self._run(chosen)
+            hidden, places = self._run(chosen, types and [types[n] for n in batch])
             steps = [readout[n] for n in batch] if readout else []
             for n, value in zip(batch, self.head.logits(hidden, places, steps), strict=True):
                 logits[n] = value
@@ -166,21 +170,26 @@ class PaddedEngine(Engine):
         )
         return logits, [0] * len(logits), stats
 
-    def _run(self, sequences: Sequence[TokenArray]) -> tuple[torch.Tensor, list[Places]]:
+    def _run(
+        self, sequences: Sequence[TokenArray], types: Sequence[Places] | None
+    ) -> tuple[torch.Tensor, list[Places]]:
         """Hidden states [B * T, H] of one padded batch, and each sequence's places there."""
         size, longest = len(sequences), max(map(len, sequences))
         tokens = np.full((size, longest), self.traits.filler, dtype=np.int64)
         positions = np.zeros((size, longest), dtype=np.int64)
         mask = np.zeros((size, longest), dtype=np.int64)
+        kinds = None if types is None else np.zeros((size, longest), dtype=np.int64)
         for row, sequence in enumerate(sequences):
             length = len(sequence)
             tokens[row, :length] = sequence
             positions[row, :length] = self.traits.positions(sequence)
             mask[row, :length] = 1
+            if kinds is not None and types is not None:
+                kinds[row, :length] = types[row]
         extra = {"attention_mask": torch.from_numpy(mask).to(self.model.device)}
         if mask.all():
             extra = {}
-        hidden = self._hidden(tokens, positions, **extra)
+        hidden = self._hidden(tokens, positions, kinds, **extra)
         starts = range(0, size * longest, longest)
         places = [np.arange(s, s + len(x)) for s, x in zip(starts, sequences, strict=True)]
         return hidden.flatten(0, 1), places
@@ -204,6 +213,7 @@ def _select(item: EncodedItem, chosen: Sequence[int]) -> EncodedItem:
         suffixes=tuple(item.suffixes[j] for j in chosen),
         truncated=tuple(item.truncated[j] for j in chosen),
         readout=tuple(item.readout[j] for j in chosen) if item.readout else (),
+        token_types=tuple(item.token_types[j] for j in chosen) if item.token_types else (),
     )
 
 

@@ -49,6 +49,8 @@ class Layout:
     """Token ids, shape [T]."""
     positions: Places
     """Position ids, shape [T]."""
+    types: Places | None
+    """Token types, shape [T]; None when no sequence has any."""
     segments: tuple[Segment, ...]
     """They cover the row, in its order."""
     sequences: tuple[Places, ...]
@@ -67,16 +69,18 @@ def lay_out(items: Sequence[EncodedItem], positions_of: PositionsOf, *, share: b
         items: at least one, with at least one response in each.
         positions_of: gives the position ids of a whole sequence.
         share: compute a prefix once for all responses (decoders only: in a bidirectional
-            model the prompt sees the response, so nothing can be shared).
+            model the prompt sees the response, so nothing can be shared). A sequence with
+            token types stands alone: those of a prompt may depend on what follows.
     """
     row = _Row(positions_of)
     for item in items:
-        if share and len(item.suffixes) > 1 and len(item.prefix):
+        if share and len(item.suffixes) > 1 and len(item.prefix) and not item.token_types:
             row.add_shared(item)
         else:
             for suffix in item.suffixes:
                 row.add_alone(np.concatenate([item.prefix, suffix]))
     readout = tuple(places for item in items for places in item.readout)
+    types = token_types(items)
     computed = row.length
     stats = BatchStats(
         computed_tokens=computed,
@@ -87,12 +91,29 @@ def lay_out(items: Sequence[EncodedItem], positions_of: PositionsOf, *, share: b
     return Layout(
         tokens=np.concatenate(row.tokens).astype(np.int64),
         positions=np.concatenate(row.positions).astype(np.int64),
+        types=None if types is None else np.concatenate(types),
         segments=tuple(row.segments),
         sequences=tuple(row.sequences),
         readout=readout,
         reused=tuple(row.reused),
         stats=stats,
     )
+
+
+def token_types(items: Sequence[EncodedItem]) -> list[Places] | None:
+    """The token types of each sequence, 0 (the models' default) where an item has none.
+
+    None when no item has any.
+    """
+    if not any(item.token_types for item in items):
+        return None
+    found: list[Places] = []
+    for item in items:
+        if item.token_types:
+            found += [types.astype(np.int64) for types in item.token_types]
+        else:
+            found += [np.zeros(length, dtype=np.int64) for length in item.lengths()]
+    return found
 
 
 class _Row:

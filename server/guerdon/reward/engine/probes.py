@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from guerdon.reward.engine.attention import watch_masks
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
 from guerdon.reward.engine.heads import Logits, Reads
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.engine.traits import Traits, plain
-from guerdon.reward.types import EncodedItem
+from guerdon.reward.types import EncodedItem, EngineOutOfMemory
 from guerdon.serving.errors import CheckpointRefused
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,20 @@ def select_engine(model: Any, settings: EngineSettings, max_tokens: int) -> Sele
     """Try the engines in order, and return the first whose probes agree.
 
     Raises:
-        CheckpointRefused: none agrees, or the head is unknown, or a score is not finite.
+        CheckpointRefused: none agrees, or the head is unknown, or a score is not finite, or
+            plain transformers itself fails.
     """
+    try:
+        return _select(model, settings, max_tokens)
+    except (CheckpointRefused, MemoryError, EngineOutOfMemory, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointRefused(
+            f"its probes can't be computed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _select(model: Any, settings: EngineSettings, max_tokens: int) -> Selected:
     probes = _Probes(model, max_tokens)
     reason = "the settings ask for padded batches"
     if settings.mode != "padded":
@@ -87,6 +100,7 @@ def _try_packed(
     try:
         difference = probes.difference(engine)
         strict = probes.exact_difference()
+        unseen = probes.lost_mask(engine)
     except Exception as error:  # whatever it raises, it cannot be packed
         logger.debug("the packed probe raised", exc_info=True)
         return None, f"packed attention raised {type(error).__name__}: {error}", 0.0
@@ -95,6 +109,8 @@ def _try_packed(
         if not found <= allowed:
             words = f"packed probe scores differ from plain transformers by {found:.2g}"
             return None, f"{words}, more than {allowed:.2g}", found
+    if unseen:
+        return None, unseen, difference
     return engine, "", difference
 
 
@@ -133,6 +149,13 @@ class _Probes:
         worst = np.maximum(np.abs(together - self.wanted), np.abs(alone - self.wanted))
         return float(worst.max())
 
+    def lost_mask(self, engine: PackedEngine) -> str:
+        """Empty, or what the model masks that packing loses, however long a window it is."""
+        alone = next(item for item in self.items if item.sequences == 1)
+        with watch_masks() as asked:
+            engine.compute([alone])
+        return asked.lost()
+
     def exact_difference(self) -> float:
         """The same for packing a float32 copy; 0 where there is none.
 
@@ -168,6 +191,11 @@ def _item(
         return rng.integers(0, traits.vocabulary, n, dtype=np.int32)
 
     readout: tuple[Any, ...] = ()
+    types: tuple[Any, ...] = ()
+    if traits.token_types > 1:
+        # As of text pairs: the second text begins somewhere in the sequence.
+        types = tuple(np.arange(prefix + n) >= (prefix + n) // 2 for n in suffixes)
+        types = tuple(kind.astype(np.int32) for kind in types)
     if reads is Reads.STEPS:
         readout = tuple(np.unique([prefix // 2, prefix + n - 1]) for n in suffixes)
     return EncodedItem(
@@ -175,6 +203,7 @@ def _item(
         suffixes=tuple(draw(n) for n in suffixes),
         truncated=(0,) * len(suffixes),
         readout=readout,
+        token_types=types,
     )
 
 
@@ -187,7 +216,8 @@ def _plain(model: Any, items: Sequence[EncodedItem], reads: Reads) -> Any:
     with plain(model) as logits_of:
         for item in items:
             for j, suffix in enumerate(item.suffixes):
-                logits = logits_of(np.concatenate([item.prefix, suffix])).numpy()
+                types = item.token_types[j] if item.token_types else None
+                logits = logits_of(np.concatenate([item.prefix, suffix]), types).numpy()
                 steps = item.readout[j] if reads is Reads.STEPS else slice(None)
                 found.append(logits[steps].ravel())
     return np.concatenate(found)

@@ -29,6 +29,8 @@ class Traits:
     """The attention implementation of `transformers` for padded batches."""
     packable: str
     """Empty, or why its attention cannot be replaced."""
+    token_types: int
+    """How many token types it tells apart; 0 or 1 when none."""
     vocabulary: int
     """Token ids are below this."""
     filler: int
@@ -43,9 +45,14 @@ class Traits:
         """The traits of a model of `transformers`.
 
         Raises:
-            CheckpointRefused: its scores depend on what was scored before.
+            CheckpointRefused: its scores depend on what is or was scored beside them.
         """
         config = model.config.get_text_config()
+        if getattr(config, "index_topk", None) is not None:
+            raise CheckpointRefused(
+                "its sparse attention (index_topk) picks tokens by scores that often tie, so a "
+                "reward would change with the batch it is computed in"
+            )
         modules = [m for m in model.base_model.modules() if hasattr(m, "is_causal")]
         softcap = getattr(config, "attn_logit_softcapping", None)
         # The SDPA function of transformers silently ignores the soft cap.
@@ -57,6 +64,7 @@ class Traits:
             softcap=softcap,
             padded_attention="sdpa" if fused else "eager",
             packable="" if packable else f"{type(model).__name__} brings its own attention",
+            token_types=int(getattr(config, "type_vocab_size", None) or 0),
             vocabulary=int(config.vocab_size),
             filler=_filler(config),
             padding_index=_padding_index(model),
@@ -117,8 +125,8 @@ def use_attention(model: Any, name: str) -> None:
 
 
 @contextmanager
-def plain(model: Any) -> Iterator[Callable[[TokenArray], torch.Tensor]]:
-    """Plain `transformers`, one sequence at a time: [T] token ids to its own logits.
+def plain(model: Any) -> Iterator[Callable[[TokenArray, TokenArray | None], torch.Tensor]]:
+    """Plain `transformers`, one sequence at a time: [T] token ids and types to its own logits.
 
     Eager attention, which every architecture defines itself by. While it lasts there is
     no padding token, so that the last true token is read even when it equals that.
@@ -128,14 +136,19 @@ def plain(model: Any) -> Iterator[Callable[[TokenArray], torch.Tensor]]:
     use_attention(model, "eager")
     config.pad_token_id = None
     try:
-        yield lambda tokens: _plain_logits(model, tokens)
+        yield lambda tokens, types: _plain_logits(model, tokens, types)
     finally:
         config.pad_token_id = pad
         use_attention(model, before)
 
 
-def _plain_logits(model: Any, tokens: TokenArray) -> torch.Tensor:
+def _plain_logits(model: Any, tokens: TokenArray, types: TokenArray | None) -> torch.Tensor:
+    rows = {"input_ids": tokens} | ({} if types is None else {"token_type_ids": types})
     with torch.inference_mode():
-        ids = torch.from_numpy(tokens.astype(np.int64)).to(model.device)
-        logits: torch.Tensor = model(input_ids=ids[None]).logits[0]
+        logits: torch.Tensor = model(
+            **{
+                k: torch.from_numpy(v.astype(np.int64)).to(model.device)[None]
+                for k, v in rows.items()
+            }
+        ).logits[0]
         return logits.float().cpu()
