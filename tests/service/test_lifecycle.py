@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from guerdon.reward.app import EngineDied, RewardServer
 from guerdon.reward.config import load_config
 from guerdon.serving.lifecycle import Phase
-from guerdon.v1 import common_pb2, reward_pb2
+from guerdon.v1 import admin_pb2, common_pb2, reward_pb2
 
 from .conftest import Harness, start_server, until
 from .fake import FakeLoader
@@ -210,3 +210,19 @@ async def test_a_taken_port_is_refused(served: Harness) -> None:
         config = load_config(None, {"models": {"m": "first"}, "http_port": 0, **flags})
         with pytest.raises(OSError):
             await RewardServer(config, FakeLoader()).run(lambda ports: None, signals=False)
+
+
+async def test_a_load_under_way_holds_up_neither_the_drain_nor_an_unload(served: Harness) -> None:
+    await served.admin.LoadModel(admin_pb2.LoadModelRequest(name="other", path="second"))
+    served.behaviour.load_seconds = 20
+    loading = asyncio.ensure_future(
+        served.admin.LoadModel(admin_pb2.LoadModelRequest(name="slow", path="third"))
+    )
+    await until(lambda: served.server.registry.loading)
+    await served.admin.UnloadModel(admin_pb2.UnloadModelRequest(name="other"))
+    served.server.lifecycle.start_draining()
+    await asyncio.wait_for(served.finished, 10)
+    assert served.server.threads_left
+    with pytest.raises(grpc.aio.AioRpcError):
+        await loading
+    assert len(served.behaviour.closed) == 2

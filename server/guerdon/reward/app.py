@@ -110,6 +110,8 @@ class RewardServer:
         RewardRoutes(
             self._scoring, self.registry, self.lifecycle, calls, config.limits, self._token
         ).add_to(self._app)
+        self.threads_left = False
+        """After `run`: whether a load or a forward pass still goes on in a daemon thread."""
         self._engine_died = False
         self._servers: list[grpc.aio.Server] = []
         self._http: HTTPServer | None = None
@@ -244,6 +246,7 @@ class RewardServer:
         self._scoring.close()
         if engine_ended:  # else a forward pass still runs in the models' memory
             await self.registry.close()
+        self.threads_left = not engine_ended or self.registry.loading
         logger.info("stopped")
 
     def _engine_down(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -188,10 +190,16 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
         typer.echo(ports.sentence(sorted(config.models)))
         sys.stdout.flush()
 
-    async def run() -> None:
-        await RewardServer(config, new_loader(config.engine)).run(on_ready)
+    async def run() -> bool:
+        server = RewardServer(config, new_loader(config.engine))
+        await server.run(on_ready)
+        return server.threads_left
 
-    asyncio.run(run())
+    if asyncio.run(run()):
+        # The interpreter's end under a thread that computes can crash; nothing is left to do.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _pairs(flag: str, values: list[str] | None) -> dict[str, str] | None:

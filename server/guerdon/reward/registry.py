@@ -13,9 +13,10 @@ import difflib
 import itertools
 import logging
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -119,7 +120,8 @@ class Registry:
         self._current: dict[str, str] = {}
         self._aliases: dict[str, str] = {}
         self._loading = asyncio.Lock()  # one load at a time: each needs memory and all cores
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="load-model")
+        self._loader_thread: threading.Thread | None = None
+        self._closers = ThreadPoolExecutor(1, thread_name_prefix="close-model")
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def resolve(self, spec: str, field: str = "model") -> Revision:
@@ -155,6 +157,11 @@ class Registry:
         name = spec.partition("@")[0]
         name = self._aliases.get(name, name)
         return name if name in self._revisions else None
+
+    @property
+    def loading(self) -> bool:
+        """Whether a checkpoint is being loaded in a thread, for whomever."""
+        return self._loader_thread is not None and self._loader_thread.is_alive()
 
     async def load(self, name: str, path: str, *, promote: bool = False) -> Revision:
         """Load a checkpoint as a revision; the first of its name becomes current.
@@ -261,8 +268,8 @@ class Registry:
         self._revisions.clear()
         loop = asyncio.get_running_loop()
         for model in models:
-            await loop.run_in_executor(self._pool, model.close)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+            await loop.run_in_executor(self._closers, model.close)
+        self._closers.shutdown(wait=False, cancel_futures=True)
 
     def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that lives on when its first caller has left."""
@@ -281,9 +288,8 @@ class Registry:
     async def _load_in_thread(self, name: str, path: str) -> RewardModel:
         start = time.monotonic()
         outcome = "failed"
-        loop = asyncio.get_running_loop()
         try:
-            model = await loop.run_in_executor(self._pool, self._loader, path, name)
+            model = await self._run_loader(path, name)
             outcome = "loaded"
         except (CheckpointRefused, NotFound) as error:
             outcome = "refused"
@@ -300,11 +306,26 @@ class Registry:
         )  # fmt: skip
         return model
 
+    def _run_loader(self, path: str, name: str) -> asyncio.Future[RewardModel]:
+        """Load in a thread that the process's end does not wait for: it may take minutes."""
+        loaded: Future[RewardModel] = Future()
+        loaded.set_running_or_notify_cancel()
+
+        def work() -> None:
+            try:
+                loaded.set_result(self._loader(path, name))
+            except BaseException as error:
+                loaded.set_exception(error)
+
+        self._loader_thread = threading.Thread(target=work, name="load-model", daemon=True)
+        self._loader_thread.start()
+        return asyncio.wrap_future(loaded)
+
     def _add(self, name: str, model: RewardModel, *, promote: bool) -> Revision:
         known = self._revisions.setdefault(name, {})
         key = model.info.revision
         if key in known:
-            self._pool.submit(model.close)  # the same weights are being served already
+            self._closers.submit(model.close)  # the same weights are being served already
         else:
             known[key] = Revision(model)
         if promote or name not in self._current:
@@ -316,7 +337,7 @@ class Registry:
         await revision.wait_free()
         await self._wait_idle(revision.key)  # a caller who left may have left work in a batch
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._pool, revision.model.close)
+        await loop.run_in_executor(self._closers, revision.model.close)
         info = revision.info
         known = self._revisions.get(info.name, {})
         if info.revision not in known:  # it may have been loaded again meanwhile

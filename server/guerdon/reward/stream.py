@@ -16,7 +16,7 @@ import grpc
 from guerdon.reward import convert
 from guerdon.reward.calls import Call, CallMetrics
 from guerdon.reward.scoring import Scoring, in_item
-from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Unavailable
+from guerdon.serving.errors import Cancelled, DeadlinePassed, InvalidRequest, Unavailable
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.status import describe
 from guerdon.serving.wire import Context, decode
@@ -57,16 +57,22 @@ class ScoreStream:
 
         Raises:
             Unavailable: the server drains; what was read has been answered.
+            Cancelled: the caller has left.
         """
         if not self._lifecycle.ready:
             raise Unavailable(f"the server is {self._lifecycle.phase.value}; try another one")
         draining = asyncio.create_task(self._lifecycle.wait_draining())
+        drained = left = False
         try:
             # Leaving the group waits for the items in flight; an error cancels them.
             async with asyncio.TaskGroup() as group:
                 drained = await self._read_all(group, draining)
+        except* Cancelled:
+            left = True
         finally:
             draining.cancel()
+        if left:
+            raise Cancelled("the caller has left")
         if drained:
             raise Unavailable("the server is draining; what was read has been answered")
 
@@ -106,7 +112,10 @@ class ScoreStream:
         finally:
             self._ids.discard(held)
         async with self._writing:
-            await self._context.write(reply)
+            try:
+                await self._context.write(reply)
+            except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
+                raise Cancelled("the caller has left") from error
         self._room.release()
 
     def _hold(self, request_id: str) -> str:
