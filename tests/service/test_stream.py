@@ -185,15 +185,18 @@ async def test_draining_answers_what_was_read_and_then_says_unavailable(served: 
 async def test_a_stream_that_ends_under_its_replies_is_no_error_of_ours(
     served: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
+    async def send_for(seconds: float) -> None:
+        call = served.rewards.ScoreStream(timeout=seconds)
+        for i in range(400):
+            await call.write(asked(f"r{i}"))
+        await call.done_writing()
+        async for _ in call:
+            pass
+
     served.behaviour.seconds = 0.02
     for _ in range(5):
-        call = served.rewards.ScoreStream(timeout=0.2)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            for i in range(400):
-                await call.write(asked(f"r{i}"))
-            await call.done_writing()
-            async for _ in call:
-                pass
+            await send_for(0.2)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await until(lambda: served.server.lifecycle.accepted == 0)
     served.behaviour.seconds = 0.0
