@@ -101,6 +101,19 @@ def lying_index(folder: Path) -> None:
     save_file({"other": torch.zeros(1)}, folder / "model-00002-of-00002.safetensors")
 
 
+def left_over_shard(folder: Path) -> None:
+    """As when a folder is saved anew with other shards: which head would be loaded?"""
+    tensors = load_file(folder / "model.safetensors")
+    no_weights(folder)
+    body = {name: tensor for name, tensor in tensors.items() if name != "score.weight"}
+    old = {name: body.pop(name) for name in list(body)[:1]}
+    first, second = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+    save_file(body | {"score.weight": tensors["score.weight"]}, folder / first)
+    save_file(old | {"score.weight": -tensors["score.weight"]}, folder / second)
+    names = dict.fromkeys(tensors, first) | dict.fromkeys(old, second)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
 def index_outside(folder: Path) -> None:
     no_weights(folder)
     names = {"score.weight": "../elsewhere.safetensors"}
@@ -191,6 +204,18 @@ def too_many_attributes(folder: Path) -> None:
     Manifest(kind="attributes", attributes={"a": 1.0, "b": 1.0}).write(folder)
 
 
+def attributes_of_no_kind(folder: Path) -> None:
+    Manifest(attributes={"harmful": -1.0}).write(folder)
+
+
+def marker_of_no_kind(folder: Path) -> None:
+    Manifest(step_marker=STEP).write(folder)
+
+
+def members_of_no_kind(folder: Path) -> None:
+    Manifest(members=("a", "b")).write(folder)
+
+
 def too_many_tokens(folder: Path) -> None:
     Manifest(max_tokens=257).write(folder)
 
@@ -204,6 +229,7 @@ FAULTS: dict[Fault, str] = {
     truncated: "truncated",
     garbage: "not a safetensors file",
     missing_shard: "lacks 1 of the 2 shards",
+    left_over_shard: "holds score.weight, and so does another shard",
     lying_index: "score.weight is in .* but it is not",
     index_outside: "no safetensors file beside it",
     both_forms: "holds both",
@@ -225,6 +251,9 @@ FAULTS: dict[Fault, str] = {
     unknown_key: "did you mean 'kind'",
     wrong_kind: "needs a ForTokenClassification",
     too_many_attributes: "names 2 attributes, but the head has 1",
+    attributes_of_no_kind: "attributes, which only kind = attributes has",
+    marker_of_no_kind: "step_marker, which only kind = process has",
+    members_of_no_kind: "members, which only kind = ensemble has",
     too_many_tokens: "has positions for 256",
 }
 
@@ -334,6 +363,19 @@ def test_weights_that_change_between_inspection_and_loading(tmp_path: Path) -> N
     checkpoint = inspect_checkpoint(folder)
     edit_tensors(folder, lambda t: t.update({"score.weight": t["score.weight"] + 1}))
     with pytest.raises(CheckpointRefused, match="changed"):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja"])
+def test_other_files_that_change_meanwhile(tmp_path: Path, name: str) -> None:
+    """The config is read again with the weights: it must be the one that the revision names."""
+    folder = tiny_checkpoint(tmp_path, "llama")
+    checkpoint = inspect_checkpoint(folder)
+    (folder / name).write_text((folder / name).read_text() + " ")
+    with pytest.raises(CheckpointRefused, match="changed"):
+        load(checkpoint)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointRefused):
         load(checkpoint)
 
 
@@ -451,6 +493,7 @@ def test_an_ensemble_of_two(tmp_path: Path) -> None:
         ({}, {"members": ("a", "missing")}, "there is no folder"),
         ({}, {"max_tokens": 1000}, "takes only 256"),
         ({}, {"template_hash": "ab" * 32}, "chat template"),
+        ({}, {"double_bos": True}, "double_bos stands in those of its members"),
     ],
 )
 def test_members_that_do_not_fit(

@@ -203,6 +203,24 @@ def test_a_nan_stays_a_nan(checkpoint: Make) -> None:
     assert all(np.isnan(s.score) for s in flat(ensemble.score(batch)))
 
 
+def test_infinite_attributes_are_passed_on(checkpoint: Make) -> None:
+    """An exception would fail the whole batch, and a weight of zero must not hide them."""
+    network = load(checkpoint("qwen2", num_labels=3))
+    engine = PackedEngine(network)
+    attributes = tuple(
+        Attribute(name, weight) for name, weight in (("a", 1.0), ("b", 1.0), ("c", 0.0))
+    )
+    model = AttributesReward(info(ModelKind.ATTRIBUTES, attributes=attributes), NoEncoder(), engine)
+    batch = mixed_batch(np.random.default_rng(7), 3)
+    for values in ([1e39, -1e39, 0.0], [0.0, 0.0, 1e39]):
+        head = torch.nn.Linear(64, 3)
+        with torch.no_grad():
+            head.weight.zero_()
+            head.bias.copy_(torch.tensor(values))
+        engine.head.layers[0] = head
+        assert all(np.isnan(s.score) for s in flat(model.score(batch)))
+
+
 ITEM = ScoreItem(
     prompt=(Message("user", "What is the capital of France?"),),
     responses=("Paris.", "Paris is the capital of France, I think.", "Rome"),

@@ -34,6 +34,7 @@ from guerdon.reward.model_config import (
 )
 from guerdon.reward.types import Attribute, ModelKind
 from guerdon.reward.weight_files import (
+    all_files,
     content_hash,
     read_headers,
     stamp,
@@ -65,7 +66,7 @@ class Checkpoint:
     """Process rewards: the token that ends a step."""
     members: tuple[Checkpoint, ...] = ()
     stamp: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)
-    """Sizes and times of the weight files when they were read."""
+    """Sizes and times of the files when they were read."""
 
 
 def inspect_checkpoint(folder: Path) -> Checkpoint:
@@ -86,15 +87,32 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointRefused(f"{folder / MANIFEST_NAME} can't be used: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointRefused(f"{folder / MANIFEST_NAME} can't be read: {error}") from error
+    if manifest is not None:
+        _check_fields(folder, manifest)
     if manifest is not None and manifest.kind == "ensemble":
         return _ensemble(folder, manifest)
     return _single(folder, manifest)
 
 
+def _check_fields(folder: Path, manifest: Manifest) -> None:
+    """Nothing is said that the kind would ignore."""
+    for name, kind in (("attributes", "attributes"), ("step_marker", "process"),
+                       ("members", "ensemble")):  # fmt: skip
+        if getattr(manifest, name) and manifest.kind != kind:
+            raise CheckpointRefused(
+                f"{folder / MANIFEST_NAME} gives {name}, which only kind = {kind} has, but says "
+                f"kind = {manifest.kind}"
+            )
+    if manifest.double_bos and manifest.kind == "ensemble":
+        raise CheckpointRefused(
+            f"{folder / MANIFEST_NAME} is an ensemble's: double_bos stands in those of its members"
+        )
+
+
 def _single(folder: Path, manifest: Manifest | None) -> Checkpoint:
     check_config_file(folder)
     files = weight_files(folder)
-    before = stamp(files)
+    before = stamp(all_files(folder, files))
     headers = read_headers(files)
     config = read_config(folder)
     architecture = architecture_of(folder, config)
@@ -367,12 +385,21 @@ def load_weights(
             more = f" and {len(found) - 1} more" if found[1:] else ""
             raise CheckpointRefused(f"{folder} {meaning} {found[0]}{more}")
     _check_finite(folder, model)
-    if stamp(Path(name) for name, _, _ in checkpoint.stamp) != checkpoint.stamp:
-        raise CheckpointRefused(
-            f"the weights in {folder} changed while they were loaded: try again"
-        )
+    _check_unchanged(checkpoint)
     loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
     return loaded
+
+
+def _check_unchanged(checkpoint: Checkpoint) -> None:
+    """The config is read again with the weights, and the revision must be that of both."""
+    try:
+        now = stamp(Path(name) for name, _, _ in checkpoint.stamp)
+    except OSError:
+        now = ()
+    if now != checkpoint.stamp:
+        raise CheckpointRefused(
+            f"the files in {checkpoint.folder} changed while they were loaded: try again"
+        )
 
 
 def _check_finite(folder: Path, model: PreTrainedModel) -> None:

@@ -104,13 +104,19 @@ def read_headers(files: Iterable[Path]) -> dict[str, TensorHeader]:
     """Shape and type of every tensor, by name.
 
     Raises:
-        CheckpointRefused: a file is truncated, corrupt, or holds quantised tensors.
+        CheckpointRefused: a file is truncated, corrupt, or holds quantised tensors, or two
+            files hold the same tensor.
     """
     found: dict[str, TensorHeader] = {}
     for path in files:
         try:
             with safe_open(str(path), framework="np") as handle:
                 for name in handle.keys():  # noqa: SIM118 - not a mapping
+                    if name in found:
+                        raise CheckpointRefused(
+                            f"{path} holds {name}, and so does another shard: delete what is "
+                            "left over"
+                        )
                     part = handle.get_slice(name)
                     found[name] = TensorHeader(tuple(part.get_shape()), part.get_dtype())
         except (SafetensorError, OSError) as error:
@@ -126,16 +132,21 @@ def read_headers(files: Iterable[Path]) -> dict[str, TensorHeader]:
     return found
 
 
+def all_files(folder: Path, weights: Iterable[Path]) -> list[Path]:
+    """Every file that decides what a checkpoint says, the weights among them, by name."""
+    files = set(weights)
+    for pattern in ("config.json", MANIFEST_NAME, *_TOKENIZER_FILES):
+        files.update(path for path in folder.glob(pattern) if path.is_file())
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+
+
 def content_hash(folder: Path, weights: Iterable[Path]) -> str:
     """SHA-256 over the weights, config, tokenizer, templates and manifest, in hexadecimal.
 
     Whole files count, so any change gives another revision. Files are hashed in parallel;
     one core of a busy two-core machine did 0.7 GB/s.
     """
-    files = set(weights)
-    for pattern in ("config.json", MANIFEST_NAME, *_TOKENIZER_FILES):
-        files.update(path for path in folder.glob(pattern) if path.is_file())
-    ordered = sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+    ordered = all_files(folder, weights)
     with ThreadPoolExecutor(4) as pool:
         digests = list(pool.map(_file_hash, ordered))
     whole = hashlib.sha256()

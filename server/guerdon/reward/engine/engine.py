@@ -41,6 +41,10 @@ class Computed:
 _Forward = tuple[list[Logits], Sequence[int], BatchStats]
 
 
+# Of torch's CPU allocator, and of CUDA and its libraries beside torch's own allocator.
+_OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+
+
 class Engine(abc.ABC):
     """Computes the logits of encoded items. One thread at a time."""
 
@@ -75,7 +79,7 @@ class Engine(abc.ABC):
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise EngineOutOfMemory(str(error)) from error
         except RuntimeError as error:
-            if "can't allocate memory" in str(error):
+            if any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise EngineOutOfMemory(str(error)) from error
             raise
         return Computed(results, reused, total)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from guerdon.reward.engine.heads import Logits
 from guerdon.reward.kinds.network import NetworkReward, token_count
 from guerdon.reward.types import EncodedItem, ResponseScore
@@ -16,7 +14,8 @@ class AttributesReward(NetworkReward):
         values = tuple(float(value) for value in logits[0])
         weights = (attribute.weight for attribute in self.info.attributes)
         return ResponseScore(
-            score=math.fsum(w * v for w, v in zip(weights, values, strict=True)),
+            # Not fsum, which raises on infinities: they are for the dispatcher to refuse.
+            score=sum(w * v for w, v in zip(weights, values, strict=True)),
             attributes=values,
             token_count=token_count(item, j),
             reused_tokens=reused,
