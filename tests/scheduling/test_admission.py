@@ -168,19 +168,43 @@ def test_a_deadline_that_has_passed_is_not_overload() -> None:
 
 def test_sheds_what_the_queue_cannot_reach_in_time() -> None:
     admission = Admission(QUEUE, BATCHES)
-    admission.observe("m", 1000, 10.0)  # 100 tokens a second
+    admission.observe("m", 1000, 10.0, now=0.0)  # 100 tokens a second
     reserve(admission, 600)  # 6 s of work, due in 5 s as the patience says
-    with pytest.raises(Overloaded, match="longer than") as caught:
-        reserve(admission, 10, deadline=5.5)
-    assert caught.value.retry_after == pytest.approx(0.5)
-    reserve(admission, 10, deadline=6.5)
+    with pytest.raises(Overloaded, match="too long") as caught:
+        reserve(admission, 10, deadline=7.5)
+    # 6.1 s and half as much again are foreseen: when 1.1 s of it are done, there is time.
+    assert caught.value.retry_after == pytest.approx(1.1, abs=0.02)
+    reserve(admission, 10, deadline=9.5)
+
+
+@pytest.mark.parametrize("other", list(PriorityClass))
+def test_the_batch_that_runs_counts_and_so_does_what_it_has_done(other: PriorityClass) -> None:
+    admission = Admission(QUEUE, BATCHES)
+    admission.observe("m", 1000, 10.0, now=0.0)
+    reserve(admission, 100, other, deadline=None, now=10.0)  # a whole batch: until 11
+    with pytest.raises(Overloaded):
+        reserve(admission, 10, deadline=11.0, now=10.0)
+    reserve(admission, 10, deadline=11.5, now=10.9)
+
+
+def test_an_engine_without_work_is_tried_whatever_it_was_measured_at() -> None:
+    admission = Admission(QUEUE, BATCHES)
+    admission.observe("m", 10, 60.0, now=0.0)  # a first batch, say
+    ticket = reserve(admission, 10, deadline=1.0)
+    with pytest.raises(Overloaded):
+        reserve(admission, 10, deadline=1.0)
+    for _ in range(500):
+        admission.close(ticket)
+        admission.observe("m", 10, 0.01, now=0.0)
+        ticket = reserve(admission, 10, deadline=1.0)
+    reserve(admission, 10, deadline=1.0)
 
 
 def test_urgent_work_is_not_shed_for_what_it_overtakes() -> None:
     admission = Admission(QUEUE, BATCHES)
-    admission.observe("m", 1000, 10.0)
+    admission.observe("m", 1000, 10.0, now=0.0)
     reserve(admission, 900)  # 9 s of work, due in 5 s
-    reserve(admission, 10, deadline=1.0)
+    reserve(admission, 10, deadline=2.0)  # but one batch of it may run already
 
 
 def test_without_a_measurement_no_wait_is_made_up() -> None:
@@ -191,7 +215,7 @@ def test_without_a_measurement_no_wait_is_made_up() -> None:
 
 def test_those_sent_away_together_are_not_all_called_back_together() -> None:
     admission = Admission(QUEUE, BATCHES)
-    admission.observe("m", 1000, 10.0)
+    admission.observe("m", 1000, 10.0, now=0.0)
     reserve(admission, 1000)
     times = []
     for _ in range(5):
@@ -207,7 +231,7 @@ def test_whoever_comes_back_when_told_mostly_finds_room(priority: PriorityClass,
     """A burst of 40 callers on a full queue; the engine is simulated, time and all."""
     admission, rng = Admission(QUEUE, BATCHES), random.Random(seed)
     rate = rng.uniform(50, 5000)
-    admission.observe("m", 100, 100 / rate * rng.uniform(0.8, 1.2))
+    admission.observe("m", 100, 100 / rate * rng.uniform(0.8, 1.2), now=0.0)
     events = [(0.0, i, "call", rng.randint(20, 120)) for i in range(40)]
     order, queue, busy = 40, [], False
     returned = found = 0
@@ -216,7 +240,7 @@ def test_whoever_comes_back_when_told_mostly_finds_room(priority: PriorityClass,
         now, number, kind, tokens = heapq.heappop(events)
         if kind == "done":
             ticket = queue.pop(0)
-            admission.observe("m", ticket.tokens, tokens / 1e6)
+            admission.observe("m", ticket.tokens, tokens / 1e6, now=now)
             admission.close(ticket)
             busy = False
         else:

@@ -78,13 +78,23 @@ def test_time_splits_no_item_whose_prefix_would_be_computed_over_and_over() -> N
 def test_a_batch_is_closed_where_more_would_cost_the_first_its_deadline() -> None:
     scheduler = Scheduler(BatchLimits())
     run(scheduler, 100_000, 0.0, 1 / 4_000)
-    hasty = scheduler.add("m", item_of(0, 100), priority=BATCH, deadline=0.1, now=0.0)
+    hasty = scheduler.add("m", item_of(0, 100), priority=BATCH, deadline=0.15, now=0.0)
     for _ in range(10):
         scheduler.add("m", item_of(0, 100), priority=BATCH, deadline=None, now=0.0)
     batch = scheduler.next_batch(0.0).batch
     assert batch is not None
     assert hasty in [part.unit for part in batch.parts]
-    assert 300 <= batch.tokens <= 400  # 0.1 s
+    assert 500 <= batch.tokens <= 600  # 0.15 s
+
+
+def test_a_batch_is_not_cut_to_pieces_for_a_call_that_is_all_but_late() -> None:
+    scheduler = Scheduler(BatchLimits())
+    run(scheduler, 100_000, 0.0, 1 / 4_000)
+    for deadline in (0.03, None, None, None, None, None, None, None):
+        scheduler.add("m", item_of(0, 100), priority=BATCH, deadline=deadline, now=0.0)
+    batch = scheduler.next_batch(0.0).batch
+    assert batch is not None
+    assert batch.tokens == 800
 
 
 def test_memory_halves_the_batches_of_that_model_and_gives_back_slowly() -> None:

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from guerdon.reward.limits import BatchLimits
+from guerdon.reward.pace import Fit, Pace
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
 
@@ -25,6 +25,9 @@ MIN_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 30.0
 UNKNOWN_RETRY_SECONDS = 1.0
 """Before any batch has been measured."""
+WAIT_MARGIN = 1.5
+"""How much longer than foreseen a call is taken to last when it is held to its deadline. With
+less, more calls are computed in vain at overload than are shed in vain below it (simulated)."""
 DUE_BUCKETS = 32
 """Steps of the patience in which queued work is summed up by when it is due."""
 
@@ -89,48 +92,20 @@ class Ticket:
     """Bytes held now: none once the tokens have been counted."""
 
 
-class DrainRate:
-    """How fast the engine gets through queued tokens, for each model name.
-
-    A ratio of two sums that fade with the tokens computed, not with the number of batches:
-    the small batches of a quiet hour say little of how fast full ones are.
-    """
-
-    def __init__(self, window_tokens: int) -> None:
-        self._window = window_tokens
-        self._sums: dict[str, tuple[float, float]] = {}
-
-    def observe(self, model_name: str, tokens: int, seconds: float) -> None:
-        """Take in one finished batch."""
-        fade = math.exp(-tokens / self._window)
-        old_tokens, old_seconds = self._sums.pop(model_name, (0.0, 0.0))
-        # Put last: the names of models that are gone come first, and are forgotten.
-        self._sums[model_name] = (old_tokens * fade + tokens, old_seconds * fade + seconds)
-        while len(self._sums) > 256:
-            del self._sums[next(iter(self._sums))]
-
-    def seconds_per_token(self, model_name: str) -> float | None:
-        """For a model, or for all of them where it has not been seen; None before any batch."""
-        if model_name in self._sums:
-            tokens, seconds = self._sums[model_name]
-        else:
-            tokens = sum(pair[0] for pair in self._sums.values())
-            seconds = sum(pair[1] for pair in self._sums.values())
-        return seconds / tokens if tokens > 0 else None
-
-
 class Admission:
     """Keeps the books of what has been accepted. All calls come from one thread."""
 
     def __init__(self, queue: QueueLimits, batch: BatchLimits) -> None:
         self._queue = queue
         self._batch = batch
-        self._rate = DrainRate(4 * batch.max_batch_tokens)
+        self._pace = Pace(4 * batch.max_batch_tokens)
         self._width = batch.patience / DUE_BUCKETS
         self._text = dict.fromkeys(PriorityClass, 0)
         self._ledger = {priority: _Ledger() for priority in PriorityClass}
         self._slot = dict.fromkeys(PriorityClass, -math.inf)
         """When the room that has been promised so far will have been drained."""
+        self._since = -math.inf
+        """When the batch that is computed now began, as far as can be told from here."""
 
     def tokens(self, priority: PriorityClass) -> int:
         """Tokens that a class holds, estimates included."""
@@ -174,8 +149,8 @@ class Admission:
         self._check_text(priority, text_bytes, tokens, model_name, now)
         self._check_tokens(priority, tokens, model_name, now)
         bucket = self._bucket(self._batch.due(deadline, now))
-        self._check_wait(priority, bucket, deadline, now)
         ticket = Ticket(model_name, priority, deadline, bucket, tokens, text_bytes)
+        self._check_wait(ticket, tokens, now)
         self._text[priority] += text_bytes
         self._ledger[priority].add(ticket, tokens)
         return ticket
@@ -193,6 +168,8 @@ class Admission:
             reason = f"{tokens} tokens are more than max_queued_tokens allows ({most})"
             raise TooLarge("items", reason, limit="max_queued_tokens")
         self._check_tokens(ticket.priority, tokens, ticket.model_name, now)
+        if not any(ledger.total for ledger in self._ledger.values()):
+            self._since = now
         ticket.tokens = tokens
         self._ledger[ticket.priority].add(ticket, tokens)
 
@@ -208,13 +185,14 @@ class Admission:
         ticket.text_bytes = 0
         self.release(ticket, ticket.tokens)
 
-    def observe(self, model_name: str, tokens: int, seconds: float) -> None:
+    def observe(self, model_name: str, tokens: int, seconds: float, *, now: float) -> None:
         """Learn from a finished batch.
 
         Args:
             tokens: as they were queued: without padding, prefixes once for each part.
         """
-        self._rate.observe(model_name, tokens, seconds)
+        self._pace.observe(model_name, tokens, seconds)
+        self._since = now
 
     def _most_tokens(self, priority: PriorityClass) -> int:
         return max(1, int(self._queue.fraction(priority) * self._queue.max_queued_tokens))
@@ -257,7 +235,7 @@ class Admission:
         Without their place in a line, everyone would be told of the same room and come back
         for it at the same moment.
         """
-        each = self._rate.seconds_per_token(model_name)
+        each = self._seconds_per_token(model_name)
         if each is None:
             return UNKNOWN_RETRY_SECONDS
         start = max(now + excess * each, self._slot[priority])
@@ -265,38 +243,70 @@ class Admission:
         self._slot[priority] = min(start + tokens * each, now + MAX_RETRY_SECONDS)
         return min(max(start - now, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
 
-    def _check_wait(
-        self, priority: PriorityClass, bucket: int, deadline: float | None, now: float
-    ) -> None:
-        if deadline is None:
+    def _check_wait(self, ticket: Ticket, tokens: int, now: float) -> None:
+        """Refuse what would be done too late.
+
+        An engine without work is always tried: so a pace that was measured badly, or long
+        ago, is measured again.
+        """
+        if ticket.deadline is None or not any(ledger.total for ledger in self._ledger.values()):
             return
-        slack = deadline - now
-        wait = self._wait(priority, lambda ledger: ledger.by_model)
-        if wait > slack:  # only then is it worth asking what is due before it
-            wait = self._wait(priority, lambda ledger: ledger.due_until(bucket))
-        if wait > slack:
-            after = min(max(wait - slack, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
-            reason = f"the queue takes {wait:.2f} s, longer than the {slack:.2f} s left"
+        slack = ticket.deadline - now
+        finish = self._finish(ticket, tokens, now)
+        late = finish - slack / WAIT_MARGIN
+        if late > 0:
+            excess = math.ceil(late / (self._seconds_per_token(ticket.model_name) or math.inf))
+            after = self._promise(ticket.priority, excess, tokens, ticket.model_name, now)
+            reason = f"it would take {finish:.2f} s, too long for the {slack:.2f} s left"
             raise Overloaded(reason, retry_after=after)
 
-    def _wait(self, priority: PriorityClass, ahead: Callable[[_Ledger], dict[str, int]]) -> float:
-        """Seconds until work of this class that comes now should begin; 0 where not known."""
-        tokens = ahead(self._ledger[priority])
-        # All that fits a batch is computed together with what comes now.
-        if sum(tokens.values()) <= self._batch.max_batch_tokens:
-            return 0.0
-        own, share = self._seconds(tokens), self._batch.batch_share
-        online = priority is PriorityClass.ONLINE
-        other = PriorityClass.BATCH if online else PriorityClass.ONLINE
-        rest = self._seconds(self._ledger[other].by_model)
-        if online:
-            return own + min(rest, own * share / (1 - share))
-        return own + min(rest, own * (1 - share) / share if share else math.inf)
+    def _finish(self, ticket: Ticket, tokens: int, now: float) -> float:
+        """Seconds until work that comes now should be done; 0 where nothing was measured."""
+        ahead = self._ledger[ticket.priority].due_until(ticket.bucket)
+        ahead[ticket.model_name] += tokens
+        fit = self._fit(ticket.model_name)
+        # What is computed now is a batch of its own, with an overhead of its own.
+        own = self._seconds(ahead) + (fit.overhead if fit else 0.0)
+        other = (
+            PriorityClass.BATCH
+            if ticket.priority is PriorityClass.ONLINE
+            else (PriorityClass.ONLINE)
+        )
+        later = dict(self._ledger[ticket.priority].by_model)
+        for name, count in ahead.items():
+            _add(later, name, -count)
+        _add(later, ticket.model_name, tokens)
+        rest = self._ledger[other].by_model
+        share = self._batch.batch_share
+        if other is PriorityClass.BATCH:
+            crossing = own * share / (1 - share)
+        else:
+            crossing = own * (1 - share) / share if share else math.inf
+        # One batch of what is due later, or of the other class, may be in the engine's hands.
+        block = max(self._longest_batch(later), self._longest_batch(rest))
+        late = min(self._seconds(rest), crossing) + block
+        all_the_rest = self._seconds(rest) + self._seconds(later)
+        running = min(max(now - self._since, 0.0), max(block, self._longest_batch(ahead)))
+        alone = self._seconds({ticket.model_name: tokens})
+        return max(own + min(late, all_the_rest) - running, alone)
+
+    def _fit(self, model_name: str) -> Fit | None:
+        return self._pace.fit(model_name) or self._pace.fit_all()
+
+    def _seconds_per_token(self, model_name: str) -> float | None:
+        """While full batches are computed; None before any batch."""
+        fit = self._fit(model_name)
+        return fit.overhead / self._batch.timed_tokens(fit) + fit.per_token if fit else None
 
     def _seconds(self, tokens: dict[str, int]) -> float:
-        return sum(
-            count * (self._rate.seconds_per_token(name) or 0.0) for name, count in tokens.items()
-        )
+        """To compute so many tokens of each model."""
+        fits = ((count, self._fit(name)) for name, count in tokens.items())
+        return sum(fit.seconds(n, self._batch.timed_tokens(fit)) for n, fit in fits if fit)
+
+    def _longest_batch(self, tokens: dict[str, int]) -> float:
+        fits = ((count, self._fit(name)) for name, count in tokens.items())
+        sizes = ((fit, n, self._batch.timed_tokens(fit)) for n, fit in fits if fit)
+        return max((fit.seconds(min(n, most), most) for fit, n, most in sizes), default=0.0)
 
 
 class _Ledger:
@@ -315,7 +325,7 @@ class _Ledger:
         if not due:
             del self._by_due[ticket.bucket]
 
-    def due_until(self, bucket: int) -> dict[str, int]:
+    def due_until(self, bucket: int) -> defaultdict[str, int]:
         """Tokens by model that are due no later than a bucket.
 
         Work is due within the patience or overdue, so there are few buckets.

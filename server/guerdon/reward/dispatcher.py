@@ -299,7 +299,7 @@ class Dispatcher:
             return
         if run.failure in (None, Failure.NONFINITE):
             for name in names:
-                self._admission.observe(name, run.tokens, run.seconds)
+                self._admission.observe(name, run.tokens, run.seconds, now=run.finished)
         # After those who were just woken: telling is not worth their time.
         assert self._loop is not None
         self._loop.call_soon(self._tell_run, run)

@@ -90,14 +90,17 @@ class Room:
     def within(self, tokens: int, seconds: float) -> Room:
         """The same with a target that is met within so many seconds from now.
 
+        Not where that would make less than half a batch of it: under overload the most
+        urgent work is always about to be late, and batches that are cut down to save it cost
+        more calls their deadline than they save.
+
         Args:
             tokens: of the batch so far, which are not to be taken out again.
         """
         if self.fit is None or self.fit.per_token <= 0:
             return self
         met = int((seconds - self.fit.overhead) / self.fit.per_token)
-        # What comes too late in any case must not make the batch of the others small.
-        if met < tokens or met >= self.target:
+        if met < max(tokens, self.target / 2) or met >= self.target:
             return self
         return Room(self.most, met, self.sequences, self.fit)
 

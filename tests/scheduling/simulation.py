@@ -1,0 +1,185 @@
+"""An engine without tensors: admission and scheduler as they stand, on simulated time.
+
+python -m tests.scheduling.simulation      # the table in docs/scheduling.md
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+from dataclasses import dataclass, field
+
+from tests.support.dispatch import item_of
+
+from guerdon.reward.admission import Admission, QueueLimits, Ticket
+from guerdon.reward.scheduler import Batch, BatchLimits, Scheduler, Unit
+from guerdon.reward.types import PriorityClass
+from guerdon.serving.errors import Overloaded
+
+ONLINE, BATCH = PriorityClass.ONLINE, PriorityClass.BATCH
+MEAN_TOKENS = 200
+NOISE = 0.2
+"""Batches take up to so much less or more than they should."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTimes:
+    """A batch of n tokens takes `overhead + n * per_token` seconds."""
+
+    overhead: float
+    per_token: float
+
+    def seconds(self, tokens: float) -> float:
+        return self.overhead + self.per_token * tokens
+
+    @property
+    def alone(self) -> float:
+        """A mean call on an idle engine."""
+        return self.seconds(MEAN_TOKENS)
+
+    def capacity(self, limits: BatchLimits) -> float:
+        """Tokens a second in the fullest batches that the limits allow."""
+        timed = (limits.max_batch_seconds - self.overhead) / self.per_token
+        tokens = min(limits.max_batch_tokens, max(512, timed))
+        return tokens / self.seconds(tokens)
+
+
+CPU = EngineTimes(overhead=0.005, per_token=1 / 4_000)
+GPU = EngineTimes(overhead=0.008, per_token=1 / 100_000)
+
+
+@dataclass
+class Tally:
+    """How the calls of a class ended, in tokens."""
+
+    good: int = 0
+    late: int = 0
+    """Computed, and done after the deadline."""
+    expired: int = 0
+    """Dropped from the queue."""
+    shed: int = 0
+    seconds: list[float] = field(default_factory=list)
+    """From arrival to answer, of the good ones."""
+
+
+class Simulation:
+    """Open-loop calls on one engine. Nobody who is shed comes back."""
+
+    def __init__(self, times: EngineTimes, limits: BatchLimits, *, seed: int) -> None:
+        self.times = times
+        self.scheduler = Scheduler(limits)
+        self.admission = Admission(QueueLimits(), limits)
+        self.rng = random.Random(seed)
+        self.tallies = {priority: Tally() for priority in PriorityClass}
+        self._events: list[tuple[float, int, PriorityClass | Batch, float]] = []
+        self._order = itertools.count()
+        self._busy = False
+
+    def offer(self, priority: PriorityClass, rate: float, seconds: float, within: float) -> None:
+        """Plan calls, `rate` a second in the mean, each with so many seconds to live."""
+        now = 0.0
+        while (now := now + self.rng.expovariate(rate)) < seconds:
+            heapq.heappush(self._events, (now, next(self._order), priority, within))
+
+    def run(self) -> dict[PriorityClass, Tally]:
+        """Until nothing is left."""
+        while self._events:
+            now, _, what, more = heapq.heappop(self._events)
+            if isinstance(what, Batch):
+                self._finish(what, more, now)
+            else:
+                self._arrive(what, now, more)
+            if not self._busy:
+                self._begin(now)
+        return self.tallies
+
+    def _arrive(self, priority: PriorityClass, now: float, within: float) -> None:
+        tokens = max(10, min(2000, int(self.rng.lognormvariate(4.98, 0.8))))  # mean 200
+        try:
+            ticket = self.admission.reserve(
+                model_name="m", priority=priority, text_bytes=4 * tokens, deadline=now + within,
+                now=now,
+            )  # fmt: skip
+            self.admission.settle(ticket, tokens, now=now)
+        except Overloaded:
+            self.tallies[priority].shed += tokens
+            return
+        self.scheduler.add(
+            "m", item_of(0, tokens), priority=priority, deadline=now + within, now=now,
+            owner=ticket,
+        )  # fmt: skip
+
+    def _begin(self, now: float) -> None:
+        formed = self.scheduler.next_batch(now)
+        for unit in formed.expired:
+            self.tallies[unit.priority].expired += unit.item.tokens
+            self.admission.close(_ticket(unit))
+        if formed.batch is not None:
+            self._busy = True
+            took = self.times.seconds(formed.batch.tokens) * self.rng.uniform(1 - NOISE, 1 + NOISE)
+            heapq.heappush(self._events, (now + took, next(self._order), formed.batch, took))
+
+    def _finish(self, batch: Batch, took: float, now: float) -> None:
+        self._busy = False
+        self.scheduler.observe(batch.key, batch.tokens, took)
+        self.admission.observe("m", batch.tokens, took, now=now)
+        for unit in (part.unit for part in batch.parts):
+            self.admission.close(_ticket(unit))
+            tally = self.tallies[unit.priority]
+            assert unit.deadline is not None
+            if now < unit.deadline:
+                tally.good += unit.item.tokens
+                tally.seconds.append(now - unit.arrival)
+            else:
+                tally.late += unit.item.tokens
+
+
+def _ticket(unit: Unit) -> Ticket:
+    assert isinstance(unit.owner, Ticket)
+    return unit.owner
+
+
+TOTAL = 800_000
+"""Tokens that the engine could compute in the time for which calls are offered."""
+
+
+def overloaded(times: EngineTimes, load: float, service_times: float, *, seed: int = 0) -> Tally:
+    """Online calls at a multiple of the capacity, to be done within so many service times."""
+    limits = BatchLimits()
+    simulation, capacity = Simulation(times, limits, seed=seed), times.capacity(limits)
+    rate, seconds = load * capacity / MEAN_TOKENS, TOTAL / capacity
+    simulation.offer(ONLINE, rate, seconds, service_times * times.alone)
+    return simulation.run()[ONLINE]
+
+
+def beside_training(times: EngineTimes, limits: BatchLimits, *, seed: int = 0) -> list[float]:
+    """Seconds of online calls at a tenth of the capacity, beside three times its BATCH work."""
+    simulation, capacity = Simulation(times, limits, seed=seed), times.capacity(limits)
+    seconds = TOTAL / capacity
+    simulation.offer(BATCH, 3 * capacity / MEAN_TOKENS, seconds, 1e6)
+    simulation.offer(ONLINE, 0.1 * capacity / MEAN_TOKENS, seconds, 60.0)
+    tally = simulation.run()[ONLINE]
+    assert not tally.late + tally.expired + tally.shed
+    return sorted(tally.seconds)
+
+
+def main() -> None:
+    """Print the tables: parts of what the engine could have computed, and milliseconds."""
+    print("engine load deadline  in time  late  expired  shed")
+    for name, times in (("CPU", CPU), ("GPU", GPU)):
+        for load, service_times in itertools.product((0.5, 1, 2, 5), (2, 5, 20)):
+            t = overloaded(times, load, service_times)
+            parts = "  ".join(f"{x / TOTAL:6.2f}" for x in (t.good, t.late, t.expired, t.shed))
+            print(f"{name} {load:4}x {service_times:4}  {parts}")
+    print("online beside training: engine, max_batch_seconds, p50, p99")
+    for name, times in (("CPU", CPU), ("GPU", GPU)):
+        for most in (0.1, 0.25, math.inf):
+            taken = beside_training(times, BatchLimits(max_batch_seconds=most))
+            p50, p99 = (1000 * taken[int(len(taken) * q)] for q in (0.5, 0.99))
+            print(f"{name} {most:4} {p50:6.0f} ms {p99:6.0f} ms")
+
+
+if __name__ == "__main__":
+    main()
