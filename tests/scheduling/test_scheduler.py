@@ -366,3 +366,29 @@ def test_batch_gets_its_share_also_when_its_responses_are_many_and_short() -> No
         for part in batch.parts:
             tokens[part.unit.priority] += part.tokens
     assert tokens[ONLINE] - 400 <= tokens[BATCH] <= tokens[ONLINE]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_holds_while_thousands_come_and_leave(seed: int) -> None:
+    """Enough of them for the heaps to be cleared out, again and again, while they are used."""
+    scheduler, rng = Scheduler(BatchLimits(max_batch_tokens=1)), random.Random(seed)
+    waiting: dict[Unit, None] = {}
+    for _ in range(20_000):
+        action = rng.random()
+        if action < 0.5 or not waiting:
+            wait = rng.uniform(0.01, 4.9)  # due at its deadline, before its patience ends
+            waiting[scheduler.add(
+                "a", item_of(0, 1), priority=BATCH, deadline=100 + wait, now=100.0
+            )] = None  # fmt: skip
+        elif action < 0.8:
+            unit = rng.choice(list(waiting)) if len(waiting) < 100 else next(iter(waiting))
+            del waiting[unit]
+            assert scheduler.cancel(unit)
+        elif action < 0.85:
+            first = min(waiting, key=lambda unit: (unit.due, unit.order))
+            del waiting[first]
+            assert served(scheduler, 100.0) == [first]
+    late = sorted(waiting, key=lambda unit: (unit.due, unit.order))[: len(waiting) // 2]
+    formed = scheduler.next_batch(late[-1].due)
+    assert formed.expired == late
+    assert len(scheduler) == len(waiting) - len(late) - 1

@@ -17,6 +17,9 @@ from guerdon.reward.types import EncodedItem, PriorityClass
 MAX_SKIPPED = 64
 """Units that one model may have skipped over at a time: it bounds the work of `next_batch`."""
 
+_SIFTED = 8
+"""Entries of a heap that are sifted for each unit that leaves it."""
+
 
 @dataclass(slots=True, eq=False)
 class Unit:
@@ -68,10 +71,17 @@ class Batch:
 
 
 class LazyHeap:
-    """Units by a time; those that wait no more are left in place until they surface or pile up."""
+    """Units by a time; those that wait no more are left in place until they surface or pile up.
+
+    Far deadlines would otherwise keep finished work in memory. What has piled up is cleared
+    out a few entries at a time, so that no call takes long however many there are: an old
+    heap is emptied from its end, which leaves it a heap, into a new one.
+    """
 
     def __init__(self) -> None:
         self._entries: list[tuple[float, int, Unit]] = []
+        self._old: list[tuple[float, int, Unit]] = []
+        """What remains to be sifted."""
         self._dead = 0
 
     def push(self, when: float, unit: Unit) -> None:
@@ -80,30 +90,39 @@ class LazyHeap:
 
     def peek(self) -> Unit | None:
         """The first unit that still waits."""
-        while self._entries:
-            unit = self._entries[0][2]
-            if unit.queued:
-                return unit
-            heapq.heappop(self._entries)
-            self._dead -= 1
-        return None
+        heap = self._first_heap()
+        return heap[0][2] if heap else None
 
     def pop(self) -> None:
         """Remove what `peek` gave."""
-        heapq.heappop(self._entries)
+        heapq.heappop(self._first_heap())
 
     def forget(self) -> None:
         """Note that a unit in here waits no more."""
         self._dead += 1
-        # Far deadlines would otherwise keep finished work in memory. Amortised O(1).
-        if self._dead > 64 + len(self._entries) // 2:
-            self._entries = [entry for entry in self._entries if entry[2].queued]
-            heapq.heapify(self._entries)
-            self._dead = 0
+        if not self._old and self._dead > 64 + len(self._entries) // 4:
+            self._old, self._entries = self._entries, []
+        for _ in range(min(_SIFTED, len(self._old))):
+            entry = self._old.pop()
+            if entry[2].queued:
+                heapq.heappush(self._entries, entry)
+            else:
+                self._dead -= 1
 
     def live_units(self) -> Iterator[Unit]:
         """All that wait, in no order."""
-        return (unit for _, _, unit in self._entries if unit.queued)
+        entries = itertools.chain(self._entries, self._old)
+        return (unit for _, _, unit in entries if unit.queued)
+
+    def _first_heap(self) -> list[tuple[float, int, Unit]]:
+        """The one whose first entry comes first; units that wait no more are removed there."""
+        for heap in (self._entries, self._old):
+            while heap and not heap[0][2].queued:
+                heapq.heappop(heap)
+                self._dead -= 1
+        if self._entries and self._old:
+            return min(self._entries, self._old, key=lambda heap: heap[0][:2])
+        return self._entries or self._old
 
 
 class Line:
