@@ -201,7 +201,12 @@ async def test_the_description_and_its_page_need_no_network(served: Harness) -> 
     api = (await served.http.get("/openapi.json")).json()
     for path in ("/v1/score", "/v1/rank", "/v1/models", "/healthz", "/readyz", "/metrics"):
         assert path in api["paths"]
+        assert all("422" not in method["responses"] for method in api["paths"][path].values())
     assert "ErrorReply" in api["components"]["schemas"]
+    for path in ("/v1/score", "/v1/rank"):  # what "Try it" on the page begins with
+        content = api["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        example = content["schema"]["examples"][0]
+        assert (await served.http.post(path, json={**example, "model": "m"})).status_code == 200
     page = await served.http.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", page.text)
@@ -238,3 +243,13 @@ async def test_metrics_after_traffic(served: Harness) -> None:
     assert re.search(r"guerdon_engine_busy_seconds_total [0-9.e-]+", reply.text)
     assert re.search(rf'guerdon_model_info{{current="true",.*revision="{short}"}} 1.0', reply.text)
     assert "process_resident_memory_bytes" in reply.text
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b'{"model": 1%s}' % (b"0" * 5000)])
+async def test_what_no_parser_reads_is_the_bodys_fault(served: Harness, content: bytes) -> None:
+    reply = await served.http.post(
+        "/v1/score", content=content, headers={"content-type": "application/json"}
+    )
+    assert reply.status_code == 400
+    assert reply.json()["error"]["field"] == "body"
+    await served.still_serves()

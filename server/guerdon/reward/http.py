@@ -76,20 +76,20 @@ class RewardRoutes:
         router = APIRouter(
             prefix="/v1",
             tags=["reward"],
-            responses=_ERRORS,
             dependencies=[Depends(self._authorize)],
         )
         router.add_api_route(
             "/score", self.score, methods=["POST"], response_model=schemas.ScoreBodyReply,
-            summary="Score the responses of items",
+            summary="Score the responses of items", responses=_ERRORS,
         )  # fmt: skip
         router.add_api_route(
             "/rank", self.rank, methods=["POST"], response_model=schemas.RankBodyReply,
-            summary="Order candidates, best first",
+            summary="Order candidates, best first", responses=_ERRORS,
         )  # fmt: skip
         router.add_api_route(
             "/models", self.models, methods=["GET"], response_model=schemas.ModelsReply,
             summary="The loaded models",
+            responses={code: _ERRORS[code] for code in (401, 503)},
         )  # fmt: skip
         app.include_router(router)
         app.add_exception_handler(RequestValidationError, self._on_invalid)

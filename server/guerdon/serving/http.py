@@ -38,7 +38,7 @@ def new_app(
     Args:
         max_body: largest request body in bytes.
     """
-    app = FastAPI(title=title, version=version, docs_url=None, redoc_url=None)
+    app = _App(title=title, version=version, docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, max_body=max_body)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -46,7 +46,12 @@ def new_app(
     app.add_exception_handler(Exception, _on_error)
     _add_probes(app, lifecycle)
 
-    @app.get("/metrics", summary="Metrics as Prometheus text", tags=["operations"])
+    @app.get(
+        "/metrics",
+        summary="Metrics as Prometheus text",
+        tags=["operations"],
+        response_class=PlainTextResponse,
+    )
     def metrics() -> Response:
         body, content_type = exposition(registry)
         return Response(body, headers={"content-type": content_type})
@@ -58,8 +63,26 @@ def new_app(
     return app
 
 
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The description without FastAPI's own 422: a wrong field is 400 here."""
+        if self.openapi_schema is None:
+            schema = super().openapi()
+            for methods in schema["paths"].values():
+                for operation in methods.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema.get("components", {}).get("schemas", {}).pop(name, None)
+        return super().openapi()
+
+
 def _add_probes(app: FastAPI, lifecycle: Lifecycle) -> None:
-    @app.get("/healthz", summary="Whether the process lives", tags=["operations"])
+    @app.get(
+        "/healthz",
+        summary="Whether the process lives",
+        tags=["operations"],
+        response_class=PlainTextResponse,
+    )
     async def healthz() -> PlainTextResponse:
         return PlainTextResponse("ok\n")
 
@@ -67,6 +90,7 @@ def _add_probes(app: FastAPI, lifecycle: Lifecycle) -> None:
         "/readyz",
         summary="Whether it takes work",
         tags=["operations"],
+        response_class=PlainTextResponse,
         responses={503: {"description": "Starting or draining."}},
     )
     async def readyz() -> PlainTextResponse:
@@ -118,7 +142,9 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 async def _on_http_exception(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    names = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 405: "UNIMPLEMENTED"}
+    if error.status_code == 400:  # FastAPI's: not UTF-8, nested too deeply, …
+        return error_response(InvalidRequest("body", "cannot be parsed as JSON"))
+    names = {404: "NOT_FOUND", 405: "UNIMPLEMENTED"}
     body = {"code": names.get(error.status_code, "UNKNOWN"), "message": str(error.detail)}
     return JSONResponse({"error": body}, error.status_code, headers=error.headers)
 
