@@ -225,6 +225,18 @@ def test_those_sent_away_together_are_not_all_called_back_together() -> None:
     assert times == pytest.approx([1, 2, 3, 4, 5])
 
 
+def test_who_cannot_come_back_in_time_holds_no_place_in_the_line() -> None:
+    admission = Admission(QUEUE, BATCHES)
+    admission.observe("m", 1000, 10.0, now=0.0)
+    reserve(admission, 1000)
+    for _ in range(100):
+        with pytest.raises(Overloaded):
+            reserve(admission, 100, deadline=0.5)
+    with pytest.raises(Overloaded) as caught:
+        reserve(admission, 100)
+    assert caught.value.retry_after == pytest.approx(1)
+
+
 @pytest.mark.parametrize("priority", list(PriorityClass))
 @pytest.mark.parametrize("seed", range(5))
 def test_whoever_comes_back_when_told_mostly_finds_room(priority: PriorityClass, seed: int) -> None:

@@ -146,10 +146,10 @@ class Admission:
         # An estimate proves nothing: what looks too large for the queue may fit when counted.
         estimate = math.ceil(text_bytes / self._queue.bytes_per_token)
         tokens = max(1, min(estimate, self._most_tokens(priority)))
-        self._check_text(priority, text_bytes, tokens, model_name, now)
-        self._check_tokens(priority, tokens, model_name, now)
         bucket = self._bucket(self._batch.due(deadline, now))
         ticket = Ticket(model_name, priority, deadline, bucket, tokens, text_bytes)
+        self._check_text(ticket, now)
+        self._check_tokens(ticket, tokens, now)
         self._check_wait(ticket, tokens, now)
         self._text[priority] += text_bytes
         self._ledger[priority].add(ticket, tokens)
@@ -167,7 +167,7 @@ class Admission:
         if tokens > most:
             reason = f"{tokens} tokens are more than max_queued_tokens allows ({most})"
             raise TooLarge("items", reason, limit="max_queued_tokens")
-        self._check_tokens(ticket.priority, tokens, ticket.model_name, now)
+        self._check_tokens(ticket, tokens, now)
         if not any(ledger.total for ledger in self._ledger.values()):
             self._since = now
         ticket.tokens = tokens
@@ -200,20 +200,16 @@ class Admission:
     def _bucket(self, due: float) -> int:
         return math.floor(due / self._width)
 
-    def _check_text(
-        self, priority: PriorityClass, size: int, tokens: int, model_name: str, now: float
-    ) -> None:
+    def _check_text(self, ticket: Ticket, now: float) -> None:
+        priority, size = ticket.priority, ticket.text_bytes
         everyone = sum(self._text.values()) + size - self._queue.max_text_bytes
         share = self._queue.fraction(priority) * self._queue.max_text_bytes
         if max(everyone, self._text[priority] + size - share) > 0:
             reason = "too much text waits to be tokenised"
-            raise Overloaded(
-                reason, retry_after=self._promise(priority, 0, tokens, model_name, now)
-            )
+            raise Overloaded(reason, retry_after=self._promise(ticket, 0, ticket.tokens, now))
 
-    def _check_tokens(
-        self, priority: PriorityClass, tokens: int, model_name: str, now: float
-    ) -> None:
+    def _check_tokens(self, ticket: Ticket, tokens: int, now: float) -> None:
+        priority = ticket.priority
         held = {each: ledger.total for each, ledger in self._ledger.items()}
         excess = sum(held.values()) + tokens - self._queue.max_queued_tokens
         own = held[priority] + tokens - self._most_tokens(priority)
@@ -224,23 +220,22 @@ class Admission:
             sooner = own / share if share else math.inf
             own = min(own + held[PriorityClass.ONLINE], math.ceil(min(sooner, 2**60)))
         if max(excess, own) > 0:
-            after = self._promise(priority, max(excess, own), tokens, model_name, now)
+            after = self._promise(ticket, max(excess, own), tokens, now)
             raise Overloaded("the queue is full", retry_after=after)
 
-    def _promise(
-        self, priority: PriorityClass, excess: int, tokens: int, model_name: str, now: float
-    ) -> float:
+    def _promise(self, ticket: Ticket, excess: int, tokens: int, now: float) -> float:
         """Seconds until there should be room, behind all who were sent away before.
 
         Without their place in a line, everyone would be told of the same room and come back
-        for it at the same moment.
+        for it at the same moment. Who cannot come back before its deadline takes no place.
         """
-        each = self._seconds_per_token(model_name)
+        each = self._seconds_per_token(ticket.model_name)
         if each is None:
             return UNKNOWN_RETRY_SECONDS
-        start = max(now + excess * each, self._slot[priority])
-        # What is put off beyond the longest wait is not promised, so the line cannot grow.
-        self._slot[priority] = min(start + tokens * each, now + MAX_RETRY_SECONDS)
+        start = max(now + excess * each, self._slot[ticket.priority])
+        if ticket.deadline is None or start < ticket.deadline:
+            # What is put off beyond the longest wait is not promised: the line cannot grow.
+            self._slot[ticket.priority] = min(start + tokens * each, now + MAX_RETRY_SECONDS)
         return min(max(start - now, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
 
     def _check_wait(self, ticket: Ticket, tokens: int, now: float) -> None:
@@ -256,7 +251,7 @@ class Admission:
         late = finish - slack / WAIT_MARGIN
         if late > 0:
             excess = math.ceil(late / (self._seconds_per_token(ticket.model_name) or math.inf))
-            after = self._promise(ticket.priority, excess, tokens, ticket.model_name, now)
+            after = self._promise(ticket, excess, tokens, now)
             reason = f"it would take {finish:.2f} s, too long for the {slack:.2f} s left"
             raise Overloaded(reason, retry_after=after)
 

@@ -47,6 +47,7 @@ class Pace:
 
     def observe(self, name: str, tokens: int, seconds: float) -> None:
         """Take in one finished batch."""
+        tokens = max(tokens, 1)  # what needs no tokens still takes time
         # Put last: the names of models that are gone come first, and are forgotten.
         sums = self._sums.pop(name, _Sums())
         sums = sums.faded(math.exp(-max(tokens / self._window, 1 / _MEMORY_BATCHES)))
