@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
 import threading
@@ -452,26 +451,6 @@ async def test_at_overload_memory_is_bounded_and_every_caller_gets_an_answer() -
         assert len(answers) == 500
         # Room again: the books did not leak.
         await score(dispatcher, model, item_of(49, *[1] * 50, mark=1000))
-
-
-async def test_a_caller_who_leaves_as_its_deadline_passes_leaves_no_noise() -> None:
-    noise: list[dict[str, object]] = []
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: noise.append(context))
-    model = MarkModel()
-    async with running() as (dispatcher, _):
-        hold(model)
-        task = asyncio.create_task(score(dispatcher, model, item_of(5, 1), within=0.05))
-        await entered(model)
-        loop.call_later(0.06, task.cancel)
-        # So that both happen in one turn of the loop, the deadline first.
-        time.sleep(0.15)  # noqa: ASYNC251
-        await asyncio.wait([task])
-        assert task.cancelled()
-        model.gate.set()
-    del task
-    gc.collect()
-    assert not noise
 
 
 async def test_an_observer_that_fails_costs_nobody_a_score() -> None:

@@ -260,8 +260,6 @@ class Dispatcher:
             return await call.future
         except asyncio.CancelledError:
             self._abandon(call, DropReason.CANCELLED)
-            if call.future.done() and not call.future.cancelled():
-                call.future.exception()  # it came at the same moment: seen, so not logged
             raise
         finally:
             if timer is not None:
