@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -385,6 +386,29 @@ def test_a_marker_swallowed_by_a_longer_token_is_refused(tmp_path: Path) -> None
     assert len(encode(encoder, "a", "is it").readout[0]) == 1
     with pytest.raises(InvalidRequest, match=r"2 step markers .* 1 of them"):
         encode(encoder, "a", "is is")
+
+
+def test_a_marker_of_the_prompt_that_reaches_into_the_response_is_no_step(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama", token_classification=True)
+    Manifest(kind="process", step_marker=STEP).write(folder)
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    for token in rules["added_tokens"]:
+        token["rstrip"] = token["content"] == STEP
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
+    encoder = Encoder(inspect_checkpoint(folder))
+    prompt = FormattedText(f"Solve it.{STEP}")
+    assert len(encode(encoder, prompt, f"One.{STEP} Two.{STEP}").readout[0]) == 2
+    for response in (" no step at all", f" One.{STEP}"):
+        with pytest.raises(InvalidRequest, match="step markers"):
+            encode(encoder, prompt, response)
+
+
+def test_a_template_that_marks_the_steps_itself(tmp_path: Path) -> None:
+    template = CHATML.replace("message['content'] +", f"message['content'] + '{STEP}' +")
+    folder = tiny_checkpoint(tmp_path, "llama", token_classification=True, chat_template=template)
+    Manifest(kind="process", step_marker=STEP).write(folder)
+    item = encode(Encoder(inspect_checkpoint(folder)), QUESTION, "Paris.")
+    assert len(item.readout[0]) == 1
 
 
 def test_truncation_of_a_pair_keeps_its_separators() -> None:

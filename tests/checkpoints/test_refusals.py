@@ -553,6 +553,14 @@ def test_templates_that_can_not_be_right(tmp_path: Path, template: str, reason: 
         Encoder(checkpoint)
 
 
+def test_a_template_that_prints_the_date_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    Encoder(inspect_checkpoint(tiny_checkpoint(tmp_path, "llama", chat_template=template)))
+    assert "prints today's date" in caplog.text
+
+
 def test_a_checkpoint_is_frozen(tmp_path: Path) -> None:
     checkpoint = inspect_checkpoint(tiny_checkpoint(tmp_path, "llama"))
     with pytest.raises(dataclasses.FrozenInstanceError):

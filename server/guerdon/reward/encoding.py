@@ -7,6 +7,7 @@ has the rules for every form of prompt.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +21,15 @@ from guerdon.reward.types import (
     EncodedItem,
     FormattedText,
     Message,
+    Prompt,
     Response,
     ScoreItem,
     TokenArray,
     Truncation,
 )
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
+
+logger = logging.getLogger(__name__)
 
 _CONVERSATION = "prompt.conversation"
 
@@ -87,7 +91,7 @@ class Encoder:
         readout: tuple[npt.NDArray[np.int64], ...] = ()
         if self._marker_id is not None:
             readout = tuple(
-                self._markers(place, sequence, item.responses[place])
+                self._markers(place, sequence, item.responses[place], item.prompt)
                 for place, sequence in enumerate(sequences)
             )
         shared = _common_prefix([sequence.ids for sequence in sequences])
@@ -232,6 +236,12 @@ class Encoder:
             if type(error.__cause__).__name__ == "TemplateSyntaxError":
                 raise CheckpointRefused(f"the chat template is broken: {error.reason}") from error
             return  # it may want a system turn, for example: requests will show
+        if "strftime_now" in self._tokenizer.get_chat_template():
+            logger.warning(
+                "the chat template of %s prints today's date: the same answer may get another "
+                "score tomorrow; fix the date in the template",
+                self._tokenizer.name_or_path,
+            )
         if rendered[0] == rendered[1]:
             raise CheckpointRefused("the chat template leaves the assistant's last turn out")
         ids = self._text.one(rendered[0]).ids
@@ -308,15 +318,21 @@ class Encoder:
         sequence.prompt_end = lambda: end - excess
 
     def _markers(
-        self, place: int, sequence: _Sequence, response: Response
+        self, place: int, sequence: _Sequence, response: Response, prompt: Prompt
     ) -> npt.NDArray[np.int64]:
-        """Where the step markers of the response are."""
+        """Where the step markers of the response are.
+
+        A template may add markers to a response that has none of its own. Elsewhere one
+        more than is written is the prompt's, as when its last token eats the response's
+        first white space.
+        """
         end = sequence.prompt_end()
         found = np.flatnonzero(sequence.ids[end:] == self._marker_id) + end
         field = f"responses[{place}]"
         if isinstance(response, str):
             written = response.count(self._marker)
-            if written and written != len(found):
+            added = self._has_template and not isinstance(prompt, FormattedText)
+            if written != len(found) and (written or not added):
                 raise InvalidRequest(
                     f"{field}.text",
                     f"has {written} step markers {self._marker!r}, but {len(found)} of them are "
