@@ -17,8 +17,9 @@ _GROWTH = 8
 _PREFIX_SHARE = 8
 """An item is split for the sake of time only where its prefix, which is computed again in
 each part, is at most one token in so many of a part."""
-_RECOVERY_BATCHES = 128
-"""Full batches after which a limit lowered for memory is back where it was set, at most."""
+_RECOVERY = 1 / 64
+"""Part by which a full batch that fits raises a limit that was lowered for memory: after 45 of
+them a limit that was halved is where it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +131,7 @@ class Budgets:
         most = self._memory.get(key)
         if most is None or 2 * tokens < most:  # a small batch says nothing of a large one
             return
-        raised = most + math.ceil(self._limits.max_batch_tokens / _RECOVERY_BATCHES)
+        raised = most + math.ceil(most * _RECOVERY)
         if raised < self._limits.max_batch_tokens:
             self._memory[key] = raised
         else:
