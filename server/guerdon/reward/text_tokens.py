@@ -98,7 +98,7 @@ class TextTokenizer:
             text: valid Unicode.
             special: add what the tokenizer adds around a single text.
         """
-        encoding = self._backend.encode(text, add_special_tokens=special)
+        encoding = self._encode(text, special=special)
         return TokenizedText(np.asarray(encoding.ids, dtype=np.int32), ((encoding, 0),))
 
     def many(self, texts: Sequence[str]) -> list[TokenizedText]:
@@ -109,7 +109,7 @@ class TextTokenizer:
         head = self.one(texts[0][:cut])
         found = []
         for text in texts:
-            tail = self._backend.encode(text[cut:], add_special_tokens=False)
+            tail = self._encode(text[cut:])
             ids = np.concatenate([head.ids, np.asarray(tail.ids, dtype=np.int32)])
             found.append(TokenizedText(ids, (*head.parts, (tail, cut))))
         return found
@@ -119,18 +119,23 @@ class TextTokenizer:
 
         As in a list, an empty second text is a text; `tokenizer(first, "")` would leave it out.
         """
-        head = self._backend.encode(first, add_special_tokens=False)
+        head = self._encode(first)
         end = self._pair_lead + len(head.ids)
         found = []
         for text in seconds:
             if self._join_pairs:
-                tail = self._backend.encode(text, add_special_tokens=False)
+                tail = self._encode(text)
                 pair = self._backend.post_process(head, tail)
             else:
-                pair = self._backend.encode(first, text)
+                pair = self._encode((first, text), special=True)
             ids, types = (np.asarray(row, dtype=np.int32) for row in (pair.ids, pair.type_ids))
             found.append(TokenizedPair(ids, types, end))
         return found
+
+    def _encode(self, text: str | tuple[str, str], *, special: bool = False) -> Encoding:
+        """As `encode` does, which holds the interpreter's lock: 3 s for a text of 4 MB, in which
+        not even health would be answered. `encode_batch` lets go of it."""
+        return self._backend.encode_batch([text], add_special_tokens=special)[0]
 
     def _cut(self, texts: Sequence[str]) -> int:
         """Where to cut all texts: in front of the last added token that they share, or 0."""
@@ -172,7 +177,7 @@ class TextTokenizer:
 
     def _learn_pairs(self) -> None:
         """What stands before and between two texts, and whether they can be joined."""
-        sample = self._backend.encode("a", "b")
+        sample = self._encode(("a", "b"), special=True)
         order = sample.sequence_ids
         last = len(order) - 1 - order[::-1].index(0)
         self._pair_lead = order.index(0)
@@ -180,7 +185,7 @@ class TextTokenizer:
         self._join_pairs = True
         for first in _PROBES:
             for joined, second in zip(self.pairs(first, _PROBES), _PROBES, strict=True):
-                whole = self._backend.encode(first, second)
+                whole = self._encode((first, second), special=True)
                 same = (joined.ids.tolist(), joined.types.tolist()) == (whole.ids, whole.type_ids)
                 self._join_pairs = self._join_pairs and same
 
