@@ -1,0 +1,63 @@
+"""Every Python example of docs/client.md runs as it stands, but for the servers' addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guerdon.client import AsyncRewardClient, Item, Retry, RewardClient
+from guerdon.client.testing import FakeRewardServer
+
+GUIDE = Path(__file__).parents[2] / "docs" / "client.md"
+FIRST, BEST, LOOP, STREAM, TESTING = re.findall(
+    r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL
+)
+
+
+def run_async(example: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Run an example that awaits; what it assigns comes back."""
+    code = f"async def example():\n{textwrap.indent(example, '    ')}\n    return locals()"
+    exec(code, names)
+    found: dict[str, Any] = asyncio.run(names["example"]())
+    return found
+
+
+def test_synchronous_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeRewardServer(models=["helpful"]) as server:
+        exec(FIRST.replace("localhost:50051", server.target), {})
+        assert capsys.readouterr().out == "[[18.0, 4.0]]\n"
+        with RewardClient(server.target) as rewards:
+            names = {"rewards": rewards, "prompt": "q", "answers": ["a", "the longest", "bb"]}
+            exec(BEST, names)
+        assert capsys.readouterr().out == "the longest 11.0\n"
+
+
+def test_asynchronous_examples() -> None:
+    with FakeRewardServer(models=["helpful"]) as server:
+        names: dict[str, Any] = {
+            "AsyncRewardClient": AsyncRewardClient,
+            "Retry": Retry,
+            "items": [Item("q", ["a", "bb"]), Item("r", ["ccc"])],
+        }
+        loop = re.sub(r'"10\.0\.0\.\d:50051"', f'"{server.target}"', LOOP)
+        assert run_async(loop, names)["result"].scores == [[1.0, 2.0], [3.0]]
+        saved: dict[int, tuple[float, ...]] = {}
+        stream = f'async with AsyncRewardClient("{server.target}") as rewards:\n'
+        stream += textwrap.indent(STREAM, "    ")
+        run_async(stream, {**names, "model": "helpful", "save": saved.__setitem__})
+        assert {place: list(values) for place, values in saved.items()} == {0: [1, 2], 1: [3]}
+
+
+def test_the_example_of_a_users_test_passes(tmp_path: Path) -> None:
+    (tmp_path / "test_example.py").write_text(TESTING, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_example.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
