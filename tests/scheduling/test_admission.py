@@ -281,3 +281,14 @@ def test_whoever_comes_back_when_told_mostly_finds_room(priority: PriorityClass,
 def test_limits_without_sense_are_refused_by_name(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         QueueLimits(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_burst_after_a_quiet_hour_is_not_taken_for_overload() -> None:
+    """Small calls one at a time tell the overhead: a hundred of them take little longer."""
+    admission = Admission(QueueLimits(), BatchLimits())
+    for _ in range(200):
+        admission.observe("m", 20, 0.01, now=0.0)
+    for _ in range(100):
+        admission.reserve(
+            model_name="m", priority=ONLINE, text_bytes=60, deadline=0.2, now=0.0
+        )  # fmt: skip

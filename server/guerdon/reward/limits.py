@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 MIN_TIMED_TOKENS = 512
 """A batch is not cut below this for the sake of time: small batches waste the engine."""
-_GROWTH = 8
+_GROWTH = 4
 """How much larger than what was seen a batch may be, as far as time is concerned."""
 _PREFIX_SHARE = 8
 """An item is split for the sake of time only where its prefix, which is computed again in

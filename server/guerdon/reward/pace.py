@@ -11,7 +11,10 @@ _MEMORY_BATCHES = 64
 """Batches after which an old one counts no more, however small they are."""
 _PRIOR = 0.05
 """Spread of sizes (variance over squared mean) from which on the fitted line is believed
-more than plain proportion."""
+more than what is assumed of batches of one size."""
+_PROPORTIONAL_TOKENS = 512
+"""Batches of one size tell nothing of others: from this size on their time is taken to be
+proportional to the tokens, and the smaller they are the more of it for overhead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +104,13 @@ class _Sums:
         )
 
     def fit(self) -> Fit:
-        """The line; batches of about one size tell no slope, so it leans on proportion."""
+        """The line; it leans on an assumption as far as the sizes were the same."""
         ratio = self.seconds / self.tokens
         mean = self.tokens / self.batches
         spread = self.squares / self.batches - mean * mean
         together = self.products / self.batches - mean * self.seconds / self.batches
         prior = _PRIOR * mean * mean
-        slope = min(max((together + prior * ratio) / (spread + prior), 0.0), ratio)
+        assumed = ratio * min(1.0, mean / _PROPORTIONAL_TOKENS)
+        slope = min(max((together + prior * assumed) / (spread + prior), 0.0), ratio)
         overhead = max(self.seconds / self.batches - slope * mean, 0.0)
         return Fit(overhead, slope, self.squares / self.tokens)
