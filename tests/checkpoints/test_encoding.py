@@ -70,9 +70,14 @@ def turns(messages: tuple[Message, ...], answer: str) -> list[dict[str, str]]:
 
 
 @functools.cache
-def made(name: str, architecture: str = "llama", template: str | None = CHATML) -> Path:
+def made(
+    name: str,
+    architecture: str = "llama",
+    template: str | None = CHATML,
+    longest: int = 256,
+) -> Path:
     folder = Path(made.base) / name  # type: ignore[attr-defined]
-    return tiny_checkpoint(folder, architecture, chat_template=template)
+    return tiny_checkpoint(folder, architecture, chat_template=template, max_positions=longest)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,9 +87,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def tiny(
-    name: str = "llama", architecture: str = "llama", template: str | None = CHATML
+    name: str = "llama",
+    architecture: str = "llama",
+    template: str | None = CHATML,
+    longest: int = 256,
 ) -> Encoder:
-    return Encoder(inspect_checkpoint(made(name, architecture, template)))
+    return Encoder(inspect_checkpoint(made(name, architecture, template, longest)))
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +206,7 @@ def test_special_tokens_written_in_an_answer_count_as_such(smollm: Encoder) -> N
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(content=MIXED, answers=st.lists(MIXED, min_size=2, max_size=4))
 def test_shared_text_changes_no_token(smollm: Encoder, content: str, answers: list[str]) -> None:
-    for encoder in (smollm, tiny()):
+    for encoder in (smollm, tiny("roomy", longest=4096)):  # any text of these fits
         plain = encoder._tokenizer
         prompt = (Message("user", content),)
         assert whole(encode(encoder, prompt, *answers)) == [
@@ -216,7 +224,7 @@ def test_shared_text_changes_no_token(smollm: Encoder, content: str, answers: li
 def test_pairs_are_what_the_tokenizer_gives(content: str, answers: list[str]) -> None:
     if content.startswith(BOS):
         return
-    encoder = tiny("bert", "bert", None)
+    encoder = tiny("roomy-bert", "bert", None, longest=4096)
     expected = encoder._tokenizer([content] * len(answers), answers)["input_ids"]
     assert whole(encode(encoder, content, *answers)) == expected
 

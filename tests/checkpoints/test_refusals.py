@@ -1,20 +1,19 @@
-"""Every fault of a checkpoint is refused with its reason, and never scored."""
+"""What is refused when a checkpoint is loaded, and what is read from a sound one."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from tests.checkpoints.support import edit_json, edit_tensors, load
 from tests.support.tiny import ARCHITECTURES, BOS, CHATML, STEP, tiny_checkpoint, tiny_tokenizer
 
-from guerdon.models import Manifest, template_hash
-from guerdon.reward.checkpoint import Checkpoint, inspect_checkpoint, load_weights
+from guerdon.models import Manifest
+from guerdon.reward.checkpoint import inspect_checkpoint
 from guerdon.reward.encoding import Encoder
 from guerdon.reward.types import Attribute, ModelKind
 from guerdon.serving.errors import CheckpointRefused
@@ -23,24 +22,6 @@ pytestmark = pytest.mark.filterwarnings(
     # DeBERTa scripts its attention when transformers imports it; torch deprecates that.
     "ignore:`torch.jit:DeprecationWarning"
 )
-
-Fault = Callable[[Path], None]
-
-
-def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
-    return load_weights(checkpoint, dtype=dtype, device=torch.device("cpu"))
-
-
-def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def edit_json(path: Path, **values: object) -> None:
-    data = json.loads(path.read_text())
-    data.update(values)
-    path.write_text(json.dumps(data))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -57,214 +38,6 @@ def test_a_sound_checkpoint_loads(tmp_path: Path, architecture: str) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
     stored = load_file(folder / "model.safetensors")
     assert all(torch.equal(stored[k], v) for k, v in model.state_dict().items() if k in stored)
-
-
-def no_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
-def broken_config(folder: Path) -> None:
-    (folder / "config.json").write_text("{")
-
-
-def pickle_only(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def no_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-def odd_name(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "weights.safetensors")
-
-
-def truncated(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def garbage(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"not safetensors at all")
-
-
-def missing_shard(folder: Path) -> None:
-    shard = "model-00001-of-00002.safetensors"
-    names = dict.fromkeys(load_file(folder / "model.safetensors"), shard)
-    (folder / "model.safetensors").rename(folder / shard)
-    names["score.weight"] = "model-00002-of-00002.safetensors"
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-
-
-def lying_index(folder: Path) -> None:
-    missing_shard(folder)
-    save_file({"other": torch.zeros(1)}, folder / "model-00002-of-00002.safetensors")
-
-
-def left_over_shard(folder: Path) -> None:
-    """As when a folder is saved anew with other shards: which head would be loaded?"""
-    tensors = load_file(folder / "model.safetensors")
-    no_weights(folder)
-    body = {name: tensor for name, tensor in tensors.items() if name != "score.weight"}
-    old = {name: body.pop(name) for name in list(body)[:1]}
-    first, second = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
-    save_file(body | {"score.weight": tensors["score.weight"]}, folder / first)
-    save_file(old | {"score.weight": -tensors["score.weight"]}, folder / second)
-    names = dict.fromkeys(tensors, first) | dict.fromkeys(old, second)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-
-
-def index_outside(folder: Path) -> None:
-    no_weights(folder)
-    names = {"score.weight": "../elsewhere.safetensors"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-
-
-def both_forms(folder: Path) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
-
-
-def headless(folder: Path) -> None:
-    edit_tensors(folder, lambda tensors: tensors.pop("score.weight"))
-
-
-def wide_head(folder: Path) -> None:
-    edit_tensors(folder, lambda t: t.update({"score.weight": torch.ones(2, 64)}))
-
-
-def default_labels(folder: Path) -> None:
-    data = json.loads((folder / "config.json").read_text())
-    for key in ("num_labels", "id2label", "label2id"):
-        data.pop(key, None)
-    (folder / "config.json").write_text(json.dumps(data))
-
-
-def custom_head(folder: Path) -> None:
-    edit_tensors(folder, lambda t: t.update({"regression_layer.weight": torch.ones(19, 64)}))
-
-
-def adapter(folder: Path) -> None:
-    (folder / "adapter_config.json").write_text("{}")
-
-
-def custom_code(folder: Path) -> None:
-    edit_json(folder / "config.json", auto_map={"AutoModel": "modeling.Model"})
-
-
-def tokenizer_code(folder: Path) -> None:
-    edit_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["t.T", None]})
-
-
-def unknown_class(folder: Path) -> None:
-    edit_json(folder / "config.json", architectures=["LlamaForRewardModelWithGating"])
-
-
-def no_class(folder: Path) -> None:
-    edit_json(folder / "config.json", architectures=None)
-
-
-def unknown_type(folder: Path) -> None:
-    edit_json(folder / "config.json", model_type="sparkle")
-
-
-def quantised(folder: Path) -> None:
-    edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-
-
-def float8(folder: Path) -> None:
-    edit_tensors(
-        folder,
-        lambda t: t.update({"score.weight": t["score.weight"].to(torch.float8_e4m3fn)}),
-    )
-
-
-def no_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-
-
-def other_template(folder: Path) -> None:
-    Manifest(template_hash=template_hash("another")).write(folder)
-
-
-def lost_template(folder: Path) -> None:
-    Manifest(template_hash=template_hash(CHATML)).write(folder)
-    for path in folder.glob("*.jinja"):
-        path.unlink()
-
-
-def unknown_key(folder: Path) -> None:
-    (folder / "guerdon.json").write_text('{"knd": "sequence"}')
-
-
-def wrong_kind(folder: Path) -> None:
-    Manifest(kind="process", step_marker=STEP).write(folder)
-
-
-def too_many_attributes(folder: Path) -> None:
-    Manifest(kind="attributes", attributes={"a": 1.0, "b": 1.0}).write(folder)
-
-
-def attributes_of_no_kind(folder: Path) -> None:
-    Manifest(attributes={"harmful": -1.0}).write(folder)
-
-
-def marker_of_no_kind(folder: Path) -> None:
-    Manifest(step_marker=STEP).write(folder)
-
-
-def members_of_no_kind(folder: Path) -> None:
-    Manifest(members=("a", "b")).write(folder)
-
-
-def too_many_tokens(folder: Path) -> None:
-    Manifest(max_tokens=257).write(folder)
-
-
-FAULTS: dict[Fault, str] = {
-    no_config: "no config.json",
-    broken_config: "config.json can't be read",
-    pickle_only: "pickle",
-    no_weights: "no weights",
-    odd_name: "neither model.safetensors nor",
-    truncated: "truncated",
-    garbage: "not a safetensors file",
-    missing_shard: "lacks 1 of the 2 shards",
-    left_over_shard: "holds score.weight, and so does another shard",
-    lying_index: "score.weight is in .* but it is not",
-    index_outside: "no safetensors file beside it",
-    both_forms: "holds both",
-    headless: "lacks score.weight",
-    wide_head: r"score.weight has the shape \[2, 64\]",
-    default_labels: "2 outputs",
-    custom_head: "regression_layer.weight",
-    adapter: "LoRA adapter",
-    custom_code: "Python code of its own",
-    tokenizer_code: "tokenizer_config.json",
-    unknown_class: "LlamaForRewardModelWithGating, which is not served",
-    no_class: "must name one architecture",
-    unknown_type: "can't be used",
-    quantised: "quantised",
-    float8: "stored as F8_E4M3",
-    no_tokenizer: "no tokenizer",
-    other_template: "not the one it was trained with",
-    lost_template: "the folder has none",
-    unknown_key: "did you mean 'kind'",
-    wrong_kind: "needs a ForTokenClassification",
-    too_many_attributes: "names 2 attributes, but the head has 1",
-    attributes_of_no_kind: "attributes, which only kind = attributes has",
-    marker_of_no_kind: "step_marker, which only kind = process has",
-    members_of_no_kind: "members, which only kind = ensemble has",
-    too_many_tokens: "has positions for 256",
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_fault_is_refused(tmp_path: Path, fault: Fault) -> None:
-    folder = tiny_checkpoint(tmp_path, "llama")
-    inspect_checkpoint(folder)
-    fault(folder)
-    with pytest.raises(CheckpointRefused, match=FAULTS[fault]):
-        inspect_checkpoint(folder)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
@@ -382,7 +155,7 @@ def test_other_files_that_change_meanwhile(tmp_path: Path, name: str) -> None:
 def test_shards_load_whole(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path, "llama")
     whole = load(inspect_checkpoint(folder))
-    no_weights(folder)
+    (folder / "model.safetensors").unlink()
     whole.save_pretrained(folder, max_shard_size="50KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
     again = load(inspect_checkpoint(folder)).state_dict()
@@ -461,63 +234,6 @@ def test_any_change_of_content_is_another_revision(tmp_path: Path, name: str) ->
     else:
         (folder / name).write_text((folder / name).read_text() + "\n")
     assert inspect_checkpoint(folder).revision != before
-
-
-def ensemble(folder: Path, second: dict[str, Any], **manifest: Any) -> Path:
-    tiny_checkpoint(folder / "a", "llama", seed=1)
-    tiny_checkpoint(folder / "b", **{"architecture": "llama", "seed": 2, **second})
-    values = {"kind": "ensemble", "members": ("a", "b"), **manifest}
-    Manifest(**values).write(folder)
-    return folder
-
-
-def test_an_ensemble_of_two(tmp_path: Path) -> None:
-    checkpoint = inspect_checkpoint(ensemble(tmp_path, {"architecture": "gpt2"}))
-    assert checkpoint.kind is ModelKind.ENSEMBLE
-    assert [member.folder.name for member in checkpoint.members] == ["a", "b"]
-    assert checkpoint.architecture == (
-        "LlamaForSequenceClassification + GPT2ForSequenceClassification"
-    )
-    whole = checkpoint.revision
-    edit_tensors(tmp_path / "b", lambda t: t.update({"score.weight": t["score.weight"] + 1}))
-    assert inspect_checkpoint(tmp_path).revision != whole
-
-
-@pytest.mark.parametrize(
-    ("second", "manifest", "reason"),
-    [
-        ({"seed": 1}, {}, "the same model"),
-        ({"chat_template": CHATML + "\n"}, {}, "another chat template"),
-        ({"architecture": "bert", "chat_template": None}, {}, "another"),
-        ({"num_labels": 2}, {}, "2 outputs"),
-        ({}, {"members": ("a", "missing")}, "there is no folder"),
-        ({}, {"max_tokens": 1000}, "takes only 256"),
-        ({}, {"template_hash": "ab" * 32}, "chat template"),
-        ({}, {"double_bos": True}, "double_bos stands in those of its members"),
-    ],
-)
-def test_members_that_do_not_fit(
-    tmp_path: Path, second: dict[str, Any], manifest: dict[str, Any], reason: str
-) -> None:
-    folder = ensemble(tmp_path, second, **manifest)
-    with pytest.raises(CheckpointRefused, match=reason):
-        inspect_checkpoint(folder)
-
-
-def test_members_with_another_tokenizer(tmp_path: Path) -> None:
-    folder = ensemble(tmp_path, {})
-    tokenizer = tiny_tokenizer(chat_template=CHATML)
-    tokenizer.add_tokens(["extra"])
-    tokenizer.save_pretrained(folder / "b")
-    with pytest.raises(CheckpointRefused, match="another tokenizer"):
-        inspect_checkpoint(folder)
-
-
-def test_an_ensemble_of_ensembles(tmp_path: Path) -> None:
-    folder = ensemble(tmp_path, {})
-    Manifest(kind="ensemble", members=("..",)).write(folder / "b")
-    with pytest.raises(CheckpointRefused, match="of kind ensemble"):
-        inspect_checkpoint(folder)
 
 
 def test_custom_code_never_runs(tmp_path: Path) -> None:

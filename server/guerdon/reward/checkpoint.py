@@ -1,7 +1,7 @@
-"""Judge a checkpoint before anything is scored with it, and load it whole or not at all.
+"""Judge a checkpoint before anything is scored with it.
 
     checkpoint = inspect_checkpoint(folder)                # reads headers, makes no tensors
-    model = load_weights(checkpoint, dtype=…, device=…)    # any missing key: refused
+    model = load_weights(checkpoint, dtype=…, device=…)    # `weights`: any missing key: refused
 
 `transformers` fills what a checkpoint lacks with random numbers and drops what it does
 not know, with a warning at most. Either gives wrong scores, so both are refused here.
@@ -24,7 +24,6 @@ from transformers import (
 from guerdon.models import MANIFEST_NAME, Manifest, ManifestError, template_hash
 from guerdon.reward.model_config import (
     architecture_of,
-    auto_class,
     check_config_file,
     check_tensors,
     first_line,
@@ -336,79 +335,3 @@ def _reading(checkpoint: Checkpoint) -> tuple[object, ...]:
     inputs = tuple(tokenizer.model_input_names)
     double = checkpoint.manifest.double_bos
     return rules, inputs, tuple(sorted(tokenizer.special_tokens_map.items())), double
-
-
-def load_weights(
-    checkpoint: Checkpoint,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    attn_implementation: str | None = None,
-) -> PreTrainedModel:
-    """The model of a checkpoint that is no ensemble, for inference.
-
-    Args:
-        checkpoint: as it was inspected.
-        dtype: the number type to compute in.
-        device: where.
-        attn_implementation: as `from_pretrained` takes it; the model's best when None.
-
-    Raises:
-        CheckpointRefused: a tensor is missing, unknown, of a wrong shape, or not finite; or
-            the files changed since they were inspected.
-    """
-    assert not checkpoint.members, "load the members of an ensemble one by one"
-    folder = checkpoint.folder
-    auto = auto_class(checkpoint.architecture, checkpoint.config)
-    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
-        model, report = auto.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **chosen,
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise CheckpointRefused(f"{folder} can't be loaded: {first_line(error)}") from error
-    for key, meaning in (
-        ("missing_keys", "lacks"),
-        ("unexpected_keys", "holds tensors that the model does not know:"),
-        ("mismatched_keys", "holds tensors of another shape:"),
-        ("error_msgs", "can't be loaded:"),
-    ):
-        if report.get(key):
-            found = sorted(str(name) for name in report[key])
-            more = f" and {len(found) - 1} more" if found[1:] else ""
-            raise CheckpointRefused(f"{folder} {meaning} {found[0]}{more}")
-    _check_finite(folder, model)
-    _check_unchanged(checkpoint)
-    loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
-    return loaded
-
-
-def _check_unchanged(checkpoint: Checkpoint) -> None:
-    """The config is read again with the weights, and the revision must be that of both."""
-    try:
-        now = stamp(Path(name) for name, _, _ in checkpoint.stamp)
-    except OSError:
-        now = ()
-    if now != checkpoint.stamp:
-        raise CheckpointRefused(
-            f"the files in {checkpoint.folder} changed while they were loaded: try again"
-        )
-
-
-def _check_finite(folder: Path, model: PreTrainedModel) -> None:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        # Masks and the like in buffers may hold -inf; a NaN is never meant.
-        bad = ~torch.isfinite(tensor) if isinstance(tensor, torch.nn.Parameter) else tensor.isnan()
-        if tensor.is_floating_point() and bool(bad.any()):
-            raise CheckpointRefused(
-                f"{name} in {folder} holds {int(bad.sum())} numbers that are not finite "
-                f"(in {str(tensor.dtype).removeprefix('torch.')}): the training diverged, or the "
-                "number type is too small for it"
-            )

@@ -1,0 +1,89 @@
+"""Load the weights of an inspected checkpoint, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from guerdon.reward.checkpoint import Checkpoint
+from guerdon.reward.model_config import auto_class, first_line
+from guerdon.reward.weight_files import stamp
+from guerdon.serving.errors import CheckpointRefused
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """The model of a checkpoint that is no ensemble, for inference.
+
+    Args:
+        checkpoint: as it was inspected.
+        dtype: the number type to compute in.
+        device: where.
+        attn_implementation: as `from_pretrained` takes it; the model's best when None.
+
+    Raises:
+        CheckpointRefused: a tensor is missing, unknown, of a wrong shape, or not finite; or
+            the files changed since they were inspected.
+    """
+    assert not checkpoint.members, "load the members of an ensemble one by one"
+    folder = checkpoint.folder
+    auto = auto_class(checkpoint.architecture, checkpoint.config)
+    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        model, report = auto.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **chosen,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise CheckpointRefused(f"{folder} can't be loaded: {first_line(error)}") from error
+    for key, meaning in (
+        ("missing_keys", "lacks"),
+        ("unexpected_keys", "holds tensors that the model does not know:"),
+        ("mismatched_keys", "holds tensors of another shape:"),
+        ("error_msgs", "can't be loaded:"),
+    ):
+        if report.get(key):
+            found = sorted(str(name) for name in report[key])
+            more = f" and {len(found) - 1} more" if found[1:] else ""
+            raise CheckpointRefused(f"{folder} {meaning} {found[0]}{more}")
+    _check_finite(folder, model)
+    _check_unchanged(checkpoint)
+    loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
+    return loaded
+
+
+def _check_unchanged(checkpoint: Checkpoint) -> None:
+    """The config is read again with the weights, and the revision must be that of both."""
+    try:
+        now = stamp(Path(name) for name, _, _ in checkpoint.stamp)
+    except OSError:
+        now = ()
+    if now != checkpoint.stamp:
+        raise CheckpointRefused(
+            f"the files in {checkpoint.folder} changed while they were loaded: try again"
+        )
+
+
+def _check_finite(folder: Path, model: PreTrainedModel) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        # Masks and the like in buffers may hold -inf; a NaN is never meant.
+        bad = ~torch.isfinite(tensor) if isinstance(tensor, torch.nn.Parameter) else tensor.isnan()
+        if tensor.is_floating_point() and bool(bad.any()):
+            raise CheckpointRefused(
+                f"{name} in {folder} holds {int(bad.sum())} numbers that are not finite "
+                f"(in {str(tensor.dtype).removeprefix('torch.')}): the training diverged, or the "
+                "number type is too small for it"
+            )
