@@ -171,6 +171,10 @@ def reward(
 
 
 def _serve(file: Path | None, flags: dict[str, Any]) -> None:
+    # Read when torch is loaded: its threads sleep between forward passes instead of spinning on
+    # the cores that the event loop, the tokenizers and other processes need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
     from guerdon.reward.app import Ports, RewardServer
     from guerdon.reward.config import load_config
     from guerdon.reward.loading import new_loader
