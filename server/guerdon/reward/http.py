@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from guerdon.reward.calls import Call, CallMetrics
 from guerdon.reward.convert import Limits
 from guerdon.reward.registry import Registry
 from guerdon.reward.scoring import Scored, Scoring, in_ranking
+from guerdon.reward.types import ScoreItem
 from guerdon.serving.credentials import BearerToken
 from guerdon.serving.errors import Cancelled, InvalidRequest
 from guerdon.serving.http import error_response, validation_error
@@ -101,22 +102,13 @@ class RewardRoutes:
         with self._track("http_score", body) as call, self._lifecycle.admit():
             options = body.options.to_domain()
             call.asks(body.model, options.priority)
-            items = schemas.items_of(body, self._limits)
+            size = len(await request.body())
+            items = await self._scoring.off_loop(size, schemas.items_of, body, self._limits)
             scored = await _while_connected(
                 request, self._scoring.score(call, body.model, items, options)
             )
-            return _reply(
-                schemas.ScoreBodyReply(
-                    items=[
-                        schemas.ItemReply(
-                            id=item.id,
-                            scores=[schemas.score_reply(s, scored.info) for s in scores],
-                        )
-                        for item, scores in zip(items, scored.items, strict=True)
-                    ],
-                    info=schemas.info_reply(scored),
-                    timing=schemas.timing_reply(scored, call.elapsed()),
-                )
+            return await self._scoring.off_loop(
+                scored.reply_size, _score_reply, items, scored, call
             )
 
     async def rank(
@@ -126,22 +118,13 @@ class RewardRoutes:
         with self._track("http_rank", body) as call, self._lifecycle.admit():
             options = body.options.to_domain()
             call.asks(body.model, options.priority)
-            item = schemas.candidates_of(body, self._limits)
+            size = len(await request.body())
+            item = await self._scoring.off_loop(size, schemas.candidates_of, body, self._limits)
             scored = await _while_connected(
                 request, self._scoring.score(call, body.model, [item], options, in_ranking)
             )
-            scores = scored.items[0]
-            return _reply(
-                schemas.RankBodyReply(
-                    ranking=[
-                        schemas.RankedReply(
-                            index=i, score=schemas.score_reply(scores[i], scored.info)
-                        )
-                        for i in scored.ranking(body.top_n)
-                    ],
-                    info=schemas.info_reply(scored),
-                    timing=schemas.timing_reply(scored, call.elapsed()),
-                )
+            return await self._scoring.off_loop(
+                scored.reply_size, _rank_reply, scored, body.top_n, call
             )
 
     async def models(self) -> Response:
@@ -173,6 +156,35 @@ class RewardRoutes:
             with suppress(InvalidRequest), self._calls.track(method, None):
                 raise fault
         return error_response(fault)
+
+
+def _score_reply(items: Sequence[ScoreItem], scored: Scored, call: Call) -> Response:
+    replies = [
+        schemas.ItemReply(id=item.id, scores=[schemas.score_reply(s, scored.info) for s in scores])
+        for item, scores in zip(items, scored.items, strict=True)
+    ]
+    return _reply(
+        schemas.ScoreBodyReply(
+            items=replies,
+            info=schemas.info_reply(scored),
+            timing=schemas.timing_reply(scored, call.elapsed()),
+        )
+    )
+
+
+def _rank_reply(scored: Scored, top_n: int, call: Call) -> Response:
+    scores = scored.items[0]
+    ranking = [
+        schemas.RankedReply(index=i, score=schemas.score_reply(scores[i], scored.info))
+        for i in scored.ranking(top_n)
+    ]
+    return _reply(
+        schemas.RankBodyReply(
+            ranking=ranking,
+            info=schemas.info_reply(scored),
+            timing=schemas.timing_reply(scored, call.elapsed()),
+        )
+    )
 
 
 def _reply(body: BaseModel) -> Response:

@@ -39,7 +39,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _INLINE_BYTES = 16 * 1024
-"""Messages up to this size are converted on the event loop: it takes under 0.2 ms."""
+"""Messages up to this size are converted on the event loop: it takes a millisecond or less."""
 _BYTES_PER_TOKEN_ID = 4
 _ENCODE_CHUNK = 16
 """Items that one job encodes: a large request leaves the threads to others in between."""
@@ -56,6 +56,11 @@ class Scored:
     queue_seconds: float
     tokenize_seconds: float
     compute_seconds: float
+
+    @property
+    def reply_size(self) -> int:
+        """About the bytes of the reply, for `Scoring.off_loop`."""
+        return 64 * sum(map(len, self.items))
 
     def ranking(self, top_n: int = 0) -> list[int]:
         """Places of the first item's responses, best first; equal scores keep their order."""

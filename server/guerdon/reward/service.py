@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from guerdon.reward import convert
 from guerdon.reward.calls import Call, CallMetrics
 from guerdon.reward.registry import Registry
 from guerdon.reward.scoring import Scored, Scoring, in_ranking
 from guerdon.reward.stream import ScoreStream
-from guerdon.reward.types import PriorityClass
+from guerdon.reward.types import PriorityClass, ScoreItem
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.wire import Context, decode
 from guerdon.v1 import reward_pb2
@@ -51,10 +52,8 @@ class RewardService:
             call.asks(request.model, options.priority)
             items = await self._scoring.off_loop(len(data), convert.items, request, self._limits)
             scored = await self._scoring.score(call, request.model, items, options)
-            return reward_pb2.ScoreResponse(
-                items=convert.item_scores(items, scored),
-                info=convert.scoring_info(scored),
-                timing=convert.timing(scored, call.elapsed()),
+            return await self._scoring.off_loop(
+                scored.reply_size, score_response, items, scored, call
             )
 
     async def Rank(self, data: bytes, context: Context) -> reward_pb2.RankResponse:
@@ -67,7 +66,9 @@ class RewardService:
                 len(data), convert.candidates, request, self._limits
             )
             scored = await self._scoring.score(call, request.model, [item], options, in_ranking)
-            return rank_response(scored, request.top_n, call)
+            return await self._scoring.off_loop(
+                scored.reply_size, rank_response, scored, request.top_n, call
+            )
 
     async def ScoreStream(self, context: Context) -> None:
         """Score items as they come; one at fault fails alone."""
@@ -98,6 +99,17 @@ class RewardService:
             return reward_pb2.GetModelResponse(
                 model=convert.model_info(revision.info, current=revision.current, aliases=aliases)
             )
+
+
+def score_response(
+    items: Sequence[ScoreItem], scored: Scored, call: Call
+) -> reward_pb2.ScoreResponse:
+    """The scores of a call's items."""
+    return reward_pb2.ScoreResponse(
+        items=convert.item_scores(items, scored),
+        info=convert.scoring_info(scored),
+        timing=convert.timing(scored, call.elapsed()),
+    )
 
 
 def rank_response(scored: Scored, top_n: int, call: Call) -> reward_pb2.RankResponse:
