@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from guerdon.reward.checkpoint import Checkpoint
-from guerdon.reward.weights import load_weights
+from guerdon.reward.checkpoints.checkpoint import Checkpoint
+from guerdon.reward.checkpoints.weights import load_weights
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:

@@ -29,7 +29,7 @@ from transformers import AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
 from guerdon.models import Manifest, resolve_model
-from guerdon.reward.checkpoint import inspect_checkpoint
+from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
 from guerdon.reward.encoding import Encoder
 from guerdon.reward.types import EncodedItem, FormattedText, Message, ScoreItem, Truncation
 from guerdon.serving.errors import InvalidRequest

@@ -10,7 +10,7 @@ from tests.checkpoints.support import edit_tensors
 from tests.support.tiny import CHATML, tiny_checkpoint, tiny_tokenizer
 
 from guerdon.models import Manifest
-from guerdon.reward.checkpoint import inspect_checkpoint
+from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
 from guerdon.reward.types import ModelKind
 from guerdon.serving.errors import CheckpointRefused
 

@@ -13,7 +13,7 @@ from tests.checkpoints.support import edit_json, edit_tensors
 from tests.support.tiny import CHATML, STEP, tiny_checkpoint
 
 from guerdon.models import Manifest, template_hash
-from guerdon.reward.checkpoint import inspect_checkpoint
+from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
 from guerdon.serving.errors import CheckpointRefused
 
 Fault = Callable[[Path], None]

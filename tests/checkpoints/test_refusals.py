@@ -13,7 +13,7 @@ from tests.checkpoints.support import edit_json, edit_tensors, load
 from tests.support.tiny import ARCHITECTURES, BOS, CHATML, STEP, tiny_checkpoint, tiny_tokenizer
 
 from guerdon.models import Manifest
-from guerdon.reward.checkpoint import inspect_checkpoint
+from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
 from guerdon.reward.encoding import Encoder
 from guerdon.reward.types import Attribute, ModelKind
 from guerdon.serving.errors import CheckpointRefused

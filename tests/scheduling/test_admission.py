@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from guerdon.reward.admission import Admission, QueueLimits, Ticket, TooLarge
-from guerdon.reward.scheduler import BatchLimits
+from guerdon.reward.scheduling.admission import Admission, QueueLimits, Ticket, TooLarge
+from guerdon.reward.scheduling.scheduler import BatchLimits
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
 

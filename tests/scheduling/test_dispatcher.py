@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 import pytest
 from tests.support.dispatch import MarkModel, Recorder, item_of
 
-from guerdon.reward.admission import QueueLimits
-from guerdon.reward.dispatcher import (
+from guerdon.reward.scheduling.admission import QueueLimits
+from guerdon.reward.scheduling.dispatcher import (
     Dispatcher,
     DispatchLimits,
     DropReason,
@@ -23,7 +23,7 @@ from guerdon.reward.dispatcher import (
     ItemResult,
     TooLarge,
 )
-from guerdon.reward.scheduler import BatchLimits
+from guerdon.reward.scheduling.scheduler import BatchLimits
 from guerdon.reward.types import (
     EncodedItem,
     EngineOutOfMemory,
@@ -459,10 +459,10 @@ async def test_an_observer_that_fails_costs_nobody_a_score() -> None:
             raise RuntimeError("observer")
 
     dispatcher = Dispatcher(limits=SMALL, observer=Failing())
-    logging.getLogger("guerdon.reward.dispatcher").setLevel(logging.CRITICAL)
+    logging.getLogger("guerdon.reward.scheduling.dispatcher").setLevel(logging.CRITICAL)
     try:
         dispatcher.start()
         assert scores_of(await score(dispatcher, MarkModel(), item_of(5, 1, mark=4))) == [[4]]
         assert await dispatcher.stop(grace=10)
     finally:
-        logging.getLogger("guerdon.reward.dispatcher").setLevel(logging.NOTSET)
+        logging.getLogger("guerdon.reward.scheduling.dispatcher").setLevel(logging.NOTSET)

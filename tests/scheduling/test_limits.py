@@ -9,8 +9,8 @@ import random
 import pytest
 from tests.support.dispatch import item_of
 
-from guerdon.reward.pace import Pace
-from guerdon.reward.scheduler import Batch, BatchLimits, Scheduler
+from guerdon.reward.scheduling.pace import Pace
+from guerdon.reward.scheduling.scheduler import Batch, BatchLimits, Scheduler
 from guerdon.reward.types import PriorityClass
 
 BATCH = PriorityClass.BATCH

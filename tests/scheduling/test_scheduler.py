@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 from tests.support.dispatch import item_of, marks
 
-from guerdon.reward.scheduler import Batch, BatchLimits, Scheduler, Unit
+from guerdon.reward.scheduling.scheduler import Batch, BatchLimits, Scheduler, Unit
 from guerdon.reward.types import PriorityClass
 
 ONLINE, BATCH = PriorityClass.ONLINE, PriorityClass.BATCH

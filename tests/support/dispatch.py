@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from guerdon.reward.events import DropReason, DropStage, Failure
+from guerdon.reward.scheduling.events import DropReason, DropStage, Failure
 from guerdon.reward.types import (
     BatchScores,
     BatchStats,

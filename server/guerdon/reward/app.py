@@ -14,17 +14,17 @@ from dataclasses import dataclass
 import grpc
 from grpc_reflection.v1alpha import reflection
 
-from guerdon.reward import admin, service
-from guerdon.reward.admin import ModelAdminService
-from guerdon.reward.calls import CallMetrics
 from guerdon.reward.config import ServeConfig
-from guerdon.reward.dispatcher import Dispatcher, DispatchLimits
-from guerdon.reward.http import RewardRoutes
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.observer import MetricsObserver
 from guerdon.reward.registry import Loader, Registry
+from guerdon.reward.scheduling.dispatcher import Dispatcher, DispatchLimits
 from guerdon.reward.scoring import Scoring
-from guerdon.reward.service import RewardService
+from guerdon.reward.wire import admin, service
+from guerdon.reward.wire.admin import ModelAdminService
+from guerdon.reward.wire.calls import CallMetrics
+from guerdon.reward.wire.http import RewardRoutes
+from guerdon.reward.wire.service import RewardService
 from guerdon.serving import health
 from guerdon.serving.credentials import BearerToken, read_token, warn_if_open
 from guerdon.serving.http import HTTPServer, new_app

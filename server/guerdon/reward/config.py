@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guerdon.reward.admission import QueueLimits
-from guerdon.reward.convert import Limits
 from guerdon.reward.engine.settings import EngineSettings
-from guerdon.reward.scheduler import BatchLimits
+from guerdon.reward.scheduling.admission import QueueLimits
+from guerdon.reward.scheduling.scheduler import BatchLimits
+from guerdon.reward.wire.convert import Limits
 from guerdon.serving.credentials import TLSFiles, is_loopback
 from guerdon.serving.settings import SettingsError, build, read_toml
 

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.reward.checkpoint import Checkpoint
+from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.text_tokens import TextTokenizer, TokenizedText, common_length
 from guerdon.reward.types import (
     EncodedItem,

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from guerdon.reward.calls import Call, revision_label
-from guerdon.reward.dispatcher import Dispatcher, ItemResult, TooLarge
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.registry import Registry
+from guerdon.reward.scheduling.dispatcher import Dispatcher, ItemResult, TooLarge
 from guerdon.reward.types import (
     Activation,
     EncodedItem,
@@ -31,6 +30,7 @@ from guerdon.reward.types import (
     ScoreOptions,
     TokenArray,
 )
+from guerdon.reward.wire.calls import Call, revision_label
 from guerdon.serving.errors import ComputeFailed, InvalidRequest, Unsupported
 
 _ITEM_FIELD = re.compile(r"items\[(\d+)\]\.(.+)")

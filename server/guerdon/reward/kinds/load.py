@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import torch
 
-from guerdon.reward.checkpoint import Checkpoint, inspect_checkpoint
+from guerdon.reward.checkpoints.checkpoint import Checkpoint, inspect_checkpoint
+from guerdon.reward.checkpoints.weights import load_weights
 from guerdon.reward.encoding import Encoder
 from guerdon.reward.engine.probes import Selected, select_engine
 from guerdon.reward.engine.settings import EngineSettings
@@ -19,7 +20,6 @@ from guerdon.reward.kinds.network import NetworkReward
 from guerdon.reward.kinds.process import ProcessReward
 from guerdon.reward.kinds.sequence import SequenceReward
 from guerdon.reward.types import ComputeMode, ModelInfo, ModelKind, RewardModel
-from guerdon.reward.weights import load_weights
 from guerdon.serving.errors import CheckpointRefused
 
 _KINDS: Final[dict[ModelKind, type[NetworkReward]]] = {

@@ -1,6 +1,6 @@
 """The queues of the scheduler: units in the order in which they are due, by class and model.
 
-Pure, like `guerdon.reward.scheduler`, which owns them and says which goes next.
+Pure, like `guerdon.reward.scheduling.scheduler`, which owns them and says which goes next.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from guerdon.reward.limits import BatchLimits, Budgets, Room
+from guerdon.reward.scheduling.limits import BatchLimits, Budgets, Room
 from guerdon.reward.types import EncodedItem, PriorityClass
 
 MAX_SKIPPED = 64

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from guerdon.reward import convert
-from guerdon.reward.calls import Call, CallMetrics
 from guerdon.reward.registry import Registry
 from guerdon.reward.scoring import Scored, Scoring, in_ranking
-from guerdon.reward.stream import ScoreStream
 from guerdon.reward.types import PriorityClass, ScoreItem
+from guerdon.reward.wire import convert
+from guerdon.reward.wire.calls import Call, CallMetrics
+from guerdon.reward.wire.stream import ScoreStream
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.wire import Context, decode
 from guerdon.v1 import reward_pb2

@@ -23,16 +23,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from guerdon.reward.accepted import Call, Item, ItemResult, Reservation, result_of
-from guerdon.reward.admission import Admission, QueueLimits, Ticket, TooLarge
-from guerdon.reward.events import DispatchObserver, DropReason, DropStage, Failure
-from guerdon.reward.limits import BatchLimits
+from guerdon.reward.scheduling.accepted import Call, Item, ItemResult, Reservation, result_of
+from guerdon.reward.scheduling.admission import Admission, QueueLimits, Ticket, TooLarge
+from guerdon.reward.scheduling.events import DispatchObserver, DropReason, DropStage, Failure
+from guerdon.reward.scheduling.limits import BatchLimits
+from guerdon.reward.scheduling.worker import Abandon, BatchRun, Job, Outcome, Report, Worker
 from guerdon.reward.types import (
     EncodedItem,
     PriorityClass,
     RewardModel,
 )
-from guerdon.reward.worker import Abandon, BatchRun, Job, Outcome, Report, Worker
 from guerdon.serving.errors import (
     ComputeFailed,
     DeadlinePassed,

@@ -16,8 +16,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from guerdon.reward.events import Failure
-from guerdon.reward.scheduler import Batch, BatchLimits, Scheduler, Unit
+from guerdon.reward.scheduling.events import Failure
+from guerdon.reward.scheduling.scheduler import Batch, BatchLimits, Scheduler, Unit
 from guerdon.reward.types import (
     BatchScores,
     BatchStats,

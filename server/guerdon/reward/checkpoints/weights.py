@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from guerdon.reward.checkpoint import Checkpoint
-from guerdon.reward.model_config import auto_class, first_line
-from guerdon.reward.weight_files import stamp
+from guerdon.reward.checkpoints.checkpoint import Checkpoint
+from guerdon.reward.checkpoints.model_config import auto_class, first_line
+from guerdon.reward.checkpoints.weight_files import stamp
 from guerdon.serving.errors import CheckpointRefused
 
 

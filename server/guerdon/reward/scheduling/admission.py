@@ -16,8 +16,8 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 
-from guerdon.reward.limits import BatchLimits
-from guerdon.reward.pace import Fit, Pace
+from guerdon.reward.scheduling.limits import BatchLimits
+from guerdon.reward.scheduling.pace import Fit, Pace
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from guerdon.models import MANIFEST_NAME, Manifest, ManifestError, template_hash
-from guerdon.reward.model_config import (
+from guerdon.reward.checkpoints.model_config import (
     architecture_of,
     check_config_file,
     check_tensors,
@@ -31,14 +31,14 @@ from guerdon.reward.model_config import (
     make_skeleton,
     read_config,
 )
-from guerdon.reward.types import Attribute, ModelKind
-from guerdon.reward.weight_files import (
+from guerdon.reward.checkpoints.weight_files import (
     all_files,
     content_hash,
     read_headers,
     stamp,
     weight_files,
 )
+from guerdon.reward.types import Attribute, ModelKind
 from guerdon.serving.errors import CheckpointRefused
 
 _UNLIMITED = 10**9

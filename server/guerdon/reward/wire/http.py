@@ -13,12 +13,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from guerdon.reward import schemas
-from guerdon.reward.calls import Call, CallMetrics
-from guerdon.reward.convert import Limits
 from guerdon.reward.registry import Registry
 from guerdon.reward.scoring import Scored, Scoring, in_ranking
 from guerdon.reward.types import ScoreItem
+from guerdon.reward.wire import schemas
+from guerdon.reward.wire.calls import Call, CallMetrics
+from guerdon.reward.wire.convert import Limits
 from guerdon.serving.credentials import BearerToken
 from guerdon.serving.errors import Cancelled, InvalidRequest
 from guerdon.serving.http import error_response, validation_error

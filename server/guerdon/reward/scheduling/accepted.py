@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from guerdon.reward.admission import Ticket
-from guerdon.reward.events import DropReason
+from guerdon.reward.scheduling.admission import Ticket
+from guerdon.reward.scheduling.events import DropReason
+from guerdon.reward.scheduling.worker import Job
 from guerdon.reward.types import ResponseScore
-from guerdon.reward.worker import Job
 
 
 @dataclass(frozen=True, slots=True)

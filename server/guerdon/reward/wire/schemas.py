@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from guerdon.reward import convert, types
+from guerdon.reward import types
 from guerdon.reward.scoring import Scored
+from guerdon.reward.wire import convert
 from guerdon.serving.errors import InvalidRequest
 
 

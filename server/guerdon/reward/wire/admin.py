@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from guerdon.reward import convert
-from guerdon.reward.calls import CallMetrics
 from guerdon.reward.registry import Registry, Revision
-from guerdon.reward.service import deadline_of
 from guerdon.reward.types import PriorityClass
+from guerdon.reward.wire import convert
+from guerdon.reward.wire.calls import CallMetrics
+from guerdon.reward.wire.service import deadline_of
 from guerdon.serving.errors import Unavailable
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.wire import Context, M, decode

@@ -27,8 +27,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from guerdon.reward.limits import BatchLimits, Budgets
-from guerdon.reward.queues import Batch, ClassQueue, LazyHeap, Line, Part, Unit
+from guerdon.reward.scheduling.limits import BatchLimits, Budgets
+from guerdon.reward.scheduling.queues import Batch, ClassQueue, LazyHeap, Line, Part, Unit
 from guerdon.reward.types import EncodedItem, PriorityClass
 
 __all__ = ["Batch", "BatchLimits", "Formed", "Part", "Scheduler", "Unit"]

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from guerdon.reward.weight_files import TensorHeader
+from guerdon.reward.checkpoints.weight_files import TensorHeader
 from guerdon.serving.errors import CheckpointRefused
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 from dataclasses import dataclass
 
-from guerdon.reward.pace import MAX_NAMES, Fit, Pace
+from guerdon.reward.scheduling.pace import MAX_NAMES, Fit, Pace
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Which folders may be served, and how they are loaded."""

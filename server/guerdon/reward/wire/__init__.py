@@ -1,0 +1,1 @@
+"""What crosses the network: protobuf and JSON in, domain types to the service, and back."""
