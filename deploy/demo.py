@@ -234,11 +234,11 @@ def show_scores(items: list[Item], result: ScoreResult, prompts: int) -> None:
     responses = sum(len(item.responses) for item in items)
     tokens = sum(score.token_count for item in result.items for score in item.scores)
     reused = sum(score.reused_tokens for item in result.items for score in item.scores)
-    timing = result.timing
+    seconds = result.timing.total
     console.print(
-        f"{responses} answers, {tokens} tokens ({reused} of them from shared prompts) in "
-        f"{timing.total:.2f} s: queue {timing.queue:.2f}, tokenise {timing.tokenize:.3f}, compute "
-        f"{timing.compute:.2f}; {responses / timing.total:.0f} answers/s.\n"
+        f"{responses} answers of {tokens} tokens in {seconds:.1f} s; {reused} prompt tokens were "
+        f"computed for another answer already. {responses / seconds:.0f} answers/s, "
+        f"{tokens / seconds:.0f} tokens/s.\n"
         f"The better answer of a judged pair scored higher in {sum(judged)} of {len(judged)} "
         f"({sum(judged) / len(judged):.0%}).",
         highlight=False,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
 
 from guerdon.data import parse_pair, read_jsonl
 from guerdon.models import resolve_model
@@ -36,6 +38,8 @@ class BenchSettings:
 def reward_checkpoint(folder: Path) -> Path:
     """SmolLM2-135M-Instruct with a fresh one-number head, saved as a checkpoint."""
     base = resolve_model("smollm2-135m-instruct")
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     model.save_pretrained(folder)
@@ -63,6 +67,13 @@ def real_items(count: int) -> list[ScoreItem]:
 def encode(model: RewardModel, items: Sequence[ScoreItem]) -> list[EncodedItem]:
     """The items as tokens."""
     return [model.encode(item, Truncation.REJECT) for item in items]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
 
 
 def median(values: Sequence[float]) -> float:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from tests.bench.common import BenchSettings, encode, load, real_items, spread, table
+from tests.bench.common import BenchSettings, encode, load, real_items, seconds, spread, table
 
 from guerdon.reward.types import EncodedItem, RewardModel
 
 BATCH = 32
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
 
 
 def batches(model: RewardModel, items: Sequence[EncodedItem], size: int) -> None:

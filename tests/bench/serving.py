@@ -8,11 +8,20 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from tests.bench.common import BenchSettings, encode, load, median, real_items, spread, table
+from tests.bench.common import (
+    BenchSettings,
+    encode,
+    load,
+    median,
+    real_items,
+    seconds,
+    spread,
+    table,
+)
 from tests.support.load import HealthProbe, closed_loop, metrics, offer, resident_bytes, total
 from tests.support.server import RunningServer, running_server
 
-from guerdon.client import Item, RewardClient
+from guerdon.client import AsyncRewardClient, Item
 from guerdon.reward.types import EncodedItem, RewardModel, ScoreItem
 
 IN_FLIGHT = 64
@@ -48,8 +57,8 @@ def in_process(model: RewardModel, items: Sequence[EncodedItem]) -> tuple[float,
 
 def over_grpc(address: str, items: Sequence[Item]) -> tuple[float, list[float]]:
     """Seconds and scores of single-sample calls, 64 in flight."""
-    seconds, scores = asyncio.run(closed_loop(address, items, model="bench", in_flight=IN_FLIGHT))
-    return seconds, [score for response in scores for score in response]
+    taken, scores = asyncio.run(closed_loop(address, items, model="bench", in_flight=IN_FLIGHT))
+    return taken, [score for response in scores for score in response]
 
 
 def throughput(settings: BenchSettings) -> None:
@@ -95,38 +104,35 @@ def latency(settings: BenchSettings) -> None:
     items = real_items(min(settings.texts, 100))
     encoded = encode(model, items)
     asked = [as_client_item(item) for item in items]
-    bare, served, inside = [], [], []
-    with (
-        serve(settings) as server,
-        RewardClient(server.address) as client,
-    ):
-        for warm in range(3):
-            model.score([encoded[warm]])
-            client.score("bench", [asked[warm]])
-        for item, tokens in zip(asked, encoded, strict=True):
-            time.sleep(REST_SECONDS)
-            begun = time.perf_counter()
-            model.score([tokens])
-            bare.append((time.perf_counter() - begun) * 1000)
-            time.sleep(REST_SECONDS)
-            begun = time.perf_counter()
-            timing = client.score("bench", [item]).timing
-            served.append((time.perf_counter() - begun) * 1000)
-            inside.append(timing.compute * 1000)
+    bare: list[float] = []
+    calls: list[float] = []
+    inside: list[float] = []
+
+    async def measure(address: str) -> None:
+        async with AsyncRewardClient(address) as client:
+            for place, (item, tokens) in enumerate(zip(asked, encoded, strict=True)):
+                await asyncio.sleep(REST_SECONDS)
+                forward = seconds(lambda tokens=tokens: model.score([tokens]))  # type: ignore[misc]
+                await asyncio.sleep(REST_SECONDS)
+                begun = time.perf_counter()
+                timing = (await client.score("bench", [item])).timing
+                if place >= 3:  # the first ones warm both sides up
+                    calls.append((time.perf_counter() - begun) * 1000)
+                    bare.append(forward * 1000)
+                    inside.append(timing.compute * 1000)
+
+    with serve(settings) as server:
+        asyncio.run(measure(server.address))
     model.close()
+    own = [call - compute for call, compute in zip(calls, inside, strict=True)]
     table(
-        f"{len(items)} single calls on an idle server, {settings.dtype}, milliseconds",
+        f"{len(calls)} single calls on an idle server, {settings.dtype}, milliseconds",
         [
-            ("bare forward pass in process", spread(bare)),
-            ("whole call over gRPC", spread(served)),
-            (
-                "added: median of (call − bare forward)",
-                f"{median([s - b for s, b in zip(served, bare, strict=True)]):.2f}",
-            ),
-            (
-                "added: median of (call − the server's own forward)",
-                f"{median([s - c for s, c in zip(served, inside, strict=True)]):.2f}",
-            ),
+            ("bare forward pass in this process", spread(bare)),
+            ("the server's own forward pass", spread(inside)),
+            ("whole call over gRPC", spread(calls)),
+            ("the call adds to the server's forward pass", spread(own)),
+            ("whole call / bare forward pass", f"{median(calls) / median(bare):.3f}"),
         ],
         settings.console,
     )
@@ -140,8 +146,8 @@ def overload(settings: BenchSettings) -> None:
     encoder.close()
     with serve(settings, max_queue_tokens=4 * tokens // len(items) * IN_FLIGHT) as server:
         over_grpc(server.address, items[:IN_FLIGHT])
-        seconds, _ = over_grpc(server.address, items)
-        capacity = len(items) / seconds
+        taken, _ = over_grpc(server.address, items)
+        capacity = len(items) / taken
         deadline = max(0.5, IN_FLIGHT / capacity)
         before, memory = metrics(server.url), resident_bytes(server.process.pid)
         with HealthProbe(server.address) as probe:
