@@ -25,7 +25,7 @@ from guerdon.client import AsyncRewardClient, Item
 from guerdon.reward.types import EncodedItem, RewardModel, ScoreItem
 
 IN_FLIGHT = 64
-REST_SECONDS = 0.05  # lets the other side's idle threads stop spinning
+REST_SECONDS = 0.01  # lets the other side's idle threads stop spinning
 
 
 def serve(settings: BenchSettings, **flags: object) -> AbstractContextManager[RunningServer]:
