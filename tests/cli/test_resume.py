@@ -54,7 +54,7 @@ def begin_and_end(
     start: Start, server: Server, source: Path, out: Path, how: signal.Signals
 ) -> subprocess.Popen[bytes]:
     """A run that is ended by a signal in the middle."""
-    server.reward.delay_s = 0.005
+    server.reward.delay_s = 0.03
     process = start("score", "--model", "rm", source, "-o", out)
     wait_for_rows(process, out, 50)
     process.send_signal(how)
@@ -219,7 +219,7 @@ def test_a_damaged_part_file_is_not_built_upon(
 def test_two_runs_at_once_do_not_share_an_output(
     start: Start, run: Run, server: Server, source: Path, out: Path
 ) -> None:
-    server.reward.delay_s = 0.005
+    server.reward.delay_s = 0.03
     process = start("score", "--model", "rm", source, "-o", out)
     wait_for_rows(process, out, 20)
     second = run("score", "--model", "rm", source, "-o", out)
@@ -249,7 +249,7 @@ def test_the_old_output_stays_whole_until_the_new_one_is(
 def test_a_revision_that_leaves_in_the_middle_ends_the_run(
     start: Start, server: Server, source: Path, out: Path
 ) -> None:
-    server.reward.delay_s = 0.005
+    server.reward.delay_s = 0.03
     process = start("score", "--model", "rm", source, "-o", out)
     wait_for_rows(process, out, 20)
     server.reward.revision = "ffff456789abcdef"

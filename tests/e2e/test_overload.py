@@ -8,11 +8,26 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from tests.support.load import HealthProbe, closed_loop, metrics, offer, resident_bytes, total
+from tests.support.load import (
+    ONCE,
+    HealthProbe,
+    closed_loop,
+    metrics,
+    offer,
+    resident_bytes,
+    total,
+)
 from tests.support.server import RunningServer, running_server
 from tests.support.tiny import tiny_checkpoint
 
-from guerdon.client import Item, RewardClient, TokenIds
+from guerdon.client import (
+    AsyncRewardClient,
+    DeadlineExceeded,
+    Item,
+    Overloaded,
+    RewardClient,
+    TokenIds,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -87,9 +102,6 @@ def test_expired_work_costs_no_forward_pass(server: RunningServer) -> None:
     before = metrics(server.url)
 
     async def run() -> None:
-        from tests.support.load import ONCE
-
-        from guerdon.client import AsyncRewardClient, DeadlineExceeded, GuerdonError
 
         async with AsyncRewardClient(server.address, retry=ONCE) as client:
             filling = [asyncio.create_task(client.score("m", [item])) for item in items[:30]]
@@ -98,8 +110,8 @@ def test_expired_work_costs_no_forward_pass(server: RunningServer) -> None:
                 asyncio.create_task(client.score("m", [item], timeout=0.02)) for item in items[30:]
             ]
             ends = await asyncio.gather(*hasty, return_exceptions=True)
-            assert all(isinstance(end, GuerdonError) for end in ends)
-            assert any(isinstance(end, DeadlineExceeded) for end in ends)
+            # Refused, where the server foresaw it, or let in and dropped: never computed.
+            assert all(isinstance(end, DeadlineExceeded | Overloaded) for end in ends)
             await asyncio.gather(*filling)
 
     asyncio.run(run())
