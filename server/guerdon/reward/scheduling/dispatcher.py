@@ -25,7 +25,13 @@ from dataclasses import dataclass, field
 
 from guerdon.reward.scheduling.accepted import Call, Item, ItemResult, Reservation, result_of
 from guerdon.reward.scheduling.admission import Admission, QueueLimits, Ticket, TooLarge
-from guerdon.reward.scheduling.events import DispatchObserver, DropReason, DropStage, Failure
+from guerdon.reward.scheduling.events import (
+    CLOCK_SLACK,
+    DispatchObserver,
+    DropReason,
+    DropStage,
+    Failure,
+)
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.worker import Abandon, BatchRun, Job, Outcome, Report, Worker
 from guerdon.reward.types import (
@@ -259,7 +265,8 @@ class Dispatcher:
         try:
             return await call.future
         except asyncio.CancelledError:
-            self._abandon(call, DropReason.CANCELLED)
+            late = deadline is not None and self._clock() >= deadline - CLOCK_SLACK
+            self._abandon(call, DropReason.EXPIRED if late else DropReason.CANCELLED)
             raise
         finally:
             if timer is not None:

@@ -16,6 +16,11 @@ class Failure(enum.Enum):
     OUT_OF_MEMORY = "out_of_memory"
 
 
+CLOCK_SLACK = 0.02
+"""Seconds. A caller whose deadline is this near when it leaves has left because of it: its
+own clock ends the wait a little before the deadline passes here."""
+
+
 class DropReason(enum.Enum):
     """Why nobody waits for accepted work any more."""
 
