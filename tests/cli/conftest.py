@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -44,6 +45,8 @@ def start(server: Server) -> Iterator[Start]:
         process = subprocess.Popen(
             [*GUERDON, *map(str, args)],
             env=environment(GUERDON_SERVER=server.target),
+            # A test run in the background inherits SIGINT as ignored; a terminal's does not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
         )
         started.append(process)
