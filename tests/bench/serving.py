@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
+import grpc
 import torch
 from tests.bench.common import (
     BenchSettings,
@@ -21,8 +22,9 @@ from tests.bench.common import (
 from tests.support.load import HealthProbe, closed_loop, metrics, offer, resident_bytes, total
 from tests.support.server import RunningServer, running_server
 
-from guerdon.client import AsyncRewardClient, Item
+from guerdon.client import Item, RewardClient
 from guerdon.reward.types import EncodedItem, RewardModel, ScoreItem
+from guerdon.v1 import reward_pb2, reward_pb2_grpc
 
 IN_FLIGHT = 64
 REST_SECONDS = 0.01  # lets the other side's idle threads stop spinning
@@ -43,6 +45,18 @@ def as_client_item(item: ScoreItem) -> Item:
     assert isinstance(item.prompt, tuple)
     turns = [{"role": m.role, "content": m.content} for m in item.prompt if hasattr(m, "role")]
     return Item(turns, [r for r in item.responses if isinstance(r, str)])
+
+
+def as_request(item: ScoreItem) -> reward_pb2.ScoreRequest:
+    """The same question, as it crosses the wire."""
+    request = reward_pb2.ScoreRequest(model="bench")
+    asked = request.items.add()
+    for message in as_client_item(item).prompt:
+        assert isinstance(message, Mapping)
+        asked.prompt.conversation.messages.add(role=message["role"], content=message["content"])
+    for response in item.responses:
+        asked.responses.add(text=str(response))
+    return request
 
 
 def in_process(model: RewardModel, items: Sequence[EncodedItem]) -> tuple[float, list[float]]:
@@ -104,38 +118,41 @@ def latency(settings: BenchSettings) -> None:
     items = real_items(min(settings.texts, 100))
     encoded = encode(model, items)
     asked = [as_client_item(item) for item in items]
+    requests = [as_request(item) for item in items]
     bare: list[float] = []
-    calls: list[float] = []
-    inside: list[float] = []
-
-    async def measure(address: str) -> None:
-        async with AsyncRewardClient(address) as client:
-            for place, (item, tokens) in enumerate(zip(asked, encoded, strict=True)):
-                await asyncio.sleep(REST_SECONDS)
-                forward = seconds(lambda tokens=tokens: model.score([tokens]))  # type: ignore[misc]
-                await asyncio.sleep(REST_SECONDS)
-                begun = time.perf_counter()
-                timing = (await client.score("bench", [item])).timing
-                if place >= 3:  # the first ones warm both sides up
-                    calls.append((time.perf_counter() - begun) * 1000)
-                    bare.append(forward * 1000)
-                    inside.append(timing.compute * 1000)
-
-    with serve(settings) as server:
-        asyncio.run(measure(server.address))
+    by_stub: list[tuple[float, float]] = []
+    by_client: list[tuple[float, float]] = []
+    with (
+        serve(settings) as server,
+        grpc.insecure_channel(server.address) as channel,
+        RewardClient(server.address) as client,
+    ):
+        stub = reward_pb2_grpc.RewardServiceStub(channel)
+        for request, item, tokens in zip(requests, asked, encoded, strict=True):
+            time.sleep(REST_SECONDS)
+            bare.append(1000 * seconds(lambda tokens=tokens: model.score([tokens])))  # type: ignore[misc]
+            time.sleep(REST_SECONDS)
+            begun = time.perf_counter()
+            compute = stub.Score(request).timing.compute.ToTimedelta().total_seconds()
+            by_stub.append((1000 * (time.perf_counter() - begun), 1000 * compute))
+            time.sleep(REST_SECONDS)
+            begun = time.perf_counter()
+            compute = client.score("bench", [item]).timing.compute
+            by_client.append((1000 * (time.perf_counter() - begun), 1000 * compute))
     model.close()
-    own = [call - compute for call, compute in zip(calls, inside, strict=True)]
+    bare, by_stub, by_client = bare[3:], by_stub[3:], by_client[3:]  # the first warm both sides up
     table(
-        f"{len(calls)} single calls on an idle server, {settings.dtype}, milliseconds",
+        f"{len(bare)} single calls on an idle server, {settings.dtype}, milliseconds",
         [
             ("bare forward pass in this process", spread(bare)),
-            ("the server's own forward pass", spread(inside)),
-            ("whole call over gRPC", spread(calls)),
-            ("the call adds to the server's forward pass", spread(own)),
-            ("whole call / bare forward pass", f"{median(calls) / median(bare):.3f}"),
+            ("whole call by a plain gRPC stub", spread([call for call, _ in by_stub])),
+            ("… adds to the server's forward pass", spread([c - own for c, own in by_stub])),
+            ("… whole call / bare forward pass",
+             f"{median([c for c, _ in by_stub]) / median(bare):.3f}"),
+            ("RewardClient adds to it", spread([c - own for c, own in by_client])),
         ],
         settings.console,
-    )
+    )  # fmt: skip
 
 
 def overload(settings: BenchSettings) -> None:
