@@ -65,10 +65,11 @@ def run(output: Path, *, fresh: bool, prompts: int) -> None:
     heading(2, "Serve it over gRPC")
     with serving(model, output / "server.log") as address, RewardClient(address) as client:
         describe(client)
-        items = held_out_items()
+        groups = held_out()
+        items = [Item(group.prompt, group.answers) for group in groups]
         heading(3, f"Score the answers to {len(items)} held-out prompts, as one call")
         result = client.score(NAME, items)
-        show_scores(items, result, prompts)
+        show_scores(groups, result, prompts)
         heading(4, "Rank the answers to one prompt, and time a call on the idle server")
         show_ranking(client, max(items, key=lambda item: len(item.responses)))
         show_latency(client, items)
@@ -103,7 +104,7 @@ def train(folder: Path, *, fresh: bool) -> Path:
     command = [
         str(GUERDON), "train", "reward", "--base", BASE_MODEL,
         "--train", str(DATA / "train.jsonl"), "--eval", str(DATA / "eval.jsonl"),
-        "--output", str(folder), *TRAIN_FLAGS,
+        "--output", str(folder),
     ]  # fmt: skip
     if folder.exists():  # an interrupted demo goes on where it was
         command.append("--resume")
@@ -111,9 +112,6 @@ def train(folder: Path, *, fresh: bool) -> Path:
     if subprocess.run(command, check=False).returncode != 0:
         raise DemoFailed("training failed; its message is above")
     return folder
-
-
-TRAIN_FLAGS: tuple[str, ...] = ()
 
 
 def shorten(word: str) -> str:
@@ -202,12 +200,7 @@ def held_out() -> list[Group]:
     return list(groups.values())
 
 
-def held_out_items() -> list[Item]:
-    """One item for each prompt, with all its answers."""
-    return [Item(group.prompt, group.answers) for group in held_out()]
-
-
-def show_scores(items: list[Item], result: ScoreResult, prompts: int) -> None:
+def show_scores(groups: list[Group], result: ScoreResult, prompts: int) -> None:
     """A table of answers and scores, then what the call cost and how often it was right."""
     table = Table(show_lines=True, title="Held-out answers, best first")
     table.add_column("prompt", ratio=2)
@@ -215,7 +208,6 @@ def show_scores(items: list[Item], result: ScoreResult, prompts: int) -> None:
     table.add_column("score", justify="right")
     table.add_column("tokens", justify="right")
     table.add_column("reused", justify="right")
-    groups = held_out()
     for group, scored in list(zip(groups, result.items, strict=True))[:prompts]:
         order = sorted(range(len(group.answers)), key=lambda i: -scored.scores[i].score)
         for place, i in enumerate(order if len(order) <= 4 else order[:2] + order[-2:]):
@@ -231,7 +223,7 @@ def show_scores(items: list[Item], result: ScoreResult, prompts: int) -> None:
         for group, scored in zip(groups, result.items, strict=True)
         for better, worse in group.judged
     ]
-    responses = sum(len(item.responses) for item in items)
+    responses = sum(len(group.answers) for group in groups)
     tokens = sum(score.token_count for item in result.items for score in item.scores)
     reused = sum(score.reused_tokens for item in result.items for score in item.scores)
     seconds = result.timing.total

@@ -23,7 +23,9 @@ from tests.support.load import HealthProbe, closed_loop, metrics, offer, residen
 from tests.support.server import RunningServer, running_server
 
 from guerdon.client import Item, RewardClient
-from guerdon.reward.types import EncodedItem, RewardModel, ScoreItem
+from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
+from guerdon.reward.encoding import Encoder
+from guerdon.reward.types import EncodedItem, RewardModel, ScoreItem, Truncation
 from guerdon.v1 import reward_pb2, reward_pb2_grpc
 
 IN_FLIGHT = 64
@@ -157,10 +159,10 @@ def latency(settings: BenchSettings) -> None:
 
 def overload(settings: BenchSettings) -> None:
     """Twice the load that the server can carry, with deadlines of ten service times."""
-    encoder = load(settings)
-    items = [as_client_item(item) for item in real_items(settings.texts)]
-    tokens = sum(item.tokens for item in encode(encoder, real_items(settings.texts)))
-    encoder.close()
+    encoder = Encoder(inspect_checkpoint(settings.folder))
+    asked = real_items(settings.texts)
+    tokens = sum(encoder.encode(item, Truncation.REJECT).tokens for item in asked)
+    items = [as_client_item(item) for item in asked]
     with serve(settings, max_queue_tokens=4 * tokens // len(items) * IN_FLIGHT) as server:
         over_grpc(server.address, items[:IN_FLIGHT])
         taken, _ = over_grpc(server.address, items)
