@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -221,7 +221,6 @@ class BatchScores:
 
     items: list[list[ResponseScore]]
     stats: BatchStats
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 class RewardModel(Protocol):

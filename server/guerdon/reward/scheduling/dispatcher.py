@@ -26,11 +26,11 @@ from dataclasses import dataclass, field
 from guerdon.reward.scheduling.accepted import Call, Item, ItemResult, Reservation, result_of
 from guerdon.reward.scheduling.admission import Admission, QueueLimits, Ticket, TooLarge
 from guerdon.reward.scheduling.events import (
-    CLOCK_SLACK,
     DispatchObserver,
     DropReason,
     DropStage,
     Failure,
+    left_late,
 )
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.worker import Abandon, BatchRun, Job, Outcome, Report, Worker
@@ -265,7 +265,7 @@ class Dispatcher:
         try:
             return await call.future
         except asyncio.CancelledError:
-            late = deadline is not None and self._clock() >= deadline - CLOCK_SLACK
+            late = left_late(deadline, self._clock())
             self._abandon(call, DropReason.EXPIRED if late else DropReason.CANCELLED)
             raise
         finally:

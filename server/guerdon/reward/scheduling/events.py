@@ -21,6 +21,11 @@ CLOCK_SLACK = 0.02
 own clock ends the wait a little before the deadline passes here."""
 
 
+def left_late(deadline: float | None, now: float) -> bool:
+    """Whether a caller who leaves now leaves because of its deadline."""
+    return deadline is not None and now >= deadline - CLOCK_SLACK
+
+
 class DropReason(enum.Enum):
     """Why nobody waits for accepted work any more."""
 

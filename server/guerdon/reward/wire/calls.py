@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.registry import Registry
-from guerdon.reward.scheduling.events import CLOCK_SLACK
+from guerdon.reward.scheduling.events import left_late
 from guerdon.reward.types import ModelInfo, PriorityClass
 from guerdon.serving.status import code_of
 
@@ -47,7 +47,7 @@ class Call:
     @property
     def late(self) -> bool:
         """Whether its deadline has passed, or is as good as passed."""
-        return self.deadline is not None and time.monotonic() >= self.deadline - CLOCK_SLACK
+        return left_late(self.deadline, time.monotonic())
 
 
 class CallMetrics:
