@@ -3,3 +3,7 @@
 They print ratios of things measured in turn in one run, so that a noisy machine moves
 both sides. They assert nothing; `docs/performance.md` keeps what they said.
 """
+
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `guerdon serve` has it; before torch

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import grpc
 import torch
@@ -30,6 +31,9 @@ from guerdon.v1 import reward_pb2, reward_pb2_grpc
 
 IN_FLIGHT = 64
 REST_SECONDS = 0.01  # lets the other side's idle threads stop spinning
+LONG_REST_SECONDS = 0.05
+
+T = TypeVar("T")
 
 
 def serve(settings: BenchSettings, **flags: object) -> AbstractContextManager[RunningServer]:
@@ -121,40 +125,47 @@ def latency(settings: BenchSettings) -> None:
     encoded = encode(model, items)
     asked = [as_client_item(item) for item in items]
     requests = [as_request(item) for item in items]
-    bare: list[float] = []
-    by_stub: list[tuple[float, float]] = []
-    by_client: list[tuple[float, float]] = []
+    bare = [1000 * seconds(lambda each=each: model.score([each])) for each in encoded]  # type: ignore[misc]
+    model.close()
     with (
         serve(settings) as server,
         grpc.insecure_channel(server.address) as channel,
         RewardClient(server.address) as client,
     ):
         stub = reward_pb2_grpc.RewardServiceStub(channel)
-        for request, item, tokens in zip(requests, asked, encoded, strict=True):
-            time.sleep(REST_SECONDS)
-            bare.append(1000 * seconds(lambda tokens=tokens: model.score([tokens])))  # type: ignore[misc]
-            time.sleep(REST_SECONDS)
-            begun = time.perf_counter()
-            compute = stub.Score(request).timing.compute.ToTimedelta().total_seconds()
-            by_stub.append((1000 * (time.perf_counter() - begun), 1000 * compute))
-            time.sleep(REST_SECONDS)
-            begun = time.perf_counter()
-            compute = client.score("bench", [item]).timing.compute
-            by_client.append((1000 * (time.perf_counter() - begun), 1000 * compute))
-    model.close()
-    bare, by_stub, by_client = bare[3:], by_stub[3:], by_client[3:]  # the first warm both sides up
+        by_stub = [timed(stub.Score, each) for each in requests]
+        by_client = [timed(lambda each: client.score("bench", [each]), each) for each in asked]
+        rested = [timed(stub.Score, each, rest=LONG_REST_SECONDS) for each in requests]
+    warm = slice(3, None)  # the first calls warm both sides up
+    whole = median([call for call, _ in by_stub[warm]])
     table(
-        f"{len(bare)} single calls on an idle server, {settings.dtype}, milliseconds",
+        f"{len(bare[warm])} single calls on an idle server, one at a time, {settings.dtype}, "
+        "milliseconds",
         [
-            ("bare forward pass in this process", spread(bare)),
-            ("whole call by a plain gRPC stub", spread([call for call, _ in by_stub])),
-            ("… adds to the server's forward pass", spread([c - own for c, own in by_stub])),
-            ("… whole call / bare forward pass",
-             f"{median([c for c, _ in by_stub]) / median(bare):.3f}"),
-            ("RewardClient adds to it", spread([c - own for c, own in by_client])),
+            ("bare forward pass in this process", spread(bare[warm])),
+            ("whole call by a plain gRPC stub", spread([call for call, _ in by_stub[warm]])),
+            ("… whole call / bare forward pass", f"{whole / median(bare[warm]):.3f}"),
+            ("… adds to the server's forward pass", added(by_stub[warm])),
+            ("… the same, after 50 ms of rest", added(rested[warm])),
+            ("RewardClient adds to it", added(by_client[warm])),
         ],
         settings.console,
-    )  # fmt: skip
+    )
+
+
+def timed(call: Callable[[T], Any], argument: T, *, rest: float = 0.0) -> tuple[float, float]:
+    """Milliseconds of a whole call, and of the forward pass in it as the server took it."""
+    time.sleep(rest)
+    begun = time.perf_counter()
+    compute = call(argument).timing.compute
+    whole = time.perf_counter() - begun
+    own = compute if isinstance(compute, float) else compute.ToTimedelta().total_seconds()
+    return 1000 * whole, 1000 * own
+
+
+def added(calls: Sequence[tuple[float, float]]) -> str:
+    """What calls take beyond the forward pass."""
+    return spread([whole - own for whole, own in calls])
 
 
 def overload(settings: BenchSettings) -> None:

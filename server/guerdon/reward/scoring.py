@@ -152,7 +152,8 @@ class Scoring:
                     )
                 except TooLarge as error:
                     raise _relocate(error, locate) from error
-            self._observe(call, tokenize, results)
+            # Once the reply is on its way: counting is not worth the caller's time.
+            asyncio.get_running_loop().call_soon(self._observe, call, tokenize, results)
             return Scored(
                 info=model.info,
                 options=options,
@@ -190,9 +191,19 @@ class Scoring:
 
         The thread uses the model, and the caller's lease keeps the model in memory.
         """
-        job = self._pool.submit(function)
-        future = asyncio.wrap_future(job)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+
+        def run() -> None:
+            try:
+                settle = partial(future.set_result, function())
+            except BaseException as error:
+                settle = partial(future.set_exception, error)
+            loop.call_soon_threadsafe(settle)
+
+        job = self._pool.submit(run)
         try:
+            # A task's cancellation would end a bare future, while the thread goes on.
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             if not job.cancel():  # it runs already; jobs are short

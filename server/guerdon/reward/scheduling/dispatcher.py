@@ -22,6 +22,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from guerdon.reward.scheduling.accepted import Call, Item, ItemResult, Reservation, result_of
 from guerdon.reward.scheduling.admission import Admission, QueueLimits, Ticket, TooLarge
@@ -100,6 +101,8 @@ class Dispatcher:
         self._calls: dict[Job, Call] = {}
         self._reservations: set[Reservation] = set()
         self._items = dict.fromkeys(PriorityClass, 0)
+        self._untold: set[PriorityClass] = set()
+        """Classes whose queue has changed since the observer was told."""
         self._keys: dict[str, int] = {}
         self._changed: list[asyncio.Future[None]] = []
         """Woken when work has ended."""
@@ -386,8 +389,19 @@ class Dispatcher:
                 future.set_result(None)
 
     def _tell_queue(self, priority: PriorityClass) -> None:
-        tokens, items = self._admission.tokens(priority), self._items[priority]
-        self._tell(lambda observer: observer.queue_changed(priority, tokens, items))
+        """Tell soon, and once for all that changes until then: no caller waits for it."""
+        assert self._loop is not None
+        if not self._untold:
+            self._loop.call_soon(self._tell_queues)
+        self._untold.add(priority)
+
+    def _tell_queues(self) -> None:
+        untold, self._untold = self._untold, set()
+        for priority in untold:
+            self._tell(partial(self._describe_queue, priority))
+
+    def _describe_queue(self, priority: PriorityClass, observer: DispatchObserver) -> None:
+        observer.queue_changed(priority, self._admission.tokens(priority), self._items[priority])
 
     def _tell_run(self, run: BatchRun) -> None:
         info, stats, failure = run.model.info, run.stats, run.failure

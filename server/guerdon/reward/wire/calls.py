@@ -75,12 +75,13 @@ class CallMetrics:
             raise
         finally:
             in_flight.dec()
-            self._finish(call, code)
+            # Once the reply is on its way: counting is not worth the caller's time.
+            asyncio.get_running_loop().call_soon(self._finish, call, code, call.elapsed())
 
-    def _finish(self, call: Call, code: str) -> None:
+    def _finish(self, call: Call, code: str, seconds: float) -> None:
         name = call.info.name if call.info else self._registry.canonical(call.spec) or UNKNOWN
         priority = call.priority.value
         self._metrics.requests.labels(call.method, name, priority, code).inc()
         if call.info is not None and code == "OK":
             revision = revision_label(call.info.revision)
-            self._metrics.request_seconds.labels(name, revision, priority).observe(call.elapsed())
+            self._metrics.request_seconds.labels(name, revision, priority).observe(seconds)
