@@ -151,7 +151,9 @@ async def test_leaving_early_ends_the_work() -> None:
             async for _ in results:
                 break
         assert len(server.calls) < 500
-        assert len(asyncio.all_tasks()) < 20
+        async with asyncio.timeout(10):  # the server learns a moment later that we left
+            while len(asyncio.all_tasks()) >= 10:
+                await asyncio.sleep(0.01)
 
 
 async def test_nobody_there_is_told_and_the_sources_own_error_is_kept() -> None:

@@ -1,0 +1,1 @@
+"""Reinforcement learning against remote services: rollouts, buffer, learner, publishing."""

@@ -1,0 +1,1 @@
+"""One short module per algorithm, over the shared pure losses."""

@@ -1,0 +1,310 @@
+"""The settings of `guerdon train ppo|grpo|rloo|rft|online-rft`.
+
+One flat table: every field is a key of `config.toml` and an option of the command line
+(`max_staleness` is `--max-staleness`). Its docstring is the option's help.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from guerdon.trainer.errors import SettingsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What every algorithm shares."""
+
+    algorithm: ClassVar[str] = ""
+
+    policy: str
+    """Folder, hub name or embedded model to begin from; the sampler must serve the same."""
+    sampler: str
+    """HOST:PORT of the policy sampler."""
+    prompts: str
+    """JSONL file of prompts to train on."""
+    eval_prompts: str
+    """The same, held out."""
+    output: str
+    """Folder of the run."""
+    reward: tuple[str, ...] = ()
+    """HOST:PORT/MODEL of a served reward model, or WEIGHT*HOST:PORT/MODEL. Repeatable."""
+    verifier: tuple[str, ...] = ()
+    """exact, maths, regex:PATTERN or length:TOKENS, or WEIGHT*…; rewards by rule. Repeatable."""
+    heldout_reward: tuple[str, ...] = ()
+    """HOST:PORT/MODEL that is measured but never trained on: parts from the reward when hacked."""
+    steps: int = 20
+    """Updates of the policy that are published."""
+    seed: int = 0
+    """Of prompts' order, sampling, and new weights."""
+
+    prompts_per_step: int = 8
+    """Prompts in a step, over all processes."""
+    samples_per_prompt: int = 8
+    """Completions drawn for each."""
+    max_tokens: int = 64
+    """Tokens of the longest completion."""
+    max_prompt_tokens: int = 512
+    """Prompts over this are refused before the run begins."""
+    temperature: float = 1.0
+    """Of sampling; the trainer's and the reference's logits are divided by it too."""
+    max_staleness: int = 0
+    """Weight versions that a token may be behind when it is trained on; 0 is synchronous."""
+    reward_scale: Literal["none", "running"] = "none"
+    """Divide rewards by their running standard deviation (the mean stays)."""
+    reward_clip: float = 0.0
+    """Clip rewards to ± this after scaling; 0 does not."""
+    missing_eos_penalty: float = 0.0
+    """Subtracted from the reward of a completion that did not end by itself."""
+
+    lr: float = 4e-5
+    """Peak learning rate."""
+    warmup_steps: int = 0
+    """Steps in which the rate rises from 0."""
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """What the rate does after its rise."""
+    weight_decay: float = 0.0
+    """AdamW's."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping, by the norm over all weights."""
+    micro_batch_tokens: int = 2048
+    """Most tokens, prompts included, in one forward and backward pass."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the computation; weights and optimiser are in float32 either way."""
+    publish_dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
+    """Of the published weights; auto is the sampler's own."""
+    lora_r: int = 0
+    """Rank of LoRA; 0 trains all weights."""
+    lora_alpha: float = 0.0
+    """0 is twice the rank."""
+    gradient_checkpointing: bool = False
+    """Less memory, more time."""
+
+    publish: Literal["stream", "shared", "nccl"] = "stream"
+    """How weights reach the sampler: over gRPC, by a path on a shared disk, or by NCCL."""
+    shared_dir: str = ""
+    """For --publish shared: a folder that both sides reach; empty is the run's own."""
+    canaries: int = 4
+    """Fixed sequences by which every published version is proved; 0 trusts the checksum."""
+    canary_tolerance: float = 0.0
+    """Mean difference of log-probabilities that is let pass; 0 is the sampler's own default."""
+    patience: float = 600.0
+    """Seconds that a service may stay away before the run ends."""
+    request_timeout: float = 300.0
+    """Seconds for one request to a service before it is tried again."""
+    deterministic: bool = False
+    """Seed every completion, and take them in order: the run can be repeated bit for bit."""
+
+    eval_every: int = 10
+    """Steps between evaluations on held-out prompts; 0 evaluates before and after only."""
+    eval_samples: int = 2
+    """Completions of each held-out prompt."""
+    eval_limit: int = 64
+    """Most held-out prompts; 0 takes all."""
+    checkpoint_every: int = 5
+    """Steps between checkpoints for --resume; 0 writes none."""
+    keep_checkpoints: int = 1
+    """How many are kept while the run goes on."""
+    sample_rows: int = 8
+    """Completions of each step that go to samples.jsonl."""
+    tracker: tuple[str, ...] = ()
+    """tensorboard or wandb. Repeatable."""
+    plots: bool = True
+    """Draw plots/*.png at the end."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        if not self.reward and not self.verifier:
+            raise SettingsError("nothing gives rewards: set reward or verifier")
+        for name in ("steps", "prompts_per_step", "samples_per_prompt", "max_tokens",
+                     "max_prompt_tokens", "micro_batch_tokens", "eval_samples", "lr",
+                     "temperature", "patience", "request_timeout", "max_grad_norm",
+                     "keep_checkpoints"):  # fmt: skip
+            positive(self, name)
+        for name in ("max_staleness", "reward_clip", "missing_eos_penalty", "weight_decay",
+                     "warmup_steps", "lora_r", "lora_alpha", "canaries", "canary_tolerance",
+                     "eval_every", "eval_limit", "checkpoint_every", "sample_rows",
+                     "seed"):  # fmt: skip
+            not_negative(self, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradientSettings(RunSettings):
+    """What PPO, GRPO and RLOO share."""
+
+    epochs: int = 1
+    """Passes over a step's samples."""
+    minibatches: int = 1
+    """Optimiser steps in a pass."""
+    clip: float = 0.2
+    """ε of the clipped ratio π_θ/π_prox, below 1."""
+    clip_high: float = 0.0
+    """ε above 1 (DAPO's clip-higher); 0 is the same as below."""
+    dual_clip: float = 0.0
+    """c of the dual clip for negative advantages (3 is usual); 0 does not."""
+    behaviour_cap: float = 2.0
+    """Most that the weight w = π_prox/π_μ of a token may be."""
+    behaviour_mode: Literal["truncate", "mask"] = "truncate"
+    """What happens to a larger w: it is set to the cap, or the token is left out."""
+    kl_coef: float = 0.02
+    """β: weight of KL(π_θ ‖ π_ref)."""
+    kl_in: Literal["reward", "loss"] = "loss"
+    """Whether β·KL is taken from the token rewards or added to the loss."""
+    kl_target: float = 0.0
+    """KL per completion in nats that an adaptive β aims at; 0 keeps β fixed."""
+    kl_horizon: float = 1000.0
+    """Completions over which the adaptive β moves."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Mean over tokens; over completions of their means; or sum / max_tokens (Dr. GRPO)."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        for name in ("epochs", "minibatches", "clip", "behaviour_cap", "kl_horizon"):
+            positive(self, name)
+        for name in ("clip_high", "dual_clip", "kl_coef", "kl_target", "entropy_coef"):
+            not_negative(self, name)
+        if self.minibatches > self.prompts_per_step:
+            raise SettingsError("minibatches is more than prompts_per_step")
+        if 0 < self.dual_clip <= 1:
+            raise SettingsError("dual_clip must be over 1, or 0 for none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOSettings(PolicyGradientSettings):
+    """Decoupled PPO with a value model."""
+
+    algorithm: ClassVar[str] = "ppo"
+
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Whether β·KL is taken from the token rewards or added to the loss."""
+    value: Literal["head", "own"] = "head"
+    """A linear head on the policy's last hidden states, or a network of its own."""
+    value_lr: float = 0.0
+    """Learning rate of the value model; 0 is ten times lr for a head, lr for a network."""
+    value_coef: float = 0.1
+    """Weight of the value loss."""
+    value_warmup: int = 0
+    """First steps in which only the value model learns."""
+    clip_value: float = 0.2
+    """ε_v: how far the value may move from its old one; 0 does not clip."""
+    gamma: float = 1.0
+    """γ of GAE."""
+    lam: float = 0.95
+    """λ of GAE."""
+    whiten: bool = True
+    """Give advantages mean 0 and variance 1 over the step."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        for name in ("value_lr", "value_coef", "value_warmup", "clip_value"):
+            not_negative(self, name)
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}, it must be 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOSettings(PolicyGradientSettings):
+    """Group-relative policy optimisation (DeepSeekMath)."""
+
+    algorithm: ClassVar[str] = "grpo"
+
+    scale_by_std: bool = True
+    """Divide a group's advantages by its standard deviation (Dr. GRPO does not)."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        needs_groups(self)
+        if self.kl_in != "loss":
+            raise SettingsError("kl_in must be loss: GRPO has no token rewards")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLOOSettings(PolicyGradientSettings):
+    """REINFORCE with a leave-one-out baseline."""
+
+    algorithm: ClassVar[str] = "rloo"
+
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Whether β·KL is taken from the completion's reward or added to the loss."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        needs_groups(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepSettings(RunSettings):
+    """What RFT and Online RFT share: which completions are kept."""
+
+    keep: Literal["threshold", "top"] = "threshold"
+    """Keep completions whose reward is at least the threshold, or each prompt's best."""
+    threshold: float = 1.0
+    """For --keep threshold: the least reward."""
+    top: int = 1
+    """For --keep top: how many of each prompt."""
+    max_per_prompt: int = 0
+    """Most that are kept of a prompt, drawn at random; 0 keeps all."""
+    deduplicate: bool = True
+    """Keep one of equal completions to a prompt."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        positive(self, "top")
+        not_negative(self, "max_per_prompt")
+        if not math.isfinite(self.threshold):
+            raise SettingsError(f"threshold is {self.threshold}, it must be a finite number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineRFTSettings(KeepSettings):
+    """Online RFT: supervised steps on accepted samples of the policy as it trains."""
+
+    algorithm: ClassVar[str] = "online-rft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RFTSettings(KeepSettings):
+    """RFT: sample once from the first policy, keep the good ones, fine-tune on them."""
+
+    algorithm: ClassVar[str] = "rft"
+
+    epochs: float = 2.0
+    """Passes of fine-tuning over what was kept."""
+    batch_size: int = 16
+    """Completions in a step of fine-tuning."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        positive(self, "epochs")
+        positive(self, "batch_size")
+
+
+def positive(settings: object, name: str) -> None:
+    """Refuse a value that is not a finite number over 0."""
+    value = getattr(settings, name)
+    if not 0 < value < math.inf:
+        raise SettingsError(f"{name} is {value}, it must be positive")
+
+
+def not_negative(settings: object, name: str) -> None:
+    """Refuse a value that is not a finite number from 0 on."""
+    value = getattr(settings, name)
+    if not 0 <= value < math.inf:
+        raise SettingsError(f"{name} is {value}, it must not be negative")
+
+
+def needs_groups(settings: RunSettings) -> None:
+    """Refuse one completion for each prompt."""
+    if settings.samples_per_prompt < 2:
+        raise SettingsError("samples_per_prompt must be at least 2: the group is the baseline")

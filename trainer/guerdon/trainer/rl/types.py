@@ -1,0 +1,98 @@
+"""What the parts of a run hand to each other. No torch: arrays are NumPy's.
+
+PromptRow  a row of the prompts file
+Task       a row that is to be sampled, once
+Sample     one completion of a task, with what drew it and what it earned
+Group      all completions of one task: the unit of the buffer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from guerdon.data import Message
+
+Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A row of the prompts file."""
+
+    index: int
+    """Its place in the file, from 0."""
+    turns: tuple[Message, ...]
+    """The conversation up to the answer; a plain text is one user turn."""
+    answer: str | None = None
+    """The right answer, for verifiers."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """The row's other keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A row that is to be sampled, once."""
+
+    uid: int
+    """Counts tasks in the order in which the run takes them: never used twice in a run."""
+    row: PromptRow
+    prompt_ids_P: Ints
+    """The rendered prompt, as the sampler gets it: never tokenised again."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """One completion of a task."""
+
+    task_uid: int
+    index: int
+    """Which of the task's completions, from 0."""
+    prompt_ids_P: Ints
+    response_ids_T: Ints
+    """What was drawn, the ending token included where there is one."""
+    behaviour_logprobs_T: Floats
+    """log π_μ of each token, under the distribution it was really drawn from."""
+    versions_T: Ints
+    """The weight version that drew each token."""
+    finished: bool
+    """Whether it ended by itself (the sampler's finish reason), not at the length limit."""
+    text: str
+    """The response decoded without special tokens: what reward models are asked about."""
+    reward: float = float("nan")
+    """The weighted sum of `parts`, before shaping. NaN until it is scored; never trained on so."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Each reward's own raw score, by its name."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the response."""
+        return len(self.response_ids_T)
+
+    @property
+    def oldest_version(self) -> int:
+        """The oldest weights that drew any of its tokens."""
+        return int(self.versions_T.min())
+
+
+@dataclass(slots=True)
+class Group:
+    """All completions of one task."""
+
+    task: Task
+    samples: list[Sample]
+
+    @property
+    def oldest_version(self) -> int:
+        """The oldest weights in it."""
+        return min(sample.oldest_version for sample in self.samples)
+
+    @property
+    def rewards_G(self) -> npt.NDArray[np.float64]:
+        """The rewards of its samples."""
+        return np.array([sample.reward for sample in self.samples], dtype=np.float64)
