@@ -1,0 +1,42 @@
+"""Samples and groups without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from guerdon.trainer.rl.settings import OnlineRFTSettings
+from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
+
+
+def settings_of(**more: Any) -> OnlineRFTSettings:
+    values: dict[str, Any] = {
+        "policy": "p", "sampler": "s:1", "prompts": "a", "eval_prompts": "b", "output": "o",
+        "verifier": ("exact",),
+    }  # fmt: skip
+    return OnlineRFTSettings(**(values | more))
+
+
+def group_of(
+    uid: int,
+    prompt: Sequence[int],
+    answers: Sequence[tuple[Sequence[int], float]],
+    *,
+    finished: bool = True,
+) -> Group:
+    """A group of (tokens, reward)."""
+    row = PromptRow(uid, ({"role": "user", "content": "?"},), "1")
+    task = Task(uid, row, np.array(prompt, np.int32))
+    samples = [
+        Sample(
+            task_uid=uid, index=i, prompt_ids_P=task.prompt_ids_P,
+            response_ids_T=np.array(ids, np.int32),
+            behaviour_logprobs_T=np.full(len(ids), -1.0, np.float32),
+            versions_T=np.ones(len(ids), np.int32),
+            finished=finished, text=" ".join(map(str, ids)), reward=reward,
+        )
+        for i, (ids, reward) in enumerate(answers)
+    ]  # fmt: skip
+    return Group(task, samples)
