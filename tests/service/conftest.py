@@ -12,7 +12,7 @@ import grpc
 import httpx
 import pytest
 
-from guerdon.reward.app import Ports, RewardServer
+from guerdon.reward.app import RewardPorts, RewardServer
 from guerdon.reward.config import load_config
 from guerdon.v1 import admin_pb2_grpc, reward_pb2_grpc
 
@@ -31,7 +31,7 @@ class Harness:
 
     server: RewardServer
     loader: FakeLoader
-    ports: Ports
+    ports: RewardPorts
     channel: grpc.aio.Channel
     admin_channel: grpc.aio.Channel
     http: httpx.AsyncClient
@@ -97,7 +97,7 @@ async def start_server(**flags: Any) -> AsyncIterator[Harness]:
         **flags,
     }
     server = RewardServer(load_config(None, settings), loader)
-    ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
+    ready: asyncio.Future[RewardPorts] = asyncio.get_running_loop().create_future()
     finished = asyncio.create_task(server.run(ready.set_result, signals=False))
     both: set[asyncio.Future[Any]] = {ready, finished}
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

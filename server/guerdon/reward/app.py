@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import importlib.metadata
-import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
-from grpc_reflection.v1alpha import reflection
 
 from guerdon.reward.config import ServeConfig
 from guerdon.reward.metrics import RewardMetrics
@@ -25,20 +21,21 @@ from guerdon.reward.wire.admin import ModelAdminService
 from guerdon.reward.wire.calls import CallMetrics
 from guerdon.reward.wire.http import RewardRoutes
 from guerdon.reward.wire.service import RewardService
-from guerdon.serving import health
-from guerdon.serving.credentials import BearerToken, read_token, warn_if_open
-from guerdon.serving.http import HTTPServer, new_app
+from guerdon.serving.credentials import (
+    ADMIN_TOKEN_VARIABLE,
+    TOKEN_VARIABLE,
+    BearerToken,
+    read_token,
+    warn_if_open,
+)
+from guerdon.serving.http import new_app
 from guerdon.serving.lifecycle import Lifecycle, Phase
+from guerdon.serving.listening import Listener
 from guerdon.serving.metrics import new_registry
+from guerdon.serving.ports import Ports
 from guerdon.serving.wire import generic_handler
 
 logger = logging.getLogger(__name__)
-
-TOKEN_VARIABLE = "GUERDON_TOKEN"  # noqa: S105 - the variable's name, not a token
-ADMIN_TOKEN_VARIABLE = "GUERDON_ADMIN_TOKEN"  # noqa: S105
-
-_REPLY_GRACE = 1.0
-"""Seconds that replies which are made get to leave the process."""
 
 
 class EngineDied(RuntimeError):
@@ -46,27 +43,18 @@ class EngineDied(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ports:
-    """The ports that the server really listens on."""
+class RewardPorts(Ports):
+    """With that of administration."""
 
-    host: str
-    port: int
-    http_port: int | None
     admin_host: str
     admin_port: int | None
 
-    def sentence(self, models: list[str]) -> str:
-        """For people."""
-        parts = [f"gRPC on {self.host}:{self.port}"]
-        if self.http_port is not None:
-            parts.append(f"HTTP on {self.host}:{self.http_port}")
+    def places(self) -> list[str]:
+        """Each port, for people."""
+        places = super().places()
         if self.admin_port is not None:
-            parts.append(f"admin on {self.admin_host}:{self.admin_port}")
-        return f"ready: {', '.join(models) or 'no model yet'}; {', '.join(parts)}"
-
-    def to_json(self) -> str:
-        """For scripts: hosts, ports, the process's number."""
-        return json.dumps({**dataclasses.asdict(self), "pid": os.getpid()}) + "\n"
+            places.append(f"admin on {self.admin_host}:{self.admin_port}")
+        return places
 
 
 class RewardServer:
@@ -85,7 +73,6 @@ class RewardServer:
         self._token = BearerToken(read_token(TOKEN_VARIABLE, config.token_file))
         self._admin_token = BearerToken(read_token(ADMIN_TOKEN_VARIABLE, config.admin_token_file))
         config.check_exposure(admin_token=bool(self._admin_token))
-        self._tls = config.tls
         prometheus = new_registry()
         self._metrics = RewardMetrics(prometheus)
         self._metrics.queue_limit_tokens.set(config.queue.max_queued_tokens)
@@ -102,7 +89,7 @@ class RewardServer:
             self._scoring, self.registry, self.lifecycle, calls, config.limits,
             stream_items=config.stream_items,
         )  # fmt: skip
-        self._health = health.Health(self._service_names())
+        self._listener = Listener(config, self._service_names())
         self._app = new_app(
             "Guerdon reward server", importlib.metadata.version("guerdon"), self.lifecycle,
             prometheus, max_body=config.max_body_bytes,
@@ -113,10 +100,8 @@ class RewardServer:
         self.threads_left = False
         """After `run`: whether a load or a forward pass still goes on in a daemon thread."""
         self._engine_died = False
-        self._servers: list[grpc.aio.Server] = []
-        self._http: HTTPServer | None = None
 
-    async def run(self, on_ready: Callable[[Ports], None], *, signals: bool = True) -> None:
+    async def run(self, on_ready: Callable[[RewardPorts], None], *, signals: bool = True) -> None:
         """Listen, load the models, serve until a signal, drain.
 
         Args:
@@ -127,11 +112,11 @@ class RewardServer:
         Raises:
             OSError: a port cannot be bound.
             ServiceError: a model of the settings was refused; the text says why.
-        EngineDied: the engine's thread died while serving.
+            EngineDied: the engine's thread died while serving.
         """
         if signals:
             self.lifecycle.handle_signals()
-        await self._health.set_serving(False)
+        await self._listener.set_serving(False)
         self._dispatcher.start()
         try:
             ports = await self._listen()
@@ -141,7 +126,7 @@ class RewardServer:
             if loading.done():
                 loading.result()
                 self.lifecycle.start_serving()
-                await self._health.set_serving(True)
+                await self._listener.set_serving(True)
                 on_ready(ports)
                 await stopping
             loading.cancel()
@@ -151,53 +136,26 @@ class RewardServer:
         if self._engine_died:
             raise EngineDied("the engine's thread died; the log says why")
 
-    async def _listen(self) -> Ports:
+    async def _listen(self) -> RewardPorts:
         config = self._config
         token, own_admin = bool(self._token), config.admin_port >= 0
-        warn_if_open(config.host, tls=self._tls is not None, token=token)
-        main = self._new_server()
+        warn_if_open(config.host, tls=config.tls is not None, token=token)
+        main = self._listener.new_server()
         main.add_generic_rpc_handlers(
             (generic_handler(service.SERVICE, self._service, self._token.check_call),)
         )
         if self._admin_token and not own_admin:
             self._add_admin(main)
-        self._add_common(main)
-        port = await self._bind(main, config.host, config.port)
+        port = await self._listener.bind(main, config.host, config.port)
         admin_port = None
         if own_admin:
-            server = self._new_server()
+            server = self._listener.new_server()
             self._add_admin(server)
-            self._add_common(server)
-            admin_port = await self._bind(server, config.admin_host, config.admin_port)
-        http_port = None
-        if config.http_port >= 0:
-            self._http = HTTPServer(
-                self._app, host=config.host, port=config.http_port, tls=self._tls
-            )
-            await self._http.start()
-            http_port = self._http.port
-        return Ports(
-            host=config.host, port=port, http_port=http_port,
+            admin_port = await self._listener.bind(server, config.admin_host, config.admin_port)
+        return RewardPorts(
+            host=config.host, port=port, http_port=await self._listener.start_http(self._app),
             admin_host=config.admin_host, admin_port=admin_port,
         )  # fmt: skip
-
-    def _new_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", self._config.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
-                # A port that somebody else has is an error, not half of the calls.
-                ("grpc.so_reuseport", 0),
-                # Clients may ping as often as their own keepalive says, calls or no calls.
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                # Callers behind a dead link are noticed, and their queued work dropped.
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-            ]
-        )
-        self._servers.append(server)
-        return server
 
     def _add_admin(self, server: grpc.aio.Server) -> None:
         implementation = ModelAdminService(self.registry, self.lifecycle, self._calls)
@@ -205,27 +163,10 @@ class RewardServer:
             (generic_handler(admin.SERVICE, implementation, self._admin_token.check_call),)
         )
 
-    def _add_common(self, server: grpc.aio.Server) -> None:
-        self._health.add_to(server)
-        names = (*self._service_names(), health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-
     def _service_names(self) -> tuple[str, ...]:
         if self._admin_token or self._config.admin_port >= 0:
             return (service.SERVICE.full_name, admin.SERVICE.full_name)
         return (service.SERVICE.full_name,)
-
-    async def _bind(self, server: grpc.aio.Server, host: str, port: int) -> int:
-        address = f"[{host}]:{port}" if ":" in host and "[" not in host else f"{host}:{port}"
-        try:
-            if self._tls is not None:
-                bound = server.add_secure_port(address, self._tls.grpc_credentials())
-            else:
-                bound = server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: is the port taken?") from error
-        await server.start()
-        return bound
 
     async def _load_models(self) -> None:
         for name, path in self._config.models.items():
@@ -234,15 +175,13 @@ class RewardServer:
             self.registry.set_alias(alias, name)
 
     async def _drain(self) -> None:
-        await self._health.set_serving(False)
+        await self._listener.set_serving(False)
         await self.lifecycle.wait_idle(self._config.drain_grace)
 
     async def _stop(self) -> None:
         self.lifecycle.start_draining()
         engine_ended = await self._dispatcher.stop(grace=0.5)
-        await asyncio.gather(*(server.stop(_REPLY_GRACE) for server in self._servers))
-        if self._http is not None:
-            await self._http.stop()
+        await self._listener.stop()
         self._scoring.close()
         if engine_ended:  # else a forward pass still runs in the models' memory
             await self.registry.close()

@@ -11,20 +11,16 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.serving.errors import ServiceError
+from guerdon.serving import command, options
 from guerdon.serving.logs import set_up_logging
 from guerdon.serving.settings import SettingsError
 
 app = typer.Typer(add_completion=False)
 
-REFUSED = 2
-"""Exit code when the server cannot start as asked."""
+_COMMAND = "guerdon serve reward"
 
 
-@app.command(
-    epilog="Exit codes: 0 after a signal and a drain; 1 after an internal error; "
-    "2 when it cannot start as asked (the last line says why)."
-)
+@app.command(epilog=command.EXIT_CODES)
 def reward(
     model: Annotated[
         list[str] | None,
@@ -37,19 +33,10 @@ def reward(
         list[str] | None,
         typer.Option(metavar="ALIAS=NAME", help="Another name for a model. Repeat it."),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file with the same settings; flags win.")
-    ] = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on. (default: 127.0.0.1)")
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="gRPC port; 0 picks a free one. (default: 50051)")
-    ] = None,
-    http_port: Annotated[
-        int | None,
-        typer.Option(help="HTTP port; 0 picks a free one, -1 serves none. (default: 8080)"),
-    ] = None,
+    config: options.Config = None,
+    host: options.Host = None,
+    port: Annotated[int | None, options.port_option(50051)] = None,
+    http_port: Annotated[int | None, options.http_port_option(8080)] = None,
     admin_port: Annotated[
         int | None,
         typer.Option(
@@ -98,41 +85,14 @@ def reward(
         int | None,
         typer.Option(help="Threads that tokenise. (default: 2)", rich_help_panel="Queue"),
     ] = None,
-    tls_certificate: Annotated[
-        Path | None, typer.Option(help="PEM file.", rich_help_panel="Security")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(help="PEM file.", rich_help_panel="Security")
-    ] = None,
-    tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(
-            help="PEM file: clients must show a certificate it signed.", rich_help_panel="Security"
-        ),
-    ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Holds the bearer token for scoring; else $GUERDON_TOKEN.",
-            rich_help_panel="Security",
-        ),
-    ] = None,
-    admin_token_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Holds the admin token; else $GUERDON_ADMIN_TOKEN.", rich_help_panel="Security"
-        ),
-    ] = None,
-    drain_grace: Annotated[
-        float | None,
-        typer.Option(help="Seconds that accepted work gets after SIGTERM. (default: 30)"),
-    ] = None,
-    ready_file: Annotated[
-        Path | None, typer.Option(help="Write the real ports here as JSON when ready.")
-    ] = None,
-    log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error. (default: info)")
-    ] = None,
+    tls_certificate: options.TlsCertificate = None,
+    tls_key: options.TlsKey = None,
+    tls_client_ca: options.TlsClientCa = None,
+    token_file: Annotated[Path | None, options.token_option("scoring")] = None,
+    admin_token_file: Annotated[Path | None, options.admin_token_option()] = None,
+    drain_grace: options.DrainGrace = None,
+    ready_file: options.ReadyFile = None,
+    log_level: options.LogLevel = None,
 ) -> None:
     """Serve reward models over gRPC, with HTTP beside it.
 
@@ -157,17 +117,8 @@ def reward(
         "batching.max_batch_tokens": max_batch_tokens,
         "queue.max_queued_tokens": max_queue_tokens,
     }
-    same = (
-        "host", "port", "http_port", "admin_port", "admin_host", "encode_threads",
-        "tls_certificate", "tls_key", "tls_client_ca", "token_file", "admin_token_file",
-        "drain_grace", "ready_file", "log_level",
-    )  # fmt: skip
-    given = locals()
-    flags |= {name: given[name] for name in same}
-    try:
-        _serve(config, flags)
-    except (SettingsError, ServiceError, OSError) as error:
-        _refuse(str(error))
+    flags |= options.pick(locals(), "admin_port", "admin_host", "encode_threads")
+    command.serve(_COMMAND, lambda: _serve(config, flags))
 
 
 def _serve(file: Path | None, flags: dict[str, Any]) -> None:
@@ -177,7 +128,7 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-    from guerdon.reward.app import Ports, RewardServer
+    from guerdon.reward.app import RewardPorts, RewardServer
     from guerdon.reward.config import load_config
     from guerdon.reward.loading import new_loader
 
@@ -188,13 +139,9 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
             "no model to serve: give --model NAME=DIR, or an --admin-port to load one by"
         )
 
-    def on_ready(ports: Ports) -> None:
-        if config.ready_file is not None:
-            part = config.ready_file.with_name(config.ready_file.name + ".part")
-            part.write_text(ports.to_json(), encoding="utf-8")
-            part.replace(config.ready_file)
-        typer.echo(ports.sentence(sorted(config.models)))
-        sys.stdout.flush()
+    def on_ready(ports: RewardPorts) -> None:
+        models = ", ".join(sorted(config.models)) or "no model yet"
+        command.announce(ports, models, config.ready_file)
 
     async def run() -> bool:
         server = RewardServer(config, new_loader(config.engine))
@@ -213,13 +160,8 @@ def _pairs(flag: str, values: list[str] | None) -> dict[str, str] | None:
     for value in values or ():
         name, equals, target = value.partition("=")
         if not (name and equals and target):
-            _refuse(f"{flag} must be NAME=VALUE, not {value!r}")
+            command.refuse(_COMMAND, f"{flag} must be NAME=VALUE, not {value!r}")
         if name in pairs:
-            _refuse(f"{flag} gives {name!r} twice")
+            command.refuse(_COMMAND, f"{flag} gives {name!r} twice")
         pairs[name] = target
     return pairs or None
-
-
-def _refuse(sentence: str) -> None:
-    typer.echo(f"guerdon serve reward: {sentence}", err=True)
-    raise typer.Exit(REFUSED)

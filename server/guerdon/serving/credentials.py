@@ -22,6 +22,9 @@ from guerdon.serving.wire import Context
 
 logger = logging.getLogger(__name__)
 
+TOKEN_VARIABLE = "GUERDON_TOKEN"  # noqa: S105 - the variable's name, not a token
+ADMIN_TOKEN_VARIABLE = "GUERDON_ADMIN_TOKEN"  # noqa: S105
+
 
 @dataclass(frozen=True, kw_only=True)
 class TLSFiles:

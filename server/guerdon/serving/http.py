@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -22,10 +22,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guerdon.serving.credentials import TLSFiles
-from guerdon.serving.errors import InvalidRequest, ServiceError
+from guerdon.serving.errors import Cancelled, InvalidRequest, ServiceError
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.metrics import exposition
 from guerdon.serving.status import describe
+
+R = TypeVar("R")
 
 _DOCS_PAGE = Path(__file__).with_name("docs.html")
 
@@ -138,6 +140,24 @@ def _path(location: tuple[int | str, ...]) -> str:
         elif not part.startswith("@") and (path or part != "body"):
             path += f".{part}" if path else part
     return path or "body"
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
+    """Do the work of a request whose body is read, unless the caller leaves: that cancels it.
+
+    Raises:
+        Cancelled: the caller has left.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(request.receive())  # the body is read: only a disconnect comes
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Cancelled("the caller has left")
+        return working.result()
+    finally:
+        leaving.cancel()
+        working.cancel()
 
 
 async def _on_http_exception(_request: Request, error: Exception) -> Response:

@@ -7,7 +7,8 @@ request". Here a method gets the bytes and calls `decode`, which raises
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import grpc
@@ -42,40 +43,58 @@ def decode(kind: type[M], data: bytes) -> M:
     raise InvalidRequest("request", f"the bytes are not a {kind.DESCRIPTOR.full_name} message")
 
 
+def deadline_of(context: Context) -> float | None:
+    """The call's deadline on `time.monotonic`'s clock; None when it has none."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
 def generic_handler(
-    service: ServiceDescriptor, implementation: object, authorize: Authorize | None = None
+    service: ServiceDescriptor,
+    implementation: object,
+    authorize: Authorize | None = None,
+    *,
+    by_method: Mapping[str, Authorize] | None = None,
 ) -> grpc.GenericRpcHandler:
     """A handler for every method of a service.
 
-    `implementation` has a coroutine method of each RPC's name, taking the request's
-    bytes and the context; for a bidirectional RPC it takes the context alone, reads
-    bytes from it and writes messages to it.
+    `implementation` has a coroutine method of each RPC's name. One whose request is a
+    single message takes its bytes and the context; one whose requests are a stream takes
+    the context alone and reads bytes from it. One whose reply is a single message returns
+    it; one whose replies are a stream writes messages to the context.
+
+    Args:
+        by_method: checks of single methods, instead of `authorize`.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in service.methods:
         function = getattr(implementation, method.name)
-        if method.client_streaming:
-            handlers[method.name] = grpc.stream_stream_rpc_method_handler(
-                _guard_stream(function, authorize), None, _serialize
-            )
-        else:
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-                _guard_unary(function, authorize), None, _serialize
-            )
+        check = (by_method or {}).get(method.name, authorize)
+        guard = _guard_requests if method.client_streaming else _guard_request
+        make = _HANDLERS[method.client_streaming, method.server_streaming]
+        handlers[method.name] = make(guard(function, check), None, _serialize)
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+_HANDLERS: dict[tuple[bool, bool], Any] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
 
 
 def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _guard_unary(
-    function: Callable[[bytes, Context], Awaitable[Message]], authorize: Authorize | None
+def _guard_request(
+    function: Callable[[bytes, Context], Awaitable[Any]], check: Authorize | None
 ) -> Any:
-    async def call(data: bytes, context: Context) -> Message:
+    async def call(data: bytes, context: Context) -> Any:
         try:
-            if authorize is not None:
-                authorize(context)
+            if check is not None:
+                check(context)
             return await function(data, context)
         except Exception as error:
             await status.abort(context, status.describe(error))
@@ -83,14 +102,12 @@ def _guard_unary(
     return call
 
 
-def _guard_stream(
-    function: Callable[[Context], Awaitable[None]], authorize: Authorize | None
-) -> Any:
-    async def call(_requests: object, context: Context) -> None:
+def _guard_requests(function: Callable[[Context], Awaitable[Any]], check: Authorize | None) -> Any:
+    async def call(_requests: object, context: Context) -> Any:
         try:
-            if authorize is not None:
-                authorize(context)
-            await function(context)
+            if check is not None:
+                check(context)
+            return await function(context)
         except Exception as error:
             await status.abort(context, status.describe(error))
 

@@ -31,7 +31,6 @@ from guerdon.reward.scheduling.events import (
     DropReason,
     DropStage,
     Failure,
-    left_late,
 )
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.worker import Abandon, BatchRun, Job, Outcome, Report, Worker
@@ -40,6 +39,7 @@ from guerdon.reward.types import (
     PriorityClass,
     RewardModel,
 )
+from guerdon.serving.deadlines import left_late
 from guerdon.serving.errors import (
     ComputeFailed,
     DeadlinePassed,

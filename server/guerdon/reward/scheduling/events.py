@@ -16,16 +16,6 @@ class Failure(enum.Enum):
     OUT_OF_MEMORY = "out_of_memory"
 
 
-CLOCK_SLACK = 0.02
-"""Seconds. A caller whose deadline is this near when it leaves has left because of it: its
-own clock ends the wait a little before the deadline passes here."""
-
-
-def left_late(deadline: float | None, now: float) -> bool:
-    """Whether a caller who leaves now leaves because of its deadline."""
-    return deadline is not None and now >= deadline - CLOCK_SLACK
-
-
 class DropReason(enum.Enum):
     """Why nobody waits for accepted work any more."""
 

@@ -9,10 +9,9 @@ from guerdon.reward.registry import Registry, Revision
 from guerdon.reward.types import PriorityClass
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.calls import CallMetrics
-from guerdon.reward.wire.service import deadline_of
 from guerdon.serving.errors import Unavailable
 from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.wire import Context, M, decode
+from guerdon.serving.wire import Context, M, deadline_of, decode
 from guerdon.v1 import admin_pb2, reward_pb2
 
 SERVICE = admin_pb2.DESCRIPTOR.services_by_name["ModelAdminService"]

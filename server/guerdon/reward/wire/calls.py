@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.registry import Registry
-from guerdon.reward.scheduling.events import left_late
 from guerdon.reward.types import ModelInfo, PriorityClass
+from guerdon.serving.deadlines import left_late
 from guerdon.serving.status import code_of
 
 UNKNOWN = "unknown"

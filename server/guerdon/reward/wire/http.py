@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Annotated, Any
 
@@ -20,8 +19,8 @@ from guerdon.reward.wire import schemas
 from guerdon.reward.wire.calls import Call, CallMetrics
 from guerdon.reward.wire.convert import Limits
 from guerdon.serving.credentials import BearerToken
-from guerdon.serving.errors import Cancelled, InvalidRequest
-from guerdon.serving.http import error_response, validation_error
+from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.http import error_response, validation_error, while_connected
 from guerdon.serving.lifecycle import Lifecycle
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -104,7 +103,7 @@ class RewardRoutes:
             call.asks(body.model, options.priority)
             size = len(await request.body())
             items = await self._scoring.off_loop(size, schemas.items_of, body, self._limits)
-            scored = await _while_connected(
+            scored = await while_connected(
                 request, self._scoring.score(call, body.model, items, options)
             )
             return await self._scoring.off_loop(
@@ -120,7 +119,7 @@ class RewardRoutes:
             call.asks(body.model, options.priority)
             size = len(await request.body())
             item = await self._scoring.off_loop(size, schemas.candidates_of, body, self._limits)
-            scored = await _while_connected(
+            scored = await while_connected(
                 request, self._scoring.score(call, body.model, [item], options, in_ranking)
             )
             return await self._scoring.off_loop(
@@ -189,17 +188,3 @@ def _rank_reply(scored: Scored, top_n: int, call: Call) -> Response:
 
 def _reply(body: BaseModel) -> Response:
     return Response(body.model_dump_json(exclude_none=True), media_type="application/json")
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, Scored]) -> Scored:
-    """Do the work unless the caller leaves, which cancels it."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(request.receive())  # the body is read: only a disconnect comes
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Cancelled("the caller has left")
-        return working.result()
-    finally:
-        leaving.cancel()
-        working.cancel()

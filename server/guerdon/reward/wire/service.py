@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from guerdon.reward.registry import Registry
@@ -12,16 +11,10 @@ from guerdon.reward.wire import convert
 from guerdon.reward.wire.calls import Call, CallMetrics
 from guerdon.reward.wire.stream import ScoreStream
 from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.wire import Context, decode
+from guerdon.serving.wire import Context, deadline_of, decode
 from guerdon.v1 import reward_pb2
 
 SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"]
-
-
-def deadline_of(context: Context) -> float | None:
-    """The call's deadline on `time.monotonic`'s clock; None when it has none."""
-    remaining: float | None = context.time_remaining()
-    return None if remaining is None else time.monotonic() + remaining
 
 
 class RewardService:

@@ -1,0 +1,111 @@
+"""The settings that every server has: where it listens, what guards it, how it ends.
+
+A service's own settings inherit from these, so that one TOML file and one set of flags
+hold both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from guerdon.serving.credentials import TLSFiles
+from guerdon.serving.settings import SettingsError, build, read_toml
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Where a server listens, what guards it, how it ends."""
+
+    host: str = "127.0.0.1"
+    """Where gRPC and HTTP listen. Only this machine can reach the default."""
+    port: int
+    """gRPC; 0 picks a free one."""
+    http_port: int
+    """HTTP; 0 picks a free one, -1 serves none."""
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    """Clients must show a certificate that it signed."""
+    token_file: Path | None = None
+    """Holds the bearer token of callers; else $GUERDON_TOKEN."""
+    admin_token_file: Path | None = None
+    """Holds the bearer token for administration; else $GUERDON_ADMIN_TOKEN."""
+    max_message_bytes: int = 16 * MIB
+    """Largest gRPC message taken."""
+    max_body_bytes: int = 4 * MIB
+    """Largest HTTP body taken."""
+    drain_grace: float = 30.0
+    """Seconds that accepted work gets after SIGTERM."""
+    ready_file: Path | None = None
+    """Gets the real ports as JSON when the server is ready."""
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be served."""
+        self.check_port("port", least=0)
+        self.check_port("http_port", least=-1)
+        self.check_positive("max_message_bytes", "max_body_bytes")
+        if not self.drain_grace >= 0:
+            raise ValueError(f"drain_grace is {self.drain_grace}, it must not be negative")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key come together or not at all")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ValueError(
+                f"log_level is {self.log_level!r}, it must be debug, info, warning or error"
+            )
+
+    def check_port(self, name: str, *, least: int) -> None:
+        """Refuse a number that is no port."""
+        value = getattr(self, name)
+        if not least <= value <= 65535:
+            raise ValueError(f"{name} is {value}, it must be between {least} and 65535")
+
+    def check_positive(self, *names: str) -> None:
+        """Refuse what must be more than nothing (and NaN)."""
+        for name in names:
+            value = getattr(self, name)
+            if not value > 0:
+                raise ValueError(f"{name} is {value}, it must be positive")
+
+    @property
+    def tls(self) -> TLSFiles | None:
+        """The certificate's files, if there are any."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return TLSFiles(
+            certificate=self.tls_certificate, key=self.tls_key, client_ca=self.tls_client_ca
+        )
+
+
+S = TypeVar("S", bound=ServerSettings)
+
+
+def load_settings(
+    kind: type[S], file: Path | None, flags: Mapping[str, Any], *, merged: Collection[str] = ()
+) -> S:
+    """The settings of a file, with flags on top.
+
+    Args:
+        flags: by the setting's name, `engine.dtype` for one in a table; None means not given.
+        merged: tables of which a flag replaces entries of the same name only.
+
+    Raises:
+        SettingsError: a key is unknown or a value cannot be.
+    """
+    values = read_toml(file) if file is not None else {}
+    for name, value in flags.items():
+        if value is None:
+            continue
+        table, _, key = name.rpartition(".")
+        target = values.setdefault(table, {}) if table else values
+        if not isinstance(target, dict):
+            raise SettingsError(f"{table} must be a table")
+        target[key] = {**target.get(key, {}), **value} if key in merged else value
+    return build(kind, values)

@@ -1,0 +1,96 @@
+"""The sockets of a server: gRPC with health and reflection, and HTTP beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from guerdon.serving import health
+from guerdon.serving.config import ServerSettings
+from guerdon.serving.http import HTTPServer
+
+REPLY_GRACE = 1.0
+"""Seconds that replies which are made get to leave the process."""
+
+
+class Listener:
+    """Binds and serves what a process listens on.
+
+    Args:
+        services: full names of the process's services, for health and reflection.
+    """
+
+    def __init__(self, settings: ServerSettings, services: Sequence[str]) -> None:
+        self._settings = settings
+        self._tls = settings.tls
+        self._services = tuple(services)
+        self._health = health.Health(self._services)
+        self._servers: list[grpc.aio.Server] = []
+        self._http: HTTPServer | None = None
+
+    async def set_serving(self, serving: bool) -> None:
+        """Say of every service whether it takes calls."""
+        await self._health.set_serving(serving)
+
+    def new_server(self) -> grpc.aio.Server:
+        """A gRPC server with health and reflection; add the handlers, then `bind`."""
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._settings.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                # A port that somebody else has is an error, not half of the calls.
+                ("grpc.so_reuseport", 0),
+                # Clients may ping as often as their own keepalive says, calls or no calls.
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                # Callers behind a dead link are noticed, and their work dropped.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+            ]
+        )
+        self._health.add_to(server)
+        names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        self._servers.append(server)
+        return server
+
+    async def bind(self, server: grpc.aio.Server, host: str, port: int) -> int:
+        """Start a server on an address; the port that it got.
+
+        Raises:
+            OSError: the port cannot be bound.
+        """
+        address = f"[{host}]:{port}" if ":" in host and "[" not in host else f"{host}:{port}"
+        try:
+            if self._tls is not None:
+                bound = server.add_secure_port(address, self._tls.grpc_credentials())
+            else:
+                bound = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: is the port taken?") from error
+        await server.start()
+        return bound
+
+    async def start_http(self, app: Any) -> int | None:
+        """Serve an app over HTTP; its port, or None where the settings want none.
+
+        Raises:
+            OSError: the port cannot be bound.
+        """
+        if self._settings.http_port < 0:
+            return None
+        self._http = HTTPServer(
+            app, host=self._settings.host, port=self._settings.http_port, tls=self._tls
+        )
+        await self._http.start()
+        return self._http.port
+
+    async def stop(self) -> None:
+        """Close the ports; replies that are made still leave."""
+        await asyncio.gather(*(server.stop(REPLY_GRACE) for server in self._servers))
+        if self._http is not None:
+            await self._http.stop()
