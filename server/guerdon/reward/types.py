@@ -16,8 +16,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-TokenArray = npt.NDArray[np.int32]
-"""Token ids of one sequence or part of one, shape [T]."""
+from guerdon.serving.prompts import FormattedText as FormattedText
+from guerdon.serving.prompts import Message as Message
+from guerdon.serving.prompts import Prompt as Prompt
+from guerdon.serving.prompts import TokenArray as TokenArray
 
 
 class PriorityClass(enum.Enum):
@@ -56,24 +58,6 @@ class ComputeMode(enum.Enum):
     PACKED = "packed"
     PADDED = "padded"
 
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class FormattedText:
-    """Text that is already rendered: tokenised as it stands, nothing added."""
-
-    text: str
-
-
-Prompt = tuple[Message, ...] | str | FormattedText | TokenArray
-"""Chat turns, plain text, rendered text, or token ids."""
 
 Response = str | TokenArray
 """Text, or (only after a prompt of token ids) token ids."""

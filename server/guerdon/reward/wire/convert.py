@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from google.protobuf.duration_pb2 import Duration
-
 from guerdon.reward import types
 from guerdon.reward.scoring import Scored
-from guerdon.reward.types import TokenArray
+from guerdon.serving.convert import check_id, duration, prompt, tokens
 from guerdon.serving.errors import InvalidRequest
 from guerdon.v1 import common_pb2, reward_pb2
 
-MAX_TOKEN_ID = 2**31 - 1
-_CHUNK = 16_384
 MIXED_FORMS = "a prompt of token ids needs responses of token ids, and no other prompt takes them"
 
 
@@ -111,20 +106,12 @@ def check_item_counts(responses: Sequence[int], limits: Limits) -> None:
 
 def item(message: reward_pb2.ScoreItem, limits: Limits, field: str) -> types.ScoreItem:
     """One item; `field` is its path in the request."""
-    check_id(f"{field}.id", message.id, limits)
+    check_id(f"{field}.id", message.id, limits.max_id_length)
     return types.ScoreItem(
         prompt=prompt(message.prompt, f"{field}.prompt"),
         responses=responses(message, f"{field}.responses", limits),
         id=message.id,
     )
-
-
-def check_id(field: str, value: str, limits: Limits) -> None:
-    """Refuse an id that is too long to be one."""
-    if len(value) > limits.max_id_length:
-        raise InvalidRequest(
-            field, f"has {len(value)} characters, the limit is {limits.max_id_length}"
-        )
 
 
 def candidates(request: reward_pb2.RankRequest, limits: Limits) -> types.ScoreItem:
@@ -138,28 +125,6 @@ def candidates(request: reward_pb2.RankRequest, limits: Limits) -> types.ScoreIt
             _response(m, f"candidates[{i}]", is_tokens) for i, m in enumerate(messages)
         ),
     )
-
-
-def prompt(message: common_pb2.Prompt, field: str) -> types.Prompt:
-    """A prompt in any of its forms."""
-    form = message.WhichOneof("content")
-    if form is None:
-        raise InvalidRequest(
-            field, "one of conversation, text, formatted_text and token_ids is required"
-        )
-    if form == "text":
-        return message.text
-    if form == "formatted_text":
-        return types.FormattedText(message.formatted_text)
-    if form == "token_ids":
-        return _tokens(message.token_ids, f"{field}.token_ids")
-    turns = message.conversation.messages
-    if not turns:
-        raise InvalidRequest(f"{field}.conversation.messages", "at least one is required")
-    for i, turn in enumerate(turns):
-        if not turn.role:
-            raise InvalidRequest(f"{field}.conversation.messages[{i}].role", "is required")
-    return tuple(types.Message(turn.role, turn.content) for turn in turns)
 
 
 def responses(
@@ -187,28 +152,7 @@ def _response(message: common_pb2.Response, field: str, is_tokens: bool) -> type
         raise InvalidRequest(f"{field}.{form}", MIXED_FORMS)
     if form == "text":
         return message.text
-    return _tokens(message.token_ids, f"{field}.token_ids")
-
-
-def _tokens(message: common_pb2.TokenIds, field: str) -> TokenArray:
-    if not message.ids:
-        raise InvalidRequest(f"{field}.ids", "at least one is required")
-    # In pieces: each holds the interpreter's lock for a millisecond or so.
-    pieces = [message.ids[at : at + _CHUNK] for at in range(0, len(message.ids), _CHUNK)]
-    wide = np.concatenate([np.asarray(piece, dtype=np.int64) for piece in pieces])
-    return narrow_tokens(wide, f"{field}.ids")
-
-
-def narrow_tokens(wide: np.ndarray[tuple[int], np.dtype[np.int64]], field: str) -> TokenArray:
-    """Token ids as int32; which ids the vocabulary has, the model knows.
-
-    Raises:
-        InvalidRequest: an id is negative, or larger than any vocabulary.
-    """
-    bad = np.flatnonzero((wide < 0) | (wide > MAX_TOKEN_ID))
-    if bad.size:
-        raise InvalidRequest(f"{field}[{bad[0]}]", f"{wide[bad[0]]} is no token's number")
-    return wide.astype(np.int32)
+    return tokens(message.token_ids, f"{field}.token_ids")
 
 
 def response_score(score: types.ResponseScore, info: types.ModelInfo) -> reward_pb2.ResponseScore:
@@ -262,26 +206,6 @@ def model_info(
         step_aggregation=info.step_aggregation,
         parameters=info.parameters,
     )
-
-
-def duration(seconds: float) -> Duration:
-    """Seconds as a protobuf duration, in whole microseconds."""
-    micros = round(max(seconds, 0.0) * 1e6)
-    return Duration(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
-
-
-def timeout(message: Duration, field: str) -> float:
-    """A positive duration in seconds.
-
-    Raises:
-        InvalidRequest: it is zero, negative, or no valid duration.
-    """
-    seconds = message.seconds + message.nanos / 1e9
-    if not -1_000_000_000 < message.nanos < 1_000_000_000 or message.seconds * message.nanos < 0:
-        raise InvalidRequest(field, "is not a valid duration")
-    if seconds <= 0:
-        raise InvalidRequest(field, f"is {seconds:g} s, it must be positive")
-    return seconds
 
 
 def item_scores(items: Sequence[types.ScoreItem], scored: Scored) -> list[reward_pb2.ItemScores]:

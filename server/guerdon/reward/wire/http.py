@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,21 +22,9 @@ from guerdon.serving.credentials import BearerToken
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http import error_response, validation_error, while_connected
 from guerdon.serving.lifecycle import Lifecycle
+from guerdon.serving.schemas import ERRORS, ErrorReply
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": schemas.ErrorReply, "description": text}
-    for code, text in (
-        (400, "A field is wrong, or the model cannot do what is asked."),
-        (401, "No bearer token, or a wrong one."),
-        (404, "No such model."),
-        (413, "The body is too large."),
-        (429, "Overload: Retry-After says when to come back."),
-        (500, "The computation failed."),
-        (503, "The server is starting or draining."),
-        (504, "The timeout passed."),
-    )
-}
-
+_ERRORS = {**ERRORS, 404: {"model": ErrorReply, "description": "No such model."}}
 _METHODS = {"/v1/score": "http_score", "/v1/rank": "http_rank"}
 _PROMPT = "What is rain?"
 _SCORE = {

@@ -9,70 +9,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from guerdon.reward import types
 from guerdon.reward.scoring import Scored
 from guerdon.reward.wire import convert
+from guerdon.serving.convert import check_id
 from guerdon.serving.errors import InvalidRequest
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
-
-
-def _check_text(value: str) -> str:
-    """JSON can escape half of a surrogate pair, which is no character."""
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError("is not valid Unicode") from None
-    return value
-
-
-Text = Annotated[str, AfterValidator(_check_text)]
-
-
-class MessageBody(_Body):
-    """One turn of a conversation."""
-
-    role: Text = Field(min_length=1, description='Usually "system", "user" or "assistant".')
-    content: Text
-
-
-class TokenIdsBody(_Body):
-    """Tokens by their number in the model's own vocabulary."""
-
-    token_ids: list[Annotated[int, Field(ge=0, le=convert.MAX_TOKEN_ID)]] = Field(min_length=1)
-
-
-class FormattedTextBody(_Body):
-    """Text that is already rendered: nothing is added."""
-
-    formatted_text: Text
-
-
-def _form(value: Any) -> str:
-    """Which form a prompt or response has; the tag's @ keeps it out of error paths."""
-    if isinstance(value, list):
-        return "@messages"
-    if isinstance(value, FormattedTextBody):
-        return "@formatted"
-    if isinstance(value, TokenIdsBody):
-        return "@tokens"
-    if isinstance(value, dict):
-        return "@formatted" if "formatted_text" in value else "@tokens"
-    return "@text"
-
-
-PromptBody = Annotated[
-    Annotated[Text, Tag("@text")]
-    | Annotated[list[MessageBody], Field(min_length=1), Tag("@messages")]
-    | Annotated[TokenIdsBody, Tag("@tokens")]
-    | Annotated[FormattedTextBody, Tag("@formatted")],
-    Discriminator(_form),
-]
+from guerdon.serving.schemas import TIMEOUT, Body, PromptBody, Text, TokenIdsBody, prompt_of
 
 
 def _response_form(value: Any) -> str:
@@ -85,7 +29,7 @@ ResponseBody = Annotated[
 ]
 
 
-class ItemBody(_Body):
+class ItemBody(Body):
     """One prompt with one or more responses; the prompt is computed once."""
 
     id: Text = Field(default="", description="Comes back with the scores.")
@@ -93,7 +37,7 @@ class ItemBody(_Body):
     responses: list[ResponseBody] = Field(min_length=1)
 
 
-class OptionsBody(_Body):
+class OptionsBody(Body):
     """How to score, apart from what."""
 
     priority: Literal["online", "batch"] = "online"
@@ -111,19 +55,16 @@ class OptionsBody(_Body):
         )
 
 
-_TIMEOUT = Field(default=None, gt=0, description="Seconds allowed for the call.")
-
-
-class ScoreBody(_Body):
+class ScoreBody(Body):
     """Request of POST /v1/score."""
 
     model: Text = Field(min_length=1, description="A name, an alias, or name@revision.")
     items: list[ItemBody] = Field(min_length=1)
     options: OptionsBody = OptionsBody()
-    timeout: float | None = _TIMEOUT
+    timeout: float | None = TIMEOUT
 
 
-class RankBody(_Body):
+class RankBody(Body):
     """Request of POST /v1/rank."""
 
     model: Text = Field(min_length=1, description="A name, an alias, or name@revision.")
@@ -131,7 +72,7 @@ class RankBody(_Body):
     candidates: list[ResponseBody] = Field(min_length=1)
     top_n: int = Field(default=0, ge=0, description="How many to return; all when 0.")
     options: OptionsBody = OptionsBody()
-    timeout: float | None = _TIMEOUT
+    timeout: float | None = TIMEOUT
 
 
 class StepReply(BaseModel):
@@ -247,24 +188,9 @@ class ModelsReply(BaseModel):
     models: list[ModelReply]
 
 
-class ErrorDetail(BaseModel):
-    """Why a call failed."""
-
-    code: str = Field(description="The gRPC status code's name.")
-    message: str
-    field: str | None = Field(default=None, description="The field at fault.")
-    retry_after: float | None = Field(default=None, description="Seconds, for overload.")
-
-
-class ErrorReply(BaseModel):
-    """The body of every failed call."""
-
-    error: ErrorDetail
-
-
 def item_of(body: ItemBody, limits: convert.Limits, field: str) -> types.ScoreItem:
     """One item in the domain's terms; `field` is its path in the request."""
-    convert.check_id(f"{field}.id", body.id, limits)
+    check_id(f"{field}.id", body.id, limits.max_id_length)
     return _item(body.prompt, body.responses, limits, f"{field}.prompt", f"{field}.responses",
                  body.id)  # fmt: skip
 
@@ -286,22 +212,12 @@ def _item(
     convert.check_response_count(at, len(responses), limits)
     is_tokens = isinstance(prompt, TokenIdsBody)
     return types.ScoreItem(
-        prompt=_prompt(prompt),
+        prompt=prompt_of(prompt),
         responses=tuple(
             _response(body, f"{at}[{i}]", is_tokens) for i, body in enumerate(responses)
         ),
         id=name,
     )
-
-
-def _prompt(body: Any) -> types.Prompt:
-    if isinstance(body, TokenIdsBody):
-        return np.asarray(body.token_ids, dtype=np.int32)
-    if isinstance(body, FormattedTextBody):
-        return types.FormattedText(body.formatted_text)
-    if isinstance(body, str):
-        return body
-    return tuple(types.Message(turn.role, turn.content) for turn in body)
 
 
 def _response(body: str | TokenIdsBody, field: str, is_tokens: bool) -> types.Response:

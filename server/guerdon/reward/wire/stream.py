@@ -16,6 +16,7 @@ import grpc
 from guerdon.reward.scoring import Scoring, in_item
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.calls import Call, CallMetrics
+from guerdon.serving.convert import check_id, timeout
 from guerdon.serving.errors import Cancelled, DeadlinePassed, InvalidRequest, Unavailable
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.status import describe
@@ -122,7 +123,7 @@ class ScoreStream:
         """Keep an id from being used twice at a time."""
         if not request_id:
             raise InvalidRequest("request_id", "is required")
-        convert.check_id("request_id", request_id, self._limits)
+        check_id("request_id", request_id, self._limits.max_id_length)
         if request_id in self._ids:
             raise InvalidRequest("request_id", f"{request_id!r} is in flight on this stream")
         self._ids.add(request_id)
@@ -134,7 +135,7 @@ class ScoreStream:
         options = convert.options(request.options)
         call.asks(request.model, options.priority)
         if request.HasField("timeout"):
-            own = call.arrival + convert.timeout(request.timeout, "timeout")
+            own = call.arrival + timeout(request.timeout, "timeout")
             call.deadline = own if call.deadline is None else min(own, call.deadline)
         if call.late:
             raise DeadlinePassed("the item's time was over when it was read")

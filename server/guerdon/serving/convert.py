@@ -1,0 +1,82 @@
+"""Between the messages that services share and the domain's types; names fields at fault."""
+
+from __future__ import annotations
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+
+from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.prompts import MAX_TOKEN_ID, FormattedText, Message, Prompt, TokenArray
+from guerdon.v1 import common_pb2
+
+_CHUNK = 16_384
+
+
+def prompt(message: common_pb2.Prompt, field: str) -> Prompt:
+    """A prompt in any of its forms."""
+    form = message.WhichOneof("content")
+    if form is None:
+        raise InvalidRequest(
+            field, "one of conversation, text, formatted_text and token_ids is required"
+        )
+    if form == "text":
+        return message.text
+    if form == "formatted_text":
+        return FormattedText(message.formatted_text)
+    if form == "token_ids":
+        return tokens(message.token_ids, f"{field}.token_ids")
+    turns = message.conversation.messages
+    if not turns:
+        raise InvalidRequest(f"{field}.conversation.messages", "at least one is required")
+    for i, turn in enumerate(turns):
+        if not turn.role:
+            raise InvalidRequest(f"{field}.conversation.messages[{i}].role", "is required")
+    return tuple(Message(turn.role, turn.content) for turn in turns)
+
+
+def tokens(message: common_pb2.TokenIds, field: str) -> TokenArray:
+    """Token ids; at least one."""
+    if not message.ids:
+        raise InvalidRequest(f"{field}.ids", "at least one is required")
+    # In pieces: each holds the interpreter's lock for a millisecond or so.
+    pieces = [message.ids[at : at + _CHUNK] for at in range(0, len(message.ids), _CHUNK)]
+    wide = np.concatenate([np.asarray(piece, dtype=np.int64) for piece in pieces])
+    return narrow_tokens(wide, f"{field}.ids")
+
+
+def narrow_tokens(wide: np.ndarray[tuple[int], np.dtype[np.int64]], field: str) -> TokenArray:
+    """Token ids as int32; which ids the vocabulary has, the model knows.
+
+    Raises:
+        InvalidRequest: an id is negative, or larger than any vocabulary.
+    """
+    bad = np.flatnonzero((wide < 0) | (wide > MAX_TOKEN_ID))
+    if bad.size:
+        raise InvalidRequest(f"{field}[{bad[0]}]", f"{wide[bad[0]]} is no token's number")
+    return wide.astype(np.int32)
+
+
+def check_id(field: str, value: str, most: int) -> None:
+    """Refuse an id that is too long to be one."""
+    if len(value) > most:
+        raise InvalidRequest(field, f"has {len(value)} characters, the limit is {most}")
+
+
+def duration(seconds: float) -> Duration:
+    """Seconds as a protobuf duration, in whole microseconds."""
+    micros = round(max(seconds, 0.0) * 1e6)
+    return Duration(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
+
+
+def timeout(message: Duration, field: str) -> float:
+    """A positive duration in seconds.
+
+    Raises:
+        InvalidRequest: it is zero, negative, or no valid duration.
+    """
+    seconds = message.seconds + message.nanos / 1e9
+    if not -1_000_000_000 < message.nanos < 1_000_000_000 or message.seconds * message.nanos < 0:
+        raise InvalidRequest(field, "is not a valid duration")
+    if seconds <= 0:
+        raise InvalidRequest(field, f"is {seconds:g} s, it must be positive")
+    return seconds
