@@ -7,6 +7,7 @@ from guerdon.data.conversations import (
     as_messages,
     is_transcript,
     parse_pair,
+    parse_prompt,
     parse_transcript,
 )
 from guerdon.data.jsonl import JsonLines, Line, read_jsonl, write_row
@@ -22,6 +23,7 @@ __all__ = [
     "as_messages",
     "is_transcript",
     "parse_pair",
+    "parse_prompt",
     "parse_questions",
     "parse_transcript",
     "read_jsonl",

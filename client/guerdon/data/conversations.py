@@ -144,7 +144,7 @@ def conversations(
             raise RowError(key, "is missing")
     if row.get("prompt") is None:
         return None, as_messages(row["chosen"], "chosen"), as_messages(row["rejected"], "rejected")
-    prompt = _prompt(row["prompt"])
+    prompt = parse_prompt(row["prompt"])
     return (
         prompt,
         _answer(row["chosen"], "chosen", prompt),
@@ -152,7 +152,12 @@ def conversations(
     )
 
 
-def _prompt(value: Any) -> list[Message]:
+def parse_prompt(value: Any) -> list[Message]:
+    """The turns of a prompt: text for one user turn, a transcript, or messages.
+
+    Raises:
+        RowError: it is none of these, or empty.
+    """
     if isinstance(value, str) and not is_transcript(value):
         if not value.strip():
             raise RowError("prompt", "is empty")

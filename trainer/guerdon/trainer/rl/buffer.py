@@ -1,0 +1,191 @@
+"""The buffer between sampling and learning: bounded by staleness, counted per token.
+
+Pure bookkeeping: no clock, no tasks, no network. Versions are those of the policy's weights.
+
+The bound is AReaL's (arXiv:2505.24298, section 5.1: at most (version + η + 1) · batch tasks may
+have been started), said in terms of what is outstanding, so that it also holds when a task is
+sampled again. With k groups in a step, the group that has m outstanding ones before it is
+consumed m // k steps from now, by weights of at most `next_version + m // k`; it may be started
+under version s if that is at most s + η.
+
+A group that can't wait for the next step is waited for by this one. Leaving it behind would
+throw its tokens away, and by choosing the quick ones would teach the policy to be short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from guerdon.trainer.rl.prompts import PromptOrder
+from guerdon.trainer.rl.types import Group, Sample, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What came of asking for a step's groups."""
+
+    groups: list[Group] | None
+    """A step's groups, or None when more must come first."""
+    expired: list[Task]
+    """Tasks whose samples were too old, and are no longer in the buffer."""
+
+
+class Buffer:
+    """Groups that wait to be trained on, and the tasks that are being sampled.
+
+    Args:
+        max_staleness: η, weight versions that a token may be behind at consumption.
+        ordered: hand groups out in the order of their uids only (deterministic runs).
+    """
+
+    def __init__(self, max_staleness: int, *, ordered: bool = False) -> None:
+        self._eta = max_staleness
+        self._ordered = ordered
+        self._groups: dict[int, Group] = {}
+        self._in_flight: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """Groups that wait."""
+        return len(self._groups)
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks that are being sampled or scored."""
+        return len(self._in_flight)
+
+    @property
+    def uids(self) -> frozenset[int]:
+        """Of the groups that wait."""
+        return frozenset(self._groups)
+
+    def may_start(self, sampler_version: int, next_version: int, per_step: int) -> bool:
+        """Whether a group that is started now can be consumed within the bound.
+
+        Args:
+            sampler_version: of the weights that would draw its first token.
+            next_version: of the weights that the next step's groups are for.
+            per_step: groups in a step.
+        """
+        ahead = (len(self._groups) + len(self._in_flight)) // per_step
+        return next_version + ahead - sampler_version <= self._eta
+
+    def start(self, task: Task, sampler_version: int) -> None:
+        """A task is sampled from now on, with weights of at least this version.
+
+        Called again for the same task when its sampling begins anew.
+        """
+        assert task.uid not in self._groups, f"task {task.uid} is sampled already"
+        self._in_flight[task.uid] = sampler_version
+
+    def drop(self, task: Task) -> None:
+        """A task is no longer being sampled, and nothing came of it."""
+        del self._in_flight[task.uid]
+
+    def put(self, group: Group) -> None:
+        """A task's samples are there."""
+        del self._in_flight[group.task.uid]
+        assert group.samples
+        assert np.isfinite(group.rewards_G).all(), "a group without rewards"
+        self._groups[group.task.uid] = group
+
+    def take(self, count: int, version: int) -> Taken:
+        """A step's groups, the oldest first, each token at most η versions behind.
+
+        Args:
+            count: groups in a step.
+            version: of the weights that will be trained.
+        """
+        expired = [
+            group.task
+            for group in self._groups.values()
+            if version - group.oldest_version > self._eta
+        ]
+        for task in expired:
+            del self._groups[task.uid]
+        chosen = self._first(count, version)
+        if chosen is not None:
+            for group in chosen:
+                assert all(fresh(sample, version, self._eta) for sample in group.samples)
+                del self._groups[group.task.uid]
+        return Taken(chosen, sorted(expired, key=lambda task: task.uid))
+
+    def _first(self, count: int, version: int) -> list[Group] | None:
+        if self._ordered:
+            first = sorted([*self._groups, *self._in_flight])[:count]
+            if len(first) < count or not self._groups.keys() >= set(first):
+                return None
+            return [self._groups[uid] for uid in first]
+        last_chance = version - self._eta  # what these drew is too old for the next step
+        if any(started <= last_chance for started in self._in_flight.values()):
+            return None
+        if len(self._groups) < count:
+            return None
+        oldest_first = sorted(
+            self._groups.values(), key=lambda group: (group.oldest_version, group.task.uid)
+        )
+        return oldest_first[:count]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All groups that wait. JSON can hold it but for `arrays`, which is name → array.
+
+        Tasks in flight are not in it: they are sampled again (see `PromptOrder.state_dict`).
+        """
+        groups = [self._groups[uid] for uid in sorted(self._groups)]
+        samples = [sample for group in groups for sample in group.samples]
+        return {
+            "groups": [[group.task.uid, len(group.samples)] for group in groups],
+            "samples": [
+                {"index": s.index, "finished": s.finished, "text": s.text, "reward": s.reward,
+                 "parts": s.parts}
+                for s in samples
+            ],
+            "arrays": {
+                "lengths": np.array([s.tokens for s in samples], dtype=np.int64),
+                "response_ids": _joined([s.response_ids_T for s in samples], np.int32),
+                "logprobs": _joined([s.behaviour_logprobs_T for s in samples], np.float32),
+                "versions": _joined([s.versions_T for s in samples], np.int32),
+            },
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any], order: PromptOrder) -> None:
+        """Take up saved groups.
+
+        Args:
+            state: of `state_dict`.
+            order: knows each task's prompt by its uid.
+        """
+        arrays = state["arrays"]
+        ends = np.cumsum(arrays["lengths"])[:-1]
+        columns = [np.split(arrays[k], ends) for k in ("response_ids", "logprobs", "versions")]
+        rows = iter(zip(state["samples"], *columns, strict=True)) if state["samples"] else iter(())
+        self._groups, self._in_flight = {}, {}
+        for uid, size in state["groups"]:
+            task = order.task(uid)
+            self._groups[uid] = Group(task, [_sample(task, *next(rows)) for _ in range(size)])
+
+
+def fresh(sample: Sample, version: int, max_staleness: int) -> bool:
+    """Whether no token of a sample is more than η versions behind."""
+    return bool((version - sample.versions_T <= max_staleness).all())
+
+
+def _joined(parts: Iterable[Any], dtype: Any) -> Any:
+    found = list(parts)
+    return np.concatenate(found).astype(dtype) if found else np.empty(0, dtype=dtype)
+
+
+def _sample(
+    task: Task, values: Mapping[str, Any], ids: Any, logprobs: Any, versions: Any
+) -> Sample:
+    return Sample(
+        task_uid=task.uid,
+        prompt_ids_P=task.prompt_ids_P,
+        response_ids_T=ids.copy(),
+        behaviour_logprobs_T=logprobs.copy(),
+        versions_T=versions.copy(),
+        **values,
+    )

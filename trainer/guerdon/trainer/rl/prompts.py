@@ -1,0 +1,273 @@
+"""The prompts of a run: read, rendered and tokenised once, and given out in a seeded order."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guerdon.data import Message, RowError, parse_prompt, read_jsonl
+from guerdon.trainer.errors import DataError
+from guerdon.trainer.rl.types import Ints, PromptRow, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The rows of a prompts file with their tokens."""
+
+    source: str
+    sha256: str
+    """Of the file as it lies on disk."""
+    rows: tuple[PromptRow, ...]
+    lines: tuple[int, ...]
+    """Where each row stands, from 1."""
+    prompt_ids: tuple[Ints, ...]
+    """Each row's rendered prompt, as the sampler gets it."""
+    duplicates: int
+    """Rows whose prompt occurred before, word for word. They are kept."""
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.rows)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(ids) for ids in self.prompt_ids)
+
+    def tasks(self) -> list[Task]:
+        """Every row once, in the file's order: for evaluations, which no `PromptOrder` rules."""
+        return [
+            Task(i, row, ids)
+            for i, (row, ids) in enumerate(zip(self.rows, self.prompt_ids, strict=True))
+        ]
+
+
+def load_prompts(path: str, tokenizer: Any, *, max_prompt_tokens: int, limit: int = 0) -> Prompts:
+    """Read, render and tokenise a prompts file.
+
+    A row is `{"prompt": text, transcript or messages, "answer": optional text or number}`; its
+    other keys are kept. The policy's chat template renders it, with the mark that opens the
+    answer; a tokenizer without a template takes plain text as it is.
+
+    Args:
+        path: JSONL, gzipped or not.
+        tokenizer: the policy's, of `transformers`.
+        max_prompt_tokens: a longer prompt is an error.
+        limit: read only the first so many rows; 0 reads all.
+
+    Raises:
+        DataError: the file can't be read or holds no row, or a row is wrong or too long; the
+            first such row ends it, and its line is named.
+    """
+    rows, lines = _read(path, limit)
+    encode = _templated if getattr(tokenizer, "chat_template", None) else _plain
+    found = []
+    for row, line in zip(rows, lines, strict=True):
+        try:
+            ids = encode(tokenizer, row)
+        except RowError as error:
+            raise DataError(f"{path}, {error.at(line)}") from error
+        if len(ids) > max_prompt_tokens:
+            raise DataError(
+                f"{path}, line {line}: prompt: {len(ids)} tokens, over the limit of "
+                f"{max_prompt_tokens} (--max-prompt-tokens)"
+            )
+        ids.setflags(write=False)  # all samples of all its tasks share it
+        found.append(ids)
+    keys = [json.dumps(row.turns, sort_keys=True) for row in rows]
+    with Path(path).open("rb") as handle:
+        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+    repeats = len(keys) - len(set(keys))
+    return Prompts(path, sha256, tuple(rows), tuple(lines), tuple(found), repeats)
+
+
+def _read(path: str, limit: int) -> tuple[list[PromptRow], list[int]]:
+    rows: list[PromptRow] = []
+    lines: list[int] = []
+    try:
+        for line, values in read_jsonl(path):
+            try:
+                rows.append(parse_row(values, len(rows)))
+            except RowError as error:
+                raise error.at(line) from None
+            lines.append(line)
+            if len(rows) == limit:
+                break
+    except OSError as error:
+        raise DataError(f"can't read the prompts in {path}: {error.strerror or error}") from error
+    except RowError as error:
+        raise DataError(f"{path}, {error}") from error
+    if not rows:
+        raise DataError(f"{path} holds no prompt")
+    return rows, lines
+
+
+def parse_row(values: Mapping[str, Any], index: int) -> PromptRow:
+    """A row of the prompts file.
+
+    Raises:
+        RowError: the prompt is missing or malformed or ends with the assistant's turn, or the
+            answer is neither text nor a number.
+    """
+    if values.get("prompt") is None:
+        raise RowError("prompt", "is missing")
+    turns = parse_prompt(values["prompt"])
+    if turns[-1]["role"] == "assistant":
+        raise RowError("prompt", "ends with the assistant's turn: there is nothing to answer")
+    for turn in turns:
+        _check_text("prompt", turn["role"] + turn["content"])
+    extra = {key: value for key, value in values.items() if key not in ("prompt", "answer")}
+    return PromptRow(index, tuple(turns), _answer(values.get("answer")), extra)
+
+
+def _answer(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise RowError("answer", "must be text or a number")
+    text = value if isinstance(value, str) else json.dumps(value)
+    if not text.strip():
+        raise RowError("answer", "is empty")
+    _check_text("answer", text)
+    return text
+
+
+def _check_text(field: str, text: str) -> None:
+    """JSON can hold half of a surrogate pair; UTF-8, and so the wire, can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowError(field, "holds an unpaired surrogate, which is no text") from None
+
+
+def _templated(tokenizer: Any, row: PromptRow) -> Ints:
+    """The template decides about special tokens, BOS included; the tokenizer adds none."""
+    turns: list[Message] = list(row.turns)
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # jinja2's errors, and what a template raises itself
+        raise RowError("prompt", f"the chat template refuses it: {error}") from error
+    return _ids(tokenizer, text, special=False)
+
+
+def _plain(tokenizer: Any, row: PromptRow) -> Ints:
+    """Text with the tokenizer's own beginning, but not with its own end: more will follow."""
+    if len(row.turns) != 1 or row.turns[0]["role"] != "user":
+        raise RowError("prompt", "is a conversation, but the policy has no chat template")
+    text = row.turns[0]["content"]
+    ids, bare = (_ids(tokenizer, text, special=special) for special in (True, False))
+    eos = tokenizer.eos_token_id
+    if eos is not None and ids[-1] == eos and bare[-1] != eos:
+        ids = ids[:-1].copy()
+    return ids
+
+
+def _ids(tokenizer: Any, text: str, *, special: bool) -> Ints:
+    found = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    if not found:
+        raise RowError("prompt", "has no tokens")
+    return np.array(found, dtype=np.int32)
+
+
+class PromptOrder:
+    """An endless order of tasks: every epoch has all rows, in a permutation of its own.
+
+    Task `uid` is row `permutation(seed, uid // rows)[uid % rows]`, so the order needs no state
+    but how far it has come. A task is *out* from `next` until it is `done` or given back; one
+    that is given back comes again, before all new ones, the lowest uid first. So no row is
+    lost, and none is trained on twice in an epoch, whatever fails in between.
+
+    Args:
+        prompts: the rows.
+        seed: of the permutations.
+    """
+
+    def __init__(self, prompts: Prompts, seed: int) -> None:
+        self._prompts = prompts
+        self._seed = seed
+        self._next = 0
+        self._waiting: list[int] = []
+        self._out: set[int] = set()
+        self._epoch = -1
+        self._permutation = np.empty(0, dtype=np.int64)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next new task, from 0."""
+        return self._next // len(self._prompts)
+
+    @property
+    def out(self) -> frozenset[int]:
+        """The uids of tasks that were given out and are neither done nor back."""
+        return frozenset(self._out)
+
+    def next(self) -> Task:
+        """The next task; it is out from now on."""
+        if self._waiting:
+            uid = heapq.heappop(self._waiting)
+        else:
+            uid, self._next = self._next, self._next + 1
+        self._out.add(uid)
+        return self.task(uid)
+
+    def give_back(self, task: Task) -> None:
+        """Take a task back: it comes again, before new ones."""
+        assert task.uid in self._out, f"task {task.uid} is not out"
+        self._out.remove(task.uid)
+        heapq.heappush(self._waiting, task.uid)
+
+    def done(self, task: Task) -> None:
+        """A task is consumed: it never comes again."""
+        assert task.uid in self._out, f"task {task.uid} is not out"
+        self._out.remove(task.uid)
+
+    def task(self, uid: int) -> Task:
+        """The task of a uid: the same whenever it is asked for."""
+        epoch, place = divmod(uid, len(self._prompts))
+        if epoch != self._epoch:
+            generator = np.random.default_rng([self._seed, epoch])
+            self._epoch, self._permutation = epoch, generator.permutation(len(self._prompts))
+        index = int(self._permutation[place])
+        return Task(uid, self._prompts.rows[index], self._prompts.prompt_ids[index])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, as JSON can hold it."""
+        return {
+            "sha256": self._prompts.sha256,
+            "rows": len(self._prompts),
+            "seed": self._seed,
+            "next": self._next,
+            "waiting": sorted(self._waiting),
+            "out": sorted(self._out),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, held: Collection[int] = ()) -> None:
+        """Go on from a saved state.
+
+        Args:
+            state: of `state_dict`.
+            held: uids that were out and still are, because their samples were saved too. All
+                others that were out come again.
+
+        Raises:
+            DataError: the prompts or the seed are not those of the state.
+        """
+        mine = {"sha256": self._prompts.sha256, "rows": len(self._prompts), "seed": self._seed}
+        for key, value in mine.items():
+            if state[key] != value:
+                raise DataError(
+                    f"{self._prompts.source}: its {key} is {value}, the checkpoint's is "
+                    f"{state[key]}: a run can only be resumed on the same prompts and seed"
+                )
+        out = set(state["out"])
+        assert out.issuperset(held), "samples of a task that was not out"
+        self._next = state["next"]
+        self._out = set(held)
+        self._waiting = sorted({*state["waiting"], *(out - self._out)})

@@ -1,0 +1,156 @@
+"""Waiting for a service that is away, as long as the run's patience lasts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+
+from guerdon.client import Clock, GuerdonError
+from guerdon.trainer.errors import SettingsError, TrainingError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
+"""Seconds: bounds of the longest wait before a try, which doubles from one to the other."""
+
+_AWAY = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,  # by a server that stops; our own leaving is a CancelledError
+    grpc.StatusCode.ABORTED,
+}
+
+
+class ServiceGone(TrainingError):
+    """A service stayed away for longer than the run's patience."""
+
+
+class ServiceRefused(TrainingError):
+    """A service answered with an error that asking again would not mend."""
+
+
+class Patience:
+    """Asks one service, again and again while it is away.
+
+    It is away when nobody answers, when an attempt's deadline passes, when it is overloaded, and
+    when it ends a call because something else came between (ABORTED). All else is an answer, and
+    ends the run at once.
+
+    Args:
+        service: what it is called in messages, such as `the sampler`.
+        address: its HOST:PORT.
+        seconds: a call that had no success for so long raises `ServiceGone`.
+        clock: time and chance, for tests.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        address: str,
+        seconds: float,
+        *,
+        clock: Clock = Clock(),  # noqa: B008 - frozen
+    ) -> None:
+        self.service = service
+        self.address = address
+        self.seconds = seconds
+        self.faults_survived = 0
+        """Times that it was away (overload does not count) and came back."""
+        self.overloads = 0
+        """Answers that it is overloaded."""
+        self._clock = clock
+        self._away = False
+
+    async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What the call returns, made anew until it succeeds.
+
+        Args:
+            call: safe to repeat; raises `GuerdonError`.
+
+        Raises:
+            ServiceGone: the patience is over.
+            GuerdonError: the service answered with another error, as it came.
+        """
+        begin, tries = self._clock.now(), 0
+        while True:
+            try:
+                result = await call()
+            except GuerdonError as error:
+                if not is_away(error):
+                    raise
+                self._note(error)
+                wait = self._wait(error, tries)
+                if self._clock.now() - begin + wait > self.seconds:
+                    raise self._gone(error) from error
+                tries += 1
+            else:
+                self.answered()
+                return result
+            await self._clock.sleep(wait)
+
+    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """As `ask`, with every other error made a `ServiceRefused`."""
+        try:
+            return await self.ask(call)
+        except GuerdonError as error:
+            raise self.refused(error) from error
+
+    def refused(self, error: GuerdonError) -> ServiceRefused:
+        """The error for an answer that ends the run."""
+        return ServiceRefused(
+            f"{self.service} at {self.address} refuses: {error.code.name}: {error.message}"
+        )
+
+    def away(self) -> None:
+        """It was seen to be away, or to have been."""
+        self._away = True
+
+    def answered(self) -> None:
+        """It works."""
+        self.faults_survived += self._away
+        self._away = False
+
+    def _note(self, error: GuerdonError) -> None:
+        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            self.overloads += 1
+            return
+        if not self._away:
+            logger.warning(
+                "%s at %s is away (%s); asking again for up to %g seconds",
+                self.service, self.address, error.message, self.seconds,
+            )  # fmt: skip
+        self.away()
+
+    def _wait(self, error: GuerdonError, tries: int) -> float:
+        ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries, 30))
+        return self._clock.uniform(ceiling / 2, ceiling) + (error.retry_after or 0.0)
+
+    def _gone(self, error: GuerdonError) -> ServiceGone:
+        return ServiceGone(
+            f"{self.service} at {self.address} gave no answer for {self.seconds:g} seconds "
+            f"(--patience); the last error was {error.code.name}: {error.message}"
+        )
+
+
+def is_away(error: GuerdonError) -> bool:
+    """Whether the same call may succeed later."""
+    if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return error.retry_after is not None  # without it, the message itself is too large
+    return error.code in _AWAY
+
+
+def parse_address(text: str, setting: str) -> str:
+    """A HOST:PORT, checked.
+
+    Raises:
+        SettingsError: it is none; the setting is named.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise SettingsError(f"{setting}: {text!r} is not HOST:PORT")
+    return text
