@@ -41,7 +41,7 @@ def sums(split: str) -> list[tuple[int, int]]:
         asked = re.fullmatch(r"(\d+) \+ (\d+)", row["prompt"][-1]["content"])
         assert asked is not None
         a, b = int(asked[1]), int(asked[2])
-        assert row["answer"] == f"{a} + {b} = {a + b}"
+        assert row["answer"] == str(a + b)
         shown = [turn["content"] for turn in row["prompt"]]
         assert shown[1:3] == ["5 + 13", "5 + 13 = 18"]
         found.append((a, b))

@@ -65,7 +65,7 @@ def arithmetic() -> dict[str, list[dict[str, Any]]]:
 
 
 def sum_row(a: int, b: int) -> dict[str, Any]:
-    """A prompt that shows the form by one example, and the only right answer."""
+    """A prompt that shows the form by one example, and the right number."""
     return {
         "prompt": [
             {"role": "system", "content": "You are a calculator."},
@@ -73,7 +73,7 @@ def sum_row(a: int, b: int) -> dict[str, Any]:
             {"role": "assistant", "content": written_out(*SHOWN)},
             {"role": "user", "content": f"{a} + {b}"},
         ],
-        "answer": written_out(a, b),
+        "answer": str(a + b),
     }
 
 
