@@ -18,7 +18,7 @@ from tests.trainer.toy import metrics, run, toy_settings
 
 from guerdon.trainer import pair_trainer
 from guerdon.trainer.errors import DivergedError, OutputError, TrainingError
-from guerdon.trainer.run_folder import RunFolder
+from guerdon.trainer.run_folder import RewardFolder
 
 WEIGHTS = "model.safetensors"
 
@@ -48,7 +48,7 @@ def test_resume_equals_an_unbroken_run(
         with pytest.raises(KeyboardInterrupt):
             run(toy_settings(base, toy, broken, **more))
     assert not (broken / WEIGHTS).exists()
-    assert not RunFolder(
+    assert not RewardFolder(
         toy_settings(base, toy, broken, **more), resume=True, overwrite=False
     ).finished
     _, printed = run(toy_settings(base, toy, broken, **more), resume=True)
@@ -64,10 +64,10 @@ def test_resume_equals_an_unbroken_run(
 
 def test_resume_wants_the_same_settings(base: Path, toy: tuple[Path, Path], tmp_path: Path) -> None:
     settings = toy_settings(base, toy, tmp_path / "run")
-    RunFolder(settings, resume=False, overwrite=False).begin()
+    RewardFolder(settings, resume=False, overwrite=False).begin()
     other = toy_settings(base, toy, tmp_path / "run", lr=1e-4)
     with pytest.raises(OutputError, match=r"was begun with lr = 0\.003, not 0\.0001"):
-        RunFolder(other, resume=True, overwrite=False)
+        RewardFolder(other, resume=True, overwrite=False)
 
 
 @pytest.mark.parametrize("eval_before", [True, False])
@@ -105,18 +105,18 @@ def test_output_in_use_is_refused(base: Path, toy: tuple[Path, Path], tmp_path: 
     (output / "thesis.txt").write_text("precious")
     settings = toy_settings(base, toy, output)
     with pytest.raises(OutputError, match="not empty: --resume goes on with it"):
-        RunFolder(settings, resume=False, overwrite=False)
+        RewardFolder(settings, resume=False, overwrite=False)
     with pytest.raises(OutputError, match="not a run of ours"):
-        RunFolder(settings, resume=False, overwrite=True)
+        RewardFolder(settings, resume=False, overwrite=True)
     with pytest.raises(OutputError, match="nothing to resume"):
-        RunFolder(settings, resume=True, overwrite=False)
+        RewardFolder(settings, resume=True, overwrite=False)
     assert (output / "thesis.txt").read_text() == "precious"
 
 
 def test_overwrite_replaces_a_run(base: Path, toy: tuple[Path, Path], tmp_path: Path) -> None:
     settings = toy_settings(base, toy, tmp_path / "run", epochs=0.2)
     run(settings)
-    folder = RunFolder(settings, resume=False, overwrite=True)
+    folder = RewardFolder(settings, resume=False, overwrite=True)
     assert folder.finished  # looking removes nothing
     folder.begin()
     assert not folder.finished
@@ -193,6 +193,6 @@ def test_a_failure_while_saving_leaves_nothing_servable(
             run(settings)
     assert (tmp_path / "run" / "guerdon.json").exists()  # all but the weights was moved
     assert not (tmp_path / "run" / WEIGHTS).exists()
-    assert not RunFolder(settings, resume=True, overwrite=False).finished
+    assert not RewardFolder(settings, resume=True, overwrite=False).finished
     run(settings, resume=True)
     assert (tmp_path / "run" / WEIGHTS).exists()

@@ -206,13 +206,13 @@ def test_a_model_that_learned_nothing_is_named(
     from rich.console import Console
 
     from guerdon.trainer.report import show_summary
-    from guerdon.trainer.run_folder import RunFolder
+    from guerdon.trainer.run_folder import RewardFolder
 
     settings = toy_settings(base, toy, tmp_path / "run", lr=1e-12, epochs=0.1)
     summary, _ = run(settings)
     assert not summary["above_chance"]
     text = io.StringIO()
-    folder = RunFolder(settings, resume=True, overwrite=False)
+    folder = RewardFolder(settings, resume=True, overwrite=False)
     show_summary(summary, folder, Console(file=text, width=100))
     assert "can't be told from chance" in text.getvalue()
     assert f"guerdon serve reward --model run={tmp_path / 'run'}" in text.getvalue()

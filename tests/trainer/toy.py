@@ -12,7 +12,7 @@ from rich.console import Console
 
 from guerdon.trainer.inputs import read_inputs
 from guerdon.trainer.reward import train_reward
-from guerdon.trainer.run_folder import RunFolder
+from guerdon.trainer.run_folder import RewardFolder
 from guerdon.trainer.settings import RewardSettings
 
 WORDS = ["rain", "sun", "egg", "water", "Rome", "Paris", "tens", "help", "eight", "put", "hot"]
@@ -59,7 +59,7 @@ def toy_settings(base: Path, toy: tuple[Path, Path], output: Path, **more: Any) 
 
 def run(settings: RewardSettings, *, resume: bool = False) -> tuple[dict[str, Any], str]:
     """A whole run in this process; its summary and what it printed."""
-    folder = RunFolder(settings, resume=resume, overwrite=False)
+    folder = RewardFolder(settings, resume=resume, overwrite=False)
     text = io.StringIO()
     summary = train_reward(read_inputs(settings), folder, Console(file=text, width=100))
     return summary, text.getvalue()

@@ -93,11 +93,11 @@ def _run(settings: RewardSettings, *, resume: bool, overwrite: bool, dry_run: bo
     from rich.console import Console
 
     from guerdon.trainer.report import show_counts, show_summary
-    from guerdon.trainer.run_folder import SUMMARY, RunFolder
+    from guerdon.trainer.run_folder import SUMMARY, RewardFolder
 
     console = Console(stderr=not sys.stdout.isatty())
     if not dry_run:
-        folder = RunFolder(settings, resume=resume, overwrite=overwrite)
+        folder = RewardFolder(settings, resume=resume, overwrite=overwrite)
         if folder.finished:
             console.print("this run ended already")
             summary: dict[str, Any] = json.loads((folder.path / SUMMARY).read_text("utf-8"))

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from guerdon.trainer.run_folder import RunFolder
+from guerdon.trainer.run_folder import RewardFolder
 
 
 def show_counts(counts: dict[str, Any], console: Console) -> None:
@@ -27,7 +27,7 @@ def show_counts(counts: dict[str, Any], console: Console) -> None:
                 console.print(f"  [yellow]{found[key]} {text}[/yellow]", highlight=False)
 
 
-def show_summary(summary: dict[str, Any], folder: RunFolder, console: Console) -> None:
+def show_summary(summary: dict[str, Any], folder: RewardFolder, console: Console) -> None:
     """The result as a short table, and what to do with it."""
     table = Table(show_header=False)
     low, high = summary["accuracy_low"], summary["accuracy_high"]

@@ -31,7 +31,7 @@ from guerdon.trainer.inputs import Inputs
 from guerdon.trainer.measures import Floats
 from guerdon.trainer.modelling import load_base, max_positions, merged, prepare
 from guerdon.trainer.pair_trainer import PairTrainer, shared_collator
-from guerdon.trainer.run_folder import CHECKPOINTS, METRICS, PLOTS, RunFolder
+from guerdon.trainer.run_folder import CHECKPOINTS, METRICS, PLOTS, RewardFolder
 from guerdon.trainer.scoring import PairScores, score_pairs
 from guerdon.trainer.settings import RewardSettings
 from guerdon.trainer.tokens import TokenPairs
@@ -52,7 +52,7 @@ class Phases:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
 
 
-def train_reward(inputs: Inputs, folder: RunFolder, console: Console) -> dict[str, Any]:
+def train_reward(inputs: Inputs, folder: RewardFolder, console: Console) -> dict[str, Any]:
     """Train, measure, save; the summary that is also written to summary.json.
 
     Raises:
@@ -144,7 +144,7 @@ def _decide_sharing(settings: RewardSettings, model: Any, inputs: Inputs) -> boo
 def _train(
     model: Any,
     inputs: Inputs,
-    folder: RunFolder,
+    folder: RewardFolder,
     console: Console,
     share: bool,
     measure: _Measure,
@@ -181,7 +181,7 @@ def _train(
     return log, trainer.state.global_step
 
 
-def _arguments(settings: RewardSettings, folder: RunFolder) -> RewardConfig:
+def _arguments(settings: RewardSettings, folder: RewardFolder) -> RewardConfig:
     return RewardConfig(
         output_dir=str(folder.path / CHECKPOINTS),
         num_train_epochs=settings.epochs,
@@ -280,7 +280,7 @@ def _in_dtype(model: Any, dtype: str) -> Any:
     return model.to(torch.bfloat16) if dtype == "bfloat16" else model
 
 
-def _draw(folder: RunFolder, log: MetricsLog, scores: PairScores, inputs: Inputs) -> None:
+def _draw(folder: RewardFolder, log: MetricsLog, scores: PairScores, inputs: Inputs) -> None:
     from guerdon.trainer.plots import draw_all
 
     chosen, rejected = answer_tokens(inputs.eval)

@@ -1,5 +1,7 @@
 """The folder of a run: what may be there before, and the model that appears in the end.
 
+`RunFolder` is what every recipe's folder has; `RewardFolder` is that of `guerdon train reward`:
+
     config.toml    the settings, resolved
     metrics.jsonl  a line for each logged step
     checkpoints/   for --resume; removed when the run ends well
@@ -21,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.models import MANIFEST_NAME
+from guerdon.trainer import settings_io
 from guerdon.trainer.errors import OutputError
-from guerdon.trainer.settings import RewardSettings
 
 SETTINGS = "config.toml"
 METRICS = "metrics.jsonl"
@@ -37,7 +39,7 @@ class RunFolder:
     """A run's folder. Making the object looks only; `begin` writes.
 
     Args:
-        settings: of the run that is about to start.
+        settings: of the run that is about to start: a dataclass with an `output`.
         resume: go on with what is there.
         overwrite: remove what is there, when it is a run of ours.
 
@@ -45,7 +47,10 @@ class RunFolder:
         OutputError: something is there and neither was asked, or it can't be used so.
     """
 
-    def __init__(self, settings: RewardSettings, *, resume: bool, overwrite: bool) -> None:
+    may_change: frozenset[str] = frozenset({"output"})
+    """Settings that a resumed run may have other values of."""
+
+    def __init__(self, settings: Any, *, resume: bool, overwrite: bool) -> None:
         self.path = Path(settings.output)
         self._settings = settings
         self._overwrite = overwrite
@@ -74,19 +79,11 @@ class RunFolder:
             if self._overwrite and self.path.is_dir():
                 self._clear()
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / SETTINGS, self._settings.to_toml())
+            write_whole(self.path / SETTINGS, settings_io.to_toml(self._settings))
         except OSError as error:
             raise OutputError(f"can't write to {self.path}: {error}") from error
 
-    @property
-    def finished(self) -> bool:
-        """Whether a whole model is there."""
-        weights = any((self.path / name).exists() for name in _WEIGHTS)
-        return weights and (self.path / MANIFEST_NAME).exists()
-
     def _clear(self) -> None:
-        for name in _WEIGHTS:  # first what makes it servable
-            (self.path / name).unlink(missing_ok=True)
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -98,13 +95,32 @@ class RunFolder:
             before = tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise OutputError(f"nothing to resume in {self.path}: {error}") from error
-        now = tomllib.loads(self._settings.to_toml())
-        for key in sorted(before.keys() | now.keys()):
-            if key != "output" and before.get(key) != now.get(key):
+        now = tomllib.loads(settings_io.to_toml(self._settings))
+        for key in sorted((before.keys() | now.keys()) - self.may_change):
+            if before.get(key) != now.get(key):
                 raise OutputError(
                     f"{self.path} was begun with {key} = {before.get(key)!r}, not "
                     f"{now.get(key)!r}: resume with the same settings"
                 )
+
+    def metrics_until(self, step: int) -> list[dict[str, Any]]:
+        """The metrics of an earlier part of the run; what came after `step` is forgotten."""
+        return rows_until(self.path / METRICS, step)
+
+
+class RewardFolder(RunFolder):
+    """The folder of `guerdon train reward`, which is the model's too."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether a whole model is there."""
+        weights = any((self.path / name).exists() for name in _WEIGHTS)
+        return weights and (self.path / MANIFEST_NAME).exists()
+
+    def _clear(self) -> None:
+        for name in _WEIGHTS:  # first what makes it servable
+            (self.path / name).unlink(missing_ok=True)
+        super()._clear()
 
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint, or None."""
@@ -114,23 +130,6 @@ class RunFolder:
             if (folder / "trainer_state.json").exists():
                 found.append((int(folder.name.rpartition("-")[2]), folder))
         return max(found)[1] if found else None
-
-    def metrics_until(self, step: int) -> list[dict[str, Any]]:
-        """The metrics of an earlier part of the run; what came after `step` is forgotten."""
-        path = self.path / METRICS
-        if not path.exists():
-            return []
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break  # the run was killed while it wrote this line
-            if row["step"] <= step:
-                kept.append(row)
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
-        write_whole(path, text)
-        return kept
 
     def publish(self, model: Any, tokenizer: Any, manifest: Any, summary: dict[str, Any]) -> None:
         """Put the model and the summary into the folder; the weights appear last."""
@@ -143,10 +142,10 @@ class RunFolder:
         write_whole(part / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
         last = {name: i for i, name in enumerate(_WEIGHTS)}
         for file in part.iterdir():
-            _sync(file)
+            sync(file)
         for file in sorted(part.iterdir(), key=lambda f: (last.get(f.name, -1), f.name)):
             file.replace(self.path / file.name)
-        _sync(self.path)
+        sync(self.path)
         part.rmdir()
 
     def remove_checkpoints(self) -> None:
@@ -161,7 +160,25 @@ def write_whole(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _sync(path: Path) -> None:
+def rows_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The rows of a JSONL file up to a step; those after it are taken out of the file."""
+    if not path.exists():
+        return []
+    lines, kept = [], []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break  # the end, or a line in whose middle the run was killed
+        if row["step"] <= step:
+            kept.append(row)
+            lines.append(line + "\n")
+    write_whole(path, "".join(lines))
+    return kept
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

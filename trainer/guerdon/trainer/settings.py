@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
 import math
-import tomllib
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guerdon.trainer import settings_io
 from guerdon.trainer.errors import SettingsError
 
 _CHOICES = {
@@ -133,10 +128,7 @@ class RewardSettings:
 
     def to_toml(self) -> str:
         """The settings as TOML; keys whose value is None are left out."""
-        values = dataclasses.asdict(self).items()
-        # A JSON string, number or boolean is a TOML one too.
-        lines = [f"{key} = {json.dumps(value)}" for key, value in values if value is not None]
-        return "\n".join(lines) + "\n"
+        return settings_io.to_toml(self)
 
 
 def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> RewardSettings:
@@ -149,34 +141,4 @@ def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> RewardSe
     Raises:
         SettingsError: the file can't be read, or a key or a value is wrong.
     """
-    values = _read(config) if config else {}
-    values.update({key: value for key, value in overrides.items() if value is not None})
-    kinds = typing.get_type_hints(RewardSettings)
-    for key, value in values.items():
-        if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SettingsError(f"unknown setting {key!r}{hint}")
-        values[key] = _typed(key, value, kinds[key])
-    for name in ("base", "train", "eval", "output"):
-        if not values.get(name):
-            raise SettingsError(f"{name} is missing: give --{name} or set it in the config file")
-    return RewardSettings(**values)
-
-
-def _read(config: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"can't read the settings in {config}: {error}") from error
-
-
-def _typed(key: str, value: Any, kind: Any) -> Any:
-    """The value, when it has the key's type; an integer may stand for a float."""
-    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        names = " or ".join(t.__name__ for t in allowed if t is not type(None))
-        raise SettingsError(f"{key} is {value!r}, it must be of type {names}")
-    return value
+    return settings_io.load(RewardSettings, config, overrides)
