@@ -8,6 +8,9 @@ Everything below the wire raises these and knows nothing of status codes;
      ├─ NotFound            no such model
      ├─ Unsupported         the model cannot do what is asked
      ├─ CheckpointRefused   a checkpoint would give wrong scores
+     ├─ Outdated            what is served is older than what was asked for
+     ├─ UpdateRefused       new weights are not what they should be
+     ├─ Interrupted         something else came in between: begin again
      ├─ Overloaded          come back later
      ├─ DeadlinePassed      too late to be of use
      ├─ Cancelled           the caller has left
@@ -51,6 +54,18 @@ class Unsupported(ServiceError):
 
 class CheckpointRefused(ServiceError):
     """A checkpoint that would give wrong scores, or that cannot be trusted."""
+
+
+class Outdated(ServiceError):
+    """What is served is older than what the caller asked for."""
+
+
+class UpdateRefused(ServiceError):
+    """New weights are not what they should be; those before them still serve."""
+
+
+class Interrupted(ServiceError):
+    """Something else has the place, or ended the work: begin again."""
 
 
 class Overloaded(ServiceError):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.registry import Registry
 from guerdon.reward.types import ModelInfo, PriorityClass
-from guerdon.serving.deadlines import left_late
-from guerdon.serving.status import code_of
+from guerdon.serving import calls
 
 UNKNOWN = "unknown"
 """Label for models that are not loaded, so that callers cannot make up labels."""
@@ -22,14 +20,11 @@ def revision_label(revision: str) -> str:
     return revision[:12]
 
 
-class Call:
-    """One call, or one item of a stream, from its arrival to its reply."""
+class Call(calls.Call):
+    """With what is asked for."""
 
     def __init__(self, method: str, deadline: float | None) -> None:
-        self.method = method
-        self.deadline = deadline
-        """On `time.monotonic`'s clock."""
-        self.arrival = time.monotonic()
+        super().__init__(method, deadline)
         self.spec = ""
         self.priority = PriorityClass.ONLINE
         self.info: ModelInfo | None = None
@@ -39,15 +34,6 @@ class Call:
         """Note what is asked for, for the labels."""
         self.spec = spec
         self.priority = priority
-
-    def elapsed(self) -> float:
-        """Seconds since its arrival."""
-        return time.monotonic() - self.arrival
-
-    @property
-    def late(self) -> bool:
-        """Whether its deadline has passed, or is as good as passed."""
-        return left_late(self.deadline, time.monotonic())
 
 
 class CallMetrics:
@@ -61,22 +47,8 @@ class CallMetrics:
     def track(self, method: str, deadline: float | None) -> Iterator[Call]:
         """Count a call under the code that it ends with, and time it if it succeeds."""
         call = Call(method, deadline)
-        in_flight = self._metrics.in_flight.labels(method)
-        in_flight.inc()
-        code = "OK"
-        try:
+        with calls.tracked(call, self._metrics.in_flight, partial(self._finish, call)):
             yield call
-        except asyncio.CancelledError:
-            # grpc cancels the handler when the deadline passes as well as when the caller leaves.
-            code = "DEADLINE_EXCEEDED" if call.late else "CANCELLED"
-            raise
-        except Exception as error:
-            code = code_of(error).name
-            raise
-        finally:
-            in_flight.dec()
-            # Once the reply is on its way: counting is not worth the caller's time.
-            asyncio.get_running_loop().call_soon(self._finish, call, code, call.elapsed())
 
     def _finish(self, call: Call, code: str, seconds: float) -> None:
         name = call.info.name if call.info else self._registry.canonical(call.spec) or UNKNOWN
