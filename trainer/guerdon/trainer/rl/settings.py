@@ -118,7 +118,8 @@ class RunSettings:
         """Refuse values that can't be, naming the key."""
         if not self.reward and not self.verifier:
             raise SettingsError("nothing gives rewards: set reward or verifier")
-        for name in ("steps", "prompts_per_step", "samples_per_prompt", "max_tokens",
+        self._check_steps()
+        for name in ("prompts_per_step", "samples_per_prompt", "max_tokens",
                      "max_prompt_tokens", "micro_batch_tokens", "eval_samples", "lr",
                      "temperature", "patience", "request_timeout", "max_grad_norm",
                      "keep_checkpoints"):  # fmt: skip
@@ -128,6 +129,9 @@ class RunSettings:
                      "eval_every", "eval_limit", "checkpoint_every", "sample_rows",
                      "seed"):  # fmt: skip
             not_negative(self, name)
+
+    def _check_steps(self) -> None:
+        positive(self, "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,8 +282,10 @@ class RFTSettings(KeepSettings):
 
     algorithm: ClassVar[str] = "rft"
 
+    steps: int = 0
+    """Steps of fine-tuning, however many passes that is; 0 goes by epochs."""
     epochs: float = 2.0
-    """Passes of fine-tuning over what was kept."""
+    """Passes of fine-tuning over what was kept, where steps is 0."""
     batch_size: int = 16
     """Completions in a step of fine-tuning."""
 
@@ -288,6 +294,9 @@ class RFTSettings(KeepSettings):
         super().__post_init__()
         positive(self, "epochs")
         positive(self, "batch_size")
+
+    def _check_steps(self) -> None:
+        not_negative(self, "steps")
 
 
 def positive(settings: object, name: str) -> None:
