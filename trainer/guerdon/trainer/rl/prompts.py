@@ -66,47 +66,41 @@ def load_prompts(path: str, tokenizer: Any, *, max_prompt_tokens: int, limit: in
         DataError: the file can't be read or holds no row, or a row is wrong or too long; the
             first such row ends it, and its line is named.
     """
-    rows, lines = _read(path, limit)
-    encode = _templated if getattr(tokenizer, "chat_template", None) else _plain
-    found = []
-    for row, line in zip(rows, lines, strict=True):
-        try:
-            ids = encode(tokenizer, row)
-        except RowError as error:
-            raise DataError(f"{path}, {error.at(line)}") from error
-        if len(ids) > max_prompt_tokens:
-            raise DataError(
-                f"{path}, line {line}: prompt: {len(ids)} tokens, over the limit of "
-                f"{max_prompt_tokens} (--max-prompt-tokens)"
-            )
-        ids.setflags(write=False)  # all samples of all its tasks share it
-        found.append(ids)
-    keys = [json.dumps(row.turns, sort_keys=True) for row in rows]
-    with Path(path).open("rb") as handle:
-        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-    repeats = len(keys) - len(set(keys))
-    return Prompts(path, sha256, tuple(rows), tuple(lines), tuple(found), repeats)
-
-
-def _read(path: str, limit: int) -> tuple[list[PromptRow], list[int]]:
     rows: list[PromptRow] = []
     lines: list[int] = []
+    found: list[Ints] = []
+    encode = _templated if getattr(tokenizer, "chat_template", None) else _plain
     try:
         for line, values in read_jsonl(path):
             try:
-                rows.append(parse_row(values, len(rows)))
+                row = parse_row(values, len(rows))
+                ids = encode(tokenizer, row)
+                _check_size(ids, max_prompt_tokens)
             except RowError as error:
-                raise error.at(line) from None
+                raise error.at(line) from error
+            ids.setflags(write=False)  # all samples of all its tasks share it
+            rows.append(row)
             lines.append(line)
+            found.append(ids)
             if len(rows) == limit:
                 break
+        with Path(path).open("rb") as handle:
+            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"can't read the prompts in {path}: {error.strerror or error}") from error
     except RowError as error:
         raise DataError(f"{path}, {error}") from error
     if not rows:
         raise DataError(f"{path} holds no prompt")
-    return rows, lines
+    keys = {json.dumps(row.turns, sort_keys=True) for row in rows}
+    repeats = len(rows) - len(keys)
+    return Prompts(path, sha256, tuple(rows), tuple(lines), tuple(found), repeats)
+
+
+def _check_size(ids: Ints, most: int) -> None:
+    if len(ids) > most:
+        reason = f"{len(ids)} tokens, over the limit of {most} (--max-prompt-tokens)"
+        raise RowError("prompt", reason)
 
 
 def parse_row(values: Mapping[str, Any], index: int) -> PromptRow:

@@ -116,9 +116,10 @@ def parse_verifier(spec: str) -> WeightedVerifier:
     if make is None:
         known = "exact, maths, regex:PATTERN or length:TOKENS"
         raise SettingsError(f"verifier: {name!r} is not one of {known}")
-    if (kind in ("regex", "length")) != bool(argument):
-        fault = "takes no argument" if colon else "needs an argument"
-        raise SettingsError(f"verifier: {kind} {fault}: {spec!r}")
+    if kind in ("exact", "maths") and colon:
+        raise SettingsError(f"verifier: {kind} takes no argument: {spec!r}")
+    if kind in ("regex", "length") and not argument:
+        raise SettingsError(f"verifier: {kind} needs an argument: {spec!r}")
     return WeightedVerifier(name, weight, make(argument))
 
 
