@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.rl.settings import OnlineRFTSettings
+from guerdon.trainer.rl.settings import OnlineRFTSettings, RFTSettings
 from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
 
 
@@ -17,6 +17,15 @@ def settings_of(**more: Any) -> OnlineRFTSettings:
         "verifier": ("exact",),
     }  # fmt: skip
     return OnlineRFTSettings(**(values | more))
+
+
+def rft_settings_of(**more: Any) -> RFTSettings:
+    values: dict[str, Any] = {
+        "policy": "p", "sampler": "s:1", "prompts": "a", "eval_prompts": "b", "output": "o",
+        "verifier": ("exact",), "dtype": "float32", "lr": 1e-3, "batch_size": 8,
+        "checkpoint_every": 0,
+    }  # fmt: skip
+    return RFTSettings(**(values | more))
 
 
 def group_of(
