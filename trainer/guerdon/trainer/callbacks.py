@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.metrics_log import MetricsLog
 
 _KEYS = {
     "loss": "loss",
@@ -30,33 +26,8 @@ _KEYS = {
 """Our names (documented in docs/training.md) for what TRL logs."""
 
 
-class MetricsLog(TrainerCallback):  # type: ignore[misc]
-    """Appends a line to metrics.jsonl for every logged step.
-
-    Args:
-        path: the file.
-        rows: what an earlier part of the run logged, for the plots.
-    """
-
-    def __init__(self, path: Path, rows: list[dict[str, Any]]) -> None:
-        self.rows = list(rows)
-        self._path = path
-        self._before = rows[-1]["seconds"] if rows else 0.0
-        self._begun = time.monotonic()
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Writes one line, with the seconds of training so far.
-
-        Raises:
-            DivergedError: a number in it is not finite.
-        """
-        row = {**row, "seconds": round(self._before + time.monotonic() - self._begun, 2)}
-        for key, value in row.items():
-            if not math.isfinite(value):
-                raise DivergedError(f"{key} is {value} at step {row['step']}: try a smaller --lr")
-        self.rows.append(row)
-        with self._path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row, allow_nan=False) + "\n")
+class LoggedMetrics(MetricsLog, TrainerCallback):  # type: ignore[misc]
+    """Writes what the trainer logs to metrics.jsonl."""
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any

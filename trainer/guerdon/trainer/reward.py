@@ -25,7 +25,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from guerdon.models import Manifest, template_hash
 from guerdon.trainer import measures, sharing
-from guerdon.trainer.callbacks import Evaluations, MetricsLog, ProgressBar
+from guerdon.trainer.callbacks import Evaluations, LoggedMetrics, ProgressBar
 from guerdon.trainer.errors import DivergedError, TrainingError
 from guerdon.trainer.inputs import Inputs
 from guerdon.trainer.measures import Floats
@@ -148,12 +148,12 @@ def _train(
     console: Console,
     share: bool,
     measure: _Measure,
-) -> tuple[MetricsLog, int]:
+) -> tuple[LoggedMetrics, int]:
     """The training itself; the metrics and the number of steps."""
     settings = inputs.settings
     checkpoint = folder.last_checkpoint()
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    log = MetricsLog(folder.path / METRICS, folder.metrics_until(done))
+    log = LoggedMetrics(folder.path / METRICS, folder.metrics_until(done))
     if checkpoint:
         console.print(f"resuming at step {done}", highlight=False)
     bar = ProgressBar(console)
@@ -280,7 +280,7 @@ def _in_dtype(model: Any, dtype: str) -> Any:
     return model.to(torch.bfloat16) if dtype == "bfloat16" else model
 
 
-def _draw(folder: RewardFolder, log: MetricsLog, scores: PairScores, inputs: Inputs) -> None:
+def _draw(folder: RewardFolder, log: LoggedMetrics, scores: PairScores, inputs: Inputs) -> None:
     from guerdon.trainer.plots import draw_all
 
     chosen, rejected = answer_tokens(inputs.eval)

@@ -1,0 +1,151 @@
+"""What a run says at its end: summary.json, and the same for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from guerdon.trainer.rl.evaluation import Evaluation, compare
+from guerdon.trainer.rl.folder import RLFolder
+from guerdon.trainer.rl.samples import before_and_after
+from guerdon.trainer.rl.settings import RunSettings
+
+_PACKAGES = ("guerdon", "torch", "transformers", "accelerate", "numpy")
+
+
+def make_summary(
+    settings: RunSettings,
+    *,
+    rows: Sequence[Mapping[str, float]],
+    evaluations: Sequence[Evaluation],
+    seconds: Mapping[str, float],
+    faults: Mapping[str, int],
+    warnings: Sequence[str] = (),
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What goes into summary.json; docs/training.md says what each key is.
+
+    Args:
+        settings: of the run.
+        rows: of metrics.jsonl.
+        evaluations: of the same held-out prompts: the first is before training, the last after.
+        seconds: of the whole run by phase, earlier parts included.
+        faults: survived, by kind.
+        warnings: of the monitors.
+        more: what only this algorithm has.
+
+    Raises:
+        ValueError: there are no evaluations.
+    """
+    if not evaluations:
+        raise ValueError("a run is measured before and after")
+    before, after = evaluations[0], evaluations[-1]
+    difference = {name: found.as_dict() for name, found in compare(before, after).items()}
+    steps = [row for row in rows if "reward" in row]
+    return {
+        "algorithm": settings.algorithm,
+        "policy": settings.policy,
+        "steps": after.step,
+        "seed": settings.seed,
+        "before": before.summary(),
+        "after": after.summary(),
+        "difference": difference,
+        "reward_rose": compare(before, after)["reward"].rose,
+        "kl": after.summary().get("kl"),
+        "evaluations": [found.metrics() for found in evaluations],
+        "tokens": int(sum(row.get("tokens", 0) for row in steps)),
+        "completions": int(sum(row.get("completions", 0) for row in steps)),
+        "staleness_max": max((row.get("staleness_max", 0) for row in steps), default=0),
+        "seconds": {name: round(spent, 2) for name, spent in seconds.items()},
+        "faults": dict(faults),
+        "warnings": list(warnings),
+        "versions": {name: version(name) for name in _PACKAGES},
+        **(more or {}),
+    }
+
+
+def show_summary(summary: dict[str, Any], folder: RLFolder, console: Console) -> None:
+    """The result as a short table, samples before and after, and what to do with the policy."""
+    before, after, change = summary["before"], summary["after"], summary["difference"]
+    table = Table("held out", "before", "after", "difference (95 %)")
+    for key, name in (
+        ("reward", "reward"),
+        ("heldout_reward", "reward not trained on"),
+        ("kl", "KL, nats per completion"),
+        ("length", "length, tokens"),
+        ("finished", "share finished"),
+        ("repetition", "repeated 4-grams"),
+    ):
+        if key in before and key in after:
+            table.add_row(name, _mean(before[key]), _mean(after[key]), _interval(change[key]))
+    for key, name in (("distinct_1", "distinct-1"), ("distinct_2", "distinct-2")):
+        table.add_row(name, f"{before[key]:.3f}", f"{after[key]:.3f}", "")
+    console.print(table)
+    if folder.samples.exists():
+        show_samples(folder, console)
+    spent = ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if v >= 0.5)
+    console.print(
+        f"{summary['steps']} steps, {summary['completions']} completions, "
+        f"{summary['tokens']} tokens; seconds: {spent}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    survived = {name: count for name, count in summary["faults"].items() if count}
+    if survived:
+        text = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in survived.items())
+        console.print(f"faults survived: {text}", highlight=False, soft_wrap=True)
+    if not summary["reward_rose"]:
+        console.print("[yellow]The held-out reward did not rise beyond its noise.[/yellow]")
+    for text in summary["warnings"]:
+        console.print(f"[yellow]{text}[/yellow]", highlight=False, soft_wrap=True)
+    console.print(f"policy: {folder.final}", highlight=False, soft_wrap=True)
+
+
+def show_samples(folder: RLFolder, console: Console, most: int = 4, width: int = 300) -> None:
+    """Completions to the same held-out prompts before and after, side by side.
+
+    Args:
+        folder: of the run.
+        console: where.
+        most: prompts that are shown.
+        width: characters of each text.
+    """
+    pairs = before_and_after(folder.samples)[:most]
+    if not pairs:
+        return
+    table = Table("prompt", "before", "after", show_lines=True, expand=True)
+    for before, after in pairs:
+        prompt = before["prompt"][-1]["content"]
+        table.add_row(_cut(prompt, width), _cell(before, width), _cell(after, width))
+    console.print(table)
+
+
+def _cell(row: Mapping[str, Any], width: int) -> Any:
+    from rich.text import Text
+
+    text = Text(f"{row['reward']:+.3f}  ", style="bold")
+    text.append(_cut(row["response"], width), style="not bold")
+    return text
+
+
+def _cut(text: str, width: int) -> Any:
+    from rich.text import Text
+
+    line = " ".join(text.split())
+    return Text(line if len(line) <= width else line[: width - 1] + "…")
+
+
+def _mean(found: Mapping[str, Any]) -> str:
+    if found["se"] is None:
+        return f"{found['mean']:.3f}"
+    return f"{found['mean']:.3f} ± {found['se']:.3f}"
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    if found["low"] is None:
+        return f"{found['mean']:+.3f}"
+    return f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"

@@ -1,0 +1,76 @@
+"""TensorBoard and Weights & Biases, by accelerate's trackers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.rl.settings import RunSettings
+
+_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Refuse trackers that are unknown or not installed.
+
+    Raises:
+        SettingsError: names the tracker.
+    """
+    for name in names:
+        if name not in _PACKAGES:
+            raise SettingsError(f"tracker is {name!r}, not {' or '.join(_PACKAGES)}")
+        if not any(find_spec(package) for package in _PACKAGES[name]):
+            package = _PACKAGES[name][0]
+            raise SettingsError(
+                f"tracker {name} needs the package {package}: pip install {package}"
+            )
+
+
+class Trackers:
+    """Sends every metrics line to the trackers of the settings.
+
+    Args:
+        settings: with `tracker`.
+        folder: the run's; TensorBoard writes to `tensorboard/` in it.
+        main: whether this is the process that tracks.
+
+    Raises:
+        SettingsError: a tracker is unknown or not installed.
+    """
+
+    def __init__(self, settings: RunSettings, folder: Path, *, main: bool = True) -> None:
+        check_trackers(settings.tracker)
+        self._trackers = [_start(name, settings, folder) for name in settings.tracker if main]
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Send a metrics line."""
+        step = int(row["step"])
+        values = {key: value for key, value in row.items() if key != "step"}
+        for tracker in self._trackers:
+            tracker.log(values, step=step)
+
+    def finish(self) -> None:
+        """Write out what is left."""
+        for tracker in self._trackers:
+            tracker.finish()
+        self._trackers = []
+
+
+def _start(name: str, settings: RunSettings, folder: Path) -> Any:
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+    values = {
+        key: ", ".join(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(settings).items()
+    } | {"algorithm": settings.algorithm}
+    if name == "tensorboard":
+        tracker = TensorBoardTracker("tensorboard", logging_dir=str(folder))
+    else:
+        tracker = WandBTracker("guerdon", name=folder.resolve().name, dir=str(folder))
+    tracker.start()
+    tracker.store_init_configuration(values)
+    return tracker
