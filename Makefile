@@ -15,10 +15,10 @@ setup: ## Set up .venv (CPU or GPU builds, by looking for a GPU)
 setup-sampler: ## The same, and vLLM for the policy sampler
 	@deploy/setup.sh --sampler
 
-demo: setup ## Train a reward model, serve it, score and rank real answers
-	@$(BIN)/python deploy/demo.py $(DEMO_ARGS)
+demo: setup-sampler ## Train a reward model, serve it, ask it, and run PPO against it
+	@$(BIN)/python -m deploy.demo $(DEMO_ARGS)
 
-test: setup ## All tests, with line coverage
+test: setup-sampler ## All tests, with line coverage
 	@$(BIN)/python -m pytest --cov --cov-report=term $(TEST_ARGS)
 
 test-fast: setup ## The tests that take seconds

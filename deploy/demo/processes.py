@@ -1,0 +1,103 @@
+"""The `guerdon` command as processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploy.demo.console import DemoFailed, console, relative, shorten
+
+GUERDON = Path(sys.executable).with_name("guerdon")
+
+START_SECONDS = 300.0
+"""vLLM takes its time the first time."""
+STOP_SECONDS = 60.0
+
+
+def run(command: Sequence[str], failure: str) -> None:
+    """A command in the foreground.
+
+    Raises:
+        DemoFailed: it left with another exit code than 0.
+    """
+    words = " ".join([relative(GUERDON), *map(shorten, command)])
+    console.print(f"$ {words}", highlight=False, markup=False)
+    if subprocess.run([str(GUERDON), *command], check=False).returncode != 0:
+        raise DemoFailed(failure)
+
+
+@contextlib.contextmanager
+def serving(command: Sequence[str], log: Path) -> Iterator[str]:
+    """A server in a process of its own; its gRPC address. Stopped by SIGTERM.
+
+    Args:
+        command: what follows `guerdon serve`.
+        log: where it writes.
+
+    Raises:
+        DemoFailed: it did not start, or did not leave well.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    ready_file = log.with_suffix(".json")
+    ready_file.unlink(missing_ok=True)
+    words = [
+        "serve", *command, "--port", "0", "--http-port", "0", "--ready-file", str(ready_file),
+    ]  # fmt: skip
+    console.print(f"$ {' '.join([relative(GUERDON), *map(shorten, words)])}", highlight=False)
+    with log.open("w") as handle:
+        process = subprocess.Popen([str(GUERDON), *words], stdout=handle, stderr=subprocess.STDOUT)
+        try:
+            ports = wait_until_ready(process, ready_file, log)
+            console.print(
+                f"gRPC on 127.0.0.1:{ports['port']}, HTTP and metrics on "
+                f"http://127.0.0.1:{ports['http_port']} (log: {relative(log)})",
+                highlight=False,
+            )
+            yield f"127.0.0.1:{ports['port']}"
+            stop(process, command[0], log)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], file: Path, log: Path) -> dict[str, Any]:
+    """The ports, once the server has written them.
+
+    Raises:
+        DemoFailed: the process ended, or time did.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    with console.status("loading the model and checking it …"):
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                tail = log.read_text(errors="replace").strip().splitlines()[-1:]
+                raise DemoFailed(f"the server did not start: {' '.join(tail)} (see {log})")
+            if file.exists():
+                ports: dict[str, Any] = json.loads(file.read_text())
+                return ports
+            time.sleep(0.05)
+    raise DemoFailed(f"the server was not ready in {START_SECONDS:.0f} s; see {log}")
+
+
+def stop(process: subprocess.Popen[bytes], name: str, log: Path) -> None:
+    """Ask a server to leave: it finishes what it accepted.
+
+    Raises:
+        DemoFailed: it does not, or says that something went wrong.
+    """
+    process.send_signal(signal.SIGTERM)
+    try:
+        code = process.wait(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise DemoFailed(f"the {name} server did not leave in {STOP_SECONDS:.0f} s") from None
+    console.print(f"The {name} server left on SIGTERM with exit code {code}.", highlight=False)
+    if code != 0:
+        raise DemoFailed(f"the {name} server left with exit code {code}; see {log}")
