@@ -1,0 +1,147 @@
+"""scored.jsonl: what RFT sampled and scored, written as it comes.
+
+    {"prompts": SHA-256, "samples": n, "rewards": {name: revision}}     the first line
+    {"task": uid, "samples": [{tokens, log-probabilities, …}, …]}       a group in each other
+
+A run that is killed while it samples goes on with the groups that are here; a line in whose
+middle it was killed is forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guerdon.trainer.errors import OutputError
+from guerdon.trainer.rl.prompts import Prompts
+from guerdon.trainer.rl.types import Group, Sample, Task
+from guerdon.trainer.run_folder import write_whole
+
+SCORED = "scored.jsonl"
+
+
+class ScoredGroups:
+    """The scored groups of a run, on the disk and in memory.
+
+    Args:
+        path: the file; what is there of an earlier part of the run is taken up.
+        prompts: of the run.
+        samples_per_prompt: completions in a group.
+
+    Raises:
+        OutputError: what is there is of other prompts, or can't be.
+    """
+
+    def __init__(self, path: Path, prompts: Prompts, samples_per_prompt: int) -> None:
+        self._path = path
+        self._head = {"prompts": prompts.sha256, "samples": samples_per_prompt}
+        self._tasks = {task.uid: task for task in prompts.tasks()}
+        self._groups: dict[int, Group] = {}
+        self.rewards: dict[str, Any] = {}
+        """The revisions of the reward models that scored what is there."""
+        if path.exists():
+            self._read()
+
+    def __len__(self) -> int:
+        """Groups that are there."""
+        return len(self._groups)
+
+    @property
+    def groups(self) -> list[Group]:
+        """In the order of their tasks, whichever came first."""
+        return [self._groups[uid] for uid in sorted(self._groups)]
+
+    @property
+    def missing(self) -> list[Task]:
+        """The tasks that have no group yet, in their order."""
+        return [task for uid, task in self._tasks.items() if uid not in self._groups]
+
+    def begin(self, rewards: Mapping[str, Any]) -> None:
+        """Write the first line, unless groups are there.
+
+        Args:
+            rewards: the revisions of the reward models, which stay the same over the run.
+        """
+        if not self._groups:
+            self.rewards = dict(rewards)
+            write_whole(self._path, json.dumps({**self._head, "rewards": self.rewards}) + "\n")
+
+    def add(self, group: Group) -> None:
+        """Write a scored group; it is on the disk when this returns."""
+        values = [_values(sample) for sample in group.samples]
+        line = json.dumps(
+            {"task": group.task.uid, "samples": values}, allow_nan=False, ensure_ascii=False
+        )
+        with self._path.open("a", encoding="utf-8") as handle:
+            handle.write(line + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        self._groups[group.task.uid] = group
+
+    def _read(self) -> None:
+        rows = _whole_rows(self._path)
+        head = rows.pop(0) if rows else {}
+        for key, text in (("prompts", "other prompts"), ("samples", "another samples_per_prompt")):
+            if rows and head.get(key) != self._head[key]:
+                raise OutputError(f"{self._path} was sampled with {text}: begin with --overwrite")
+        self.rewards = head.get("rewards", {}) if rows else {}
+        try:
+            self._groups = {row["task"]: self._group(row) for row in rows}
+        except (KeyError, TypeError, ValueError) as error:
+            raise OutputError(f"{self._path} is damaged: {error!r}") from error
+
+    def _group(self, row: Mapping[str, Any]) -> Group:
+        task = self._tasks[row["task"]]
+        samples = [_sample(task, values) for values in row["samples"]]
+        if len(samples) != self._head["samples"]:
+            raise ValueError(f"task {task.uid} has {len(samples)} samples")
+        return Group(task, samples)
+
+
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines up to the first that is not whole; the others are taken out of the file."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    rows, lines = [], []
+    for line in text.split("\n")[:-1]:  # what follows the last newline is not whole
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        rows.append(row)
+        lines.append(line + "\n")
+    if "".join(lines) != text:
+        write_whole(path, "".join(lines))
+    return rows
+
+
+def _values(sample: Sample) -> dict[str, Any]:
+    return {
+        "index": int(sample.index),
+        "response_ids": sample.response_ids_T.tolist(),
+        "logprobs": sample.behaviour_logprobs_T.tolist(),
+        "versions": sample.versions_T.tolist(),
+        "finished": bool(sample.finished),
+        "text": sample.text,
+        "reward": float(sample.reward),
+        "parts": {name: float(value) for name, value in sample.parts.items()},
+    }
+
+
+def _sample(task: Task, values: Mapping[str, Any]) -> Sample:
+    return Sample(
+        task_uid=task.uid,
+        index=values["index"],
+        prompt_ids_P=task.prompt_ids_P,
+        response_ids_T=np.array(values["response_ids"], dtype=np.int32),
+        behaviour_logprobs_T=np.array(values["logprobs"], dtype=np.float32),
+        versions_T=np.array(values["versions"], dtype=np.int32),
+        finished=values["finished"],
+        text=values["text"],
+        reward=values["reward"],
+        parts=dict(values["parts"]),
+    )
