@@ -55,6 +55,11 @@ KEYS: dict[str, dict[str, str]] = {
         "advantage": "mean advantage, before whitening",
         "advantage_std": "its standard deviation",
     },
+    "fine-tuning (RFT)": {
+        "token_accuracy": "share of the kept completions' tokens that were the likeliest",
+        "sft_tokens": "tokens of fine-tuning so far, prompts included",
+        "epoch": "passes over what was kept",
+    },
     "value": {
         "value_loss": "loss of the value model",
         "value": "mean value",
