@@ -11,14 +11,13 @@ import typer
 
 from guerdon.cli.errors import CommandError, ExitCode
 from guerdon.trainer.errors import DataError, OutputError, SettingsError, TrainingError
+from guerdon.trainer.rl.cli import register
 from guerdon.trainer.settings import RewardSettings, load_settings
 
-app = typer.Typer(help="Train models: reward models from preference pairs.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `reward` a subcommand while it is the only one."""
+app = typer.Typer(
+    help="Train models: reward models from preference pairs, policies against rewards.",
+    no_args_is_help=True,
+)
 
 
 @app.command("reward")
@@ -115,3 +114,6 @@ def _run(settings: RewardSettings, *, resume: bool, overwrite: bool, dry_run: bo
     from guerdon.trainer.reward import train_reward
 
     show_summary(train_reward(inputs, folder, console), folder, console)
+
+
+register(app)

@@ -18,9 +18,9 @@ import textwrap
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from guerdon.trainer.errors import SettingsError
 
@@ -104,7 +104,6 @@ def required(kind: type[Any]) -> list[str]:
     ]
 
 
-@functools.cache
 def field_docs(kind: type[Any]) -> dict[str, str]:
     """The docstring under each field, as one line; a class's own win over its bases'."""
     found: dict[str, str] = {}
@@ -114,8 +113,9 @@ def field_docs(kind: type[Any]) -> dict[str, str]:
     return found
 
 
-def _docs_of(owner: type[Any]) -> dict[str, str]:
-    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+@functools.cache
+def _docs_of(owner: Hashable) -> dict[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(cast(type, owner)))).body[0]
     assert isinstance(body, ast.ClassDef)
     found = {}
     for node, after in zip(body.body, body.body[1:], strict=False):

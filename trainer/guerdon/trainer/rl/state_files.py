@@ -56,6 +56,8 @@ class _Writer:
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self._stored: dict[tuple[Any, ...], str] = {}
+        self._kept: list[torch.Tensor] = []  # alive, so that no address is used twice
+        self._memory: set[int] = set()
 
     def encode(self, value: Any, path: str) -> Any:
         if value is None or isinstance(value, bool | str):
@@ -108,11 +110,12 @@ class _Writer:
         )  # fmt: skip
         if tensor.numel() and place in self._stored:
             return self._stored[place]
+        self._kept.append(tensor)
         copy = tensor.to("cpu").contiguous()
-        if copy.data_ptr() == tensor.data_ptr():
-            # Two overlapping views may not go into one file of safetensors.
-            shared = copy.untyped_storage().nbytes() != copy.numel() * copy.element_size()
-            copy = copy.clone() if shared else copy
+        storage = copy.untyped_storage()
+        if storage.nbytes() != copy.nbytes or storage.data_ptr() in self._memory:
+            copy = copy.clone()  # safetensors refuses views of the same memory
+        self._memory.add(copy.untyped_storage().data_ptr())
         name = path or "/"
         self.tensors[name] = copy
         self._stored[place] = name

@@ -1,0 +1,158 @@
+"""`guerdon train ppo|grpo|rloo|rft|online-rft`. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from guerdon.cli.errors import CommandError, ExitCode
+from guerdon.trainer import settings_io
+from guerdon.trainer.errors import DataError, OutputError, SettingsError, TrainingError
+from guerdon.trainer.rl.settings import (
+    GRPOSettings,
+    OnlineRFTSettings,
+    PPOSettings,
+    RFTSettings,
+    RLOOSettings,
+    RunSettings,
+)
+from guerdon.trainer.settings_options import add_settings
+
+PANELS: dict[str, tuple[str, ...]] = {
+    "The run": ("policy", "sampler", "prompts", "eval_prompts", "output", "steps", "seed"),
+    "Rewards": (
+        "reward", "verifier", "heldout_reward", "reward_scale", "reward_clip",
+        "missing_eos_penalty",
+    ),
+    "Sampling": (
+        "prompts_per_step", "samples_per_prompt", "max_tokens", "max_prompt_tokens",
+        "temperature", "max_staleness", "deterministic",
+    ),
+    "What is kept": ("keep", "threshold", "top", "max_per_prompt", "deduplicate"),
+    "Policy loss": (
+        "clip", "clip_high", "dual_clip", "behaviour_cap", "behaviour_mode", "entropy_coef",
+        "aggregation",
+    ),
+    "KL to the reference": ("kl_coef", "kl_in", "kl_target", "kl_horizon"),
+    "Advantages": ("scale_by_std", "gamma", "lam", "whiten"),
+    "Value model": ("value", "value_lr", "value_coef", "value_warmup", "clip_value"),
+    "Optimiser": (
+        "lr", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm", "epochs",
+        "minibatches", "batch_size", "lora_r", "lora_alpha",
+    ),
+    "Memory and speed": ("micro_batch_tokens", "dtype", "gradient_checkpointing"),
+    "Weights to the sampler": (
+        "publish", "publish_dtype", "shared_dir", "canaries", "canary_tolerance",
+    ),
+    "Faults": ("patience", "request_timeout", "checkpoint_every", "keep_checkpoints"),
+    "Measuring": (
+        "eval_every", "eval_samples", "eval_limit", "sample_rows", "tracker", "plots",
+    ),
+}  # fmt: skip
+"""Headings of `--help`, in this order; every field of every settings class is under one."""
+
+RECIPES: dict[type[RunSettings], str] = {
+    PPOSettings: "Train a policy by decoupled PPO, with a value model.",
+    GRPOSettings: "Train a policy by GRPO: completions compete with others to the same prompt.",
+    RLOOSettings: "Train a policy by RLOO: the baseline is a prompt's other completions.",
+    RFTSettings: "Train a policy by RFT: sample once, keep the good ones, fine-tune on them.",
+    OnlineRFTSettings: "Train a policy by Online RFT: the same at every step, as it trains.",
+}
+
+_DETAILS = """
+
+Every option is also a key of the TOML file that --config names, with _ for -; the command line
+wins. The sampler (guerdon serve sampler) must serve the same policy."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `guerdon train`."""
+    for kind, summary in RECIPES.items():
+        app.command(kind.algorithm, help=summary + _DETAILS)(_command(kind))
+
+
+def _command(kind: type[RunSettings]) -> Any:
+    @add_settings(kind, PANELS)
+    def command(
+        given: dict[str, Any],
+        *,
+        config: Annotated[
+            Path | None, typer.Option(help="TOML file with any of these.", show_default=False)
+        ] = None,
+        resume: Annotated[
+            bool, typer.Option("--resume", help="Go on with the run in --output.")
+        ] = False,
+        overwrite: Annotated[
+            bool, typer.Option("--overwrite", help="Replace the run in --output.")
+        ] = False,
+        dry_run: Annotated[
+            bool,
+            typer.Option(
+                "--dry-run", help="Check the files, show settings and memory, and train nothing."
+            ),
+        ] = False,
+    ) -> None:
+        try:
+            settings = settings_io.load(kind, config, given)
+            _run(settings, resume=resume, overwrite=overwrite, dry_run=dry_run)
+        except (SettingsError, DataError, OutputError) as error:
+            raise CommandError(str(error), ExitCode.USAGE) from error
+        except TrainingError as error:
+            raise CommandError(str(error), ExitCode.FAILED) from error
+
+    return command
+
+
+def is_main() -> bool:
+    """Whether this is the process of a run that prints and writes (rank 0 of a launcher's)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _run(settings: RunSettings, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
+    from rich.console import Console
+
+    from guerdon.trainer.rl.folder import RLFolder
+    from guerdon.trainer.rl.report import show_summary
+    from guerdon.trainer.rl.trackers import check_trackers
+
+    main = is_main()
+    console = Console(stderr=not sys.stdout.isatty(), quiet=not main)
+    check_trackers(settings.tracker)
+    if dry_run:
+        if main:
+            _dry_run(settings, console)
+        return
+    folder = RLFolder(settings, resume=resume, overwrite=overwrite, main=main)
+    if folder.finished:
+        console.print("this run ended already: more --steps would go on with it")
+        show_summary(folder.summary(), folder, console)
+        return
+    summary = _train(settings, folder, console, resume=resume)
+    if main:
+        show_summary(summary, folder, console)
+
+
+def _train(
+    settings: RunSettings, folder: Any, console: Any, *, resume: bool
+) -> dict[str, Any]:  # pragma: no cover - by tests of whole runs, in processes of their own
+    if isinstance(settings, RFTSettings):
+        from guerdon.trainer.rl import rft
+
+        return rft.train(settings, folder, console, resume=resume)
+    from guerdon.trainer.rl import run
+
+    return run.train(settings, folder, console, resume=resume)
+
+
+def _dry_run(settings: RunSettings, console: Any) -> None:
+    from guerdon.trainer.rl.inputs import read_inputs, show_inputs
+    from guerdon.trainer.rl.memory import memory_estimate, show_memory
+
+    inputs = read_inputs(settings)
+    show_inputs(inputs, console)
+    typer.echo(settings_io.to_toml(settings))  # alone on standard output: it can be a file
+    show_memory(memory_estimate(settings, inputs.config), console)

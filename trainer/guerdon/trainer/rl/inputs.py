@@ -1,0 +1,106 @@
+"""What a run starts from, checked before anything is asked of a service."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from guerdon.models import ModelNotFound, resolve_model
+from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.rl.prompts import Prompts, load_prompts
+from guerdon.trainer.rl.rewards import parse_reward
+from guerdon.trainer.rl.services import parse_address
+from guerdon.trainer.rl.settings import RunSettings
+from guerdon.trainer.rl.verifiers import parse_verifier
+from guerdon.trainer.tokens import load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class RunInputs:
+    """The policy's folder, config and tokenizer, and the prompts."""
+
+    policy: Path
+    config: Any
+    """Of `transformers`."""
+    tokenizer: Any
+    prompts: Prompts
+    eval_prompts: Prompts
+
+    @property
+    def shared(self) -> int:
+        """Held-out prompts that are trained on too: a leak."""
+        trained = {_key(row.turns) for row in self.prompts.rows}
+        return sum(_key(row.turns) in trained for row in self.eval_prompts.rows)
+
+
+def read_inputs(settings: RunSettings) -> RunInputs:
+    """Load and check all that can be wrong before a service is asked.
+
+    Raises:
+        TrainingError: something is; says what.
+    """
+    parse_address(settings.sampler, "sampler")
+    for setting in ("reward", "heldout_reward"):
+        for spec in getattr(settings, setting):
+            parse_reward(spec, setting)
+    verifiers = [parse_verifier(spec) for spec in settings.verifier]
+    policy, config = _config(settings)
+    tokenizer = load_tokenizer(policy)
+    most = settings.max_prompt_tokens
+    prompts = load_prompts(settings.prompts, tokenizer, max_prompt_tokens=most)
+    held_out = load_prompts(
+        settings.eval_prompts, tokenizer, max_prompt_tokens=most, limit=settings.eval_limit
+    )
+    try:
+        for verifier in verifiers:
+            verifier.check_rows(prompts)
+            verifier.check_rows(held_out)
+    finally:
+        for verifier in verifiers:
+            verifier.verifier.close()
+    _check_positions(settings, config, max(prompts.longest, held_out.longest))
+    return RunInputs(policy, config, tokenizer, prompts, held_out)
+
+
+def show_inputs(inputs: RunInputs, console: Console) -> None:
+    """The prompts' sizes, and a warning for all that is odd."""
+    for name, prompts in (("prompts", inputs.prompts), ("held out", inputs.eval_prompts)):
+        console.print(
+            f"{name}: {len(prompts)} of {prompts.source}, at most {prompts.longest} tokens",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if prompts.duplicates:
+            console.print(f"  [yellow]{prompts.duplicates} prompts occur more than once[/yellow]")
+    if inputs.shared:
+        console.print(f"  [yellow]{inputs.shared} held-out prompts are trained on[/yellow]")
+
+
+def _config(settings: RunSettings) -> tuple[Path, Any]:
+    from transformers import AutoConfig
+
+    try:
+        policy = resolve_model(settings.policy)
+        return policy, AutoConfig.from_pretrained(policy, trust_remote_code=False)
+    except ModelNotFound as error:
+        raise TrainingError(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"can't read the config of {settings.policy}: {error}") from error
+
+
+def _check_positions(settings: RunSettings, config: Any, longest: int) -> None:
+    """Refuse what the policy has no positions for."""
+    known = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if known and longest + settings.max_tokens > known:
+        raise SettingsError(
+            f"the longest prompt has {longest} tokens and max_tokens is {settings.max_tokens}, "
+            f"but the policy has {known} positions"
+        )
+
+
+def _key(turns: Any) -> str:
+    return json.dumps(turns, sort_keys=True)
