@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from guerdon.trainer.rl.buffer import Buffer
 from guerdon.trainer.rl.prompts import PromptOrder, Prompts
+from guerdon.trainer.rl.state_files import read_tree, write_tree
 from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
 
 
@@ -112,20 +113,18 @@ def test_a_group_without_rewards_is_refused() -> None:
         buffer.put(group)
 
 
-def roundtrip(state: dict[str, Any]) -> dict[str, Any]:
-    """A state as files hold it."""
-    file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **state["arrays"])
-    file.seek(0)
-    rest = json.loads(json.dumps({key: state[key] for key in state if key != "arrays"}))
-    return rest | {"arrays": dict(np.load(file))}
+def roundtrip(state: dict[str, Any]) -> Any:
+    """A state as checkpoints hold it."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tree(Path(folder) / "buffer", state)
+        return read_tree(Path(folder) / "buffer")
 
 
 @pytest.mark.parametrize("groups", [[], [[[1, 2], [3]], [[2]]]])
 def test_a_saved_buffer_is_the_same(groups: list[list[list[int]]]) -> None:
     buffer, _ = filled(9, *groups)
     loaded = Buffer(9)
-    loaded.load_state_dict(roundtrip(buffer.state_dict()), bare_order())
+    loaded.load_state_dict(roundtrip(buffer.state_dict()))
     assert loaded.uids == buffer.uids
     taken, expected = (b.take(len(groups), 3).groups or [] for b in (loaded, buffer))
     for ours, theirs in zip(taken, expected, strict=True):
@@ -211,11 +210,10 @@ class Runs(RuleBasedStateMachine):
         if self.next_version != self.learner:
             return
         order, buffer = self.order.state_dict(), roundtrip(self.buffer.state_dict())
-        held = [uid for uid, _ in buffer["groups"]]
         ordered = self.buffer._ordered
         self.buffer, self.order = Buffer(self.eta, ordered=ordered), bare_order()
-        self.order.load_state_dict(order, held=held)
-        self.buffer.load_state_dict(buffer, self.order)
+        self.buffer.load_state_dict(buffer)
+        self.order.load_state_dict(order, held=self.buffer.uids)
         self.drawing = {}
         self.fill()
 

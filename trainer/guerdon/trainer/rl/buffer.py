@@ -14,13 +14,12 @@ throw its tokens away, and by choosing the quick ones would teach the policy to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.rl.prompts import PromptOrder
+from guerdon.trainer.rl.packed_groups import pack_groups, unpack_groups
 from guerdon.trainer.rl.types import Group, Sample, Task
 
 
@@ -130,62 +129,18 @@ class Buffer:
         return oldest_first[:count]
 
     def state_dict(self) -> dict[str, Any]:
-        """All groups that wait. JSON can hold it but for `arrays`, which is name → array.
+        """All groups that wait, as a tree for `Checkpoints.save`.
 
         Tasks in flight are not in it: they are sampled again (see `PromptOrder.state_dict`).
         """
-        groups = [self._groups[uid] for uid in sorted(self._groups)]
-        samples = [sample for group in groups for sample in group.samples]
-        return {
-            "groups": [[group.task.uid, len(group.samples)] for group in groups],
-            "samples": [
-                {"index": s.index, "finished": s.finished, "text": s.text, "reward": s.reward,
-                 "parts": s.parts}
-                for s in samples
-            ],
-            "arrays": {
-                "lengths": np.array([s.tokens for s in samples], dtype=np.int64),
-                "response_ids": _joined([s.response_ids_T for s in samples], np.int32),
-                "logprobs": _joined([s.behaviour_logprobs_T for s in samples], np.float32),
-                "versions": _joined([s.versions_T for s in samples], np.int32),
-            },
-        }  # fmt: skip
+        return pack_groups([self._groups[uid] for uid in sorted(self._groups)])
 
-    def load_state_dict(self, state: Mapping[str, Any], order: PromptOrder) -> None:
-        """Take up saved groups.
-
-        Args:
-            state: of `state_dict`.
-            order: knows each task's prompt by its uid.
-        """
-        arrays = state["arrays"]
-        ends = np.cumsum(arrays["lengths"])[:-1]
-        columns = [np.split(arrays[k], ends) for k in ("response_ids", "logprobs", "versions")]
-        rows = iter(zip(state["samples"], *columns, strict=True)) if state["samples"] else iter(())
-        self._groups, self._in_flight = {}, {}
-        for uid, size in state["groups"]:
-            task = order.task(uid)
-            self._groups[uid] = Group(task, [_sample(task, *next(rows)) for _ in range(size)])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the groups of a saved state."""
+        self._groups = {group.task.uid: group for group in unpack_groups(state)}
+        self._in_flight = {}
 
 
 def fresh(sample: Sample, version: int, max_staleness: int) -> bool:
     """Whether no token of a sample is more than η versions behind."""
     return bool((version - sample.versions_T <= max_staleness).all())
-
-
-def _joined(parts: Iterable[Any], dtype: Any) -> Any:
-    found = list(parts)
-    return np.concatenate(found).astype(dtype) if found else np.empty(0, dtype=dtype)
-
-
-def _sample(
-    task: Task, values: Mapping[str, Any], ids: Any, logprobs: Any, versions: Any
-) -> Sample:
-    return Sample(
-        task_uid=task.uid,
-        prompt_ids_P=task.prompt_ids_P,
-        response_ids_T=ids.copy(),
-        behaviour_logprobs_T=logprobs.copy(),
-        versions_T=versions.copy(),
-        **values,
-    )

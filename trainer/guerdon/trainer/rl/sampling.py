@@ -1,0 +1,160 @@
+"""Groups from the policy sampler: tokens as they were drawn, checked before they are used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from guerdon.client import FailedPrecondition, GuerdonError, Retry
+from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.rl.services import Patience
+from guerdon.trainer.rl.types import Group, Sample, Task
+
+_ROUNDING = 1e-4
+"""How far above 0 a log-probability in float32 may come out."""
+
+
+class StaleSampler(Exception):
+    """The sampler's weights are older than was asked for: it was restarted."""
+
+
+def sampling_seed(seed: int, stream: int, uid: int) -> int:
+    """The seed of a task's completions, from the run's: 63 bits, independent for each use."""
+    state = np.random.SeedSequence([seed, stream, uid]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+class GroupSampler:
+    """Draws the completions of one task.
+
+    Args:
+        address: HOST:PORT of the sampler.
+        tokenizer: the policy's, of `transformers`: decodes what reward models are asked about.
+        max_tokens: of a completion.
+        temperature: of sampling, where a call doesn't say.
+        patience: seconds that the sampler may stay away.
+        request_timeout: seconds for one attempt.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        tokenizer: Any,
+        *,
+        max_tokens: int,
+        temperature: float,
+        patience: float,
+        request_timeout: float,
+    ) -> None:
+        from guerdon.client.policy import AsyncPolicyClient  # type: ignore[import-untyped]
+
+        # Our own patience counts and bounds the retries, so the client's are off.
+        self.client: Any = AsyncPolicyClient(
+            address, timeout=request_timeout, retry=Retry(attempts=1)
+        )
+        """The connection, which the publisher shares."""
+        self.patience = Patience("the sampler", address, patience)
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+        self._temperature = temperature
+
+    async def policy(self) -> Any:
+        """What the sampler says of its policy and load.
+
+        Raises:
+            TrainingError: it stayed away or refused.
+        """
+        return await self.patience.insist(self.client.get_policy)
+
+    async def sample(
+        self,
+        task: Task,
+        n: int,
+        *,
+        min_version: int,
+        temperature: float | None = None,
+        seed: int | None = None,
+    ) -> Group:
+        """The completions of one task, without rewards.
+
+        When the sampler breaks off, all are drawn anew: keeping those that had ended would
+        favour the short ones.
+
+        Args:
+            task: what to complete.
+            n: how many.
+            min_version: of the weights, at least.
+            temperature: the run's when not given.
+            seed: makes the draw repeatable.
+
+        Raises:
+            StaleSampler: its weights are older than `min_version`.
+            TrainingError: it stayed away or refused, or its answer can't be right.
+        """
+        heat = self._temperature if temperature is None else temperature
+
+        from guerdon.client.policy import GenerateItem
+
+        async def call() -> list[Any]:
+            item = GenerateItem(task.prompt_ids_P.tolist(), n=n, seed=seed)
+            found = self.client.generate(
+                [item], max_tokens=self._max_tokens, temperature=heat, min_version=min_version
+            )
+            return [completion async for completion in found]
+
+        try:
+            completions = await self.patience.ask(call)
+        except FailedPrecondition as error:
+            raise StaleSampler(error.message) from error
+        except GuerdonError as error:
+            raise self.patience.refused(error) from error
+        return self._group(task, n, min_version, completions)
+
+    def _group(self, task: Task, n: int, min_version: int, completions: list[Any]) -> Group:
+        places = sorted(completion.sample for completion in completions)
+        if places != list(range(n)):
+            raise TrainingError(f"the sampler sent completions {places} where {n} were asked for")
+        ordered = sorted(completions, key=lambda completion: completion.sample)
+        return Group(task, [self._sample(task, min_version, one) for one in ordered])
+
+    def _sample(self, task: Task, min_version: int, completion: Any) -> Sample:
+        sample = Sample(
+            task_uid=task.uid,
+            index=completion.sample,
+            prompt_ids_P=task.prompt_ids_P,
+            response_ids_T=np.asarray(completion.token_ids, dtype=np.int32),
+            behaviour_logprobs_T=np.asarray(completion.logprobs, dtype=np.float32),
+            versions_T=np.asarray(completion.versions, dtype=np.int32),
+            finished=completion.finished,
+            text=self.decode(completion.token_ids),
+        )
+        fault = _fault(sample, min_version, self._max_tokens)
+        if fault:
+            raise TrainingError(f"the sampler sent a completion that can't be right: {fault}")
+        return sample
+
+    def decode(self, token_ids: Any) -> str:
+        """The text of a response, without special tokens and otherwise as it stands."""
+        text: str = self._tokenizer.decode(
+            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self.client.close()
+
+
+def _fault(sample: Sample, min_version: int, max_tokens: int) -> str:
+    """What is wrong with a sample; empty when nothing is."""
+    logprobs_T = sample.behaviour_logprobs_T
+    if not 0 < sample.tokens <= max_tokens:
+        return f"{sample.tokens} tokens, where 1 to {max_tokens} were asked for"
+    if not sample.tokens == len(logprobs_T) == len(sample.versions_T):
+        return "tokens, log-probabilities and versions differ in number"
+    if not (np.isfinite(logprobs_T).all() and (logprobs_T <= _ROUNDING).all()):
+        return "a log-probability is not a finite number up to 0"
+    if sample.oldest_version < min_version:
+        return f"version {sample.oldest_version}, where at least {min_version} was asked for"
+    return ""
