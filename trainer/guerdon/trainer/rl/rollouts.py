@@ -46,6 +46,7 @@ class Rollouts:
         rewards: scores them; closed by `close`.
         republish: called only from within `next_batch` and `sample`, where the learner's weights
             stand still, when the sampler has lost its weights.
+        fill: whether to sample the tasks of `order` at all; without, only `sample` does anything.
         now: seconds of a steady clock.
     """
 
@@ -57,6 +58,7 @@ class Rollouts:
         rewards: RewardSource,
         *,
         republish: Republish,
+        fill: bool = True,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -64,6 +66,7 @@ class Rollouts:
         self._sampler = sampler
         self._rewards = rewards
         self._republish = republish
+        self._may_fill = fill
         self._now = now
         self._buffer = Buffer(settings.max_staleness, ordered=settings.deterministic)
         self._sampler_version = 0
@@ -136,6 +139,7 @@ class Rollouts:
         temperature: float | None = None,
         stream: int = 1,
         in_flight: int = 16,
+        on_group: Callable[[Group], None] = lambda group: None,
     ) -> list[Group]:
         """Samples beside training, by the weights published last: evaluations, RFT.
 
@@ -146,6 +150,7 @@ class Rollouts:
             temperature: the run's when not given.
             stream: of seeds in deterministic mode: training has 0, every other use one of its own.
             in_flight: most tasks that are being sampled.
+            on_group: told of each group as it comes, in any order.
 
         Returns:
             A group for each task, in their order.
@@ -158,7 +163,10 @@ class Rollouts:
         async def one(task: Task) -> Group:
             async with room:
                 group = await self._draw(task, n, stream, temperature)
-                return await self._score(group, rewards) if rewards else group
+                if rewards:
+                    await self._score(group, rewards)
+                on_group(group)
+                return group
 
         work = [asyncio.create_task(one(task)) for task in tasks]
         try:
@@ -219,7 +227,8 @@ class Rollouts:
         """Start as many tasks as the bound allows."""
         per_step = self._settings.prompts_per_step
         while (
-            self._fresh.is_set()
+            self._may_fill
+            and self._fresh.is_set()
             and not self._closed
             and self._failure is None
             and self._buffer.may_start(self._sampler_version, self._next_version, per_step)
