@@ -25,13 +25,14 @@ def draw_all(
 ) -> None:
     """Write `training.png`, `reliability.png`, `scores.png` and `length.png`."""
     folder.mkdir(exist_ok=True)
-    _save(_training(rows), folder / "training.png")
-    _save(_reliability(calibration), folder / "reliability.png")
-    _save(_scores(scores), folder / "scores.png")
-    _save(_length(scores, chosen_tokens, rejected_tokens), folder / "length.png")
+    save_figure(_training(rows), folder / "training.png")
+    save_figure(_reliability(calibration), folder / "reliability.png")
+    save_figure(_scores(scores), folder / "scores.png")
+    save_figure(_length(scores, chosen_tokens, rejected_tokens), folder / "length.png")
 
 
-def _figure(columns: int = 1) -> tuple[Any, Any]:
+def figure_of(columns: int = 1) -> tuple[Any, Any]:
+    """A figure and its axes, side by side."""
     # Not pyplot: it would choose a window system and keep figures alive.
     from matplotlib.figure import Figure
 
@@ -43,12 +44,13 @@ def _figure(columns: int = 1) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write it as the file's ending says."""
     figure.savefig(path)
 
 
 def _training(rows: Sequence[dict[str, Any]]) -> Any:
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = figure_of(2)
     for ax, key, chance, name in (
         (left, "loss", np.log(2), "pairwise loss"),
         (right, "accuracy", 0.5, "pairwise accuracy"),
@@ -56,7 +58,7 @@ def _training(rows: Sequence[dict[str, Any]]) -> Any:
         steps = [row["step"] for row in rows if key in row]
         values = [row[key] for row in rows if key in row]
         ax.plot(steps, values, color=CHOSEN, alpha=0.35, label="logged")
-        ax.plot(steps, _smoothed(values), color=CHOSEN, label="smoothed")
+        ax.plot(steps, smoothed(values), color=CHOSEN, label="smoothed")
         held_out = [(row["step"], row[f"eval_{key}"]) for row in rows if f"eval_{key}" in row]
         if held_out:
             ax.plot(*zip(*held_out, strict=True), "o-", color=REJECTED, label="held out")
@@ -67,7 +69,7 @@ def _training(rows: Sequence[dict[str, Any]]) -> Any:
     return figure
 
 
-def _smoothed(values: Sequence[float], keep: float = 0.8) -> list[float]:
+def smoothed(values: Sequence[float], keep: float = 0.8) -> list[float]:
     """Exponential average, corrected for its start (as in Adam)."""
     found, total, weight = [], 0.0, 0.0
     for value in values:
@@ -78,7 +80,7 @@ def _smoothed(values: Sequence[float], keep: float = 0.8) -> list[float]:
 
 
 def _reliability(calibration: Calibration) -> Any:
-    figure, ax = _figure()
+    figure, ax = figure_of()
     bins = [b for b in calibration.bins if b.n]
     ax.plot([0.5, 1], [0.5, 1], color=THIRD, linestyle="--", linewidth=1, label="perfect")
     ax.plot(
@@ -98,7 +100,7 @@ def _reliability(calibration: Calibration) -> Any:
 
 
 def _scores(scores: PairScores) -> Any:
-    figure, ax = _figure()
+    figure, ax = figure_of()
     edges = np.histogram_bin_edges(scores.all, bins=30)
     ax.hist(scores.chosen, edges, color=CHOSEN, alpha=0.6, label="chosen")
     ax.hist(scores.rejected, edges, color=REJECTED, alpha=0.6, label="rejected")
@@ -108,7 +110,7 @@ def _scores(scores: PairScores) -> Any:
 
 
 def _length(scores: PairScores, chosen_tokens: Floats, rejected_tokens: Floats) -> Any:
-    figure, ax = _figure()
+    figure, ax = figure_of()
     for x, y, colour, name in (
         (chosen_tokens, scores.chosen, CHOSEN, "chosen"),
         (rejected_tokens, scores.rejected, REJECTED, "rejected"),
