@@ -36,15 +36,18 @@ class Trackers:
     Args:
         settings: with `tracker`.
         folder: the run's; TensorBoard writes to `tensorboard/` in it.
+        done: steps of earlier parts of the run; TensorBoard forgets what came after them.
         main: whether this is the process that tracks.
 
     Raises:
         SettingsError: a tracker is unknown or not installed.
     """
 
-    def __init__(self, settings: RunSettings, folder: Path, *, main: bool = True) -> None:
+    def __init__(
+        self, settings: RunSettings, folder: Path, *, done: int = 0, main: bool = True
+    ) -> None:
         check_trackers(settings.tracker)
-        self._trackers = [_start(name, settings, folder) for name in settings.tracker if main]
+        self._trackers = [_start(name, settings, folder, done) for name in settings.tracker if main]
 
     def log(self, row: Mapping[str, float]) -> None:
         """Send a metrics line."""
@@ -60,7 +63,7 @@ class Trackers:
         self._trackers = []
 
 
-def _start(name: str, settings: RunSettings, folder: Path) -> Any:
+def _start(name: str, settings: RunSettings, folder: Path, done: int) -> Any:
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
     values = {
@@ -68,7 +71,8 @@ def _start(name: str, settings: RunSettings, folder: Path) -> Any:
         for key, value in dataclasses.asdict(settings).items()
     } | {"algorithm": settings.algorithm}
     if name == "tensorboard":
-        tracker = TensorBoardTracker("tensorboard", logging_dir=str(folder))
+        purge = done + 1 if done else None
+        tracker = TensorBoardTracker("tensorboard", logging_dir=str(folder), purge_step=purge)
     else:
         tracker = WandBTracker("guerdon", name=folder.resolve().name, dir=str(folder))
     tracker.start()
