@@ -47,7 +47,7 @@ def same(one: Group, other: Group) -> None:
 def path(tmp_path: Path) -> Path:
     """The file of a run that scored tasks 3, 0 and 2 of 5, in this order."""
     groups = ScoredGroups(tmp_path / "scored.jsonl", prompts_of(5), 2)
-    groups.begin({"rm": "r1"})
+    groups.begin()
     for uid in (3, 0, 2):
         groups.add(scored(uid))
     return tmp_path / "scored.jsonl"
@@ -56,12 +56,10 @@ def path(tmp_path: Path) -> Path:
 def test_what_was_written_comes_back_to_the_bit(path: Path) -> None:
     found = ScoredGroups(path, prompts_of(5), 2)
     assert len(found) == 3
-    assert found.rewards == {"rm": "r1"}
     assert [task.uid for task in found.missing] == [1, 4]
     for group, uid in zip(found.groups, (0, 2, 3), strict=True):
         same(group, scored(uid))
-    found.begin({"rm": "r2"})  # what is there was scored by r1
-    assert found.rewards == {"rm": "r1"}
+    found.begin()
     found.add(scored(1))
     assert [g.task.uid for g in ScoredGroups(path, prompts_of(5), 2).groups] == [0, 1, 2, 3]
 
@@ -75,7 +73,7 @@ def test_a_writer_may_be_killed_at_any_byte(path: Path, tmp_path: Path) -> None:
         found = ScoredGroups(torn, prompts_of(5), 2)
         lines = sum(end <= cut for end in ends)
         assert len(found) == max(lines - 1, 0)
-        found.begin({"rm": "r1"})
+        found.begin()
         found.add(scored(4))
         again = ScoredGroups(torn, prompts_of(5), 2)
         assert len(again) == len(found)

@@ -1,7 +1,7 @@
 """scored.jsonl: what RFT sampled and scored, written as it comes.
 
-    {"prompts": SHA-256, "samples": n, "rewards": {name: revision}}     the first line
-    {"task": uid, "samples": [{tokens, log-probabilities, …}, …]}       a group in each other
+    {"prompts": SHA-256, "samples": n}                              the first line
+    {"task": uid, "samples": [{tokens, log-probabilities, …}, …]}   a group in each other
 
 A run that is killed while it samples goes on with the groups that are here; a line in whose
 middle it was killed is forgotten.
@@ -42,8 +42,6 @@ class ScoredGroups:
         self._head = {"prompts": prompts.sha256, "samples": samples_per_prompt}
         self._tasks = {task.uid: task for task in prompts.tasks()}
         self._groups: dict[int, Group] = {}
-        self.rewards: dict[str, Any] = {}
-        """The revisions of the reward models that scored what is there."""
         if path.exists():
             self._read()
 
@@ -61,15 +59,10 @@ class ScoredGroups:
         """The tasks that have no group yet, in their order."""
         return [task for uid, task in self._tasks.items() if uid not in self._groups]
 
-    def begin(self, rewards: Mapping[str, Any]) -> None:
-        """Write the first line, unless groups are there.
-
-        Args:
-            rewards: the revisions of the reward models, which stay the same over the run.
-        """
+    def begin(self) -> None:
+        """Write the first line, unless groups are there."""
         if not self._groups:
-            self.rewards = dict(rewards)
-            write_whole(self._path, json.dumps({**self._head, "rewards": self.rewards}) + "\n")
+            write_whole(self._path, json.dumps(self._head) + "\n")
 
     def add(self, group: Group) -> None:
         """Write a scored group; it is on the disk when this returns."""
@@ -89,7 +82,6 @@ class ScoredGroups:
         for key, text in (("prompts", "other prompts"), ("samples", "another samples_per_prompt")):
             if rows and head.get(key) != self._head[key]:
                 raise OutputError(f"{self._path} was sampled with {text}: begin with --overwrite")
-        self.rewards = head.get("rewards", {}) if rows else {}
         try:
             self._groups = {row["task"]: self._group(row) for row in rows}
         except (KeyError, TypeError, ValueError) as error:

@@ -1,0 +1,243 @@
+"""RFT: sample from the first policy once, keep the good completions, fine-tune on them.
+
+Rejection-sampling fine-tuning (Yuan et al. 2023, arXiv:2308.01825; RAFT, Dong et al. 2023,
+arXiv:2304.06767). In the unified view of DeepSeekMath (arXiv:2402.03300, section 5.2.1) its
+gradient coefficient is 1 for accepted completions and 0 for the others, and what is sampled is
+the first policy, once.
+
+    publish the first policy, evaluate it        the sampler, the rewards
+    sample and score every prompt n times        the sampler, the rewards   → scored.jsonl
+    keep, fine-tune                              neither                    → checkpoints/
+    publish the tuned policy, evaluate it        the sampler, the rewards
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from guerdon.trainer.errors import DataError, TrainingError
+from guerdon.trainer.rl import rft_model, sft
+from guerdon.trainer.rl.evaluation import Evaluation, evaluate
+from guerdon.trainer.rl.folder import RLFolder
+from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
+from guerdon.trainer.rl.keeping import keep
+from guerdon.trainer.rl.metrics import MetricsLog
+from guerdon.trainer.rl.monitors import warn
+from guerdon.trainer.rl.plots import draw_plots
+from guerdon.trainer.rl.progress import Progress
+from guerdon.trainer.rl.report import make_summary
+from guerdon.trainer.rl.rft_progress import DrawingBar, sampling_row
+from guerdon.trainer.rl.rft_services import Services
+from guerdon.trainer.rl.rft_state import RFTState, forget
+from guerdon.trainer.rl.samples import SampleTable
+from guerdon.trainer.rl.scored import SCORED, ScoredGroups
+from guerdon.trainer.rl.settings import RFTSettings
+from guerdon.trainer.rl.trackers import Trackers
+from guerdon.trainer.rl.types import Group, Sample
+
+STATE = "rft.json"
+FIRST, TUNED = 1, 2
+"""Weight versions: the policy as it was, and with what it learned."""
+
+
+def train(
+    settings: RFTSettings, folder: RLFolder, console: Console, *, resume: bool = False
+) -> dict[str, Any]:
+    """The whole run, or what is left of it; what is also in summary.json.
+
+    Args:
+        settings: of the run.
+        folder: looked at, not begun.
+        console: for a person.
+        resume: as the folder was told: what is there decides where the run goes on.
+
+    Raises:
+        TrainingError: a service stayed away, nothing was kept, or training diverged.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError("rft trains in one process: start it without a launcher")
+    inputs = read_inputs(settings)
+    show_inputs(inputs, console)
+    folder.begin()
+    run = RFTRun(settings, inputs, folder, console)
+    try:
+        return run.whole()
+    finally:
+        run.trackers.finish()
+
+
+class RFTRun:
+    """The phases, each of which is passed over when it was done before.
+
+    Args:
+        settings: of the run.
+        inputs: read and checked.
+        folder: begun.
+        console: for a person.
+    """
+
+    def __init__(
+        self, settings: RFTSettings, inputs: RunInputs, folder: RLFolder, console: Console
+    ) -> None:
+        self.settings, self.inputs, self.folder, self.console = settings, inputs, folder, console
+        self.state = RFTState.read(folder.checkpoints / STATE)
+        self.scored = ScoredGroups(
+            folder.path / SCORED, inputs.prompts, settings.samples_per_prompt
+        )
+        done = sft.last_checkpoint(folder.checkpoints)
+        self.done = int(done.name.rpartition("-")[2]) if done else 0
+        self.log = MetricsLog(folder.metrics, folder.rewind(self.done))
+        self.samples = SampleTable(folder.samples, settings.sample_rows)
+        self.trackers = Trackers(settings, folder.path)
+
+    def whole(self) -> dict[str, Any]:
+        """All phases; the summary."""
+        with self.state.phase("load"):
+            model = rft_model.load(self.inputs.policy)
+        if self.state.before is None or self.scored.missing:
+            asyncio.run(self._sample(model))
+        kept = self._keep()
+        steps, model = self._fine_tune(model, kept)
+        if self.state.after is None or self.state.after["step"] != steps:
+            asyncio.run(self._measure(model, steps))
+        return self._finish(model, kept)
+
+    async def _sample(self, model: Any) -> None:
+        """Evaluate the first policy, and sample and score what is not there yet."""
+        if self.scored:
+            self._say(f"resuming with {len(self.scored)} prompts sampled and scored")
+        async with self._services() as services:
+            with self.state.phase("publish"):
+                self.state.rewards = await services.start(model, FIRST, self.state.rewards)
+                self.state.dtype = services.publish_dtype
+            if self.state.before is None:
+                with self.state.phase("evaluate"):
+                    groups, other = await services.held_out(stream=1)
+                    zeros = [[0.0] * len(group.samples) for group in groups]
+                    self._evaluated("before", evaluate(0, groups, kl=zeros, heldout=other), groups)
+            self.scored.begin()
+            with (
+                self.state.phase("sample"),
+                DrawingBar(self.console, len(self.inputs.prompts), len(self.scored)) as bar,
+            ):
+
+                def on_group(group: Group) -> None:
+                    self.scored.add(group)
+                    bar.add(group)
+
+                await services.draw(self.scored.missing, on_group)
+            self.state.survived(services.faults)
+
+    def _keep(self) -> list[Sample]:
+        """What is trained on: the same whenever it is asked, by the seed.
+
+        Raises:
+            DataError: nothing is.
+        """
+        groups = self.scored.groups
+        kept = keep(groups, self.settings, np.random.default_rng(self.settings.seed))
+        if not kept:
+            best = max(sample.reward for group in groups for sample in group.samples)
+            raise DataError(
+                f"no completion was kept: the best reward is {best:g}, and threshold is "
+                f"{self.settings.threshold:g}"
+            )
+        if not any("accepted" in row for row in self.log.rows):
+            forget(self.folder.samples, lambda row: row["kind"] == "train")
+            self.samples.add(0, groups, "train")
+            self._logged(sampling_row(groups, kept, FIRST))
+        prompts = len({sample.task_uid for sample in kept})
+        drawn = sum(len(group.samples) for group in groups)
+        self._say(f"kept {len(kept)} of {drawn} completions, of {prompts} prompts")
+        return kept
+
+    def _fine_tune(self, model: Any, kept: list[Sample]) -> tuple[int, Any]:
+        """Fine-tuning; how many steps it took, and the model without LoRA."""
+        if self.done:
+            self._say(f"resuming fine-tuning at step {self.done}")
+        model = rft_model.adapted(model, self.settings)
+        with ExitStack() as stack, self.state.phase("learn") as spend:
+            shown: list[Progress] = []
+
+            def report(step: int, steps: int, row: Mapping[str, float]) -> None:
+                if not shown:
+                    shown.append(stack.enter_context(Progress(self.console, steps, step - 1)))
+                shown[0].update(self._logged({"step": step, **row}))
+                spend()
+
+            steps = sft.fine_tune(
+                model, self.inputs.tokenizer, kept, self.settings, self.folder.checkpoints, report
+            )
+        return steps, rft_model.merged(model)
+
+    async def _measure(self, model: Any, steps: int) -> None:
+        """Publish what was learned, and evaluate it."""
+        async with self._services() as services:
+            with self.state.phase("publish"):
+                await services.start(model, TUNED, self.state.rewards)
+            with self.state.phase("evaluate"):
+                groups, other = await services.held_out(stream=2)
+                kl = self._divergence(model, groups)
+                self._evaluated("after", evaluate(steps, groups, kl=kl, heldout=other), groups)
+            self.state.survived(services.faults)
+
+    def _divergence(self, model: Any, groups: list[Group]) -> list[list[float]]:
+        """KL(π_θ ‖ π_ref) of each completion in nats, by Σ_t k1, at the sampling temperature."""
+        samples = [sample for group in groups for sample in group.samples]
+        how: Any = {"temperature": self.settings.temperature, "dtype": self.settings.dtype}
+        ours = rft_model.response_logprobs(model, samples, **how)
+        reference = rft_model.load(self.inputs.policy)
+        theirs = rft_model.response_logprobs(reference, samples, **how)
+        sums = iter([float((a - b).sum()) for a, b in zip(ours, theirs, strict=True)])
+        return [[next(sums) for _ in group.samples] for group in groups]
+
+    def _evaluated(self, kind: str, found: Evaluation, groups: list[Group]) -> None:
+        """Write an evaluation down. It counts once the state says so: half of one is forgotten."""
+        forget(self.folder.samples, lambda row: row["kind"] == kind)
+        self._forget_metrics(lambda row: "eval/reward" in row and row["step"] == found.step)
+        self.samples.add(found.step, groups, kind)
+        row = self._logged(found.metrics())
+        with Progress(self.console, found.step) as shown:
+            shown.update(row)
+        setattr(self.state, kind, found.tree())
+        self.state.save()
+
+    def _finish(self, model: Any, kept: list[Sample]) -> dict[str, Any]:
+        """The policy, the plots, and last the summary."""
+        evaluations = self.state.evaluations()
+        with self.state.phase("save"):
+            self.folder.publish_final(
+                lambda part: rft_model.save(model, self.inputs.tokenizer, part, self.state.dtype)
+            )
+        if self.settings.plots:
+            with self.state.phase("plots"):
+                draw_plots(self.folder)
+        summary = make_summary(
+            self.settings, rows=self.log.rows, evaluations=evaluations,
+            seconds=self.state.seconds, faults=self.state.faults, warnings=warn(evaluations),
+            more={"kept": len(kept), "kept_prompts": len({s.task_uid for s in kept})},
+        )  # fmt: skip
+        self.folder.write_summary(summary)
+        return summary
+
+    def _services(self) -> Services:
+        return Services(self.settings, self.inputs, str(self.folder.path / "weights"))
+
+    def _logged(self, row: dict[str, float]) -> dict[str, float]:
+        self.log.add(row)
+        self.trackers.log(row)
+        return row
+
+    def _forget_metrics(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
+        forget(self.folder.metrics, unwanted)
+        self.log.rows = [row for row in self.log.rows if not unwanted(row)]
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,100 @@
+"""What a person, and metrics.jsonl, see of RFT's sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from guerdon.trainer.rl.monitors import distinct_n, repetition
+from guerdon.trainer.rl.types import Group, Sample
+
+LINES = 10
+"""Lines over the whole sampling, where there is no terminal."""
+
+
+class DrawingBar:
+    """A bar on a terminal, some lines elsewhere. A context manager.
+
+    Args:
+        console: where; a quiet one shows nothing.
+        prompts: of the whole run.
+        done: of earlier parts of the run.
+    """
+
+    def __init__(self, console: Console, prompts: int, done: int) -> None:
+        self._console, self._prompts, self._done = console, prompts, done
+        self._rewards: list[float] = []
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> DrawingBar:
+        if self._console.is_terminal and not self._console.quiet:
+            self._bar = Bar(
+                TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("{task.description}"), console=self._console,
+            )  # fmt: skip
+            self._bar.add_task("", total=self._prompts, completed=self._done)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def add(self, group: Group) -> None:
+        """A prompt is sampled and scored."""
+        self._done += 1
+        self._rewards.append(float(group.rewards_G.mean()))
+        mean = f"mean reward {np.mean(self._rewards):+.3f}"
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=self._done, description=mean)
+        elif self._done % math.ceil(self._prompts / LINES) == 0 or self._done == self._prompts:
+            self._console.print(
+                f"sampled {self._done}/{self._prompts} prompts: {mean}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def sampling_row(groups: Sequence[Group], kept: Sequence[Sample], version: int) -> dict[str, float]:
+    """The line of metrics.jsonl for the sampling: step 0, nothing is learned yet.
+
+    Args:
+        groups: all that was sampled and scored.
+        kept: of it.
+        version: of the weights that drew it.
+    """
+    samples = [sample for group in groups for sample in group.samples]
+    rewards = np.array([sample.reward for sample in samples])
+    means = np.array([group.rewards_G.mean() for group in groups])
+    error = means.std(ddof=1) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+    ids = [sample.response_ids_T for sample in samples]
+    lengths = [sample.tokens for sample in samples]
+    return {
+        "step": 0,
+        "version": version,
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std()),
+        "reward_se": float(error),
+        "reward_group_std": float(np.mean([group.rewards_G.std() for group in groups])),
+        "accepted": len(kept) / len(samples),
+        "prompts": len(groups),
+        "completions": len(samples),
+        "tokens": sum(lengths),
+        "length": float(np.mean(lengths)),
+        "finished": float(np.mean([sample.finished for sample in samples])),
+        "distinct_1": distinct_n(ids, 1),
+        "distinct_2": distinct_n(ids, 2),
+        "repetition": float(np.mean([repetition(sample.response_ids_T) for sample in samples])),
+    }
