@@ -13,16 +13,21 @@ import guerdon.client as api
 from guerdon.client import errors
 
 NAMES = [
+    "Aborted",
     "AdminClient",
     "AsyncAdminClient",
+    "AsyncPolicyClient",
     "AsyncRewardClient",
     "AttributeInfo",
+    "Canary",
     "Cancelled",
     "Clock",
+    "Completion",
     "DeadlineExceeded",
     "FailedPrecondition",
     "FieldViolation",
     "FormattedText",
+    "GenerateItem",
     "GuerdonError",
     "Internal",
     "InvalidArgument",
@@ -31,9 +36,12 @@ NAMES = [
     "Limits",
     "MixedRevisions",
     "ModelInfo",
+    "Nccl",
     "NotFound",
     "Overloaded",
     "PermissionDenied",
+    "PolicyClient",
+    "PolicyInfo",
     "Promotion",
     "Prompt",
     "RankResult",
@@ -45,14 +53,18 @@ NAMES = [
     "ScoreResult",
     "ScoringInfo",
     "ScoringOptions",
+    "SharedPath",
     "StepScore",
     "StreamResult",
     "TLS",
+    "TensorSpec",
     "Timing",
     "TokenIds",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "VersionSpan",
+    "WeightUpdate",
 ]
 
 
@@ -60,6 +72,7 @@ def test_exported_names() -> None:
     assert sorted(api.__all__) == sorted(NAMES)
     public = {n for n in vars(api) if not n.startswith("_")}
     modules = {"admin", "aio", "config", "errors", "sync", "testing", "types"}
+    modules |= {"policy", "policy_types"}
     assert public - modules == set(NAMES)
 
 
@@ -69,13 +82,14 @@ def test_the_sync_clients_have_the_methods_of_the_async_ones() -> None:
 
     assert methods(api.RewardClient) == methods(api.AsyncRewardClient)
     assert methods(api.AdminClient) == methods(api.AsyncAdminClient)
+    assert methods(api.PolicyClient) == methods(api.AsyncPolicyClient)
 
 
 def test_the_error_tree_is_that_of_the_docstring() -> None:
     assert errors.__doc__ is not None
     own = [k for k in vars(errors).values() if getattr(k, "__module__", "") == errors.__name__]
     kinds = [k for k in own if isinstance(k, type) and issubclass(k, Exception)]
-    assert len(kinds) == 13
+    assert len(kinds) == 14
     for kind in kinds:
         assert kind.__name__ in errors.__doc__
         assert issubclass(kind, api.GuerdonError)

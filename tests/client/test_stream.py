@@ -152,7 +152,7 @@ async def test_leaving_early_ends_the_work() -> None:
                 break
         assert len(server.calls) < 500
         async with asyncio.timeout(10):  # the server learns a moment later that we left
-            while any("Reward" in str(task.get_coro()) for task in asyncio.all_tasks()):
+            while any("Reward" in str(task.get_coro()) for task in asyncio.all_tasks()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 

@@ -13,6 +13,7 @@ from guerdon.client.admin import AsyncAdminClient
 from guerdon.client.aio import AsyncRewardClient
 from guerdon.client.config import TLS, Clock, Limits, Retry, ScoringOptions
 from guerdon.client.errors import (
+    Aborted,
     Cancelled,
     DeadlineExceeded,
     FailedPrecondition,
@@ -28,7 +29,19 @@ from guerdon.client.errors import (
     Unavailable,
     Unimplemented,
 )
-from guerdon.client.sync import AdminClient, RewardClient
+from guerdon.client.policy import AsyncPolicyClient
+from guerdon.client.policy_types import (
+    Canary,
+    Completion,
+    GenerateItem,
+    Nccl,
+    PolicyInfo,
+    SharedPath,
+    TensorSpec,
+    VersionSpan,
+    WeightUpdate,
+)
+from guerdon.client.sync import AdminClient, PolicyClient, RewardClient
 from guerdon.client.types import (
     AttributeInfo,
     FormattedText,
@@ -51,16 +64,21 @@ from guerdon.client.types import (
 
 __all__ = [
     "TLS",
+    "Aborted",
     "AdminClient",
     "AsyncAdminClient",
+    "AsyncPolicyClient",
     "AsyncRewardClient",
     "AttributeInfo",
+    "Canary",
     "Cancelled",
     "Clock",
+    "Completion",
     "DeadlineExceeded",
     "FailedPrecondition",
     "FieldViolation",
     "FormattedText",
+    "GenerateItem",
     "GuerdonError",
     "Internal",
     "InvalidArgument",
@@ -69,9 +87,12 @@ __all__ = [
     "Limits",
     "MixedRevisions",
     "ModelInfo",
+    "Nccl",
     "NotFound",
     "Overloaded",
     "PermissionDenied",
+    "PolicyClient",
+    "PolicyInfo",
     "Promotion",
     "Prompt",
     "RankResult",
@@ -83,11 +104,15 @@ __all__ = [
     "ScoreResult",
     "ScoringInfo",
     "ScoringOptions",
+    "SharedPath",
     "StepScore",
     "StreamResult",
+    "TensorSpec",
     "Timing",
     "TokenIds",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "VersionSpan",
+    "WeightUpdate",
 ]

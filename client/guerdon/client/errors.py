@@ -12,7 +12,8 @@
      ├─ PermissionDenied     the token does not allow it
      ├─ Unimplemented        the server does not have this method
      ├─ Cancelled            the server cancelled the call, or this client was closed
-     ├─ MixedRevisions       the parts of one call come from different revisions of the model
+     ├─ Aborted              something came between; a new call may succeed
+     │   └─ MixedRevisions   the parts of one call come from different revisions of the model
      └─ Internal             the computation failed, or the answer cannot be right
 
 Every error has a `code`, a `message` and `details`. A code that is not listed here is a plain
@@ -154,7 +155,13 @@ class Cancelled(GuerdonError):
     default_code = grpc.StatusCode.CANCELLED
 
 
-class MixedRevisions(GuerdonError):
+class Aborted(GuerdonError):
+    """Something else came between, such as another weight update; a new call may succeed."""
+
+    default_code = grpc.StatusCode.ABORTED
+
+
+class MixedRevisions(Aborted):
     """The parts of one call were scored by different revisions, and none could score them all."""
 
     default_code = grpc.StatusCode.ABORTED
@@ -179,6 +186,7 @@ _BY_CODE: dict[grpc.StatusCode, type[GuerdonError]] = {
         PermissionDenied,
         Unimplemented,
         Cancelled,
+        Aborted,
         Internal,
     )
 }

@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from guerdon.client._connection import UNSET, Unset
 from guerdon.client._loop import background_loop, run
 from guerdon.client.admin import AsyncAdminClient
 from guerdon.client.aio import AsyncClient, AsyncRewardClient
 from guerdon.client.config import DEFAULT_TIMEOUT, TLS, Clock, Limits, Retry, ScoringOptions
+from guerdon.client.policy import AsyncPolicyClient, Source
+from guerdon.client.policy_types import Completion, GenerateItem, PolicyInfo, WeightUpdate
 from guerdon.client.types import (
     Item,
     ItemScores,
@@ -163,6 +165,43 @@ def _next(results: queue.SimpleQueue[StreamResult | BaseException | None]) -> St
         raise result
     assert result is not None, "the stream ended before every item was answered"
     return result
+
+
+class PolicyClient(_SyncClient):
+    """Draws completions from a policy sampler, and gives it new weights.
+
+    Everything is as in `AsyncPolicyClient`, without the awaiting.
+    """
+
+    def __init__(
+        self,
+        target: str | Sequence[str],
+        *,
+        token: str | None = None,
+        tls: TLS | None = None,
+        retry: Retry = Retry(),  # noqa: B008 - frozen
+        timeout: float | None = DEFAULT_TIMEOUT,
+        clock: Clock = Clock(),  # noqa: B008 - frozen
+    ) -> None:
+        self._client: AsyncPolicyClient = AsyncPolicyClient(
+            target, token=token, tls=tls, retry=retry, timeout=timeout, clock=clock
+        )
+
+    def generate(self, items: Sequence[GenerateItem], **options: Any) -> list[Completion]:
+        """All completions, by item and sample; see `AsyncPolicyClient.generate`."""
+
+        async def collect() -> list[Completion]:
+            return [completion async for completion in self._client.generate(items, **options)]
+
+        return sorted(run(collect()), key=lambda found: (found.item, found.sample))
+
+    def update_weights(self, version: int, source: Source, **options: Any) -> WeightUpdate:
+        """See `AsyncPolicyClient.update_weights`."""
+        return run(self._client.update_weights(version, source, **options))
+
+    def get_policy(self, *, timeout: float | Unset | None = UNSET) -> PolicyInfo:
+        """See `AsyncPolicyClient.get_policy`."""
+        return run(self._client.get_policy(timeout=timeout))
 
 
 class AdminClient(_SyncClient):

@@ -34,10 +34,13 @@ from guerdon.client._fake import (
     prompt_value,
     response_value,
 )
+from guerdon.client._fake_policy import FakePolicyServer, ReceivedUpdate
 from guerdon.client._loop import run
 from guerdon.client.config import Clock
 from guerdon.client.types import TokenIds
 from guerdon.v1 import admin_pb2_grpc, reward_pb2, reward_pb2_grpc
+
+__all__ = ["FakeClock", "FakePolicyServer", "FakeRewardServer", "ReceivedUpdate", "RecordedCall"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,235 @@
+"""Policy messages to values and back, checked both ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from guerdon.client import _wire
+from guerdon.client.errors import Internal, invalid
+from guerdon.client.policy_types import (
+    Canary,
+    Completion,
+    FinishReason,
+    GenerateItem,
+    Nccl,
+    PolicyInfo,
+    SharedPath,
+    TensorSpec,
+    VersionSpan,
+    WeightUpdate,
+)
+from guerdon.v1 import policy_pb2
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_REASONS: dict[int, FinishReason] = {
+    policy_pb2.FINISH_REASON_STOP: "stop",
+    policy_pb2.FINISH_REASON_LENGTH: "length",
+}
+_ROUNDING = 1e-3
+"""How far above 0 a log-probability may come out."""
+
+
+def options(
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    stop_token_ids: Sequence[int],
+    *,
+    ignore_eos: bool,
+) -> policy_pb2.SamplingOptions:
+    """The options of a call.
+
+    Raises:
+        InvalidArgument: one cannot be.
+    """
+    if not 0 < max_tokens < 2**31:
+        raise invalid("options.max_tokens", f"is {max_tokens}, it must be positive")
+    if not 0 <= temperature < math.inf:
+        raise invalid("options.temperature", f"is {temperature}, it must be 0 or more")
+    if not 0 < top_p <= 1:
+        raise invalid("options.top_p", f"is {top_p}, it must be over 0 and at most 1")
+    if not 0 <= top_k < 2**31:
+        raise invalid("options.top_k", f"is {top_k}, it must not be negative")
+    return policy_pb2.SamplingOptions(
+        temperature=temperature, max_tokens=max_tokens, top_p=top_p, top_k=top_k,
+        stop_token_ids=stop_token_ids, ignore_eos=ignore_eos,
+    )  # fmt: skip
+
+
+class Pending:
+    """The completions of a call that have not come yet.
+
+    Raises:
+        InvalidArgument: an item cannot be.
+    """
+
+    def __init__(self, items: Sequence[GenerateItem]) -> None:
+        if not items:
+            raise invalid("items", "must have at least one")
+        self._items = list(items)
+        for place, item in enumerate(self._items):
+            if not 0 < item.n < 2**31:
+                raise invalid(f"items[{place}].n", f"is {item.n}, it must be positive")
+            if item.seed is not None and not 0 <= item.seed < 2**64:
+                raise invalid(f"items[{place}].seed", "must be 0 or more, and under 2**64")
+        self._prompts = [_wire.prompt(item.prompt) for item in self._items]
+        self._came: list[set[int]] = [set() for _ in self._items]
+        self._asked: list[int] = []
+        self._first: list[int] = []
+        self._seen: set[tuple[int, int]] = set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all have come."""
+        pairs = zip(self._items, self._came, strict=True)
+        return all(len(came) == item.n for item, came in pairs)
+
+    def request(
+        self, sampling: policy_pb2.SamplingOptions, min_version: int, *, return_text: bool
+    ) -> policy_pb2.GenerateRequest:
+        """The request for what is missing."""
+        request = policy_pb2.GenerateRequest(
+            options=sampling, min_version=min_version, return_text=return_text
+        )
+        self._asked, self._first, self._seen = [], [], set()
+        for place, (item, came) in enumerate(zip(self._items, self._came, strict=True)):
+            if len(came) == item.n:
+                continue
+            whole = item.seed is not None
+            self._asked.append(place)
+            self._first.append(0 if whole else len(came))
+            request.items.add(
+                id=item.id, prompt=self._prompts[place], seed=item.seed,
+                n=item.n if whole else item.n - len(came),
+            )  # fmt: skip
+        return request
+
+    def take(self, reply: policy_pb2.GenerateResponse) -> Completion | None:
+        """A reply as a completion; None when it had come before.
+
+        Raises:
+            Internal: it cannot be right.
+        """
+        if reply.item >= len(self._asked):
+            raise Internal(f"a completion of item {reply.item}, which was not asked for")
+        if (reply.item, reply.sample) in self._seen:
+            raise Internal(f"completion {reply.sample} of item {reply.item} came twice")
+        self._seen.add((reply.item, reply.sample))
+        place = self._asked[reply.item]
+        item, came = self._items[place], self._came[place]
+        sample = reply.sample
+        if item.seed is None and self._first[reply.item]:
+            # Asked for again without a seed: any draw is as good, and takes the next free number.
+            sample = next((i for i in range(item.n) if i not in came), item.n)
+        if sample >= item.n:
+            raise Internal(f"completion {reply.sample} of item {reply.item} was not asked for")
+        if sample in came:
+            return None
+        completion = _completion(reply, place, sample, item.id)
+        came.add(sample)
+        return completion
+
+    def check_complete(self) -> None:
+        """Refuse a stream that ended well without all completions."""
+        if not self.complete:
+            missing = sum(i.n - len(c) for i, c in zip(self._items, self._came, strict=True))
+            raise Internal(f"the stream ended, but {missing} completions have not come")
+
+
+def _completion(reply: policy_pb2.GenerateResponse, place: int, sample: int, id: str) -> Completion:
+    import numpy as np  # only who draws completions needs it
+
+    where = f"completion {sample} of item {place}"
+    logprobs = np.array(reply.logprobs, dtype=np.float32)
+    spans = tuple(VersionSpan(s.version, s.start, s.end) for s in reply.spans)
+    if len(logprobs) != len(reply.token_ids) or not len(logprobs):
+        raise Internal(
+            f"{where} has {len(reply.token_ids)} tokens and {len(logprobs)} log-probabilities"
+        )
+    if not np.isfinite(logprobs).all() or logprobs.max() > _ROUNDING:
+        raise Internal(f"{where} has a log-probability that is not a finite number up to 0")
+    edges = [0, *(span.end for span in spans)]
+    whole = bool(spans) and edges[-1] == len(logprobs)
+    pairs = zip(spans, edges, strict=False)
+    if not whole or any(s.start != end or s.end <= s.start for s, end in pairs):
+        raise Internal(f"{where} has version spans that do not cover its tokens in order")
+    reason = _REASONS.get(reply.finish_reason)
+    if reason is None:
+        raise Internal(f"{where} does not say why it ended")
+    return Completion(
+        item=place, sample=sample, id=id,
+        token_ids=np.array(reply.token_ids, dtype=np.int32),
+        logprobs=logprobs, finish_reason=reason, spans=spans, text=reply.text,
+        prompt_token_ids=np.array(reply.prompt_token_ids, dtype=np.int32),
+    )  # fmt: skip
+
+
+def size_of(spec: TensorSpec) -> int:
+    """Bytes of a tensor.
+
+    Raises:
+        InvalidArgument: its type is unknown.
+    """
+    if spec.dtype not in _DTYPE_BYTES:
+        known = ", ".join(_DTYPE_BYTES)
+        raise invalid("specs", f"{spec.name} is {spec.dtype}, it must be one of {known}")
+    return math.prod(spec.shape) * _DTYPE_BYTES[spec.dtype]
+
+
+def begin(
+    version: int, source: Any, specs: Sequence[TensorSpec], *, reset: bool
+) -> policy_pb2.BeginUpdate:
+    """The message that opens an update."""
+    if not 0 <= version < 2**63:
+        raise invalid("version", f"is {version}, it must not be negative")
+    message = policy_pb2.BeginUpdate(version=version, reset=reset)
+    for spec in specs:
+        size_of(spec)
+        message.tensors.add(name=spec.name, dtype=spec.dtype, shape=spec.shape)
+    if isinstance(source, SharedPath):
+        message.shared_path.path = str(source.path)
+    elif isinstance(source, Nccl):
+        message.nccl.master_address = source.master_address
+        message.nccl.master_port = source.master_port
+        message.nccl.world_size = source.world_size
+        message.nccl.rank_offset = source.rank_offset
+    else:
+        if not specs:
+            raise invalid("specs", "must name every tensor")
+        message.stream.SetInParent()
+    return message
+
+
+def canary(value: Canary) -> policy_pb2.Canary:
+    """A canary as a message."""
+    if len(value.token_ids) < 2 or len(value.logprobs) != len(value.token_ids) - 1:
+        raise invalid("canaries", "a canary has at least two tokens, and one number fewer")
+    return policy_pb2.Canary(
+        token_ids=[int(i) for i in value.token_ids], logprobs=[float(x) for x in value.logprobs]
+    )
+
+
+def update(reply: policy_pb2.UpdateWeightsResponse) -> WeightUpdate:
+    """What an update's reply says."""
+    return WeightUpdate(
+        version=reply.version,
+        canary_tokens=reply.canary_tokens,
+        canary_mean_difference=reply.canary_mean_difference,
+        canary_max_difference=reply.canary_max_difference,
+        receive_seconds=reply.receive.ToMicroseconds() / 1e6,
+        pause_seconds=reply.pause.ToMicroseconds() / 1e6,
+    )
+
+
+def policy_info(reply: policy_pb2.GetPolicyResponse) -> PolicyInfo:
+    """What a sampler says of itself."""
+    return PolicyInfo(
+        model=reply.model, instance=reply.instance, weight_version=reply.weight_version,
+        weight_sha256=reply.weight_sha256, dtype=reply.dtype, max_tokens=reply.max_tokens,
+        vocab_size=reply.vocab_size, eos_token_ids=tuple(reply.eos_token_ids),
+        running=reply.running, waiting=reply.waiting, limit=reply.limit,
+        shared_path=reply.shared_path, nccl=reply.nccl,
+    )  # fmt: skip

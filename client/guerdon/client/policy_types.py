@@ -1,0 +1,144 @@
+"""What the policy client takes and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from guerdon.client.types import Prompt
+
+if TYPE_CHECKING:  # it takes longer to load than all of the client
+    import numpy as np
+    import numpy.typing as npt
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateItem:
+    """A prompt and how many completions it gets; they share the prompt's computation."""
+
+    prompt: Prompt
+    n: int = 1
+    seed: int | None = None
+    """Makes the draw repeatable under the same weights."""
+    id: str = ""
+    """Comes back with each completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """Tokens `start` to `end` - 1 were drawn under one version of the weights."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Completion:
+    """One finished completion of T tokens."""
+
+    item: int
+    """The item's place in the call."""
+    sample: int
+    """Which of the item's completions, from 0."""
+    id: str
+    token_ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+    """Of each token, under the distribution that it was drawn from."""
+    finish_reason: FinishReason
+    spans: tuple[VersionSpan, ...]
+    """In order, without gaps, over all tokens."""
+    text: str
+    """Empty unless it was asked for."""
+    prompt_token_ids: npt.NDArray[np.int32]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended by itself, not at the limit of tokens."""
+        return self.finish_reason == "stop"
+
+    @property
+    def versions(self) -> npt.NDArray[np.int32]:
+        """The weight version of each token."""
+        import numpy as np
+
+        counts = [span.end - span.start for span in self.spans]
+        return np.repeat(np.array([s.version for s in self.spans], dtype=np.int32), counts)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """The name, type and size of a tensor of the checkpoint."""
+
+    name: str
+    dtype: str
+    """float32, bfloat16 or float16."""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPath:
+    """Weights in a file that the sampler can read too."""
+
+    path: str | Path
+    sha256: bytes
+    """Over the bytes of all tensors, in the order of the specs (of names where there are none)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nccl:
+    """Weights that come from the trainer's GPU by NCCL."""
+
+    master_address: str
+    master_port: int
+    world_size: int
+    rank_offset: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Canary:
+    """A fixed sequence of T tokens with the trainer's own log-probabilities, at temperature 1."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    """Of each token after the first: T - 1 numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUpdate:
+    """The new weights serve."""
+
+    version: int
+    canary_tokens: int
+    canary_mean_difference: float
+    canary_max_difference: float
+    receive_seconds: float
+    """Until all bytes were there and checked."""
+    pause_seconds: float
+    """In which generation stood still."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyInfo:
+    """What a sampler says of its policy and its load."""
+
+    model: str
+    instance: str
+    """Made anew at every start of the process."""
+    weight_version: int
+    """0 for the weights that it was started with."""
+    weight_sha256: bytes
+    dtype: str
+    max_tokens: int
+    """Most tokens of prompt and completion."""
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    running: int
+    waiting: int
+    limit: int
+    shared_path: bool
+    nccl: bool
