@@ -27,7 +27,8 @@ from guerdon.trainer.run_folder import sync, write_whole
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1
-_NAME = re.compile(r"step-(\d+)")
+_NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
+"""Of a step that is saved again, the copies are counted: the earlier one goes after it is whole."""
 _PART = ".part-"
 
 
@@ -77,8 +78,8 @@ class Checkpoints:
             OutputError: the system refuses; the earlier checkpoints are as they were.
             StateError: a part holds what can't be written.
         """
-        name = f"step-{step:06d}"
-        part, target = self._folder / f"{_PART}{name}", self._folder / name
+        target = self._free(step)
+        part = self._folder / f"{_PART}{target.name}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(part, ignore_errors=True)
@@ -86,14 +87,12 @@ class Checkpoints:
             for key, tree in parts.items():
                 write_tree(part / key, tree)
             _seal(part, step, tuple(parts))
-            if target.exists():  # a resumed run comes by again
-                _remove(target)
             part.rename(target)
             sync(self._folder)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
             raise OutputError(f"can't write a checkpoint to {self._folder}: {error}") from error
-        self._prune()
+        self._prune(step)
         return Checkpoint(step, target, tuple(parts))
 
     def latest(self) -> Checkpoint | None:
@@ -105,21 +104,27 @@ class Checkpoints:
                 warnings.warn(f"{path} is damaged and is left out: {error}", stacklevel=2)
         return None
 
-    def forget_after(self, step: int) -> None:
-        """Remove what is newer: damaged ones that a resumed run leaves behind it."""
-        for found, path in self._found():
-            if found > step:
-                _remove(path)
+    def _free(self, step: int) -> Path:
+        """A name after those of all checkpoints of this step."""
+        copies = [copy for found, copy, _ in self._copies() if found == step]
+        name = f"step-{step:06d}"
+        return self._folder / (f"{name}-{max(copies) + 1}" if copies else name)
 
     def _found(self) -> list[tuple[int, Path]]:
         """Steps and folders, newest first."""
+        return [(step, path) for step, _, path in sorted(self._copies(), reverse=True)]
+
+    def _copies(self) -> list[tuple[int, int, Path]]:
         if not self._folder.is_dir():
             return []
-        matches = [(path, _NAME.fullmatch(path.name)) for path in self._folder.iterdir()]
-        return sorted(((int(match[1]), path) for path, match in matches if match), reverse=True)
+        matches = [(_NAME.fullmatch(path.name), path) for path in self._folder.iterdir()]
+        return [(int(match[1]), int(match[2] or 0), path) for match, path in matches if match]
 
-    def _prune(self) -> None:
-        for _, path in self._found()[self._keep :]:
+    def _prune(self, step: int) -> None:
+        """Keep the newest; what is after this step was left behind by a run that went back."""
+        found = self._found()
+        after = [path for later, path in found if later > step]
+        for path in after + [path for at, path in found if at <= step][self._keep :]:
             _remove(path)
         for path in self._folder.glob(f"{_PART}*"):
             shutil.rmtree(path, ignore_errors=True)

@@ -60,6 +60,8 @@ class _Writer:
         self._memory: set[int] = set()
 
     def encode(self, value: Any, path: str) -> Any:
+        if isinstance(value, np.generic):
+            raise StateError(f"{path} is a NumPy scalar: use item()")
         if value is None or isinstance(value, bool | str):
             return value
         if isinstance(value, int | float | bytes):
@@ -76,8 +78,6 @@ class _Writer:
         if isinstance(value, bytes):
             array = np.frombuffer(value, dtype=np.uint8)
             return {_KIND: "bytes", "at": self._store(torch.from_numpy(array.copy()), path)}
-        if isinstance(value, np.generic):
-            raise StateError(f"{path} is a NumPy scalar: use item()")
         if isinstance(value, float) and not math.isfinite(value):
             return {_KIND: "float", "is": repr(value)}
         return value
