@@ -178,6 +178,8 @@ class Algorithm(Protocol):
     """Whether there is a value model."""
     needs_reference: bool
     """Whether `StepBatch.reference_N` must be there."""
+    needs_proximal: bool
+    """Whether log π_prox is used; else the learner may give log π_μ in its place."""
     needs_entropy: bool
     """Whether the entropy given to `loss` must be differentiable (else it is only logged)."""
     epochs: int

@@ -1,0 +1,264 @@
+"""What PPO, GRPO and RLOO share: shaped rewards, KL to the reference, and the clipped loss.
+
+They differ in their advantages only, and PPO in its value model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guerdon.trainer.rl.advantages import (
+    Moments,
+    RunningMoments,
+    moments,
+    require_finite,
+    shape_rewards,
+    whiten,
+)
+from guerdon.trainer.rl.algorithms.base import (
+    LossParts,
+    MicroBatch,
+    Prepared,
+    Reduce,
+    StepBatch,
+)
+from guerdon.trainer.rl.kl import AdaptiveKL, FixedKL, KLController
+from guerdon.trainer.rl.losses import (
+    entropy_bonus,
+    kl_estimate,
+    kl_loss,
+    off_policy_sums,
+    ppo_loss,
+    segment_sum,
+    sequence_kl,
+    token_weights,
+)
+from guerdon.trainer.rl.settings import PolicyGradientSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What advantages are made of; names as in `StepBatch`."""
+
+    lengths_S: Tensor
+    groups_S: Tensor
+    mask_N: Tensor
+    rewards_S: Tensor
+    """Shaped."""
+    penalty_N: Tensor | None
+    """β·k1 of each token, where KL is in the reward."""
+    values_N: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Advantages:
+    """A, before whitening, and what the value model is to learn. [N]."""
+
+    advantages_N: Tensor
+    returns_N: Tensor | None = None
+
+
+class PolicyGradient(ABC):
+    """An algorithm over the clipped loss; see `Algorithm`.
+
+    Args:
+        settings: all of them.
+    """
+
+    needs_values = False
+    needs_proximal = True
+    whiten = False
+
+    def __init__(self, settings: PolicyGradientSettings) -> None:
+        self._base = settings
+        self.epochs = settings.epochs
+        self.minibatches = settings.minibatches
+        self.needs_reference = settings.kl_coef > 0
+        self.needs_entropy = settings.entropy_coef > 0
+        self._rewards = RunningMoments()
+        self._kl: KLController = FixedKL(settings.kl_coef)
+        if settings.kl_target and settings.kl_coef:
+            self._kl = AdaptiveKL(
+                settings.kl_coef, target=settings.kl_target, horizon=settings.kl_horizon
+            )
+
+    @abstractmethod
+    def advantages(self, step: Step) -> Advantages:
+        """A of each token, before whitening."""
+
+    def prepare(self, batch: StepBatch, reduce: Reduce) -> Prepared:
+        """See `Algorithm.prepare`."""
+        mask_N = _mask(batch)
+        _check(batch, mask_N, self)
+        kl_coef = self._kl.value
+        rewards_S, metrics = self._shape(batch, reduce)
+        step = Step(
+            batch.lengths_S, batch.groups_S, mask_N, rewards_S, self._penalty(batch, kl_coef),
+            batch.values_N,
+        )  # fmt: skip
+        made = self.advantages(step)
+        of_all = moments(made.advantages_N, mask_N, reduce)
+        advantages_N = torch.where(mask_N, made.advantages_N, 0.0)
+        if self.whiten:
+            advantages_N = whiten(advantages_N, mask_N, of_all)
+        metrics |= {"advantage": of_all.mean, "advantage_std": of_all.std}
+        metrics |= _off_policy(batch, mask_N, self._base.behaviour_cap, reduce)
+        metrics |= _value_metrics(batch.values_N, made.returns_N, mask_N, reduce)
+        metrics |= self._divergence(batch, mask_N, reduce)
+        dtype = batch.proximal_N.dtype
+        return Prepared(
+            mask_N=mask_N,
+            behaviour_N=batch.behaviour_N,
+            proximal_N=batch.proximal_N,
+            advantages_N=advantages_N.to(dtype),
+            reference_N=batch.reference_N,
+            returns_N=None if made.returns_N is None else made.returns_N.to(dtype),
+            values_N=batch.values_N,
+            kl_coef=kl_coef,
+            metrics=metrics,
+        )
+
+    def weights(self, lengths_S: Tensor, mask_N: Tensor, reduce: Reduce) -> Tensor:
+        """See `Algorithm.weights`."""
+        own_S = segment_sum(mask_N.to(torch.float64), lengths_S)
+        counts = torch.stack([(own_S > 0).sum().to(torch.float64), own_S.sum()])
+        n_samples, n_tokens = reduce.sum(counts).tolist()
+        return token_weights(
+            lengths_S, mask_N, self._base.aggregation,
+            n_samples=n_samples, n_tokens=n_tokens, max_tokens=self._base.max_tokens,
+        ).to(torch.float32)  # fmt: skip
+
+    def loss(
+        self, micro: MicroBatch, logprobs_M: Tensor, entropy_M: Tensor | None = None,
+        values_M: Tensor | None = None,
+    ) -> LossParts:  # fmt: skip
+        """See `Algorithm.loss`."""
+        settings = self._base
+        capped: Any = {"cap": settings.behaviour_cap, "mode": settings.behaviour_mode}
+        clipped = ppo_loss(
+            logprobs_M, micro.proximal_M, micro.behaviour_M, micro.advantages_M,
+            micro.weights_M, micro.mask_M, clip=settings.clip, clip_high=settings.clip_high,
+            dual_clip=settings.dual_clip, **capped,
+        )  # fmt: skip
+        loss, sums = clipped.loss, dict(clipped.sums)
+        sums["policy_loss"] = clipped.loss.detach()
+        if settings.kl_in == "loss" and self.needs_reference:
+            assert micro.reference_M is not None
+            divergence = kl_loss(
+                logprobs_M, micro.reference_M, micro.behaviour_M, micro.weights_M,
+                micro.mask_M, **capped,
+            )  # fmt: skip
+            loss = loss + micro.kl_coef * divergence.loss
+            sums["kl_loss"] = divergence.loss.detach()
+        if entropy_M is not None:
+            bonus = entropy_bonus(entropy_M, micro.weights_M, micro.mask_M)
+            sums |= bonus.sums
+            if settings.entropy_coef:
+                loss = loss - settings.entropy_coef * bonus.loss
+        sums["loss"] = loss.detach()
+        return LossParts(loss, None, sums, clipped.maxima)
+
+    def state_dict(self) -> dict[str, Any]:
+        """β and the moments of rewards."""
+        return {"kl": self._kl.state_dict(), "rewards": self._rewards.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from them."""
+        self._kl.load_state_dict(state["kl"])
+        self._rewards.load_state_dict(state["rewards"])
+
+    def _shape(self, batch: StepBatch, reduce: Reduce) -> tuple[Tensor, dict[str, float]]:
+        """Rewards as they are learnt from; moves their running scale."""
+        settings, all_S = self._base, torch.ones(len(batch.rewards_S), dtype=torch.bool)
+        metrics = {}
+        scale = 1.0
+        if settings.reward_scale == "running":
+            self._rewards.update(moments(batch.rewards_S, all_S, reduce))
+            metrics["reward_scale"] = scale = self._rewards.scale
+        shaped_S = shape_rewards(
+            batch.rewards_S, batch.finished_S, scale=scale, clip=settings.reward_clip,
+            penalty=settings.missing_eos_penalty,
+        )  # fmt: skip
+        metrics["reward_shaped"] = moments(shaped_S, all_S, reduce).mean
+        return shaped_S, metrics
+
+    def _penalty(self, batch: StepBatch, kl_coef: float) -> Tensor | None:
+        """β·k1 of each token by the trainer's own numbers, where KL is in the reward."""
+        if self._base.kl_in != "reward" or batch.reference_N is None:
+            return None
+        return kl_coef * kl_estimate(batch.proximal_N, batch.reference_N, "k1").double()
+
+    def _divergence(self, batch: StepBatch, mask_N: Tensor, reduce: Reduce) -> dict[str, float]:
+        """KL(π_prox ‖ π_ref), from which β is moved for the steps after this one."""
+        if batch.reference_N is None:
+            return {}
+        proximal_N, reference_N = batch.proximal_N.double(), batch.reference_N.double()
+        kl_S = sequence_kl(proximal_N, reference_N, mask_N, batch.lengths_S)
+        k3_N = kl_estimate(proximal_N, reference_N, "k3")[mask_N]
+        local = [kl_S.sum(), len(kl_S), k3_N.sum(), len(k3_N)]
+        kl, samples, k3, tokens = reduce.sum(torch.tensor(local, dtype=torch.float64)).tolist()
+        per_sample = kl / max(samples, 1.0)
+        metrics = {"kl": per_sample, "kl_token": k3 / max(tokens, 1.0), "kl_coef": self._kl.value}
+        if samples:
+            self._kl.update(per_sample, int(samples))
+        return metrics
+
+
+def _mask(batch: StepBatch) -> Tensor:
+    if batch.mask_N is None:
+        return torch.ones(len(batch.behaviour_N), dtype=torch.bool)
+    return batch.mask_N
+
+
+def _check(batch: StepBatch, mask_N: Tensor, algorithm: PolicyGradient) -> None:
+    """Nothing is learnt from a number that isn't one."""
+    given = {
+        "behaviour log-probability": batch.behaviour_N,
+        "proximal log-probability": batch.proximal_N,
+        "reference log-probability": batch.reference_N,
+        "value": batch.values_N,
+    }
+    assert batch.reference_N is not None or not algorithm.needs_reference
+    assert batch.values_N is not None or not algorithm.needs_values
+    assert int(batch.lengths_S.sum()) == len(mask_N)
+    for what, tensor_N in given.items():
+        if tensor_N is not None:
+            assert len(tensor_N) == len(mask_N), what
+            require_finite(what, torch.where(mask_N, tensor_N, torch.zeros_like(tensor_N)))
+
+
+def _off_policy(batch: StepBatch, mask_N: Tensor, cap: float, reduce: Reduce) -> dict[str, float]:
+    """How far the sampler's policy is from the trainer's, over all processes."""
+    sums, largest = off_policy_sums(batch.proximal_N, batch.behaviour_N, mask_N, cap=cap)
+    over_all = dict(zip(sums, reduce.sum(torch.stack(list(sums.values()))).tolist(), strict=True))
+    tokens = max(over_all["tokens"], 1.0)
+    squares = over_all["weight_squared"]
+    return {
+        "mismatch_kl": over_all["k3"] / tokens,
+        "weight": over_all["weight"] / tokens,
+        "weight_max": reduce.max(largest.reshape(1)).item(),
+        "capped_fraction": over_all["capped"] / tokens,
+        "ess": over_all["weight"] ** 2 / (tokens * squares) if squares else 1.0,
+    }
+
+
+def _value_metrics(
+    values_N: Tensor | None, returns_N: Tensor | None, mask_N: Tensor, reduce: Reduce
+) -> dict[str, float]:
+    """How well the values foretold the returns."""
+    if values_N is None or returns_N is None:
+        return {}
+    of_returns: Moments = moments(returns_N, mask_N, reduce)
+    of_errors = moments(returns_N - values_N.double(), mask_N, reduce)
+    spread = of_returns.variance
+    return {
+        "returns": of_returns.mean,
+        "value": of_returns.mean - of_errors.mean,
+        "explained_variance": 1.0 - of_errors.variance / spread if spread > 0 else 0.0,
+    }

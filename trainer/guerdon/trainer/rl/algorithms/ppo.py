@@ -1,0 +1,60 @@
+"""Decoupled PPO with a value model.
+
+    r_t = −β·log(π_prox/π_ref)_t + 1[last]·R        Â by GAE, whitened over the step
+    L   = −E_μ[ π_prox/π_μ · min(ρÂ, clip(ρ)Â) ] + c_v·L_value,  ρ = π_θ/π_prox
+
+Schulman et al. 2017, arXiv:1707.06347; Hilton et al. 2021, arXiv:2110.00641.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from guerdon.trainer.rl.advantages import gae, token_rewards
+from guerdon.trainer.rl.algorithms.base import LossParts, MicroBatch
+from guerdon.trainer.rl.algorithms.policy_gradient import Advantages, PolicyGradient, Step
+from guerdon.trainer.rl.losses import value_loss
+from guerdon.trainer.rl.settings import PPOSettings
+
+
+class PPO(PolicyGradient):
+    """See the module."""
+
+    needs_values = True
+
+    def __init__(self, settings: PPOSettings) -> None:
+        super().__init__(settings)
+        self._settings = settings
+        self.whiten = settings.whiten
+
+    def advantages(self, step: Step) -> Advantages:
+        """GAE over the token rewards; returns are taken before whitening."""
+        assert step.values_N is not None
+        rewards_N = token_rewards(step.rewards_S, step.lengths_S, step.mask_N, step.penalty_N)
+        return Advantages(
+            *gae(
+                rewards_N, step.values_N, step.lengths_S, step.mask_N,
+                gamma=self._settings.gamma, lam=self._settings.lam,
+            )
+        )  # fmt: skip
+
+    def loss(
+        self, micro: MicroBatch, logprobs_M: Tensor, entropy_M: Tensor | None = None,
+        values_M: Tensor | None = None,
+    ) -> LossParts:  # fmt: skip
+        """The clipped loss, and the value model's."""
+        assert values_M is not None
+        assert micro.values_M is not None
+        assert micro.returns_M is not None
+        policy = super().loss(micro, logprobs_M, entropy_M)
+        critic = value_loss(
+            values_M, micro.values_M, micro.returns_M, micro.weights_M, micro.mask_M,
+            clip=self._settings.clip_value,
+        )  # fmt: skip
+        scaled = self._settings.value_coef * critic.loss
+        sums = policy.sums | critic.sums
+        sums["value_loss"] = critic.loss.detach()
+        sums["loss"] = policy.sums["loss"] + scaled.detach()
+        return replace(policy, value=scaled, sums=sums)
