@@ -1,0 +1,1 @@
+"""The policy sampler: completions from a policy whose weights change while it serves."""

@@ -1,0 +1,108 @@
+"""The rules for the fields of a request, whether it came as protobuf or as JSON.
+
+Each error names the field as the request has it. What the vocabulary and the longest
+sequence allow is checked here too, so that the engine never sees a prompt it can't take.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from guerdon.sampler.limits import Limits
+from guerdon.sampler.requests import Item, Options, Work
+from guerdon.serving.convert import check_id
+from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.prompts import TokenArray
+
+MAX_SEED = 2**64 - 1
+
+
+def check_work(work: Work, limits: Limits, vocab_size: int, max_tokens: int) -> None:
+    """Refuse a request with a field that is wrong.
+
+    Args:
+        vocab_size: every token id is less.
+        max_tokens: most tokens of prompt and completion.
+
+    Raises:
+        InvalidRequest: with the field's path.
+    """
+    check_options(work.options, limits, vocab_size)
+    if not work.items:
+        raise InvalidRequest("items", "at least one is required")
+    if len(work.items) > limits.max_items:
+        raise InvalidRequest(
+            "items", f"there are {len(work.items)}, the limit is {limits.max_items}"
+        )
+    for place, item in enumerate(work.items):
+        check_item(item, f"items[{place}]", limits, vocab_size, max_tokens)
+
+
+def check_item(item: Item, field: str, limits: Limits, vocab_size: int, max_tokens: int) -> None:
+    """Refuse an item with a field that is wrong."""
+    check_id(f"{field}.id", item.id, limits.max_id_length)
+    if not 1 <= item.n <= limits.max_samples:
+        raise InvalidRequest(
+            f"{field}.n", f"is {item.n}, it must be between 1 and {limits.max_samples}"
+        )
+    if item.seed is not None and not 0 <= item.seed <= MAX_SEED:
+        raise InvalidRequest(f"{field}.seed", f"is {item.seed}, it must be between 0 and 2**64 - 1")
+    if isinstance(item.prompt, np.ndarray):
+        check_tokens(item.prompt, f"{field}.prompt.token_ids.ids", vocab_size)
+        check_room(item.prompt, f"{field}.prompt", max_tokens)
+
+
+def check_tokens(tokens: npt.NDArray[np.integer[Any]], field: str, vocab_size: int) -> None:
+    """Refuse ids that the vocabulary doesn't have."""
+    bad = np.flatnonzero(tokens >= vocab_size)
+    if bad.size:
+        raise InvalidRequest(
+            f"{field}[{bad[0]}]",
+            f"is {tokens[bad[0]]}, but the vocabulary has {vocab_size} tokens",
+        )
+
+
+def check_room(tokens: TokenArray, field: str, max_tokens: int) -> None:
+    """Refuse a prompt that leaves no room for a completion."""
+    if len(tokens) == 0:
+        raise InvalidRequest(field, "makes no token at all")
+    if len(tokens) >= max_tokens:
+        raise InvalidRequest(
+            field,
+            f"has {len(tokens)} tokens, and the sampler takes {max_tokens} for prompt and "
+            "completion together: no room is left to answer",
+        )
+
+
+def check_options(options: Options, limits: Limits, vocab_size: int) -> None:
+    """Refuse options that cannot be."""
+    if options.max_tokens < 1:  # more than the model takes is cut to what it takes
+        raise InvalidRequest("options.max_tokens", "is required, and must be at least 1")
+    if not 0 <= options.temperature < math.inf:
+        raise InvalidRequest(
+            "options.temperature",
+            f"is {options.temperature}, it must be a finite number, 0 or more",
+        )
+    if not 0 < options.top_p <= 1:
+        raise InvalidRequest(
+            "options.top_p", f"is {options.top_p}, it must be more than 0 and at most 1"
+        )
+    if not 0 <= options.top_k <= vocab_size:
+        raise InvalidRequest(
+            "options.top_k", f"is {options.top_k}, it must be between 0 and {vocab_size}"
+        )
+    if len(options.stop_token_ids) > limits.max_stop_tokens:
+        raise InvalidRequest(
+            "options.stop_token_ids",
+            f"there are {len(options.stop_token_ids)}, the limit is {limits.max_stop_tokens}",
+        )
+    for place, token in enumerate(options.stop_token_ids):
+        if not 0 <= token < vocab_size:
+            raise InvalidRequest(
+                f"options.stop_token_ids[{place}]",
+                f"is {token}, but the vocabulary has {vocab_size} tokens",
+            )

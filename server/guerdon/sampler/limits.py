@@ -1,0 +1,33 @@
+"""How much one request may hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much one request may hold."""
+
+    max_items: int = 1024
+    """Items in a request."""
+    max_samples: int = 256
+    """Completions of an item."""
+    max_id_length: int = 256
+    """Characters in an item's id."""
+    max_stop_tokens: int = 64
+    """Stop tokens in a request."""
+    max_tensors: int = 65_536
+    """Tensors in an update."""
+    max_canaries: int = 256
+    """Canaries in an update."""
+    max_canary_tokens: int = 65_536
+    """Tokens of all canaries of an update."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(
+                    f"{field.name} is {getattr(self, field.name)}, it must be positive"
+                )

@@ -1,0 +1,239 @@
+"""Serves one call: check it, admit it, tokenise, let the engine draw, hand completions over.
+
+    work ─ checks ─ admission ─▶ a task per item ─▶ engine ─▶ the caller, in any order
+
+When the call ends early (its deadline, the caller's leaving, an item that failed), its tasks
+end, and a task that ends tells the engine to stop drawing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from guerdon.sampler import checks
+from guerdon.sampler.admission import Admission, Ticket
+from guerdon.sampler.limits import Limits
+from guerdon.sampler.metrics import SamplerMetrics
+from guerdon.sampler.requests import Work
+from guerdon.sampler.texts import Texts
+from guerdon.sampler.types import Completion, PolicyEngine
+from guerdon.serving.calls import Call
+from guerdon.serving.errors import ComputeFailed, DeadlinePassed, Outdated, Overloaded
+from guerdon.serving.prompts import TokenArray
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A completion, and what it belongs to."""
+
+    item: int
+    id: str
+    prompt: TokenArray
+    completion: Completion
+    text: str = ""
+
+
+HandOver = Callable[[Drawn], Awaitable[None]]
+"""Gets each completion, one at a time."""
+
+
+class Sampling:
+    """Draws completions through the engine, within the limits.
+
+    Args:
+        max_in_flight: most completions running and waiting.
+    """
+
+    def __init__(
+        self,
+        engine: PolicyEngine,
+        texts: Texts,
+        metrics: SamplerMetrics,
+        limits: Limits,
+        *,
+        max_in_flight: int,
+    ) -> None:
+        self._engine = engine
+        self._texts = texts
+        self._metrics = metrics
+        self._limits = limits
+        self.admission = Admission(max_in_flight)
+        # One thread: a tokenizer's calls share state.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="texts")
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def draw(self, call: Call, work: Work, hand_over: HandOver) -> None:
+        """Hand over every completion that the work asks for, each as it ends.
+
+        Raises:
+            ServiceError: whatever stops it: a wrong field, weights that are too old, no room,
+                the deadline, an engine that failed or was told to begin a new history.
+        """
+        info = self._engine.info
+        checks.check_work(work, self._limits, info.vocab_size, info.max_tokens)
+        self._check_version(work)
+        if call.late:
+            raise DeadlinePassed("the deadline had passed when the request arrived")
+        ticket = self._reserve(work)
+        try:
+            async with asyncio.timeout(_seconds_left(call)):
+                prompts = await self._encode(work)
+                self._check_version(work)  # again: an update may have begun a new history
+                self._metrics.prompt_tokens.inc(sum(map(len, prompts)))
+                await self._draw_all(call, work, prompts, ticket, hand_over)
+        except TimeoutError as error:
+            raise DeadlinePassed("the deadline passed before all completions were drawn") from error
+        finally:
+            self._close(call, ticket)
+        self._metrics.generate_seconds.observe(call.elapsed())
+
+    def _check_version(self, work: Work) -> None:
+        serving = self._engine.version
+        if serving < work.min_version:
+            raise Outdated(
+                f"the sampler serves version {serving}, older than {work.min_version}: "
+                "publish again"
+            )
+
+    def _reserve(self, work: Work) -> Ticket:
+        try:
+            return self.admission.reserve(work.completions, now=time.monotonic())
+        except Overloaded:
+            self._metrics.shed.inc(work.completions)
+            raise
+
+    async def _encode(self, work: Work) -> list[TokenArray]:
+        """The prompts' tokens; texts are tokenised in the thread."""
+        info = self._engine.info
+        prompts = []
+        for place, item in enumerate(work.items):
+            if isinstance(item.prompt, np.ndarray):
+                prompts.append(item.prompt)  # looked at by `check_work`
+                continue
+            field = f"items[{place}].prompt"
+            tokens = await asyncio.get_running_loop().run_in_executor(
+                self._pool, self._texts.encode, item.prompt, field
+            )
+            checks.check_tokens(tokens, field, info.vocab_size)
+            checks.check_room(tokens, field, info.max_tokens)
+            prompts.append(tokens)
+        return prompts
+
+    async def _draw_all(
+        self,
+        call: Call,
+        work: Work,
+        prompts: Sequence[TokenArray],
+        ticket: Ticket,
+        hand_over: HandOver,
+    ) -> None:
+        one_at_a_time = asyncio.Lock()
+
+        async def draw(place: int) -> None:
+            item, prompt = work.items[place], prompts[place]
+            drawing = self._completions(work, place, prompt)
+            async with contextlib.aclosing(drawing):
+                async for completion in drawing:
+                    text = await self._text(work, completion)
+                    async with one_at_a_time:
+                        await hand_over(Drawn(place, item.id, prompt, completion, text))
+                    # Its room is free now that it was handed over: who is slow to take
+                    # completions makes nobody's memory grow.
+                    self.admission.finished(ticket, now=time.monotonic())
+                    self._observe(call, completion)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for place in range(len(work.items)):
+                    group.create_task(draw(place))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _completions(
+        self, work: Work, place: int, prompt: TokenArray
+    ) -> AsyncGenerator[Completion, None]:
+        """All of one item's, each looked at; the engine stops when this is closed."""
+        item = work.items[place]
+        missing = set(range(item.n))
+        drawn = self._engine.generate(prompt, work.options, n=item.n, seed=item.seed)
+        async with contextlib.aclosing(drawn):
+            async for completion in drawn:
+                check_completion(completion)
+                if completion.index not in missing:
+                    raise ComputeFailed(f"the engine gave completion {completion.index} twice")
+                missing.remove(completion.index)
+                yield completion
+        if missing:
+            raise ComputeFailed(
+                f"the engine ended after {item.n - len(missing)} of {item.n} completions"
+            )
+
+    async def _text(self, work: Work, completion: Completion) -> str:
+        if not work.return_text:
+            return ""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._texts.decode, completion.token_ids)
+
+    def _observe(self, call: Call, completion: Completion) -> None:
+        metrics = self._metrics
+        metrics.completions.labels(completion.finish_reason.value).inc()
+        metrics.completion_seconds.observe(call.elapsed())
+        metrics.completion_tokens.observe(len(completion.token_ids))
+        metrics.generated_tokens.inc(len(completion.token_ids))
+        if len(completion.spans) > 1:
+            metrics.mixed.inc()
+
+    def _close(self, call: Call, ticket: Ticket) -> None:
+        """Give the room back; count what was not handed over by why."""
+        if ticket.completions:
+            error = sys.exc_info()[1]
+            if isinstance(error, asyncio.CancelledError | DeadlinePassed):
+                reason = "expired" if call.late else "cancelled"
+            else:
+                reason = "failed"
+            self._metrics.dropped.labels(reason).inc(ticket.completions)
+        self.admission.close(ticket, now=time.monotonic())
+
+
+def check_completion(completion: Completion) -> None:
+    """Refuse to hand over what no trainer could use.
+
+    Raises:
+        ComputeFailed: nothing was drawn, something has no log-probability, one is not a finite
+            number, or the spans are not over all tokens.
+    """
+    count = len(completion.token_ids)
+    if count == 0:
+        raise ComputeFailed("the engine gave a completion without a token")
+    if len(completion.logprobs) != count:
+        raise ComputeFailed(
+            f"the engine gave {len(completion.logprobs)} log-probabilities for {count} tokens"
+        )
+    bad = np.flatnonzero(~np.isfinite(completion.logprobs))
+    if bad.size:
+        raise ComputeFailed(
+            f"the engine gave {completion.logprobs[bad[0]]} as the log-probability of token "
+            f"{bad[0]}: not a finite number"
+        )
+    end = 0
+    for span in completion.spans:
+        if span.start != end or span.end <= span.start:
+            raise ComputeFailed("the engine gave version spans with a gap")
+        end = span.end
+    if end != count:
+        raise ComputeFailed(f"the engine gave version spans over {end} of {count} tokens")
+
+
+def _seconds_left(call: Call) -> float | None:
+    return None if call.deadline is None else max(0.0, call.deadline - time.monotonic())

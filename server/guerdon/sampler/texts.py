@@ -1,0 +1,79 @@
+"""Texts to tokens and back, for callers who don't bring token ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.prompts import FormattedText, Message, Prompt, TokenArray
+
+
+class Texts(Protocol):
+    """The tokenizer's side of a policy. Used by one thread at a time."""
+
+    def encode(self, prompt: Prompt, field: str) -> TokenArray:
+        """The prompt's tokens, generation prompt included.
+
+        Raises:
+            InvalidRequest: it can't be rendered; `field` is the prompt's path.
+        """
+
+    def decode(self, tokens: TokenArray) -> str:
+        """The text of a completion, without special tokens."""
+
+
+class ModelTexts:
+    """By a checkpoint's own tokenizer and chat template.
+
+    A conversation is rendered with the generation prompt and tokenised with nothing added;
+    so is a text, as one user turn, where there is a template. Without one, a text gets the
+    tokenizer's own special tokens. Rendered text is tokenised as it stands.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self._has_template = bool(getattr(self._tokenizer, "chat_template", None))
+
+    def encode(self, prompt: Prompt, field: str) -> TokenArray:
+        """The prompt's tokens, generation prompt included."""
+        if isinstance(prompt, np.ndarray):
+            return prompt
+        special = False
+        if isinstance(prompt, FormattedText):
+            text, field = prompt.text, f"{field}.formatted_text"
+        elif isinstance(prompt, str) and not self._has_template:
+            text, field, special = prompt, f"{field}.text", True
+        else:
+            is_text = isinstance(prompt, str)
+            turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+            field = f"{field}.text" if is_text else f"{field}.conversation"
+            text = self._render(turns, field)
+        try:
+            ids = self._tokenizer(text, add_special_tokens=special)["input_ids"]
+        except UnicodeEncodeError:
+            raise InvalidRequest(field, "is not valid Unicode") from None
+        return np.asarray(ids, dtype=np.int32)
+
+    def decode(self, tokens: TokenArray) -> str:
+        """The text of a completion, without special tokens."""
+        return str(self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+
+    def _render(self, turns: tuple[Message, ...], field: str) -> str:
+        if not self._has_template:
+            raise InvalidRequest(
+                field, "can't be rendered: the model has no chat template; send formatted_text"
+            )
+        conversation = [{"role": turn.role, "content": turn.content} for turn in turns]
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    conversation, tokenize=False, add_generation_prompt=True
+                )
+            )
+        except Exception as error:  # a template is a program: it raises what it likes
+            raise InvalidRequest(field, f"is refused by the chat template: {error}") from error

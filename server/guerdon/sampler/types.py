@@ -1,0 +1,207 @@
+"""What the sampler's layers hand to each other: the service above, the engine below.
+
+Pure Python: no torch, no protobuf, no vLLM.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from guerdon.sampler.requests import Options
+
+TokenArray = npt.NDArray[np.int32]
+
+
+class FinishReason(enum.Enum):
+    """Why a completion ended."""
+
+    STOP = "stop"
+    """A token that ends it was drawn; it is the last one."""
+    LENGTH = "length"
+    """`max_tokens`, or the longest sequence, was reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """Tokens start … end - 1 were drawn under one version of the weights."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Completion:
+    """One finished completion."""
+
+    index: int
+    """Which of its prompt's completions, from 0."""
+    token_ids: TokenArray
+    logprobs: npt.NDArray[np.float32]
+    finish_reason: FinishReason
+    spans: tuple[VersionSpan, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyInfo:
+    """What is served."""
+
+    model: str
+    dtype: str
+    max_tokens: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """The name, type and size of a tensor of the checkpoint."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A fixed sequence with the trainer's own log-probabilities."""
+
+    token_ids: TokenArray
+    logprobs: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightUpdate:
+    """How staged weights begin to serve."""
+
+    version: int
+    reset: bool
+    canaries: tuple[Canary, ...]
+    mean_tolerance: float
+    """0: the engine's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """New weights serve."""
+
+    canary_tokens: int
+    canary_mean_difference: float
+    canary_max_difference: float
+    load_seconds: float
+    canary_seconds: float
+    pause_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Nccl:
+    """Where the tensors are broadcast from."""
+
+    master_address: str
+    master_port: int
+    world_size: int
+    rank_offset: int
+
+
+class StagedWeights(Protocol):
+    """Tensors that are all there and checked against the model and their checksum."""
+
+
+class Staging(Protocol):
+    """Where the tensors of one update go until they are checked. Touches nothing that serves."""
+
+    async def write(self, tensor: int, offset: int, data: bytes) -> None:
+        """Take a piece of a tensor; pieces come in order, tensor after tensor.
+
+        Raises:
+            InvalidRequest: out of order, or past the tensor's end; names the tensor.
+        """
+
+    async def finish(self, sha256: bytes) -> StagedWeights:
+        """Check that every byte came, and the checksum (where the source has one).
+
+        Raises:
+            UpdateRefused: bytes are missing, or it is another checksum; names the tensors.
+        """
+
+    def close(self) -> None:
+        """Free what it holds. Closing twice does nothing."""
+
+
+class PolicyEngine(Protocol):
+    """Draws completions, and takes new weights. Used on one event loop."""
+
+    async def start(self) -> None:
+        """Load the policy; everything else is used after this.
+
+        Raises:
+            ServiceError: the policy can't be served; the text says why.
+        """
+
+    async def shutdown(self) -> None:
+        """End it, started or not."""
+
+    @property
+    def info(self) -> PolicyInfo:
+        """What is served."""
+
+    @property
+    def version(self) -> int:
+        """Of the weights that serve; 0 for those it was started with."""
+
+    @property
+    def sha256(self) -> bytes:
+        """Of the last update; empty before the first."""
+
+    def load(self) -> tuple[int, int]:
+        """Completions that are being drawn, and that wait. (0, 0) before the start."""
+
+    def generate(
+        self, prompt: TokenArray, options: Options, *, n: int, seed: int | None
+    ) -> AsyncGenerator[Completion, None]:
+        """The completions of one prompt, each as it ends, in any order.
+
+        Closing the generator, or cancelling who iterates it, stops what still runs. While an
+        update stands in the way it waits. `options.max_tokens` may be more than there is room.
+
+        Raises:
+            Interrupted: an update with `reset` ended it.
+            Unavailable: the engine died.
+            ComputeFailed: the engine failed.
+        """
+
+    async def stage_stream(self, specs: tuple[TensorSpec, ...]) -> Staging:
+        """Room for tensors that will be written.
+
+        Raises:
+            UpdateRefused: names, shapes or dtypes are not the model's; says which.
+        """
+
+    async def stage_files(self, files: Sequence[Path], specs: tuple[TensorSpec, ...]) -> Staging:
+        """Tensors in safetensors files that are allowed to be read; as `stage_stream`.
+
+        Args:
+            specs: what the files hold, or empty for whatever they hold.
+        """
+
+    async def stage_nccl(self, source: Nccl, specs: tuple[TensorSpec, ...]) -> Staging:
+        """Tensors that a trainer broadcasts; as `stage_stream`."""
+
+    async def publish(self, staged: StagedWeights, update: WeightUpdate) -> Published:
+        """Load, compare canaries, switch; or go back to the old weights, whatever happens.
+
+        It is awaited to its end, even if the caller has left.
+
+        Raises:
+            UpdateRefused: a canary parts; says by how much.
+        """
+
+    async def wait_dead(self) -> str:
+        """Return when the engine can draw no more, with the reason."""

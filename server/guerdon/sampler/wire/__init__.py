@@ -1,0 +1,1 @@
+"""The sampler's protocol: messages in, messages out."""

@@ -1,0 +1,76 @@
+"""Between the sampler's messages and the domain's types; names every field at fault."""
+
+from __future__ import annotations
+
+from guerdon.sampler.limits import Limits
+from guerdon.sampler.requests import Item, Options, Work
+from guerdon.sampler.sampling import Drawn
+from guerdon.sampler.types import FinishReason
+from guerdon.serving.convert import prompt
+from guerdon.serving.errors import InvalidRequest
+from guerdon.v1 import policy_pb2
+
+
+def work(request: policy_pb2.GenerateRequest, limits: Limits) -> Work:
+    """What a request asks for; `checks.check_work` looks at the values.
+
+    Raises:
+        InvalidRequest: something that is required is missing, or there is too much.
+    """
+    if not request.HasField("options"):
+        raise InvalidRequest("options", "is required")
+    if len(request.items) > limits.max_items:  # before any is looked at
+        raise InvalidRequest(
+            "items", f"there are {len(request.items)}, the limit is {limits.max_items}"
+        )
+    return Work(
+        items=[_item(message, f"items[{i}]") for i, message in enumerate(request.items)],
+        options=_options(request.options),
+        min_version=request.min_version,
+        return_text=request.return_text,
+    )
+
+
+def _item(message: policy_pb2.GenerateItem, field: str) -> Item:
+    return Item(
+        prompt=prompt(message.prompt, f"{field}.prompt"),
+        n=message.n or 1,
+        seed=message.seed if message.HasField("seed") else None,
+        id=message.id,
+    )
+
+
+def _options(message: policy_pb2.SamplingOptions) -> Options:
+    return Options(
+        max_tokens=message.max_tokens,
+        temperature=message.temperature if message.HasField("temperature") else 1.0,
+        top_p=message.top_p if message.HasField("top_p") else 1.0,
+        top_k=message.top_k,
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+    )
+
+
+_REASONS = {
+    FinishReason.STOP: policy_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: policy_pb2.FINISH_REASON_LENGTH,
+}
+
+
+def response(drawn: Drawn) -> policy_pb2.GenerateResponse:
+    """A completion as a message."""
+    completion = drawn.completion
+    return policy_pb2.GenerateResponse(
+        item=drawn.item,
+        id=drawn.id,
+        sample=completion.index,
+        token_ids=completion.token_ids.tolist(),
+        logprobs=completion.logprobs.tolist(),
+        finish_reason=_REASONS[completion.finish_reason],
+        spans=[
+            policy_pb2.VersionSpan(version=span.version, start=span.start, end=span.end)
+            for span in completion.spans
+        ],
+        text=drawn.text,
+        prompt_token_ids=drawn.prompt.tolist(),
+    )

@@ -1,0 +1,149 @@
+"""The JSON twins of the sampler's messages, for the HTTP side."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from guerdon.sampler import requests
+from guerdon.sampler.sampling import Drawn
+from guerdon.sampler.standing import Policy
+from guerdon.serving.schemas import TIMEOUT, Body, PromptBody, Text, prompt_of
+
+
+class ItemBody(Body):
+    """A prompt and how many completions it gets; they share its computation."""
+
+    id: Text = Field(default="", description="Comes back with each completion.")
+    prompt: PromptBody
+    n: int = Field(default=1, description="Completions.")
+    seed: int | None = Field(
+        default=None, description="Makes the draw repeatable under the same weights."
+    )
+
+
+class OptionsBody(Body):
+    """How completions are drawn."""
+
+    max_tokens: int = Field(description="Most tokens of a completion.")
+    temperature: float = Field(default=1.0, description="0 takes the likeliest token.")
+    top_p: float = Field(default=1.0, description="Less than 1 biases importance ratios.")
+    top_k: int = Field(default=0, description="All tokens when 0.")
+    stop_token_ids: list[int] = Field(default_factory=list)
+    ignore_eos: bool = False
+
+
+class GenerateBody(Body):
+    """Request of POST /v1/generate."""
+
+    items: list[ItemBody] = Field(min_length=1)
+    options: OptionsBody
+    min_version: int = Field(
+        default=0, ge=0, description="Refuse when the weights are of an older version."
+    )
+    return_text: bool = Field(default=True, description="Return each completion's text too.")
+    timeout: float | None = TIMEOUT
+
+    def to_work(self) -> requests.Work:
+        """As the service takes it."""
+        options = self.options
+        return requests.Work(
+            items=[
+                requests.Item(prompt=prompt_of(item.prompt), n=item.n, seed=item.seed, id=item.id)
+                for item in self.items
+            ],
+            options=requests.Options(
+                max_tokens=options.max_tokens,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                top_k=options.top_k,
+                stop_token_ids=tuple(options.stop_token_ids),
+                ignore_eos=options.ignore_eos,
+            ),
+            min_version=self.min_version,
+            return_text=self.return_text,
+        )
+
+
+class SpanReply(BaseModel):
+    """Tokens that were drawn under one version of the weights."""
+
+    version: int
+    start: int
+    end: int
+
+
+class CompletionReply(BaseModel):
+    """One finished completion."""
+
+    item: int = Field(description="The item's place in the request.")
+    id: str
+    sample: int = Field(description="Which of the item's completions, from 0.")
+    token_ids: list[int]
+    logprobs: list[float] = Field(
+        description="Under the distribution that each token was drawn from."
+    )
+    finish_reason: Literal["stop", "length"]
+    spans: list[SpanReply]
+    text: str | None
+    prompt_token_ids: list[int]
+
+
+class GenerateReply(BaseModel):
+    """Reply of POST /v1/generate: every completion, by item and sample."""
+
+    completions: list[CompletionReply]
+
+
+class PolicyReply(BaseModel):
+    """Reply of GET /v1/policy."""
+
+    model: str
+    instance: str = Field(description="Made anew at every start of the process.")
+    weight_version: int
+    weight_sha256: str = Field(description="Of the last update, hexadecimal; empty before it.")
+    dtype: str
+    max_tokens: int = Field(description="Of prompt and completion.")
+    vocab_size: int
+    eos_token_ids: list[int]
+    running: int
+    waiting: int
+    limit: int
+    shared_path: bool
+    nccl: bool
+
+
+def completion_reply(drawn: Drawn, *, text: bool) -> CompletionReply:
+    """A completion."""
+    completion = drawn.completion
+    return CompletionReply(
+        item=drawn.item,
+        id=drawn.id,
+        sample=completion.index,
+        token_ids=completion.token_ids.tolist(),
+        logprobs=completion.logprobs.tolist(),
+        finish_reason=completion.finish_reason.value,
+        spans=[SpanReply(version=s.version, start=s.start, end=s.end) for s in completion.spans],
+        text=drawn.text if text else None,
+        prompt_token_ids=drawn.prompt.tolist(),
+    )
+
+
+def policy_reply(policy: Policy) -> PolicyReply:
+    """What is served."""
+    return PolicyReply(
+        model=policy.model,
+        instance=policy.instance,
+        weight_version=policy.weight_version,
+        weight_sha256=policy.weight_sha256.hex(),
+        dtype=policy.dtype,
+        max_tokens=policy.max_tokens,
+        vocab_size=policy.vocab_size,
+        eos_token_ids=list(policy.eos_token_ids),
+        running=policy.running,
+        waiting=policy.waiting,
+        limit=policy.limit,
+        shared_path=policy.shared_path,
+        nccl=policy.nccl,
+    )

@@ -1,0 +1,66 @@
+"""`PolicyService` on the wire: messages in, messages out; what to draw is `Sampling`'s."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import grpc
+
+from guerdon.sampler.limits import Limits
+from guerdon.sampler.sampling import Drawn, Sampling
+from guerdon.sampler.standing import Standing
+from guerdon.sampler.wire import convert
+from guerdon.sampler.wire.calls import Calls
+from guerdon.sampler.wire.updates import Updates
+from guerdon.serving.errors import Cancelled
+from guerdon.serving.lifecycle import Lifecycle
+from guerdon.serving.wire import Context, deadline_of, decode
+from guerdon.v1 import policy_pb2
+
+SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
+
+
+class PolicyService:
+    """Implements every RPC of `guerdon.v1.PolicyService`."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        updates: Updates,
+        standing: Standing,
+        lifecycle: Lifecycle,
+        calls: Calls,
+        limits: Limits,
+    ) -> None:
+        self._sampling = sampling
+        self._updates = updates
+        self._standing = standing
+        self._lifecycle = lifecycle
+        self._calls = calls
+        self._limits = limits
+
+    async def Generate(self, data: bytes, context: Context) -> None:
+        """Write each completion as it ends; returning says that all have come."""
+
+        async def write(drawn: Drawn) -> None:
+            try:
+                await context.write(convert.response(drawn))
+            except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
+                raise Cancelled("the caller has left") from error
+
+        with self._calls.track("Generate", deadline_of(context)) as call, self._lifecycle.admit():
+            request = decode(policy_pb2.GenerateRequest, data)
+            await self._sampling.draw(call, convert.work(request, self._limits), write)
+
+    async def UpdateWeights(self, context: Context) -> policy_pb2.UpdateWeightsResponse:
+        """Take new weights; returning says that they serve."""
+        deadline = deadline_of(context)
+        with self._calls.track("UpdateWeights", deadline) as call, self._lifecycle.admit():
+            return await self._updates.take(context, call)
+
+    async def GetPolicy(self, data: bytes, context: Context) -> policy_pb2.GetPolicyResponse:
+        """What is served, and the load."""
+        with self._calls.track("GetPolicy", deadline_of(context)), self._lifecycle.admit():
+            decode(policy_pb2.GetPolicyRequest, data)
+            return policy_pb2.GetPolicyResponse(**dataclasses.asdict(self._standing.now()))

@@ -1,0 +1,225 @@
+"""`UpdateWeights`: begin, chunks, commit. Whatever else comes leaves the old weights serving.
+
+Nothing that serves is touched before the commit. From then on the update is brought to an
+end even if its caller leaves: half of a switch would be worse than either end of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from guerdon.sampler.limits import Limits
+from guerdon.sampler.metrics import SamplerMetrics
+from guerdon.sampler.shared import shared_files
+from guerdon.sampler.types import PolicyEngine, Published, StagedWeights, Staging, WeightUpdate
+from guerdon.sampler.wire import begin
+from guerdon.sampler.wire.steps import Steps
+from guerdon.serving.calls import Call
+from guerdon.serving.convert import duration
+from guerdon.serving.errors import (
+    DeadlinePassed,
+    Interrupted,
+    InvalidRequest,
+    Unavailable,
+    UpdateRefused,
+)
+from guerdon.serving.lifecycle import Lifecycle
+from guerdon.serving.wire import Context
+from guerdon.v1 import policy_pb2
+
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+
+class Busy(Interrupted):
+    """Another update is under way."""
+
+
+_OUTCOMES: Sequence[tuple[type[BaseException], str]] = (
+    (InvalidRequest, "invalid"),
+    (UpdateRefused, "refused"),
+    (Busy, "busy"),
+    (Interrupted, "abandoned"),
+    (DeadlinePassed, "abandoned"),
+    (asyncio.CancelledError, "abandoned"),
+    (Unavailable, "abandoned"),
+)
+
+
+def outcome_of(error: BaseException) -> str:
+    """How the metrics call the end of an update that failed."""
+    return next((name for kind, name in _OUTCOMES if isinstance(error, kind)), "failed")
+
+
+class Updates:
+    """Takes updates, one at a time.
+
+    Args:
+        allowed: whether weights may be replaced at all.
+        shared_dirs: folders below which shared paths may lie.
+        nccl: whether updates by NCCL are taken.
+        idle_seconds: how long a trainer may be silent.
+    """
+
+    def __init__(
+        self,
+        engine: PolicyEngine,
+        metrics: SamplerMetrics,
+        lifecycle: Lifecycle,
+        limits: Limits,
+        *,
+        allowed: bool,
+        shared_dirs: Sequence[Path],
+        nccl: bool,
+        idle_seconds: float,
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._lifecycle = lifecycle
+        self._limits = limits
+        self._allowed = allowed
+        self._shared_dirs = shared_dirs
+        self._idle = idle_seconds
+        self.shared_path = allowed and bool(shared_dirs)
+        """Whether updates by shared path are allowed."""
+        self.nccl = allowed and nccl
+        """Whether updates by NCCL are possible."""
+        self._under_way: int | None = None
+        """The version that is being received or switched to."""
+
+    async def take(self, context: Context, call: Call) -> policy_pb2.UpdateWeightsResponse:
+        """Serve one call of `UpdateWeights`.
+
+        Raises:
+            ServiceError: the update was not published; the weights before it serve.
+        """
+        if not self._allowed:
+            raise UpdateRefused("this sampler takes no updates (--no-updates)")
+        steps = Steps(context, self._lifecycle, call, self._idle)
+        source, outcome = "none", ""
+        try:
+            opening = await steps.begin()
+            begin.check_begin(opening, self._limits, self._engine.version)
+            source = opening.WhichOneof("source") or "none"
+            with self._alone(opening.version):
+                reply = await self._receive(opening, steps, call)
+            outcome = "published"
+            return reply
+        except BaseException as error:
+            outcome = outcome_of(error)
+            logger.warning("update not published (%s): %s", outcome, error)
+            raise
+        finally:
+            self._metrics.updates.labels(source, outcome).inc()
+
+    @contextmanager
+    def _alone(self, version: int) -> Iterator[None]:
+        """Keep other updates away.
+
+        Raises:
+            Busy: there is one.
+        """
+        if self._under_way is not None:
+            raise Busy(f"an update to version {self._under_way} is under way")
+        self._under_way = version
+        try:
+            yield
+        finally:
+            self._under_way = None
+
+    async def _receive(
+        self, opening: policy_pb2.BeginUpdate, steps: Steps, call: Call
+    ) -> policy_pb2.UpdateWeightsResponse:
+        """Everything up to the commit, then the switch."""
+        staging = await self._stage(opening)
+        try:
+            closing = await self._fill(staging, steps, opening)
+            canaries = begin.canaries(closing, self._limits, self._engine.info)
+            staged = await staging.finish(closing.sha256)
+            receive = call.elapsed()
+            update = WeightUpdate(
+                version=opening.version, reset=opening.reset, canaries=canaries,
+                mean_tolerance=closing.mean_tolerance,
+            )  # fmt: skip
+            published = await _to_the_end(self._publish(staged, update, receive))
+        finally:
+            staging.close()
+        return policy_pb2.UpdateWeightsResponse(
+            version=opening.version,
+            canary_tokens=published.canary_tokens,
+            canary_mean_difference=published.canary_mean_difference,
+            canary_max_difference=published.canary_max_difference,
+            receive=duration(receive),
+            pause=duration(published.pause_seconds),
+        )
+
+    async def _stage(self, opening: policy_pb2.BeginUpdate) -> Staging:
+        """Where the tensors go until they are checked."""
+        specs = begin.specs(opening)
+        source = opening.WhichOneof("source")
+        if source == "shared_path":
+            files = await asyncio.to_thread(
+                shared_files, opening.shared_path.path, self._shared_dirs
+            )
+            return await self._engine.stage_files(files, specs)
+        if source == "nccl":
+            if not self.nccl:
+                raise UpdateRefused("updates by NCCL are off, or this sampler has no GPU")
+            return await self._engine.stage_nccl(begin.nccl(opening), specs)
+        return await self._engine.stage_stream(specs)
+
+    async def _fill(
+        self, staging: Staging, steps: Steps, opening: policy_pb2.BeginUpdate
+    ) -> policy_pb2.CommitUpdate:
+        """Take chunks until the commit."""
+        streamed = opening.HasField("stream")
+        while True:
+            step = await steps.next()
+            kind = step.WhichOneof("step")
+            if kind == "commit":
+                begin.check_commit(step.commit, checksum=not opening.HasField("nccl"))
+                return step.commit
+            if kind == "begin":
+                raise InvalidRequest("begin", "comes once, first")
+            if not streamed:
+                raise InvalidRequest("chunk", "comes only where the source is stream")
+            await staging.write(step.chunk.tensor, step.chunk.offset, step.chunk.data)
+            self._metrics.update_bytes.inc(len(step.chunk.data))
+
+    async def _publish(
+        self, staged: StagedWeights, update: WeightUpdate, receive: float
+    ) -> Published:
+        """The switch, and its figures."""
+        metrics = self._metrics
+        published = await self._engine.publish(staged, update)
+        metrics.weight_version.set(update.version)
+        if published.canary_tokens:
+            metrics.canary_difference.labels("mean").set(published.canary_mean_difference)
+            metrics.canary_difference.labels("max").set(published.canary_max_difference)
+        seconds = metrics.update_seconds
+        for phase, value in (
+            ("receive", receive),
+            ("load", published.load_seconds),
+            ("canary", published.canary_seconds),
+            ("pause", published.pause_seconds),
+        ):
+            seconds.labels(phase).observe(value)
+        return published
+
+
+async def _to_the_end(work: Coroutine[Any, Any, R]) -> R:
+    """Do work that a caller who leaves doesn't stop."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled() and task.exception() is None:
+            logger.info("the caller left while its update was published")
+        raise
