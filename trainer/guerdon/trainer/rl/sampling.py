@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.client import FailedPrecondition, GuerdonError, Retry
+from guerdon.client import FailedPrecondition, GuerdonError, Retry, TokenIds
+from guerdon.client.policy import AsyncPolicyClient
+from guerdon.client.policy_types import Completion, GenerateItem, PolicyInfo
 from guerdon.trainer.errors import TrainingError
 from guerdon.trainer.rl.services import Patience
 from guerdon.trainer.rl.types import Group, Sample, Task
@@ -47,19 +49,15 @@ class GroupSampler:
         patience: float,
         request_timeout: float,
     ) -> None:
-        from guerdon.client.policy import AsyncPolicyClient  # type: ignore[import-untyped]
-
         # Our own patience counts and bounds the retries, so the client's are off.
-        self.client: Any = AsyncPolicyClient(
-            address, timeout=request_timeout, retry=Retry(attempts=1)
-        )
+        self.client = AsyncPolicyClient(address, timeout=request_timeout, retry=Retry(attempts=1))
         """The connection, which the publisher shares."""
         self.patience = Patience("the sampler", address, patience)
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._temperature = temperature
 
-    async def policy(self) -> Any:
+    async def policy(self) -> PolicyInfo:
         """What the sampler says of its policy and load.
 
         Raises:
@@ -94,10 +92,8 @@ class GroupSampler:
         """
         heat = self._temperature if temperature is None else temperature
 
-        from guerdon.client.policy import GenerateItem
-
-        async def call() -> list[Any]:
-            item = GenerateItem(task.prompt_ids_P.tolist(), n=n, seed=seed)
+        async def call() -> list[Completion]:
+            item = GenerateItem(TokenIds(task.prompt_ids_P.tolist()), n=n, seed=seed)
             found = self.client.generate(
                 [item], max_tokens=self._max_tokens, temperature=heat, min_version=min_version
             )
@@ -111,14 +107,14 @@ class GroupSampler:
             raise self.patience.refused(error) from error
         return self._group(task, n, min_version, completions)
 
-    def _group(self, task: Task, n: int, min_version: int, completions: list[Any]) -> Group:
+    def _group(self, task: Task, n: int, min_version: int, completions: list[Completion]) -> Group:
         places = sorted(completion.sample for completion in completions)
         if places != list(range(n)):
             raise TrainingError(f"the sampler sent completions {places} where {n} were asked for")
         ordered = sorted(completions, key=lambda completion: completion.sample)
         return Group(task, [self._sample(task, min_version, one) for one in ordered])
 
-    def _sample(self, task: Task, min_version: int, completion: Any) -> Sample:
+    def _sample(self, task: Task, min_version: int, completion: Completion) -> Sample:
         sample = Sample(
             task_uid=task.uid,
             index=completion.sample,

@@ -60,7 +60,7 @@ class Patience:
         self.address = address
         self.seconds = seconds
         self.faults_survived = 0
-        """Times that it was away (overload does not count) and came back."""
+        """Times that it was away (overload and ABORTED do not count) and came back."""
         self.overloads = 0
         """Answers that it is overloaded."""
         self._clock = clock
@@ -116,6 +116,8 @@ class Patience:
         self._away = False
 
     def _note(self, error: GuerdonError) -> None:
+        if error.code is grpc.StatusCode.ABORTED:
+            return  # by an update of ours
         if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self.overloads += 1
             return
