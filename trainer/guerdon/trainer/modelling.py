@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging as transformers_logging
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from guerdon.trainer import sharing
@@ -92,3 +95,15 @@ def _freeze(model: Any, count: int) -> None:
 def merged(model: Any) -> Any:
     """A plain model of `transformers`, with LoRA's weights added to those of the base."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars of transformers: our programs have their own."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

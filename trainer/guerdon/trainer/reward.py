@@ -19,7 +19,6 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
-from transformers.utils import logging as transformers_logging
 from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
@@ -29,7 +28,7 @@ from guerdon.trainer.callbacks import Evaluations, LoggedMetrics, ProgressBar
 from guerdon.trainer.errors import DivergedError, TrainingError
 from guerdon.trainer.inputs import Inputs
 from guerdon.trainer.measures import Floats
-from guerdon.trainer.modelling import load_base, max_positions, merged, prepare
+from guerdon.trainer.modelling import load_base, max_positions, merged, prepare, quiet
 from guerdon.trainer.pair_trainer import PairTrainer, shared_collator
 from guerdon.trainer.run_folder import CHECKPOINTS, METRICS, PLOTS, RewardFolder
 from guerdon.trainer.scoring import PairScores, score_pairs
@@ -63,7 +62,7 @@ def train_reward(inputs: Inputs, folder: RewardFolder, console: Console) -> dict
     settings, phases = inputs.settings, Phases()
     _check_one_device()
     folder.begin()
-    with phases("load"), _quiet():
+    with phases("load"), quiet():
         model, share = _load(inputs)
     measure = _Measure(inputs, share)
 
@@ -73,7 +72,7 @@ def train_reward(inputs: Inputs, folder: RewardFolder, console: Console) -> dict
             before = measures.accuracy(measure.scores(model, inputs.eval).delta).value
             console.print(f"before training: accuracy {before:.3f}", highlight=False)
 
-    with phases("train"), _quiet():
+    with phases("train"), quiet():
         log, steps = _train(model, inputs, folder, console, share, measure)
 
     with phases("evaluate after"):
@@ -99,7 +98,7 @@ def train_reward(inputs: Inputs, folder: RewardFolder, console: Console) -> dict
         "versions": _versions(),
         "seconds": phases.seconds,
     }
-    with _quiet():
+    with quiet():
         manifest = _manifest(inputs, model, summary)
         folder.publish(_in_dtype(model, settings.saved_dtype), inputs.tokenizer, manifest, summary)
     if not settings.keep_checkpoints:
@@ -318,15 +317,3 @@ def _manifest(inputs: Inputs, model: Any, summary: dict[str, Any]) -> Manifest:
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("guerdon", "torch", "transformers", "trl", "peft")}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars of transformers: this program has its own."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

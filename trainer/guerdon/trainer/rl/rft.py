@@ -23,6 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from guerdon.trainer.errors import DataError, TrainingError
+from guerdon.trainer.modelling import quiet
 from guerdon.trainer.rl import rft_model, sft
 from guerdon.trainer.rl.evaluation import Evaluation, evaluate
 from guerdon.trainer.rl.folder import RLFolder
@@ -68,7 +69,8 @@ def train(
     folder.begin()
     run = RFTRun(settings, inputs, folder, console)
     try:
-        return run.whole()
+        with quiet():
+            return run.whole()
     finally:
         run.trackers.finish()
 
@@ -165,11 +167,13 @@ class RFTRun:
         model = rft_model.adapted(model, self.settings)
         with ExitStack() as stack, self.state.phase("learn") as spend:
             shown: list[Progress] = []
+            before = max((row.get("sft_tokens", 0.0) for row in self.log.rows), default=0.0)
 
             def report(step: int, steps: int, row: Mapping[str, float]) -> None:
                 if not shown:
                     shown.append(stack.enter_context(Progress(self.console, steps, step - 1)))
-                shown[0].update(self._logged({"step": step, **row}))
+                tokens = before + row["sft_tokens"]  # TRL counts from the last start on
+                shown[0].update(self._logged({"step": step, **row, "sft_tokens": tokens}))
                 spend()
 
             steps = sft.fine_tune(

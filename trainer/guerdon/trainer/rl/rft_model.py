@@ -12,13 +12,22 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from guerdon.client.policy_types import Canary, TensorSpec
 from guerdon.trainer.errors import TrainingError
 from guerdon.trainer.modelling import merged
-from guerdon.trainer.rl.publish import CanaryProbe
 from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.rl.types import Floats, Ints, Sample
 
-__all__ = ["adapted", "canary_probes", "load", "merged", "response_logprobs", "save", "tensors"]
+__all__ = [
+    "adapted",
+    "canary_probes",
+    "load",
+    "merged",
+    "response_logprobs",
+    "save",
+    "specs",
+    "tensors",
+]
 
 _BATCH_TOKENS = 512
 """In one pass that only measures: the whole vocabulary's logits of so many tokens are made."""
@@ -58,22 +67,24 @@ def adapted(model: Any, settings: RunSettings) -> Any:
     )
 
 
-def tensors(model: Any, dtype: str) -> Iterator[tuple[str, Tensor]]:
+def specs(model: Any, dtype: str) -> list[TensorSpec]:
     """The tensors of a merged model as a checkpoint names them, tied ones once.
 
     Args:
         model: without LoRA.
-        dtype: `bfloat16`, `float16` or `float32`.
+        dtype: to be published in: `bfloat16`, `float16` or `float32`.
     """
-    seen: set[int] = set()
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.data_ptr() not in seen:
-            seen.add(parameter.data_ptr())
-            yield name, parameter.detach().to(getattr(torch, dtype))
+    return [TensorSpec(name, dtype, tuple(p.shape)) for name, p in model.named_parameters()]
+
+
+def tensors(model: Any, dtype: str) -> Iterator[Tensor]:
+    """The tensors of `specs`, in their order."""
+    for parameter in model.parameters():
+        yield parameter.detach().to(getattr(torch, dtype))
 
 
 @torch.no_grad()
-def canary_probes(model: Any, sequences: Sequence[Ints], dtype: str) -> list[CanaryProbe]:
+def canary_probes(model: Any, sequences: Sequence[Ints], dtype: str) -> list[Canary]:
     """Sequences with the model's own log-probabilities, as weights in `dtype` give them."""
     model.eval()
     device = next(model.parameters()).device
@@ -82,7 +93,8 @@ def canary_probes(model: Any, sequences: Sequence[Ints], dtype: str) -> list[Can
         ids_1S = torch.from_numpy(ids_S.astype(np.int64))[None].to(device)
         with autocast(model, dtype):
             logits_1SV = model(input_ids=ids_1S, use_cache=False).logits
-        found.append(CanaryProbe(ids_S, _picked(logits_1SV[:, :-1], ids_1S[:, 1:], 1.0)[0]))
+        logprobs = _picked(logits_1SV[:, :-1], ids_1S[:, 1:], 1.0)[0]
+        found.append(Canary(ids_S.tolist(), logprobs.tolist()))
     return found
 
 

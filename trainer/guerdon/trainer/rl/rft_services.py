@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from guerdon.trainer.errors import SettingsError
 from guerdon.trainer.rl import rft_model
 from guerdon.trainer.rl.inputs import RunInputs
 from guerdon.trainer.rl.prompts import PromptOrder
@@ -27,6 +28,9 @@ class Services:
         settings: of the run.
         inputs: its prompts and tokenizer.
         shared_dir: where weights go when they are published by a shared disk.
+
+    Raises:
+        SettingsError: an address or a reward is wrong.
     """
 
     def __init__(self, settings: RFTSettings, inputs: RunInputs, shared_dir: str) -> None:
@@ -38,6 +42,8 @@ class Services:
         )  # fmt: skip
         self.rewards = RewardSource(settings.reward, settings.verifier, **waits)
         self.heldout = RewardSource(settings.heldout_reward, setting="heldout_reward", **waits)
+        if settings.publish == "nccl":
+            raise SettingsError("publish is nccl, which rft can't: it is stream or shared")
         self._publisher = Publisher(
             self._sampler, mode=settings.publish, shared_dir=settings.shared_dir or shared_dir,
             canary_tolerance=settings.canary_tolerance,
@@ -46,7 +52,7 @@ class Services:
             settings, PromptOrder(inputs.prompts, settings.seed), self._sampler, self.rewards,
             republish=self._republish, fill=False,
         )  # fmt: skip
-        self._weights = Weights(0, tuple)
+        self._weights = Weights(0, (), tuple)
         self.publish_dtype = "float32"
         """Of the weights, once they were published."""
 
@@ -56,6 +62,7 @@ class Services:
     async def __aexit__(self, *_: object) -> None:
         await self._rollouts.close()
         await self.heldout.close()
+        await self._publisher.close()
 
     @property
     def faults(self) -> dict[str, int]:
@@ -82,12 +89,12 @@ class Services:
         Raises:
             TrainingError: a service stayed away or refused.
         """
-        policy = await self._sampler.policy()
+        policy = await self._publisher.check()
         asked = self._settings.publish_dtype
         self.publish_dtype = dtype = policy.dtype if asked == "auto" else asked
         sequences = canary_sequences(self._inputs.eval_prompts, self._settings.canaries)
         self._weights = Weights(
-            version, lambda: rft_model.tensors(model, dtype),
+            version, rft_model.specs(model, dtype), lambda: rft_model.tensors(model, dtype),
             rft_model.canary_probes(model, sequences, policy.dtype),
         )  # fmt: skip
         await self._publisher.publish(self._weights, reset=True)
