@@ -106,14 +106,31 @@ class _Shape:
     """Bytes of a layer's input, which is all that checkpointing keeps."""
 
 
-def _measure(settings: RunSettings, config: Any) -> _Shape:
-    from transformers import AutoModelForCausalLM
+_ATTENTION = "guerdon_memory_estimate"
 
+
+def _attention(
+    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **_: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention without a mask or repeated keys, as `transformers` makes only of real tensors."""
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _measure(settings: RunSettings, config: Any) -> _Shape:
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+
+    AttentionInterface.register(_ATTENTION, _attention)
+    AttentionMaskInterface.register(_ATTENTION, lambda *_, **__: None)
     text = config.get_text_config()
     amp = settings.dtype == "bfloat16"
     try:
         with FakeTensorMode():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation=_ATTENTION
+            )
             sizes = [_kept(model, length, amp) for length in (_SHORT, _LONG)]
             parameters = sum(weight.numel() for weight in model.parameters())
             lora = _lora(model, settings.lora_r)
