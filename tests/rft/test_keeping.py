@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.rft.support import group_of, settings_of
 
+from guerdon.trainer.errors import SettingsError
 from guerdon.trainer.rl.keeping import earned, keep
 from guerdon.trainer.rl.settings import OnlineRFTSettings
 from guerdon.trainer.rl.types import Group, Sample
@@ -54,6 +56,12 @@ def test_a_cut_completion_pays_before_it_is_judged() -> None:
     assert kept([cut], missing_eos_penalty=0.5) == [(1, 1)]
     assert earned(cut.samples[0], settings_of(missing_eos_penalty=0.5)) == 0.5
     assert earned(GROUP.samples[0], settings_of(missing_eos_penalty=0.5)) == 1.0
+
+
+@pytest.mark.parametrize("more", [{"reward_clip": 1.0}, {"reward_scale": "running"}])
+def test_settings_that_would_do_nothing_are_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="do nothing"):
+        settings_of(**more)
 
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])

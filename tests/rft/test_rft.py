@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +21,12 @@ from safetensors.torch import load_file
 from tests.rft.living import LivingPolicy
 from tests.rft.support import rft_settings_of
 from tests.rft.test_sft import interrupt_at
-from tests.support.command import write_jsonl
+from tests.support.command import environment, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.client._loop import run as run_there
 from guerdon.client.testing import FakeRewardServer
-from guerdon.trainer.errors import DataError, TrainingError
+from guerdon.trainer.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.rl import rft
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.metrics import describe
@@ -370,3 +373,61 @@ def test_several_processes_are_refused(
     with pytest.raises(TrainingError, match="one process"):
         run(settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_another_dtype_than_the_samplers_is_refused(
+    tiny: Path, prompts: tuple[str, str], living: LivingPolicy, tmp_path: Path
+) -> None:
+    settings = settings_for(
+        tiny, prompts, living.server.target, tmp_path / "run", publish_dtype="bfloat16"
+    )
+    with pytest.raises(SettingsError, match="bfloat16, but the sampler computes in float32"):
+        run(settings)
+
+
+@pytest.mark.slow
+def test_kill_9_while_sampling_and_while_fine_tuning(
+    tiny: Path, prompts: tuple[str, str], living: LivingPolicy, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    living.server._delay = (0.05, 0.3)
+    command = [
+        sys.executable, "-m", "guerdon.cli.main", "train", "rft", "--policy", str(tiny),
+        "--sampler", living.server.target, "--prompts", prompts[0], "--eval-prompts", prompts[1],
+        "--output", str(output), "--verifier", "regex:[ae]", "--max-tokens", str(TOKENS),
+        "--dtype", "float32", "--checkpoint-every", "5", "--steps", "400", "--no-plots",
+        "--eval-samples", "2", "--batch-size", "4",
+    ]  # fmt: skip
+
+    def killed_when(pattern: str, lines: int, *more: str) -> None:
+        process = subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, env=environment())
+        try:
+            deadline = time.monotonic() + 120
+            while sum(len(f.read_bytes().splitlines()) for f in output.glob(pattern)) < lines:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+    killed_when("scored.jsonl", 4)
+    had = lines(output / "scored.jsonl")[1:]
+    assert 3 <= len(had) < 10
+    killed_when("checkpoints/checkpoint-*/trainer_state.json", 1, "--resume")
+    assert not (output / "final").exists()
+    assert lines(output / "scored.jsonl")[1 : len(had) + 1] == had
+    ended = subprocess.run(
+        [*command, "--resume"], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "resuming fine-tuning at step" in ended.stderr
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["steps"] == 400
+    rows = lines(output / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 401))
+    assert sorted(row["task"] for row in lines(output / "scored.jsonl")[1:]) == list(range(10))
+    again = subprocess.run(
+        [*command, "--resume"], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert "this run ended already" in again.stderr

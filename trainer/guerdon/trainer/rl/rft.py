@@ -34,9 +34,10 @@ from guerdon.trainer.rl.monitors import warn
 from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress
 from guerdon.trainer.rl.report import make_summary
-from guerdon.trainer.rl.rft_progress import DrawingBar, sampling_row
+from guerdon.trainer.rl.rft_progress import DrawingBar
 from guerdon.trainer.rl.rft_services import Services
 from guerdon.trainer.rl.rft_state import RFTState, forget
+from guerdon.trainer.rl.rows import group_metrics
 from guerdon.trainer.rl.samples import SampleTable
 from guerdon.trainer.rl.scored import SCORED, ScoredGroups
 from guerdon.trainer.rl.settings import RFTSettings
@@ -151,12 +152,13 @@ class RFTRun:
                 f"no completion was kept: the best reward is {best:g}, and threshold is "
                 f"{self.settings.threshold:g}"
             )
+        drawn = sum(len(group.samples) for group in groups)
         if not any("accepted" in row for row in self.log.rows):
             forget(self.folder.samples, lambda row: row["kind"] == "train")
             self.samples.add(0, groups, "train")
-            self._logged(sampling_row(groups, kept, FIRST))
+            share = {"accepted": len(kept) / drawn, "step": 0, "version": FIRST}
+            self._logged(group_metrics(groups, FIRST) | share)
         prompts = len({sample.task_uid for sample in kept})
-        drawn = sum(len(group.samples) for group in groups)
         self._say(f"kept {len(kept)} of {drawn} completions, of {prompts} prompts")
         return kept
 

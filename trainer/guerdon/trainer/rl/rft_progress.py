@@ -1,9 +1,8 @@
-"""What a person, and metrics.jsonl, see of RFT's sampling."""
+"""What a person sees of RFT's sampling."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from types import TracebackType
 
 import numpy as np
@@ -11,8 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from guerdon.trainer.rl.monitors import distinct_n, repetition
-from guerdon.trainer.rl.types import Group, Sample
+from guerdon.trainer.rl.types import Group
 
 LINES = 10
 """Lines over the whole sampling, where there is no terminal."""
@@ -65,36 +63,3 @@ class DrawingBar:
                 highlight=False,
                 soft_wrap=True,
             )
-
-
-def sampling_row(groups: Sequence[Group], kept: Sequence[Sample], version: int) -> dict[str, float]:
-    """The line of metrics.jsonl for the sampling: step 0, nothing is learned yet.
-
-    Args:
-        groups: all that was sampled and scored.
-        kept: of it.
-        version: of the weights that drew it.
-    """
-    samples = [sample for group in groups for sample in group.samples]
-    rewards = np.array([sample.reward for sample in samples])
-    means = np.array([group.rewards_G.mean() for group in groups])
-    error = means.std(ddof=1) / math.sqrt(len(means)) if len(means) > 1 else 0.0
-    ids = [sample.response_ids_T for sample in samples]
-    lengths = [sample.tokens for sample in samples]
-    return {
-        "step": 0,
-        "version": version,
-        "reward": float(rewards.mean()),
-        "reward_std": float(rewards.std()),
-        "reward_se": float(error),
-        "reward_group_std": float(np.mean([group.rewards_G.std() for group in groups])),
-        "accepted": len(kept) / len(samples),
-        "prompts": len(groups),
-        "completions": len(samples),
-        "tokens": sum(lengths),
-        "length": float(np.mean(lengths)),
-        "finished": float(np.mean([sample.finished for sample in samples])),
-        "distinct_1": distinct_n(ids, 1),
-        "distinct_2": distinct_n(ids, 2),
-        "repetition": float(np.mean([repetition(sample.response_ids_T) for sample in samples])),
-    }

@@ -87,15 +87,19 @@ class Services:
             The revisions of the reward models.
 
         Raises:
-            TrainingError: a service stayed away or refused.
+            TrainingError: a service stayed away or refused, or has another dtype.
         """
         policy = await self._publisher.check()
         asked = self._settings.publish_dtype
         self.publish_dtype = dtype = policy.dtype if asked == "auto" else asked
+        if dtype != policy.dtype:
+            raise SettingsError(
+                f"publish_dtype is {dtype}, but the sampler computes in {policy.dtype}"
+            )
         sequences = canary_sequences(self._inputs.eval_prompts, self._settings.canaries)
         self._weights = Weights(
             version, rft_model.specs(model, dtype), lambda: rft_model.tensors(model, dtype),
-            rft_model.canary_probes(model, sequences, policy.dtype),
+            rft_model.canary_probes(model, sequences, dtype),
         )  # fmt: skip
         await self._publisher.publish(self._weights, reset=True)
         for name, source in (("rewards", self.rewards), ("heldout", self.heldout)):

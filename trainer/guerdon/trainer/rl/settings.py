@@ -267,6 +267,10 @@ class KeepSettings(RunSettings):
         not_negative(self, "max_per_prompt")
         if not math.isfinite(self.threshold):
             raise SettingsError(f"threshold is {self.threshold}, it must be a finite number")
+        if self.reward_scale != "none" or self.reward_clip:
+            raise SettingsError(
+                "reward_scale and reward_clip do nothing for what is kept"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
