@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from guerdon.trainer.rl.evaluation import Evaluation, compare
 from guerdon.trainer.rl.folder import RLFolder
@@ -101,7 +102,7 @@ def show_summary(summary: dict[str, Any], folder: RLFolder, console: Console) ->
     if not summary["reward_rose"]:
         console.print("[yellow]The held-out reward did not rise beyond its noise.[/yellow]")
     for text in summary["warnings"]:
-        console.print(f"[yellow]{text}[/yellow]", highlight=False, soft_wrap=True)
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(f"policy: {folder.final}", highlight=False, soft_wrap=True)
 
 
@@ -124,17 +125,12 @@ def show_samples(folder: RLFolder, console: Console, most: int = 4, width: int =
     console.print(table)
 
 
-def _cell(row: Mapping[str, Any], width: int) -> Any:
-    from rich.text import Text
-
-    text = Text(f"{row['reward']:+.3f}  ", style="bold")
-    text.append(_cut(row["response"], width), style="not bold")
-    return text
+def _cell(row: Mapping[str, Any], width: int) -> Text:
+    return Text.assemble((f"{row['reward']:+.3f}  ", "bold"), _cut(row["response"], width))
 
 
-def _cut(text: str, width: int) -> Any:
-    from rich.text import Text
-
+def _cut(text: str, width: int) -> Text:
+    """On one line, and never read as markup."""
     line = " ".join(text.split())
     return Text(line if len(line) <= width else line[: width - 1] + "…")
 
