@@ -104,6 +104,12 @@ class Checkpoints:
                 warnings.warn(f"{path} is damaged and is left out: {error}", stacklevel=2)
         return None
 
+    def forget_after(self, step: int) -> None:
+        """Remove what is newer: damaged ones, behind which a resumed run begins."""
+        for found, path in self._found():
+            if found > step:
+                _remove(path)
+
     def _free(self, step: int) -> Path:
         """A name after those of all checkpoints of this step."""
         copies = [copy for found, copy, _ in self._copies() if found == step]
@@ -122,9 +128,8 @@ class Checkpoints:
 
     def _prune(self, step: int) -> None:
         """Keep the newest; what is after this step was left behind by a run that went back."""
-        found = self._found()
-        after = [path for later, path in found if later > step]
-        for path in after + [path for at, path in found if at <= step][self._keep :]:
+        self.forget_after(step)
+        for _, path in self._found()[self._keep :]:
             _remove(path)
         for path in self._folder.glob(f"{_PART}*"):
             shutil.rmtree(path, ignore_errors=True)

@@ -71,6 +71,7 @@ def show_inputs(inputs: RunInputs, console: Console) -> None:
     for name, prompts in (("prompts", inputs.prompts), ("held out", inputs.eval_prompts)):
         console.print(
             f"{name}: {len(prompts)} of {prompts.source}, at most {prompts.longest} tokens",
+            markup=False,
             highlight=False,
             soft_wrap=True,
         )

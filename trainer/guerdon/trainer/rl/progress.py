@@ -81,7 +81,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Say something that stays on the screen: a fault survived, a warning."""
-        self._console.print(f"[yellow]{text}[/yellow]", highlight=False, soft_wrap=True)
+        self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)

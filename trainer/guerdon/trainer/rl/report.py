@@ -103,7 +103,7 @@ def show_summary(summary: dict[str, Any], folder: RLFolder, console: Console) ->
         console.print("[yellow]The held-out reward did not rise beyond its noise.[/yellow]")
     for text in summary["warnings"]:
         console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"policy: {folder.final}", highlight=False, soft_wrap=True)
+    console.print(f"policy: {folder.final}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_samples(folder: RLFolder, console: Console, most: int = 4, width: int = 300) -> None:

@@ -25,9 +25,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise SettingsError(f"tracker is {name!r}, not {' or '.join(_PACKAGES)}")
         if not any(find_spec(package) for package in _PACKAGES[name]):
             package = _PACKAGES[name][0]
-            raise SettingsError(
-                f"tracker {name} needs the package {package}: pip install {package}"
-            )
+            raise SettingsError(f"tracker {name} is not installed: pip install {package}")
 
 
 class Trackers:
