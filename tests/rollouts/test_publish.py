@@ -162,3 +162,17 @@ def test_canaries_are_held_out_prompts_spread_over_the_file(tmp_path: Path) -> N
     bare.chat_template = None
     with pytest.raises(TrainingError, match="no prompt has the two tokens that a canary needs"):
         canary_sequences(load_prompts(path, bare, max_prompt_tokens=9), 4)
+
+
+async def test_nccl_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm")
+    async with (
+        FakePolicyServer() as server,
+        publishing(server.target, mode="nccl") as publisher,
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(SettingsError, match="the trainer has no CUDA GPU"):
+            await publisher.check()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        with pytest.raises(SettingsError, match="takes no such updates"):
+            await publisher.check()

@@ -13,52 +13,32 @@ log-probabilities must be the trainer's own; and by a checksum, but for NCCL.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 
 from guerdon.client import FailedPrecondition, GuerdonError, InvalidArgument
 from guerdon.client.policy import AsyncPolicyClient
-from guerdon.client.policy_types import (
-    Canary,
-    PolicyInfo,
-    SharedPath,
-    TensorSpec,
-    WeightUpdate,
-)
+from guerdon.client.policy_types import PolicyInfo, SharedPath, WeightUpdate
 from guerdon.trainer.errors import OutputError, SettingsError, TrainingError
+from guerdon.trainer.rl.nccl import check_nccl, update_by_nccl
 from guerdon.trainer.rl.prompts import Prompts
 from guerdon.trainer.rl.sampling import GroupSampler
 from guerdon.trainer.rl.types import Ints
+from guerdon.trainer.rl.weights import Weights, as_bytes, checksum, remove_shared, write_shared
+
+__all__ = ["CANARY_TOKENS", "PublishRefused", "Published", "Publisher", "Weights",
+           "canary_sequences"]  # fmt: skip
 
 CANARY_TOKENS = 64
 """Most tokens of a canary: enough to see every layer, and quick to compute."""
 
-_PATTERN = "guerdon-weights-*.safetensors*"
-
 
 class PublishRefused(TrainingError):
     """The sampler did not take the weights; those before them still serve."""
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What is published."""
-
-    version: int
-    specs: Sequence[TensorSpec]
-    """Every tensor by its name in the checkpoint, in the dtype to be published; tied ones once."""
-    tensors: Callable[[], Iterable[torch.Tensor]]
-    """The tensors in the order of `specs`. Called anew for every attempt: it gives the same each
-    time, and may not be collective."""
-    canaries: Sequence[Canary] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +87,7 @@ class Publisher:
         self,
         sampler: GroupSampler,
         *,
-        mode: Literal["stream", "shared"] = "stream",
+        mode: Literal["stream", "shared", "nccl"] = "stream",
         shared_dir: str = "",
         canary_tolerance: float = 0.0,
     ) -> None:
@@ -139,14 +119,7 @@ class Publisher:
             tries += 1
             if tries > 1 and await self._arrived(weights):
                 return None
-            return await self._client.update_weights(
-                weights.version,
-                shared or as_bytes(weights.tensors()),
-                specs=weights.specs,
-                canaries=weights.canaries,
-                mean_tolerance=self._tolerance,
-                reset=reset,
-            )
+            return await self._update(weights, shared, reset)
 
         try:
             update = await self._patience.ask(attempt)
@@ -157,8 +130,7 @@ class Publisher:
             ) from error
         except GuerdonError as error:
             raise self._patience.refused(error) from error
-        size = sum(size_of(spec) for spec in weights.specs)
-        return Published(weights.version, time.monotonic() - begin, size, update)
+        return Published(weights.version, time.monotonic() - begin, weights.bytes, update)
 
     async def check(self) -> PolicyInfo:
         """What the sampler says of itself.
@@ -168,6 +140,8 @@ class Publisher:
             TrainingError: it stayed away.
         """
         policy = await self._patience.insist(self._client.get_policy)
+        if self._mode == "nccl":
+            check_nccl(policy.nccl, self._patience.address)
         if self._mode == "shared" and not policy.shared_path:
             raise SettingsError(
                 f"publish is shared, but the sampler at {self._patience.address} takes no weights "
@@ -180,68 +154,34 @@ class Publisher:
         if self._mode == "shared":
             await asyncio.to_thread(remove_shared, self._folder)
 
+    async def _update(
+        self, weights: Weights, shared: SharedPath | None, reset: bool
+    ) -> WeightUpdate:
+        if self._mode == "nccl":
+            return await update_by_nccl(
+                self._client, weights, self._patience.address,
+                mean_tolerance=self._tolerance, reset=reset,
+            )  # fmt: skip
+        return await self._client.update_weights(
+            weights.version,
+            shared or as_bytes(weights.tensors()),
+            specs=weights.specs,
+            canaries=weights.canaries,
+            mean_tolerance=self._tolerance,
+            reset=reset,
+        )
+
     async def _arrived(self, weights: Weights) -> bool:
         """Whether an attempt whose answer was lost was taken after all."""
         policy = await self._client.get_policy()
         if policy.weight_version != weights.version:
             return False
-        return policy.weight_sha256 == await asyncio.to_thread(checksum, weights)
+        # By NCCL there is no checksum; a version of ours can only have come from us.
+        by_nccl = self._mode == "nccl"
+        return by_nccl or policy.weight_sha256 == await asyncio.to_thread(checksum, weights)
 
     async def _write(self, weights: Weights) -> SharedPath:
         try:
             return await asyncio.to_thread(write_shared, self._folder, weights)
         except OSError as error:
             raise OutputError(f"can't write weights to {self._folder}: {error}") from error
-
-
-def write_shared(folder: Path, weights: Weights) -> SharedPath:
-    """Write the weights as one file, whole or not at all, and remove those of older versions.
-
-    The sampler has read an older one by the time that a newer one is written, and a sampler that
-    comes back is given the newest again.
-
-    Raises:
-        OSError: the system refuses.
-    """
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"guerdon-weights-{weights.version:08d}.safetensors"
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    tensors = zip(weights.specs, weights.tensors(), strict=True)
-    # A copy where memory is shared: safetensors refuses overlapping tensors.
-    found = {spec.name: tensor.detach().cpu().contiguous().clone() for spec, tensor in tensors}
-    digest = hashlib.sha256()
-    for data in as_bytes(found.values()):
-        digest.update(data)
-    remove_shared(folder)
-    save_file(found, part, metadata={"format": "pt"})
-    part.rename(target)
-    return SharedPath(target, digest.digest())
-
-
-def remove_shared(folder: Path) -> None:
-    """Remove all weights that were written to the folder, and none of its other files."""
-    for old in folder.glob(_PATTERN):
-        old.unlink(missing_ok=True)
-
-
-def checksum(weights: Weights) -> bytes:
-    """SHA-256 over the bytes of all tensors, in the order of the specs."""
-    digest = hashlib.sha256()
-    for data in as_bytes(weights.tensors()):
-        digest.update(data)
-    return digest.digest()
-
-
-def as_bytes(tensors: Iterable[torch.Tensor]) -> Iterator[memoryview]:
-    """Each tensor's bytes, row-major; little-endian, as every machine that torch runs on."""
-    for tensor in tensors:
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-        array: Any = flat.view(torch.uint8).numpy()
-        yield memoryview(array)
-
-
-def size_of(spec: TensorSpec) -> int:
-    """Bytes of a tensor."""
-    return int(np.prod(spec.shape, dtype=np.int64)) * (4 if spec.dtype == "float32" else 2)
