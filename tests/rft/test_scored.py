@@ -68,7 +68,7 @@ def test_a_writer_may_be_killed_at_any_byte(path: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
     torn = tmp_path / "torn.jsonl"
-    for cut in range(len(whole) + 1):
+    for cut in sorted({*range(0, len(whole), 7), *(e + i for e in ends for i in (-1, 0, 1))}):
         torn.write_bytes(whole[:cut])
         found = ScoredGroups(torn, prompts_of(5), 2)
         lines = sum(end <= cut for end in ends)
