@@ -1,0 +1,162 @@
+"""Puts the policy sampler together and runs it from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+from collections.abc import Callable
+
+from guerdon.sampler.config import SamplerConfig
+from guerdon.sampler.metrics import SamplerMetrics
+from guerdon.sampler.sampling import Sampling
+from guerdon.sampler.standing import Standing
+from guerdon.sampler.texts import Texts
+from guerdon.sampler.types import PolicyEngine
+from guerdon.sampler.wire import service
+from guerdon.sampler.wire.calls import Calls
+from guerdon.sampler.wire.http import PolicyRoutes
+from guerdon.sampler.wire.service import PolicyService
+from guerdon.sampler.wire.updates import Updates
+from guerdon.serving.credentials import (
+    ADMIN_TOKEN_VARIABLE,
+    TOKEN_VARIABLE,
+    BearerToken,
+    read_token,
+    warn_if_open,
+)
+from guerdon.serving.http import new_app
+from guerdon.serving.lifecycle import Lifecycle
+from guerdon.serving.listening import Listener
+from guerdon.serving.metrics import new_registry
+from guerdon.serving.ports import Ports
+from guerdon.serving.wire import generic_handler
+
+logger = logging.getLogger(__name__)
+
+
+class EngineDied(RuntimeError):
+    """Nothing can be drawn any more: the process must be started anew."""
+
+
+class SamplerServer:
+    """One policy sampler in this process. Make and run it on one event loop.
+
+    Args:
+        engine: not started yet.
+        texts: the tokenizer's side of the same policy.
+
+    Raises:
+        SettingsError: the settings cannot be served, or a file of them cannot be read.
+    """
+
+    def __init__(self, config: SamplerConfig, engine: PolicyEngine, texts: Texts) -> None:
+        self._config = config
+        self.engine = engine
+        self.lifecycle = Lifecycle()
+        self._token = BearerToken(read_token(TOKEN_VARIABLE, config.token_file))
+        self._admin_token = BearerToken(read_token(ADMIN_TOKEN_VARIABLE, config.admin_token_file))
+        config.check_exposure(admin_token=bool(self._admin_token))
+        prometheus = new_registry()
+        self._metrics = metrics = SamplerMetrics(prometheus)
+        metrics.limit.set(config.max_in_flight)
+        calls = Calls(metrics)
+        self._sampling = Sampling(
+            engine, texts, metrics, config.limits, max_in_flight=config.max_in_flight
+        )
+        updates = Updates(
+            engine, metrics, self.lifecycle, config.limits, allowed=config.updates,
+            shared_dirs=config.shared_dirs, nccl=config.nccl,
+            idle_seconds=config.update_idle_seconds,
+        )  # fmt: skip
+        standing = Standing(
+            engine, limit=config.max_in_flight, shared_path=updates.shared_path, nccl=updates.nccl
+        )
+        metrics.running.set_function(lambda: engine.load()[0])
+        metrics.waiting.set_function(lambda: engine.load()[1])
+        self._service = PolicyService(
+            self._sampling, updates, standing, self.lifecycle, calls, config.limits
+        )
+        self._app = new_app(
+            "Guerdon policy sampler", importlib.metadata.version("guerdon"), self.lifecycle,
+            prometheus, max_body=config.max_body_bytes,
+        )  # fmt: skip
+        PolicyRoutes(self._sampling, standing, self.lifecycle, calls, self._token).add_to(self._app)
+        self._listener = Listener(config, (service.SERVICE.full_name,))
+        self._died = ""
+
+    async def run(self, on_ready: Callable[[Ports], None], *, signals: bool = True) -> None:
+        """Listen, start the engine, serve until a signal, drain.
+
+        Args:
+            on_ready: called once, when work is accepted.
+            signals: whether SIGTERM and SIGINT begin the drain; else only
+                `lifecycle.start_draining` does.
+
+        Raises:
+            OSError: a port cannot be bound.
+            ServiceError: the policy was refused; the text says why.
+            EngineDied: the engine died while serving.
+        """
+        if signals:
+            self.lifecycle.handle_signals()
+        await self._listener.set_serving(False)
+        try:
+            ports = await self._listen()
+            starting = asyncio.create_task(self.engine.start())
+            stopping = asyncio.create_task(self.lifecycle.wait_draining())
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                await self._serve(ports, on_ready, stopping)
+            starting.cancel()
+        finally:
+            await self._stop()
+        if self._died:
+            raise EngineDied(f"the engine died: {self._died}")
+
+    async def _serve(
+        self, ports: Ports, on_ready: Callable[[Ports], None], stopping: asyncio.Task[None]
+    ) -> None:
+        """From ready to drained."""
+        info = self.engine.info
+        self._metrics.policy_info.labels(info.model, info.dtype).set(1)
+        self._metrics.weight_version.set(self.engine.version)
+        self._metrics.engine_up.set(1)
+        self.lifecycle.start_serving()
+        await self._listener.set_serving(self.lifecycle.ready)
+        on_ready(ports)
+        dying = asyncio.create_task(self.engine.wait_dead())
+        await asyncio.wait({stopping, dying}, return_when=asyncio.FIRST_COMPLETED)
+        self.lifecycle.start_draining()
+        await self._listener.set_serving(False)
+        idle = asyncio.create_task(self.lifecycle.wait_idle(self._config.drain_grace))
+        await asyncio.wait({idle, dying}, return_when=asyncio.FIRST_COMPLETED)
+        if dying.done():
+            self._died = dying.result()
+            self._metrics.engine_up.set(0)
+            logger.critical("the engine died: %s", self._died)
+        idle.cancel()
+        dying.cancel()
+
+    async def _listen(self) -> Ports:
+        config = self._config
+        warn_if_open(config.host, tls=config.tls is not None, token=bool(self._token))
+        server = self._listener.new_server()
+        # Whoever may sample needn't be able to replace the weights.
+        admin = self._admin_token or self._token
+        handler = generic_handler(
+            service.SERVICE, self._service, self._token.check_call,
+            by_method={"UpdateWeights": admin.check_call},
+        )  # fmt: skip
+        server.add_generic_rpc_handlers((handler,))
+        port = await self._listener.bind(server, config.host, config.port)
+        http_port = await self._listener.start_http(self._app)
+        return Ports(host=config.host, port=port, http_port=http_port)
+
+    async def _stop(self) -> None:
+        self.lifecycle.start_draining()
+        await self._listener.stop()
+        self._sampling.close()
+        await self.engine.shutdown()
+        logger.info("stopped")

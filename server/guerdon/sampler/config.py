@@ -1,0 +1,83 @@
+"""The settings of `guerdon serve sampler`: one TOML file, flags on top.
+
+port = 50052                      # the keys of SamplerConfig
+model = "/models/policy"          # folder, hub name, or embedded name
+shared_dirs = ["/shared/weights"]
+[engine]                          # the keys of EngineSettings
+dtype = "bfloat16"
+[limits]                          # the keys of Limits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from guerdon.sampler.engine.settings import EngineSettings
+from guerdon.sampler.limits import Limits
+from guerdon.serving.config import MIB, ServerSettings, load_settings
+from guerdon.serving.credentials import is_loopback
+from guerdon.serving.settings import SettingsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig(ServerSettings):
+    """Everything that the sampler needs to know."""
+
+    port: int = 50052
+    """gRPC; 0 picks a free one."""
+    http_port: int = 8081
+    """HTTP; 0 picks a free one, -1 serves none."""
+    max_message_bytes: int = 32 * MIB
+    """Largest gRPC message taken: bounds the chunks of tensors."""
+    model: str = ""
+    """The policy to begin with: folder, hub name, or embedded name."""
+    max_in_flight: int = 512
+    """Most completions running and waiting; beyond, calls are shed."""
+    updates: bool = True
+    """Whether weights can be replaced."""
+    shared_dirs: tuple[Path, ...] = ()
+    """Folders below which updates by shared path may read; none without."""
+    nccl: bool = False
+    """Whether updates by NCCL are taken. The sampler connects to the address they name."""
+    update_idle_seconds: float = 60.0
+    """An update whose trainer is silent for so long is given up."""
+    encode_threads: int = 2
+    """Threads that render and tokenise prompts of text, and check tensors."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be served."""
+        super().__post_init__()
+        self.check_positive("max_in_flight", "update_idle_seconds", "encode_threads")
+        for folder in self.shared_dirs:
+            if not folder.is_dir():
+                raise ValueError(f"shared_dirs: there is no folder {folder}")
+
+    def check_exposure(self, *, admin_token: bool) -> None:
+        """Refuse to let other machines replace the weights without a credential.
+
+        Raises:
+            SettingsError: the port is open to other machines and there is no admin token.
+        """
+        if self.updates and not is_loopback(self.host) and not admin_token:
+            raise SettingsError(
+                f"host {self.host} can be reached from other machines, which could replace the "
+                "weights: set GUERDON_ADMIN_TOKEN or admin_token_file, or give --no-updates, or "
+                "listen on 127.0.0.1"
+            )
+
+
+def load_config(file: Path | None, flags: Mapping[str, Any]) -> SamplerConfig:
+    """The settings of a file, with flags on top.
+
+    Raises:
+        SettingsError: a key is unknown, a value cannot be, or no model is named.
+    """
+    config = load_settings(SamplerConfig, file, flags)
+    if not config.model:
+        raise SettingsError("no policy to serve: give --model with a folder or a name")
+    return config

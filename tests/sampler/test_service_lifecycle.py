@@ -1,0 +1,228 @@
+"""Health, reflection, start, drain, an engine that dies, tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.support.formula_engine import FormulaEngine, WordTexts
+from tests.support.sampler_service import (
+    Harness,
+    begin,
+    item,
+    request,
+    start_sampler,
+    until,
+    update,
+)
+
+from guerdon.sampler.app import EngineDied, SamplerServer
+from guerdon.sampler.config import load_config
+from guerdon.serving.errors import CheckpointRefused
+from guerdon.serving.settings import SettingsError
+from guerdon.v1 import policy_pb2, policy_pb2_grpc
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+NAMES = ("", "guerdon.v1.PolicyService")
+POLICY = policy_pb2.GetPolicyRequest()
+
+
+@pytest.fixture
+async def served() -> Any:
+    async with start_sampler() as harness:
+        yield harness
+
+
+async def health(served: Harness, service: str = "") -> Any:
+    stub: Any = health_pb2_grpc.HealthStub(served.channel)
+    return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status
+
+
+async def test_health_and_reflection(served: Harness) -> None:
+    for name in NAMES:
+        assert await health(served, name) == SERVING
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(served.channel)
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    reply = await stub.ServerReflectionInfo(iter([asked]), timeout=10).read()
+    names = {service.name for service in reply.list_services_response.service}
+    assert {NAMES[1], "grpc.health.v1.Health"} <= names
+
+
+async def test_draining_finishes_what_was_accepted(served: Harness) -> None:
+    served.engine.behaviour.gate.clear()
+    drawing = [asyncio.ensure_future(served.generate(item(n=3))) for _ in range(4)]
+    forever = asyncio.Event()
+
+    async def half() -> Any:
+        yield begin(1)
+        await forever.wait()
+
+    updating = asyncio.ensure_future(served.policy.UpdateWeights(half()))
+    await until(lambda: served.engine.running == 12)
+    await until(lambda: served.engine.behaviour.staged == 1)
+    served.server.lifecycle.start_draining()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await updating
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await until(lambda: served.engine.behaviour.staged == 0)
+    for name in NAMES:
+        assert await health(served, name) == NOT_SERVING
+    for call in (served.generate(item()), served.publish(1), served.policy.GetPolicy(POLICY)):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    served.engine.behaviour.gate.set()
+    assert [len(replies) for replies in await asyncio.gather(*drawing)] == [3] * 4
+    await asyncio.wait_for(served.finished, 10)
+    assert served.engine.stopped
+
+
+async def test_draining_waits_for_a_switch_that_has_begun(served: Harness) -> None:
+    served.engine.behaviour.publish_gate.clear()
+    publishing = asyncio.ensure_future(served.publish(1))
+    await until(lambda: not served.engine._resumed.is_set())
+    served.server.lifecycle.start_draining()
+    await asyncio.sleep(0.05)
+    assert not served.finished.done()
+    served.engine.behaviour.publish_gate.set()
+    assert (await publishing).version == 1
+    await asyncio.wait_for(served.finished, 10)
+
+
+async def test_draining_is_bounded_by_its_grace() -> None:
+    async with start_sampler(drain_grace=0.2) as served:
+        served.engine.behaviour.gate.clear()
+        stuck = asyncio.ensure_future(served.generate(item(n=2)))
+        await until(lambda: served.engine.running == 2)
+        served.server.lifecycle.start_draining()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stuck
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await asyncio.wait_for(served.finished, 10)
+        assert served.engine.running == 0
+
+
+async def test_a_dead_engine_ends_the_process_with_its_reason(served: Harness) -> None:
+    served.engine.behaviour.gate.clear()
+    stuck = asyncio.ensure_future(served.generate(item(n=2)))
+    await until(lambda: served.engine.running == 2)
+    served.engine.die("the engine's process was killed")
+    served.engine.behaviour.gate.set()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stuck
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(EngineDied, match="the engine's process was killed"):
+        await asyncio.wait_for(served.finished, 10)
+    assert served.engine.stopped
+
+
+async def test_a_policy_that_is_refused_ends_the_start() -> None:
+    engine = FormulaEngine()
+    engine.behaviour.start_error = CheckpointRefused("the folder holds no weights")
+    config = load_config(None, {"model": "x", "port": 0, "http_port": -1})
+    server = SamplerServer(config, engine, WordTexts())
+    with pytest.raises(CheckpointRefused, match="no weights"):
+        await server.run(lambda ports: None, signals=False)
+    assert engine.stopped
+
+
+async def test_the_server_listens_and_is_not_ready_while_the_engine_starts() -> None:
+    engine = FormulaEngine()
+    started = asyncio.Event()
+    engine.start = started.wait  # type: ignore[assignment, method-assign]
+    config = load_config(None, {"model": "x", "port": 0, "http_port": 0})
+    server = SamplerServer(config, engine, WordTexts())
+    ready = asyncio.Event()
+    running = asyncio.create_task(server.run(lambda ports: ready.set(), signals=False))
+    await until(lambda: server._listener._http is not None and server._listener._http.port > 0)
+    assert not ready.is_set()
+    assert not server.lifecycle.ready
+    started.set()
+    await asyncio.wait_for(ready.wait(), 10)
+    server.lifecycle.start_draining()
+    await running
+
+
+async def test_a_signal_while_the_engine_starts_ends_the_start() -> None:
+    engine = FormulaEngine()
+    engine.start = asyncio.Event().wait  # type: ignore[assignment, method-assign]
+    config = load_config(None, {"model": "x", "port": 0, "http_port": -1})
+    server = SamplerServer(config, engine, WordTexts())
+    running = asyncio.create_task(server.run(lambda ports: None, signals=False))
+    await asyncio.sleep(0.1)
+    server.lifecycle.start_draining()
+    await asyncio.wait_for(running, 10)
+    assert engine.stopped
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),)
+
+
+async def code_of(call: Any) -> Any:
+    try:
+        async for _ in call:
+            pass
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+async def test_who_may_sample_may_not_replace_the_weights(tmp_path: Path) -> None:
+    sample, admin = tmp_path / "sample", tmp_path / "admin"
+    sample.write_text("for-sampling")
+    admin.write_text("for-weights")
+    async with start_sampler(token_file=sample, admin_token_file=admin) as served:
+        stub: Any = policy_pb2_grpc.PolicyServiceStub(served.channel)
+        unauthenticated = grpc.StatusCode.UNAUTHENTICATED
+        for metadata, sampling, updating in (
+            ((), unauthenticated, unauthenticated),
+            (bearer("wrong"), unauthenticated, unauthenticated),
+            (bearer("for-sampling"), grpc.StatusCode.OK, unauthenticated),
+            (bearer("for-weights"), unauthenticated, grpc.StatusCode.OK),
+        ):
+            assert await code_of(stub.Generate(request(), metadata=metadata)) is sampling
+            call = stub.UpdateWeights(update(1), metadata=metadata, timeout=20)
+            try:
+                await call
+                found = grpc.StatusCode.OK
+            except grpc.aio.AioRpcError as error:
+                found = error.code()
+            assert found is updating
+        for path in ("/v1/policy", "/v1/generate"):
+            reply = await served.http.request("GET" if "policy" in path else "POST", path)
+            assert reply.status_code == 401
+        headers = {"authorization": "Bearer for-sampling"}
+        assert (await served.http.get("/v1/policy", headers=headers)).status_code == 200
+        assert (await served.http.get("/metrics")).status_code == 200
+
+
+async def test_a_token_for_sampling_alone_guards_updates_too(tmp_path: Path) -> None:
+    sample = tmp_path / "sample"
+    sample.write_text("for-sampling")
+    async with start_sampler(token_file=sample) as served:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.publish(1)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        await served.policy.UpdateWeights(update(1), metadata=bearer("for-sampling"))
+
+
+def test_open_updates_need_a_token_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUERDON_TOKEN", "for-sampling")
+    monkeypatch.delenv("GUERDON_ADMIN_TOKEN", raising=False)
+
+    def make(**flags: Any) -> None:
+        config = load_config(None, {"model": "x", "host": "0.0.0.0", **flags})
+        SamplerServer(config, FormulaEngine(), WordTexts())
+
+    with pytest.raises(SettingsError, match="could replace the weights"):
+        make()
+    make(updates=False)
+    monkeypatch.setenv("GUERDON_ADMIN_TOKEN", "for-weights")
+    make()

@@ -1,0 +1,284 @@
+"""A policy engine whose completions are a formula of the weights, and which can be told to
+misbehave: what the sampler's service is tested against.
+
+The weights are one number for each version: the sum of the bytes of what was published. So a
+completion says which weights drew it, and a test can work out what it must be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from guerdon.sampler.requests import Options
+from guerdon.sampler.types import (
+    Completion,
+    FinishReason,
+    Nccl,
+    PolicyInfo,
+    Published,
+    Staging,
+    TensorSpec,
+    TokenArray,
+    VersionSpan,
+    WeightUpdate,
+)
+from guerdon.serving.errors import (
+    ComputeFailed,
+    Interrupted,
+    InvalidRequest,
+    Unavailable,
+    UpdateRefused,
+)
+from guerdon.serving.prompts import FormattedText, Prompt
+
+VOCABULARY = 1000
+MAX_TOKENS = 256
+END = 2
+MODEL = (TensorSpec("a.weight", "float32", (4, 2)), TensorSpec("b.weight", "bfloat16", (3,)))
+"""The tensors that the policy has."""
+BYTES = (32, 6)
+
+
+def token_of(weights: int, prompt: Sequence[int], sample: int, place: int, seed: int) -> int:
+    """The token that is drawn; never the end token."""
+    text = f"{weights} {list(map(int, prompt))} {sample} {place} {seed}"
+    return 3 + int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % (VOCABULARY - 3)
+
+
+def logprob_of(token: int, temperature: float) -> float:
+    """Its log-probability."""
+    return -math.log(1 + token) / max(temperature, 1.0)
+
+
+def length_of(prompt: Sequence[int], sample: int) -> int:
+    """Tokens of a completion that ends by itself."""
+    return 3 + (int(prompt[0]) + sample) % 5
+
+
+@dataclass
+class Behaviour:
+    """What the engine does; changed by tests while it runs."""
+
+    seconds_per_token: float = 0.0
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    """No token is drawn while it is not set."""
+    fails: bool = False
+    nonfinite: bool = False
+    loses: bool = False
+    """End before all completions have come."""
+    publish_gate: asyncio.Event = field(default_factory=asyncio.Event)
+    publish_error: Exception | None = None
+    start_error: Exception | None = None
+    aborted: int = 0
+    """Completions that somebody stopped waiting for."""
+    drawn: int = 0
+    staged: int = 0
+    """Stagings that are open."""
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+        self.publish_gate.set()
+
+
+@dataclass(frozen=True)
+class FormulaWeights:
+    """Checked bytes."""
+
+    value: int
+    sha256: bytes
+
+
+class FormulaStaging:
+    """Keeps the bytes; the same checks as a real one."""
+
+    def __init__(self, engine: FormulaEngine, sizes: Sequence[int]) -> None:
+        self._engine = engine
+        self._sizes = sizes
+        self._parts = [bytearray() for _ in sizes]
+        self._open = True
+        engine.behaviour.staged += 1
+
+    async def write(self, tensor: int, offset: int, data: bytes) -> None:
+        if tensor >= len(self._sizes):
+            raise InvalidRequest("chunk.tensor", f"is {tensor}, there are {len(self._sizes)}")
+        name = MODEL[tensor].name
+        if any(len(p) < s for p, s in zip(self._parts[:tensor], self._sizes, strict=False)):
+            raise InvalidRequest("chunk.tensor", f"{name} came before the one before it was whole")
+        if offset != len(self._parts[tensor]):
+            raise InvalidRequest("chunk.offset", f"of {name} is {offset}")
+        if offset + len(data) > self._sizes[tensor]:
+            raise InvalidRequest("chunk.data", f"goes past the end of {name}")
+        self._parts[tensor] += data
+
+    async def finish(self, sha256: bytes) -> FormulaWeights:
+        for spec, part, size in zip(MODEL, self._parts, self._sizes, strict=True):
+            if len(part) != size:
+                raise UpdateRefused(f"{spec.name} lacks {size - len(part)} bytes")
+        whole = b"".join(self._parts)
+        if hashlib.sha256(whole).digest() != sha256:
+            raise UpdateRefused("the checksum is another one")
+        return FormulaWeights(sum(whole), sha256)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._engine.behaviour.staged -= 1
+
+
+class FormulaEngine:
+    """Implements `guerdon.sampler.types.PolicyEngine`."""
+
+    def __init__(self) -> None:
+        self.behaviour = Behaviour()
+        self.info = PolicyInfo(
+            model="formula", dtype="float32", max_tokens=MAX_TOKENS, vocab_size=VOCABULARY,
+            eos_token_ids=(END,),
+        )  # fmt: skip
+        self.version = 0
+        self.sha256 = b""
+        self.weights = 0
+        self.running = 0
+        self.stopped = False
+        self._dead = asyncio.Event()
+        self._reason = ""
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+        self._history = 0
+
+    async def start(self) -> None:
+        if self.behaviour.start_error is not None:
+            raise self.behaviour.start_error
+
+    async def shutdown(self) -> None:
+        self.stopped = True
+
+    def die(self, reason: str) -> None:
+        """As if the engine's process had been killed."""
+        self._reason = reason
+        self._dead.set()
+
+    async def wait_dead(self) -> str:
+        await self._dead.wait()
+        return self._reason
+
+    def load(self) -> tuple[int, int]:
+        return (0, self.running) if not self._resumed.is_set() else (self.running, 0)
+
+    async def generate(
+        self, prompt: TokenArray, options: Options, *, n: int, seed: int | None
+    ) -> AsyncGenerator[Completion, None]:
+        self.running += n
+        left = n
+        try:
+            drawing = [self._draw(prompt, options, i, seed or 0) for i in range(n)]
+            for finished in asyncio.as_completed(drawing):
+                completion = await finished
+                if self.behaviour.loses and left == 1:
+                    return
+                self.running -= 1
+                left -= 1
+                yield completion
+        finally:
+            self.running -= left
+            self.behaviour.aborted += left
+
+    async def _draw(self, prompt: TokenArray, options: Options, i: int, seed: int) -> Completion:
+        length = MAX_TOKENS if options.ignore_eos else length_of(prompt.tolist(), i)
+        most = min(options.max_tokens, MAX_TOKENS - len(prompt))
+        tokens: list[int] = []
+        versions: list[int] = []
+        history = self._history
+        while len(tokens) < min(length, most):
+            await asyncio.sleep(self.behaviour.seconds_per_token)
+            await self.behaviour.gate.wait()
+            await self._resumed.wait()
+            if self._dead.is_set():
+                raise Unavailable("the engine died")
+            if self.behaviour.fails:
+                raise ComputeFailed("the engine failed")
+            if history != self._history:
+                raise Interrupted("an update with reset ended the generation")
+            versions.append(self.version)
+            last = len(tokens) + 1 == length
+            drawn = token_of(self.weights, prompt.tolist(), i, len(tokens), seed)
+            tokens.append(END if last else drawn)
+        logprobs = [logprob_of(t, options.temperature) for t in tokens]
+        if self.behaviour.nonfinite:
+            logprobs[-1] = float("nan")
+        self.behaviour.drawn += 1
+        return Completion(
+            index=i,
+            token_ids=np.asarray(tokens, dtype=np.int32),
+            logprobs=np.asarray(logprobs, dtype=np.float32),
+            finish_reason=FinishReason.STOP if tokens[-1] == END else FinishReason.LENGTH,
+            spans=spans_of(versions),
+        )
+
+    async def stage_stream(self, specs: tuple[TensorSpec, ...]) -> Staging:
+        wrong = [spec.name for spec in specs if spec not in MODEL]
+        missing = [spec.name for spec in MODEL if spec.name not in {s.name for s in specs}]
+        if wrong or missing:
+            raise UpdateRefused(f"not the model's: {wrong}; missing: {missing}")
+        return FormulaStaging(self, BYTES)
+
+    async def stage_files(self, files: Sequence[Path], specs: tuple[TensorSpec, ...]) -> Staging:
+        staging = FormulaStaging(self, BYTES)
+        data = b"".join(file.read_bytes() for file in files)
+        await staging.write(0, 0, data[:32])
+        await staging.write(1, 0, data[32:])
+        return staging
+
+    async def stage_nccl(self, source: Nccl, specs: tuple[TensorSpec, ...]) -> Staging:
+        raise UpdateRefused("there is no GPU here")
+
+    async def publish(self, staged: object, update: WeightUpdate) -> Published:
+        assert isinstance(staged, FormulaWeights)
+        self._resumed.clear()
+        try:
+            await self.behaviour.publish_gate.wait()
+            if self.behaviour.publish_error is not None:
+                raise self.behaviour.publish_error
+            self.weights, self.version, self.sha256 = staged.value, update.version, staged.sha256
+            self._history += update.reset
+        finally:
+            self._resumed.set()
+        tokens = sum(len(canary.logprobs) for canary in update.canaries)
+        return Published(
+            canary_tokens=tokens, canary_mean_difference=1e-6 * bool(tokens),
+            canary_max_difference=2e-6 * bool(tokens), load_seconds=0.1, canary_seconds=0.05,
+            pause_seconds=0.2,
+        )  # fmt: skip
+
+
+class WordTexts:
+    """A token for each word; what it decodes is the ids."""
+
+    def encode(self, prompt: Prompt, field: str) -> TokenArray:
+        if isinstance(prompt, np.ndarray):
+            return prompt
+        if isinstance(prompt, FormattedText):
+            text = prompt.text
+        elif isinstance(prompt, str):
+            text = prompt
+        else:
+            if any(turn.role == "nobody" for turn in prompt):
+                raise InvalidRequest(f"{field}.conversation", "is refused by the chat template")
+            text = " ".join(turn.content for turn in prompt)
+        return np.asarray([len(word) for word in text.split()], dtype=np.int32)
+
+    def decode(self, tokens: TokenArray) -> str:
+        return " ".join(map(str, tokens.tolist()))
+
+
+def spans_of(versions: Sequence[int]) -> tuple[VersionSpan, ...]:
+    """Runs of equal versions."""
+    starts = [i for i, v in enumerate(versions) if i == 0 or versions[i - 1] != v]
+    ends = [*starts[1:], len(versions)]
+    return tuple(VersionSpan(versions[s], s, e) for s, e in zip(starts, ends, strict=True))
