@@ -15,6 +15,31 @@ from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.samples import before_and_after
 from guerdon.trainer.rl.settings import RunSettings
 
+KEYS = {
+    "algorithm": "ppo, grpo, rloo, rft or online-rft",
+    "policy": "what training began from",
+    "steps": "published updates of the policy; for rft, steps of fine-tuning",
+    "seed": "of the settings",
+    "before": "the policy on held-out prompts before training: `prompts`, `completions`, "
+    "`distinct_1`, `distinct_2`, and means with `se`, `low`, `high`, `n` for `reward`, "
+    "`reward/NAME`, `heldout_reward`, `kl`, `length`, `finished`, `repetition`",
+    "after": "the same after training",
+    "difference": "after − before, paired over prompts, with its 95 % interval",
+    "reward_rose": "whether the interval of the reward's difference lies above 0",
+    "kl": "KL(π_θ ‖ π_ref) after training, in nats per completion, on held-out prompts",
+    "evaluations": "the lines of all evaluations, as in metrics.jsonl",
+    "tokens": "response tokens trained on (rft: sampled)",
+    "completions": "completions trained on (rft: sampled)",
+    "staleness_max": "weight versions that the oldest token trained on was behind",
+    "seconds": "of the whole run by phase, earlier parts of a resumed run included",
+    "faults": "survived, by kind",
+    "warnings": "of the monitors",
+    "versions": "of the packages",
+    "kept": "completions that were fine-tuned on (rft)",
+    "kept_prompts": "prompts that they answer (rft)",
+}
+"""What each key of summary.json is."""
+
 _PACKAGES = ("guerdon", "torch", "transformers", "accelerate", "numpy")
 
 
@@ -72,7 +97,7 @@ def make_summary(
 def show_summary(summary: dict[str, Any], folder: RLFolder, console: Console) -> None:
     """The result as a short table, samples before and after, and what to do with the policy."""
     before, after, change = summary["before"], summary["after"], summary["difference"]
-    table = Table("held out", "before", "after", "difference (95 %)")
+    table = Table("held out", "before ± s.e.", "after ± s.e.", "difference (95 %)")
     for key, name in (
         ("reward", "reward"),
         ("heldout_reward", "reward not trained on"),
@@ -118,7 +143,9 @@ def show_samples(folder: RLFolder, console: Console, most: int = 4, width: int =
     pairs = before_and_after(folder.samples)[:most]
     if not pairs:
         return
-    table = Table("prompt", "before", "after", show_lines=True, expand=True)
+    table = Table(show_lines=True, expand=True)
+    for name, ratio in (("prompt", 1), ("before", 2), ("after", 2)):
+        table.add_column(name, ratio=ratio)
     for before, after in pairs:
         prompt = before["prompt"][-1]["content"]
         table.add_row(_cut(prompt, width), _cell(before, width), _cell(after, width))

@@ -10,6 +10,24 @@ from typing import Any
 
 from guerdon.trainer.rl.types import Group, Sample
 
+KEYS = {
+    "step": "the step that trained on it; for evaluations, the policy's",
+    "kind": "`train`, or the evaluation: `before`, `eval`, `after`",
+    "prompt_index": "its prompt's place in the prompts file (of evaluations, the held-out one), "
+    "from 0",
+    "task": "which drawing of that prompt it belongs to",
+    "sample": "which of the drawing's completions, from 0",
+    "prompt": "the messages",
+    "response": "its text, without special tokens",
+    "reward": "the weighted sum, before shaping",
+    "parts": "each reward's raw score, by name",
+    "tokens": "of the response",
+    "finished": "whether it ended by itself",
+    "versions": "the oldest and the newest weight version that drew its tokens",
+    "answer": "the prompt's right answer, where there is one",
+}
+"""What each key of a row is."""
+
 
 class SampleTable:
     """Appends completions to samples.jsonl.
