@@ -1,0 +1,102 @@
+"""What the ranks of a run tell each other: sums, maxima, whole states."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+
+
+def partition(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Deal items to ranks so that their sizes are about equal: the largest first, each to the
+    rank with the least. Every rank's items are in ascending order."""
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    least = [(0, rank) for rank in range(ranks)]
+    for place in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        load, rank = heapq.heappop(least)
+        dealt[rank].append(place)
+        heapq.heappush(least, (load + sizes[place], rank))
+    return [sorted(places) for places in dealt]
+
+
+class Ranks:
+    """All processes of a run; implements `Reduce`.
+
+    Args:
+        accelerator: of this process.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.count: int = accelerator.num_processes
+        self.index: int = accelerator.process_index
+
+    def sum(self, values_K: Tensor) -> Tensor:
+        """See `Reduce`."""
+        return self._reduce(values_K, dist.ReduceOp.SUM)
+
+    def max(self, values_K: Tensor) -> Tensor:
+        """See `Reduce`."""
+        return self._reduce(values_K, dist.ReduceOp.MAX)
+
+    def most(self, number: int) -> int:
+        """The largest of all ranks' numbers."""
+        return int(self.max(torch.tensor([float(number)], dtype=torch.float64)).item())
+
+    def merge(
+        self, sums: Mapping[str, float], maxima: Mapping[str, float]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Sums and maxima of all ranks; a rank may lack keys."""
+        if self.count == 1:
+            return dict(sums), dict(maxima)
+        from accelerate.utils import gather_object
+
+        added: dict[str, float] = {}
+        highest: dict[str, float] = {}
+        for more, most in gather_object([(dict(sums), dict(maxima))]):
+            for name, value in more.items():
+                added[name] = added.get(name, 0.0) + value
+            for name, value in most.items():
+                highest[name] = max(highest.get(name, value), value)
+        return added, highest
+
+    def full_state(self, model: nn.Module, module: nn.Module) -> dict[str, Tensor]:
+        """The whole weights on the CPU: on rank 0 where they are sharded, else views."""
+        if self.count == 1:
+            return dict(module.state_dict())
+        found: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
+        return found
+
+    def state(self, model: nn.Module, optimizer: Any) -> tuple[Any, Any]:
+        """Weights and optimiser, whole, by the parameters' names (on rank 0 when sharded)."""
+        found = get_state_dict(model, optimizer.optimizer, options=_WHOLE)
+        return found[0], found[1]
+
+    def load_state(self, model: nn.Module, optimizer: Any, weights: Any, moments: Any) -> None:
+        """Take up what `state` gave; every rank has it."""
+        set_state_dict(
+            model, optimizer.optimizer,
+            model_state_dict=weights, optim_state_dict=moments,
+            options=StateDictOptions(full_state_dict=True),
+        )  # fmt: skip
+
+    def _reduce(self, values_K: Tensor, operation: Any) -> Tensor:
+        if self.count == 1:
+            return values_K
+        moved = values_K.clone().to(self._accelerator.device)
+        dist.all_reduce(moved, op=operation)
+        return moved.cpu()
+
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

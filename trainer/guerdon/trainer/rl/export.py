@@ -1,0 +1,142 @@
+"""The policy's weights as a checkpoint names them: LoRA merged, tied tensors once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from guerdon.client.policy_types import Canary, TensorSpec
+from guerdon.trainer.rl.policy import _base
+from guerdon.trainer.rl.publish import Weights
+from guerdon.trainer.rl.types import Ints
+
+_ADAPTER = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How the names of a training model become those of a checkpoint."""
+
+    lora: dict[str, float]
+    """Modules with LoRA, by their name in the checkpoint, and their scaling."""
+    tied: frozenset[str]
+    """Names that are left out: another name has the same tensor."""
+
+    @classmethod
+    def of(cls, lm: Any) -> Shape:
+        """The shape of a model, before it is wrapped or sharded."""
+        lora = {
+            _plain(name): float(module.scaling[_ADAPTER])
+            for name, module in lm.named_modules()
+            if hasattr(module, "lora_A") and _ADAPTER in getattr(module, "scaling", {})
+        }
+        seen: dict[int, str] = {}
+        tied = set()
+        for name, parameter in lm.named_parameters(remove_duplicate=False):
+            if seen.setdefault(id(parameter), name) != name:
+                tied.add(_plain(name))
+        return cls(lora, frozenset(tied))
+
+    def published(self, state: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, from the whole state of a `PolicyModel`.
+
+        Args:
+            state: names as in the training model.
+            dtype: `float32`, `bfloat16` or `float16`.
+        """
+        kind = getattr(torch, dtype)
+        own = {name[3:]: tensor for name, tensor in state.items() if name.startswith("lm.")}
+        found = {}
+        for name, tensor in own.items():
+            if ".lora_" in name or _plain(name) in self.tied:
+                continue
+            found[_plain(name)] = self._merged(name, tensor.detach(), own).to(kind)
+        return found
+
+    def _merged(self, name: str, tensor: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        if not name.endswith(".base_layer.weight"):
+            return tensor
+        stem = name.removesuffix(".base_layer.weight")
+        up = own[f"{stem}.lora_B.{_ADAPTER}.weight"]
+        down = own[f"{stem}.lora_A.{_ADAPTER}.weight"]
+        return tensor + self.lora[_plain(stem)] * (up @ down)
+
+    @torch.no_grad()
+    def canaries(
+        self, lm: Any, tensors: Mapping[str, Tensor], sequences: Sequence[Ints], dtype: str,
+        ranks: Any,
+    ) -> list[Canary]:  # fmt: skip
+        """Log-probabilities at temperature 1, by plain `transformers` with the published weights.
+
+        The model's own code is called with the published tensors in the place of its own, so what
+        is compared with the sampler is the very weights that are sent to it.
+        """
+        if not sequences or not tensors or ranks.index:
+            return []
+        device = next(iter(tensors.values())).device
+        model = _skeleton(lm, getattr(torch, dtype))
+        missing, unknown = model.load_state_dict(dict(tensors), strict=False, assign=True)
+        assert not unknown, unknown
+        model.tie_weights()
+        left = [name for name in missing if name not in self.tied]
+        assert not left, left
+        return [_canary(model, ids, device) for ids in sequences]
+
+    def save(self, lm: Any, tensors: Mapping[str, Tensor], folder: Path, dtype: str) -> None:
+        """A folder that `transformers` and vLLM load, but for the tokenizer."""
+        base = _base(lm)
+        config = _config(base, getattr(torch, dtype))
+        config.use_cache = True
+        config.save_pretrained(folder)
+        if getattr(base, "generation_config", None) is not None:
+            base.generation_config.save_pretrained(folder)
+        whole = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def as_weights(version: int, tensors: Mapping[str, Tensor], canaries: Sequence[Canary]) -> Weights:
+    """What the publisher sends."""
+    specs = [
+        TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        for name, tensor in tensors.items()
+    ]
+    return Weights(version, specs, tensors.values, canaries)
+
+
+def _config(base: Any, dtype: torch.dtype) -> Any:
+    import copy
+
+    config = copy.deepcopy(base.config)
+    config._attn_implementation = "sdpa"
+    config.dtype = dtype
+    config.architectures = [type(base).__name__]
+    return config
+
+
+def _skeleton(lm: Any, dtype: torch.dtype) -> Any:
+    """The model without weights, but with its buffers."""
+    from accelerate import init_empty_weights
+
+    base = _base(lm)
+    with init_empty_weights(include_buffers=False):
+        model = type(base)(_config(base, dtype))
+    return model.eval()
+
+
+def _canary(model: Any, ids: Ints, device: torch.device) -> Canary:
+    tokens = torch.from_numpy(ids.astype("int64")).to(device)
+    logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1].float()
+    logprobs = F.log_softmax(logits, dim=-1).gather(-1, tokens[1:, None])[:, 0]
+    return Canary(ids.tolist(), logprobs.cpu().tolist())
+
+
+def _plain(name: str) -> str:
+    """A name in the training model as the checkpoint has it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer", "")

@@ -1,0 +1,406 @@
+"""The learner: takes scored groups, and makes the policy's next weights.
+
+One process, DDP or FSDP2, by accelerate. Every division in a loss is by counts over the whole
+optimiser step and all ranks, so the gradient does not depend on how the tokens are cut into
+micro-batches or dealt to ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.rl import export
+from guerdon.trainer.rl.algorithms.base import Algorithm, Prepared, StepBatch, summarise
+from guerdon.trainer.rl.distributed import Ranks, partition
+from guerdon.trainer.rl.packing import PackedRow, idle_row, pack
+from guerdon.trainer.rl.policy import load_lm, new_policy, switch_attention, without_lora
+from guerdon.trainer.rl.publish import Weights
+from guerdon.trainer.rl.settings import PPOSettings, RunSettings
+from guerdon.trainer.rl.types import Group, Ints, Sample
+
+
+class Learner:
+    """The policy, its optimiser, and the frozen reference, as this rank holds them.
+
+    Every method but the properties is called on all ranks alike.
+
+    Args:
+        settings: of the run.
+        algorithm: what makes losses of log-probabilities.
+        policy: a folder with safetensors.
+
+    Raises:
+        TrainingError: the policy can't be loaded.
+    """
+
+    def __init__(self, settings: RunSettings, algorithm: Algorithm, policy: Path) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings = settings
+        self.algorithm = algorithm
+        self.accelerator = Accelerator()
+        self.ranks = Ranks(self.accelerator)
+        self.step_count = 0
+        """Updates of the policy so far."""
+        self.module = new_policy(policy, settings).to(self.accelerator.device)
+        switch_attention(self.module, settings)
+        self.shape = export.Shape.of(self.module.lm)
+        self._reference = None if settings.lora_r else self._frozen(policy)
+        value = isinstance(settings, PPOSettings)
+        self._value_lr = _value_lr(settings) if isinstance(settings, PPOSettings) else 0.0
+        groups = [{"params": list(_trainable(self.module.lm)), "lr": settings.lr}]
+        if value:
+            rest = [
+                p for name, p in self.module.named_parameters()
+                if p.requires_grad and not name.startswith("lm.")
+            ]  # fmt: skip
+            groups.append({"params": rest, "lr": self._value_lr})
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
+        self.model.train(settings.gradient_checkpointing)
+
+    @property
+    def version(self) -> int:
+        """Of the weights as they are now, when they are published."""
+        return self.step_count + 1
+
+    def step(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Learn from a step's groups; metrics by the keys of `metrics.KEYS`.
+
+        Args:
+            groups: all of them, scored, on every rank.
+
+        Raises:
+            DivergedError: a loss or a gradient is not finite; the weights are as before.
+        """
+        samples, places = self._share(groups)
+        offsets = _offsets(samples)
+        rows = self._pack(samples, offsets)
+        batch = self._batch(samples, places, rows)
+        prepared = self.algorithm.prepare(batch, self.ranks)
+        if not self.algorithm.needs_proximal:
+            for key in ("mismatch_kl", "weight", "weight_max", "capped_fraction", "ess"):
+                prepared.metrics.pop(key, None)
+        sums: dict[str, float] = {}
+        maxima: dict[str, float] = {}
+        norms: list[float] = []
+        for chosen in self._minibatches(samples, places):
+            norms.append(self._update(samples, offsets, chosen, batch, prepared, sums, maxima))
+        self.step_count += 1
+        metrics = prepared.metrics | summarise(sums, maxima, len(norms))
+        metrics |= {"lr": self._lr_factor() * self.settings.lr, "grad_norm": float(np.mean(norms))}
+        if self._value_lr:
+            metrics["value_lr"] = self._value_lr
+        if self.accelerator.device.type == "cuda":
+            metrics["memory"] = float(torch.cuda.max_memory_allocated())
+        return metrics
+
+    @torch.no_grad()
+    def divergence(self, groups: Sequence[Group]) -> list[list[float]]:
+        """KL(π_θ ‖ π_ref) of each completion in nats, by Σ_t k1, at the sampling temperature."""
+        samples = [sample for group in groups for sample in group.samples]
+        offsets = _offsets(samples)
+        rows = self._pack(samples, offsets)
+        total = sum(sample.tokens for sample in samples)
+        own = self._logprobs(rows, total)
+        reference = self._reference_logprobs(rows, total)
+        cut = np.split((own - reference).double().numpy(), offsets[1:])
+        sums = iter([float(part.sum()) for part in cut])
+        return [[next(sums) for _ in group.samples] for group in groups]
+
+    def weights(self, dtype: str, sequences: Sequence[Ints]) -> Weights:
+        """The weights to publish, in a dtype, with the log-probabilities that prove them.
+
+        Args:
+            dtype: `float32`, `bfloat16` or `float16`: the sampler's.
+            sequences: token ids of the canaries.
+        """
+        state = self.ranks.full_state(self.model, self.module)
+        tensors = self.shape.published(state, dtype)
+        canaries = self.shape.canaries(self.module.lm, tensors, sequences, dtype, self.ranks)
+        return export.as_weights(self.version, tensors, canaries)
+
+    def save_final(self, folder: Path, dtype: str) -> None:
+        """Write a folder that transformers and vLLM load; the tokenizer is the caller's."""
+        state = self.ranks.full_state(self.model, self.module)
+        if self.accelerator.is_main_process:
+            self.shape.save(self.module.lm, self.shape.published(state, dtype), folder, dtype)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs of the learner."""
+        model, optimizer = self.ranks.state(self.model, self.optimizer)
+        return {
+            "step": self.step_count,
+            "model": model,
+            "optimizer": optimizer,
+            "algorithm": self.algorithm.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self.ranks.load_state(self.model, self.optimizer, state["model"], state["optimizer"])
+        self.step_count = int(state["step"])
+        self.algorithm.load_state_dict(state["algorithm"])
+        torch.set_rng_state(state["rng"])
+
+    # A step's parts
+
+    def _share(self, groups: Sequence[Group]) -> tuple[list[Sample], list[int]]:
+        """This rank's samples, and the place of each one's group among all."""
+        sizes = [
+            len(g.task.prompt_ids_P) + sum(sample.tokens for sample in g.samples) for g in groups
+        ]
+        mine = partition(sizes, self.ranks.count)[self.ranks.index]
+        pairs = [(sample, place) for place in mine for sample in groups[place].samples]
+        return [sample for sample, _ in pairs], [place for _, place in pairs]
+
+    def _pack(self, samples: Sequence[Sample], offsets: Sequence[int]) -> list[PackedRow]:
+        limit = self.settings.micro_batch_tokens
+        rows = pack(samples, offsets, limit, share=self.module.packed) if samples else []
+        idle = self.ranks.most(len(rows)) - len(rows)
+        return rows + [idle_row() for _ in range(idle)]
+
+    def _batch(
+        self, samples: Sequence[Sample], places: Sequence[int], rows: Sequence[PackedRow]
+    ) -> StepBatch:
+        total = sum(sample.tokens for sample in samples)
+        behaviour_N = torch.from_numpy(
+            np.concatenate([np.zeros(0, np.float32), *(s.behaviour_logprobs_T for s in samples)])
+        )
+        needs_values = self.algorithm.needs_values
+        proximal_N, values_N = behaviour_N, None
+        with torch.no_grad():
+            if self.algorithm.needs_proximal or needs_values:
+                proximal_N, values_N = self._computed(rows, total, with_values=needs_values)
+            reference_N = (
+                self._reference_logprobs(rows, total) if self.algorithm.needs_reference else None
+            )
+        return StepBatch(
+            lengths_S=torch.tensor([sample.tokens for sample in samples], dtype=torch.int64),
+            groups_S=torch.tensor(places, dtype=torch.int64),
+            rewards_S=torch.tensor([sample.reward for sample in samples], dtype=torch.float64),
+            finished_S=torch.tensor([sample.finished for sample in samples], dtype=torch.bool),
+            behaviour_N=behaviour_N,
+            proximal_N=proximal_N,
+            reference_N=reference_N,
+            values_N=values_N,
+            kept_S=self._kept(samples, places),
+        )
+
+    def _kept(self, samples: Sequence[Sample], places: Sequence[int]) -> Tensor | None:
+        from guerdon.trainer.rl.keeping import keep
+        from guerdon.trainer.rl.settings import KeepSettings
+
+        if not isinstance(self.settings, KeepSettings):
+            return None
+        groups: dict[int, list[Sample]] = {}
+        for sample, place in zip(samples, places, strict=True):
+            groups.setdefault(place, []).append(sample)
+        kept: set[int] = set()
+        for place, members in groups.items():  # a group's draw must not depend on the ranks
+            rng = np.random.default_rng([self.settings.seed, self.step_count, place])
+            kept |= {id(s) for s in keep([_group(members)], self.settings, rng)}
+        return torch.tensor([id(sample) in kept for sample in samples], dtype=torch.bool)
+
+    def _minibatches(self, samples: Sequence[Sample], places: Sequence[int]) -> Iterator[list[int]]:
+        """The samples of each optimiser step: whole groups, dealt out anew in every epoch."""
+        count = self.algorithm.minibatches
+        groups = self.ranks.most(max(places, default=-1) + 1)
+        for epoch in range(self.algorithm.epochs):
+            rng = np.random.default_rng([self.settings.seed, self.step_count, epoch])
+            order = rng.permutation(groups) if count > 1 else np.arange(groups)
+            for part in np.array_split(order, count):
+                wanted = set(part.tolist())
+                yield [i for i in range(len(samples)) if places[i] in wanted]
+
+    def _update(
+        self,
+        samples: Sequence[Sample],
+        offsets: Sequence[int],
+        chosen: Sequence[int],
+        batch: StepBatch,
+        prepared: Prepared,
+        sums: dict[str, float],
+        maxima: dict[str, float],
+    ) -> float:
+        """One optimiser step; the norm of its gradient."""
+        part = [samples[i] for i in chosen]
+        rows = self._pack(part, [offsets[i] for i in chosen])
+        tokens = [torch.arange(offsets[i], offsets[i] + samples[i].tokens) for i in chosen]
+        places_N = torch.cat([torch.zeros(0, dtype=torch.int64), *tokens])
+        lengths_S = batch.lengths_S[torch.tensor(chosen, dtype=torch.int64)]
+        own_N = self.algorithm.weights(lengths_S, prepared.mask_N[places_N], self.ranks)
+        weights_N = torch.zeros(len(prepared.mask_N))
+        weights_N[places_N] = own_N
+        found: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+        for i, row in enumerate(rows):
+            with self._quiet(last=i == len(rows) - 1):
+                found.append(self._backward(row, prepared, weights_N))
+        self._add(found, sums, maxima)
+        return self._apply()
+
+    def _backward(
+        self, row: PackedRow, prepared: Prepared, weights_N: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        device = self.accelerator.device
+        computed = self.model(row.to(device), self.algorithm.needs_values)
+        everything = sum(t.sum() for t in computed if t is not None) * 0.0
+        if row.idle:
+            self.accelerator.backward(everything)
+            return {}, {}
+        micro = prepared.take(row.tokens_M, weights_N[row.tokens_M], device)
+        entropy = computed.entropy_M
+        if not self.algorithm.needs_entropy:
+            entropy = entropy.detach()
+        parts = self.algorithm.loss(micro, computed.logprobs_M, entropy, computed.values_M)
+        loss = parts.total
+        if self._warming and parts.value is not None:
+            loss = parts.value + everything
+        self.accelerator.backward(loss * self.ranks.count)
+        return parts.sums, parts.maxima
+
+    def _add(
+        self,
+        found: Sequence[tuple[dict[str, Tensor], dict[str, Tensor]]],
+        sums: dict[str, float],
+        maxima: dict[str, float],
+    ) -> None:
+        """Add up over micro-batches and ranks."""
+        added: dict[str, float] = {}
+        highest: dict[str, float] = {}
+        for more, most in found:
+            for name, value in more.items():
+                added[name] = added.get(name, 0.0) + float(value)
+            for name, value in most.items():
+                highest[name] = max(highest.get(name, -math.inf), float(value))
+        added, highest = self.ranks.merge(added, highest)
+        for name, number in added.items():
+            sums[name] = sums.get(name, 0.0) + number
+        for name, number in highest.items():
+            maxima[name] = max(maxima.get(name, -math.inf), number)
+
+    def _apply(self) -> float:
+        """Clip and step.
+
+        Raises:
+            DivergedError: the gradient is not finite.
+        """
+        if self._warming:
+            for parameter in self.module.lm.parameters():
+                parameter.grad = None
+        found: Any = self.accelerator.clip_grad_norm_(
+            self.model.parameters(), self.settings.max_grad_norm
+        )
+        norm = float(found.full_tensor() if hasattr(found, "full_tensor") else found)
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad()
+            raise DivergedError(
+                f"the gradient's norm is {norm} at step {self.step_count + 1}: try a smaller --lr"
+            )
+        factor = self._lr_factor()
+        for group, lr in zip(
+            self.optimizer.param_groups, (self.settings.lr, self._value_lr), strict=False
+        ):
+            group["lr"] = factor * lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    @property
+    def _warming(self) -> bool:
+        """Whether only the value model learns."""
+        settings = self.settings
+        return isinstance(settings, PPOSettings) and self.step_count < settings.value_warmup
+
+    def _quiet(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Ranks add up their gradients after the last micro-batch only."""
+        if last or self.ranks.count == 1:
+            return contextlib.nullcontext()
+        found: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(self.model)
+        return found
+
+    def _lr_factor(self) -> float:
+        """Of the peak rate, at this step."""
+        settings, step = self.settings, self.step_count
+        if step < settings.warmup_steps:
+            return (step + 1) / settings.warmup_steps
+        done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+        if settings.lr_schedule == "linear":
+            return max(0.0, 1 - done)
+        if settings.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return 1.0
+
+    # Forward passes without gradient
+
+    def _computed(
+        self, rows: Sequence[PackedRow], total: int, *, with_values: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        logprobs_N = torch.zeros(total)
+        values_N = torch.zeros(total) if with_values else None
+        for row in rows:
+            computed = self.model(row.to(self.accelerator.device), with_values)
+            if row.idle:
+                continue
+            logprobs_N[row.tokens_M] = computed.logprobs_M.float().cpu()
+            if values_N is not None:
+                values_N[row.tokens_M] = computed.values_M.float().cpu()
+        return logprobs_N, values_N
+
+    def _logprobs(self, rows: Sequence[PackedRow], total: int) -> Tensor:
+        return self._computed(rows, total, with_values=False)[0]
+
+    def _reference_logprobs(self, rows: Sequence[PackedRow], total: int) -> Tensor:
+        """By the first policy."""
+        if self._reference is None:
+            with without_lora(self.module.lm):
+                return self._logprobs(rows, total)
+        logprobs_N = torch.zeros(total)
+        for row in rows:
+            if not row.idle:
+                computed = self._reference(row.to(self.accelerator.device), False)
+                logprobs_N[row.tokens_M] = computed.logprobs_M.float().cpu()
+        return logprobs_N
+
+    def _frozen(self, policy: Path) -> Any:
+        """The first policy, as it computes: with the same rounding, so that KL begins at 0."""
+        from guerdon.trainer.rl.policy import PolicyModel
+
+        model = PolicyModel(load_lm(policy), self.settings, "").requires_grad_(False)
+        model.packed = self.module.packed
+        if model.packed:
+            from guerdon.trainer.rl.packing import PACKED
+
+            model.lm.set_attn_implementation(PACKED)
+        return model.to(self.accelerator.device).eval()
+
+
+def _group(samples: Sequence[Sample]) -> Group:
+    from guerdon.trainer.rl.types import PromptRow, Task
+
+    task = Task(samples[0].task_uid, PromptRow(0, ()), samples[0].prompt_ids_P)
+    return Group(task, list(samples))
+
+
+def _offsets(samples: Sequence[Sample]) -> list[int]:
+    """Where each sample's tokens begin among all."""
+    ends = np.cumsum([0, *(sample.tokens for sample in samples)])
+    return [int(at) for at in ends[:-1]]
+
+
+def _trainable(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+    return (parameter for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _value_lr(settings: PPOSettings) -> float:
+    return settings.value_lr or settings.lr * (10 if settings.value == "head" else 1)

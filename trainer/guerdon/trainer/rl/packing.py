@@ -1,0 +1,257 @@
+"""Samples as packed rows: no padding, and a prompt once for all of its completions.
+
+    row:      [ prompt a | response a0 | response a1 | prompt b | response b0 … ]
+    position:   0 … P-1    P …           P …           0 …
+
+A response attends to its prompt and to itself. The last token of a response predicts nothing,
+so it is not in the row; the prompt's last token predicts the first token of each response.
+
+`transformers` calls `packed_attention` in the place of its own, with the row's blocks as a
+keyword argument of the model's forward call. Only linear layers see the row as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from guerdon.trainer.rl.types import Ints, Sample
+
+PACKED = "guerdon_trainer_packed"
+"""The name under which the attention is registered."""
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """A prompt of P tokens and n responses of up to T tokens in a row of L tokens."""
+
+    start: int
+    prompt: int
+    """P."""
+    gather_nT: Tensor
+    """Places in the row of each response's tokens; the prompt's first where there is none."""
+    scatter_R: Tensor
+    """Places in the flattened [n, T] of the responses' real tokens, in the row's order."""
+    mask_TK: Tensor
+    """True where a response's token may see a key: all of the prompt, and itself up to here."""
+
+
+@dataclass(slots=True, eq=False)
+class PackedRow:
+    """L tokens to compute, and the M response tokens that they predict."""
+
+    ids_L: Tensor
+    positions_L: Tensor
+    predict_M: Tensor
+    """Where in the row the hidden state is that predicts each token."""
+    targets_M: Tensor
+    tokens_M: Tensor
+    """Each token's place among the step's N, for `Prepared.take`."""
+    blocks: list[Block]
+    idle: bool = False
+    """Computed only to keep ranks in step; nothing of it counts."""
+
+    def to(self, device: torch.device) -> PackedRow:
+        """The row on a device; `tokens_M` stays."""
+        blocks = [
+            Block(b.start, b.prompt, b.gather_nT.to(device), b.scatter_R.to(device),
+                  b.mask_TK.to(device))
+            for b in self.blocks
+        ]  # fmt: skip
+        return PackedRow(
+            self.ids_L.to(device), self.positions_L.to(device), self.predict_M.to(device),
+            self.targets_M.to(device), self.tokens_M, blocks, self.idle,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A prompt with some of its samples: what stays together in a row."""
+
+    prompt_ids_P: Ints
+    responses: tuple[Ints, ...]
+    offsets: tuple[int, ...]
+    """Where each response's tokens begin among the step's N."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to compute."""
+        return len(self.prompt_ids_P) + sum(len(response) - 1 for response in self.responses)
+
+
+def pack(
+    samples: Sequence[Sample], offsets: Sequence[int], limit: int, *, share: bool = True
+) -> list[PackedRow]:
+    """Rows of at most `limit` tokens (or of one sample that is longer).
+
+    Args:
+        samples: those of one prompt next to each other.
+        offsets: where each one's tokens begin among the step's N.
+        limit: tokens of a row.
+        share: compute a prompt once for several samples; else every sample has a row.
+    """
+    if not share:
+        units = [_unit([sample], [at]) for sample, at in zip(samples, offsets, strict=True)]
+        return [_row([unit]) for unit in units]
+    units = sorted(_units(samples, offsets, limit), key=lambda unit: (-unit.tokens, unit.offsets))
+    rows: list[list[Unit]] = []
+    room: list[int] = []
+    for unit in units:  # first fit, the longest first
+        place = next((i for i, left in enumerate(room) if unit.tokens <= left), None)
+        if place is None:
+            rows.append([unit])
+            room.append(limit - unit.tokens)
+        else:
+            rows[place].append(unit)
+            room[place] -= unit.tokens
+    return [_row(row) for row in rows]
+
+
+def idle_row() -> PackedRow:
+    """A row of one token that predicts nothing that counts: keeps ranks in step."""
+    row = _row([Unit(np.zeros(1, np.int32), (np.zeros(1, np.int32),), (0,))])
+    row.idle = True
+    return row
+
+
+def _units(samples: Sequence[Sample], offsets: Sequence[int], limit: int) -> Iterator[Unit]:
+    """Samples of one prompt, cut where they would pass the limit."""
+    held: list[Sample] = []
+    places: list[int] = []
+    size = 0
+    for sample, offset in zip(samples, offsets, strict=True):
+        same = held and np.array_equal(held[0].prompt_ids_P, sample.prompt_ids_P)
+        if held and (not same or size + sample.tokens - 1 > limit):
+            yield _unit(held, places)
+            held, places = [], []
+        if not held:
+            size = len(sample.prompt_ids_P)
+        held.append(sample)
+        places.append(offset)
+        size += sample.tokens - 1
+    if held:
+        yield _unit(held, places)
+
+
+def _unit(samples: Sequence[Sample], offsets: Sequence[int]) -> Unit:
+    responses = tuple(sample.response_ids_T for sample in samples)
+    return Unit(samples[0].prompt_ids_P, responses, tuple(offsets))
+
+
+def _row(units: Sequence[Unit]) -> PackedRow:
+    ids, positions, predict, targets, tokens, blocks = [], [], [], [], [], []
+    at = 0
+    for unit in units:
+        prompt = len(unit.prompt_ids_P)
+        ids.append(unit.prompt_ids_P)
+        positions.append(np.arange(prompt))
+        places = at + prompt
+        lengths = [len(response) - 1 for response in unit.responses]
+        for response, length, offset in zip(unit.responses, lengths, unit.offsets, strict=True):
+            ids.append(response[:-1])
+            positions.append(np.arange(prompt, prompt + length))
+            predict.append(np.r_[at + prompt - 1, np.arange(places, places + length)])
+            targets.append(response)
+            tokens.append(np.arange(offset, offset + length + 1))
+            places += length
+        blocks.append(_block(at, prompt, lengths))
+        at = places
+
+    def joined(parts: Sequence[Any]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+    return PackedRow(
+        joined(ids), joined(positions), joined(predict), joined(targets), joined(tokens), blocks
+    )
+
+
+def _block(start: int, prompt: int, lengths: Sequence[int]) -> Block:
+    longest = max(lengths)
+    gather_nT = torch.full((len(lengths), longest), start)
+    scatter = []
+    at = start + prompt
+    for i, length in enumerate(lengths):
+        gather_nT[i, :length] = torch.arange(at, at + length)
+        scatter.append(torch.arange(i * longest, i * longest + length))
+        at += length
+    mask_TK = torch.ones(longest, prompt + longest, dtype=torch.bool).tril(prompt)
+    return Block(start, prompt, gather_nT, torch.cat(scatter), mask_TK)
+
+
+def packed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    guerdon_blocks: Sequence[Block] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a packed row: query [1, H, L, D], key and value [1, Hk, L, D] → [1, L, H, D].
+
+    Raises:
+        NotImplementedError: the model wants something else of its attention. (The learner then
+            computes its samples one by one, by the model's own attention.)
+    """
+    for name in ("softcap", "s_aux", "sinks"):
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(f"attention with {name}")
+    window = kwargs.get("sliding_window")
+    if guerdon_blocks is None or dropout:
+        raise NotImplementedError("attention without blocks, or with dropout")
+    how: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    pieces = []
+    for block in guerdon_blocks:
+        if window is not None and block.prompt + block.gather_nT.shape[1] > window:
+            raise NotImplementedError("a sliding window shorter than the input")
+        own = slice(block.start, block.start + block.prompt)
+        pieces.append(
+            F.scaled_dot_product_attention(
+                query[:, :, own], key[:, :, own], value[:, :, own], is_causal=True, **how
+            )
+        )
+        if len(block.scatter_R):
+            pieces.append(_responses(block, query, key, value, own, how))
+    return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+def _responses(
+    block: Block, query: Tensor, key: Tensor, value: Tensor, own: slice, how: dict[str, Any]
+) -> Tensor:
+    """[1, H, R, D] for the R response tokens of a block, in the row's order."""
+    count, longest = block.gather_nT.shape
+    places = block.gather_nT.reshape(-1)
+
+    def spread(tensor: Tensor) -> Tensor:
+        """[n, H, T, D]."""
+        _, heads, _, dim = tensor.shape
+        picked = tensor[0].index_select(1, places)
+        return picked.view(heads, count, longest, dim).transpose(0, 1)
+
+    def with_prompt(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor[:, :, own].expand(count, -1, -1, -1), spread(tensor)], dim=2)
+
+    found = F.scaled_dot_product_attention(
+        spread(query), with_prompt(key), with_prompt(value), attn_mask=block.mask_TK, **how
+    )
+    flat = found.transpose(0, 1).reshape(found.shape[1], count * longest, found.shape[3])
+    return flat.index_select(1, block.scatter_R)[None]
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+def register() -> None:
+    """Make the attention known to `transformers`; repeating it is harmless."""
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, _no_mask)

@@ -1,0 +1,273 @@
+"""The policy as the learner computes it: log-probabilities of response tokens, never all logits.
+
+Weights are float32; with `dtype=bfloat16` the computation is autocast. Dropout is off.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModel, AutoModelForCausalLM
+
+from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.rl import packing
+from guerdon.trainer.rl.packing import PackedRow
+from guerdon.trainer.rl.settings import PPOSettings, RunSettings
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 512
+"""Positions whose logits over the whole vocabulary exist at once."""
+
+
+class Computed(NamedTuple):
+    """Of the M response tokens of a row, float32."""
+
+    logprobs_M: Tensor
+    """At the sampling temperature."""
+    entropy_M: Tensor
+    values_M: Tensor | None
+    """V of the state before each token."""
+
+
+class PolicyModel(nn.Module):
+    """A causal language model, and where it is asked for a value model.
+
+    Args:
+        lm: of `transformers`, perhaps with LoRA around it.
+        settings: of the run.
+        value: `head`, `own` or empty for none.
+        own: the trunk of a value network of its own.
+    """
+
+    def __init__(
+        self, lm: nn.Module, settings: RunSettings, value: str, own: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.lm = lm
+        self.temperature = settings.temperature
+        self.reduced = settings.dtype == "bfloat16"
+        """Whether it is computed in bfloat16."""
+        self.packed = True
+        """Whether the model's attention may be replaced; see `agrees`."""
+        self.value_trunk = own
+        self.value_head: nn.Linear | None = None
+        if value:
+            self.value_head = nn.Linear(_base(lm).config.get_text_config().hidden_size, 1)
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, row: PackedRow, with_values: bool = True) -> Computed:
+        """What the row says of its response tokens."""
+        with self.autocast(row.ids_L.device):
+            hidden_MD = self._hidden(_decoder(self.lm), row)[row.predict_M]
+            logprobs_M, entropy_M = self._logprobs(hidden_MD, row.targets_M)
+            values_M = None
+            if self.value_head is not None and with_values:
+                if self.value_trunk is not None:
+                    hidden_MD = self._hidden(self.value_trunk, row)[row.predict_M]
+                with torch.autocast(row.ids_L.device.type, enabled=False):
+                    values_M = self.value_head(hidden_MD.float())[:, 0]
+        return Computed(logprobs_M, entropy_M, values_M)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Computes in bfloat16, where the settings say so."""
+        return torch.autocast(device.type, torch.bfloat16) if self.reduced else nullcontext()
+
+    def _hidden(self, decoder: nn.Module, row: PackedRow) -> Tensor:
+        """[L, D]."""
+        how: dict[str, Any] = {"guerdon_blocks": row.blocks} if self.packed else {}
+        hidden: Tensor = decoder(
+            input_ids=row.ids_L[None], position_ids=row.positions_L[None], use_cache=False, **how
+        ).last_hidden_state
+        return hidden[0]
+
+    def _logprobs(self, hidden_MD: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Chunk by chunk; in the backward pass each chunk's logits are computed again."""
+        found = []
+        for at in range(0, len(targets_M), CHUNK):
+            chunk = hidden_MD[at : at + CHUNK], targets_M[at : at + CHUNK]
+            if torch.is_grad_enabled():
+                found.append(checkpoint(self._chunk, *chunk, use_reentrant=False))
+            else:
+                found.append(self._chunk(*chunk))
+        logprobs, entropies = zip(*found, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _chunk(self, hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+        base = _base(self.lm)
+        logits_CV = base.get_output_embeddings()(hidden_CD).float()
+        cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+        if cap:
+            logits_CV = torch.tanh(logits_CV / cap) * cap
+        logprobs_CV = F.log_softmax(logits_CV / self.temperature, dim=-1)
+        entropy_C = -(logprobs_CV.exp() * logprobs_CV).sum(-1)
+        return logprobs_CV.gather(-1, targets_C[:, None])[:, 0], entropy_C
+
+
+def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The language model, in evaluation mode.
+
+    Raises:
+        TrainingError: it can't be loaded.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TrainingError(f"can't load {folder} as a policy: {reason}") from error
+    model.config.use_cache = False
+    return model.eval()
+
+
+def new_policy(folder: Path, settings: RunSettings) -> PolicyModel:
+    """The policy to train.
+
+    Raises:
+        TrainingError: it can't be loaded.
+    """
+    lm = load_lm(folder)
+    kind, own = "", None
+    if isinstance(settings, PPOSettings):
+        kind = settings.value
+        if kind == "own":
+            own = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            ).eval()
+    if settings.lora_r:
+        lm = _with_lora(lm, settings)
+    model = PolicyModel(lm, settings, kind, own)
+    _drop_dropout(model)
+    if settings.gradient_checkpointing:
+        for part in (lm, own):
+            if part is not None:
+                part.gradient_checkpointing_enable({"use_reentrant": False})
+                part.enable_input_require_grads()
+    return model
+
+
+def _drop_dropout(model: nn.Module) -> None:
+    """Off for good: gradient checkpointing works in training mode only."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def switch_attention(model: PolicyModel, settings: RunSettings) -> None:
+    """Replace the attention by that of packed rows, if a probe shows that it gives the same."""
+    packing.register()
+    bases = [_base(model.lm)] + ([model.value_trunk] if model.value_trunk is not None else [])
+    before = [base.config._attn_implementation for base in bases]
+    if _long_windows(bases[0], settings):
+        reason: str | None = _try(model, bases)
+    else:
+        reason = "its sliding windows are shorter than the input"
+    if reason is not None:
+        for base, name in zip(bases, before, strict=True):
+            base.set_attn_implementation(name)
+        model.packed = False
+        logger.warning("samples are computed one by one, without packing: %s", reason)
+
+
+def _try(model: PolicyModel, bases: Sequence[Any]) -> str | None:
+    """Switch, and compare in float32; the reason why not, or None."""
+    probe = _probe_row(int(bases[0].config.get_text_config().vocab_size))
+    device = next(model.parameters()).device
+    reduced, model.reduced = model.reduced, False
+    try:
+        with torch.no_grad():
+            plain = [_plain(model, ids.to(device), start) for ids, start in probe.sequences]
+            for base in bases:
+                base.set_attn_implementation(packing.PACKED)
+            found = model(probe.row.to(device)).logprobs_M
+        difference = float((found - torch.cat(plain)).abs().max())
+        return None if difference < 1e-3 else f"log-probabilities part by {difference:.1e}"
+    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        model.reduced = reduced
+
+
+class _Probe(NamedTuple):
+    row: PackedRow
+    sequences: list[tuple[Tensor, int]]
+    """Tokens of prompt and response, and where the response begins."""
+
+
+def _probe_row(vocabulary: int) -> _Probe:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+
+    def draw(length: int) -> Any:
+        return rng.integers(0, vocabulary, length).astype(np.int32)
+
+    units, sequences, at = [], [], 0
+    for prompt_length, lengths in ((7, (5, 1, 9)), (3, (4,))):
+        prompt, responses = draw(prompt_length), [draw(length) for length in lengths]
+        offsets = []
+        for response in responses:
+            offsets.append(at)
+            at += len(response)
+            whole = np.concatenate([prompt, response]).astype(np.int64)
+            sequences.append((torch.from_numpy(whole), prompt_length))
+        units.append(packing.Unit(prompt, tuple(responses), tuple(offsets)))
+    return _Probe(packing._row(units), sequences)
+
+
+def _plain(model: PolicyModel, ids: Tensor, start: int) -> Tensor:
+    """Log-probabilities of a response by `transformers` alone."""
+    logits = model.lm(input_ids=ids[None], use_cache=False).logits[0, start - 1 : -1].float()
+    logprobs = F.log_softmax(logits / model.temperature, dim=-1)
+    return logprobs.gather(-1, ids[start:, None])[:, 0]
+
+
+def _long_windows(base: Any, settings: RunSettings) -> bool:
+    config = base.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if not window or getattr(config, "use_sliding_window", True) is False:
+        return True
+    return bool(window >= settings.max_prompt_tokens + settings.max_tokens)
+
+
+def _with_lora(lm: Any, settings: RunSettings) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    config = LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha or 2 * settings.lora_r,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type=TaskType.CAUSAL_LM,
+    )
+    return get_peft_model(lm, config).eval()
+
+
+def _base(lm: Any) -> Any:
+    """The model of `transformers`, without LoRA's wrapper."""
+    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+
+
+def _decoder(lm: Any) -> nn.Module:
+    base = _base(lm)
+    decoder: nn.Module = getattr(base, base.base_model_prefix)
+    return decoder
+
+
+def without_lora(lm: Any) -> AbstractContextManager[Any]:
+    """The first policy, for as long as the context lasts: only for models with LoRA."""
+    found: AbstractContextManager[Any] = lm.disable_adapter()
+    return found

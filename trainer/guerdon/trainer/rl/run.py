@@ -1,0 +1,318 @@
+"""The run of PPO, GRPO, RLOO and Online RFT: sample, score, learn, publish, over and over.
+
+    publish the first weights, evaluate them
+    every step:  wait for a batch          sampler and rewards work on beside all of this
+                 learn from it             in a thread, on all ranks
+                 publish the new weights
+                 now and then evaluate, save a checkpoint
+    evaluate, save the policy
+
+With η = 0 nothing is sampled between a batch and the weights that it makes; with η > 0 sampling,
+scoring and learning overlap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.rl.algorithms import build
+from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
+from guerdon.trainer.rl.evaluation import Evaluation, evaluate
+from guerdon.trainer.rl.folder import RLFolder
+from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
+from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.metrics import MetricsLog
+from guerdon.trainer.rl.monitors import warn
+from guerdon.trainer.rl.plots import draw_plots
+from guerdon.trainer.rl.progress import Progress
+from guerdon.trainer.rl.prompts import PromptOrder
+from guerdon.trainer.rl.publish import Publisher, canary_sequences
+from guerdon.trainer.rl.report import make_summary
+from guerdon.trainer.rl.rewards import RewardSource
+from guerdon.trainer.rl.rollouts import Rollouts
+from guerdon.trainer.rl.rows import group_metrics, speed_metrics
+from guerdon.trainer.rl.samples import SampleTable
+from guerdon.trainer.rl.sampling import GroupSampler
+from guerdon.trainer.rl.settings import RunSettings
+from guerdon.trainer.rl.team import Team
+from guerdon.trainer.rl.trackers import Trackers
+from guerdon.trainer.rl.types import Group
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    settings: RunSettings, folder: RLFolder, console: Console, *, resume: bool = False
+) -> dict[str, Any]:
+    """The whole run, or what is left of it; what is also in summary.json (empty on other ranks).
+
+    Args:
+        settings: of the run.
+        folder: looked at, not begun.
+        console: for a person.
+        resume: go on from the newest checkpoint, if there is one.
+
+    Raises:
+        TrainingError: a service stayed away or refused, or training diverged. The checkpoints
+            are whole.
+    """
+    inputs = read_inputs(settings)
+    show_inputs(inputs, console)
+    team = Team(Learner(settings, build(settings), inputs.policy))
+    if not team.main:
+        team.follow()
+        return {}
+    folder.begin()
+    run = Run(settings, inputs, folder, console, team)
+    try:
+        return asyncio.run(run.whole(resume=resume))
+    finally:
+        run.trackers.finish()
+        team.dismiss()
+
+
+class Run:
+    """One run, on the rank that drives.
+
+    Args:
+        settings: of the run.
+        inputs: read and checked.
+        folder: begun.
+        console: for a person.
+        team: the learners.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        inputs: RunInputs,
+        folder: RLFolder,
+        console: Console,
+        team: Team,
+    ) -> None:
+        self.settings, self.inputs, self.folder, self.console = settings, inputs, folder, console
+        self.team, self.learner = team, team.learner
+        self.trackers = Trackers(settings, folder.path)
+        self._checkpoints = Checkpoints(folder.checkpoints, settings.keep_checkpoints)
+        self._samples = SampleTable(folder.samples, settings.sample_rows)
+        self._log = MetricsLog(folder.metrics, [])
+        self._evaluations: list[Evaluation] = []
+        self._warnings: list[str] = []
+        self._seconds: dict[str, float] = {}
+        self._faults_before: dict[str, int] = {}
+        self._connect()
+
+    def _connect(self) -> None:
+        settings = self.settings
+        waits: dict[str, Any] = {
+            "patience": settings.patience,
+            "request_timeout": settings.request_timeout,
+        }
+        self._sampler = GroupSampler(
+            settings.sampler, self.inputs.tokenizer,
+            max_tokens=settings.max_tokens, temperature=settings.temperature, **waits,
+        )  # fmt: skip
+        self._rewards = RewardSource(settings.reward, settings.verifier, **waits)
+        self._heldout = RewardSource(settings.heldout_reward, setting="heldout_reward", **waits)
+        self._publisher = Publisher(
+            self._sampler, mode=settings.publish,
+            shared_dir=settings.shared_dir or str(self.folder.path / "weights"),
+            canary_tolerance=settings.canary_tolerance,
+        )  # fmt: skip
+        self._rollouts = Rollouts(
+            settings, PromptOrder(self.inputs.prompts, settings.seed), self._sampler,
+            self._rewards, republish=self._republish,
+        )  # fmt: skip
+        self._canaries = canary_sequences(self.inputs.eval_prompts, settings.canaries)
+
+    async def whole(self, *, resume: bool) -> dict[str, Any]:
+        """All of it; the summary."""
+        checkpoint = self._checkpoints.latest() if resume else None
+        try:
+            await self._begin(checkpoint)
+            with Progress(self.console, self.settings.steps, self.learner.step_count) as shown:
+                self._shown = shown
+                if not self._evaluations:
+                    await self._evaluate("before")
+                while self.learner.step_count < self.settings.steps:
+                    await self._step()
+                if self._evaluations[-1].step != self.learner.step_count:
+                    await self._evaluate("after")
+            return await self._finish()
+        finally:
+            await self._rollouts.close()
+            await self._heldout.close()
+            await self._publisher.close()
+
+    async def _begin(self, checkpoint: Checkpoint | None) -> None:
+        """Take up a checkpoint, give the sampler the weights, and begin to sample."""
+        step = 0
+        if checkpoint is not None:
+            step = checkpoint.step
+            self.console.print(f"resuming after step {step}", highlight=False)
+            await self._off_loop("load_state", checkpoint.load("learner"))
+            self._load(checkpoint.load("run"))
+            self._checkpoints.forget_after(step)
+        self._log = MetricsLog(self.folder.metrics, self.folder.rewind(step))
+        policy = await self._publisher.check()
+        asked = self.settings.publish_dtype
+        self._dtype = policy.dtype if asked == "auto" else asked
+        if self._dtype != policy.dtype:
+            raise SettingsError(
+                f"publish_dtype is {self._dtype}, but the sampler computes in {policy.dtype}"
+            )
+        await self._publish(reset=True)
+        await self._heldout.start()
+        await self._rollouts.start(self.learner.version)
+
+    async def _step(self) -> None:
+        """One update of the policy, from its batch to its line of metrics."""
+        begun, spent_before = time.monotonic(), dict(self._seconds)
+        stats_before = self._rollouts.stats()
+        version = self.learner.version
+        self._shown.phase("waiting for rollouts")
+        with self._phase("wait"):
+            groups = await self._rollouts.next_batch(version)
+        self._shown.phase("learning")
+        with self._phase("learn"):
+            learned = await self._off_loop("step", groups)
+        self._shown.phase("publishing")
+        await self._publish()
+        self._rollouts.published(self.learner.version)
+        step = self.learner.step_count
+        self._samples.add(step, groups)
+        row = group_metrics(groups, version) | learned
+        seconds = time.monotonic() - begun
+        spent = {name: value - spent_before.get(name, 0.0) for name, value in self._seconds.items()}
+        stats = self._rollouts.stats() - stats_before
+        row |= speed_metrics(int(row["tokens"]), spent, seconds, stats)
+        row |= {"step": step, "version": self.learner.version, "faults": sum(self._faults.values())}
+        self._write(row)
+        every = self.settings.eval_every
+        if step >= self.settings.steps:
+            await self._evaluate("after")
+        elif every and step % every == 0:
+            await self._evaluate("eval")
+        if self.settings.checkpoint_every and (
+            step % self.settings.checkpoint_every == 0 or step == self.settings.steps
+        ):
+            await self._save()
+
+    async def _evaluate(self, kind: str) -> None:
+        """Measure the published weights on the held-out prompts."""
+        self._shown.phase("evaluating")
+        with self._phase("evaluate"):
+            step = self.learner.step_count
+            groups = await self._rollouts.sample(
+                self.inputs.eval_prompts.tasks(), self.settings.eval_samples,
+                rewards=self._rewards, stream=1 + step,
+            )  # fmt: skip
+            kl = await self._off_loop("divergence", groups)
+            found = evaluate(step, groups, kl=kl, heldout=await self._other_rewards(groups))
+        self._evaluations.append(found)
+        self._samples.add(step, groups, kind)
+        self._write(found.metrics())
+        for text in warn(self._evaluations):
+            self._warnings.append(text)
+            self._shown.note(text)
+
+    async def _other_rewards(self, groups: Sequence[Group]) -> list[list[float]] | None:
+        """What the reward that is never trained on says."""
+        if not self.settings.heldout_reward:
+            return None
+        weights = self._heldout.weights
+        found = []
+        for group in groups:
+            parts = await self._heldout.parts(group.task.row, group.samples)
+            found.append([sum(weights[k] * v for k, v in part.items()) for part in parts])
+        return found
+
+    async def _publish(self, *, reset: bool = False) -> None:
+        with self._phase("publish"):
+            weights = await self._off_loop("weights", self._dtype, self._canaries)
+            await self._publisher.publish(weights, reset=reset)
+
+    async def _republish(self) -> int:
+        self._shown.note("the sampler lost its weights; they are published to it again")
+        await self._publish(reset=True)
+        return self.learner.version
+
+    async def _save(self) -> None:
+        self._shown.phase("saving a checkpoint")
+        with self._phase("checkpoint"):
+            learner = await self._off_loop("state")
+            parts = {"learner": learner, "run": self._state()}
+            await asyncio.to_thread(self._checkpoints.save, self.learner.step_count, parts)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "rollouts": self._rollouts.state(),
+            "heldout": self._heldout.state(),
+            "evaluations": [found.tree() for found in self._evaluations],
+            "warnings": self._warnings,
+            "seconds": self._seconds,
+            "faults": self._faults,
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self._rollouts.load_state(state["rollouts"])
+        self._heldout.load_state(state["heldout"])
+        self._evaluations = [Evaluation.from_tree(tree) for tree in state["evaluations"]]
+        self._warnings = list(state["warnings"])
+        self._seconds = dict(state["seconds"])
+        self._faults_before = dict(state["faults"])
+
+    async def _finish(self) -> dict[str, Any]:
+        """The policy, the plots, and last the summary."""
+        with self._phase("save"):
+            tokenizer = self.inputs.tokenizer
+
+            def write(part: Any) -> None:
+                self.team.call("save_final", part, self._dtype)
+                tokenizer.save_pretrained(part)
+
+            await asyncio.to_thread(self.folder.publish_final, write)
+        if self.settings.plots:
+            with self._phase("plots"):
+                draw_plots(self.folder)
+        summary = make_summary(
+            self.settings, rows=self._log.rows, evaluations=self._evaluations,
+            seconds=self._seconds, faults=self._faults, warnings=self._warnings,
+        )  # fmt: skip
+        self.folder.write_summary(summary)
+        return summary
+
+    @property
+    def _faults(self) -> dict[str, int]:
+        """Survived so far, by kind, earlier parts of the run included."""
+        stats = self._rollouts.stats()
+        found = {
+            "services": stats.faults_survived + self._heldout.faults_survived,
+            "sampler_restarts": stats.stale_sampler,
+        }
+        return {name: count + self._faults_before.get(name, 0) for name, count in found.items()}
+
+    def _write(self, row: dict[str, float]) -> None:
+        self._log.add(row)
+        self.trackers.log(self._log.rows[-1])
+        self._shown.update(self._log.rows[-1])
+
+    async def _off_loop(self, method: str, *args: Any) -> Any:
+        """Call the team in a thread: sampling and scoring go on meanwhile."""
+        return await asyncio.to_thread(self.team.call, method, *args)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - begun

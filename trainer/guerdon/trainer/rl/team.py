@@ -1,0 +1,57 @@
+"""The processes of a run: one drives, the others do as it says, in the same order.
+
+Rank 0 talks to the services and writes the run's folder. Whatever needs all ranks (a step,
+weights gathered for publishing, a checkpoint of a sharded optimiser) is a method of the learner,
+which rank 0 calls through the team; the others make the same call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from guerdon.trainer.rl.learner import Learner
+
+_DISMISSED = "dismissed"
+
+
+class Team:
+    """All ranks' learners, called alike.
+
+    Args:
+        learner: this rank's.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self._accelerator = learner.accelerator
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the rank that drives."""
+        return bool(self._accelerator.is_main_process)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of every rank's learner; what rank 0's returned. Blocks."""
+        self._tell((method, args))
+        return getattr(self.learner, method)(*args)
+
+    def follow(self) -> None:
+        """On the other ranks: do as rank 0 says, until it dismisses them."""
+        while True:
+            method, args = self._tell(None)
+            if method == _DISMISSED:
+                return
+            getattr(self.learner, method)(*args)
+
+    def dismiss(self) -> None:
+        """Let the other ranks go."""
+        self._tell((_DISMISSED, ()))
+
+    def _tell(self, order: Any) -> Any:
+        if self._accelerator.num_processes == 1:
+            return order
+        from accelerate.utils import broadcast_object_list
+
+        box = [order]
+        broadcast_object_list(box, from_process=0)
+        return box[0]
