@@ -13,9 +13,9 @@ class RolloutStats:
 
     seconds: float = 0.0
     sampling_seconds: float = 0.0
-    """While at least one completion was being drawn."""
+    """While at least one completion was being drawn, or waited for a sampler that was away."""
     scoring_seconds: float = 0.0
-    """While at least one group was being scored."""
+    """While at least one group was being scored, or waited for a server that was away."""
     waiting_seconds: float = 0.0
     """While the learner waited for a batch."""
     groups: int = 0

@@ -41,6 +41,11 @@ class Prompts:
         """Tokens of the longest prompt."""
         return max(len(ids) for ids in self.prompt_ids)
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token id in any prompt."""
+        return max(int(ids.max()) for ids in self.prompt_ids)
+
     def tasks(self) -> list[Task]:
         """Every row once, in the file's order: for evaluations, which no `PromptOrder` rules."""
         return [
@@ -191,6 +196,11 @@ class PromptOrder:
         self._out: set[int] = set()
         self._epoch = -1
         self._permutation = np.empty(0, dtype=np.int64)
+
+    @property
+    def prompts(self) -> Prompts:
+        """The rows."""
+        return self._prompts
 
     @property
     def epoch(self) -> int:

@@ -15,7 +15,6 @@ from typing import Any
 
 from guerdon.client import AsyncRewardClient, GuerdonError, Item, NotFound, Retry, Unavailable
 from guerdon.trainer.errors import SettingsError, TrainingError
-from guerdon.trainer.rl.prompts import Prompts
 from guerdon.trainer.rl.services import Patience, ServiceRefused, parse_address
 from guerdon.trainer.rl.types import Group, PromptRow, Sample
 from guerdon.trainer.rl.verifiers import WeightedVerifier, parse_verifier, split_weight
@@ -171,15 +170,6 @@ class RewardSource:
             TrainingError: one can't be had.
         """
         await _together([served.start() for served in self.served])
-
-    async def check(self, prompts: Prompts) -> None:
-        """Refuse prompts that a verifier can't work with.
-
-        Raises:
-            DataError: names the line.
-        """
-        for verifier in self.verifiers:
-            await asyncio.to_thread(verifier.check_rows, prompts)
 
     async def score(self, group: Group) -> Group:
         """Fill in the parts and the reward of every sample; returns the group.

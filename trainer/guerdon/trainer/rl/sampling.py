@@ -9,7 +9,7 @@ import numpy as np
 from guerdon.client import FailedPrecondition, GuerdonError, Retry, TokenIds
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import Completion, GenerateItem, PolicyInfo
-from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.errors import SettingsError, TrainingError
 from guerdon.trainer.rl.services import Patience
 from guerdon.trainer.rl.types import Group, Sample, Task
 
@@ -57,13 +57,35 @@ class GroupSampler:
         self._max_tokens = max_tokens
         self._temperature = temperature
 
-    async def policy(self) -> PolicyInfo:
-        """What the sampler says of its policy and load.
+    async def check(self, version: int, longest_prompt: int, largest_id: int) -> PolicyInfo:
+        """What the sampler says of itself, when it can do what will be asked.
+
+        Args:
+            version: of the weights that it must serve.
+            longest_prompt: tokens.
+            largest_id: of any prompt's tokens.
 
         Raises:
-            TrainingError: it stayed away or refused.
+            TrainingError: it can't, stayed away or refused.
         """
-        return await self.patience.insist(self.client.get_policy)
+        policy = await self.patience.insist(self.client.get_policy)
+        where = f"the sampler at {self.patience.address}"
+        if policy.weight_version < version:
+            raise TrainingError(
+                f"{where} serves version {policy.weight_version}, older than the {version} that "
+                "was published"
+            )
+        if longest_prompt + self._max_tokens > policy.max_tokens:
+            raise SettingsError(
+                f"{where} takes {policy.max_tokens} tokens; the longest prompt has "
+                f"{longest_prompt}, and max_tokens is {self._max_tokens}"
+            )
+        if largest_id >= policy.vocab_size:
+            raise SettingsError(
+                f"{where} has {policy.vocab_size} tokens, and a prompt has the token {largest_id}: "
+                "it serves another policy"
+            )
+        return policy
 
     async def sample(
         self,
@@ -126,6 +148,8 @@ class GroupSampler:
             text=self.decode(completion.token_ids),
         )
         fault = _fault(sample, min_version, self._max_tokens)
+        if not np.array_equal(completion.prompt_token_ids, task.prompt_ids_P):
+            fault = fault or "its prompt is not the one that was asked for"
         if fault:
             raise TrainingError(f"the sampler sent a completion that can't be right: {fault}")
         return sample
