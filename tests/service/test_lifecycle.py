@@ -11,8 +11,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from guerdon.reward.app import EngineDied, RewardServer
+from guerdon.reward.app import RewardServer
 from guerdon.reward.config import load_config
+from guerdon.serving.errors import EngineDied
 from guerdon.serving.lifecycle import Phase
 from guerdon.v1 import admin_pb2, common_pb2, reward_pb2
 

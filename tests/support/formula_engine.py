@@ -176,8 +176,11 @@ class FormulaEngine:
     ) -> AsyncGenerator[Completion, None]:
         self.running += n
         left = n
+        drawing: list[asyncio.Future[Completion]] = []
         try:
-            drawing = [self._draw(prompt, options, i, seed or 0) for i in range(n)]
+            drawing = [
+                asyncio.ensure_future(self._draw(prompt, options, i, seed or 0)) for i in range(n)
+            ]
             for finished in asyncio.as_completed(drawing):
                 completion = await finished
                 if self.behaviour.loses and left == 1:
@@ -186,6 +189,9 @@ class FormulaEngine:
                 left -= 1
                 yield completion
         finally:
+            for task in drawing:
+                task.cancel()
+            await asyncio.gather(*drawing, return_exceptions=True)
             self.running -= left
             self.behaviour.aborted += left
 

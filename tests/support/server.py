@@ -16,11 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 START_SECONDS = 120.0
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,25 +71,43 @@ def running_server(
     Raises:
         RuntimeError: it left before it was ready; the text is its log.
     """
+
+    def command(ready: Path) -> list[str]:
+        return serve_command(models, ready_file=ready, **flags)
+
+    with running_process(command, environment or {}) as (process, ports, log):
+        yield RunningServer(
+            process=process,
+            port=ports["port"] or 0,
+            http_port=ports["http_port"] or 0,
+            admin_port=ports["admin_port"] or 0,
+            log_file=log,
+        )
+
+
+@contextlib.contextmanager
+def running_process(
+    command: Callable[[Path], list[str]],
+    environment: Mapping[str, str],
+    seconds: float = START_SECONDS,
+) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, int | None], Path]]:
+    """A server's process, its ports, and its log; it is killed at the end if it still runs.
+
+    Args:
+        command: makes the command line, given the ready file.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         ready, log = Path(scratch) / "ready.json", Path(scratch) / "server.log"
-        command = serve_command(models, ready_file=ready, **flags)
         with log.open("wb") as handle:
             process = subprocess.Popen(
-                command,
+                command(ready),
                 stdout=handle,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+                cwd=ROOT,
             )
         try:
-            ports = _wait(process, ready, log)
-            yield RunningServer(
-                process=process,
-                port=ports["port"] or 0,
-                http_port=ports["http_port"] or 0,
-                admin_port=ports["admin_port"] or 0,
-                log_file=log,
-            )
+            yield process, _wait(process, ready, log, seconds), log
         finally:
             if process.poll() is None:
                 process.kill()
@@ -106,8 +125,10 @@ def serve_command(models: Mapping[str, str | Path], **flags: object) -> list[str
     return command
 
 
-def _wait(process: subprocess.Popen[bytes], ready: Path, log: Path) -> dict[str, int | None]:
-    deadline = time.monotonic() + START_SECONDS
+def _wait(
+    process: subprocess.Popen[bytes], ready: Path, log: Path, seconds: float
+) -> dict[str, int | None]:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if ready.exists():
             ports: dict[str, int | None] = json.loads(ready.read_text())

@@ -28,6 +28,7 @@ from guerdon.serving.credentials import (
     read_token,
     warn_if_open,
 )
+from guerdon.serving.errors import EngineDied
 from guerdon.serving.http import new_app
 from guerdon.serving.lifecycle import Lifecycle, Phase
 from guerdon.serving.listening import Listener
@@ -36,10 +37,6 @@ from guerdon.serving.ports import Ports
 from guerdon.serving.wire import generic_handler
 
 logger = logging.getLogger(__name__)
-
-
-class EngineDied(RuntimeError):
-    """Nothing can be computed any more: the process must be started anew."""
 
 
 @dataclass(frozen=True, kw_only=True)

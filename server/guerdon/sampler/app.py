@@ -25,6 +25,7 @@ from guerdon.serving.credentials import (
     read_token,
     warn_if_open,
 )
+from guerdon.serving.errors import EngineDied
 from guerdon.serving.http import new_app
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.listening import Listener
@@ -35,8 +36,16 @@ from guerdon.serving.wire import generic_handler
 logger = logging.getLogger(__name__)
 
 
-class EngineDied(RuntimeError):
-    """Nothing can be drawn any more: the process must be started anew."""
+def tokens_of(config: SamplerConfig) -> tuple[BearerToken, BearerToken]:
+    """The tokens for sampling, and for updates.
+
+    Raises:
+        SettingsError: a file of them cannot be read, or other machines could replace the weights.
+    """
+    sampling = BearerToken(read_token(TOKEN_VARIABLE, config.token_file))
+    updates = BearerToken(read_token(ADMIN_TOKEN_VARIABLE, config.admin_token_file))
+    config.check_exposure(admin_token=bool(updates))
+    return sampling, updates
 
 
 class SamplerServer:
@@ -54,9 +63,7 @@ class SamplerServer:
         self._config = config
         self.engine = engine
         self.lifecycle = Lifecycle()
-        self._token = BearerToken(read_token(TOKEN_VARIABLE, config.token_file))
-        self._admin_token = BearerToken(read_token(ADMIN_TOKEN_VARIABLE, config.admin_token_file))
-        config.check_exposure(admin_token=bool(self._admin_token))
+        self._token, self._admin_token = tokens_of(config)
         prometheus = new_registry()
         self._metrics = metrics = SamplerMetrics(prometheus)
         metrics.limit.set(config.max_in_flight)

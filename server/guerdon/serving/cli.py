@@ -26,3 +26,11 @@ def reward(context: typer.Context) -> None:
     from guerdon.reward.cli import app as reward_app
 
     reward_app(context.args, prog_name=f"{context.command_path}")
+
+
+@app.command(context_settings=_PASS_ON)
+def sampler(context: typer.Context) -> None:
+    """Sample a policy over gRPC, with HTTP beside it; its weights may change meanwhile."""
+    from guerdon.sampler.cli import app as sampler_app
+
+    sampler_app(context.args, prog_name=f"{context.command_path}")

@@ -9,10 +9,12 @@ from typing import NoReturn
 
 import typer
 
-from guerdon.serving.errors import ServiceError
+from guerdon.serving.errors import EngineDied, ServiceError
 from guerdon.serving.ports import Ports
 from guerdon.serving.settings import SettingsError
 
+DIED = 1
+"""Exit code when nothing can be computed any more."""
 REFUSED = 2
 """Exit code when a server cannot start as asked."""
 
@@ -22,10 +24,10 @@ EXIT_CODES = (
 )
 
 
-def refuse(command: str, sentence: str) -> NoReturn:
+def refuse(command: str, sentence: str, code: int = REFUSED) -> NoReturn:
     """End with one plain sentence, and no traceback."""
     typer.echo(f"{command}: {sentence}", err=True)
-    raise typer.Exit(REFUSED)
+    raise typer.Exit(code)
 
 
 def serve(command: str, run: Callable[[], None]) -> None:
@@ -34,6 +36,8 @@ def serve(command: str, run: Callable[[], None]) -> None:
         run()
     except (SettingsError, ServiceError, OSError) as error:
         refuse(command, str(error))
+    except EngineDied as error:
+        refuse(command, str(error), DIED)
 
 
 def announce(ports: Ports, what: str, ready_file: Path | None) -> None:

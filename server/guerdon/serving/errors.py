@@ -97,5 +97,9 @@ class Unauthenticated(ServiceError):
     """No credential, or a wrong one."""
 
 
+class EngineDied(RuntimeError):
+    """Nothing can be computed any more: the process must be started anew. No caller's error."""
+
+
 class ComputeFailed(ServiceError):
     """The model raised, or gave a score that is not a finite number."""
