@@ -16,7 +16,8 @@ from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from guerdon.trainer.errors import TrainingError
-from guerdon.trainer.rl.settings import PolicyGradientSettings, PPOSettings, RunSettings
+from guerdon.trainer.rl.policy import CHUNK
+from guerdon.trainer.rl.settings import PPOSettings, RFTSettings, RunSettings
 
 GIB = 2**30
 _SHORT, _LONG = 128, 256
@@ -51,29 +52,31 @@ def memory_estimate(settings: RunSettings, config: Any) -> MemoryEstimate:
         TrainingError: there is no language model for the config.
     """
     shape = _measure(settings, config)
-    half = settings.dtype == "bfloat16"
-    tokens, width = settings.micro_batch_tokens, 2 if half else 4
+    tokens = settings.micro_batch_tokens
     trained = shape.lora if settings.lora_r else shape.parameters
+    own = isinstance(settings, PPOSettings) and settings.value == "own"
+    rft = isinstance(settings, RFTSettings)
     parts = {
         "weights, float32": 4 * (shape.parameters + shape.lora),
         "gradients, float32": 4 * trained,
         "AdamW's two moments, float32": 8 * trained,
         "weights cast for one pass": shape.cast,
     }
-    if _has_reference(settings) and not settings.lora_r:
-        parts[f"reference, {settings.dtype}"] = width * shape.parameters
-    if isinstance(settings, PPOSettings) and settings.value == "own":
-        parts["value network with gradients and moments"] = 16 * shape.parameters
+    if not settings.lora_r and not rft:  # LoRA's reference is the policy without it
+        parts["reference, float32"] = 4 * shape.parameters
+    if own:
+        parts["value network with gradients and moments"] = 16 * shape.trunk
     kept = shape.per_layer_input * shape.layers if settings.gradient_checkpointing else 0
     alive = 1 if settings.gradient_checkpointing else shape.layers
-    parts["activations of a micro-batch"] = tokens * (kept + alive * shape.per_token_layer)
-    # Logits, their log-softmax, and the gradient of each.
-    parts["logits of a chunk, float32"] = 4 * 4 * min(LOGITS_CHUNK, tokens) * shape.vocabulary
+    activations = tokens * (kept + alive * shape.per_token_layer)
+    parts["activations of a micro-batch"] = (2 if own else 1) * activations
+    positions = tokens if rft else min(CHUNK, tokens)
+    parts["logits and their gradients"] = _PER_LOGIT * positions * shape.vocabulary
     return MemoryEstimate(shape.parameters, trained, parts)
 
 
-LOGITS_CHUNK = 512
-"""Response positions whose logits are held at once."""
+_PER_LOGIT = 20
+"""Bytes: log-probability, probability, and the gradients of logits on their way, float32."""
 
 
 def show_memory(found: MemoryEstimate, console: Console) -> None:
@@ -88,13 +91,11 @@ def show_memory(found: MemoryEstimate, console: Console) -> None:
     console.print(f"{found.parameters:,} weights, {found.trainable:,} trained", highlight=False)
 
 
-def _has_reference(settings: RunSettings) -> bool:
-    return isinstance(settings, PolicyGradientSettings)
-
-
 @dataclass(frozen=True, slots=True)
 class _Shape:
     parameters: int
+    trunk: int
+    """Of them, without the language model's head."""
     lora: int
     layers: int
     vocabulary: int
@@ -133,6 +134,7 @@ def _measure(settings: RunSettings, config: Any) -> _Shape:
             )
             sizes = [_kept(model, length, amp) for length in (_SHORT, _LONG)]
             parameters = sum(weight.numel() for weight in model.parameters())
+            trunk = sum(weight.numel() for weight in model.base_model.parameters())
             lora = _lora(model, settings.lora_r)
     except (ValueError, RuntimeError, TypeError) as error:
         raise TrainingError(f"can't estimate the memory of {config.model_type}: {error}") from error
@@ -140,6 +142,7 @@ def _measure(settings: RunSettings, config: Any) -> _Shape:
     layers = int(text.num_hidden_layers)
     return _Shape(
         parameters=parameters,
+        trunk=trunk,
         lora=lora,
         layers=layers,
         vocabulary=int(text.vocab_size),
@@ -167,7 +170,7 @@ def _kept(model: Any, length: int, amp: bool) -> int:
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=amp),
     ):
-        model.train().base_model(input_ids=ids, use_cache=False)
+        model.eval().base_model(input_ids=ids, use_cache=False)
     return sum(sizes.values())
 
 
