@@ -21,14 +21,15 @@ from guerdon.trainer.rl.sampling import GroupSampler
 from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.rl.types import Group
 
-SPECS = (TensorSpec("a", "float32", (2, 3)), TensorSpec("b", "bfloat16", ()))
+SPECS = (TensorSpec("a.weight", "float32", (4, 2)), TensorSpec("b.weight", "bfloat16", (3,)))
+"""Those of `tests.support.formula_engine` too."""
 
 
 def weights(version: int) -> Weights:
     """Tensors that tell their version."""
 
     def tensors() -> list[torch.Tensor]:
-        return [torch.full((2, 3), float(version)), torch.tensor(0.5, dtype=torch.bfloat16)]
+        return [torch.full((4, 2), float(version)), torch.full((3,), 0.5, dtype=torch.bfloat16)]
 
     return Weights(version, SPECS, tensors, [Canary([3, 4, 5], [-1.0, -2.0])])
 

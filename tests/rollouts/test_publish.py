@@ -37,8 +37,8 @@ async def publishing(
 
 
 def raw(version: int) -> list[bytes]:
-    one = torch.full((2, 3), float(version)).numpy().tobytes()
-    return [one, b"\x00\x3f"]  # 0.5 in bfloat16
+    one = torch.full((4, 2), float(version)).numpy().tobytes()
+    return [one, b"\x00\x3f" * 3]  # 0.5 in bfloat16
 
 
 async def test_weights_and_canaries_travel_whole() -> None:
@@ -46,7 +46,7 @@ async def test_weights_and_canaries_travel_whole() -> None:
         assert (await publisher.check()).weight_version == 0
         done = await publisher.publish(weights(3), reset=True)
         await publisher.publish(weights(4))
-    assert (done.version, done.bytes) == (3, 26)
+    assert (done.version, done.bytes) == (3, 38)
     assert done.update is not None
     assert done.update.canary_tokens == 2
     assert [(update.version, update.reset) for update in server.updates] == [(3, True), (4, False)]
@@ -70,8 +70,8 @@ async def test_a_shared_file_is_whole_and_the_only_one(tmp_path: Path) -> None:
             policy = await publisher._client.get_policy()
             assert policy.weight_sha256 == hashlib.sha256(b"".join(raw(version))).digest()
             found = load_file(file)
-            assert list(found) == ["a", "b"]
-            assert (found["a"] == version).all()
+            assert list(found) == ["a.weight", "b.weight"]
+            assert (found["a.weight"] == version).all()
         (folder / "else").touch()
         await publisher.close()
     assert [file.name for file in folder.iterdir()] == ["else"]
@@ -145,7 +145,7 @@ async def test_our_own_fault_is_not_the_samplers() -> None:
     async with FakePolicyServer() as server, publishing(server.target) as publisher:
         wrong = weights(1)
         object.__setattr__(wrong, "tensors", lambda: [torch.zeros(5)])
-        with pytest.raises(TrainingError, match="a has 20 bytes, its spec says 24"):
+        with pytest.raises(TrainingError, match=r"a\.weight has 20 bytes, its spec says 32"):
             await publisher.publish(wrong)
         assert server.version == 0
 
