@@ -213,7 +213,7 @@ class _Measure:
 
     def __init__(self, inputs: Inputs, share: bool) -> None:
         self._inputs, self._share = inputs, share
-        self.dtype = inputs.settings.dtype
+        self.dtype: str = inputs.settings.dtype
 
     def scores(self, model: Any, tokens: TokenPairs) -> PairScores:
         return score_pairs(

@@ -9,14 +9,38 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from guerdon.cli.errors import CommandError, ExitCode
+from guerdon.trainer.errors import DataError, OutputError, SettingsError, TrainingError
 from guerdon.trainer.settings_io import field_docs, field_types, required
 
 Panels = Mapping[str, Sequence[str]]
+
+Config = Annotated[Path | None, typer.Option(help="TOML file with any of these.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")]
+"""The options that every recipe has beside its settings."""
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """What can go wrong in training, as one sentence and an exit code.
+
+    Raises:
+        CommandError: in place of a `TrainingError`.
+    """
+    try:
+        yield
+    except (SettingsError, DataError, OutputError) as error:
+        raise CommandError(str(error), ExitCode.USAGE) from error
+    except TrainingError as error:
+        raise CommandError(str(error), ExitCode.FAILED) from error
 
 
 def add_settings(kind: type[Any], panels: Panels) -> Callable[[Callable[..., None]], Any]:
@@ -59,10 +83,10 @@ def setting_options(kind: type[Any], panels: Panels) -> list[inspect.Parameter]:
     headings = {name: heading for heading, names in panels.items() for name in names}
     found = []
     for name in ordered:
-        note = "needed" if name in needed else f"default: {_shown(defaults[name])}"
+        note = _note(name in needed, defaults[name])
         option = typer.Option(
             _flag(name, types[name]),
-            help=f"{docs[name]} [dim]({note})[/dim]",
+            help=f"{docs[name]}{note}",
             rich_help_panel=headings[name],
             show_default=False,
         )
@@ -87,6 +111,12 @@ def _given(kind: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         return list[typing.get_args(kind)[0]] | None  # type: ignore[misc]
     return kind | None
+
+
+def _note(needed: bool, default: Any) -> str:
+    if default is None:  # the docstring says what happens then
+        return ""
+    return f" [dim]({'needed' if needed else f'default: {_shown(default)}'})[/dim]"
 
 
 def _shown(default: Any) -> str:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from guerdon.cli.errors import CommandError, ExitCode
 from guerdon.trainer import settings_io
-from guerdon.trainer.errors import DataError, OutputError, SettingsError, TrainingError
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
     OnlineRFTSettings,
@@ -20,7 +17,13 @@ from guerdon.trainer.rl.settings import (
     RLOOSettings,
     RunSettings,
 )
-from guerdon.trainer.settings_options import add_settings
+from guerdon.trainer.settings_options import (
+    Config,
+    Overwrite,
+    Resume,
+    add_settings,
+    plain_errors,
+)
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The run": ("policy", "sampler", "prompts", "eval_prompts", "output", "steps", "seed"),
@@ -80,15 +83,9 @@ def _command(kind: type[RunSettings]) -> Any:
     def command(
         given: dict[str, Any],
         *,
-        config: Annotated[
-            Path | None, typer.Option(help="TOML file with any of these.", show_default=False)
-        ] = None,
-        resume: Annotated[
-            bool, typer.Option("--resume", help="Go on with the run in --output.")
-        ] = False,
-        overwrite: Annotated[
-            bool, typer.Option("--overwrite", help="Replace the run in --output.")
-        ] = False,
+        config: Config = None,
+        resume: Resume = False,
+        overwrite: Overwrite = False,
         dry_run: Annotated[
             bool,
             typer.Option(
@@ -96,13 +93,9 @@ def _command(kind: type[RunSettings]) -> Any:
             ),
         ] = False,
     ) -> None:
-        try:
+        with plain_errors():
             settings = settings_io.load(kind, config, given)
             _run(settings, resume=resume, overwrite=overwrite, dry_run=dry_run)
-        except (SettingsError, DataError, OutputError) as error:
-            raise CommandError(str(error), ExitCode.USAGE) from error
-        except TrainingError as error:
-            raise CommandError(str(error), ExitCode.FAILED) from error
 
     return command
 
