@@ -14,8 +14,10 @@ from tests.recipes.support import make_group
 
 from guerdon.trainer.errors import DivergedError
 from guerdon.trainer.rl.evaluation import Evaluation, compare, evaluate
-from guerdon.trainer.rl.metrics import KEYS, MetricsLog, describe, group_metrics
+from guerdon.trainer.rl.idle import RolloutStats
+from guerdon.trainer.rl.metrics import KEYS, MetricsLog, describe
 from guerdon.trainer.rl.monitors import distinct_n, ngrams, repetition, warn
+from guerdon.trainer.rl.rows import group_metrics, speed_metrics
 from guerdon.trainer.rl.samples import SampleTable, before_and_after
 from guerdon.trainer.rl.statistics import estimate, paired, t_quantile
 
@@ -218,7 +220,15 @@ def test_what_groups_say() -> None:
     assert found["reward/a"] == 1.25
     assert (found["staleness"], found["staleness_max"]) == (1.25, 2)
     assert (found["completions"], found["tokens"], found["finished"]) == (4, 12, 0.5)
-    assert "staleness" not in group_metrics(groups)
+    assert all(describe(key) for key in found)
+    assert "reward_se" not in group_metrics(groups[:1], version=2)  # one prompt has no spread
+
+
+def test_where_the_time_went() -> None:
+    stats = RolloutStats(seconds=10.0, sampling_seconds=4.0, waiting_seconds=5.0, tokens=99)
+    found = speed_metrics(60, {"learn": 3.0}, 12.0, stats)
+    assert found["tokens_per_second"] == 5.0
+    assert (found["idle/sampler"], found["idle/learner"], found["idle/rewards"]) == (0.6, 0.5, 1.0)
     assert all(describe(key) for key in found)
 
 

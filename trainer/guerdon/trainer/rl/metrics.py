@@ -6,16 +6,9 @@ which the tests of whole runs look for. docs/training.md is checked against this
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from guerdon.trainer.metrics_log import MetricsLog
-from guerdon.trainer.rl.monitors import distinct_n, repetition
-from guerdon.trainer.rl.statistics import estimate
-from guerdon.trainer.rl.types import Group
 
-__all__ = ["KEYS", "MetricsLog", "describe", "group_metrics"]
+__all__ = ["KEYS", "MetricsLog", "describe"]
 
 KEYS: dict[str, dict[str, str]] = {
     "run": {
@@ -123,39 +116,3 @@ def describe(key: str) -> str | None:
     """What a key means; None when it is unknown."""
     table = {name: text for group in KEYS.values() for name, text in group.items()}
     return table.get(key) or table.get(f"{key.rpartition('/')[0]}/NAME")
-
-
-def group_metrics(groups: Sequence[Group], version: int | None = None) -> dict[str, float]:
-    """The part of a step's line that its scored groups alone say: rewards and completions.
-
-    Args:
-        groups: at least one, all scored.
-        version: of the weights that train on them; gives the staleness.
-    """
-    samples = [sample for group in groups for sample in group.samples]
-    rewards = np.array([sample.reward for sample in samples])
-    ids = [sample.response_ids_T for sample in samples]
-    lengths = [sample.tokens for sample in samples]
-    error = estimate([float(group.rewards_G.mean()) for group in groups]).se
-    found = {
-        "reward": float(rewards.mean()),
-        "reward_std": float(rewards.std()),
-        "reward_group_std": float(np.mean([group.rewards_G.std() for group in groups])),
-        "prompts": len(groups),
-        "completions": len(samples),
-        "tokens": sum(lengths),
-        "length": float(np.mean(lengths)),
-        "finished": float(np.mean([sample.finished for sample in samples])),
-        "distinct_1": distinct_n(ids, 1),
-        "distinct_2": distinct_n(ids, 2),
-        "repetition": float(np.mean([repetition(tokens) for tokens in ids])),
-    }
-    if error is not None:
-        found["reward_se"] = error
-    names = samples[0].parts
-    for name in names if len(names) > 1 else ():
-        found[f"reward/{name}"] = float(np.mean([sample.parts[name] for sample in samples]))
-    if version is not None:
-        behind = version - np.concatenate([sample.versions_T for sample in samples])
-        found |= {"staleness": float(behind.mean()), "staleness_max": int(behind.max())}
-    return found
