@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from guerdon.client.policy_types import Canary, TensorSpec
-from guerdon.trainer.errors import TrainingError
 from guerdon.trainer.modelling import merged
+from guerdon.trainer.rl.export import Shape, as_weights
+from guerdon.trainer.rl.policy import _with_lora, load_lm
 from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.rl.types import Floats, Ints, Sample
+from guerdon.trainer.rl.weights import Weights
 
-__all__ = [
-    "adapted",
-    "canary_probes",
-    "load",
-    "merged",
-    "response_logprobs",
-    "save",
-    "specs",
-    "tensors",
-]
+__all__ = ["adapted", "load", "merged", "response_logprobs", "save", "weights"]
 
 _BATCH_TOKENS = 512
 """In one pass that only measures: the whole vocabulary's logits of so many tokens are made."""
+_ALONE = SimpleNamespace(index=0)
 
 
 def load(folder: Path) -> Any:
@@ -39,63 +32,46 @@ def load(folder: Path) -> Any:
     Raises:
         TrainingError: it can't be loaded.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TrainingError(f"can't load {folder} as a policy: {reason}") from error
-    model.config.use_cache = False
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return load_lm(folder).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def adapted(model: Any, settings: RunSettings) -> Any:
     """The model with LoRA around it, where the settings say so."""
-    if not settings.lora_r:
-        return model
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=settings.lora_r,
-            lora_alpha=settings.lora_alpha or 2 * settings.lora_r,
-            target_modules="all-linear",
-            task_type=TaskType.CAUSAL_LM,
-        ),
-    )
+    return _with_lora(model, settings) if settings.lora_r else model
 
 
-def specs(model: Any, dtype: str) -> list[TensorSpec]:
-    """The tensors of a merged model as a checkpoint names them, tied ones once.
+def weights(model: Any, version: int, dtype: str, sequences: Sequence[Ints]) -> Weights:
+    """What is published of a model, with the log-probabilities that prove it.
 
     Args:
         model: without LoRA.
-        dtype: to be published in: `bfloat16`, `float16` or `float32`.
+        version: what the weights shall be called.
+        dtype: the sampler's: `bfloat16`, `float16` or `float32`.
+        sequences: token ids of the canaries.
     """
-    return [TensorSpec(name, dtype, tuple(p.shape)) for name, p in model.named_parameters()]
+    shape = Shape.of(model)
+    tensors = _published(model, shape, dtype)
+    canaries = shape.canaries(model, tensors, sequences, dtype, _ALONE)
+    return as_weights(version, tensors, canaries)
 
 
-def tensors(model: Any, dtype: str) -> Iterator[Tensor]:
-    """The tensors of `specs`, in their order."""
-    for parameter in model.parameters():
-        yield parameter.detach().to(getattr(torch, dtype))
+def save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
+    """A folder that transformers and vLLM load, with the weights as they were published.
+
+    Args:
+        model: without LoRA.
+        tokenizer: the policy's.
+        folder: where.
+        dtype: `bfloat16`, `float16` or `float32`.
+    """
+    shape = Shape.of(model)
+    shape.save(model, _published(model, shape, dtype), folder, dtype)
+    tokenizer.save_pretrained(folder)
 
 
-@torch.no_grad()
-def canary_probes(model: Any, sequences: Sequence[Ints], dtype: str) -> list[Canary]:
-    """Sequences with the model's own log-probabilities, as weights in `dtype` give them."""
-    model.eval()
-    device = next(model.parameters()).device
-    found = []
-    for ids_S in sequences:
-        ids_1S = torch.from_numpy(ids_S.astype(np.int64))[None].to(device)
-        with autocast(model, dtype):
-            logits_1SV = model(input_ids=ids_1S, use_cache=False).logits
-        logprobs = _picked(logits_1SV[:, :-1], ids_1S[:, 1:], 1.0)[0]
-        found.append(Canary(ids_S.tolist(), logprobs.tolist()))
-    return found
+def _published(model: Any, shape: Shape, dtype: str) -> dict[str, Tensor]:
+    state = {f"lm.{name}": tensor for name, tensor in model.state_dict().items()}
+    return shape.published(state, dtype)
 
 
 @torch.no_grad()
@@ -122,21 +98,7 @@ def response_logprobs(
     return [found[i] for i in range(len(samples))]
 
 
-def save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
-    """A folder that transformers and vLLM load, with the weights as they were published.
-
-    Args:
-        model: without LoRA; its own weights are rounded to `dtype`.
-        tokenizer: the policy's.
-        folder: where.
-        dtype: `bfloat16`, `float16` or `float32`.
-    """
-    model.config.use_cache = True
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def autocast(model: Any, dtype: str) -> AbstractContextManager[Any]:
+def _autocast(model: Any, dtype: str) -> AbstractContextManager[Any]:
     """Computes in `dtype` with weights in float32."""
     if dtype == "float32":
         return nullcontext()
@@ -160,7 +122,7 @@ def _batch_logprobs(
         ids_BL[i, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
         real_BL[i, : len(ids)] = 1
     ids_BL = ids_BL.to(device)
-    with autocast(model, dtype):
+    with _autocast(model, dtype):
         logits_BLV = model(
             input_ids=ids_BL, attention_mask=real_BL.to(device), use_cache=False
         ).logits

@@ -9,12 +9,13 @@ from guerdon.trainer.errors import SettingsError
 from guerdon.trainer.rl import rft_model
 from guerdon.trainer.rl.inputs import RunInputs
 from guerdon.trainer.rl.prompts import PromptOrder
-from guerdon.trainer.rl.publish import Publisher, Weights, canary_sequences
+from guerdon.trainer.rl.publish import Publisher, canary_sequences
 from guerdon.trainer.rl.rewards import RewardSource
 from guerdon.trainer.rl.rollouts import Rollouts
 from guerdon.trainer.rl.sampling import GroupSampler
 from guerdon.trainer.rl.settings import RFTSettings
 from guerdon.trainer.rl.types import Group, Task
+from guerdon.trainer.rl.weights import Weights
 
 _DRAWN = 3
 """The stream of seeds for what is trained on; evaluations have others, and 0 is of tasks in a
@@ -97,11 +98,11 @@ class Services:
                 f"publish_dtype is {dtype}, but the sampler computes in {policy.dtype}"
             )
         sequences = canary_sequences(self._inputs.eval_prompts, self._settings.canaries)
-        self._weights = Weights(
-            version, rft_model.specs(model, dtype), lambda: rft_model.tensors(model, dtype),
-            rft_model.canary_probes(model, sequences, dtype),
-        )  # fmt: skip
+        self._weights = rft_model.weights(model, version, dtype, sequences)
         await self._publisher.publish(self._weights, reset=True)
+        both = (self._inputs.prompts, self._inputs.eval_prompts)
+        longest, largest = max(p.longest for p in both), max(p.largest_id for p in both)
+        await self._sampler.check(version, longest, largest)
         for name, source in (("rewards", self.rewards), ("heldout", self.heldout)):
             source.load_state(pinned.get(name, {}))
         await self._rollouts.start(version)

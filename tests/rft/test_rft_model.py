@@ -1,0 +1,98 @@
+"""What is measured, published and saved of RFT's policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.rft.support import rft_settings_of
+from tests.support.tiny import tiny_checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from guerdon.trainer.rl import rft_model
+from guerdon.trainer.rl.types import Sample
+
+
+@torch.no_grad()
+def alone(folder: Path, sample: Sample, temperature: float) -> Any:
+    """Log-probabilities of one response, by transformers and nothing else."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.tensor(np.concatenate([sample.prompt_ids_P, sample.response_ids_T])).long()
+    rows = (model(input_ids=ids[None]).logits[0] / temperature).log_softmax(-1)
+    places = range(len(sample.prompt_ids_P) - 1, len(ids) - 1)
+    return [rows[place, ids[place + 1]].item() for place in places]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("most", [1, 40, 512])
+def test_batches_give_what_transformers_gives_alone(
+    most: int, temperature: float, tiny: Path, samples: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(rft_model, "_BATCH_TOKENS", most)
+    found = rft_model.response_logprobs(
+        rft_model.load(tiny), samples, temperature=temperature, dtype="float32"
+    )
+    for sample, logprobs in zip(samples, found, strict=True):
+        assert logprobs.dtype == np.float32
+        assert logprobs == pytest.approx(alone(tiny, sample, temperature), abs=1e-4)
+
+
+def test_bfloat16_is_close(tiny: Path, samples: list[Sample]) -> None:
+    model = rft_model.load(tiny)
+    exact, rough = (
+        np.concatenate(rft_model.response_logprobs(model, samples, temperature=1.0, dtype=dtype))
+        for dtype in ("float32", "bfloat16")
+    )
+    assert 0 < np.abs(exact - rough).mean() < 0.05
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_tensors_are_published_and_saved_once(tied: bool, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(
+        tmp_path / "m", "llama", causal_lm=True, tie_word_embeddings=tied, seed=3
+    )
+    model = rft_model.load(folder)
+    ids = np.array([5, 6, 7, 8], np.int32)
+    found = rft_model.weights(model, 7, "float32", [ids])
+    names = [spec.name for spec in found.specs]
+    assert ("lm_head.weight" in names) == (not tied)
+    assert len(set(names)) == len(names) == len(list(found.tensors()))
+    assert found.version == 7
+    sample = Sample(0, 0, ids[:1], ids[1:], np.zeros(3, np.float32), np.ones(3, np.int32), True, "")
+    assert found.canaries[0].token_ids == ids.tolist()
+    assert found.canaries[0].logprobs == pytest.approx(alone(folder, sample, 1.0), abs=1e-5)
+
+    rft_model.save(model, AutoTokenizer.from_pretrained(folder), tmp_path, "bfloat16")
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == set(names)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.dtype == torch.bfloat16
+    assert again.config.use_cache
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value.to(torch.bfloat16)), name
+
+
+def test_lora_begins_as_the_model_and_is_merged(tiny: Path, samples: list[Sample]) -> None:
+    model = rft_model.load(tiny)
+    assert rft_model.adapted(model, rft_settings_of()) is model
+    how: Any = {"temperature": 1.0, "dtype": "float32"}
+    before = np.concatenate(rft_model.response_logprobs(model, samples, **how))
+    model = rft_model.adapted(model, rft_settings_of(lora_r=2))
+    assert np.concatenate(rft_model.response_logprobs(model, samples, **how)) == pytest.approx(
+        before, abs=1e-6
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1)
+    moved = np.concatenate(rft_model.response_logprobs(model, samples, **how))
+    assert np.abs(moved - before).max() > 0.1
+    plain = rft_model.merged(model)
+    assert not any("lora" in name for name, _ in plain.named_parameters())
+    merged = np.concatenate(rft_model.response_logprobs(plain, samples, **how))
+    assert merged == pytest.approx(moved, abs=1e-4)
