@@ -268,9 +268,7 @@ class KeepSettings(RunSettings):
         if not math.isfinite(self.threshold):
             raise SettingsError(f"threshold is {self.threshold}, it must be a finite number")
         if self.reward_scale != "none" or self.reward_clip:
-            raise SettingsError(
-                "reward_scale and reward_clip do nothing for what is kept"
-            )
+            raise SettingsError("reward_scale and reward_clip do nothing for what is kept")
 
 
 @dataclass(frozen=True, kw_only=True)
