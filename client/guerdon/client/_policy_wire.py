@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guerdon.client import _wire
 from guerdon.client.errors import Internal, invalid
@@ -21,6 +21,10 @@ from guerdon.client.policy_types import (
     WeightUpdate,
 )
 from guerdon.v1 import policy_pb2
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _REASONS: dict[int, FinishReason] = {
@@ -77,8 +81,8 @@ class Pending:
                 raise invalid(f"items[{place}].seed", "must be 0 or more, and under 2**64")
         self._prompts = [_wire.prompt(item.prompt) for item in self._items]
         self._came: list[set[int]] = [set() for _ in self._items]
-        self._asked: list[int] = []
-        self._first: list[int] = []
+        self._asked: list[tuple[int, int]] = []
+        """Of each item of the last request: its place in the call, and how many were asked for."""
         self._seen: set[tuple[int, int]] = set()
 
     @property
@@ -94,17 +98,13 @@ class Pending:
         request = policy_pb2.GenerateRequest(
             options=sampling, min_version=min_version, return_text=return_text
         )
-        self._asked, self._first, self._seen = [], [], set()
+        self._asked, self._seen = [], set()
         for place, (item, came) in enumerate(zip(self._items, self._came, strict=True)):
             if len(came) == item.n:
                 continue
-            whole = item.seed is not None
-            self._asked.append(place)
-            self._first.append(0 if whole else len(came))
-            request.items.add(
-                id=item.id, prompt=self._prompts[place], seed=item.seed,
-                n=item.n if whole else item.n - len(came),
-            )  # fmt: skip
+            n = item.n - len(came) if item.seed is None else item.n
+            self._asked.append((place, n))
+            request.items.add(id=item.id, prompt=self._prompts[place], seed=item.seed, n=n)
         return request
 
     def take(self, reply: policy_pb2.GenerateResponse) -> Completion | None:
@@ -118,14 +118,14 @@ class Pending:
         if (reply.item, reply.sample) in self._seen:
             raise Internal(f"completion {reply.sample} of item {reply.item} came twice")
         self._seen.add((reply.item, reply.sample))
-        place = self._asked[reply.item]
+        place, asked = self._asked[reply.item]
         item, came = self._items[place], self._came[place]
         sample = reply.sample
-        if item.seed is None and self._first[reply.item]:
+        if sample >= asked:
+            raise Internal(f"completion {sample} of item {reply.item} was not asked for")
+        if asked < item.n:
             # Asked for again without a seed: any draw is as good, and takes the next free number.
-            sample = next((i for i in range(item.n) if i not in came), item.n)
-        if sample >= item.n:
-            raise Internal(f"completion {reply.sample} of item {reply.item} was not asked for")
+            sample = next(i for i in range(item.n) if i not in came)
         if sample in came:
             return None
         completion = _completion(reply, place, sample, item.id)
@@ -160,11 +160,19 @@ def _completion(reply: policy_pb2.GenerateResponse, place: int, sample: int, id:
     if reason is None:
         raise Internal(f"{where} does not say why it ended")
     return Completion(
-        item=place, sample=sample, id=id,
-        token_ids=np.array(reply.token_ids, dtype=np.int32),
+        item=place, sample=sample, id=id, token_ids=_ids(reply.token_ids, where),
         logprobs=logprobs, finish_reason=reason, spans=spans, text=reply.text,
-        prompt_token_ids=np.array(reply.prompt_token_ids, dtype=np.int32),
+        prompt_token_ids=_ids(reply.prompt_token_ids, where),
     )  # fmt: skip
+
+
+def _ids(values: Sequence[int], where: str) -> npt.NDArray[np.int32]:
+    import numpy as np
+
+    ids = np.array(values, dtype=np.uint32)
+    if len(ids) and ids.max() >= 2**31:
+        raise Internal(f"{where} has the token {ids.max()}, which no vocabulary has")
+    return ids.astype(np.int32)
 
 
 def size_of(spec: TensorSpec) -> int:
@@ -183,8 +191,8 @@ def begin(
     version: int, source: Any, specs: Sequence[TensorSpec], *, reset: bool
 ) -> policy_pb2.BeginUpdate:
     """The message that opens an update."""
-    if not 0 <= version < 2**63:
-        raise invalid("version", f"is {version}, it must not be negative")
+    if not 1 <= version < 2**63:
+        raise invalid("version", f"is {version}, it must be at least 1")
     message = policy_pb2.BeginUpdate(version=version, reset=reset)
     for spec in specs:
         size_of(spec)

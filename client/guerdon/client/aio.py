@@ -73,6 +73,26 @@ class AsyncClient:
         """Close the connections. Calls under way raise `Cancelled`."""
         await self._connection.close()
 
+    async def health(self, service: str = "", *, timeout: float | Unset | None = UNSET) -> bool:
+        """Whether a server takes requests now (of several: whether at least one does).
+
+        It asks once, without retries.
+
+        Args:
+            service: such as `guerdon.v1.RewardService`; the whole server when empty.
+
+        Raises:
+            Unavailable: nobody is there.
+            NotFound: there is no such service.
+        """
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        stub = health_pb2_grpc.HealthStub(await self._connection.channel())
+        request = health_pb2.HealthCheckRequest(service=service)
+        deadline = self._connection.deadline(timeout)
+        reply: Any = await self._connection.call_once(stub.Check, request, deadline)
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
 
 class AsyncRewardClient(AsyncClient):
     """Scores responses with the reward models of one or several servers.
@@ -236,26 +256,6 @@ class AsyncRewardClient(AsyncClient):
         deadline = self._connection.deadline(timeout)
         reply = await self._connection.call((await self._stub()).GetModel, request, deadline)
         return _wire.model_info(reply.model)
-
-    async def health(self, service: str = "", *, timeout: float | Unset | None = UNSET) -> bool:
-        """Whether a server takes requests now (of several: whether at least one does).
-
-        It asks once, without retries.
-
-        Args:
-            service: such as `guerdon.v1.RewardService`; the whole server when empty.
-
-        Raises:
-            Unavailable: nobody is there.
-            NotFound: there is no such service.
-        """
-        from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-        stub = health_pb2_grpc.HealthStub(await self._connection.channel())
-        request = health_pb2.HealthCheckRequest(service=service)
-        deadline = self._connection.deadline(timeout)
-        reply: Any = await self._connection.call_once(stub.Check, request, deadline)
-        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
     def _deadline(self, options: ScoringOptions) -> Deadline:
         return self._connection.deadline(options.get("timeout", UNSET))

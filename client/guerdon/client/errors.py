@@ -217,9 +217,14 @@ def from_status(status: status_pb2.Status) -> GuerdonError:
     return _make(_CODES.get(status.code), status.message, _unpack(status))
 
 
+def hides_status(error: grpc.aio.AioRpcError) -> bool:
+    """Whether grpc.aio put its own words in the place of whatever status there was."""
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == _WRITE_FAILED
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError) -> GuerdonError:
     """The error that a failed call tells of; raise it `from` the original."""
-    if error.code() is grpc.StatusCode.INTERNAL and error.details() == _WRITE_FAILED:
+    if hides_status(error):
         # Put by grpc.aio in the place of the status. Nothing was computed wrongly.
         return Unavailable("the connection broke while a message was being sent")
     message = error.details() or ""

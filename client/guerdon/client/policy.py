@@ -4,31 +4,35 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from typing import Any
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
 
 import grpc
 
 from guerdon.client import _policy_wire as wire
 from guerdon.client._connection import CLOSED, UNSET, Unset, being_cancelled
 from guerdon.client._retry import Backoff, Deadline
+from guerdon.client._update_steps import CHUNK_BYTES, Source, UpdateSteps
 from guerdon.client.aio import AsyncClient
-from guerdon.client.errors import Cancelled, GuerdonError, from_rpc_error, invalid
+from guerdon.client.errors import (
+    Cancelled,
+    GuerdonError,
+    Internal,
+    InvalidArgument,
+    Unavailable,
+    from_rpc_error,
+    hides_status,
+    invalid,
+)
 from guerdon.client.policy_types import (
     Canary,
     Completion,
     GenerateItem,
-    Nccl,
     PolicyInfo,
-    SharedPath,
     TensorSpec,
     WeightUpdate,
 )
 from guerdon.v1 import policy_pb2, policy_pb2_grpc
-
-CHUNK_BYTES = 1024 * 1024
-Source = Iterable[Any] | SharedPath | Nccl
 
 
 class AsyncPolicyClient(AsyncClient):
@@ -60,7 +64,9 @@ class AsyncPolicyClient(AsyncClient):
 
         When the sampler breaks off, what has not come is asked for again. An item with a seed is
         asked for whole, and what had come is left out; one without goes on with as many draws as
-        are missing, numbered on.
+        are missing, numbered on. Short completions come first, so the latter favours them a
+        little: where that matters, as in training, set seeds, or draw the whole anew yourself
+        (`Retry(attempts=1)`).
 
         Args:
             items: prompts, each with its number of completions.
@@ -84,14 +90,16 @@ class AsyncPolicyClient(AsyncClient):
         while not pending.complete:
             request = pending.request(options, min_version, return_text=return_text)
             try:
-                stream = self._stream(request, deadline)
-                async for reply in stream:
-                    completion = pending.take(reply)
-                    if completion is not None:
-                        backoff.reset()
-                        yield completion
+                async with contextlib.aclosing(self._stream(request, deadline)) as stream:
+                    async for reply in stream:
+                        completion = pending.take(reply)
+                        if completion is not None:
+                            backoff.reset()
+                            yield completion
                 pending.check_complete()
             except GuerdonError as error:
+                if pending.complete and not isinstance(error, Internal):
+                    return  # it broke off with nothing left to send
                 delay = backoff.next(error)
                 if delay is None:
                     raise
@@ -99,7 +107,7 @@ class AsyncPolicyClient(AsyncClient):
 
     async def _stream(
         self, request: policy_pb2.GenerateRequest, deadline: Deadline
-    ) -> AsyncIterator[policy_pb2.GenerateResponse]:
+    ) -> AsyncGenerator[policy_pb2.GenerateResponse, None]:
         remaining = deadline.remaining()
         if remaining is not None and remaining <= 0:
             raise deadline.expired()
@@ -129,12 +137,16 @@ class AsyncPolicyClient(AsyncClient):
         chunk_bytes: int = CHUNK_BYTES,
         timeout: float | Unset | None = UNSET,
     ) -> WeightUpdate:
-        """Replace the weights: all or nothing. Never repeated by itself.
+        """Replace the weights: all or nothing.
+
+        It is never repeated by itself: when the answer is lost, `get_policy` tells by version
+        and checksum whether the update was taken.
 
         Args:
             version: of the new weights; greater than the one that serves, unless `reset`.
             source: the bytes of each tensor of `specs`, in their order (anything with the buffer
-                protocol, little-endian and contiguous; taken one at a time); or where they are.
+                protocol, little-endian and contiguous); or where they are. Tensors are taken one
+                at a time, all in one thread of their own; one is held in memory.
             specs: every tensor of the checkpoint; may be empty for a shared path.
             canaries: must get the given log-probabilities, or the update is refused.
             mean_tolerance: largest mean difference; 0 is the sampler's default.
@@ -144,6 +156,8 @@ class AsyncPolicyClient(AsyncClient):
 
         Raises:
             FailedPrecondition: it is refused, and the weights from before serve.
+            Aborted: another update is under way.
+            Exception: whatever taking the tensors raised; the weights from before serve.
         """
         if chunk_bytes < 1:
             raise invalid("chunk_bytes", f"is {chunk_bytes}, it must be positive")
@@ -152,7 +166,7 @@ class AsyncPolicyClient(AsyncClient):
         commit = policy_pb2.CommitUpdate(
             canaries=[wire.canary(c) for c in canaries], mean_tolerance=mean_tolerance
         )
-        steps = _Steps(begin, source, specs, commit, chunk_bytes)
+        steps = UpdateSteps(begin, source, specs, commit, chunk_bytes)
         stub = await self._stub()
         call = stub.UpdateWeights(
             steps.requests(), timeout=deadline.remaining(), metadata=self._connection.metadata
@@ -160,7 +174,10 @@ class AsyncPolicyClient(AsyncClient):
         try:
             return wire.update(await call)
         except grpc.aio.AioRpcError as exc:
-            raise steps.fault or from_rpc_error(exc) from exc
+            if steps.fault is not None:
+                raise steps.fault from exc
+            refusal = await self._refusal(begin, deadline) if hides_status(exc) else None
+            raise refusal or from_rpc_error(exc) from exc
         except asyncio.CancelledError:
             if steps.fault is not None:
                 raise steps.fault from None
@@ -170,6 +187,29 @@ class AsyncPolicyClient(AsyncClient):
         finally:
             call.cancel()
 
+    async def _refusal(
+        self, begin: policy_pb2.BeginUpdate, deadline: Deadline
+    ) -> GuerdonError | None:
+        """Why an update is refused, asked by its beginning alone; None when it may go on.
+
+        A refusal that comes while a message is being sent is lost in grpc.aio. An update that
+        ends before its commit changes nothing.
+        """
+        if begin.HasField("nccl"):
+            return None  # its beginning would wait for the trainer's other end
+        request = policy_pb2.UpdateWeightsRequest(begin=begin)
+        try:
+            await (await self._stub()).UpdateWeights(
+                iter([request]), timeout=deadline.remaining(), metadata=self._connection.metadata
+            )
+        except grpc.aio.AioRpcError as exc:
+            error = from_rpc_error(exc)
+            if isinstance(error, Unavailable):
+                return None
+            violations = error.field_violations if isinstance(error, InvalidArgument) else ()
+            return None if any(v.field == "commit" for v in violations) else error
+        raise Internal("the sampler took an update that has no commit")
+
     async def get_policy(self, *, timeout: float | Unset | None = UNSET) -> PolicyInfo:
         """The policy, its version and its load."""
         request, deadline = policy_pb2.GetPolicyRequest(), self._connection.deadline(timeout)
@@ -178,61 +218,3 @@ class AsyncPolicyClient(AsyncClient):
 
     async def _stub(self) -> policy_pb2_grpc.PolicyServiceAsyncStub:
         return policy_pb2_grpc.PolicyServiceStub(await self._connection.channel())
-
-
-class _Steps:
-    """The messages of an update; the checksum is made on the way."""
-
-    def __init__(
-        self,
-        begin: policy_pb2.BeginUpdate,
-        source: Source,
-        specs: Sequence[TensorSpec],
-        commit: policy_pb2.CommitUpdate,
-        chunk_bytes: int,
-    ) -> None:
-        self._begin, self._source, self._specs = begin, source, specs
-        self._commit, self._chunk_bytes = commit, chunk_bytes
-        self.fault: BaseException | None = None
-        """What went wrong on our side: the tensors could not be had, or do not fit."""
-
-    async def requests(self) -> AsyncIterator[policy_pb2.UpdateWeightsRequest]:
-        """Begin, chunks, commit. After a fault of ours there is no commit, so nothing changes."""
-        try:
-            yield policy_pb2.UpdateWeightsRequest(begin=self._begin)
-            if isinstance(self._source, SharedPath):
-                self._commit.sha256 = self._source.sha256
-            elif not isinstance(self._source, Nccl):
-                async for request in self._chunks(self._source):
-                    yield request
-            yield policy_pb2.UpdateWeightsRequest(commit=self._commit)
-        except Exception as error:
-            self.fault = error
-            raise
-
-    async def _chunks(
-        self, source: Iterable[Any]
-    ) -> AsyncIterator[policy_pb2.UpdateWeightsRequest]:
-        digest, tensors = hashlib.sha256(), iter(source)
-        for place, spec in enumerate(self._specs):
-            # Making a tensor's bytes may copy from a device: not on the event loop.
-            data = await asyncio.to_thread(_bytes, next(tensors, None), spec)
-            await asyncio.to_thread(digest.update, data)
-            for offset in range(0, len(data), self._chunk_bytes):
-                piece = bytes(data[offset : offset + self._chunk_bytes])
-                chunk = policy_pb2.TensorChunk(tensor=place, offset=offset, data=piece)
-                yield policy_pb2.UpdateWeightsRequest(chunk=chunk)
-        if next(tensors, None) is not None:
-            raise invalid("source", f"has more tensors than the {len(self._specs)} of specs")
-        self._commit.sha256 = digest.digest()
-
-
-def _bytes(value: Any, spec: TensorSpec) -> memoryview:
-    """A tensor's bytes, checked against its spec."""
-    if value is None:
-        raise invalid("source", f"ends before {spec.name}")
-    view = memoryview(value).cast("B")
-    expected = wire.size_of(spec)
-    if len(view) != expected:
-        raise invalid("source", f"{spec.name} has {len(view)} bytes, its spec says {expected}")
-    return view

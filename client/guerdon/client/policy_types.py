@@ -62,12 +62,12 @@ class Completion:
         return self.finish_reason == "stop"
 
     @property
-    def versions(self) -> npt.NDArray[np.int32]:
+    def versions(self) -> npt.NDArray[np.int64]:
         """The weight version of each token."""
         import numpy as np
 
         counts = [span.end - span.start for span in self.spans]
-        return np.repeat(np.array([s.version for s in self.spans], dtype=np.int32), counts)
+        return np.repeat(np.array([s.version for s in self.spans], dtype=np.int64), counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ from typing import Any, Self, Unpack
 
 from guerdon.client._connection import UNSET, Unset
 from guerdon.client._loop import background_loop, run
+from guerdon.client._update_steps import Source
 from guerdon.client.admin import AsyncAdminClient
 from guerdon.client.aio import AsyncClient, AsyncRewardClient
 from guerdon.client.config import DEFAULT_TIMEOUT, TLS, Clock, Limits, Retry, ScoringOptions
-from guerdon.client.policy import AsyncPolicyClient, Source
+from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import Completion, GenerateItem, PolicyInfo, WeightUpdate
 from guerdon.client.types import (
     Item,
@@ -44,6 +45,10 @@ class _SyncClient:
     def close(self) -> None:
         """Close the connections."""
         run(self._client.close())
+
+    def health(self, service: str = "", *, timeout: float | Unset | None = UNSET) -> bool:
+        """See `AsyncClient.health`."""
+        return run(self._client.health(service, timeout=timeout))
 
 
 class RewardClient(_SyncClient):
@@ -153,10 +158,6 @@ class RewardClient(_SyncClient):
     def get_model(self, name: str, *, timeout: float | Unset | None = UNSET) -> ModelInfo:
         """See `AsyncRewardClient.get_model`."""
         return run(self._client.get_model(name, timeout=timeout))
-
-    def health(self, service: str = "", *, timeout: float | Unset | None = UNSET) -> bool:
-        """See `AsyncRewardClient.health`."""
-        return run(self._client.health(service, timeout=timeout))
 
 
 def _next(results: queue.SimpleQueue[StreamResult | BaseException | None]) -> StreamResult:
