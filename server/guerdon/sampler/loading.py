@@ -22,6 +22,6 @@ def load_policy(config: SamplerConfig) -> tuple[PolicyEngine, Texts]:
         raise NotFound(str(error)) from error
     texts = ModelTexts(folder)
 
-    from guerdon.sampler.engine import new_engine  # type: ignore[attr-defined]
+    from guerdon.sampler.engine import new_engine
 
     return new_engine(folder, config.model, config.engine), texts

@@ -1,14 +1,44 @@
-"""How the engine computes."""
+"""How the policy is computed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """How the engine computes."""
+    """What vLLM is told. The defaults fit a small model on a few CPU cores, and one GPU."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the computation; auto: the checkpoint's own."""
+    dtype: str = "auto"
+    """Of the computation; auto is the checkpoint's own."""
+    max_model_len: int = 0
+    """Most tokens of prompt and completion; 0 is the model's own limit, at most 4,096 on a CPU."""
+    max_num_seqs: int = 0
+    """Most completions drawn at a time; 0 is 64 on a CPU and 256 on a GPU."""
+    kv_cache_gib: int = 2
+    """Memory for keys and values on a CPU, in whole GiB: vLLM takes no parts."""
+    gpu_memory_utilization: float = 0.9
+    """Share of a GPU's memory that vLLM takes."""
+    tensor_parallel_size: int = 1
+    """GPUs that share the model."""
+    enforce_eager: bool | None = None
+    """Run without compiling; None is True on a CPU, where compiling takes a minute."""
+    threads: int = 0
+    """CPU threads of torch; 0 is all cores."""
+    seed: int = 0
+    """Of completions that come without a seed of their own."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be."""
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}, it must be one of {', '.join(_DTYPES)}")
+        for name in ("max_model_len", "max_num_seqs", "threads", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must not be negative")
+        for name in ("kv_cache_gib", "tensor_parallel_size"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be positive")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError("gpu_memory_utilization must be over 0 and at most 1")
