@@ -27,6 +27,7 @@ from guerdon.trainer.rl.algorithms import build
 from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
 from guerdon.trainer.rl.evaluation import Evaluation, evaluate
 from guerdon.trainer.rl.folder import RLFolder
+from guerdon.trainer.rl.idle import RolloutStats
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.metrics import MetricsLog
@@ -75,7 +76,8 @@ def train(
     try:
         return asyncio.run(run.whole(resume=resume))
     finally:
-        run.trackers.finish()
+        if run.trackers is not None:
+            run.trackers.finish()
         team.dismiss()
 
 
@@ -100,7 +102,7 @@ class Run:
     ) -> None:
         self.settings, self.inputs, self.folder, self.console = settings, inputs, folder, console
         self.team, self.learner = team, team.learner
-        self.trackers = Trackers(settings, folder.path)
+        self.trackers: Trackers | None = None
         self._checkpoints = Checkpoints(folder.checkpoints, settings.keep_checkpoints)
         self._samples = SampleTable(folder.samples, settings.sample_rows)
         self._log = MetricsLog(folder.metrics, [])
@@ -108,6 +110,7 @@ class Run:
         self._warnings: list[str] = []
         self._seconds: dict[str, float] = {}
         self._faults_before: dict[str, int] = {}
+        self._mark: tuple[float, RolloutStats, dict[str, float]] = (0.0, RolloutStats(), {})
         self._connect()
 
     def _connect(self) -> None:
@@ -142,6 +145,7 @@ class Run:
                 self._shown = shown
                 if not self._evaluations:
                     await self._evaluate("before")
+                self._mark = (time.monotonic(), self._rollouts.stats(), dict(self._seconds))
                 while self.learner.step_count < self.settings.steps:
                     await self._step()
                 if self._evaluations[-1].step != self.learner.step_count:
@@ -154,7 +158,7 @@ class Run:
 
     async def _begin(self, checkpoint: Checkpoint | None) -> None:
         """Take up a checkpoint, give the sampler the weights, and begin to sample."""
-        step = 0
+        step = -1  # without a checkpoint, nothing of an earlier part counts
         if checkpoint is not None:
             step = checkpoint.step
             self.console.print(f"resuming after step {step}", highlight=False)
@@ -162,6 +166,7 @@ class Run:
             self._load(checkpoint.load("run"))
             self._checkpoints.forget_after(step)
         self._log = MetricsLog(self.folder.metrics, self.folder.rewind(step))
+        self.trackers = Trackers(self.settings, self.folder.path, done=max(step, 0))
         policy = await self._publisher.check()
         asked = self.settings.publish_dtype
         self._dtype = policy.dtype if asked == "auto" else asked
@@ -175,8 +180,6 @@ class Run:
 
     async def _step(self) -> None:
         """One update of the policy, from its batch to its line of metrics."""
-        begun, spent_before = time.monotonic(), dict(self._seconds)
-        stats_before = self._rollouts.stats()
         version = self.learner.version
         self._shown.phase("waiting for rollouts")
         with self._phase("wait"):
@@ -190,10 +193,7 @@ class Run:
         step = self.learner.step_count
         self._samples.add(step, groups)
         row = group_metrics(groups, version) | learned
-        seconds = time.monotonic() - begun
-        spent = {name: value - spent_before.get(name, 0.0) for name, value in self._seconds.items()}
-        stats = self._rollouts.stats() - stats_before
-        row |= speed_metrics(int(row["tokens"]), spent, seconds, stats)
+        row |= self._speed(int(row["tokens"]))
         row |= {"step": step, "version": self.learner.version, "faults": sum(self._faults.values())}
         self._write(row)
         every = self.settings.eval_every
@@ -205,6 +205,14 @@ class Run:
             step % self.settings.checkpoint_every == 0 or step == self.settings.steps
         ):
             await self._save()
+
+    def _speed(self, tokens: int) -> dict[str, float]:
+        """Of what happened since this was last called: evaluations and checkpoints included."""
+        now, stats, spent = time.monotonic(), self._rollouts.stats(), dict(self._seconds)
+        then, stats_then, spent_then = self._mark
+        self._mark = (now, stats, spent)
+        phases = {name: value - spent_then.get(name, 0.0) for name, value in spent.items()}
+        return speed_metrics(tokens, phases, now - then, stats - stats_then)
 
     async def _evaluate(self, kind: str) -> None:
         """Measure the published weights on the held-out prompts."""
@@ -302,6 +310,7 @@ class Run:
 
     def _write(self, row: dict[str, float]) -> None:
         self._log.add(row)
+        assert self.trackers is not None
         self.trackers.log(self._log.rows[-1])
         self._shown.update(self._log.rows[-1])
 
