@@ -132,6 +132,17 @@ async def test_a_policy_that_is_refused_ends_the_start() -> None:
     assert engine.stopped
 
 
+@pytest.mark.parametrize("fault", ["fails", "nonfinite"])
+async def test_an_engine_that_starts_and_cannot_draw_is_refused(fault: str) -> None:
+    engine = FormulaEngine()
+    setattr(engine.behaviour, fault, True)
+    config = load_config(None, {"model": "x", "port": 0, "http_port": -1})
+    server = SamplerServer(config, engine, WordTexts())
+    with pytest.raises(CheckpointRefused, match="can't draw a token of formula: the engine"):
+        await server.run(lambda ports: None, signals=False)
+    assert engine.stopped
+
+
 async def test_the_server_listens_and_is_not_ready_while_the_engine_starts() -> None:
     engine = FormulaEngine()
     started = asyncio.Event()

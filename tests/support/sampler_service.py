@@ -80,6 +80,7 @@ async def start_sampler(**flags: Any) -> AsyncIterator[Harness]:
     if finished.done():
         finished.result()
     ports = ready.result()
+    engine.behaviour.drawn = 0  # the start draws a token to see that it can
     async with (
         grpc.aio.insecure_channel(f"127.0.0.1:{ports.port}") as channel,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports.http_port}", timeout=30) as http,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
 from collections.abc import Callable
 
+import numpy as np
+
 from guerdon.sampler.config import SamplerConfig
 from guerdon.sampler.metrics import SamplerMetrics
-from guerdon.sampler.sampling import Sampling
+from guerdon.sampler.requests import Options
+from guerdon.sampler.sampling import Sampling, check_completion
 from guerdon.sampler.standing import Standing
 from guerdon.sampler.texts import Texts
 from guerdon.sampler.types import PolicyEngine
@@ -25,7 +29,7 @@ from guerdon.serving.credentials import (
     read_token,
     warn_if_open,
 )
-from guerdon.serving.errors import EngineDied
+from guerdon.serving.errors import CheckpointRefused, EngineDied, ServiceError
 from guerdon.serving.http import new_app
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.listening import Listener
@@ -46,6 +50,26 @@ def tokens_of(config: SamplerConfig) -> tuple[BearerToken, BearerToken]:
     updates = BearerToken(read_token(ADMIN_TOKEN_VARIABLE, config.admin_token_file))
     config.check_exposure(admin_token=bool(updates))
     return sampling, updates
+
+
+async def start(engine: PolicyEngine) -> None:
+    """Start an engine, and have it draw a token: some fail only then.
+
+    Raises:
+        ServiceError: it can't serve the policy; the text says why.
+    """
+    await engine.start()
+    prompt = np.zeros(1, dtype=np.int32)
+    try:
+        async with contextlib.aclosing(
+            engine.generate(prompt, Options(max_tokens=1, ignore_eos=True), n=1, seed=0)
+        ) as drawn:
+            async for completion in drawn:
+                check_completion(completion)
+    except ServiceError as error:
+        raise CheckpointRefused(
+            f"the engine started and can't draw a token of {engine.info.model}: {error}"
+        ) from error
 
 
 class SamplerServer:
@@ -110,7 +134,7 @@ class SamplerServer:
         await self._listener.set_serving(False)
         try:
             ports = await self._listen()
-            starting = asyncio.create_task(self.engine.start())
+            starting = asyncio.create_task(start(self.engine))
             stopping = asyncio.create_task(self.lifecycle.wait_draining())
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():

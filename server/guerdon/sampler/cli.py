@@ -16,6 +16,10 @@ app = typer.Typer(add_completion=False)
 _COMMAND = "guerdon serve sampler"
 _ENGINE = "Engine"
 _UPDATES = "Updates"
+_ENGINE_FLAGS = (
+    "dtype", "max_model_len", "max_num_seqs", "kv_cache_gib", "gpu_memory_utilization",
+    "tensor_parallel_size", "threads",
+)  # fmt: skip
 
 
 @app.command(epilog=command.EXIT_CODES)
@@ -39,6 +43,43 @@ def sampler(
         typer.Option(
             help="auto, float32, bfloat16 or float16. (default: auto)", rich_help_panel=_ENGINE
         ),
+    ] = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(
+            help="Most tokens of prompt and completion. (default: the model's, on a CPU up to "
+            "4096)",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option(
+            help="Most completions drawn at a time; others wait. (default: 64 on a CPU, 256 on a "
+            "GPU)",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    kv_cache_gib: Annotated[
+        int | None,
+        typer.Option(
+            help="Memory for keys and values on a CPU, in GiB. (default: 2)",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    gpu_memory_utilization: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of a GPU's memory to take. (default: 0.9)", rich_help_panel=_ENGINE
+        ),
+    ] = None,
+    tensor_parallel_size: Annotated[
+        int | None,
+        typer.Option(help="GPUs that share the model. (default: 1)", rich_help_panel=_ENGINE),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="CPU threads of torch. (default: all cores)", rich_help_panel=_ENGINE),
     ] = None,
     updates: Annotated[
         bool | None,
@@ -83,10 +124,10 @@ def sampler(
     A trainer publishes weights with UpdateWeights; whatever fails its checks leaves the
     weights before it serving. SIGTERM finishes what was accepted and exits.
     """
-    flags: dict[str, Any] = {"engine.dtype": dtype, "shared_dirs": shared_dir or None}
-    flags |= options.pick(
-        locals(), "model", "max_in_flight", "updates", "nccl", "update_idle_seconds"
-    )
+    given = locals()
+    flags: dict[str, Any] = {f"engine.{name}": given[name] for name in _ENGINE_FLAGS}
+    flags["shared_dirs"] = shared_dir or None
+    flags |= options.pick(given, "model", "max_in_flight", "updates", "nccl", "update_idle_seconds")
     command.serve(_COMMAND, lambda: _serve(config, flags))
 
 
