@@ -1,47 +1,31 @@
-"""The fake policy sampler; see `guerdon.client.testing`."""
+"""The fake policy sampler; see `guerdon.client.testing`. What it answers: `_fake_sampler.py`."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import random
-import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import grpc
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from guerdon.client import _wire
-from guerdon.client._fake import Refused, make_status
+from guerdon.client._fake import Refused
+from guerdon.client._fake_sampler import FakeState, ReceivedUpdate, Sampler, refused
 from guerdon.client._loop import run
-from guerdon.client._policy_wire import size_of
 from guerdon.client.policy_types import TensorSpec
-from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
+from guerdon.v1 import policy_pb2_grpc
 
 Policy = Callable[[Sequence[int], int | None, int], tuple[Sequence[int], Sequence[float]]]
 """Takes the prompt's ids, the item's seed and the completion's number; returns token ids and
 their log-probabilities."""
 
 _SERVICE = "guerdon.v1.PolicyService"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ReceivedUpdate:
-    """Weights that came in and were taken."""
-
-    version: int
-    reset: bool
-    specs: tuple[TensorSpec, ...]
-    tensors: dict[str, bytes]
-    """By name; empty for a shared path."""
-    path: str
-    canaries: tuple[tuple[list[int], list[float]], ...]
+_MESSAGE_BYTES = 32 * 1024 * 1024
+"""The largest message that the real server takes, too."""
 
 
 @dataclass(slots=True)
@@ -52,23 +36,17 @@ class _Fault:
 
 
 @dataclass(slots=True)
-class _State:
-    """What a process of its own would hold: gone after `restart`."""
-
-    version: int = 0
-    sha256: bytes = b""
-    instance: str = field(default_factory=lambda: secrets.token_hex(8))
-    epoch: int = 0
-    """Counts updates with `reset`: generation of an earlier one is aborted."""
-    running: int = 0
-    updating: bool = False
+class _CommitFault:
+    status: status_pb2.Status
+    applied: bool
 
 
 class FakePolicyServer:
     """A FAKE policy sampler: draws what you say, and fails when you say.
 
     Use it as a context manager, `with` or `async with`. Versions, spans, updates and refusals
-    are those of `guerdon.v1.PolicyService`; no model is behind them.
+    are those of `guerdon.v1.PolicyService`; no model is behind them, and canaries are not
+    compared.
 
     Args:
         policy: draws a completion. By default: 1 to `max_tokens` random ids from 3 to 99, each
@@ -77,6 +55,7 @@ class FakePolicyServer:
         eos: the token that ends a completion.
         dtype: of the weights that it asks for.
         limit: most completions in flight.
+        tensors: the policy's own; an update of others is refused. Anything goes without.
     """
 
     def __init__(
@@ -87,6 +66,7 @@ class FakePolicyServer:
         eos: int = 2,
         dtype: str = "float32",
         limit: int = 100_000,
+        tensors: Sequence[TensorSpec] | None = None,
     ) -> None:
         self._policy = policy
         self._delay = delay
@@ -94,16 +74,19 @@ class FakePolicyServer:
         self.eos = eos
         self.dtype = dtype
         self.limit = limit
+        self.tensors = None if tensors is None else tuple(tensors)
         self.calls: list[tuple[str, Any]] = []
         """Method and message of every call that came in; for updates, the `BeginUpdate`."""
         self.updates: list[ReceivedUpdate] = []
         """Weights that were taken."""
         self.drawn = 0
         """Completions that were sent."""
-        self._state = _State()
+        self._state = FakeState()
         self._faults: deque[_Fault] = deque()
+        self._commit_faults: deque[_CommitFault] = deque()
         self._breaks: deque[int] = deque()
         self._server: grpc.aio.Server | None = None
+        self._health: health_aio.HealthServicer | None = None
         self._port = 0
 
     # Running
@@ -134,15 +117,14 @@ class FakePolicyServer:
 
     async def start(self) -> None:
         """Listen as a fresh process, with version 0; on the port of before, if there was one."""
-        self._state = _State()
+        self._state = FakeState()
         server = grpc.aio.server(
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MESSAGE_BYTES)]
         )
-        policy_pb2_grpc.add_PolicyServiceServicer_to_server(_Policy(self), server)
-        health = health_aio.HealthServicer()
-        for name in ("", _SERVICE):
-            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(Sampler(self, self._state), server)
+        self._health = health_aio.HealthServicer()
+        await self.set_serving(True)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         self._port = server.add_insecure_port(f"127.0.0.1:{self._port}")
         await server.start()
         self._server = server
@@ -158,6 +140,13 @@ class FakePolicyServer:
         await self.stop()
         await self.start()
 
+    async def set_serving(self, serving: bool) -> None:
+        """What `grpc.health.v1` answers."""
+        assert self._health is not None, "the server has not been started"
+        kinds = health_pb2.HealthCheckResponse
+        for name in ("", _SERVICE):
+            await self._health.set(name, kinds.SERVING if serving else kinds.NOT_SERVING)
+
     # Faults
 
     def fail(
@@ -169,13 +158,35 @@ class FakePolicyServer:
         method: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """Answer the next calls (of a method: Generate, UpdateWeights, GetPolicy) with an error."""
-        refused = _refused(code, message, retry_after=retry_after)
-        self._faults.append(_Fault(refused.status, times, method))
+        """Answer the next calls (of a method: Generate, UpdateWeights, GetPolicy) with an error.
+
+        An update is refused at its `begin`.
+        """
+        error = refused(code, message, retry_after=retry_after)
+        self._faults.append(_Fault(error.status, times, method))
 
     def break_streams(self, *, after: int, times: int = 1) -> None:
         """End the next Generate calls with UNAVAILABLE, after so many completions each."""
         self._breaks.extend([after] * times)
+
+    def fail_commits(
+        self,
+        code: grpc.StatusCode,
+        message: str = "injected by the test",
+        *,
+        times: int = 1,
+        applied: bool = False,
+    ) -> None:
+        """End the next updates with an error when all has come.
+
+        Args:
+            code: FAILED_PRECONDITION is what a canary that parts gets.
+            message: of the error.
+            times: how many updates.
+            applied: the weights are taken all the same: it is the answer that is lost.
+        """
+        status = refused(code, message).status
+        self._commit_faults.extend(_CommitFault(status, applied) for _ in range(times))
 
     # Used by the service
 
@@ -189,6 +200,13 @@ class FakePolicyServer:
     def take_break(self) -> int | None:
         return self._breaks.popleft() if self._breaks else None
 
+    def take_commit_fault(self) -> _CommitFault | None:
+        return self._commit_faults.popleft() if self._commit_faults else None
+
+    def seconds(self) -> float:
+        low, high = self._delay
+        return self._chance.uniform(low, high) if high else 0.0
+
     def draw(
         self, prompt: Sequence[int], seed: int | None, sample: int, most: int
     ) -> tuple[Sequence[int], Sequence[float]]:
@@ -201,192 +219,3 @@ class FakePolicyServer:
         if len(ids) < most:
             ids.append(self.eos)
         return ids, [-4.57471] * len(ids)
-
-    async def wait(self) -> None:
-        low, high = self._delay
-        await asyncio.sleep(self._chance.uniform(low, high) if high else 0)
-
-
-class _Policy(policy_pb2_grpc.PolicyServiceServicer):
-    """PolicyService, answered by the fake."""
-
-    def __init__(self, fake: FakePolicyServer) -> None:
-        self._fake = fake
-        self._state = fake._state
-
-    async def Generate(  # type: ignore[override] # grpc.aio's other way: context.write
-        self, request: Any, context: Any
-    ) -> None:
-        fake, state = self._fake, self._state
-        left, epoch = fake.take_break(), state.epoch
-        tasks: list[asyncio.Task[policy_pb2.GenerateResponse]] = []
-        try:
-            self._check(request)
-            for place, item in enumerate(request.items):
-                tasks += [
-                    asyncio.create_task(self._complete(request, place, item, sample))
-                    for sample in range(item.n or 1)
-                ]
-            for done in asyncio.as_completed(tasks):
-                reply = await done
-                if epoch != state.epoch:
-                    raise _refused(grpc.StatusCode.ABORTED, "an update began a new history")
-                if left == 0:
-                    raise _refused(grpc.StatusCode.UNAVAILABLE, "broken by the test")
-                left = None if left is None else left - 1
-                fake.drawn += 1
-                await context.write(reply)
-            if left is not None:
-                raise _refused(grpc.StatusCode.UNAVAILABLE, "broken by the test")
-        except Refused as refused:
-            await _abort(context, refused.status)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _check(self, request: Any) -> None:
-        fake, state = self._fake, self._state
-        fake.receive("Generate", request)
-        if not request.items or not request.options.max_tokens:
-            raise _refused(grpc.StatusCode.INVALID_ARGUMENT, "items and max_tokens are required")
-        if state.version < request.min_version:
-            raise _refused(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"the sampler serves version {state.version}, older than {request.min_version}",
-            )
-        asked = sum(item.n or 1 for item in request.items)
-        if state.running + asked > fake.limit:
-            raise _refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many", retry_after=0.05)
-
-    async def _complete(
-        self, request: Any, place: int, item: Any, sample: int
-    ) -> policy_pb2.GenerateResponse:
-        fake, state = self._fake, self._state
-        state.running += 1
-        try:
-            first = state.version
-            await fake.wait()
-            last = state.version  # an update may have come in between
-        finally:
-            state.running -= 1
-        prompt = _ids(item.prompt)
-        seed = item.seed if item.HasField("seed") else None
-        ids, logprobs = fake.draw(prompt, seed, sample, request.options.max_tokens)
-        reply = policy_pb2.GenerateResponse(
-            item=place, id=item.id, sample=sample, token_ids=ids, logprobs=logprobs,
-            prompt_token_ids=prompt,
-            finish_reason=policy_pb2.FINISH_REASON_STOP
-            if ids[-1] == fake.eos
-            else policy_pb2.FINISH_REASON_LENGTH,
-        )  # fmt: skip
-        middle = len(ids) // 2 if last != first else 0
-        if middle:
-            reply.spans.add(version=first, start=0, end=middle)
-        reply.spans.add(version=last, start=middle, end=len(ids))
-        if request.return_text:
-            reply.text = " ".join(str(i) for i in ids)
-        return reply
-
-    async def UpdateWeights(self, request_iterator: Any, context: Any) -> Any:
-        state = self._state
-        if state.updating:
-            await _abort(context, make_status(grpc.StatusCode.ABORTED, "another update", []))
-        state.updating = True
-        try:
-            return await self._update(request_iterator)
-        except Refused as refused:
-            await _abort(context, refused.status)
-        finally:
-            state.updating = False
-
-    async def _update(self, requests: Any) -> policy_pb2.UpdateWeightsResponse:
-        fake, state = self._fake, self._state
-        begin, tensors, commit = await _receive(requests, fake)
-        digest = hashlib.sha256()
-        for spec in begin.tensors:
-            digest.update(tensors.get(spec.name, b""))
-        if begin.HasField("stream") and digest.digest() != commit.sha256:
-            raise _refused(grpc.StatusCode.FAILED_PRECONDITION, "the checksum is wrong")
-        if not begin.reset and begin.version <= state.version:
-            raise _refused(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"begin.version: is {begin.version}, it must be over {state.version}",
-            )
-        state.version, state.sha256 = begin.version, commit.sha256
-        state.epoch += begin.reset
-        fake.updates.append(
-            ReceivedUpdate(
-                begin.version, begin.reset, tuple(_spec(s) for s in begin.tensors), tensors,
-                begin.shared_path.path,
-                tuple((list(c.token_ids), list(c.logprobs)) for c in commit.canaries),
-            )
-        )  # fmt: skip
-        tokens = sum(len(c.logprobs) for c in commit.canaries)
-        return policy_pb2.UpdateWeightsResponse(version=begin.version, canary_tokens=tokens)
-
-    async def GetPolicy(self, request: Any, context: Any) -> Any:
-        fake, state = self._fake, self._state
-        try:
-            fake.receive("GetPolicy", request)
-        except Refused as refused:
-            await _abort(context, refused.status)
-        return policy_pb2.GetPolicyResponse(
-            model="fake", instance=state.instance, weight_version=state.version,
-            weight_sha256=state.sha256, dtype=fake.dtype, max_tokens=2**20, vocab_size=2**20,
-            eos_token_ids=[fake.eos], running=state.running, limit=fake.limit, shared_path=True,
-        )  # fmt: skip
-
-
-async def _receive(requests: Any, fake: FakePolicyServer) -> tuple[Any, dict[str, bytes], Any]:
-    """The messages of an update, in their order."""
-    begin: Any = None
-    tensors: dict[str, bytearray] = {}
-    async for request in requests:
-        step = request.WhichOneof("step")
-        if (step == "begin") != (begin is None):
-            raise _refused(grpc.StatusCode.INVALID_ARGUMENT, "step: is out of order")
-        if step == "begin":
-            begin = request.begin
-            fake.receive("UpdateWeights", begin)
-        elif step == "chunk":
-            data = tensors.setdefault(begin.tensors[request.chunk.tensor].name, bytearray())
-            if request.chunk.offset != len(data):
-                raise _refused(grpc.StatusCode.INVALID_ARGUMENT, "chunk.offset: is out of order")
-            data += request.chunk.data
-        else:
-            _check_sizes(begin, tensors)
-            return begin, {name: bytes(data) for name, data in tensors.items()}, request.commit
-    raise _refused(grpc.StatusCode.INVALID_ARGUMENT, "the stream ended before its commit")
-
-
-def _check_sizes(begin: Any, tensors: dict[str, bytearray]) -> None:
-    if not begin.HasField("stream"):
-        return
-    for spec in begin.tensors:
-        if len(tensors.get(spec.name, b"")) != size_of(_spec(spec)):
-            raise _refused(grpc.StatusCode.INVALID_ARGUMENT, f"{spec.name}: bytes are missing")
-
-
-def _spec(message: policy_pb2.TensorSpec) -> TensorSpec:
-    return TensorSpec(message.name, message.dtype, tuple(message.shape))
-
-
-def _ids(prompt: common_pb2.Prompt) -> list[int]:
-    """Made-up ids for a prompt that has none."""
-    if prompt.HasField("token_ids"):
-        return list(prompt.token_ids.ids)
-    return [3 + byte % 97 for byte in prompt.SerializeToString()]
-
-
-def _refused(code: grpc.StatusCode, message: str, *, retry_after: float | None = None) -> Refused:
-    details: list[Message] = []
-    if retry_after is not None:
-        details = [error_details_pb2.RetryInfo(retry_delay=_wire.duration(retry_after))]
-    return Refused(make_status(code, message, details))
-
-
-async def _abort(context: Any, status: status_pb2.Status) -> None:
-    code = next(c for c in grpc.StatusCode if c.value[0] == status.code)
-    trailers = (("grpc-status-details-bin", status.SerializeToString()),)
-    await context.abort(code, status.message, trailers)

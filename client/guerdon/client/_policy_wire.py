@@ -156,6 +156,8 @@ def _completion(reply: policy_pb2.GenerateResponse, place: int, sample: int, id:
     pairs = zip(spans, edges, strict=False)
     if not whole or any(s.start != end or s.end <= s.start for s, end in pairs):
         raise Internal(f"{where} has version spans that do not cover its tokens in order")
+    if max(span.version for span in spans) >= 2**63:
+        raise Internal(f"{where} has a version that no update can have")
     reason = _REASONS.get(reply.finish_reason)
     if reason is None:
         raise Internal(f"{where} does not say why it ended")

@@ -1,12 +1,13 @@
-"""A FAKE reward server for your tests: real gRPC on a loopback port, made-up scores.
+"""FAKE servers for your tests: real gRPC on a loopback port, made-up scores and completions.
 
     def test_the_longest_answer_wins():
         with FakeRewardServer(lambda prompt, response: float(len(response))) as server:
             with RewardClient(server.target) as rewards:
                 assert rewards.rank("fake", "Hi", ["a", "abc"]).ranking[0].index == 1
 
-It computes nothing: no model, no tokenizer. Your code talks to it through the real client and
+They compute nothing: no model, no tokenizer. Your code talks to them through the real client and
 a real socket, so that faults (`fail`, `break_streams`, `restart`, `add_revision`) are real as well.
+`FakePolicyServer` is the same for the policy sampler, with versions of weights.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from guerdon.client._fake import (
     prompt_value,
     response_value,
 )
-from guerdon.client._fake_policy import FakePolicyServer, ReceivedUpdate
+from guerdon.client._fake_policy import FakePolicyServer
+from guerdon.client._fake_sampler import ReceivedUpdate
 from guerdon.client._loop import run
 from guerdon.client.config import Clock
 from guerdon.client.types import TokenIds
