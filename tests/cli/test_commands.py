@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 from tests.support.command import GUERDON, Run, environment, read_rows
 from tests.support.formula_server import REVISION, Server, text_score
 
+from guerdon.client import PolicyClient, TensorSpec
+from guerdon.client.testing import FakePolicyServer
 from guerdon.v1 import admin_pb2
 
 
@@ -66,6 +70,27 @@ def test_models_as_table_and_json(run: Run) -> None:
     assert "LlamaForSequenceClassification" in described
     unknown = run("models", "nobody")
     assert (unknown.returncode, unknown.stderr.count(b"\n")) == (1, 1)
+
+
+def test_policy_of_a_sampler(run: Run, server: Server) -> None:
+    specs = [TensorSpec("a", "float32", (1,))]
+    with FakePolicyServer() as sampler, PolicyClient(sampler.target) as client:
+        fresh = run("policy", "--server", sampler.target)
+        assert (fresh.returncode, fresh.stderr) == (0, b"")
+        assert re.search(r"^weight version +0$", fresh.stdout.decode(), re.MULTILINE)
+        client.update_weights(7, [b"four"], specs=specs)
+        found = json.loads(run("policy", "--json", env={"GUERDON_SAMPLER": sampler.target}).stdout)
+        assert found["weight_version"] == 7
+        assert found["weight_sha256"] == hashlib.sha256(b"four").hexdigest()
+        assert found["eos_token_ids"] == [2]
+        assert run("health", "--server", sampler.target).stdout == b"serving\n"
+        mistaken = run("models", "--server", sampler.target)
+    assert (mistaken.returncode, mistaken.stderr.count(b"\n")) == (1, 1)
+    assert b"`guerdon policy`" in mistaken.stderr
+    other_way = run("policy", "--server", server.target)
+    assert (other_way.returncode, other_way.stderr.count(b"\n")) == (1, 1)
+    gone = run("policy", "--server", sampler.target, "--timeout", 1)
+    assert (gone.returncode, gone.stderr.count(b"\n")) == (3, 1)
 
 
 def test_health_speaks_by_its_exit_code(run: Run, server: Server) -> None:

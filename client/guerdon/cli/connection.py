@@ -12,7 +12,7 @@ from guerdon import client as api
 from guerdon.cli import options as opt
 from guerdon.cli.errors import CommandError, ExitCode
 
-_Client = TypeVar("_Client", api.AsyncRewardClient, api.AdminClient)
+_Client = TypeVar("_Client", api.AsyncRewardClient, api.AdminClient, api.PolicyClient)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,16 @@ class Connection:
         with self._located(), self._make(api.AdminClient) as client:
             yield client
 
+    @contextmanager
+    def policy(self) -> Iterator[api.PolicyClient]:
+        """A client of PolicyService, closed at the end.
+
+        Raises:
+            CommandError: as for `open`.
+        """
+        with self._located(), self._make(api.PolicyClient) as client:
+            yield client
+
     def _make(self, kind: type[_Client]) -> _Client:
         tls = api.TLS(ca=self.tls_ca) if self.tls or self.tls_ca else None
         try:
@@ -61,6 +71,11 @@ class Connection:
         except (api.Unavailable, api.DeadlineExceeded, api.Overloaded) as exc:
             where = "" if self.server in exc.message else f"{self.server}: "
             raise CommandError(where + exc.message, ExitCode.UNREACHABLE) from exc
+        except api.Unimplemented as exc:
+            raise CommandError(
+                f"{self.server} does not have this service: `guerdon policy` describes a policy "
+                "sampler, the other commands are for reward servers."
+            ) from exc
 
 
 def score_options(

@@ -27,8 +27,8 @@ EPILOG = "\n\n".join(
         "input; 3 the server is unreachable, "
         "overloaded or too slow; 4 done, but rows failed with "
         "--on-error skip; 130 interrupted.",
-        "Environment: GUERDON_SERVER, GUERDON_TOKEN, GUERDON_ADMIN_TOKEN; GUERDON_DEBUG=1 shows "
-        "tracebacks.",
+        "Environment: GUERDON_SERVER, GUERDON_SAMPLER, GUERDON_TOKEN, GUERDON_ADMIN_TOKEN; "
+        "GUERDON_DEBUG=1 shows tracebacks.",
     )
 )
 

@@ -44,6 +44,7 @@ def _top(
 app.command("score", epilog=EPILOG)(score.score)
 app.command("rank", epilog=EPILOG)(rank.rank)
 app.command("models", epilog=EPILOG)(status.models)
+app.command("policy", epilog=EPILOG)(status.policy)
 app.command("health", epilog=EPILOG)(status.health)
 app.add_typer(admin.app, name="admin")
 

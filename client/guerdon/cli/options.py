@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 DEFAULT_SERVER = "localhost:50051"
+DEFAULT_SAMPLER = "localhost:50052"
 
 
 class OnError(StrEnum):
@@ -41,6 +42,12 @@ class Activation(StrEnum):
 
 Server = Annotated[
     str, typer.Option(envvar="GUERDON_SERVER", metavar="HOST:PORT", help="The reward server.")
+]
+Sampler = Annotated[
+    str,
+    typer.Option(
+        "--server", envvar="GUERDON_SAMPLER", metavar="HOST:PORT", help="The policy sampler."
+    ),
 ]
 Token = Annotated[
     str | None,

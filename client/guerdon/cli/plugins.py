@@ -12,8 +12,8 @@ GROUP = "guerdon.commands"
 """The entry-point group: `name = module:typer_app` becomes `guerdon name …`."""
 
 _KNOWN = {
-    "serve": ("Serve reward models over gRPC and HTTP.", "server"),
-    "train": ("Train a reward model.", "trainer"),
+    "serve": ("Serve reward models, or sample a policy, over gRPC and HTTP.", "server"),
+    "train": ("Train a reward model, or a policy against rewards.", "trainer"),
 }
 """Help and extra of our own, so that `guerdon --help` imports none of them."""
 

@@ -1,4 +1,4 @@
-"""`guerdon models` and `guerdon health`: what a server holds, and whether it serves."""
+"""`guerdon models`, `policy` and `health`: what a server holds, and whether it serves."""
 
 from __future__ import annotations
 
@@ -60,6 +60,29 @@ def health(
     serving = asyncio.run(_health(connection))
     typer.echo("serving" if serving else "not serving")
     return ExitCode.OK if serving else ExitCode.FAILED
+
+
+def policy(
+    as_json: Annotated[bool, typer.Option("--json", help="JSON: one object.")] = False,
+    server: opt.Sampler = opt.DEFAULT_SAMPLER,
+    token: opt.Token = None,
+    tls: opt.Tls = False,
+    tls_ca: opt.TlsCa = None,
+    timeout: opt.Timeout = 10.0,
+) -> None:
+    """Describe the policy that a sampler serves: its weights, its limits, its load."""
+    import json
+
+    from guerdon.cli.connection import Connection
+
+    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    with connection.policy() as client:
+        found = asdict(client.get_policy())
+    found["weight_sha256"] = found["weight_sha256"].hex()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        _describe(found)
 
 
 async def _models(connection: Connection, name: str | None) -> list[dict[str, Any]]:
