@@ -212,7 +212,7 @@ WEIGHTS = [
         title="Update, by phase (mean)",
         unit="s",
         about="receive: from begin until the bytes are there and checked. pause: while "
-        "generation stands still; load and canary are part of it.",
+        "generation stands still for the load; canaries are compared while it goes on.",
         queries=[
             Query(
                 expr=f"{rate(f'{S}_update_seconds_sum', ONE, 'phase')}"
