@@ -10,13 +10,15 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from guerdon import client
 from guerdon.client import AsyncRewardClient, Item, Retry, RewardClient
-from guerdon.client.testing import FakeRewardServer
+from guerdon.client.testing import FakePolicyServer, FakeRewardServer
 
 GUIDE = Path(__file__).parents[2] / "docs" / "client.md"
-FIRST, BEST, LOOP, STREAM, TESTING = re.findall(
+FIRST, BEST, LOOP, STREAM, DRAW, WEIGHTS, TESTING, TESTING_POLICY = re.findall(
     r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL
 )
 
@@ -55,8 +57,23 @@ def test_asynchronous_examples() -> None:
         assert {place: list(values) for place, values in saved.items()} == {0: [1, 2], 1: [3]}
 
 
-def test_the_example_of_a_users_test_passes(tmp_path: Path) -> None:
-    (tmp_path / "test_example.py").write_text(TESTING, encoding="utf-8")
+def test_examples_of_the_sampler() -> None:
+    with FakePolicyServer() as server:
+        kept: list[tuple[Any, ...]] = []
+        weights = {"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float32)}
+        names = {**vars(client), "keep": lambda *values: kept.append(values), "weights": weights}
+        run_async(DRAW.replace("localhost:50052", server.target), names)
+        assert sorted(item for item, *_ in kept) == [0] * 4 + [1] * 4
+        update = f'async with AsyncPolicyClient("{server.target}") as policy:\n'
+        update += textwrap.indent(WEIGHTS, "    ")
+        names |= {"token_ids": [3, 4], "logprobs": [-0.5]}
+        assert run_async(update, names)["report"].version == 4
+        assert list(server.updates[0].tensors) == ["a", "b"]
+
+
+@pytest.mark.parametrize("example", [TESTING, TESTING_POLICY], ids=["rewards", "policy"])
+def test_the_example_of_a_users_test_passes(tmp_path: Path, example: str) -> None:
+    (tmp_path / "test_example.py").write_text(example, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_example.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
