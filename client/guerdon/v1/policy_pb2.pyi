@@ -512,7 +512,7 @@ class CommitUpdate(_message.Message):
     """
     mean_tolerance: _builtins.float
     """Optional. Largest mean absolute difference over all canary tokens; when 0,
-    1e-4 for a float32 policy and 0.02 for another.
+    1e-4 for a float32 policy and 0.15 for another.
     """
     @_builtins.property
     def canaries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Canary]:

@@ -88,7 +88,8 @@ def accuracy(delta: Floats) -> Proportion:
 
 def sigmoid(x: Floats) -> Floats:
     """σ(x), without overflow."""
-    return np.exp(-np.logaddexp(0.0, -x))
+    found: Floats = np.exp(-np.logaddexp(0.0, -x))
+    return found
 
 
 def calibration(delta: Floats, bins: int = 10) -> Calibration:

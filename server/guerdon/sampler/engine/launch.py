@@ -48,7 +48,7 @@ def engine_arguments(folder: Path, settings: EngineSettings) -> Any:
     if not gpu:
         # A prompt that is computed in pieces draws tokens that are thrown away, for which vLLM
         # 0.32 turns a seeded generator back; torch's CPU generators can't be turned back.
-        found |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(length, 8192)}
+        found |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(length or 0, 8192)}
     return AsyncEngineArgs(
         **found,
         model=str(folder),

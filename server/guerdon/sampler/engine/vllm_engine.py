@@ -46,7 +46,9 @@ from guerdon.serving.errors import (
 logger = logging.getLogger(__name__)
 
 _TOLERANCE = {"float32": 1e-4}
-_OTHER_TOLERANCE = 0.02
+_OTHER_TOLERANCE = 0.15
+"""vLLM rounds logits to bfloat16: on SmolLM2's prompts that alone makes 0.05 on average, against
+the same weights computed in float32."""
 _MOST_TRIES = 20
 """Draws of one completion: each but the last was ended by an update that was refused."""
 

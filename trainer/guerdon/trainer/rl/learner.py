@@ -126,7 +126,7 @@ class Learner:
         """
         state = self.ranks.full_state(self.model, self.module)
         tensors = self.shape.published(state, dtype)
-        canaries = self.shape.canaries(self.module.lm, tensors, sequences, dtype, self.ranks)
+        canaries = self.shape.canaries(self.module.lm, tensors, sequences, self.ranks)
         return export.as_weights(self.version, tensors, canaries)
 
     def save_final(self, folder: Path, dtype: str) -> None:
@@ -381,7 +381,8 @@ class Learner:
         if model.packed:
             from guerdon.trainer.rl.packing import PACKED
 
-            model.lm.set_attn_implementation(PACKED)
+            lm: Any = model.lm
+            lm.set_attn_implementation(PACKED)
         return model.to(self.accelerator.device).eval()
 
 

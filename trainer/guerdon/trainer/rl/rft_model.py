@@ -51,7 +51,7 @@ def weights(model: Any, version: int, dtype: str, sequences: Sequence[Ints]) -> 
     """
     shape = Shape.of(model)
     tensors = _published(model, shape, dtype)
-    canaries = shape.canaries(model, tensors, sequences, dtype, _ALONE)
+    canaries = shape.canaries(model, tensors, sequences, _ALONE)
     return as_weights(version, tensors, canaries)
 
 
