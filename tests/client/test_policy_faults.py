@@ -93,17 +93,19 @@ async def test_the_deadline_reaches_the_server_and_ends_the_call() -> None:
 
 
 async def test_leaving_the_iteration_stops_the_call_at_once() -> None:
-    lengths = iter([1, 30, 30])
+    waits = iter([0.0, 30.0, 30.0])
+    async with FakePolicyServer() as server, AsyncPolicyClient(server.target) as client:
 
-    async with FakePolicyServer(delay=(0, 0)) as server:
-        server.seconds = lambda: next(lengths) * 0.01 if server.drawn == 0 else 0.0  # type: ignore[method-assign]
-        async with AsyncPolicyClient(server.target) as client:
-            found = client.generate([GenerateItem(PROMPT, n=3)], max_tokens=4)
-            await anext(found)
-            await found.aclose()
-            async with asyncio.timeout(10):
-                while (await client.get_policy()).running:
-                    await asyncio.sleep(0.01)
+        async def wait() -> None:
+            await asyncio.sleep(next(waits))
+
+        server.wait = wait  # type: ignore[method-assign]
+        found = client.generate([GenerateItem(PROMPT, n=3)], max_tokens=4)
+        await anext(found)
+        await found.aclose()
+        async with asyncio.timeout(10):
+            while (await client.get_policy()).running:
+                await asyncio.sleep(0.01)
     assert server.drawn == 1
 
 

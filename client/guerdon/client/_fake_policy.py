@@ -203,9 +203,10 @@ class FakePolicyServer:
     def take_commit_fault(self) -> _CommitFault | None:
         return self._commit_faults.popleft() if self._commit_faults else None
 
-    def seconds(self) -> float:
+    async def wait(self) -> None:
+        """As long as a completion takes; a test may put something longer in its place."""
         low, high = self._delay
-        return self._chance.uniform(low, high) if high else 0.0
+        await self._state.take_time(self._chance.uniform(low, high) if high else 0.0)
 
     def draw(
         self, prompt: Sequence[int], seed: int | None, sample: int, most: int

@@ -59,18 +59,16 @@ class FakeState:
         return self.history[-1]
 
     async def take_time(self, seconds: float) -> None:
-        """As long as a completion takes; an update with `reset` ends it with an error."""
+        """As long as a completion takes, or until an update with `reset`."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        timer, resets = loop.call_later(seconds, _wake, done), self.resets
+        timer = loop.call_later(seconds, _wake, done)
         self.drawing.add(done)
         try:
             await done
         finally:
             timer.cancel()
             self.drawing.discard(done)
-        if self.resets != resets:
-            raise refused(grpc.StatusCode.ABORTED, "an update with reset ended the generation")
 
     def switch(self, version: int, sha256: bytes, *, reset: bool) -> None:
         """Serve new weights."""
@@ -144,11 +142,13 @@ class Sampler(policy_pb2_grpc.PolicyServiceServicer):
     ) -> policy_pb2.GenerateResponse:
         fake, state = self._fake, self._state
         state.running += 1
-        first = len(state.history) - 1
+        first, resets = len(state.history) - 1, state.resets
         try:
-            await state.take_time(fake.seconds())
+            await fake.wait()
         finally:
             state.running -= 1
+        if state.resets != resets:
+            raise refused(grpc.StatusCode.ABORTED, "an update with reset ended the generation")
         prompt = _ids(item.prompt)
         seed = item.seed if item.HasField("seed") else None
         ids, logprobs = fake.draw(prompt, seed, sample, request.options.max_tokens)
