@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_state_dict,
-    set_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
 )
+
+from guerdon.trainer.errors import SettingsError
 
 
 def partition(sizes: Sequence[int], ranks: int) -> list[list[int]]:
@@ -28,6 +33,37 @@ def partition(sizes: Sequence[int], ranks: int) -> list[list[int]]:
         dealt[rank].append(place)
         heapq.heappush(least, (load + sizes[place], rank))
     return [sorted(places) for places in dealt]
+
+
+def make_accelerator() -> Accelerator:
+    """Accelerate's, for one process, DDP or FSDP2 as `accelerate launch` was told.
+
+    Every rank loads the whole policy, since each one needs its reference.
+
+    Raises:
+        SettingsError: something else was asked for.
+    """
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    accelerator = Accelerator()
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if accelerator.num_processes > 1 and asked and accelerator.device.type == "cpu":
+        _shard_on_cpu(accelerator)
+    kind = accelerator.distributed_type
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise SettingsError("FSDP 1 is not supported: set fsdp_version to 2 for accelerate launch")
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise SettingsError(f"{kind.value} is not supported: use DDP or FSDP2")
+    return accelerator
+
+
+def _shard_on_cpu(accelerator: Accelerator) -> None:
+    """Accelerate takes FSDP for GPUs only, and would quietly go on with DDP.
+
+    Its states share their attributes, and every new one copies those of `PartialState`.
+    """
+    PartialState().distributed_type = DistributedType.FSDP
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
 
 
 class Ranks:
@@ -85,11 +121,15 @@ class Ranks:
 
     def load_state(self, model: nn.Module, optimizer: Any, weights: Any, moments: Any) -> None:
         """Take up what `state` gave; every rank has it."""
-        set_state_dict(
-            model, optimizer.optimizer,
-            model_state_dict=weights, optim_state_dict=moments,
-            options=StateDictOptions(full_state_dict=True),
-        )  # fmt: skip
+        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_optimizer_state_dict(model, optimizer.optimizer, moments, options=options)
+        # What has not learnt yet has no moments (while the value model warms up), but was just
+        # given empty ones that count a step.
+        learnt = set(moments["state"])
+        for name, parameter in model.named_parameters():
+            if name.removeprefix("module.") not in learnt:
+                optimizer.optimizer.state.pop(parameter, None)
 
     def _reduce(self, values_K: Tensor, operation: Any) -> Tensor:
         if self.count == 1:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
 
 from guerdon.client.policy_types import Canary, TensorSpec
-from guerdon.trainer.rl.policy import _base
+from guerdon.trainer.rl.policy import _base, plain_attention
 from guerdon.trainer.rl.publish import Weights
 from guerdon.trainer.rl.types import Ints
 
@@ -25,7 +26,9 @@ class Shape:
     """How the names of a training model become those of a checkpoint."""
 
     lora: dict[str, float]
-    """Modules with LoRA, by their name in the checkpoint, and their scaling."""
+    """Modules with LoRA, by their name without it, and their scaling."""
+    transposed: frozenset[str]
+    """Those of them whose weight is [in, out]."""
     tied: frozenset[str]
     """Names that are left out: another name has the same tensor."""
 
@@ -37,15 +40,21 @@ class Shape:
             for name, module in lm.named_modules()
             if hasattr(module, "lora_A") and _ADAPTER in getattr(module, "scaling", {})
         }
+        transposed = {
+            _plain(name) for name, module in lm.named_modules()
+            if hasattr(module, "lora_A") and module.fan_in_fan_out
+        }  # fmt: skip
         seen: dict[int, str] = {}
         tied = set()
         for name, parameter in lm.named_parameters(remove_duplicate=False):
             if seen.setdefault(id(parameter), name) != name:
                 tied.add(_plain(name))
-        return cls(lora, frozenset(tied))
+        return cls(lora, frozenset(transposed), frozenset(tied))
 
     def published(self, state: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-        """The tensors of a checkpoint, from the whole state of a `PolicyModel`.
+        """The tensors of a plain model, from the whole state of a `PolicyModel`.
+
+        In the training dtype they are the very ones that train: read them before the next step.
 
         Args:
             state: names as in the training model.
@@ -66,7 +75,8 @@ class Shape:
         stem = name.removesuffix(".base_layer.weight")
         up = own[f"{stem}.lora_B.{_ADAPTER}.weight"]
         down = own[f"{stem}.lora_A.{_ADAPTER}.weight"]
-        return tensor + self.lora[_plain(stem)] * (up @ down)
+        delta = self.lora[_plain(stem)] * (up @ down)
+        return tensor + (delta.T if _plain(stem) in self.transposed else delta)
 
     @torch.no_grad()
     def canaries(
@@ -97,9 +107,20 @@ class Shape:
         config.use_cache = True
         config.save_pretrained(folder)
         if getattr(base, "generation_config", None) is not None:
-            base.generation_config.save_pretrained(folder)
-        whole = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+            # Its own `save_pretrained` refuses what it has loaded, as sampling values without
+            # sampling: no reason to lose a run's result.
+            base.generation_config.to_json_file(folder / "generation_config.json")
+        named = as_checkpoint(lm, tensors)
+        whole = {name: tensor.cpu().contiguous().clone() for name, tensor in named.items()}
         save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def as_checkpoint(lm: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Under the names, and in the pieces, of the checkpoint that the model was loaded from.
+
+    `transformers` renames some as it loads, and joins the experts of a layer.
+    """
+    return dict(revert_weight_conversion(_base(lm), dict(tensors)))
 
 
 def as_weights(version: int, tensors: Mapping[str, Tensor], canaries: Sequence[Canary]) -> Weights:
@@ -115,7 +136,7 @@ def _config(base: Any, dtype: torch.dtype) -> Any:
     import copy
 
     config = copy.deepcopy(base.config)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = plain_attention(base)
     config.dtype = dtype
     config.architectures = [type(base).__name__]
     return config

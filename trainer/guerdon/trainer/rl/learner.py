@@ -15,18 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from guerdon.trainer.errors import DivergedError
 from guerdon.trainer.rl import export
 from guerdon.trainer.rl.algorithms.base import Algorithm, Prepared, StepBatch, summarise
-from guerdon.trainer.rl.distributed import Ranks, partition
+from guerdon.trainer.rl.distributed import Ranks, make_accelerator, partition
 from guerdon.trainer.rl.packing import PackedRow, idle_row, pack
 from guerdon.trainer.rl.policy import load_lm, new_policy, switch_attention, without_lora
 from guerdon.trainer.rl.publish import Weights
 from guerdon.trainer.rl.settings import PPOSettings, RunSettings
 from guerdon.trainer.rl.types import Group, Ints, Sample
+
+_ADVICE = "try a smaller --lr"
 
 
 class Learner:
@@ -47,7 +48,7 @@ class Learner:
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.algorithm = algorithm
-        self.accelerator = Accelerator()
+        self.accelerator = make_accelerator()
         self.ranks = Ranks(self.accelerator)
         self.step_count = 0
         """Updates of the policy so far."""
@@ -80,7 +81,7 @@ class Learner:
             groups: all of them, scored, on every rank.
 
         Raises:
-            DivergedError: a loss or a gradient is not finite; the weights are as before.
+            DivergedError: a loss or a gradient is not finite; the update is not made.
         """
         samples, places = self._share(groups)
         offsets = _offsets(samples)
@@ -95,11 +96,12 @@ class Learner:
         norms: list[float] = []
         for chosen in self._minibatches(samples, places):
             norms.append(self._update(samples, offsets, chosen, batch, prepared, sums, maxima))
+        factor = self._lr_factor()
         self.step_count += 1
         metrics = prepared.metrics | summarise(sums, maxima, len(norms))
-        metrics |= {"lr": self._lr_factor() * self.settings.lr, "grad_norm": float(np.mean(norms))}
+        metrics |= {"lr": factor * self.settings.lr, "grad_norm": float(np.mean(norms))}
         if self._value_lr:
-            metrics["value_lr"] = self._value_lr
+            metrics["value_lr"] = factor * self._value_lr
         if self.accelerator.device.type == "cuda":
             metrics["memory"] = float(torch.cuda.max_memory_allocated())
         return metrics
@@ -127,7 +129,8 @@ class Learner:
         state = self.ranks.full_state(self.model, self.module)
         tensors = self.shape.published(state, dtype)
         canaries = self.shape.canaries(self.module.lm, tensors, sequences, self.ranks)
-        return export.as_weights(self.version, tensors, canaries)
+        named = export.as_checkpoint(self.module.lm, tensors)
+        return export.as_weights(self.version, named, canaries)
 
     def save_final(self, folder: Path, dtype: str) -> None:
         """Write a folder that transformers and vLLM load; the tokenizer is the caller's."""
@@ -246,7 +249,10 @@ class Learner:
         for i, row in enumerate(rows):
             with self._quiet(last=i == len(rows) - 1):
                 found.append(self._backward(row, prepared, weights_N))
-        self._add(found, sums, maxima)
+        loss = self._add(found, sums, maxima)
+        if not math.isfinite(loss):
+            self.optimizer.zero_grad()
+            raise DivergedError(f"the loss is {loss} at step {self.step_count + 1}: {_ADVICE}")
         return self._apply()
 
     def _backward(
@@ -274,8 +280,8 @@ class Learner:
         found: Sequence[tuple[dict[str, Tensor], dict[str, Tensor]]],
         sums: dict[str, float],
         maxima: dict[str, float],
-    ) -> None:
-        """Add up over micro-batches and ranks."""
+    ) -> float:
+        """Add up over micro-batches and ranks; the loss of this update."""
         added: dict[str, float] = {}
         highest: dict[str, float] = {}
         for more, most in found:
@@ -288,6 +294,7 @@ class Learner:
             sums[name] = sums.get(name, 0.0) + number
         for name, number in highest.items():
             maxima[name] = max(maxima.get(name, -math.inf), number)
+        return added.get("loss", 0.0)
 
     def _apply(self) -> float:
         """Clip and step.
@@ -305,7 +312,7 @@ class Learner:
         if not math.isfinite(norm):
             self.optimizer.zero_grad()
             raise DivergedError(
-                f"the gradient's norm is {norm} at step {self.step_count + 1}: try a smaller --lr"
+                f"the gradient's norm is {norm} at step {self.step_count + 1}: {_ADVICE}"
             )
         factor = self._lr_factor()
         for group, lr in zip(

@@ -99,7 +99,7 @@ def pack(
     """
     if not share:
         units = [_unit([sample], [at]) for sample, at in zip(samples, offsets, strict=True)]
-        return [_row([unit]) for unit in units]
+        return [make_row([unit]) for unit in units]
     units = sorted(_units(samples, offsets, limit), key=lambda unit: (-unit.tokens, unit.offsets))
     rows: list[list[Unit]] = []
     room: list[int] = []
@@ -111,12 +111,12 @@ def pack(
         else:
             rows[place].append(unit)
             room[place] -= unit.tokens
-    return [_row(row) for row in rows]
+    return [make_row(row) for row in rows]
 
 
 def idle_row() -> PackedRow:
     """A row of one token that predicts nothing that counts: keeps ranks in step."""
-    row = _row([Unit(np.zeros(1, np.int32), (np.zeros(1, np.int32),), (0,))])
+    row = make_row([Unit(np.zeros(1, np.int32), (np.zeros(1, np.int32),), (0,))])
     row.idle = True
     return row
 
@@ -145,7 +145,8 @@ def _unit(samples: Sequence[Sample], offsets: Sequence[int]) -> Unit:
     return Unit(samples[0].prompt_ids_P, responses, tuple(offsets))
 
 
-def _row(units: Sequence[Unit]) -> PackedRow:
+def make_row(units: Sequence[Unit]) -> PackedRow:
+    """One row of all these tokens."""
     ids, positions, predict, targets, tokens, blocks = [], [], [], [], [], []
     at = 0
     for unit in units:

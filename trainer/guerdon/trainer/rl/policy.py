@@ -6,7 +6,6 @@ Weights are float32; with `dtype=bfloat16` the computation is autocast. Dropout 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from guerdon.trainer.errors import TrainingError
 from guerdon.trainer.rl import packing
 from guerdon.trainer.rl.packing import PackedRow
+from guerdon.trainer.rl.probe import Probe
 from guerdon.trainer.rl.settings import PPOSettings, RunSettings
 
 logger = logging.getLogger(__name__)
@@ -75,8 +75,14 @@ class PolicyModel(nn.Module):
                 if self.value_trunk is not None:
                     hidden_MD = self._hidden(self.value_trunk, row)[row.predict_M]
                 with torch.autocast(row.ids_L.device.type, enabled=False):
-                    values_M = self.value_head(hidden_MD.float())[:, 0]
+                    values_M = self.value_head(hidden_MD.float())[:, 0].clone()  # FSDP: no view
         return Computed(logprobs_M, entropy_M, values_M)
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Layers that FSDP2 shards one by one, unless its settings name others."""
+        wanted = set(_base(self.lm)._no_split_modules or ())
+        return sorted(wanted & {type(module).__name__ for module in self.modules()})
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Computes in bfloat16, where the settings say so."""
@@ -104,8 +110,11 @@ class PolicyModel(nn.Module):
 
     def _chunk(self, hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
         base = _base(self.lm)
+        config = base.config.get_text_config()
         logits_CV = base.get_output_embeddings()(hidden_CD).float()
-        cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+        logits_CV = logits_CV * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+        logits_CV = logits_CV / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         if cap:
             logits_CV = torch.tanh(logits_CV / cap) * cap
         logprobs_CV = F.log_softmax(logits_CV / self.temperature, dim=-1)
@@ -127,7 +136,14 @@ def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TrainingError(f"can't load {folder} as a policy: {reason}") from error
     model.config.use_cache = False
+    model.set_attn_implementation(plain_attention(model))
     return model.eval()
+
+
+def plain_attention(model: Any) -> str:
+    """The fastest of `transformers`' own that leaves nothing out: SDPA knows no soft cap."""
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    return "sdpa" if model._supports_sdpa and capped is None else "eager"
 
 
 def new_policy(folder: Path, settings: RunSettings) -> PolicyModel:
@@ -144,6 +160,7 @@ def new_policy(folder: Path, settings: RunSettings) -> PolicyModel:
             own = AutoModel.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             ).eval()
+            own.set_attn_implementation(plain_attention(own))
     if settings.lora_r:
         lm = _with_lora(lm, settings)
     model = PolicyModel(lm, settings, kind, own)
@@ -167,84 +184,51 @@ def _drop_dropout(model: nn.Module) -> None:
 
 
 def switch_attention(model: PolicyModel, settings: RunSettings) -> None:
-    """Replace the attention by that of packed rows, if a probe shows that it gives the same."""
+    """Replace the attention by that of packed rows, if a probe shows that it gives the same.
+
+    Raises:
+        TrainingError: not even one by one are the log-probabilities those of `transformers`.
+    """
     packing.register()
     bases = [_base(model.lm)] + ([model.value_trunk] if model.value_trunk is not None else [])
     before = [base.config._attn_implementation for base in bases]
-    if _long_windows(bases[0], settings):
-        reason: str | None = _try(model, bases)
-    else:
-        reason = "its sliding windows are shorter than the input"
-    if reason is not None:
-        for base, name in zip(bases, before, strict=True):
-            base.set_attn_implementation(name)
-        model.packed = False
-        logger.warning("samples are computed one by one, without packing: %s", reason)
+    probe = Probe.of(model)
+    reason = _why_not(bases[0], settings)
+    if reason is None:
+        for base in bases:
+            base.set_attn_implementation(packing.PACKED)
+        reason = probe.parts(model)
+    if reason is None:
+        return
+    for base, name in zip(bases, before, strict=True):
+        base.set_attn_implementation(name)
+    model.packed = False
+    if (worse := probe.parts(model)) is not None:
+        raise TrainingError(
+            f"{type(bases[0]).__name__} can't be trained: it computes its logits in a way that "
+            f"isn't known here ({worse})"
+        )
+    logger.warning("samples are computed one by one, without packing: %s", reason)
 
 
-def _try(model: PolicyModel, bases: Sequence[Any]) -> str | None:
-    """Switch, and compare in float32; the reason why not, or None."""
-    probe = _probe_row(int(bases[0].config.get_text_config().vocab_size))
-    device = next(model.parameters()).device
-    reduced, model.reduced = model.reduced, False
-    try:
-        with torch.no_grad():
-            plain = [_plain(model, ids.to(device), start) for ids, start in probe.sequences]
-            for base in bases:
-                base.set_attn_implementation(packing.PACKED)
-            found = model(probe.row.to(device)).logprobs_M
-        difference = float((found - torch.cat(plain)).abs().max())
-        return None if difference < 1e-3 else f"log-probabilities part by {difference:.1e}"
-    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    finally:
-        model.reduced = reduced
-
-
-class _Probe(NamedTuple):
-    row: PackedRow
-    sequences: list[tuple[Tensor, int]]
-    """Tokens of prompt and response, and where the response begins."""
-
-
-def _probe_row(vocabulary: int) -> _Probe:
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-
-    def draw(length: int) -> Any:
-        return rng.integers(0, vocabulary, length).astype(np.int32)
-
-    units, sequences, at = [], [], 0
-    for prompt_length, lengths in ((7, (5, 1, 9)), (3, (4,))):
-        prompt, responses = draw(prompt_length), [draw(length) for length in lengths]
-        offsets = []
-        for response in responses:
-            offsets.append(at)
-            at += len(response)
-            whole = np.concatenate([prompt, response]).astype(np.int64)
-            sequences.append((torch.from_numpy(whole), prompt_length))
-        units.append(packing.Unit(prompt, tuple(responses), tuple(offsets)))
-    return _Probe(packing._row(units), sequences)
-
-
-def _plain(model: PolicyModel, ids: Tensor, start: int) -> Tensor:
-    """Log-probabilities of a response by `transformers` alone."""
-    logits = model.lm(input_ids=ids[None], use_cache=False).logits[0, start - 1 : -1].float()
-    logprobs = F.log_softmax(logits / model.temperature, dim=-1)
-    return logprobs.gather(-1, ids[start:, None])[:, 0]
-
-
-def _long_windows(base: Any, settings: RunSettings) -> bool:
+def _why_not(base: Any, settings: RunSettings) -> str | None:
+    """What no short probe would show."""
     config = base.config.get_text_config()
     window = getattr(config, "sliding_window", None)
-    if not window or getattr(config, "use_sliding_window", True) is False:
-        return True
-    return bool(window >= settings.max_prompt_tokens + settings.max_tokens)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    if window and window < settings.max_prompt_tokens + settings.max_tokens:
+        return "its sliding windows are shorter than the input"
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    if kinds & {"dynamic", "longrope"}:
+        return "its rotary embedding depends on the longest sequence of a pass"
+    return None
 
 
 def _with_lora(lm: Any, settings: RunSettings) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     config = LoraConfig(
         r=settings.lora_r,
@@ -252,8 +236,16 @@ def _with_lora(lm: Any, settings: RunSettings) -> Any:
         lora_dropout=0.0,
         target_modules="all-linear",
         task_type=TaskType.CAUSAL_LM,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in lm.modules()),  # GPT-2
     )
-    return get_peft_model(lm, config).eval()
+    model = get_peft_model(lm, config).eval()
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and not isinstance(module.base_layer, (nn.Linear, Conv1D)):
+            raise TrainingError(
+                f"LoRA on {name} ({type(module.base_layer).__name__}) can't be merged into a "
+                "checkpoint: train all weights (lora_r = 0)"
+            )
+    return model
 
 
 def _base(lm: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from guerdon.trainer.modelling import merged
-from guerdon.trainer.rl.export import Shape, as_weights
+from guerdon.trainer.rl.export import Shape, as_checkpoint, as_weights
 from guerdon.trainer.rl.policy import _with_lora, load_lm
 from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.rl.types import Floats, Ints, Sample
@@ -52,7 +52,7 @@ def weights(model: Any, version: int, dtype: str, sequences: Sequence[Ints]) -> 
     shape = Shape.of(model)
     tensors = _published(model, shape, dtype)
     canaries = shape.canaries(model, tensors, sequences, _ALONE)
-    return as_weights(version, tensors, canaries)
+    return as_weights(version, as_checkpoint(model, tensors), canaries)
 
 
 def save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
