@@ -277,7 +277,7 @@ class VLLMEngine:
         """Load, compare canaries, switch; or go back to the old weights."""
         assert isinstance(staged, StagedFile)
         async with self._updating:
-            before = await self._logprobs(update.canaries)
+            before = await self._before(update.canaries)
             self._settled.clear()
             try:
                 return await self._switch(staged, update, before)
@@ -375,6 +375,17 @@ class VLLMEngine:
             [abs(own - canary.logprobs) for own, canary in zip(found, canaries, strict=True)]
         )
         return float(parted.mean()), float(parted.max()), len(parted)
+
+    async def _before(self, canaries: Sequence[Canary]) -> list[np.ndarray[Any, Any]]:
+        """What the canaries get now, to prove that the old weights are back if need be."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return await self._logprobs(canaries)
+        except EngineDeadError as error:
+            raise Unavailable("the engine has died") from error
+        except ValueError as error:
+            raise UpdateRefused(f"a canary can't be computed: {error}") from error
 
     async def _logprobs(self, canaries: Sequence[Canary]) -> list[np.ndarray[Any, Any]]:
         """Log-probabilities of each sequence's tokens after the first, at temperature 1."""

@@ -1,0 +1,130 @@
+"""`guerdon serve sampler` on vLLM with the real client, and how its processes end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from tests.support.sampler import RunningSampler, running_sampler
+
+from guerdon.client import GuerdonError, TokenIds
+from guerdon.client.policy import AsyncPolicyClient
+from guerdon.client.policy_types import Canary, GenerateItem, TensorSpec
+
+pytest.importorskip("vllm")
+from tests.support.engine import PROMPT, Plain, bytes_of, drawn, specs_of
+
+pytestmark = pytest.mark.slow
+
+FLAGS = {"dtype": "float32", "threads": 1, "kv_cache_gib": 1}
+END_SECONDS = 30.0
+
+
+def descendants(root: int) -> dict[int, str]:
+    """The processes below one, with their command names."""
+    parents: dict[int, tuple[int, str]] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name, _, rest = (place / "stat").read_text().rpartition(")")
+            parents[int(place.name)] = (int(rest.split()[1]), name.partition("(")[2])
+    found: dict[int, str] = {}
+    waiting = [root]
+    while waiting:
+        above = waiting.pop()
+        below = {pid: name for pid, (parent, name) in parents.items() if parent == above}
+        found |= below
+        waiting += below
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; a process that is dead and not yet waited for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def wait_gone(pids: dict[int, str]) -> None:
+    deadline = time.monotonic() + END_SECONDS
+    while left := {pid: name for pid, name in pids.items() if alive(pid)}:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def engine_processes(sampler: RunningSampler) -> dict[int, str]:
+    found = descendants(sampler.process.pid)
+    assert any("VLLM" in name for name in found.values()), found
+    return found
+
+
+async def drive(sampler: RunningSampler, folder: Path) -> None:
+    """Draw, publish, draw again."""
+    plain = Plain(folder)
+    new = drawn(load_file(folder / "model.safetensors"), seed=21)
+    specs = [TensorSpec(s.name, s.dtype, s.shape) for s in specs_of(new)]
+    ids = list(range(10, 40))
+    canary = Canary(ids, plain.logprobs(new, ids).tolist())
+    item = GenerateItem(TokenIds(PROMPT.tolist()), n=4)
+    async with AsyncPolicyClient(sampler.address) as policy:
+        first = [c async for c in policy.generate([item], max_tokens=8)]
+        assert [c.spans[0].version for c in first] == [0] * 4
+        answer = await policy.update_weights(1, bytes_of(new), specs=specs, canaries=[canary])
+        assert (answer.version, answer.canary_tokens) == (1, 29)
+        assert answer.canary_max_difference < 1e-4
+        info = await policy.get_policy()
+        assert (info.weight_version, info.dtype) == (1, "float32")
+        async for completion in policy.generate([item], max_tokens=8, min_version=1):
+            whole = [*PROMPT, *completion.token_ids]
+            expected = plain.logprobs(new, whole)[len(PROMPT) - 1 :]
+            assert np.abs(completion.logprobs - expected).max() < 1e-3
+
+
+def test_it_serves_the_client_and_leaves_nothing_at_sigterm(tied_policy: Path) -> None:
+    with running_sampler(tied_policy, **FLAGS) as sampler:
+        asyncio.run(drive(sampler, tied_policy))
+        with urllib.request.urlopen(f"{sampler.url}/metrics", timeout=10) as answer:
+            metrics = answer.read().decode()
+        assert "guerdon_sampler_weight_version 1.0" in metrics
+        below = engine_processes(sampler)
+        assert sampler.stop(END_SECONDS) == 0
+        wait_gone(below)
+        log = sampler.log()
+        assert "Traceback" not in log
+        assert "raw prompts" not in log
+
+
+def test_its_engine_leaves_with_it_when_it_is_killed(tied_policy: Path) -> None:
+    with running_sampler(tied_policy, **FLAGS) as sampler:
+        below = engine_processes(sampler)
+        sampler.kill()
+        wait_gone(below)
+
+
+def test_it_fails_and_leaves_when_its_engine_is_killed(tied_policy: Path) -> None:
+    async def draw(sampler: RunningSampler, core: int) -> None:
+        item = GenerateItem(TokenIds(PROMPT.tolist()), n=4)
+        async with AsyncPolicyClient(sampler.address) as policy:
+            async for _ in policy.generate([item], max_tokens=900, ignore_eos=True):
+                os.kill(core, signal.SIGKILL)
+                break
+            with pytest.raises(GuerdonError):
+                async for _ in policy.generate([item], max_tokens=900, ignore_eos=True):
+                    pass
+
+    with running_sampler(tied_policy, **FLAGS) as sampler:
+        below = engine_processes(sampler)
+        core = next(pid for pid, name in below.items() if "VLLM::EngineCor" in name)
+        asyncio.run(draw(sampler, core))
+        assert sampler.process.wait(END_SECONDS) == 1
+        wait_gone(below)
+        assert "the engine died" in sampler.log()
