@@ -20,18 +20,18 @@ from vllm.model_executor.model_loader.reload import (
 
 
 @dataclass
-class FilesInit(WeightTransferInitInfo):
+class FilesInit(WeightTransferInitInfo):  # type: ignore[misc]
     """Nothing is needed."""
 
 
 @dataclass
-class FilesUpdate(WeightTransferUpdateInfo):
+class FilesUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
     """Where the weights are: every tensor of the checkpoint."""
 
     paths: list[str]
 
 
-class FileTransfer(WeightTransferEngine[FilesInit, FilesUpdate]):
+class FileTransfer(WeightTransferEngine[FilesInit, FilesUpdate]):  # type: ignore[misc]
     """The files were checked before the engine was told of them."""
 
     init_info_cls = FilesInit

@@ -36,7 +36,10 @@ class Services:
 
     def __init__(self, settings: RFTSettings, inputs: RunInputs, shared_dir: str) -> None:
         self._settings, self._inputs = settings, inputs
-        waits: dict[str, Any] = {"patience": settings.patience, "request_timeout": settings.request_timeout}
+        waits: dict[str, Any] = {
+            "patience": settings.patience,
+            "request_timeout": settings.request_timeout,
+        }
         self._sampler = GroupSampler(
             settings.sampler, inputs.tokenizer,
             max_tokens=settings.max_tokens, temperature=settings.temperature, **waits,
