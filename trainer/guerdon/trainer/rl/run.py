@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.modelling import quiet
 from guerdon.trainer.rl.algorithms import build
 from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
 from guerdon.trainer.rl.evaluation import Evaluation, evaluate
@@ -67,7 +68,8 @@ def train(
     """
     inputs = read_inputs(settings)
     show_inputs(inputs, console)
-    team = Team(Learner(settings, build(settings), inputs.policy))
+    with quiet():
+        team = Team(Learner(settings, build(settings), inputs.policy))
     if not team.main:
         team.follow()
         return {}
