@@ -17,10 +17,10 @@ SETTINGS = {
     "prompts-per-step": 8,
     "samples-per-prompt": 8,
     "max-tokens": 48,
-    "lr": 4e-5,
-    "kl-coef": 0.02,
+    "lr": 3e-5,
+    "kl-coef": 0.05,
     "eval-every": 6,
-    "eval-samples": 4,
+    "eval-samples": 2,
     "eval-limit": 50,
     "checkpoint-every": 4,
 }
@@ -68,8 +68,7 @@ def show(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise DemoFailed(f"{folder / 'summary.json'} can't be read: {error}") from error
     console.print(verdict(summary), highlight=False)
-    for plot in plots(folder):
-        console.print(f"plot: {relative(plot)}", highlight=False, soft_wrap=True)
+    console.print(f"plots: {plots(folder)}", highlight=False, soft_wrap=True)
     console.print(f"policy: {relative(folder / 'final')}", highlight=False, soft_wrap=True)
 
 
@@ -100,6 +99,9 @@ def mean(found: dict[str, Any]) -> str:
     return f"{found['mean']:+.3f}{noise}"
 
 
-def plots(folder: Path) -> list[Path]:
-    """The pictures of a run."""
-    return sorted((folder / "plots").glob("*.png"))
+def plots(folder: Path) -> str:
+    """Where the pictures of a run are: the reward's, and how many others."""
+    found = sorted((folder / "plots").glob("*.png"))
+    first = folder / "plots" / "reward.png"
+    others = [path for path in found if path != first]
+    return f"{relative(first)}, and {len(others)} others beside it" if first in found else "none"

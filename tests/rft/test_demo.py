@@ -52,6 +52,11 @@ def test_a_run_is_finished_when_summary_and_policy_are_there(tmp_path: Path) -> 
         policy.show(tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps(summary()))
     assert policy.finished(tmp_path)
+    assert policy.plots(tmp_path) == "none"
+    (tmp_path / "plots").mkdir()
+    for name in ("reward", "kl", "time"):
+        (tmp_path / "plots" / f"{name}.png").touch()
+    assert policy.plots(tmp_path) == f"{tmp_path}/plots/reward.png, and 2 others beside it"
     policy.show(tmp_path)
     policy.clear(tmp_path)
     policy.clear(tmp_path)
