@@ -189,11 +189,12 @@ class FormulaEngine:
                 left -= 1
                 yield completion
         finally:
+            # Before anything is awaited: another item that fails may cancel this one here too.
+            self.running -= left
+            self.behaviour.aborted += left
             for task in drawing:
                 task.cancel()
             await asyncio.gather(*drawing, return_exceptions=True)
-            self.running -= left
-            self.behaviour.aborted += left
 
     async def _draw(self, prompt: TokenArray, options: Options, i: int, seed: int) -> Completion:
         length = MAX_TOKENS if options.ignore_eos else length_of(prompt.tolist(), i)
