@@ -99,8 +99,8 @@ class Served:
     engine: VLLMEngine
     folder: Path
     plain: Plain
-    tensors: dict[str, torch.Tensor]
-    history: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    tensors: Tensors
+    history: dict[int, Tensors] = field(default_factory=dict)
 
     def canaries(self, tensors: Tensors) -> tuple[Canary, ...]:
         """Fixed sequences with transformers' log-probabilities under some weights."""
@@ -133,7 +133,7 @@ class Served:
             )
         finally:
             staging.close()
-        self.tensors = self.history[version] = dict(tensors)
+        self.tensors = self.history[version] = tensors
         return answer
 
     def update(self, tensors: Tensors, version: int, reset: bool = False) -> WeightUpdate:
@@ -183,4 +183,4 @@ class Served:
 
     def running(self) -> list[str]:
         """The requests that vLLM has."""
-        return list(self.engine._llm.output_processor.request_states)
+        return list(self.engine._llm._llm.output_processor.request_states)

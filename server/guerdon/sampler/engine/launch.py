@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from guerdon.sampler.engine.plugin import BACKEND
+from guerdon.sampler.engine.plugin import BACKEND, SAMPLER
+from guerdon.sampler.engine.quiet import keep_quiet
 from guerdon.sampler.engine.settings import EngineSettings
 
 _CPU_LENGTH = 4096
@@ -33,6 +34,8 @@ def quiet_environment(settings: EngineSettings) -> None:
         wanted["OMP_NUM_THREADS"] = str(settings.threads)
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
+    os.environ[SAMPLER] = "1"
+    keep_quiet()
 
 
 def engine_arguments(folder: Path, settings: EngineSettings) -> Any:
@@ -58,12 +61,26 @@ def engine_arguments(folder: Path, settings: EngineSettings) -> Any:
         enforce_eager=(not gpu) if eager is None else eager,
         enable_prefix_caching=True,
         load_format="safetensors",
+        use_tqdm_on_load=False,
         trust_remote_code=False,
         logprobs_mode="processed_logprobs",  # of the distribution that is drawn from
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         seed=settings.seed,
         disable_log_stats=True,
     )
+
+
+def reason_of(error: Exception) -> str:
+    """What vLLM's start failed of, without the frame that pydantic puts around it."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        found = [str(fault["msg"]).removeprefix("Value error, ") for fault in error.errors()]
+        return " ".join("; ".join(found).split())
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if text.startswith("Engine core initialization failed"):
+        return "its engine's process failed at its start, and wrote why to the log above"
+    return text
 
 
 def _known_length(folder: Path) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import signal
 import threading
 
+from guerdon.sampler.engine.quiet import keep_quiet
+
 BACKEND = "guerdon_files"
 """The name under which our way of loading weights is registered."""
+SAMPLER = "GUERDON_SAMPLER"
+"""Variable that is set in the processes of a sampler."""
 
 _watching = False
 
@@ -22,13 +25,9 @@ def register() -> None:
         WeightTransferEngineFactory.register_engine(
             BACKEND, "guerdon.sampler.engine.transfer", "FileTransfer"
         )
-    logging.getLogger("vllm.v1.engine.input_processor").addFilter(_wanted)
-    _end_with_parent()
-
-
-def _wanted(record: logging.LogRecord) -> bool:
-    """Token ids are given as they are: there is nothing that vLLM's renderer could do to them."""
-    return not record.getMessage().startswith("Passing raw prompts to InputProcessor")
+    if SAMPLER in os.environ:  # others may use vLLM too where we are installed
+        keep_quiet()
+        _end_with_parent()
 
 
 def _end_with_parent() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -21,34 +22,47 @@ from guerdon.sampler.types import TensorSpec
 from guerdon.serving.errors import InvalidRequest, UpdateRefused
 
 _PREFIX = "guerdon-weights-"
+_TRIES = 3
+_SPARE = 16 * 1024 * 1024
+"""Bytes that stay free."""
 
 
 class StagingArea:
-    """A folder for this process's stagings."""
+    """Folders for this process's stagings, in shared memory and in the temporary folder."""
 
     def __init__(self) -> None:
         _remove_dead()
-        shared = Path("/dev/shm")  # noqa: S108 - the folder is made by mkdtemp, for us alone
-        where = shared if shared.is_dir() and os.access(shared, os.W_OK) else None
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=where))
+        self._folders: list[Path] = []
+        self._locks: list[int] = []
+        for place in _places():
+            if os.access(place, os.W_OK):
+                folder, lock = _new_folder(place)
+                self._folders.append(folder)
+                self._locks.append(lock)
         self._count = 0
 
     def new(self, specs: Sequence[TensorSpec]) -> FileStaging:
-        """Room for tensors.
+        """Room for tensors, in shared memory where they fit.
 
         Raises:
             UpdateRefused: there is no room.
         """
         needed = sum(map(size_of, specs))
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise UpdateRefused(f"{needed} bytes of weights, and room for {free}")
+        free = {folder: shutil.disk_usage(folder).free for folder in self._folders}
+        folder = next((f for f in free if free[f] > needed + _SPARE), None)
+        if folder is None:
+            most = max(free.values(), default=0)
+            raise UpdateRefused(f"{needed} bytes of weights, and room for {most}")
         self._count += 1
-        return FileStaging(self.folder / f"{self._count:06d}.safetensors", specs)
+        return FileStaging(folder / f"{self._count:06d}.safetensors", specs)
 
     def close(self) -> None:
         """Remove everything."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        for lock in self._locks:
+            os.close(lock)
+        self._folders, self._locks = [], []
 
 
 class StagedFile:
@@ -75,6 +89,11 @@ class FileStaging:
         self._file: BinaryIO | None = path.open("wb")
         self._file.write(header_of(specs))
         self._staged: StagedFile | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of what came so far."""
+        return self._digest.digest()
 
     async def write(self, tensor: int, offset: int, data: bytes) -> None:
         """Take a piece of a tensor."""
@@ -164,10 +183,43 @@ def _check_finite(path: Path) -> None:
         raise UpdateRefused(f"numbers that are not finite in {', '.join(wrong[:5])}")
 
 
+def _places() -> list[Path]:
+    shared = Path("/dev/shm")  # noqa: S108 - the folder is made by mkdtemp, for us alone
+    return [place for place in (shared, Path(tempfile.gettempdir())) if place.is_dir()]
+
+
+def _new_folder(place: Path) -> tuple[Path, int]:
+    """A folder, and the lock on it.
+
+    Raises:
+        OSError: there can be none.
+    """
+    for _ in range(_TRIES):
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        with contextlib.suppress(OSError):  # another process took it for a dead one's
+            return folder, _lock(folder)
+    raise OSError(f"a folder in {place} can't be locked")
+
+
+def _lock(folder: Path) -> int:
+    """Say that the folder is in use, as long as this process lives.
+
+    Raises:
+        OSError: another process says so.
+    """
+    file = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
 def _remove_dead() -> None:
-    """What processes left behind that were killed."""
-    for parent in (Path("/dev/shm"), Path(tempfile.gettempdir())):  # noqa: S108 - only looked at
-        for folder in parent.glob(f"{_PREFIX}*-*"):
-            process = folder.name.removeprefix(_PREFIX).partition("-")[0]
-            if process.isdigit() and not Path("/proc", process).exists():
-                shutil.rmtree(folder, ignore_errors=True)
+    """What processes left behind that were killed. A lock tells, even across containers."""
+    for folder in [f for place in _places() for f in place.glob(f"{_PREFIX}*")]:
+        with contextlib.suppress(OSError):  # in use, or another user's
+            lock = _lock(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
