@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from guerdon.sampler.types import TensorSpec
+from guerdon.sampler.types import TensorSpec, WeightUpdate
 from guerdon.serving.errors import Interrupted, InvalidRequest, UpdateRefused
 
 pytest.importorskip("vllm")
@@ -40,6 +40,23 @@ async def test_only_the_embeddings_can_change(served: Served) -> None:
     new = {**served.tensors, EMBEDDINGS: served.tensors[EMBEDDINGS] * 1.3}
     await served.publish(new)
     served.check(await served.draw(n=4, max_tokens=32, ignore_eos=True), most=1e-4)
+
+
+async def test_the_tied_output_layer_is_new_where_no_canary_would_tell(served: Served) -> None:
+    """Without canaries nothing but the weights themselves can be right or wrong."""
+    old = served.tensors
+    new = {**old, EMBEDDINGS: drawn(old, seed=12)[EMBEDDINGS]}
+    version = served.engine.version + 1
+    staging, staged = await served.stage(new)
+    unproven = WeightUpdate(version=version, reset=False, canaries=(), mean_tolerance=0.0)
+    assert (await served.engine.publish(staged, unproven)).canary_tokens == 0
+    staging.close()
+    served.tensors = served.history[version] = new
+    await served.check_serving(version)
+    # What the old output layer would give is far away, so the check above can fail.
+    served.history[version] = old
+    with pytest.raises(AssertionError):
+        await served.check_serving(version)
 
 
 async def test_files_are_copied_before_they_serve(served: Served, tmp_path: Path) -> None:

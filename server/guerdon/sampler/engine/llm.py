@@ -157,9 +157,11 @@ class Llm:
         try:
             await llm.update_weights(WeightTransferUpdateRequest(update_info={"paths": paths}))
         except BaseException:
-            # Of several workers those that did not fail take the update for under way until then.
-            with contextlib.suppress(Exception):
-                await llm.finish_weight_update()
+            # Of several workers, those that did not fail take the update for under way until then;
+            # one that failed has ended it itself.
+            if self.config.parallel_config.world_size > 1:
+                with contextlib.suppress(Exception):
+                    await llm.finish_weight_update()
             raise
         await llm.finish_weight_update(label)
 
