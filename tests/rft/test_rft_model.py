@@ -58,7 +58,7 @@ def test_tied_tensors_are_published_and_saved_once(tied: bool, tmp_path: Path) -
     )
     model = rft_model.load(folder)
     ids = np.array([5, 6, 7, 8], np.int32)
-    found = rft_model.weights(model, 7, "float32", [ids])
+    found = rft_model.weights(model, 7, "float32", [ids], computed="float32")
     names = [spec.name for spec in found.specs]
     assert ("lm_head.weight" in names) == (not tied)
     assert len(set(names)) == len(names) == len(list(found.tensors()))
@@ -67,7 +67,9 @@ def test_tied_tensors_are_published_and_saved_once(tied: bool, tmp_path: Path) -
     assert found.canaries[0].token_ids == ids.tolist()
     assert found.canaries[0].logprobs == pytest.approx(alone(folder, sample, 1.0), abs=1e-5)
 
-    rft_model.save(model, AutoTokenizer.from_pretrained(folder), tmp_path, "bfloat16")
+    rft_model.save(
+        model, AutoTokenizer.from_pretrained(folder), tmp_path, "bfloat16", computed="float32"
+    )
     saved = load_file(tmp_path / "model.safetensors")
     assert saved.keys() == set(names)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -75,6 +77,33 @@ def test_tied_tensors_are_published_and_saved_once(tied: bool, tmp_path: Path) -
     assert again.config.use_cache
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value.to(torch.bfloat16)), name
+
+
+def test_what_bfloat16_does_not_see_is_not_published(samples: list[Sample], tmp_path: Path) -> None:
+    """Learner and sampler must be one policy, or no sample is on-policy."""
+    model = rft_model.load(tiny_checkpoint(tmp_path, "llama", causal_lm=True, seed=3))
+
+    def published(computed: str) -> list[Any]:
+        found = rft_model.weights(model, 1, "float32", [], computed=computed)
+        return list(found.tensors())
+
+    def drawn() -> Any:
+        found = rft_model.response_logprobs(model, samples, temperature=1.0, dtype="bfloat16")
+        return np.concatenate(found)
+
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    for linear in linears:
+        linear.weight.data = linear.weight.bfloat16().float()
+    before, logprobs = published("bfloat16"), drawn()
+    for linear in linears:
+        linear.weight.data *= 1.001  # less than half of bfloat16's spacing
+    assert np.array_equal(drawn(), logprobs)
+    same = [torch.equal(a, b) for a, b in zip(published("bfloat16"), before, strict=True)]
+    assert all(same)
+    assert {t.dtype for t in published("bfloat16")} == {torch.float32}
+    assert not all(
+        torch.equal(a, b) for a, b in zip(published("float32"), before, strict=True)
+    )  # where the learner sees it, the sampler gets it
 
 
 def test_lora_begins_as_the_model_and_is_merged(tiny: Path, samples: list[Sample]) -> None:

@@ -51,22 +51,30 @@ class Shape:
                 tied.add(_plain(name))
         return cls(lora, frozenset(transposed), frozenset(tied))
 
-    def published(self, state: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    def published(
+        self, state: Mapping[str, Tensor], dtype: str, *, computed: str
+    ) -> dict[str, Tensor]:
         """The tensors of a plain model, from the whole state of a `PolicyModel`.
 
-        In the training dtype they are the very ones that train: read them before the next step.
+        A model that is computed in bfloat16 is the function of its *rounded* weights: they are
+        rounded before anything else. A sampler in float32 would otherwise see every small update
+        that the learner does not, and draw from another policy (on SmolLM2, after 12 steps of
+        PPO, a KL of 0.14 nats a token; rounded, 0.001).
+
+        Where nothing is rounded they are the very ones that train: read them before the next step.
 
         Args:
             state: names as in the training model.
             dtype: `float32`, `bfloat16` or `float16`.
+            computed: the same, of the learner's computation.
         """
-        kind = getattr(torch, dtype)
+        kind, rounded = getattr(torch, dtype), getattr(torch, computed)
         own = {name[3:]: tensor for name, tensor in state.items() if name.startswith("lm.")}
         found = {}
         for name, tensor in own.items():
             if ".lora_" in name or _plain(name) in self.tied:
                 continue
-            found[_plain(name)] = self._merged(name, tensor.detach(), own).to(kind)
+            found[_plain(name)] = self._merged(name, tensor.detach(), own).to(rounded).to(kind)
         return found
 
     def _merged(self, name: str, tensor: Tensor, own: Mapping[str, Tensor]) -> Tensor:

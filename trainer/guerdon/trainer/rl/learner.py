@@ -127,7 +127,7 @@ class Learner:
             sequences: token ids of the canaries.
         """
         state = self.ranks.full_state(self.model, self.module)
-        tensors = self.shape.published(state, dtype)
+        tensors = self.shape.published(state, dtype, computed=self.settings.dtype)
         canaries = self.shape.canaries(self.module.lm, tensors, sequences, self.ranks)
         named = export.as_checkpoint(self.module.lm, tensors)
         return export.as_weights(self.version, named, canaries)
@@ -136,7 +136,8 @@ class Learner:
         """Write a folder that transformers and vLLM load; the tokenizer is the caller's."""
         state = self.ranks.full_state(self.model, self.module)
         if self.accelerator.is_main_process:
-            self.shape.save(self.module.lm, self.shape.published(state, dtype), folder, dtype)
+            tensors = self.shape.published(state, dtype, computed=self.settings.dtype)
+            self.shape.save(self.module.lm, tensors, folder, dtype)
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs of the learner."""

@@ -219,8 +219,11 @@ class RFTRun:
         """The policy, the plots, and last the summary."""
         evaluations = self.state.evaluations()
         with self.state.phase("save"):
+            computed = self.settings.dtype
             self.folder.publish_final(
-                lambda part: rft_model.save(model, self.inputs.tokenizer, part, self.state.dtype)
+                lambda part: rft_model.save(
+                    model, self.inputs.tokenizer, part, self.state.dtype, computed=computed
+                )
             )
         if self.settings.plots:
             with self.state.phase("plots"):

@@ -40,7 +40,9 @@ def adapted(model: Any, settings: RunSettings) -> Any:
     return _with_lora(model, settings) if settings.lora_r else model
 
 
-def weights(model: Any, version: int, dtype: str, sequences: Sequence[Ints]) -> Weights:
+def weights(
+    model: Any, version: int, dtype: str, sequences: Sequence[Ints], *, computed: str
+) -> Weights:
     """What is published of a model, with the log-probabilities that prove it.
 
     Args:
@@ -48,14 +50,15 @@ def weights(model: Any, version: int, dtype: str, sequences: Sequence[Ints]) -> 
         version: what the weights shall be called.
         dtype: the sampler's: `bfloat16`, `float16` or `float32`.
         sequences: token ids of the canaries.
+        computed: the dtype of the learner's computation.
     """
     shape = Shape.of(model)
-    tensors = _published(model, shape, dtype)
+    tensors = _published(model, shape, dtype, computed)
     canaries = shape.canaries(model, tensors, sequences, _ALONE)
     return as_weights(version, as_checkpoint(model, tensors), canaries)
 
 
-def save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
+def save(model: Any, tokenizer: Any, folder: Path, dtype: str, *, computed: str) -> None:
     """A folder that transformers and vLLM load, with the weights as they were published.
 
     Args:
@@ -63,15 +66,16 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
         tokenizer: the policy's.
         folder: where.
         dtype: `bfloat16`, `float16` or `float32`.
+        computed: as for `weights`.
     """
     shape = Shape.of(model)
-    shape.save(model, _published(model, shape, dtype), folder, dtype)
+    shape.save(model, _published(model, shape, dtype, computed), folder, dtype)
     tokenizer.save_pretrained(folder)
 
 
-def _published(model: Any, shape: Shape, dtype: str) -> dict[str, Tensor]:
+def _published(model: Any, shape: Shape, dtype: str, computed: str) -> dict[str, Tensor]:
     state = {f"lm.{name}": tensor for name, tensor in model.state_dict().items()}
-    return shape.published(state, dtype)
+    return shape.published(state, dtype, computed=computed)
 
 
 @torch.no_grad()

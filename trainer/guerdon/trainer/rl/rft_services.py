@@ -101,7 +101,9 @@ class Services:
                 f"publish_dtype is {dtype}, but the sampler computes in {policy.dtype}"
             )
         sequences = canary_sequences(self._inputs.eval_prompts, self._settings.canaries)
-        self._weights = rft_model.weights(model, version, dtype, sequences)
+        self._weights = rft_model.weights(
+            model, version, dtype, sequences, computed=self._settings.dtype
+        )
         await self._publisher.publish(self._weights, reset=True)
         both = (self._inputs.prompts, self._inputs.eval_prompts)
         longest, largest = max(p.longest for p in both), max(p.largest_id for p in both)
