@@ -345,7 +345,10 @@ Global___SharedPathSource: _TypeAlias = SharedPathSource  # noqa: Y015
 
 @_typing.final
 class NcclSource(_message.Message):
-    """Tensors broadcast from the trainer's GPU by NCCL."""
+    """Tensors broadcast from the trainer's GPU by NCCL, one after the other, by rank
+    0. The sampler opens a connection to the rendezvous' address and closes it when
+    it is about to join; then both sides make the group.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -358,9 +361,11 @@ class NcclSource(_message.Message):
     master_port: _builtins.int
     """Required."""
     world_size: _builtins.int
-    """Required. The trainer's ranks and the sampler's together."""
+    """Required. The trainer's ranks and the sampler's together: 2, for the sampler
+    takes whole tensors in one process, however many GPUs it has.
+    """
     rank_offset: _builtins.int
-    """Required. The first rank of the sampler."""
+    """Required. The first rank of the sampler: 1."""
     def __init__(
         self,
         *,

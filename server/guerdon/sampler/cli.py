@@ -95,7 +95,11 @@ def sampler(
     ] = None,
     nccl: Annotated[
         bool | None,
-        typer.Option("--nccl", help="Take weights by NCCL (on GPUs).", rich_help_panel=_UPDATES),
+        typer.Option(
+            "--nccl",
+            help="Take weights by NCCL, between two CUDA GPUs. Not tried on any yet.",
+            rich_help_panel=_UPDATES,
+        ),
     ] = None,
     update_idle_seconds: Annotated[
         float | None,

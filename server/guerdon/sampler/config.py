@@ -41,7 +41,8 @@ class SamplerConfig(ServerSettings):
     shared_dirs: tuple[Path, ...] = ()
     """Folders below which updates by shared path may read; none without."""
     nccl: bool = False
-    """Whether updates by NCCL are taken. The sampler connects to the address they name."""
+    """Whether updates by NCCL are taken, on a CUDA GPU. The sampler connects to the address that
+    they name. Not tried on any GPU yet."""
     update_idle_seconds: float = 60.0
     """An update whose trainer is silent for so long is given up."""
     encode_threads: int = 2

@@ -7,6 +7,7 @@ from guerdon.sampler.config import SamplerConfig
 from guerdon.sampler.texts import ModelTexts, Texts
 from guerdon.sampler.types import PolicyEngine
 from guerdon.serving.errors import NotFound
+from guerdon.serving.settings import SettingsError
 
 
 def load_policy(config: SamplerConfig) -> tuple[PolicyEngine, Texts]:
@@ -15,7 +16,10 @@ def load_policy(config: SamplerConfig) -> tuple[PolicyEngine, Texts]:
     Raises:
         NotFound: there is no such model.
         CheckpointRefused: it can't be served.
+        SettingsError: this machine lacks what the settings want.
     """
+    if config.nccl:
+        _check_cuda()
     try:
         folder = resolve_model(config.model)
     except ModelNotFound as error:
@@ -25,3 +29,12 @@ def load_policy(config: SamplerConfig) -> tuple[PolicyEngine, Texts]:
     from guerdon.sampler.engine import new_engine
 
     return new_engine(folder, config.model, config.engine), texts
+
+
+def _check_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SettingsError(
+            "nccl is set, and this machine has no CUDA GPU: take weights by stream or shared path"
+        )

@@ -56,6 +56,7 @@ class NcclReceiver:
     def __init__(self, command: Sequence[str] = _COMMAND, seconds: float = _SECONDS) -> None:
         self._command, self.seconds = command, seconds
         self._process: asyncio.subprocess.Process | None = None
+        self._ending: set[asyncio.Future[None]] = set()
 
     async def stage(
         self, file: FileStaging, source: Nccl, specs: Sequence[TensorSpec]
@@ -89,12 +90,37 @@ class NcclReceiver:
             )
         return self._process
 
+    def leave(self) -> None:
+        """Leave the group: all has come."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            assert process.stdin is not None
+            process.stdin.write(b"null\n")
+
     def kill(self) -> None:
         """End the process, whatever it waits for; the next update starts another one."""
         process, self._process = self._process, None
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+            ending = asyncio.ensure_future(_reap(process))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    async def close(self) -> None:
+        """End the process, and wait for its end."""
+        self.kill()
+        await asyncio.gather(*self._ending)
+
+
+async def _reap(process: asyncio.subprocess.Process) -> None:
+    """Close the pipes of a process that was killed, and take its exit status."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    while await process.stdout.read(_PIECE):
+        pass
+    await process.wait()
 
 
 class NcclStaging:
@@ -108,7 +134,7 @@ class NcclStaging:
         specs: Sequence[TensorSpec],
     ) -> None:
         self._file, self._receiver, self._tensors, self._specs = file, receiver, tensors, specs
-        self._whole = False
+        self._whole = self._closed = False
 
     async def write(self, tensor: int, offset: int, data: bytes) -> None:
         """Nothing comes over the stream."""
@@ -140,6 +166,10 @@ class NcclStaging:
 
     def close(self) -> None:
         """Free what was staged unless it serves; a broadcast that is under way ends."""
-        if not self._whole:
-            self._receiver.kill()
+        if not self._closed:
+            self._closed = True
+            if self._whole:
+                self._receiver.leave()
+            else:
+                self._receiver.kill()
         self._file.close()

@@ -4,7 +4,8 @@
 
 Each line of standard input asks for one update: {"source": {…}, "specs": [{…}, …]}. The answer is
 `joined` and a line's end, then every tensor's bytes in order; or a line that says why there will be
-none, and the process's end. It ends with its standard input, whatever it waits for.
+none, and the process's end. The line `null` leaves the group: not before, since the sender may not
+have seen the end of the last broadcast. It ends with its standard input, whatever it waits for.
 
 The group, the rendezvous and the broadcast are vLLM's own NCCL weight-transfer engine, into which
 a model is put that passes on what it is given.
@@ -90,8 +91,11 @@ def join(engine: Any, source: Nccl) -> None:
         raise RuntimeError("vLLM found no NCCL library, or is told not to use it")
 
 
-def serve(asked: dict[str, Any], out: BinaryIO, *, device: str) -> None:
-    """Answer one line.
+def serve(asked: dict[str, Any], out: BinaryIO, *, device: str) -> Any:
+    """Answer one line that asks.
+
+    Returns:
+        vLLM's engine, which is still in the group.
 
     Raises:
         Exception: whatever went wrong; the process is of no more use.
@@ -106,13 +110,11 @@ def serve(asked: dict[str, Any], out: BinaryIO, *, device: str) -> None:
         out.write(reason.encode()[:1000] + b"\n")
         out.flush()
         raise
-    try:
-        out.write(JOINED)
-        out.flush()
-        engine.receive_weights(engine.parse_update_info(update_info(specs)))
-        out.flush()
-    finally:
-        engine.shutdown()
+    out.write(JOINED)
+    out.flush()
+    engine.receive_weights(engine.parse_update_info(update_info(specs)))
+    out.flush()
+    return engine
 
 
 def _read(lines: queue.SimpleQueue[str]) -> None:
@@ -128,8 +130,12 @@ def main(device: str = "cuda:0") -> None:
         os.dup2(2, 1)
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=_read, args=(lines,), daemon=True).start()
+        engine: Any = None
         while True:
-            serve(json.loads(lines.get()), out, device=device)
+            asked = json.loads(lines.get())
+            if engine is not None:
+                engine.shutdown()
+            engine = None if asked is None else serve(asked, out, device=device)
 
 
 if __name__ == "__main__":

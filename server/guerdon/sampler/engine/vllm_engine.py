@@ -80,7 +80,7 @@ class VLLMEngine:
 
     async def shutdown(self) -> None:
         """End vLLM's processes, and remove what was staged."""
-        self._receiver.kill()
+        await self._receiver.close()
         await self._llm.shutdown()
         if self._area is not None:
             self._area.close()

@@ -83,7 +83,8 @@ class RunSettings:
     """Less memory, more time."""
 
     publish: Literal["stream", "shared", "nccl"] = "stream"
-    """How weights reach the sampler: over gRPC, by a path on a shared disk, or by NCCL."""
+    """How weights reach the sampler: over gRPC, by a path on a shared disk, or by NCCL (not
+    tried on GPUs yet)."""
     shared_dir: str = ""
     """For --publish shared: a folder that both sides reach; empty is the run's own."""
     canaries: int = 4
