@@ -29,7 +29,7 @@ CHUNK = 512
 
 
 class Computed(NamedTuple):
-    """Of the M response tokens of a row, float32."""
+    """Of the M response tokens of a row, float32 (float64 where the weights are)."""
 
     logprobs_M: Tensor
     """At the sampling temperature."""
@@ -75,7 +75,7 @@ class PolicyModel(nn.Module):
                 if self.value_trunk is not None:
                     hidden_MD = self._hidden(self.value_trunk, row)[row.predict_M]
                 with torch.autocast(row.ids_L.device.type, enabled=False):
-                    values_M = self.value_head(hidden_MD.float())[:, 0].clone()  # FSDP: no view
+                    values_M = self.value_head(_full(hidden_MD))[:, 0].clone()  # FSDP: no view
         return Computed(logprobs_M, entropy_M, values_M)
 
     @property
@@ -111,7 +111,7 @@ class PolicyModel(nn.Module):
     def _chunk(self, hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
         base = _base(self.lm)
         config = base.config.get_text_config()
-        logits_CV = base.get_output_embeddings()(hidden_CD).float()
+        logits_CV = _full(base.get_output_embeddings()(hidden_CD))
         logits_CV = logits_CV * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
         logits_CV = logits_CV / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
@@ -120,6 +120,11 @@ class PolicyModel(nn.Module):
         logprobs_CV = F.log_softmax(logits_CV / self.temperature, dim=-1)
         entropy_C = -(logprobs_CV.exp() * logprobs_CV).sum(-1)
         return logprobs_CV.gather(-1, targets_C[:, None])[:, 0], entropy_C
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """In float32, or in float64 where it is so already."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:

@@ -45,9 +45,8 @@ class Probe:
         found_N = torch.zeros_like(self.right_N)
         try:
             for row in self._rows(one_by_one=not model.packed):
-                found_N[row.tokens_M.to(found_N.device)] = model(
-                    row.to(found_N.device), with_values=False
-                ).logprobs_M
+                found_M = model(row.to(found_N.device), with_values=False).logprobs_M
+                found_N[row.tokens_M.to(found_N.device)] = found_M.to(found_N.dtype)
         except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
             return f"{type(error).__name__}: {error}".splitlines()[0]
         finally:

@@ -1,0 +1,74 @@
+"""One rank's part of a test of several processes: gradients, a step, weights, a resume.
+
+torchrun --nproc-per-node 2 -m tests.learner.ranks CHECKPOINT OUT
+"""
+
+from __future__ import annotations
+
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.learner.support import gradients, make_learner, settings, wild_groups
+from torch.distributed.tensor import DTensor
+
+from guerdon.trainer.rl.settings import GRPOSettings, PPOSettings, RunSettings
+
+CASES: dict[str, tuple[type[RunSettings], dict[str, Any]]] = {
+    "head": (PPOSettings, {"value": "head", "entropy_coef": 0.01, "kl_in": "loss"}),
+    "own": (PPOSettings, {"value": "own", "value_warmup": 1}),
+    "lora": (GRPOSettings, {"lora_r": 4, "gradient_checkpointing": True}),
+}
+
+
+def result(folder: Path, case: str) -> dict[str, Any]:
+    """What must be the same however many processes there are."""
+    kind, values = CASES[case]
+    run = settings(kind, micro_batch_tokens=40, lr=1e-3, max_grad_norm=100.0, **values)
+    groups, more = wild_groups(5, 3, seed=1), wild_groups(4, 3, seed=2)
+    found: dict[str, Any] = {
+        f"float{64 if exact else 32}": gradients(make_learner(folder, run, exact=exact), groups)
+        for exact in (True, False)
+    }
+    learner = make_learner(folder, run, exact=True)
+    if case == "lora":  # its B begins at 0, and A's gradient with it
+        learner.step(groups)
+    found["metrics"] = [learner.step(groups)]
+    state = deepcopy(learner.state())  # as a file would hold it
+    found["metrics"].append(learner.step(more))
+    found["divergence"] = learner.divergence(more)
+    prompts = [group.task.prompt_ids_P for group in groups]
+    weights = learner.weights("float32", [ids for ids in prompts if len(ids) > 1])
+    found["tensors"] = dict(zip([s.name for s in weights.specs], weights.tensors(), strict=True))
+    found["canaries"] = [canary.logprobs for canary in weights.canaries]
+    resumed = make_learner(folder, run, exact=True)
+    resumed.load_state(_from_rank_0(resumed, state))
+    found["resumed"] = resumed.step(more)
+    found["main"] = learner.accelerator.is_main_process
+    found["packed"] = learner.module.packed
+    found["sharded"] = sum(isinstance(p, DTensor) for p in learner.model.parameters())
+    found["parameters"] = len(list(learner.model.parameters()))
+    found["wrapper"] = type(learner.model).__name__
+    return found
+
+
+def _from_rank_0(learner: Any, state: Any) -> Any:
+    """As from a file that rank 0 wrote and every rank reads."""
+    if learner.ranks.count == 1:
+        return state
+    from accelerate.utils import broadcast_object_list
+
+    box = [state]
+    broadcast_object_list(box, from_process=0)
+    return box[0]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    made = {case: result(Path(sys.argv[1]), case) for case in CASES}
+    if made["head"]["main"]:
+        torch.save(made, sys.argv[2])
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
