@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
+import subprocess
 import time
 import urllib.request
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from tests.support.sampler import RunningSampler, running_sampler
+from tests.support.sampler import RunningSampler, running_sampler, sampler_command
 
 from guerdon.client import GuerdonError, TokenIds
 from guerdon.client.policy import AsyncPolicyClient
@@ -100,7 +102,27 @@ def test_it_serves_the_client_and_leaves_nothing_at_sigterm(tied_policy: Path) -
         wait_gone(below)
         log = sampler.log()
         assert "Traceback" not in log
-        assert "raw prompts" not in log
+        # What vLLM warns of and an operator could act on is still said.
+        warned = [line for line in log.splitlines() if re.search(r"WARNING \d\d-\d\d ", line)]
+        assert all("LD_PRELOAD" in line for line in warned), log
+
+
+def test_sigterm_during_the_start_leaves_nothing(tied_policy: Path, tmp_path: Path) -> None:
+    command = sampler_command(tied_policy, ready_file=tmp_path / "ready.json", **FLAGS)
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while not any("VLLM" in name for name in descendants(process.pid).values()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    below = descendants(process.pid)
+    process.terminate()
+    # A start can't be interrupted: it is waited for, and then ended.
+    assert process.wait(120) == 0, (tmp_path / "log").read_text()
+    wait_gone(below)
+    assert not (tmp_path / "ready.json").exists()
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_its_engine_leaves_with_it_when_it_is_killed(tied_policy: Path) -> None:

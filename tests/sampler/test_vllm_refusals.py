@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from guerdon.sampler.engine.launch import reason_of
 from guerdon.sampler.engine.settings import EngineSettings
 from guerdon.sampler.engine.switch import Switch
 from guerdon.sampler.engine.vllm_engine import VLLMEngine
@@ -106,6 +107,18 @@ async def test_the_load_is_split_by_vllms_own_limit(served: Served) -> None:
     assert served.engine.load() == (16, 4)
     await drawing
     assert served.engine.load() == (0, 0)
+
+
+async def test_an_engine_that_fails_at_its_start_is_not_explained_by_a_process_list() -> None:
+    said = reason_of(
+        RuntimeError(
+            "Engine core initialization failed. See root cause above. "
+            "Failed core proc(s): {'EngineCore': 1}"
+        )
+    )
+    assert said == "its engine's process failed at its start, and wrote why to the log above"
+    assert reason_of(OSError("no file x\nand more")) == "no file x"
+    assert reason_of(ValueError()) == "ValueError"
 
 
 async def test_a_start_that_fails_says_the_useful_sentence(tied_policy: Path) -> None:
