@@ -184,9 +184,9 @@ async def test_a_refusal_that_grpc_forgot_is_asked_for_again(monkeypatch: Any) -
             with pytest.raises(FailedPrecondition, match="not the policy's: a"):
                 await client.update_weights(1, DATA[1:], specs=SPECS[1:])
             assert len(server.calls) == 2
-            # What was in the way may have gone: then the first error stands.
-            server.fail(grpc.StatusCode.UNAVAILABLE, "gone")
-            with pytest.raises(Unavailable, match="gone"):
+            # What was in the way may have gone.
+            server.fail(grpc.StatusCode.ABORTED, "another update")
+            with pytest.raises(Aborted, match="begin again"):
                 await client.update_weights(1, DATA, specs=SPECS)
         assert server.version == 0
 

@@ -15,6 +15,7 @@ from guerdon.client._retry import Backoff, Deadline
 from guerdon.client._update_steps import CHUNK_BYTES, Source, UpdateSteps
 from guerdon.client.aio import AsyncClient
 from guerdon.client.errors import (
+    Aborted,
     Cancelled,
     GuerdonError,
     Internal,
@@ -190,10 +191,10 @@ class AsyncPolicyClient(AsyncClient):
     async def _refusal(
         self, begin: policy_pb2.BeginUpdate, deadline: Deadline
     ) -> GuerdonError | None:
-        """Why an update is refused, asked by its beginning alone; None when it may go on.
+        """Why an update is refused, asked by its beginning alone; None when that can't be known.
 
-        A refusal that comes while a message is being sent is lost in grpc.aio. An update that
-        ends before its commit changes nothing.
+        A refusal that comes while a message is being sent is lost in grpc.aio, now and then. An
+        update that ends before its commit changes nothing.
         """
         if begin.HasField("nccl"):
             return None  # its beginning would wait for the trainer's other end
@@ -207,7 +208,9 @@ class AsyncPolicyClient(AsyncClient):
             if isinstance(error, Unavailable):
                 return None
             violations = error.field_violations if isinstance(error, InvalidArgument) else ()
-            return None if any(v.field == "commit" for v in violations) else error
+            if any(v.field == "commit" for v in violations):
+                return Aborted("the update was ended, by what is no longer in its way: begin again")
+            return error
         raise Internal("the sampler took an update that has no commit")
 
     async def get_policy(self, *, timeout: float | Unset | None = UNSET) -> PolicyInfo:

@@ -70,6 +70,10 @@ class Rollouts:
         self._now = now
         self._buffer = Buffer(settings.max_staleness, ordered=settings.deterministic)
         self._sampler_version = 0
+        self._given = 0
+        """How often the sampler was given weights: a version may be given twice."""
+        self._survived = 0
+        """Its outages before the last time."""
         self._next_version = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: Exception | None = None
@@ -103,6 +107,8 @@ class Rollouts:
     def published(self, version: int) -> None:
         """The sampler serves this version now; what waited for it goes on."""
         self._sampler_version = version
+        self._given += 1
+        self._survived = self._sampler.patience.faults_survived
         self._stale.clear()
         self._fresh.set()
         self._fill()
@@ -268,7 +274,7 @@ class Rollouts:
         begin = self._now()
         while True:
             await self._fresh.wait()
-            version = self._sampler_version
+            version, given = self._sampler_version, self._given
             if stream == 0:
                 self._buffer.start(task, version)
             try:
@@ -282,7 +288,7 @@ class Rollouts:
                         f"{self._sampler.patience.service} at {self._sampler.patience.address} "
                         f"keeps losing its weights: {error}"
                     ) from error
-                if version == self._sampler_version:
+                if given == self._given:
                     self._lost()
 
     async def _score(self, group: Group, rewards: RewardSource) -> Group:
@@ -294,7 +300,8 @@ class Rollouts:
         if self._fresh.is_set():
             logger.warning("the sampler lost its weights; they are published to it again")
             self._counts["stale_sampler"] += 1
-            self._sampler.patience.away()
+            if self._sampler.patience.faults_survived == self._survived:
+                self._sampler.patience.away()  # it came back before anybody missed it
             self._fresh.clear()
             self._stale.set()
             self._changed.set()

@@ -65,6 +65,9 @@ class Patience:
         """Answers that it is overloaded."""
         self._clock = clock
         self._away = False
+        self._turn = 0
+        """Goes up as it goes away and as it comes back. A call that was begun before the last of
+        these tells nothing new: it broke in an outage that is over, or ended just before one."""
 
     async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
         """What the call returns, made anew until it succeeds.
@@ -78,18 +81,19 @@ class Patience:
         """
         begin, tries = self._clock.now(), 0
         while True:
+            asked = self._turn
             try:
                 result = await call()
             except GuerdonError as error:
                 if not is_away(error):
                     raise
-                self._note(error)
+                self._note(error, asked)
                 wait = self._wait(error, tries)
                 if self._clock.now() - begin + wait > self.seconds:
                     raise self._gone(error) from error
                 tries += 1
             else:
-                self.answered()
+                self._answered(asked)
                 return result
             await self._clock.sleep(wait)
 
@@ -108,24 +112,27 @@ class Patience:
 
     def away(self) -> None:
         """It was seen to be away, or to have been."""
+        self._turn += not self._away
         self._away = True
 
-    def answered(self) -> None:
-        """It works."""
-        self.faults_survived += self._away
-        self._away = False
+    def _answered(self, asked: int) -> None:
+        if self._away and asked == self._turn:
+            self._away = False
+            self._turn += 1
+            self.faults_survived += 1
 
-    def _note(self, error: GuerdonError) -> None:
+    def _note(self, error: GuerdonError, asked: int) -> None:
         if error.code is grpc.StatusCode.ABORTED:
             return  # by an update of ours
         if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self.overloads += 1
             return
-        if not self._away:
-            logger.warning(
-                "%s at %s is away (%s); asking again for up to %g seconds",
-                self.service, self.address, error.message, self.seconds,
-            )  # fmt: skip
+        if self._away or asked < self._turn:
+            return
+        logger.warning(
+            "%s at %s is away (%s); asking again for up to %g seconds",
+            self.service, self.address, error.message, self.seconds,
+        )  # fmt: skip
         self.away()
 
     def _wait(self, error: GuerdonError, tries: int) -> float:
