@@ -60,7 +60,8 @@ def make_group(
     ids = np.array(prompt, np.int32)
     samples = [
         Sample(
-            task_uid=uid, index=index, prompt_ids_P=ids, response_ids_T=np.array(response, np.int32),
+            task_uid=uid, index=index, prompt_ids_P=ids,
+            response_ids_T=np.array(response, np.int32),
             behaviour_logprobs_T=-rng.uniform(0.5, 4.0, len(response)).astype(np.float32),
             versions_T=np.ones(len(response), np.int32), finished=bool(rng.random() < 0.7),
             text="", reward=float(rng.normal()),
@@ -139,3 +140,13 @@ def most_apart(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     """The largest difference of any number of two sets."""
     assert first.keys() == second.keys()
     return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def weights(learner: Learner) -> dict[str, Tensor]:
+    """A copy of all of them."""
+    return {name: tensor.clone() for name, tensor in learner.module.state_dict().items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)

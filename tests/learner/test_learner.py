@@ -20,7 +20,9 @@ from tests.learner.support import (
     most_apart,
     norm,
     plain_logprobs,
+    same,
     settings,
+    weights,
     wild_groups,
 )
 from torch import Tensor
@@ -40,16 +42,6 @@ from guerdon.trainer.rl.settings import (
 
 Policy = Callable[[str], Path]
 EVERYTHING: dict[str, Any] = {"entropy_coef": 0.01, "kl_in": "loss", "temperature": 0.8}
-
-
-def weights(learner: Learner) -> dict[str, Tensor]:
-    """A copy of all of them."""
-    return {name: tensor.clone() for name, tensor in learner.module.state_dict().items()}
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """Bit for bit."""
-    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
 @pytest.mark.parametrize(
@@ -165,34 +157,6 @@ def test_no_token_is_computed_for_padding(policy: Policy) -> None:
     prompts = sum(len(group.task.prompt_ids_P) for group in groups)
     responses = sum(sample.tokens - 1 for sample in all_samples(groups))
     assert sum(seen) == 2 * (prompts + responses)  # π_prox, then the update
-
-
-@pytest.mark.parametrize(
-    ("kind", "values"),
-    [
-        (PPOSettings, {"kl_target": 1.0, "minibatches": 2, "reward_scale": "running"}),
-        (PPOSettings, {"value": "own", "value_warmup": 2, "lr_schedule": "cosine"}),
-        (GRPOSettings, {"lora_r": 4, "epochs": 2, "weight_decay": 0.1, "warmup_steps": 3}),
-    ],
-    ids=["ppo", "warming", "lora"],
-)
-def test_a_resumed_learner_goes_on_bit_for_bit(
-    policy: Policy, kind: type[RunSettings], values: dict[str, Any]
-) -> None:
-    run = settings(kind, lr=1e-3, micro_batch_tokens=64, steps=6, **values)
-    steps = [wild_groups(4, 3, seed=seed) for seed in range(4)]
-    unbroken = make_learner(policy("llama"), run)
-    for saved_at in range(3):
-        unbroken.step(steps[saved_at])
-        state = deepcopy(unbroken.state())  # as a file would hold it
-        ahead = unbroken.step(steps[saved_at + 1])
-        after = weights(unbroken)
-        resumed = make_learner(policy("llama"), run)
-        resumed.load_state(deepcopy(state))
-        assert resumed.version == saved_at + 2
-        assert resumed.step(steps[saved_at + 1]) == ahead
-        assert same(weights(resumed), after)
-        unbroken.load_state(state)
 
 
 def test_only_the_value_model_learns_while_it_warms_up(policy: Policy) -> None:

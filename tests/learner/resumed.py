@@ -1,0 +1,45 @@
+"""A process that goes on from a learner's state on disk, as `--resume` does.
+
+python -m tests.learner.resumed CHECKPOINT FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.learner.support import make_learner, settings, weights, wild_groups
+
+from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.settings import GRPOSettings, PPOSettings, RunSettings
+from guerdon.trainer.rl.state_files import read_tree
+
+CASES: dict[str, tuple[type[RunSettings], dict[str, Any]]] = {
+    "ppo": (PPOSettings, {"kl_target": 1.0, "minibatches": 2, "reward_scale": "running"}),
+    "warming": (PPOSettings, {"value": "own", "value_warmup": 2, "lr_schedule": "cosine"}),
+    "lora": (GRPOSettings, {"lora_r": 4, "epochs": 2, "weight_decay": 0.1, "warmup_steps": 3}),
+}
+
+
+def new_learner(checkpoint: Path, case: str) -> Learner:
+    """As it begins."""
+    kind, values = CASES[case]
+    run = settings(kind, lr=1e-3, micro_batch_tokens=64, steps=6, **values)
+    return make_learner(checkpoint, run)
+
+
+def go_on(learner: Learner, steps: range) -> dict[str, Any]:
+    """Its metrics, and all that it has in the end."""
+    metrics = [learner.step(wild_groups(4, 3, seed=step)) for step in steps]
+    algorithm, rng = learner.algorithm.state_dict(), torch.rand(4)
+    return {"metrics": metrics, "weights": weights(learner), "algorithm": algorithm, "rng": rng}
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[2])
+    for name in CASES:
+        made = new_learner(Path(sys.argv[1]), name)
+        made.load_state(read_tree(folder / name))
+        torch.save(go_on(made, range(made.step_count, 4)), folder / f"{name}.pt")
