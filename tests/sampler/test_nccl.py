@@ -263,6 +263,16 @@ async def test_a_receiver_that_ends_is_started_anew() -> None:
     area.close()
 
 
+async def test_a_receiver_that_cannot_be_started_is_a_refusal() -> None:
+    area = StagingArea()
+    receiver = NcclReceiver(("/no/such/program",))
+    with pytest.raises(UpdateRefused, match=r"the process that receives by NCCL: .*No such file"):
+        await receiver.stage(area.new(MODEL), SOURCE, MODEL)
+    assert not [f for folder in area._folders for f in folder.glob("*.safetensors")]
+    await receiver.close()
+    area.close()
+
+
 @pytest.mark.parametrize(
     ("gpu", "source", "says"),
     [

@@ -65,6 +65,9 @@ class NcclReceiver:
 
         Args:
             file: where the tensors go; closed if this fails.
+
+        Raises:
+            UpdateRefused: the process can't be asked.
         """
         try:
             process = await self._running()
@@ -76,9 +79,11 @@ class NcclReceiver:
             }
             process.stdin.write(json.dumps(asked).encode() + b"\n")
             await process.stdin.drain()
-        except BaseException:
+        except BaseException as error:
             file.close()
             self.kill()
+            if isinstance(error, OSError):
+                raise UpdateRefused(f"the process that receives by NCCL: {error}") from error
             raise
         return NcclStaging(file, self, process.stdout, specs)
 
