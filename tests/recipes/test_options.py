@@ -154,6 +154,7 @@ def test_defaults_round_trip(kind: type[RunSettings], tmp_path: Path) -> None:
         ("lr = 0", "lr is 0.0, it must be positive"),
         ("temperature = nan", "temperature is nan, it must be positive"),
         (f"lr = 1{'0' * 400}", "lr is too large"),
+        ("deterministic = true\nmax_staleness = 1", "deterministic needs max_staleness = 0"),
         ("reward = []", "nothing gives rewards: set reward or verifier"),
         ('policy = ""', "policy is missing: give --policy"),
         ("steps =", "can't read the settings"),

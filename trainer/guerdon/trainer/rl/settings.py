@@ -96,7 +96,8 @@ class RunSettings:
     request_timeout: float = 300.0
     """Seconds for one request to a service before it is tried again."""
     deterministic: bool = False
-    """Seed every completion, and take them in order: the run can be repeated bit for bit."""
+    """Seed every completion, and take them in order: a run can be repeated bit for bit with a
+    sampler that draws the same for the same seed."""
 
     eval_every: int = 10
     """Steps between evaluations on held-out prompts; 0 evaluates before and after only."""
@@ -130,6 +131,11 @@ class RunSettings:
                      "eval_every", "eval_limit", "checkpoint_every", "sample_rows",
                      "seed"):  # fmt: skip
             not_negative(self, name)
+        if self.deterministic and self.max_staleness:
+            raise SettingsError(
+                "deterministic needs max_staleness = 0: with overlap, what draws a token depends "
+                "on time"
+            )
 
     def _check_steps(self) -> None:
         positive(self, "steps")
