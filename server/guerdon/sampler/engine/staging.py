@@ -197,17 +197,17 @@ def _new_folder(place: Path) -> tuple[Path, int]:
     for _ in range(_TRIES):
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
         with contextlib.suppress(OSError):  # another process took it for a dead one's
-            return folder, _lock(folder)
+            return folder, _lock(folder, os.O_CREAT)
     raise OSError(f"a folder in {place} can't be locked")
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path, flags: int = 0) -> int:
     """Say that the folder is in use, as long as this process lives.
 
     Raises:
-        OSError: another process says so.
+        OSError: another process says so; or it has no lock, unless the flags make one.
     """
-    file = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    file = os.open(folder / "lock", flags | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -219,7 +219,7 @@ def _lock(folder: Path) -> int:
 def _remove_dead() -> None:
     """What processes left behind that were killed. A lock tells, even across containers."""
     for folder in [f for place in _places() for f in place.glob(f"{_PREFIX}*")]:
-        with contextlib.suppress(OSError):  # in use, or another user's
+        with contextlib.suppress(OSError):  # in use, another user's, or not made by us
             lock = _lock(folder)
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
