@@ -30,7 +30,7 @@ from guerdon.trainer.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.rl import rft
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.metrics import describe
-from guerdon.trainer.rl.rft_services import Services
+from guerdon.trainer.rl.rollouts import Rollouts
 from guerdon.trainer.rl.scored import ScoredGroups
 from guerdon.trainer.rl.settings import RFTSettings
 from guerdon.trainer.rl.types import Group
@@ -318,11 +318,12 @@ def test_a_sampler_that_comes_back_is_given_its_weights_again(
     tiny: Path, prompts: tuple[str, str], living: LivingPolicy, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    draw = Services.draw
+    draw = Rollouts.sample
 
-    async def broken(self: Services, tasks: Any, on_group: Any) -> None:
-        restarts.append(asyncio.ensure_future(asyncio.to_thread(restart_when_it_draws)))
-        await draw(self, tasks, on_group)
+    async def broken(self: Rollouts, *args: Any, stream: int, **how: Any) -> list[Group]:
+        if stream == rft._DRAWN:
+            restarts.append(asyncio.ensure_future(asyncio.to_thread(restart_when_it_draws)))
+        return await draw(self, *args, stream=stream, **how)
 
     def restart_when_it_draws() -> None:
         while not living.server._state.running:
@@ -330,7 +331,7 @@ def test_a_sampler_that_comes_back_is_given_its_weights_again(
         run_there(living.server.restart())
 
     restarts: list[Any] = []
-    monkeypatch.setattr(Services, "draw", broken)
+    monkeypatch.setattr(Rollouts, "sample", broken)
     living.server._delay = (0.3, 0.4)
     settings = settings_for(
         tiny, prompts, living.server.target, tmp_path / "run", steps=2, patience=30.0

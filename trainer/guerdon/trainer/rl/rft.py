@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from guerdon.trainer.errors import DataError, TrainingError
+from guerdon.trainer.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.modelling import quiet
 from guerdon.trainer.rl import rft_model, sft
+from guerdon.trainer.rl.connections import Connections
 from guerdon.trainer.rl.evaluation import Evaluation, evaluate
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
@@ -35,18 +36,20 @@ from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress
 from guerdon.trainer.rl.report import make_summary
 from guerdon.trainer.rl.rft_progress import DrawingBar
-from guerdon.trainer.rl.rft_services import Services
 from guerdon.trainer.rl.rft_state import RFTState, forget
 from guerdon.trainer.rl.rows import group_metrics
 from guerdon.trainer.rl.samples import SampleTable
 from guerdon.trainer.rl.scored import SCORED, ScoredGroups
 from guerdon.trainer.rl.settings import RFTSettings
 from guerdon.trainer.rl.trackers import Trackers
-from guerdon.trainer.rl.types import Group, Sample
+from guerdon.trainer.rl.types import Group, Ints, Sample
+from guerdon.trainer.rl.weights import Weights
 
 STATE = "rft.json"
 FIRST, TUNED = 1, 2
 """Weight versions: the policy as it was, and with what it learned."""
+_BEFORE, _AFTER, _DRAWN = 1, 2, 3
+"""Streams of seeds; 0 is of tasks in a buffer, which RFT has none of."""
 
 
 def train(
@@ -116,13 +119,11 @@ class RFTRun:
         """Evaluate the first policy, and sample and score what is not there yet."""
         if self.scored:
             self._say(f"resuming with {len(self.scored)} prompts sampled and scored")
-        async with self._services() as services:
-            with self.state.phase("publish"):
-                self.state.rewards = await services.start(model, FIRST, self.state.rewards)
-                self.state.dtype = services.publish_dtype
+        async with self._services(model, FIRST) as services:
+            await self._start(services)
             if self.state.before is None:
                 with self.state.phase("evaluate"):
-                    groups, other = await services.held_out(stream=1)
+                    groups, other = await services.held_out(_BEFORE)
                     zeros = [[0.0] * len(group.samples) for group in groups]
                     self._evaluated("before", evaluate(0, groups, kl=zeros, heldout=other), groups)
             self.scored.begin()
@@ -135,7 +136,10 @@ class RFTRun:
                     self.scored.add(group)
                     bar.add(group)
 
-                await services.draw(self.scored.missing, on_group)
+                await services.rollouts.sample(
+                    self.scored.missing, self.settings.samples_per_prompt,
+                    rewards=services.rewards, stream=_DRAWN, on_group=on_group,
+                )  # fmt: skip
             self.state.survived(services.faults)
 
     def _keep(self) -> list[Sample]:
@@ -185,11 +189,10 @@ class RFTRun:
 
     async def _measure(self, model: Any, steps: int) -> None:
         """Publish what was learned, and evaluate it."""
-        async with self._services() as services:
-            with self.state.phase("publish"):
-                await services.start(model, TUNED, self.state.rewards)
+        async with self._services(model, TUNED) as services:
+            await self._start(services)
             with self.state.phase("evaluate"):
-                groups, other = await services.held_out(stream=2)
+                groups, other = await services.held_out(_AFTER)
                 kl = self._divergence(model, groups)
                 self._evaluated("after", evaluate(steps, groups, kl=kl, heldout=other), groups)
             self.state.survived(services.faults)
@@ -236,8 +239,23 @@ class RFTRun:
         self.folder.write_summary(summary)
         return summary
 
-    def _services(self) -> Services:
-        return Services(self.settings, self.inputs, str(self.folder.path / "weights"))
+    def _services(self, model: Any, version: int) -> Connections:
+        """Connections that live for one phase, and publish a model without LoRA."""
+        if self.settings.publish == "nccl":
+            raise SettingsError("publish is nccl, which rft can't: it is stream or shared")
+
+        def make(dtype: str, canaries: Sequence[Ints]) -> Weights:
+            computed = self.settings.dtype
+            return rft_model.weights(model, version, dtype, canaries, computed=computed)
+
+        weights = str(self.folder.path / "weights")
+        return Connections(self.settings, self.inputs, weights, make, fill=False)
+
+    async def _start(self, services: Connections) -> None:
+        with self.state.phase("publish"):
+            services.pin(self.state.rewards)
+            await services.start()
+            self.state.rewards, self.state.dtype = services.revisions, services.dtype
 
     def _logged(self, row: dict[str, float]) -> dict[str, float]:
         self.log.add(row)

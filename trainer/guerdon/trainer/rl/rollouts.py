@@ -94,11 +94,8 @@ class Rollouts:
             version: what the sampler serves: the learner's weights, just published.
 
         Raises:
-            TrainingError: a reward model can't be had, or the sampler can't take the prompts.
+            TrainingError: a reward model can't be had.
         """
-        if self._may_fill:
-            prompts = self._order.prompts
-            await self._sampler.check(version, prompts.longest, prompts.largest_id)
         await self._rewards.start()
         self._began = self._now()
         self._next_version = version

@@ -16,16 +16,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 
-from guerdon.trainer.errors import SettingsError
 from guerdon.trainer.modelling import quiet
 from guerdon.trainer.rl.algorithms import build
 from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
+from guerdon.trainer.rl.connections import Connections
 from guerdon.trainer.rl.evaluation import Evaluation, evaluate
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.idle import RolloutStats
@@ -35,18 +35,12 @@ from guerdon.trainer.rl.metrics import MetricsLog
 from guerdon.trainer.rl.monitors import warn
 from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress
-from guerdon.trainer.rl.prompts import PromptOrder
-from guerdon.trainer.rl.publish import Publisher, canary_sequences
 from guerdon.trainer.rl.report import make_summary
-from guerdon.trainer.rl.rewards import RewardSource
-from guerdon.trainer.rl.rollouts import Rollouts
 from guerdon.trainer.rl.rows import group_metrics, speed_metrics
 from guerdon.trainer.rl.samples import SampleTable
-from guerdon.trainer.rl.sampling import GroupSampler
 from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.rl.team import Team
 from guerdon.trainer.rl.trackers import Trackers
-from guerdon.trainer.rl.types import Group
 
 logger = logging.getLogger(__name__)
 
@@ -113,35 +107,17 @@ class Run:
         self._seconds: dict[str, float] = {}
         self._faults_before: dict[str, int] = {}
         self._mark: tuple[float, RolloutStats, dict[str, float]] = (0.0, RolloutStats(), {})
-        self._connect()
-
-    def _connect(self) -> None:
-        settings = self.settings
-        waits: dict[str, Any] = {
-            "patience": settings.patience,
-            "request_timeout": settings.request_timeout,
-        }
-        self._sampler = GroupSampler(
-            settings.sampler, self.inputs.tokenizer,
-            max_tokens=settings.max_tokens, temperature=settings.temperature, **waits,
+        self._services = Connections(
+            settings, inputs, str(folder.path / "weights"),
+            lambda dtype, canaries: team.call("weights", dtype, canaries),
+            on_lost=self._note_lost,
         )  # fmt: skip
-        self._rewards = RewardSource(settings.reward, settings.verifier, **waits)
-        self._heldout = RewardSource(settings.heldout_reward, setting="heldout_reward", **waits)
-        self._publisher = Publisher(
-            self._sampler, mode=settings.publish,
-            shared_dir=settings.shared_dir or str(self.folder.path / "weights"),
-            canary_tolerance=settings.canary_tolerance,
-        )  # fmt: skip
-        self._rollouts = Rollouts(
-            settings, PromptOrder(self.inputs.prompts, settings.seed), self._sampler,
-            self._rewards, republish=self._republish,
-        )  # fmt: skip
-        self._canaries = canary_sequences(self.inputs.eval_prompts, settings.canaries)
+        self._rollouts = self._services.rollouts
 
     async def whole(self, *, resume: bool) -> dict[str, Any]:
         """All of it; the summary."""
         checkpoint = self._checkpoints.latest() if resume else None
-        try:
+        async with self._services:
             await self._begin(checkpoint)
             with Progress(self.console, self.settings.steps, self.learner.step_count) as shown:
                 self._shown = shown
@@ -153,10 +129,6 @@ class Run:
                 if self._evaluations[-1].step != self.learner.step_count:
                     await self._evaluate("after")
             return await self._finish()
-        finally:
-            await self._rollouts.close()
-            await self._heldout.close()
-            await self._publisher.close()
 
     async def _begin(self, checkpoint: Checkpoint | None) -> None:
         """Take up a checkpoint, give the sampler the weights, and begin to sample."""
@@ -169,16 +141,8 @@ class Run:
             self._checkpoints.forget_after(step)
         self._log = MetricsLog(self.folder.metrics, self.folder.rewind(step))
         self.trackers = Trackers(self.settings, self.folder.path, done=max(step, 0))
-        policy = await self._publisher.check()
-        asked = self.settings.publish_dtype
-        self._dtype = policy.dtype if asked == "auto" else asked
-        if self._dtype != policy.dtype:
-            raise SettingsError(
-                f"publish_dtype is {self._dtype}, but the sampler computes in {policy.dtype}"
-            )
-        await self._publish(reset=True)
-        await self._heldout.start()
-        await self._rollouts.start(self.learner.version)
+        with self._phase("publish"):
+            await self._services.start()
 
     async def _step(self) -> None:
         """One update of the policy, from its batch to its line of metrics."""
@@ -190,13 +154,14 @@ class Run:
         with self._phase("learn"):
             learned = await self._off_loop("step", groups)
         self._shown.phase("publishing")
-        await self._publish()
+        with self._phase("publish"):
+            await self._services.publish()
         self._rollouts.published(self.learner.version)
         step = self.learner.step_count
         self._samples.add(step, groups)
         row = group_metrics(groups, version) | learned
         row |= self._speed(int(row["tokens"]))
-        row |= {"step": step, "version": self.learner.version, "faults": sum(self._faults.values())}
+        row |= {"step": step, "version": self.learner.version, "faults": self._faults["services"]}
         self._write(row)
         every = self.settings.eval_every
         if step >= self.settings.steps:
@@ -221,12 +186,9 @@ class Run:
         self._shown.phase("evaluating")
         with self._phase("evaluate"):
             step = self.learner.step_count
-            groups = await self._rollouts.sample(
-                self.inputs.eval_prompts.tasks(), self.settings.eval_samples,
-                rewards=self._rewards, stream=1 + step,
-            )  # fmt: skip
+            groups, other = await self._services.held_out(stream=1 + step)
             kl = await self._off_loop("divergence", groups)
-            found = evaluate(step, groups, kl=kl, heldout=await self._other_rewards(groups))
+            found = evaluate(step, groups, kl=kl, heldout=other)
         self._evaluations.append(found)
         self._samples.add(step, groups, kind)
         self._write(found.metrics())
@@ -234,26 +196,8 @@ class Run:
             self._warnings.append(text)
             self._shown.note(text)
 
-    async def _other_rewards(self, groups: Sequence[Group]) -> list[list[float]] | None:
-        """What the reward that is never trained on says."""
-        if not self.settings.heldout_reward:
-            return None
-        weights = self._heldout.weights
-        found = []
-        for group in groups:
-            parts = await self._heldout.parts(group.task.row, group.samples)
-            found.append([sum(weights[k] * v for k, v in part.items()) for part in parts])
-        return found
-
-    async def _publish(self, *, reset: bool = False) -> None:
-        with self._phase("publish"):
-            weights = await self._off_loop("weights", self._dtype, self._canaries)
-            await self._publisher.publish(weights, reset=reset)
-
-    async def _republish(self) -> int:
+    def _note_lost(self) -> None:
         self._shown.note("the sampler lost its weights; they are published to it again")
-        await self._publish(reset=True)
-        return self.learner.version
 
     async def _save(self) -> None:
         self._shown.phase("saving a checkpoint")
@@ -265,7 +209,7 @@ class Run:
     def _state(self) -> dict[str, Any]:
         return {
             "rollouts": self._rollouts.state(),
-            "heldout": self._heldout.state(),
+            "heldout": self._services.heldout.state(),
             "evaluations": [found.tree() for found in self._evaluations],
             "warnings": self._warnings,
             "seconds": self._seconds,
@@ -274,7 +218,7 @@ class Run:
 
     def _load(self, state: dict[str, Any]) -> None:
         self._rollouts.load_state(state["rollouts"])
-        self._heldout.load_state(state["heldout"])
+        self._services.heldout.load_state(state["heldout"])
         self._evaluations = [Evaluation.from_tree(tree) for tree in state["evaluations"]]
         self._warnings = list(state["warnings"])
         self._seconds = dict(state["seconds"])
@@ -286,7 +230,7 @@ class Run:
             tokenizer = self.inputs.tokenizer
 
             def write(part: Any) -> None:
-                self.team.call("save_final", part, self._dtype)
+                self.team.call("save_final", part, self._services.dtype)
                 tokenizer.save_pretrained(part)
 
             await asyncio.to_thread(self.folder.publish_final, write)
@@ -303,11 +247,7 @@ class Run:
     @property
     def _faults(self) -> dict[str, int]:
         """Survived so far, by kind, earlier parts of the run included."""
-        stats = self._rollouts.stats()
-        found = {
-            "services": stats.faults_survived + self._heldout.faults_survived,
-            "sampler_restarts": stats.stale_sampler,
-        }
+        found = self._services.faults
         return {name: count + self._faults_before.get(name, 0) for name, count in found.items()}
 
     def _write(self, row: dict[str, float]) -> None:

@@ -1,0 +1,158 @@
+"""What a run asks of the sampler and of the rewards, and all of it wired together once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.rl.inputs import RunInputs
+from guerdon.trainer.rl.prompts import PromptOrder
+from guerdon.trainer.rl.publish import Publisher, canary_sequences
+from guerdon.trainer.rl.rewards import RewardSource
+from guerdon.trainer.rl.rollouts import Rollouts
+from guerdon.trainer.rl.sampling import GroupSampler
+from guerdon.trainer.rl.settings import RunSettings
+from guerdon.trainer.rl.types import Group, Ints
+from guerdon.trainer.rl.weights import Weights
+
+MakeWeights = Callable[[str, Sequence[Ints]], Weights]
+"""The policy's weights as they are now, given their dtype and the canaries' token ids. Blocks: it
+is called in a thread."""
+
+
+class Connections:
+    """The sampler and the rewards of a run; an async context manager.
+
+    Args:
+        settings: of the run.
+        inputs: its prompts and tokenizer.
+        shared_dir: where weights go when they are published by a shared disk and the settings
+            name no folder.
+        make_weights: what is published.
+        fill: whether to keep the buffer filled for training.
+        on_lost: told when the sampler has lost its weights, before it is given them again.
+
+    Raises:
+        SettingsError: an address or a reward is wrong.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        inputs: RunInputs,
+        shared_dir: str,
+        make_weights: MakeWeights,
+        *,
+        fill: bool = True,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings, self._inputs = settings, inputs
+        self._make_weights, self._on_lost = make_weights, on_lost
+        waits: dict[str, Any] = {
+            "patience": settings.patience,
+            "request_timeout": settings.request_timeout,
+        }
+        self._sampler = GroupSampler(
+            settings.sampler, inputs.tokenizer,
+            max_tokens=settings.max_tokens, temperature=settings.temperature, **waits,
+        )  # fmt: skip
+        self.rewards = RewardSource(settings.reward, settings.verifier, **waits)
+        self.heldout = RewardSource(settings.heldout_reward, setting="heldout_reward", **waits)
+        """Measured and never trained on; may have nothing in it."""
+        self._publisher = Publisher(
+            self._sampler, mode=settings.publish, shared_dir=settings.shared_dir or shared_dir,
+            canary_tolerance=settings.canary_tolerance,
+        )  # fmt: skip
+        self.rollouts = Rollouts(
+            settings, PromptOrder(inputs.prompts, settings.seed), self._sampler, self.rewards,
+            republish=self._republish, fill=fill,
+        )  # fmt: skip
+        self._canaries = canary_sequences(inputs.eval_prompts, settings.canaries)
+        self.dtype = "float32"
+        """Of the published weights, once `start` has asked the sampler."""
+
+    async def __aenter__(self) -> Connections:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.rollouts.close()
+        await self.heldout.close()
+        await self._publisher.close()
+
+    async def start(self) -> None:
+        """Publish the weights, with proof, find the reward models, and begin to sample.
+
+        Raises:
+            TrainingError: a service stayed away or refused, has another dtype, or can't take the
+                prompts.
+        """
+        policy = await self._publisher.check()
+        asked = self._settings.publish_dtype
+        self.dtype = policy.dtype if asked == "auto" else asked
+        if self.dtype != policy.dtype:
+            raise SettingsError(
+                f"publish_dtype is {self.dtype}, but the sampler computes in {policy.dtype}"
+            )
+        version = await self.publish(reset=True)
+        both = (self._inputs.prompts, self._inputs.eval_prompts)
+        longest, largest = max(p.longest for p in both), max(p.largest_id for p in both)
+        await self._sampler.check(version, longest, largest)
+        await self.heldout.start()
+        await self.rollouts.start(version)
+
+    async def publish(self, *, reset: bool = False) -> int:
+        """Make the sampler serve the weights as they are now; their version.
+
+        Raises:
+            TrainingError: it refused them, or stayed away.
+        """
+        weights = await asyncio.to_thread(self._make_weights, self.dtype, self._canaries)
+        await self._publisher.publish(weights, reset=reset)
+        return weights.version
+
+    async def _republish(self) -> int:
+        self._on_lost()
+        return await self.publish(reset=True)
+
+    async def held_out(self, stream: int) -> tuple[list[Group], list[list[float]] | None]:
+        """Scored completions of the held-out prompts, and what the other reward says of them.
+
+        Args:
+            stream: of seeds: one of its own for each evaluation.
+
+        Raises:
+            TrainingError: a service stayed away or refused.
+        """
+        groups = await self.rollouts.sample(
+            self._inputs.eval_prompts.tasks(), self._settings.eval_samples,
+            rewards=self.rewards, stream=stream,
+        )  # fmt: skip
+        if not self._settings.heldout_reward:
+            return groups, None
+        weights = self.heldout.weights
+        other = []
+        for group in groups:
+            parts = await self.heldout.parts(group.task.row, group.samples)
+            other.append([sum(weights[k] * v for k, v in part.items()) for part in parts])
+        return groups, other
+
+    @property
+    def revisions(self) -> dict[str, dict[str, Any]]:
+        """Of the reward models, as JSON can hold them."""
+        return {"rewards": self.rewards.state(), "heldout": self.heldout.state()}
+
+    def pin(self, revisions: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse other revisions than an earlier part of the run had; call it before `start`."""
+        self.rewards.load_state(revisions.get("rewards", {}))
+        self.heldout.load_state(revisions.get("heldout", {}))
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """Survived, by kind: as in `report.KEYS`."""
+        stats = self.rollouts.stats()
+        return {
+            "services": stats.faults_survived + self.heldout.faults_survived,
+            "sampler_restarts": stats.stale_sampler,
+        }
