@@ -11,6 +11,8 @@ import pytest
 from tests.runs.processes import Service, free_port, reward_service, sampler_service
 from tests.runs.whole import STEPS, Finished, Recipe, finished
 
+from guerdon.cli.errors import ExitCode
+
 pytestmark = pytest.mark.slow
 
 
@@ -99,7 +101,7 @@ def test_a_service_that_stays_away_ends_the_run_in_one_sentence(
             assert child.running, child.log()
             time.sleep(0.005)
         service.child.kill()
-        assert child.end() == 1, child.log()
+        assert child.end() == ExitCode.UNREACHABLE, child.log()
         last = child.log().strip().splitlines()[-1]
         assert last.startswith("guerdon: the ")
         assert "gave no answer for 1.5 seconds (--patience)" in last
@@ -118,6 +120,6 @@ def test_nobody_there_from_the_first(policy: Path, rewards: Service, tmp_path: P
 
     recipe = Recipe(policy, Nowhere(), rewards, "--patience", "1")  # type: ignore[arg-type]
     child = recipe.start(tmp_path)
-    assert child.end() == 1
+    assert child.end() == ExitCode.UNREACHABLE
     assert "the sampler at 127.0.0.1:" in child.log().strip().splitlines()[-1]
     assert not (tmp_path / "run" / "summary.json").exists()

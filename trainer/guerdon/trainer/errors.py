@@ -19,5 +19,9 @@ class OutputError(TrainingError):
     """The output folder can't be used as asked."""
 
 
+class ServiceGone(TrainingError):
+    """A service stayed away for longer than the run's patience."""
+
+
 class DivergedError(TrainingError):
     """The loss or a score is not a finite number; nothing servable was saved."""

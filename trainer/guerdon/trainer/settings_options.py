@@ -17,7 +17,13 @@ from typing import Annotated, Any
 import typer
 
 from guerdon.cli.errors import CommandError, ExitCode
-from guerdon.trainer.errors import DataError, OutputError, SettingsError, TrainingError
+from guerdon.trainer.errors import (
+    DataError,
+    OutputError,
+    ServiceGone,
+    SettingsError,
+    TrainingError,
+)
 from guerdon.trainer.settings_io import field_docs, field_types, required
 
 Panels = Mapping[str, Sequence[str]]
@@ -39,6 +45,8 @@ def plain_errors() -> Iterator[None]:
         yield
     except (SettingsError, DataError, OutputError) as error:
         raise CommandError(str(error), ExitCode.USAGE) from error
+    except ServiceGone as error:
+        raise CommandError(str(error), ExitCode.UNREACHABLE) from error
     except TrainingError as error:
         raise CommandError(str(error), ExitCode.FAILED) from error
 

@@ -81,8 +81,8 @@ KEYS: dict[str, dict[str, str]] = {
     "speed": {
         "tokens_per_second": "response tokens of the step over its seconds",
         "seconds/step": "wall clock from the last step's end to this one's",
-        "seconds/NAME": "of them, in `wait` (for rollouts), `logprobs`, `learn`, `publish`, "
-        "`evaluate`, `checkpoint`",
+        "seconds/NAME": "of them, in `wait` (for rollouts), `learn`, `publish`, `evaluate`, "
+        "`checkpoint`",
         "seconds/sampling": "in which at least one completion was being drawn",
         "seconds/scoring": "in which at least one group was being scored",
         "idle/sampler": "share of the step in which nothing was drawn",

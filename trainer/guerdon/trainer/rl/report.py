@@ -32,7 +32,8 @@ KEYS = {
     "completions": "completions trained on (rft: sampled)",
     "staleness_max": "weight versions that the oldest token trained on was behind",
     "seconds": "of the whole run by phase, earlier parts of a resumed run included",
-    "faults": "survived, by kind",
+    "faults": "survived: `services`, how often the sampler or a reward model was away and came "
+    "back; `sampler_restarts`, how often the sampler was found without its weights",
     "warnings": "of the monitors",
     "versions": "of the packages",
     "kept": "completions that were fine-tuned on (rft)",

@@ -64,13 +64,20 @@ class SampleTable:
 
 
 def before_and_after(path: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The first completion to each held-out prompt before training, and after it."""
+    """The first completion to each held-out prompt before training, and after it.
+
+    A run that was given more steps has been evaluated after training more than once: the last
+    time counts.
+    """
     found: dict[str, dict[int, dict[str, Any]]] = {"before": {}, "after": {}}
     if path.exists():
         for line in path.read_text(encoding="utf-8").split("\n"):
             row = json.loads(line) if line else {}
             if row.get("kind") in found:
-                found[row["kind"]].setdefault(row["prompt_index"], row)
+                rows = found[row["kind"]]
+                first = rows.setdefault(row["prompt_index"], row)
+                if row["step"] > first["step"]:
+                    rows[row["prompt_index"]] = row
     both = sorted(found["before"].keys() & found["after"].keys())
     return [(found["before"][index], found["after"][index]) for index in both]
 

@@ -9,7 +9,9 @@ from typing import TypeVar
 import grpc
 
 from guerdon.client import Clock, GuerdonError
-from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.errors import ServiceGone, SettingsError, TrainingError
+
+__all__ = ["Patience", "ServiceGone", "ServiceRefused", "is_away", "parse_address"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +26,6 @@ _AWAY = {
     grpc.StatusCode.CANCELLED,  # by a server that stops; our own leaving is a CancelledError
     grpc.StatusCode.ABORTED,
 }
-
-
-class ServiceGone(TrainingError):
-    """A service stayed away for longer than the run's patience."""
 
 
 class ServiceRefused(TrainingError):
