@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from guerdon.trainer.errors import SettingsError
@@ -17,7 +17,7 @@ from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.rl.types import Group, Ints
 from guerdon.trainer.rl.weights import Weights
 
-MakeWeights = Callable[[str, Sequence[Ints]], Weights]
+MakeWeights = Callable[[str, Sequence[Ints]], Awaitable[Weights]]
 """The policy's weights as they are now, given their dtype and the canaries' token ids. Blocks: it
 is called in a thread."""
 
@@ -50,6 +50,7 @@ class Connections:
     ) -> None:
         self._settings, self._inputs = settings, inputs
         self._make_weights, self._on_lost = make_weights, on_lost
+        self._publishing = asyncio.Lock()
         waits: dict[str, Any] = {
             "patience": settings.patience,
             "request_timeout": settings.request_timeout,
@@ -108,8 +109,9 @@ class Connections:
         Raises:
             TrainingError: it refused them, or stayed away.
         """
-        weights = await asyncio.to_thread(self._make_weights, self.dtype, self._canaries)
-        await self._publisher.publish(weights, reset=reset)
+        async with self._publishing:
+            weights = await self._make_weights(self.dtype, self._canaries)
+            await self._publisher.publish(weights, reset=reset)
         return weights.version
 
     async def _republish(self) -> int:

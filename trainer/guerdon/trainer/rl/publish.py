@@ -124,6 +124,9 @@ class Publisher:
         try:
             update = await self._patience.ask(attempt)
         except (FailedPrecondition, InvalidArgument) as error:
+            if not reset and await self._patience.insist(lambda: self._arrived(weights)):
+                # A sampler that was lost got this version while the step before was ending.
+                return Published(weights.version, time.monotonic() - begin, weights.bytes, None)
             raise PublishRefused(
                 f"the sampler at {self._patience.address} refuses version {weights.version} of "
                 f"the weights: {error.message}"

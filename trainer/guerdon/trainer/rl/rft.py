@@ -244,9 +244,10 @@ class RFTRun:
         if self.settings.publish == "nccl":
             raise SettingsError("publish is nccl, which rft can't: it is stream or shared")
 
-        def make(dtype: str, canaries: Sequence[Ints]) -> Weights:
-            computed = self.settings.dtype
-            return rft_model.weights(model, version, dtype, canaries, computed=computed)
+        async def make(dtype: str, canaries: Sequence[Ints]) -> Weights:
+            return await asyncio.to_thread(
+                rft_model.weights, model, version, dtype, canaries, computed=self.settings.dtype
+            )
 
         weights = str(self.folder.path / "weights")
         return Connections(self.settings, self.inputs, weights, make, fill=False)

@@ -17,6 +17,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,6 +73,7 @@ def train(
     try:
         return asyncio.run(run.whole(resume=resume))
     finally:
+        run.learning.shutdown()
         if run.trackers is not None:
             run.trackers.finish()
         team.dismiss()
@@ -99,6 +101,9 @@ class Run:
         self.settings, self.inputs, self.folder, self.console = settings, inputs, folder, console
         self.team, self.learner = team, team.learner
         self.trackers: Trackers | None = None
+        self.learning = ThreadPoolExecutor(1, thread_name_prefix="guerdon-learner")
+        """One thread for all that computes: weights are never read in the middle of a step, and a
+        step's memory, which the allocator keeps for the thread that freed it, is kept once."""
         self._checkpoints = Checkpoints(folder.checkpoints, settings.keep_checkpoints)
         self._samples = SampleTable(folder.samples, settings.sample_rows)
         self._log = MetricsLog(folder.metrics, [])
@@ -109,7 +114,7 @@ class Run:
         self._mark: tuple[float, RolloutStats, dict[str, float]] = (0.0, RolloutStats(), {})
         self._services = Connections(
             settings, inputs, str(folder.path / "weights"),
-            lambda dtype, canaries: team.call("weights", dtype, canaries),
+            lambda dtype, canaries: self._off_loop("weights", dtype, canaries),
             on_lost=self._note_lost,
         )  # fmt: skip
         self._rollouts = self._services.rollouts
@@ -258,7 +263,8 @@ class Run:
 
     async def _off_loop(self, method: str, *args: Any) -> Any:
         """Call the team in a thread: sampling and scoring go on meanwhile."""
-        return await asyncio.to_thread(self.team.call, method, *args)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.learning, self.team.call, method, *args)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
