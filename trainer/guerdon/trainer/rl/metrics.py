@@ -51,7 +51,7 @@ KEYS: dict[str, dict[str, str]] = {
         "approx_kl": "KL(π_prox ‖ π_θ) per token: how far the step's updates went",
         "ratio": "mean of π_θ/π_prox",
         "ratio_max": "its largest",
-        "grad_norm": "norm of the gradient before clipping",
+        "grad_norm": "norm of the gradient before clipping, the value model's included",
         "advantage": "mean advantage, before whitening",
         "advantage_std": "its standard deviation",
     },
@@ -66,7 +66,6 @@ KEYS: dict[str, dict[str, str]] = {
         "returns": "mean return",
         "explained_variance": "1 − Var(return − value)/Var(return)",
         "value_clip_fraction": "share of tokens whose value was clipped",
-        "value_grad_norm": "norm of the value model's gradient before clipping",
     },
     "off-policy": {
         "staleness": "mean weight versions that a token was behind when it was trained on",
