@@ -51,6 +51,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Weights to the sampler": (
         "publish", "publish_dtype", "shared_dir", "canaries", "canary_tolerance",
     ),
+    "Access to the services": ("token_file", "admin_token_file", "tls", "tls_ca"),
     "Faults": ("patience", "request_timeout", "checkpoint_every", "keep_checkpoints"),
     "Measuring": (
         "eval_every", "eval_samples", "eval_limit", "sample_rows", "tracker", "plots",

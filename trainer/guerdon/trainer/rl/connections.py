@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.rl.credentials import Credentials
 from guerdon.trainer.rl.inputs import RunInputs
 from guerdon.trainer.rl.prompts import PromptOrder
 from guerdon.trainer.rl.publish import Publisher, canary_sequences
@@ -54,6 +55,7 @@ class Connections:
         waits: dict[str, Any] = {
             "patience": settings.patience,
             "request_timeout": settings.request_timeout,
+            "credentials": Credentials.of(settings),
         }
         self._sampler = GroupSampler(
             settings.sampler, inputs.tokenizer,

@@ -52,8 +52,8 @@ class RLFolder(RunFolder):
 
     may_change = frozenset({
         "output", "steps", "sampler", "reward", "heldout_reward", "publish", "shared_dir",
-        "patience", "request_timeout", "checkpoint_every", "keep_checkpoints", "sample_rows",
-        "tracker", "plots",
+        "patience", "request_timeout", "token_file", "admin_token_file", "tls", "tls_ca",
+        "checkpoint_every", "keep_checkpoints", "sample_rows", "tracker", "plots",
     })  # fmt: skip
     """What a resumed run may have other values of: where the services are, and what is kept."""
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from guerdon.models import ModelNotFound, resolve_model
 from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.rl.credentials import Credentials
 from guerdon.trainer.rl.prompts import Prompts, load_prompts
 from guerdon.trainer.rl.rewards import parse_reward
 from guerdon.trainer.rl.services import parse_address
@@ -43,6 +44,7 @@ def read_inputs(settings: RunSettings) -> RunInputs:
     Raises:
         TrainingError: something is; says what.
     """
+    Credentials.of(settings)
     parse_address(settings.sampler, "sampler")
     for setting in ("reward", "heldout_reward"):
         for spec in getattr(settings, setting):

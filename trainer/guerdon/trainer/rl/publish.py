@@ -94,6 +94,7 @@ class Publisher:
         if mode == "shared" and not shared_dir:
             raise SettingsError("shared_dir must name a folder when publish is shared")
         self._client: AsyncPolicyClient = sampler.client
+        self._updates: AsyncPolicyClient = sampler.updates
         self._patience = sampler.patience
         self._mode = mode
         self._folder = Path(shared_dir).absolute()
@@ -162,10 +163,10 @@ class Publisher:
     ) -> WeightUpdate:
         if self._mode == "nccl":
             return await update_by_nccl(
-                self._client, weights, self._patience.address,
+                self._updates, weights, self._patience.address,
                 mean_tolerance=self._tolerance, reset=reset,
             )  # fmt: skip
-        return await self._client.update_weights(
+        return await self._updates.update_weights(
             weights.version,
             shared or as_bytes(weights.tensors()),
             specs=weights.specs,

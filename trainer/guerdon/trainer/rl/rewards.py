@@ -15,6 +15,7 @@ from typing import Any
 
 from guerdon.client import AsyncRewardClient, GuerdonError, Item, NotFound, Retry, Unavailable
 from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.rl.credentials import Credentials
 from guerdon.trainer.rl.services import Patience, ServiceRefused, parse_address
 from guerdon.trainer.rl.types import Group, PromptRow, Sample
 from guerdon.trainer.rl.verifiers import WeightedVerifier, parse_verifier, split_weight
@@ -50,7 +51,14 @@ def parse_reward(spec: str, setting: str = "reward") -> RewardSpec:
 class ServedReward:
     """One reward model on a server, pinned to the revision that it has when the run begins."""
 
-    def __init__(self, spec: RewardSpec, *, patience: float, request_timeout: float) -> None:
+    def __init__(
+        self,
+        spec: RewardSpec,
+        *,
+        patience: float,
+        request_timeout: float,
+        credentials: Credentials = Credentials(),  # noqa: B008 - frozen
+    ) -> None:
         self.name = spec.name
         self.weight = spec.weight
         self.patience = Patience(f"the reward model {spec.model!r}", spec.address, patience)
@@ -60,8 +68,10 @@ class ServedReward:
         """The model's name on the server, after aliases."""
         self._spec = spec
         # Our own patience counts and bounds the retries, so the client's are off.
-        retry = Retry(attempts=1)
-        self._client = AsyncRewardClient(spec.address, timeout=request_timeout, retry=retry)
+        self._client = AsyncRewardClient(
+            spec.address, token=credentials.token, tls=credentials.tls, timeout=request_timeout,
+            retry=Retry(attempts=1),
+        )  # fmt: skip
 
     async def start(self) -> None:
         """Pin the revision.
@@ -131,6 +141,7 @@ class RewardSource:
         patience: seconds that a server may stay away.
         request_timeout: seconds for one attempt.
         setting: what `rewards` is called in errors.
+        credentials: shown to the reward servers.
 
     Raises:
         SettingsError: a specification is wrong, or two have one name.
@@ -144,6 +155,7 @@ class RewardSource:
         patience: float,
         request_timeout: float,
         setting: str = "reward",
+        credentials: Credentials = Credentials(),  # noqa: B008 - frozen
     ) -> None:
         specs = [parse_reward(spec, setting) for spec in rewards]
         self.verifiers: list[WeightedVerifier] = [parse_verifier(spec) for spec in verifiers]
@@ -155,7 +167,10 @@ class RewardSource:
             names = ", ".join(repr(name) for name, _ in named)
             raise SettingsError(f"{setting}: two rewards have one name: {names}")
         self.served = [
-            ServedReward(spec, patience=patience, request_timeout=request_timeout) for spec in specs
+            ServedReward(
+                spec, patience=patience, request_timeout=request_timeout, credentials=credentials
+            )
+            for spec in specs
         ]
 
     @property

@@ -10,6 +10,7 @@ from guerdon.client import FailedPrecondition, GuerdonError, Retry, TokenIds
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import Completion, GenerateItem, PolicyInfo
 from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.rl.credentials import Credentials
 from guerdon.trainer.rl.services import Patience
 from guerdon.trainer.rl.types import Group, Sample, Task
 
@@ -37,6 +38,7 @@ class GroupSampler:
         temperature: of sampling, where a call doesn't say.
         patience: seconds that the sampler may stay away.
         request_timeout: seconds for one attempt.
+        credentials: shown to the sampler.
     """
 
     def __init__(
@@ -48,10 +50,18 @@ class GroupSampler:
         temperature: float,
         patience: float,
         request_timeout: float,
+        credentials: Credentials = Credentials(),  # noqa: B008 - frozen
     ) -> None:
         # Our own patience counts and bounds the retries, so the client's are off.
-        self.client = AsyncPolicyClient(address, timeout=request_timeout, retry=Retry(attempts=1))
+        how: dict[str, Any] = {
+            "timeout": request_timeout, "retry": Retry(attempts=1), "tls": credentials.tls,
+        }  # fmt: skip
+        self.client = AsyncPolicyClient(address, token=credentials.token, **how)
         """The connection, which the publisher shares."""
+        self.updates = self.client
+        """The same, or where weights ask for another token, a connection of their own."""
+        if credentials.update_token != credentials.token:
+            self.updates = AsyncPolicyClient(address, token=credentials.update_token, **how)
         self.patience = Patience("the sampler", address, patience)
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
@@ -163,7 +173,8 @@ class GroupSampler:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self.client.close()
+        for client in {self.client, self.updates}:
+            await client.close()
 
 
 def _fault(sample: Sample, min_version: int, max_tokens: int) -> str:

@@ -27,6 +27,11 @@ _AWAY = {
     grpc.StatusCode.ABORTED,
 }
 
+_HINTS = {
+    grpc.StatusCode.UNAUTHENTICATED: " (GUERDON_TOKEN or --token-file; for the sampler's weights "
+    "GUERDON_ADMIN_TOKEN or --admin-token-file)",
+}
+
 
 class ServiceRefused(TrainingError):
     """A service answered with an error that asking again would not mend."""
@@ -104,8 +109,9 @@ class Patience:
 
     def refused(self, error: GuerdonError) -> ServiceRefused:
         """The error for an answer that ends the run."""
+        hint = _HINTS.get(error.code, "")
         return ServiceRefused(
-            f"{self.service} at {self.address} refuses: {error.code.name}: {error.message}"
+            f"{self.service} at {self.address} refuses: {error.code.name}: {error.message}{hint}"
         )
 
     def away(self) -> None:

@@ -95,6 +95,14 @@ class RunSettings:
     """Seconds that a service may stay away before the run ends."""
     request_timeout: float = 300.0
     """Seconds for one request to a service before it is tried again."""
+    token_file: str = ""
+    """File with the access token of the sampler and the reward servers; else $GUERDON_TOKEN."""
+    admin_token_file: str = ""
+    """File with the sampler's token for updates; else $GUERDON_ADMIN_TOKEN, or the token."""
+    tls: bool = False
+    """Encrypt all connections, trusting the system's certificate authorities."""
+    tls_ca: str = ""
+    """Encrypt all connections, trusting the authorities in this PEM file."""
     deterministic: bool = False
     """Seed every completion, and take them in order: a run can be repeated bit for bit with a
     sampler that draws the same for the same seed."""

@@ -1,0 +1,65 @@
+"""What lets a run in at its services: bearer tokens and TLS, as for the other commands.
+
+Tokens come from the environment or from files. The settings, which go to config.toml and to
+trackers, know the files' names at most.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from guerdon.client import TLS
+from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.rl.settings import RunSettings
+
+TOKEN_VARIABLE = "GUERDON_TOKEN"  # noqa: S105 - the variable's name, not a token
+ADMIN_TOKEN_VARIABLE = "GUERDON_ADMIN_TOKEN"  # noqa: S105
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """Those of a run; by default none, and no encryption."""
+
+    token: str | None = field(default=None, repr=False)
+    """For the sampler and every reward server."""
+    update_token: str | None = field(default=None, repr=False)
+    """For the sampler's weights."""
+    tls: TLS | None = None
+
+    @classmethod
+    def of(cls, settings: RunSettings) -> Credentials:
+        """Those that the settings and the environment name.
+
+        Raises:
+            SettingsError: a file can't be read, or holds no token.
+        """
+        token = read_token(TOKEN_VARIABLE, settings.token_file, "token_file")
+        admin = read_token(ADMIN_TOKEN_VARIABLE, settings.admin_token_file, "admin_token_file")
+        ca = Path(settings.tls_ca) if settings.tls_ca else None
+        if ca is not None and not ca.is_file():
+            raise SettingsError(f"tls_ca: there is no file {ca}")
+        tls = TLS(ca=ca) if settings.tls or ca is not None else None
+        return cls(token=token, update_token=admin or token, tls=tls)
+
+
+def read_token(variable: str, file: str, setting: str) -> str | None:
+    """A token from a file, else from an environment variable; None when there is neither.
+
+    Raises:
+        SettingsError: the file can't be read, or what is there is no token. It is not shown.
+    """
+    source = f"{setting}: the file {file}" if file else variable
+    if file:
+        try:
+            token = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{source} can't be read: {error}") from error
+        if not token:
+            raise SettingsError(f"{source} is empty")
+    else:
+        token = os.environ.get(variable, "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise SettingsError(f"{source} holds what can't be a token: more than a line of ASCII")
+    return token or None
