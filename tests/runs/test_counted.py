@@ -84,7 +84,8 @@ def test_a_sampler_that_is_killed_while_the_learner_learns_and_later(
     run.check_books()
     run.check_rewards(rewards)
     assert run.summary["faults"]["services"] == 5 == run.steps[-1]["faults"]
-    assert 1 <= run.summary["faults"]["sampler_restarts"] <= 5
+    # With overlap its weights may come as the next update, before anybody misses them.
+    assert (0 if eta else 1) <= run.summary["faults"]["sampler_restarts"] <= 5
     assert run.summary["staleness_max"] <= eta
 
 
