@@ -16,7 +16,7 @@ from guerdon.trainer.errors import DivergedError
 from guerdon.trainer.rl.evaluation import Evaluation, compare, evaluate
 from guerdon.trainer.rl.idle import RolloutStats
 from guerdon.trainer.rl.metrics import KEYS, MetricsLog, describe
-from guerdon.trainer.rl.monitors import distinct_n, ngrams, repetition, warn
+from guerdon.trainer.rl.monitors import distinct_n, ngrams, parted, repetition, warn
 from guerdon.trainer.rl.rows import group_metrics, speed_metrics
 from guerdon.trainer.rl.samples import SampleTable, before_and_after
 from guerdon.trainer.rl.statistics import estimate, paired, t_quantile
@@ -153,6 +153,19 @@ def test_warns_of_longer_and_duller_answers() -> None:
 
 
 # --- evaluations ---
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"staleness_max": 0, "mismatch_kl": 0.075}, True),
+        ({"staleness_max": 0, "mismatch_kl": 0.0023}, False),
+        ({"staleness_max": 1, "mismatch_kl": 0.075}, False),  # stale tokens are of another policy
+        ({"staleness_max": 0}, False),
+    ],
+)
+def test_warns_of_a_sampler_with_another_policy(row: dict[str, float], said: bool) -> None:
+    assert bool(parted(row)) == said
 
 
 def test_an_evaluation_counts_prompts_not_completions() -> None:

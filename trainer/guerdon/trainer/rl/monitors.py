@@ -8,7 +8,7 @@ reward model that training never sees.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,9 @@ REPEATED = 0.1
 """Rise of the repeated share: from here on a growth beyond the noise is warned of."""
 DISTINCT = 0.5
 """Times the first distinct-2: below it is warned of."""
+
+MISMATCH = 0.02
+"""Nats a token: bfloat16 on both sides makes 0.002."""
 
 
 def ngrams(ids_T: Sequence[int] | np.ndarray[Any, Any], n: int) -> list[tuple[int, ...]]:
@@ -53,6 +56,22 @@ def repetition(ids_T: Sequence[int] | np.ndarray[Any, Any], n: int = 4) -> float
     """
     grams = ngrams(ids_T, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def parted(row: Mapping[str, float]) -> str:
+    """What a step's metrics say against learner and sampler being one policy; empty if nothing.
+
+    A stale token was drawn from another policy, so only steps without any tell.
+
+    Args:
+        row: by the keys of `metrics.KEYS`.
+    """
+    if row["staleness_max"] > 0 or not row.get("mismatch_kl", 0.0) > MISMATCH:
+        return ""
+    return (
+        f"the sampler draws from another policy than the trainer's: mismatch_kl is over {MISMATCH} "
+        "without a stale token; compare their dtypes and the sampler's version"
+    )
 
 
 def warn(history: Sequence[Evaluation]) -> list[str]:

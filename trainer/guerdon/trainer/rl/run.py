@@ -33,7 +33,7 @@ from guerdon.trainer.rl.idle import RolloutStats
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.metrics import MetricsLog
-from guerdon.trainer.rl.monitors import warn
+from guerdon.trainer.rl.monitors import parted, warn
 from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress
 from guerdon.trainer.rl.report import make_summary
@@ -168,6 +168,7 @@ class Run:
         row |= self._speed(int(row["tokens"]))
         row |= {"step": step, "version": self.learner.version, "faults": self._faults["services"]}
         self._write(row)
+        self._warn(parted(row))
         every = self.settings.eval_every
         if step >= self.settings.steps:
             await self._evaluate("after")
@@ -198,8 +199,7 @@ class Run:
         self._samples.add(step, groups, kind)
         self._write(found.metrics())
         for text in warn(self._evaluations):
-            self._warnings.append(text)
-            self._shown.note(text)
+            self._warn(text)
 
     def _note_lost(self) -> None:
         self._shown.note("the sampler lost its weights; they are published to it again")
@@ -260,6 +260,12 @@ class Run:
         assert self.trackers is not None
         self.trackers.log(self._log.rows[-1])
         self._shown.update(self._log.rows[-1])
+
+    def _warn(self, text: str) -> None:
+        """Say it, once in a run."""
+        if text and text not in self._warnings:
+            self._warnings.append(text)
+            self._shown.note(text)
 
     async def _off_loop(self, method: str, *args: Any) -> Any:
         """Call the team in a thread: sampling and scoring go on meanwhile."""
