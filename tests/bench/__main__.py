@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from tests.bench import engine, serving
+from tests.bench import engine, learner, serving, training
 from tests.bench.common import BenchSettings, reward_checkpoint
 
 BENCHMARKS: dict[str, Callable[[BenchSettings], None]] = {
@@ -16,6 +16,9 @@ BENCHMARKS: dict[str, Callable[[BenchSettings], None]] = {
     "throughput": serving.throughput,
     "latency": serving.latency,
     "overload": serving.overload,
+    "learner": learner.run,
+    "ppo": training.run,
+    "overlap": training.overlap,
 }
 
 
