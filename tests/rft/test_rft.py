@@ -359,7 +359,7 @@ def test_refused_weights_end_the_run(
     tiny: Path, prompts: tuple[str, str], living: LivingPolicy, tmp_path: Path
 ) -> None:
     living.server.fail(
-        grpc.StatusCode.FAILED_PRECONDITION, "the canaries part", method="UpdateWeights"
+        grpc.StatusCode.FAILED_PRECONDITION, "the canaries part", times=9, method="UpdateWeights"
     )
     settings = settings_for(tiny, prompts, living.server.target, tmp_path / "run")
     with pytest.raises(TrainingError, match="refuses version 1 of the weights: the canaries part"):
