@@ -89,6 +89,11 @@ def show_memory(found: MemoryEstimate, console: Console) -> None:
     table.add_row("about", f"{found.total / GIB:.2f}")
     console.print(table)
     console.print(f"{found.parameters:,} weights, {found.trainable:,} trained", highlight=False)
+    console.print(
+        "Not counted: libraries (about 0.5 GiB) and what the allocator keeps. On CPUs, peaks half "
+        "as high again were seen: allow for them.",
+        highlight=False,
+    )
 
 
 @dataclass(frozen=True, slots=True)
