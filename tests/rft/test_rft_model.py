@@ -13,6 +13,8 @@ from tests.rft.support import rft_settings_of
 from tests.support.tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from guerdon.trainer import completions
+from guerdon.trainer.completions import response_logprobs
 from guerdon.trainer.rl import rft_model
 from guerdon.trainer.rl.types import Sample
 
@@ -33,9 +35,12 @@ def test_batches_give_what_transformers_gives_alone(
     most: int, temperature: float, tiny: Path, samples: list[Sample],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(rft_model, "_BATCH_TOKENS", most)
-    found = rft_model.response_logprobs(
-        rft_model.load(tiny), samples, temperature=temperature, dtype="float32"
+    monkeypatch.setattr(completions, "_BATCH_TOKENS", most)
+    found = response_logprobs(
+        rft_model.load(tiny),
+        [s.completion for s in samples],
+        temperature=temperature,
+        dtype="float32",
     )
     for sample, logprobs in zip(samples, found, strict=True):
         assert logprobs.dtype == np.float32
@@ -45,7 +50,9 @@ def test_batches_give_what_transformers_gives_alone(
 def test_bfloat16_is_close(tiny: Path, samples: list[Sample]) -> None:
     model = rft_model.load(tiny)
     exact, rough = (
-        np.concatenate(rft_model.response_logprobs(model, samples, temperature=1.0, dtype=dtype))
+        np.concatenate(
+            response_logprobs(model, [s.completion for s in samples], temperature=1.0, dtype=dtype)
+        )
         for dtype in ("float32", "bfloat16")
     )
     assert 0 < np.abs(exact - rough).mean() < 0.05
@@ -88,7 +95,9 @@ def test_what_bfloat16_does_not_see_is_not_published(samples: list[Sample], tmp_
         return list(found.tensors())
 
     def drawn() -> Any:
-        found = rft_model.response_logprobs(model, samples, temperature=1.0, dtype="bfloat16")
+        found = response_logprobs(
+            model, [s.completion for s in samples], temperature=1.0, dtype="bfloat16"
+        )
         return np.concatenate(found)
 
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
@@ -110,18 +119,18 @@ def test_lora_begins_as_the_model_and_is_merged(tiny: Path, samples: list[Sample
     model = rft_model.load(tiny)
     assert rft_model.adapted(model, rft_settings_of()) is model
     how: Any = {"temperature": 1.0, "dtype": "float32"}
-    before = np.concatenate(rft_model.response_logprobs(model, samples, **how))
+    before = np.concatenate(response_logprobs(model, [s.completion for s in samples], **how))
     model = rft_model.adapted(model, rft_settings_of(lora_r=2))
-    assert np.concatenate(rft_model.response_logprobs(model, samples, **how)) == pytest.approx(
-        before, abs=1e-6
-    )
+    assert np.concatenate(
+        response_logprobs(model, [s.completion for s in samples], **how)
+    ) == pytest.approx(before, abs=1e-6)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.add_(0.1)
-    moved = np.concatenate(rft_model.response_logprobs(model, samples, **how))
+    moved = np.concatenate(response_logprobs(model, [s.completion for s in samples], **how))
     assert np.abs(moved - before).max() > 0.1
     plain = rft_model.merged(model)
     assert not any("lora" in name for name, _ in plain.named_parameters())
-    merged = np.concatenate(rft_model.response_logprobs(plain, samples, **how))
+    merged = np.concatenate(response_logprobs(plain, [s.completion for s in samples], **how))
     assert merged == pytest.approx(moved, abs=1e-4)

@@ -13,9 +13,11 @@ from tests.rft.support import rft_settings_of
 from tests.support.tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from guerdon.trainer import completions
 from guerdon.trainer.errors import DivergedError
 from guerdon.trainer.rl import sft
 from guerdon.trainer.rl.types import Sample
+from guerdon.trainer.run_folder import last_checkpoint
 
 
 def load(folder: Path) -> Any:
@@ -139,24 +141,24 @@ def test_resuming_equals_an_unbroken_run(
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make training end as by Ctrl-C."""
-    whole = sft.CompletionTrainer.training_step
+    whole = completions.CompletionTrainer.training_step
 
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == step:
             raise KeyboardInterrupt
         return whole(self, *args, **kwargs)
 
-    monkeypatch.setattr(sft.CompletionTrainer, "training_step", training_step)
+    monkeypatch.setattr(completions.CompletionTrainer, "training_step", training_step)
 
 
 def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
-    assert sft.last_checkpoint(tmp_path / "none") is None
+    assert last_checkpoint(tmp_path / "none") is None
     for step in (5, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_text("")
-    assert sft.last_checkpoint(tmp_path) is None
+    assert last_checkpoint(tmp_path) is None
     (tmp_path / "checkpoint-5" / "trainer_state.json").write_text("{}")
-    assert sft.last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
 
 
 def test_a_loss_that_is_no_number_ends_it(
@@ -167,15 +169,15 @@ def test_a_loss_that_is_no_number_ends_it(
 
 
 def test_a_model_without_positions_is_not_packed(tmp_path: Path, samples: list[Sample]) -> None:
-    rows = sft.dataset_of(samples)
+    rows = completions.dataset_of([s.completion for s in samples])
     for architecture in ("llama", "gpt2", "qwen3"):
         folder = tiny_checkpoint(tmp_path / architecture, architecture, causal_lm=True)
         model = load(folder)
-        assert sft.keeps_apart(model, rows)
+        assert completions.keeps_apart(model, rows)
         whole = model.forward
         model.forward = lambda position_ids=None, whole=whole, **rest: whole(**rest)
-        assert not sft.keeps_apart(model, rows)
-    assert not sft.keeps_apart(model, rows.select([0]))
+        assert not completions.keeps_apart(model, rows)
+    assert not completions.keeps_apart(model, rows.select([0]))
 
 
 @pytest.mark.parametrize(
@@ -183,4 +185,4 @@ def test_a_model_without_positions_is_not_packed(tmp_path: Path, samples: list[S
     [(16, 10, 160, 16), (16, 10, 159, 8), (16, 10, 1, 1), (12, 10, 70, 6), (7, 10, 60, 1)],
 )
 def test_micro_batch_divides_the_batch(batch: int, longest: int, most: int, expected: int) -> None:
-    assert sft.micro_batch(batch, longest, most) == expected
+    assert completions.micro_batch(batch, longest, most) == expected

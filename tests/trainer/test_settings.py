@@ -82,7 +82,7 @@ def test_dry_run_checks_and_writes_nothing(
     assert main(arguments) == 0
     printed = capfd.readouterr().err
     assert "5 held-out pairs have a prompt that is trained on" in " ".join(printed.split())
-    assert tomllib.loads(printed[printed.index("base =") :])["lr"] == 0.001
+    assert tomllib.loads(printed[printed.index("train =") :])["lr"] == 0.001
     assert not (tmp_path / "run").exists()
 
 

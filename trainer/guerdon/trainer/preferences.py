@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from guerdon.data import JsonLines, Pair, RowError, parse_pair
+from guerdon.data import Pair, RowError, parse_pair
+from guerdon.trainer.data_rows import read_rows
 from guerdon.trainer.errors import DataError
-
-_FILE_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".gz")
 
 
 @dataclass(kw_only=True)
@@ -51,29 +47,10 @@ def load_pairs(source: str, *, split: str, limit: int = 0, bad_rows: str = "stop
     Raises:
         DataError: no such source, a malformed row with `stop`, or no pair at all.
     """
-    found = Preferences(source=source)
-    if Path(source).is_file():
-        with Path(source).open("rb") as handle:
-            found.sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-        rows = _file_rows(Path(source))
-    elif source.endswith(_FILE_ENDINGS):
-        raise DataError(f"there is no file {source!r}")
-    else:
-        rows = _dataset_rows(source, split)
-    for number, row in rows:
-        try:
-            if isinstance(row, RowError):
-                raise row
-            pair = parse_pair(row)
-        except RowError as error:
-            if bad_rows == "stop":
-                raise DataError(f"{source}, {error.at(number)}") from error
-            found.bad.append(error.at(number))
-            continue
-        found.pairs.append(pair)
-        found.lines.append(number)
-        if limit and len(found.pairs) == limit:
-            break
+    rows = read_rows(source, parse_pair, split=split, limit=limit, bad_rows=bad_rows)
+    found = Preferences(
+        source=source, sha256=rows.sha256, pairs=rows.rows, lines=rows.lines, bad=rows.bad
+    )
     if not found.pairs:
         raise DataError(f"{source} holds no preference pair")
     _count_repeats(found)
@@ -84,30 +61,6 @@ def shared_prompts(train: Preferences, held_out: Preferences) -> int:
     """How many held-out pairs have a prompt that is trained on: a leak when not zero."""
     known = {_key(pair.prompt) for pair in train.pairs}
     return sum(_key(pair.prompt) in known for pair in held_out.pairs)
-
-
-def _file_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    with JsonLines(path) as lines:
-        for line in lines:
-            assert line.row is not None or line.error is not None
-            yield line.number, line.row if line.row is not None else line.error  # type: ignore[misc]
-
-
-def _dataset_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    import datasets
-
-    try:
-        if Path(source).is_dir() and not any(Path(source).glob("*.parquet")):
-            data = datasets.load_from_disk(source)
-            data = data[split] if isinstance(data, datasets.DatasetDict) else data
-        else:
-            data = datasets.load_dataset(source, split=split)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{source!r} is neither a file nor a data set with a split {split!r}: {reason}"
-        ) from error
-    yield from enumerate(data, start=1)
 
 
 def _count_repeats(found: Preferences) -> None:

@@ -6,12 +6,7 @@ the negative log-likelihood of that (Ouyang et al. 2022, arXiv:2203.02155, eq. 1
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -26,6 +21,14 @@ from guerdon.models import Manifest, template_hash
 from guerdon.trainer import measures, sharing
 from guerdon.trainer.callbacks import Evaluations, LoggedMetrics, ProgressBar
 from guerdon.trainer.errors import DivergedError, TrainingError
+from guerdon.trainer.fine_tuning import (
+    Phases,
+    check_one_device,
+    common_arguments,
+    in_dtype,
+    round_weights,
+    versions,
+)
 from guerdon.trainer.inputs import Inputs
 from guerdon.trainer.measures import Floats
 from guerdon.trainer.modelling import load_base, max_positions, merged, prepare, quiet
@@ -34,21 +37,6 @@ from guerdon.trainer.run_folder import CHECKPOINTS, METRICS, PLOTS, RewardFolder
 from guerdon.trainer.scoring import PairScores, score_pairs
 from guerdon.trainer.settings import RewardSettings
 from guerdon.trainer.tokens import TokenPairs
-
-
-@dataclass
-class Phases:
-    """Seconds by phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time a phase."""
-        begun = time.monotonic()
-        yield
-        spent = time.monotonic() - begun
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
 
 
 def train_reward(inputs: Inputs, folder: RewardFolder, console: Console) -> dict[str, Any]:
@@ -60,7 +48,7 @@ def train_reward(inputs: Inputs, folder: RewardFolder, console: Console) -> dict
         TrainingError: the model can't be loaded.
     """
     settings, phases = inputs.settings, Phases()
-    _check_one_device()
+    check_one_device()
     folder.begin()
     with phases("load"), quiet():
         model, share = _load(inputs)
@@ -77,7 +65,7 @@ def train_reward(inputs: Inputs, folder: RewardFolder, console: Console) -> dict
 
     with phases("evaluate after"):
         model = merged(model)
-        _to_saved_dtype(model, settings.saved_dtype)
+        round_weights(model, settings.saved_dtype)
         measure.dtype = settings.saved_dtype  # from here on, what is measured is what is saved
         scores = measure.scores(model, inputs.eval)
     with phases("statistics"):
@@ -95,12 +83,12 @@ def train_reward(inputs: Inputs, folder: RewardFolder, console: Console) -> dict
         "shared_prompts": share,
         "seed": settings.seed,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": phases.seconds,
     }
     with quiet():
         manifest = _manifest(inputs, model, summary)
-        folder.publish(_in_dtype(model, settings.saved_dtype), inputs.tokenizer, manifest, summary)
+        folder.publish(in_dtype(model, settings.saved_dtype), inputs.tokenizer, manifest, summary)
     if not settings.keep_checkpoints:
         folder.remove_checkpoints()
     return summary
@@ -113,16 +101,6 @@ def _load(inputs: Inputs) -> tuple[Any, bool]:
     share = _decide_sharing(inputs.settings, model, inputs)
     model = prepare(model, inputs.settings)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), share
-
-
-def _check_one_device() -> None:
-    """Several processes would write one folder, and TRL refuses `nn.DataParallel`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TrainingError("this version trains in one process: start it without a launcher")
-    if torch.cuda.device_count() > 1:
-        raise TrainingError(
-            "several GPUs are visible and this version trains on one: set CUDA_VISIBLE_DEVICES=0"
-        )
 
 
 def _decide_sharing(settings: RewardSettings, model: Any, inputs: Inputs) -> bool:
@@ -164,7 +142,12 @@ def _train(
         compute_dtype=settings.dtype,
         lengths=[len(p.chosen) + len(p.rejected) - (p.shared if share else 0) for p in pairs],
         model=model,
-        args=_arguments(settings, folder),
+        args=RewardConfig(
+            **common_arguments(settings, folder.path / CHECKPOINTS),
+            bf16=False,  # `PairTrainer` casts itself, and keeps the head in float32
+            center_rewards_coefficient=settings.center or None,
+            max_length=None,  # the pairs were filtered, and counted, before
+        ),
         train_dataset=Dataset.from_dict(columns),
         processing_class=inputs.tokenizer,
         data_collator=shared_collator(pad_id) if share else DataCollatorForPreference(pad_id),
@@ -178,34 +161,6 @@ def _train(
     finally:
         bar.stop()
     return log, trainer.state.global_step
-
-
-def _arguments(settings: RewardSettings, folder: RewardFolder) -> RewardConfig:
-    return RewardConfig(
-        output_dir=str(folder.path / CHECKPOINTS),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        center_rewards_coefficient=settings.center or None,
-        max_length=None,  # the pairs were filtered, and counted, before
-        gradient_checkpointing=settings.gradient_checkpointing,
-        bf16=False,  # `PairTrainer` casts itself, and keeps the head in float32
-        seed=settings.seed,
-        logging_steps=settings.log_every,
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if settings.checkpoint_every else "no",
-        save_steps=settings.checkpoint_every or 1,
-        save_total_limit=1,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
 
 
 class _Measure:
@@ -267,18 +222,6 @@ def _statistics(inputs: Inputs, measure: _Measure, model: Any) -> dict[str, floa
     return {"mean": float(scores.mean()), "std": std, "responses": len(scores)}
 
 
-def _to_saved_dtype(model: Any, dtype: str) -> None:
-    """Round the weights to what will be saved, so that the saved model is what is measured."""
-    if dtype == "bfloat16":
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(parameter.to(torch.bfloat16))
-
-
-def _in_dtype(model: Any, dtype: str) -> Any:
-    return model.to(torch.bfloat16) if dtype == "bfloat16" else model
-
-
 def _draw(folder: RewardFolder, log: LoggedMetrics, scores: PairScores, inputs: Inputs) -> None:
     from guerdon.trainer.plots import draw_all
 
@@ -313,7 +256,3 @@ def _manifest(inputs: Inputs, model: Any, summary: dict[str, Any]) -> Manifest:
             "versions": summary["versions"],
         },
     )
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("guerdon", "torch", "transformers", "trl", "peft")}

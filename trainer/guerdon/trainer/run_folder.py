@@ -124,12 +124,7 @@ class RewardFolder(RunFolder):
 
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint, or None."""
-        found = []
-        for folder in (self.path / CHECKPOINTS).glob("checkpoint-*"):
-            # trainer_state.json is the last file that transformers writes into one.
-            if (folder / "trainer_state.json").exists():
-                found.append((int(folder.name.rpartition("-")[2]), folder))
-        return max(found)[1] if found else None
+        return last_checkpoint(self.path / CHECKPOINTS)
 
     def publish(self, model: Any, tokenizer: Any, manifest: Any, summary: dict[str, Any]) -> None:
         """Put the model and the summary into the folder; the weights appear last."""
@@ -151,6 +146,17 @@ class RewardFolder(RunFolder):
     def remove_checkpoints(self) -> None:
         """What is no longer needed once the model is there."""
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint that a trainer of transformers has written, or None."""
+    whole = [
+        (int(path.name.rpartition("-")[2]), path)
+        for path in folder.glob("checkpoint-*")
+        # trainer_state.json is the last file that transformers writes into one.
+        if (path / "trainer_state.json").exists()
+    ]
+    return max(whole)[1] if whole else None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from guerdon.client.policy_types import Canary, TensorSpec
-from guerdon.trainer.rl.policy import _base, plain_attention
+from guerdon.trainer.language_model import base_of, plain_attention
 from guerdon.trainer.rl.publish import Weights
 from guerdon.trainer.rl.types import Ints
 
@@ -110,7 +110,7 @@ class Shape:
 
     def save(self, lm: Any, tensors: Mapping[str, Tensor], folder: Path, dtype: str) -> None:
         """A folder that `transformers` and vLLM load, but for the tokenizer."""
-        base = _base(lm)
+        base = base_of(lm)
         config = _config(base, getattr(torch, dtype))
         config.use_cache = True
         config.save_pretrained(folder)
@@ -128,7 +128,7 @@ def as_checkpoint(lm: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     `transformers` renames some as it loads, and joins the experts of a layer.
     """
-    return dict(revert_weight_conversion(_base(lm), dict(tensors)))
+    return dict(revert_weight_conversion(base_of(lm), dict(tensors)))
 
 
 def as_weights(version: int, tensors: Mapping[str, Tensor], canaries: Sequence[Canary]) -> Weights:
@@ -154,7 +154,7 @@ def _skeleton(lm: Any) -> Any:
     """The model without weights, but with its buffers."""
     from accelerate import init_empty_weights
 
-    base = _base(lm)
+    base = base_of(lm)
     with init_empty_weights(include_buffers=False):
         model = type(base)(_config(base, torch.float32))
     return model.eval()

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel
 
 from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.language_model import base_of, load_lm, plain_attention, with_lora
 from guerdon.trainer.rl import packing
 from guerdon.trainer.rl.packing import PackedRow
 from guerdon.trainer.rl.probe import Probe
@@ -61,7 +62,7 @@ class PolicyModel(nn.Module):
         self.value_trunk = own
         self.value_head: nn.Linear | None = None
         if value:
-            self.value_head = nn.Linear(_base(lm).config.get_text_config().hidden_size, 1)
+            self.value_head = nn.Linear(base_of(lm).config.get_text_config().hidden_size, 1)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
 
@@ -81,7 +82,7 @@ class PolicyModel(nn.Module):
     @property
     def _no_split_modules(self) -> list[str]:
         """Layers that FSDP2 shards one by one, unless its settings name others."""
-        wanted = set(_base(self.lm)._no_split_modules or ())
+        wanted = set(base_of(self.lm)._no_split_modules or ())
         return sorted(wanted & {type(module).__name__ for module in self.modules()})
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
@@ -109,7 +110,7 @@ class PolicyModel(nn.Module):
         return torch.cat(logprobs), torch.cat(entropies)
 
     def _chunk(self, hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-        base = _base(self.lm)
+        base = base_of(self.lm)
         config = base.config.get_text_config()
         logits_CV = _full(base.get_output_embeddings()(hidden_CD))
         logits_CV = logits_CV * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
@@ -125,30 +126,6 @@ class PolicyModel(nn.Module):
 def _full(tensor: Tensor) -> Tensor:
     """In float32, or in float64 where it is so already."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The language model, in evaluation mode.
-
-    Raises:
-        TrainingError: it can't be loaded.
-    """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TrainingError(f"can't load {folder} as a policy: {reason}") from error
-    model.config.use_cache = False
-    model.set_attn_implementation(plain_attention(model))
-    return model.eval()
-
-
-def plain_attention(model: Any) -> str:
-    """The fastest of `transformers`' own that leaves nothing out: SDPA knows no soft cap."""
-    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-    return "sdpa" if model._supports_sdpa and capped is None else "eager"
 
 
 def new_policy(folder: Path, settings: RunSettings) -> PolicyModel:
@@ -167,7 +144,7 @@ def new_policy(folder: Path, settings: RunSettings) -> PolicyModel:
             ).eval()
             own.set_attn_implementation(plain_attention(own))
     if settings.lora_r:
-        lm = _with_lora(lm, settings)
+        lm = with_lora(lm, settings.lora_r, settings.lora_alpha)
     model = PolicyModel(lm, settings, kind, own)
     _drop_dropout(model)
     if settings.gradient_checkpointing:
@@ -195,7 +172,7 @@ def switch_attention(model: PolicyModel, settings: RunSettings) -> None:
         TrainingError: not even one by one are the log-probabilities those of `transformers`.
     """
     packing.register()
-    bases = [_base(model.lm)] + ([model.value_trunk] if model.value_trunk is not None else [])
+    bases = [base_of(model.lm)] + ([model.value_trunk] if model.value_trunk is not None else [])
     before = [base.config._attn_implementation for base in bases]
     probe = Probe.of(model)
     reason = _why_not(bases[0], settings)
@@ -231,40 +208,7 @@ def _why_not(base: Any, settings: RunSettings) -> str | None:
     return None
 
 
-def _with_lora(lm: Any, settings: RunSettings) -> Any:
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers.pytorch_utils import Conv1D
-
-    config = LoraConfig(
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha or 2 * settings.lora_r,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type=TaskType.CAUSAL_LM,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in lm.modules()),  # GPT-2
-    )
-    model = get_peft_model(lm, config).eval()
-    for name, module in model.named_modules():
-        if hasattr(module, "lora_A") and not isinstance(module.base_layer, (nn.Linear, Conv1D)):
-            raise TrainingError(
-                f"LoRA on {name} ({type(module.base_layer).__name__}) can't be merged into a "
-                "checkpoint: train all weights (lora_r = 0)"
-            )
-    return model
-
-
-def _base(lm: Any) -> Any:
-    """The model of `transformers`, without LoRA's wrapper."""
-    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-
-
 def _decoder(lm: Any) -> nn.Module:
-    base = _base(lm)
+    base = base_of(lm)
     decoder: nn.Module = getattr(base, base.base_model_prefix)
     return decoder
-
-
-def without_lora(lm: Any) -> AbstractContextManager[Any]:
-    """The first policy, for as long as the context lasts: only for models with LoRA."""
-    found: AbstractContextManager[Any] = lm.disable_adapter()
-    return found

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from guerdon.trainer.completions import response_logprobs
 from guerdon.trainer.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.modelling import quiet
 from guerdon.trainer.rl import rft_model, sft
@@ -44,6 +45,7 @@ from guerdon.trainer.rl.settings import RFTSettings
 from guerdon.trainer.rl.trackers import Trackers
 from guerdon.trainer.rl.types import Group, Ints, Sample
 from guerdon.trainer.rl.weights import Weights
+from guerdon.trainer.run_folder import last_checkpoint
 
 STATE = "rft.json"
 FIRST, TUNED = 1, 2
@@ -97,7 +99,7 @@ class RFTRun:
         self.scored = ScoredGroups(
             folder.path / SCORED, inputs.prompts, settings.samples_per_prompt
         )
-        done = sft.last_checkpoint(folder.checkpoints)
+        done = last_checkpoint(folder.checkpoints)
         self.done = int(done.name.rpartition("-")[2]) if done else 0
         self.log = MetricsLog(folder.metrics, folder.rewind(self.done))
         self.samples = SampleTable(folder.samples, settings.sample_rows)
@@ -199,11 +201,11 @@ class RFTRun:
 
     def _divergence(self, model: Any, groups: list[Group]) -> list[list[float]]:
         """KL(π_θ ‖ π_ref) of each completion in nats, by Σ_t k1, at the sampling temperature."""
-        samples = [sample for group in groups for sample in group.samples]
+        samples = [sample.completion for group in groups for sample in group.samples]
         how: Any = {"temperature": self.settings.temperature, "dtype": self.settings.dtype}
-        ours = rft_model.response_logprobs(model, samples, **how)
+        ours = response_logprobs(model, samples, **how)
         reference = rft_model.load(self.inputs.policy)
-        theirs = rft_model.response_logprobs(reference, samples, **how)
+        theirs = response_logprobs(reference, samples, **how)
         sums = iter([float((a - b).sum()) for a, b in zip(ours, theirs, strict=True)])
         return [[next(sums) for _ in group.samples] for group in groups]
 

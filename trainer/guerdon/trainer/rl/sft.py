@@ -11,21 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
-from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.completions import CompletionTrainer, dataset_of, keeps_apart, micro_batch
 from guerdon.trainer.rl.settings import RFTSettings
 from guerdon.trainer.rl.types import Sample
-
-IGNORED = -100
-"""The label of a token that has no loss."""
-_TOLERANCE = 1e-3
-"""Nats by which packed sequences may differ from those alone, in float32."""
+from guerdon.trainer.run_folder import last_checkpoint
 
 Report = Callable[[int, int, Mapping[str, float]], None]
 """Told the step, how many there will be, and what was measured, after each step."""
@@ -63,7 +57,7 @@ def fine_tune(
     Raises:
         DivergedError: the loss is not a finite number.
     """
-    rows = dataset_of(samples)
+    rows = dataset_of([sample.completion for sample in samples])
     packed = keeps_apart(model, rows)
     trainer = CompletionTrainer(
         model=model,
@@ -76,69 +70,6 @@ def fine_tune(
     before = last_checkpoint(checkpoints)
     trainer.train(resume_from_checkpoint=str(before) if before else None)
     return int(trainer.state.global_step)
-
-
-def dataset_of(samples: Sequence[Sample]) -> Dataset:
-    """Rows of `input_ids` and `labels`: prompt and completion, and the completion alone."""
-    ids = [np.concatenate([s.prompt_ids_P, s.response_ids_T]).tolist() for s in samples]
-    labels = [
-        [IGNORED] * len(sample.prompt_ids_P) + sample.response_ids_T.tolist() for sample in samples
-    ]
-    return Dataset.from_dict({"input_ids": ids, "labels": labels})
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """TRL's newest whole checkpoint, or None."""
-    whole = [
-        (int(path.name.rpartition("-")[2]), path)
-        for path in folder.glob("checkpoint-*")
-        # trainer_state.json is the last file that transformers writes into one.
-        if (path / "trainer_state.json").exists()
-    ]
-    return max(whole)[1] if whole else None
-
-
-def micro_batch(batch_size: int, longest: int, most_tokens: int) -> int:
-    """Completions in one forward pass: as many as fit, and a divisor of the batch.
-
-    Args:
-        batch_size: completions in a step.
-        longest: tokens of the longest.
-        most_tokens: in one pass; a single completion may have more.
-    """
-    fit = [
-        n for n in range(1, batch_size + 1) if batch_size % n == 0 and n * longest <= most_tokens
-    ]
-    return max(fit, default=1)
-
-
-@torch.no_grad()
-def keeps_apart(model: Any, rows: Dataset) -> bool:
-    """Whether sequences in one row don't see each other, by trying it on two of them.
-
-    What tells them apart is their positions; a model that takes no heed of them would train on
-    each completion with a stranger before it.
-    """
-    ids = [torch.tensor(row["input_ids"]) for row in rows.select(range(min(2, len(rows))))]
-    if len(ids) < 2:
-        return False
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    try:
-        positions = torch.cat([torch.arange(len(part)) for part in ids])
-        together = _logprobs(model, torch.cat(ids)[None].to(device), positions[None].to(device))
-        alone = [_logprobs(model, part[None].to(device)) for part in ids]
-    except (TypeError, ValueError, RuntimeError):
-        return False
-    finally:
-        model.train(was_training)
-    return bool((together - torch.cat(alone, dim=1)).abs().max() <= _TOLERANCE)
-
-
-def _logprobs(model: Any, ids_1L: Tensor, positions_1L: Tensor | None = None) -> Tensor:
-    logits = model(input_ids=ids_1L, position_ids=positions_1L, use_cache=False).logits
-    found: Tensor = logits.float().log_softmax(-1)
-    return found
 
 
 def _arguments(
@@ -177,30 +108,6 @@ def _arguments(
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-
-
-class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's loss, optimiser, checkpoints and resume; stops at the first loss that is no number."""
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch, forward and backward.
-
-        Raises:
-            DivergedError: the loss is not a finite number.
-        """
-        loss: Tensor = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1} of fine-tuning: "
-                "try a smaller --lr, or --dtype float32"
-            )
-        return loss
-
-    def _send_telemetry(self) -> None:
-        """Nothing is reported to anyone."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No card for checkpoints: they are for resuming only."""
 
 
 class _Reports(TrainerCallback):  # type: ignore[misc]

@@ -75,6 +75,11 @@ class Sample:
         return len(self.response_ids_T)
 
     @property
+    def completion(self) -> tuple[list[int], list[int]]:
+        """Token ids of the prompt and of the response."""
+        return self.prompt_ids_P.tolist(), self.response_ids_T.tolist()
+
+    @property
     def oldest_version(self) -> int:
         """The oldest weights that drew any of its tokens."""
         return int(self.versions_T.min())

@@ -1,0 +1,101 @@
+"""Rows of training data, from a file or a `datasets` data set, with what is wrong with others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from guerdon.data import JsonLines, RowError
+from guerdon.trainer.errors import DataError
+
+T = TypeVar("T")
+
+_FILE_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".gz")
+
+
+@dataclass(kw_only=True)
+class Rows(Generic[T]):
+    """The rows of one source, parsed."""
+
+    source: str
+    sha256: str = ""
+    """Of the file; empty for a `datasets` data set."""
+    rows: list[T] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    """Where each row stood, from 1."""
+    bad: list[RowError] = field(default_factory=list)
+    """The rows that were skipped, with their lines."""
+
+
+def read_rows(
+    source: str,
+    parse: Callable[[Mapping[str, Any]], T],
+    *,
+    split: str,
+    limit: int = 0,
+    bad_rows: str = "stop",
+) -> Rows[T]:
+    """Read and parse rows.
+
+    Args:
+        source: a JSONL file (gzipped or not), a folder that `datasets` saved, or a data
+            set's name.
+        parse: makes of a row what it means, or raises `RowError`.
+        split: of a data set; a file has none.
+        limit: stop after so many good rows; 0 reads all.
+        bad_rows: `stop` or `skip`.
+
+    Raises:
+        DataError: no such source, or a malformed row with `stop`.
+    """
+    found: Rows[T] = Rows(source=source)
+    if Path(source).is_file():
+        with Path(source).open("rb") as handle:
+            found.sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+        rows = _file_rows(Path(source))
+    elif source.endswith(_FILE_ENDINGS):
+        raise DataError(f"there is no file {source!r}")
+    else:
+        rows = _dataset_rows(source, split)
+    for number, row in rows:
+        try:
+            if isinstance(row, RowError):
+                raise row
+            parsed = parse(row)
+        except RowError as error:
+            if bad_rows == "stop":
+                raise DataError(f"{source}, {error.at(number)}") from error
+            found.bad.append(error.at(number))
+            continue
+        found.rows.append(parsed)
+        found.lines.append(number)
+        if limit and len(found.rows) == limit:
+            break
+    return found
+
+
+def _file_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    with JsonLines(path) as lines:
+        for line in lines:
+            assert line.row is not None or line.error is not None
+            yield line.number, line.row if line.row is not None else line.error  # type: ignore[misc]
+
+
+def _dataset_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    import datasets
+
+    try:
+        if Path(source).is_dir() and not any(Path(source).glob("*.parquet")):
+            data = datasets.load_from_disk(source)
+            data = data[split] if isinstance(data, datasets.DatasetDict) else data
+        else:
+            data = datasets.load_dataset(source, split=split)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{source!r} is neither a file nor a data set with a split {split!r}: {reason}"
+        ) from error
+    yield from enumerate(data, start=1)

@@ -1,0 +1,119 @@
+"""Settings of fine-tuning on files: what reward models, SFT, DPO and ORPO have in common."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from guerdon.trainer.errors import SettingsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneSettings:
+    """Every field is a key of `config.toml` and an option of the command line."""
+
+    default_lr: ClassVar[float] = 3e-5
+    """Peak learning rate where all weights are trained."""
+    default_lora_lr: ClassVar[float] = 2e-4
+    """And where LoRA's are."""
+    _positive: ClassVar[tuple[str, ...]] = (
+        "epochs", "batch_size", "max_length", "accumulate", "log_every",
+    )  # fmt: skip
+    _not_negative: ClassVar[tuple[str, ...]] = (
+        "lora_r", "lora_dropout", "limit", "eval_limit", "warmup", "weight_decay",
+        "checkpoint_every", "eval_every", "seed", "max_grad_norm",
+    )  # fmt: skip
+    _under_one: ClassVar[tuple[str, ...]] = ("warmup", "lora_dropout")
+
+    train: str
+    """JSONL file (gzipped or not), or the name or folder of a data set of `datasets`."""
+    eval: str
+    """The same, held out."""
+    output: str
+    """Folder of the run."""
+
+    train_split: str = "train"
+    """Split of a `datasets` data set; files have none."""
+    eval_split: str = "test"
+    """The same for what is held out."""
+    chat_template: str = ""
+    """Jinja file that replaces the model's chat template; empty keeps it."""
+    limit: int = 0
+    """Train on the first so many rows only; 0 takes all."""
+    eval_limit: int = 0
+    """The same for what is held out."""
+    max_length: int = 1024
+    """Tokens of the longest sequence, prompt and answer."""
+    too_long: Literal["drop", "error"] = "drop"
+    """drop leaves rows over max_length out and counts them, error stops."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """stop at the first malformed row, or skip them, count them and name their lines."""
+
+    epochs: float = 1.0
+    """Passes over the data."""
+    batch_size: int = 8
+    """Rows in a step on one device, before accumulation."""
+    accumulate: int = 1
+    """Batches in an optimiser step."""
+    lr: float | None = None
+    """Peak learning rate."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises; then it falls as a cosine."""
+    weight_decay: float = 0.0
+    """AdamW's."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping, by the norm over all weights."""
+    lora_r: int = 0
+    """Rank of LoRA; 0 trains all weights."""
+    lora_alpha: float | None = None
+    """By default twice the rank."""
+    lora_dropout: float = 0.0
+    """Of LoRA."""
+    gradient_checkpointing: bool = False
+    """Less memory, more time."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the computation; weights and optimiser are in float32 either way."""
+    save_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the saved weights, and of the final measurements. `auto` is `dtype`: what was trained
+    is the function of weights rounded to that, and small updates that rounding undid come
+    back, unmeasured, in a wider type."""
+    seed: int = 0
+    """Of new weights, the order and dropout."""
+
+    log_every: int = 5
+    """Steps between lines in metrics.jsonl."""
+    eval_every: int = 0
+    """Steps between evaluations on what is held out; 0 evaluates before and after only."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints for `--resume`; 0 writes none."""
+    keep_checkpoints: bool = False
+    """Keep the last one after the run ends well."""
+    plots: bool = True
+    """Draw plots/*.png at the end."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        for name in self._positive:
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"{name} is {getattr(self, name)}, it must be positive")
+        for name in self._not_negative:
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"{name} is {getattr(self, name)}, it must not be negative")
+        for name in self._under_one:
+            if not getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}, it must be under 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise SettingsError(f"lr is {self.lr}, it must be a positive number")
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate, chosen or by default."""
+        if self.lr is not None:
+            return self.lr
+        return self.default_lora_lr if self.lora_r else self.default_lr
+
+    @property
+    def saved_dtype(self) -> str:
+        """`save_dtype`, resolved."""
+        return self.dtype if self.save_dtype == "auto" else self.save_dtype

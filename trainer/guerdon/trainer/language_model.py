@@ -1,0 +1,81 @@
+"""Language models of `transformers` as training takes them: safetensors, float32, perhaps LoRA."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from guerdon.trainer.errors import TrainingError
+
+
+def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The language model, in evaluation mode.
+
+    Raises:
+        TrainingError: it can't be loaded.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TrainingError(f"can't load {folder} as a policy: {reason}") from error
+    model.config.use_cache = False
+    model.set_attn_implementation(plain_attention(model))
+    return model.eval()
+
+
+def plain_attention(model: Any) -> str:
+    """The fastest of `transformers`' own that leaves nothing out: SDPA knows no soft cap."""
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    return "sdpa" if model._supports_sdpa and capped is None else "eager"
+
+
+def with_lora(lm: Any, rank: int, alpha: float = 0.0, dropout: float = 0.0) -> Any:
+    """The model with LoRA around all its linear layers.
+
+    Args:
+        lm: changed in place.
+        rank: of each layer's update.
+        alpha: 0 is twice the rank.
+        dropout: of the updates' inputs.
+
+    Raises:
+        TrainingError: a layer is of a kind whose update can't be merged in the end.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha or 2 * rank,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        task_type=TaskType.CAUSAL_LM,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in lm.modules()),  # GPT-2
+    )
+    model = get_peft_model(lm, config).eval()
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and not isinstance(module.base_layer, (nn.Linear, Conv1D)):
+            raise TrainingError(
+                f"LoRA on {name} ({type(module.base_layer).__name__}) can't be merged into a "
+                "checkpoint: train all weights (lora_r = 0)"
+            )
+    return model
+
+
+def base_of(lm: Any) -> Any:
+    """The model of `transformers`, without LoRA's wrapper."""
+    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+
+
+def without_lora(lm: Any) -> AbstractContextManager[Any]:
+    """The first policy, for as long as the context lasts: only for models with LoRA."""
+    found: AbstractContextManager[Any] = lm.disable_adapter()
+    return found

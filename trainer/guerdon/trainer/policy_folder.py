@@ -1,0 +1,104 @@
+"""The folder of a run that trains a policy.
+
+config.toml    the settings, resolved
+metrics.jsonl  a line for each step, and for each evaluation
+samples.jsonl  completions to read, from before, while and after it learns
+checkpoints/   for --resume
+plots/         the metrics as pictures
+final/         the policy: a folder that transformers and vLLM load
+summary.json   what was measured; written last
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from guerdon.trainer.errors import OutputError
+from guerdon.trainer.run_folder import (
+    CHECKPOINTS,
+    METRICS,
+    PLOTS,
+    SUMMARY,
+    RunFolder,
+    sync,
+    write_whole,
+)
+
+SAMPLES = "samples.jsonl"
+FINAL = "final"
+
+
+class PolicyFolder(RunFolder):
+    """A run's folder whose result is a policy in `final/`."""
+
+    @property
+    def metrics(self) -> Path:
+        """Where `MetricsLog` writes."""
+        return self.path / METRICS
+
+    @property
+    def samples(self) -> Path:
+        """Where `SampleTable` writes."""
+        return self.path / SAMPLES
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where `Checkpoints` writes."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def plots(self) -> Path:
+        """Where `draw_plots` writes."""
+        return self.path / PLOTS
+
+    @property
+    def final(self) -> Path:
+        """The policy, once the run has ended well."""
+        return self.path / FINAL
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says.
+
+        Raises:
+            OutputError: it can't be read.
+        """
+        try:
+            found: dict[str, Any] = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OutputError(f"can't read {self.path / SUMMARY}: {error}") from error
+        return found
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json, whole."""
+        text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
+        write_whole(self.path / SUMMARY, text + "\n")
+
+    def publish_final(self, write: Callable[[Path], None]) -> None:
+        """Put the policy into final/, whole or not at all.
+
+        Args:
+            write: saves the policy and its tokenizer into the empty folder that it is given.
+
+        Raises:
+            OutputError: the system refuses.
+        """
+        part, old = self.path / ".final.part", self.path / ".final.old"
+        try:
+            for leftover in (part, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            part.mkdir(parents=True)
+            write(part)
+            for file in part.rglob("*"):
+                sync(file)
+            sync(part)
+            if self.final.exists():
+                self.final.rename(old)
+            part.rename(self.final)
+            sync(self.path)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise OutputError(f"can't write {self.final}: {error}") from error
