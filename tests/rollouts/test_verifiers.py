@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.rollouts.support import tokenizer, write_rows
@@ -91,15 +94,64 @@ def test_maths_and_regex_answer_and_survive_what_never_ends(
     maths.close()
 
 
-def test_a_process_that_was_killed_is_started_again() -> None:
-    checker = Checker()
-    assert checker.ask("regex", "a", "a") is True
+def kill_child(checker: Checker) -> None:
     process = checker._process
     assert process is not None
     process.kill()
     process.wait()
-    assert checker.ask("regex", "a", "a") is None  # nobody knows whether the question was at fault
+
+
+def test_a_process_that_was_killed_is_started_again_and_asked_again() -> None:
+    checker = Checker()
     assert checker.ask("regex", "a", "a") is True
+    kill_child(checker)
+    assert checker.ask("regex", "a", "a") is True
+    assert checker.gave_up == 0
+    checker.close()
+
+
+def test_no_reward_is_made_up_when_nobody_can_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    checker = Checker()
+    start = checker._start
+
+    def killed() -> Any:
+        process = start()
+        kill_child(checker)
+        return process
+
+    monkeypatch.setattr(checker, "_start", killed)
+    with pytest.raises(checking.TrainingError, match="killed, or stood still, twice"):
+        checker.ask("regex", "a", "a")
+
+
+def test_a_text_that_breaks_the_process_has_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As GMP aborts where it gets no memory."""
+    checker, starts = Checker(), []
+    start = checker._start
+
+    def aborted() -> Any:
+        process = start()
+        starts.append(process)
+        process.send_signal(signal.SIGABRT)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(checker, "_start", aborted)
+    assert checker.ask("regex", "a", "a") is None
+    assert (checker.gave_up, len(starts)) == (1, 2)
+
+
+def test_a_busy_machine_makes_no_check_too_long() -> None:
+    """What counts is the check's own processor time: a process that gets none loses nothing."""
+    checker = Checker(seconds=0.5)
+    assert checker.ask("regex", "a", "a") is True
+    process = checker._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    timer = threading.Timer(1.5, process.send_signal, [signal.SIGCONT])
+    timer.start()
+    assert checker.ask("regex", "a", "a") is True
+    timer.join()
     checker.close()
 
 

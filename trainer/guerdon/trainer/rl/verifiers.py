@@ -8,7 +8,7 @@ regex:PATTERN   1 when the pattern is found anywhere in the response (Python's `
 length:TOKENS   1 at TOKENS tokens, falling linearly to 0 at none and at twice as many
 
 A response is worth 0 where it can't be shown to be worth more: when it holds no number, can't be
-parsed, or takes longer to check than `CHECK_SECONDS`.
+parsed, or takes more than `CHECK_SECONDS` of processor time to check.
 """
 
 from __future__ import annotations
