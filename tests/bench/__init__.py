@@ -6,4 +6,4 @@ both sides. They assert nothing; `docs/performance.md` keeps what they said.
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `guerdon serve` has it; before torch
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `guerdon serve reward` has it; before torch

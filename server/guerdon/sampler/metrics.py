@@ -82,9 +82,9 @@ class SamplerMetrics:
         self.update_bytes = counter("update_bytes", "Bytes of tensors received over gRPC.")
         self.canary_difference = gauge(
             "canary_difference", "Of log-probabilities, sampler against trainer, at the last "
-            "update that was compared.", ["of"],
+            "published update that had canaries.", ["of"],
         )  # fmt: skip
-        """`of` is mean or max; of a refused update too."""
+        """`of` is mean or max; a refused update leaves it as it was."""
 
         self.engine_up = gauge("engine_up", "1 while the engine takes work.")
         self.policy_info = gauge("policy_info", "1; what is served.", ["model", "dtype"])

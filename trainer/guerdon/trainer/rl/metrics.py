@@ -1,7 +1,7 @@
 """What a step's line in metrics.jsonl may hold, and the file itself.
 
 A line has the keys that its algorithm has; a key that is not listed here is a mistake of ours,
-which the tests of whole runs look for. docs/training.md is checked against this table.
+which the tests of whole runs look for. docs/rl-reference.md is made from this table.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ __all__ = ["KEYS", "MetricsLog", "describe"]
 
 KEYS: dict[str, dict[str, str]] = {
     "run": {
-        "step": "published updates of the policy, from 1; 0 is before training",
-        "version": "weight version that this step published",
+        "step": "published updates of the policy, from 1; 0 is before training (rft: steps of "
+        "fine-tuning; 0 is also the row of what was sampled)",
+        "version": "weight version that this step published (rft: that drew the samples)",
         "seconds": "seconds of the run so far, earlier parts of a resumed run included",
         "lr": "learning rate of the policy",
         "value_lr": "learning rate of the value model",
@@ -39,7 +40,7 @@ KEYS: dict[str, dict[str, str]] = {
         "repetition": "mean share of a completion's 4-grams that it said before",
     },
     "policy": {
-        "loss": "what the optimiser stepped on, last minibatch weights included",
+        "loss": "what the optimiser stepped on, mean over the step's updates",
         "policy_loss": "its policy part",
         "kl": "KL(π_θ ‖ π_ref) in nats per completion, Σ_t k1 over its tokens",
         "kl_token": "the same per token, by k3",

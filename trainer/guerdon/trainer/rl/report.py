@@ -20,7 +20,7 @@ KEYS = {
     "policy": "what training began from",
     "steps": "published updates of the policy; for rft, steps of fine-tuning",
     "seed": "of the settings",
-    "before": "the policy on held-out prompts before training: `prompts`, `completions`, "
+    "before": "the policy on held-out prompts before training: `step`, `prompts`, `completions`, "
     "`distinct_1`, `distinct_2`, and means with `se`, `low`, `high`, `n` for `reward`, "
     "`reward/NAME`, `heldout_reward`, `kl`, `length`, `finished`, `repetition`",
     "after": "the same after training",
@@ -54,7 +54,7 @@ def make_summary(
     warnings: Sequence[str] = (),
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What goes into summary.json; docs/training.md says what each key is.
+    """What goes into summary.json; docs/rl-reference.md says what each key is.
 
     Args:
         settings: of the run.

@@ -11,7 +11,8 @@ from typing import Any
 from guerdon.trainer.rl.types import Group, Sample
 
 KEYS = {
-    "step": "the step that trained on it; for evaluations, the policy's",
+    "step": "the step that trained on it (rft: 0, when it was sampled); for evaluations, the "
+    "policy's (rft: of fine-tuning)",
     "kind": "`train`, or the evaluation: `before`, `eval`, `after`",
     "prompt_index": "its prompt's place in the prompts file (of evaluations, the held-out one), "
     "from 0",

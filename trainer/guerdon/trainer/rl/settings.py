@@ -41,7 +41,7 @@ class RunSettings:
     """Of prompts' order, sampling, and new weights."""
 
     prompts_per_step: int = 8
-    """Prompts in a step, over all processes."""
+    """Prompts in a step, over all processes; does nothing for rft."""
     samples_per_prompt: int = 8
     """Completions drawn for each."""
     max_tokens: int = 64
@@ -51,11 +51,13 @@ class RunSettings:
     temperature: float = 1.0
     """Of sampling; the trainer's and the reference's logits are divided by it too."""
     max_staleness: int = 0
-    """Weight versions that a token may be behind when it is trained on; 0 is synchronous."""
+    """Weight versions that a token may be behind when it is trained on; 0 is synchronous.
+    Does nothing for rft."""
     reward_scale: Literal["none", "running"] = "none"
-    """Divide rewards by their running standard deviation (the mean stays)."""
+    """Divide rewards by their running standard deviation (the mean stays). Refused by rft and
+    online-rft."""
     reward_clip: float = 0.0
-    """Clip rewards to ± this after scaling; 0 does not."""
+    """Clip rewards to ± this after scaling; 0 does not. Refused by rft and online-rft."""
     missing_eos_penalty: float = 0.0
     """Subtracted from the reward of a completion that did not end by itself."""
 
@@ -74,7 +76,8 @@ class RunSettings:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the computation; weights and optimiser are in float32 either way."""
     publish_dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
-    """Of the published weights; auto is the sampler's own."""
+    """Of the published weights; auto is the sampler's own, another value than the sampler's ends
+    the run."""
     lora_r: int = 0
     """Rank of LoRA; 0 trains all weights."""
     lora_alpha: float = 0.0
@@ -84,9 +87,9 @@ class RunSettings:
 
     publish: Literal["stream", "shared", "nccl"] = "stream"
     """How weights reach the sampler: over gRPC, by a path on a shared disk, or by NCCL (not
-    tried on GPUs yet)."""
+    tried on GPUs yet; refused by rft)."""
     shared_dir: str = ""
-    """For --publish shared: a folder that both sides reach; empty is the run's own."""
+    """For --publish shared: a folder that both sides reach; empty is weights/ in the run's own."""
     canaries: int = 4
     """Fixed sequences by which every published version is proved; 0 trusts the checksum."""
     canary_tolerance: float = 0.0
@@ -108,7 +111,8 @@ class RunSettings:
     sampler that draws the same for the same seed."""
 
     eval_every: int = 10
-    """Steps between evaluations on held-out prompts; 0 evaluates before and after only."""
+    """Steps between evaluations on held-out prompts; 0 evaluates before and after only, as rft
+    always does."""
     eval_samples: int = 2
     """Completions of each held-out prompt."""
     eval_limit: int = 64
@@ -170,7 +174,8 @@ class PolicyGradientSettings(RunSettings):
     kl_coef: float = 0.02
     """β: weight of KL(π_θ ‖ π_ref)."""
     kl_in: Literal["reward", "loss"] = "loss"
-    """Whether β·KL is taken from the token rewards or added to the loss."""
+    """Whether β·KL is taken from the token rewards (refused by grpo, which has none) or added to
+    the loss."""
     kl_target: float = 0.0
     """KL per completion in nats that an adaptive β aims at; 0 keeps β fixed."""
     kl_horizon: float = 1000.0
