@@ -37,7 +37,7 @@ format: setup ## Format the code and sort imports
 protos: setup ## Write the stubs of protos/ anew
 	@PYTHON=$(abspath $(BIN))/python protos/generate.sh
 
-bench: setup ## The benchmarks, as ratios from one run
+bench: setup-sampler ## The benchmarks, as ratios from one run
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 clean: ## Remove caches and builds, not the environment

@@ -74,6 +74,36 @@ def test_a_trained_policy_is_saved_and_published(
     torch.testing.assert_close(found, right[: samples[0].tokens], rtol=0, atol=5e-5)
 
 
+def test_bfloat16_is_published_as_it_is_computed(policy: Policy) -> None:
+    """Weights rounded, adapters beside them, norms in float32; a small update is not lost."""
+    learner = make_learner(policy("llama"), settings(GRPOSettings, dtype="bfloat16", lora_r=4))
+    state = learner.module.state_dict()
+    for name, tensor in state.items():
+        if ".lora_B." in name:
+            tensor.fill_(1e-4)  # below a bit of most weights in bfloat16
+        elif "norm" in name:
+            tensor.fill_(1 + 2**-12)
+    learner.module.load_state_dict(state)
+
+    def sent(dtype: str) -> dict[str, Tensor]:
+        found = learner.weights(dtype, [])
+        return dict(zip([spec.name for spec in found.specs], found.tensors(), strict=True))
+
+    def rounded(tensor: Tensor) -> Tensor:
+        return tensor.bfloat16().float()
+
+    exact, module = sent("float32"), "model.layers.0.mlp.up_proj"
+    stem = f"lm.base_model.model.{module}"
+    up, down = (rounded(state[f"{stem}.lora_{part}.default.weight"]) for part in "BA")
+    added = exact[f"{module}.weight"] - rounded(state[f"{stem}.base_layer.weight"])
+    torch.testing.assert_close(added, 2.0 * up @ down, rtol=0, atol=1e-7)
+    assert float(added.abs().max()) > 0
+    assert float(exact["model.norm.weight"][0]) == 1 + 2**-12
+    embedding = exact["model.embed_tokens.weight"]  # tied: the output layer rounds it
+    assert torch.equal(embedding, rounded(embedding))
+    assert {tensor.dtype for tensor in sent("bfloat16").values()} == {torch.bfloat16}
+
+
 def test_only_the_adapters_learn(policy: Policy) -> None:
     run = settings(GRPOSettings, lr=1e-2, lora_r=4, weight_decay=0.1)
     learner = make_learner(policy("llama"), run)

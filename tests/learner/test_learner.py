@@ -82,6 +82,21 @@ def test_the_gradient_does_not_depend_on_how_the_tokens_are_cut(
             assert apart(whole, other) < (2e-7 if exact else 1e-5)
 
 
+def test_a_step_that_accepts_nothing_moves_nothing(policy: Policy) -> None:
+    """Momentum of the step before would go on, and weight decay would shrink the weights."""
+    run = settings(OnlineRFTSettings, threshold=0.0, weight_decay=0.1, lr=1e-2)
+    learner, groups = make_learner(policy("llama"), run), wild_groups(3, 3)
+    for sample in all_samples(groups):
+        sample.reward = 1.0
+    assert learner.step(groups)["accepted"] == 1.0
+    before = weights(learner)
+    for sample in all_samples(groups):
+        sample.reward = -1.0
+    assert learner.step(groups)["accepted"] == 0.0
+    assert same(before, weights(learner))
+    assert learner.version == 3  # it counts, and is published, all the same
+
+
 def one_by_one(learner: Learner) -> None:
     """Without packing, by the attention of `transformers`."""
     parts = [learner.module.lm, learner.module.value_trunk]

@@ -78,6 +78,39 @@ async def test_patience_ends_in_one_sentence() -> None:
     assert 20 < clock.time <= 30
 
 
+async def test_patience_begins_with_the_outage_not_with_the_call() -> None:
+    clock = FakeClock()
+    errors = [Unavailable("restarting"), Unavailable("restarting")]
+
+    async def call() -> str:
+        clock.time += 61  # a long generation, broken by a restart
+        if errors:
+            raise errors.pop()
+        return "answer"
+
+    assert await patience(clock, seconds=100).ask(call) == "answer"
+
+
+async def test_a_call_whose_deadlines_pass_was_never_answered() -> None:
+    clock = FakeClock()
+
+    async def hangs() -> str:
+        clock.time += 20
+        raise DeadlineExceeded("late")
+
+    with pytest.raises(ServiceGone):
+        await patience(clock, seconds=30).ask(hangs)
+    assert clock.time < 50
+
+
+async def test_overload_is_waited_out_however_long(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    asked = patience(clock, seconds=30)
+    assert await asked.ask(failing(*[overloaded(10)] * 20)) == "answer"
+    assert clock.time > 200
+    assert 2 < len([r for r in caplog.records if "is overloaded" in r.message]) < 10
+
+
 @pytest.mark.parametrize(
     "error", [InvalidArgument("bad"), Internal("nan"), Overloaded("too large")]
 )

@@ -83,3 +83,21 @@ async def test_cancelling_stops_vllm_too(served: Served) -> None:
         await task
     await served.until_running(0)
     assert served.engine.load() == (0, 0)
+
+
+async def test_a_short_prompt_is_computed_once_for_its_completions(served: Served) -> None:
+    """vLLM shares whole blocks of its cache only; on CPUs it would take 128 tokens for one."""
+    from vllm import SamplingParams, TokensPrompt
+
+    ids = np.random.default_rng(7).integers(7, 350, size=100).tolist()
+    llm = served.engine._llm._engine()
+
+    async def cached(name: str) -> int:
+        sampling = SamplingParams(max_tokens=2, ignore_eos=True)
+        found = [o async for o in llm.generate(TokensPrompt(prompt_token_ids=ids), sampling, name)]
+        return int(found[-1].num_cached_tokens)
+
+    shared = sorted(await asyncio.gather(*(cached(f"shared {i}") for i in range(4))))
+    assert shared[1:] == [96] * 3
+    completions = await served.draw(np.array(ids, dtype=np.int32), n=4, max_tokens=8)
+    served.check(completions, np.array(ids, dtype=np.int32))

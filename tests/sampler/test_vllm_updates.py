@@ -84,6 +84,9 @@ def _faulty(served: Served, fault: str) -> tuple[dict[str, Any], str]:
     elif fault == "unknown":
         new["model.extra.weight"] = torch.zeros(3)
         name = "model.extra.weight"
+    elif fault == "tied":  # the embeddings' own, which may come under its name too
+        name = "lm_head.weight"
+        new[name] = new[EMBEDDINGS][:-1].clone()
     elif fault == "shape":
         new[name] = new[name].T.contiguous()
     elif fault == "dtype":
@@ -101,7 +104,7 @@ async def _stage_file(served: Served, path: Path, tensors: dict[str, Any]) -> No
         staging.close()
 
 
-@pytest.mark.parametrize("fault", ["missing", "unknown", "shape", "dtype", "nan", "inf"])
+@pytest.mark.parametrize("fault", ["missing", "unknown", "tied", "shape", "dtype", "nan", "inf"])
 async def test_wrong_tensors_are_refused_by_name(
     served: Served, tmp_path: Path, fault: str
 ) -> None:

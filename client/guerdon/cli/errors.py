@@ -23,7 +23,7 @@ class ExitCode(IntEnum):
 
 EPILOG = "\n\n".join(
     (
-        "Exit codes: 0 done; 1 the server failed, refused or is unhealthy; 2 wrong options or bad "
+        "Exit codes: 0 done; 1 the server or training failed, refused or is unhealthy; 2 wrong options or bad "
         "input; 3 the server is unreachable, "
         "overloaded or too slow; 4 done, but rows failed with "
         "--on-error skip; 130 interrupted.",

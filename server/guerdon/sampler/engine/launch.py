@@ -11,6 +11,9 @@ from guerdon.sampler.engine.quiet import keep_quiet
 from guerdon.sampler.engine.settings import EngineSettings
 
 _CPU_LENGTH = 4096
+_CPU_BLOCK = 32
+"""Tokens of a block of the cache. Only whole blocks are shared, and vLLM's own 128 on CPUs would
+have every completion of a short prompt compute it anew."""
 _CPU_SEQUENCES = 64
 _GPU_SEQUENCES = 256
 
@@ -52,6 +55,7 @@ def engine_arguments(folder: Path, settings: EngineSettings) -> Any:
         # A prompt that is computed in pieces draws tokens that are thrown away, for which vLLM
         # 0.32 turns a seeded generator back; torch's CPU generators can't be turned back.
         found |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(length or 0, 8192)}
+        found["block_size"] = _CPU_BLOCK
     return AsyncEngineArgs(
         **found,
         model=str(folder),

@@ -16,6 +16,13 @@ _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _CODES = {name: code for code, name in _NAMES.items()}
 _MOST_HEADER = 100 * 1024 * 1024
 _SHOWN = 5
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+)
+"""What an output layer that is tied shares, as checkpoints name it."""
 
 
 def size_of(spec: TensorSpec) -> int:
@@ -90,9 +97,12 @@ class CheckpointShape:
             except (OSError, ValueError, KeyError) as error:
                 raise CheckpointRefused(f"{file} can't be read: {error}") from error
         self.dtype = dtype
-        self._optional = {"lm_head.weight"} if tied else set()
+        self._optional: dict[str, tuple[int, ...] | None] = {}
         if tied:
             self.shapes.pop("lm_head.weight", None)
+            self._optional["lm_head.weight"] = next(
+                (shape for name, shape in self.shapes.items() if name.endswith(_EMBEDDINGS)), None
+            )
 
     def check(self, specs: Iterable[TensorSpec]) -> None:
         """Refuse what could not take the checkpoint's place.
@@ -106,7 +116,7 @@ class CheckpointShape:
             if spec.name in given:
                 faults.append(f"{spec.name} comes twice")
             given[spec.name] = spec
-            expected = self.shapes.get(spec.name)
+            expected = self.shapes.get(spec.name, self._optional.get(spec.name))
             if expected is None:
                 if spec.name not in self._optional:
                     faults.append(f"{spec.name} is unknown")

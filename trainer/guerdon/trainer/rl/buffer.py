@@ -14,6 +14,7 @@ throw its tokens away, and by choosing the quick ones would teach the policy to 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,16 +62,20 @@ class Buffer:
         """Of the groups that wait."""
         return frozenset(self._groups)
 
-    def may_start(self, sampler_version: int, next_version: int, per_step: int) -> bool:
-        """Whether a group that is started now can be consumed within the bound.
+    def may_start(
+        self, sampler_version: int, next_version: int, per_step: int, last: float = math.inf
+    ) -> bool:
+        """Whether a group that is started now can be consumed, and within the bound.
 
         Args:
             sampler_version: of the weights that would draw its first token.
             next_version: of the weights that the next step's groups are for.
             per_step: groups in a step.
+            last: version of the weights that the last step's groups are for.
         """
         ahead = (len(self._groups) + len(self._in_flight)) // per_step
-        return next_version + ahead - sampler_version <= self._eta
+        consumed = next_version + ahead
+        return consumed <= last and consumed - sampler_version <= self._eta
 
     def start(self, task: Task, sampler_version: int) -> None:
         """A task is sampled from now on, with weights of at least this version.

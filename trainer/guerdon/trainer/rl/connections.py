@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from guerdon.trainer.errors import SettingsError
@@ -65,12 +67,12 @@ class Connections:
         self.heldout = RewardSource(settings.heldout_reward, setting="heldout_reward", **waits)
         """Measured and never trained on; may have nothing in it."""
         self._publisher = Publisher(
-            self._sampler, mode=settings.publish, shared_dir=settings.shared_dir or shared_dir,
+            self._sampler, mode=settings.publish, shared_dir=_shared_dir(settings) or shared_dir,
             canary_tolerance=settings.canary_tolerance,
         )  # fmt: skip
         self.rollouts = Rollouts(
             settings, PromptOrder(inputs.prompts, settings.seed), self._sampler, self.rewards,
-            republish=self._republish, fill=fill,
+            republish=self._republish, fill=fill, last_version=settings.steps,
         )  # fmt: skip
         self._canaries = canary_sequences(inputs.eval_prompts, settings.canaries)
         self.dtype = "float32"
@@ -160,3 +162,12 @@ class Connections:
             "services": stats.faults_survived + self.heldout.faults_survived,
             "sampler_restarts": stats.stale_sampler,
         }
+
+
+def _shared_dir(settings: RunSettings) -> str:
+    """A folder of the run's own: two runs must not take each other's weights away."""
+    if not settings.shared_dir:
+        return ""
+    output = str(Path(settings.output).absolute())
+    own = f"{Path(output).name}-{hashlib.sha256(output.encode()).hexdigest()[:8]}"
+    return str(Path(settings.shared_dir) / own)

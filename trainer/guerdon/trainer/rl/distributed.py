@@ -5,12 +5,17 @@ from __future__ import annotations
 import heapq
 import os
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+)
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -21,6 +26,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from guerdon.trainer.errors import SettingsError
+
+_RANKS_WAIT = timedelta(hours=6)
+"""How long the ranks wait for one another, besides: a step's rollouts may take hours."""
 
 
 def partition(sizes: Sequence[int], ranks: int) -> list[list[int]]:
@@ -35,16 +43,21 @@ def partition(sizes: Sequence[int], ranks: int) -> list[list[int]]:
     return [sorted(places) for places in dealt]
 
 
-def make_accelerator() -> Accelerator:
+def make_accelerator(patience: float = 600.0) -> Accelerator:
     """Accelerate's, for one process, DDP or FSDP2 as `accelerate launch` was told.
 
     Every rank loads the whole policy, since each one needs its reference.
+
+    Args:
+        patience: seconds that a service may stay away: the ranks wait for rank 0 meanwhile, and
+            for whole rollouts besides, so their own limit is much longer.
 
     Raises:
         SettingsError: something else was asked for.
     """
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    accelerator = Accelerator()
+    limit = timedelta(seconds=2 * patience) + _RANKS_WAIT
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=limit)])
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if accelerator.num_processes > 1 and asked and accelerator.device.type == "cpu":
         _shard_on_cpu(accelerator)

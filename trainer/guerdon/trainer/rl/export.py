@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.pytorch_utils import Conv1D
 
 from guerdon.client.policy_types import Canary, TensorSpec
 from guerdon.trainer.language_model import base_of, plain_attention
@@ -31,6 +32,8 @@ class Shape:
     """Those of them whose weight is [in, out]."""
     tied: frozenset[str]
     """Names that are left out: another name has the same tensor."""
+    exact: frozenset[str]
+    """Names that autocast leaves in float32: norms, and embeddings that are only looked up."""
 
     @classmethod
     def of(cls, lm: Any) -> Shape:
@@ -49,17 +52,19 @@ class Shape:
         for name, parameter in lm.named_parameters(remove_duplicate=False):
             if seen.setdefault(id(parameter), name) != name:
                 tied.add(_plain(name))
-        return cls(lora, frozenset(transposed), frozenset(tied))
+        return cls(lora, frozenset(transposed), frozenset(tied), _never_rounded(lm))
 
     def published(
         self, state: Mapping[str, Tensor], dtype: str, *, computed: str
     ) -> dict[str, Tensor]:
         """The tensors of a plain model, from the whole state of a `PolicyModel`.
 
-        A model that is computed in bfloat16 is the function of its *rounded* weights: they are
-        rounded before anything else. A sampler in float32 would otherwise see every small update
-        that the learner does not, and draw from another policy (on SmolLM2, after 12 steps of
-        PPO, a KL of 0.14 nats a token; rounded, 0.001).
+        A model that is computed in bfloat16 is the function of its *rounded* weights, so a sampler
+        in float32 is given those: it would otherwise see every small update that the learner does
+        not, and draw from another policy (on SmolLM2, after 12 steps of PPO, a KL of 0.14 nats a
+        token; rounded, 0.001). LoRA is added to the rounded weight and not rounded again, since
+        the learner adds its part to the output. A sampler in bfloat16 must round the sum, and
+        loses what is under half a bit of the weight; `mismatch_kl` says how much.
 
         Where nothing is rounded they are the very ones that train: read them before the next step.
 
@@ -74,17 +79,23 @@ class Shape:
         for name, tensor in own.items():
             if ".lora_" in name or _plain(name) in self.tied:
                 continue
-            found[_plain(name)] = self._merged(name, tensor.detach(), own).to(rounded).to(kind)
+            plain = _plain(name)
+            seen = tensor.detach() if plain in self.exact else tensor.detach().to(rounded)
+            found[plain] = self._merged(name, seen, own, rounded).to(kind)
         return found
 
-    def _merged(self, name: str, tensor: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    def _merged(
+        self, name: str, tensor: Tensor, own: Mapping[str, Tensor], rounded: torch.dtype
+    ) -> Tensor:
         if not name.endswith(".base_layer.weight"):
             return tensor
         stem = name.removesuffix(".base_layer.weight")
-        up = own[f"{stem}.lora_B.{_ADAPTER}.weight"]
-        down = own[f"{stem}.lora_A.{_ADAPTER}.weight"]
+        up, down = (
+            own[f"{stem}.{part}.{_ADAPTER}.weight"].detach().to(rounded).float()
+            for part in ("lora_B", "lora_A")
+        )
         delta = self.lora[_plain(stem)] * (up @ down)
-        return tensor + (delta.T if _plain(stem) in self.transposed else delta)
+        return tensor.float() + (delta.T if _plain(stem) in self.transposed else delta)
 
     @torch.no_grad()
     def canaries(
@@ -121,6 +132,21 @@ class Shape:
         named = as_checkpoint(lm, tensors)
         whole = {name: tensor.cpu().contiguous().clone() for name, tensor in named.items()}
         save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _never_rounded(lm: Any) -> frozenset[str]:
+    base = base_of(lm)
+    looked_up, output = base.get_input_embeddings(), base.get_output_embeddings()
+    layers = (m for m in base.modules() if isinstance(m, (nn.Linear, Conv1D)))
+    linear = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    kept = set()
+    for name, parameter in base.named_parameters():
+        lookup = parameter is looked_up.weight and (
+            output is None or output.weight is not parameter
+        )
+        if lookup or (parameter.ndim < 2 and id(parameter) not in linear):
+            kept.add(_plain(name))
+    return frozenset(kept)
 
 
 def as_checkpoint(lm: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,12 @@ class Learner:
 
     def __init__(self, settings: RunSettings, algorithm: Algorithm, policy: Path) -> None:
         torch.manual_seed(settings.seed)
+        if settings.deterministic and torch.cuda.is_available():
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
         self.settings = settings
         self.algorithm = algorithm
-        self.accelerator = make_accelerator()
+        self.accelerator = make_accelerator(settings.patience)
         self.ranks = Ranks(self.accelerator)
         self.step_count = 0
         """Updates of the policy so far."""
@@ -255,6 +259,9 @@ class Learner:
         if not math.isfinite(loss):
             self.optimizer.zero_grad()
             raise DivergedError(f"the loss is {loss} at step {self.step_count + 1}: {_ADVICE}")
+        if not self.ranks.most(int(prepared.mask_N[places_N].any())):
+            self.optimizer.zero_grad()  # momentum and decay would move it, with nothing to learn
+            return 0.0
         return self._apply()
 
     def _backward(

@@ -74,6 +74,13 @@ def parted(row: Mapping[str, float]) -> str:
     )
 
 
+def nothing_kept(row: Mapping[str, float]) -> str:
+    """Said of a step in which no completion was accepted; empty if some were, or all count."""
+    if row.get("accepted", 1.0) > 0:
+        return ""
+    return "a step accepted no completion, and so learned nothing: is --threshold too high?"
+
+
 def warn(history: Sequence[Evaluation]) -> list[str]:
     """What the newest evaluation shows, against the earlier ones; each one plain sentence.
 

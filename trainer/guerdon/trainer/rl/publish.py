@@ -180,9 +180,7 @@ class Publisher:
         policy = await self._client.get_policy()
         if policy.weight_version != weights.version:
             return False
-        # By NCCL there is no checksum; a version of ours can only have come from us.
-        by_nccl = self._mode == "nccl"
-        return by_nccl or policy.weight_sha256 == await asyncio.to_thread(checksum, weights)
+        return policy.weight_sha256 == await asyncio.to_thread(checksum, weights)
 
     async def _write(self, weights: Weights) -> SharedPath:
         try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -47,6 +48,7 @@ class Rollouts:
         republish: called only from within `next_batch` and `sample`, where the learner's weights
             stand still, when the sampler has lost its weights.
         fill: whether to sample the tasks of `order` at all; without, only `sample` does anything.
+        last_version: of the weights that the last step trains: nothing is sampled beyond it.
         now: seconds of a steady clock.
     """
 
@@ -59,6 +61,7 @@ class Rollouts:
         *,
         republish: Republish,
         fill: bool = True,
+        last_version: float = math.inf,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -67,6 +70,7 @@ class Rollouts:
         self._rewards = rewards
         self._republish = republish
         self._may_fill = fill
+        self._last_version = last_version
         self._now = now
         self._buffer = Buffer(settings.max_staleness, ordered=settings.deterministic)
         self._sampler_version = 0
@@ -237,7 +241,9 @@ class Rollouts:
             and self._fresh.is_set()
             and not self._closed
             and self._failure is None
-            and self._buffer.may_start(self._sampler_version, self._next_version, per_step)
+            and self._buffer.may_start(
+                self._sampler_version, self._next_version, per_step, self._last_version
+            )
         ):
             task = self._order.next()
             self._buffer.start(task, self._sampler_version)

@@ -33,7 +33,7 @@ from guerdon.trainer.rl.idle import RolloutStats
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.metrics import MetricsLog
-from guerdon.trainer.rl.monitors import parted, warn
+from guerdon.trainer.rl.monitors import nothing_kept, parted, warn
 from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress
 from guerdon.trainer.rl.report import make_summary
@@ -169,6 +169,7 @@ class Run:
         row |= {"step": step, "version": self.learner.version, "faults": self._faults["services"]}
         self._write(row)
         self._warn(parted(row))
+        self._warn(nothing_kept(row))
         every = self.settings.eval_every
         if step >= self.settings.steps:
             await self._evaluate("after")

@@ -47,7 +47,8 @@ class Patience:
     Args:
         service: what it is called in messages, such as `the sampler`.
         address: its HOST:PORT.
-        seconds: a call that had no success for so long raises `ServiceGone`.
+        seconds: a service that gave a call no answer for so long raises `ServiceGone`; that it
+            is overloaded is one.
         clock: time and chance, for tests.
     """
 
@@ -68,6 +69,7 @@ class Patience:
         """Answers that it is overloaded."""
         self._clock = clock
         self._away = False
+        self._overload_noted = -seconds
         self._turn = 0
         """Goes up as it goes away and as it comes back. A call that was begun before the last of
         these tells nothing new: it broke in an outage that is over, or ended just before one."""
@@ -82,17 +84,19 @@ class Patience:
             ServiceGone: the patience is over.
             GuerdonError: the service answered with another error, as it came.
         """
-        begin, tries = self._clock.now(), 0
+        since: float | None = None
+        tries = 0
         while True:
-            asked = self._turn
+            asked, begun = self._turn, self._clock.now()
             try:
                 result = await call()
             except GuerdonError as error:
                 if not is_away(error):
                     raise
                 self._note(error, asked)
+                since = self._silent_since(since, begun, error)
                 wait = self._wait(error, tries)
-                if self._clock.now() - begin + wait > self.seconds:
+                if self._clock.now() - since + wait > self.seconds:
                     raise self._gone(error) from error
                 tries += 1
             else:
@@ -119,6 +123,19 @@ class Patience:
         self._turn += not self._away
         self._away = True
 
+    def _silent_since(self, since: float | None, begun: float, error: GuerdonError) -> float:
+        """Since when the service has given this call no answer of any kind.
+
+        A long call that breaks was answered until it broke; one whose deadline passed was not.
+        A service that sheds load has answered.
+        """
+        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return self._clock.now()
+        if since is not None:
+            return since
+        late = error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        return begun if late else self._clock.now()
+
     def _answered(self, asked: int) -> None:
         if self._away and asked == self._turn:
             self._away = False
@@ -130,6 +147,7 @@ class Patience:
             return  # by an update of ours
         if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self.overloads += 1
+            self._note_overload(error)
             return
         if self._away or asked < self._turn:
             return
@@ -138,6 +156,17 @@ class Patience:
             self.service, self.address, error.message, self.seconds,
         )  # fmt: skip
         self.away()
+
+    def _note_overload(self, error: GuerdonError) -> None:
+        """Warn, at most once in the time of the patience: a run that waits says why."""
+        now = self._clock.now()
+        if now - self._overload_noted < self.seconds:
+            return
+        self._overload_noted = now
+        logger.warning(
+            "%s at %s is overloaded (%s); waiting for as long as it says so",
+            self.service, self.address, error.message,
+        )  # fmt: skip
 
     def _wait(self, error: GuerdonError, tries: int) -> float:
         ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries, 30))

@@ -91,7 +91,8 @@ class RunSettings:
     shared_dir: str = ""
     """For --publish shared: a folder that both sides reach; empty is weights/ in the run's own."""
     canaries: int = 4
-    """Fixed sequences by which every published version is proved; 0 trusts the checksum."""
+    """Fixed sequences by which every published version is proved; 0 trusts the
+    checksum, which nccl lacks: refused there."""
     canary_tolerance: float = 0.0
     """Mean difference of log-probabilities that is let pass; 0 is the sampler's own default."""
     patience: float = 600.0
@@ -148,6 +149,9 @@ class RunSettings:
                 "deterministic needs max_staleness = 0: with overlap, what draws a token depends "
                 "on time"
             )
+
+        if self.publish == "nccl" and not self.canaries:
+            raise SettingsError("canaries is 0, but nothing else proves what comes by nccl")
 
     def _check_steps(self) -> None:
         positive(self, "steps")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from guerdon.trainer.errors import DivergedError
 from guerdon.trainer.rl.learner import Learner
 
 _DISMISSED = "dismissed"
@@ -24,6 +25,7 @@ class Team:
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
         self._accelerator = learner.accelerator
+        self._followed = True
 
     @property
     def main(self) -> bool:
@@ -33,7 +35,11 @@ class Team:
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of every rank's learner; what rank 0's returned. Blocks."""
         self._tell((method, args))
-        return getattr(self.learner, method)(*args)
+        try:
+            return getattr(self.learner, method)(*args)
+        except DivergedError:  # from sums over all ranks: every one of them has left with it
+            self._followed = False
+            raise
 
     def follow(self) -> None:
         """On the other ranks: do as rank 0 says, until it dismisses them."""
@@ -45,7 +51,8 @@ class Team:
 
     def dismiss(self) -> None:
         """Let the other ranks go."""
-        self._tell((_DISMISSED, ()))
+        if self._followed:
+            self._tell((_DISMISSED, ()))
 
     def _tell(self, order: Any) -> Any:
         if self._accelerator.num_processes == 1:
