@@ -23,10 +23,9 @@ class ExitCode(IntEnum):
 
 EPILOG = "\n\n".join(
     (
-        "Exit codes: 0 done; 1 the server or training failed, refused or is unhealthy; 2 wrong options or bad "
-        "input; 3 the server is unreachable, "
-        "overloaded or too slow; 4 done, but rows failed with "
-        "--on-error skip; 130 interrupted.",
+        "Exit codes: 0 done; 1 the server failed, refused or is unhealthy, or training failed; 2 "
+        "wrong options or bad input; 3 the server is unreachable, overloaded or too slow; 4 done, "
+        "but rows failed with --on-error skip; 130 interrupted.",
         "Environment: GUERDON_SERVER, GUERDON_SAMPLER, GUERDON_TOKEN, GUERDON_ADMIN_TOKEN; "
         "GUERDON_DEBUG=1 shows tracebacks.",
     )

@@ -1,11 +1,13 @@
 """Preference data: what a row means. Shared by the command line and the trainer."""
 
 from guerdon.data.conversations import (
+    Demonstration,
     Message,
     Pair,
     RowError,
     as_messages,
     is_transcript,
+    parse_demonstration,
     parse_pair,
     parse_prompt,
     parse_transcript,
@@ -14,6 +16,7 @@ from guerdon.data.jsonl import JsonLines, Line, read_jsonl, write_row
 from guerdon.data.questions import Question, parse_questions
 
 __all__ = [
+    "Demonstration",
     "JsonLines",
     "Line",
     "Message",
@@ -22,6 +25,7 @@ __all__ = [
     "RowError",
     "as_messages",
     "is_transcript",
+    "parse_demonstration",
     "parse_pair",
     "parse_prompt",
     "parse_questions",

@@ -14,6 +14,8 @@ from typing import Any, TypedDict
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _UNKEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 """Parts of a message that templates render: left out in silence, they would change a score."""
+_ANSWERS = ("messages", "response", "completion", "chosen")
+"""Where a row may hold an answer to learn from."""
 _ROLE = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -56,6 +58,14 @@ class Pair:
     chosen: list[Message]
     """The turns that follow the prompt, the last one the assistant's."""
     rejected: list[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """An answer to learn from."""
+
+    prompt: list[Message]
+    answer: str
 
 
 def is_transcript(text: str) -> bool:
@@ -127,6 +137,37 @@ def parse_pair(row: Mapping[str, Any]) -> Pair:
     if chosen == rejected:
         raise RowError("rejected", "is the same as chosen")
     return Pair(prompt, chosen, rejected)
+
+
+def parse_demonstration(row: Mapping[str, Any]) -> Demonstration:
+    """The last answer of a row with `messages`, with `prompt` and `response`, or with `chosen`.
+
+    `messages` is a whole conversation. `response` (or `completion`) is plain text, or the
+    assistant's turn. Of a preference pair the chosen answer is learned.
+
+    Raises:
+        RowError: a field is missing or malformed, or the answer is missing or empty.
+    """
+    field = next(
+        (key for key in ("messages", "response", "completion", "chosen") if key in row), ""
+    )
+    if not field:
+        raise RowError("", "has none of messages, response, completion and chosen")
+    prompt: list[Message] = []
+    if field != "messages" and row.get("prompt") is not None:
+        prompt = parse_prompt(row["prompt"])
+        turns = _answer(row[field], field, prompt)
+    elif field in ("response", "completion"):
+        raise RowError("prompt", "is missing")
+    else:
+        turns = as_messages(row[field], field)
+    if not turns or turns[-1]["role"] != "assistant":
+        raise RowError(field, "does not end with the assistant's turn")
+    if not turns[-1]["content"].strip():
+        raise RowError(field, "ends with an empty answer")
+    if not prompt and len(turns) == 1:
+        raise RowError(field, "has no turn before the answer")
+    return Demonstration(prompt + turns[:-1], turns[-1]["content"])
 
 
 def conversations(

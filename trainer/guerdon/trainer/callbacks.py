@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -22,8 +22,24 @@ _KEYS = {
     "learning_rate": "lr",
     "num_tokens": "tokens",
     "epoch": "epoch",
+    "entropy": "entropy",
+    "mean_token_accuracy": "token_accuracy",
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "rewards/chosen": "chosen_reward",
+    "rewards/rejected": "rejected_reward",
+    "logps/chosen": "chosen_logprob",
+    "logps/rejected": "rejected_logprob",
+    "nll_loss": "nll",
+    "log_odds_ratio": "odds_ratio_loss",
+    "log_odds_chosen": "log_odds",
 }
 """Our names (documented in docs/training.md) for what TRL logs."""
+
+
+def renamed(logs: Mapping[str, Any]) -> dict[str, float]:
+    """What TRL logged, by our names."""
+    return {ours: float(logs[name]) for name, ours in _KEYS.items() if name in logs}
 
 
 class LoggedMetrics(MetricsLog, TrainerCallback):  # type: ignore[misc]
@@ -34,10 +50,7 @@ class LoggedMetrics(MetricsLog, TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Called by the trainer; its closing line of totals is left out."""
         if logs and "loss" in logs:
-            self.add(
-                {"step": state.global_step}
-                | {ours: float(logs[name]) for name, ours in _KEYS.items() if name in logs}
-            )
+            self.add({"step": state.global_step} | renamed(logs))
 
 
 class ProgressBar(TrainerCallback):  # type: ignore[misc]
@@ -70,7 +83,10 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         """Says how it goes."""
         if not logs or "loss" not in logs:
             return
-        self._last = f"loss {float(logs['loss']):.3f}, accuracy {logs.get('accuracy', 0.0):.2f}"
+        row = renamed(logs)
+        shown = [f"loss {row['loss']:.3f}"]
+        shown += [f"{key} {row[key]:.2f}" for key in ("accuracy", "margin") if key in row]
+        self._last = ", ".join(shown)
         if not self._bar:
             line = f"step {state.global_step}/{state.max_steps}: {self._last}"
             self._console.print(line, highlight=False)

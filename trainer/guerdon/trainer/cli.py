@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.trainer.rl.cli import register
+from guerdon.trainer.align import cli as align
+from guerdon.trainer.rl import cli as rl
 from guerdon.trainer.settings import RewardSettings, load_settings
 from guerdon.trainer.settings_options import (
     Config,
@@ -86,4 +87,5 @@ def _run(settings: RewardSettings, *, resume: bool, overwrite: bool, dry_run: bo
     show_summary(train_reward(inputs, folder, console), folder, console)
 
 
-register(app)
+align.register(app)
+rl.register(app)

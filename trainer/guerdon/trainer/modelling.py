@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
@@ -99,11 +100,15 @@ def merged(model: Any) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars of transformers: our programs have their own."""
+    """Without the progress bars of transformers and datasets: our programs have their own."""
     shown = transformers_logging.is_progress_bar_enabled()
+    mapped = datasets.are_progress_bars_enabled()
     transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     try:
         yield
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+        if mapped:
+            datasets.enable_progress_bars()

@@ -86,7 +86,7 @@ def tokenize_pairs(
     rejected = [pair.prompt + pair.rejected for pair in data.pairs]
     columns = [_encode(tokenizer, column, data) for column in (chosen, rejected)]
     answers = [[turns[-1]["content"] for turns in column] for column in (chosen, rejected)]
-    sizes = [[len(ids) for ids in _ids(tokenizer, column)] for column in answers]
+    sizes = [[len(ids) for ids in token_ids(tokenizer, column)] for column in answers]
     pairs, dropped, same, longest = [], 0, 0, 0
     for line, a, b, a_size, b_size in zip(data.lines, *columns, *sizes, strict=True):
         longest = max(longest, len(a), len(b))
@@ -115,10 +115,10 @@ def _encode(tokenizer: Any, column: list[list[Message]], data: Preferences) -> l
             raise DataError(
                 f"{data.source}, line {line}: the chat template refuses it: {error}"
             ) from error
-    return _ids(tokenizer, texts)
+    return token_ids(tokenizer, texts)
 
 
-def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The template decides about special tokens; the tokenizer adds none."""
     if not texts:
         return []

@@ -1,0 +1,1 @@
+"""Alignment without reinforcement learning: SFT, DPO and ORPO, by TRL's trainers."""

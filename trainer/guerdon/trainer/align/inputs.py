@@ -1,0 +1,197 @@
+"""What a run starts from: policy, tokenizer and data, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from guerdon.data import Demonstration, RowError, parse_demonstration
+from guerdon.models import ModelNotFound, resolve_model
+from guerdon.trainer.align.settings import AlignSettings, SFTSettings
+from guerdon.trainer.align.tokens import encode
+from guerdon.trainer.completions import Completion
+from guerdon.trainer.data_rows import read_rows
+from guerdon.trainer.errors import DataError, TrainingError
+from guerdon.trainer.preferences import load_pairs
+from guerdon.trainer.tokens import load_tokenizer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PairTokens:
+    """Two answers to one prompt as token ids; the first is preferred."""
+
+    prompt: Sequence[int]
+    chosen: Sequence[int]
+    rejected: Sequence[int]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer sequence."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Generic[T]):
+    """The training data, or what is held out."""
+
+    source: str
+    sha256: str
+    rows: list[T]
+    """Token ids of what is used."""
+    bad: list[RowError]
+    left_out: dict[str, int]
+    """Rows that are not used although they are well-formed, by the reason."""
+    odd: dict[str, int]
+    """Rows that are used and yet worth a look."""
+    lengths: list[int]
+    """Tokens of each sequence, those too long included."""
+    prompts: frozenset[tuple[int, ...]]
+
+    def counts(self) -> dict[str, Any]:
+        """How many rows there are, and all that was left out or looks odd."""
+        percentiles = np.percentile(self.lengths, (50, 90, 99, 100)).astype(int).tolist()
+        return {
+            "source": self.source,
+            "sha256": self.sha256,
+            "rows": len(self.rows),
+            "bad_rows": len(self.bad),
+            "bad_lines": [error.line for error in self.bad[:20]],
+            **self.left_out,
+            **self.odd,
+            "tokens": dict(zip(("p50", "p90", "p99", "longest"), percentiles, strict=True)),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AlignInputs:
+    """What a run starts from, checked. Rows are `Completion`s for SFT, else `PairTokens`."""
+
+    settings: AlignSettings
+    policy: Path
+    tokenizer: Any
+    train: Part[Any]
+    eval: Part[Any]
+
+    def counts(self) -> dict[str, Any]:
+        """Of both parts."""
+        known = self.train.prompts
+        shared = sum(tuple(prompt_of(row)) in known for row in self.eval.rows)
+        return {
+            "train": self.train.counts(),
+            "eval": self.eval.counts() | {"prompts_in_train": shared},
+        }
+
+
+def prompt_of(row: Completion | PairTokens) -> Sequence[int]:
+    """The prompt's token ids."""
+    return row.prompt if isinstance(row, PairTokens) else row[0]
+
+
+def read_inputs(settings: AlignSettings) -> AlignInputs:
+    """Load and check the data and the tokenizer: everything that can be wrong before training.
+
+    Raises:
+        TrainingError: something is; says what.
+    """
+    try:
+        policy = resolve_model(settings.policy)
+    except ModelNotFound as error:
+        raise TrainingError(str(error)) from error
+    tokenizer = load_tokenizer(policy, settings.chat_template)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked: any token will do
+    read: Callable[..., Part[Any]]
+    read = _demonstrations if isinstance(settings, SFTSettings) else _pairs
+    train = read(settings, tokenizer, settings.train, settings.train_split, settings.limit)
+    held_out = read(settings, tokenizer, settings.eval, settings.eval_split, settings.eval_limit)
+    return AlignInputs(settings, policy, tokenizer, train, held_out)
+
+
+def _demonstrations(
+    settings: AlignSettings, tokenizer: Any, source: str, split: str, limit: int
+) -> Part[Completion]:
+    found = read_rows(
+        source, parse_demonstration, split=split, limit=limit, bad_rows=settings.bad_rows
+    )
+    rows: list[Demonstration] = found.rows
+    encoded = encode(
+        tokenizer, [r.prompt for r in rows], [r.answer for r in rows], found.lines, source
+    )
+    kept, too_long = _fitting(
+        encoded, [len(p) + len(a) for p, a in encoded], found.lines, settings, source
+    )
+    known: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+    duplicates = 0
+    for prompt, answer in kept:
+        key = (tuple(prompt), tuple(answer))
+        duplicates += key in known
+        known.add(key)
+    return Part(
+        source, found.sha256, kept, found.bad, {"too_long": too_long}, {"duplicates": duplicates},
+        [len(p) + len(a) for p, a in encoded], frozenset(prompt for prompt, _ in known),
+    )  # fmt: skip
+
+
+def _pairs(
+    settings: AlignSettings, tokenizer: Any, source: str, split: str, limit: int
+) -> Part[PairTokens]:
+    found = load_pairs(source, split=split, limit=limit, bad_rows=settings.bad_rows)
+    usable, lines, several, empty = [], [], 0, 0
+    for pair, line in zip(found.pairs, found.lines, strict=True):
+        if len(pair.chosen) > 1 or len(pair.rejected) > 1:
+            several += 1  # the user's turns between would be learned too
+        elif not (pair.chosen[0]["content"].strip() and pair.rejected[0]["content"].strip()):
+            empty += 1
+        else:
+            usable.append(pair)
+            lines.append(line)
+    prompts = [pair.prompt for pair in usable]
+    chosen, rejected = (
+        encode(tokenizer, prompts, [answer[0]["content"] for answer in answers], lines, source)
+        for answers in ([p.chosen for p in usable], [p.rejected for p in usable])
+    )
+    rows = [PairTokens(p, c, r) for (p, c), (_, r) in zip(chosen, rejected, strict=True)]
+    lengths = [row.longest for row in rows]
+    fitting, too_long = _fitting(rows, lengths, lines, settings, source)
+    kept = [row for row in fitting if list(row.chosen) != list(row.rejected)]
+    if not kept:
+        raise DataError(f"{source}: no pair is left that could be learned from")
+    left_out = {
+        "too_long": too_long, "several_turns": several, "empty_answers": empty,
+        "same_tokens": len(fitting) - len(kept),
+    }  # fmt: skip
+    odd = {"duplicates": found.duplicates, "contradictions": found.contradictions}
+    known = frozenset(tuple(row.prompt) for row in kept)
+    return Part(source, found.sha256, kept, found.bad, left_out, odd, lengths, known)
+
+
+def _fitting(
+    rows: Sequence[T],
+    lengths: Sequence[int],
+    lines: Sequence[int],
+    settings: AlignSettings,
+    source: str,
+) -> tuple[list[T], int]:
+    """The rows that are not too long, and how many are.
+
+    Raises:
+        DataError: one is, and `too_long` is `error`; or none is left.
+    """
+    kept = []
+    for row, length, line in zip(rows, lengths, lines, strict=True):
+        if length <= settings.max_length:
+            kept.append(row)
+        elif settings.too_long == "error":
+            raise DataError(
+                f"{source}, line {line}: {length} tokens, over the limit of {settings.max_length} "
+                "(--max-length; --too-long drop leaves such rows out)"
+            )
+    if not kept:
+        raise DataError(f"{source}: no row is left under {settings.max_length} tokens")
+    return kept, len(rows) - len(kept)
