@@ -148,11 +148,9 @@ def parse_demonstration(row: Mapping[str, Any]) -> Demonstration:
     Raises:
         RowError: a field is missing or malformed, or the answer is missing or empty.
     """
-    field = next(
-        (key for key in ("messages", "response", "completion", "chosen") if key in row), ""
-    )
+    field = next((key for key in _ANSWERS if key in row), "")
     if not field:
-        raise RowError("", "has none of messages, response, completion and chosen")
+        raise RowError("", f"has none of {', '.join(_ANSWERS)}")
     prompt: list[Message] = []
     if field != "messages" and row.get("prompt") is not None:
         prompt = parse_prompt(row["prompt"])

@@ -37,22 +37,19 @@ def plain_attention(model: Any) -> str:
     return "sdpa" if model._supports_sdpa and capped is None else "eager"
 
 
-def with_lora(lm: Any, rank: int, alpha: float = 0.0, dropout: float = 0.0) -> Any:
-    """The model with LoRA around all its linear layers.
+def lora_config(lm: Any, rank: int, alpha: float = 0.0, dropout: float = 0.0) -> Any:
+    """LoRA around all linear layers but the output's.
 
     Args:
-        lm: changed in place.
+        lm: of `transformers`.
         rank: of each layer's update.
         alpha: 0 is twice the rank.
         dropout: of the updates' inputs.
-
-    Raises:
-        TrainingError: a layer is of a kind whose update can't be merged in the end.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import LoraConfig, TaskType
     from transformers.pytorch_utils import Conv1D
 
-    config = LoraConfig(
+    return LoraConfig(
         r=rank,
         lora_alpha=alpha or 2 * rank,
         lora_dropout=dropout,
@@ -60,13 +57,34 @@ def with_lora(lm: Any, rank: int, alpha: float = 0.0, dropout: float = 0.0) -> A
         task_type=TaskType.CAUSAL_LM,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in lm.modules()),  # GPT-2
     )
-    model = get_peft_model(lm, config).eval()
+
+
+def check_lora(model: Any) -> None:
+    """Refuse LoRA that could not be merged in the end.
+
+    Raises:
+        TrainingError: a layer is of a kind that no checkpoint has room for.
+    """
+    from transformers.pytorch_utils import Conv1D
+
     for name, module in model.named_modules():
         if hasattr(module, "lora_A") and not isinstance(module.base_layer, (nn.Linear, Conv1D)):
             raise TrainingError(
                 f"LoRA on {name} ({type(module.base_layer).__name__}) can't be merged into a "
                 "checkpoint: train all weights (lora_r = 0)"
             )
+
+
+def with_lora(lm: Any, rank: int, alpha: float = 0.0) -> Any:
+    """The model with LoRA around it; it is changed in place.
+
+    Raises:
+        TrainingError: it could not be merged in the end.
+    """
+    from peft import get_peft_model
+
+    model = get_peft_model(lm, lora_config(lm, rank, alpha)).eval()
+    check_lora(model)
     return model
 
 

@@ -102,7 +102,7 @@ def merged(model: Any) -> Any:
 def quiet() -> Iterator[None]:
     """Without the progress bars of transformers and datasets: our programs have their own."""
     shown = transformers_logging.is_progress_bar_enabled()
-    mapped = datasets.are_progress_bars_enabled()
+    mapped = not datasets.are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     try:

@@ -29,7 +29,7 @@ from guerdon.trainer.align.samples import answer, write_samples
 from guerdon.trainer.align.settings import DPOSettings, SFTSettings
 from guerdon.trainer.align.trainers import make_trainer
 from guerdon.trainer.callbacks import Evaluations, LoggedMetrics, ProgressBar
-from guerdon.trainer.language_model import load_lm, with_lora
+from guerdon.trainer.language_model import check_lora, load_lm
 from guerdon.trainer.modelling import merged, quiet
 
 
@@ -93,12 +93,10 @@ def _train(
     log = LoggedMetrics(folder.metrics, folder.metrics_until(done))
     if checkpoint:
         console.print(f"resuming at step {done}", highlight=False)
-    if settings.lora_r:
-        alpha = settings.lora_alpha or 0.0
-        model = with_lora(model, settings.lora_r, alpha, settings.lora_dropout)
     bar = ProgressBar(console)
     evaluations = Evaluations(settings.eval_every, lambda: measure.logged(trainer.model), log)
     trainer = make_trainer(model, inputs, folder.checkpoints, [log, bar, evaluations])
+    check_lora(trainer.model)
     trainer.remove_callback(PrinterCallback)  # there is a bar, or a line, already
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

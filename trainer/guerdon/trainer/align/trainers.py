@@ -15,7 +15,7 @@ from guerdon.trainer.align.inputs import AlignInputs, PairTokens
 from guerdon.trainer.align.settings import DPOSettings, ORPOSettings, SFTSettings
 from guerdon.trainer.completions import IGNORED, CompletionTrainer, dataset_of, keeps_apart
 from guerdon.trainer.fine_tuning import common_arguments
-from guerdon.trainer.language_model import load_lm
+from guerdon.trainer.language_model import load_lm, lora_config
 from guerdon.trainer.length_grouped import LengthGrouped
 from guerdon.trainer.watched import Watched
 
@@ -29,7 +29,7 @@ def make_trainer(
     """The trainer of a recipe.
 
     Args:
-        model: in float32, LoRA around it or not.
+        model: in float32; changed in place, and wrapped where LoRA is asked for.
         inputs: of the run.
         checkpoints: where TRL's own go.
         callbacks: of transformers' kind.
@@ -41,6 +41,9 @@ def make_trainer(
     how: dict[str, Any] = {
         "model": model, "processing_class": inputs.tokenizer, "callbacks": list(callbacks),
     }  # fmt: skip
+    if settings.lora_r:
+        alpha = settings.lora_alpha or 0.0
+        how["peft_config"] = lora_config(model, settings.lora_r, alpha, settings.lora_dropout)
     rows = inputs.train.rows
     if isinstance(settings, SFTSettings):
         data = dataset_of(rows)

@@ -1,0 +1,120 @@
+"""Data that is not as it should be: told by line, counted, or the end of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.align.support import inputs_of, settings_of
+from tests.trainer.toy import toy_rows, write_rows
+from transformers import AutoTokenizer
+
+from guerdon.cli.main import main
+from guerdon.data import RowError, parse_demonstration
+from guerdon.trainer.align.tokens import encode
+from guerdon.trainer.errors import DataError
+
+Toy = tuple[Path, Path]
+USER = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, ANSWER]},
+        {"prompt": "q", "response": "a"},
+        {"prompt": [USER], "completion": "a"},
+        {"prompt": "q", "response": [ANSWER]},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]},
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+    ],
+)
+def test_answers_are_found(row: dict[str, Any]) -> None:
+    found = parse_demonstration(row)
+    assert (found.prompt, found.answer) == ([USER], "a")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "q"}, "has none of messages, response, completion, chosen"),
+        ({"response": "a"}, "prompt: is missing"),
+        ({"messages": [ANSWER]}, "messages: has no turn before the answer"),
+        ({"messages": [USER]}, "messages: does not end with the assistant's turn"),
+        ({"messages": [USER, {"role": "assistant", "content": " "}]}, "ends with an empty answer"),
+        ({"prompt": "q", "response": 3}, "response: must be a non-empty list"),
+        ({"messages": [{"role": "", "content": "q"}, ANSWER]}, r"messages\[0\].role: is empty"),
+    ],
+)
+def test_what_is_no_demonstration(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RowError, match=reason):
+        parse_demonstration(row)
+
+
+def test_bad_rows_are_named_and_counted(
+    policy: Path, toy: Toy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good = toy_rows(6, seed=3)
+    pair = {key: good[0][key] for key in ("prompt", "chosen", "rejected")}
+    several = [ANSWER, USER, ANSWER]
+    rows: list[Any] = [
+        *good,
+        {"prompt": "q", "chosen": "a"},  # line 7
+        {"prompt": "q", "chosen": "a", "rejected": "a"},  # line 8
+        {"prompt": "q", "chosen": [USER], "rejected": "b"},  # line 9
+        "{not json",  # line 10
+        pair,
+        {**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]},
+        {"prompt": "q", "chosen": several, "rejected": "b"},
+        {"prompt": "q", "chosen": "", "rejected": "b"},
+        {"prompt": "q", "chosen": "word " * 20_000, "rejected": "b"},
+    ]
+    data = write_rows(tmp_path / "data.jsonl", rows)
+    with data.open("ab") as file:
+        file.write(b'{"prompt": "\xff"}\n')  # line 16
+    arguments = [
+        "train", "dpo", "--policy", str(policy), "--train", str(data), "--eval", str(toy[1]),
+        "--output", str(tmp_path / "run"), "--dry-run",
+    ]  # fmt: skip
+    assert main(arguments) == 2
+    assert "line 7: rejected: is missing" in capfd.readouterr().err
+    assert main([*arguments, "--bad-rows", "skip"]) == 0
+    printed = " ".join(capfd.readouterr().err.split())
+    assert "train: 8 rows of" in printed
+    for words in (
+        "5 malformed rows were skipped (lines 7, 8, 9, 10, 16)", "1 rows were left out as too long",
+        "1 pairs were left out: an answer has several turns",
+        "1 pairs were left out: an answer is empty", "1 rows occur more than once",
+        "1 pairs contradict another one", "p50", "longest",
+    ):  # fmt: skip
+        assert words in printed, words
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "--bad-rows", "skip", "--too-long", "error"]) == 2
+    assert "line 15: " in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_line_of_ten_megabytes(policy: Path, toy: Toy, tmp_path: Path) -> None:
+    rows = [*toy_rows(2, seed=3), {"prompt": "q", "response": "x \n" * 3_300_000}]
+    data = write_rows(tmp_path / "data.jsonl", rows)
+    found = inputs_of(settings_of("sft", policy, (data, toy[1]), tmp_path / "run"))
+    assert (len(found.train.rows), found.train.left_out) == (2, {"too_long": 1})
+
+
+def test_an_answer_ends_with_the_end_token_and_is_tokenised_by_itself(policy: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    ((prompt, answer),) = encode(tokenizer, [[USER]], ["a"], [1], "f")
+    assert prompt == tokenizer.apply_chat_template([USER], add_generation_prompt=True)["input_ids"]
+    assert answer[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(answer, skip_special_tokens=True).strip() == "a"
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    ((_, unended),) = encode(tokenizer, [[USER]], ["a"], [1], "f")
+    assert unended[-1] == tokenizer.eos_token_id
+    tokenizer.chat_template = (
+        "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    with pytest.raises(DataError, match="f, line 7: the chat template renders the prompt in"):
+        encode(tokenizer, [[USER]], ["a"], [7], "f")

@@ -1,0 +1,150 @@
+"""SFT, DPO and ORPO from the command line to a policy that transformers loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.align.support import KINDS, answer_logprobs, inputs_of, log_ratio, run, settings_of
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from guerdon.cli.main import main
+from guerdon.trainer.align.cli import PANELS
+from guerdon.trainer.align.folder import AlignFolder
+from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.settings_io import field_types
+from guerdon.trainer.watched import Watched
+
+Toy = tuple[Path, Path]
+WEIGHTS = "final/model.safetensors"
+
+
+@pytest.mark.parametrize("algorithm", KINDS)
+def test_a_recipe_learns_and_leaves_a_whole_folder(
+    algorithm: str, policy: Path, toy: Toy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    arguments = [
+        "train", algorithm, "--policy", str(policy), "--train", str(toy[0]), "--eval", str(toy[1]),
+        "--output", str(output), "--lr", "1e-3", "--epochs", "3", "--eval-every", "8",
+        "--sample-prompts", "2", "--sample-tokens", "4",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    printed = capfd.readouterr().err
+    assert "24 rows of" in printed
+    assert "step 20/24: loss" in printed
+    assert "policy: " in printed
+    summary = json.loads((output / "summary.json").read_text())
+    before, after = summary["before"], summary["after"]
+    if algorithm == "sft":
+        assert after["nll"] < before["nll"] - 0.5
+    else:
+        assert before["ties"] == 24
+        assert after["implicit_accuracy"]["low"] > 0.5
+        assert after["margin"] > 0
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [5, 10, 15, 20]
+    assert [row["step"] for row in rows if "eval_nll" in row] == [8, 16, 24]
+    samples = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    assert [(row["kind"], row["step"]) for row in samples] == [
+        ("before", 0), ("before", 0), ("after", 24), ("after", 24),
+    ]  # fmt: skip
+    pictures = {"training.png"} | ({"rewards.png"} if algorithm != "sft" else set())
+    assert {path.name for path in (output / "plots").iterdir()} == pictures
+    assert not (output / "checkpoints").exists()
+
+    model = AutoModelForCausalLM.from_pretrained(output / "final").eval()
+    assert model.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(output / "final").chat_template
+    assert main(arguments) == 2  # nothing is overwritten by mistake
+    assert "--resume goes on with it" in capfd.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    assert "this run ended already" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "more"),
+    [
+        ("sft", {}),
+        ("sft", {"packing": "off"}),
+        ("sft", {"lora_r": 2}),
+        ("dpo", {}),
+        ("dpo", {"precompute_reference": True}),
+        ("dpo", {"lora_r": 2}),
+        ("orpo", {}),
+        ("orpo", {"lora_r": 2}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
+)
+def test_a_resumed_run_equals_an_unbroken_one(
+    algorithm: str, more: dict[str, Any], policy: Path, toy: Toy, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    more = more | {"checkpoint_every": 3, "limit": 40, "epochs": 2.0}
+    whole = settings_of(algorithm, policy, toy, tmp_path / "whole", **more)
+    summary, _ = run(whole)
+    broken = settings_of(algorithm, policy, toy, tmp_path / "broken", **more)
+    step = Watched.training_step
+    with monkeypatch.context() as patch:
+
+        def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step == 7:  # in the second epoch, a step after a checkpoint
+                raise KeyboardInterrupt
+            return step(self, *args, **kwargs)
+
+        patch.setattr(Watched, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(broken)
+    assert not AlignFolder(broken, resume=True, overwrite=False).finished
+    resumed, printed = run(broken, resume=True)
+    assert "resuming at step 6" in printed
+    one, other = load_file(tmp_path / "whole" / WEIGHTS), load_file(tmp_path / "broken" / WEIGHTS)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert summary["after"] == resumed["after"]
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "dpo"])
+def test_what_is_measured_is_what_is_saved(
+    algorithm: str, policy: Path, toy: Toy, tmp_path: Path
+) -> None:
+    """Also where weights are rounded; implied rewards equal a direct computation."""
+    settings = settings_of(algorithm, policy, toy, tmp_path / "run", save_dtype="float32")
+    summary, _ = run(settings)
+    with torch.no_grad():
+        first, saved = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            for folder in (policy, tmp_path / "run" / "final")
+        )
+        rows = inputs_of(settings).eval.rows
+        if algorithm == "sft":
+            found = torch.cat([answer_logprobs(saved, *row) for row in rows])
+            assert summary["after"]["nll"] == pytest.approx(-float(found.mean()), abs=1e-4)
+            return
+        delta = torch.stack([
+            sum(
+                sign * log_ratio(saved, first, row.prompt, ids).sum()
+                for sign, ids in ((1, row.chosen), (-1, row.rejected))
+            )
+            for row in rows
+        ])  # fmt: skip
+    assert summary["after"]["margin"] == pytest.approx(0.1 * float(delta.mean()), abs=1e-4)
+    right = int((delta > 0).sum()) / len(rows)
+    assert summary["after"]["implicit_accuracy"]["value"] == pytest.approx(right)
+
+
+def test_a_loss_that_is_no_number_ends_it(policy: Path, toy: Toy, tmp_path: Path) -> None:
+    settings = settings_of("dpo", policy, toy, tmp_path / "run", lr=1e30, epochs=3.0)
+    with pytest.raises(DivergedError, match="try a smaller --lr"):
+        run(settings)
+    assert not (tmp_path / "run" / "final").exists()
+
+
+@pytest.mark.parametrize("algorithm", KINDS)
+def test_every_setting_has_a_heading(algorithm: str) -> None:
+    known = [name for names in PANELS.values() for name in names]
+    assert len(known) == len(set(known))
+    assert field_types(KINDS[algorithm]).keys() <= set(known)
