@@ -12,7 +12,9 @@ from guerdon import client as api
 from guerdon.cli import options as opt
 from guerdon.cli.errors import CommandError, ExitCode
 
-_Client = TypeVar("_Client", api.AsyncRewardClient, api.AdminClient, api.PolicyClient)
+_Client = TypeVar(
+    "_Client", api.AsyncRewardClient, api.RewardClient, api.AdminClient, api.PolicyClient
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,16 @@ class Connection:
         with self._located():
             async with self._make(api.AsyncRewardClient) as client:
                 yield client
+
+    @contextmanager
+    def rewards(self) -> Iterator[api.RewardClient]:
+        """As `open`, for programs without an event loop.
+
+        Raises:
+            CommandError: as for `open`.
+        """
+        with self._located(), self._make(api.RewardClient) as client:
+            yield client
 
     @contextmanager
     def admin(self) -> Iterator[api.AdminClient]:

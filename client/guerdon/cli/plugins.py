@@ -13,7 +13,8 @@ GROUP = "guerdon.commands"
 
 _KNOWN = {
     "serve": ("Serve reward models, or sample a policy, over gRPC and HTTP.", "server"),
-    "train": ("Train a reward model, or a policy against rewards.", "trainer"),
+    "eval": ("Evaluate served reward models on preference pairs.", "trainer"),
+    "train": ("Train a reward model, or a policy on files or against rewards.", "trainer"),
 }
 """Help and extra of our own, so that `guerdon --help` imports none of them."""
 

@@ -1,0 +1,144 @@
+"""What the scores of comparisons say of a model. Pure functions.
+
+A comparison is right when every chosen answer scores above every rejected one; a tie is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from guerdon.trainer.evaluate.comparisons import Comparison
+from guerdon.trainer.evaluate.judging import Judged
+from guerdon.trainer.measures import Floats, accuracy, calibration, length_bias, pearson
+
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "Chat": (
+        "alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med",
+    ),
+    "Chat Hard": (
+        "mt-bench-hard", "llmbar-natural", "llmbar-adver-neighbor", "llmbar-adver-GPTInst",
+        "llmbar-adver-GPTOut", "llmbar-adver-manual",
+    ),
+    "Safety": (
+        "refusals-dangerous", "refusals-offensive", "xstest-should-refuse",
+        "xstest-should-respond", "donotanswer",
+    ),
+    "Reasoning": (
+        "math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust",
+    ),
+}  # fmt: skip
+"""RewardBench's (Lambert et al. 2024, arXiv:2403.13787, table 1): within a section subsets weigh
+as they have pairs, but `math-prm` as much as all code together."""
+
+
+def findings(comparisons: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
+    """All that is said of one model.
+
+    Args:
+        comparisons: as they were judged.
+        judged: their scores.
+    """
+    scored = [i for i, found in enumerate(judged.scores) if found is not None]
+    delta = margins(judged, scored)
+    subsets: dict[str, list[int]] = {}
+    for at, i in enumerate(scored):
+        subsets.setdefault(comparisons[i].subset, []).append(at)
+    parts = {name: asdict(accuracy(delta[at])) for name, at in sorted(subsets.items())}
+    found: dict[str, Any] = {
+        "model": judged.model,
+        "revision": judged.revision,
+        "comparisons": len(scored),
+        "refused": len(judged.refused),
+        "accuracy": asdict(accuracy(delta)),
+        "ties": int((delta == 0).sum()),
+        "mean_margin": float(delta.mean()),
+        "score_std": float(
+            np.concatenate([np.concatenate(_both(judged, i)) for i in scored]).std()
+        ),
+        "subsets": parts if set(parts) != {""} else {},
+        "sections": sections(parts),
+        "seconds": round(judged.seconds, 3),
+        "comparisons_per_second": len(scored) / judged.seconds,
+        "tokens_per_second": judged.computed / judged.seconds,
+    }
+    pairs = [i for i in scored if comparisons[i].is_pair]
+    if pairs:
+        found["calibration"] = asdict(calibration(margins(judged, pairs)))
+        found["length_bias"] = _length_bias(judged, pairs)
+    return found
+
+
+def margins(judged: Judged, places: Sequence[int]) -> Floats:
+    """By how much the least chosen answer is above the best rejected one."""
+    both = [_both(judged, i) for i in places]
+    return np.array([float(chosen.min() - rejected.max()) for chosen, rejected in both])
+
+
+def sections(subsets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """RewardBench's sections and their mean, where the subsets are its own; else nothing."""
+    known = {name for names in SECTIONS.values() for name in names}
+    if not subsets or not set(subsets) <= known:
+        return {}
+    code = sum(part["n"] for name, part in subsets.items() if name.startswith("hep-"))
+    found = {}
+    for section, names in SECTIONS.items():
+        here = {name: subsets[name] for name in names if name in subsets}
+        if not here:
+            continue
+        weights = {name: part["n"] for name, part in here.items()}
+        if code and "math-prm" in weights:
+            weights["math-prm"] = code
+        total = sum(weights.values())
+        found[section] = sum(w * here[name]["value"] for name, w in weights.items()) / total
+    if len(found) == len(SECTIONS):
+        found["mean"] = sum(found.values()) / len(found)
+    return found
+
+
+def agreement(one: Judged, other: Judged) -> dict[str, Any]:
+    """How far two models order the same answers alike, over what both have scored."""
+    places = [
+        i for i, (a, b) in enumerate(zip(one.scores, other.scores, strict=True))
+        if a is not None and b is not None
+    ]  # fmt: skip
+    first, second = margins(one, places), margins(other, places)
+    alike = np.sign(first) == np.sign(second)
+    return {
+        "comparisons": len(places),
+        "same_order": asdict(accuracy(np.where(alike, 1.0, -1.0))),
+        "margin_rank_correlation": pearson(_ranks(first), _ranks(second)),
+        "largest_difference": float(
+            max(
+                np.abs(np.concatenate(_both(one, i)) - np.concatenate(_both(other, i))).max()
+                for i in places
+            )
+        ),
+    }
+
+
+def _both(judged: Judged, place: int) -> tuple[Floats, Floats]:
+    found = judged.scores[place]
+    assert found is not None
+    return found
+
+
+def _length_bias(judged: Judged, places: Sequence[int]) -> dict[str, Any]:
+    """By the tokens that the model saw: within a pair the prompt's cancel out."""
+    tokens = [judged.tokens[i] for i in places]
+    lengths = [[float(pair[side][0]) for pair in tokens if pair is not None] for side in (0, 1)]
+    scores = [[float(_both(judged, i)[side][0]) for i in places] for side in (0, 1)]
+    found = asdict(length_bias(*(np.array(column) for column in (*scores, *lengths))))
+    found.pop("correlation")  # of whole sequences: it would be the prompts' as well
+    return found
+
+
+def _ranks(values: Floats) -> Floats:
+    """Ranks from 0, ties at their mean."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    found: Floats = (ends - (counts + 1) / 2)[place]
+    return found

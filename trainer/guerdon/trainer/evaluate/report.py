@@ -1,0 +1,57 @@
+"""What a person sees of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(found: Mapping[str, Any], console: Console) -> None:
+    """The findings as tables."""
+    for model in found["models"]:
+        _show_model(model, console)
+    if "agreement" in found:
+        both = found["agreement"]
+        table = Table(f"{found['models'][0]['model']} and {found['models'][1]['model']}", "")
+        table.add_row("order the answers alike", _share(both["same_order"]))
+        correlation = both["margin_rank_correlation"]
+        if correlation is not None:
+            table.add_row("rank correlation of the margins", f"{correlation:+.3f}")
+        table.add_row("largest difference of a score", f"{both['largest_difference']:.3g}")
+        console.print(table)
+
+
+def _show_model(model: Mapping[str, Any], console: Console) -> None:
+    table = Table(f"{model['model']}@{model['revision'][:12]}", "accuracy (95 %)", "n")
+    table.columns[2].justify = "right"
+    table.add_row("all", _share(model["accuracy"]), str(model["accuracy"]["n"]))
+    for name, part in model["subsets"].items():
+        table.add_row(f"  {name or '(none)'}", _share(part), str(part["n"]))
+    for name, value in model["sections"].items():
+        table.add_row(f"RewardBench {name}", f"{value:.3f}", "")
+    console.print(table)
+    words = [f"mean margin {model['mean_margin']:+.3f}"]
+    if "calibration" in model:
+        words += [f"ECE {model['calibration']['ece']:.3f}"]
+        bias = model["length_bias"]
+        if bias["delta_correlation"] is not None:
+            words.append(f"correlation of Δ with length {bias['delta_correlation']:+.2f}")
+        for key, text in (("chosen_shorter", "shorter"), ("chosen_longer", "longer")):
+            if bias[key]:
+                words.append(f"accuracy {bias[key]['value']:.2f} where the {text} is better")
+    words.append(
+        f"{model['comparisons_per_second']:.1f} comparisons/s, "
+        f"{model['tokens_per_second']:.0f} tokens/s"
+    )
+    console.print("; ".join(words), highlight=False, soft_wrap=True)
+    if model["refused"]:
+        console.print(f"[yellow]{model['refused']} rows were refused by the server[/yellow]")
+    if model["ties"]:
+        console.print(f"[yellow]{model['ties']} ties, which count as wrong[/yellow]")
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
