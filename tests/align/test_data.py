@@ -96,7 +96,6 @@ def test_bad_rows_are_named_and_counted(
     assert "line 15: " in capfd.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_line_of_ten_megabytes(policy: Path, toy: Toy, tmp_path: Path) -> None:
     rows = [*toy_rows(2, seed=3), {"prompt": "q", "response": "x \n" * 3_300_000}]
     data = write_rows(tmp_path / "data.jsonl", rows)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.support.tiny import (
     BOS,
@@ -205,6 +205,7 @@ def test_special_tokens_written_in_an_answer_count_as_such(smollm: Encoder) -> N
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(content=MIXED, answers=st.lists(MIXED, min_size=2, max_size=4))
+@example(content="\x1d", answers=["", ""])
 def test_shared_text_changes_no_token(smollm: Encoder, content: str, answers: list[str]) -> None:
     for encoder in (smollm, tiny("roomy", longest=4096)):  # any text of these fits
         plain = encoder._tokenizer
@@ -213,10 +214,12 @@ def test_shared_text_changes_no_token(smollm: Encoder, content: str, answers: li
             plain.apply_chat_template(turns(prompt, answer))["input_ids"] for answer in answers
         ]
         if content and not content.startswith((BOS, "<|im_start|>")):
-            item = encode(encoder, FormattedText(content), *answers)
-            assert whole(item) == [
-                plain(content + answer, add_special_tokens=False)["input_ids"] for answer in answers
-            ]
+            ids = [plain(content + a, add_special_tokens=False)["input_ids"] for a in answers]
+            if not all(ids):  # SmolLM2's vocabulary lacks some control characters
+                with pytest.raises(InvalidRequest, match="makes no token at all"):
+                    encode(encoder, FormattedText(content), *answers)
+                continue
+            assert whole(encode(encoder, FormattedText(content), *answers)) == ids
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))

@@ -13,6 +13,7 @@ GROUP = "guerdon.commands"
 
 _KNOWN = {
     "serve": ("Serve reward models, or sample a policy, over gRPC and HTTP.", "server"),
+    "data": ("Make preference pairs of a sampled policy's answers.", "trainer"),
     "eval": ("Evaluate served reward models on preference pairs.", "trainer"),
     "train": ("Train a reward model, or a policy on files or against rewards.", "trainer"),
 }

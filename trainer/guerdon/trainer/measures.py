@@ -7,6 +7,7 @@ that the chosen one is preferred with probability σ(Δ).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,3 +136,12 @@ def length_bias(
         chosen_longer=where(longer > 0),
         equal=where(longer == 0),
     )
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Mean, and percentiles from the least to the largest; empty without values."""
+    if not len(values):
+        return {}
+    found = np.percentile(values, (0, 10, 50, 90, 99, 100)).tolist()
+    names = ("least", "p10", "p50", "p90", "p99", "largest")
+    return {"mean": float(np.mean(values))} | dict(zip(names, found, strict=True))

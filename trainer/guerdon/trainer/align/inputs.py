@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from guerdon.data import Demonstration, RowError, parse_demonstration
+from guerdon.data import Demonstration, Message, RowError, parse_demonstration
 from guerdon.models import ModelNotFound, resolve_model
 from guerdon.trainer.align.settings import AlignSettings, SFTSettings
 from guerdon.trainer.align.tokens import encode
@@ -120,11 +120,12 @@ def _demonstrations(
         source, parse_demonstration, split=split, limit=limit, bad_rows=settings.bad_rows
     )
     rows: list[Demonstration] = found.rows
-    encoded = encode(
-        tokenizer, [r.prompt for r in rows], [r.answer for r in rows], found.lines, source
-    )
+    sizes = [_characters(r.prompt) + len(r.answer) for r in rows]
+    short, huge = _short(sizes, found.lines, settings, tokenizer, source)
+    rows, lines = [rows[i] for i in short], [found.lines[i] for i in short]
+    encoded = encode(tokenizer, [r.prompt for r in rows], [r.answer for r in rows], lines, source)
     kept, too_long = _fitting(
-        encoded, [len(p) + len(a) for p, a in encoded], found.lines, settings, source
+        encoded, [len(p) + len(a) for p, a in encoded], lines, settings, source
     )
     known: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
     duplicates = 0
@@ -133,7 +134,8 @@ def _demonstrations(
         duplicates += key in known
         known.add(key)
     return Part(
-        source, found.sha256, kept, found.bad, {"too_long": too_long}, {"duplicates": duplicates},
+        source, found.sha256, kept, found.bad,
+        {"too_long": huge + too_long}, {"duplicates": duplicates},
         [len(p) + len(a) for p, a in encoded], frozenset(prompt for prompt, _ in known),
     )  # fmt: skip
 
@@ -151,6 +153,12 @@ def _pairs(
         else:
             usable.append(pair)
             lines.append(line)
+    sizes = [
+        _characters(pair.prompt) + max(_characters(pair.chosen), _characters(pair.rejected))
+        for pair in usable
+    ]
+    short, huge = _short(sizes, lines, settings, tokenizer, source)
+    usable, lines = [usable[i] for i in short], [lines[i] for i in short]
     prompts = [pair.prompt for pair in usable]
     chosen, rejected = (
         encode(tokenizer, prompts, [answer[0]["content"] for answer in answers], lines, source)
@@ -163,12 +171,39 @@ def _pairs(
     if not kept:
         raise DataError(f"{source}: no pair is left that could be learned from")
     left_out = {
-        "too_long": too_long, "several_turns": several, "empty_answers": empty,
+        "too_long": huge + too_long, "several_turns": several, "empty_answers": empty,
         "same_tokens": len(fitting) - len(kept),
     }  # fmt: skip
     odd = {"duplicates": found.duplicates, "contradictions": found.contradictions}
     known = frozenset(tuple(row.prompt) for row in kept)
     return Part(source, found.sha256, kept, found.bad, left_out, odd, lengths, known)
+
+
+def _characters(turns: Sequence[Message]) -> int:
+    return sum(len(turn["content"]) for turn in turns)
+
+
+def _short(
+    sizes: Sequence[int], lines: Sequence[int], settings: AlignSettings, tokenizer: Any, source: str
+) -> tuple[list[int], int]:
+    """The rows that may fit, and how many have so many characters that they can't.
+
+    Tokenising many megabytes only to count them takes minutes.
+
+    Raises:
+        DataError: one can't, and `too_long` is `error`; or none may.
+    """
+    most = settings.max_length * max(map(len, tokenizer.get_vocab()))
+    short = [i for i, size in enumerate(sizes) if size <= most]
+    for size, line in zip(sizes, lines, strict=True):
+        if size > most and settings.too_long == "error":
+            raise DataError(
+                f"{source}, line {line}: {size} characters, over the limit of "
+                f"{settings.max_length} tokens (--max-length; --too-long drop leaves such rows out)"
+            )
+    if not short:
+        raise DataError(f"{source}: no row is left under {settings.max_length} tokens")
+    return short, len(sizes) - len(short)
 
 
 def _fitting(

@@ -37,11 +37,20 @@ class Credentials:
         """
         token = read_token(TOKEN_VARIABLE, settings.token_file, "token_file")
         admin = read_token(ADMIN_TOKEN_VARIABLE, settings.admin_token_file, "admin_token_file")
-        ca = Path(settings.tls_ca) if settings.tls_ca else None
-        if ca is not None and not ca.is_file():
-            raise SettingsError(f"tls_ca: there is no file {ca}")
-        tls = TLS(ca=ca) if settings.tls or ca is not None else None
+        tls = tls_of(settings.tls, settings.tls_ca)
         return cls(token=token, update_token=admin or token, tls=tls)
+
+
+def tls_of(tls: bool, ca_file: str) -> TLS | None:
+    """The encryption that settings ask for; None is none.
+
+    Raises:
+        SettingsError: there is no such file of authorities.
+    """
+    ca = Path(ca_file) if ca_file else None
+    if ca is not None and not ca.is_file():
+        raise SettingsError(f"tls_ca: there is no file {ca}")
+    return TLS(ca=ca) if tls or ca is not None else None
 
 
 def read_token(variable: str, file: str, setting: str) -> str | None:

@@ -1,0 +1,74 @@
+"""`guerdon data …`: training data from the services. Nothing heavy is imported before needed."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from guerdon.trainer import settings_io
+from guerdon.trainer.collect.settings import PairsSettings
+from guerdon.trainer.settings_options import (
+    Config,
+    Overwrite,
+    Resume,
+    add_settings,
+    plain_errors,
+)
+
+PANELS: dict[str, tuple[str, ...]] = {
+    "The run": ("policy", "sampler", "prompts", "output", "limit", "seed"),
+    "Rewards": ("reward", "verifier"),
+    "Sampling": ("samples_per_prompt", "max_tokens", "max_prompt_tokens", "temperature"),
+    "Pairs": ("pick", "min_margin", "max_per_prompt", "unfinished"),
+    "Services": (
+        "in_flight", "patience", "request_timeout", "token_file", "tls", "tls_ca",
+    ),
+}  # fmt: skip
+"""Headings of `guerdon data pairs --help`."""
+
+app = typer.Typer(help="Make training data from the services.", no_args_is_help=True)
+
+
+@app.callback()
+def _several() -> None:
+    """Keeps `pairs` a command of its own."""
+
+
+@app.command("pairs")
+@add_settings(PairsSettings, PANELS)
+def pairs(
+    given: dict[str, Any],
+    *,
+    config: Config = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Preference pairs of a policy's own answers: sample, score, best against worst.
+
+    The pairs are rows for `guerdon train dpo|orpo|reward`. What is sampled is on the disk as it
+    comes: --resume goes on, and may pick otherwise of what is there.
+    """
+    with plain_errors():
+        settings = settings_io.load(PairsSettings, config, given)
+        _run(settings, resume=resume, overwrite=overwrite)
+
+
+def _run(settings: PairsSettings, *, resume: bool, overwrite: bool) -> None:
+    from rich.console import Console
+
+    from guerdon.trainer.collect.run import PAIRS, PairsFolder, collect
+
+    console = Console(stderr=not sys.stdout.isatty())
+    folder = PairsFolder(settings, resume=resume, overwrite=overwrite)
+    found = collect(settings, folder, console)
+    console.print(
+        f"{found['pairs']} pairs of {found['completions']} answers to {found['prompts']} prompts; "
+        f"margin {found['margin']['p50']:.3g} at the median; the chosen answer is the longer in "
+        f"{found['chosen_is_longer']:.0%}", highlight=False,
+    )  # fmt: skip
+    left = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in found["left_out"].items() if n)
+    if left:
+        console.print(f"[yellow]left out: {left}[/yellow]", highlight=False)
+    console.print(f"pairs: {folder.path / PAIRS}", markup=False, highlight=False, soft_wrap=True)
