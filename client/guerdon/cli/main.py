@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after `guerdon`; those of the process by default.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a server's goodbye is no news to a person
     try:
         code = _dispatch(args)
         sys.stdout.flush()
