@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.align.support import KINDS, answer_logprobs, inputs_of, log_ratio, run, settings_of
+from tests.support.command import read_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.cli.main import main
@@ -46,10 +47,10 @@ def test_a_recipe_learns_and_leaves_a_whole_folder(
         assert before["ties"] == 24
         assert after["implicit_accuracy"]["low"] > 0.5
         assert after["margin"] > 0
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(output / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [5, 10, 15, 20]
     assert [row["step"] for row in rows if "eval_nll" in row] == [8, 16, 24]
-    samples = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    samples = read_rows(output / "samples.jsonl")
     assert [(row["kind"], row["step"]) for row in samples] == [
         ("before", 0), ("before", 0), ("after", 24), ("after", 24),
     ]  # fmt: skip

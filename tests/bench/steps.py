@@ -8,9 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.bench.common import ROOT, median
+from tests.support.command import read_rows
 
 TASKS = ROOT / "trainer" / "guerdon" / "trainer" / "rl" / "tasks"
 WARM_UP = 2
@@ -79,15 +79,11 @@ def ppo(folder: Path, *, sampler: str, eta: int, **flags: object) -> Steps:
 
 
 def _read(run: Path, record: Path) -> Steps:
-    rows = [row for row in _lines(run / "metrics.jsonl") if "reward" in row]
-    calls = _lines(record)
+    rows = [row for row in read_rows(run / "metrics.jsonl") if "reward" in row]
+    calls = read_rows(record)
     names = {name for call in calls for name in call}
     # The first publication has no step before it, so those of steps after the warm-up are later.
     first = {name: WARM_UP + (name in ("gather", "transfer")) for name in names}
     parts = {name: [call[name] for call in calls if name in call][first[name] :] for name in names}
     summary = json.loads((run / "summary.json").read_text())
     return Steps(rows[WARM_UP:], parts, summary["seconds"])
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

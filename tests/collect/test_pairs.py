@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from tests.rft.support import group_of
+from tests.support.command import read_rows
 from tests.support.tiny import tiny_checkpoint
 from tests.trainer.toy import WORDS, write_rows
 from transformers import AutoTokenizer
@@ -124,8 +125,7 @@ class World:
         ]  # fmt: skip
 
     def pairs(self) -> list[dict[str, Any]]:
-        lines = (self.output / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return read_rows(self.output / "pairs.jsonl")
 
     def drawn(self) -> int:
         return sum(method == "Generate" for method, _ in self.sampler.calls)

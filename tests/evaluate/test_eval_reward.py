@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from tests.support.command import read_rows
 from tests.trainer.toy import write_rows
 
 from guerdon.cli.main import main
@@ -73,7 +74,7 @@ def test_accuracy_overall_and_by_subset(
     }  # fmt: skip
     assert (model["ties"], model["mean_margin"]) == (1, pytest.approx((2 - 1 + 0 + 2 - 1 + 2) / 6))
     assert model["sections"] == {}
-    written = [json.loads(line) for line in output.read_text().splitlines()]
+    written = read_rows(output)
     assert [row["line"] for row in written] == [1, 2, 3, 4, 5, 6]
     assert written[4]["scores"] == {"chosen": [5.0, 2.0], "rejected": [1.0, 3.0]}
     assert written[5]["scores"] == {"chosen": [9.0], "rejected": [7.0]}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.recipes.support import make_group, settings_of
+from tests.support.command import read_rows
 
 from guerdon.trainer.errors import OutputError
 from guerdon.trainer.rl.folder import RLFolder
@@ -158,11 +159,7 @@ def test_rewinding_forgets_what_came_after(tmp_path: Path) -> None:
         handle.write('{"step": 6, "rew')  # killed here
     kept = folder.rewind(3)
     assert [row["step"] for row in kept] == [1, 2, 3]
-    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [
-        1,
-        2,
-        3,
-    ]
+    assert [row["step"] for row in read_rows(folder.metrics)] == [1, 2, 3]
     lines = folder.samples.read_text(encoding="utf-8").split("\n")
     assert [json.loads(line)["step"] for line in lines if line] == [1, 2, 3]
     assert "naïve\u2028" in lines[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.recipes.support import make_group
+from tests.support.command import read_rows
 
 from guerdon.trainer.errors import DivergedError
 from guerdon.trainer.rl.evaluation import Evaluation, compare, evaluate
@@ -261,7 +261,7 @@ def test_the_log_goes_on_where_it_was(tmp_path: Path) -> None:
     log.add({"step": 1, "reward": 0.5})
     again = MetricsLog(path, [{"step": 1, "reward": 0.5, "seconds": 100.0}])
     again.add({"step": 2, "reward": 0.6})
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = read_rows(path)
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[1]["seconds"] >= 100.0
     assert [row["step"] for row in again.rows] == [1, 2]
@@ -288,7 +288,7 @@ def test_samples_are_spread_over_prompts(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     groups = [make_group(i, [1.0, 2.0, 3.0], helpful=[1.0, 2.0, 3.0]) for i in range(3)]
     SampleTable(path, 4).add(5, groups)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = read_rows(path)
     assert [(row["prompt_index"], row["sample"]) for row in rows] == [
         (0, 0),
         (1, 0),

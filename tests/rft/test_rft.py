@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tests.rft.living import LivingPolicy
 from tests.rft.support import rft_settings_of
 from tests.rft.test_sft import interrupt_at
-from tests.support.command import environment, write_jsonl
+from tests.support.command import environment, read_rows, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.client._loop import run as run_there
@@ -79,10 +79,6 @@ def run(settings: RFTSettings, *, resume: bool = False) -> tuple[dict[str, Any],
     ), text.getvalue()
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
 def final_weights(output: Path) -> dict[str, torch.Tensor]:
     return load_file(output / "final" / "model.safetensors")
 
@@ -112,13 +108,13 @@ def test_a_whole_run_learns_what_was_accepted(
     assert reloaded.dtype == torch.float32
     assert AutoTokenizer.from_pretrained(tmp_path / "run" / "final").chat_template
 
-    rows = lines(tmp_path / "run" / "metrics.jsonl")
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert {key for row in rows for key in row if describe(key) is None} == set()
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, summary["steps"] + 1))
     sampled = next(row for row in rows if "accepted" in row)
     assert sampled["completions"] == 240 == summary["completions"]
     assert summary["kept"] == round(sampled["accepted"] * 240)
-    kinds = [row["kind"] for row in lines(tmp_path / "run" / "samples.jsonl")]
+    kinds = [row["kind"] for row in read_rows(tmp_path / "run" / "samples.jsonl")]
     assert [kinds.count(k) for k in ("before", "train", "after")] == [64, settings.sample_rows, 64]
     assert list((tmp_path / "run" / "plots").glob("*.png"))
     assert {"load", "publish", "evaluate", "sample", "learn", "save"} <= summary["seconds"].keys()
@@ -232,11 +228,11 @@ def test_a_run_that_was_killed_goes_on_where_it_was(
             run(settings)
     assert not (tmp_path / "run" / "summary.json").exists()
     scored = tmp_path / "run" / "scored.jsonl"
-    had = lines(scored)[1:] if scored.exists() else []
+    had = read_rows(scored)[1:] if scored.exists() else []
     summary, _ = run(settings, resume=True)
 
     # No group that was there is sampled again, and every prompt is there once.
-    now = lines(scored)[1:]
+    now = read_rows(scored)[1:]
     assert now[: len(had)] == had
     assert sorted(row["task"] for row in now) == list(range(10))
     # As if nothing had happened: the same samples, losses, weights and measures.
@@ -247,7 +243,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(
         assert summary[key] == expected[key], key
 
     def timeless(path: Path) -> list[dict[str, Any]]:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in lines(path)]
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(path)]
 
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert timeless(tmp_path / "run" / name) == timeless(unbroken / name)
@@ -281,7 +277,7 @@ def test_more_steps_go_on_with_a_finished_run(
     assert "resuming fine-tuning at step 4" in printed
     assert summary["steps"] == summary["after"]["step"] == 8
     assert RLFolder(longer, resume=True).finished
-    after = [r for r in lines(tmp_path / "run" / "samples.jsonl") if r["kind"] == "after"]
+    after = [r for r in read_rows(tmp_path / "run" / "samples.jsonl") if r["kind"] == "after"]
     assert {row["step"] for row in after} == {8}
 
 
@@ -340,7 +336,7 @@ def test_a_sampler_that_comes_back_is_given_its_weights_again(
     assert len(restarts) == 1
     assert [u.version for u in living.server.updates].count(1) >= 2
     assert summary["faults"]["sampler_restarts"] == 1
-    assert sorted(r["task"] for r in lines(tmp_path / "run" / "scored.jsonl")[1:]) == list(
+    assert sorted(r["task"] for r in read_rows(tmp_path / "run" / "scored.jsonl")[1:]) == list(
         range(10)
     )
 
@@ -425,11 +421,11 @@ def test_kill_9_while_sampling_and_while_fine_tuning(
             killed.append(True)
 
     killed_when("scored.jsonl", 4)
-    had = lines(output / "scored.jsonl")[1:]
+    had = read_rows(output / "scored.jsonl")[1:]
     assert 3 <= len(had) <= 5
     killed_when("checkpoints/checkpoint-*/trainer_state.json", 1, "--resume")
     assert not (output / "final").exists()
-    assert lines(output / "scored.jsonl")[1 : len(had) + 1] == had
+    assert read_rows(output / "scored.jsonl")[1 : len(had) + 1] == had
     ended = subprocess.run(
         [*command, "--resume"], capture_output=True, text=True, check=False, env=environment()
     )
@@ -437,9 +433,9 @@ def test_kill_9_while_sampling_and_while_fine_tuning(
     assert "resuming fine-tuning at step" in ended.stderr
     summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] == 400
-    rows = lines(output / "metrics.jsonl")
+    rows = read_rows(output / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 401))
-    assert sorted(row["task"] for row in lines(output / "scored.jsonl")[1:]) == list(range(10))
+    assert sorted(row["task"] for row in read_rows(output / "scored.jsonl")[1:]) == list(range(10))
     again = subprocess.run(
         [*command, "--resume"], capture_output=True, text=True, check=False, env=environment()
     )

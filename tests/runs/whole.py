@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.runs.processes import Child, Service, train
+from tests.support.command import read_rows
 
 from guerdon.client import Item, RewardClient
 
@@ -68,8 +69,8 @@ class Finished:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "run"
         self.summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
-        self.metrics = rows_of(self.path / "metrics.jsonl")
-        self.samples = rows_of(self.path / "samples.jsonl")
+        self.metrics = read_rows(self.path / "metrics.jsonl")
+        self.samples = read_rows(self.path / "samples.jsonl")
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -97,10 +98,6 @@ class Finished:
             found = client.score("m", items).scores
         for row, (again,) in zip(self.samples, found, strict=True):
             assert abs(again - row["reward"]) < 1e-4
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def finished(recipe: Recipe, folder: Path, *more: str) -> Finished:

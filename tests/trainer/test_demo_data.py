@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.command import read_rows
 
 from guerdon.data import parse_pair
 from guerdon.trainer.demo_data.judge import Question, judge, repeated_share
@@ -65,7 +65,7 @@ def test_repeated_share() -> None:
 
 
 def rows(split: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (HERE / f"{split}.jsonl").read_text().splitlines()]
+    return read_rows(HERE / f"{split}.jsonl")
 
 
 def test_the_data_is_small_and_well_formed() -> None:

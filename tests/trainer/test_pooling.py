@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support.command import read_rows
 from tests.support.tiny import tiny_checkpoint
 from tests.trainer.toy import run, toy_rows, toy_settings, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -112,7 +113,7 @@ def test_a_model_trained_with_pad_equal_to_eos_is_saved_safely(
     model = AutoModelForSequenceClassification.from_pretrained(output)
     assert tokenizer.pad_token != tokenizer.eos_token
     assert model.config.pad_token_id == tokenizer.pad_token_id
-    rows = [json.loads(line) for line in toy[1].read_text().splitlines()]
+    rows = read_rows(toy[1])
     ids = [
         tokenizer.apply_chat_template(row["prompt"] + row["chosen"], return_dict=True)["input_ids"]
         for row in rows

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support.command import read_rows
 from tests.support.tiny import tiny_checkpoint
 from tests.trainer.toy import metrics, run, toy_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -43,10 +44,6 @@ def plain_scores(folder: Path, rows: list[dict[str, Any]], key: str) -> np.ndarr
     return np.array(found)
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_it_learns(trained: tuple[Path, dict[str, Any]]) -> None:
     _, summary = trained
     assert summary["accuracy"] > 0.9
@@ -61,7 +58,7 @@ def test_the_saved_model_gives_the_measured_scores(
     trained: tuple[Path, dict[str, Any]], toy: tuple[Path, Path]
 ) -> None:
     folder, summary = trained
-    rows = rows_of(toy[1])
+    rows = read_rows(toy[1])
     delta = plain_scores(folder, rows, "chosen") - plain_scores(folder, rows, "rejected")
     assert (delta > 0).mean() == summary["accuracy"]
     assert delta.mean() == pytest.approx(summary["mean_margin"], abs=1e-4)
@@ -71,7 +68,7 @@ def test_manifest(trained: tuple[Path, dict[str, Any]], toy: tuple[Path, Path], 
     folder, _ = trained
     manifest = Manifest.read(folder)
     assert manifest is not None
-    rows = rows_of(toy[0])
+    rows = read_rows(toy[0])
     scores = np.concatenate([plain_scores(folder, rows, key) for key in ("chosen", "rejected")])
     assert manifest.mean == pytest.approx(scores.mean(), abs=1e-4)
     assert manifest.std == pytest.approx(scores.std(), abs=1e-4)
@@ -118,7 +115,7 @@ def test_bfloat16_learns_too(
     settings = toy_settings(base, toy, tmp_path / "run", dtype="bfloat16", share_prompts=share)
     summary, _ = run(settings)
     assert summary["accuracy"] > 0.9
-    rows = rows_of(toy[1])
+    rows = read_rows(toy[1])
     folder = Path(settings.output)
     saved = AutoModelForSequenceClassification.from_pretrained(folder)
     assert saved.dtype == torch.bfloat16
@@ -133,7 +130,7 @@ def test_what_is_measured_is_what_is_saved(toy: tuple[Path, Path], tmp_path: Pat
     In training they are rounded away. Saved in float32, they count.
     """
     base = tiny_checkpoint(tmp_path / "b", "llama", causal_lm=True, dtype=torch.bfloat16)
-    rows = rows_of(toy[1])
+    rows = read_rows(toy[1])
     for save_dtype in ("auto", "float32"):
         settings = toy_settings(
             base, toy, tmp_path / save_dtype, dtype="bfloat16", lr=3e-5, save_dtype=save_dtype
@@ -165,7 +162,7 @@ def test_lora_is_merged(base: Path, toy: tuple[Path, Path], tmp_path: Path) -> N
         toy_settings(base, toy, output, lora_r=8, lr=1e-2, save_dtype="float32", epochs=4.0)
     )
     assert summary["accuracy"] > 0.9
-    rows = rows_of(toy[1])
+    rows = read_rows(toy[1])
     delta = plain_scores(output, rows, "chosen") - plain_scores(output, rows, "rejected")
     assert delta.mean() == pytest.approx(summary["mean_margin"], abs=1e-4)
     assert not list(output.glob("adapter*"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from tests.support.command import read_rows
 
 from guerdon.trainer.inputs import read_inputs
 from guerdon.trainer.reward import train_reward
@@ -67,4 +68,4 @@ def run(settings: RewardSettings, *, resume: bool = False) -> tuple[dict[str, An
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return read_rows(folder / "metrics.jsonl")
