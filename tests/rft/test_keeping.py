@@ -53,9 +53,18 @@ def test_top_takes_the_best_in_the_order_they_came() -> None:
 
 def test_a_cut_completion_pays_before_it_is_judged() -> None:
     cut = group_of(1, [1], [([5], 1.0), ([6], 2.0)], finished=False)
-    assert kept([cut], missing_eos_penalty=0.5) == [(1, 1)]
+    assert kept([cut], keep_cut=True, missing_eos_penalty=0.5) == [(1, 1)]
     assert earned(cut.samples[0], settings_of(missing_eos_penalty=0.5)) == 0.5
     assert earned(GROUP.samples[0], settings_of(missing_eos_penalty=0.5)) == 1.0
+
+
+@pytest.mark.parametrize("rule", ["threshold", "top"])
+def test_a_cut_completion_is_not_kept(rule: str) -> None:
+    cut = group_of(1, [1], [([5], 1.0), ([6], 2.0)], finished=False)
+    ended = group_of(2, [1], [([5], 1.0)])
+    assert kept([cut], keep=rule) == []
+    assert kept([cut, ended], keep=rule) == [(2, 0)]
+    assert kept([cut], keep=rule, keep_cut=True, top=2) == [(1, 0), (1, 1)]
 
 
 @pytest.mark.parametrize("more", [{"reward_clip": 1.0}, {"reward_scale": "running"}])

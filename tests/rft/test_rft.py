@@ -66,6 +66,7 @@ def settings_for(
         "output": str(output), "verifier": ("regex:[ae]",), "samples_per_prompt": 8,
         "max_tokens": TOKENS, "lr": 1e-3, "epochs": 8.0, "checkpoint_every": 4,
         "eval_samples": 8, "plots": False, "patience": 10.0, "deterministic": True,
+        "keep_cut": True,
     }  # fmt: skip
     return rft_settings_of(**(values | more))
 
@@ -287,7 +288,8 @@ def test_nothing_kept_ends_the_run_with_the_reason(
     settings = settings_for(
         tiny, prompts, living.server.target, tmp_path / "run", verifier=("exact",), threshold=1.5
     )
-    with pytest.raises(DataError, match=r"no completion was kept: the best reward is [01], and"):
+    says = r"no completion was kept: the best reward is [01] and .*; 80 of 80 were cut"
+    with pytest.raises(DataError, match=says):
         run(settings)
 
 
@@ -404,7 +406,7 @@ def test_kill_9_while_sampling_and_while_fine_tuning(
         "--sampler", living.server.target, "--prompts", prompts[0], "--eval-prompts", prompts[1],
         "--output", str(output), "--verifier", "regex:[ae]", "--max-tokens", str(TOKENS),
         "--dtype", "float32", "--checkpoint-every", "5", "--steps", "400", "--no-plots",
-        "--eval-samples", "2", "--batch-size", "4",
+        "--eval-samples", "2", "--batch-size", "4", "--keep-cut",
     ]  # fmt: skip
 
     def killed_when(pattern: str, lines: int, *more: str) -> None:

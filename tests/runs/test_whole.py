@@ -48,7 +48,7 @@ def test_a_run_leaves_what_it_says(
 ) -> None:
     more = ["--plots"]
     if algorithm == "online-rft":
-        more += ["--threshold", "-100"]
+        more += ["--threshold", "-100", "--keep-cut"]
     recipe = Recipe(policy, sampler, rewards, *more, algorithm=algorithm)
     keys = check(finished(recipe, tmp_path))
     if algorithm == "ppo":

@@ -35,7 +35,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "prompts_per_step", "samples_per_prompt", "max_tokens", "max_prompt_tokens",
         "temperature", "max_staleness", "deterministic",
     ),
-    "What is kept": ("keep", "threshold", "top", "max_per_prompt", "deduplicate"),
+    "What is kept": ("keep", "threshold", "top", "max_per_prompt", "deduplicate", "keep_cut"),
     "Policy loss": (
         "clip", "clip_high", "dual_clip", "behaviour_cap", "behaviour_mode", "entropy_coef",
         "aggregation",

@@ -78,7 +78,10 @@ def nothing_kept(row: Mapping[str, float]) -> str:
     """Said of a step in which no completion was accepted; empty if some were, or all count."""
     if row.get("accepted", 1.0) > 0:
         return ""
-    return "a step accepted no completion, and so learned nothing: is --threshold too high?"
+    return (
+        "a step accepted no completion, and so learned nothing: is --threshold too high, or "
+        "--max-tokens too small?"
+    )
 
 
 def warn(history: Sequence[Evaluation]) -> list[str]:

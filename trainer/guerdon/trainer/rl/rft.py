@@ -153,10 +153,12 @@ class RFTRun:
         groups = self.scored.groups
         kept = keep(groups, self.settings, np.random.default_rng(self.settings.seed))
         if not kept:
-            best = max(sample.reward for group in groups for sample in group.samples)
+            samples = [sample for group in groups for sample in group.samples]
+            best = max(sample.reward for sample in samples)
+            cut = sum(not sample.finished for sample in samples)
             raise DataError(
-                f"no completion was kept: the best reward is {best:g}, and threshold is "
-                f"{self.settings.threshold:g}"
+                f"no completion was kept: the best reward is {best:g} and threshold is "
+                f"{self.settings.threshold:g}; {cut} of {len(samples)} were cut at max_tokens"
             )
         drawn = sum(len(group.samples) for group in groups)
         if not any("accepted" in row for row in self.log.rows):

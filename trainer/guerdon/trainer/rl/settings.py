@@ -283,6 +283,8 @@ class KeepSettings(RunSettings):
     """Most that are kept of a prompt, drawn at random; 0 keeps all."""
     deduplicate: bool = True
     """Keep one of equal completions to a prompt."""
+    keep_cut: bool = False
+    """Keep completions that were cut at max_tokens too: the policy unlearns to end."""
 
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
