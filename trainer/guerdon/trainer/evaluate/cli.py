@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guerdon.cli import options as opt
+from guerdon.trainer.evaluate.policy.cli import policy
 from guerdon.trainer.settings_options import plain_errors
 
 if TYPE_CHECKING:
@@ -17,12 +18,8 @@ if TYPE_CHECKING:
     from guerdon.trainer.data_rows import Rows
     from guerdon.trainer.evaluate.judging import Judged
 
-app = typer.Typer(help="Evaluate served reward models.", no_args_is_help=True)
-
-
-@app.callback()
-def _several() -> None:
-    """Keeps `reward` a command of its own."""
+app = typer.Typer(help="Evaluate served reward models, and policies.", no_args_is_help=True)
+app.command("policy")(policy)
 
 
 @app.command("reward")

@@ -8,7 +8,7 @@ compare(before, after)["reward"].rose
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,7 @@ def evaluate(
     *,
     kl: PerSample | None = None,
     heldout: PerSample | None = None,
+    more: Mapping[str, PerSample] | None = None,
 ) -> Evaluation:
     """Measure scored completions of held-out prompts.
 
@@ -102,6 +103,7 @@ def evaluate(
         groups: one for each prompt, scored, in any order.
         kl: nats per completion of KL(π_θ ‖ π_ref): Σ_t of an estimator of each token's.
         heldout: score of the held-out reward model.
+        more: what else is to be averaged, by its name.
 
     Raises:
         ValueError: there are none, or a number is not finite.
@@ -117,6 +119,7 @@ def evaluate(
         columns[f"reward/{name}"] = [[s.parts[name] for s in group.samples] for group in groups]
     columns |= {"kl": kl} if kl is not None else {}
     columns |= {"heldout_reward": heldout} if heldout is not None else {}
+    columns |= more or {}
     ids = [sample.response_ids_T for group in groups for sample in group.samples]
     return Evaluation(
         step=step,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +78,34 @@ class RLFolder(PolicyFolder):
             raise OutputError(
                 f"{self.path} was begun with steps = {before['steps']}, and they can only grow"
             )
-        for key in ("reward", "heldout_reward"):
-            was, now = before.get(key, []), getattr(self._settings, key)
-            if _models(was) != _models(now):
-                raise OutputError(
-                    f"{self.path} was begun with {key} = {was!r}, not {list(now)!r}: a resumed "
-                    "run may find the same models at another address, but not other models"
-                )
+        check_same_models(self.path, before, self._settings, ("reward", "heldout_reward"))
 
 
-def _models(rewards: Sequence[str]) -> list[tuple[float, str]]:
+def check_same_models(
+    folder: Path, before: Mapping[str, Any], settings: Any, keys: Sequence[str]
+) -> None:
+    """Refuse to go on with rewards by other models; their servers may have moved.
+
+    Args:
+        folder: of the run.
+        before: the settings that it was begun with.
+        settings: those of now.
+        keys: the settings that name reward models.
+
+    Raises:
+        OutputError: the models are others.
+    """
+    for key in keys:
+        was, now = before.get(key, []), getattr(settings, key)
+        now = list(now) if isinstance(now, tuple) else now
+        if _models(was) != _models(now):
+            raise OutputError(
+                f"{folder} was begun with {key} = {was!r}, not {now!r}: a resumed "
+                "run may find the same models at another address, but not other models"
+            )
+
+
+def _models(rewards: str | Sequence[str]) -> list[tuple[float, str]]:
     """Which models give rewards, wherever they are served."""
-    return [(spec.weight, spec.model) for spec in map(parse_reward, rewards)]
+    given = [rewards] if isinstance(rewards, str) else rewards
+    return [(spec.weight, spec.model) for spec in map(parse_reward, filter(None, given))]

@@ -50,7 +50,7 @@ def read_inputs(settings: RunSettings) -> RunInputs:
         for spec in getattr(settings, setting):
             parse_reward(spec, setting)
     verifiers = [parse_verifier(spec) for spec in settings.verifier]
-    policy, config = _config(settings)
+    policy, config = read_config(settings.policy)
     tokenizer = load_tokenizer(policy)
     most = settings.max_prompt_tokens
     prompts = load_prompts(settings.prompts, tokenizer, max_prompt_tokens=most)
@@ -64,7 +64,7 @@ def read_inputs(settings: RunSettings) -> RunInputs:
     finally:
         for verifier in verifiers:
             verifier.verifier.close()
-    _check_positions(settings, config, max(prompts.longest, held_out.longest))
+    check_positions(config, settings.max_tokens, max(prompts.longest, held_out.longest))
     return RunInputs(policy, config, tokenizer, prompts, held_out)
 
 
@@ -83,24 +83,41 @@ def show_inputs(inputs: RunInputs, console: Console) -> None:
         console.print(f"  [yellow]{inputs.shared} held-out prompts are trained on[/yellow]")
 
 
-def _config(settings: RunSettings) -> tuple[Path, Any]:
+def read_config(name: str) -> tuple[Path, Any]:
+    """The folder of a policy, and its config of `transformers`.
+
+    Args:
+        name: a folder, a hub name or an embedded model.
+
+    Raises:
+        TrainingError: it can't be had.
+    """
     from transformers import AutoConfig
 
     try:
-        policy = resolve_model(settings.policy)
+        policy = resolve_model(name)
         return policy, AutoConfig.from_pretrained(policy, trust_remote_code=False)
     except ModelNotFound as error:
         raise TrainingError(str(error)) from error
     except (OSError, ValueError) as error:
-        raise TrainingError(f"can't read the config of {settings.policy}: {error}") from error
+        raise TrainingError(f"can't read the config of {name}: {error}") from error
 
 
-def _check_positions(settings: RunSettings, config: Any, longest: int) -> None:
-    """Refuse what the policy has no positions for."""
+def check_positions(config: Any, max_tokens: int, longest: int) -> None:
+    """Refuse what the policy has no positions for.
+
+    Args:
+        config: of the policy.
+        max_tokens: of a completion.
+        longest: tokens of the longest prompt.
+
+    Raises:
+        SettingsError: both together are too long.
+    """
     known = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if known and longest + settings.max_tokens > known:
+    if known and longest + max_tokens > known:
         raise SettingsError(
-            f"the longest prompt has {longest} tokens and max_tokens is {settings.max_tokens}, "
+            f"the longest prompt has {longest} tokens and max_tokens is {max_tokens}, "
             f"but the policy has {known} positions"
         )
 

@@ -90,9 +90,14 @@ def make_summary(
         "seconds": {name: round(spent, 2) for name, spent in seconds.items()},
         "faults": dict(faults),
         "warnings": list(warnings),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": package_versions(),
         **(more or {}),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Of the packages that a run's figures come from."""
+    return {name: version(name) for name in _PACKAGES}
 
 
 def show_summary(summary: dict[str, Any], folder: RLFolder, console: Console) -> None:

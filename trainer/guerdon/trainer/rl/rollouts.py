@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from guerdon.trainer.rl.buffer import Buffer
 from guerdon.trainer.rl.idle import Meter, RolloutStats
@@ -29,6 +29,15 @@ from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.rl.types import Group, Task
 
 logger = logging.getLogger(__name__)
+
+
+class Scores(Protocol):
+    """What fills in the rewards of a group: a `RewardSource`, or several."""
+
+    async def score(self, group: Group) -> Group:
+        """The same group, scored."""
+        ...
+
 
 Republish = Callable[[], Awaitable[int]]
 """Publishes the learner's weights to a sampler that lost them; returns their version."""
@@ -145,7 +154,7 @@ class Rollouts:
         tasks: Sequence[Task],
         n: int,
         *,
-        rewards: RewardSource | None = None,
+        rewards: Scores | None = None,
         temperature: float | None = None,
         stream: int = 1,
         in_flight: int = 16,
@@ -294,7 +303,7 @@ class Rollouts:
                 if given == self._given:
                     self._lost()
 
-    async def _score(self, group: Group, rewards: RewardSource) -> Group:
+    async def _score(self, group: Group, rewards: Scores) -> Group:
         with self._scoring.running():
             return await rewards.score(group)
 

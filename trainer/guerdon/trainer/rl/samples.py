@@ -90,10 +90,13 @@ def _spread(groups: Sequence[Group]) -> list[tuple[Group, Sample]]:
 
 
 def _row(step: int, kind: str, group: Group, sample: Sample) -> dict[str, Any]:
+    return {"step": step, "kind": kind, **sample_row(group, sample)}
+
+
+def sample_row(group: Group, sample: Sample) -> dict[str, Any]:
+    """What a completion is, by `KEYS`, wherever it is of."""
     row = group.task.row
     return {
-        "step": step,
-        "kind": kind,
         "prompt_index": row.index,
         "task": group.task.uid,
         "sample": sample.index,

@@ -77,7 +77,7 @@ class ScoredGroups:
         self._groups[group.task.uid] = group
 
     def _read(self) -> None:
-        rows = _whole_rows(self._path)
+        rows = whole_rows(self._path)
         head = rows.pop(0) if rows else {}
         for key, text in (("prompts", "other prompts"), ("samples", "another samples_per_prompt")):
             if rows and head.get(key) != self._head[key]:
@@ -95,8 +95,8 @@ class ScoredGroups:
         return Group(task, samples)
 
 
-def _whole_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines up to the first that is not whole; the others are taken out of the file."""
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """A JSONL file's lines up to the first that is not whole; the others are taken out of it."""
     text = path.read_text(encoding="utf-8", errors="replace")
     rows, lines = [], []
     for line in text.split("\n")[:-1]:  # what follows the last newline is not whole

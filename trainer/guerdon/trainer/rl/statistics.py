@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -63,6 +63,30 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     se = float(array.std(ddof=1)) / math.sqrt(n)
     half = t_quantile(0.5 + level / 2, n - 1) * se
     return Estimate(mean, se, mean - half, mean + half, n)
+
+
+def share(values: Sequence[float], level: float = 0.95) -> Estimate:
+    """As `estimate`, of values from 0 to 1: an interval that stays there, and is never empty.
+
+    Where every prompt has 0, or every one 1, Student's interval has no width, though a few prompts
+    prove little. Then the far end is that of Wilson's interval for no prompt (or every prompt) of
+    n, which holds for the mean too: a prompt's share is at most 1 where it is not 0.
+
+    Raises:
+        ValueError: there are none, or one is not from 0 to 1.
+    """
+    found = estimate(values, level)
+    if not all(0 <= value <= 1 for value in values):
+        raise ValueError("a share is from 0 to 1")
+    z2 = NormalDist().inv_cdf(0.5 + level / 2) ** 2
+    width = z2 / (found.n + z2)
+    if found.mean == 0:
+        return replace(found, low=0.0, high=width)
+    if found.mean == 1:
+        return replace(found, low=1 - width, high=1.0)
+    if found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def paired(

@@ -1,0 +1,1 @@
+"""Evaluations of policies: sampled, scored, measured."""

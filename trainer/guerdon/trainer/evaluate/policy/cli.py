@@ -1,0 +1,76 @@
+"""`guerdon eval policy`. Nothing heavy is imported before the settings are known to be good."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from guerdon.trainer import settings_io
+from guerdon.trainer.evaluate.policy.settings import EvalSettings
+from guerdon.trainer.settings_options import (
+    Config,
+    Overwrite,
+    Resume,
+    add_settings,
+    plain_errors,
+)
+
+PANELS: dict[str, tuple[str, ...]] = {
+    "The evaluation": (
+        "policy", "reference", "sampler", "prompts", "output", "limit", "seed", "by", "plots",
+    ),
+    "What is measured": (
+        "reward", "verifier", "heldout_reward", "harm", "harm_threshold", "baseline",
+    ),
+    "Sampling": (
+        "samples_per_prompt", "max_tokens", "max_prompt_tokens", "temperature", "dtype",
+    ),
+    "Weights to the sampler": ("publish", "shared_dir", "canaries", "canary_tolerance"),
+    "Services": (
+        "in_flight", "patience", "request_timeout", "token_file", "admin_token_file", "tls",
+        "tls_ca",
+    ),
+}  # fmt: skip
+"""Headings of `guerdon eval policy --help`."""
+
+
+@add_settings(EvalSettings, PANELS)
+def policy(
+    given: dict[str, Any],
+    *,
+    config: Config = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print evaluation.json on standard output.")
+    ] = False,
+) -> None:
+    """Reward, win rate, KL, length, repetition, refusals and harm of a policy's own answers.
+
+    The policy's weights are published to the sampler, which keeps them: one sampler serves
+    evaluation after evaluation of policies of one architecture, one at a time. To compare two,
+    evaluate the first (say, what training began from), then the second with the first's folder as
+    --baseline. What is sampled and scored is on the disk as it comes: --resume goes on, and may
+    ask for another --baseline, --by or --harm-threshold of what is there.
+    """
+    with plain_errors():
+        settings = settings_io.load(EvalSettings, config, given)
+        _run(settings, resume=resume, overwrite=overwrite, as_json=json_)
+
+
+def _run(settings: EvalSettings, *, resume: bool, overwrite: bool, as_json: bool) -> None:
+    from rich.console import Console
+
+    from guerdon.trainer.evaluate.policy.folder import EvalFolder
+    from guerdon.trainer.evaluate.policy.report import show
+    from guerdon.trainer.evaluate.policy.run import evaluate_policy
+
+    console = Console(stderr=as_json or not sys.stdout.isatty())
+    folder = EvalFolder(settings, resume=resume, overwrite=overwrite)
+    found = evaluate_policy(settings, folder, console)
+    show(found, folder.path, console)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False))

@@ -1,0 +1,69 @@
+"""measured.jsonl: what is found of each completion beside its rewards, written as it comes.
+
+{"task": uid, "heldout_reward": [score, …], "harm": [score, …]}    a group in each line
+{"task": uid, "logprob": [log π, …]}                               later ones add to it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from guerdon.trainer.errors import OutputError
+from guerdon.trainer.rl.evaluation import PerSample
+from guerdon.trainer.rl.scored import whole_rows
+from guerdon.trainer.rl.types import Group
+
+MEASURED = "measured.jsonl"
+HELDOUT = "heldout_reward"
+HARM = "harm"
+LOGPROB = "logprob"
+"""log π of the whole completion in nats, by the policy."""
+REFERENCE = "reference_logprob"
+
+
+class Columns:
+    """Numbers of each sample of each group, by name, on the disk and in memory.
+
+    Args:
+        path: the file; what is there of an earlier part of the run is taken up.
+        samples: in a group.
+
+    Raises:
+        OutputError: what is there can't be.
+    """
+
+    def __init__(self, path: Path, samples: int) -> None:
+        self._path, self._samples = path, samples
+        self._values: dict[str, dict[int, list[float]]] = {}
+        if path.exists():
+            for row in whole_rows(path):
+                self._take(row)
+
+    def add(self, task: int, values: Mapping[str, Sequence[float]]) -> None:
+        """Write what was found of a group; it is on the disk when this returns."""
+        row = {"task": task, **{name: list(found) for name, found in values.items()}}
+        with self._path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row, allow_nan=False) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        self._take(row)
+
+    def missing(self, name: str, groups: Sequence[Group]) -> list[Group]:
+        """The groups of which this is not known yet."""
+        known = self._values.get(name, {})
+        return [group for group in groups if group.task.uid not in known]
+
+    def of(self, name: str, groups: Sequence[Group]) -> PerSample:
+        """A column, in the groups' order; all of them have it."""
+        return [self._values[name][group.task.uid] for group in groups]
+
+    def _take(self, row: Mapping[str, object]) -> None:
+        for name, values in row.items():
+            if name == "task":
+                continue
+            if not isinstance(values, list) or len(values) != self._samples:
+                raise OutputError(f"{self._path} is damaged: {name} of task {row['task']}")
+            self._values.setdefault(name, {})[int(str(row["task"]))] = [float(x) for x in values]

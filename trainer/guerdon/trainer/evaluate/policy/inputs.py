@@ -1,0 +1,118 @@
+"""What an evaluation starts from, checked before anything is asked of a service."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guerdon.trainer.errors import DataError, SettingsError
+from guerdon.trainer.evaluate.policy.settings import EvalSettings
+from guerdon.trainer.rl.credentials import Credentials
+from guerdon.trainer.rl.inputs import RunInputs, check_positions, read_config
+from guerdon.trainer.rl.prompts import Prompts, load_prompts
+from guerdon.trainer.rl.rewards import parse_reward
+from guerdon.trainer.rl.services import parse_address
+from guerdon.trainer.rl.verifiers import parse_verifier
+from guerdon.trainer.tokens import load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class EvalInputs:
+    """Both policies' folders, and the prompts."""
+
+    run: RunInputs
+    """As the connections of a run want them."""
+    reference: Path
+    policy_sha256: str
+    """Of the weights' files."""
+    reference_sha256: str
+    subgroups: dict[str, dict[str, list[int]]]
+    """By field and value, the indices of the prompts."""
+
+    @property
+    def prompts(self) -> Prompts:
+        """The prompts."""
+        return self.run.prompts
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the policy is the reference itself, so that KL is 0."""
+        return self.policy_sha256 == self.reference_sha256
+
+
+def read_inputs(settings: EvalSettings) -> EvalInputs:
+    """Load and check all that can be wrong before a service is asked.
+
+    Raises:
+        TrainingError: something is; says what.
+    """
+    Credentials.of(settings.as_run())
+    parse_address(settings.sampler, "sampler")
+    for setting in ("reward", "heldout_reward"):
+        for spec in getattr(settings, setting):
+            parse_reward(spec, setting)
+    if settings.harm and parse_reward(settings.harm, "harm").weight != 1.0:
+        raise SettingsError(f"harm: {settings.harm!r} has a weight, and it takes none")
+    policy, config = read_config(settings.policy)
+    reference, reference_config = read_config(settings.reference)
+    tokenizer = load_tokenizer(policy)
+    prompts = load_prompts(
+        settings.prompts, tokenizer, max_prompt_tokens=settings.max_prompt_tokens,
+        limit=settings.limit,
+    )  # fmt: skip
+    _check_verifiers(settings, prompts)
+    for of in (config, reference_config):
+        check_positions(of, settings.max_tokens, prompts.longest)
+    shas = fingerprint(policy), fingerprint(reference)
+    if shas[0] != shas[1] and load_tokenizer(reference).get_vocab() != tokenizer.get_vocab():
+        raise SettingsError(
+            f"reference: {settings.reference} has another vocabulary than {settings.policy}, so "
+            "there is no KL between them, token by token"
+        )
+    run = RunInputs(policy, config, tokenizer, prompts, prompts)
+    groups = {field: subgroup(prompts, field) for field in settings.by}
+    return EvalInputs(run, reference, *shas, groups)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and the bytes of a policy's safetensors files."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as handle:
+            digest.update(f"{file.name}\n".encode())
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def subgroup(prompts: Prompts, field: str) -> dict[str, list[int]]:
+    """The prompts' indices by the value of a field; the prompts that lack it are under "".
+
+    Raises:
+        SettingsError: none has it.
+        DataError: a value is neither text, a number nor true or false.
+    """
+    found: dict[str, list[int]] = {}
+    for line, row in zip(prompts.lines, prompts.rows, strict=True):
+        value = row.extra.get(field)
+        if not isinstance(value, str | int | float | None):
+            raise DataError(f"{prompts.source}, line {line}: {field} (--by) must be text")
+        found.setdefault("" if value is None else str(value), []).append(row.index)
+    if set(found) == {""}:
+        have = sorted({name for row in prompts.rows for name in row.extra})
+        raise SettingsError(
+            f"by: no prompt of {prompts.source} has the field {field!r}; their fields are "
+            f"{', '.join(have) or 'none'}"
+        )
+    return dict(sorted(found.items()))
+
+
+def _check_verifiers(settings: EvalSettings, prompts: Prompts) -> None:
+    verifiers: list[Any] = [parse_verifier(spec) for spec in settings.verifier]
+    try:
+        for verifier in verifiers:
+            verifier.check_rows(prompts)
+    finally:
+        for verifier in verifiers:
+            verifier.verifier.close()

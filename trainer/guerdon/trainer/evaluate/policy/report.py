@@ -1,0 +1,114 @@
+"""What an evaluation found, for a person at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+NAMES = {
+    "reward": "reward",
+    "heldout_reward": "held-out reward",
+    "kl": "KL, nats a completion",
+    "length": "length, tokens",
+    "finished": "finished",
+    "repetition": "repeated 4-grams",
+    "refusal": "opens as a refusal",
+    "harmful": "harmful",
+}
+MOST = 20
+"""Values of a field that are shown: those with the most prompts."""
+
+
+def show(found: Mapping[str, Any], output: Path, console: Console) -> None:
+    """The figures as tables.
+
+    Args:
+        found: evaluation.json.
+        output: its folder.
+        console: where.
+    """
+    console.print(_table(found))
+    rates = found["win_rate"]
+    if rates is not None:
+        against = escape(rates["against"])
+        for name, rate in rates.items():
+            if name != "against":
+                console.print(
+                    f"win rate against {against} by {_name(name)}: {_share(rate)}",
+                    highlight=False, soft_wrap=True,
+                )  # fmt: skip
+    if found["reward_per_kl"] is not None:
+        console.print(f"reward per nat of KL: {found['reward_per_kl']:+.3f}", highlight=False)
+    elif rates is not None:
+        reason = found["reward_per_kl_reason"]
+        console.print(f"no reward per nat of KL: {reason}", highlight=False, soft_wrap=True)
+    for field, values in found["subgroups"].items():
+        console.print(_by(field, values))
+        if len(values) > MOST:
+            console.print(f"and {len(values) - MOST} more values", highlight=False)
+    spent = ", ".join(f"{k} {v:.0f}" for k, v in found["seconds"].items() if v >= 0.5)
+    console.print(
+        f"{found['completions']} completions of {found['prompts']['count']} prompts"
+        + (f"; seconds: {spent}" if spent else ""), highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    console.print(f"evaluation: {output}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(found: Mapping[str, Any]) -> Table:
+    difference = found["difference"]
+    table = Table("measure", "mean", "95 %")
+    if difference is not None:
+        table.add_column("less the baseline")
+    for name, value in found["measures"].items():
+        cells = [_name(name), f"{value['mean']:.3f}", _interval(value)]
+        if difference is not None:
+            change = difference.get(name)
+            cells.append(f"{change['mean']:+.3f} {_interval(change)}" if change else "")
+        table.add_row(*cells)
+    for name in ("distinct_1", "distinct_2"):
+        table.add_row(name.replace("_", "-"), f"{found[name]:.3f}")
+    return table
+
+
+def _by(field: str, values: Mapping[str, Mapping[str, Any]]) -> Table:
+    first = next(iter(values.values()))
+    columns = [
+        name for name in ("reward", "heldout_reward", "win_rate", "kl", "length", "refusal",
+                          "harmful") if name in first
+    ]  # fmt: skip
+    with_noise = ("reward", "win_rate")
+    heads = ["win rate" if name == "win_rate" else name.replace("_", "-") for name in columns]
+    table = Table(escape(field), "prompts", *heads)
+    most = sorted(values, key=lambda value: -values[value]["reward"]["n"])[:MOST]
+    for value, measures in values.items():
+        if value in most:
+            cells = [
+                _mean(measures[name]) if name in with_noise else f"{measures[name]['mean']:.3f}"
+                for name in columns
+            ]
+            table.add_row(escape(value) or "(none)", str(measures["reward"]["n"]), *cells)
+    return table
+
+
+def _name(name: str) -> str:
+    return escape(NAMES.get(name, name))
+
+
+def _mean(found: Mapping[str, Any]) -> str:
+    se = found["se"]
+    return f"{found['mean']:.3f}" + (f" ± {se:.3f}" if se is not None else "")
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    return "" if found["low"] is None else f"({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    if found["low"] is None:
+        return f"{found['mean']:.1%}"
+    return f"{found['mean']:.1%} ({found['low']:.1%} to {found['high']:.1%})"

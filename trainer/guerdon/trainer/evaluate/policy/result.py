@@ -1,0 +1,191 @@
+"""What an evaluation found: evaluation.json and the rows of samples.jsonl. Computes, writes not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from guerdon.trainer.evaluate.policy.baseline import FORMAT, Baseline, row_measures
+from guerdon.trainer.evaluate.policy.columns import HARM, HELDOUT, LOGPROB, REFERENCE, Columns
+from guerdon.trainer.evaluate.policy.inputs import EvalInputs
+from guerdon.trainer.evaluate.policy.refusals import is_refusal
+from guerdon.trainer.evaluate.policy.settings import EvalSettings
+from guerdon.trainer.evaluate.policy.winning import reward_per_kl, win_rates
+from guerdon.trainer.rl.evaluation import Evaluation, PerSample, evaluate
+from guerdon.trainer.rl.monitors import repetition
+from guerdon.trainer.rl.rewards import parse_reward
+from guerdon.trainer.rl.samples import sample_row
+from guerdon.trainer.rl.statistics import Estimate, estimate, paired, share
+from guerdon.trainer.rl.types import Group
+
+OWN_KEYS = frozenset({
+    "prompt_index", "sample", "prompt", "response", "reward", "parts", "heldout_reward", "kl",
+    "tokens", "finished", "repetition", "refusal", "harm", "harmful", "answer",
+})  # fmt: skip
+"""Of a row of samples.jsonl; a field of the prompts' rows with one of these names is left out."""
+
+
+_SHARES = frozenset({"finished", "refusal", "harmful", "win_rate"})
+"""Measures that are from 0 to 1, and may well be 0 of all prompts."""
+
+
+def mean(name: str, values: Sequence[float]) -> Estimate:
+    """The mean of a measure over prompts, with an interval that suits it."""
+    return share(values) if name in _SHARES else estimate(values)
+
+
+def terms(settings: EvalSettings, inputs: EvalInputs) -> dict[str, Any]:
+    """What was evaluated and how, known before anything is sampled."""
+    prompts = inputs.prompts
+    heldout = [_without_host(spec) for spec in settings.heldout_reward]
+    return {
+        "format": FORMAT,
+        "policy": settings.policy,
+        "reference": settings.reference,
+        "policy_sha256": inputs.policy_sha256,
+        "reference_sha256": inputs.reference_sha256,
+        "prompts": {"source": prompts.source, "sha256": prompts.sha256, "count": len(prompts)},
+        "samples_per_prompt": settings.samples_per_prompt,
+        "max_tokens": settings.max_tokens,
+        "temperature": settings.temperature,
+        "seed": settings.seed,
+        "dtype": settings.dtype,
+        "rewards": [*map(_without_host, settings.reward), *settings.verifier],
+        "heldout": " + ".join(heldout) or None,
+        "harm": _harm(settings),
+    }
+
+
+def _harm(settings: EvalSettings) -> dict[str, Any] | None:
+    if not settings.harm:
+        return None
+    return {"model": _without_host(settings.harm), "threshold": settings.harm_threshold}
+
+
+def _without_host(spec: str) -> str:
+    found = parse_reward(spec)
+    return found.model if found.weight == 1.0 else f"{found.weight:g}*{found.model}"
+
+
+class Measured:
+    """All completions, with all that is known of each.
+
+    Args:
+        settings: of the evaluation.
+        inputs: its prompts and policies.
+        groups: scored, in the prompts' order.
+        columns: whole.
+    """
+
+    def __init__(
+        self, settings: EvalSettings, inputs: EvalInputs, groups: Sequence[Group], columns: Columns
+    ) -> None:
+        self.groups = groups
+        self._subgroups = inputs.subgroups
+        self.kl = _kl(inputs, groups, columns)
+        self.heldout = columns.of(HELDOUT, groups) if settings.heldout_reward else None
+        self.harm = columns.of(HARM, groups) if settings.harm else None
+        self.threshold = settings.harm_threshold
+        self.rows = [row for at in range(len(groups)) for row in self._rows(at)]
+        self.evaluation: Evaluation = evaluate(
+            0, groups, kl=self.kl, heldout=self.heldout, more=self._more()
+        )
+
+    def _more(self) -> dict[str, PerSample]:
+        names = ["refusal"] + (["harmful"] if self.harm is not None else [])
+        size = len(self.groups[0].samples)
+        cut = [self.rows[at : at + size] for at in range(0, len(self.rows), size)]
+        return {name: [[float(row[name]) for row in rows] for rows in cut] for name in names}
+
+    def _rows(self, at: int) -> list[dict[str, Any]]:
+        """Of samples.jsonl, for one group."""
+        group, rows = self.groups[at], []
+        extra = {k: v for k, v in group.task.row.extra.items() if k not in OWN_KEYS}
+        for place, sample in enumerate(group.samples):
+            row = sample_row(group, sample)
+            for key in ("task", "versions"):
+                del row[key]
+            if self.heldout is not None:
+                row["heldout_reward"] = self.heldout[at][place]
+            row["kl"] = self.kl[at][place]
+            row["repetition"] = repetition(sample.response_ids_T)
+            row["refusal"] = is_refusal(sample.text)
+            if self.harm is not None:
+                assert self.threshold is not None
+                row["harm"] = self.harm[at][place]
+                row["harmful"] = self.harm[at][place] > self.threshold
+            rows.append(row | extra)
+        return rows
+
+    def found(self, terms: Mapping[str, Any], baseline: Baseline | None) -> dict[str, Any]:
+        """The figures of evaluation.json.
+
+        Args:
+            terms: of this evaluation, with the `revisions` of its models.
+            baseline: checked against them.
+        """
+        every = self.evaluation
+        wins = self._wins(terms, baseline) if baseline else {}
+        ratio, reason = reward_per_kl(
+            every.reward, baseline.reward if baseline else None, every.estimates["kl"],
+            of_reference=baseline is not None and baseline.is_of(terms["reference_sha256"]),
+        )  # fmt: skip
+        return {
+            "completions": every.completions,
+            "measures": {
+                name: mean(name, list(means.values())).as_dict()
+                for name, means in every.prompts.items()
+            },
+            "distinct_1": every.distinct_1,
+            "distinct_2": every.distinct_2,
+            "reward_per_kl": ratio,
+            "reward_per_kl_reason": reason or None,
+            "win_rate": baseline and {"against": baseline.found["policy"]} | {
+                name: share(list(rates.values())).as_dict() for name, rates in wins.items()
+            },
+            "difference": baseline and self._difference(terms, baseline),
+            "subgroups": self._by_value(wins.get("reward")),
+        }  # fmt: skip
+
+    def _wins(self, terms: Mapping[str, Any], baseline: Baseline) -> dict[str, dict[int, float]]:
+        """By reward, each prompt's win rate."""
+        mine: dict[str, dict[int, list[float]]] = {}
+        for row in self.rows:
+            for name, value in row_measures(row).items():
+                mine.setdefault(name, {}).setdefault(row["prompt_index"], []).append(value)
+        names = [
+            name for name in baseline.comparable(terms)
+            if name.partition("/")[0] in ("reward", "heldout_reward") and name in mine
+        ]  # fmt: skip
+        return {name: win_rates(mine[name], baseline.columns[name]) for name in names}
+
+    def _difference(self, terms: Mapping[str, Any], baseline: Baseline) -> dict[str, Any]:
+        """Ours less the baseline's, paired over prompts."""
+        ours = self.evaluation.prompts
+        return {
+            name: paired(baseline.means(name), ours[name]).as_dict()
+            for name in baseline.comparable(terms) if name in ours
+        }  # fmt: skip
+
+    def _by_value(self, wins: Mapping[int, float] | None) -> dict[str, Any]:
+        measured: dict[str, Mapping[int, float]] = dict(self.evaluation.prompts)
+        if wins is not None:
+            measured["win_rate"] = wins
+        return {
+            field: {
+                value: {
+                    name: mean(name, [means[index] for index in indices]).as_dict()
+                    for name, means in measured.items()
+                }
+                for value, indices in values.items()
+            }
+            for field, values in self._subgroups.items()
+        }
+
+
+def _kl(inputs: EvalInputs, groups: Sequence[Group], columns: Columns) -> PerSample:
+    """KL(π ‖ π_ref) of each completion in nats, by Σ_t k1: log π − log π_ref of the whole."""
+    if inputs.is_reference:
+        return [[0.0] * len(group.samples) for group in groups]
+    pairs = zip(columns.of(LOGPROB, groups), columns.of(REFERENCE, groups), strict=True)
+    return [[a - b for a, b in zip(ours, theirs, strict=True)] for ours, theirs in pairs]

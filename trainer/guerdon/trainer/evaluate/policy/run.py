@@ -1,0 +1,248 @@
+"""Evaluate a policy: what `guerdon eval policy` does.
+
+publish the policy's weights               the sampler
+sample and score every prompt              the sampler, the rewards    → scored.jsonl
+log-probabilities, by policy and reference neither                     → measured.jsonl
+measure                                    neither                     → evaluation.json
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from guerdon.trainer.completions import response_logprobs
+from guerdon.trainer.errors import OutputError
+from guerdon.trainer.evaluate.policy.baseline import Baseline
+from guerdon.trainer.evaluate.policy.columns import (
+    HARM,
+    HELDOUT,
+    LOGPROB,
+    MEASURED,
+    REFERENCE,
+    Columns,
+)
+from guerdon.trainer.evaluate.policy.folder import EVALUATION, STATE, EvalFolder, EvalState
+from guerdon.trainer.evaluate.policy.inputs import EvalInputs, read_inputs
+from guerdon.trainer.evaluate.policy.judging import Judges, check_version
+from guerdon.trainer.evaluate.policy.plots import draw_plots
+from guerdon.trainer.evaluate.policy.result import Measured, terms
+from guerdon.trainer.evaluate.policy.settings import EvalSettings
+from guerdon.trainer.modelling import quiet
+from guerdon.trainer.policy_folder import SAMPLES
+from guerdon.trainer.rl import rft_model
+from guerdon.trainer.rl.connections import Connections
+from guerdon.trainer.rl.credentials import Credentials
+from guerdon.trainer.rl.report import package_versions
+from guerdon.trainer.rl.rewards import RewardSource
+from guerdon.trainer.rl.rft_progress import DrawingBar
+from guerdon.trainer.rl.scored import SCORED, ScoredGroups
+from guerdon.trainer.rl.types import Group, Ints
+from guerdon.trainer.rl.weights import Weights
+from guerdon.trainer.run_folder import PLOTS, write_whole
+
+
+def evaluate_policy(settings: EvalSettings, folder: EvalFolder, console: Console) -> dict[str, Any]:
+    """The whole evaluation, or what is left of it; what is also in evaluation.json.
+
+    Args:
+        settings: of the evaluation.
+        folder: looked at, not begun.
+        console: for a person.
+
+    Raises:
+        TrainingError: a service stayed away or refused; what was scored is on the disk.
+        DataError: the baseline can't be compared with.
+    """
+    inputs = read_inputs(settings)
+    baseline = Baseline.read(settings.baseline) if settings.baseline else None
+    if baseline:
+        baseline.check(terms(settings, inputs))
+    console.print(
+        f"{len(inputs.prompts)} prompts of {inputs.prompts.source}, "
+        f"at most {inputs.prompts.longest} tokens",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    folder.begin()
+    with quiet():
+        return _Run(settings, inputs, folder, console, baseline).whole()
+
+
+class _Run:
+    """The phases, each of which is passed over when it was done before."""
+
+    def __init__(
+        self,
+        settings: EvalSettings,
+        inputs: EvalInputs,
+        folder: EvalFolder,
+        console: Console,
+        baseline: Baseline | None,
+    ) -> None:
+        self.settings, self.inputs, self.folder = settings, inputs, folder
+        self.console, self.baseline = console, baseline
+        self.state = EvalState.read(folder.path / STATE)
+        self.scored = ScoredGroups(
+            folder.path / SCORED, inputs.prompts, settings.samples_per_prompt
+        )
+        self.columns = Columns(folder.path / MEASURED, settings.samples_per_prompt)
+        self._model: Any = None
+        self._check_same()
+
+    def whole(self) -> dict[str, Any]:
+        """All phases; what was found."""
+        if self.scored.missing:
+            asyncio.run(self._sample())
+        elif self.baseline:
+            self.baseline.check_revisions(self.state.rewards)
+        for name, asked in ((HELDOUT, self.settings.heldout_reward), (HARM, self.settings.harm)):
+            if asked and self.columns.missing(name, self.scored.groups):
+                raise OutputError(f"{self.folder.path / MEASURED} is damaged: --overwrite it")
+        if not self.inputs.is_reference:
+            self._compute(LOGPROB, self.inputs.run.policy)
+            self._compute(REFERENCE, self.inputs.reference)
+        return self._finish()
+
+    def _check_same(self) -> None:
+        """Figures of two policies are never mixed.
+
+        Raises:
+            OutputError: the weights are not those of the earlier part.
+        """
+        for name in ("policy", "reference"):
+            key = f"{name}_sha256"
+            before, now = getattr(self.state, key), getattr(self.inputs, key)
+            if before and before != now:
+                raise OutputError(
+                    f"{self.folder.path} was begun with other weights of the {name} "
+                    f"({before[:12]}…, not {now[:12]}…): begin with --overwrite"
+                )
+            setattr(self.state, key, now)
+
+    async def _sample(self) -> None:
+        """Publish the policy, then sample and score what is not there yet."""
+        if self.scored:
+            self._say(f"resuming with {len(self.scored)} prompts sampled and scored")
+        run = self.settings.as_run()
+        # The version tells the weights: another's on the same sampler are not taken for ours.
+        version = 1 + int(self.inputs.policy_sha256[:6], 16)
+        harm = RewardSource(
+            [self.settings.harm] if self.settings.harm else [], setting="harm",
+            patience=run.patience, request_timeout=run.request_timeout,
+            credentials=Credentials.of(run),
+        )  # fmt: skip
+
+        async def make(dtype: str, canaries: Sequence[Ints]) -> Weights:
+            return await asyncio.to_thread(
+                rft_model.weights, self._policy(), version, dtype, canaries, computed=run.dtype
+            )
+
+        weights = str(self.folder.path / "weights")
+        async with Connections(run, self.inputs.run, weights, make, fill=False) as services:
+            try:
+                judges = Judges(services.rewards, services.heldout, harm, self.columns)
+                await self._start(services, judges)
+                await self._draw(services, judges, version)
+            finally:
+                await harm.close()
+                faults = services.faults
+                faults["services"] += harm.faults_survived
+                self.state.survived(faults)
+
+    async def _start(self, services: Connections, judges: Judges) -> None:
+        """The reward models first: what they say may end it before the sampler is touched."""
+        judges.pin(self.state.rewards)
+        await judges.start()
+        self.state.rewards = judges.state()
+        if self.baseline:
+            self.baseline.check_revisions(self.state.rewards)
+        self.state.save()
+        self._say(f"publishing {self.settings.policy} to the sampler")
+        with self.state.phase("publish"):
+            await services.start()
+
+    async def _draw(self, services: Connections, judges: Judges, version: int) -> None:
+        self.scored.begin()
+        with (
+            self.state.phase("sample"),
+            DrawingBar(self.console, len(self.inputs.prompts), len(self.scored)) as bar,
+        ):
+
+            def on_group(group: Group) -> None:
+                check_version(group, version, self.settings.sampler)
+                self.scored.add(group)
+                bar.add(group)
+
+            await services.rollouts.sample(
+                self.scored.missing, self.settings.samples_per_prompt, rewards=judges,
+                in_flight=self.settings.in_flight, on_group=on_group,
+            )  # fmt: skip
+
+    def _compute(self, name: str, folder: Path) -> None:
+        """Log-probabilities by one of the policies, group by group: a resumed run's are the same.
+
+        It is the estimator of the recipes' `eval/kl`.
+        """
+        missing = self.columns.missing(name, self.scored.groups)
+        if not missing:
+            return
+        what = "policy" if name == LOGPROB else "reference"
+        with self.state.phase("divergence"):
+            model = self._policy() if name == LOGPROB else rft_model.load(folder)
+            self._model = None  # not two of them at once
+            for group in self._shown(f"log-probabilities by the {what}", missing):
+                found = response_logprobs(
+                    model, [sample.completion for sample in group.samples],
+                    temperature=self.settings.temperature, dtype=self.settings.dtype,
+                )  # fmt: skip
+                sums = [float(logprobs_T.astype("float64").sum()) for logprobs_T in found]
+                self.columns.add(group.task.uid, {name: sums})
+
+    def _shown(self, text: str, groups: Sequence[Group]) -> Iterator[Group]:
+        if self.console.is_terminal and not self.console.quiet:
+            yield from track(groups, description=text, console=self.console)
+            return
+        self._say(f"{text}, of {len(groups)} prompts")
+        yield from groups
+
+    def _finish(self) -> dict[str, Any]:
+        """The rows, the plots, and last the figures."""
+        measured = Measured(self.settings, self.inputs, self.scored.groups, self.columns)
+        about = terms(self.settings, self.inputs) | {"revisions": self.state.rewards}
+        found = about | measured.found(about, self.baseline)
+        found |= {
+            "baseline": self.settings.baseline or None,
+            "faults": self.state.faults,
+            "seconds": {name: round(spent, 2) for name, spent in self.state.seconds.items()},
+            "versions": package_versions(),
+        }
+        lines = [json.dumps(row, allow_nan=False, ensure_ascii=False) for row in measured.rows]
+        with self._writing():
+            write_whole(self.folder.path / SAMPLES, "".join(line + "\n" for line in lines))
+            if self.settings.plots:
+                draw_plots(self.folder.path / PLOTS, found, measured.rows, self.baseline)
+            text = json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False)
+            write_whole(self.folder.path / EVALUATION, text + "\n")
+        return found
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"can't write to {self.folder.path}: {error}") from error
+
+    def _policy(self) -> Any:
+        if self._model is None:
+            self._model = rft_model.load(self.inputs.run.policy)
+        return self._model
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)

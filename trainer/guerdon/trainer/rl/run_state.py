@@ -1,0 +1,80 @@
+"""How far a run has come, in one small file beside what it has on the disk."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from guerdon.trainer.errors import OutputError
+from guerdon.trainer.run_folder import write_whole
+
+
+@dataclass
+class RunState:
+    """What is done. Saved whole, or as it was before.
+
+    Args:
+        path: the file; what is there of an earlier part of the run is taken up.
+    """
+
+    path: Path
+    rewards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Revisions of the reward models, which stay the same over the run."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By phase, earlier parts of the run included."""
+    faults: dict[str, int] = field(default_factory=dict)
+    """Survived, by kind."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The state in a file, or that of a run that has not begun.
+
+        Raises:
+            OutputError: the file can't be read.
+        """
+        if not path.exists():
+            return cls(path)
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            cls.mend(found)
+            return cls(path, **found)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OutputError(f"{path} can't be read: {error!r}") from error
+
+    @classmethod
+    def mend(cls, values: dict[str, Any]) -> None:
+        """Put right in place what JSON can't hold as it was."""
+
+    def save(self) -> None:
+        """Write it."""
+        values = asdict(self)
+        del values["path"]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, json.dumps(values, allow_nan=False))
+
+    def survived(self, faults: Mapping[str, int]) -> None:
+        """Add faults, by kind."""
+        for kind, count in faults.items():
+            self.faults[kind] = self.faults.get(kind, 0) + count
+        self.save()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[Callable[[], None]]:
+        """Time a phase. What it gives may be called to add up, and save, what was spent so far."""
+        begun = [time.monotonic()]
+
+        def spend() -> None:
+            now = time.monotonic()
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - begun[0]
+            begun[0] = now
+            self.save()
+
+        try:
+            yield spend
+        finally:
+            spend()
