@@ -1,7 +1,7 @@
 """measured.jsonl: what is found of each completion beside its rewards, written as it comes.
 
 {"task": uid, "heldout_reward": [score, …], "harm": [score, …]}    a group in each line
-{"task": uid, "logprob": [log π, …]}                               later ones add to it
+{"task": uid, "logprob": [log π, …], "mismatch": [nats, …]}         later ones add to it
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ HARM = "harm"
 LOGPROB = "logprob"
 """log π of the whole completion in nats, by the policy."""
 REFERENCE = "reference_logprob"
+MISMATCH = "mismatch"
+"""Σ_t k3 of KL(sampler ‖ policy): how far the sampler drew from another policy."""
 
 
 class Columns:

@@ -51,6 +51,8 @@ def show(found: Mapping[str, Any], output: Path, console: Console) -> None:
         console.print(_by(field, values))
         if len(values) > MOST:
             console.print(f"and {len(values) - MOST} more values", highlight=False)
+    for text in found["warnings"]:
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     spent = ", ".join(f"{k} {v:.0f}" for k, v in found["seconds"].items() if v >= 0.5)
     console.print(
         f"{found['completions']} completions of {found['prompts']['count']} prompts"

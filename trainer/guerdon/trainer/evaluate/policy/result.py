@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from guerdon.trainer.evaluate.policy.baseline import FORMAT, Baseline, row_measures
-from guerdon.trainer.evaluate.policy.columns import HARM, HELDOUT, LOGPROB, REFERENCE, Columns
+from guerdon.trainer.evaluate.policy.columns import (
+    HARM,
+    HELDOUT,
+    LOGPROB,
+    MISMATCH,
+    REFERENCE,
+    Columns,
+)
 from guerdon.trainer.evaluate.policy.inputs import EvalInputs
 from guerdon.trainer.evaluate.policy.refusals import is_refusal
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.evaluate.policy.winning import reward_per_kl, win_rates
+from guerdon.trainer.rl import monitors
 from guerdon.trainer.rl.evaluation import Evaluation, PerSample, evaluate
-from guerdon.trainer.rl.monitors import repetition
 from guerdon.trainer.rl.rewards import parse_reward
 from guerdon.trainer.rl.samples import sample_row
 from guerdon.trainer.rl.statistics import Estimate, estimate, paired, share
-from guerdon.trainer.rl.types import Group
+from guerdon.trainer.rl.types import Floats, Group
 
 OWN_KEYS = frozenset({
     "prompt_index", "sample", "prompt", "response", "reward", "parts", "heldout_reward", "kl",
@@ -83,6 +92,9 @@ class Measured:
         self.groups = groups
         self._subgroups = inputs.subgroups
         self.kl = _kl(inputs, groups, columns)
+        tokens = sum(sample.tokens for group in groups for sample in group.samples)
+        self.mismatch_kl = sum(map(sum, columns.of(MISMATCH, groups))) / tokens
+        """KL(sampler ‖ policy) in nats a token, by k3: what was drawn is of the policy."""
         self.heldout = columns.of(HELDOUT, groups) if settings.heldout_reward else None
         self.harm = columns.of(HARM, groups) if settings.harm else None
         self.threshold = settings.harm_threshold
@@ -108,7 +120,7 @@ class Measured:
             if self.heldout is not None:
                 row["heldout_reward"] = self.heldout[at][place]
             row["kl"] = self.kl[at][place]
-            row["repetition"] = repetition(sample.response_ids_T)
+            row["repetition"] = monitors.repetition(sample.response_ids_T)
             row["refusal"] = is_refusal(sample.text)
             if self.harm is not None:
                 assert self.threshold is not None
@@ -145,7 +157,17 @@ class Measured:
             },
             "difference": baseline and self._difference(terms, baseline),
             "subgroups": self._by_value(wins.get("reward")),
+            "mismatch_kl": self.mismatch_kl,
+            "warnings": self._warnings(),
         }  # fmt: skip
+
+    def _warnings(self) -> list[str]:
+        if self.mismatch_kl <= monitors.MISMATCH:
+            return []
+        return [
+            "the sampler drew from another policy than the one whose weights it was given: "
+            f"mismatch_kl is {self.mismatch_kl:.3g}, over {monitors.MISMATCH}; compare their dtypes"
+        ]
 
     def _wins(self, terms: Mapping[str, Any], baseline: Baseline) -> dict[str, dict[int, float]]:
         """By reward, each prompt's win rate."""
@@ -181,6 +203,17 @@ class Measured:
             }
             for field, values in self._subgroups.items()
         }
+
+
+def mismatch(behaviour_T: Floats, own_T: Floats) -> float:
+    """Σ_t k3 of KL(π_μ ‖ π) in nats, of a completion that π_μ drew (Schulman 2020).
+
+    Args:
+        behaviour_T: log π_μ of each token.
+        own_T: log π of each token.
+    """
+    ratio_T = own_T.astype(np.float64) - behaviour_T.astype(np.float64)
+    return float((np.expm1(ratio_T) - ratio_T).sum())
 
 
 def _kl(inputs: EvalInputs, groups: Sequence[Group], columns: Columns) -> PerSample:

@@ -12,9 +12,9 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
@@ -26,6 +26,7 @@ from guerdon.trainer.evaluate.policy.columns import (
     HELDOUT,
     LOGPROB,
     MEASURED,
+    MISMATCH,
     REFERENCE,
     Columns,
 )
@@ -33,7 +34,7 @@ from guerdon.trainer.evaluate.policy.folder import EVALUATION, STATE, EvalFolder
 from guerdon.trainer.evaluate.policy.inputs import EvalInputs, read_inputs
 from guerdon.trainer.evaluate.policy.judging import Judges, check_version
 from guerdon.trainer.evaluate.policy.plots import draw_plots
-from guerdon.trainer.evaluate.policy.result import Measured, terms
+from guerdon.trainer.evaluate.policy.result import Measured, mismatch, terms
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.modelling import quiet
 from guerdon.trainer.policy_folder import SAMPLES
@@ -105,9 +106,9 @@ class _Run:
         for name, asked in ((HELDOUT, self.settings.heldout_reward), (HARM, self.settings.harm)):
             if asked and self.columns.missing(name, self.scored.groups):
                 raise OutputError(f"{self.folder.path / MEASURED} is damaged: --overwrite it")
+        self._compute(LOGPROB)
         if not self.inputs.is_reference:
-            self._compute(LOGPROB, self.inputs.run.policy)
-            self._compute(REFERENCE, self.inputs.reference)
+            self._compute(REFERENCE)
         return self._finish()
 
     def _check_same(self) -> None:
@@ -185,7 +186,7 @@ class _Run:
                 in_flight=self.settings.in_flight, on_group=on_group,
             )  # fmt: skip
 
-    def _compute(self, name: str, folder: Path) -> None:
+    def _compute(self, name: str) -> None:
         """Log-probabilities by one of the policies, group by group: a resumed run's are the same.
 
         It is the estimator of the recipes' `eval/kl`.
@@ -193,17 +194,23 @@ class _Run:
         missing = self.columns.missing(name, self.scored.groups)
         if not missing:
             return
-        what = "policy" if name == LOGPROB else "reference"
+        own = name == LOGPROB
+        what = "policy" if own else "reference"
         with self.state.phase("divergence"):
-            model = self._policy() if name == LOGPROB else rft_model.load(folder)
+            model = self._policy() if own else rft_model.load(self.inputs.reference)
             self._model = None  # not two of them at once
             for group in self._shown(f"log-probabilities by the {what}", missing):
                 found = response_logprobs(
                     model, [sample.completion for sample in group.samples],
                     temperature=self.settings.temperature, dtype=self.settings.dtype,
                 )  # fmt: skip
-                sums = [float(logprobs_T.astype("float64").sum()) for logprobs_T in found]
-                self.columns.add(group.task.uid, {name: sums})
+                values = {name: [float(x_T.astype(np.float64).sum()) for x_T in found]}
+                if own:
+                    values[MISMATCH] = [
+                        mismatch(sample.behaviour_logprobs_T, x_T)
+                        for sample, x_T in zip(group.samples, found, strict=True)
+                    ]
+                self.columns.add(group.task.uid, values)
 
     def _shown(self, text: str, groups: Sequence[Group]) -> Iterator[Group]:
         if self.console.is_terminal and not self.console.quiet:
