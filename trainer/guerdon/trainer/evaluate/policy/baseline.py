@@ -102,10 +102,10 @@ class Baseline:
             ours: evaluation.json, as far as it is known.
         """
         left = set()
-        for key, name in (("heldout", HELDOUT), ("harm", HARM)):
-            theirs, mine = (of["revisions"].get(name) for of in (self.found, ours))
+        for key, name in ((HELDOUT, "heldout_reward"), (HARM, "harmful")):
+            theirs, mine = (of["revisions"].get(key) for of in (self.found, ours))
             if self.found.get(key) != ours[key] or theirs != mine:
-                left.add("harmful" if name == HARM else name)
+                left.add(name)
         if self.found.get("reference_sha256") != ours["reference_sha256"]:
             left.add("kl")
         return [name for name in self.columns if name not in left]

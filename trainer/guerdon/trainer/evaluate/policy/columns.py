@@ -1,6 +1,6 @@
 """measured.jsonl: what is found of each completion beside its rewards, written as it comes.
 
-{"task": uid, "heldout_reward": [score, …], "harm": [score, …]}    a group in each line
+{"task": uid, "heldout": [score, …], "harm": [score, …]}           a group in each line
 {"task": uid, "logprob": [log π, …], "mismatch": [nats, …]}         later ones add to it
 """
 
@@ -17,7 +17,7 @@ from guerdon.trainer.rl.scored import whole_rows
 from guerdon.trainer.rl.types import Group
 
 MEASURED = "measured.jsonl"
-HELDOUT = "heldout_reward"
+HELDOUT = "heldout"
 HARM = "harm"
 LOGPROB = "logprob"
 """log π of the whole completion in nats, by the policy."""

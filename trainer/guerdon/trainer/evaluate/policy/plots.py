@@ -46,7 +46,7 @@ def _lengths(rows: Sequence[Mapping[str, Any]], baseline: Baseline | None) -> An
         ax.hist(values, bins=30, range=(0, top), color=colour, alpha=0.6, label=label)
     ax.set(xlabel="tokens of a completion", ylabel="completions", title="Length")
     if len(drawn) > 1:
-        ax.legend(loc="upper right")
+        figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -66,5 +66,5 @@ def _by(field: str, values: Mapping[str, Mapping[str, Any]], found: Mapping[str,
         label="all prompts",
     )  # fmt: skip
     ax.set(xlabel="mean reward, 95 % interval", title=f"Reward by {field}".replace("$", r"\$"))
-    ax.legend(loc="lower right")
+    figure.legend(loc="outside lower center")
     return figure

@@ -13,8 +13,8 @@ from rich.table import Table
 NAMES = {
     "reward": "reward",
     "heldout_reward": "held-out reward",
-    "kl": "KL, nats a completion",
-    "length": "length, tokens",
+    "kl": "KL (nats)",
+    "length": "length (tokens)",
     "finished": "finished",
     "repetition": "repeated 4-grams",
     "refusal": "opens as a refusal",
@@ -67,10 +67,10 @@ def _table(found: Mapping[str, Any]) -> Table:
     if difference is not None:
         table.add_column("less the baseline")
     for name, value in found["measures"].items():
-        cells = [_name(name), f"{value['mean']:.3f}", _interval(value)]
+        cells = [_name(name), _number(value["mean"]), _interval(value)]
         if difference is not None:
             change = difference.get(name)
-            cells.append(f"{change['mean']:+.3f} {_interval(change)}" if change else "")
+            cells.append(f"{_number(change['mean'], '+')} {_interval(change)}" if change else "")
         table.add_row(*cells)
     for name in ("distinct_1", "distinct_2"):
         table.add_row(name.replace("_", "-"), f"{found[name]:.3f}")
@@ -85,12 +85,12 @@ def _by(field: str, values: Mapping[str, Mapping[str, Any]]) -> Table:
     ]  # fmt: skip
     with_noise = ("reward", "win_rate")
     heads = ["win rate" if name == "win_rate" else name.replace("_", "-") for name in columns]
-    table = Table(escape(field), "prompts", *heads)
+    table = Table(escape(field), "n", *heads)
     most = sorted(values, key=lambda value: -values[value]["reward"]["n"])[:MOST]
     for value, measures in values.items():
         if value in most:
             cells = [
-                _mean(measures[name]) if name in with_noise else f"{measures[name]['mean']:.3f}"
+                _mean(measures[name]) if name in with_noise else _number(measures[name]["mean"])
                 for name in columns
             ]
             table.add_row(escape(value) or "(none)", str(measures["reward"]["n"]), *cells)
@@ -103,11 +103,18 @@ def _name(name: str) -> str:
 
 def _mean(found: Mapping[str, Any]) -> str:
     se = found["se"]
-    return f"{found['mean']:.3f}" + (f" ± {se:.3f}" if se is not None else "")
+    return _number(found["mean"]) + (f" ± {_number(se)}" if se is not None else "")
 
 
 def _interval(found: Mapping[str, Any]) -> str:
-    return "" if found["low"] is None else f"({found['low']:.3f} to {found['high']:.3f})"
+    if found["low"] is None:
+        return ""
+    return f"({_number(found['low'])} to {_number(found['high'])})"
+
+
+def _number(value: float, sign: str = "") -> str:
+    """Short enough for a table: as many digits as are worth reading."""
+    return f"{value:{sign}.{3 if abs(value) < 9.9995 else 1}f}"
 
 
 def _share(found: Mapping[str, Any]) -> str:

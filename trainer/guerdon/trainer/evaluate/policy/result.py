@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from guerdon.trainer.evaluate.policy.baseline import FORMAT, Baseline, row_measures
 from guerdon.trainer.evaluate.policy.columns import (
@@ -25,7 +24,7 @@ from guerdon.trainer.rl.evaluation import Evaluation, PerSample, evaluate
 from guerdon.trainer.rl.rewards import parse_reward
 from guerdon.trainer.rl.samples import sample_row
 from guerdon.trainer.rl.statistics import Estimate, estimate, paired, share
-from guerdon.trainer.rl.types import Floats, Group
+from guerdon.trainer.rl.types import Group
 
 OWN_KEYS = frozenset({
     "prompt_index", "sample", "prompt", "response", "reward", "parts", "heldout_reward", "kl",
@@ -138,6 +137,7 @@ class Measured:
         """
         every = self.evaluation
         wins = self._wins(terms, baseline) if baseline else {}
+        change = self._difference(terms, baseline) if baseline else {}
         ratio, reason = reward_per_kl(
             every.reward, baseline.reward if baseline else None, every.estimates["kl"],
             of_reference=baseline is not None and baseline.is_of(terms["reference_sha256"]),
@@ -155,19 +155,34 @@ class Measured:
             "win_rate": baseline and {"against": baseline.found["policy"]} | {
                 name: share(list(rates.values())).as_dict() for name, rates in wins.items()
             },
-            "difference": baseline and self._difference(terms, baseline),
+            "difference": baseline and {name: _change(name, of) for name, of in change.items()},
             "subgroups": self._by_value(wins.get("reward")),
             "mismatch_kl": self.mismatch_kl,
-            "warnings": self._warnings(),
+            "warnings": self._warnings(change),
         }  # fmt: skip
 
-    def _warnings(self) -> list[str]:
-        if self.mismatch_kl <= monitors.MISMATCH:
-            return []
-        return [
-            "the sampler drew from another policy than the one whose weights it was given: "
-            f"mismatch_kl is {self.mismatch_kl:.3g}, over {monitors.MISMATCH}; compare their dtypes"
-        ]
+    def _warnings(self, change: Mapping[str, Estimate]) -> list[str]:
+        found = []
+        if self.mismatch_kl > monitors.MISMATCH:
+            found.append(
+                "the sampler drew from another policy than the one whose weights it was given: "
+                f"mismatch_kl is {self.mismatch_kl:.3g}, over {monitors.MISMATCH}; compare their "
+                "dtypes"
+            )
+        finished = self.evaluation.estimates["finished"].mean
+        if finished < 0.5:
+            found.append(
+                f"{1 - finished:.0%} of the answers were cut at max_tokens, and scored as they were"
+            )
+        if "heldout_reward" in change:
+            proxy, heldout = change["reward"], change["heldout_reward"]
+            if proxy.rose and heldout.fell:
+                found.append(
+                    f"the reward is {proxy.mean:.3g} above the baseline's while the held-out "
+                    f"reward is {-heldout.mean:.3g} below, both beyond their noise: the policy may "
+                    "be gaming its reward"
+                )
+        return found
 
     def _wins(self, terms: Mapping[str, Any], baseline: Baseline) -> dict[str, dict[int, float]]:
         """By reward, each prompt's win rate."""
@@ -181,11 +196,11 @@ class Measured:
         ]  # fmt: skip
         return {name: win_rates(mine[name], baseline.columns[name]) for name in names}
 
-    def _difference(self, terms: Mapping[str, Any], baseline: Baseline) -> dict[str, Any]:
+    def _difference(self, terms: Mapping[str, Any], baseline: Baseline) -> dict[str, Estimate]:
         """Ours less the baseline's, paired over prompts."""
         ours = self.evaluation.prompts
         return {
-            name: paired(baseline.means(name), ours[name]).as_dict()
+            name: paired(baseline.means(name), ours[name])
             for name in baseline.comparable(terms) if name in ours
         }  # fmt: skip
 
@@ -205,15 +220,11 @@ class Measured:
         }
 
 
-def mismatch(behaviour_T: Floats, own_T: Floats) -> float:
-    """Σ_t k3 of KL(π_μ ‖ π) in nats, of a completion that π_μ drew (Schulman 2020).
-
-    Args:
-        behaviour_T: log π_μ of each token.
-        own_T: log π of each token.
-    """
-    ratio_T = own_T.astype(np.float64) - behaviour_T.astype(np.float64)
-    return float((np.expm1(ratio_T) - ratio_T).sum())
+def _change(name: str, found: Estimate) -> dict[str, Any]:
+    """For JSON; that a share is the same of all prompts, such as none, says nothing of others."""
+    if name in _SHARES and not found.se:
+        found = replace(found, low=None, high=None)
+    return found.as_dict()
 
 
 def _kl(inputs: EvalInputs, groups: Sequence[Group], columns: Columns) -> PerSample:

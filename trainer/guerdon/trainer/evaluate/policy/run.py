@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import track
 
-from guerdon.trainer.completions import response_logprobs
+from guerdon.trainer.completions import Floats, response_logprobs
 from guerdon.trainer.errors import OutputError
 from guerdon.trainer.evaluate.policy.baseline import Baseline
 from guerdon.trainer.evaluate.policy.columns import (
@@ -34,13 +35,14 @@ from guerdon.trainer.evaluate.policy.folder import EVALUATION, STATE, EvalFolder
 from guerdon.trainer.evaluate.policy.inputs import EvalInputs, read_inputs
 from guerdon.trainer.evaluate.policy.judging import Judges, check_version
 from guerdon.trainer.evaluate.policy.plots import draw_plots
-from guerdon.trainer.evaluate.policy.result import Measured, mismatch, terms
+from guerdon.trainer.evaluate.policy.result import Measured, terms
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.modelling import quiet
 from guerdon.trainer.policy_folder import SAMPLES
 from guerdon.trainer.rl import rft_model
 from guerdon.trainer.rl.connections import Connections
 from guerdon.trainer.rl.credentials import Credentials
+from guerdon.trainer.rl.losses import kl_estimate
 from guerdon.trainer.rl.report import package_versions
 from guerdon.trainer.rl.rewards import RewardSource
 from guerdon.trainer.rl.rft_progress import DrawingBar
@@ -206,10 +208,7 @@ class _Run:
                 )  # fmt: skip
                 values = {name: [float(x_T.astype(np.float64).sum()) for x_T in found]}
                 if own:
-                    values[MISMATCH] = [
-                        mismatch(sample.behaviour_logprobs_T, x_T)
-                        for sample, x_T in zip(group.samples, found, strict=True)
-                    ]
+                    values[MISMATCH] = _mismatch(group, found)
                 self.columns.add(group.task.uid, values)
 
     def _shown(self, text: str, groups: Sequence[Group]) -> Iterator[Group]:
@@ -253,3 +252,17 @@ class _Run:
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _mismatch(group: Group, own: Sequence[Floats]) -> list[float]:
+    """Σ_t k3 of KL(sampler ‖ policy) of each completion in nats.
+
+    Args:
+        group: with the log-probabilities by which it was drawn.
+        own: those by the policy, as it is computed here.
+    """
+    pairs = zip((sample.behaviour_logprobs_T for sample in group.samples), own, strict=True)
+    return [
+        float(kl_estimate(*map(torch.from_numpy, pair), estimator="k3").double().sum())
+        for pair in pairs
+    ]
