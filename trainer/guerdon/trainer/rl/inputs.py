@@ -96,6 +96,8 @@ def read_config(name: str) -> tuple[Path, Any]:
 
     try:
         policy = resolve_model(name)
+        if not (policy / "config.json").exists() and (policy / "final").is_dir():
+            raise SettingsError(f"{name} is a run's folder: its policy is {policy / 'final'}")
         return policy, AutoConfig.from_pretrained(policy, trust_remote_code=False)
     except ModelNotFound as error:
         raise TrainingError(str(error)) from error

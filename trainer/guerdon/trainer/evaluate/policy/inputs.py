@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.errors import DataError, SettingsError
+from guerdon.trainer.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.rl.credentials import Credentials
 from guerdon.trainer.rl.inputs import RunInputs, check_positions, read_config
@@ -55,8 +55,8 @@ def read_inputs(settings: EvalSettings) -> EvalInputs:
             parse_reward(spec, setting)
     if settings.harm and parse_reward(settings.harm, "harm").weight != 1.0:
         raise SettingsError(f"harm: {settings.harm!r} has a weight, and it takes none")
-    policy, config = read_config(settings.policy)
-    reference, reference_config = read_config(settings.reference)
+    policy, config = _policy(settings.policy)
+    reference, reference_config = _policy(settings.reference)
     tokenizer = load_tokenizer(policy)
     prompts = load_prompts(
         settings.prompts, tokenizer, max_prompt_tokens=settings.max_prompt_tokens,
@@ -77,9 +77,16 @@ def read_inputs(settings: EvalSettings) -> EvalInputs:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and the bytes of a policy's safetensors files."""
+    """SHA-256 over the names and the bytes of a policy's safetensors files.
+
+    Raises:
+        TrainingError: there are none.
+    """
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise TrainingError(f"{folder} holds no safetensors: it is no policy that can be loaded")
+    for file in files:
         with file.open("rb") as handle:
             digest.update(f"{file.name}\n".encode())
             digest.update(hashlib.file_digest(handle, "sha256").digest())
@@ -106,6 +113,19 @@ def subgroup(prompts: Prompts, field: str) -> dict[str, list[int]]:
             f"{', '.join(have) or 'none'}"
         )
     return dict(sorted(found.items()))
+
+
+def _policy(name: str) -> tuple[Path, Any]:
+    """The folder and the config of a language model.
+
+    Raises:
+        TrainingError: it can't be had, or is a model that scores.
+    """
+    folder, config = read_config(name)
+    for architecture in config.architectures or ():
+        if architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
+            raise SettingsError(f"{name} is a {architecture}: it scores, and is no policy")
+    return folder, config
 
 
 def _check_verifiers(settings: EvalSettings, prompts: Prompts) -> None:
