@@ -261,8 +261,9 @@ def _mismatch(group: Group, own: Sequence[Floats]) -> list[float]:
         group: with the log-probabilities by which it was drawn.
         own: those by the policy, as it is computed here.
     """
-    pairs = zip((sample.behaviour_logprobs_T for sample in group.samples), own, strict=True)
-    return [
-        float(kl_estimate(*map(torch.from_numpy, pair), estimator="k3").double().sum())
-        for pair in pairs
-    ]
+    found = []
+    for sample, own_T in zip(group.samples, own, strict=True):
+        drawn_T = torch.from_numpy(sample.behaviour_logprobs_T)
+        k3_T = kl_estimate(drawn_T, torch.from_numpy(own_T), "k3")
+        found.append(float(k3_T.double().sum()))
+    return found
