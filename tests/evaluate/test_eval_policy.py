@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, product
@@ -299,6 +300,22 @@ def test_a_run_that_was_broken_goes_on(
         assert broken.rows("after") == world.rows("after")
         code.add_revision("long", "rev-2", lambda prompt, text: 1.0)
         assert broken.found("after")["revisions"]["rewards"] == {"long": "rev-1", "vowels": "rev-1"}
+
+
+def test_what_a_kill_leaves_is_gone_on_from(world: World, tuned: Path) -> None:
+    """Files to which lines are added and brought to the disk, the last one half there."""
+    folder, drawn = world.folder / "killed", world.calls("Generate")
+    folder.mkdir()
+    for name, share in (("scored.jsonl", 0.6), ("measured.jsonl", 0.3)):
+        text = (world.folder / "after" / name).read_bytes()
+        (folder / name).write_bytes(text[: int(len(text) * share)])
+    for name in ("config.toml", "state.json"):
+        shutil.copy(world.folder / "after" / name, folder)
+    left = len(read_rows((folder / "scored.jsonl").read_bytes().rpartition(b"\n")[0])) - 1
+    assert 0 < left < PROMPTS
+    assert world.run(tuned, "killed", "--resume", "--no-plots") == 0
+    assert world.calls("Generate") == drawn + PROMPTS - left
+    assert world.rows("killed") == world.rows("after")
 
 
 @pytest.mark.parametrize(

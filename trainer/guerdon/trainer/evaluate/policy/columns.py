@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from guerdon.trainer.errors import OutputError
 from guerdon.trainer.rl.evaluation import PerSample
@@ -41,8 +42,11 @@ class Columns:
         self._path, self._samples = path, samples
         self._values: dict[str, dict[int, list[float]]] = {}
         if path.exists():
-            for row in whole_rows(path):
-                self._take(row)
+            try:
+                for row in whole_rows(path):
+                    self._take(row)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise OutputError(f"{path} is damaged: {error!r}") from error
 
     def add(self, task: int, values: Mapping[str, Sequence[float]]) -> None:
         """Write what was found of a group; it is on the disk when this returns."""
@@ -62,10 +66,9 @@ class Columns:
         """A column, in the groups' order; all of them have it."""
         return [self._values[name][group.task.uid] for group in groups]
 
-    def _take(self, row: Mapping[str, object]) -> None:
-        for name, values in row.items():
-            if name == "task":
-                continue
-            if not isinstance(values, list) or len(values) != self._samples:
-                raise OutputError(f"{self._path} is damaged: {name} of task {row['task']}")
-            self._values.setdefault(name, {})[int(str(row["task"]))] = [float(x) for x in values]
+    def _take(self, row: Mapping[str, Any]) -> None:
+        for name in row.keys() - {"task"}:
+            values = [float(value) for value in row[name]]
+            if len(values) != self._samples:
+                raise ValueError(f"{name} of task {row['task']} has {len(values)} numbers")
+            self._values.setdefault(name, {})[int(row["task"])] = values
