@@ -61,6 +61,8 @@ class Encoder:
         self._double_bos = checkpoint.manifest.double_bos
         self._marker = checkpoint.manifest.step_marker
         self._marker_id = checkpoint.step_marker_id
+        self._ending_id = checkpoint.ending_id
+        self._gate_ids = np.array(checkpoint.gate_ids, dtype=np.int64)
         self._has_template = bool(checkpoint.chat_template_hash)
         self._bos: int | None = tokenizer.bos_token_id
         self._leading = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
@@ -87,8 +89,12 @@ class Encoder:
         field, sequences = self._sequences(item)
         for place, sequence in enumerate(sequences):
             self._check(field, place, sequence)
+            if self._ending_id is not None and sequence.ids[-1] != self._ending_id:
+                sequence.ids = np.append(sequence.ids, np.int32(self._ending_id))
             self._fit(place, sequence, truncation)
         readout: tuple[npt.NDArray[np.int64], ...] = ()
+        if len(self._gate_ids):
+            readout = tuple(self._gate(field, sequence) for sequence in sequences)
         if self._marker_id is not None:
             readout = tuple(
                 self._markers(place, sequence, item.responses[place], item.prompt)
@@ -245,6 +251,12 @@ class Encoder:
         if rendered[0] == rendered[1]:
             raise CheckpointRefused("the chat template leaves the assistant's last turn out")
         ids = self._text.one(rendered[0]).ids
+        if len(self._gate_ids) and _last_run(ids, self._gate_ids) is None:
+            raise CheckpointRefused(
+                "the chat template does not write "
+                f"{self._tokenizer.decode(self._gate_ids)!r} before an answer, where the model "
+                "reads how to weigh its attributes: restore the published template"
+            )
         if not self._double_bos and self._bos is not None and _leading(ids, {self._bos}) > 1:
             raise CheckpointRefused(
                 "the chat template begins with two BOS tokens: set double_bos in guerdon.json if "
@@ -317,6 +329,18 @@ class Encoder:
         sequence.truncated = excess
         sequence.prompt_end = lambda: end - excess
 
+    def _gate(self, field: str, sequence: _Sequence) -> npt.NDArray[np.int64]:
+        """Where the gate reads: at the first token of its pattern's last occurrence, [1]."""
+        found = _last_run(sequence.ids, self._gate_ids)
+        if found is None:
+            raise InvalidRequest(
+                field,
+                "has no end of a user's turn in its tokens "
+                f"({self._tokenizer.decode(self._gate_ids)!r}), where the model reads how to weigh "
+                "its attributes: send a conversation",
+            )
+        return np.array([found])
+
     def _markers(
         self, place: int, sequence: _Sequence, response: Response, prompt: Prompt
     ) -> npt.NDArray[np.int64]:
@@ -378,6 +402,15 @@ def _leading(ids: TokenArray, tokens: Collection[int | None]) -> int:
             break
         count += 1
     return count
+
+
+def _last_run(ids: TokenArray, run: npt.NDArray[np.int64]) -> int | None:
+    """Where the last occurrence of a run of tokens begins."""
+    if len(ids) < len(run):
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(ids, len(run))
+    found = np.flatnonzero((windows == run).all(axis=1))
+    return int(found[-1]) if len(found) else None
 
 
 def _common_prefix(sequences: Sequence[TokenArray]) -> int:

@@ -97,8 +97,9 @@ class EncodedItem:
     truncated: tuple[int, ...]
     """Prompt tokens dropped from the left, for each response."""
     readout: tuple[npt.NDArray[np.int64], ...] = ()
-    """Process rewards: places of the step markers in each sequence, from 0. Else empty.
-    A place may lie in the prefix, when responses begin with the same step."""
+    """Process rewards: places of the step markers in each sequence, from 0. Gated models: the
+    one place where the gate reads. Else empty. A place may lie in the prefix, as when
+    responses begin with the same step."""
     token_types: tuple[TokenArray, ...] = ()
     """Encoders that read text pairs: the `token_type_ids` of each whole sequence (prefix
     included), to be passed to the model beside `input_ids`. Empty when the model has none,
@@ -155,7 +156,10 @@ class ResponseScore:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """An attribute of a model and its weight in the score."""
+    """An attribute of a model and its weight in the score.
+
+    The weight is 0 where the model weighs its attributes anew for each input.
+    """
 
     name: str
     weight: float

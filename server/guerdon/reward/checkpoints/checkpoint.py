@@ -19,9 +19,11 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from guerdon.models import MANIFEST_NAME, Manifest, ManifestError, template_hash
+from guerdon.reward.adapters import Adapter
 from guerdon.reward.checkpoints.model_config import (
     architecture_of,
     check_config_file,
@@ -63,7 +65,13 @@ class Checkpoint:
     attributes: tuple[Attribute, ...] = ()
     step_marker_id: int | None = None
     """Process rewards: the token that ends a step."""
+    ending_id: int | None = None
+    """The token that is added to every sequence that does not end with it."""
+    gate_ids: tuple[int, ...] = ()
+    """Gated models: the tokens at whose last occurrence the gate reads."""
     members: tuple[Checkpoint, ...] = ()
+    adapter: Adapter | None = field(default=None, repr=False)
+    """What computes a published model that `transformers` does not have."""
     stamp: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)
     """Sizes and times of the files when they were read."""
 
@@ -109,17 +117,20 @@ def _check_fields(folder: Path, manifest: Manifest) -> None:
 
 
 def _single(folder: Path, manifest: Manifest | None) -> Checkpoint:
-    check_config_file(folder)
+    adapter = check_config_file(folder)
     files = weight_files(folder)
     before = stamp(all_files(folder, files))
     headers = read_headers(files)
-    config = read_config(folder)
-    architecture = architecture_of(folder, config)
-    kind = _kind(folder, architecture, config, manifest)
-    manifest = manifest or Manifest()
-    skeleton = make_skeleton(folder, config, architecture)
-    check_tensors(folder, skeleton, headers)
-    tokenizer = _read_tokenizer(folder)
+    config = read_config(folder, adapter)
+    architecture = architecture_of(folder, config, adapter)
+    if adapter is None:
+        kind = _kind(folder, architecture, config, manifest)
+        manifest = manifest or Manifest()
+    else:
+        kind, manifest = adapter.kind, _completed(folder, adapter, manifest, config)
+    skeleton = make_skeleton(folder, config, architecture, adapter)
+    check_tensors(folder, skeleton, headers, adapter)
+    tokenizer = _read_tokenizer(folder, adapter)
     return Checkpoint(
         folder=folder,
         manifest=manifest,
@@ -127,7 +138,7 @@ def _single(folder: Path, manifest: Manifest | None) -> Checkpoint:
         config=config,
         tokenizer=tokenizer,
         architecture=architecture,
-        num_labels=config.num_labels,
+        num_labels=config.num_labels if adapter is None else adapter.labels(config),
         max_tokens=_max_tokens(folder, config, manifest, tokenizer, skeleton),
         revision=content_hash(folder, files),
         chat_template_hash=_check_template(folder, tokenizer, manifest),
@@ -137,8 +148,20 @@ def _single(folder: Path, manifest: Manifest | None) -> Checkpoint:
         step_marker_id=_step_marker(folder, tokenizer, manifest)
         if kind is ModelKind.PROCESS
         else None,
+        ending_id=None if adapter is None else adapter.ending(config),
+        gate_ids=() if adapter is None else _gate(folder, tokenizer, adapter),
+        adapter=adapter,
         stamp=before,
     )
+
+
+def _completed(
+    folder: Path, adapter: Adapter, manifest: Manifest | None, config: PretrainedConfig
+) -> Manifest:
+    try:
+        return adapter.complete(manifest, config)
+    except CheckpointRefused as error:
+        raise CheckpointRefused(f"{folder}: {error}") from error
 
 
 def _kind(
@@ -177,15 +200,17 @@ def _kind(
     return kind
 
 
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _read_tokenizer(folder: Path, adapter: Adapter | None) -> PreTrainedTokenizerBase:
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
              "spm.model", "sentencepiece.bpe.model")  # fmt: skip
     if not any((folder / name).is_file() for name in files):
         raise CheckpointRefused(
             f"{folder} has no tokenizer: save it beside the weights (tokenizer.save_pretrained)"
         )
+    own = adapter is not None and adapter.own_tokenizer
+    reader = PreTrainedTokenizerFast if own else AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return reader.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise CheckpointRefused(
             f"the tokenizer of {folder} can't be read: {first_line(error)}"
@@ -223,6 +248,21 @@ def _step_marker(folder: Path, tokenizer: PreTrainedTokenizerBase, manifest: Man
             "unknown to the tokenizer"
         )
     return int(ids[0])
+
+
+def _gate(folder: Path, tokenizer: PreTrainedTokenizerBase, adapter: Adapter) -> tuple[int, ...]:
+    """The tokens at which the gate reads."""
+    if not adapter.gate:
+        return ()
+    found = tuple(tokenizer(adapter.gate, add_special_tokens=False)["input_ids"])
+    published = adapter.gate_ids if len(tokenizer) > max(adapter.gate_ids) else found
+    if found != published or tokenizer.unk_token_id in found:
+        raise CheckpointRefused(
+            f"the tokenizer of {folder} makes the tokens {list(found)} of {adapter.gate!r}, where "
+            f"the gate of {adapter.name} reads, and the published model's are "
+            f"{list(adapter.gate_ids)}: restore its tokenizer"
+        )
+    return found
 
 
 def _max_tokens(
@@ -263,12 +303,15 @@ def _ensemble(folder: Path, manifest: Manifest) -> Checkpoint:
             nested = Manifest.read(path) if path.is_dir() else None
         except ManifestError as error:
             raise CheckpointRefused(f"the member {name!r} of {folder}: {error}") from error
-        if nested is not None and nested.kind != "sequence":
+        kind = nested.kind if nested is not None else "sequence"
+        member = inspect_checkpoint(path) if kind == "sequence" else None
+        if member is None or member.kind is not ModelKind.SEQUENCE:
             raise CheckpointRefused(
-                f"the member {name!r} of {folder} is of kind {nested.kind}: an ensemble is made "
-                "of sequence models"
+                f"the member {name!r} of {folder} is of kind "
+                f"{kind if member is None else member.kind.value}: an ensemble is made of "
+                "sequence models"
             )
-        members.append(inspect_checkpoint(path))
+        members.append(member)
     _check_members(folder, manifest.members, members)
     first = members[0]
     limit = min(member.max_tokens for member in members)
@@ -333,5 +376,5 @@ def _reading(checkpoint: Checkpoint) -> tuple[object, ...]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     inputs = tuple(tokenizer.model_input_names)
-    double = checkpoint.manifest.double_bos
-    return rules, inputs, tuple(sorted(tokenizer.special_tokens_map.items())), double
+    added = checkpoint.manifest.double_bos, checkpoint.ending_id
+    return rules, inputs, tuple(sorted(tokenizer.special_tokens_map.items())), added

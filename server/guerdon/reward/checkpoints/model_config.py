@@ -23,12 +23,17 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from guerdon.reward.adapters import Adapter, find_adapter
 from guerdon.reward.checkpoints.weight_files import TensorHeader
 from guerdon.serving.errors import CheckpointRefused
 
 
-def check_config_file(folder: Path) -> None:
-    """Refuse what must be known before any library opens the folder."""
+def check_config_file(folder: Path) -> Adapter | None:
+    """Refuse what must be known before any library opens the folder.
+
+    Returns:
+        The module that computes this published model, where `transformers` can't.
+    """
     if (folder / "adapter_config.json").exists():
         raise CheckpointRefused(
             f"{folder} is a LoRA adapter: merge it into its base model "
@@ -47,15 +52,34 @@ def check_config_file(folder: Path) -> None:
             f"{folder} names its weights by transformers_weights in config.json: save them as "
             "model.safetensors instead"
         )
-    tokenizer = _read_json(folder / "tokenizer_config.json") or {}
-    custom = [name for name, file in (("config.json", config), ("tokenizer_config.json", tokenizer))
-              if file.get("auto_map")]  # fmt: skip
-    if custom:
+    adapter = find_adapter(config)
+    for name in ("config.json", "tokenizer_config.json"):
+        _check_code(folder, name, config if name == "config.json" else None, adapter)
+    if adapter is not None and adapter.own_tokenizer and not (folder / "tokenizer.json").is_file():
         raise CheckpointRefused(
-            f"{folder} wants to run Python code of its own (auto_map in {custom[0]}), and a "
-            "checkpoint's code is never run here; if transformers itself knows the architecture, "
-            "save the model anew with it"
+            f"{folder} has no tokenizer.json, and the tokenizer of {adapter.name} is Python code, "
+            "which is never run here: where you trust that code, run AutoTokenizer.from_pretrained("
+            "folder, trust_remote_code=True).save_pretrained(folder) once, which writes one"
         )
+    return adapter
+
+
+def _check_code(
+    folder: Path, name: str, values: dict[str, Any] | None, adapter: Adapter | None
+) -> None:
+    """No code is asked for but what an adapter stands for."""
+    auto_map = (values or _read_json(folder / name) or {}).get("auto_map")
+    if not auto_map:
+        return
+    foreign = adapter.foreign_code(auto_map) if adapter is not None else "any"
+    if not foreign:
+        return
+    known = "" if adapter is None else f" {foreign}, which is not the published {adapter.name}'s"
+    raise CheckpointRefused(
+        f"{folder} wants to run Python code of its own{known} (auto_map in {name}), and a "
+        "checkpoint's code is never run here; if transformers itself knows the architecture, "
+        "save the model anew with it"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -70,9 +94,14 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def read_config(folder: Path) -> PretrainedConfig:
-    """The config, if this version of `transformers` knows the model."""
+def read_config(folder: Path, adapter: Adapter | None = None) -> PretrainedConfig:
+    """The config, if this version of `transformers` or an adapter knows the model."""
     try:
+        if adapter is not None:
+            values = _read_json(folder / "config.json") or {}
+            config = adapter.config(values)
+            adapter.labels(config)  # refuses what the published model does not have
+            return config
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # an unknown model_type, or values that the class refuses
         raise CheckpointRefused(
@@ -80,7 +109,7 @@ def read_config(folder: Path) -> PretrainedConfig:
         ) from error
 
 
-def architecture_of(folder: Path, config: PretrainedConfig) -> str:
+def architecture_of(folder: Path, config: PretrainedConfig, adapter: Adapter | None = None) -> str:
     """The class that the checkpoint says it is, if that is what would be loaded."""
     names = list(config.architectures or ())
     if len(names) != 1:
@@ -89,7 +118,7 @@ def architecture_of(folder: Path, config: PretrainedConfig) -> str:
             "nobody can tell a reward model from a language model"
         )
     name = str(names[0])
-    if name in _known_classes(config):
+    if adapter is not None or name in _known_classes(config):
         return name
     if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
         raise CheckpointRefused(
@@ -98,7 +127,8 @@ def architecture_of(folder: Path, config: PretrainedConfig) -> str:
         )
     raise CheckpointRefused(
         f"{folder} is a {name}, which is not served: only ForSequenceClassification and "
-        "ForTokenClassification classes of transformers are"
+        "ForTokenClassification classes of transformers, and the published models that "
+        "docs/models.md lists, are"
     )
 
 
@@ -128,12 +158,17 @@ def auto_class(architecture: str, config: PretrainedConfig) -> Any:
     return AutoModelForSequenceClassification
 
 
-def make_skeleton(folder: Path, config: PretrainedConfig, architecture: str) -> PreTrainedModel:
+def make_skeleton(
+    folder: Path, config: PretrainedConfig, architecture: str, adapter: Adapter | None = None
+) -> PreTrainedModel:
     """The model that would be loaded, without memory for its tensors."""
-    auto = auto_class(architecture, config)
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
+            model: PreTrainedModel = (
+                adapter.model(config)
+                if adapter is not None
+                else auto_class(architecture, config).from_config(config, trust_remote_code=False)
+            )
     except Exception as error:
         raise CheckpointRefused(
             f"no {architecture} can be made of {folder}/config.json: {first_line(error)}"
@@ -142,26 +177,36 @@ def make_skeleton(folder: Path, config: PretrainedConfig, architecture: str) -> 
 
 
 def check_tensors(
-    folder: Path, skeleton: PreTrainedModel, headers: dict[str, TensorHeader]
+    folder: Path,
+    skeleton: PreTrainedModel,
+    headers: dict[str, TensorHeader],
+    adapter: Adapter | None = None,
 ) -> None:
     """The whole head is there and nothing is beside it. The rest is checked on loading."""
     name = type(skeleton).__name__
     body = f"{skeleton.base_model_prefix}."
-    head = {key: tuple(t.shape) for key, t in skeleton.state_dict().items()
-            if not key.startswith(body)}  # fmt: skip
-    for key, shape in head.items():
+    if adapter is not None and adapter.layout is not None:
+        wanted = adapter.layout(skeleton.config)
+        extra = sorted(headers.keys() - wanted.keys())
+    else:
+        state = {key: tuple(t.shape) for key, t in skeleton.state_dict().items()}
+        wanted = {key: shape for key, shape in state.items() if not key.startswith(body)}
+        parts = {key.partition(".")[0] for key in state} | {k for k, _ in skeleton.named_children()}
+        extra = sorted(key for key in headers if key.partition(".")[0] not in parts)
+    for key, shape in wanted.items():
         if key not in headers:
+            what = "" if key.startswith(body) else f", a part of the score head of {name}"
             raise CheckpointRefused(
-                f"{folder} lacks {key}, a part of the score head of {name}: it would be random; "
-                "save the trained head with the model"
+                f"{folder} lacks {key}{what}: it would be random; save the trained head with the "
+                "model"
             )
         if headers[key].shape != shape:
             raise CheckpointRefused(
                 f"{key} has the shape {list(headers[key].shape)} in {folder}, but the config "
                 f"makes it {list(shape)}: num_labels or hidden_size is wrong"
             )
-    parts = {key for key, _ in skeleton.named_children()}
-    extra = sorted(key for key in headers if key.partition(".")[0] not in parts)
+    if adapter is not None:
+        extra = [key for key in extra if not key.startswith(adapter.unused)]
     if extra:
         raise CheckpointRefused(
             f"{folder} holds {extra[0]}{f' and {len(extra) - 1} more' if extra[1:] else ''}, which "

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.checkpoints.model_config import auto_class, first_line
-from guerdon.reward.checkpoints.weight_files import stamp
+from guerdon.reward.checkpoints.weight_files import stamp, weight_files
 from guerdon.serving.errors import CheckpointRefused
 
 
@@ -34,11 +37,10 @@ def load_weights(
     """
     assert not checkpoint.members, "load the members of an ensemble one by one"
     folder = checkpoint.folder
-    auto = auto_class(checkpoint.architecture, checkpoint.config)
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        model, report = auto.from_pretrained(
-            folder,
+        model, report = _from_pretrained(
+            checkpoint,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
@@ -63,6 +65,27 @@ def load_weights(
     _check_unchanged(checkpoint)
     loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
     return loaded
+
+
+def _from_pretrained(checkpoint: Checkpoint, **settings: Any) -> Any:
+    """The model, and what `transformers` says of the loading."""
+    adapter = checkpoint.adapter
+    if adapter is None:
+        auto = auto_class(checkpoint.architecture, checkpoint.config)
+        return auto.from_pretrained(checkpoint.folder, **settings)
+    settings["config"] = checkpoint.config
+    if adapter.convert is None:
+        return adapter.model.from_pretrained(checkpoint.folder, **settings)
+    state = adapter.convert(_tensors(checkpoint.folder), checkpoint.config)
+    return adapter.model.from_pretrained(None, state_dict=state, **settings)
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a checkpoint, one at a time."""
+    for path in weight_files(folder):
+        with safe_open(str(path), framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 - not a mapping
+                yield name, handle.get_tensor(name)
 
 
 def _check_unchanged(checkpoint: Checkpoint) -> None:

@@ -11,7 +11,7 @@ import copy
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,8 @@ class Reads(enum.Enum):
     FIRST = "first"
     MEAN = "mean"
     STEPS = "steps"
+    GATE = "gate"
+    """A place that the item gives, which may lie in the prompt, and the last token."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,8 +47,8 @@ class Head:
     reads: Reads
     labels: int
     """Numbers that it gives for each place it reads."""
-    layers: nn.Sequential
-    """Hidden states [N, H] to logits [N, labels], in float32."""
+    layers: nn.Module
+    """Hidden states [N, H] ([N, 2, H] for `Reads.GATE`) to logits [N, labels], in float32."""
 
     def logits(
         self,
@@ -59,7 +61,8 @@ class Head:
         Args:
             hidden: [M, H], the hidden states of a whole batch, in any order.
             sequences: for each sequence the places in `hidden` of its tokens, in order.
-            readout: `Reads.STEPS` only: for each sequence the tokens of it to read.
+            readout: `Reads.STEPS`: for each sequence the tokens of it to read;
+                `Reads.GATE`: the one where the gate reads.
         """
         rows, counts = self._rows(hidden, sequences, readout)
         if not len(rows):
@@ -78,11 +81,17 @@ class Head:
         if self.reads is Reads.STEPS:
             assert len(readout) == len(sequences), "process rewards need the markers' places"
             picks = [s[steps] for s, steps in zip(sequences, readout, strict=True)]
+        elif self.reads is Reads.GATE:
+            assert len(readout) == len(sequences), "a gated model needs the gate's places"
+            picks = [s[[int(gate[0]), -1]] for s, gate in zip(sequences, readout, strict=True)]
         else:
             end = -1 if self.reads is Reads.LAST else 0
             picks = [s[[end]] for s in sequences]
         places = torch.from_numpy(np.concatenate(picks)).to(hidden.device)
-        return hidden.index_select(0, places).float(), [len(p) for p in picks]
+        rows = hidden.index_select(0, places).float()
+        if self.reads is Reads.GATE:
+            return rows.view(len(picks), 2, -1), [1] * len(picks)
+        return rows, [len(p) for p in picks]
 
 
 def _means(hidden: torch.Tensor, sequences: Sequence[Places]) -> torch.Tensor:
@@ -150,12 +159,29 @@ _TOKEN_HEADS: dict[str, _Parts] = {
 }
 
 
+@runtime_checkable
+class OwnHead(Protocol):
+    """A model that says itself how it makes its logits (`guerdon.reward.adapters`)."""
+
+    reads: Reads
+    labels: int
+
+    def head(self) -> nn.Module:
+        """From the hidden states that are read to logits."""
+        ...
+
+
 def find_head(model: Any) -> Head:
-    """The head of a model of `transformers`.
+    """The head of a model of `transformers`, or of one that is written here.
 
     Raises:
         CheckpointRefused: nobody here knows how this class makes its logits.
     """
+    if isinstance(model, OwnHead):
+        head = model.head()
+        if model.dtype != torch.float32:  # type: ignore[attr-defined]
+            head = copy.deepcopy(head).float()
+        return Head(model.reads, model.labels, head.eval())
     reads, layers = _parts(model)
     if model.dtype != torch.float32:
         layers = [copy.deepcopy(layer).float() for layer in layers]

@@ -198,6 +198,8 @@ def _item(
         types = tuple(kind.astype(np.int32) for kind in types)
     if reads is Reads.STEPS:
         readout = tuple(np.unique([prefix // 2, prefix + n - 1]) for n in suffixes)
+    elif reads is Reads.GATE:  # in the prompt where there is one
+        readout = tuple(np.array([max(prefix - 1, 0)]) for _ in suffixes)
     return EncodedItem(
         prefix=draw(prefix),
         suffixes=tuple(draw(n) for n in suffixes),
@@ -217,7 +219,9 @@ def _plain(model: Any, items: Sequence[EncodedItem], reads: Reads) -> Any:
         for item in items:
             for j, suffix in enumerate(item.suffixes):
                 types = item.token_types[j] if item.token_types else None
-                logits = logits_of(np.concatenate([item.prefix, suffix]), types).numpy()
+                gate = item.readout[j] if reads is Reads.GATE else None
+                tokens = np.concatenate([item.prefix, suffix])
+                logits = logits_of(tokens, types, gate).numpy()
                 steps = item.readout[j] if reads is Reads.STEPS else slice(None)
                 found.append(logits[steps].ravel())
     return np.concatenate(found)

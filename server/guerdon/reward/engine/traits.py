@@ -125,8 +125,11 @@ def use_attention(model: Any, name: str) -> None:
 
 
 @contextmanager
-def plain(model: Any) -> Iterator[Callable[[TokenArray, TokenArray | None], torch.Tensor]]:
-    """Plain `transformers`, one sequence at a time: [T] token ids and types to its own logits.
+def plain(model: Any) -> Iterator[Callable[..., torch.Tensor]]:
+    """Plain `transformers`, one sequence at a time, to the model's own logits.
+
+    What is given takes [T] token ids, their types or None, and the gate's place (a model that
+    `Reads.GATE`) or None.
 
     Eager attention, which every architecture defines itself by. While it lasts there is
     no padding token, so that the last true token is read even when it equals that.
@@ -136,19 +139,23 @@ def plain(model: Any) -> Iterator[Callable[[TokenArray, TokenArray | None], torc
     use_attention(model, "eager")
     config.pad_token_id = None
     try:
-        yield lambda tokens, types: _plain_logits(model, tokens, types)
+        yield lambda tokens, types=None, gate=None: _plain_logits(model, tokens, types, gate)
     finally:
         config.pad_token_id = pad
         use_attention(model, before)
 
 
-def _plain_logits(model: Any, tokens: TokenArray, types: TokenArray | None) -> torch.Tensor:
+def _plain_logits(
+    model: Any, tokens: TokenArray, types: TokenArray | None, gate: Places | None
+) -> torch.Tensor:
     rows = {"input_ids": tokens} | ({} if types is None else {"token_type_ids": types})
+    more = {} if gate is None else {"readout": torch.from_numpy(gate)}
     with torch.inference_mode():
         logits: torch.Tensor = model(
             **{
                 k: torch.from_numpy(v.astype(np.int64)).to(model.device)[None]
                 for k, v in rows.items()
-            }
+            },
+            **more,
         ).logits[0]
         return logits.float().cpu()

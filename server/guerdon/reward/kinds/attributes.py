@@ -21,3 +21,16 @@ class AttributesReward(NetworkReward):
             reused_tokens=reused,
             truncated_tokens=item.truncated[j],
         )
+
+
+class WeighedReward(NetworkReward):
+    """A model that weighs its attributes itself: the logits are the score, then the values."""
+
+    def _response(self, item: EncodedItem, j: int, logits: Logits, reused: int) -> ResponseScore:
+        return ResponseScore(
+            score=float(logits[0, 0]),
+            attributes=tuple(float(value) for value in logits[0, 1:]),
+            token_count=token_count(item, j),
+            reused_tokens=reused,
+            truncated_tokens=item.truncated[j],
+        )

@@ -14,7 +14,7 @@ from guerdon.reward.checkpoints.weights import load_weights
 from guerdon.reward.encoding import Encoder
 from guerdon.reward.engine.probes import Selected, select_engine
 from guerdon.reward.engine.settings import EngineSettings
-from guerdon.reward.kinds.attributes import AttributesReward
+from guerdon.reward.kinds.attributes import AttributesReward, WeighedReward
 from guerdon.reward.kinds.ensemble import EnsembleReward
 from guerdon.reward.kinds.network import NetworkReward
 from guerdon.reward.kinds.process import ProcessReward
@@ -75,7 +75,9 @@ def _load_network(checkpoint: Checkpoint, name: str, settings: EngineSettings) -
     except CheckpointRefused as error:
         raise CheckpointRefused(f"{checkpoint.folder}: {error}") from error
     info = _network_info(checkpoint, name, model, selected)
-    return _KINDS[checkpoint.kind](info, encoder, selected.engine)
+    own = checkpoint.adapter is not None and checkpoint.kind is ModelKind.ATTRIBUTES
+    kind = WeighedReward if own else _KINDS[checkpoint.kind]
+    return kind(info, encoder, selected.engine)
 
 
 def _network_info(checkpoint: Checkpoint, name: str, model: Any, selected: Selected) -> ModelInfo:

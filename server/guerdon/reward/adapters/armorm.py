@@ -1,0 +1,84 @@
+"""ArmoRM-Llama3-8B-v0.1: 19 attributes, weighed by a network that reads the prompt.
+
+Sources: config.json and the model card of RLHFlow/ArmoRM-Llama3-8B-v0.1 on the Hugging Face
+hub; its modeling_custom.py in public copies; arXiv:2406.12845.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaModel, LlamaPreTrainedModel
+
+from guerdon.reward.adapters.base import Adapter, Published
+from guerdon.reward.adapters.gating import (
+    GATE,
+    GATE_IDS,
+    GatedHead,
+    gating_settings,
+    objectives,
+    softmax_gate,
+)
+from guerdon.reward.engine.heads import Reads
+from guerdon.reward.types import ModelKind
+
+
+class _Gating(nn.Module):
+    """`depth` hidden layers with ReLU, an output layer, and the softmax."""
+
+    def __init__(
+        self, *, inputs: int, outputs: int, hidden: int, depth: int, temperature: float
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.logit_scale = nn.Parameter(torch.ones(1))
+        sizes = [inputs, *[hidden] * depth, outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:-1]:
+            x = torch.relu(layer(x))
+        return softmax_gate(self.layers[-1](x), self.temperature, self.logit_scale)
+
+
+class LlamaForRewardModelWithGating(Published, LlamaPreTrainedModel):  # type: ignore[misc]
+    """A Llama body, a linear output for each attribute, and the gate."""
+
+    reads = Reads.GATE
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.labels = 1 + config.num_objectives
+        self.model = LlamaModel(config)
+        self.regression_layer = nn.Linear(config.hidden_size, config.num_objectives, bias=False)
+        self.reward_transform_matrix = nn.Parameter(torch.zeros([config.num_objectives] * 2))
+        self.gating = _Gating(**gating_settings(config))
+        self.post_init()
+
+    def head(self) -> nn.Module:
+        """The attributes, the gate, and the score."""
+        return GatedHead(self.regression_layer, self.gating, self.reward_transform_matrix.data)
+
+
+def _applies(values: Mapping[str, Any]) -> bool:
+    # QRM has the same class name, and quantiles.
+    return "num_quantiles" not in values
+
+
+ADAPTER = Adapter(
+    name="ArmoRM",
+    architecture="LlamaForRewardModelWithGating",
+    model_type="llama",
+    kind=ModelKind.ATTRIBUTES,
+    model=LlamaForRewardModelWithGating,
+    code=frozenset({"modeling_custom.LlamaForRewardModelWithGating"}),
+    source="RLHFlow/ArmoRM-Llama3-8B-v0.1: config.json, modeling_custom.py",
+    applies=_applies,
+    attributes=objectives,
+    gate=GATE,
+    gate_ids=GATE_IDS,
+)

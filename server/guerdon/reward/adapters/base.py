@@ -1,0 +1,178 @@
+"""What the modules of published models have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from guerdon.models import Manifest
+from guerdon.reward.engine.heads import Reads
+from guerdon.reward.types import ModelKind
+from guerdon.serving.errors import CheckpointRefused
+
+Shapes = dict[str, tuple[int, ...]]
+"""Tensors' names and shapes."""
+
+
+class Published:
+    """The part of a published model that is written here; mixed into a `transformers` one.
+
+    A class sets `reads` and `labels` and makes its `head()`; the body is `self.model`. Its
+    modules are named as the checkpoint names their tensors.
+    """
+
+    reads: Reads
+    labels: int
+    """Numbers that the head gives for each place it reads."""
+    # Heads are always computed in float32, so they are never rounded on the way.
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = [
+        "score",
+        "regression_layer",
+        "reward_transform_matrix",
+        "gating",
+        "weights",
+        "v_head",
+    ]
+    # Some of these checkpoints still hold the language model's head, which no score uses.
+    _keys_to_ignore_on_load_unexpected = (r"^lm_head\.",)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The body's number type; the head's is float32."""
+        body: nn.Module = self._body()
+        return next(body.parameters()).dtype
+
+    def head(self) -> nn.Module:
+        """From the hidden states that are read, in float32, to logits [N, labels].
+
+        They are [N, H], or [N, 2, H] for `Reads.GATE`.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        readout: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """One sequence [1, T], plainly: the reference that the probes compare engines with.
+
+        Args:
+            input_ids: token ids.
+            readout: `Reads.GATE` only: the gate's place in the sequence, [1].
+            kwargs: for the body.
+
+        Returns:
+            Logits [1, labels], or [1, T, labels] for `Reads.STEPS`.
+        """
+        assert len(input_ids) == 1, "one sequence at a time"
+        hidden = self._body()(input_ids=input_ids, **kwargs).last_hidden_state[0].float()
+        if self.reads is Reads.STEPS:
+            return SequenceClassifierOutput(logits=self.head()(hidden)[None])
+        if self.reads is Reads.GATE:
+            assert readout is not None, "a gated model needs the gate's place"
+            rows = torch.stack([hidden[int(readout[0])], hidden[-1]])[None]
+        else:
+            rows = hidden[-1:]
+        return SequenceClassifierOutput(logits=self.head()(rows))
+
+    def _body(self) -> Any:
+        return getattr(self, "model")  # noqa: B009 - a module of torch's, unknown to types
+
+
+def plain_config(values: Mapping[str, Any]) -> PretrainedConfig:
+    """The config of the `transformers` family that config.json names, without its code."""
+    known = {key: value for key, value in values.items() if key != "auto_map"}
+    return CONFIG_MAPPING[str(values["model_type"])].from_dict(known)
+
+
+def two_layers(hidden: int, labels: int) -> nn.Sequential:
+    """Linear, ReLU, Linear: the `score` of Qwen2.5-Math's and INF-ORM's models."""
+    return nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A published reward model, as its checkpoint folder describes it."""
+
+    name: str
+    """As people call it."""
+    architecture: str
+    """What config.json names under `architectures`."""
+    model_type: str
+    """What config.json says under `model_type`."""
+    kind: ModelKind
+    model: type[Any]
+    """The class written here: `Published`, and a `PreTrainedModel`."""
+    code: frozenset[str]
+    """What `auto_map` may name, as `module.Class`, or `Class` where the module's name is not
+    known here. It is never run."""
+    source: str
+    """Where the published code and config are."""
+    applies: Callable[[Mapping[str, Any]], bool] = lambda values: True
+    """Whether a config.json with this architecture is this model's: names are shared."""
+    config: Callable[[Mapping[str, Any]], PretrainedConfig] = plain_config
+    """From config.json; ValueError or KeyError when it can't be used."""
+    unused: tuple[str, ...] = ("lm_head.",)
+    """Beginnings of the names of tensors that a checkpoint may hold and no score uses."""
+    attributes: Callable[[PretrainedConfig], tuple[str, ...]] = lambda config: ()
+    """kind ATTRIBUTES: the outputs' names. The logits are the score, then these."""
+    step_marker: str = ""
+    """kind PROCESS: what ends a step, unless guerdon.json says another."""
+    gate: str = ""
+    """`Reads.GATE`: the text at whose last occurrence's first token the gate reads."""
+    gate_ids: tuple[int, ...] = ()
+    """The token ids that the published code looks for instead, in its own vocabulary."""
+    ending: Callable[[PretrainedConfig], int | None] = lambda config: None
+    """The token that every sequence must end with, added where it does not."""
+    layout: Callable[[PretrainedConfig], Shapes] | None = None
+    """The checkpoint's tensors where they are not those of `model`."""
+    convert: Callable[[Iterable[tuple[str, torch.Tensor]], PretrainedConfig], Any] | None = None
+    """With `layout`: from the checkpoint's tensors to a state dict of `model`."""
+    own_tokenizer: bool = False
+    """Its tokenizer is code too; only a tokenizer.json can be read."""
+
+    def labels(self, config: PretrainedConfig) -> int:
+        """Numbers that the head gives for each place it reads."""
+        if self.kind is ModelKind.ATTRIBUTES:
+            return 1 + len(self.attributes(config))
+        return int(self.model.labels)
+
+    def complete(self, manifest: Manifest | None, config: PretrainedConfig) -> Manifest:
+        """The manifest, with what is known of the model filled in.
+
+        Raises:
+            CheckpointRefused: it says what cannot be.
+        """
+        given = manifest or Manifest()
+        if given.kind not in ("sequence", self.kind.value) or given.attributes:
+            what = "attributes" if given.attributes else f"kind = {given.kind}"
+            raise CheckpointRefused(
+                f"{what} can't be given for a published {self.name}, whose kind "
+                f"({self.kind.value}) and outputs are its own: leave it out of guerdon.json"
+            )
+        if self.kind is ModelKind.PROCESS and not given.step_marker:
+            return dataclasses.replace(given, kind="process", step_marker=self.step_marker)
+        if self.kind is ModelKind.ATTRIBUTES:
+            # No weight is fixed: the gate gives them anew for every prompt.
+            weights = dict.fromkeys(self.attributes(config), 0.0)
+            return dataclasses.replace(given, kind="attributes", attributes=weights)
+        return given
+
+    def foreign_code(self, auto_map: object) -> str:
+        """The first thing in an `auto_map` that is not this model's own code; empty if none."""
+        named = auto_map.values() if isinstance(auto_map, Mapping) else [auto_map]
+        for entry in named:
+            for reference in entry if isinstance(entry, list) else [entry]:
+                # `repository--module.Class` names the same code elsewhere.
+                found = str(reference).split("--")[-1]
+                if reference is not None and not {found, found.split(".")[-1]} & self.code:
+                    return str(reference)
+        return ""

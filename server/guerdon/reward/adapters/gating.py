@@ -1,0 +1,96 @@
+"""What ArmoRM and QRM share: outputs for several attributes, weighed by the prompt.
+
+A gating network reads the hidden state where the user's last turn ends, and gives a weight
+to each attribute; the score is the weighted sum (ArmoRM, arXiv:2406.12845, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+GATE: Final = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+"""What ends the user's turn in Llama 3's chat template. The gate reads its first token, at its
+last occurrence in the whole sequence."""
+GATE_IDS: Final = (128009, 128006, 78191, 128007, 271)
+"""The same in Llama 3's vocabulary: what the published code looks for."""
+
+HELPSTEER: Final = tuple(
+    f"helpsteer-{name}"
+    for name in ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+)
+OBJECTIVES: Final = (
+    *HELPSTEER,
+    "ultrafeedback-overall_score",
+    "ultrafeedback-instruction_following",
+    "ultrafeedback-truthfulness",
+    "ultrafeedback-honesty",
+    "ultrafeedback-helpfulness",
+    "beavertails-is_safe",
+    "prometheus-score",
+    "argilla-overall_quality",
+    "argilla-judge_lm",
+    "code-complexity",
+    "code-style",
+    "code-explanation",
+    "code-instruction-following",
+    "code-readability",
+)
+"""ArmoRM's attributes in the order of its head, from its model card; QRM's are the same."""
+
+
+def objectives(config: PretrainedConfig) -> tuple[str, ...]:
+    """The attributes' names.
+
+    Raises:
+        ValueError: there are not as many as the published model has.
+    """
+    if config.num_objectives != len(OBJECTIVES):
+        raise ValueError(
+            f"num_objectives is {config.num_objectives}, and the published model has "
+            f"{len(OBJECTIVES)}"
+        )
+    return OBJECTIVES
+
+
+def gating_settings(config: PretrainedConfig) -> Mapping[str, Any]:
+    """Keyword arguments of a gating network."""
+    return {
+        "inputs": config.hidden_size,
+        "outputs": config.num_objectives,
+        "hidden": config.gating_hidden_dim,
+        "depth": config.gating_n_hidden,
+        "temperature": config.gating_temperature,
+    }
+
+
+def softmax_gate(logits: torch.Tensor, temperature: float, scale: torch.Tensor) -> torch.Tensor:
+    """Weights [N, A] of A attributes: softmax(logits / temperature) · scale."""
+    return torch.softmax(logits / temperature, dim=1) * scale
+
+
+class GatedHead(nn.Module):
+    """Σ gate(prompt) · (values @ transform), and the values themselves.
+
+    Args:
+        values: hidden states [N, H] at the last token to raw attributes [N, A].
+        gating: hidden states [N, H] at the gate to weights [N, A].
+        transform: [A, A]; ArmoRM takes the attributes' correlation with length out by it.
+    """
+
+    def __init__(self, values: nn.Module, gating: nn.Module, transform: torch.Tensor) -> None:
+        super().__init__()
+        self.values = values
+        self.gating = gating
+        self.transform = nn.Parameter(transform, requires_grad=False)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows [N, 2, H], the gate's and the last token's, to [N, 1 + A]."""
+        values = self.values(rows[:, 1])
+        weights = self.gating(rows[:, 0])
+        score = (weights * (values @ self.transform)).sum(dim=1, keepdim=True)
+        return torch.cat([score, values], dim=1)

@@ -1,0 +1,103 @@
+"""QRM-Llama3.1-8B: quantiles of 19 attributes, weighed by a network that reads the prompt.
+
+An attribute's value is the mean of its quantiles, which estimates its expectation; the rest
+is as in ArmoRM, but for a gating network with batch normalisation.
+
+Sources: config.json of nicolinho/QRM-Llama3.1-8B on the Hugging Face hub; the code as its
+author contributed it to allenai/reward-bench, rewardbench/models/qrm.py; arXiv:2409.10164.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaModel, LlamaPreTrainedModel
+
+from guerdon.reward.adapters.base import Adapter, Published
+from guerdon.reward.adapters.gating import (
+    GATE,
+    GATE_IDS,
+    GatedHead,
+    gating_settings,
+    objectives,
+    softmax_gate,
+)
+from guerdon.reward.engine.heads import Reads
+from guerdon.reward.types import ModelKind
+
+
+class _Gating(nn.Module):
+    """`depth` times Linear, ReLU, BatchNorm; an output layer, and the softmax."""
+
+    def __init__(
+        self, *, inputs: int, outputs: int, hidden: int, depth: int, temperature: float
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.logit_scale = nn.Parameter(torch.ones(1))
+        layers: list[nn.Module] = []
+        for place in range(depth):
+            layers.append(nn.Linear(hidden if place else inputs, hidden, bias=False))
+            layers += [nn.ReLU(), nn.BatchNorm1d(hidden)]
+        self.layers = nn.ModuleList([*layers, nn.Linear(hidden, outputs)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return softmax_gate(x, self.temperature, self.logit_scale)
+
+
+class _Expectations(nn.Module):
+    """Hidden states [N, H] to the mean of each attribute's quantiles, [N, A]."""
+
+    def __init__(self, quantiles: nn.Module, attributes: int) -> None:
+        super().__init__()
+        self.quantiles = quantiles
+        self.attributes = attributes
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        quantiles: torch.Tensor = self.quantiles(rows)
+        return quantiles.view(len(rows), self.attributes, -1).mean(dim=2)
+
+
+class LlamaForQuantileRewardModelWithGating(Published, LlamaPreTrainedModel):  # type: ignore[misc]
+    """A Llama body, linear quantiles of each attribute, and the gate."""
+
+    reads = Reads.GATE
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.labels = 1 + config.num_objectives
+        self.model = LlamaModel(config)
+        outputs = config.num_objectives * config.num_quantiles
+        self.regression_layer = nn.Linear(config.hidden_size, outputs, bias=False)
+        self.reward_transform_matrix = nn.Parameter(torch.zeros([config.num_objectives] * 2))
+        self.gating = _Gating(**gating_settings(config))
+        self.post_init()
+
+    def head(self) -> nn.Module:
+        """The expectations, the gate, and the score."""
+        values = _Expectations(self.regression_layer, self.config.num_objectives)
+        return GatedHead(values, self.gating, self.reward_transform_matrix.data)
+
+
+def _applies(values: Mapping[str, Any]) -> bool:
+    return "num_quantiles" in values
+
+
+ADAPTER = Adapter(
+    name="QRM",
+    architecture="LlamaForRewardModelWithGating",
+    model_type="llama",
+    kind=ModelKind.ATTRIBUTES,
+    model=LlamaForQuantileRewardModelWithGating,
+    code=frozenset({"modeling_custom.LlamaForRewardModelWithGating"}),
+    source="nicolinho/QRM-Llama3.1-8B: config.json; allenai/reward-bench: models/qrm.py",
+    applies=_applies,
+    attributes=objectives,
+    gate=GATE,
+    gate_ids=GATE_IDS,
+)

@@ -1,0 +1,30 @@
+"""Which published model a config.json belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from guerdon.reward.adapters import armorm, inf_orm, internlm2, qrm, qwen_math, urm
+from guerdon.reward.adapters.base import Adapter
+
+ADAPTERS: tuple[Adapter, ...] = (
+    qwen_math.REWARD,
+    qwen_math.PROCESS,
+    inf_orm.ADAPTER,
+    armorm.ADAPTER,
+    qrm.ADAPTER,
+    urm.ADAPTER,
+    internlm2.ADAPTER,
+)
+"""At most one applies to any config."""
+
+
+def find_adapter(values: Mapping[str, Any]) -> Adapter | None:
+    """The published model that a parsed config.json describes, or None."""
+    named = values.get("architectures")
+    for adapter in ADAPTERS:
+        same = named == [adapter.architecture] and values.get("model_type") == adapter.model_type
+        if same and adapter.applies(values):
+            return adapter
+    return None
