@@ -116,7 +116,7 @@ def tokenizer_code(folder: Path) -> None:
 
 
 def unknown_class(folder: Path) -> None:
-    edit_json(folder / "config.json", architectures=["LlamaForRewardModelWithGating"])
+    edit_json(folder / "config.json", architectures=["LlamaForScore"])
 
 
 def no_class(folder: Path) -> None:
@@ -200,7 +200,7 @@ FAULTS: dict[Fault, str] = {
     adapter: "LoRA adapter",
     custom_code: "Python code of its own",
     tokenizer_code: "tokenizer_config.json",
-    unknown_class: "LlamaForRewardModelWithGating, which is not served",
+    unknown_class: "LlamaForScore, which is not served",
     no_class: "must name one architecture",
     unknown_type: "can't be used",
     quantised: "quantised",

@@ -181,7 +181,8 @@ def qrm(folder: Path) -> Path:
     head["gating.layers.9.weight"] = draw(OBJECTIVES, HIDDEN, gain=8)
     head["gating.layers.9.bias"] = draw(OBJECTIVES)
     more = {"num_quantiles": QUANTILES, "gating_temperature": 5.0,
-            "loss": "quantile_regression", "gating_newtork": True}  # fmt: skip
+            "loss": "quantile_regression", "gating_newtork": True,
+            "attn_implementation": "flash_attention_2"}  # fmt: skip
     return _gated(folder, head, more, 8)
 
 
@@ -198,6 +199,19 @@ def urm(folder: Path) -> Path:
     code = _auto_map(AutoModelForSequenceClassification=f"modeling.{name}")
     config = {"architectures": [name]} | labels | code
     return _checkpoint(folder, "llama", head, config, (BEGIN, EOT, START, END), LLAMA3)
+
+
+def skywork_llama(folder: Path, **config: Any) -> Path:
+    """Skywork-Reward-V2-Llama: a padding token of its own behind Llama 3's vocabulary."""
+    head = {"score.weight": _random(11)(1, WIDTH, gain=3)}
+    tokens = (BEGIN, EOT, START, END, "[PAD]")
+    return _checkpoint(folder, "llama", head, ONE_LABEL | config, tokens, LLAMA3, eos=EOT)
+
+
+def skywork_qwen3(folder: Path, **config: Any) -> Path:
+    """Skywork-Reward-V2-Qwen3."""
+    head = {"score.weight": _random(12)(1, WIDTH, gain=3)}
+    return _checkpoint(folder, "qwen3", head, ONE_LABEL | config, (), eos="<|im_end|>")
 
 
 def internlm2(folder: Path, *, tokenizer_json: bool = True, **config: Any) -> Path:
@@ -286,5 +300,7 @@ PUBLISHED: dict[str, Callable[[Path], Path]] = {
     "armorm": armorm,
     "qrm": qrm,
     "urm": urm,
+    "skywork_llama": skywork_llama,
+    "skywork_qwen3": skywork_qwen3,
     "internlm2": internlm2,
 }

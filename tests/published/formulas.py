@@ -15,9 +15,22 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from tests.published.checkpoints import OBJECTIVES, QUANTILES
-from transformers import AutoTokenizer, LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaModel,
+    Qwen2Config,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 Tensors = dict[str, torch.Tensor]
+BODIES = {
+    "llama": (LlamaModel, LlamaConfig),
+    "qwen2": (Qwen2Model, Qwen2Config),
+    "qwen3": (Qwen3Model, Qwen3Config),
+}
 
 
 class Formula:
@@ -29,10 +42,10 @@ class Formula:
         self.name = self.values["architectures"][0]
         if self.values["model_type"] == "internlm2":
             return
-        cls, config = {"llama": (LlamaModel, LlamaConfig), "qwen2": (Qwen2Model, Qwen2Config)}[
-            self.values["model_type"]
-        ]
-        known = {k: v for k, v in self.values.items() if k != "auto_map"}
+        cls, config = BODIES[self.values["model_type"]]
+        known = {
+            k: v for k, v in self.values.items() if k not in ("auto_map", "attn_implementation")
+        }
         self.body = cls._from_config(config(**known), attn_implementation="eager").eval()
         self.body.load_state_dict(
             {k.removeprefix("model."): v for k, v in self.t.items() if k.startswith("model.")}
@@ -54,8 +67,10 @@ class Formula:
         return middle @ t["score.2.weight"].T + t["score.2.bias"]
 
     def last(self, tokens: Sequence[int]) -> float:
-        """One number at the last token: Qwen2.5-Math-RM, INF-ORM, InternLM2."""
+        """One number at the last token: Skywork, Qwen2.5-Math-RM, INF-ORM, InternLM2."""
         row = self.hidden(tokens)[-1]
+        if self.name.endswith("ForSequenceClassification") and "score.weight" in self.t:
+            return float(self.t["score.weight"][0] @ row)
         if self.name == "InternLM2ForRewardModel":
             return float(self.t["v_head.weight"][0] @ row)
         return float(self.two_layers(row)[0])

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.published.checkpoints import EOT, EXTRA, PUBLISHED, REWARD, internlm2
+from tests.checkpoints.support import edit_json
+from tests.published.checkpoints import (
+    EOT,
+    EXTRA,
+    PUBLISHED,
+    REWARD,
+    internlm2,
+    skywork_llama,
+    skywork_qwen3,
+)
 from tests.published.formulas import Formula, rendered_ids
 from transformers import PreTrainedTokenizerFast
 
@@ -96,7 +105,9 @@ def distinct(values: list[float]) -> bool:
     return float(np.std(values)) > 0.05
 
 
-@pytest.mark.parametrize("name", ["qwen_rm", "inf_orm", "internlm2"])
+@pytest.mark.parametrize(
+    "name", ["skywork_llama", "skywork_qwen3", "qwen_rm", "inf_orm", "internlm2"]
+)
 def test_one_number(
     name: str, folder: Callable[[str], Path], model: Callable[[str], RewardModel]
 ) -> None:
@@ -111,6 +122,21 @@ def test_one_number(
     assert sum(score.reused_tokens for score in found) > 0
     assert distinct(wanted)
     np.testing.assert_allclose([s.score for s in found], wanted, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("make", [skywork_llama, skywork_qwen3])
+def test_a_padding_token_that_ends_sequences_changes_nothing(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    """pad = eos: the last token is still the last one, and the first "pad" is no end."""
+    path = make(tmp_path / "m")
+    (end,) = token_ids(path, EOT if make is skywork_llama else "<|im_end|>")
+    edit_json(path / "config.json", pad_token_id=end)
+    loaded = load_model(path, name="m", settings=EngineSettings())
+    wanted = [Formula(path).last(ids) for ids in sequences(path)]
+    np.testing.assert_allclose(
+        [s.score for s in flat(loaded, items(loaded))], wanted, atol=TOLERANCE
+    )
 
 
 def test_step_scores_are_log_odds_of_the_published_probability(

@@ -18,9 +18,10 @@ from guerdon.reward.adapters.base import Adapter, Published
 from guerdon.reward.adapters.gating import (
     GATE,
     GATE_IDS,
+    OBJECTIVES,
     GatedHead,
+    gated_config,
     gating_settings,
-    objectives,
     softmax_gate,
 )
 from guerdon.reward.engine.heads import Reads
@@ -78,7 +79,8 @@ ADAPTER = Adapter(
     code=frozenset({"modeling_custom.LlamaForRewardModelWithGating"}),
     source="RLHFlow/ArmoRM-Llama3-8B-v0.1: config.json, modeling_custom.py",
     applies=_applies,
-    attributes=objectives,
+    config=gated_config,
+    attributes=OBJECTIVES,
     gate=GATE,
     gate_ids=GATE_IDS,
 )

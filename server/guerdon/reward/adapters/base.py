@@ -88,8 +88,11 @@ class Published:
 
 
 def plain_config(values: Mapping[str, Any]) -> PretrainedConfig:
-    """The config of the `transformers` family that config.json names, without its code."""
-    known = {key: value for key, value in values.items() if key != "auto_map"}
+    """The config of the `transformers` family that config.json names.
+
+    Without its code, and without the attention that it was trained with: the engine has its own.
+    """
+    known = {k: v for k, v in values.items() if k not in ("auto_map", "attn_implementation")}
     return CONFIG_MAPPING[str(values["model_type"])].from_dict(known)
 
 
@@ -122,7 +125,7 @@ class Adapter:
     """From config.json; ValueError or KeyError when it can't be used."""
     unused: tuple[str, ...] = ("lm_head.",)
     """Beginnings of the names of tensors that a checkpoint may hold and no score uses."""
-    attributes: Callable[[PretrainedConfig], tuple[str, ...]] = lambda config: ()
+    attributes: tuple[str, ...] = ()
     """kind ATTRIBUTES: the outputs' names. The logits are the score, then these."""
     step_marker: str = ""
     """kind PROCESS: what ends a step, unless guerdon.json says another."""
@@ -139,13 +142,14 @@ class Adapter:
     own_tokenizer: bool = False
     """Its tokenizer is code too; only a tokenizer.json can be read."""
 
-    def labels(self, config: PretrainedConfig) -> int:
+    @property
+    def labels(self) -> int:
         """Numbers that the head gives for each place it reads."""
         if self.kind is ModelKind.ATTRIBUTES:
-            return 1 + len(self.attributes(config))
+            return 1 + len(self.attributes)
         return int(self.model.labels)
 
-    def complete(self, manifest: Manifest | None, config: PretrainedConfig) -> Manifest:
+    def complete(self, manifest: Manifest | None) -> Manifest:
         """The manifest, with what is known of the model filled in.
 
         Raises:
@@ -162,7 +166,7 @@ class Adapter:
             return dataclasses.replace(given, kind="process", step_marker=self.step_marker)
         if self.kind is ModelKind.ATTRIBUTES:
             # No weight is fixed: the gate gives them anew for every prompt.
-            weights = dict.fromkeys(self.attributes(config), 0.0)
+            weights = dict.fromkeys(self.attributes, 0.0)
             return dataclasses.replace(given, kind="attributes", attributes=weights)
         return given
 

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from guerdon.reward.adapters.base import plain_config
+
 GATE: Final = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 """What ends the user's turn in Llama 3's chat template. The gate reads its first token, at its
 last occurrence in the whole sequence."""
@@ -43,18 +45,24 @@ OBJECTIVES: Final = (
 """ArmoRM's attributes in the order of its head, from its model card; QRM's are the same."""
 
 
-def objectives(config: PretrainedConfig) -> tuple[str, ...]:
-    """The attributes' names.
+_NEEDED: Final = ("num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden")
+
+
+def gated_config(values: Mapping[str, Any]) -> PretrainedConfig:
+    """The config of a Llama with a gate.
 
     Raises:
-        ValueError: there are not as many as the published model has.
+        ValueError: a key is missing, or there are not as many attributes as are published.
     """
-    if config.num_objectives != len(OBJECTIVES):
+    lacking = [name for name in _NEEDED if name not in values]
+    if lacking:
+        raise ValueError(f"it does not say {', '.join(lacking)}")
+    if values["num_objectives"] != len(OBJECTIVES):
         raise ValueError(
-            f"num_objectives is {config.num_objectives}, and the published model has "
+            f"num_objectives is {values['num_objectives']}, and the published model has "
             f"{len(OBJECTIVES)}"
         )
-    return OBJECTIVES
+    return plain_config(values)
 
 
 def gating_settings(config: PretrainedConfig) -> Mapping[str, Any]:

@@ -20,9 +20,10 @@ from guerdon.reward.adapters.base import Adapter, Published
 from guerdon.reward.adapters.gating import (
     GATE,
     GATE_IDS,
+    OBJECTIVES,
     GatedHead,
+    gated_config,
     gating_settings,
-    objectives,
     softmax_gate,
 )
 from guerdon.reward.engine.heads import Reads
@@ -97,7 +98,8 @@ ADAPTER = Adapter(
     code=frozenset({"modeling_custom.LlamaForRewardModelWithGating"}),
     source="nicolinho/QRM-Llama3.1-8B: config.json; allenai/reward-bench: models/qrm.py",
     applies=_applies,
-    attributes=objectives,
+    config=gated_config,
+    attributes=OBJECTIVES,
     gate=GATE,
     gate_ids=GATE_IDS,
 )

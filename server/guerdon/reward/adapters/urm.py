@@ -96,5 +96,5 @@ ADAPTER = Adapter(
     code=frozenset({"LlamaForSequenceClassificationWithNormal_Weights"}),
     source="sgl-project/sglang: srt/models/llama_reward.py",
     config=_config,
-    attributes=lambda config: HELPSTEER,
+    attributes=HELPSTEER,
 )

@@ -127,7 +127,7 @@ def _single(folder: Path, manifest: Manifest | None) -> Checkpoint:
         kind = _kind(folder, architecture, config, manifest)
         manifest = manifest or Manifest()
     else:
-        kind, manifest = adapter.kind, _completed(folder, adapter, manifest, config)
+        kind, manifest = adapter.kind, _completed(folder, adapter, manifest)
     skeleton = make_skeleton(folder, config, architecture, adapter)
     check_tensors(folder, skeleton, headers, adapter)
     tokenizer = _read_tokenizer(folder, adapter)
@@ -138,7 +138,7 @@ def _single(folder: Path, manifest: Manifest | None) -> Checkpoint:
         config=config,
         tokenizer=tokenizer,
         architecture=architecture,
-        num_labels=config.num_labels if adapter is None else adapter.labels(config),
+        num_labels=config.num_labels if adapter is None else adapter.labels,
         max_tokens=_max_tokens(folder, config, manifest, tokenizer, skeleton),
         revision=content_hash(folder, files),
         chat_template_hash=_check_template(folder, tokenizer, manifest),
@@ -155,11 +155,9 @@ def _single(folder: Path, manifest: Manifest | None) -> Checkpoint:
     )
 
 
-def _completed(
-    folder: Path, adapter: Adapter, manifest: Manifest | None, config: PretrainedConfig
-) -> Manifest:
+def _completed(folder: Path, adapter: Adapter, manifest: Manifest | None) -> Manifest:
     try:
-        return adapter.complete(manifest, config)
+        return adapter.complete(manifest)
     except CheckpointRefused as error:
         raise CheckpointRefused(f"{folder}: {error}") from error
 

@@ -98,10 +98,7 @@ def read_config(folder: Path, adapter: Adapter | None = None) -> PretrainedConfi
     """The config, if this version of `transformers` or an adapter knows the model."""
     try:
         if adapter is not None:
-            values = _read_json(folder / "config.json") or {}
-            config = adapter.config(values)
-            adapter.labels(config)  # refuses what the published model does not have
-            return config
+            return adapter.config(_read_json(folder / "config.json") or {})
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # an unknown model_type, or values that the class refuses
         raise CheckpointRefused(
