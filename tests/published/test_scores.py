@@ -111,6 +111,7 @@ def distinct(values: list[float]) -> bool:
 def test_one_number(
     name: str, folder: Callable[[str], Path], model: Callable[[str], RewardModel]
 ) -> None:
+    padded = load_model(folder(name), name=name, settings=EngineSettings(mode="padded"))
     formula = Formula(folder(name))
     wanted = [
         formula.last(ids + token_ids(folder(name), REWARD) if name == "internlm2" else ids)
@@ -122,6 +123,8 @@ def test_one_number(
     assert sum(score.reused_tokens for score in found) > 0
     assert distinct(wanted)
     np.testing.assert_allclose([s.score for s in found], wanted, atol=TOLERANCE)
+    alone = flat(padded, items(padded))
+    np.testing.assert_allclose([s.score for s in alone], wanted, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("make", [skywork_llama, skywork_qwen3])
@@ -139,15 +142,17 @@ def test_a_padding_token_that_ends_sequences_changes_nothing(
     )
 
 
+@pytest.mark.parametrize("mode", ["packed", "padded"])
 def test_step_scores_are_log_odds_of_the_published_probability(
-    folder: Callable[[str], Path], model: Callable[[str], RewardModel]
+    mode: str, folder: Callable[[str], Path]
 ) -> None:
+    loaded = load_model(folder("qwen_prm"), name="m", settings=EngineSettings(mode=mode))
     answers = tuple(text.replace(".", f".{EXTRA}").replace(",", f",{EXTRA}", 1) for text in ANSWERS)
     (marker,) = token_ids(folder("qwen_prm"), EXTRA)
     formula = Formula(folder("qwen_prm"))
-    found = flat(model("qwen_prm"), items(model("qwen_prm"), answers))
-    assert model("qwen_prm").info.compute_mode is ComputeMode.PACKED
-    assert model("qwen_prm").info.step_aggregation == "min"
+    found = flat(loaded, items(loaded, answers))
+    assert loaded.info.compute_mode.value == mode
+    assert loaded.info.step_aggregation == "min"
     for score, ids in zip(found, sequences(folder("qwen_prm"), answers), strict=True):
         wanted = formula.step_probabilities(ids, marker)
         steps = np.array([step.score for step in score.steps])

@@ -912,7 +912,9 @@ class AttributeInfo(_message.Message):
     name: _builtins.str
     """Its name."""
     weight: _builtins.float
-    """Its weight in the score."""
+    """Its weight in the score; 0 for all where the model weighs its attributes
+    anew for each input, as ArmoRM does by a gating network.
+    """
     def __init__(
         self,
         *,
