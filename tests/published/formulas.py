@@ -106,8 +106,9 @@ class Formula:
             last = 3
         x = t[f"gating.layers.{last}.weight"] @ x + t[f"gating.layers.{last}.bias"]
         gate = torch.softmax(x / self.values["gating_temperature"], 0) * t["gating.logit_scale"][0]
-        score = (gate * (values @ t["reward_transform_matrix"])).sum()
-        return float(score), values.tolist()
+        adjusted = values @ t["reward_transform_matrix"]
+        shown = adjusted if "num_quantiles" in self.values else values  # each its own `rewards`
+        return float((gate * adjusted).sum()), shown.tolist()
 
     def weighted_means(self, tokens: Sequence[int]) -> tuple[float, list[float]]:
         """Score and attributes of URM."""

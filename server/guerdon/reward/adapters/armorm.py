@@ -62,7 +62,8 @@ class LlamaForRewardModelWithGating(Published, LlamaPreTrainedModel):  # type: i
 
     def head(self) -> nn.Module:
         """The attributes, the gate, and the score."""
-        return GatedHead(self.regression_layer, self.gating, self.reward_transform_matrix.data)
+        matrix = self.reward_transform_matrix.data
+        return GatedHead(self.regression_layer, self.gating, matrix, shows_transformed=False)
 
 
 def _applies(values: Mapping[str, Any]) -> bool:
@@ -77,7 +78,6 @@ ADAPTER = Adapter(
     kind=ModelKind.ATTRIBUTES,
     model=LlamaForRewardModelWithGating,
     code=frozenset({"modeling_custom.LlamaForRewardModelWithGating"}),
-    source="RLHFlow/ArmoRM-Llama3-8B-v0.1: config.json, modeling_custom.py",
     applies=_applies,
     config=gated_config,
     attributes=OBJECTIVES,

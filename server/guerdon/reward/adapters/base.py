@@ -117,8 +117,6 @@ class Adapter:
     code: frozenset[str]
     """What `auto_map` may name, as `module.Class`, or `Class` where the module's name is not
     known here. It is never run."""
-    source: str
-    """Where the published code and config are."""
     applies: Callable[[Mapping[str, Any]], bool] = lambda values: True
     """Whether a config.json with this architecture is this model's: names are shared."""
     config: Callable[[Mapping[str, Any]], PretrainedConfig] = plain_config

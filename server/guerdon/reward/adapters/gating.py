@@ -44,7 +44,6 @@ OBJECTIVES: Final = (
 )
 """ArmoRM's attributes in the order of its head, from its model card; QRM's are the same."""
 
-
 _NEEDED: Final = ("num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden")
 
 
@@ -82,16 +81,25 @@ def softmax_gate(logits: torch.Tensor, temperature: float, scale: torch.Tensor) 
 
 
 class GatedHead(nn.Module):
-    """Σ gate(prompt) · (values @ transform), and the values themselves.
+    """Σ gate(prompt) · (values @ transform), and the values as the model publishes them.
 
     Args:
         values: hidden states [N, H] at the last token to raw attributes [N, A].
         gating: hidden states [N, H] at the gate to weights [N, A].
         transform: [A, A]; ArmoRM takes the attributes' correlation with length out by it.
+        shows_transformed: whether the values are shown after the transform, not before.
     """
 
-    def __init__(self, values: nn.Module, gating: nn.Module, transform: torch.Tensor) -> None:
+    def __init__(
+        self,
+        values: nn.Module,
+        gating: nn.Module,
+        transform: torch.Tensor,
+        *,
+        shows_transformed: bool,
+    ) -> None:
         super().__init__()
+        self.shows_transformed = shows_transformed
         self.values = values
         self.gating = gating
         self.transform = nn.Parameter(transform, requires_grad=False)
@@ -99,6 +107,6 @@ class GatedHead(nn.Module):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [N, 2, H], the gate's and the last token's, to [N, 1 + A]."""
         values = self.values(rows[:, 1])
-        weights = self.gating(rows[:, 0])
-        score = (weights * (values @ self.transform)).sum(dim=1, keepdim=True)
-        return torch.cat([score, values], dim=1)
+        transformed = values @ self.transform
+        score = (self.gating(rows[:, 0]) * transformed).sum(dim=1, keepdim=True)
+        return torch.cat([score, transformed if self.shows_transformed else values], dim=1)

@@ -42,5 +42,4 @@ ADAPTER = Adapter(
     kind=ModelKind.SEQUENCE,
     model=INFORMForSequenceClassification,
     code=frozenset({"INFORMForSequenceClassification"}),
-    source="infly/INF-ORM-Llama3.1-70B: model card; allenai/reward-bench: models/inform.py",
 )

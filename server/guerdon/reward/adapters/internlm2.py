@@ -170,7 +170,6 @@ ADAPTER = Adapter(
             "tokenization_internlm2_fast.InternLM2TokenizerFast",
         }
     ),
-    source="internlm/internlm2-7b-reward: config.json; InternLM/xtuner: modeling_internlm2_reward",
     config=_config,
     unused=(),
     ending=lambda config: int(config.reward_token_id),

@@ -82,7 +82,8 @@ class LlamaForQuantileRewardModelWithGating(Published, LlamaPreTrainedModel):  #
     def head(self) -> nn.Module:
         """The expectations, the gate, and the score."""
         values = _Expectations(self.regression_layer, self.config.num_objectives)
-        return GatedHead(values, self.gating, self.reward_transform_matrix.data)
+        matrix = self.reward_transform_matrix.data
+        return GatedHead(values, self.gating, matrix, shows_transformed=True)
 
 
 def _applies(values: Mapping[str, Any]) -> bool:
@@ -96,7 +97,6 @@ ADAPTER = Adapter(
     kind=ModelKind.ATTRIBUTES,
     model=LlamaForQuantileRewardModelWithGating,
     code=frozenset({"modeling_custom.LlamaForRewardModelWithGating"}),
-    source="nicolinho/QRM-Llama3.1-8B: config.json; allenai/reward-bench: models/qrm.py",
     applies=_applies,
     config=gated_config,
     attributes=OBJECTIVES,

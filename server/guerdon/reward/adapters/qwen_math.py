@@ -62,7 +62,6 @@ REWARD = Adapter(
     kind=ModelKind.SEQUENCE,
     model=Qwen2ForRewardModel,
     code=frozenset({_CONFIG, "modeling_qwen2_rm.Qwen2ForRewardModel"}),
-    source="Qwen/Qwen2.5-Math-RM-72B: config.json, modeling_qwen2_rm.py",
 )
 
 PROCESS = Adapter(
@@ -72,6 +71,5 @@ PROCESS = Adapter(
     kind=ModelKind.PROCESS,
     model=Qwen2ForProcessRewardModel,
     code=frozenset({_CONFIG, "modeling_qwen2_rm.Qwen2ForProcessRewardModel"}),
-    source="Qwen/Qwen2.5-Math-PRM-7B: config.json, modeling_qwen2_rm.py",
     step_marker="<extra_0>",
 )

@@ -94,7 +94,6 @@ ADAPTER = Adapter(
     kind=ModelKind.ATTRIBUTES,
     model=LlamaForSequenceClassificationWithNormal_Weights,
     code=frozenset({"LlamaForSequenceClassificationWithNormal_Weights"}),
-    source="sgl-project/sglang: srt/models/llama_reward.py",
     config=_config,
     attributes=HELPSTEER,
 )

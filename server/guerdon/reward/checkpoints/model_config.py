@@ -54,7 +54,7 @@ def check_config_file(folder: Path) -> Adapter | None:
         )
     adapter = find_adapter(config)
     for name in ("config.json", "tokenizer_config.json"):
-        _check_code(folder, name, config if name == "config.json" else None, adapter)
+        _check_code(folder, name, adapter)
     if adapter is not None and adapter.own_tokenizer and not (folder / "tokenizer.json").is_file():
         raise CheckpointRefused(
             f"{folder} has no tokenizer.json, and the tokenizer of {adapter.name} is Python code, "
@@ -64,11 +64,9 @@ def check_config_file(folder: Path) -> Adapter | None:
     return adapter
 
 
-def _check_code(
-    folder: Path, name: str, values: dict[str, Any] | None, adapter: Adapter | None
-) -> None:
+def _check_code(folder: Path, name: str, adapter: Adapter | None) -> None:
     """No code is asked for but what an adapter stands for."""
-    auto_map = (values or _read_json(folder / name) or {}).get("auto_map")
+    auto_map = (_read_json(folder / name) or {}).get("auto_map")
     if not auto_map:
         return
     foreign = adapter.foreign_code(auto_map) if adapter is not None else "any"
