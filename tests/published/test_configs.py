@@ -151,6 +151,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-05,
         "sliding_window": 131072,
     },
+    "internlm/internlm2-1_8b-reward": INTERNLM2
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+    },
     "internlm/internlm2-7b-reward": INTERNLM2
     | {
         "hidden_size": 4096,
@@ -182,6 +189,10 @@ HEADS = {
     },
     "Qwen/Qwen2.5-Math-RM-72B": {"score.0.weight": (8192, 8192), "score.2.weight": (1, 8192)},
     "Qwen/Qwen2.5-Math-PRM-7B": {"score.0.bias": (3584,), "score.2.weight": (2, 3584)},
+    "internlm/internlm2-1_8b-reward": {
+        "v_head.weight": (1, 2048),  # as the header of the published file has it
+        "model.layers.23.attention.wqkv.weight": (4096, 2048),
+    },
     "internlm/internlm2-7b-reward": {
         "v_head.weight": (1, 4096),
         "model.layers.31.attention.wqkv.weight": (6144, 4096),

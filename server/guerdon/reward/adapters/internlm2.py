@@ -7,7 +7,7 @@ sequence that does not end with it.
 Its tokenizer is Python code over a sentencepiece model, and the published folders hold no
 tokenizer.json: they are refused until their owner has made one, see docs/models.md.
 
-Sources: config.json of internlm/internlm2-7b-reward and -20b-reward on the Hugging Face hub;
+Sources: config.json of internlm/internlm2-1_8b-reward, -7b- and -20b- on the Hugging Face hub;
 xtuner/tools/model_converters/modeling_internlm2_reward/ of InternLM/xtuner, which writes such
 checkpoints; rewardbench/models/internlm.py of allenai/reward-bench for the reward token;
 vllm/model_executor/models/internlm2.py for the fused projections; arXiv:2403.17297.
