@@ -19,9 +19,9 @@ from transformers import AutoTokenizer
 from guerdon.cli.main import main
 from guerdon.client.testing import FakePolicyServer, FakeRewardServer
 from guerdon.data import parse_pair
-from guerdon.trainer.collect.picking import pick_pairs
 from guerdon.trainer.collect.settings import PairsSettings
 from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.rl.picking import pick_pairs
 
 MOST = 6
 

@@ -14,12 +14,13 @@ import torch
 from tests.learner.support import gradients, make_learner, settings, wild_groups
 from torch.distributed.tensor import DTensor
 
-from guerdon.trainer.rl.settings import GRPOSettings, PPOSettings, RunSettings
+from guerdon.trainer.rl.settings import GRPOSettings, OnlineDPOSettings, PPOSettings, RunSettings
 
 CASES: dict[str, tuple[type[RunSettings], dict[str, Any]]] = {
     "head": (PPOSettings, {"value": "head", "entropy_coef": 0.01, "kl_in": "loss"}),
     "own": (PPOSettings, {"value": "own", "value_warmup": 1}),
     "lora": (GRPOSettings, {"lora_r": 4, "gradient_checkpointing": True}),
+    "pairs": (OnlineDPOSettings, {"pick": "all"}),
 }
 
 

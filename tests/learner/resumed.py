@@ -13,13 +13,14 @@ import torch
 from tests.learner.support import make_learner, settings, weights, wild_groups
 
 from guerdon.trainer.rl.learner import Learner
-from guerdon.trainer.rl.settings import GRPOSettings, PPOSettings, RunSettings
+from guerdon.trainer.rl.settings import GRPOSettings, OnlineDPOSettings, PPOSettings, RunSettings
 from guerdon.trainer.rl.state_files import read_tree
 
 CASES: dict[str, tuple[type[RunSettings], dict[str, Any]]] = {
     "ppo": (PPOSettings, {"kl_target": 1.0, "minibatches": 2, "reward_scale": "running"}),
     "warming": (PPOSettings, {"value": "own", "value_warmup": 2, "lr_schedule": "cosine"}),
     "lora": (GRPOSettings, {"lora_r": 4, "epochs": 2, "weight_decay": 0.1, "warmup_steps": 3}),
+    "pairs": (OnlineDPOSettings, {"pick": "random", "unfinished": True}),
 }
 
 

@@ -64,7 +64,7 @@ def make_group(
             response_ids_T=np.array(response, np.int32),
             behaviour_logprobs_T=-rng.uniform(0.5, 4.0, len(response)).astype(np.float32),
             versions_T=np.ones(len(response), np.int32), finished=bool(rng.random() < 0.7),
-            text="", reward=float(rng.normal()),
+            text=f"answer {index}", reward=float(rng.normal()),
         )
         for index, response in enumerate(responses)
     ]  # fmt: skip

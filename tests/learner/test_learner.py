@@ -34,6 +34,7 @@ from guerdon.trainer.rl import policy as policy_module
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
+    OnlineDPOSettings,
     OnlineRFTSettings,
     PPOSettings,
     RLOOSettings,
@@ -52,8 +53,10 @@ EVERYTHING: dict[str, Any] = {"entropy_coef": 0.01, "kl_in": "loss", "temperatur
         (GRPOSettings, {"lora_r": 4, "aggregation": "constant"}),
         (RLOOSettings, {}),
         (OnlineRFTSettings, {"threshold": 0.0}),
+        (OnlineDPOSettings, {"pick": "all", "temperature": 0.8}),
+        (OnlineDPOSettings, {"loss": "ipo", "unfinished": True, "lora_r": 4}),
     ],
-    ids=["ppo", "ppo-own", "grpo-lora", "rloo", "online-rft"],
+    ids=["ppo", "ppo-own", "grpo-lora", "rloo", "online-rft", "online-dpo", "online-dpo-lora"],
 )
 def test_the_gradient_does_not_depend_on_how_the_tokens_are_cut(
     policy: Policy, kind: type[RunSettings], values: dict[str, Any]
@@ -82,17 +85,30 @@ def test_the_gradient_does_not_depend_on_how_the_tokens_are_cut(
             assert apart(whole, other) < (2e-7 if exact else 1e-5)
 
 
-def test_a_step_that_accepts_nothing_moves_nothing(policy: Policy) -> None:
+@pytest.mark.parametrize(
+    ("kind", "values", "counted", "all_of_them"),
+    [
+        (OnlineRFTSettings, {"threshold": 0.0, "keep_cut": True}, "accepted", 1.0),
+        (OnlineDPOSettings, {"unfinished": True}, "pairs", 3),
+    ],
+)
+def test_a_step_that_accepts_nothing_moves_nothing(
+    policy: Policy,
+    kind: type[RunSettings],
+    values: dict[str, Any],
+    counted: str,
+    all_of_them: float,
+) -> None:
     """Momentum of the step before would go on, and weight decay would shrink the weights."""
-    run = settings(OnlineRFTSettings, threshold=0.0, weight_decay=0.1, lr=1e-2)
+    run = settings(kind, weight_decay=0.1, lr=1e-2, **values)
     learner, groups = make_learner(policy("llama"), run), wild_groups(3, 3)
     for sample in all_samples(groups):
-        sample.reward = 1.0
-    assert learner.step(groups)["accepted"] == 1.0
+        sample.reward = 1.0 + sample.index
+    assert learner.step(groups)[counted] == all_of_them
     before = weights(learner)
     for sample in all_samples(groups):
         sample.reward = -1.0
-    assert learner.step(groups)["accepted"] == 0.0
+    assert learner.step(groups)[counted] == 0.0
     assert same(before, weights(learner))
     assert learner.version == 3  # it counts, and is published, all the same
 

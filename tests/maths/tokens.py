@@ -36,6 +36,13 @@ class Tokens:
         """Where each sample begins."""
         return self.lengths_S.cumsum(0) - self.lengths_S
 
+    @property
+    def pairs_K2(self) -> Tensor:
+        """Every pair of a group, the better sample first; ties are none."""
+        rewards_S = self.rewards_S
+        better_SS = rewards_S[:, None] > rewards_S[None, :]
+        return (better_SS & (self.groups_S[:, None] == self.groups_S[None, :])).nonzero()
+
     def places(self, samples: Tensor) -> Tensor:
         """The tokens of these samples, in their order."""
         ends_S = self.lengths_S.cumsum(0)

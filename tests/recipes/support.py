@@ -11,6 +11,7 @@ import numpy as np
 
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
+    OnlineDPOSettings,
     OnlineRFTSettings,
     PPOSettings,
     RFTSettings,
@@ -21,6 +22,7 @@ from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
 
 KINDS: tuple[type[RunSettings], ...] = (
     PPOSettings, GRPOSettings, RLOOSettings, RFTSettings, OnlineRFTSettings,
+    OnlineDPOSettings,
 )  # fmt: skip
 
 NEEDED: dict[str, Any] = {

@@ -45,6 +45,7 @@ FLAGS = {
     ],
     "grpo": ["--kl-in", "loss"],
     "online-rft": ["--threshold", "-100"],
+    "online-dpo": ["--unfinished"],
 }  # fmt: skip
 
 

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.slow
 ELSEWHERE = {
     "accepted", "reward_scale", "kl", "kl_token", "kl_loss", "kl_coef", "dual_clip_fraction",
     "reward/NAME", "eval/reward/NAME", "eval/heldout_reward", "eval/heldout_reward_se", "memory",
-    "token_accuracy", "sft_tokens", "epoch", "seconds/NAME",
+    "token_accuracy", "sft_tokens", "epoch", "seconds/NAME", "pairs", "paired", "pair_margin",
+    "pair_longer", "accuracy", "margin", "chosen_reward", "rejected_reward",
 }  # fmt: skip
 """Keys that a plain run of PPO need not have."""
 
@@ -42,13 +43,15 @@ def check(run: Finished) -> set[str]:
     return keys
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo", "online-rft"])
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo", "online-rft", "online-dpo"])
 def test_a_run_leaves_what_it_says(
     algorithm: str, policy: Path, sampler: Service, rewards: Service, tmp_path: Path
 ) -> None:
     more = ["--plots"]
     if algorithm == "online-rft":
         more += ["--threshold", "-100", "--keep-cut"]
+    if algorithm == "online-dpo":
+        more += ["--unfinished", "--missing-eos-penalty", "0.1"]
     recipe = Recipe(policy, sampler, rewards, *more, algorithm=algorithm)
     keys = check(finished(recipe, tmp_path))
     if algorithm == "ppo":

@@ -13,11 +13,11 @@ from typing import Any
 from rich.console import Console
 
 from guerdon.models import ModelNotFound, resolve_model
-from guerdon.trainer.collect.picking import Picked, pick_pairs
 from guerdon.trainer.collect.settings import PairsSettings
 from guerdon.trainer.errors import DataError, TrainingError
 from guerdon.trainer.measures import percentiles
 from guerdon.trainer.rl.credentials import TOKEN_VARIABLE, Credentials, read_token, tls_of
+from guerdon.trainer.rl.picking import Picked, pick_pairs
 from guerdon.trainer.rl.prompts import Prompts, load_prompts
 from guerdon.trainer.rl.rewards import RewardSource
 from guerdon.trainer.rl.rft_progress import DrawingBar

@@ -1,4 +1,7 @@
-"""`guerdon train ppo|grpo|rloo|rft|online-rft`. Nothing heavy is imported before it is needed."""
+"""`guerdon train ppo|grpo|rloo|rft|online-rft|online-dpo`.
+
+Nothing heavy is imported before it is needed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import typer
 from guerdon.trainer import settings_io
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
+    OnlineDPOSettings,
     OnlineRFTSettings,
     PPOSettings,
     RFTSettings,
@@ -35,7 +39,11 @@ PANELS: dict[str, tuple[str, ...]] = {
         "prompts_per_step", "samples_per_prompt", "max_tokens", "max_prompt_tokens",
         "temperature", "max_staleness", "deterministic",
     ),
-    "What is kept": ("keep", "threshold", "top", "max_per_prompt", "deduplicate", "keep_cut"),
+    "What is trained on": (
+        "keep", "threshold", "top", "deduplicate", "keep_cut", "pick", "min_margin",
+        "unfinished", "max_per_prompt",
+    ),
+    "Preference loss": ("loss", "beta"),
     "Policy loss": (
         "clip", "clip_high", "dual_clip", "behaviour_cap", "behaviour_mode", "entropy_coef",
         "aggregation",
@@ -65,6 +73,7 @@ RECIPES: dict[type[RunSettings], str] = {
     RLOOSettings: "Train a policy by RLOO: the baseline is a prompt's other completions.",
     RFTSettings: "Train a policy by RFT: sample once, keep the good ones, fine-tune on them.",
     OnlineRFTSettings: "Train a policy by Online RFT: the same at every step, as it trains.",
+    OnlineDPOSettings: "Train a policy by Online DPO: pairs of its own completions, as it trains.",
 }
 
 _DETAILS = """

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from guerdon.trainer.rl.settings import KeepSettings
+from guerdon.trainer.rl.settings import KeepSettings, RunSettings
 from guerdon.trainer.rl.types import Group, Sample
 
 
@@ -45,7 +45,7 @@ def keep(groups: Iterable[Group], settings: KeepSettings, rng: np.random.Generat
     return sorted(kept, key=lambda sample: order[id(sample)])
 
 
-def earned(sample: Sample, settings: KeepSettings) -> float:
+def earned(sample: Sample, settings: RunSettings) -> float:
     """The reward by which a sample is judged: less the penalty when it was cut.
 
     Raises:

@@ -26,6 +26,7 @@ from guerdon.trainer.rl.distributed import Ranks, make_accelerator, partition
 from guerdon.trainer.rl.packing import PackedRow, idle_row, pack
 from guerdon.trainer.rl.policy import new_policy, switch_attention
 from guerdon.trainer.rl.publish import Weights
+from guerdon.trainer.rl.selection import kept_of, pairs_of
 from guerdon.trainer.rl.settings import PPOSettings, RunSettings
 from guerdon.trainer.rl.types import Group, Ints, Sample
 
@@ -203,23 +204,9 @@ class Learner:
             proximal_N=proximal_N,
             reference_N=reference_N,
             values_N=values_N,
-            kept_S=self._kept(samples, places),
+            kept_S=kept_of(samples, places, self.settings, self.step_count),
+            pairs_K2=pairs_of(samples, places, self.settings),
         )
-
-    def _kept(self, samples: Sequence[Sample], places: Sequence[int]) -> Tensor | None:
-        from guerdon.trainer.rl.keeping import keep
-        from guerdon.trainer.rl.settings import KeepSettings
-
-        if not isinstance(self.settings, KeepSettings):
-            return None
-        groups: dict[int, list[Sample]] = {}
-        for sample, place in zip(samples, places, strict=True):
-            groups.setdefault(place, []).append(sample)
-        kept: set[int] = set()
-        for place, members in groups.items():  # a group's draw must not depend on the ranks
-            rng = np.random.default_rng([self.settings.seed, self.step_count, place])
-            kept |= {id(s) for s in keep([_group(members)], self.settings, rng)}
-        return torch.tensor([id(sample) in kept for sample in samples], dtype=torch.bool)
 
     def _minibatches(self, samples: Sequence[Sample], places: Sequence[int]) -> Iterator[list[int]]:
         """The samples of each optimiser step: whole groups, dealt out anew in every epoch."""
@@ -243,6 +230,7 @@ class Learner:
         maxima: dict[str, float],
     ) -> float:
         """One optimiser step; the norm of its gradient."""
+        chosen = _that_count(chosen, samples, offsets, prepared.mask_N)
         part = [samples[i] for i in chosen]
         rows = self._pack(part, [offsets[i] for i in chosen])
         tokens = [torch.arange(offsets[i], offsets[i] + samples[i].tokens) for i in chosen]
@@ -402,17 +390,18 @@ class Learner:
         return model.to(self.accelerator.device).eval()
 
 
-def _group(samples: Sequence[Sample]) -> Group:
-    from guerdon.trainer.rl.types import PromptRow, Task
-
-    task = Task(samples[0].task_uid, PromptRow(0, ()), samples[0].prompt_ids_P)
-    return Group(task, list(samples))
-
-
 def _offsets(samples: Sequence[Sample]) -> list[int]:
     """Where each sample's tokens begin among all."""
     ends = np.cumsum([0, *(sample.tokens for sample in samples)])
     return [int(at) for at in ends[:-1]]
+
+
+def _that_count(
+    chosen: Sequence[int], samples: Sequence[Sample], offsets: Sequence[int], mask_N: Tensor
+) -> Sequence[int]:
+    """Those with a token that is trained on; where there is none, all, for what is measured."""
+    found = [i for i in chosen if mask_N[offsets[i] : offsets[i] + samples[i].tokens].any()]
+    return found or chosen
 
 
 def _trainable(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:

@@ -13,6 +13,8 @@ Sources
     dual clip      Ye et al. 2019, arXiv:1912.09729, eq. 5
     clip-higher    DAPO, arXiv:2503.14476, sec. 3.1
     KL estimators  Schulman 2020, http://joschu.net/blog/kl-approx.html
+    DPO            Rafailov et al. 2023, arXiv:2305.18290, eq. 7; IPO, arXiv:2310.12036, eq. 17;
+                   the hinge, SLiC-HF, arXiv:2305.10425, eq. 4
     KL as a loss   Liu et al. 2025, arXiv:2510.01555: k1 in the reward and k2 as a loss give the
                    gradient of the reverse KL; k3 as a loss does not
 """
@@ -24,10 +26,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 Aggregation = Literal["token", "sequence", "constant"]
 Estimator = Literal["k1", "k2", "k3"]
 CapMode = Literal["truncate", "mask"]
+PairLoss = Literal["sigmoid", "ipo", "hinge"]
 
 LOG_LIMIT = 20.0
 """Log-ratios are clamped to ± this before they are exponentiated."""
@@ -171,6 +175,53 @@ def nll_loss(logprobs_N: Tensor, weights_N: Tensor, mask_N: Tensor) -> LossSum:
     """
     (logprobs_N,), weights_N = _masked(mask_N, weights_N, logprobs_N)
     return LossSum(-(weights_N * logprobs_N).sum(), _sums(mask_N, {}), {})
+
+
+def pair_loss(delta_K: Tensor, kind: PairLoss, beta: float) -> Tensor:
+    """The loss of each preference pair, [K], as TRL's `DPOTrainer` has it.
+
+    sigmoid: −log σ(βΔ)        ipo: (Δ − 1/2β)²        hinge: max(0, 1 − βΔ)
+
+    Args:
+        delta_K: Δ = h(chosen) − h(rejected), where h is log(π_θ/π_ref) of a whole completion;
+            for ipo its mean over the completion's tokens.
+        kind: which.
+        beta: β.
+    """
+    match kind:
+        case "sigmoid":
+            return -logsigmoid(beta * delta_K)
+        case "ipo":
+            return (delta_K - 1 / (2 * beta)).square()
+        case "hinge":
+            return torch.relu(1 - beta * delta_K)
+
+
+def linear_loss(
+    logprobs_N: Tensor,
+    proximal_N: Tensor,
+    slopes_N: Tensor,
+    values_N: Tensor,
+    weights_N: Tensor,
+    mask_N: Tensor,
+) -> LossSum:
+    """Σ ℓ + s·(log π_θ − log π_prox): a loss to first order around π_prox.
+
+    At π_θ = π_prox both value and gradient are the loss's own, whatever it couples.
+
+    Args:
+        logprobs_N: log π_θ, differentiable.
+        proximal_N: log π_prox.
+        slopes_N: s, the loss's derivative by the token's log-probability at π_prox.
+        values_N: ℓ, the token's share of the loss at π_prox.
+        weights_N: of the tokens.
+        mask_N: bool; the tokens that count.
+    """
+    (logprobs_N, proximal_N, slopes_N, values_N), weights_N = _masked(
+        mask_N, weights_N, logprobs_N, proximal_N, slopes_N, values_N
+    )
+    loss_N = values_N + slopes_N * (logprobs_N - proximal_N)
+    return LossSum((weights_N * loss_N).sum(), _sums(mask_N, {}), {})
 
 
 def value_loss(

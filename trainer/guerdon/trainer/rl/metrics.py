@@ -56,6 +56,16 @@ KEYS: dict[str, dict[str, str]] = {
         "advantage": "mean advantage, before whitening",
         "advantage_std": "its standard deviation",
     },
+    "preference pairs (Online DPO)": {
+        "pairs": "pairs trained on",
+        "paired": "share of prompts that made a pair: no tie, and not all cut at `max_tokens`",
+        "pair_margin": "mean difference of a pair's rewards",
+        "pair_longer": "share of pairs whose chosen completion is the longer one",
+        "accuracy": "share whose chosen completion has the higher implied reward, β·log(π/π_ref)",
+        "margin": "mean difference of a pair's implied rewards, before the update",
+        "chosen_reward": "mean implied reward of the chosen completions",
+        "rejected_reward": "the same of the rejected ones",
+    },
     "fine-tuning (RFT)": {
         "token_accuracy": "share of the kept completions' tokens that were the likeliest",
         "sft_tokens": "tokens of fine-tuning so far, prompts included",

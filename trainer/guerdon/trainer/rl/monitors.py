@@ -84,6 +84,16 @@ def nothing_kept(row: Mapping[str, float]) -> str:
     )
 
 
+def unpaired(row: Mapping[str, float]) -> str:
+    """Said of a step in which no preference pair was made; empty if some were."""
+    if row.get("pairs", 1.0) > 0:
+        return ""
+    return (
+        "a step made no preference pair, and so learned nothing: are the rewards of a prompt's "
+        "completions all alike, or --max-tokens too small?"
+    )
+
+
 def warn(history: Sequence[Evaluation]) -> list[str]:
     """What the newest evaluation shows, against the earlier ones; each one plain sentence.
 

@@ -82,6 +82,17 @@ FIGURES: dict[str, tuple[Panel, ...]] = {
         ),
         Panel("Gradient", {"grad_norm": "before clipping"}, "norm", limits=(0, None)),
     ),
+    "pairs": (
+        Panel(
+            "Implied rewards", {"chosen_reward": "chosen", "rejected_reward": "rejected"},
+            "β·log(π/π_ref)",
+        ),
+        Panel(
+            "Pairs", {"accuracy": "ranked as rewarded", "paired": "prompts that made one",
+                      "pair_longer": "chosen is longer"},
+            "share", limits=(-0.02, 1.02),
+        ),
+    ),
     "off_policy": (
         Panel(
             "Staleness", {"staleness": "mean", "staleness_max": "most"}, "weight versions",

@@ -16,7 +16,7 @@ from guerdon.trainer.rl.samples import before_and_after
 from guerdon.trainer.rl.settings import RunSettings
 
 KEYS = {
-    "algorithm": "ppo, grpo, rloo, rft or online-rft",
+    "algorithm": "ppo, grpo, rloo, rft, online-rft or online-dpo",
     "policy": "what training began from",
     "steps": "published updates of the policy; for rft, steps of fine-tuning",
     "seed": "of the settings",

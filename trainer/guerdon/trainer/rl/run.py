@@ -1,4 +1,4 @@
-"""The run of PPO, GRPO, RLOO and Online RFT: sample, score, learn, publish, over and over.
+"""The run of every algorithm but RFT: sample, score, learn, publish, over and over.
 
     publish the first weights, evaluate them
     every step:  wait for a batch          sampler and rewards work on beside all of this
@@ -33,7 +33,7 @@ from guerdon.trainer.rl.idle import RolloutStats
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.metrics import MetricsLog
-from guerdon.trainer.rl.monitors import nothing_kept, parted, warn
+from guerdon.trainer.rl.monitors import nothing_kept, parted, unpaired, warn
 from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress
 from guerdon.trainer.rl.report import make_summary
@@ -170,6 +170,7 @@ class Run:
         self._write(row)
         self._warn(parted(row))
         self._warn(nothing_kept(row))
+        self._warn(unpaired(row))
         every = self.settings.eval_every
         if step >= self.settings.steps:
             await self._evaluate("after")

@@ -1,4 +1,4 @@
-"""The settings of `guerdon train ppo|grpo|rloo|rft|online-rft`.
+"""The settings of `guerdon train ppo|grpo|rloo|rft|online-rft|online-dpo`.
 
 One flat table: every field is a key of `config.toml` and an option of the command line
 (`max_staleness` is `--max-staleness`). Its docstring is the option's help.
@@ -54,10 +54,11 @@ class RunSettings:
     """Weight versions that a token may be behind when it is trained on; 0 is synchronous.
     Does nothing for rft."""
     reward_scale: Literal["none", "running"] = "none"
-    """Divide rewards by their running standard deviation (the mean stays). Refused by rft and
-    online-rft."""
+    """Divide rewards by their running standard deviation (the mean stays). Refused by rft,
+    online-rft and online-dpo."""
     reward_clip: float = 0.0
-    """Clip rewards to ± this after scaling; 0 does not. Refused by rft and online-rft."""
+    """Clip rewards to ± this after scaling; 0 does not. Refused by rft, online-rft and
+    online-dpo."""
     missing_eos_penalty: float = 0.0
     """Subtracted from the reward of a completion that did not end by itself."""
 
@@ -325,6 +326,46 @@ class RFTSettings(KeepSettings):
 
     def _check_steps(self) -> None:
         not_negative(self, "steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineDPOSettings(RunSettings):
+    """Online DPO: DPO on pairs of completions of the policy as it trains."""
+
+    algorithm: ClassVar[str] = "online-dpo"
+
+    loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+    """Of a pair, as for guerdon train dpo: the paper's (arXiv:2305.18290), IPO's
+    (arXiv:2310.12036, over mean log-probabilities), or SLiC's hinge (arXiv:2305.10425)."""
+    beta: float = 0.1
+    """β: how strongly the policy is held to the reference."""
+    pick: Literal["extremes", "random", "all"] = "extremes"
+    """Pairs of a prompt: the best completion against the worst; the best against a random worse
+    one; or every pair."""
+    min_margin: float = 0.0
+    """Pairs whose rewards are not further apart than this are left out; ties always are."""
+    max_per_prompt: int = 0
+    """For --pick all: most pairs of a prompt, those furthest apart; 0 keeps all."""
+    unfinished: bool = False
+    """Take completions that were cut at max_tokens too, less missing_eos_penalty."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        positive(self, "beta")
+        for name in ("min_margin", "max_per_prompt"):
+            not_negative(self, name)
+        if self.samples_per_prompt < 2:
+            raise SettingsError("samples_per_prompt must be at least 2: a pair has two answers")
+        if self.max_per_prompt and self.pick != "all":
+            raise SettingsError("max_per_prompt is for pick = all only")
+        if self.missing_eos_penalty and not self.unfinished:
+            raise SettingsError(
+                "missing_eos_penalty does nothing where completions that were cut make no pair: "
+                "set unfinished"
+            )
+        if self.reward_scale != "none" or self.reward_clip:
+            raise SettingsError("reward_scale and reward_clip do nothing for which is better")
 
 
 def positive(settings: object, name: str) -> None:

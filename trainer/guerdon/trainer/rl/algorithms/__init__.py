@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
+    OnlineDPOSettings,
     OnlineRFTSettings,
     PPOSettings,
     RLOOSettings,
@@ -23,6 +24,7 @@ def build(settings: RunSettings) -> Algorithm:
         ValueError: it is not one that a learner runs (RFT fine-tunes by TRL).
     """
     from guerdon.trainer.rl.algorithms.grpo import GRPO
+    from guerdon.trainer.rl.algorithms.online_dpo import OnlineDPO
     from guerdon.trainer.rl.algorithms.online_rft import OnlineRFT
     from guerdon.trainer.rl.algorithms.ppo import PPO
     from guerdon.trainer.rl.algorithms.rloo import RLOO
@@ -36,4 +38,6 @@ def build(settings: RunSettings) -> Algorithm:
             return RLOO(settings)
         case OnlineRFTSettings():
             return OnlineRFT(settings)
+        case OnlineDPOSettings():
+            return OnlineDPO(settings)
     raise ValueError(f"no learner for {type(settings).__name__}")

@@ -77,6 +77,8 @@ class StepBatch:
     """bool [N]. False where a token is left out; None trains on all."""
     kept_S: Tensor | None = None
     """bool [S]. Online RFT: what was kept; None is all."""
+    pairs_K2: Tensor | None = None
+    """int64 [K, 2]. Online DPO: places in S of each pair's better completion and worse one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,7 @@ class MicroBatch:
     reference_M: Tensor | None
     returns_M: Tensor | None
     values_M: Tensor | None
+    losses_M: Tensor | None
     kl_coef: float
 
 
@@ -110,6 +113,8 @@ class Prepared:
     """float32 [N]. What the value model is to learn."""
     values_N: Tensor | None = None
     """float32 [N]. The values before the step."""
+    losses_N: Tensor | None = None
+    """float32 [N]. Online DPO: the token's share of the loss before the step."""
     kl_coef: float = 0.0
     """β of this step."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -138,6 +143,7 @@ class Prepared:
             reference_M=pick(self.reference_N),
             returns_M=pick(self.returns_N),
             values_M=pick(self.values_N),
+            losses_M=pick(self.losses_N),
             kl_coef=self.kl_coef,
         )
 

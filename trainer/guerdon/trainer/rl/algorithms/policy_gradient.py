@@ -17,7 +17,6 @@ from guerdon.trainer.rl.advantages import (
     Moments,
     RunningMoments,
     moments,
-    require_finite,
     shape_rewards,
     whiten,
 )
@@ -28,15 +27,14 @@ from guerdon.trainer.rl.algorithms.base import (
     Reduce,
     StepBatch,
 )
+from guerdon.trainer.rl.algorithms.measured import check, divergence, mask_of, off_policy
 from guerdon.trainer.rl.kl import AdaptiveKL, FixedKL, KLController
 from guerdon.trainer.rl.losses import (
     entropy_bonus,
     kl_estimate,
     kl_loss,
-    off_policy_sums,
     ppo_loss,
     segment_sum,
-    sequence_kl,
     token_weights,
 )
 from guerdon.trainer.rl.settings import PolicyGradientSettings
@@ -94,8 +92,8 @@ class PolicyGradient(ABC):
 
     def prepare(self, batch: StepBatch, reduce: Reduce) -> Prepared:
         """See `Algorithm.prepare`."""
-        mask_N = _mask(batch)
-        _check(batch, mask_N, self)
+        mask_N = mask_of(batch)
+        check(batch, mask_N, self)
         kl_coef = self._kl.value
         rewards_S, metrics = self._shape(batch, reduce)
         step = Step(
@@ -108,7 +106,7 @@ class PolicyGradient(ABC):
         if self.whiten:
             advantages_N = whiten(advantages_N, mask_N, of_all)
         metrics |= {"advantage": of_all.mean, "advantage_std": of_all.std}
-        metrics |= _off_policy(batch, mask_N, self._base.behaviour_cap, reduce)
+        metrics |= off_policy(batch, mask_N, self._base.behaviour_cap, reduce)
         metrics |= _value_metrics(batch.values_N, made.returns_N, mask_N, reduce)
         metrics |= self._divergence(batch, mask_N, reduce)
         dtype = batch.proximal_N.dtype
@@ -198,54 +196,11 @@ class PolicyGradient(ABC):
         """KL(π_prox ‖ π_ref), from which β is moved for the steps after this one."""
         if batch.reference_N is None:
             return {}
-        proximal_N, reference_N = batch.proximal_N.double(), batch.reference_N.double()
-        kl_S = sequence_kl(proximal_N, reference_N, mask_N, batch.lengths_S)
-        k3_N = kl_estimate(proximal_N, reference_N, "k3")[mask_N]
-        local = [kl_S.sum(), len(kl_S), k3_N.sum(), len(k3_N)]
-        kl, samples, k3, tokens = reduce.sum(torch.tensor(local, dtype=torch.float64)).tolist()
-        per_sample = kl / max(samples, 1.0)
-        metrics = {"kl": per_sample, "kl_token": k3 / max(tokens, 1.0), "kl_coef": self._kl.value}
+        metrics, samples = divergence(batch, batch.reference_N, mask_N, reduce)
+        beta = self._kl.value
         if samples:
-            self._kl.update(per_sample, int(samples))
-        return metrics
-
-
-def _mask(batch: StepBatch) -> Tensor:
-    if batch.mask_N is None:
-        return torch.ones(len(batch.behaviour_N), dtype=torch.bool)
-    return batch.mask_N
-
-
-def _check(batch: StepBatch, mask_N: Tensor, algorithm: PolicyGradient) -> None:
-    """Nothing is learnt from a number that isn't one."""
-    given = {
-        "behaviour log-probability": batch.behaviour_N,
-        "proximal log-probability": batch.proximal_N,
-        "reference log-probability": batch.reference_N,
-        "value": batch.values_N,
-    }
-    assert batch.reference_N is not None or not algorithm.needs_reference
-    assert batch.values_N is not None or not algorithm.needs_values
-    assert int(batch.lengths_S.sum()) == len(mask_N)
-    for what, tensor_N in given.items():
-        if tensor_N is not None:
-            assert len(tensor_N) == len(mask_N), what
-            require_finite(what, torch.where(mask_N, tensor_N, torch.zeros_like(tensor_N)))
-
-
-def _off_policy(batch: StepBatch, mask_N: Tensor, cap: float, reduce: Reduce) -> dict[str, float]:
-    """How far the sampler's policy is from the trainer's, over all processes."""
-    sums, largest = off_policy_sums(batch.proximal_N, batch.behaviour_N, mask_N, cap=cap)
-    over_all = dict(zip(sums, reduce.sum(torch.stack(list(sums.values()))).tolist(), strict=True))
-    tokens = max(over_all["tokens"], 1.0)
-    squares = over_all["weight_squared"]
-    return {
-        "mismatch_kl": over_all["k3"] / tokens,
-        "weight": over_all["weight"] / tokens,
-        "weight_max": reduce.max(largest.reshape(1)).item(),
-        "capped_fraction": over_all["capped"] / tokens,
-        "ess": over_all["weight"] ** 2 / (tokens * squares) if squares else 1.0,
-    }
+            self._kl.update(metrics["kl"], samples)
+        return metrics | {"kl_coef": beta}
 
 
 def _value_metrics(

@@ -1,0 +1,65 @@
+"""What algorithms check and measure of a step's tokens, before they learn from them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from guerdon.trainer.rl.advantages import require_finite
+from guerdon.trainer.rl.algorithms.base import Algorithm, Reduce, StepBatch
+from guerdon.trainer.rl.losses import kl_estimate, off_policy_sums, sequence_kl
+
+
+def mask_of(batch: StepBatch) -> Tensor:
+    """The tokens that may be learnt from. bool [N]."""
+    if batch.mask_N is None:
+        return torch.ones(len(batch.behaviour_N), dtype=torch.bool)
+    return batch.mask_N
+
+
+def check(batch: StepBatch, mask_N: Tensor, algorithm: Algorithm) -> None:
+    """Nothing is learnt from a number that isn't one.
+
+    Raises:
+        ValueError: a log-probability or value is not finite.
+    """
+    given = {
+        "behaviour log-probability": batch.behaviour_N,
+        "proximal log-probability": batch.proximal_N,
+        "reference log-probability": batch.reference_N,
+        "value": batch.values_N,
+    }
+    assert batch.reference_N is not None or not algorithm.needs_reference
+    assert batch.values_N is not None or not algorithm.needs_values
+    assert int(batch.lengths_S.sum()) == len(mask_N)
+    for what, tensor_N in given.items():
+        if tensor_N is not None:
+            assert len(tensor_N) == len(mask_N), what
+            require_finite(what, torch.where(mask_N, tensor_N, torch.zeros_like(tensor_N)))
+
+
+def off_policy(batch: StepBatch, mask_N: Tensor, cap: float, reduce: Reduce) -> dict[str, float]:
+    """How far the sampler's policy is from the trainer's, over all processes."""
+    sums, largest = off_policy_sums(batch.proximal_N, batch.behaviour_N, mask_N, cap=cap)
+    over_all = dict(zip(sums, reduce.sum(torch.stack(list(sums.values()))).tolist(), strict=True))
+    tokens = max(over_all["tokens"], 1.0)
+    squares = over_all["weight_squared"]
+    return {
+        "mismatch_kl": over_all["k3"] / tokens,
+        "weight": over_all["weight"] / tokens,
+        "weight_max": reduce.max(largest.reshape(1)).item(),
+        "capped_fraction": over_all["capped"] / tokens,
+        "ess": over_all["weight"] ** 2 / (tokens * squares) if squares else 1.0,
+    }
+
+
+def divergence(
+    batch: StepBatch, reference_N: Tensor, mask_N: Tensor, reduce: Reduce
+) -> tuple[dict[str, float], int]:
+    """KL(π_prox ‖ π_ref) by completion and by token; and over how many completions."""
+    proximal_N, reference_N = batch.proximal_N.double(), reference_N.double()
+    kl_S = sequence_kl(proximal_N, reference_N, mask_N, batch.lengths_S)
+    k3_N = kl_estimate(proximal_N, reference_N, "k3")[mask_N]
+    local = [kl_S.sum(), len(kl_S), k3_N.sum(), len(k3_N)]
+    kl, samples, k3, tokens = reduce.sum(torch.tensor(local, dtype=torch.float64)).tolist()
+    return {"kl": kl / max(samples, 1.0), "kl_token": k3 / max(tokens, 1.0)}, int(samples)
