@@ -7,6 +7,7 @@ folder, not by the learner's own word.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from guerdon.trainer.rl.algorithms import build
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
+    OnlineDPOSettings,
     PolicyGradientSettings,
     PPOSettings,
     RLOOSettings,
@@ -62,7 +64,7 @@ def samples(tree: Tree, rewards_C: Tensor) -> list[Sample]:
         Sample(
             task_uid=0, index=0, prompt_ids_P=PROMPT, response_ids_T=np.array(path, np.int32),
             behaviour_logprobs_T=np.zeros(len(path), np.float32),
-            versions_T=np.ones(len(path), np.int32), finished=path[-1] == 0, text="",
+            versions_T=np.ones(len(path), np.int32), finished=path[-1] == 0, text=str(path),
             reward=float(rewards_C[place]),
         )
         for place, path in enumerate(tree.completions)
@@ -103,7 +105,7 @@ def draw(
                     task_uid=uid, index=index, prompt_ids_P=PROMPT,
                     response_ids_T=one.response_ids_T,
                     behaviour_logprobs_T=tokens[place].numpy(), versions_T=one.versions_T,
-                    finished=one.finished, text="", reward=one.reward,
+                    finished=one.finished, text=one.text, reward=one.reward,
                 )
             )  # fmt: skip
         found.append(Group(Task(uid, PromptRow(0, ()), PROMPT), drawn))
@@ -223,6 +225,48 @@ def test_grpo_divided_by_std_has_another_optimum(tmp_path: Path) -> None:
     reached_C = problem.train(run, groups=2)
     problem.check(reached_C, best_C)
     assert distance(reached_C, problem.optimum(beta)) > 0.03
+
+
+def judge(groups: list[Group], seed: int) -> None:
+    """Bradley-Terry says which of two completions is better: rewards become 1 and 0.
+
+    With probability σ(r − r'), but drawn systematically: of the m groups that hold the same two,
+    one of them wins m·σ times, rounded up or down by chance. Else noise would need many steps.
+    """
+    rng = np.random.default_rng(seed)
+    alike: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        group.samples.sort(key=lambda sample: sample.text)
+        first, second = group.samples
+        alike.setdefault((first.text, second.text), []).append(group)
+    for members in alike.values():
+        first, second = members[0].samples
+        wins = len(members) / (1 + math.exp(second.reward - first.reward))
+        for place, group in enumerate(members):
+            better = place < math.floor(wins + rng.random())
+            group.samples[0].reward, group.samples[1].reward = float(better), float(not better)
+
+
+@pytest.mark.slow
+def test_online_dpo_reaches_the_optimum_of_a_bradley_terry_oracle(tmp_path: Path) -> None:
+    """π ∝ π_ref·exp(r/β), though it never sees r: the fixed point in `online_dpo`'s docstring.
+
+    (The tree's noise needs minutes to average out: `tests/maths` has it, by tables.)
+    """
+    problem = Problem(tmp_path, BANDIT)
+    run = settings(
+        OnlineDPOSettings, beta=BETA, temperature=TEMPERATURE, lr_schedule="linear", lr=3e-3,
+        steps=120, samples_per_prompt=2, unfinished=True, max_grad_norm=10.0,
+        micro_batch_tokens=256, max_prompt_tokens=4, max_tokens=4,
+    )  # fmt: skip
+    learner = Learner(run, build(run), problem.start)
+    for step in range(run.steps):
+        tokens = learner_tokens(learner, problem.all_C)
+        groups = draw(tokens, problem.all_C, 256, 2, seed=step)
+        judge(groups, seed=step)
+        learner.step(groups)
+    learner.save_final(problem.folder / "final", "float32")
+    problem.check(problem._of(problem.folder / "final"), problem.optimum(BETA))
 
 
 @pytest.mark.slow

@@ -14,11 +14,19 @@ from tests.maths.tree import Learner, Tree, random_rewards, random_table
 from torch import Tensor
 
 from guerdon.trainer.rl.algorithms import build
-from guerdon.trainer.rl.settings import GRPOSettings, PPOSettings, RLOOSettings, RunSettings
+from guerdon.trainer.rl.settings import (
+    GRPOSettings,
+    OnlineDPOSettings,
+    PPOSettings,
+    RLOOSettings,
+    RunSettings,
+)
 
 BETA = 0.5
 BANDIT = Tree(vocabulary=8, depth=1)
 TREE = Tree(vocabulary=3, depth=3)
+PAIRS, STEPS = 4096, 200
+GOLDEN = 0.5 * (5**0.5 - 1)
 
 
 def distance(first_C: Tensor, second_C: Tensor) -> float:
@@ -67,6 +75,27 @@ def test_ppo_reaches_the_optimum(tree: Tree, whiten: bool) -> None:
 def test_rloo_reaches_the_optimum(tree: Tree) -> None:
     run = settings(RLOOSettings, kl_coef=BETA, minibatches=2)
     check(train(tree, run, steps=300, lr=0.1), within=0.003)
+
+
+def test_online_dpo_reaches_the_optimum_of_a_bradley_terry_oracle() -> None:
+    """It is never told R: which of two completions is better is drawn with σ(R − R').
+
+    Of equal pairs the right share is drawn, by a sequence that fills [0, 1) evenly.
+    """
+    reference, rewards_C = random_table(TREE, seed=1), random_rewards(TREE, seed=2)
+    run = settings(OnlineDPOSettings, beta=BETA, samples_per_prompt=2)
+    learner = Learner(TREE, build(run), reference, reference, rewards_C, lr=0.1)
+    for step in range(STEPS):
+        learner.decay(1 - step / STEPS)
+        now = learner.logits.detach().clone()
+        drawn_K2 = TREE.draw(now, 2 * PAIRS, learner.generator).view(-1, 2).sort().values
+        drawn_K2 = drawn_K2[(99 * drawn_K2[:, 0] + drawn_K2[:, 1]).argsort()]
+        chance_K = (torch.arange(PAIRS) * GOLDEN + step * GOLDEN**2) % 1
+        margin_K = rewards_C[drawn_K2[:, 0]] - rewards_C[drawn_K2[:, 1]]
+        lost_K = (chance_K > margin_K.sigmoid()).long()
+        pairs_K2 = 2 * torch.arange(PAIRS)[:, None] + torch.stack([lost_K, 1 - lost_K], 1)
+        learner.step(drawn_K2.flatten(), torch.arange(2 * PAIRS) // 2, now, pairs_K2=pairs_K2)
+    check(learner)
 
 
 @pytest.mark.parametrize("size", [4, 16])

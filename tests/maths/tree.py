@@ -93,8 +93,9 @@ class Learner:
         self.optimiser.param_groups[1]["lr"] = 3 * self.lr * left
 
     def step(
-        self, drawn_S: Tensor, groups_S: Tensor, behaviour: Tensor, way: Way = "decoupled"
-    ) -> dict[str, float]:
+        self, drawn_S: Tensor, groups_S: Tensor, behaviour: Tensor, way: Way = "decoupled",
+        pairs_K2: Tensor | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         """One step on completions that `behaviour` drew.
 
         The right way, as plain PPO (π_prox = π_μ), or with w forgotten (π_μ = π_prox).
@@ -113,6 +114,7 @@ class Learner:
             proximal_N=behaviour_N if way == "plain" else proximal_N,
             reference_N=reference_N if self.algorithm.needs_reference else None,
             values_N=self.values.detach()[states_N],
+            pairs_K2=pairs_K2,
         )
         prepared = self.algorithm.prepare(batch, ONE)
         owner_N = torch.arange(len(lengths_S)).repeat_interleave(lengths_S)
