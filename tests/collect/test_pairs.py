@@ -22,6 +22,7 @@ from guerdon.data import parse_pair
 from guerdon.trainer.collect.settings import PairsSettings
 from guerdon.trainer.errors import SettingsError
 from guerdon.trainer.rl.picking import pick_pairs
+from guerdon.trainer.rl.types import Sample
 
 MOST = 6
 
@@ -74,6 +75,21 @@ def test_what_was_cut_or_says_nothing_is_left_out() -> None:
     silent.samples[2].text = " \n"
     (pair,) = pick_pairs([silent], settings()).pairs
     assert pair[2].text == "1"
+
+
+def test_answers_are_judged_by_what_they_earned() -> None:
+    """Online DPO takes a penalty from what was cut: it is worse than it was scored."""
+    group = group_of(0, [7], ANSWERS)
+    for place in (1, 4):  # the same text
+        group.samples[place].finished = False
+
+    def earned(sample: Sample) -> float:
+        return sample.reward - (0 if sample.finished else 4)
+
+    rule = settings(unfinished=True)
+    ((_, better, worse),) = pick_pairs([group], rule, earned).pairs
+    assert (better.index, worse.index) == (3, 1)
+    assert not pick_pairs([group], settings(unfinished=True, min_margin=4.0), earned).pairs
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from guerdon.trainer.errors import DivergedError
 from guerdon.trainer.rl.evaluation import Evaluation, compare, evaluate
 from guerdon.trainer.rl.idle import RolloutStats
 from guerdon.trainer.rl.metrics import KEYS, MetricsLog, describe
-from guerdon.trainer.rl.monitors import distinct_n, ngrams, parted, repetition, warn
+from guerdon.trainer.rl.monitors import distinct_n, ngrams, parted, repetition, unpaired, warn
 from guerdon.trainer.rl.rows import group_metrics, speed_metrics
 from guerdon.trainer.rl.samples import SampleTable, before_and_after
 from guerdon.trainer.rl.statistics import estimate, paired, t_quantile
@@ -166,6 +166,13 @@ def test_warns_of_longer_and_duller_answers() -> None:
 )
 def test_warns_of_a_sampler_with_another_policy(row: dict[str, float], said: bool) -> None:
     assert bool(parted(row)) == said
+
+
+@pytest.mark.parametrize(
+    ("row", "said"), [({"pairs": 0}, True), ({"pairs": 1}, False), ({}, False)]
+)
+def test_warns_of_a_step_without_pairs(row: dict[str, float], said: bool) -> None:
+    assert bool(unpaired(row)) == said
 
 
 def test_an_evaluation_counts_prompts_not_completions() -> None:

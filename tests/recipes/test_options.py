@@ -30,6 +30,9 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
+ONLINE_DPO = ["online-dpo", *ARGUMENTS, "--verifier", "exact"]
+
+
 def settings_from(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> RunSettings:
     """What a command line makes of its options."""
     found: list[RunSettings] = []
@@ -178,6 +181,12 @@ def test_wrong_settings_are_named(text: str, message: str, tmp_path: Path) -> No
         (["ppo", *ARGUMENTS, "--value", "none"], "'none' is not one of 'head', 'own'"),
         (["ppo", *ARGUMENTS, "--no-such"], "No such option: --no-such"),
         (["rft", *ARGUMENTS, "--verifier", "exact", "--tracker", "x"], "tracker is 'x', not"),
+        ([*ONLINE_DPO, "--samples-per-prompt", "1"], "must be at least 2: a pair has two answers"),
+        ([*ONLINE_DPO, "--beta", "0"], "beta is 0.0, it must be positive"),
+        ([*ONLINE_DPO, "--loss", "kto"], "'kto' is not one of 'sigmoid', 'ipo', 'hinge'"),
+        ([*ONLINE_DPO, "--max-per-prompt", "3"], "max_per_prompt is for pick = all only"),
+        ([*ONLINE_DPO, "--missing-eos-penalty", "1"], "make no pair: set unfinished"),
+        ([*ONLINE_DPO, "--reward-clip", "1"], "reward_clip do nothing for which is better"),
     ],
 )
 def test_errors_are_one_sentence(
