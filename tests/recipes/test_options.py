@@ -186,7 +186,7 @@ def test_wrong_settings_are_named(text: str, message: str, tmp_path: Path) -> No
         ([*ONLINE_DPO, "--loss", "kto"], "'kto' is not one of 'sigmoid', 'ipo', 'hinge'"),
         ([*ONLINE_DPO, "--max-per-prompt", "3"], "max_per_prompt is for pick = all only"),
         ([*ONLINE_DPO, "--missing-eos-penalty", "1"], "make no pair: set unfinished"),
-        ([*ONLINE_DPO, "--reward-clip", "1"], "reward_clip do nothing for which is better"),
+        ([*ONLINE_DPO, "--reward-clip", "1"], "reward_clip do nothing: a pair says"),
     ],
 )
 def test_errors_are_one_sentence(

@@ -73,7 +73,7 @@ RECIPES: dict[type[RunSettings], str] = {
     RLOOSettings: "Train a policy by RLOO: the baseline is a prompt's other completions.",
     RFTSettings: "Train a policy by RFT: sample once, keep the good ones, fine-tune on them.",
     OnlineRFTSettings: "Train a policy by Online RFT: the same at every step, as it trains.",
-    OnlineDPOSettings: "Train a policy by Online DPO: pairs of its own completions, as it trains.",
+    OnlineDPOSettings: "Train a policy by Online DPO: pairs of its own completions at every step.",
 }
 
 _DETAILS = """

@@ -13,8 +13,8 @@ Sources
     dual clip      Ye et al. 2019, arXiv:1912.09729, eq. 5
     clip-higher    DAPO, arXiv:2503.14476, sec. 3.1
     KL estimators  Schulman 2020, http://joschu.net/blog/kl-approx.html
-    DPO            Rafailov et al. 2023, arXiv:2305.18290, eq. 7; IPO, arXiv:2310.12036, eq. 17;
-                   the hinge, SLiC-HF, arXiv:2305.10425, eq. 4
+    DPO            Rafailov et al. 2023, arXiv:2305.18290, eq. 7; IPO, arXiv:2310.12036, eq. 17
+                   (there of sums); hinge of SLiC, arXiv:2305.10425
     KL as a loss   Liu et al. 2025, arXiv:2510.01555: k1 in the reward and k2 as a loss give the
                    gradient of the reverse KL; k3 as a loss does not
 """

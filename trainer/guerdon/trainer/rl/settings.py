@@ -335,7 +335,7 @@ class OnlineDPOSettings(RunSettings):
     algorithm: ClassVar[str] = "online-dpo"
 
     loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
-    """Of a pair, as for guerdon train dpo: the paper's (arXiv:2305.18290), IPO's
+    """What a pair costs, as in guerdon train dpo: the paper's (arXiv:2305.18290), IPO's
     (arXiv:2310.12036, over mean log-probabilities), or SLiC's hinge (arXiv:2305.10425)."""
     beta: float = 0.1
     """β: how strongly the policy is held to the reference."""
@@ -365,7 +365,10 @@ class OnlineDPOSettings(RunSettings):
                 "set unfinished"
             )
         if self.reward_scale != "none" or self.reward_clip:
-            raise SettingsError("reward_scale and reward_clip do nothing for which is better")
+            raise SettingsError(
+                "reward_scale and reward_clip do nothing: a pair says which is better, not by how "
+                "much"
+            )
 
 
 def positive(settings: object, name: str) -> None:
