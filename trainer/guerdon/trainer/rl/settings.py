@@ -334,6 +334,8 @@ class OnlineDPOSettings(RunSettings):
 
     algorithm: ClassVar[str] = "online-dpo"
 
+    lr: float = 2e-5
+    """Peak learning rate."""
     loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
     """What a pair costs, as in guerdon train dpo: the paper's (arXiv:2305.18290), IPO's
     (arXiv:2310.12036, over mean log-probabilities), or SLiC's hinge (arXiv:2305.10425)."""
