@@ -85,10 +85,13 @@ def test_bad_rows_are_named_and_counted(
     printed = " ".join(capfd.readouterr().err.split())
     assert "train: 8 rows of" in printed
     for words in (
-        "5 malformed rows were skipped (lines 7, 8, 9, 10, 16)", "1 rows were left out as too long",
-        "1 pairs were left out: an answer has several turns",
-        "1 pairs were left out: an answer is empty", "1 rows occur more than once",
-        "1 pairs contradict another one", "p50", "longest",
+        "5 malformed, and skipped: line 7, 8, 9, 10, 16",
+        "line 7: rejected: is missing", "line 8: rejected: is the same as chosen",
+        "line 9: chosen: does not end with the assistant's turn", "line 10: is not JSON",
+        "line 16: is not valid UTF-8 (byte 13)",
+        "1 left out as too long: line 15", "1 left out, as an answer has several turns: line 13",
+        "1 left out, as an answer is empty: line 14", "1 occur again, and are kept: line 11",
+        "1 contradict one before, and are kept: line 12", "p50", "longest",
     ):  # fmt: skip
         assert words in printed, words
     assert not (tmp_path / "run").exists()
@@ -100,7 +103,7 @@ def test_a_line_of_ten_megabytes(policy: Path, toy: Toy, tmp_path: Path) -> None
     rows = [*toy_rows(2, seed=3), {"prompt": "q", "response": "x \n" * 3_300_000}]
     data = write_rows(tmp_path / "data.jsonl", rows)
     found = inputs_of(settings_of("sft", policy, (data, toy[1]), tmp_path / "run"))
-    assert (len(found.train.rows), found.train.left_out) == (2, {"too_long": 1})
+    assert (len(found.train.rows), found.train.noted["too_long"]) == (2, [3])
 
 
 def test_an_answer_ends_with_the_end_token_and_is_tokenised_by_itself(policy: Path) -> None:

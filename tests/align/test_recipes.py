@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from guerdon.cli.main import main
 from guerdon.trainer.align.cli import PANELS
 from guerdon.trainer.align.folder import AlignFolder
+from guerdon.trainer.align.report import KEYS
 from guerdon.trainer.errors import DivergedError
 from guerdon.trainer.settings_io import field_types
 from guerdon.trainer.watched import Watched
@@ -48,9 +49,17 @@ def test_a_recipe_learns_and_leaves_a_whole_folder(
         assert after["implicit_accuracy"]["low"] > 0.5
         assert after["margin"] > 0
     rows = read_rows(output / "metrics.jsonl")
-    assert [row["step"] for row in rows if "loss" in row] == [5, 10, 15, 20]
+    assert [row["step"] for row in rows if "loss" in row] == [5, 10, 15, 20, 24]
     assert [row["step"] for row in rows if "eval_nll" in row] == [8, 16, 24]
+    documented = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    assert {key for row in rows for key in row if f"`{key}`" not in documented} == set()
+    assert set(summary) == set(KEYS)
+    assert [row["step"] for row in summary["evaluations"]] == [8, 16, 24]
+    assert summary["tokens"] == rows[-1].get("tokens", rows[-2].get("tokens")) > 1000
     samples = read_rows(output / "samples.jsonl")
+    assert all(row["prompt"][-1]["role"] == "user" for row in samples)
+    assert all(0 < row["tokens"] <= 4 and row["sample"] == 0 for row in samples)
+    assert [row["prompt_index"] for row in samples] == [0, 1, 0, 1]
     assert [(row["kind"], row["step"]) for row in samples] == [
         ("before", 0), ("before", 0), ("after", 24), ("after", 24),
     ]  # fmt: skip

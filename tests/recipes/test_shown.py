@@ -22,7 +22,7 @@ from guerdon.trainer.rl.plots import FIGURES, PHASES, draw_plots
 from guerdon.trainer.rl.progress import SHOWN, Progress
 from guerdon.trainer.rl.report import make_summary, show_summary
 from guerdon.trainer.rl.samples import SampleTable
-from guerdon.trainer.rl.trackers import Trackers, check_trackers
+from guerdon.trainer.trackers import Trackers, check_trackers
 
 ROW = {
     "step": 3, "reward": 0.5123, "kl": 1.234, "loss": -0.01, "entropy": 1.5, "length": 40.0,
@@ -226,7 +226,7 @@ def test_other_processes_track_nothing(tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guerdon.trainer.rl.trackers.find_spec", lambda _: None)
+    monkeypatch.setattr("guerdon.trainer.trackers.find_spec", lambda _: None)
     with pytest.raises(SettingsError, match="tracker wandb is not installed: pip install wandb"):
         check_trackers(("wandb",))
     with pytest.raises(SettingsError, match="tracker is 'comet', not tensorboard or wandb"):

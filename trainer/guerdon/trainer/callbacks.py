@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -43,14 +45,48 @@ def renamed(logs: Mapping[str, Any]) -> dict[str, float]:
 
 
 class LoggedMetrics(MetricsLog, TrainerCallback):  # type: ignore[misc]
-    """Writes what the trainer logs to metrics.jsonl."""
+    """Writes what the trainer logs to metrics.jsonl, and sends it to the run's trackers.
+
+    Args:
+        path: the file.
+        rows: what an earlier part of the run logged.
+        main: whether this is the process that writes.
+        send: told of every line.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        rows: list[dict[str, Any]],
+        *,
+        main: bool = True,
+        send: Callable[[Mapping[str, float]], None] = lambda row: None,
+    ) -> None:
+        super().__init__(path, rows, main=main)
+        self._send = send
+        self._tokens = max((row.get("tokens", 0.0) for row in rows), default=0.0)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """See `MetricsLog`."""
+        super().add(row)
+        self._send(self.rows[-1])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Has the last step logged, and those of checkpoints: a resumed run then logs the means of
+        the same steps."""
+        if control.should_save or state.global_step >= state.max_steps:
+            control.should_log = True
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         """Called by the trainer; its closing line of totals is left out."""
-        if logs and "loss" in logs:
-            self.add({"step": state.global_step} | renamed(logs))
+        if not logs or "loss" not in logs:
+            return
+        row = renamed(logs)
+        if "tokens" in row:  # TRL counts from the last start on
+            row["tokens"] += self._tokens
+        self.add({"step": state.global_step} | row)
 
 
 class ProgressBar(TrainerCallback):  # type: ignore[misc]
@@ -63,7 +99,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Shows the bar."""
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or self._console.quiet:
             return
         self._bar = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -96,6 +132,24 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         if self._bar:
             self._bar.stop()
             self._bar = None
+
+
+@contextmanager
+def counted(console: Console, words: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar beside something long, on a terminal only; gives what tells it how many more are done.
+
+    Args:
+        console: where; a quiet one shows nothing.
+        words: what is being done.
+        total: how many there are.
+    """
+    if not console.is_terminal or console.quiet:
+        yield lambda done: None
+        return
+    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done: bar.advance(task, done)
 
 
 class Evaluations(TrainerCallback):  # type: ignore[misc]

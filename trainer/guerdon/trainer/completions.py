@@ -5,7 +5,7 @@ What RFT, SFT and the preference recipes share. Nothing is tokenised here, and n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
@@ -26,7 +26,7 @@ IGNORED = -100
 """The label of a token that has no loss."""
 _TOLERANCE = 1e-3
 """Nats by which packed sequences may differ from those alone, in float32."""
-_BATCH_TOKENS = 512
+BATCH_TOKENS = 512
 """In one pass that only measures: the whole vocabulary's logits of so many tokens are made."""
 
 
@@ -89,7 +89,12 @@ def _logprobs(model: Any, ids_1L: Tensor, positions_1L: Tensor | None = None) ->
 
 @torch.no_grad()
 def response_logprobs(
-    model: Any, completions: Sequence[Completion], *, temperature: float = 1.0, dtype: str
+    model: Any,
+    completions: Sequence[Completion],
+    *,
+    temperature: float = 1.0,
+    dtype: str,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[Floats]:
     """log π of each response token of each completion, float32 [T].
 
@@ -98,16 +103,18 @@ def response_logprobs(
         completions: in any order.
         temperature: logits are divided by it.
         dtype: of the computation.
+        progress: told how many more are done.
     """
     model.eval()
     order = sorted(range(len(completions)), key=lambda i: _length(completions[i]))
     found: dict[int, Floats] = {}
     while order:
         batch = [order.pop()]  # the longest first: what fits beside it is known
-        while order and (len(batch) + 1) * _length(completions[batch[0]]) <= _BATCH_TOKENS:
+        while order and (len(batch) + 1) * _length(completions[batch[0]]) <= BATCH_TOKENS:
             batch.append(order.pop())
         rows = _batch_logprobs(model, [completions[i] for i in batch], temperature, dtype)
         found.update(zip(batch, rows, strict=True))
+        progress(len(batch))
     return [found[i] for i in range(len(completions))]
 
 

@@ -25,3 +25,7 @@ class ServiceGone(TrainingError):
 
 class DivergedError(TrainingError):
     """The loss or a score is not a finite number; nothing servable was saved."""
+
+
+class SaidElsewhere(TrainingError):
+    """Another process of the run has said what is wrong: this one ends without a word."""

@@ -53,7 +53,7 @@ class FineTuneSettings:
     epochs: float = 1.0
     """Passes over the data."""
     batch_size: int = 8
-    """Rows in a step on one device, before accumulation."""
+    """Rows in a batch, over all processes."""
     accumulate: int = 1
     """Batches in an optimiser step."""
     lr: float | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,9 @@ from typing import Any
 
 import torch
 
-from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.errors import SettingsError, TrainingError
 from guerdon.trainer.fine_tune_settings import FineTuneSettings
+from guerdon.trainer.processes import ALONE, WAIT, Processes, launched
 
 
 @dataclass
@@ -25,16 +25,18 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time a phase."""
+        """Time a phase, also one that an error ends."""
         begun = time.monotonic()
-        yield
-        spent = time.monotonic() - begun
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - begun
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
 
 
 def check_one_device() -> None:
     """Several processes would write one folder, and TRL refuses `nn.DataParallel`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched() > 1:
         raise TrainingError("this version trains in one process: start it without a launcher")
     if torch.cuda.device_count() > 1:
         raise TrainingError(
@@ -42,12 +44,33 @@ def check_one_device() -> None:
         )
 
 
-def common_arguments(settings: FineTuneSettings, checkpoints: Path) -> dict[str, Any]:
+def check_shares(settings: FineTuneSettings, processes: Processes) -> None:
+    """Refuse a batch that the processes can't share, and GPUs that nobody would use.
+
+    Raises:
+        SettingsError: the batch does not divide.
+        TrainingError: there are more GPUs than the one process takes.
+    """
+    if settings.batch_size % processes.count:
+        raise SettingsError(
+            f"batch_size is {settings.batch_size}, which {processes.count} processes can't share "
+            "evenly"
+        )
+    if processes.count == 1 and torch.cuda.device_count() > 1:
+        raise TrainingError(
+            "several GPUs are visible: start one process for each by accelerate launch or "
+            "torchrun, or set CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def common_arguments(
+    settings: FineTuneSettings, checkpoints: Path, processes: Processes = ALONE
+) -> dict[str, Any]:
     """What every config of TRL's is told: optimiser, order, checkpoints, and to be silent."""
     return {
         "output_dir": str(checkpoints),
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.batch_size,
+        "per_device_train_batch_size": settings.batch_size // processes.count,
         "gradient_accumulation_steps": settings.accumulate,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "cosine",
@@ -65,6 +88,8 @@ def common_arguments(settings: FineTuneSettings, checkpoints: Path) -> dict[str,
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
+        "ddp_timeout": int(WAIT.total_seconds()),
     }
 
 

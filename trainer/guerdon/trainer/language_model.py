@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from guerdon.trainer.errors import TrainingError
+from guerdon.models import ModelNotFound, resolve_model
+from guerdon.trainer.errors import SettingsError, TrainingError
 
 
 def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -29,6 +30,28 @@ def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     model.config.use_cache = False
     model.set_attn_implementation(plain_attention(model))
     return model.eval()
+
+
+def load_config(policy: str) -> tuple[Path, Any]:
+    """The folder of a policy and its config.
+
+    Args:
+        policy: a folder, a hub name or an embedded model.
+
+    Raises:
+        TrainingError: there is none, or its config can't be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        folder = resolve_model(policy)
+        if not (folder / "config.json").exists() and (folder / "final").is_dir():
+            raise SettingsError(f"{policy} is a run's folder: its policy is {folder / 'final'}")
+        return folder, AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except ModelNotFound as error:
+        raise TrainingError(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"can't read the config of {policy}: {error}") from error
 
 
 def plain_attention(model: Any) -> str:

@@ -23,10 +23,20 @@ class Preferences:
     """Where each pair stood, from 1."""
     bad: list[RowError] = field(default_factory=list)
     """The rows that were skipped, with their lines."""
-    duplicates: int = 0
-    """Pairs that occurred before, word for word. They are kept."""
-    contradictions: int = 0
-    """Pairs whose opposite occurred before. They are kept."""
+    duplicate_lines: list[int] = field(default_factory=list)
+    """Where pairs stand that occurred before, word for word. They are kept."""
+    contradiction_lines: list[int] = field(default_factory=list)
+    """Where pairs stand whose opposite occurred before. They are kept."""
+
+    @property
+    def duplicates(self) -> int:
+        """How many pairs occurred before."""
+        return len(self.duplicate_lines)
+
+    @property
+    def contradictions(self) -> int:
+        """How many pairs contradict one before them."""
+        return len(self.contradiction_lines)
 
     @property
     def described(self) -> str:
@@ -65,10 +75,12 @@ def shared_prompts(train: Preferences, held_out: Preferences) -> int:
 
 def _count_repeats(found: Preferences) -> None:
     seen: set[tuple[str, str, str]] = set()
-    for pair in found.pairs:
+    for pair, line in zip(found.pairs, found.lines, strict=True):
         prompt, chosen, rejected = _key(pair.prompt), _key(pair.chosen), _key(pair.rejected)
-        found.duplicates += (prompt, chosen, rejected) in seen
-        found.contradictions += (prompt, rejected, chosen) in seen
+        if (prompt, chosen, rejected) in seen:
+            found.duplicate_lines.append(line)
+        if (prompt, rejected, chosen) in seen:
+            found.contradiction_lines.append(line)
         seen.add((prompt, chosen, rejected))
 
 

@@ -42,6 +42,7 @@ class RunFolder:
         settings: of the run that is about to start: a dataclass with an `output`.
         resume: go on with what is there.
         overwrite: remove what is there, when it is a run of ours.
+        main: whether this is the process that writes; the others neither look nor write.
 
     Raises:
         OutputError: something is there and neither was asked, or it can't be used so.
@@ -50,10 +51,13 @@ class RunFolder:
     may_change: frozenset[str] = frozenset({"output"})
     """Settings that a resumed run may have other values of."""
 
-    def __init__(self, settings: Any, *, resume: bool, overwrite: bool) -> None:
+    def __init__(self, settings: Any, *, resume: bool, overwrite: bool, main: bool = True) -> None:
         self.path = Path(settings.output)
         self._settings = settings
         self._overwrite = overwrite
+        self._main = main
+        if not main:
+            return
         if resume and overwrite:
             raise OutputError("--resume and --overwrite exclude each other")
         if self.path.exists() and not self.path.is_dir():
@@ -75,6 +79,8 @@ class RunFolder:
         Raises:
             OutputError: the system refuses.
         """
+        if not self._main:
+            return
         try:
             if self._overwrite and self.path.is_dir():
                 self._clear()
@@ -105,7 +111,7 @@ class RunFolder:
 
     def metrics_until(self, step: int) -> list[dict[str, Any]]:
         """The metrics of an earlier part of the run; what came after `step` is forgotten."""
-        return rows_until(self.path / METRICS, step)
+        return rows_until(self.path / METRICS, step) if self._main else []
 
 
 class RewardFolder(RunFolder):

@@ -20,6 +20,7 @@ from guerdon.cli.errors import CommandError, ExitCode
 from guerdon.trainer.errors import (
     DataError,
     OutputError,
+    SaidElsewhere,
     ServiceGone,
     SettingsError,
     TrainingError,
@@ -40,9 +41,12 @@ def plain_errors() -> Iterator[None]:
 
     Raises:
         CommandError: in place of a `TrainingError`.
+        typer.Exit: where another process of the run says the sentence.
     """
     try:
         yield
+    except SaidElsewhere as error:
+        raise typer.Exit(ExitCode.FAILED) from error
     except (SettingsError, DataError, OutputError) as error:
         raise CommandError(str(error), ExitCode.USAGE) from error
     except ServiceGone as error:

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.processes import ALONE, Processes
 
 
 class Watched:
     """Put before one of TRL's trainers in a class's bases."""
+
+    processes: Processes = ALONE
+    """Of the run."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, forward and backward.
@@ -21,10 +25,11 @@ class Watched:
         """
         ours: Any = super()
         loss: Tensor = ours.training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
+        # Where one process has such a loss, all of them end, and none waits for it.
+        if self.processes.any(not torch.isfinite(loss)):
             state: Any = self.state  # type: ignore[attr-defined]
             raise DivergedError(
-                f"the loss is {loss.item()} at step {state.global_step + 1}: "
+                f"the loss is not a finite number at step {state.global_step + 1}: "
                 "try a smaller --lr, or --dtype float32"
             )
         return loss

@@ -14,6 +14,7 @@ from guerdon.trainer.align.settings import (
     ORPOSettings,
     SFTSettings,
 )
+from guerdon.trainer.processes import is_main, launched, start
 from guerdon.trainer.settings_options import (
     Config,
     Overwrite,
@@ -36,7 +37,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Memory and speed": ("dtype", "save_dtype", "gradient_checkpointing", "packing"),
     "Measuring": (
         "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "sample_prompts",
-        "sample_tokens", "plots",
+        "sample_tokens", "tracker", "plots",
     ),
 }  # fmt: skip
 """Headings of `--help`, in this order; every field of every settings class is under one."""
@@ -69,7 +70,9 @@ def _command(kind: type[AlignSettings]) -> Any:
         overwrite: Overwrite = False,
         dry_run: Annotated[
             bool,
-            typer.Option("--dry-run", help="Check the data, show the settings, train nothing."),
+            typer.Option(
+                "--dry-run", help="Check the data, show settings and memory, and train nothing."
+            ),
         ] = False,
     ) -> None:
         with plain_errors():
@@ -84,23 +87,42 @@ def _run(settings: AlignSettings, *, resume: bool, overwrite: bool, dry_run: boo
 
     from guerdon.trainer.align.folder import AlignFolder
     from guerdon.trainer.align.report import show_counts, show_summary
+    from guerdon.trainer.trackers import check_trackers
 
-    console = Console(stderr=not sys.stdout.isatty())
-    if not dry_run:
-        folder = AlignFolder(settings, resume=resume, overwrite=overwrite)
-        if folder.finished:
+    main = is_main()
+    console = Console(stderr=not sys.stdout.isatty(), quiet=not main)
+    if dry_run:
+        if main:
+            check_trackers(settings.tracker)
+            _dry_run(settings, console)
+        return
+    with start() as processes:
+        with processes.agreed():
+            check_trackers(settings.tracker)
+            folder = AlignFolder(settings, resume=resume, overwrite=overwrite, main=main)
+        if processes.gather(folder.finished)[0]:
             console.print("this run ended already")
             show_summary(folder.summary(), folder, console)
             return
 
+        from guerdon.trainer.align.inputs import read_inputs
+        from guerdon.trainer.align.recipe import train
+
+        with processes.agreed():
+            inputs = read_inputs(settings)
+        show_counts(inputs.counts(), console)
+        summary = train(inputs, folder, console, processes)
+    if main:
+        show_summary(summary, folder, console)
+
+
+def _dry_run(settings: AlignSettings, console: Any) -> None:
     from guerdon.trainer.align.inputs import read_inputs
+    from guerdon.trainer.align.memory import memory_estimate
+    from guerdon.trainer.align.report import show_counts
+    from guerdon.trainer.memory import show_memory
 
     inputs = read_inputs(settings)
     show_counts(inputs.counts(), console)
-    if dry_run:
-        typer.echo(settings_io.to_toml(settings))  # alone on standard output: it can be a file
-        return
-
-    from guerdon.trainer.align.recipe import train
-
-    show_summary(train(inputs, folder, console), folder, console)
+    typer.echo(settings_io.to_toml(settings))  # alone on standard output: it can be a file
+    show_memory(memory_estimate(inputs, launched()), console)

@@ -12,6 +12,9 @@ from guerdon.trainer.run_folder import SUMMARY, last_checkpoint
 class AlignFolder(PolicyFolder):
     """A run's folder. Making the object looks only; `begin` writes."""
 
+    may_change = frozenset({"output", "keep_checkpoints", "tracker", "plots"})
+    """What a resumed run may have other values of: what is written, and where."""
+
     @property
     def finished(self) -> bool:
         """Whether the run that is there has ended well, and is not to be made anew."""

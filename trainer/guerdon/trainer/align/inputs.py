@@ -10,16 +10,19 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from guerdon.data import Demonstration, Message, RowError, parse_demonstration
-from guerdon.models import ModelNotFound, resolve_model
 from guerdon.trainer.align.settings import AlignSettings, SFTSettings
 from guerdon.trainer.align.tokens import encode
 from guerdon.trainer.completions import Completion
 from guerdon.trainer.data_rows import read_rows
-from guerdon.trainer.errors import DataError, TrainingError
+from guerdon.trainer.errors import DataError, SettingsError
+from guerdon.trainer.language_model import load_config
 from guerdon.trainer.preferences import load_pairs
 from guerdon.trainer.tokens import load_tokenizer
 
 T = TypeVar("T")
+
+_SHOWN_LINES, _SHOWN_ERRORS = 20, 5
+"""Line numbers and reasons that are named, of each kind of bad or odd row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +47,32 @@ class Part(Generic[T]):
     sha256: str
     rows: list[T]
     """Token ids of what is used."""
+    turns: list[list[Message]]
+    """The prompts of `rows`, as messages."""
     bad: list[RowError]
-    left_out: dict[str, int]
-    """Rows that are not used although they are well-formed, by the reason."""
-    odd: dict[str, int]
-    """Rows that are used and yet worth a look."""
+    noted: dict[str, list[int]]
+    """Lines of rows that were left out although they are well-formed, or are used and yet worth a
+    look, by what they are (see `report.NOTED`)."""
     lengths: list[int]
     """Tokens of each sequence, those too long included."""
     prompts: frozenset[tuple[int, ...]]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is used."""
+        return max(map(length_of, self.rows))
+
     def counts(self) -> dict[str, Any]:
         """How many rows there are, and all that was left out or looks odd."""
         percentiles = np.percentile(self.lengths, (50, 90, 99, 100)).astype(int).tolist()
+        noted = {"bad_rows": [error.line for error in self.bad], **self.noted}
         return {
             "source": self.source,
             "sha256": self.sha256,
             "rows": len(self.rows),
-            "bad_rows": len(self.bad),
-            "bad_lines": [error.line for error in self.bad[:20]],
-            **self.left_out,
-            **self.odd,
+            **{key: len(lines) for key, lines in noted.items()},
+            "lines": {key: lines[:_SHOWN_LINES] for key, lines in noted.items() if lines},
+            "errors": [str(error) for error in self.bad[:_SHOWN_ERRORS]],
             "tokens": dict(zip(("p50", "p90", "p99", "longest"), percentiles, strict=True)),
         }
 
@@ -74,6 +83,8 @@ class AlignInputs:
 
     settings: AlignSettings
     policy: Path
+    config: Any
+    """Of the policy, of `transformers`."""
     tokenizer: Any
     train: Part[Any]
     eval: Part[Any]
@@ -93,16 +104,18 @@ def prompt_of(row: Completion | PairTokens) -> Sequence[int]:
     return row.prompt if isinstance(row, PairTokens) else row[0]
 
 
+def length_of(row: Completion | PairTokens) -> int:
+    """Tokens of the row's longest sequence."""
+    return row.longest if isinstance(row, PairTokens) else len(row[0]) + len(row[1])
+
+
 def read_inputs(settings: AlignSettings) -> AlignInputs:
     """Load and check the data and the tokenizer: everything that can be wrong before training.
 
     Raises:
         TrainingError: something is; says what.
     """
-    try:
-        policy = resolve_model(settings.policy)
-    except ModelNotFound as error:
-        raise TrainingError(str(error)) from error
+    policy, config = load_config(settings.policy)
     tokenizer = load_tokenizer(policy, settings.chat_template)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked: any token will do
@@ -110,7 +123,14 @@ def read_inputs(settings: AlignSettings) -> AlignInputs:
     read = _demonstrations if isinstance(settings, SFTSettings) else _pairs
     train = read(settings, tokenizer, settings.train, settings.train_split, settings.limit)
     held_out = read(settings, tokenizer, settings.eval, settings.eval_split, settings.eval_limit)
-    return AlignInputs(settings, policy, tokenizer, train, held_out)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max(train.longest, held_out.longest)
+    if positions and longest > positions:
+        raise SettingsError(
+            f"the longest row has {longest} tokens, but the policy has {positions} positions: "
+            f"--max-length {positions} leaves such rows out"
+        )
+    return AlignInputs(settings, policy, config, tokenizer, train, held_out)
 
 
 def _demonstrations(
@@ -124,19 +144,20 @@ def _demonstrations(
     short, huge = _short(sizes, found.lines, settings, tokenizer, source)
     rows, lines = [rows[i] for i in short], [found.lines[i] for i in short]
     encoded = encode(tokenizer, [r.prompt for r in rows], [r.answer for r in rows], lines, source)
-    kept, too_long = _fitting(
-        encoded, [len(p) + len(a) for p, a in encoded], lines, settings, source
-    )
+    lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
+    fitting, too_long = _fitting(lengths, lines, settings, source)
     known: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
-    duplicates = 0
-    for prompt, answer in kept:
+    duplicates = []
+    for i in fitting:
+        prompt, answer = encoded[i]
         key = (tuple(prompt), tuple(answer))
-        duplicates += key in known
+        if key in known:
+            duplicates.append(lines[i])
         known.add(key)
     return Part(
-        source, found.sha256, kept, found.bad,
-        {"too_long": huge + too_long}, {"duplicates": duplicates},
-        [len(p) + len(a) for p, a in encoded], frozenset(prompt for prompt, _ in known),
+        source, found.sha256, [encoded[i] for i in fitting], [rows[i].prompt for i in fitting],
+        found.bad, {"too_long": sorted(huge + too_long), "duplicates": duplicates}, lengths,
+        frozenset(prompt for prompt, _ in known),
     )  # fmt: skip
 
 
@@ -144,15 +165,22 @@ def _pairs(
     settings: AlignSettings, tokenizer: Any, source: str, split: str, limit: int
 ) -> Part[PairTokens]:
     found = load_pairs(source, split=split, limit=limit, bad_rows=settings.bad_rows)
-    usable, lines, several, empty = [], [], 0, 0
+    usable, lines = [], []
+    several: list[int] = []
+    empty: list[int] = []
     for pair, line in zip(found.pairs, found.lines, strict=True):
         if len(pair.chosen) > 1 or len(pair.rejected) > 1:
-            several += 1  # the user's turns between would be learned too
+            several.append(line)  # the user's turns between would be learned too
         elif not (pair.chosen[0]["content"].strip() and pair.rejected[0]["content"].strip()):
-            empty += 1
+            empty.append(line)
         else:
             usable.append(pair)
             lines.append(line)
+    if not usable:
+        raise DataError(
+            f"{source}: no pair is left: {len(empty)} have an empty answer, {len(several)} an "
+            "answer of several turns"
+        )
     sizes = [
         _characters(pair.prompt) + max(_characters(pair.chosen), _characters(pair.rejected))
         for pair in usable
@@ -166,17 +194,21 @@ def _pairs(
     )
     rows = [PairTokens(p, c, r) for (p, c), (_, r) in zip(chosen, rejected, strict=True)]
     lengths = [row.longest for row in rows]
-    fitting, too_long = _fitting(rows, lengths, lines, settings, source)
-    kept = [row for row in fitting if list(row.chosen) != list(row.rejected)]
+    fitting, too_long = _fitting(lengths, lines, settings, source)
+    kept = [i for i in fitting if list(rows[i].chosen) != list(rows[i].rejected)]
     if not kept:
-        raise DataError(f"{source}: no pair is left that could be learned from")
-    left_out = {
-        "too_long": huge + too_long, "several_turns": several, "empty_answers": empty,
-        "same_tokens": len(fitting) - len(kept),
+        raise DataError(
+            f"{source}: no pair is left: both answers are the same tokens in all {len(fitting)}"
+        )
+    noted = {
+        "too_long": sorted(huge + too_long), "several_turns": several, "empty_answers": empty,
+        "same_tokens": [lines[i] for i in sorted(set(fitting) - set(kept))],
+        "duplicates": found.duplicate_lines, "contradictions": found.contradiction_lines,
     }  # fmt: skip
-    odd = {"duplicates": found.duplicates, "contradictions": found.contradictions}
-    known = frozenset(tuple(row.prompt) for row in kept)
-    return Part(source, found.sha256, kept, found.bad, left_out, odd, lengths, known)
+    return Part(
+        source, found.sha256, [rows[i] for i in kept], [prompts[i] for i in kept], found.bad, noted,
+        lengths, frozenset(tuple(rows[i].prompt) for i in kept),
+    )  # fmt: skip
 
 
 def _characters(turns: Sequence[Message]) -> int:
@@ -185,8 +217,8 @@ def _characters(turns: Sequence[Message]) -> int:
 
 def _short(
     sizes: Sequence[int], lines: Sequence[int], settings: AlignSettings, tokenizer: Any, source: str
-) -> tuple[list[int], int]:
-    """The rows that may fit, and how many have so many characters that they can't.
+) -> tuple[list[int], list[int]]:
+    """The rows that may fit, and the lines of those that have too many characters to.
 
     Tokenising many megabytes only to count them takes minutes.
 
@@ -203,30 +235,28 @@ def _short(
             )
     if not short:
         raise DataError(f"{source}: no row is left under {settings.max_length} tokens")
-    return short, len(sizes) - len(short)
+    return short, [line for size, line in zip(sizes, lines, strict=True) if size > most]
 
 
 def _fitting(
-    rows: Sequence[T],
-    lengths: Sequence[int],
-    lines: Sequence[int],
-    settings: AlignSettings,
-    source: str,
-) -> tuple[list[T], int]:
-    """The rows that are not too long, and how many are.
+    lengths: Sequence[int], lines: Sequence[int], settings: AlignSettings, source: str
+) -> tuple[list[int], list[int]]:
+    """The rows that are not too long, and the lines of those that are.
 
     Raises:
-        DataError: one is, and `too_long` is `error`; or none is left.
+        DataError: one is, and `too_long` is `error`; or all are.
     """
-    kept = []
-    for row, length, line in zip(rows, lengths, lines, strict=True):
+    kept, dropped = [], []
+    for i, (length, line) in enumerate(zip(lengths, lines, strict=True)):
         if length <= settings.max_length:
-            kept.append(row)
+            kept.append(i)
         elif settings.too_long == "error":
             raise DataError(
                 f"{source}, line {line}: {length} tokens, over the limit of {settings.max_length} "
                 "(--max-length; --too-long drop leaves such rows out)"
             )
+        else:
+            dropped.append(line)
     if not kept:
         raise DataError(f"{source}: no row is left under {settings.max_length} tokens")
-    return kept, len(rows) - len(kept)
+    return kept, dropped

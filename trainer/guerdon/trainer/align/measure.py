@@ -8,7 +8,7 @@ measured for every recipe.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,10 @@ import numpy as np
 
 from guerdon.trainer.align.inputs import PairTokens
 from guerdon.trainer.completions import Completion, response_logprobs
+from guerdon.trainer.errors import DivergedError
 from guerdon.trainer.measures import Floats, Proportion, accuracy, calibration
+from guerdon.trainer.processes import ALONE, Processes
+from guerdon.trainer.rl.statistics import estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +40,50 @@ class Likelihoods:
         """Negative log-likelihood by the token, over all tokens."""
         return float(-self.sums.sum() / self.tokens.sum())
 
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> Likelihoods:
+        """From what `tree` gave."""
+        return cls(np.array(tree["sums"]), np.array(tree["tokens"]))
 
-def likelihoods(model: Any, completions: Sequence[Completion], dtype: str) -> Likelihoods:
-    """Of the answers; the model is left in the mode that it was in."""
+    def tree(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"sums": self.sums.tolist(), "tokens": self.tokens.tolist()}
+
+
+def likelihoods(
+    model: Any,
+    completions: Sequence[Completion],
+    dtype: str,
+    processes: Processes = ALONE,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Likelihoods:
+    """Of the answers; the model is left in the mode that it was in.
+
+    Args:
+        model: the same in every process.
+        completions: dealt to the processes.
+        dtype: of the computation.
+        processes: of the run.
+        progress: told how many more are done by all processes, as far as this one can tell.
+
+    Raises:
+        DivergedError: one is not a finite number.
+    """
     training = model.training
-    found = response_logprobs(model, completions, dtype=dtype)
+
+    def some(places: list[int]) -> list[float]:
+        found = response_logprobs(
+            model, [completions[place] for place in places], dtype=dtype,
+            progress=lambda done: progress(done * processes.count),
+        )  # fmt: skip
+        return [float(row.astype(np.float64).sum()) for row in found]
+
+    sizes = [len(prompt) + len(answer) for prompt, answer in completions]
+    sums = np.array(processes.deal(sizes, some))
     model.train(training)
-    return Likelihoods(
-        np.array([row.astype(np.float64).sum() for row in found]),
-        np.array([float(len(row)) for row in found]),
-    )
+    if not np.isfinite(sums).all():
+        raise DivergedError("the policy gives log-probabilities that are not finite numbers")
+    return Likelihoods(sums, np.array([float(len(answer)) for _, answer in completions]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +93,15 @@ class PairLikelihoods:
     chosen: Likelihoods
     rejected: Likelihoods
 
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> PairLikelihoods:
+        """From what `tree` gave."""
+        return cls(Likelihoods.from_tree(tree["chosen"]), Likelihoods.from_tree(tree["rejected"]))
+
+    def tree(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"chosen": self.chosen.tree(), "rejected": self.rejected.tree()}
+
     def rewards(self, reference: PairLikelihoods, beta: float) -> tuple[Floats, Floats]:
         """β·(log π − log π_ref) of the chosen and of the rejected answers."""
         return (
@@ -64,11 +110,13 @@ class PairLikelihoods:
         )
 
 
-def pair_likelihoods(model: Any, rows: Sequence[PairTokens], dtype: str) -> PairLikelihoods:
-    """Of both answers of each pair."""
+def pair_likelihoods(
+    model: Any, rows: Sequence[PairTokens], dtype: str, *more: Any
+) -> PairLikelihoods:
+    """Of both answers of each pair; the other arguments are as for `likelihoods`."""
     return PairLikelihoods(
-        likelihoods(model, [(row.prompt, row.chosen) for row in rows], dtype),
-        likelihoods(model, [(row.prompt, row.rejected) for row in rows], dtype),
+        likelihoods(model, [(row.prompt, row.chosen) for row in rows], dtype, *more),
+        likelihoods(model, [(row.prompt, row.rejected) for row in rows], dtype, *more),
     )
 
 
@@ -104,6 +152,32 @@ def sft_measures(now: Likelihoods) -> dict[str, Any]:
         if len(now.means) > 1
         else None,
     }
+
+
+def pair_differences(
+    now: PairLikelihoods, reference: PairLikelihoods, beta: float
+) -> dict[str, Any]:
+    """after − before of held-out pairs, each compared with itself, with 95 % intervals."""
+    chosen, rejected = now.rewards(reference, beta)
+
+    def right(chosen: Floats, rejected: Floats) -> Floats:
+        return (chosen > rejected).astype(np.float64)
+
+    found = {
+        "margin": chosen - rejected,
+        "chosen_logprob": now.chosen.sums - reference.chosen.sums,
+        "rejected_logprob": now.rejected.sums - reference.rejected.sums,
+        "likelihood_accuracy": right(now.chosen.sums, now.rejected.sums)
+        - right(reference.chosen.sums, reference.rejected.sums),
+        "mean_likelihood_accuracy": right(now.chosen.means, now.rejected.means)
+        - right(reference.chosen.means, reference.rejected.means),
+    }
+    return {name: estimate(values.tolist()).as_dict() for name, values in found.items()}
+
+
+def sft_differences(now: Likelihoods, reference: Likelihoods) -> dict[str, Any]:
+    """The same of held-out answers: `answer_nll` is the mean over answers, not tokens."""
+    return {"answer_nll": estimate((-now.means + reference.means).tolist()).as_dict()}
 
 
 def _share(found: Proportion) -> dict[str, Any]:

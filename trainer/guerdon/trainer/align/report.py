@@ -2,22 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from guerdon.trainer.align.folder import AlignFolder
 
-_ODD = (
-    ("too_long", "rows were left out as too long"),
-    ("several_turns", "pairs were left out: an answer has several turns"),
-    ("empty_answers", "pairs were left out: an answer is empty"),
-    ("same_tokens", "pairs were left out: both answers are the same tokens"),
-    ("duplicates", "rows occur more than once"),
-    ("contradictions", "pairs contradict another one"),
-    ("prompts_in_train", "held-out rows have a prompt that is trained on"),
-)
+if TYPE_CHECKING:  # they load torch, which showing a summary need not
+    from guerdon.trainer.align.held_out import HeldOut
+    from guerdon.trainer.align.inputs import AlignInputs
+
+NOTED = {
+    "too_long": "left out as too long",
+    "several_turns": "left out, as an answer has several turns",
+    "empty_answers": "left out, as an answer is empty",
+    "same_tokens": "left out, as both answers are the same tokens",
+    "duplicates": "occur again, and are kept",
+    "contradictions": "contradict one before, and are kept",
+}
+"""Kinds of rows that are left out or odd, as they are counted and said."""
+
+KEYS = {
+    "algorithm": "sft, dpo or orpo",
+    "policy": "what training began from",
+    "steps": "of the optimiser",
+    "seed": "of the settings",
+    "before": "the policy on the held-out rows before training",
+    "after": "the same after training",
+    "difference": "after − before, row by row, as `mean`, `se`, `low`, `high` (95 %), `n`",
+    "evaluations": "the lines of evaluations in the middle, as in metrics.jsonl",
+    "tokens": "trained on, prompts and repeated passes included",
+    "rows": "in the training data",
+    "data": "sizes and counts of both parts, with the lines of what is odd",
+    "seconds": "of the whole run by phase, earlier parts of a resumed run included",
+    "processes": "that trained",
+    "warnings": "what to know before using the policy",
+    "versions": "of the packages",
+}
+"""What each key of summary.json is."""
+
+
+def make_summary(
+    inputs: AlignInputs,
+    measure: HeldOut,
+    after: dict[str, Any],
+    rows: Sequence[Mapping[str, float]],
+    steps: int,
+    processes: int = 1,
+) -> dict[str, Any]:
+    """What goes into summary.json but for the seconds, which go on.
+
+    Args:
+        inputs: of the run.
+        measure: of both policies.
+        after: what it said of the second one.
+        rows: of metrics.jsonl.
+        steps: of the training.
+        processes: that trained.
+    """
+    from guerdon.trainer import fine_tuning
+
+    settings = inputs.settings
+    return {
+        "algorithm": settings.algorithm,
+        "policy": settings.policy,
+        "steps": steps,
+        "seed": settings.seed,
+        "before": measure.before,
+        "after": after,
+        "difference": measure.difference(),
+        "evaluations": [dict(row) for row in rows if "eval_nll" in row],
+        "tokens": int(max((row.get("tokens", 0) for row in rows), default=0)),
+        "rows": len(inputs.train.rows),
+        "data": inputs.counts(),
+        "processes": processes,
+        "warnings": measure.warnings(),
+        "versions": fine_tuning.versions(),
+    }
 
 
 def show_counts(counts: dict[str, Any], console: Console) -> None:
@@ -25,19 +88,22 @@ def show_counts(counts: dict[str, Any], console: Console) -> None:
     for split in ("train", "eval"):
         found = counts[split]
         sizes = ", ".join(f"{name} {value}" for name, value in found["tokens"].items())
-        console.print(
-            f"{split}: {found['rows']} rows of {found['source']}; tokens: {sizes}", highlight=False
-        )
-        if found["bad_rows"]:
-            lines = ", ".join(str(line) for line in found["bad_lines"])
-            more = ", …" if found["bad_rows"] > len(found["bad_lines"]) else ""
-            console.print(
-                f"  [yellow]{found['bad_rows']} malformed rows were skipped (lines {lines}{more})"
-                "[/yellow]", highlight=False,
-            )  # fmt: skip
-        for key, text in _ODD:
-            if found.get(key):
-                console.print(f"  [yellow]{found[key]} {text}[/yellow]", highlight=False)
+        _say(console, f"{split}: {found['rows']} rows of {found['source']}; tokens: {sizes}")
+        kinds = {"bad_rows": "malformed, and skipped"} | NOTED
+        for key in (key for key in kinds if key in found["lines"]):
+            lines = found["lines"][key]
+            more = ", …" if found[key] > len(lines) else ""
+            places = ", ".join(str(line) for line in lines)
+            _say(console, f"  {found[key]} {kinds[key]}: line {places}{more}", "yellow")
+            for error in found["errors"] if key == "bad_rows" else ():
+                _say(console, f"    {error}", "yellow")
+        if found.get("prompts_in_train"):
+            many = found["prompts_in_train"]
+            _say(console, f"  {many} held out with a prompt that is trained on", "yellow")
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_summary(summary: dict[str, Any], folder: AlignFolder, console: Console) -> None:
@@ -69,10 +135,8 @@ def show_summary(summary: dict[str, Any], folder: AlignFolder, console: Console)
     console.print(table)
     spent = ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if v >= 0.5)
     console.print(f"{summary['steps']} steps; seconds: {spent}", highlight=False, soft_wrap=True)
-    if "implicit_accuracy" in after and after["implicit_accuracy"]["low"] <= 0.5:
-        console.print(
-            "[yellow]The implied reward can't be told from chance on the held-out pairs.[/yellow]"
-        )
+    for text in summary["warnings"]:
+        _say(console, text, "yellow")
     console.print(f"policy: {folder.final}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -5,36 +5,57 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from guerdon.trainer.align.inputs import AlignInputs, prompt_of
+from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.run_folder import write_whole
 
 
+class Answer(TypedDict):
+    """What a policy said."""
+
+    response: str
+    tokens: int
+    finished: bool
+
+
 @torch.no_grad()
-def answer(model: Any, inputs: AlignInputs) -> list[str]:
+def answer(model: Any, inputs: AlignInputs, processes: Processes = ALONE) -> list[Answer]:
     """The likeliest answer, token by token, to each of the first held-out prompts."""
+    settings = inputs.settings
+    prompts = [list(prompt_of(row)) for row in inputs.eval.rows[: settings.sample_prompts]]
+
+    def some(places: list[int]) -> list[Answer]:
+        return [_answer(model, prompts[place], inputs) for place in places]
+
+    return processes.deal([len(ids) for ids in prompts], some)
+
+
+def _answer(model: Any, ids: list[int], inputs: AlignInputs) -> Answer:
     settings, tokenizer = inputs.settings, inputs.tokenizer
     device = next(model.parameters()).device
-    found = []
-    for ids in _prompts(inputs):
-        ids_1P = torch.tensor([ids], device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
-            out_1L = model.generate(
-                ids_1P, attention_mask=torch.ones_like(ids_1P), do_sample=False, use_cache=True,
-                max_new_tokens=settings.sample_tokens, eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id, temperature=None, top_p=None, top_k=None,
-            )  # fmt: skip
-        found.append(str(tokenizer.decode(out_1L[0, len(ids) :], skip_special_tokens=True)))
-    return found
+    ids_1P = torch.tensor([ids], device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+        out_1L = model.generate(
+            ids_1P, attention_mask=torch.ones_like(ids_1P), do_sample=False, use_cache=True,
+            max_new_tokens=settings.sample_tokens, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id, temperature=None, top_p=None, top_k=None,
+        )  # fmt: skip
+    said = out_1L[0, len(ids) :].tolist()
+    return Answer(
+        response=str(tokenizer.decode(said, skip_special_tokens=True)),
+        tokens=len(said),
+        finished=bool(said) and said[-1] == tokenizer.eos_token_id,
+    )
 
 
 def write_samples(
-    path: Path, inputs: AlignInputs, answers: Sequence[Sequence[str]], steps: int
+    path: Path, inputs: AlignInputs, answers: Sequence[Sequence[Answer]], steps: int
 ) -> None:
-    """Write the answers before and after.
+    """Write the answers before and after; the rows are as the other recipes'.
 
     Args:
         path: samples.jsonl.
@@ -44,13 +65,10 @@ def write_samples(
     """
     lines = []
     for kind, step, given in zip(("before", "after"), (0, steps), answers, strict=True):
-        for place, (ids, text) in enumerate(zip(_prompts(inputs), given, strict=True)):
-            prompt = inputs.tokenizer.decode(ids)
-            row = {"step": step, "kind": kind, "row": place, "prompt": prompt, "response": text}
+        for place, said in enumerate(given):
+            row = {
+                "step": step, "kind": kind, "prompt_index": place, "sample": 0,
+                "prompt": inputs.eval.turns[place], **said,
+            }  # fmt: skip
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_whole(path, "".join(lines))
-
-
-def _prompts(inputs: AlignInputs) -> list[list[int]]:
-    rows = inputs.eval.rows[: inputs.settings.sample_prompts]
-    return [list(prompt_of(row)) for row in rows]

@@ -25,6 +25,8 @@ class AlignSettings(FineTuneSettings):
     """Held-out prompts that are answered before and after, greedily, for samples.jsonl."""
     sample_tokens: int = 64
     """Tokens of the longest of these answers."""
+    tracker: tuple[str, ...] = ()
+    """tensorboard or wandb, beside metrics.jsonl. Repeatable; installed separately."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,13 @@ from torch.utils.data import Sampler
 from trl import DPOConfig, DPOTrainer, SFTConfig
 
 from guerdon.trainer.align.inputs import AlignInputs, PairTokens
+from guerdon.trainer.align.memory import keeps_reference
 from guerdon.trainer.align.settings import DPOSettings, ORPOSettings, SFTSettings
 from guerdon.trainer.completions import IGNORED, CompletionTrainer, dataset_of, keeps_apart
 from guerdon.trainer.fine_tuning import common_arguments
 from guerdon.trainer.language_model import load_lm, lora_config
 from guerdon.trainer.length_grouped import LengthGrouped
+from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.watched import Watched
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # where ORPO lives; our tests watch it
@@ -24,7 +26,11 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 
 def make_trainer(
-    model: Any, inputs: AlignInputs, checkpoints: Path, callbacks: Sequence[Any]
+    model: Any,
+    inputs: AlignInputs,
+    checkpoints: Path,
+    callbacks: Sequence[Any],
+    processes: Processes = ALONE,
 ) -> Any:
     """The trainer of a recipe.
 
@@ -33,9 +39,10 @@ def make_trainer(
         inputs: of the run.
         checkpoints: where TRL's own go.
         callbacks: of transformers' kind.
+        processes: of the run; each makes its trainer.
     """
     settings = inputs.settings
-    common: dict[str, Any] = common_arguments(settings, checkpoints) | {
+    common: dict[str, Any] = common_arguments(settings, checkpoints, processes) | {
         "bf16": settings.dtype == "bfloat16"
     }
     how: dict[str, Any] = {
@@ -46,43 +53,54 @@ def make_trainer(
         how["peft_config"] = lora_config(model, settings.lora_r, alpha, settings.lora_dropout)
     rows = inputs.train.rows
     if isinstance(settings, SFTSettings):
-        data = dataset_of(rows)
-        packed = settings.packing == "auto" and settings.batch_size > 1 and keeps_apart(model, data)
-        arguments = SFTConfig(
-            **common, max_length=None, padding_free=packed,
-            dataset_kwargs={"skip_prepare_dataset": True},
-        )  # fmt: skip
-        return CompletionTrainer(args=arguments, train_dataset=data, **how)
-    lengths = [row.longest for row in rows]
+        trainer: Any = _sft(model, settings, rows, common, how)
+        trainer.processes = processes
+        return trainer
+    how |= {"lengths": [row.longest for row in rows], "processes": processes}
     if isinstance(settings, ORPOSettings):
         odds = ORPOConfig(
             **common, beta=settings.odds_weight, max_length=settings.max_length,
             remove_unused_columns=False,
         )  # fmt: skip
-        return OddsRatioTrainer(lengths, args=odds, train_dataset=_for_orpo(rows), **how)
+        return OddsRatioTrainer(args=odds, train_dataset=_for_orpo(rows), **how)
     assert isinstance(settings, DPOSettings)
     direct = DPOConfig(
         **common, beta=settings.beta, loss_type=[settings.loss], max_length=None,
         label_smoothing=settings.label_smoothing,
         precompute_ref_log_probs=settings.precompute_reference,
     )  # fmt: skip
-    alone = settings.lora_r or settings.precompute_reference
-    reference = None if alone else load_lm(inputs.policy).to(next(model.parameters()).device)
-    return DirectTrainer(
-        lengths, args=direct, ref_model=reference, train_dataset=_for_dpo(rows), **how
-    )
+    reference = None
+    if keeps_reference(settings):
+        reference = load_lm(inputs.policy).to(next(model.parameters()).device)
+    return DirectTrainer(args=direct, ref_model=reference, train_dataset=_for_dpo(rows), **how)
+
+
+def _sft(
+    model: Any, settings: SFTSettings, rows: Any, common: dict[str, Any], how: dict[str, Any]
+) -> CompletionTrainer:
+    data = dataset_of(rows)
+    size = common["per_device_train_batch_size"]
+    packed = settings.packing == "auto" and size > 1 and keeps_apart(model, data)
+    arguments = SFTConfig(
+        **common, max_length=None, padding_free=packed,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )  # fmt: skip
+    return CompletionTrainer(args=arguments, train_dataset=data, **how)
 
 
 class _Grouped(Watched):
-    """Takes like lengths together, by the same order in a resumed run."""
+    """Takes like lengths together, by the same order in a resumed run and in every process."""
 
-    def __init__(self, lengths: Sequence[int], **kwargs: Any) -> None:
+    def __init__(self, *, lengths: Sequence[int], processes: Processes, **kwargs: Any) -> None:
         self._lengths = lengths
+        self.processes = processes
         super().__init__(**kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         ours: Any = self
-        return LengthGrouped(self._lengths, ours.args.train_batch_size, seed=ours.args.seed)
+        # Accelerate gives each process its part of every batch.
+        batch = ours.args.train_batch_size * self.processes.count
+        return LengthGrouped(self._lengths, batch, seed=ours.args.seed)
 
 
 class DirectTrainer(_Grouped, DPOTrainer):  # type: ignore[misc]
@@ -92,13 +110,56 @@ class DirectTrainer(_Grouped, DPOTrainer):  # type: ignore[misc]
         """It is ready."""
         return dataset
 
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """TRL's numbers, dealt to the processes: its own pass leaves them in a file that only the
+        first one finds."""
+        reference = self.ref_model or self.model
+
+        def some(places: list[int]) -> list[tuple[float, float]]:
+            places_by_length = sorted(places, key=lambda i: -self._lengths[i])
+            found: dict[int, tuple[float, float]] = {}
+            for at in range(0, len(places), batch_size):
+                batch = places_by_length[at : at + batch_size]
+                inputs = self._prepare_inputs(self.data_collator([dataset[i] for i in batch]))
+                both = [part.tolist() for part in self.compute_ref_log_probs(reference, inputs)]
+                found.update(zip(batch, zip(*both, strict=True), strict=True))
+            return [found[place] for place in places]
+
+        chosen, rejected = zip(*self.processes.deal(self._lengths, some), strict=True)
+        dataset = dataset.add_column("ref_chosen_logps", list(chosen))
+        return dataset.add_column("ref_rejected_logps", list(rejected))
+
 
 class OddsRatioTrainer(_Grouped, ORPOTrainer):  # type: ignore[misc]
     """TRL's loss (eq. 6 of arXiv:2403.07691): the likelihood is that of prompt and answer."""
 
+    _tokens = 0
+    """Seen by this process since it began; TRL counts them for the others."""
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """TRL's, with the tokens."""
+        if "loss" in logs:
+            logs["num_tokens"] = sum(self.processes.gather(self._tokens))
+        super().log(logs, start_time)
+
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
         """It is tokens already."""
         return feature
+
+    def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> tuple[Any, ...]:
+        """TRL's, with a likelihood that is the mean over the tokens of the whole batch.
+
+        TRL takes the mean of each process's own, so that a token would weigh more where another
+        process has longer rows.
+        """
+        found = super().concatenated_forward(model, batch)
+        masks = (batch["chosen_attention_mask"], batch["rejected_attention_mask"])
+        self._tokens += int(sum(mask.sum() for mask in masks))
+        if self.processes.count == 1:
+            return tuple(found)
+        tokens = batch["chosen_attention_mask"][:, 1:].sum().float()
+        share = tokens / self.accelerator.reduce(tokens, "mean")
+        return (*found[:4], found[4] * share, *found[5:])
 
 
 def _for_dpo(rows: Sequence[PairTokens]) -> Dataset:

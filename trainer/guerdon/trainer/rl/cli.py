@@ -5,13 +5,13 @@ Nothing heavy is imported before it is needed.
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated, Any
 
 import typer
 
 from guerdon.trainer import settings_io
+from guerdon.trainer.processes import is_main
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,
@@ -110,17 +110,12 @@ def _command(kind: type[RunSettings]) -> Any:
     return command
 
 
-def is_main() -> bool:
-    """Whether this is the process of a run that prints and writes (rank 0 of a launcher's)."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def _run(settings: RunSettings, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
     from rich.console import Console
 
     from guerdon.trainer.rl.folder import RLFolder
     from guerdon.trainer.rl.report import show_summary
-    from guerdon.trainer.rl.trackers import check_trackers
+    from guerdon.trainer.trackers import check_trackers
 
     main = is_main()
     console = Console(stderr=not sys.stdout.isatty(), quiet=not main)
@@ -152,8 +147,9 @@ def _train(
 
 
 def _dry_run(settings: RunSettings, console: Any) -> None:
+    from guerdon.trainer.memory import show_memory
     from guerdon.trainer.rl.inputs import read_inputs, show_inputs
-    from guerdon.trainer.rl.memory import memory_estimate, show_memory
+    from guerdon.trainer.rl.memory import memory_estimate
 
     inputs = read_inputs(settings)
     show_inputs(inputs, console)

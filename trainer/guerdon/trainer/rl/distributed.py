@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -26,21 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from guerdon.trainer.errors import SettingsError
-
-_RANKS_WAIT = timedelta(hours=6)
-"""How long the ranks wait for one another, besides: a step's rollouts may take hours."""
-
-
-def partition(sizes: Sequence[int], ranks: int) -> list[list[int]]:
-    """Deal items to ranks so that their sizes are about equal: the largest first, each to the
-    rank with the least. Every rank's items are in ascending order."""
-    dealt: list[list[int]] = [[] for _ in range(ranks)]
-    least = [(0, rank) for rank in range(ranks)]
-    for place in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        load, rank = heapq.heappop(least)
-        dealt[rank].append(place)
-        heapq.heappush(least, (load + sizes[place], rank))
-    return [sorted(places) for places in dealt]
+from guerdon.trainer.processes import WAIT
 
 
 def make_accelerator(patience: float = 600.0) -> Accelerator:
@@ -56,7 +41,7 @@ def make_accelerator(patience: float = 600.0) -> Accelerator:
         SettingsError: something else was asked for.
     """
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    limit = timedelta(seconds=2 * patience) + _RANKS_WAIT
+    limit = timedelta(seconds=2 * patience) + WAIT
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=limit)])
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if accelerator.num_processes > 1 and asked and accelerator.device.type == "cpu":

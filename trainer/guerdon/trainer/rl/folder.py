@@ -42,27 +42,13 @@ class RLFolder(PolicyFolder):
         overwrite: bool = False,
         main: bool = True,
     ) -> None:
-        self._main = main
         self._steps = settings.steps
-        self._anew = overwrite
-        if main:
-            super().__init__(settings, resume=resume, overwrite=overwrite)
-        else:
-            self.path = Path(settings.output)
-
-    def begin(self) -> None:
-        """Make the folder, remove what shall be overwritten, and write the settings.
-
-        Raises:
-            OutputError: the system refuses.
-        """
-        if self._main:
-            super().begin()
+        super().__init__(settings, resume=resume, overwrite=overwrite, main=main)
 
     @property
     def finished(self) -> bool:
         """Whether the run that is there made all the steps that are asked for now."""
-        if self._anew or not self.final.is_dir() or not (self.path / SUMMARY).exists():
+        if self._overwrite or not self.final.is_dir() or not (self.path / SUMMARY).exists():
             return False
         return int(self.summary()["steps"]) >= self._steps
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from guerdon.models import ModelNotFound, resolve_model
-from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.language_model import load_config
 from guerdon.trainer.rl.credentials import Credentials
 from guerdon.trainer.rl.prompts import Prompts, load_prompts
 from guerdon.trainer.rl.rewards import parse_reward
@@ -50,7 +50,7 @@ def read_inputs(settings: RunSettings) -> RunInputs:
         for spec in getattr(settings, setting):
             parse_reward(spec, setting)
     verifiers = [parse_verifier(spec) for spec in settings.verifier]
-    policy, config = read_config(settings.policy)
+    policy, config = load_config(settings.policy)
     tokenizer = load_tokenizer(policy)
     most = settings.max_prompt_tokens
     prompts = load_prompts(settings.prompts, tokenizer, max_prompt_tokens=most)
@@ -81,28 +81,6 @@ def show_inputs(inputs: RunInputs, console: Console) -> None:
             console.print(f"  [yellow]{prompts.duplicates} prompts occur more than once[/yellow]")
     if inputs.shared:
         console.print(f"  [yellow]{inputs.shared} held-out prompts are trained on[/yellow]")
-
-
-def read_config(name: str) -> tuple[Path, Any]:
-    """The folder of a policy, and its config of `transformers`.
-
-    Args:
-        name: a folder, a hub name or an embedded model.
-
-    Raises:
-        TrainingError: it can't be had.
-    """
-    from transformers import AutoConfig
-
-    try:
-        policy = resolve_model(name)
-        if not (policy / "config.json").exists() and (policy / "final").is_dir():
-            raise SettingsError(f"{name} is a run's folder: its policy is {policy / 'final'}")
-        return policy, AutoConfig.from_pretrained(policy, trust_remote_code=False)
-    except ModelNotFound as error:
-        raise TrainingError(str(error)) from error
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"can't read the config of {name}: {error}") from error
 
 
 def check_positions(config: Any, max_tokens: int, longest: int) -> None:

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from guerdon.trainer.errors import DivergedError
 from guerdon.trainer.language_model import load_lm, without_lora
+from guerdon.trainer.processes import partition
 from guerdon.trainer.rl import export
 from guerdon.trainer.rl.algorithms.base import Algorithm, Prepared, StepBatch, summarise
-from guerdon.trainer.rl.distributed import Ranks, make_accelerator, partition
+from guerdon.trainer.rl.distributed import Ranks, make_accelerator
 from guerdon.trainer.rl.packing import PackedRow, idle_row, pack
 from guerdon.trainer.rl.policy import new_policy, switch_attention
 from guerdon.trainer.rl.publish import Weights

@@ -42,10 +42,10 @@ from guerdon.trainer.rl.rows import group_metrics
 from guerdon.trainer.rl.samples import SampleTable
 from guerdon.trainer.rl.scored import SCORED, ScoredGroups
 from guerdon.trainer.rl.settings import RFTSettings
-from guerdon.trainer.rl.trackers import Trackers
 from guerdon.trainer.rl.types import Group, Ints, Sample
 from guerdon.trainer.rl.weights import Weights
 from guerdon.trainer.run_folder import last_checkpoint
+from guerdon.trainer.trackers import Trackers
 
 STATE = "rft.json"
 FIRST, TUNED = 1, 2

@@ -41,7 +41,7 @@ from guerdon.trainer.rl.rows import group_metrics, speed_metrics
 from guerdon.trainer.rl.samples import SampleTable
 from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.rl.team import Team
-from guerdon.trainer.rl.trackers import Trackers
+from guerdon.trainer.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from guerdon.trainer.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
+from guerdon.trainer.language_model import load_config
 from guerdon.trainer.rl.credentials import Credentials
-from guerdon.trainer.rl.inputs import RunInputs, check_positions, read_config
+from guerdon.trainer.rl.inputs import RunInputs, check_positions
 from guerdon.trainer.rl.prompts import Prompts, load_prompts
 from guerdon.trainer.rl.rewards import parse_reward
 from guerdon.trainer.rl.services import parse_address
@@ -121,7 +122,7 @@ def _policy(name: str) -> tuple[Path, Any]:
     Raises:
         TrainingError: it can't be had, or is a model that scores.
     """
-    folder, config = read_config(name)
+    folder, config = load_config(name)
     for architecture in config.architectures or ():
         if architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
             raise SettingsError(f"{name} is a {architecture}: it scores, and is no policy")

@@ -6,10 +6,21 @@ import dataclasses
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from guerdon.trainer.errors import SettingsError
-from guerdon.trainer.rl.settings import RunSettings
+
+
+class Tracked(Protocol):
+    """The settings of a run that can be tracked: a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    algorithm: ClassVar[str]
+
+    @property
+    def tracker(self) -> tuple[str, ...]:
+        """The trackers' names."""
+
 
 _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 
@@ -42,7 +53,7 @@ class Trackers:
     """
 
     def __init__(
-        self, settings: RunSettings, folder: Path, *, done: int = 0, main: bool = True
+        self, settings: Tracked, folder: Path, *, done: int = 0, main: bool = True
     ) -> None:
         check_trackers(settings.tracker)
         self._trackers = [_start(name, settings, folder, done) for name in settings.tracker if main]
@@ -61,7 +72,7 @@ class Trackers:
         self._trackers = []
 
 
-def _start(name: str, settings: RunSettings, folder: Path, done: int) -> Any:
+def _start(name: str, settings: Tracked, folder: Path, done: int) -> Any:
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
     values = {
