@@ -35,7 +35,7 @@ def test_batches_give_what_transformers_gives_alone(
     most: int, temperature: float, tiny: Path, samples: list[Sample],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(completions, "_BATCH_TOKENS", most)
+    monkeypatch.setattr(completions, "BATCH_TOKENS", most)
     found = response_logprobs(
         rft_model.load(tiny),
         [s.completion for s in samples],

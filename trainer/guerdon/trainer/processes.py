@@ -71,7 +71,8 @@ class Processes:
             return cls()
         for key, name in _NOT_OURS.items():
             if os.environ.get(key, "").lower() in ("1", "true"):
-                raise SettingsError(
+                kind = SettingsError if is_main() else SaidElsewhere
+                raise kind(
                     f"{name} is not supported here: start the processes for DDP, which is "
                     "accelerate launch --multi_gpu (on CPUs --multi_cpu), or torchrun"
                 )

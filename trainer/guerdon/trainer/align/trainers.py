@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig
 
 from guerdon.trainer.align.inputs import AlignInputs, PairTokens
@@ -46,7 +47,7 @@ def make_trainer(
         "bf16": settings.dtype == "bfloat16"
     }
     how: dict[str, Any] = {
-        "model": model, "processing_class": inputs.tokenizer, "callbacks": list(callbacks),
+        "model": model, "processing_class": inputs.tokenizer, "callbacks": [*callbacks, _Order()],
     }  # fmt: skip
     if settings.lora_r:
         alpha = settings.lora_alpha or 0.0
@@ -86,6 +87,24 @@ def _sft(
         dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
     return CompletionTrainer(args=arguments, train_dataset=data, **how)
+
+
+class _Order(TrainerCallback):  # type: ignore[misc]
+    """Tells the sampler which pass it is.
+
+    Accelerate does, but not through the two wrappers that several processes and a resumed run put
+    around it (1.15): the rest of the pass would be taken from the first pass's order.
+    """
+
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any
+    ) -> None:
+        """Called by the trainer."""
+        batches = train_dataloader.batch_sampler
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        if hasattr(batches.sampler, "set_epoch"):
+            batches.sampler.set_epoch(int(state.epoch or 0))
 
 
 class _Grouped(Watched):

@@ -1,0 +1,55 @@
+"""`guerdon train` in several processes, as a launcher starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.runs.processes import Child, free_port
+
+
+def train_rank(
+    arguments: Sequence[str], rank: int, count: int, port: int, dies_at: int
+) -> int:  # in a process of its own
+    """One rank's command, killed in a step if that is not 0."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    from guerdon.cli.main import main
+    from guerdon.trainer.watched import Watched
+
+    step = Watched.training_step
+
+    def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == dies_at:
+            os._exit(9)
+        return step(self, *args, **kwargs)
+
+    if dies_at:
+        Watched.training_step = killed  # type: ignore[method-assign]
+    return main(["train", *arguments])
+
+
+def launch(
+    folder: Path, arguments: Sequence[str], *, count: int = 2, dies: dict[int, int] | None = None
+) -> list[tuple[int, str]]:
+    """Exit code and all that was printed, of each rank.
+
+    Args:
+        folder: for their logs.
+        arguments: of `guerdon train`.
+        count: of the processes.
+        dies: rank to the step in which it dies.
+    """
+    port = free_port()
+    ranks = [
+        Child(
+            folder / f"{port}-{rank}.log", train_rank, list(arguments), rank, count, port,
+            (dies or {}).get(rank, 0),
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    return [(rank.end(), rank.log()) for rank in ranks]
