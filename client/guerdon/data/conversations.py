@@ -7,13 +7,15 @@ arXiv:2204.05862, the published form of the data).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _UNKEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 """Parts of a message that templates render: left out in silence, they would change a score."""
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+"""Of training data. Templates render any other role too, and a model never saw what comes out."""
 _ANSWERS = ("messages", "response", "completion", "chosen")
 """Where a row may hold an answer to learn from."""
 _ROLE = {"Human": "user", "Assistant": "assistant"}
@@ -134,6 +136,9 @@ def parse_pair(row: Mapping[str, Any]) -> Pair:
     for field, turns in (("chosen", chosen), ("rejected", rejected)):
         if not turns or turns[-1]["role"] != "assistant":
             raise RowError(field, "does not end with the assistant's turn")
+        check_turns(field, turns)
+        _check_follows(field, prompt, turns)
+    check_turns("prompt", prompt)
     if chosen == rejected:
         raise RowError("rejected", "is the same as chosen")
     return Pair(prompt, chosen, rejected)
@@ -165,7 +170,44 @@ def parse_demonstration(row: Mapping[str, Any]) -> Demonstration:
         raise RowError(field, "ends with an empty answer")
     if not prompt and len(turns) == 1:
         raise RowError(field, "has no turn before the answer")
+    check_turns("prompt", prompt)
+    check_turns(field, turns)
+    _check_follows(field, prompt, turns)
     return Demonstration(prompt + turns[:-1], turns[-1]["content"])
+
+
+def check_turns(field: str, turns: Sequence[Message]) -> None:
+    """Refuse turns that no model was trained on.
+
+    Raises:
+        RowError: a role is unknown, or a text is none.
+    """
+    for turn in turns:
+        if turn["role"] not in _ROLES:
+            raise RowError(
+                field, f"has a turn of the role {turn['role']!r}, not one of {', '.join(_ROLES)}"
+            )
+        check_text(field, turn["content"])
+
+
+def check_text(field: str, text: str) -> None:
+    """JSON can hold half of a surrogate pair; UTF-8, and so the wire and tokenizers, can't.
+
+    Raises:
+        RowError: the text holds one.
+    """
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowError(field, "holds an unpaired surrogate, which is no text") from None
+
+
+def _check_follows(field: str, prompt: Sequence[Message], turns: Sequence[Message]) -> None:
+    """The assistant does not answer itself."""
+    if prompt and prompt[-1]["role"] == "assistant" == turns[0]["role"]:
+        raise RowError("prompt", f"ends with the assistant's turn, and {field} begins with one")
 
 
 def conversations(

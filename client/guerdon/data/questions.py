@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guerdon.data.conversations import Message, RowError, as_messages, conversations
+from guerdon.data.conversations import (
+    Message,
+    RowError,
+    as_messages,
+    check_text,
+    conversations,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +81,7 @@ def _conversation(turns: Sequence[Message], field: str) -> Question:
 
 
 def _check_text(question: Question) -> None:
-    """JSON can hold half of a surrogate pair; UTF-8, and so the wire, can't."""
     turns = question.prompt
     texts = [turns] if isinstance(turns, str) else [v for t in turns for v in t.values()]
     for text in (*map(str, texts), *question.responses):
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise RowError("", "holds an unpaired surrogate, which is no text") from None
+        check_text("", text)

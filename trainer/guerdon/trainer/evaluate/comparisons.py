@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from guerdon.client import Item
-from guerdon.data import Message, RowError, parse_pair, parse_prompt
+from guerdon.data import Message, RowError, check_turns, parse_pair, parse_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,4 +82,9 @@ def _several(row: Mapping[str, Any], subset: str) -> Comparison:
     chosen, rejected = lists
     if any(answer in chosen for answer in rejected):
         raise RowError("rejected", "has an answer that chosen has too")
-    return Comparison(parse_prompt(row["prompt"]), chosen, rejected, subset)
+    prompt = parse_prompt(row["prompt"])
+    check_turns("prompt", prompt)
+    for field, answers in (("chosen", chosen), ("rejected", rejected)):
+        for turns in answers:
+            check_turns(field, turns)
+    return Comparison(prompt, chosen, rejected, subset)

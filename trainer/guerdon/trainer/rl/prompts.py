@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.data import Message, RowError, parse_prompt, read_jsonl
+from guerdon.data import Message, RowError, check_text, check_turns, parse_prompt, read_jsonl
 from guerdon.trainer.errors import DataError
 from guerdon.trainer.rl.types import Ints, PromptRow, Task
 
@@ -120,8 +120,7 @@ def parse_row(values: Mapping[str, Any], index: int) -> PromptRow:
     turns = parse_prompt(values["prompt"])
     if turns[-1]["role"] == "assistant":
         raise RowError("prompt", "ends with the assistant's turn: there is nothing to answer")
-    for turn in turns:
-        _check_text("prompt", turn["role"] + turn["content"])
+    check_turns("prompt", turns)
     extra = {key: value for key, value in values.items() if key not in ("prompt", "answer")}
     return PromptRow(index, tuple(turns), _answer(values.get("answer")), extra)
 
@@ -134,16 +133,8 @@ def _answer(value: Any) -> str | None:
     text = value if isinstance(value, str) else json.dumps(value)
     if not text.strip():
         raise RowError("answer", "is empty")
-    _check_text("answer", text)
+    check_text("answer", text)
     return text
-
-
-def _check_text(field: str, text: str) -> None:
-    """JSON can hold half of a surrogate pair; UTF-8, and so the wire, can't."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RowError(field, "holds an unpaired surrogate, which is no text") from None
 
 
 def _templated(tokenizer: Any, row: PromptRow) -> Ints:
