@@ -60,7 +60,8 @@ class Part(Generic[T]):
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence that is used."""
-        return max(map(length_of, self.rows))
+        rows: list[Any] = self.rows
+        return max(map(length_of, rows))
 
     def counts(self) -> dict[str, Any]:
         """How many rows there are, and all that was left out or looks odd."""
