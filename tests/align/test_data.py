@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from tests.align.support import inputs_of, settings_of
 from tests.trainer.toy import toy_rows, write_rows
 from transformers import AutoTokenizer
 
 from guerdon.cli.main import main
-from guerdon.data import RowError, parse_demonstration
+from guerdon.data import RowError, parse_demonstration, parse_pair
 from guerdon.trainer.align.tokens import encode
 from guerdon.trainer.errors import DataError
 
@@ -47,11 +50,43 @@ def test_answers_are_found(row: dict[str, Any]) -> None:
         ({"messages": [USER, {"role": "assistant", "content": " "}]}, "ends with an empty answer"),
         ({"prompt": "q", "response": 3}, "response: must be a non-empty list"),
         ({"messages": [{"role": "", "content": "q"}, ANSWER]}, r"messages\[0\].role: is empty"),
+        ({"messages": [{"role": "human", "content": "q"}, ANSWER]}, "turn of the role 'human'"),
+        ({"prompt": "q\ud800", "response": "a"}, "prompt: holds an unpaired surrogate"),
+        ({"prompt": [USER, ANSWER], "response": "a"}, "prompt: ends with the assistant's turn"),
     ],
 )
 def test_what_is_no_demonstration(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         parse_demonstration(row)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "\ud800"}, "rejected: holds an unpaired"),
+        ({"prompt": [{**USER, "role": "human"}], "chosen": "a", "rejected": "b"}, "role 'human'"),
+        ({"prompt": [USER, ANSWER], "chosen": "a", "rejected": "b"}, "ends with the assistant's"),
+    ],
+)
+def test_what_is_no_pair(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RowError, match=reason):
+        parse_pair(row)
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "orpo"])
+def test_pairs_come_from_transcripts_and_data_sets_too(
+    algorithm: str, policy: Path, toy: Toy, tmp_path: Path
+) -> None:
+    start = "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: 2+2?\n\nAssistant:"
+    rows = [{"chosen": f"{start} 4", "rejected": f"{start} {i}"} for i in (5, 6)]
+    zipped = tmp_path / "hh.jsonl.gz"
+    zipped.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    saved = tmp_path / "saved"
+    datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}).save_to_disk(saved)
+    found = inputs_of(settings_of(algorithm, policy, (zipped, saved), tmp_path / "run"))
+    assert [turn["role"] for turn in found.train.turns[0]] == ["user", "assistant", "user"]
+    assert found.train.rows == found.eval.rows
+    assert found.counts()["eval"]["prompts_in_train"] == 2
 
 
 def test_bad_rows_are_named_and_counted(

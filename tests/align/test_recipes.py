@@ -14,10 +14,13 @@ from tests.support.command import read_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.cli.main import main
+from guerdon.trainer import settings_io
 from guerdon.trainer.align.cli import PANELS
 from guerdon.trainer.align.folder import AlignFolder
+from guerdon.trainer.align.held_out import HeldOut
+from guerdon.trainer.align.memory import memory_estimate
 from guerdon.trainer.align.report import KEYS
-from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.errors import DivergedError, OutputError
 from guerdon.trainer.settings_io import field_types
 from guerdon.trainer.watched import Watched
 
@@ -110,8 +113,15 @@ def test_a_resumed_run_equals_an_unbroken_one(
         with pytest.raises(KeyboardInterrupt):
             run(broken)
     assert not AlignFolder(broken, resume=True, overwrite=False).finished
-    resumed, printed = run(broken, resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldOut, "begin", None)  # it was measured, and answered
+        resumed, printed = run(broken, resume=True)
     assert "resuming at step 6" in printed
+    assert resumed["before"] == summary["before"]
+    rows = [read_rows(tmp_path / name / "metrics.jsonl") for name in ("whole", "broken")]
+    assert [{**row, "seconds": 0} for row in rows[0]] == [{**row, "seconds": 0} for row in rows[1]]
+    samples = [tmp_path / name / "samples.jsonl" for name in ("whole", "broken")]
+    assert samples[0].read_bytes() == samples[1].read_bytes()
     one, other = load_file(tmp_path / "whole" / WEIGHTS), load_file(tmp_path / "broken" / WEIGHTS)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert summary["after"] == resumed["after"]
@@ -151,6 +161,61 @@ def test_a_loss_that_is_no_number_ends_it(policy: Path, toy: Toy, tmp_path: Path
     with pytest.raises(DivergedError, match="try a smaller --lr"):
         run(settings)
     assert not (tmp_path / "run" / "final").exists()
+
+
+def test_data_that_changed_is_not_resumed_on(
+    policy: Path, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = tmp_path / "train.jsonl"
+    train.write_bytes(toy[0].read_bytes())
+    settings = settings_of("sft", policy, (train, toy[1]), tmp_path / "run", limit=16)
+    with monkeypatch.context() as patch:
+        patch.setattr(Watched, "training_step", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings)
+    with train.open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(OutputError, match=r"train.jsonl has changed since the run in"):
+        run(settings, resume=True)
+
+
+def _interrupt(self: Any, *args: Any, **kwargs: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_a_tracker_gets_every_line(policy: Path, toy: Toy, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = settings_of(
+        "sft", policy, toy, tmp_path / "run", tracker=("tensorboard",), limit=32, eval_every=2
+    )
+    run(settings)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    for key in ("loss", "eval_nll"):
+        found = {event.step: event.value for event in events.Scalars(key)}
+        assert found == pytest.approx({row["step"]: row[key] for row in rows if key in row})
+
+
+@pytest.mark.parametrize("algorithm", KINDS)
+def test_a_dry_run_shows_settings_and_memory(
+    algorithm: str, policy: Path, toy: Toy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of(algorithm, policy, toy, tmp_path / "run")
+    file = tmp_path / "run.toml"
+    file.write_text(settings_io.to_toml(settings))
+    assert main(["train", algorithm, "--config", str(file), "--dry-run"]) == 0
+    shown, said = capfd.readouterr()
+    assert shown.strip() == file.read_text().strip()
+    assert "memory of one process" in said
+    inputs = inputs_of(settings)
+    estimate = memory_estimate(inputs)
+    count = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(policy).parameters())
+    assert estimate.parts["weights, float32"] == 4 * count
+    assert ("reference, float32" in estimate.parts) == (algorithm == "dpo")
+    assert memory_estimate(inputs, 2).total < estimate.total
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("algorithm", KINDS)

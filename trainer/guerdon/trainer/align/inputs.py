@@ -66,7 +66,7 @@ class Part(Generic[T]):
     def counts(self) -> dict[str, Any]:
         """How many rows there are, and all that was left out or looks odd."""
         percentiles = np.percentile(self.lengths, (50, 90, 99, 100)).astype(int).tolist()
-        noted = {"bad_rows": [error.line for error in self.bad], **self.noted}
+        noted: dict[str, list[Any]] = {"bad_rows": [error.line for error in self.bad], **self.noted}
         return {
             "source": self.source,
             "sha256": self.sha256,
