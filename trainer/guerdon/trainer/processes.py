@@ -73,8 +73,8 @@ class Processes:
             if os.environ.get(key, "").lower() in ("1", "true"):
                 kind = SettingsError if is_main() else SaidElsewhere
                 raise kind(
-                    f"{name} is not supported here: start the processes for DDP, which is "
-                    "accelerate launch --multi_gpu (on CPUs --multi_cpu), or torchrun"
+                    f"{name} is not supported here: start the processes for DDP, by torchrun or "
+                    "accelerate launch --multi_gpu"
                 )
         import torch
         from accelerate import PartialState
