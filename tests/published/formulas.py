@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tests.published.checkpoints import OBJECTIVES, QUANTILES
 from transformers import (
-    AutoTokenizer,
     LlamaConfig,
     LlamaModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2Model,
     Qwen3Config,
@@ -164,9 +164,7 @@ def internlm2_hidden(t: Tensors, values: dict[str, float], ids: torch.Tensor) ->
 
 def rendered_ids(folder: Path, conversation: list[dict[str, str]]) -> list[int]:
     """A whole conversation as tokens, by the tokenizer of the folder alone."""
-    from transformers import PreTrainedTokenizerFast
-
-    own = json.loads((folder / "tokenizer_config.json").read_text()).get("auto_map")
-    tokenizer = (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(folder)
+    # AutoTokenizer would write the rules anew by the class, where the file has others.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     text = tokenizer.apply_chat_template(conversation, tokenize=False)
     return [int(i) for i in np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"])]

@@ -85,9 +85,9 @@ StartServer = Callable[..., AbstractAsyncContextManager[Harness]]
 
 
 @asynccontextmanager
-async def start_server(**flags: Any) -> AsyncIterator[Harness]:
-    """A server that holds the fake model `m`, unless `models` says otherwise."""
-    loader = FakeLoader()
+async def start_server(loader: FakeLoader | None = None, **flags: Any) -> AsyncIterator[Harness]:
+    """A server that holds the fake model `m`, unless `models` and `loader` say otherwise."""
+    loader = loader or FakeLoader()
     settings = {
         "models": {"m": "first"},
         "port": 0,

@@ -21,6 +21,7 @@ from guerdon.reward.types import (
     ModelInfo,
     ModelKind,
     ResponseScore,
+    RewardModel,
     ScoreItem,
     StepScore,
     TokenArray,
@@ -187,7 +188,7 @@ class FakeLoader:
     def __init__(self) -> None:
         self.behaviour = Behaviour()
 
-    def __call__(self, path: str, name: str) -> FakeModel:
+    def __call__(self, path: str, name: str) -> RewardModel:
         time.sleep(self.behaviour.load_seconds)
         if "missing" in path:
             raise NotFound(f"there is no folder {path!r}")

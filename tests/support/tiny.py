@@ -55,7 +55,7 @@ CHATML = (
 WINDOW = 16
 """Sliding window of the architectures that have one: shorter than most test inputs."""
 
-_TEXT = (
+TEXT = (
     "The capital of France is Paris, and the capital of Italy is Rome.",
     "How do I boil an egg? Put it into hot water for eight minutes.",
     "I am sorry, but I can't help with that. Is there something else you need?",
@@ -75,7 +75,7 @@ def _tokenizer_json(encoder: bool) -> str:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_TEXT, trainer)
+    tokenizer.train_from_iterator(TEXT, trainer)
     if encoder:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{BOS} $A {EOS}",

@@ -55,6 +55,12 @@ def run(job: FileJob) -> ExitCode:
 async def _run(job: FileJob, lines: JsonLines, live: bool) -> ExitCode:
     async with job.connection.open() as client:
         info = await client.get_model(job.model)
+        pairwise = info.kind == "pairwise"
+        if pairwise and job.command != "rank":
+            raise CommandError(
+                f"The model {info.name} compares answers with each other and has no score for "
+                "one: use `guerdon rank`."
+            )
         made_by = {
             "command": job.command,
             "model": info.name,
@@ -78,6 +84,7 @@ async def _run(job: FileJob, lines: JsonLines, live: bool) -> ExitCode:
                     in_flight=job.in_flight,
                     skip=job.skip,
                     score_options=job.score_options,
+                    pairwise=pairwise,
                 ),
                 output,
                 progress,

@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,8 @@ class Job:
     """Whether a bad row gets an `error` and the run goes on."""
     score_options: ScoringOptions
     """Keyword arguments of the client's `score_stream`."""
+    pairwise: bool = False
+    """Whether the model only ranks: it is asked for one row at a time."""
 
 
 @dataclass(slots=True)
@@ -88,10 +90,17 @@ class Pipeline:
                 are written.
             GuerdonError: the server can't be used any more; the rows before are written.
         """
-        job = self._job
-        results = client.score_stream(
-            job.model, self._items(lines), in_flight=job.in_flight, **job.score_options
-        )
+        job, items = self._job, self._items(lines)
+        if job.pairwise:
+            from guerdon.cli.comparing import rank_stream
+
+            results = rank_stream(
+                client, job.model, items, in_flight=job.in_flight, **job.score_options
+            )
+        else:
+            results = client.score_stream(
+                job.model, items, in_flight=job.in_flight, **job.score_options
+            )
         async with aclosing(results):
             async for result in results:
                 row, part = self._asked.pop(result.index)
@@ -107,7 +116,7 @@ class Pipeline:
         if self._stop is not None:
             raise self._stop
 
-    async def _items(self, lines: AsyncIterator[Line]) -> AsyncIterator[Item]:
+    async def _items(self, lines: AsyncIterator[Line]) -> AsyncGenerator[Item, None]:
         asked = 0
         try:
             async for line in lines:

@@ -45,6 +45,9 @@ def rank(
     Rows are those of `guerdon score`. The output row gains "ranking", the responses' places
     (from 0), best first and --top-n of them, and "scores" of all responses in their order.
     Equal scores keep the order of the row.
+
+    A pairwise model compares every two answers in both orders, n·(n − 1) comparisons of n
+    answers; its scores hold within their row only.
     """
     from guerdon.cli.connection import Connection, score_options
 

@@ -10,7 +10,7 @@ from guerdon.client.config import Activation
 from guerdon.client.errors import GuerdonError, invalid
 
 ComputeMode = Literal["unspecified", "packed", "padded"]
-ModelKind = Literal["unspecified", "sequence", "attributes", "process", "ensemble"]
+ModelKind = Literal["unspecified", "sequence", "attributes", "process", "ensemble", "pairwise"]
 
 MAX_TOKEN_ID = 2**32 - 1
 

@@ -19,7 +19,7 @@ from typing import Any
 MANIFEST_NAME = "guerdon.json"
 FORMAT_VERSION = 1
 
-KINDS = ("sequence", "attributes", "process", "ensemble")
+KINDS = ("sequence", "attributes", "process", "ensemble", "pairwise")
 AGGREGATIONS = ("mean", "min", "mean_minus_std")
 STEP_AGGREGATIONS = ("min", "mean", "last", "product")
 

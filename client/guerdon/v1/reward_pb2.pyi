@@ -114,6 +114,10 @@ class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.V
     """A number at each step marker."""
     MODEL_KIND_ENSEMBLE: _ModelKind.ValueType  # 4
     """Several models, combined."""
+    MODEL_KIND_PAIRWISE: _ModelKind.ValueType  # 6
+    """Two answers compared with each other. It has no score for one answer: Rank
+    only.
+    """
 
 class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
     """What kind of reward a model gives."""
@@ -128,6 +132,10 @@ MODEL_KIND_PROCESS: ModelKind.ValueType  # 3
 """A number at each step marker."""
 MODEL_KIND_ENSEMBLE: ModelKind.ValueType  # 4
 """Several models, combined."""
+MODEL_KIND_PAIRWISE: ModelKind.ValueType  # 6
+"""Two answers compared with each other. It has no score for one answer: Rank
+only.
+"""
 Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
 
 @_typing.final
@@ -610,7 +618,7 @@ class RankRequest(_message.Message):
 
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Response]:
-        """Required. At least one."""
+        """Required. At least one; for a pairwise model two to 128."""
 
     @_builtins.property
     def options(self) -> Global___ScoreOptions:
@@ -681,7 +689,9 @@ class RankedCandidate(_message.Message):
     """Its place in RankRequest.candidates, from 0."""
     @_builtins.property
     def score(self) -> Global___ResponseScore:
-        """Its score."""
+        """Its score. Of a pairwise model: its mean margin over the candidates of this
+        request, 0 in the mean, and not comparable with other requests.
+        """
 
     def __init__(
         self,

@@ -32,7 +32,8 @@ class RewardServiceStub(object):
     INVALID_ARGUMENT     a field is wrong; google.rpc.BadRequest names it.
     NOT_FOUND            no such model.
     FAILED_PRECONDITION  the model cannot do what is asked (for example
-    normalise without statistics).
+    normalise without statistics, or score one answer
+    when it only compares two).
     RESOURCE_EXHAUSTED   overload; google.rpc.RetryInfo says when to come back.
     Without RetryInfo the message itself was too large:
     the same call will not succeed later.
@@ -82,7 +83,8 @@ class RewardServiceServicer(object):
     INVALID_ARGUMENT     a field is wrong; google.rpc.BadRequest names it.
     NOT_FOUND            no such model.
     FAILED_PRECONDITION  the model cannot do what is asked (for example
-    normalise without statistics).
+    normalise without statistics, or score one answer
+    when it only compares two).
     RESOURCE_EXHAUSTED   overload; google.rpc.RetryInfo says when to come back.
     Without RetryInfo the message itself was too large:
     the same call will not succeed later.
@@ -109,7 +111,8 @@ class RewardServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Rank(self, request, context):
-        """Orders candidate answers to one prompt, best first.
+        """Orders candidate answers to one prompt, best first. A pairwise model
+        compares each with each other one, in both orders: n * (n - 1) comparisons.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,7 +175,8 @@ class RewardService(object):
     INVALID_ARGUMENT     a field is wrong; google.rpc.BadRequest names it.
     NOT_FOUND            no such model.
     FAILED_PRECONDITION  the model cannot do what is asked (for example
-    normalise without statistics).
+    normalise without statistics, or score one answer
+    when it only compares two).
     RESOURCE_EXHAUSTED   overload; google.rpc.RetryInfo says when to come back.
     Without RetryInfo the message itself was too large:
     the same call will not succeed later.

@@ -33,7 +33,8 @@ class RewardServiceStub:
       INVALID_ARGUMENT     a field is wrong; google.rpc.BadRequest names it.
       NOT_FOUND            no such model.
       FAILED_PRECONDITION  the model cannot do what is asked (for example
-                           normalise without statistics).
+                           normalise without statistics, or score one answer
+                           when it only compares two).
       RESOURCE_EXHAUSTED   overload; google.rpc.RetryInfo says when to come back.
                            Without RetryInfo the message itself was too large:
                            the same call will not succeed later.
@@ -56,7 +57,9 @@ class RewardServiceStub:
     they finish, not in order; an item at fault fails alone.
     """
     Rank: _grpc.UnaryUnaryMultiCallable[_reward_pb2.RankRequest, _reward_pb2.RankResponse]
-    """Orders candidate answers to one prompt, best first."""
+    """Orders candidate answers to one prompt, best first. A pairwise model
+    compares each with each other one, in both orders: n * (n - 1) comparisons.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_reward_pb2.ListModelsRequest, _reward_pb2.ListModelsResponse]
     """Lists the models that are loaded."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_reward_pb2.GetModelRequest, _reward_pb2.GetModelResponse]
@@ -70,7 +73,8 @@ class RewardServiceAsyncStub(RewardServiceStub):
       INVALID_ARGUMENT     a field is wrong; google.rpc.BadRequest names it.
       NOT_FOUND            no such model.
       FAILED_PRECONDITION  the model cannot do what is asked (for example
-                           normalise without statistics).
+                           normalise without statistics, or score one answer
+                           when it only compares two).
       RESOURCE_EXHAUSTED   overload; google.rpc.RetryInfo says when to come back.
                            Without RetryInfo the message itself was too large:
                            the same call will not succeed later.
@@ -90,7 +94,9 @@ class RewardServiceAsyncStub(RewardServiceStub):
     they finish, not in order; an item at fault fails alone.
     """
     Rank: _aio.UnaryUnaryMultiCallable[_reward_pb2.RankRequest, _reward_pb2.RankResponse]  # type: ignore[assignment]
-    """Orders candidate answers to one prompt, best first."""
+    """Orders candidate answers to one prompt, best first. A pairwise model
+    compares each with each other one, in both orders: n * (n - 1) comparisons.
+    """
     ListModels: _aio.UnaryUnaryMultiCallable[_reward_pb2.ListModelsRequest, _reward_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that are loaded."""
     GetModel: _aio.UnaryUnaryMultiCallable[_reward_pb2.GetModelRequest, _reward_pb2.GetModelResponse]  # type: ignore[assignment]
@@ -103,7 +109,8 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
       INVALID_ARGUMENT     a field is wrong; google.rpc.BadRequest names it.
       NOT_FOUND            no such model.
       FAILED_PRECONDITION  the model cannot do what is asked (for example
-                           normalise without statistics).
+                           normalise without statistics, or score one answer
+                           when it only compares two).
       RESOURCE_EXHAUSTED   overload; google.rpc.RetryInfo says when to come back.
                            Without RetryInfo the message itself was too large:
                            the same call will not succeed later.
@@ -139,7 +146,9 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reward_pb2.RankRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reward_pb2.RankResponse, _abc.Awaitable[_reward_pb2.RankResponse]]:
-        """Orders candidate answers to one prompt, best first."""
+        """Orders candidate answers to one prompt, best first. A pairwise model
+        compares each with each other one, in both orders: n * (n - 1) comparisons.
+        """
 
     @_abc_1.abstractmethod
     def ListModels(

@@ -117,12 +117,12 @@ class Encoder:
         prompt = item.prompt
         if isinstance(prompt, np.ndarray):
             return "prompt.token_ids", self._from_ids(prompt, item.responses)
-        responses = _texts(item.responses)
+        responses = response_texts(item.responses)
         if isinstance(prompt, FormattedText):
-            _check_unicode("prompt.formatted_text", prompt.text)
+            check_unicode("prompt.formatted_text", prompt.text)
             return "prompt.formatted_text", self._from_formatted(prompt.text, responses)
         if isinstance(prompt, str):
-            _check_unicode("prompt.text", prompt)
+            check_unicode("prompt.text", prompt)
             if self._has_template:
                 turns: tuple[Message, ...] = (Message("user", prompt),)
                 return "prompt.text", self._from_turns("prompt.text", turns, responses)
@@ -178,8 +178,8 @@ class Encoder:
         if not turns:
             raise InvalidRequest(f"{_CONVERSATION}.messages", "must have at least one message")
         for place, turn in enumerate(turns):
-            _check_unicode(f"{_CONVERSATION}.messages[{place}].role", turn.role)
-            _check_unicode(f"{_CONVERSATION}.messages[{place}].content", turn.content)
+            check_unicode(f"{_CONVERSATION}.messages[{place}].role", turn.role)
+            check_unicode(f"{_CONVERSATION}.messages[{place}].content", turn.content)
         if self._has_template:
             return self._from_turns(_CONVERSATION, turns, responses)
         if self.takes_pairs and len(turns) == 1 and turns[0].role == "user":
@@ -369,19 +369,25 @@ class Encoder:
         return found.astype(np.int64, copy=False)
 
 
-def _texts(responses: Sequence[Response]) -> list[str]:
+def response_texts(responses: Sequence[Response]) -> list[str]:
+    """Responses that are texts.
+
+    Raises:
+        InvalidRequest: one is token ids, or no Unicode.
+    """
     found = []
     for place, response in enumerate(responses):
         if not isinstance(response, str):
             raise InvalidRequest(
                 f"responses[{place}].token_ids", "is allowed only after a prompt of token ids"
             )
-        _check_unicode(f"responses[{place}].text", response)
+        check_unicode(f"responses[{place}].text", response)
         found.append(response)
     return found
 
 
-def _check_unicode(field: str, text: str) -> None:
+def check_unicode(field: str, text: str) -> None:
+    """Refuse half surrogate pairs, which no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

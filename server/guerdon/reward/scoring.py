@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from guerdon.reward.comparisons import scores_of_candidates
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.registry import Registry
 from guerdon.reward.scheduling.dispatcher import Dispatcher, ItemResult, TooLarge
@@ -24,6 +25,7 @@ from guerdon.reward.types import (
     EncodedItem,
     FormattedText,
     ModelInfo,
+    ModelKind,
     ResponseScore,
     RewardModel,
     ScoreItem,
@@ -133,10 +135,31 @@ class Scoring:
         Raises:
             ServiceError: whatever stops it.
         """
+        return await self._run(call, spec, items, options, locate, ranks=False)
+
+    async def rank(self, call: Call, spec: str, item: ScoreItem, options: ScoreOptions) -> Scored:
+        """Score the candidates of one item, by a pairwise model too; see `score`."""
+        return await self._run(call, spec, [item], options, in_ranking, ranks=True)
+
+    async def _run(
+        self,
+        call: Call,
+        spec: str,
+        items: Sequence[ScoreItem],
+        options: ScoreOptions,
+        locate: Locate,
+        *,
+        ranks: bool,
+    ) -> Scored:
         revision = self._registry.resolve(spec)
         with revision.lease() as model:
             call.info = model.info
             _check_options(model.info, options)
+            if model.info.kind is ModelKind.PAIRWISE and not ranks:
+                raise Unsupported(
+                    f"model {model.info.name!r} compares answers with each other and has no score "
+                    "for one: rank them instead"
+                )
             with self._dispatcher.reserve(
                 model_name=model.info.name,
                 priority=options.priority,
@@ -152,6 +175,7 @@ class Scoring:
                     )
                 except TooLarge as error:
                     raise _relocate(error, locate) from error
+            results = [_of_responses(*both) for both in zip(encoded, results, strict=True)]
             # Once the reply is on its way: counting is not worth the caller's time.
             asyncio.get_running_loop().call_soon(self._observe, call, tokenize, results)
             return Scored(
@@ -233,11 +257,19 @@ class Scoring:
         metrics.truncations.labels(*model).inc(truncated)
 
 
+def _of_responses(item: EncodedItem, result: ItemResult) -> ItemResult:
+    """A result with a score for each response, where its scores are of comparisons."""
+    if not item.candidates:
+        return result
+    return dataclasses.replace(result, scores=scores_of_candidates(item, result.scores))
+
+
 def _relocate(error: InvalidRequest, locate: Locate) -> InvalidRequest:
     """An error of the dispatcher, with its field as the request has it."""
     found = _ITEM_FIELD.fullmatch(error.field)
     if found is None:
-        return error
+        whole = locate is in_ranking and error.field == "items"
+        return InvalidRequest("candidates", error.reason) if whole else error
     return InvalidRequest(locate(int(found[1]), found[2]), error.reason)
 
 

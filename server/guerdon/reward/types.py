@@ -50,6 +50,7 @@ class ModelKind(enum.Enum):
     ATTRIBUTES = "attributes"
     PROCESS = "process"
     ENSEMBLE = "ensemble"
+    PAIRWISE = "pairwise"
 
 
 class ComputeMode(enum.Enum):
@@ -98,12 +99,16 @@ class EncodedItem:
     """Prompt tokens dropped from the left, for each response."""
     readout: tuple[npt.NDArray[np.int64], ...] = ()
     """Process rewards: places of the step markers in each sequence, from 0. Gated models: the
-    one place where the gate reads. Else empty. A place may lie in the prefix, as when
-    responses begin with the same step."""
+    one place where the gate reads. Pairwise: places of the marks before the prompt and either
+    candidate. Else empty. A place may lie in the prefix, as when responses begin with the
+    same step."""
     token_types: tuple[TokenArray, ...] = ()
     """Encoders that read text pairs: the `token_type_ids` of each whole sequence (prefix
     included), to be passed to the model beside `input_ids`. Empty when the model has none,
     or all are 0, which is the model's own default."""
+    candidates: tuple[int, ...] = ()
+    """Pairwise: the tokens of each candidate with its prompt. The sequences then are not
+    responses but `guerdon.reward.comparisons.ordered_pairs` of them. Else empty."""
 
     @property
     def tokens(self) -> int:

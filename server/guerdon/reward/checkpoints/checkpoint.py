@@ -15,11 +15,9 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from guerdon.models import MANIFEST_NAME, Manifest, ManifestError, template_hash
@@ -28,11 +26,13 @@ from guerdon.reward.checkpoints.model_config import (
     architecture_of,
     check_config_file,
     check_tensors,
-    first_line,
     is_tokenwise,
     make_skeleton,
     read_config,
 )
+from guerdon.reward.checkpoints.pairrm import ARCHITECTURE as PAIRRM
+from guerdon.reward.checkpoints.pairrm import MAX_TOKENS as PAIRRM_TOKENS
+from guerdon.reward.checkpoints.tokenizer import read_tokenizer
 from guerdon.reward.checkpoints.weight_files import (
     all_files,
     content_hash,
@@ -130,7 +130,7 @@ def _single(folder: Path, manifest: Manifest | None) -> Checkpoint:
         kind, manifest = adapter.kind, _completed(folder, adapter, manifest)
     skeleton = make_skeleton(folder, config, architecture, adapter)
     check_tensors(folder, skeleton, headers, adapter)
-    tokenizer = _read_tokenizer(folder, adapter)
+    tokenizer = read_tokenizer(folder, own=adapter is not None and adapter.own_tokenizer)
     return Checkpoint(
         folder=folder,
         manifest=manifest,
@@ -138,7 +138,7 @@ def _single(folder: Path, manifest: Manifest | None) -> Checkpoint:
         config=config,
         tokenizer=tokenizer,
         architecture=architecture,
-        num_labels=config.num_labels if adapter is None else adapter.labels,
+        num_labels=_labels(kind, config, adapter),
         max_tokens=_max_tokens(folder, config, manifest, tokenizer, skeleton),
         revision=content_hash(folder, files),
         chat_template_hash=_check_template(folder, tokenizer, manifest),
@@ -155,6 +155,12 @@ def _single(folder: Path, manifest: Manifest | None) -> Checkpoint:
     )
 
 
+def _labels(kind: ModelKind, config: PretrainedConfig, adapter: Adapter | None) -> int:
+    if adapter is not None:
+        return adapter.labels
+    return 1 if kind is ModelKind.PAIRWISE else int(config.num_labels)
+
+
 def _completed(folder: Path, adapter: Adapter, manifest: Manifest | None) -> Manifest:
     try:
         return adapter.complete(manifest)
@@ -166,6 +172,8 @@ def _kind(
     folder: Path, architecture: str, config: PretrainedConfig, manifest: Manifest | None
 ) -> ModelKind:
     """The kind of reward, if head and manifest agree on it."""
+    if architecture == PAIRRM or (manifest is not None and manifest.kind == "pairwise"):
+        return _pairwise(folder, architecture, manifest)
     tokenwise = is_tokenwise(architecture, config)
     labels = int(config.num_labels)
     if manifest is None and tokenwise:
@@ -198,21 +206,19 @@ def _kind(
     return kind
 
 
-def _read_tokenizer(folder: Path, adapter: Adapter | None) -> PreTrainedTokenizerBase:
-    files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
-             "spm.model", "sentencepiece.bpe.model")  # fmt: skip
-    if not any((folder / name).is_file() for name in files):
+def _pairwise(folder: Path, architecture: str, manifest: Manifest | None) -> ModelKind:
+    kind = manifest.kind if manifest else ModelKind.PAIRWISE.value
+    if kind != ModelKind.PAIRWISE.value:
         raise CheckpointRefused(
-            f"{folder} has no tokenizer: save it beside the weights (tokenizer.save_pretrained)"
+            f"{folder}/{MANIFEST_NAME} says kind = {kind}, but a {architecture} compares two "
+            "answers: say kind = pairwise"
         )
-    own = adapter is not None and adapter.own_tokenizer
-    reader = PreTrainedTokenizerFast if own else AutoTokenizer
-    try:
-        return reader.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
+    if architecture != PAIRRM:
         raise CheckpointRefused(
-            f"the tokenizer of {folder} can't be read: {first_line(error)}"
-        ) from error
+            f"{folder}/{MANIFEST_NAME} says kind = pairwise, which needs a {PAIRRM} model, but "
+            f"the checkpoint is a {architecture}"
+        )
+    return ModelKind.PAIRWISE
 
 
 def _check_template(folder: Path, tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> str:
@@ -272,6 +278,8 @@ def _max_tokens(
 ) -> int:
     """The longest sequence: the manifest's, within what the positions allow."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if type(skeleton).__name__ == PAIRRM and not config.position_biased_input:
+        return manifest.max_tokens or PAIRRM_TOKENS  # relative positions only, without an end
     for name, module in skeleton.named_modules():
         # RoBERTa and its kin count positions from padding_idx + 1.
         table = isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")

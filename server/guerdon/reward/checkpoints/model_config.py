@@ -24,6 +24,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from guerdon.reward.adapters import Adapter, find_adapter
+from guerdon.reward.checkpoints.pairrm import ARCHITECTURE as PAIRRM
+from guerdon.reward.checkpoints.pairrm import check_pairrm_config
 from guerdon.reward.checkpoints.weight_files import TensorHeader
 from guerdon.serving.errors import CheckpointRefused
 
@@ -39,7 +41,7 @@ def check_config_file(folder: Path) -> Adapter | None:
             f"{folder} is a LoRA adapter: merge it into its base model "
             "(peft's merge_and_unload), head included, and serve the merged folder"
         )
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config is None:
         raise CheckpointRefused(f"{folder} has no config.json: it is not a checkpoint")
     if config.get("quantization_config"):
@@ -51,6 +53,12 @@ def check_config_file(folder: Path) -> Adapter | None:
         raise CheckpointRefused(
             f"{folder} names its weights by transformers_weights in config.json: save them as "
             "model.safetensors instead"
+        )
+    if config.get("ranker_type"):
+        raise CheckpointRefused(
+            f"{folder} is in LLM-Blender's own format (ranker_type in config.json), which holds no "
+            "tokenizer and no config of the network: llm-blender/PairRM-hf has the same weights in "
+            "the format of transformers, and is served"
         )
     adapter = find_adapter(config)
     for name in ("config.json", "tokenizer_config.json"):
@@ -66,7 +74,7 @@ def check_config_file(folder: Path) -> Adapter | None:
 
 def _check_code(folder: Path, name: str, adapter: Adapter | None) -> None:
     """No code is asked for but what an adapter stands for."""
-    auto_map = (_read_json(folder / name) or {}).get("auto_map")
+    auto_map = (read_json(folder / name) or {}).get("auto_map")
     if not auto_map:
         return
     foreign = adapter.foreign_code(auto_map) if adapter is not None else "any"
@@ -80,7 +88,8 @@ def _check_code(folder: Path, name: str, adapter: Adapter | None) -> None:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None when there is no such file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -96,7 +105,7 @@ def read_config(folder: Path, adapter: Adapter | None = None) -> PretrainedConfi
     """The config, if this version of `transformers` or an adapter knows the model."""
     try:
         if adapter is not None:
-            return adapter.config(_read_json(folder / "config.json") or {})
+            return adapter.config(read_json(folder / "config.json") or {})
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # an unknown model_type, or values that the class refuses
         raise CheckpointRefused(
@@ -113,6 +122,9 @@ def architecture_of(folder: Path, config: PretrainedConfig, adapter: Adapter | N
             "nobody can tell a reward model from a language model"
         )
     name = str(names[0])
+    if name == PAIRRM and config.model_type == "deberta-v2":
+        check_pairrm_config(folder, config)
+        return name
     if adapter is not None or name in _known_classes(config):
         return name
     if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
@@ -147,10 +159,25 @@ def is_tokenwise(architecture: str, config: PretrainedConfig) -> bool:
 
 
 def auto_class(architecture: str, config: PretrainedConfig) -> Any:
-    """The `AutoModelFor…` that makes it."""
+    """The `AutoModelFor…` that makes it, or our own class where `transformers` has none."""
+    if architecture == PAIRRM:
+        from guerdon.reward.checkpoints.pairrm_network import DebertaV2PairRM
+
+        return DebertaV2PairRM
     if is_tokenwise(architecture, config):
         return AutoModelForTokenClassification
     return AutoModelForSequenceClassification
+
+
+def _made(config: PretrainedConfig, architecture: str, adapter: Adapter | None) -> Any:
+    if adapter is not None:
+        return adapter.model(config)
+    auto = auto_class(architecture, config)
+    return (
+        auto(config)
+        if architecture == PAIRRM
+        else auto.from_config(config, trust_remote_code=False)
+    )
 
 
 def make_skeleton(
@@ -159,11 +186,7 @@ def make_skeleton(
     """The model that would be loaded, without memory for its tensors."""
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = (
-                adapter.model(config)
-                if adapter is not None
-                else auto_class(architecture, config).from_config(config, trust_remote_code=False)
-            )
+            model: PreTrainedModel = _made(config, architecture, adapter)
     except Exception as error:
         raise CheckpointRefused(
             f"no {architecture} can be made of {folder}/config.json: {first_line(error)}"

@@ -65,7 +65,9 @@ def weight_files(folder: Path) -> list[Path]:
     if any(any(folder.glob(pattern)) for pattern in _PICKLES):
         raise CheckpointRefused(
             f"{folder} holds its weights as pickle files, which can run code when they are "
-            "opened: load it with transformers and save it again as safetensors"
+            'opened: where you trust them, save them again once, python -c "from transformers '
+            f"import AutoModelForSequenceClassification as M; M.from_pretrained('{folder}')"
+            f".save_pretrained('{folder}')\", and see that it warns of no missing weights"
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
@@ -73,7 +75,10 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} holds {others[0]}, but neither {SINGLE} nor {INDEX}: save it again by "
             "save_pretrained"
         )
-    raise CheckpointRefused(f"{folder} holds no weights: there is no {SINGLE}")
+    raise CheckpointRefused(
+        f"{folder} holds no weights: there is no {SINGLE} (pickles are never fetched from the hub: "
+        "where a model has nothing else, save it as safetensors first)"
+    )
 
 
 def _shards(folder: Path, index: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
 )
 
+from guerdon.reward.checkpoints.pairrm import margins, marks_of
 from guerdon.reward.engine.plan import Places
 from guerdon.serving.errors import CheckpointRefused
 
@@ -38,6 +39,8 @@ class Reads(enum.Enum):
     STEPS = "steps"
     GATE = "gate"
     """A place that the item gives, which may lie in the prompt, and the last token."""
+    MARKS = "marks"
+    """The places of its marks, side by side as one row."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +51,10 @@ class Head:
     labels: int
     """Numbers that it gives for each place it reads."""
     layers: nn.Module
-    """Hidden states [N, H] ([N, 2, H] for `Reads.GATE`) to logits [N, labels], in float32."""
+    """Hidden states to logits [N, labels], in float32. They are [N, H]; [N, 2, H] for
+    `Reads.GATE`, and [N, marks * H] for `Reads.MARKS`."""
+    marks: tuple[int, ...] = ()
+    """`Reads.MARKS`: the tokens that mark the places it reads, in their order."""
 
     def logits(
         self,
@@ -61,7 +67,7 @@ class Head:
         Args:
             hidden: [M, H], the hidden states of a whole batch, in any order.
             sequences: for each sequence the places in `hidden` of its tokens, in order.
-            readout: `Reads.STEPS`: for each sequence the tokens of it to read;
+            readout: `Reads.STEPS` and `MARKS`: for each sequence the tokens of it to read;
                 `Reads.GATE`: the one where the gate reads.
         """
         rows, counts = self._rows(hidden, sequences, readout)
@@ -78,8 +84,8 @@ class Head:
     ) -> tuple[torch.Tensor, list[int]]:
         if self.reads is Reads.MEAN:
             return _means(hidden, sequences), [1] * len(sequences)
-        if self.reads is Reads.STEPS:
-            assert len(readout) == len(sequences), "process rewards need the markers' places"
+        if self.reads in (Reads.STEPS, Reads.MARKS):
+            assert len(readout) == len(sequences), "this head needs the places to read"
             picks = [s[steps] for s, steps in zip(sequences, readout, strict=True)]
         elif self.reads is Reads.GATE:
             assert len(readout) == len(sequences), "a gated model needs the gate's places"
@@ -91,6 +97,8 @@ class Head:
         rows = hidden.index_select(0, places).float()
         if self.reads is Reads.GATE:
             return rows.view(len(picks), 2, -1), [1] * len(picks)
+        if self.reads is Reads.MARKS:
+            return rows.reshape(len(sequences), -1), [1] * len(sequences)
         return rows, [len(p) for p in picks]
 
 
@@ -114,6 +122,17 @@ class _First(nn.Module):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.inner(rows[:, None])
         return out
+
+
+class _Margin(nn.Module):
+    """PairRM's head, which it applies to either answer."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return margins(self.inner, rows)
 
 
 _Parts = Callable[[Any], tuple[Reads, list[nn.Module]]]
@@ -159,6 +178,12 @@ _TOKEN_HEADS: dict[str, _Parts] = {
 }
 
 
+_OWN_HEADS: dict[str, _Parts] = {
+    "DebertaV2PairRM": lambda m: (Reads.MARKS, [_Margin(m.head_layer)]),
+}
+"""Of the classes that `transformers` lacks and that are written in `checkpoints`."""
+
+
 @runtime_checkable
 class OwnHead(Protocol):
     """A model that says itself how it makes its logits (`guerdon.reward.adapters`)."""
@@ -185,12 +210,16 @@ def find_head(model: Any) -> Head:
     reads, layers = _parts(model)
     if model.dtype != torch.float32:
         layers = [copy.deepcopy(layer).float() for layer in layers]
-    labels = int(model.config.num_labels)
-    return Head(reads, labels, nn.Sequential(*layers).eval())
+    marked = reads is Reads.MARKS
+    labels = 1 if marked else int(model.config.num_labels)
+    marks = marks_of(model.config) if marked else ()
+    return Head(reads, labels, nn.Sequential(*layers).eval(), marks)
 
 
 def _parts(model: Any) -> tuple[Reads, list[nn.Module]]:
     cls = type(model)
+    if cls.__module__.startswith("guerdon.") and cls.__name__ in _OWN_HEADS:
+        return _OWN_HEADS[cls.__name__](model)
     if cls.__module__.startswith("transformers."):
         if cls.forward is GenericForSequenceClassification.forward:
             return Reads.LAST, [model.score]

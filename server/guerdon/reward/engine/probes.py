@@ -19,7 +19,7 @@ import torch
 
 from guerdon.reward.engine.attention import watch_masks
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
-from guerdon.reward.engine.heads import Logits, Reads
+from guerdon.reward.engine.heads import Head, Logits, Reads
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.engine.traits import Traits, plain
 from guerdon.reward.types import EncodedItem, EngineOutOfMemory
@@ -120,7 +120,7 @@ class _Probes:
     def __init__(self, model: Any, max_tokens: int) -> None:
         self.model = model
         head = PaddedEngine(model).head  # refuses an unknown head before anything is computed
-        self.items = make_probes(Traits.of(model), _limit(model, max_tokens), head.reads)
+        self.items = make_probes(Traits.of(model), _limit(model, max_tokens), head)
         self.reference = _float32_copy(model)
         exact = self.reference if self.reference is not None else model
         self.wanted = _plain(exact, self.items, head.reads)
@@ -166,7 +166,7 @@ class _Probes:
         return self.difference(PackedEngine(self.reference))
 
 
-def make_probes(traits: Traits, limit: int, reads: Reads) -> list[EncodedItem]:
+def make_probes(traits: Traits, limit: int, head: Head) -> list[EncodedItem]:
     """Random sequences of mixed lengths up to `limit`, and groups with a shared prompt.
 
     Some reach past the sliding window where `limit` lets them.
@@ -180,8 +180,31 @@ def make_probes(traits: Traits, limit: int, reads: Reads) -> list[EncodedItem]:
     for prefix, suffixes in shapes:
         prefix = min(prefix, limit // 2)
         suffixes = [min(n, limit - prefix) for n in suffixes]
-        items.append(_item(rng, traits, prefix, suffixes, reads))
+        if head.reads is Reads.MARKS:
+            items.append(_marked(rng, traits, [prefix + n for n in suffixes], head.marks))
+        else:
+            items.append(_item(rng, traits, prefix, suffixes, head.reads))
     return items
+
+
+def _marked(
+    rng: np.random.Generator, traits: Traits, lengths: Sequence[int], marks: Sequence[int]
+) -> EncodedItem:
+    """Sequences with every mark once, somewhere, in their order."""
+    others = np.setdiff1d(np.arange(traits.vocabulary), [*marks, traits.filler])
+    readout, suffixes = [], []
+    for length in (max(n, len(marks)) for n in lengths):
+        tokens = rng.choice(others, length).astype(np.int32)
+        places = np.sort(rng.choice(length, len(marks), replace=False))
+        tokens[places] = marks
+        readout.append(places)
+        suffixes.append(tokens)
+    return EncodedItem(
+        prefix=np.zeros(0, dtype=np.int32),
+        suffixes=tuple(suffixes),
+        truncated=(0,) * len(suffixes),
+        readout=tuple(readout),
+    )
 
 
 def _item(

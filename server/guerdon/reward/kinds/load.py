@@ -19,6 +19,7 @@ from guerdon.reward.kinds.ensemble import EnsembleReward
 from guerdon.reward.kinds.network import NetworkReward
 from guerdon.reward.kinds.process import ProcessReward
 from guerdon.reward.kinds.sequence import SequenceReward
+from guerdon.reward.pair_encoding import PairEncoder
 from guerdon.reward.types import ComputeMode, ModelInfo, ModelKind, RewardModel
 from guerdon.serving.errors import CheckpointRefused
 
@@ -26,6 +27,7 @@ _KINDS: Final[dict[ModelKind, type[NetworkReward]]] = {
     ModelKind.SEQUENCE: SequenceReward,
     ModelKind.ATTRIBUTES: AttributesReward,
     ModelKind.PROCESS: ProcessReward,
+    ModelKind.PAIRWISE: SequenceReward,  # its sequences are comparisons, of one number each
 }
 
 
@@ -68,7 +70,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def _load_network(checkpoint: Checkpoint, name: str, settings: EngineSettings) -> NetworkReward:
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
-    encoder = Encoder(checkpoint)
+    pairwise = checkpoint.kind is ModelKind.PAIRWISE
+    encoder = PairEncoder(checkpoint) if pairwise else Encoder(checkpoint)
     model = load_weights(checkpoint, dtype=dtype, device=device).eval()
     try:
         selected = select_engine(model, settings, checkpoint.max_tokens)

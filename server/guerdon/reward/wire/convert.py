@@ -53,6 +53,7 @@ _KINDS = {
     types.ModelKind.ATTRIBUTES: reward_pb2.MODEL_KIND_ATTRIBUTES,
     types.ModelKind.PROCESS: reward_pb2.MODEL_KIND_PROCESS,
     types.ModelKind.ENSEMBLE: reward_pb2.MODEL_KIND_ENSEMBLE,
+    types.ModelKind.PAIRWISE: reward_pb2.MODEL_KIND_PAIRWISE,
 }
 _MODES = {
     types.ComputeMode.PACKED: reward_pb2.COMPUTE_MODE_PACKED,

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from guerdon.reward.registry import Registry
-from guerdon.reward.scoring import Scored, Scoring, in_ranking
+from guerdon.reward.scoring import Scored, Scoring
 from guerdon.reward.types import ScoreItem
 from guerdon.reward.wire import schemas
 from guerdon.reward.wire.calls import Call, CallMetrics
@@ -108,7 +108,7 @@ class RewardRoutes:
             size = len(await request.body())
             item = await self._scoring.off_loop(size, schemas.candidates_of, body, self._limits)
             scored = await while_connected(
-                request, self._scoring.score(call, body.model, [item], options, in_ranking)
+                request, self._scoring.rank(call, body.model, item, options)
             )
             return await self._scoring.off_loop(
                 scored.reply_size, _rank_reply, scored, body.top_n, call

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guerdon.reward.registry import Registry
-from guerdon.reward.scoring import Scored, Scoring, in_ranking
+from guerdon.reward.scoring import Scored, Scoring
 from guerdon.reward.types import PriorityClass, ScoreItem
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.calls import Call, CallMetrics
@@ -58,7 +58,7 @@ class RewardService:
             item = await self._scoring.off_loop(
                 len(data), convert.candidates, request, self._limits
             )
-            scored = await self._scoring.score(call, request.model, [item], options, in_ranking)
+            scored = await self._scoring.rank(call, request.model, item, options)
             return await self._scoring.off_loop(
                 scored.reply_size, rank_response, scored, request.top_n, call
             )
