@@ -72,7 +72,7 @@ def _dispatch(args: list[str]) -> int:
     name = args[0] if args else ""
     try:
         if name in commands:
-            plugin = typer.main.get_group(plugins.load(commands[name]))
+            plugin = typer.main.get_command(plugins.load(commands[name]))
             return _run(plugin, args[1:], f"guerdon {name}")
         for command in commands:
             app.command(command, help=plugins.summary(commands[command]))(_placeholder)

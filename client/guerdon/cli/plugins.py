@@ -12,6 +12,7 @@ GROUP = "guerdon.commands"
 """The entry-point group: `name = module:typer_app` becomes `guerdon name …`."""
 
 _KNOWN = {
+    "compare": ("Put runs of any recipe side by side, in one HTML report.", "trainer"),
     "serve": ("Serve reward models, or sample a policy, over gRPC and HTTP.", "server"),
     "data": ("Make preference pairs of a sampled policy's answers.", "trainer"),
     "eval": ("Evaluate served reward models on preference pairs.", "trainer"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guerdon.trainer.rl.statistics import paired
+from guerdon.trainer.rl.statistics import Estimate, paired
 
 if TYPE_CHECKING:
     from guerdon.trainer.rl.evaluation import Evaluation
@@ -107,6 +107,16 @@ def warn(history: Sequence[Evaluation]) -> list[str]:
     return [f"step {now.step}: {text}" for text in found]
 
 
+def parted_rewards(proxy: Estimate, heldout: Estimate) -> bool:
+    """Whether the reward rose and the held-out reward fell, both beyond their noise.
+
+    Args:
+        proxy: difference of the reward that is optimised, after − before.
+        heldout: difference of the reward that is never trained on.
+    """
+    return proxy.rose and heldout.fell
+
+
 def _parted(history: Sequence[Evaluation]) -> str:
     """Proxy up and held-out reward down, beyond noise, since any earlier evaluation.
 
@@ -119,7 +129,7 @@ def _parted(history: Sequence[Evaluation]) -> str:
             continue
         proxy = paired(then.prompts["reward"], now.prompts["reward"], level)
         heldout = paired(then.prompts["heldout_reward"], now.prompts["heldout_reward"], level)
-        if proxy.rose and heldout.fell:
+        if parted_rewards(proxy, heldout):
             return (
                 f"since step {then.step} the reward rose by {proxy.mean:.3g} while the held-out "
                 f"reward fell by {-heldout.mean:.3g}, both beyond their noise: the policy may be "

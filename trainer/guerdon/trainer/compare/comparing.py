@@ -1,0 +1,240 @@
+"""Which runs may be compared, what each gained, and whether its gain is real. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from guerdon.trainer.compare.runs import Measured, Run, Terms
+from guerdon.trainer.rl.monitors import LONGER, parted_rewards
+from guerdon.trainer.rl.statistics import Estimate, paired, t_quantile
+
+Verdict = Literal["gamed", "unconfirmed", "confirmed", "no gain"]
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """What became of the reward and of the held-out reward since the start."""
+
+    proxy: Estimate
+    heldout: Estimate
+    verdict: Verdict
+    """`gamed`: the reward rose and the held-out reward fell, both beyond noise. `unconfirmed`:
+    the held-out reward did not rise beyond noise. `confirmed`: both rose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A run beside the others."""
+
+    run: Run
+    before: Measured | None = None
+    """The start, on the same terms."""
+    gains: Mapping[str, Estimate] = field(default_factory=dict)
+    """Of `reward` and `heldout_reward` since then, prompt by prompt."""
+    per_kl: float | None = None
+    """Gain of reward in each nat of KL."""
+    parting: Parting | None = None
+    curve: bool = False
+    """Whether its curve was measured on the terms of the group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs whose numbers may stand on the same axes."""
+
+    terms: Terms | None
+    """None where nothing was measured."""
+    results: tuple[Result, ...]
+    start: Run | None = None
+    notes: tuple[str, ...] = ()
+    """What a reader should know of these runs."""
+
+    @property
+    def measured(self) -> list[Result]:
+        """The runs that were measured, the start included."""
+        return [result for result in self.results if result.run.after is not None]
+
+    @property
+    def trained(self) -> list[Result]:
+        """Those without the start."""
+        return [result for result in self.measured if not result.run.is_start]
+
+
+def compare(runs: Sequence[Run]) -> list[Group]:
+    """The runs in groups whose numbers can be compared, the largest first.
+
+    Runs that were not measured are in the first group: there is nothing to confuse.
+    """
+    by_terms: dict[tuple[object, ...], list[Run]] = {}
+    for run in runs:
+        if run.terms is not None:
+            by_terms.setdefault(run.terms.key, []).append(run)
+    parts = sorted(by_terms.values(), key=len, reverse=True)
+    unmeasured = [run for run in runs if run.terms is None]
+    if not parts:
+        return [Group(None, tuple(Result(run) for run in unmeasured))]
+    parts[0] = [run for run in runs if run in parts[0] or run in unmeasured]
+    return [_group(part) for part in parts]
+
+
+def _group(runs: Sequence[Run]) -> Group:
+    terms = next(run.terms for run in runs if run.terms is not None)
+    start = next((run for run in runs if run.is_start), None)
+    results = [_result(run, start, terms) for run in runs]
+    tests = sum(_both(result.gains) for result in results)
+    results = [
+        dataclasses.replace(result, parting=part(result.gains, tests))
+        if _both(result.gains) else result
+        for result in results
+    ]  # fmt: skip
+    results.sort(key=lambda result: not result.run.is_start)  # the start first
+    return Group(terms, tuple(results), start, tuple(_notes(results, start, terms)))
+
+
+def _result(run: Run, start: Run | None, terms: Terms) -> Result:
+    if run.after is None or run.is_start:
+        return Result(run)
+    if start is None:
+        before, gains = run.before, run.difference
+    else:
+        before, gains = start.after, _gains(start.after, run.after)
+    gain, kl = gains.get("reward"), run.after.estimates.get("kl")
+    per_kl = gain.mean / kl.mean if gain and kl and kl.mean > 0 else None
+    return Result(run, before, gains, per_kl, curve=bool(run.curve) and _same_axes(run, terms))
+
+
+def _gains(before: Measured | None, after: Measured) -> dict[str, Estimate]:
+    found = {}
+    for name in ("reward", "heldout_reward"):
+        was, now = (m.prompts.get(name, {}) if m else {} for m in (before, after))
+        if was.keys() & now.keys():
+            found[name] = paired(was, now)
+    return found
+
+
+def _same_axes(run: Run, terms: Terms) -> bool:
+    """Whether what a run measured while it trained stands beside evaluations on these terms."""
+    own = run.curve_terms
+    if own is None or own.key == terms.key:
+        return own is not None
+    alike = dataclasses.replace(own, prompts=terms.prompts, own=terms.own, heldout=terms.heldout)
+    # Names of models, of files and so on are all that is known of both.
+    return alike.key == terms.key and own.source == terms.source
+
+
+def _both(gains: Mapping[str, Estimate]) -> bool:
+    return "reward" in gains and "heldout_reward" in gains
+
+
+def part(gains: Mapping[str, Estimate], tests: int = 1) -> Parting:
+    """Whether the held-out reward follows the reward.
+
+    Args:
+        gains: of `reward` and `heldout_reward`.
+        tests: runs that are judged at once; the level is divided among them (Bonferroni).
+    """
+    level = 1 - (1 - LEVEL) / max(1, tests)
+    proxy, heldout = (at_level(gains[name], level) for name in ("reward", "heldout_reward"))
+    if parted_rewards(proxy, heldout):
+        verdict: Verdict = "gamed"
+    elif not proxy.rose:
+        verdict = "no gain"
+    else:
+        verdict = "confirmed" if heldout.rose else "unconfirmed"
+    return Parting(gains["reward"], gains["heldout_reward"], verdict)
+
+
+def at_level(found: Estimate, level: float) -> Estimate:
+    """The same mean with the interval of another level of confidence."""
+    if found.se is None or found.n < 2:
+        return found
+    half = t_quantile(0.5 + level / 2, found.n - 1) * found.se
+    return dataclasses.replace(found, low=found.mean - half, high=found.mean + half)
+
+
+def differing(first: Terms, other: Terms) -> list[str]:
+    """In what the terms of one measurement part from those of another, in words."""
+    found = []
+    if first.own != other.own:
+        found.append("the run measured itself" if other.own else "by guerdon eval policy")
+    if (first.prompts, first.count) != (other.prompts, other.count):
+        found.append(f"other prompts ({other.count} of {other.source})")
+    if first.rewards != other.rewards:
+        found.append(f"other rewards ({reward_words(other)})")
+    if first.heldout != other.heldout:
+        found.append(
+            f"another held-out reward ({other.heldout})" if other.heldout
+            else "no held-out reward"
+        )  # fmt: skip
+    if first.reference != other.reference:
+        found.append(f"KL against another policy ({other.reference})")
+    if first.max_tokens != other.max_tokens:
+        found.append(f"{other.max_tokens} tokens at most, not {first.max_tokens}")
+    if first.temperature != other.temperature:
+        found.append(f"temperature {other.temperature:g}, not {first.temperature:g}")
+    return found
+
+
+def reward_words(terms: Terms) -> str:
+    """The reward, as a sum."""
+    parts = [name if weight == 1 else f"{weight:g}·{name}" for weight, name in terms.rewards]
+    return " + ".join(parts) or "none"
+
+
+def _notes(results: Sequence[Result], start: Run | None, terms: Terms) -> list[str]:
+    found = []
+    trained = [result.run for result in results if not result.run.is_start]
+    for run in trained:
+        if run.after is None:
+            found.append(
+                f"{run.name} was not measured on prompts: guerdon eval policy, with --output "
+                f"{run.path / 'evaluation'}, does it."
+            )
+        if run.curve and run.curve_terms is not None and not _same_axes(run, terms):
+            found.append(
+                f"The evaluations that {run.name} made while it trained are not drawn: "
+                f"{'; '.join(differing(terms, run.curve_terms))}."
+            )
+    bases = {run.base for run in trained if run.base}
+    if len(bases) > 1:
+        found.append(f"They began from different policies: {', '.join(sorted(bases))}.")
+    counts = {run.after.samples_per_prompt for run in [*trained, *([start] if start else [])]
+              if run.after and run.after.samples_per_prompt}  # fmt: skip
+    if len(counts) > 1:
+        found.append(
+            f"They drew different numbers of completions a prompt ({_listed(counts)}): distinct-n "
+            "falls as there is more text, so it can't be compared."
+        )
+    if start is None and not terms.own:
+        found.append(
+            "The policy that they began from was not measured: without its evaluation among the "
+            "folders there are no gains, and no word on over-optimisation."
+        )
+    return found + [text for result in results for text in _of_one(result)]
+
+
+def _of_one(result: Result) -> list[str]:
+    """What a run's own monitors said, and how it changed in length."""
+    run, before = result.run, result.before
+    found = [f"{run.name}: {text}" for text in run.warnings]
+    if run.after is not None:
+        found += [f"{run.name}: {text}" for text in run.after.warnings]
+    if before and run.after and {"length"} <= before.estimates.keys() & run.after.estimates.keys():
+        was, now = before.estimates["length"], run.after.estimates["length"]
+        if now.mean > LONGER * was.mean and _apart(was, now):
+            found.append(
+                f"{run.name}: completions grew from {was.mean:.0f} to {now.mean:.0f} tokens."
+            )
+    return list(dict.fromkeys(found))
+
+
+def _apart(first: Estimate, second: Estimate) -> bool:
+    return first.high is not None and second.low is not None and first.high < second.low
+
+
+def _listed(values: set[int]) -> str:
+    return ", ".join(map(str, sorted(values)))

@@ -1,0 +1,269 @@
+"""A run's folder, or an evaluation's, as values. Reads files, changes none.
+
+What is there was written by other programs, perhaps other versions: every number is checked, and
+whatever can't be read ends in one sentence that names the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from guerdon.models import MANIFEST_NAME
+from guerdon.trainer.compare.fields import Table, read_json, rows_of
+from guerdon.trainer.compare.runs import Answer, Measured, Point, Run, Terms
+from guerdon.trainer.errors import DataError
+from guerdon.trainer.policy_folder import SAMPLES
+from guerdon.trainer.rl.evaluation import Evaluation
+from guerdon.trainer.rl.samples import before_and_after
+from guerdon.trainer.run_folder import METRICS, SETTINGS, SUMMARY
+
+EVALUATION = "evaluation.json"
+FOLDER = "evaluation"
+"""In a run's folder: the evaluation of its `final/`."""
+FORMAT = 1
+"""Of evaluation.json."""
+RL = ("ppo", "grpo", "rloo", "rft", "online-rft")
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs in folders, each with a name of its own.
+
+    Raises:
+        DataError: one is no run, has not ended, or can't be read; or one is given twice.
+    """
+    whole = [path.resolve() for path in paths]
+    for path, real in zip(paths, whole, strict=True):
+        if whole.count(real) > 1:
+            raise DataError(f"{path} is given twice")
+    return [
+        dataclasses.replace(read_run(path), name=name)
+        for path, name in zip(paths, names(whole), strict=True)
+    ]
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    for count in range(1, max(len(path.parts) for path in paths) + 1):
+        found = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(found)) == len(found):
+            return found
+    return [str(path) for path in paths]
+
+
+def read_run(path: Path) -> Run:
+    """The run, or the plain evaluation, in a folder.
+
+    Raises:
+        DataError: it is none, has not ended, or can't be read.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path} is {'a file' if path.exists() else 'not there'}: give a folder")
+    if (path / EVALUATION).exists():
+        return _plain_evaluation(path)
+    if not (path / SETTINGS).exists():
+        if (path / SAMPLES).exists():
+            raise DataError(
+                f"{path} has {SAMPLES} and no {EVALUATION}: the evaluation hasn't ended"
+            )
+        raise DataError(f"{path} is neither a run of guerdon train nor one of guerdon eval policy")
+    if (path / MANIFEST_NAME).exists():
+        raise DataError(f"{path} is a reward model, not a run that trained a policy")
+    if not (path / SUMMARY).exists():
+        raise DataError(f"{path} has no {SUMMARY}: the run hasn't ended; go on with --resume")
+    run = _trained(path)
+    if not (path / FOLDER).is_dir():
+        return run
+    if not (path / FOLDER / EVALUATION).exists():
+        raise DataError(f"{path / FOLDER} has no {EVALUATION}: the evaluation hasn't ended")
+    terms, after = read_evaluation(path / FOLDER)
+    # What the run measured itself was on terms of its own, so only its curve is kept.
+    return dataclasses.replace(run, terms=terms, after=after, before=None, difference={})
+
+
+def _plain_evaluation(path: Path) -> Run:
+    terms, after = read_evaluation(path)
+    table = Table(path / EVALUATION, read_json(path / EVALUATION))
+    return Run(
+        path, path.name, "", table.text("policy"), seed=table.integer("seed"), terms=terms,
+        after=after,
+    )  # fmt: skip
+
+
+def read_evaluation(path: Path) -> tuple[Terms, Measured]:
+    """What `guerdon eval policy` left in a folder.
+
+    Raises:
+        DataError: it is of another format, or malformed.
+    """
+    table = Table(path / EVALUATION, read_json(path / EVALUATION))
+    if table.values.get("format") != FORMAT:
+        raise DataError(
+            f"{table.path} has format {table.values.get('format')!r}, not {FORMAT}: another "
+            "version of guerdon wrote it"
+        )
+    prompts, measures = table.table("prompts"), table.table("measures")
+    estimates = {name: measures.estimate(name) for name in measures.values}
+    if "reward" not in estimates:
+        raise measures.wrong("reward", "is missing")
+    wins, against = {}, ""
+    if table.values.get("win_rate") is not None:
+        rates = table.table("win_rate")
+        against = rates.text("against")
+        wins = {name: rates.estimate(name) for name in rates.values if name != "against"}
+    rows, answers = _samples(path / SAMPLES)
+    terms = Terms(
+        prompts.text("sha256"), prompts.text("source"), prompts.integer("count"),
+        tuple(sorted(map(reward_of, table.texts("rewards")))),
+        str(table.values.get("heldout") or ("heldout_reward" in estimates and "held-out") or ""),
+        table.text("reference"), table.integer("max_tokens"), table.number("temperature"),
+    )  # fmt: skip
+    return terms, Measured(
+        estimates, rows, {1: table.number("distinct_1"), 2: table.number("distinct_2")},
+        table.optional("reward_per_kl"), wins, against,
+        {
+            name: {value: values.table(value).estimates() for value in values.values}
+            for name, values in table.table("subgroups").tables()
+        },
+        answers, table.integer("samples_per_prompt"), table.warnings(),
+    )  # fmt: skip
+
+
+def reward_of(text: str) -> tuple[float, str]:
+    """Weight and name of `NAME`, `WEIGHT*NAME`, or the same with `HOST:PORT/` before the name.
+
+    Raises:
+        DataError: the weight is no number.
+    """
+    weight, star, name = text.rpartition("*")
+    try:
+        return (float(weight) if star else 1.0), name.strip().rpartition("/")[2]
+    except ValueError as error:
+        raise DataError(f"{text!r} is not a reward") from error
+
+
+def _samples(path: Path) -> tuple[dict[str, dict[int, float]], dict[int, Answer]]:
+    """Each prompt's means of both rewards, and its first answer."""
+    found: dict[str, dict[int, list[float]]] = {}
+    answers: dict[int, Answer] = {}
+    for table in rows_of(path):
+        place = table.integer("prompt_index")
+        reward, heldout = table.number("reward"), table.optional("heldout_reward")
+        for name, value in (("reward", reward), ("heldout_reward", heldout)):
+            if value is not None:
+                found.setdefault(name, {}).setdefault(place, []).append(value)
+        if place not in answers:
+            answers[place] = Answer(
+                _prompt(table.values.get("prompt")), table.text("response"), reward, heldout
+            )
+    means = {
+        name: {place: sum(values) / len(values) for place, values in sorted(of.items())}
+        for name, of in found.items()
+    }
+    return means, answers
+
+
+def _prompt(given: Any) -> str:
+    """The last turn of messages; text as it is."""
+    if isinstance(given, Sequence) and not isinstance(given, str) and given:
+        last = given[-1]
+        return str(last.get("content", "") if isinstance(last, Mapping) else last)
+    return str(given or "")
+
+
+def _trained(path: Path) -> Run:
+    """What a run of any recipe says of itself."""
+    table = Table(path / SUMMARY, read_json(path / SUMMARY))
+    try:
+        given = tomllib.loads((path / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path / SETTINGS} can't be read: {error}") from error
+    settings = Table(path / SETTINGS, given)
+    if "algorithm" not in table.values:
+        raise table.wrong("algorithm", "is missing: not the summary of a policy's run")
+    recipe = table.text("algorithm")
+    seconds = table.table("seconds")
+    run = Run(
+        path, path.name, recipe, table.text("policy"),
+        str(settings.values.get("prompts" if recipe in RL else "train", "")),
+        table.integer("seed"), table.integer("steps"),
+        sum(seconds.number(name) for name in seconds.values) / 60,
+        warnings=table.warnings(),
+    )  # fmt: skip
+    return _reinforced(run, table, settings) if recipe in RL else _aligned(run, table)
+
+
+def _aligned(run: Run, table: Table) -> Run:
+    """SFT, DPO, ORPO: likelihoods, no samples that were scored."""
+    before, after = table.table("before"), table.table("after")
+    accuracy = nll = None
+    if "implicit_accuracy" in after.values:
+        found = after.table("implicit_accuracy")
+        accuracy = (found.number("value"), found.number("low"), found.number("high"))
+    for name in ("nll", "chosen_nll"):
+        if name in after.values and name in before.values:
+            nll = (before.number(name), after.number(name))
+    return dataclasses.replace(run, accuracy=accuracy, nll=nll)
+
+
+def _reinforced(run: Run, table: Table, settings: Table) -> Run:
+    """PPO and the like: they measure themselves, on held-out prompts."""
+    before, after = (_evaluated(table.table(name)) for name in ("before", "after"))
+    rewards = [*settings.texts("reward"), *settings.texts("verifier")]
+    heldout = [reward_of(text)[1] for text in settings.texts("heldout_reward")]
+    terms = Terms(
+        settings.text("eval_prompts"), settings.text("eval_prompts"), after.reward.n,
+        tuple(sorted(map(reward_of, rewards))), ", ".join(heldout), run.base,
+        settings.integer("max_tokens"), settings.number("temperature"), own=True,
+    )  # fmt: skip
+    pairs = _own_samples(run.path / SAMPLES)
+    return dataclasses.replace(
+        run, terms=terms, curve_terms=terms,
+        before=dataclasses.replace(before, answers={i: pair[0] for i, pair in pairs.items()}),
+        after=dataclasses.replace(after, answers={i: pair[1] for i, pair in pairs.items()}),
+        difference=table.table("difference").estimates(),
+        curve=_curve(run.path / METRICS),
+    )  # fmt: skip
+
+
+def _evaluated(table: Table) -> Measured:
+    """`before` or `after` of a summary."""
+    plain = {field.name for field in dataclasses.fields(Evaluation)}
+    estimates = {name: table.estimate(name) for name in table.values if name not in plain}
+    if "reward" not in estimates:
+        raise table.wrong("reward", "is missing")
+    per_prompt = table.integer("completions") // max(1, table.integer("prompts"))
+    distinct = {1: table.number("distinct_1"), 2: table.number("distinct_2")}
+    return Measured(estimates, distinct=distinct, samples_per_prompt=per_prompt)
+
+
+def _own_samples(path: Path) -> dict[int, tuple[Answer, Answer]]:
+    try:
+        pairs = before_and_after(path)
+        return {
+            int(before["prompt_index"]): (_own_answer(before), _own_answer(after))
+            for before, after in pairs
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} can't be read: {error!r}") from error
+
+
+def _own_answer(row: Mapping[str, Any]) -> Answer:
+    return Answer(_prompt(row["prompt"]), str(row["response"]), float(row["reward"]))
+
+
+def _curve(path: Path) -> tuple[Point, ...]:
+    """The evaluations in metrics.jsonl that have both reward and KL."""
+    if not path.exists():
+        return ()
+    return tuple(
+        Point(
+            table.integer("step"), table.number("eval/reward"), table.number("eval/kl"),
+            table.optional("eval/heldout_reward"),
+        )
+        for table in rows_of(path)
+        if "eval/reward" in table.values and "eval/kl" in table.values
+    )  # fmt: skip

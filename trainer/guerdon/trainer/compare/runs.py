@@ -1,0 +1,129 @@
+"""What is known of a run. Pure values; `reading` makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from guerdon.trainer.rl.statistics import Estimate
+
+Reward = tuple[float, str]
+"""Weight, and the name of a served model or of a rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what a policy was measured. Numbers of other terms can't be compared."""
+
+    prompts: str
+    """SHA-256 of the prompts file; where it isn't known, the file's name."""
+    source: str
+    """The prompts file as it was given: to be read, not compared."""
+    count: int
+    """Prompts."""
+    rewards: tuple[Reward, ...]
+    heldout: str
+    """The held-out reward model, or empty."""
+    reference: str
+    """What KL is against."""
+    max_tokens: int
+    temperature: float
+    own: bool = False
+    """The run measured itself, while it trained: `guerdon eval policy` did not."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal where numbers may stand on the same axes."""
+        return (
+            self.prompts, self.count, self.rewards, self.heldout, self.reference,
+            self.max_tokens, self.temperature, self.own,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A policy's first completion to a prompt. Untrusted text."""
+
+    prompt: str
+    response: str
+    reward: float
+    heldout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One policy on held-out prompts."""
+
+    estimates: Mapping[str, Estimate]
+    """By measure: `reward`, perhaps `heldout_reward`, `kl`, `length`, `finished`, …"""
+    prompts: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """Each prompt's mean of `reward` and `heldout_reward`, where every completion is known."""
+    distinct: Mapping[int, float] = field(default_factory=dict)
+    """n to distinct-n."""
+    reward_per_kl: float | None = None
+    """As the evaluation says."""
+    wins: Mapping[str, Estimate] = field(default_factory=dict)
+    """By reward model, the share of wins."""
+    against: str = ""
+    """Over which policy."""
+    subgroups: Mapping[str, Mapping[str, Mapping[str, Estimate]]] = field(default_factory=dict)
+    """Field, value, measure."""
+    answers: Mapping[int, Answer] = field(default_factory=dict)
+    """By the prompt's place."""
+    samples_per_prompt: int = 0
+    """0 where it isn't known."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def reward(self) -> Estimate:
+        """The mean reward."""
+        return self.estimates["reward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A policy in the middle of its training, on held-out prompts."""
+
+    step: int
+    reward: float
+    kl: float
+    heldout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of any recipe, or the evaluation of a policy that no run here made."""
+
+    path: Path
+    name: str
+    """Among the runs that are compared, its own."""
+    recipe: str
+    """`sft`, `dpo`, …; empty for a plain evaluation."""
+    base: str
+    """The policy that training began from; of a plain evaluation, the policy itself."""
+    data: str = ""
+    """What it was trained on."""
+    seed: int | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    terms: Terms | None = None
+    """Of `after`; None where nothing was measured by sampling."""
+    after: Measured | None = None
+    before: Measured | None = None
+    """The policy that training began from, as the run itself measured it."""
+    difference: Mapping[str, Estimate] = field(default_factory=dict)
+    """after − before over the same prompts, as the run itself measured it."""
+    curve: tuple[Point, ...] = ()
+    """While it trained, by the run's own terms."""
+    curve_terms: Terms | None = None
+    accuracy: tuple[float, float, float] | None = None
+    """Share of held-out pairs that the implied reward gets right, with its interval."""
+    nll: tuple[float, float] | None = None
+    """Nats a token of held-out answers, before and after."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def is_start(self) -> bool:
+        """Whether it is the evaluation of the policy that KL is measured against."""
+        return not self.recipe and self.terms is not None and self.base == self.terms.reference

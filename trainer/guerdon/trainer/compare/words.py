@@ -1,0 +1,151 @@
+"""What a comparison says, in sentences and in numbers as they are written. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from guerdon.trainer.compare.comparing import Group, Parting, Result, differing, reward_words
+from guerdon.trainer.rl.statistics import Estimate, paired
+
+NONE = "–"
+
+
+def signed(value: float) -> str:
+    """A number with its sign, and three figures or two places."""
+    return f"{value:+.0f}" if abs(value) >= 1000 else f"{value:+.2f}".replace("-", "−")
+
+
+def plain(value: float, places: int = 2) -> str:
+    """A number without a sign, where it has none."""
+    return f"{value:.{places}f}".replace("-", "−")
+
+
+def interval(found: Estimate, *, sign: bool = True) -> str:
+    """The 95 % interval, or nothing where there is none."""
+    if found.low is None or found.high is None:
+        return ""
+    write = signed if sign else plain
+    return f"{write(found.low)} to {write(found.high)}"
+
+
+def with_interval(found: Estimate) -> str:
+    """A mean with its interval."""
+    ends = interval(found)
+    return f"{signed(found.mean)} ({ends})" if ends else signed(found.mean)
+
+
+def headlines(group: Group) -> list[str]:
+    """Which run did best, by which reward, and whether the next can be told from it."""
+    found = []
+    for name, what in (("reward", "reward"), ("heldout_reward", "held-out reward")):
+        ranked = sorted(
+            (result for result in group.trained if name in _of(result)),
+            key=lambda result: -_of(result)[name].mean,
+        )
+        if len(ranked) > 1:
+            found.append(_best(ranked[0], ranked[1], name, what))
+    rising = [r for r in group.trained if r.per_kl is not None and r.gains["reward"].rose]
+    if len(rising) > 1:
+        best = max(rising, key=lambda result: result.per_kl or 0.0)
+        found.append(
+            f"{best.run.name} gained the most reward for its distance: {best.per_kl:.2f} for each "
+            "nat of KL."
+        )
+    return found
+
+
+def _of(result: Result) -> dict[str, Estimate]:
+    return dict(result.run.after.estimates) if result.run.after else {}
+
+
+def _best(first: Result, second: Result, name: str, what: str) -> str:
+    after, next_ = first.run.after, second.run.after
+    assert after and next_
+    kl = after.estimates.get("kl")
+    text = f"{first.run.name} has the highest {what}, {with_interval(after.estimates[name])}"
+    text += f", at {plain(kl.mean)} nats of KL" if kl else ""
+    mine, theirs = after.prompts.get(name, {}), next_.prompts.get(name, {})
+    if mine.keys() & theirs.keys():
+        ahead = paired(theirs, mine)
+        told = "beats" if ahead.rose else "can't be told from"
+        return f"{text}; it {told} the next, {second.run.name} ({_difference(ahead)})."
+    return f"{text}; the next is {second.run.name}, {with_interval(next_.estimates[name])}."
+
+
+def _difference(found: Estimate) -> str:
+    ends = interval(found)
+    return f"{signed(found.mean)} prompt by prompt, {ends}" if ends else signed(found.mean)
+
+
+VERDICTS = {
+    "gamed": "parted",
+    "unconfirmed": "not confirmed",
+    "confirmed": "confirmed",
+    "no gain": "no gain",
+}
+"""What a table says of a verdict."""
+
+
+def parting(name: str, found: Parting) -> str:
+    """Whether the held-out reward followed, in a sentence."""
+    proxy, heldout = with_interval(found.proxy), with_interval(found.heldout)
+    if found.verdict == "gamed":
+        return (
+            f"{name}: the reward rose by {proxy} while the held-out reward fell by {heldout}, both "
+            "beyond their noise. It pleases the reward model, not what the model stands for."
+        )
+    if found.verdict == "unconfirmed":
+        return (
+            f"{name}: the reward rose by {proxy}, and a model that was trained on other data does "
+            f"not confirm it: the held-out reward changed by {heldout}."
+        )
+    if found.verdict == "confirmed":
+        return f"{name}: the reward rose by {proxy}, and the held-out reward by {heldout}."
+    return f"{name}: the reward did not rise beyond its noise ({proxy}; held out {heldout})."
+
+
+def terms(group: Group) -> str:
+    """On what the runs of a group were measured."""
+    found = group.terms
+    if found is None:
+        return "Nothing was measured on prompts."
+    heldout = f", held-out reward {found.heldout}" if found.heldout else ""
+    by = "the runs themselves" if found.own else "guerdon eval policy"
+    return (
+        f"Measured by {by} on {found.count} prompts of {found.source}: reward "
+        f"{reward_words(found)}{heldout}; at most {found.max_tokens} tokens at temperature "
+        f"{found.temperature:g}; KL against {found.reference}."
+    )
+
+
+def not_comparable(groups: Sequence[Group]) -> list[str]:
+    """For each group but the first, why its numbers stand apart."""
+    first, *others = groups
+    found = []
+    for group in others:
+        assert first.terms and group.terms
+        names = ", ".join(result.run.name for result in group.results)
+        verb = "is" if len(group.results) == 1 else "are"
+        found.append(
+            f"{names} {verb} not comparable with the others: "
+            f"{'; '.join(differing(first.terms, group.terms))}."
+        )
+    return found
+
+
+def overview(groups: Sequence[Group]) -> list[str]:
+    """All that a reader should know first: what was found, and what can't be compared."""
+    found = not_comparable(groups)
+    for group in groups:
+        found += headlines(group)
+    return found
+
+
+def parted(groups: Sequence[Group]) -> list[str]:
+    """A sentence for every run of which both rewards are known."""
+    return [
+        parting(result.run.name, result.parting)
+        for group in groups
+        for result in group.trained
+        if result.parting
+    ]
