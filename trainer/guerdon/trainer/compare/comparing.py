@@ -188,12 +188,13 @@ def reward_words(terms: Terms) -> str:
 def _notes(results: Sequence[Result], start: Run | None, terms: Terms) -> list[str]:
     found = []
     trained = [result.run for result in results if not result.run.is_start]
+    absent = [run.name for run in trained if run.after is None]
+    if absent:
+        found.append(
+            f"Not measured on prompts: {', '.join(absent)}. The evaluation of RUN/final by guerdon "
+            "eval policy belongs into RUN/evaluation."
+        )
     for run in trained:
-        if run.after is None:
-            found.append(
-                f"{run.name} was not measured on prompts: guerdon eval policy, with --output "
-                f"{run.path / 'evaluation'}, does it."
-            )
         if run.curve and run.curve_terms is not None and not _same_axes(run, terms):
             found.append(
                 f"The evaluations that {run.name} made while it trained are not drawn: "
@@ -220,16 +221,19 @@ def _notes(results: Sequence[Result], start: Run | None, terms: Terms) -> list[s
 def _of_one(result: Result) -> list[str]:
     """What a run's own monitors said, and how it changed in length."""
     run, before = result.run, result.before
-    found = [f"{run.name}: {text}" for text in run.warnings]
+    found = [f"{run.name}, while it trained: {text}" for text in run.warnings]
     if run.after is not None:
         found += [f"{run.name}: {text}" for text in run.after.warnings]
-    if before and run.after and {"length"} <= before.estimates.keys() & run.after.estimates.keys():
+    own = run.terms is not None and run.terms.own  # its own monitors have looked
+    if own or not before or not run.after:
+        return found
+    if {"length"} <= before.estimates.keys() & run.after.estimates.keys():
         was, now = before.estimates["length"], run.after.estimates["length"]
         if now.mean > LONGER * was.mean and _apart(was, now):
             found.append(
                 f"{run.name}: completions grew from {was.mean:.0f} to {now.mean:.0f} tokens."
             )
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _apart(first: Estimate, second: Estimate) -> bool:

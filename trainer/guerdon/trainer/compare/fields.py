@@ -91,8 +91,8 @@ class Table:
     def estimate(self, key: str) -> Estimate:
         """A mean with its interval."""
         found = self.table(key)
-        ends = [found.optional(name) for name in ("se", "low", "high")]
-        return Estimate(found.number("mean"), *ends, found.integer("n"))
+        se, low, high = (found.optional(name) for name in ("se", "low", "high"))
+        return Estimate(found.number("mean"), se, low, high, found.integer("n"))
 
     def estimates(self) -> dict[str, Estimate]:
         """All values, each a mean with its interval."""

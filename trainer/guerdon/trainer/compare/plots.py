@@ -77,7 +77,8 @@ def rewards_apart(group: Group, where: Places) -> Html | None:
     ax.axhline(0, color=FAINT, linestyle=":", linewidth=1)
     labels = []
     for result in drawn:
-        assert result.parting and result.run.after
+        assert result.parting
+        assert result.run.after
         kl, found = result.run.after.estimates["kl"], result.parting
         colour, marker = _look(result, where)
         if result.curve:
@@ -176,7 +177,7 @@ def _label(figure: Any, ax: Any, labels: Sequence[tuple[float, float, str, str]]
         short = name if len(name) <= NAME else f"{name[: NAME - 1]}…"
         ax.annotate(
             short, (kl, value), xytext=(7, place - y - 3), textcoords="offset points",
-            color=colour, fontsize=9, parse_math=False, zorder=4,
+            color=colour, fontsize=9, parse_math=False, zorder=4, gid=f"name{len(taken)}",
         )  # fmt: skip
 
 

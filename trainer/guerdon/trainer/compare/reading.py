@@ -88,7 +88,7 @@ def _plain_evaluation(path: Path) -> Run:
     terms, after = read_evaluation(path)
     table = Table(path / EVALUATION, read_json(path / EVALUATION))
     return Run(
-        path, path.name, "", table.text("policy"), seed=table.integer("seed"), terms=terms,
+        path, path.name, "", table.text("policy"), terms=terms,
         after=after,
     )  # fmt: skip
 
@@ -118,7 +118,7 @@ def read_evaluation(path: Path) -> tuple[Terms, Measured]:
     terms = Terms(
         prompts.text("sha256"), prompts.text("source"), prompts.integer("count"),
         tuple(sorted(map(reward_of, table.texts("rewards")))),
-        str(table.values.get("heldout") or ("heldout_reward" in estimates and "held-out") or ""),
+        str(table.values.get("heldout") or ("heldout_reward" in estimates and "a model") or ""),
         table.text("reference"), table.integer("max_tokens"), table.number("temperature"),
     )  # fmt: skip
     return terms, Measured(

@@ -58,7 +58,7 @@ def _table(group: Group) -> Table:
 
 def _cell(cell: tables.Cell) -> Text:
     text = Text(cell.text, style="bold" if cell.best else "")
-    return text.append(f"\n{cell.note}", style="dim") if cell.note else text
+    return text.append(f" ±{cell.half}", style="dim") if cell.half else text
 
 
 def as_json(groups: Sequence[Group]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ class Cell:
     text: str = NONE
     note: str = ""
     value: float | None = None
+    half: str = ""
+    """Half of the interval's width, as it is written."""
     best: bool = False
 
 
@@ -61,8 +63,8 @@ def _row(group: Group, name: str, hint: str, make: Make, high: bool = False) -> 
             i: value for i, result in enumerate(group.results)
             if not result.run.is_start and (value := cells[i].value) is not None
         }  # fmt: skip
-        if len(values) > 1:
-            top = max(values, key=lambda i: values[i])
+        top = max(values, key=lambda i: values[i], default=-1)
+        if list(values.values()).count(values.get(top, 0.0)) == 1 < len(values):
             cells[top] = replace(cells[top], best=True)
     return Row(name, hint, tuple(cells))
 
@@ -80,22 +82,32 @@ def estimated(found: Estimate | None, *, sign: bool = True) -> Cell:
     """A mean over its interval."""
     if found is None:
         return Cell()
-    return Cell((signed if sign else plain)(found.mean), interval(found, sign=sign), found.mean)
+    half = (
+        plain((found.high - found.low) / 2)
+        if found.low is not None and found.high is not None
+        else ""
+    )
+    write = signed if sign else plain
+    return Cell(write(found.mean), interval(found, sign=sign), found.mean, half)
 
 
-def share(found: Estimate | None) -> Cell:
+def share(found: Estimate | None, places: int = 0) -> Cell:
     """A share in per cent, over its interval."""
     if found is None:
         return Cell()
     ends = ""
     if found.low is not None and found.high is not None:
         # Student's interval of a share may reach beyond what a share can be.
-        ends = f"{100 * max(0.0, found.low):.0f} to {100 * min(1.0, found.high):.0f}"
-    return Cell(f"{100 * found.mean:.0f}%", ends, found.mean)
+        ends = f"{100 * max(0.0, found.low):.{places}f} to {100 * min(1.0, found.high):.{places}f}"
+    return Cell(f"{100 * found.mean:.{places}f}%", ends, found.mean)
 
 
-def _share(name: str) -> Make:
-    return lambda result: share(result.run.after.estimates.get(name) if result.run.after else None)
+def _share(name: str, places: int = 0) -> Make:
+    def make(result: Result) -> Cell:
+        after = result.run.after
+        return share(after.estimates.get(name) if after else None, places)
+
+    return make
 
 
 def _gain(name: str) -> Make:
@@ -158,6 +170,12 @@ def recipe_of(result: Result) -> str:
     return "the start" if result.run.is_start else "a policy"
 
 
+def short(path: str) -> str:
+    """The end of a long path."""
+    parts = path.split("/")
+    return path if len(parts) < 4 else "/".join(("…", *parts[-2:]))
+
+
 def _minutes(result: Result) -> Cell:
     found = result.run.minutes
     return Cell() if found is None else Cell(plain(found, 1))
@@ -166,8 +184,8 @@ def _minutes(result: Result) -> Cell:
 _PARTS: tuple[tuple[str, tuple[tuple[str, str, Make, bool], ...]], ...] = (
     ("The run", (
         ("recipe", "", _text(recipe_of), False),
-        ("base policy", "what it began from", _text(lambda r: r.run.base), False),
-        ("data", "what it was trained on", _text(lambda r: r.run.data), False),
+        ("base policy", "what it began from", _text(lambda r: short(r.run.base)), False),
+        ("data", "what it was trained on", _text(lambda r: short(r.run.data)), False),
         ("seed", "", _text(lambda r: r.run.seed), False),
         ("steps", "of the optimiser", _text(lambda r: r.run.steps), False),
         ("minutes", "of the whole run", _minutes, False),
@@ -190,7 +208,7 @@ _PARTS: tuple[tuple[str, tuple[tuple[str, str, Make, bool], ...]], ...] = (
         ("finished", "ended by themselves", _share("finished"), False),
         ("distinct-1", "different tokens over all", _distinct(1), False),
         ("distinct-2", "the same for pairs", _distinct(2), False),
-        ("repetition", "share of repeated 4-grams", _mean("repetition", sign=False), False),
+        ("repetition", "share of repeated 4-grams", _share("repetition", 1), False),
         ("refusals", "share of completions", _share("refusal"), False),
         ("harmful", "share, by the classifier", _share("harmful"), False),
     )),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from guerdon.trainer.compare.comparing import Group, Parting, Result, differing, reward_words
 from guerdon.trainer.rl.statistics import Estimate, paired
@@ -26,6 +27,20 @@ def interval(found: Estimate, *, sign: bool = True) -> str:
         return ""
     write = signed if sign else plain
     return f"{write(found.low)} to {write(found.high)}"
+
+
+def risen(found: Estimate) -> str:
+    """By how much something rose beyond its noise."""
+    ends = interval(found, sign=False)
+    return f"{plain(found.mean)} ({ends})" if ends else plain(found.mean)
+
+
+def fallen(found: Estimate) -> str:
+    """By how much it fell."""
+    low = None if found.high is None else -found.high
+    return risen(
+        replace(found, mean=-found.mean, low=low, high=None if found.low is None else -found.low)
+    )
 
 
 def with_interval(found: Estimate) -> str:
@@ -60,7 +75,8 @@ def _of(result: Result) -> dict[str, Estimate]:
 
 def _best(first: Result, second: Result, name: str, what: str) -> str:
     after, next_ = first.run.after, second.run.after
-    assert after and next_
+    assert after
+    assert next_
     kl = after.estimates.get("kl")
     text = f"{first.run.name} has the highest {what}, {with_interval(after.estimates[name])}"
     text += f", at {plain(kl.mean)} nats of KL" if kl else ""
@@ -88,20 +104,21 @@ VERDICTS = {
 
 def parting(name: str, found: Parting) -> str:
     """Whether the held-out reward followed, in a sentence."""
-    proxy, heldout = with_interval(found.proxy), with_interval(found.heldout)
+    rose = f"{name}: the reward rose by {risen(found.proxy)}"
+    changed = with_interval(found.heldout)
     if found.verdict == "gamed":
         return (
-            f"{name}: the reward rose by {proxy} while the held-out reward fell by {heldout}, both "
-            "beyond their noise. It pleases the reward model, not what the model stands for."
+            f"{rose} while the held-out reward fell by {fallen(found.heldout)}, both beyond their "
+            "noise: the policy may be gaming its reward."
         )
     if found.verdict == "unconfirmed":
-        return (
-            f"{name}: the reward rose by {proxy}, and a model that was trained on other data does "
-            f"not confirm it: the held-out reward changed by {heldout}."
-        )
+        return f"{rose}, which the held-out reward does not confirm: it changed by {changed}."
     if found.verdict == "confirmed":
-        return f"{name}: the reward rose by {proxy}, and the held-out reward by {heldout}."
-    return f"{name}: the reward did not rise beyond its noise ({proxy}; held out {heldout})."
+        return f"{rose}, and the held-out reward by {risen(found.heldout)}."
+    return (
+        f"{name}: the reward did not rise beyond its noise ({with_interval(found.proxy)}); the "
+        f"held-out reward changed by {changed}."
+    )
 
 
 def terms(group: Group) -> str:
@@ -109,7 +126,7 @@ def terms(group: Group) -> str:
     found = group.terms
     if found is None:
         return "Nothing was measured on prompts."
-    heldout = f", held-out reward {found.heldout}" if found.heldout else ""
+    heldout = f", held out {found.heldout}" if found.heldout else ""
     by = "the runs themselves" if found.own else "guerdon eval policy"
     return (
         f"Measured by {by} on {found.count} prompts of {found.source}: reward "
@@ -123,7 +140,8 @@ def not_comparable(groups: Sequence[Group]) -> list[str]:
     first, *others = groups
     found = []
     for group in others:
-        assert first.terms and group.terms
+        assert first.terms
+        assert group.terms
         names = ", ".join(result.run.name for result in group.results)
         verb = "is" if len(group.results) == 1 else "are"
         found.append(
