@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from guerdon.trainer.compare.runs import Measured, Run, Terms
+from guerdon.trainer.compare.runs import Measured, Point, Run, Terms
 from guerdon.trainer.rl.monitors import LONGER, parted_rewards
 from guerdon.trainer.rl.statistics import Estimate, paired, t_quantile
 
@@ -38,8 +38,8 @@ class Result:
     per_kl: float | None = None
     """Gain of reward in each nat of KL."""
     parting: Parting | None = None
-    curve: bool = False
-    """Whether its curve was measured on the terms of the group."""
+    curve: tuple[Point, ...] = ()
+    """While it trained, where that was measured on the terms of the group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,7 @@ def compare(runs: Sequence[Run]) -> list[Group]:
 
     Runs that were not measured are in the first group: there is nothing to confuse.
     """
-    by_terms: dict[tuple[object, ...], list[Run]] = {}
-    for run in runs:
-        if run.terms is not None:
-            by_terms.setdefault(run.terms.key, []).append(run)
-    parts = sorted(by_terms.values(), key=len, reverse=True)
+    parts = sorted(_alike(runs), key=len, reverse=True)
     unmeasured = [run for run in runs if run.terms is None]
     if not parts:
         return [Group(None, tuple(Result(run) for run in unmeasured))]
@@ -81,8 +77,29 @@ def compare(runs: Sequence[Run]) -> list[Group]:
     return [_group(part) for part in parts]
 
 
+def _alike(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs of the same terms. One without a held-out reward goes with any that has one."""
+    by_key: dict[tuple[object, ...], list[Run]] = {}
+    for run in runs:
+        if run.terms is not None:
+            by_key.setdefault(run.terms.key, []).append(run)
+    found = []
+    for alike in by_key.values():
+        by_heldout: dict[tuple[str, str], list[Run]] = {}
+        without = []
+        for run in alike:
+            if run.terms and run.terms.heldout:
+                by_heldout.setdefault(run.terms.heldout_key, []).append(run)
+            else:
+                without.append(run)
+        first, *others = by_heldout.values() or [[]]
+        found += [first + without, *others]
+    return found
+
+
 def _group(runs: Sequence[Run]) -> Group:
-    terms = next(run.terms for run in runs if run.terms is not None)
+    every = [run.terms for run in runs if run.terms is not None]
+    terms = next((of for of in every if of.heldout), every[0])
     start = next((run for run in runs if run.is_start), None)
     results = [_result(run, start, terms) for run in runs]
     tests = sum(_both(result.gains) for result in results)
@@ -102,9 +119,20 @@ def _result(run: Run, start: Run | None, terms: Terms) -> Result:
         before, gains = run.before, run.difference
     else:
         before, gains = start.after, _gains(start.after, run.after)
-    gain, kl = gains.get("reward"), run.after.estimates.get("kl")
-    per_kl = gain.mean / kl.mean if gain and kl and kl.mean > 0 else None
-    return Result(run, before, gains, per_kl, curve=bool(run.curve) and _same_axes(run, terms))
+    kl = run.after.estimates.get("kl")
+    far = kl is not None and kl.low is not None and kl.low > 0  # else the ratio is noise
+    per_kl = gains["reward"].mean / kl.mean if far and kl and "reward" in gains else None
+    return Result(run, before, gains, per_kl, curve=_curve(run, terms))
+
+
+def _curve(run: Run, terms: Terms) -> tuple[Point, ...]:
+    """What may be drawn of the run's curve beside evaluations on these terms."""
+    own = run.curve_terms
+    if own is None or not _same_axes(own, terms):
+        return ()
+    if own.heldout == terms.heldout:
+        return run.curve
+    return tuple(dataclasses.replace(point, heldout=None) for point in run.curve)
 
 
 def _gains(before: Measured | None, after: Measured) -> dict[str, Estimate]:
@@ -116,14 +144,12 @@ def _gains(before: Measured | None, after: Measured) -> dict[str, Estimate]:
     return found
 
 
-def _same_axes(run: Run, terms: Terms) -> bool:
-    """Whether what a run measured while it trained stands beside evaluations on these terms."""
-    own = run.curve_terms
-    if own is None or own.key == terms.key:
-        return own is not None
-    alike = dataclasses.replace(own, prompts=terms.prompts, own=terms.own, heldout=terms.heldout)
-    # Names of models, of files and so on are all that is known of both.
-    return alike.key == terms.key and own.source == terms.source
+def _same_axes(own: Terms, terms: Terms) -> bool:
+    """Whether what a run measured itself may stand on these axes, by all that is known of it."""
+    return own.key == terms.key or all(
+        getattr(own, name) == getattr(terms, name)
+        for name in ("source", "count", "rewards", "reference", "max_tokens", "temperature")
+    )
 
 
 def _both(gains: Mapping[str, Estimate]) -> bool:
@@ -160,17 +186,17 @@ def differing(first: Terms, other: Terms) -> list[str]:
     """In what the terms of one measurement part from those of another, in words."""
     found = []
     if first.own != other.own:
-        found.append("the run measured itself" if other.own else "by guerdon eval policy")
+        by = "the run itself" if other.own else "guerdon eval policy"
+        found.append(f"measured by {by}")
     if (first.prompts, first.count) != (other.prompts, other.count):
         found.append(f"other prompts ({other.count} of {other.source})")
     if first.rewards != other.rewards:
         found.append(f"other rewards ({reward_words(other)})")
-    if first.heldout != other.heldout:
-        found.append(
-            f"another held-out reward ({other.heldout})" if other.heldout
-            else "no held-out reward"
-        )  # fmt: skip
-    if first.reference != other.reference:
+    elif first.revisions != other.revisions and not other.own:
+        found.append("other revisions of the reward models")
+    if first.heldout_key != other.heldout_key and first.heldout and other.heldout:
+        found.append(f"another held-out reward ({other.heldout})")
+    if first.key[4] != other.key[4] and (first.reference != other.reference or not other.own):
         found.append(f"KL against another policy ({other.reference})")
     if first.max_tokens != other.max_tokens:
         found.append(f"{other.max_tokens} tokens at most, not {first.max_tokens}")
@@ -195,7 +221,7 @@ def _notes(results: Sequence[Result], start: Run | None, terms: Terms) -> list[s
             "eval policy belongs into RUN/evaluation."
         )
     for run in trained:
-        if run.curve and run.curve_terms is not None and not _same_axes(run, terms):
+        if run.curve and run.curve_terms and not _same_axes(run.curve_terms, terms):
             found.append(
                 f"The evaluations that {run.name} made while it trained are not drawn: "
                 f"{'; '.join(differing(terms, run.curve_terms))}."

@@ -53,7 +53,7 @@ def reward_against_kl(group: Group, where: Places, measure: str = "reward") -> H
         kl, reward = (result.run.after.estimates[name] for name in ("kl", measure))
         colour, marker = _look(result, where)
         if result.curve:
-            _curve(ax, _points(result.run.curve, measure), colour)
+            _curve(ax, _points(result.curve, measure), colour)
         _point(ax, kl, reward, colour, marker)
         labels.append((kl.mean, reward.mean, result.run.name, colour))
     start = next((r.run.after for r in drawn if r.run.is_start), None)
@@ -83,7 +83,7 @@ def rewards_apart(group: Group, where: Places) -> Html | None:
         colour, marker = _look(result, where)
         if result.curve:
             for of, style in ((_reward, "-"), (_heldout, "--")):
-                _curve(ax, _since_first(result.run.curve, of), colour, style)
+                _curve(ax, _since_first(result.curve, of), colour, style)
         ax.plot(
             [kl.mean, kl.mean], [found.proxy.mean, found.heldout.mean], color=colour, linewidth=1,
             alpha=0.5,

@@ -7,6 +7,7 @@ whatever can't be read ends in one sentence that names the file.
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,9 @@ from guerdon.trainer.compare.runs import Answer, Measured, Point, Run, Terms
 from guerdon.trainer.errors import DataError
 from guerdon.trainer.policy_folder import SAMPLES
 from guerdon.trainer.rl.evaluation import Evaluation
+from guerdon.trainer.rl.rewards import parse_reward
 from guerdon.trainer.rl.samples import before_and_after
+from guerdon.trainer.rl.verifiers import split_weight
 from guerdon.trainer.run_folder import METRICS, SETTINGS, SUMMARY
 
 EVALUATION = "evaluation.json"
@@ -87,10 +90,10 @@ def read_run(path: Path) -> Run:
 def _plain_evaluation(path: Path) -> Run:
     terms, after = read_evaluation(path)
     table = Table(path / EVALUATION, read_json(path / EVALUATION))
-    return Run(
-        path, path.name, "", table.text("policy"), terms=terms,
-        after=after,
-    )  # fmt: skip
+    policy = table.text("policy")
+    weights = table.values.get("policy_sha256")  # the same weights may have two names
+    start = weights == terms.reference_sha256 if weights else policy == terms.reference
+    return Run(path, path.name, "", policy, terms=terms, after=after, is_start=start)
 
 
 def read_evaluation(path: Path) -> tuple[Terms, Measured]:
@@ -105,7 +108,7 @@ def read_evaluation(path: Path) -> tuple[Terms, Measured]:
             f"{table.path} has format {table.values.get('format')!r}, not {FORMAT}: another "
             "version of guerdon wrote it"
         )
-    prompts, measures = table.table("prompts"), table.table("measures")
+    measures = table.table("measures")
     estimates = {name: measures.estimate(name) for name in measures.values}
     if "reward" not in estimates:
         raise measures.wrong("reward", "is missing")
@@ -115,15 +118,10 @@ def read_evaluation(path: Path) -> tuple[Terms, Measured]:
         against = rates.text("against")
         wins = {name: rates.estimate(name) for name in rates.values if name != "against"}
     rows, answers = _samples(path / SAMPLES)
-    terms = Terms(
-        prompts.text("sha256"), prompts.text("source"), prompts.integer("count"),
-        tuple(sorted(map(reward_of, table.texts("rewards")))),
-        str(table.values.get("heldout") or ("heldout_reward" in estimates and "a model") or ""),
-        table.text("reference"), table.integer("max_tokens"), table.number("temperature"),
-    )  # fmt: skip
+    terms = _terms(table, heldout="heldout_reward" in estimates)
     return terms, Measured(
         estimates, rows, {1: table.number("distinct_1"), 2: table.number("distinct_2")},
-        table.optional("reward_per_kl"), wins, against,
+        wins, against,
         {
             name: {value: values.table(value).estimates() for value in values.values}
             for name, values in table.table("subgroups").tables()
@@ -132,17 +130,32 @@ def read_evaluation(path: Path) -> tuple[Terms, Measured]:
     )  # fmt: skip
 
 
-def reward_of(text: str) -> tuple[float, str]:
-    """Weight and name of `NAME`, `WEIGHT*NAME`, or the same with `HOST:PORT/` before the name.
+def _terms(table: Table, *, heldout: bool) -> Terms:
+    prompts = table.table("prompts")
+    revisions = table.values.get("revisions") or {}
+    if not isinstance(revisions, dict):
+        raise table.wrong("revisions", "is not an object")
+    return Terms(
+        prompts.text("sha256"), prompts.text("source"), prompts.integer("count"),
+        rewards_of(table.texts("rewards")),
+        (str(table.values.get("heldout") or "") or "a model") if heldout else "",
+        table.text("reference"), table.integer("max_tokens"), table.number("temperature"),
+        _canonical(revisions.get("rewards")), _canonical(revisions.get("heldout")),
+        str(table.values.get("reference_sha256") or ""),
+    )  # fmt: skip
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True) if value else ""
+
+
+def rewards_of(given: Sequence[str]) -> tuple[tuple[float, str], ...]:
+    """Weights and names of `NAME` or `WEIGHT*NAME`, in an order of their own.
 
     Raises:
-        DataError: the weight is no number.
+        SettingsError: a weight can't be.
     """
-    weight, star, name = text.rpartition("*")
-    try:
-        return (float(weight) if star else 1.0), name.strip().rpartition("/")[2]
-    except ValueError as error:
-        raise DataError(f"{text!r} is not a reward") from error
+    return tuple(sorted(split_weight(text, "rewards") for text in given))
 
 
 def _samples(path: Path) -> tuple[dict[str, dict[int, float]], dict[int, Answer]]:
@@ -212,11 +225,15 @@ def _aligned(run: Run, table: Table) -> Run:
 def _reinforced(run: Run, table: Table, settings: Table) -> Run:
     """PPO and the like: they measure themselves, on held-out prompts."""
     before, after = (_evaluated(table.table(name)) for name in ("before", "after"))
-    rewards = [*settings.texts("reward"), *settings.texts("verifier")]
-    heldout = [reward_of(text)[1] for text in settings.texts("heldout_reward")]
+    served, heldout = (
+        [parse_reward(text, key) for text in settings.texts(key)]
+        for key in ("reward", "heldout_reward")
+    )
+    rewards = [(spec.weight, spec.model) for spec in served]
     terms = Terms(
         settings.text("eval_prompts"), settings.text("eval_prompts"), after.reward.n,
-        tuple(sorted(map(reward_of, rewards))), ", ".join(heldout), run.base,
+        tuple(sorted([*rewards, *rewards_of(settings.texts("verifier"))])),
+        " + ".join(spec.model for spec in heldout), run.base,
         settings.integer("max_tokens"), settings.number("temperature"), own=True,
     )  # fmt: skip
     pairs = _own_samples(run.path / SAMPLES)

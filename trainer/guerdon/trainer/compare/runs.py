@@ -29,16 +29,27 @@ class Terms:
     """What KL is against."""
     max_tokens: int
     temperature: float
+    revisions: str = ""
+    """Of the reward models, where they are known; compared only."""
+    heldout_revision: str = ""
+    """Of the held-out one."""
+    reference_sha256: str = ""
+    """Of the reference's weights, where it is known."""
     own: bool = False
     """The run measured itself, while it trained: `guerdon eval policy` did not."""
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal where numbers may stand on the same axes."""
+        """Equal where rewards and KL may stand on the same axes."""
         return (
-            self.prompts, self.count, self.rewards, self.heldout, self.reference,
-            self.max_tokens, self.temperature, self.own,
+            self.prompts, self.count, self.rewards, self.revisions,
+            self.reference_sha256 or self.reference, self.max_tokens, self.temperature, self.own,
         )  # fmt: skip
+
+    @property
+    def heldout_key(self) -> tuple[str, str]:
+        """Equal where held-out rewards may, too; empty where there is none."""
+        return (self.heldout, self.heldout_revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +72,6 @@ class Measured:
     """Each prompt's mean of `reward` and `heldout_reward`, where every completion is known."""
     distinct: Mapping[int, float] = field(default_factory=dict)
     """n to distinct-n."""
-    reward_per_kl: float | None = None
-    """As the evaluation says."""
     wins: Mapping[str, Estimate] = field(default_factory=dict)
     """By reward model, the share of wins."""
     against: str = ""
@@ -122,8 +131,5 @@ class Run:
     nll: tuple[float, float] | None = None
     """Nats a token of held-out answers, before and after."""
     warnings: tuple[str, ...] = ()
-
-    @property
-    def is_start(self) -> bool:
-        """Whether it is the evaluation of the policy that KL is measured against."""
-        return not self.recipe and self.terms is not None and self.base == self.terms.reference
+    is_start: bool = False
+    """Whether it is the evaluation of the policy that KL is measured against."""

@@ -103,7 +103,7 @@ def _result(result: Result) -> dict[str, Any]:
         "gains": {name: gain.as_dict() for name, gain in result.gains.items()},
         "gain_per_kl": result.per_kl,
         "held_out_says": result.parting.verdict if result.parting else None,
-        "curve": [dataclasses.asdict(point) for point in run.curve],
+        "curve": [dataclasses.asdict(point) for point in result.curve],
         "implied_accuracy": run.accuracy and dict(
             zip(("value", "low", "high"), run.accuracy, strict=True)
         ),
