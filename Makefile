@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-sampler demo test coverage test-fast check format protos bench clean
+.PHONY: help setup setup-sampler demo comparison test coverage test-fast check format protos bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ setup-sampler: ## The same, and vLLM for the policy sampler
 
 demo: setup-sampler ## Train a reward model, serve it, ask it, and run PPO against it
 	@$(BIN)/python -m deploy.demo $(DEMO_ARGS)
+
+comparison: setup-sampler ## Train by SFT, DPO, ORPO, RFT and PPO from one start, and compare them (half an hour)
+	@$(BIN)/python -m deploy.comparison $(COMPARISON_ARGS)
 
 test: setup-sampler ## All tests
 	@$(BIN)/python -m pytest --durations=15 $(TEST_ARGS)

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.demo.console import DemoFailed, console, relative, shorten
+from deploy.demo.console import DemoFailed, clip, console, relative, shorten
+from rich.text import Text
 
 GUERDON = Path(sys.executable).with_name("guerdon")
 
@@ -31,6 +32,45 @@ def run(command: Sequence[str], failure: str) -> None:
     console.print(f"$ {words}", highlight=False, markup=False)
     if subprocess.run([str(GUERDON), *command], check=False).returncode != 0:
         raise DemoFailed(failure)
+
+
+def run_logged(command: Sequence[str], log: Path) -> None:
+    """A command whose words go to a file; a terminal shows the last of them meanwhile.
+
+    Args:
+        command: what follows `guerdon`.
+        log: where it writes; what is there stays.
+
+    Raises:
+        DemoFailed: it left with another exit code than 0.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = " ".join([relative(GUERDON), *map(shorten, command)])
+    console.print(f"$ {words} > {relative(log)}", highlight=False, markup=False)
+    with log.open("a") as handle, console.status("") as status:
+        handle.write(f"$ {words}\n")
+        handle.flush()
+        process = subprocess.Popen([str(GUERDON), *command], stdout=handle, stderr=handle)
+        try:
+            while process.poll() is None:
+                status.update(Text(clip(last_line(log), 100)))
+                time.sleep(0.2)
+        finally:
+            if process.poll() is None:  # an interrupt: the command got it too
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=STOP_SECONDS)
+                process.kill()
+                process.wait()
+    if process.returncode != 0:
+        raise DemoFailed(f"{last_line(log)} (see {relative(log)})")
+
+
+def last_line(log: Path) -> str:
+    """The last words of a log."""
+    with log.open("rb") as handle:
+        handle.seek(max(0, log.stat().st_size - 4000))
+        lines = handle.read().decode(errors="replace").replace("\r", "\n").strip().split("\n")
+    return lines[-1].strip()
 
 
 @contextlib.contextmanager

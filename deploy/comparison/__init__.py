@@ -1,0 +1,7 @@
+"""`make comparison`: SFT, DPO, ORPO, RFT and PPO from one start, measured alike, in one report.
+
+The project's preference pairs are split in two by prompt. The proxy reward model, and all that
+learns from pairs, see the one half; the held-out reward model sees the other, which nothing else
+does. Every step is the command that a user would type. What an earlier try finished is used
+again, and what it began is gone on with: after a kill, run the same command.
+"""
