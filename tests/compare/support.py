@@ -30,17 +30,27 @@ def write_evaluation(
     folder: Path,
     reward: Scores,
     *,
-    heldout: Scores | None = None,
+    second: Scores | None = None,
     kl: float = 0.0,
     policy: str = "runs/x/final",
     response: str = "An answer.",
-    samples: bool = True,
     measures: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
-    """A folder of `guerdon eval policy`: evaluation.json and samples.jsonl."""
+    """A folder of `guerdon eval policy`: evaluation.json and samples.jsonl.
+
+    Args:
+        folder: to be made.
+        reward: of each completion.
+        second: by the held-out model.
+        kl: mean, in nats.
+        policy: that was evaluated.
+        response: begins each completion.
+        measures: more of them, or others.
+        changes: of keys of evaluation.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    of = {"reward": reward} | ({"heldout_reward": heldout} if heldout else {})
+    of = {"reward": reward} | ({"heldout_reward": second} if second else {})
     found = {name: estimate([float(np.mean(row)) for row in rows]) for name, rows in of.items()}
     noisy = estimate([kl + 0.1 * (i % 3 - 1) * (kl > 0) for i in range(len(reward))])
     values: dict[str, Any] = {
@@ -80,20 +90,19 @@ def write_evaluation(
         "versions": {"guerdon": "0.1.0"},
     } | changes
     (folder / "evaluation.json").write_text(json.dumps(values), encoding="utf-8")
-    if samples:
-        rows = [
-            {
-                "prompt_index": i, "sample": j,
-                "prompt": [{"role": "user", "content": f"Question {i}?"}],
-                "response": f"{response} {i}.{j}", "reward": value, "parts": {"proxy": value},
-                "kl": kl, "tokens": 20, "finished": True, "refusal": 0,
-                "category": FIELDS[i % len(FIELDS)],
-                **({"heldout_reward": heldout[i][j]} if heldout else {}),
-            }
-            for i, row in enumerate(reward)
-            for j, value in enumerate(row)
-        ]  # fmt: skip
-        write_rows(folder / "samples.jsonl", rows)
+    rows = [
+        {
+            "prompt_index": i, "sample": j,
+            "prompt": [{"role": "user", "content": f"Question {i}?"}],
+            "response": f"{response} {i}.{j}", "reward": value, "parts": {"proxy": value},
+            "kl": kl, "tokens": 20, "finished": True, "refusal": 0,
+            "category": FIELDS[i % len(FIELDS)],
+            **({"heldout_reward": second[i][j]} if second else {}),
+        }
+        for i, row in enumerate(reward)
+        for j, value in enumerate(row)
+    ]  # fmt: skip
+    write_rows(folder / "samples.jsonl", rows)
     return folder
 
 

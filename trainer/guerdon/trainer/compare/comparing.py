@@ -128,7 +128,7 @@ def _result(run: Run, start: Run | None, terms: Terms) -> Result:
 def _curve(run: Run, terms: Terms) -> tuple[Point, ...]:
     """What may be drawn of the run's curve beside evaluations on these terms."""
     own = run.curve_terms
-    if own is None or not _same_axes(own, terms):
+    if own is None or _as_known(own, terms).key != terms.key:
         return ()
     if own.heldout == terms.heldout:
         return run.curve
@@ -144,12 +144,13 @@ def _gains(before: Measured | None, after: Measured) -> dict[str, Estimate]:
     return found
 
 
-def _same_axes(own: Terms, terms: Terms) -> bool:
-    """Whether what a run measured itself may stand on these axes, by all that is known of it."""
-    return own.key == terms.key or all(
-        getattr(own, name) == getattr(terms, name)
-        for name in ("source", "count", "rewards", "reference", "max_tokens", "temperature")
-    )
+def _as_known(own: Terms, terms: Terms) -> Terms:
+    """What a run measured itself on, in the words of evaluations: what it can't tell is theirs."""
+    return dataclasses.replace(
+        own, own=terms.own, revisions=terms.revisions,
+        prompts=terms.prompts if own.source == terms.source else own.prompts,
+        reference_sha256=terms.reference_sha256 if own.reference == terms.reference else "",
+    )  # fmt: skip
 
 
 def _both(gains: Mapping[str, Estimate]) -> bool:
@@ -196,7 +197,7 @@ def differing(first: Terms, other: Terms) -> list[str]:
         found.append("other revisions of the reward models")
     if first.heldout_key != other.heldout_key and first.heldout and other.heldout:
         found.append(f"another held-out reward ({other.heldout})")
-    if first.key[4] != other.key[4] and (first.reference != other.reference or not other.own):
+    if (first.reference_sha256 or first.reference) != (other.reference_sha256 or other.reference):
         found.append(f"KL against another policy ({other.reference})")
     if first.max_tokens != other.max_tokens:
         found.append(f"{other.max_tokens} tokens at most, not {first.max_tokens}")
@@ -221,10 +222,11 @@ def _notes(results: Sequence[Result], start: Run | None, terms: Terms) -> list[s
             "eval policy belongs into RUN/evaluation."
         )
     for run in trained:
-        if run.curve and run.curve_terms and not _same_axes(run.curve_terms, terms):
+        own = _as_known(run.curve_terms, terms) if run.curve_terms else terms
+        if run.curve and own.key != terms.key:
             found.append(
                 f"The evaluations that {run.name} made while it trained are not drawn: "
-                f"{'; '.join(differing(terms, run.curve_terms))}."
+                f"{'; '.join(differing(terms, own))}."
             )
     bases = {run.base for run in trained if run.base}
     if len(bases) > 1:

@@ -117,7 +117,8 @@ def read_evaluation(path: Path) -> tuple[Terms, Measured]:
         rates = table.table("win_rate")
         against = rates.text("against")
         wins = {name: rates.estimate(name) for name in rates.values if name != "against"}
-    rows, answers = _samples(path / SAMPLES)
+    whole = table.table("prompts").integer("count") * table.integer("samples_per_prompt")
+    rows, answers = _samples(path / SAMPLES, whole)
     terms = _terms(table, heldout="heldout_reward" in estimates)
     return terms, Measured(
         estimates, rows, {1: table.number("distinct_1"), 2: table.number("distinct_2")},
@@ -158,11 +159,13 @@ def rewards_of(given: Sequence[str]) -> tuple[tuple[float, str], ...]:
     return tuple(sorted(split_weight(text, "rewards") for text in given))
 
 
-def _samples(path: Path) -> tuple[dict[str, dict[int, float]], dict[int, Answer]]:
+def _samples(path: Path, whole: int) -> tuple[dict[str, dict[int, float]], dict[int, Answer]]:
     """Each prompt's means of both rewards, and its first answer."""
     found: dict[str, dict[int, list[float]]] = {}
     answers: dict[int, Answer] = {}
+    count = 0
     for table in rows_of(path):
+        count += 1
         place = table.integer("prompt_index")
         reward, heldout = table.number("reward"), table.optional("heldout_reward")
         for name, value in (("reward", reward), ("heldout_reward", heldout)):
@@ -172,6 +175,8 @@ def _samples(path: Path) -> tuple[dict[str, dict[int, float]], dict[int, Answer]
             answers[place] = Answer(
                 _prompt(table.values.get("prompt")), table.text("response"), reward, heldout
             )
+    if count != whole:
+        raise DataError(f"{path} has {count} completions of {whole}")
     means = {
         name: {place: sum(values) / len(values) for place, values in sorted(of.items())}
         for name, of in found.items()
