@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from guerdon.trainer.measures import Calibration, Floats
-from guerdon.trainer.scoring import PairScores
+
+if TYPE_CHECKING:  # torch is not needed to draw
+    from guerdon.trainer.scoring import PairScores
 
 CHOSEN, REJECTED, THIRD = "#1b6ca8", "#d1495b", "#6b6b6b"
 
