@@ -38,7 +38,7 @@ BUDGETS = {
             "samples-per-prompt": 4, "keep": "top", "top": 1, "epochs": 2, "lr": 2e-5,
             "eval-samples": 2,
         },
-        ppo=policy.SETTINGS | {"steps": 6, "eval-every": 3, "checkpoint-every": 2},
+        ppo=policy.SETTINGS | {"steps": 6, "eval-every": 3, "eval-limit": 0, "checkpoint-every": 2},
         evaluation={"samples-per-prompt": 4},
     ),
     # Shows that every stage works; its numbers mean nothing.

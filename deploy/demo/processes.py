@@ -46,7 +46,7 @@ def run_logged(command: Sequence[str], log: Path) -> None:
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     words = " ".join([relative(GUERDON), *map(shorten, command)])
-    console.print(f"$ {words} > {relative(log)}", highlight=False, markup=False)
+    console.print(f"$ {words} > {relative(log)}", highlight=False, markup=False, soft_wrap=True)
     with log.open("a") as handle, console.status("") as status:
         handle.write(f"$ {words}\n")
         handle.flush()

@@ -12,6 +12,7 @@ from guerdon.trainer.compare.html import Html, join, tag
 from guerdon.trainer.compare.plots import (
     GLYPHS,
     Places,
+    look,
     places,
     reward_against_kl,
     rewards_apart,
@@ -22,6 +23,8 @@ GENERATOR = "guerdon compare"
 """In the page's head: a file that has it may be replaced."""
 SHOWN, MORE = 6, 24
 """Prompts whose answers are shown, and those that can be opened beside them."""
+VALUES = 60
+"""Of a field, that are shown."""
 LONGEST = 4000
 """Characters of an answer."""
 
@@ -31,7 +34,7 @@ def page(groups: Sequence[Group]) -> str:
     where = places(groups)
     runs = sum(len(group.results) for group in groups)
     starts = sum(result.run.is_start for group in groups for result in group.results)
-    title = f"{runs - starts} runs compared"
+    title = f"{runs - starts} run{'' if runs - starts == 1 else 's'} compared"
     body = tag(
         "body",
         tag("h1", title),
@@ -74,7 +77,8 @@ def _coloured(name: str, where: Places) -> Html:
     place = where.get(name)
     if place is None:
         return tag("b", name)
-    return tag("b", f"{GLYPHS[place]} {name}", style=f"color: var(--c{place})")
+    colour, shape = look(place)
+    return tag("b", f"{GLYPHS[shape]} {name}", style=f"color: var(--c{colour})")
 
 
 def _group(group: Group, where: Places, *, several: bool) -> list[Html | None]:
@@ -107,13 +111,17 @@ def _plots(group: Group, where: Places) -> Html | None:
         tag("figure", svg, tag("figcaption", f"{said} against KL. Bars are 95 % intervals.{more}"))
         for measure, said in (("reward", "Reward"), ("heldout_reward", "Held-out reward"))
         if (svg := reward_against_kl(group, where, measure)) is not None
-        for more in [_curves(group)]
+        for more in [_curves(group, measure)]
     ]
     return tag("div", *found, class_="plots") if found else None
 
 
-def _curves(group: Group) -> str:
-    return " Thin lines: while it trained." if any(r.curve for r in group.results) else ""
+def _curves(group: Group, measure: str) -> str:
+    """What to say of the curves, where there are any."""
+    held_out = measure == "heldout_reward"
+    points = [point for result in group.results for point in result.curve]
+    drawn = any(point.heldout is not None for point in points) if held_out else points
+    return " Thin lines: while it trained." if drawn else ""
 
 
 def _table(group: Group, where: Places) -> Html:
@@ -222,9 +230,14 @@ def _subgroups(group: Group, where: Places) -> list[Html | None]:
             "tr", tag("th", part.field),
             *(tag("th", _coloured(name, where), scope="col") for name in part.runs),
         )  # fmt: skip
-        rows = [_row(row) for row in part.rows]
+        rows = [_row(row) for row in part.rows[:VALUES]]
+        left = len(part.rows) - len(rows)
         table = tag("table", tag("thead", head), tag("tbody", *rows))
-        drawn += [tag("h3", f"Mean {part.name} by {part.field}"), tag("div", table, class_="wide")]
+        drawn += [
+            tag("h3", f"Mean {part.name} by {part.field}"),
+            tag("div", table, class_="wide"),
+            tag("p", f"{left} more values are left out.", class_="soft") if left else None,
+        ]
     return drawn
 
 

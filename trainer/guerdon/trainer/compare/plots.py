@@ -29,13 +29,18 @@ NAME = 18
 """Characters of a label."""
 
 Places = Mapping[str, int]
-"""Each run's name to its colour and shape."""
+"""Each run's name to its number, which gives colour and shape."""
 
 
 def places(groups: Sequence[Group]) -> dict[str, int]:
-    """Colours and shapes of the trained runs; the start has the ink."""
+    """The trained runs, numbered; the start has the ink."""
     trained = [result.run.name for group in groups for result in group.trained]
-    return {name: i % len(SERIES) for i, name in enumerate(trained)}
+    return {name: i for i, name in enumerate(trained)}
+
+
+def look(place: int) -> tuple[int, int]:
+    """Colour and shape of a number: a hundred pairs before one comes again."""
+    return place % len(SERIES), (place + place // len(SERIES)) % len(MARKERS)
 
 
 def reward_against_kl(group: Group, where: Places, measure: str = "reward") -> Html | None:
@@ -112,7 +117,10 @@ def _has(result: Result, *measures: str) -> bool:
 
 def _look(result: Result, where: Places) -> tuple[str, str]:
     place = where.get(result.run.name)
-    return (INK, "o") if place is None else (SERIES[place], MARKERS[place])
+    if place is None:
+        return INK, "o"
+    colour, shape = look(place)
+    return SERIES[colour], MARKERS[shape]
 
 
 def _point(

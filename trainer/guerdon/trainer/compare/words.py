@@ -80,17 +80,15 @@ def _best(first: Result, second: Result, name: str, what: str) -> str:
     kl = after.estimates.get("kl")
     text = f"{first.run.name} has the highest {what}, {with_interval(after.estimates[name])}"
     text += f", at {plain(kl.mean)} nats of KL" if kl else ""
+    rival = second.run.name
     mine, theirs = after.prompts.get(name, {}), next_.prompts.get(name, {})
     if mine.keys() & theirs.keys():
         ahead = paired(theirs, mine)
-        told = "beats" if ahead.rose else "can't be told from"
-        return f"{text}; it {told} the next, {second.run.name} ({_difference(ahead)})."
-    return f"{text}; the next is {second.run.name}, {with_interval(next_.estimates[name])}."
-
-
-def _difference(found: Estimate) -> str:
-    ends = interval(found)
-    return f"{signed(found.mean)} prompt by prompt, {ends}" if ends else signed(found.mean)
+        if ahead.rose:
+            return f"{text}; prompt by prompt it beats the next, {rival}, by {risen(ahead)}."
+        told = with_interval(ahead)
+        return f"{text}; it can't be told from the next, {rival}: {told} prompt by prompt."
+    return f"{text}; the next is {rival}, {with_interval(next_.estimates[name])}."
 
 
 VERDICTS = {
