@@ -20,7 +20,10 @@ class Parting:
     """What became of the reward and of the held-out reward since the start."""
 
     proxy: Estimate
+    """Its gain, with the interval of the level."""
     heldout: Estimate
+    level: float
+    """Of each interval, so that those of all runs hold at once at 95 %."""
     verdict: Verdict
     """`gamed`: the reward rose and the held-out reward fell, both beyond noise. `unconfirmed`:
     the held-out reward did not rise beyond noise. `confirmed`: both rose."""
@@ -172,7 +175,7 @@ def part(gains: Mapping[str, Estimate], tests: int = 1) -> Parting:
         verdict = "no gain"
     else:
         verdict = "confirmed" if heldout.rose else "unconfirmed"
-    return Parting(gains["reward"], gains["heldout_reward"], verdict)
+    return Parting(proxy, heldout, level, verdict)
 
 
 def at_level(found: Estimate, level: float) -> Estimate:

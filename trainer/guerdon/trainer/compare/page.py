@@ -149,7 +149,7 @@ def _cell(cell: tables.Cell, text: bool) -> Html:
 
 
 def _over_optimisation(group: Group, where: Places) -> list[Html | None]:
-    said = words.parted([group])
+    said = words.parted(group)
     if not said:
         return []
     svg = rewards_apart(group, where)
@@ -163,7 +163,11 @@ def _over_optimisation(group: Group, where: Places) -> list[Html | None]:
         tag(
             "div",
             tag("figure", svg, tag("figcaption", caption)) if svg else None,
-            tag("ul", *(tag("li", text) for text in said)),
+            tag(
+                "div",
+                tag("ul", *(tag("li", text) for text in said)),
+                tag("p", words.together(group), class_="soft"),
+            ),
             class_="plots",
         ),
     ]
@@ -247,9 +251,8 @@ def _footer() -> Html:
         tag(
             "p",
             "Intervals are 95 %, over prompts: a prompt's completions count as one number, their "
-            "mean. Gains are paired, prompt by prompt. Verdicts on over-optimisation divide the "
-            "level among the runs. A shaded cell is the highest of its row, not necessarily beyond "
-            "noise.",
+            "mean. Gains are paired, prompt by prompt. A shaded cell is the highest of its row, "
+            "not necessarily beyond noise.",
         ),
         tag("p", f"Made by guerdon {version('guerdon')}, command guerdon compare."),
     )

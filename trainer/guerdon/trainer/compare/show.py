@@ -35,6 +35,8 @@ def show(groups: Sequence[Group], console: Console) -> None:
                 bad = result.parting.verdict in ("gamed", "unconfirmed")
                 _say(console, words.parting(result.run.name, result.parting),
                      "yellow" if bad else "")  # fmt: skip
+        if words.together(group):
+            _say(console, words.together(group), "dim")
         for text in group.notes:
             _say(console, text, "yellow")
 
@@ -72,7 +74,7 @@ def as_json(groups: Sequence[Group]) -> dict[str, Any]:
                 "terms": _terms(group),
                 "start": group.start.name if group.start else None,
                 "runs": [_result(result) for result in group.results],
-                "found": words.headlines(group) + words.parted([group]),
+                "found": words.headlines(group) + words.parted(group),
                 "notes": list(group.notes),
             }
             for group in groups

@@ -149,19 +149,18 @@ def not_comparable(groups: Sequence[Group]) -> list[str]:
     return found
 
 
-def overview(groups: Sequence[Group]) -> list[str]:
-    """All that a reader should know first: what was found, and what can't be compared."""
-    found = not_comparable(groups)
-    for group in groups:
-        found += headlines(group)
-    return found
-
-
-def parted(groups: Sequence[Group]) -> list[str]:
+def parted(group: Group) -> list[str]:
     """A sentence for every run of which both rewards are known."""
-    return [
-        parting(result.run.name, result.parting)
-        for group in groups
-        for result in group.trained
-        if result.parting
-    ]
+    judged = [(result.run.name, result.parting) for result in group.trained if result.parting]
+    return [parting(name, found) for name, found in judged]
+
+
+def together(group: Group) -> str:
+    """Which intervals the sentences on over-optimisation have; empty for a single run."""
+    levels = [result.parting.level for result in group.trained if result.parting]
+    if len(levels) < 2:
+        return ""
+    return (
+        f"Intervals of over-optimisation are {100 * levels[0]:.1f} % ones, so that those of all "
+        f"{len(levels)} runs hold at once at 95 %."
+    )
