@@ -23,6 +23,7 @@ from tests.support.command import read_rows
 
 from guerdon.cli import plugins
 from guerdon.cli.main import main
+from guerdon.trainer.compare.comparing import at_level
 from guerdon.trainer.rl.statistics import estimate, paired
 
 N = 24
@@ -439,3 +440,11 @@ def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path, compare: Co
     (group,) = as_json(compare, *runs)["groups"]
     assert list(by_name(group)) == ["s0/dpo", "s1/dpo"]
     assert group["terms"] is None
+
+
+def test_an_interval_of_another_level_is_that_of_the_values() -> None:
+    values = [0.3, 1.2, -0.4, 0.9, 2.2, 0.1]
+    assert at_level(estimate(values), 0.99).as_dict() == pytest.approx(
+        estimate(values, 0.99).as_dict()
+    )
+    assert at_level(estimate([1.0]), 0.99) == estimate([1.0])
