@@ -128,7 +128,9 @@ def _wins(result: Result) -> Cell:
         return Cell()
     found = [(name, share(rate)) for name, rate in after.wins.items()]
     first = found[0][1]
-    others = [f"{name} {cell.text}" for name, cell in found[1:]]
+    others = [
+        f"{name.replace('heldout_reward', 'held out')} {cell.text}" for name, cell in found[1:]
+    ]
     return replace(first, note="; ".join([first.note, *others] if first.note else others))
 
 
