@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -68,7 +69,8 @@ def _compare(paths: list[Path], output: Path | None, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(show.as_json(groups), indent=2, allow_nan=False, ensure_ascii=False))
     else:
-        show.show(groups, Console())
+        narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+        show.show(groups, Console(width=None if narrow else 2 * show.WIDE))
     if target is not None:
         from guerdon.trainer.compare.page import page
 

@@ -17,12 +17,16 @@ from guerdon.trainer.compare.runs import Run
 SHOWN = ("reward", "gain", "held-out reward", "held-out says", "win rate", "KL", "length",
          "minutes")  # fmt: skip
 """Measures that a terminal has room for."""
+WIDE = 120
+"""Columns from which there is room for all of them, and for their noise."""
+LEFT_OUT = ("win rate", "length", "minutes")
+"""Where there is not."""
 
 
 def show(groups: Sequence[Group], console: Console) -> None:
     """A table of runs for each group, and all that the report says in words."""
     for group in groups:
-        console.print(_table(group))
+        console.print(_table(group, wide=console.width >= WIDE))
         _say(console, words.terms(group), "dim")
     for text in words.not_comparable(groups):
         _say(console, text, "yellow")
@@ -46,21 +50,22 @@ def _say(console: Console, text: str, style: str = "") -> None:
     console.print(Text(" ".join(text.split()), style=style), soft_wrap=True)
 
 
-def _table(group: Group) -> Table:
+def _table(group: Group, *, wide: bool) -> Table:
     found = {row.name: row for part in tables.parts(group) for row in part.rows}
-    rows = [found[name] for name in SHOWN if name in found]
+    names = [name for name in SHOWN if wide or name not in LEFT_OUT]
+    rows = [found[name] for name in names if name in found]
     table = Table()
     for name in ("run", "recipe", *(row.name for row in rows)):
         table.add_column(Text(name), justify="left" if name in ("run", "recipe") else "right")
     for i, result in enumerate(group.results):
-        cells = [_cell(row.cells[i]) for row in rows]
+        cells = [_cell(row.cells[i], noise=wide) for row in rows]
         table.add_row(Text(result.run.name), Text(tables.recipe_of(result)), *cells)
     return table
 
 
-def _cell(cell: tables.Cell) -> Text:
+def _cell(cell: tables.Cell, *, noise: bool) -> Text:
     text = Text(cell.text, style="bold" if cell.best else "")
-    return text.append(f" ±{cell.half}", style="dim") if cell.half else text
+    return text.append(f" ±{cell.half}", style="dim") if cell.half and noise else text
 
 
 def as_json(groups: Sequence[Group]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from guerdon.trainer.compare.comparing import Group, Result
-from guerdon.trainer.compare.words import NONE, VERDICTS, interval, plain, signed
+from guerdon.trainer.compare.words import NONE, VERDICTS, interval, plain, short, signed
 from guerdon.trainer.rl.statistics import Estimate
 
 
@@ -170,12 +170,6 @@ def recipe_of(result: Result) -> str:
     if recipe:
         return names.get(recipe, recipe.upper())
     return "the start" if result.run.is_start else "a policy"
-
-
-def short(path: str) -> str:
-    """The end of a long path."""
-    parts = path.split("/")
-    return path if len(parts) < 4 else "/".join(("…", *parts[-2:]))
 
 
 def _minutes(result: Result) -> Cell:

@@ -29,6 +29,12 @@ def interval(found: Estimate, *, sign: bool = True) -> str:
     return f"{write(found.low)} to {write(found.high)}"
 
 
+def short(path: str) -> str:
+    """The end of a long path."""
+    parts = path.split("/")
+    return path if len(parts) < 4 else "/".join(("…", *parts[-2:]))
+
+
 def risen(found: Estimate) -> str:
     """By how much something rose beyond its noise."""
     ends = interval(found, sign=False)
@@ -114,8 +120,8 @@ def parting(name: str, found: Parting) -> str:
     if found.verdict == "confirmed":
         return f"{rose}, and the held-out reward by {risen(found.heldout)}."
     return (
-        f"{name}: the reward did not rise beyond its noise ({with_interval(found.proxy)}); the "
-        f"held-out reward changed by {changed}."
+        f"{name}: the reward did not rise beyond its noise; it changed by "
+        f"{with_interval(found.proxy)}, the held-out reward by {changed}."
     )
 
 
@@ -127,9 +133,9 @@ def terms(group: Group) -> str:
     heldout = f", held out {found.heldout}" if found.heldout else ""
     by = "the runs themselves" if found.own else "guerdon eval policy"
     return (
-        f"Measured by {by} on {found.count} prompts of {found.source}: reward "
+        f"Measured by {by} on {found.count} prompts of {short(found.source)}: reward "
         f"{reward_words(found)}{heldout}; at most {found.max_tokens} tokens at temperature "
-        f"{found.temperature:g}; KL against {found.reference}."
+        f"{found.temperature:g}; KL against {short(found.reference)}."
     )
 
 
