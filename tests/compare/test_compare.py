@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from html.parser import HTMLParser
 from importlib.metadata import EntryPoint
@@ -393,6 +394,15 @@ def _cut_row(tmp: Path) -> tuple[Path, str]:
     return folder, f"samples.jsonl, line {2 * N}"
 
 
+def _other_weights(tmp: Path) -> tuple[Path, str]:
+    run = evaluated(write_reinforced(tmp / "run"), 0.0, 0.0, 1.0, policy_sha256="0" * 64)
+    (run / "final").mkdir()
+    weights = run / "final" / "model.safetensors"
+    weights.write_bytes(b"x")
+    os.utime(weights, (2e9, 2e9))  # the run was gone on with since
+    return run, "evaluation is of other weights than"
+
+
 def _missing_rows(tmp: Path) -> tuple[Path, str]:
     folder = start(tmp)
     rows = read_rows(folder / "samples.jsonl")
@@ -404,7 +414,7 @@ def _missing_rows(tmp: Path) -> tuple[Path, str]:
     "make",
     [_not_there, _file, _empty, _reward_model, _unfinished, _unfinished_evaluation,
      _unfinished_start, _format, _json, _toml, _infinite, _no_reward, _row, _cut_row,
-     _missing_rows],
+     _missing_rows, _other_weights],
 )  # fmt: skip
 def test_a_folder_that_is_no_whole_run_ends_in_one_sentence(
     make: Callable[[Path], tuple[Path, str]], tmp_path: Path, compare: Compare

@@ -17,11 +17,11 @@ from deploy.comparison.stages import RUNS, Plan, Stage
 from deploy.demo import processes
 from deploy.demo.console import DemoFailed
 from deploy.demo.reward import DATA
-from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from tests.support.command import read_rows
 
 from guerdon.trainer import settings_io
 from guerdon.trainer.align.settings import DPOSettings, ORPOSettings, SFTSettings
+from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.rl.settings import PPOSettings, RFTSettings
 from guerdon.trainer.settings import RewardSettings
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from guerdon.trainer.compare.runs import Measured, Point, Run, Terms
+from guerdon.trainer.evaluate.policy.winning import reward_per_kl
 from guerdon.trainer.rl.monitors import LONGER, parted_rewards
 from guerdon.trainer.rl.statistics import Estimate, paired, t_quantile
 
@@ -122,9 +123,9 @@ def _result(run: Run, start: Run | None, terms: Terms) -> Result:
         before, gains = run.before, run.difference
     else:
         before, gains = start.after, _gains(start.after, run.after)
-    kl = run.after.estimates.get("kl")
-    far = kl is not None and kl.low is not None and kl.low > 0  # else the ratio is noise
-    per_kl = gains["reward"].mean / kl.mean if far and kl and "reward" in gains else None
+    kl, per_kl = run.after.estimates.get("kl"), None
+    if kl is not None and before is not None:
+        per_kl, _ = reward_per_kl(run.after.reward, before.reward, kl, of_reference=True)
     return Result(run, before, gains, per_kl, curve=_curve(run, terms))
 
 

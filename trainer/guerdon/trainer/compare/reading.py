@@ -17,18 +17,17 @@ from guerdon.models import MANIFEST_NAME
 from guerdon.trainer.compare.fields import Table, read_json, rows_of
 from guerdon.trainer.compare.runs import Answer, Measured, Point, Run, Terms
 from guerdon.trainer.errors import DataError
-from guerdon.trainer.policy_folder import SAMPLES
+from guerdon.trainer.evaluate.policy.baseline import FORMAT
+from guerdon.trainer.evaluate.policy.folder import EVALUATION
+from guerdon.trainer.policy_folder import FINAL, SAMPLES
 from guerdon.trainer.rl.evaluation import Evaluation
 from guerdon.trainer.rl.rewards import parse_reward
 from guerdon.trainer.rl.samples import before_and_after
 from guerdon.trainer.rl.verifiers import split_weight
 from guerdon.trainer.run_folder import METRICS, SETTINGS, SUMMARY
 
-EVALUATION = "evaluation.json"
 FOLDER = "evaluation"
 """In a run's folder: the evaluation of its `final/`."""
-FORMAT = 1
-"""Of evaluation.json."""
 RL = ("ppo", "grpo", "rloo", "rft", "online-rft")
 
 
@@ -83,8 +82,30 @@ def read_run(path: Path) -> Run:
     if not (path / FOLDER / EVALUATION).exists():
         raise DataError(f"{path / FOLDER} has no {EVALUATION}: the evaluation hasn't ended")
     terms, after = read_evaluation(path / FOLDER)
+    _check_weights(path)
     # What the run measured itself was on terms of its own, so only its curve is kept.
     return dataclasses.replace(run, terms=terms, after=after, before=None, difference={})
+
+
+def _check_weights(path: Path) -> None:
+    """Refuse an evaluation of weights that the run had before it was gone on with.
+
+    Weights that are not younger than their evaluation aren't read: they may be many gigabytes.
+
+    Raises:
+        DataError: it is one.
+    """
+    files = list((path / FINAL).glob("*.safetensors"))
+    written = (path / FOLDER / EVALUATION).stat().st_mtime
+    if all(file.stat().st_mtime <= written for file in files):
+        return
+    from guerdon.trainer.evaluate.policy.inputs import fingerprint
+
+    told = read_json(path / FOLDER / EVALUATION).get("policy_sha256")
+    if told and told != fingerprint(path / FINAL):
+        raise DataError(
+            f"{path / FOLDER} is of other weights than {path / FINAL}: evaluate the run anew"
+        )
 
 
 def _plain_evaluation(path: Path) -> Run:

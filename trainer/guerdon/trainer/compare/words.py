@@ -65,7 +65,10 @@ def headlines(group: Group) -> list[str]:
         )
         if len(ranked) > 1:
             found.append(_best(ranked[0], ranked[1], name, what))
-    rising = [r for r in group.trained if r.per_kl is not None and r.gains["reward"].rose]
+    rising = [
+        result for result in group.trained
+        if result.per_kl is not None and "reward" in result.gains and result.gains["reward"].rose
+    ]  # fmt: skip
     if len(rising) > 1:
         best = max(rising, key=lambda result: result.per_kl or 0.0)
         found.append(
