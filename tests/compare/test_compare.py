@@ -280,8 +280,10 @@ def test_a_run_without_an_evaluation_is_shown_by_what_it_measured(
         (0, 0.0, 0.0), (6, 0.5, 1.0), (12, 1.0, 2.0),
     ]  # fmt: skip
     evaluation = start(tmp_path)
-    groups = as_json(compare, run, evaluation)["groups"]
-    assert len(groups) == 2  # prompts of a run's own can't be told to be the same
+    both = as_json(compare, run, evaluation)
+    assert len(both["groups"]) == 2
+    assert "measured by guerdon eval policy, on samples of its own" in both["not_comparable"][0]
+    assert "KL against" not in both["not_comparable"][0]
 
 
 def test_a_curve_is_drawn_only_where_its_terms_are_those_of_the_evaluations(

@@ -192,7 +192,8 @@ def differing(first: Terms, other: Terms) -> list[str]:
     found = []
     if first.own != other.own:
         by = "the run itself" if other.own else "guerdon eval policy"
-        found.append(f"measured by {by}")
+        found.append(f"measured by {by}, on samples of its own")
+        other = _as_known(other, first)
     if (first.prompts, first.count) != (other.prompts, other.count):
         found.append(f"other prompts ({other.count} of {other.source})")
     if first.rewards != other.rewards:
