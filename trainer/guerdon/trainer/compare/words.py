@@ -133,7 +133,7 @@ def terms(group: Group) -> str:
     found = group.terms
     if found is None:
         return "Nothing was measured on prompts."
-    heldout = f", held out {found.heldout}" if found.heldout else ""
+    heldout = f", held-out reward {found.heldout}" if found.heldout else ""
     by = "the runs themselves" if found.own else "guerdon eval policy"
     return (
         f"Measured by {by} on {found.count} prompts of {short(found.source)}: reward "
