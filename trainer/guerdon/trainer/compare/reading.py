@@ -28,7 +28,6 @@ from guerdon.trainer.run_folder import METRICS, SETTINGS, SUMMARY
 
 FOLDER = "evaluation"
 """In a run's folder: the evaluation of its `final/`."""
-RL = ("ppo", "grpo", "rloo", "rft", "online-rft")
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -227,12 +226,13 @@ def _trained(path: Path) -> Run:
     seconds = table.table("seconds")
     run = Run(
         path, path.name, recipe, table.text("policy"),
-        str(settings.values.get("prompts" if recipe in RL else "train", "")),
+        str(settings.values.get("train") or settings.values.get("prompts") or ""),
         table.integer("seed"), table.integer("steps"),
         sum(seconds.number(name) for name in seconds.values) / 60,
         warnings=table.warnings(),
     )  # fmt: skip
-    return _reinforced(run, table, settings) if recipe in RL else _aligned(run, table)
+    sampled = "difference" in table.values  # it measured itself on prompts
+    return _reinforced(run, table, settings) if sampled else _aligned(run, table)
 
 
 def _aligned(run: Run, table: Table) -> Run:
@@ -249,7 +249,7 @@ def _aligned(run: Run, table: Table) -> Run:
 
 
 def _reinforced(run: Run, table: Table, settings: Table) -> Run:
-    """PPO and the like: they measure themselves, on held-out prompts."""
+    """PPO and all that sample: they measure themselves, on held-out prompts."""
     before, after = (_evaluated(table.table(name)) for name in ("before", "after"))
     served, heldout = (
         [parse_reward(text, key) for text in settings.texts(key)]

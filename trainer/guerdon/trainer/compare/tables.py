@@ -165,10 +165,9 @@ def _text(of: Callable[[Result], object]) -> Make:
 
 def recipe_of(result: Result) -> str:
     """SFT, DPO, …; the policy that they began from is the start."""
-    names = {"rft": "RFT", "online-rft": "Online RFT"}
-    recipe = result.run.recipe
-    if recipe:
-        return names.get(recipe, recipe.upper())
+    _, online, name = result.run.recipe.rpartition("online-")
+    if name:
+        return f"Online {name.upper()}" if online else name.upper()
     return "the start" if result.run.is_start else "a policy"
 
 
