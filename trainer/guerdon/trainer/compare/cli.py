@@ -23,8 +23,8 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUN",
-            help="Folders of guerdon train sft|dpo|orpo|rft|online-rft|ppo|grpo|rloo, or of "
-            "guerdon eval policy (give that of the policy they began from, too).",
+            help="Folders of guerdon train, whatever recipe trained the policy, or of guerdon eval "
+            "policy (give that of the policy they began from, too).",
         ),
     ],
     *,
