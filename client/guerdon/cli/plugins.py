@@ -15,7 +15,7 @@ _KNOWN = {
     "compare": ("Put runs of any recipe side by side, in one HTML report.", "trainer"),
     "serve": ("Serve reward models, or sample a policy, over gRPC and HTTP.", "server"),
     "data": ("Make preference pairs of a sampled policy's answers.", "trainer"),
-    "eval": ("Evaluate served reward models on preference pairs.", "trainer"),
+    "eval": ("Evaluate served reward models, and policies.", "trainer"),
     "train": ("Train a reward model, or a policy on files or against rewards.", "trainer"),
 }
 """Help and extra of our own, so that `guerdon --help` imports none of them."""
