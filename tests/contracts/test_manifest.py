@@ -15,7 +15,7 @@ from guerdon.models import MANIFEST_NAME, Manifest, ManifestError, template_hash
 finite = st.floats(allow_nan=False, allow_infinity=False)
 manifests = st.builds(
     Manifest,
-    kind=st.sampled_from(["sequence", "process", "attributes", "ensemble"]),
+    kind=st.sampled_from(["sequence", "process", "attributes", "ensemble", "implicit"]),
     mean=st.just(0.5),
     std=st.floats(min_value=1e-6, max_value=1e6),
     base_model=st.text(),
@@ -26,6 +26,10 @@ manifests = st.builds(
     members=st.lists(st.text(), min_size=1).map(tuple),
     aggregation=st.sampled_from(["mean", "min", "mean_minus_std"]),
     std_weight=finite,
+    policy=st.text(min_size=1),
+    reference=st.text(min_size=1),
+    reference_hash=st.text(),
+    beta=st.floats(min_value=1e-6, max_value=1e6),
     double_bos=st.booleans(),
     training=st.dictionaries(st.text(), st.integers() | st.text() | st.booleans()),
 )
@@ -60,6 +64,15 @@ def test_no_file_is_no_manifest(tmp_path: Path) -> None:
         ({"kind": "process"}, "step_marker is empty"),
         ({"kind": "ensemble"}, "members is empty"),
         ({"kind": "ensemble", "members": [1]}, "members must be a list"),
+        ({"kind": "implicit", "reference": "r", "beta": 0.1}, "policy is empty"),
+        ({"kind": "implicit", "policy": "p", "beta": 0.1}, "reference is empty"),
+        ({"kind": "implicit", "policy": "p", "reference": "r"}, "beta is missing"),
+        ({"beta": 0}, "beta is 0, it must be a finite number above 0"),
+        ({"beta": float("inf")}, "beta is inf"),
+        ({"beta": float("nan")}, "beta is nan"),
+        ({"beta": -0.1}, "beta is -0.1"),
+        ({"beta": "0.1"}, "beta is '0.1', which has the wrong type"),
+        ({"policy": 1}, "wrong type"),
     ],
 )
 def test_wrong_values_are_named(tmp_path: Path, data: dict[str, Any], says: str) -> None:

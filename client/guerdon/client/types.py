@@ -10,7 +10,9 @@ from guerdon.client.config import Activation
 from guerdon.client.errors import GuerdonError, invalid
 
 ComputeMode = Literal["unspecified", "packed", "padded"]
-ModelKind = Literal["unspecified", "sequence", "attributes", "process", "ensemble", "pairwise"]
+ModelKind = Literal[
+    "unspecified", "sequence", "attributes", "process", "ensemble", "pairwise", "implicit"
+]
 
 MAX_TOKEN_ID = 2**32 - 1
 

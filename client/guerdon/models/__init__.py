@@ -6,6 +6,7 @@ imports the other. Importing it loads nothing heavy.
 
 from guerdon.models.manifest import MANIFEST_NAME, Manifest, ManifestError, template_hash
 from guerdon.models.resolve import EMBEDDED_MODELS, ModelNotFound, resolve_model
+from guerdon.models.weights import weights_hash
 
 __all__ = [
     "EMBEDDED_MODELS",
@@ -15,4 +16,5 @@ __all__ = [
     "ModelNotFound",
     "resolve_model",
     "template_hash",
+    "weights_hash",
 ]

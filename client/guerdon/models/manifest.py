@@ -19,7 +19,7 @@ from typing import Any
 MANIFEST_NAME = "guerdon.json"
 FORMAT_VERSION = 1
 
-KINDS = ("sequence", "attributes", "process", "ensemble", "pairwise")
+KINDS = ("sequence", "attributes", "process", "ensemble", "pairwise", "implicit")
 AGGREGATIONS = ("mean", "min", "mean_minus_std")
 STEP_AGGREGATIONS = ("min", "mean", "last", "product")
 
@@ -63,6 +63,15 @@ class Manifest:
     """kind = ensemble: one of `AGGREGATIONS`."""
     std_weight: float = 1.0
     """kind = ensemble, mean_minus_std: λ in mean − λ·std."""
+    policy: str = ""
+    """kind = implicit: the trained language model: a folder, relative to this one, or a name that
+    `resolve_model` knows."""
+    reference: str = ""
+    """kind = implicit: the language model that training held it to, in the same way."""
+    reference_hash: str = ""
+    """kind = implicit: what `weights_hash` gives for the reference."""
+    beta: float | None = None
+    """kind = implicit: β in β·(log π − log π_ref); positive. There is no default."""
     double_bos: bool = False
     """Whether the model was trained on sequences that begin with two BOS tokens."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -91,6 +100,17 @@ class Manifest:
             raise ManifestError("kind is process, but step_marker is empty")
         if self.kind == "ensemble" and not self.members:
             raise ManifestError("kind is ensemble, but members is empty")
+        self._check_implicit()
+
+    def _check_implicit(self) -> None:
+        if self.kind == "implicit":
+            for name in ("policy", "reference"):
+                if not getattr(self, name):
+                    raise ManifestError(f"kind is implicit, but {name} is empty")
+            if self.beta is None:
+                raise ManifestError("kind is implicit, but beta is missing")
+        if self.beta is not None and not (math.isfinite(self.beta) and self.beta > 0):
+            raise ManifestError(f"beta is {self.beta}, it must be a finite number above 0")
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Manifest | None:
@@ -156,6 +176,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "members": (list, tuple),
     "aggregation": (str,),
     "std_weight": (int, float),
+    "policy": (str,),
+    "reference": (str,),
+    "reference_hash": (str,),
+    "beta": (int, float, type(None)),
     "double_bos": (bool,),
     "training": (dict,),
 }

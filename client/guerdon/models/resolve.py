@@ -61,22 +61,26 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "guerdon"
 
 
-def resolve_model(name: str) -> Path:
+def resolve_model(name: str, *, beside: Path | None = None) -> Path:
     """A folder with config, tokenizer and safetensors for a model's name.
 
     A path that exists wins, then the embedded models, then the hub (through
     `huggingface_hub`, with its own cache, token and offline settings).
 
+    Args:
+        name: of a folder or a model.
+        beside: the folder that relative paths start from; the current one when None.
+
     Raises:
         ModelNotFound: nothing of that name could be had; says what was tried.
     """
-    path = Path(name).expanduser()
+    path = (beside or Path()) / Path(name).expanduser()
     if name and path.is_dir():
         return path.resolve()
     if name in EMBEDDED_MODELS:
         return _embedded(EMBEDDED_MODELS[name])
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise ModelNotFound(f"there is no folder {name!r}")
+        raise ModelNotFound(f"there is no folder {name!r}{f' beside {beside}' if beside else ''}")
     return _from_hub(name)
 
 

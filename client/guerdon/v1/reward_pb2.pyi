@@ -114,6 +114,10 @@ class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.V
     """A number at each step marker."""
     MODEL_KIND_ENSEMBLE: _ModelKind.ValueType  # 4
     """Several models, combined."""
+    MODEL_KIND_IMPLICIT: _ModelKind.ValueType  # 5
+    """What a policy trained by preferences implies against its reference:
+    β·(log π − log π_ref), summed over the response's tokens.
+    """
     MODEL_KIND_PAIRWISE: _ModelKind.ValueType  # 6
     """Two answers compared with each other. It has no score for one answer: Rank
     only.
@@ -132,6 +136,10 @@ MODEL_KIND_PROCESS: ModelKind.ValueType  # 3
 """A number at each step marker."""
 MODEL_KIND_ENSEMBLE: ModelKind.ValueType  # 4
 """Several models, combined."""
+MODEL_KIND_IMPLICIT: ModelKind.ValueType  # 5
+"""What a policy trained by preferences implies against its reference:
+β·(log π − log π_ref), summed over the response's tokens.
+"""
 MODEL_KIND_PAIRWISE: ModelKind.ValueType  # 6
 """Two answers compared with each other. It has no score for one answer: Rank
 only.

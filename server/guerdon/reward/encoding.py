@@ -92,14 +92,7 @@ class Encoder:
             if self._ending_id is not None and sequence.ids[-1] != self._ending_id:
                 sequence.ids = np.append(sequence.ids, np.int32(self._ending_id))
             self._fit(place, sequence, truncation)
-        readout: tuple[npt.NDArray[np.int64], ...] = ()
-        if len(self._gate_ids):
-            readout = tuple(self._gate(field, sequence) for sequence in sequences)
-        if self._marker_id is not None:
-            readout = tuple(
-                self._markers(place, sequence, item.responses[place], item.prompt)
-                for place, sequence in enumerate(sequences)
-            )
+        readout = self._readout(field, item, sequences)
         shared = _common_prefix([sequence.ids for sequence in sequences])
         types = [s.types for s in sequences if s.types is not None]
         return EncodedItem(
@@ -212,8 +205,11 @@ class Encoder:
     def _render(self, field: str, turns: tuple[Message, ...], response: str) -> str:
         conversation = [{"role": turn.role, "content": turn.content} for turn in turns]
         conversation.append({"role": "assistant", "content": response})
+        return self._applied(field, conversation)
+
+    def _applied(self, field: str, conversation: list[dict[str, str]], **how: bool) -> str:
         try:
-            return str(self._tokenizer.apply_chat_template(conversation, tokenize=False))
+            return str(self._tokenizer.apply_chat_template(conversation, tokenize=False, **how))
         except Exception as error:  # a template is a program: it raises what it likes
             raise InvalidRequest(field, f"is refused by the chat template: {error}") from error
 
@@ -328,6 +324,19 @@ class Encoder:
             sequence.types = np.delete(sequence.types, slice(keep, keep + excess))
         sequence.truncated = excess
         sequence.prompt_end = lambda: end - excess
+
+    def _readout(
+        self, field: str, item: ScoreItem, sequences: Sequence[_Sequence]
+    ) -> tuple[npt.NDArray[np.int64], ...]:
+        """The places of each sequence that are read; empty where the head knows them itself."""
+        if len(self._gate_ids):
+            return tuple(self._gate(field, sequence) for sequence in sequences)
+        if self._marker_id is None:
+            return ()
+        return tuple(
+            self._markers(place, sequence, item.responses[place], item.prompt)
+            for place, sequence in enumerate(sequences)
+        )
 
     def _gate(self, field: str, sequence: _Sequence) -> npt.NDArray[np.int64]:
         """Where the gate reads: at the first token of its pattern's last occurrence, [1]."""

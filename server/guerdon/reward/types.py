@@ -51,6 +51,7 @@ class ModelKind(enum.Enum):
     PROCESS = "process"
     ENSEMBLE = "ensemble"
     PAIRWISE = "pairwise"
+    IMPLICIT = "implicit"
 
 
 class ComputeMode(enum.Enum):
@@ -100,8 +101,8 @@ class EncodedItem:
     readout: tuple[npt.NDArray[np.int64], ...] = ()
     """Process rewards: places of the step markers in each sequence, from 0. Gated models: the
     one place where the gate reads. Pairwise: places of the marks before the prompt and either
-    candidate. Else empty. A place may lie in the prefix, as when responses begin with the
-    same step."""
+    candidate. Implicit rewards: places of the response's tokens, never 0. Else empty. A place may
+    lie in the prefix, as when responses begin with the same step."""
     token_types: tuple[TokenArray, ...] = ()
     """Encoders that read text pairs: the `token_type_ids` of each whole sequence (prefix
     included), to be passed to the model beside `input_ids`. Empty when the model has none,

@@ -10,7 +10,8 @@ not know, with a warning at most. Either gives wrong scores, so both are refused
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,8 +21,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from guerdon.models import MANIFEST_NAME, Manifest, ManifestError, template_hash
+from guerdon.models import (
+    MANIFEST_NAME,
+    Manifest,
+    ManifestError,
+    ModelNotFound,
+    resolve_model,
+    template_hash,
+    weights_hash,
+)
 from guerdon.reward.adapters import Adapter
+from guerdon.reward.checkpoints.agreement import check_members, check_same_reading
 from guerdon.reward.checkpoints.model_config import (
     architecture_of,
     check_config_file,
@@ -55,7 +65,8 @@ class Checkpoint:
     manifest: Manifest
     kind: ModelKind
     config: PretrainedConfig
-    """An ensemble's is its first member's, and so are the tokenizer and the architecture."""
+    """An ensemble's is its first member's, an implicit reward's is its policy's; so is the
+    tokenizer."""
     tokenizer: PreTrainedTokenizerBase = field(repr=False, compare=False)
     architecture: str
     num_labels: int
@@ -70,6 +81,7 @@ class Checkpoint:
     gate_ids: tuple[int, ...] = ()
     """Gated models: the tokens at whose last occurrence the gate reads."""
     members: tuple[Checkpoint, ...] = ()
+    """Of an ensemble; of an implicit reward the policy and the reference."""
     adapter: Adapter | None = field(default=None, repr=False)
     """What computes a published model that `transformers` does not have."""
     stamp: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)
@@ -98,13 +110,17 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
         _check_fields(folder, manifest)
     if manifest is not None and manifest.kind == "ensemble":
         return _ensemble(folder, manifest)
+    if manifest is not None and manifest.kind == "implicit":
+        return _implicit(folder, manifest)
     return _single(folder, manifest)
 
 
 def _check_fields(folder: Path, manifest: Manifest) -> None:
     """Nothing is said that the kind would ignore."""
     for name, kind in (("attributes", "attributes"), ("step_marker", "process"),
-                       ("members", "ensemble")):  # fmt: skip
+                       ("members", "ensemble"), ("policy", "implicit"),
+                       ("reference", "implicit"), ("reference_hash", "implicit"),
+                       ("beta", "implicit")):  # fmt: skip
         if getattr(manifest, name) and manifest.kind != kind:
             raise CheckpointRefused(
                 f"{folder / MANIFEST_NAME} gives {name}, which only kind = {kind} has, but says "
@@ -114,22 +130,34 @@ def _check_fields(folder: Path, manifest: Manifest) -> None:
         raise CheckpointRefused(
             f"{folder / MANIFEST_NAME} is an ensemble's: double_bos stands in those of its members"
         )
+    if manifest.double_bos and manifest.kind == "implicit":
+        raise CheckpointRefused(
+            f"{folder / MANIFEST_NAME} gives double_bos, which kind = implicit does not have: the "
+            "template's BOS is all that a policy gets"
+        )
 
 
-def _single(folder: Path, manifest: Manifest | None) -> Checkpoint:
+def _single(folder: Path, manifest: Manifest | None, *, policy: bool = False) -> Checkpoint:
+    """A folder with one network: a reward model, or one of the policies of an implicit reward."""
     adapter = check_config_file(folder)
+    if policy and adapter is not None:
+        raise CheckpointRefused(
+            f"{folder} is a reward model ({adapter.name}), and an implicit reward is made of two "
+            "language models"
+        )
     files = weight_files(folder)
     before = stamp(all_files(folder, files))
     headers = read_headers(files)
     config = read_config(folder, adapter)
-    architecture = architecture_of(folder, config, adapter)
+    architecture = architecture_of(folder, config, adapter, policy=policy)
     if adapter is None:
-        kind = _kind(folder, architecture, config, manifest)
+        kind = ModelKind.IMPLICIT if policy else _kind(folder, architecture, config, manifest)
         manifest = manifest or Manifest()
     else:
         kind, manifest = adapter.kind, _completed(folder, adapter, manifest)
     skeleton = make_skeleton(folder, config, architecture, adapter)
-    check_tensors(folder, skeleton, headers, adapter)
+    if not policy:  # which tensors a language model may lack, its loading says
+        check_tensors(folder, skeleton, headers, adapter)
     tokenizer = read_tokenizer(folder, own=adapter is not None and adapter.own_tokenizer)
     return Checkpoint(
         folder=folder,
@@ -318,14 +346,8 @@ def _ensemble(folder: Path, manifest: Manifest) -> Checkpoint:
                 "sequence models"
             )
         members.append(member)
-    _check_members(folder, manifest.members, members)
+    check_members(folder, manifest.members, members)
     first = members[0]
-    limit = min(member.max_tokens for member in members)
-    if manifest.max_tokens is not None and manifest.max_tokens > limit:
-        raise CheckpointRefused(
-            f"{folder}/{MANIFEST_NAME} says max_tokens = {manifest.max_tokens}, but a member takes "
-            f"only {limit}"
-        )
     if manifest.template_hash not in ("", first.chat_template_hash):
         raise CheckpointRefused(
             f"the chat template of {folder}'s members is not the one that {MANIFEST_NAME} names"
@@ -341,46 +363,59 @@ def _ensemble(folder: Path, manifest: Manifest) -> Checkpoint:
         tokenizer=first.tokenizer,
         architecture=" + ".join(dict.fromkeys(member.architecture for member in members)),
         num_labels=1,
-        max_tokens=manifest.max_tokens or limit,
+        max_tokens=_common_limit(folder, manifest, members),
         revision=whole.hexdigest(),
         chat_template_hash=first.chat_template_hash,
         members=tuple(members),
     )
 
 
-def _check_members(folder: Path, names: tuple[str, ...], members: list[Checkpoint]) -> None:
-    """All members read the same tokens, and no two are the same."""
-    first, seen = members[0], dict[str, str]()
-    for name, member in zip(names, members, strict=True):
-        if member.revision in seen:
-            raise CheckpointRefused(
-                f"the members {seen[member.revision]!r} and {name!r} of {folder} are the same model"
-            )
-        seen[member.revision] = name
-        same = (
-            ("chat template", member.chat_template_hash == first.chat_template_hash),
-            ("tokenizer", _reading(member) == _reading(first)),
-            ("vocabulary", _sizes(member) == _sizes(first)),
+def _common_limit(folder: Path, manifest: Manifest, members: Sequence[Checkpoint]) -> int:
+    """The longest sequence that all of several models take, or less if the manifest says so."""
+    limit = min(member.max_tokens for member in members)
+    if manifest.max_tokens is not None and manifest.max_tokens > limit:
+        raise CheckpointRefused(
+            f"{folder}/{MANIFEST_NAME} says max_tokens = {manifest.max_tokens}, but a member takes "
+            f"only {limit}"
         )
-        for what, equal in same:
-            if not equal:
-                raise CheckpointRefused(
-                    f"the member {name!r} of {folder} has another {what} than {names[0]!r}: all "
-                    "members must read a text alike"
-                )
+    return manifest.max_tokens or limit
 
 
-def _sizes(checkpoint: Checkpoint) -> tuple[int, int]:
-    """How many tokens, and how many token types, the model tells apart."""
-    config = checkpoint.config.get_text_config()
-    return int(config.vocab_size), int(getattr(config, "type_vocab_size", None) or 0)
+def _implicit(folder: Path, manifest: Manifest) -> Checkpoint:
+    names = (manifest.policy, manifest.reference)
+    policy, reference = (_policy(folder, name) for name in names)
+    if policy.revision == reference.revision:
+        raise CheckpointRefused(
+            f"the policy and the reference of {folder} are the same model: every reward would be 0"
+        )
+    if manifest.reference_hash and manifest.reference_hash != weights_hash(reference.folder):
+        raise CheckpointRefused(
+            f"the weights of {reference.folder} are not those that {folder / MANIFEST_NAME} names: "
+            "the policy was trained against another reference; restore it"
+        )
+    check_same_reading(folder, manifest, policy, reference)
+    whole = content_hash(folder, []) + policy.revision + reference.revision
+    return replace(
+        policy,
+        folder=folder,
+        manifest=manifest,
+        architecture=" / ".join(dict.fromkeys((policy.architecture, reference.architecture))),
+        max_tokens=_common_limit(folder, manifest, (policy, reference)),
+        revision=hashlib.sha256(whole.encode()).hexdigest(),
+        members=(policy, reference),
+        stamp=(),
+    )
 
 
-def _reading(checkpoint: Checkpoint) -> tuple[object, ...]:
-    """What decides how a text becomes tokens."""
-    tokenizer = checkpoint.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    inputs = tuple(tokenizer.model_input_names)
-    added = checkpoint.manifest.double_bos, checkpoint.ending_id
-    return rules, inputs, tuple(sorted(tokenizer.special_tokens_map.items())), added
+def _policy(folder: Path, name: str) -> Checkpoint:
+    """One of the two language models of an implicit reward."""
+    try:
+        path = resolve_model(name, beside=folder)
+    except ModelNotFound as error:
+        raise CheckpointRefused(f"{folder / MANIFEST_NAME}: {error}") from error
+    if path != folder.resolve() and (path / MANIFEST_NAME).exists():
+        raise CheckpointRefused(
+            f"{folder / MANIFEST_NAME} names {name!r}, which has a {MANIFEST_NAME} of its own: a "
+            "policy and a reference are plain language models"
+        )
+    return _single(path, None, policy=True)

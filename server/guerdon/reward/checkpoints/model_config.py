@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
@@ -113,8 +115,17 @@ def read_config(folder: Path, adapter: Adapter | None = None) -> PretrainedConfi
         ) from error
 
 
-def architecture_of(folder: Path, config: PretrainedConfig, adapter: Adapter | None = None) -> str:
-    """The class that the checkpoint says it is, if that is what would be loaded."""
+def architecture_of(
+    folder: Path, config: PretrainedConfig, adapter: Adapter | None = None, *, policy: bool = False
+) -> str:
+    """The class that the checkpoint says it is, if that is what would be loaded.
+
+    Args:
+        folder: of the checkpoint.
+        config: its own.
+        adapter: what computes it, where `transformers` does not have it.
+        policy: it shall be a language model; else it shall not.
+    """
     names = list(config.architectures or ())
     if len(names) != 1:
         raise CheckpointRefused(
@@ -122,6 +133,12 @@ def architecture_of(folder: Path, config: PretrainedConfig, adapter: Adapter | N
             "nobody can tell a reward model from a language model"
         )
     name = str(names[0])
+    if policy:
+        if is_language_model(name, config) and config.get_text_config() is config:
+            return name
+        raise CheckpointRefused(
+            f"{folder} is a {name}: an implicit reward is made of two language models of text"
+        )
     if name == PAIRRM and config.model_type == "deberta-v2":
         check_pairrm_config(folder, config)
         return name
@@ -130,7 +147,8 @@ def architecture_of(folder: Path, config: PretrainedConfig, adapter: Adapter | N
     if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
         raise CheckpointRefused(
             f"{folder} is a language model ({name}), not a reward model: it has no score head; "
-            "train one with `guerdon train reward`"
+            "train one with `guerdon train reward`, or serve a policy trained by preferences with "
+            "its reference (kind = implicit)"
         )
     raise CheckpointRefused(
         f"{folder} is a {name}, which is not served: only ForSequenceClassification and "
@@ -158,12 +176,19 @@ def is_tokenwise(architecture: str, config: PretrainedConfig) -> bool:
     )
 
 
+def is_language_model(architecture: str, config: PretrainedConfig) -> bool:
+    """Whether the model says how likely each next token is."""
+    return bool(architecture == MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type))
+
+
 def auto_class(architecture: str, config: PretrainedConfig) -> Any:
     """The `AutoModelFor…` that makes it, or our own class where `transformers` has none."""
     if architecture == PAIRRM:
         from guerdon.reward.checkpoints.pairrm_network import DebertaV2PairRM
 
         return DebertaV2PairRM
+    if is_language_model(architecture, config):
+        return AutoModelForCausalLM
     if is_tokenwise(architecture, config):
         return AutoModelForTokenClassification
     return AutoModelForSequenceClassification

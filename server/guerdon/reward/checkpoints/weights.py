@@ -61,6 +61,7 @@ def load_weights(
             found = sorted(str(name) for name in report[key])
             more = f" and {len(found) - 1} more" if found[1:] else ""
             raise CheckpointRefused(f"{folder} {meaning} {found[0]}{more}")
+    _check_tied(folder, model)
     _check_finite(folder, model)
     _check_unchanged(checkpoint)
     loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
@@ -97,6 +98,19 @@ def _check_unchanged(checkpoint: Checkpoint) -> None:
     if now != checkpoint.stamp:
         raise CheckpointRefused(
             f"the files in {checkpoint.folder} changed while they were loaded: try again"
+        )
+
+
+def _check_tied(folder: Path, model: PreTrainedModel) -> None:
+    """`transformers` leaves two tensors apart that the config ties, where their values differ."""
+    head = model.get_output_embeddings()
+    if head is None or not model.config.get_text_config().tie_word_embeddings:
+        return
+    if head.weight.data_ptr() != model.get_input_embeddings().weight.data_ptr():
+        raise CheckpointRefused(
+            f"config.json in {folder} says that the head is the embedding (tie_word_embeddings), "
+            "but the weights hold two that differ: set it to false if both were trained, or save "
+            "the model again"
         )
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from guerdon.reward.engine.attention import PACKED, AttentionPlan, register
-from guerdon.reward.engine.heads import Head, Logits, find_head
+from guerdon.reward.engine.heads import Logits, find_head
+from guerdon.reward.engine.language_head import LanguageHead, language_head
 from guerdon.reward.engine.plan import Places, lay_out, token_types
 from guerdon.reward.engine.traits import Traits, use_attention
 from guerdon.reward.types import (
@@ -32,7 +33,8 @@ class Computed:
     """The logits of a batch, and what they cost."""
 
     logits: list[list[Logits]]
-    """For each item and response, [places read, labels]: one place, or one per step."""
+    """For each item and response, [places read, labels]: one place, or one per step. Of language
+    models the log-probabilities of the response's tokens."""
     reused: list[list[int]]
     """For each item and response, the prompt tokens that another response computed."""
     stats: BatchStats
@@ -54,7 +56,7 @@ class Engine(abc.ABC):
     def __init__(self, model: Any, *, deterministic: bool = False) -> None:
         self.model = model
         self.base = model.base_model
-        self.head: Head = find_head(model)
+        self.head = language_head(model) or find_head(model)
         self.traits = Traits.of(model)
         self.deterministic = deterministic
 
@@ -119,6 +121,14 @@ class Engine(abc.ABC):
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
 
+    def _read(
+        self, hidden: torch.Tensor, tokens: Any, sequences: Sequence[Places], readout: Any
+    ) -> list[Logits]:
+        """What the head says of hidden states [M, H] and their tokens [M]."""
+        if isinstance(self.head, LanguageHead):
+            return self.head.logprobs(hidden, tokens, sequences, readout)
+        return self.head.logits(hidden, sequences, readout)
+
 
 class PackedEngine(Engine):
     """The whole batch as one row without padding; shared prompts computed once."""
@@ -136,7 +146,7 @@ class PackedEngine(Engine):
         plan = AttentionPlan(layout.segments, self.model.device)
         types = None if layout.types is None else layout.types[None]
         hidden = self._hidden(layout.tokens[None], layout.positions[None], types, guerdon_plan=plan)
-        logits = self.head.logits(hidden[0], layout.sequences, layout.readout)
+        logits = self._read(hidden[0], layout.tokens, layout.sequences, layout.readout)
         return logits, layout.reused, layout.stats
 
 
@@ -160,9 +170,9 @@ class PaddedEngine(Engine):
         computed = 0
         for batch in _split(sequences, self.max_batch_tokens):
             chosen = [sequences[n] for n in batch]
-            hidden, places = self._run(chosen, types and [types[n] for n in batch])
+            hidden, tokens, places = self._run(chosen, types and [types[n] for n in batch])
             steps = [readout[n] for n in batch] if readout else []
-            for n, value in zip(batch, self.head.logits(hidden, places, steps), strict=True):
+            for n, value in zip(batch, self._read(hidden, tokens, places, steps), strict=True):
                 logits[n] = value
             computed += len(hidden)
         real = sum(map(len, sequences))
@@ -176,8 +186,8 @@ class PaddedEngine(Engine):
 
     def _run(
         self, sequences: Sequence[TokenArray], types: Sequence[Places] | None
-    ) -> tuple[torch.Tensor, list[Places]]:
-        """Hidden states [B * T, H] of one padded batch, and each sequence's places there."""
+    ) -> tuple[torch.Tensor, Places, list[Places]]:
+        """Hidden states [B * T, H] of one padded batch, its tokens, each sequence's places."""
         size, longest = len(sequences), max(map(len, sequences))
         tokens = np.full((size, longest), self.traits.filler, dtype=np.int64)
         positions = np.zeros((size, longest), dtype=np.int64)
@@ -196,7 +206,7 @@ class PaddedEngine(Engine):
         hidden = self._hidden(tokens, positions, kinds, **extra)
         starts = range(0, size * longest, longest)
         places = [np.arange(s, s + len(x)) for s, x in zip(starts, sequences, strict=True)]
-        return hidden.flatten(0, 1), places
+        return hidden.flatten(0, 1), tokens.ravel(), places
 
 
 def _split(sequences: Sequence[TokenArray], limit: int) -> Iterator[list[int]]:

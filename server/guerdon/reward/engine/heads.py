@@ -41,6 +41,7 @@ class Reads(enum.Enum):
     """A place that the item gives, which may lie in the prompt, and the last token."""
     MARKS = "marks"
     """The places of its marks, side by side as one row."""
+    RESPONSE = "response"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,9 +20,10 @@ import torch
 from guerdon.reward.engine.attention import watch_masks
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
 from guerdon.reward.engine.heads import Head, Logits, Reads
+from guerdon.reward.engine.language_head import LanguageHead
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.engine.traits import Traits, plain
-from guerdon.reward.types import EncodedItem, EngineOutOfMemory
+from guerdon.reward.types import EncodedItem, EngineOutOfMemory, TokenArray
 from guerdon.serving.errors import CheckpointRefused
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,10 @@ class _Probes:
         self.scale = max(1.0, float(np.abs(self.wanted).max()))
         self.exact_tolerance = FLOAT32_TOLERANCE * self.scale
         self.tolerance = self._tolerance(head.reads)
+        if head.reads is Reads.RESPONSE:
+            longest = max(self.items, key=lambda item: item.lengths()[0])
+            allowed = self.tolerance if exact is model else self.exact_tolerance
+            _refuse_foresight(exact, longest, allowed)
 
     def _tolerance(self, reads: Reads) -> float:
         if self.model.dtype == torch.float32:
@@ -166,7 +171,7 @@ class _Probes:
         return self.difference(PackedEngine(self.reference))
 
 
-def make_probes(traits: Traits, limit: int, head: Head) -> list[EncodedItem]:
+def make_probes(traits: Traits, limit: int, head: Head | LanguageHead) -> list[EncodedItem]:
     """Random sequences of mixed lengths up to `limit`, and groups with a shared prompt.
 
     Some reach past the sliding window where `limit` lets them.
@@ -180,7 +185,7 @@ def make_probes(traits: Traits, limit: int, head: Head) -> list[EncodedItem]:
     for prefix, suffixes in shapes:
         prefix = min(prefix, limit // 2)
         suffixes = [min(n, limit - prefix) for n in suffixes]
-        if head.reads is Reads.MARKS:
+        if isinstance(head, Head) and head.reads is Reads.MARKS:
             items.append(_marked(rng, traits, [prefix + n for n in suffixes], head.marks))
         else:
             items.append(_item(rng, traits, prefix, suffixes, head.reads))
@@ -223,6 +228,8 @@ def _item(
         readout = tuple(np.unique([prefix // 2, prefix + n - 1]) for n in suffixes)
     elif reads is Reads.GATE:  # in the prompt where there is one
         readout = tuple(np.array([max(prefix - 1, 0)]) for _ in suffixes)
+    elif reads is Reads.RESPONSE:  # responses may begin with the same tokens
+        readout = tuple(np.arange(max(1, prefix // 2), prefix + n) for n in suffixes)
     return EncodedItem(
         prefix=draw(prefix),
         suffixes=tuple(draw(n) for n in suffixes),
@@ -244,10 +251,33 @@ def _plain(model: Any, items: Sequence[EncodedItem], reads: Reads) -> Any:
                 types = item.token_types[j] if item.token_types else None
                 gate = item.readout[j] if reads is Reads.GATE else None
                 tokens = np.concatenate([item.prefix, suffix])
-                logits = logits_of(tokens, types, gate).numpy()
-                steps = item.readout[j] if reads is Reads.STEPS else slice(None)
-                found.append(logits[steps].ravel())
+                logits = logits_of(tokens, types, gate)
+                if reads is Reads.RESPONSE:
+                    found.append(_plain_logprobs(logits, tokens, item.readout[j]))
+                else:
+                    steps = item.readout[j] if reads is Reads.STEPS else slice(None)
+                    found.append(logits.numpy()[steps].ravel())
     return np.concatenate(found)
+
+
+def _plain_logprobs(logits: torch.Tensor, tokens: TokenArray, read: Any) -> Any:
+    """log π of the tokens that are read, from the logits [T, V] of all."""
+    chosen = torch.from_numpy(tokens[read].astype(np.int64))[:, None]
+    return logits[read - 1].log_softmax(-1).gather(1, chosen)[:, 0].numpy()
+
+
+def _refuse_foresight(model: Any, item: EncodedItem, allowed: float) -> None:
+    """No token helps to foretell itself: what comes later changes nothing before."""
+    tokens = np.concatenate([item.prefix, item.suffixes[0]])
+    kept = (len(tokens) + 1) // 2
+    other = np.concatenate([tokens[:kept], tokens[kept:][::-1]])
+    with plain(model) as logits_of:
+        first, second = (logits_of(row, None)[:kept] for row in (tokens, other))
+    if not float((first - second).abs().max()) <= allowed:
+        raise CheckpointRefused(
+            "what it says of a token depends on that token and those after it: it is no causal "
+            "language model"
+        )
 
 
 def _flat(engine: Engine, items: Sequence[EncodedItem]) -> Logits:

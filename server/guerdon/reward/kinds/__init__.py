@@ -4,9 +4,10 @@
     attributes   several numbers, and their weighted sum
     process      a number at each step, and what they amount to
     ensemble     several models' scores, and how far they part
+    implicit     what a policy and its reference make of the response: β·(log π − log π_ref)
 
-Each is a `RewardModel` (`guerdon.reward.types`). A new kind (implicit rewards of a DPO
-policy, a verifier, a custom head) is one more module here and one more line in `load`.
+Each is a `RewardModel` (`guerdon.reward.types`). A new kind (a verifier, a custom head) is
+one more module here and one more line in `load`.
 """
 
 from guerdon.reward.kinds.load import load_model

@@ -68,7 +68,7 @@ class EnsembleReward:
             [self._combine([batch.items[i][j] for batch in batches]) for j in range(item.sequences)]
             for i, item in enumerate(items)
         ]
-        return BatchScores(items=scores, stats=_total([batch.stats for batch in batches]))
+        return BatchScores(items=scores, stats=total([batch.stats for batch in batches]))
 
     def close(self) -> None:
         """Free the memory."""
@@ -90,7 +90,7 @@ class EnsembleReward:
         )
 
 
-def _total(stats: Sequence[BatchStats]) -> BatchStats:
+def total(stats: Sequence[BatchStats]) -> BatchStats:
     """The tokens of all members together; each response counts once."""
     return BatchStats(
         computed_tokens=sum(s.computed_tokens for s in stats),

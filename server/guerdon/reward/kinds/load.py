@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,10 +17,12 @@ from guerdon.reward.engine.probes import Selected, select_engine
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.kinds.attributes import AttributesReward, WeighedReward
 from guerdon.reward.kinds.ensemble import EnsembleReward
+from guerdon.reward.kinds.implicit import ImplicitReward
 from guerdon.reward.kinds.network import NetworkReward
 from guerdon.reward.kinds.process import ProcessReward
 from guerdon.reward.kinds.sequence import SequenceReward
 from guerdon.reward.pair_encoding import PairEncoder
+from guerdon.reward.policy_encoding import PolicyEncoder
 from guerdon.reward.types import ComputeMode, ModelInfo, ModelKind, RewardModel
 from guerdon.serving.errors import CheckpointRefused
 
@@ -49,6 +52,8 @@ def load_model(
     checkpoint = inspect_checkpoint(Path(folder))
     if checkpoint.kind is ModelKind.ENSEMBLE:
         return _load_ensemble(checkpoint, name, settings)
+    if checkpoint.kind is ModelKind.IMPLICIT:
+        return _load_implicit(checkpoint, name, settings)
     return _load_network(checkpoint, name, settings)
 
 
@@ -68,22 +73,27 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _load_network(checkpoint: Checkpoint, name: str, settings: EngineSettings) -> NetworkReward:
-    device = resolve_device(settings.device)
-    dtype = resolve_dtype(settings.dtype, device)
     pairwise = checkpoint.kind is ModelKind.PAIRWISE
     encoder = PairEncoder(checkpoint) if pairwise else Encoder(checkpoint)
-    model = load_weights(checkpoint, dtype=dtype, device=device).eval()
-    try:
-        selected = select_engine(model, settings, checkpoint.max_tokens)
-    except CheckpointRefused as error:
-        raise CheckpointRefused(f"{checkpoint.folder}: {error}") from error
-    info = _network_info(checkpoint, name, model, selected)
+    selected = _load_engine(checkpoint, settings)
+    info = _network_info(checkpoint, name, selected)
     own = checkpoint.adapter is not None and checkpoint.kind is ModelKind.ATTRIBUTES
     kind = WeighedReward if own else _KINDS[checkpoint.kind]
     return kind(info, encoder, selected.engine)
 
 
-def _network_info(checkpoint: Checkpoint, name: str, model: Any, selected: Selected) -> ModelInfo:
+def _load_engine(checkpoint: Checkpoint, settings: EngineSettings) -> Selected:
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    model = load_weights(checkpoint, dtype=dtype, device=device).eval()
+    try:
+        return select_engine(model, settings, checkpoint.max_tokens)
+    except CheckpointRefused as error:
+        raise CheckpointRefused(f"{checkpoint.folder}: {error}") from error
+
+
+def _network_info(checkpoint: Checkpoint, name: str, selected: Selected) -> ModelInfo:
+    model: Any = selected.engine.model
     manifest = checkpoint.manifest
     process = checkpoint.kind is ModelKind.PROCESS
     return ModelInfo(
@@ -114,24 +124,46 @@ def _load_ensemble(checkpoint: Checkpoint, name: str, settings: EngineSettings) 
         _load_network(replace(member, max_tokens=checkpoint.max_tokens), member_name, settings)
         for member_name, member in zip(manifest.members, checkpoint.members, strict=True)
     ]
-    first = members[0].info
-    padded = [m.info for m in members if m.info.compute_mode is ComputeMode.PADDED]
     info = replace(
-        first,
-        name=name,
-        revision=checkpoint.revision,
-        kind=ModelKind.ENSEMBLE,
-        architecture=checkpoint.architecture,
-        compute_mode=ComputeMode.PADDED if padded else ComputeMode.PACKED,
-        compute_mode_reason="; ".join(f"{m.name}: {m.compute_mode_reason}" for m in padded),
-        probe_max_difference=max(m.info.probe_max_difference for m in members),
-        base_model=manifest.base_model,
-        mean=manifest.mean,
-        std=manifest.std,
-        attributes=(),
+        _together(checkpoint, name, [member.info for member in members]),
         members=manifest.members,
         aggregation=manifest.aggregation,
-        step_aggregation="",
-        parameters=sum(m.info.parameters for m in members),
     )
     return EnsembleReward(info, members, std_weight=manifest.std_weight)
+
+
+def _load_implicit(checkpoint: Checkpoint, name: str, settings: EngineSettings) -> ImplicitReward:
+    """Load policy and reference; `inspect_checkpoint` saw to it that they read the same tokens."""
+    encoder, beta = PolicyEncoder(checkpoint), checkpoint.manifest.beta
+    assert beta is not None, "the manifest asks for it"
+    members = [replace(part, max_tokens=checkpoint.max_tokens) for part in checkpoint.members]
+    policy, reference = (_load_engine(member, settings) for member in members)
+    infos = [
+        _network_info(member, role, selected)
+        for role, member, selected in zip(
+            ("policy", "reference"), members, (policy, reference), strict=True
+        )
+    ]
+    info = _together(checkpoint, name, infos)
+    return ImplicitReward(info, encoder, policy.engine, reference.engine, beta)
+
+
+def _together(checkpoint: Checkpoint, name: str, parts: Sequence[ModelInfo]) -> ModelInfo:
+    """What is said of several models that give one reward."""
+    padded = [part for part in parts if part.compute_mode is ComputeMode.PADDED]
+    return replace(
+        parts[0],
+        name=name,
+        revision=checkpoint.revision,
+        kind=checkpoint.kind,
+        architecture=checkpoint.architecture,
+        compute_mode=ComputeMode.PADDED if padded else ComputeMode.PACKED,
+        compute_mode_reason="; ".join(f"{p.name}: {p.compute_mode_reason}" for p in padded),
+        probe_max_difference=max(part.probe_max_difference for part in parts),
+        base_model=checkpoint.manifest.base_model,
+        mean=checkpoint.manifest.mean,
+        std=checkpoint.manifest.std,
+        attributes=(),
+        step_aggregation="",
+        parameters=sum(part.parameters for part in parts),
+    )

@@ -54,6 +54,7 @@ _KINDS = {
     types.ModelKind.PROCESS: reward_pb2.MODEL_KIND_PROCESS,
     types.ModelKind.ENSEMBLE: reward_pb2.MODEL_KIND_ENSEMBLE,
     types.ModelKind.PAIRWISE: reward_pb2.MODEL_KIND_PAIRWISE,
+    types.ModelKind.IMPLICIT: reward_pb2.MODEL_KIND_IMPLICIT,
 }
 _MODES = {
     types.ComputeMode.PACKED: reward_pb2.COMPUTE_MODE_PACKED,

@@ -20,6 +20,7 @@ from guerdon.trainer.align.measure import (
 )
 from guerdon.trainer.align.settings import DPOSettings, SFTSettings
 from guerdon.trainer.callbacks import counted
+from guerdon.trainer.measures import Floats
 from guerdon.trainer.processes import Processes
 
 
@@ -104,8 +105,12 @@ class HeldOut:
         """The run's pictures."""
         from guerdon.trainer.align.plots import draw_plots
 
-        pairs = None if self._sft else self._now.rewards(self._reference, self._beta)
-        draw_plots(folder.plots, rows, pairs)
+        draw_plots(folder.plots, rows, None if self._sft else self.rewards())
+
+    def rewards(self) -> tuple[Floats, Floats]:
+        """What is implied of the chosen and of the rejected answers, at the end."""
+        found: tuple[Floats, Floats] = self._now.rewards(self._reference, self._beta)
+        return found
 
     def _bar(self, model: Any, words: str) -> Likelihoods | PairLikelihoods:
         sequences = len(self._inputs.eval.rows) * (1 if self._sft else 2)

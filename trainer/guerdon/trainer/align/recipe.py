@@ -20,9 +20,11 @@ from transformers import PrinterCallback, set_seed
 from guerdon.trainer import fine_tuning
 from guerdon.trainer.align.folder import AlignFolder
 from guerdon.trainer.align.held_out import HeldOut
+from guerdon.trainer.align.implicit import leave_reward
 from guerdon.trainer.align.inputs import AlignInputs
 from guerdon.trainer.align.report import make_summary
 from guerdon.trainer.align.samples import Answer, answer, write_samples
+from guerdon.trainer.align.settings import DPOSettings
 from guerdon.trainer.align.state import Begun
 from guerdon.trainer.align.trainers import make_trainer
 from guerdon.trainer.callbacks import Evaluations, LoggedMetrics, ProgressBar
@@ -147,6 +149,8 @@ class _Run:
                 measure.draw(folder, log.rows)
         with phases("save"), quiet():
             folder.publish_final(lambda part: _save(model, self.inputs, part))
+            if isinstance(settings, DPOSettings):
+                leave_reward(folder, self.inputs, measure.rewards(), summary["steps"])
         summary["seconds"] = phases.seconds
         folder.write_summary(summary)
         if not settings.keep_checkpoints:

@@ -138,6 +138,11 @@ def show_summary(summary: dict[str, Any], folder: AlignFolder, console: Console)
     for text in summary["warnings"]:
         _say(console, text, "yellow")
     console.print(f"policy: {folder.final}", markup=False, highlight=False, soft_wrap=True)
+    if folder.reward.is_dir():
+        command = f"guerdon serve reward --model mine={folder.reward}"
+        console.print(
+            f"its implied reward: {command}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def _share(found: dict[str, Any]) -> str:

@@ -1,0 +1,83 @@
+"""The reward that a policy implies against the reference it was trained from.
+
+r(x, y) = β · Σₜ (log π(yₜ | x, y_<t) − log π_ref(yₜ | x, y_<t)): Rafailov et al. 2023
+(arXiv:2305.18290), eq. 5 without β·log Z(x), which is the same for all responses to a prompt. So
+scores of responses to one prompt may be compared, and those of different prompts only with care.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from guerdon.reward.engine.engine import Engine
+from guerdon.reward.engine.heads import Logits
+from guerdon.reward.kinds.ensemble import total
+from guerdon.reward.kinds.network import ItemEncoder, token_count
+from guerdon.reward.types import (
+    BatchScores,
+    EncodedItem,
+    ModelInfo,
+    ResponseScore,
+    ScoreItem,
+    Truncation,
+)
+
+
+class ImplicitReward:
+    """A `RewardModel` made of two language models that read the same tokens.
+
+    Args:
+        info: of both.
+        encoder: of the policy; says which tokens are the response's.
+        policy: computes log π.
+        reference: computes log π_ref.
+        beta: β, positive.
+    """
+
+    def __init__(
+        self, info: ModelInfo, encoder: ItemEncoder, policy: Engine, reference: Engine, beta: float
+    ) -> None:
+        self._info = info
+        self._encoder = encoder
+        self._engines: tuple[Engine, Engine] | None = (policy, reference)
+        self._beta = beta
+
+    @property
+    def info(self) -> ModelInfo:
+        """What it is."""
+        return self._info
+
+    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+        """Render and tokenise; see `RewardModel.encode`."""
+        return self._encoder.encode(item, truncation)
+
+    def score(self, items: Sequence[EncodedItem]) -> BatchScores:
+        """Compute one batch with both; see `RewardModel.score`."""
+        assert self._engines is not None, "score after close"
+        policy, reference = (engine.compute(items) for engine in self._engines)
+        scores = [
+            [
+                ResponseScore(
+                    score=self._reward(policy.logits[i][j], reference.logits[i][j]),
+                    token_count=token_count(item, j),
+                    reused_tokens=policy.reused[i][j],
+                    truncated_tokens=item.truncated[j],
+                )
+                for j in range(item.sequences)
+            ]
+            for i, item in enumerate(items)
+        ]
+        return BatchScores(items=scores, stats=total([policy.stats, reference.stats]))
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._engines = None
+
+    def _reward(self, policy: Logits, reference: Logits) -> float:
+        """From the log-probabilities [T, 1] of a response's tokens."""
+        assert len(policy), "a response has at least one token"
+        with np.errstate(invalid="ignore"):  # what is not finite is for the dispatcher to refuse
+            ratios = policy.astype(np.float64) - reference.astype(np.float64)
+            return self._beta * float(ratios.sum())
