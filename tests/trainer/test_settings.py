@@ -12,7 +12,7 @@ from tests.trainer.toy import write_rows, write_toy
 
 from guerdon.cli.main import main
 from guerdon.trainer.errors import SettingsError
-from guerdon.trainer.settings import RewardSettings, load_settings
+from guerdon.trainer.settings import AllSettings, RewardSettings, load_settings
 
 NEEDED = {"base": "b", "train": "t", "eval": "e", "output": "o"}
 
@@ -66,7 +66,7 @@ def test_every_setting_has_an_option(capsys: pytest.CaptureFixture[str]) -> None
     from guerdon.trainer.cli import reward
 
     options = {name.rstrip("_") for name in inspect.signature(reward).parameters}
-    fields = {field.name for field in dataclasses.fields(RewardSettings)}
+    fields = {field.name for field in dataclasses.fields(AllSettings)}
     assert options - fields == {"config", "resume", "overwrite", "dry_run"}
     assert fields <= options
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from tests.support.command import read_rows
 
-from guerdon.trainer.inputs import read_inputs
+from guerdon.trainer.objectives.read import read_task
 from guerdon.trainer.reward import train_reward
 from guerdon.trainer.run_folder import RewardFolder
 from guerdon.trainer.settings import RewardSettings
@@ -62,7 +62,7 @@ def run(settings: RewardSettings, *, resume: bool = False) -> tuple[dict[str, An
     """A whole run in this process; its summary and what it printed."""
     folder = RewardFolder(settings, resume=resume, overwrite=False)
     text = io.StringIO()
-    summary = train_reward(read_inputs(settings), folder, Console(file=text, width=100))
+    summary = train_reward(read_task(settings), folder, Console(file=text, width=100))
     return summary, text.getvalue()
 
 

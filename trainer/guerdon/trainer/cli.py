@@ -10,7 +10,7 @@ import typer
 
 from guerdon.trainer.align import cli as align
 from guerdon.trainer.rl import cli as rl
-from guerdon.trainer.settings import RewardSettings, load_settings
+from guerdon.trainer.settings import AllSettings, RewardModelSettings, RewardSettings, load_settings
 from guerdon.trainer.settings_options import (
     Config,
     Overwrite,
@@ -20,19 +20,22 @@ from guerdon.trainer.settings_options import (
 )
 
 PANELS: dict[str, tuple[str, ...]] = {
-    "The run": ("base", "train", "eval", "output", "seed"),
+    "The run": ("objective", "base", "train", "eval", "output", "seed"),
+    "Preference": ("center", "margin_key", "ensemble", "aggregation", "std_weight"),
+    "Attributes": ("attribute",),
+    "Process": ("step_marker", "step_aggregation"),
     "Data": (
         "train_split", "eval_split", "chat_template", "limit", "eval_limit", "max_length",
         "too_long", "bad_rows",
     ),
     "Optimiser": (
         "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "max_grad_norm",
-        "center", "freeze_layers", "lora_r", "lora_alpha", "lora_dropout",
+        "freeze_layers", "lora_r", "lora_alpha", "lora_dropout",
     ),
     "Memory and speed": ("dtype", "save_dtype", "gradient_checkpointing", "share_prompts"),
     "Measuring": (
         "log_every", "eval_every", "eval_before", "checkpoint_every", "keep_checkpoints",
-        "stats_pairs", "plots",
+        "stats_pairs", "by", "plots",
     ),
 }  # fmt: skip
 """Headings of `guerdon train reward --help`."""
@@ -44,7 +47,7 @@ app = typer.Typer(
 
 
 @app.command("reward")
-@add_settings(RewardSettings, PANELS)
+@add_settings(AllSettings, PANELS)
 def reward(
     given: dict[str, Any],
     *,
@@ -53,38 +56,55 @@ def reward(
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, train nothing.")] = False,
 ) -> None:
-    """Train a reward model on preference pairs. Every option is also a key of the config file."""
+    """Train a reward model: on preference pairs, ratings by attributes, or right and wrong steps.
+
+    \b
+    --objective preference   rows with chosen and rejected, perhaps prompt (and a margin)
+    --objective attributes   rows with prompt and response, or messages, and attributes (numbers)
+    --objective process      rows with prompt, completions (steps) and labels (true or false)
+
+    Every option is also a key of the TOML file that --config names, with _ for -; the command line
+    wins. An option of another objective is an error.
+    """
     with plain_errors():
         settings = load_settings(config, given)
         _run(settings, resume=resume, overwrite=overwrite, dry_run=dry_run)
 
 
-def _run(settings: RewardSettings, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
+def _run(settings: RewardModelSettings, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
     from rich.console import Console
 
     from guerdon.trainer.report import show_counts, show_summary
-    from guerdon.trainer.run_folder import SUMMARY, RewardFolder
+    from guerdon.trainer.run_folder import SUMMARY, EnsembleFolder, RewardFolder
 
     console = Console(stderr=not sys.stdout.isatty())
+    ensemble = isinstance(settings, RewardSettings) and settings.ensemble
     if not dry_run:
-        folder = RewardFolder(settings, resume=resume, overwrite=overwrite)
+        kind = EnsembleFolder if ensemble else RewardFolder
+        folder = kind(settings, resume=resume, overwrite=overwrite)
         if folder.finished:
             console.print("this run ended already")
             summary: dict[str, Any] = json.loads((folder.path / SUMMARY).read_text("utf-8"))
             show_summary(summary, folder, console)
             return
 
-    from guerdon.trainer.inputs import read_inputs
+    from guerdon.trainer.objectives.read import read_task
 
-    inputs = read_inputs(settings)
-    show_counts(inputs.counts(), console)
+    task = read_task(settings)
+    show_counts(task.counts(), console)
     if dry_run:
         console.print(settings.to_toml(), highlight=False, markup=False)
         return
 
+    if isinstance(folder, EnsembleFolder):
+        from guerdon.trainer.ensemble import train_ensemble
+
+        show_summary(train_ensemble(task, folder, console), folder, console)
+        return
+
     from guerdon.trainer.reward import train_reward
 
-    show_summary(train_reward(inputs, folder, console), folder, console)
+    show_summary(train_reward(task, folder, console), folder, console)
 
 
 align.register(app)

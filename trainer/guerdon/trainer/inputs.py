@@ -8,8 +8,9 @@ from typing import Any
 
 from guerdon.models import ModelNotFound, resolve_model
 from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.measures import percentiles
 from guerdon.trainer.preferences import Preferences, load_pairs, shared_prompts
-from guerdon.trainer.settings import RewardSettings
+from guerdon.trainer.settings import RewardModelSettings, RewardSettings
 from guerdon.trainer.tokens import TokenPairs, choose_pad_token, load_tokenizer, tokenize_pairs
 
 
@@ -36,12 +37,15 @@ class Inputs:
                 "bad_rows": len(data.bad), "too_long": tokens.too_long,
                 "same_tokens": tokens.same, "duplicates": data.duplicates,
                 "contradictions": data.contradictions, "longest_tokens": tokens.longest,
+                "unused_margins": data.unused_margins,
             }  # fmt: skip
 
         shared = shared_prompts(self.train_data, self.eval_data)
         return {
-            "train": one(self.train_data, self.train),
-            "eval": one(self.eval_data, self.eval) | {"prompts_in_train": shared},
+            "train": one(self.train_data, self.train)
+            | {"margins": percentiles(self.train_data.margins)},
+            "eval": one(self.eval_data, self.eval)
+            | {"prompts_in_train": shared, "unused_margins": 0},
         }
 
 
@@ -51,31 +55,42 @@ def read_inputs(settings: RewardSettings) -> Inputs:
     Raises:
         TrainingError: something is; says what.
     """
-    try:
-        base = resolve_model(settings.base)
-    except ModelNotFound as error:
-        raise TrainingError(str(error)) from error
-    tokenizer = load_tokenizer(base, settings.chat_template)
+    base, tokenizer = base_and_tokenizer(settings)
     train_data = load_pairs(
-        settings.train, split=settings.train_split, limit=settings.limit, bad_rows=settings.bad_rows
-    )
+        settings.train, split=settings.train_split, limit=settings.limit,
+        bad_rows=settings.bad_rows, margin_key=settings.margin_key,
+    )  # fmt: skip
     eval_data = load_pairs(
         settings.eval, split=settings.eval_split, limit=settings.eval_limit,
-        bad_rows=settings.bad_rows,
+        bad_rows=settings.bad_rows, by=settings.by,
     )  # fmt: skip
     train = tokenize_pairs(
         tokenizer, train_data, max_length=settings.max_length, too_long=settings.too_long
     )
     # Held-out pairs are all scored, as far as the model goes: leaving the long ones out
     # would flatter it.
-    longest = _positions(base) or 1 << 30
+    longest = positions_of(base) or 1 << 30
     held_out = tokenize_pairs(tokenizer, eval_data, max_length=longest, too_long=settings.too_long)
     sequences = (ids for t in (train, held_out) for p in t.pairs for ids in (p.chosen, p.rejected))
     grow = choose_pad_token(tokenizer, sequences)
     return Inputs(settings, base, tokenizer, grow, train_data, eval_data, train, held_out)
 
 
-def _positions(base: Path) -> int | None:
+def base_and_tokenizer(settings: RewardModelSettings) -> tuple[Path, Any]:
+    """The folder that training begins from, and its tokenizer.
+
+    Raises:
+        TrainingError: there is no such model, or its tokenizer or template can't be used.
+    """
+    try:
+        base = resolve_model(settings.base)
+    except ModelNotFound as error:
+        raise TrainingError(str(error)) from error
+    return base, load_tokenizer(base, settings.chat_template)
+
+
+def positions_of(base: Path) -> int | None:
+    """The longest sequence that the base takes, where its config says so."""
     from transformers import AutoConfig
 
     try:

@@ -111,6 +111,45 @@ def calibration(delta: Floats, bins: int = 10) -> Calibration:
     return Calibration(ece, brier, float(np.logaddexp(0.0, -delta).mean()), tuple(found))
 
 
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """What dividing scores by a number would do for calibration (Guo et al. 2017, section 4.2)."""
+
+    value: float
+    """T that makes -log σ(Δ/T) least over all pairs; over 1, the model is too sure of itself."""
+    log_loss: float
+    """Of σ(Δ/T), each half of the pairs with the T of the other half."""
+    ece: float
+    """The same."""
+
+
+def temperature(delta: Floats) -> Temperature | None:
+    """The temperature that calibrates best; None where none does (all right, or no signal)."""
+    halves = [delta[0::2], delta[1::2]]
+    whole, *each = (_temperature(part) for part in (delta, *halves))
+    if whole is None or each[0] is None or each[1] is None:
+        return None
+    scaled = np.concatenate([halves[0] / each[1], halves[1] / each[0]])
+    found = calibration(scaled)
+    return Temperature(whole, found.log_loss, found.ece)
+
+
+def _temperature(delta: Floats) -> float | None:
+    """Where the derivative of the (convex) mean of -log σ(aΔ) is zero, as 1/a."""
+
+    def slope(log_a: float) -> float:
+        a = math.exp(log_a)
+        return -float((delta * sigmoid(-a * delta)).mean())
+
+    low, high = -7.0, 7.0
+    if not len(delta) or slope(low) >= 0 or slope(high) <= 0:
+        return None
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return math.exp(-low)
+
+
 def pearson(x: Floats, y: Floats) -> float | None:
     """Pearson's correlation; None when either does not vary."""
     dx, dy = x - x.mean(), y - y.mean()

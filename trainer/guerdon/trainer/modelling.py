@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ from typing import Any
 import datasets
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 from transformers.utils import logging as transformers_logging
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from guerdon.trainer import sharing
 from guerdon.trainer.errors import SettingsError, TrainingError
-from guerdon.trainer.settings import RewardSettings
+from guerdon.trainer.settings import RewardModelSettings
 
 
 def load_base(folder: Path, tokenizer: Any, *, grow: bool) -> Any:
@@ -35,8 +35,56 @@ def load_base(folder: Path, tokenizer: Any, *, grow: bool) -> Any:
                 use_safetensors=True, trust_remote_code=False,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TrainingError(f"can't load {folder} as a reward model: {reason}") from error
+        raise _cant_load(folder, error) from error
+    return _fitted(model, tokenizer, grow=grow)
+
+
+def load_with_head(
+    folder: Path, tokenizer: Any, *, grow: bool, outputs: Sequence[str], tokenwise: bool
+) -> tuple[Any, bool]:
+    """The base with a head of several outputs, in float32. A head of that size is kept.
+
+    Args:
+        grow: a token was added to the tokenizer.
+        outputs: their names, which are saved in the config.
+        tokenwise: the head reads every token (process rewards), not the last one.
+
+    Returns:
+        The model, and whether its head is new.
+
+    Raises:
+        TrainingError: the folder can't be loaded, or lacks more than the head.
+    """
+    auto: Any = AutoModelForTokenClassification if tokenwise else AutoModelForSequenceClassification
+    try:
+        with _silent():
+            model, found = auto.from_pretrained(
+                folder, id2label=dict(enumerate(outputs)),
+                label2id={name: i for i, name in enumerate(outputs)}, dtype=torch.float32,
+                use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )  # fmt: skip
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _cant_load(folder, error) from error
+    # The report was silenced, so what it would have said is looked at here.
+    new = set(found["missing_keys"]) | {key for key, *_ in found["mismatched_keys"]}
+    prefix = f"{model.base_model_prefix}."
+    body = sorted(
+        key for key in new | set(found["unexpected_keys"])
+        if key.startswith(prefix) and "pooler." not in key
+    )  # fmt: skip
+    if body:
+        raise TrainingError(f"{folder} does not hold the weights of its config: see {body[0]!r}")
+    return _fitted(model, tokenizer, grow=grow), bool(new)
+
+
+def _cant_load(folder: Path, error: Exception) -> TrainingError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return TrainingError(f"can't load {folder} as a reward model: {reason}")
+
+
+def _fitted(model: Any, tokenizer: Any, *, grow: bool) -> Any:
+    """The model, which knows the tokenizer's pad token and has embeddings for all tokens."""
     if grow and len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -51,7 +99,7 @@ def max_positions(model: Any) -> int | None:
     return int(value) if value else None
 
 
-def prepare(model: Any, settings: RewardSettings) -> Any:
+def prepare(model: Any, settings: RewardModelSettings) -> Any:
     """The model with LoRA around it, or with its lowest layers frozen, as the settings say.
 
     Raises:
@@ -66,6 +114,7 @@ def prepare(model: Any, settings: RewardSettings) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     head = "score" if sharing.parts(model) else "classifier"
+    tokenwise = type(model).__name__.endswith("ForTokenClassification")
     return get_peft_model(
         model,
         LoraConfig(
@@ -73,7 +122,7 @@ def prepare(model: Any, settings: RewardSettings) -> Any:
             lora_alpha=settings.lora_alpha or 2 * settings.lora_r,
             lora_dropout=settings.lora_dropout,
             target_modules="all-linear",
-            task_type=TaskType.SEQ_CLS,
+            task_type=TaskType.TOKEN_CLS if tokenwise else TaskType.SEQ_CLS,
             modules_to_save=[head],
         ),
     )
@@ -96,6 +145,17 @@ def _freeze(model: Any, count: int) -> None:
 def merged(model: Any) -> Any:
     """A plain model of `transformers`, with LoRA's weights added to those of the base."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without transformers' report of what a checkpoint lacks."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 @contextmanager

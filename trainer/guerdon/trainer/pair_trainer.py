@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 from trl import RewardTrainer
@@ -75,7 +76,8 @@ def shared_collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, T
     def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         pairs = [TokenPair(e["chosen_ids"], e["rejected_ids"], 0, 0) for e in examples]
         batch = sharing.pack(pairs, pad_id)
-        return {
+        margins = [e["margin"] for e in examples if "margin" in e]
+        return ({"margin": torch.tensor(margins)} if margins else {}) | {
             "input_ids": batch.input_ids_BL,
             "position_ids": batch.position_ids_BL,
             "allowed": batch.allowed_B1LL,

@@ -25,9 +25,10 @@ def draw_all(
     rejected_tokens: Floats,
     calibration: Calibration,
 ) -> None:
-    """Write `training.png`, `reliability.png`, `scores.png` and `length.png`."""
+    """Write `training.png` (with rows), `reliability.png`, `scores.png` and `length.png`."""
     folder.mkdir(exist_ok=True)
-    save_figure(_training(rows), folder / "training.png")
+    if rows:
+        save_figure(_training(rows), folder / "training.png")
     save_figure(_reliability(calibration), folder / "reliability.png")
     save_figure(_scores(scores), folder / "scores.png")
     save_figure(_length(scores, chosen_tokens, rejected_tokens), folder / "length.png")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from guerdon.data import Pair, RowError, parse_pair
 from guerdon.trainer.data_rows import read_rows
 from guerdon.trainer.errors import DataError
+from guerdon.trainer.row_notes import groups_of, margin_of
 
 
 @dataclass(kw_only=True)
@@ -27,6 +29,12 @@ class Preferences:
     """Where pairs stand that occurred before, word for word. They are kept."""
     contradiction_lines: list[int] = field(default_factory=list)
     """Where pairs stand whose opposite occurred before. They are kept."""
+    margins: list[float] = field(default_factory=list)
+    """Of each pair; empty when none were asked for."""
+    groups: list[dict[str, str]] = field(default_factory=list)
+    """Of each pair, its value of each field that was asked for."""
+    unused_margins: int = 0
+    """Rows with a field `margin` that was not asked for."""
 
     @property
     def duplicates(self) -> int:
@@ -44,7 +52,15 @@ class Preferences:
         return f"{self.source} sha256:{self.sha256}" if self.sha256 else self.source
 
 
-def load_pairs(source: str, *, split: str, limit: int = 0, bad_rows: str = "stop") -> Preferences:
+def load_pairs(
+    source: str,
+    *,
+    split: str,
+    limit: int = 0,
+    bad_rows: str = "stop",
+    margin_key: str = "",
+    by: Sequence[str] = (),
+) -> Preferences:
     """Read preference pairs.
 
     Args:
@@ -53,14 +69,25 @@ def load_pairs(source: str, *, split: str, limit: int = 0, bad_rows: str = "stop
         split: of a data set; a file has none.
         limit: stop after so many pairs; 0 reads all.
         bad_rows: `stop` or `skip`.
+        margin_key: field that holds each pair's margin; a row without one is malformed. Empty
+            reads none.
+        by: fields whose values are kept as groups.
 
     Raises:
         DataError: no such source, a malformed row with `stop`, or no pair at all.
     """
-    rows = read_rows(source, parse_pair, split=split, limit=limit, bad_rows=bad_rows)
+
+    def parse(row: Mapping[str, Any]) -> tuple[Pair, float, dict[str, str], bool]:
+        margin = margin_of(row, margin_key) if margin_key else 0.0
+        unused = not margin_key and row.get("margin") is not None
+        return parse_pair(row), margin, groups_of(row, by), unused
+
+    rows = read_rows(source, parse, split=split, limit=limit, bad_rows=bad_rows)
     found = Preferences(
-        source=source, sha256=rows.sha256, pairs=rows.rows, lines=rows.lines, bad=rows.bad
-    )
+        source=source, sha256=rows.sha256, pairs=[row[0] for row in rows.rows], lines=rows.lines,
+        bad=rows.bad, margins=[row[1] for row in rows.rows] if margin_key else [],
+        groups=[row[2] for row in rows.rows], unused_margins=sum(row[3] for row in rows.rows),
+    )  # fmt: skip
     if not found.pairs:
         raise DataError(f"{source} holds no preference pair")
     _count_repeats(found)

@@ -1,58 +1,61 @@
-"""What a person sees at the end of a run."""
+"""What a person sees of a run of `guerdon train reward`. Reads the summary alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from guerdon.trainer.run_folder import RewardFolder
+from guerdon.trainer.run_folder import RunFolder
+
+_MOST_GROUPS = 20
+"""Of a field's values, the largest so many are shown; summary.json has all."""
+
+_ODD = (
+    ("bad_rows", "malformed rows were skipped"),
+    ("too_long", "{unit} were left out as too long"),
+    ("same_tokens", "{unit} were left out: both answers are the same tokens"),
+    ("duplicates", "{unit} occur more than once"),
+    ("contradictions", "{unit} contradict another one"),
+    ("prompts_in_train", "held-out {unit} have a prompt that is trained on"),
+    ("unused_margins", "{unit} have a margin, which is not used: --margin-key margin does"),
+)
 
 
 def show_counts(counts: dict[str, Any], console: Console) -> None:
     """The data's sizes, and a warning for all that is odd."""
     for split in ("train", "eval"):
         found = counts[split]
-        console.print(f"{split}: {found['pairs']} pairs of {found['source']}", highlight=False)
-        for key, text in (
-            ("bad_rows", "malformed rows were skipped"),
-            ("too_long", "pairs were left out as too long"),
-            ("same_tokens", "pairs were left out: both answers are the same tokens"),
-            ("duplicates", "pairs occur more than once"),
-            ("contradictions", "pairs contradict another one"),
-            ("prompts_in_train", "held-out pairs have a prompt that is trained on"),
-        ):
+        unit = "pairs" if "pairs" in found else "rows"
+        console.print(f"{split}: {found[unit]} {unit} of {found['source']}", highlight=False)
+        for line in found.get("about", ()):
+            console.print(f"  {line}", highlight=False)
+        if found.get("margins"):
+            spread = found["margins"]
+            console.print(
+                f"  margins: {spread['least']:g} to {spread['largest']:g}, "
+                f"median {spread['p50']:g}", highlight=False,
+            )  # fmt: skip
+        for key, text in _ODD:
             if found.get(key):
-                console.print(f"  [yellow]{found[key]} {text}[/yellow]", highlight=False)
+                words = text.format(unit=unit)
+                console.print(f"  [yellow]{found[key]} {words}[/yellow]", highlight=False)
 
 
-def show_summary(summary: dict[str, Any], folder: RewardFolder, console: Console) -> None:
+def show_summary(summary: dict[str, Any], folder: RunFolder, console: Console) -> None:
     """The result as a short table, and what to do with it."""
     table = Table(show_header=False)
-    low, high = summary["accuracy_low"], summary["accuracy_high"]
-    pairs = summary["data"]["eval"]["pairs"]
-    table.add_row(
-        "held-out accuracy",
-        f"{summary['accuracy']:.3f} (95 %: {low:.3f}–{high:.3f}; {pairs} pairs)",
-    )
-    if summary["accuracy_before"] is not None:
-        table.add_row("before training", f"{summary['accuracy_before']:.3f}")
-    found = summary["calibration"]
-    table.add_row(
-        "calibration",
-        f"ECE {found['ece']:.3f}, Brier {found['brier']:.3f}, log loss {found['log_loss']:.3f}",
-    )
-    table.add_row("length bias", _length(summary["length_bias"]))
+    _ROWS[summary["objective"]](summary, table)
     seconds = summary["seconds"]
     parts = ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items() if spent >= 0.5)
     table.add_row("seconds", f"{sum(seconds.values()):.0f} ({parts})")
     console.print(table)
+    for field, groups in summary["subgroups"].items():
+        show_groups(field, groups, console)
     if not summary["above_chance"]:
-        console.print(
-            "[yellow]The accuracy can't be told from chance: don't use this model as it is."
-            "[/yellow]"
-        )
+        console.print(f"[yellow]{_CHANCE[summary['objective']]}[/yellow]")
     console.print(f"model: {folder.path}", highlight=False, soft_wrap=True)
     name = folder.path.resolve().name
     console.print(
@@ -62,7 +65,63 @@ def show_summary(summary: dict[str, Any], folder: RewardFolder, console: Console
     )
 
 
-def _length(bias: dict[str, Any]) -> str:
+def show_groups(field: str, groups: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """A table of one field's values: n, and the numbers of each."""
+    shown = sorted(groups.items(), key=lambda item: -item[1]["n"])[:_MOST_GROUPS]
+    columns = [key for key in shown[0][1] if key != "n"]
+    table = Table(field, "n", *(key.replace("_", " ") for key in columns))
+    for value, found in shown:
+        table.add_row(value, str(found["n"]), *(_cell(found[key]) for key in columns))
+    console.print(table)
+    if len(groups) > len(shown):
+        console.print(f"{len(groups) - len(shown)} smaller groups are in summary.json")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return share(value)
+    return "–" if value is None else f"{value:.3f}"
+
+
+def share(found: Mapping[str, Any] | None) -> str:
+    """A number with its interval."""
+    if found is None:
+        return "–"
+    if found["low"] is None:
+        return f"{found['value']:.3f}"
+    return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
+
+
+# Preference
+
+
+def _preference(summary: dict[str, Any], table: Table) -> None:
+    low, high = summary["accuracy_low"], summary["accuracy_high"]
+    pairs = summary["data"]["eval"]["pairs"]
+    table.add_row(
+        "held-out accuracy",
+        f"{summary['accuracy']:.3f} (95 %: {low:.3f}–{high:.3f}; {pairs} pairs)",
+    )
+    if summary.get("accuracy_before") is not None:
+        table.add_row("before training", f"{summary['accuracy_before']:.3f}")
+    table.add_row("calibration", _calibration(summary["calibration"]))
+    warmth = summary["temperature"]
+    if warmth:
+        table.add_row(
+            "with a temperature",
+            f"T {warmth['value']:.2f} would give ECE {warmth['ece']:.3f}, "
+            f"log loss {warmth['log_loss']:.3f}",
+        )
+    if summary.get("ensemble"):
+        _ensemble(summary["ensemble"], table)
+    table.add_row("length bias", _length(summary["length_bias"]))
+
+
+def _calibration(found: Mapping[str, Any]) -> str:
+    return f"ECE {found['ece']:.3f}, Brier {found['brier']:.3f}, log loss {found['log_loss']:.3f}"
+
+
+def _length(bias: Mapping[str, Any]) -> str:
     words = []
     if bias["delta_correlation"] is not None:
         words.append(f"correlation of Δ with length {bias['delta_correlation']:+.2f}")
@@ -71,3 +130,74 @@ def _length(bias: dict[str, Any]) -> str:
             part = f"accuracy {bias[key]['value']:.2f} where the {text} is better"
             words.append(f"{part} ({bias[key]['n']})")
     return "; ".join(words)
+
+
+def _ensemble(found: Mapping[str, Any], table: Table) -> None:
+    members = [f"seed {member['seed']}: {share(member['accuracy'])}" for member in found["members"]]
+    table.add_row("members", "\n".join(members))
+    combined = [
+        f"{name}: {share(part['accuracy'])}, ECE {part['ece']:.3f}"
+        for name, part in found["aggregations"].items()
+    ]
+    table.add_row("together, by", "\n".join(combined))
+    table.add_row(
+        "agreement",
+        f"two members order a pair alike {found['same_order']:.3f} of the time; "
+        f"spread {found['spread']:.3f}",
+    )
+    alike, apart = found["unanimous"], found["divided"]
+    words = [f"accuracy {share(alike)} where all agree"] if alike else []
+    words += [f"{share(apart)} on the {apart['n']} pairs where they part"] if apart else []
+    table.add_row("", "; ".join(words))
+
+
+# Attributes
+
+
+def _attributes(summary: dict[str, Any], table: Table) -> None:
+    for name, found in summary["attributes"].items():
+        table.add_row(
+            name,
+            f"RMSE {share(found['rmse'])}, R² {_cell(found['r2'])}, Pearson "
+            f"{share(found['pearson'])}, Spearman {share(found['spearman'])} (n {found['n']})",
+        )
+    score = summary["score"]
+    table.add_row(
+        "weighted score",
+        f"Pearson {share(score['pearson'])}, Spearman {share(score['spearman'])} "
+        f"(n {score['n']}, rows with every attribute)",
+    )
+    if summary["before"]:
+        table.add_row("before training", f"RMSE {summary['before']['eval_rmse']:.3f}")
+    table.add_row("after", f"RMSE {summary['rmse']:.3f} over all labels")
+
+
+# Process
+
+
+def _process(summary: dict[str, Any], table: Table) -> None:
+    steps, first = summary["steps_right"], summary["first_error"]
+    table.add_row("step accuracy", f"{share(summary['step_accuracy'])} of {steps['n']} steps")
+    table.add_row("steps that are right", f"{steps['share']:.3f} by label")
+    table.add_row("step AUC", share(summary["step_auc"]))
+    if summary["before"]:
+        table.add_row("before training", f"accuracy {summary['before']['eval_accuracy']:.3f}")
+    table.add_row(
+        "first error",
+        f"found in {share(first['erroneous'])} of the wrong solutions; "
+        f"{share(first['correct'])} of the right ones pass; F1 {_cell(first['f1'])}",
+    )
+    table.add_row("solution AUC", share(summary["solution_auc"]))
+    table.add_row("calibration", _calibration(summary["calibration"]))
+
+
+_ROWS: dict[str, Callable[[dict[str, Any], Table], None]] = {
+    "preference": _preference,
+    "attributes": _attributes,
+    "process": _process,
+}
+_CHANCE = {
+    "preference": "The accuracy can't be told from chance: don't use this model as it is.",
+    "attributes": "The weighted score can't be told from chance: don't use this model as it is.",
+    "process": "Right steps can't be told from wrong ones: don't use this model as it is.",
+}

@@ -1,6 +1,7 @@
 """The folder of a run: what may be there before, and the model that appears in the end.
 
-`RunFolder` is what every recipe's folder has; `RewardFolder` is that of `guerdon train reward`:
+`RunFolder` is what every recipe's folder has; `RewardFolder` is that of `guerdon train reward`
+(and of each member of an `EnsembleFolder`):
 
     config.toml    the settings, resolved
     metrics.jsonl  a line for each logged step
@@ -152,6 +153,39 @@ class RewardFolder(RunFolder):
     def remove_checkpoints(self) -> None:
         """What is no longer needed once the model is there."""
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+
+class EnsembleFolder(RunFolder):
+    """The folder of `guerdon train reward --ensemble N`.
+
+    Each member has a folder of its own in `members/`; the ensemble's `guerdon.json` comes last,
+    and without it the folder can't be served.
+    """
+
+    @property
+    def finished(self) -> bool:
+        """Whether the ensemble is whole."""
+        return (self.path / MANIFEST_NAME).exists()
+
+    def _clear(self) -> None:
+        (self.path / MANIFEST_NAME).unlink(missing_ok=True)  # first what makes it servable
+        super()._clear()
+
+    def member(self, settings: Any) -> RewardFolder:
+        """The folder of a member; what is there of it is gone on with."""
+        path = Path(settings.output)
+        resume = (path / SETTINGS).exists()
+        if not resume:  # it may have ended while it wrote them
+            (path / f".{SETTINGS}.part").unlink(missing_ok=True)
+        return RewardFolder(settings, resume=resume, overwrite=False)
+
+    def publish(self, manifest: Any, summary: dict[str, Any]) -> None:
+        """Write the summary, and what makes it an ensemble."""
+        write_whole(self.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        sync(self.path / SUMMARY)
+        manifest.write(self.path)
+        sync(self.path / MANIFEST_NAME)
+        sync(self.path)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

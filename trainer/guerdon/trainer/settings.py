@@ -1,48 +1,162 @@
-"""The settings of a reward-model training run, from a TOML file and the command line."""
+"""The settings of `guerdon train reward`, from a TOML file and the command line.
+
+There is a class for each objective, so that a setting which an objective would ignore is an
+error; `AllSettings` is their union, for the command line.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from guerdon.trainer import settings_io
+from guerdon.trainer.errors import SettingsError
 from guerdon.trainer.fine_tune_settings import FineTuneSettings
+
+Objective = Literal["preference", "attributes", "process"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardSettings(FineTuneSettings):
-    """Every key of `config.toml`; the command line has an option of the same name for each."""
+class RewardModelSettings(FineTuneSettings):
+    """What every objective has. Every field is a key of `config.toml` and an option."""
 
     _positive: ClassVar[tuple[str, ...]] = (*FineTuneSettings._positive, "stats_pairs")
-    _not_negative: ClassVar[tuple[str, ...]] = (
-        *FineTuneSettings._not_negative, "center", "freeze_layers",
-    )  # fmt: skip
+    _not_negative: ClassVar[tuple[str, ...]] = (*FineTuneSettings._not_negative, "freeze_layers")
 
+    objective: Objective
+    """What is learned: preference (pairs, Bradley-Terry), attributes (ratings of an answer, by
+    regression) or process (which steps of a solution are right)."""
     base: str
     """Folder, hub name or embedded model to begin from."""
     output: str
     """Folder of the run; in the end it is the model's folder too."""
     lr: float | None = None
     """Peak learning rate; by default 3e-5, and 2e-4 for LoRA."""
-    center: float = 0.01
-    """Weight of the penalty on (r₊ + r₋)², which keeps rewards around zero (arXiv:2312.09244)."""
     freeze_layers: int = 0
     """Keep the embeddings and the lowest so many layers as they are."""
-    share_prompts: Literal["auto", "on", "off"] = "auto"
-    """Compute what both answers of a pair share once: `auto` when a probe shows equal scores."""
     eval_before: bool = True
     """Evaluate before training too."""
     stats_pairs: int = 1000
-    """Most training pairs that are scored for the mean and std of the manifest."""
+    """Most training pairs (or rows) that are scored for the mean and std of the manifest."""
+    by: tuple[str, ...] = ()
+    """Break the held-out measures down by the values of this field of the rows; repeatable."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        for i, name in enumerate(self.by):
+            if not name or name in self.by[:i]:
+                raise SettingsError(f"by names {name!r} {'twice' if name else ''}".rstrip())
 
     def to_toml(self) -> str:
         """The settings as TOML; keys whose value is None are left out."""
         return settings_io.to_toml(self)
 
 
-def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> RewardSettings:
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings(RewardModelSettings):
+    """Preference pairs, Bradley-Terry; perhaps several models of them."""
+
+    _not_negative: ClassVar[tuple[str, ...]] = (
+        *RewardModelSettings._not_negative, "center", "ensemble",
+    )  # fmt: skip
+
+    objective: Literal["preference"] = "preference"
+    center: float = 0.01
+    """Weight of the penalty on (r₊ + r₋)², which keeps rewards around zero (arXiv:2312.09244);
+    TRL's center_rewards_coefficient. Preference."""
+    margin_key: str = ""
+    """Field of the training rows that holds by how much the better answer is better, a number
+    not below 0: the loss is then -log σ(r₊ - r₋ - margin) (arXiv:2307.09288, eq. 2). Empty uses
+    no margins. Preference."""
+    share_prompts: Literal["auto", "on", "off"] = "auto"
+    """Compute what both answers of a pair share once: `auto` when a probe shows equal scores.
+    Preference."""
+    ensemble: int = 0
+    """Train so many models, with the seeds from `seed` on, and serve them as one; 0 trains one.
+    Preference."""
+    aggregation: Literal["mean", "min", "mean_minus_std"] = "mean"
+    """How an ensemble's scores become one (arXiv:2310.02743). Preference."""
+    std_weight: float = 1.0
+    """λ of mean_minus_std: the score is mean - λ·std of the members. Preference."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        if self.ensemble == 1:
+            raise SettingsError("ensemble is 1, it must be 0 (a single model) or at least 2")
+        if not self.ensemble and self.aggregation != "mean":
+            raise SettingsError("aggregation is for an ensemble: give --ensemble too")
+        if self.aggregation != "mean_minus_std" and self.std_weight != 1.0:
+            raise SettingsError("std_weight is for --aggregation mean_minus_std only")
+        if not 0 <= self.std_weight < float("inf"):
+            raise SettingsError(f"std_weight is {self.std_weight}, it must be a number from 0 on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeSettings(RewardModelSettings):
+    """Ratings of an answer by attributes: regression."""
+
+    objective: Literal["attributes"] = "attributes"
+    attribute: tuple[str, ...] = ()
+    """NAME=WEIGHT: an attribute to learn, and its weight in the final score; repeatable.
+    Attributes."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        if not self.attribute:
+            raise SettingsError("attribute is missing: give --attribute NAME=WEIGHT for each")
+        weights = self.weights
+        if not any(weights.values()):
+            raise SettingsError("attribute: every weight is 0, so every score would be")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Name to weight, in the order of the head's outputs."""
+        return _weights("attribute", self.attribute)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSettings(RewardModelSettings):
+    """Right and wrong steps of a solution."""
+
+    objective: Literal["process"] = "process"
+    step_marker: str = "<|step|>"
+    """The token that ends each step, where its score is read; one that the tokenizer lacks is
+    added to it. Process."""
+    step_aggregation: Literal["min", "mean", "last", "product"] = "min"
+    """How the scores of the steps become the solution's. Process."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        if not self.step_marker:
+            raise SettingsError("step_marker is empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllSettings(RewardSettings, AttributeSettings, ProcessSettings):
+    """The union of the objectives' settings, for the options of the command; never made."""
+
+    objective: Objective = "preference"  # type: ignore[assignment]
+    """What is learned: preference (pairs, Bradley-Terry), attributes (ratings of an answer, by
+    regression) or process (which steps of a solution are right). Options that end with the name
+    of an objective are that one's only."""
+
+
+OBJECTIVES: dict[str, type[RewardModelSettings]] = {
+    "preference": RewardSettings,
+    "attributes": AttributeSettings,
+    "process": ProcessSettings,
+}
+
+
+def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> RewardModelSettings:
     """The settings of a TOML file with the command line's values over them.
 
     Args:
@@ -50,6 +164,49 @@ def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> RewardSe
         overrides: what was given on the command line; None means not given.
 
     Raises:
-        SettingsError: the file can't be read, or a key or a value is wrong.
+        SettingsError: the file can't be read, a key or a value is wrong, or a key belongs to
+            another objective.
     """
-    return settings_io.load(RewardSettings, config, overrides)
+    values = settings_io.given(config, overrides)
+    name = settings_io.typed("objective", values.get("objective", "preference"), Objective)
+    kind = OBJECTIVES[name]
+    for key in values:
+        owners = [other for other, owner in OBJECTIVES.items() if key in _fields(owner)]
+        if owners and name not in owners:
+            raise SettingsError(
+                f"{key} is a setting of --objective {owners[0]}, and this is {name}"
+            )
+    return settings_io.build(kind, values)
+
+
+def _fields(kind: type[RewardModelSettings]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def _weights(key: str, entries: Sequence[str]) -> dict[str, float]:
+    """Name to weight, in the order given.
+
+    Args:
+        key: the setting's name, for the message.
+        entries: each `NAME=WEIGHT`.
+
+    Raises:
+        SettingsError: an entry is not of that form, a weight is not a finite number, or a name
+            is given twice.
+    """
+    found: dict[str, float] = {}
+    for entry in entries:
+        name, mark, text = entry.rpartition("=")
+        name = name.strip()
+        if not mark or not name:
+            raise SettingsError(f"{key} is {entry!r}, it must be NAME=WEIGHT")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise SettingsError(f"{key} is {entry!r}, and {text!r} is not a finite number")
+        if name in found:
+            raise SettingsError(f"{key} names {name!r} twice")
+        found[name] = weight
+    return found

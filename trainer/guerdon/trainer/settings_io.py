@@ -38,9 +38,14 @@ def load(kind: type[S], config: Path | None, overrides: Mapping[str, Any]) -> S:
     Raises:
         SettingsError: the file can't be read, or a key or a value is wrong.
     """
+    return build(kind, given(config, overrides))
+
+
+def given(config: Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What a TOML file and, over it, the command line say; arguments and errors as for `load`."""
     values = read_toml(config) if config else {}
     values.update({key: value for key, value in overrides.items() if value not in (None, [], ())})
-    return build(kind, values)
+    return values
 
 
 def build(kind: type[S], values: Mapping[str, Any]) -> S:

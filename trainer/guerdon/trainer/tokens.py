@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from guerdon.data import Message
 from guerdon.trainer.errors import DataError, SettingsError, TrainingError
@@ -28,6 +28,8 @@ class TokenPair:
     chosen_answer: int
     """Tokens of the chosen answer alone, without the prompt."""
     rejected_answer: int
+    row: int = 0
+    """Its place among all pairs of the data."""
 
     @property
     def shared(self) -> int:
@@ -84,11 +86,14 @@ def tokenize_pairs(
     """
     chosen = [pair.prompt + pair.chosen for pair in data.pairs]
     rejected = [pair.prompt + pair.rejected for pair in data.pairs]
-    columns = [_encode(tokenizer, column, data) for column in (chosen, rejected)]
+    columns = [
+        token_ids(tokenizer, render(tokenizer, column, data)) for column in (chosen, rejected)
+    ]
     answers = [[turns[-1]["content"] for turns in column] for column in (chosen, rejected)]
     sizes = [[len(ids) for ids in token_ids(tokenizer, column)] for column in answers]
     pairs, dropped, same, longest = [], 0, 0, 0
-    for line, a, b, a_size, b_size in zip(data.lines, *columns, *sizes, strict=True):
+    each = zip(data.lines, *columns, *sizes, strict=True)
+    for row, (line, a, b, a_size, b_size) in enumerate(each):
         longest = max(longest, len(a), len(b))
         if max(len(a), len(b)) > max_length:
             if too_long == "error":
@@ -100,13 +105,29 @@ def tokenize_pairs(
         elif a == b:
             same += 1
         else:
-            pairs.append(TokenPair(a, b, a_size, b_size))
+            pairs.append(TokenPair(a, b, a_size, b_size, row))
     if not pairs:
         raise DataError(f"{data.source}: no pair is left under {max_length} tokens")
     return TokenPairs(pairs, dropped, same, longest)
 
 
-def _encode(tokenizer: Any, column: list[list[Message]], data: Preferences) -> list[list[int]]:
+class Located(Protocol):
+    """Data that knows where it came from."""
+
+    source: str
+    lines: list[int]
+
+
+def render(tokenizer: Any, column: Sequence[list[Message]], data: Located) -> list[str]:
+    """Conversations as texts, by the chat template.
+
+    Args:
+        column: one for each of the data's lines.
+        data: where they came from, for the message.
+
+    Raises:
+        DataError: the template refuses one.
+    """
     texts = []
     for line, turns in zip(data.lines, column, strict=True):
         try:
@@ -115,7 +136,7 @@ def _encode(tokenizer: Any, column: list[list[Message]], data: Preferences) -> l
             raise DataError(
                 f"{data.source}, line {line}: the chat template refuses it: {error}"
             ) from error
-    return token_ids(tokenizer, texts)
+    return texts
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

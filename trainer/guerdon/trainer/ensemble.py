@@ -1,0 +1,189 @@
+"""Several reward models that differ in their seed, served as one.
+
+Conservative aggregation of an ensemble makes over-optimising a reward model harder (Coste et al.
+2023, arXiv:2310.02743), and where the members part, their score is worth less.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+
+from guerdon.models import Manifest, template_hash
+from guerdon.trainer import measures
+from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.fine_tuning import Phases, check_one_device, versions
+from guerdon.trainer.measures import Floats
+from guerdon.trainer.modelling import load_base, quiet
+from guerdon.trainer.objectives.preference import PreferenceTask, group_measures
+from guerdon.trainer.objectives.task import Task
+from guerdon.trainer.reward import train_reward
+from guerdon.trainer.run_folder import PLOTS, SUMMARY, EnsembleFolder
+from guerdon.trainer.scoring import PairScores
+
+MEMBERS = "members"
+
+_Scores = npt.NDArray[np.float64]
+"""Of every member for every answer, shape [M, N]."""
+
+AGGREGATE: Final[dict[str, Callable[[_Scores, float], Floats]]] = {
+    "mean": lambda scores, weight: scores.mean(0),
+    "min": lambda scores, weight: scores.min(0),
+    "mean_minus_std": lambda scores, weight: scores.mean(0) - weight * scores.std(0),
+}
+"""As the server has them: λ is the weight of the population's standard deviation."""
+
+
+def train_ensemble(task: Task, folder: EnsembleFolder, console: Console) -> dict[str, Any]:
+    """Train the members one after another, and measure them together.
+
+    Members that are whole are kept, one in the middle is gone on with.
+
+    Raises:
+        OutputError: the folder can't be written to.
+        TrainingError: a member can't be trained, or two came out the same.
+    """
+    assert isinstance(task, PreferenceTask)
+    check_one_device()
+    folder.begin()
+    settings, phases = task.settings, Phases()
+    tasks = [_member(task, folder, i) for i in range(settings.ensemble)]
+    for i, member in enumerate(tasks):
+        place = folder.member(member.settings)
+        seed = f"member {i} (seed {member.settings.seed})"
+        if place.finished:
+            console.print(f"{seed} is trained already", highlight=False)
+            continue
+        console.print(seed, highlight=False)
+        with phases(f"member {i}"):
+            train_reward(member, place, console)
+    folders = [Path(member.settings.output) for member in tasks]
+    _check_different(folders)
+
+    with phases("evaluate together"), quiet():
+        places = task.statistics_places()
+        held_out, train = [], []
+        for path in folders:
+            model = load_base(path, task.tokenizer, grow=False)
+            task.share = task.decide_sharing(model)
+            model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+            held_out.append(task.measure(model, settings.saved_dtype))
+            train.append(task.train_scores(model, settings.saved_dtype, places))
+    together = _combined(held_out, settings.aggregation, settings.std_weight)
+    if settings.plots:
+        with phases("plots"):
+            task.draw(folder.path / PLOTS, [], together)
+
+    parts = [json.loads((path / SUMMARY).read_text("utf-8")) for path in folders]
+    scores = AGGREGATE[settings.aggregation](np.stack(train), settings.std_weight)
+    summary = {
+        "objective": settings.objective,
+        **task.before(None),
+        **task.summarise(together),
+        "ensemble": _findings(held_out, parts, settings.std_weight)
+        | {"aggregation": settings.aggregation},
+        "data": task.counts(),
+        "training_set_scores": {
+            "mean": float(scores.mean()), "std": float(scores.std()), "responses": len(scores),
+        },
+        "steps": sum(part["steps"] for part in parts),
+        "seed": settings.seed,
+        "parameters": sum(part["parameters"] for part in parts),
+        "versions": versions(),
+        "seconds": phases.seconds,
+    }  # fmt: skip
+    folder.publish(_manifest(task, folders, summary), summary)
+    return summary
+
+
+def _member(task: PreferenceTask, folder: EnsembleFolder, place: int) -> PreferenceTask:
+    """The same data with the next seed."""
+    settings = replace(
+        task.settings, output=str(folder.path / MEMBERS / str(place)),
+        seed=task.settings.seed + place, ensemble=0, aggregation="mean", std_weight=1.0,
+    )  # fmt: skip
+    return PreferenceTask(replace(task.inputs, settings=settings))
+
+
+def _check_different(folders: Sequence[Path]) -> None:
+    """Two equal models would look like agreement, and the server refuses them."""
+    seen: dict[str, Path] = {}
+    for path in folders:
+        whole = hashlib.sha256()
+        for file in sorted(path.glob("model*.safetensors")):
+            with file.open("rb") as handle:
+                whole.update(hashlib.file_digest(handle, "sha256").digest())
+        other = seen.setdefault(whole.hexdigest(), path)
+        if other is not path:
+            raise TrainingError(
+                f"the members {other.name} and {path.name} came out the same: with this base and "
+                "data the seed changes nothing"
+            )
+
+
+def _combined(scores: Sequence[PairScores], aggregation: str, weight: float) -> PairScores:
+    combine = AGGREGATE[aggregation]
+    return PairScores(
+        combine(np.stack([s.chosen for s in scores]), weight),
+        combine(np.stack([s.rejected for s in scores]), weight),
+    )
+
+
+def _findings(
+    scores: Sequence[PairScores], parts: Sequence[dict[str, Any]], weight: float
+) -> dict[str, Any]:
+    """What the members say alone, together, and of each other."""
+    deltas = np.stack([s.delta for s in scores])
+    signs = np.sign(deltas)
+    alike = (signs == signs[0]).all(0) & (signs[0] != 0)
+    mean = deltas.mean(0)
+    both = list(itertools.combinations(range(len(scores)), 2))
+    return {
+        "members": [
+            {"seed": part["seed"], **group_measures(delta)}
+            for part, delta in zip(parts, deltas, strict=True)
+        ],
+        "aggregations": {
+            name: group_measures(_combined(scores, name, weight).delta) for name in AGGREGATE
+        },
+        "std_weight": weight,
+        "same_order": float(np.mean([(signs[i] == signs[j]).mean() for i, j in both])),
+        "delta_correlation": _mean(measures.pearson(deltas[i], deltas[j]) for i, j in both),
+        "spread": float(np.stack([s.all for s in scores]).std(0).mean()),
+        "unanimous": asdict(measures.accuracy(mean[alike])) if alike.any() else None,
+        "divided": asdict(measures.accuracy(mean[~alike])) if not alike.all() else None,
+    }
+
+
+def _mean(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _manifest(task: PreferenceTask, folders: Sequence[Path], summary: dict[str, Any]) -> Manifest:
+    statistics = summary["training_set_scores"]
+    first = Manifest.read(folders[0])
+    assert first is not None
+    return Manifest(
+        kind="ensemble",
+        mean=statistics["mean"],
+        std=statistics["std"] or None,
+        template_hash=template_hash(task.tokenizer.chat_template),
+        base_model=task.settings.base,
+        train_data=task.train_described,
+        max_tokens=first.max_tokens,
+        members=tuple(f"{MEMBERS}/{path.name}" for path in folders),
+        aggregation=task.settings.aggregation,
+        std_weight=task.settings.std_weight,
+        training=task.notes(summary),
+    )

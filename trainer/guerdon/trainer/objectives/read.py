@@ -1,0 +1,32 @@
+"""From settings to a task: data and tokenizer, checked."""
+
+from __future__ import annotations
+
+from guerdon.trainer.inputs import read_inputs
+from guerdon.trainer.objectives.task import Task
+from guerdon.trainer.settings import (
+    AttributeSettings,
+    ProcessSettings,
+    RewardModelSettings,
+    RewardSettings,
+)
+
+
+def read_task(settings: RewardModelSettings) -> Task:
+    """Load and check the data and the tokenizer: everything that can be wrong before training.
+
+    Raises:
+        TrainingError: something is; says what.
+    """
+    if isinstance(settings, AttributeSettings):
+        from guerdon.trainer.objectives.attributes import read_attributes
+
+        return read_attributes(settings)
+    if isinstance(settings, ProcessSettings):
+        from guerdon.trainer.objectives.process import read_process
+
+        return read_process(settings)
+    from guerdon.trainer.objectives.preference import PreferenceTask
+
+    assert isinstance(settings, RewardSettings)
+    return PreferenceTask(read_inputs(settings))
