@@ -21,9 +21,11 @@ from guerdon.trainer.settings_options import (
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The run": ("objective", "base", "train", "eval", "output", "seed"),
-    "Preference": ("center", "margin_key", "ensemble", "aggregation", "std_weight"),
-    "Attributes": ("attribute",),
-    "Process": ("step_marker", "step_aggregation"),
+    "With --objective preference only": (
+        "center", "margin_key", "share_prompts", "ensemble", "aggregation", "std_weight",
+    ),
+    "With --objective attributes only": ("attribute",),
+    "With --objective process only": ("step_marker", "step_aggregation"),
     "Data": (
         "train_split", "eval_split", "chat_template", "limit", "eval_limit", "max_length",
         "too_long", "bad_rows",
@@ -32,7 +34,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "max_grad_norm",
         "freeze_layers", "lora_r", "lora_alpha", "lora_dropout",
     ),
-    "Memory and speed": ("dtype", "save_dtype", "gradient_checkpointing", "share_prompts"),
+    "Memory and speed": ("dtype", "save_dtype", "gradient_checkpointing"),
     "Measuring": (
         "log_every", "eval_every", "eval_before", "checkpoint_every", "keep_checkpoints",
         "stats_pairs", "by", "plots",
@@ -56,15 +58,16 @@ def reward(
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, train nothing.")] = False,
 ) -> None:
-    """Train a reward model: on preference pairs, ratings by attributes, or right and wrong steps.
+    """Train a reward model: on preference pairs, ratings, or right and wrong steps.
 
-    \b
-    --objective preference   rows with chosen and rejected, perhaps prompt (and a margin)
-    --objective attributes   rows with prompt and response, or messages, and attributes (numbers)
-    --objective process      rows with prompt, completions (steps) and labels (true or false)
+    preference: rows with chosen and rejected, perhaps prompt and a margin.
 
-    Every option is also a key of the TOML file that --config names, with _ for -; the command line
-    wins. An option of another objective is an error.
+    attributes: rows with prompt and response (or messages), and attributes (numbers by name).
+
+    process: rows with prompt, completions (the steps) and labels (true or false).
+
+    Every option is also a key of the TOML file that --config names, with _ for -; the command
+    line wins. An option of another objective is an error.
     """
     with plain_errors():
         settings = load_settings(config, given)

@@ -30,6 +30,16 @@ class Proportion:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounded:
+    """A number with its 95 % confidence interval, where there are rows enough for one."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
 class Bin:
     """One bin of the reliability diagram."""
 
@@ -155,6 +165,14 @@ def pearson(x: Floats, y: Floats) -> float | None:
     dx, dy = x - x.mean(), y - y.mean()
     scale = math.sqrt(float((dx * dx).sum()) * float((dy * dy).sum()))
     return float((dx * dy).sum()) / scale if scale > 0 else None
+
+
+def ranks(values: Floats) -> Floats:
+    """Ranks from 0, ties at their mean."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    found: Floats = (ends - (counts + 1) / 2)[place]
+    return found
 
 
 def length_bias(

@@ -61,7 +61,8 @@ def score_pairs(
     model.eval()
     done = 0
     with torch.inference_mode(), autocast(model, dtype):
-        for places in _batches(pairs, batch_tokens):
+        sizes = [len(pair.chosen) + len(pair.rejected) for pair in pairs]
+        for places in length_batches(sizes, batch_tokens):
             batch = [pairs[i] for i in places]
             scores = (_shared if share else _plain)(model, batch, pad_id)
             chosen[places], rejected[places] = np.split(scores, 2)
@@ -81,15 +82,11 @@ def autocast(model: Any, dtype: str) -> Iterator[None]:
         yield
 
 
-def _batches(pairs: Sequence[TokenPair], batch_tokens: int) -> Iterator[list[int]]:
-    """Places of pairs, longest first, so that memory runs out at once or never."""
-
-    def size(i: int) -> int:
-        return len(pairs[i].chosen) + len(pairs[i].rejected)
-
+def length_batches(sizes: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Places in batches of like sizes, longest first, so that memory runs out at once or never."""
     batch: list[int] = []
-    for i in sorted(range(len(pairs)), key=size, reverse=True):
-        if batch and (len(batch) + 1) * size(batch[0]) > batch_tokens:
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True):
+        if batch and (len(batch) + 1) * sizes[batch[0]] > batch_tokens:
             yield batch
             batch = []
         batch.append(i)

@@ -68,21 +68,19 @@ class RewardSettings(RewardModelSettings):
     objective: Literal["preference"] = "preference"
     center: float = 0.01
     """Weight of the penalty on (r₊ + r₋)², which keeps rewards around zero (arXiv:2312.09244);
-    TRL's center_rewards_coefficient. Preference."""
+    TRL's center_rewards_coefficient."""
     margin_key: str = ""
     """Field of the training rows that holds by how much the better answer is better, a number
     not below 0: the loss is then -log σ(r₊ - r₋ - margin) (arXiv:2307.09288, eq. 2). Empty uses
-    no margins. Preference."""
+    no margins."""
     share_prompts: Literal["auto", "on", "off"] = "auto"
-    """Compute what both answers of a pair share once: `auto` when a probe shows equal scores.
-    Preference."""
+    """Compute what both answers of a pair share once: `auto` when a probe shows equal scores."""
     ensemble: int = 0
-    """Train so many models, with the seeds from `seed` on, and serve them as one; 0 trains one.
-    Preference."""
+    """Train so many models, with the seeds from `seed` on, and serve them as one; 0 trains one."""
     aggregation: Literal["mean", "min", "mean_minus_std"] = "mean"
-    """How an ensemble's scores become one (arXiv:2310.02743). Preference."""
+    """How an ensemble's scores become one (arXiv:2310.02743)."""
     std_weight: float = 1.0
-    """λ of mean_minus_std: the score is mean - λ·std of the members. Preference."""
+    """λ of mean_minus_std: the score is mean - λ·std of the members."""
 
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
@@ -103,8 +101,7 @@ class AttributeSettings(RewardModelSettings):
 
     objective: Literal["attributes"] = "attributes"
     attribute: tuple[str, ...] = ()
-    """NAME=WEIGHT: an attribute to learn, and its weight in the final score; repeatable.
-    Attributes."""
+    """NAME=WEIGHT: an attribute to learn, and its weight in the final score; repeatable."""
 
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
@@ -128,9 +125,9 @@ class ProcessSettings(RewardModelSettings):
     objective: Literal["process"] = "process"
     step_marker: str = "<|step|>"
     """The token that ends each step, where its score is read; one that the tokenizer lacks is
-    added to it. Process."""
+    added to it."""
     step_aggregation: Literal["min", "mean", "last", "product"] = "min"
-    """How the scores of the steps become the solution's. Process."""
+    """How the scores of the steps become the solution's."""
 
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
@@ -145,8 +142,7 @@ class AllSettings(RewardSettings, AttributeSettings, ProcessSettings):
 
     objective: Objective = "preference"  # type: ignore[assignment]
     """What is learned: preference (pairs, Bradley-Terry), attributes (ratings of an answer, by
-    regression) or process (which steps of a solution are right). Options that end with the name
-    of an objective are that one's only."""
+    regression) or process (which steps of a solution are right)."""
 
 
 OBJECTIVES: dict[str, type[RewardModelSettings]] = {

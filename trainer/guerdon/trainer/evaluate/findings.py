@@ -13,7 +13,7 @@ import numpy as np
 
 from guerdon.trainer.evaluate.comparisons import Comparison
 from guerdon.trainer.evaluate.judging import Judged
-from guerdon.trainer.measures import Floats, accuracy, calibration, length_bias, pearson
+from guerdon.trainer.measures import Floats, accuracy, calibration, length_bias, pearson, ranks
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Chat": (
@@ -110,7 +110,7 @@ def agreement(one: Judged, other: Judged) -> dict[str, Any]:
     return {
         "comparisons": len(places),
         "same_order": asdict(accuracy(np.where(alike, 1.0, -1.0))),
-        "margin_rank_correlation": pearson(_ranks(first), _ranks(second)),
+        "margin_rank_correlation": pearson(ranks(first), ranks(second)),
         "largest_difference": float(
             max(
                 np.abs(np.concatenate(_both(one, i)) - np.concatenate(_both(other, i))).max()
@@ -133,12 +133,4 @@ def _length_bias(judged: Judged, places: Sequence[int]) -> dict[str, Any]:
     scores = [[float(_both(judged, i)[side][0]) for i in places] for side in (0, 1)]
     found = asdict(length_bias(*(np.array(column) for column in (*scores, *lengths))))
     found.pop("correlation")  # of whole sequences: it would be the prompts' as well
-    return found
-
-
-def _ranks(values: Floats) -> Floats:
-    """Ranks from 0, ties at their mean."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    found: Floats = (ends - (counts + 1) / 2)[place]
     return found

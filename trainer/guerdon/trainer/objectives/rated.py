@@ -1,0 +1,226 @@
+"""Single answers with what is known of them, as rows and as tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guerdon.data import Message
+from guerdon.trainer.data_rows import Rows, read_rows
+from guerdon.trainer.errors import DataError
+from guerdon.trainer.inputs import base_and_tokenizer, positions_of
+from guerdon.trainer.settings import RewardModelSettings
+from guerdon.trainer.tokens import choose_pad_token, render, token_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """An answer to a prompt, and its targets."""
+
+    prompt: list[Message]
+    answer: str
+    targets: tuple[float | None, ...]
+    """One for each attribute, None where it is not known; or one for each step, 1 or 0."""
+    groups: dict[str, str]
+    """Its value of each field that results are broken down by."""
+
+    @property
+    def conversation(self) -> list[Message]:
+        """The prompt and the answer."""
+        return [*self.prompt, Message(role="assistant", content=self.answer)]
+
+
+@dataclass(frozen=True, slots=True)
+class RatedTokens:
+    """The same as tokens."""
+
+    ids: list[int]
+    places: list[int]
+    """The tokens at which the head is read: the last one, or every step's marker."""
+    targets: tuple[float | None, ...]
+    row: int
+    """Its place among all rows of the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """All rows that fit, and how many did not."""
+
+    rows: list[RatedTokens]
+    too_long: int
+    longest: int
+    """Tokens of the longest sequence, those left out included."""
+
+
+@dataclass(frozen=True)
+class RatedInputs:
+    """What a run starts from, checked."""
+
+    settings: RewardModelSettings
+    base: Path
+    tokenizer: Any
+    grow: bool
+    """Whether a token was added to the vocabulary."""
+    train_data: Rows[Rated]
+    eval_data: Rows[Rated]
+    train: Tokens
+    eval: Tokens
+
+    def counts(self, about: Callable[[Tokens], Sequence[str]]) -> dict[str, Any]:
+        """How many rows there are, and all that was left out or looks odd.
+
+        Args:
+            about: lines on what the targets are.
+        """
+
+        def one(data: Rows[Rated], tokens: Tokens) -> dict[str, Any]:
+            return {
+                "source": data.source, "sha256": data.sha256, "rows": len(tokens.rows),
+                "bad_rows": len(data.bad), "too_long": tokens.too_long,
+                "duplicates": _duplicates(data.rows), "longest_tokens": tokens.longest,
+                "about": list(about(tokens)),
+            }  # fmt: skip
+
+        known = {json.dumps(row.prompt) for row in self.train_data.rows}
+        leaked = sum(json.dumps(row.prompt) in known for row in self.eval_data.rows)
+        return {
+            "train": one(self.train_data, self.train),
+            "eval": one(self.eval_data, self.eval) | {"prompts_in_train": leaked},
+        }
+
+
+def read_rated(
+    settings: RewardModelSettings,
+    parse: Callable[[Mapping[str, Any]], Rated],
+    *,
+    marker: str = "",
+) -> RatedInputs:
+    """Load and check the data and the tokenizer.
+
+    Args:
+        settings: of the run.
+        parse: makes of a row what it means, or raises `RowError`.
+        marker: the token that ends a step, which is added to a tokenizer that lacks it; empty
+            where the head is read at the last token.
+
+    Raises:
+        TrainingError: something is wrong; says what.
+    """
+    base, tokenizer = base_and_tokenizer(settings)
+    added = bool(marker) and _add_marker(tokenizer, marker)
+    data = [
+        _read(source, parse, split=split, limit=limit, bad_rows=settings.bad_rows)
+        for source, split, limit in (
+            (settings.train, settings.train_split, settings.limit),
+            (settings.eval, settings.eval_split, settings.eval_limit),
+        )
+    ]
+    # Held-out rows are all scored, as far as the model goes: leaving the long ones out
+    # would flatter it.
+    limits = (settings.max_length, positions_of(base) or 1 << 30)
+    train, held_out = (
+        tokenize(tokenizer, rows, max_length=limit, too_long=settings.too_long, marker=marker)
+        for rows, limit in zip(data, limits, strict=True)
+    )
+    grow = choose_pad_token(tokenizer, (row.ids for t in (train, held_out) for row in t.rows))
+    return RatedInputs(settings, base, tokenizer, grow or added, *data, train, held_out)
+
+
+def _read(source: str, parse: Callable[[Mapping[str, Any]], Rated], **how: Any) -> Rows[Rated]:
+    found = read_rows(source, parse, **how)
+    if not found.rows:
+        raise DataError(f"{source} holds no row")
+    return found
+
+
+def _add_marker(tokenizer: Any, marker: str) -> bool:
+    """Make the marker one token; whether it had to be added."""
+    from transformers import AddedToken
+
+    ids = token_ids(tokenizer, [marker])[0]
+    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+        return False
+    tokenizer.add_tokens([AddedToken(marker, special=True, normalized=False)], special_tokens=True)
+    return True
+
+
+def tokenize(
+    tokenizer: Any, data: Rows[Rated], *, max_length: int, too_long: str, marker: str = ""
+) -> Tokens:
+    """Token ids of all rows, and where the head is read.
+
+    Raises:
+        DataError: a row is too long and `too_long` is `error`; the template refuses a
+            conversation; a marker is not a token of its own; or no row is left.
+    """
+    texts = render(tokenizer, [row.conversation for row in data.rows], data)
+    encoded = tokenizer(
+        texts, add_special_tokens=False, return_attention_mask=False, verbose=False,
+        return_offsets_mapping=bool(marker),
+    )  # fmt: skip
+    rows, dropped, longest = [], 0, 0
+    for i, (line, row) in enumerate(zip(data.lines, data.rows, strict=True)):
+        ids: list[int] = encoded["input_ids"][i]
+        longest = max(longest, len(ids))
+        if len(ids) > max_length:
+            if too_long == "error":
+                raise DataError(
+                    f"{data.source}, line {line}: {len(ids)} tokens, over the limit of "
+                    f"{max_length} (--max-length; --too-long drop leaves such rows out)"
+                )
+            dropped += 1
+            continue
+        places = [len(ids) - 1]
+        if marker:
+            start = _answer_start(tokenizer, row, texts[i])
+            places = _marked(tokenizer, ids, encoded["offset_mapping"][i], marker, start)
+            if len(places) != len(row.targets):
+                raise DataError(
+                    f"{data.source}, line {line}: the answer has {len(row.targets)} steps, but "
+                    f"{len(places)} of its tokens are step markers {marker!r}: the marker must be "
+                    "a token of its own that the template does not write"
+                )
+        rows.append(RatedTokens(ids, places, row.targets, i))
+    if not rows:
+        raise DataError(f"{data.source}: no row is left under {max_length} tokens")
+    return Tokens(rows, dropped, longest)
+
+
+def _answer_start(tokenizer: Any, row: Rated, text: str) -> int:
+    """The character at which the answer begins: where another answer's text parts from this.
+
+    The server finds it in the same way.
+    """
+    other = "b" if row.answer.lstrip().startswith("a") else "a"
+    turns = [*row.prompt, Message(role="assistant", content=other)]
+    beside = tokenizer.apply_chat_template(turns, tokenize=False)
+    pairs = enumerate(zip(text, beside, strict=False))
+    return next((i for i, (one, two) in pairs if one != two), min(len(text), len(beside)))
+
+
+def _marked(
+    tokenizer: Any, ids: Sequence[int], offsets: Iterable[tuple[int, int]], marker: str, start: int
+) -> list[int]:
+    """The places of the markers in the answer."""
+    wanted = token_ids(tokenizer, [marker])[0][0]
+    pairs = zip(ids, offsets, strict=True)
+    return [i for i, (token, (_, end)) in enumerate(pairs) if token == wanted and end > start]
+
+
+def described(data: Rows[Rated]) -> str:
+    """The source, with its SHA-256 where it is a file."""
+    return f"{data.source} sha256:{data.sha256}" if data.sha256 else data.source
+
+
+def _duplicates(rows: Sequence[Rated]) -> int:
+    """Answers that occurred before, word for word, rated alike or not."""
+    seen: set[str] = set()
+    found = 0
+    for row in rows:
+        key = json.dumps(row.conversation)
+        found += key in seen
+        seen.add(key)
+    return found

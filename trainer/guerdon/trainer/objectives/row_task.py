@@ -1,0 +1,114 @@
+"""What attributes and process rewards have in common: single answers, a head of several outputs."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainingArguments, set_seed
+
+from guerdon.trainer.fine_tuning import common_arguments
+from guerdon.trainer.modelling import load_with_head, prepare
+from guerdon.trainer.objectives.rated import RatedInputs, RatedTokens, Tokens, described
+from guerdon.trainer.objectives.row_trainer import RowTrainer
+from guerdon.trainer.objectives.task import Task
+from guerdon.trainer.row_notes import places_by_group
+
+
+class RowTask(Task):
+    """A task over single answers."""
+
+    tokenwise: bool
+    """Whether the head reads every token, not the last one alone."""
+
+    def __init__(self, inputs: RatedInputs) -> None:
+        super().__init__(inputs.settings, inputs.base, inputs.tokenizer, grow=inputs.grow)
+        self.inputs = inputs
+        self._groups = places_by_group(
+            inputs.eval_data.source,
+            self.settings.by,
+            [inputs.eval_data.rows[row.row].groups for row in inputs.eval.rows],
+        )
+
+    # Data
+
+    @abc.abstractmethod
+    def about(self, tokens: Tokens) -> list[str]:
+        """Lines on what the targets are."""
+
+    def counts(self) -> dict[str, Any]:
+        """Sizes of the data, and all that was left out or looks odd."""
+        return self.inputs.counts(self.about)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many training and held-out rows there are."""
+        return len(self.inputs.train.rows), len(self.inputs.eval.rows)
+
+    @property
+    def train_described(self) -> str:
+        """The training data, for the manifest."""
+        return described(self.inputs.train_data)
+
+    @property
+    def longest_eval(self) -> int:
+        """Tokens of the longest held-out sequence."""
+        return self.inputs.eval.longest
+
+    # Training
+
+    @property
+    @abc.abstractmethod
+    def outputs(self) -> Sequence[str]:
+        """Names of the head's outputs."""
+
+    @abc.abstractmethod
+    def loss(self, logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """The sum of the loss over all targets of a batch, and metrics to log."""
+
+    @abc.abstractmethod
+    def targets(self, rows: Sequence[RatedTokens]) -> dict[str, Tensor]:
+        """`labels`, and what else the loss reads."""
+
+    def begin_head(self, model: Any) -> None:
+        """Make the best of a new head before training."""
+
+    def load(self) -> Any:
+        """The model, ready to be trained."""
+        set_seed(self.settings.seed)  # the new head is random
+        model, new = load_with_head(
+            self.base, self.tokenizer, grow=self.grow, outputs=self.outputs,
+            tokenwise=self.tokenwise,
+        )  # fmt: skip
+        if new:
+            self.begin_head(model.eval())
+        model = prepare(model, self.settings)
+        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def make_trainer(self, model: Any, checkpoints: Path, callbacks: Sequence[Any]) -> RowTrainer:
+        """Over token ids."""
+        arguments = TrainingArguments(
+            **common_arguments(self.settings, checkpoints),
+            bf16=False,  # `RowTrainer` casts itself, and keeps the head in float32
+            remove_unused_columns=False,
+            include_num_input_tokens_seen="non_padding",
+        )
+        return RowTrainer(
+            model=model, args=arguments, loss=self.loss, targets=self.targets,
+            rows=self.inputs.train.rows, pad_id=self.tokenizer.pad_token_id,
+            compute_dtype=self.settings.dtype, processing_class=self.tokenizer,
+            callbacks=list(callbacks),
+        )  # fmt: skip
+
+    # Measuring
+
+    def subgroups(self, of: Callable[[list[int]], dict[str, Any]]) -> dict[str, Any]:
+        """What is measured of the rows of each group, by field and value."""
+        return {
+            field: {value: of(places) for value, places in parts.items()}
+            for field, parts in self._groups.items()
+        }

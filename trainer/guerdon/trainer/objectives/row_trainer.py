@@ -1,0 +1,156 @@
+"""Training on single answers: `transformers`' trainer, with a head read where it is told to.
+
+TRL has no trainer for these: its `PRMTrainer` was removed before 1.16 (its pull request 7133),
+and it never had one for regression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainingArguments
+from trl.trainer.utils import disable_dropout_in_model
+
+from guerdon.trainer import sharing
+from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.length_grouped import LengthGrouped
+from guerdon.trainer.measures import Floats
+from guerdon.trainer.objectives.rated import RatedTokens
+from guerdon.trainer.scoring import autocast, length_batches
+from guerdon.trainer.watched import Watched
+
+IGNORED = -100
+"""In `labels`: what has no target. The trainer counts the others, to divide the loss by them."""
+
+RowLoss = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, float]]]
+"""From logits [N, K] and the batch: the sum of the loss over what has a target, and metrics."""
+
+
+def read_logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """The head's outputs [N, K] at N places of a batch of right-padded rows, in float32.
+
+    Args:
+        model: with a head on sequences or on tokens, LoRA around it or not.
+        batch: `input_ids` and `attention_mask` [B, L], `rows` and `places` [N].
+    """
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    rows_N, places_N = batch["rows"], batch["places"]
+    found = sharing.parts(model)
+    if found is not None:
+        decoder, head = found
+        hidden_BLD = decoder(**inputs, use_cache=False).last_hidden_state
+        return sharing.head_scores(head, hidden_BLD[rows_N, places_N])
+    logits: Tensor = model(**inputs).logits
+    return (logits[rows_N] if logits.dim() == 2 else logits[rows_N, places_N]).float()
+
+
+def collate(rows: Sequence[RatedTokens], pad_id: int) -> dict[str, Tensor]:
+    """What `read_logits` reads: right-padded rows, and the N places of the head."""
+    longest = max(len(row.ids) for row in rows)
+    return {
+        "input_ids": torch.tensor([r.ids + [pad_id] * (longest - len(r.ids)) for r in rows]),
+        "attention_mask": torch.tensor(
+            [[1] * len(r.ids) + [0] * (longest - len(r.ids)) for r in rows]
+        ),
+        "rows": torch.tensor([i for i, row in enumerate(rows) for _ in row.places]),
+        "places": torch.tensor([place for row in rows for place in row.places]),
+    }
+
+
+class RowTrainer(Watched, Trainer):  # type: ignore[misc]
+    """Optimiser, schedule, checkpoints and resume are `transformers`'.
+
+    The loss of an optimiser step is the mean over all its targets, however they are spread over
+    batches.
+
+    Args:
+        loss: of a batch.
+        targets: makes `labels` (and what else the loss reads) of rows.
+        rows: the training rows.
+        pad_id: a token that ends no sequence.
+        compute_dtype: `bfloat16` or `float32`; weights are in float32 either way.
+        **kwargs: as for `Trainer`.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: TrainingArguments,
+        loss: RowLoss,
+        targets: Callable[[Sequence[RatedTokens]], dict[str, Tensor]],
+        rows: Sequence[RatedTokens],
+        pad_id: int,
+        compute_dtype: str,
+        **kwargs: Any,
+    ) -> None:
+        self._loss = loss
+        self._dtype = compute_dtype
+        self._lengths = [len(row.ids) for row in rows]
+        self._seen: dict[str, list[float]] = {}
+        disable_dropout_in_model(model)  # as TRL's reward trainer does
+        super().__init__(
+            model=model, args=args, train_dataset=list(rows),
+            data_collator=lambda batch: collate(batch, pad_id) | targets(batch), **kwargs,
+        )  # fmt: skip
+        self.model_accepts_loss_kwargs = True  # so that targets are counted over a whole step
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The sum over this batch's targets, divided by the number of the whole step's."""
+        with autocast(model, self._dtype):
+            logits_NK = read_logits(model, inputs)
+        total, metrics = self._loss(logits_NK, inputs)
+        if num_items_in_batch is None:
+            num_items_in_batch = (inputs["labels"] != IGNORED).sum()
+        for key, value in metrics.items():
+            self._seen.setdefault(key, []).append(value)
+        loss = total / num_items_in_batch
+        return (loss, {"logits": logits_NK}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means of the loss's metrics since the last line."""
+        logs.update({key: float(np.mean(values)) for key, values in self._seen.items()})
+        self._seen.clear()
+        super().log(logs | {"num_tokens": int(self.state.num_input_tokens_seen)}, start_time)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        batch = self.args.train_batch_size
+        return LengthGrouped(self._lengths, batch, seed=self.args.data_seed or self.args.seed)
+
+
+def row_outputs(
+    model: Any, rows: Sequence[RatedTokens], *, pad_id: int, dtype: str, batch_tokens: int = 4096
+) -> list[Floats]:
+    """The head's outputs for each row, of shape [places, K], in the order of the rows.
+
+    Raises:
+        DivergedError: one is not a finite number.
+    """
+    found: dict[int, Floats] = {}
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), autocast(model, dtype):
+        for places in length_batches([len(row.ids) for row in rows], batch_tokens):
+            some = [rows[i] for i in places]
+            batch = {k: v.to(device) for k, v in collate(some, pad_id).items()}
+            logits = read_logits(model, batch).float().cpu().numpy().astype(np.float64)
+            ends = np.cumsum([len(row.places) for row in some])[:-1]
+            found.update(zip(places, np.split(logits, ends), strict=True))
+    model.train(was_training)
+    if not all(np.isfinite(part).all() for part in found.values()):
+        raise DivergedError("the model gives scores that are not finite numbers")
+    return [found[i] for i in range(len(rows))]

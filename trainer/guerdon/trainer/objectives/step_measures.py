@@ -1,0 +1,139 @@
+"""How well right steps are told from wrong ones: pure functions, in numpy.
+
+Steps of one solution are not independent, so intervals are over solutions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from guerdon.trainer.measures import Z95, Bounded, Floats, Proportion, ranks, sigmoid, wilson
+from guerdon.trainer.rl.statistics import t_quantile
+
+Ints = npt.NDArray[np.int64]
+
+AGGREGATE: Final[dict[str, Callable[[Floats], float]]] = {
+    "min": lambda steps: float(steps.min()),
+    "mean": lambda steps: float(steps.mean()),
+    "last": lambda steps: float(steps[-1]),
+    "product": lambda steps: float(-np.logaddexp(0.0, -steps).sum()),
+}
+"""From raw scores of a solution's steps to its own, as the server has them."""
+
+
+def share(hits: Floats, owners: Ints) -> Bounded:
+    """A share over all steps, with an interval over solutions (linearised ratio, Student's t).
+
+    Args:
+        hits: 1 or 0 for each step.
+        owners: the solution of each step.
+    """
+    value, n = float(hits.mean()), len(hits)
+    residuals = np.bincount(np.unique(owners, return_inverse=True)[1], weights=hits - value)
+    clusters = len(residuals)
+    if clusters < 2:
+        return Bounded(value, None, None, n)
+    if value in (0.0, 1.0):  # nothing varies: as if each solution were one trial
+        edge = wilson(round(value * clusters), clusters)
+        return Bounded(value, edge.low, edge.high, n)
+    se = math.sqrt(clusters / (clusters - 1) * float((residuals**2).sum())) / n
+    half = t_quantile(0.975, clusters - 1) * se
+    return Bounded(value, max(0.0, value - half), min(1.0, value + half), n)
+
+
+def auc(scores: Floats, right: Floats, owners: Ints) -> Bounded | None:
+    """Chance that a right step scores above a wrong one, ties half; None without both.
+
+    The interval is that of clustered data (Obuchowski 1997, Biometrics 53); with one step in
+    every cluster, DeLong's (1988).
+    """
+    good, bad = right == 1, right == 0
+    m, n = int(good.sum()), int(bad.sum())
+    if not m or not n:
+        return None
+    everyone = ranks(scores)
+    above = np.empty(len(scores))
+    above[good] = (everyone[good] - ranks(scores[good])) / n
+    above[bad] = 1 - (everyone[bad] - ranks(scores[bad])) / m
+    value = float(above[good].mean())
+    _, place = np.unique(owners, return_inverse=True)
+    x, y = (np.bincount(place, np.where(side, above - value, 0.0)) for side in (good, bad))
+    with_x, with_y = (len(np.unique(place[side])) for side in (good, bad))
+    if with_x < 2 or with_y < 2:
+        return Bounded(value, None, None, m + n)
+    clusters = len(x)
+    variance = (
+        with_x / (with_x - 1) * float((x * x).sum()) / m**2
+        + with_y / (with_y - 1) * float((y * y).sum()) / n**2
+        + 2 * clusters / (clusters - 1) * float((x * y).sum()) / (m * n)
+    )
+    half = Z95 * math.sqrt(max(0.0, variance))
+    return Bounded(value, max(0.0, value - half), min(1.0, value + half), m + n)
+
+
+def calibration(scores: Floats, right: Floats, bins: int = 10) -> dict[str, Any]:
+    """Whether σ(score) is the chance that a step is right, over bins of it from 0 to 1.
+
+    Returns:
+        `ece`, `brier` (mean squared error of the probability), `log_loss`, and the `bins`.
+    """
+    chance = sigmoid(scores)
+    place = np.minimum((chance * bins).astype(int), bins - 1)
+    found = []
+    for i in range(bins):
+        inside = place == i
+        n = int(inside.sum())
+        found.append(
+            {
+                "low": i / bins, "high": (i + 1) / bins, "n": n,
+                "probability": float(chance[inside].mean()) if n else 0.0,
+                "right": float(right[inside].mean()) if n else 0.0,
+            }
+        )  # fmt: skip
+    signed = np.where(right == 1, scores, -scores)
+    return {
+        "ece": sum(b["n"] * abs(b["probability"] - b["right"]) for b in found) / len(scores),
+        "brier": float(((chance - right) ** 2).mean()),
+        "log_loss": float(np.logaddexp(0.0, -signed).mean()),
+        "bins": found,
+    }
+
+
+def first_errors(scores: Sequence[Floats], right: Sequence[Floats]) -> dict[str, Any]:
+    """Whether the first wrong step of each solution is found (ProcessBench, arXiv:2412.06559).
+
+    A step is called wrong when its score is below 0, that is, σ below one half.
+
+    Returns:
+        `erroneous`: in what share of the solutions with an error its first one was named;
+        `correct`: what share of the others was passed; `f1`, their harmonic mean.
+    """
+    hits: dict[bool, list[bool]] = {True: [], False: []}
+    for found, labels in zip(scores, right, strict=True):
+        named, true = _first(found < 0), _first(labels == 0)
+        hits[true is not None].append(named == true)
+    erroneous, correct = (_wilson(hits[key]) for key in (True, False))
+    f1 = None
+    if erroneous and correct:
+        total = erroneous.value + correct.value
+        f1 = 2 * erroneous.value * correct.value / total if total else 0.0
+    return {
+        "erroneous": asdict(erroneous) if erroneous else None,
+        "correct": asdict(correct) if correct else None,
+        "f1": f1,
+    }
+
+
+def _wilson(hits: Sequence[bool]) -> Proportion | None:
+    return wilson(sum(hits), len(hits)) if hits else None
+
+
+def _first(wrong: npt.NDArray[np.bool_]) -> int | None:
+    found = np.flatnonzero(wrong)
+    return int(found[0]) if len(found) else None
