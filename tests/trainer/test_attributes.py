@@ -135,7 +135,7 @@ def test_accumulation_changes_nothing(base: Path, data: tuple[Path, Path], tmp_p
     losses, weights = [], []
     for i, (batch, accumulate) in enumerate(((32, 1), (12, 3))):
         settings = attribute_settings(
-            base, data, tmp_path / str(i), batch_size=batch, accumulate=accumulate, epochs=3.0,
+            base, data, tmp_path / str(i), batch_size=batch, accumulate=accumulate, epochs=2.0,
             limit=32, eval_before=False,
         )  # fmt: skip
         run(settings)
@@ -150,7 +150,7 @@ def test_accumulation_changes_nothing(base: Path, data: tuple[Path, Path], tmp_p
 def test_resume_equals_an_unbroken_run(
     base: Path, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more: dict[str, Any] = {"checkpoint_every": 5, "epochs": 1.0, "eval_before": False, "limit": 72}
+    more: dict[str, Any] = {"checkpoint_every": 5, "epochs": 1.0, "eval_before": False, "limit": 64}
     run(attribute_settings(base, data, tmp_path / "unbroken", **more))
     settings = attribute_settings(base, data, tmp_path / "broken", **more)
     with monkeypatch.context() as patch:
@@ -189,7 +189,7 @@ def test_a_new_head_begins_at_the_means(
 
 def test_lora_and_bfloat16_learn_too(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
     settings = attribute_settings(
-        base, data, tmp_path / "run", lora_r=8, dtype="bfloat16", epochs=1.0
+        base, data, tmp_path / "run", lora_r=8, dtype="bfloat16", epochs=1.0, limit=80
     )
     summary, _ = run(settings)
     assert summary["rmse"] < summary["before"]["eval_rmse"]

@@ -122,12 +122,12 @@ def test_resume_and_accumulation_change_nothing(
     base: Path, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more: dict[str, Any] = {
-        "checkpoint_every": 2, "epochs": 4.0, "eval_before": False, "batch_size": 32, "limit": 32,
+        "checkpoint_every": 2, "epochs": 3.0, "eval_before": False, "batch_size": 32, "limit": 32,
     }  # fmt: skip
     run(process_settings(base, data, tmp_path / "whole", **more))
     settings = process_settings(base, data, tmp_path / "broken", **more)
     with monkeypatch.context() as patch:
-        interrupt_rows_at(patch, 3)
+        interrupt_rows_at(patch, 2)
         with pytest.raises(KeyboardInterrupt):
             run(settings)
     run(settings, resume=True)

@@ -230,7 +230,8 @@ class AttributeTask(RowTask):
     def train_scores(self, model: Any, dtype: str, places: Sequence[int]) -> Floats:
         """Weighted scores of training rows."""
         rows = [self.inputs.train.rows[i] for i in places]
-        return self._predicted(model, dtype, rows) @ self._weights_K
+        scores: Floats = self._predicted(model, dtype, rows) @ self._weights_K
+        return scores
 
     def draw(self, folder: Path, rows: Sequence[dict[str, Any]], found: Floats) -> None:
         """The run's pictures."""

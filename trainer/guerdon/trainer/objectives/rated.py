@@ -111,22 +111,26 @@ def read_rated(
     """
     base, tokenizer = base_and_tokenizer(settings)
     added = bool(marker) and _add_marker(tokenizer, marker)
-    data = [
-        _read(source, parse, split=split, limit=limit, bad_rows=settings.bad_rows)
-        for source, split, limit in (
-            (settings.train, settings.train_split, settings.limit),
-            (settings.eval, settings.eval_split, settings.eval_limit),
-        )
-    ]
+    train_data = _read(
+        settings.train, parse, split=settings.train_split, limit=settings.limit,
+        bad_rows=settings.bad_rows,
+    )  # fmt: skip
+    eval_data = _read(
+        settings.eval, parse, split=settings.eval_split, limit=settings.eval_limit,
+        bad_rows=settings.bad_rows,
+    )  # fmt: skip
     # Held-out rows are all scored, as far as the model goes: leaving the long ones out
     # would flatter it.
-    limits = (settings.max_length, positions_of(base) or 1 << 30)
     train, held_out = (
         tokenize(tokenizer, rows, max_length=limit, too_long=settings.too_long, marker=marker)
-        for rows, limit in zip(data, limits, strict=True)
-    )
+        for rows, limit in (
+            (train_data, settings.max_length), (eval_data, positions_of(base) or 1 << 30),
+        )
+    )  # fmt: skip
     grow = choose_pad_token(tokenizer, (row.ids for t in (train, held_out) for row in t.rows))
-    return RatedInputs(settings, base, tokenizer, grow or added, *data, train, held_out)
+    return RatedInputs(
+        settings, base, tokenizer, grow or added, train_data, eval_data, train, held_out
+    )
 
 
 def _read(source: str, parse: Callable[[Mapping[str, Any]], Rated], **how: Any) -> Rows[Rated]:

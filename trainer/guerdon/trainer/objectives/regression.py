@@ -43,7 +43,7 @@ def regression(predicted: Floats, true: Floats) -> dict[str, Any]:
 
 def rmse(squared: Floats) -> Bounded:
     """Root of the mean of squared errors; the interval is Student's for the mean's logarithm."""
-    found = estimate(squared)
+    found = estimate(squared.tolist())
     value = math.sqrt(found.mean)
     if found.se is None or not value:
         return Bounded(value, None, None, found.n)
