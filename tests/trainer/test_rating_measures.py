@@ -82,6 +82,16 @@ def test_auc_is_the_share_of_pairs_in_order() -> None:
     assert step_measures.auc(scores, np.ones(5), np.arange(5)) is None
 
 
+def test_two_steps_in_order_prove_little() -> None:
+    found = step_measures.auc(np.arange(4.0), np.array([0.0, 0, 1, 1]), np.arange(4))
+    assert found is not None
+    assert found.value == 1
+    assert found.low == pytest.approx(0.3424, abs=1e-3)  # Wilson's for two of two
+    ties = step_measures.auc(np.zeros(4), np.array([0.0, 0, 1, 1]), np.arange(4))
+    assert ties is not None
+    assert (ties.value, ties.low) == (0.5, None)
+
+
 def test_steps_that_repeat_each_other_narrow_no_interval() -> None:
     """Each solution's one step, said four times over: as much is known as before."""
     random = np.random.default_rng(0)

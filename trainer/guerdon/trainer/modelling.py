@@ -86,7 +86,8 @@ def _cant_load(folder: Path, error: Exception) -> TrainingError:
 def _fitted(model: Any, tokenizer: Any, *, grow: bool) -> Any:
     """The model, which knows the tokenizer's pad token and has embeddings for all tokens."""
     if grow and len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+        with _silent():  # about how the new rows begin: at the mean of the others
+            model.resize_token_embeddings(len(tokenizer))
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = False

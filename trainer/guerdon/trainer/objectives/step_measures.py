@@ -51,7 +51,8 @@ def auc(scores: Floats, right: Floats, owners: Ints) -> Bounded | None:
     """Chance that a right step scores above a wrong one, ties half; None without both.
 
     The interval is that of clustered data (Obuchowski 1997, Biometrics 53); with one step in
-    every cluster, DeLong's (1988).
+    every cluster, DeLong's (1988). Where all are in order it would have no width: then it is
+    Wilson's for the number of solutions that have a step of the rarer side.
     """
     good, bad = right == 1, right == 0
     m, n = int(good.sum()), int(bad.sum())
@@ -73,8 +74,18 @@ def auc(scores: Floats, right: Floats, owners: Ints) -> Bounded | None:
         + with_y / (with_y - 1) * float((y * y).sum()) / n**2
         + 2 * clusters / (clusters - 1) * float((x * y).sum()) / (m * n)
     )
-    half = Z95 * math.sqrt(max(0.0, variance))
+    if variance <= 0:
+        return _without_spread(value, min(with_x, with_y), m + n)
+    half = Z95 * math.sqrt(variance)
     return Bounded(value, max(0.0, value - half), min(1.0, value + half), m + n)
+
+
+def _without_spread(value: float, clusters: int, n: int) -> Bounded:
+    """All in order, or none: as if each of the rarer side's solutions were one trial."""
+    if value not in (0.0, 1.0):  # all tie
+        return Bounded(value, None, None, n)
+    edge = wilson(round(value * clusters), clusters)
+    return Bounded(value, edge.low, edge.high, n)
 
 
 def calibration(scores: Floats, right: Floats, bins: int = 10) -> dict[str, Any]:
