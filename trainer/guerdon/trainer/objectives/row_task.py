@@ -95,7 +95,6 @@ class RowTask(Task):
             **common_arguments(self.settings, checkpoints),
             bf16=False,  # `RowTrainer` casts itself, and keeps the head in float32
             remove_unused_columns=False,
-            include_num_input_tokens_seen="non_padding",
         )
         return RowTrainer(
             model=model, args=arguments, loss=self.loss, targets=self.targets,

@@ -95,6 +95,7 @@ class RowTrainer(Watched, Trainer):  # type: ignore[misc]
         self._dtype = compute_dtype
         self._lengths = [len(row.ids) for row in rows]
         self._seen: dict[str, list[float]] = {}
+        self._tokens = 0  # from the last start on, as TRL counts them
         disable_dropout_in_model(model)  # as TRL's reward trainer does
         super().__init__(
             model=model, args=args, train_dataset=list(rows),
@@ -115,6 +116,7 @@ class RowTrainer(Watched, Trainer):  # type: ignore[misc]
         total, metrics = self._loss(logits_NK, inputs)
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"] != IGNORED).sum()
+        self._tokens += int(inputs["attention_mask"].sum())
         for key, value in metrics.items():
             self._seen.setdefault(key, []).append(value)
         loss = total / num_items_in_batch
@@ -124,7 +126,7 @@ class RowTrainer(Watched, Trainer):  # type: ignore[misc]
         """Adds the means of the loss's metrics since the last line."""
         logs.update({key: float(np.mean(values)) for key, values in self._seen.items()})
         self._seen.clear()
-        super().log(logs | {"num_tokens": int(self.state.num_input_tokens_seen)}, start_time)
+        super().log(logs | {"num_tokens": self._tokens}, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         batch = self.args.train_batch_size
