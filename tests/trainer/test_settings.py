@@ -122,6 +122,57 @@ def test_bad_rows_exit_with_the_line(
     assert "line 1: rejected: is missing" in " ".join(capfd.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        ('objective = "process"', {"center": 0.1}, "center is a setting of --objective preference"),
+        ("ensemble = 2", {"objective": "attributes"}, "ensemble is a setting of --objective pref"),
+        ('step_marker = "x"', {}, "step_marker is a setting of --objective process, and this is"),
+        ('objective = "both"', {}, "objective is 'both', not preference or attributes or process"),
+        ('objective = "process"\nstep_maker = "x"', {}, "did you mean 'step_marker'?"),
+    ],
+)
+def test_settings_of_another_objective_are_named(
+    text: str, given: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path, NEEDED | given)
+    assert message in str(caught.value)
+
+
+def test_every_objective_round_trips(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    for more in (
+        {"objective": "attributes", "attribute": ["a b=0.5", "c=-1"], "by": ["x"]},
+        {"objective": "process", "step_aggregation": "product"},
+        {"ensemble": 3, "aggregation": "mean_minus_std", "std_weight": 0.5, "margin_key": "m"},
+    ):
+        settings = load_settings(None, NEEDED | more)
+        path.write_text(settings.to_toml())
+        assert load_settings(path, {}) == settings
+
+
+def test_a_finished_run_is_trained_anew_with_overwrite(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = write_toy(tmp_path / "d.jsonl", 8, seed=0)
+    arguments = [
+        "train", "reward", "--base", str(base), "--train", str(data), "--eval", str(data),
+        "--output", str(tmp_path / "run"), "--no-plots", "--no-eval-before",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    weights = tmp_path / "run" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert main([*arguments, "--resume"]) == 0
+    assert "this run ended already" in capfd.readouterr().err
+    assert weights.stat().st_mtime_ns == before
+    assert main([*arguments, "--overwrite"]) == 0
+    assert "ended already" not in capfd.readouterr().err
+    assert weights.stat().st_mtime_ns > before
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys, guerdon.trainer.cli\n"

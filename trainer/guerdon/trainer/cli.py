@@ -85,7 +85,7 @@ def _run(settings: RewardModelSettings, *, resume: bool, overwrite: bool, dry_ru
     if not dry_run:
         kind = EnsembleFolder if ensemble else RewardFolder
         folder = kind(settings, resume=resume, overwrite=overwrite)
-        if folder.finished:
+        if folder.finished and not overwrite:
             console.print("this run ended already")
             summary: dict[str, Any] = json.loads((folder.path / SUMMARY).read_text("utf-8"))
             show_summary(summary, folder, console)
