@@ -205,7 +205,7 @@ def test_an_unforeseen_error_is_a_sentence_and_a_traceback_on_request(tmp_path: 
     )
     for debug in ("0", "1"):
         done = subprocess.run(
-            [*GUERDON, "boom", "go"],
+            [*GUERDON, "boom"],
             capture_output=True,
             env=environment(PYTHONPATH=str(tmp_path), GUERDON_DEBUG=debug),
             check=False,
