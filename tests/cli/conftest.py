@@ -40,19 +40,22 @@ def run(server: Server) -> Run:
 def start(server: Server) -> Iterator[Start]:
     """Starts `guerdon …` and leaves it running; killed at the end."""
     started: list[subprocess.Popen[bytes]] = []
+    # Tests in the background inherit SIGINT as ignored, and children do; a terminal's do not.
+    # Not by `preexec_fn`: it makes Python fork, and a child of a process in which gRPC's
+    # threads run may then abort before it begins.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(*args: object, **options: Any) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [*GUERDON, *map(str, args)],
             env=environment(GUERDON_SERVER=server.target),
-            # A test run in the background inherits SIGINT as ignored; a terminal's does not.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
         )
         started.append(process)
         return process
 
     yield start
+    signal.signal(signal.SIGINT, before)
     for process in started:
         process.kill()
         process.wait()
