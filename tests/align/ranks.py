@@ -17,6 +17,7 @@ def train_rank(
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     from guerdon.cli.main import main
     from guerdon.trainer.watched import Watched

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig
 
 from guerdon.trainer.align.trainers import DirectTrainer
+from guerdon.trainer.processes import ALONE
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.settings import OnlineDPOSettings
 from guerdon.trainer.rl.types import Group, Sample
@@ -152,7 +153,8 @@ def test_it_is_trl_s_on_the_same_pairs(policy: Policy, tmp_path: Path, loss: Any
     }
     model = moved(folder, torch.float32)
     trainer = DirectTrainer(
-        [1] * len(pairs), model=model, args=arguments, train_dataset=Dataset.from_dict(rows),
+        lengths=[1] * len(pairs), processes=ALONE, model=model, args=arguments,
+        train_dataset=Dataset.from_dict(rows),
         ref_model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
         processing_class=AutoTokenizer.from_pretrained(folder),
     )  # fmt: skip
