@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -19,6 +20,11 @@ from deploy.demo.policy import BASE
 from deploy.demo.processes import run, run_logged, serving
 from deploy.demo.reward import DATA
 
+from guerdon.trainer.run_folder import write_whole
+
+TERMS = "comparison.json"
+"""In the output: what an earlier try was told."""
+
 
 def main() -> None:
     """Run what is not done yet; any failure is one sentence and exit code 1."""
@@ -27,12 +33,16 @@ def main() -> None:
         "--budget", choices=sorted(BUDGETS), default="small",
         help="small takes about half an hour on two CPU cores; tiny only shows that it works",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, help="by default runs/comparison-BUDGET")
+    parser.add_argument(
+        "--output", type=Path, help="by default runs/comparison-BUDGET, with -seed-N but for seed 0"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of everything")
     args = parser.parse_args()
-    output = (args.output or ROOT / "runs" / f"comparison-{args.budget}").resolve()
+    name = f"comparison-{args.budget}" + (f"-seed-{args.seed}" if args.seed else "")
+    output = (args.output or ROOT / "runs" / name).resolve()
     begun = time.monotonic()
     try:
+        keep_terms(output, args.budget, args.seed)
         pairs = write_halves(DATA / "train.jsonl", output / "data")
         compare(Plan(output, BUDGETS[args.budget], pairs, args.seed))
     except DemoFailed as error:
@@ -42,6 +52,25 @@ def main() -> None:
         console.print("stopped: the same command goes on where it was")
         sys.exit(130)
     console.print(f"\nThat took {minutes(time.monotonic() - begun)}.", highlight=False)
+
+
+def keep_terms(output: Path, budget: str, seed: int) -> None:
+    """Write down what is asked for; what was done for another budget or seed is not used.
+
+    Raises:
+        DemoFailed: it was asked for something else before.
+    """
+    path, asked = output / TERMS, {"budget": budget, "seed": seed}
+    if not path.exists():
+        output.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(asked) + "\n")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before != asked:
+        raise DemoFailed(
+            f"{relative(output)} was begun with budget {before['budget']} and seed "
+            f"{before['seed']}: give another --output"
+        )
 
 
 def compare(plan: Plan) -> None:

@@ -16,6 +16,7 @@ from deploy.comparison.halves import halves, key, write_halves
 from deploy.comparison.stages import RUNS, Plan, Stage
 from deploy.demo import processes
 from deploy.demo.console import DemoFailed
+from deploy.demo.policy import TASKS
 from deploy.demo.reward import DATA
 from tests.support.command import read_rows
 
@@ -41,6 +42,8 @@ def test_the_halves_share_no_prompt_and_leave_nothing_out(tmp_path: Path) -> Non
     assert abs(len(first) - len(second)) < 0.1 * len(rows)
     held_out = {key(row) for row in read_rows(DATA / "eval.jsonl")}
     assert not held_out & {key(row) for row in rows}
+    asked = {row["prompt"] for row in read_rows(TASKS / "questions-eval.jsonl")}
+    assert not asked & {row["prompt"][-1]["content"] for row in rows}
     paths = write_halves(DATA / "train.jsonl", tmp_path)
     assert [read_rows(path) for path in paths] == [first, second]
 
@@ -137,6 +140,34 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, started: list[str]) -> N
     ]  # fmt: skip
     assert started[2].endswith("--resume")
     assert len(started) == 4
+
+
+def test_another_seed_is_another_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is done for one seed is not shown as another's."""
+    made: list[tuple[str, int]] = []
+    monkeypatch.setattr(comparison, "ROOT", tmp_path)
+    monkeypatch.setattr(comparison, "compare", lambda p: made.append((p.output.name, p.seed)))
+
+    def ask(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["make comparison", *words])
+        comparison.main()
+
+    ask()
+    ask("--seed", "1")
+    ask("--budget", "tiny")
+    ask()
+    assert made == [
+        ("comparison-small", 0), ("comparison-small-seed-1", 1), ("comparison-tiny", 0),
+        ("comparison-small", 0),
+    ]  # fmt: skip
+    with pytest.raises(SystemExit):
+        ask("--seed", "2", "--output", str(tmp_path / "runs" / "comparison-small"))
+    assert "with budget small and seed 0: give another --output" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert len(made) == 4
 
 
 def test_a_stage_that_leaves_nothing_is_told_of(
