@@ -24,7 +24,7 @@ class Parting:
     """Its gain, with the interval of the level."""
     heldout: Estimate
     level: float
-    """Of each interval, so that those of all runs hold at once at 95 %."""
+    """Of each interval, so that the verdicts on all runs hold at once at 95 %."""
     verdict: Verdict
     """`gamed`: the reward rose and the held-out reward fell, both beyond noise. `unconfirmed`:
     the held-out reward did not rise beyond noise. `confirmed`: both rose."""

@@ -170,6 +170,6 @@ def together(group: Group) -> str:
     if len(levels) < 2:
         return ""
     return (
-        f"Intervals of over-optimisation are {100 * levels[0]:.1f} % ones, so that those of all "
-        f"{len(levels)} runs hold at once at 95 %."
+        f"Intervals of over-optimisation are {100 * levels[0]:.1f} % ones, so that what they say "
+        f"of all {len(levels)} runs holds at once at 95 %."
     )
