@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from guerdon.trainer.errors import DivergedError
-from guerdon.trainer.language_model import load_lm, without_lora
+from guerdon.trainer.language_model import without_lora
 from guerdon.trainer.processes import partition
 from guerdon.trainer.rl import export
 from guerdon.trainer.rl.algorithms.base import Algorithm, Prepared, StepBatch, summarise
 from guerdon.trainer.rl.distributed import Ranks, make_accelerator
 from guerdon.trainer.rl.packing import PackedRow, idle_row, pack
-from guerdon.trainer.rl.policy import new_policy, switch_attention
+from guerdon.trainer.rl.policy import frozen, new_policy, switch_attention
 from guerdon.trainer.rl.publish import Weights
+from guerdon.trainer.rl.schedule import lr_factor
 from guerdon.trainer.rl.selection import kept_of, pairs_of
 from guerdon.trainer.rl.settings import PPOSettings, RunSettings
 from guerdon.trainer.rl.types import Group, Ints, Sample
@@ -62,7 +63,9 @@ class Learner:
         self.module = new_policy(policy, settings).to(self.accelerator.device)
         switch_attention(self.module, settings)
         self.shape = export.Shape.of(self.module.lm)
-        self._reference = None if settings.lora_r else self._frozen(policy)
+        self._reference = None
+        if not settings.lora_r:
+            self._reference = frozen(policy, settings, like=self.module).to(self.accelerator.device)
         value = isinstance(settings, PPOSettings)
         self._value_lr = _value_lr(settings) if isinstance(settings, PPOSettings) else 0.0
         groups = [{"params": list(_trainable(self.module.lm)), "lr": settings.lr}]
@@ -103,7 +106,7 @@ class Learner:
         norms: list[float] = []
         for chosen in self._minibatches(samples, places):
             norms.append(self._update(samples, offsets, chosen, batch, prepared, sums, maxima))
-        factor = self._lr_factor()
+        factor = lr_factor(self.settings, self.step_count)
         self.step_count += 1
         metrics = prepared.metrics | summarise(sums, maxima, len(norms))
         metrics |= {"lr": factor * self.settings.lr, "grad_norm": float(np.mean(norms))}
@@ -231,7 +234,7 @@ class Learner:
         maxima: dict[str, float],
     ) -> float:
         """One optimiser step; the norm of its gradient."""
-        chosen = _that_count(chosen, samples, offsets, prepared.mask_N)
+        chosen = _with_tokens(chosen, samples, offsets, prepared.mask_N)
         part = [samples[i] for i in chosen]
         rows = self._pack(part, [offsets[i] for i in chosen])
         tokens = [torch.arange(offsets[i], offsets[i] + samples[i].tokens) for i in chosen]
@@ -312,7 +315,7 @@ class Learner:
             raise DivergedError(
                 f"the gradient's norm is {norm} at step {self.step_count + 1}: {_ADVICE}"
             )
-        factor = self._lr_factor()
+        factor = lr_factor(self.settings, self.step_count)
         for group, lr in zip(
             self.optimizer.param_groups, (self.settings.lr, self._value_lr), strict=False
         ):
@@ -333,18 +336,6 @@ class Learner:
             return contextlib.nullcontext()
         found: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(self.model)
         return found
-
-    def _lr_factor(self) -> float:
-        """Of the peak rate, at this step."""
-        settings, step = self.settings, self.step_count
-        if step < settings.warmup_steps:
-            return (step + 1) / settings.warmup_steps
-        done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-        if settings.lr_schedule == "linear":
-            return max(0.0, 1 - done)
-        if settings.lr_schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return 1.0
 
     # Forward passes without gradient
 
@@ -377,19 +368,6 @@ class Learner:
                 logprobs_N[row.tokens_M] = computed.logprobs_M.float().cpu()
         return logprobs_N
 
-    def _frozen(self, policy: Path) -> Any:
-        """The first policy, as it computes: with the same rounding, so that KL begins at 0."""
-        from guerdon.trainer.rl.policy import PolicyModel
-
-        model = PolicyModel(load_lm(policy), self.settings, "").requires_grad_(False)
-        model.packed = self.module.packed
-        if model.packed:
-            from guerdon.trainer.rl.packing import PACKED
-
-            lm: Any = model.lm
-            lm.set_attn_implementation(PACKED)
-        return model.to(self.accelerator.device).eval()
-
 
 def _offsets(samples: Sequence[Sample]) -> list[int]:
     """Where each sample's tokens begin among all."""
@@ -397,7 +375,7 @@ def _offsets(samples: Sequence[Sample]) -> list[int]:
     return [int(at) for at in ends[:-1]]
 
 
-def _that_count(
+def _with_tokens(
     chosen: Sequence[int], samples: Sequence[Sample], offsets: Sequence[int], mask_N: Tensor
 ) -> Sequence[int]:
     """Those with a token that is trained on; where there is none, all, for what is measured."""

@@ -155,6 +155,20 @@ def new_policy(folder: Path, settings: RunSettings) -> PolicyModel:
     return model
 
 
+def frozen(folder: Path, settings: RunSettings, *, like: PolicyModel) -> PolicyModel:
+    """The reference, as the policy is computed: with the same rounding, so that KL begins at 0.
+
+    Raises:
+        TrainingError: it can't be loaded.
+    """
+    lm: Any = load_lm(folder)
+    model = PolicyModel(lm, settings, "").requires_grad_(False)
+    model.packed = like.packed
+    if model.packed:
+        lm.set_attn_implementation(packing.PACKED)
+    return model.eval()
+
+
 def _drop_dropout(model: nn.Module) -> None:
     """Off for good: gradient checkpointing works in training mode only."""
     for module in model.modules():
