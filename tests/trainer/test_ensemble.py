@@ -90,6 +90,8 @@ def test_an_ensemble_is_resumed_by_the_member_and_served(
     deltas = (members["chosen"] - members["rejected"]).T
     for i, part in enumerate(found["members"]):
         assert part["accuracy"]["value"] == (deltas[i] > 0).mean()
+        own = np.concatenate([members["chosen"][:, i], members["rejected"][:, i]])
+        assert part["mean_score"] == pytest.approx(own.mean(), abs=1e-4)
     together_by = {"mean": np.mean, "min": np.min}
     for name, combine in together_by.items():
         wanted = (combine(members["chosen"], 1) > combine(members["rejected"], 1)).mean()
@@ -143,6 +145,8 @@ def test_settings_of_ensembles(base: Path, toy: tuple[Path, Path], tmp_path: Pat
         settings_of(base, toy, tmp_path, ensemble=0)
     with pytest.raises(SettingsError, match="std_weight is for --aggregation mean_minus_std"):
         settings_of(base, toy, tmp_path, aggregation="min")
+    with pytest.raises(SettingsError, match="with center 0 each has a zero of its own"):
+        settings_of(base, toy, tmp_path, center=0.0)
     EnsembleFolder(settings_of(base, toy, tmp_path / "r"), resume=False, overwrite=False).begin()
     with pytest.raises(OutputError, match="was begun with ensemble = 3, not 2"):
         EnsembleFolder(

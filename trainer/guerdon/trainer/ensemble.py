@@ -1,7 +1,8 @@
 """Several reward models that differ in their seed, served as one.
 
 Conservative aggregation of an ensemble makes over-optimising a reward model harder (Coste et al.
-2023, arXiv:2310.02743), and where the members part, their score is worth less.
+2023, arXiv:2310.02743), and where the members part, their score is worth less. Scores are combined
+as they are: a pairwise loss leaves each member its own zero, which the centring penalty holds.
 """
 
 from __future__ import annotations
@@ -150,8 +151,8 @@ def _findings(
     both = list(itertools.combinations(range(len(scores)), 2))
     return {
         "members": [
-            {"seed": part["seed"], **group_measures(delta)}
-            for part, delta in zip(parts, deltas, strict=True)
+            {"seed": part["seed"], "mean_score": float(s.all.mean()), **group_measures(s.delta)}
+            for part, s in zip(parts, scores, strict=True)
         ],
         "aggregations": {
             name: group_measures(_combined(scores, name, weight).delta) for name in AGGREGATE
