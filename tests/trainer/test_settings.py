@@ -8,10 +8,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tests.trainer.toy import write_rows, write_toy
 
 from guerdon.cli.main import main
 from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.report import show_groups
 from guerdon.trainer.settings import AllSettings, RewardSettings, load_settings
 
 NEEDED = {"base": "b", "train": "t", "eval": "e", "output": "o"}
@@ -120,6 +122,30 @@ def test_bad_rows_exit_with_the_line(
     ]  # fmt: skip
     assert main(arguments) == 2
     assert "line 1: rejected: is missing" in " ".join(capfd.readouterr().err.split())
+
+
+def test_bad_rows_that_are_skipped_are_named(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    data = write_rows(tmp_path / "[d].jsonl", [good, {"chosen": "[/x]"}, good])
+    arguments = [
+        "train", "reward", "--base", str(base), "--train", str(data), "--eval", str(data),
+        "--output", str(tmp_path / "run"), "--bad-rows", "skip", "--dry-run",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    printed = capfd.readouterr().err
+    assert f"train: 2 pairs of {data}\n" in printed
+    assert "  1 malformed rows were skipped: line 2\n    line 2: rejected: is missing\n" in printed
+    assert "  1 pairs occur more than once: line 3\n" in printed
+
+
+def test_groups_may_have_any_name(capsys: pytest.CaptureFixture[str]) -> None:
+    share = {"value": 0.5, "low": None, "high": None}
+    show_groups("[/b]", {"[/red]": {"n": 2, "accuracy": share}}, Console())
+    printed = capsys.readouterr().out
+    assert "[/b]" in printed
+    assert "[/red]" in printed
 
 
 @pytest.mark.parametrize(

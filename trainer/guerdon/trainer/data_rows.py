@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,6 +13,8 @@ from guerdon.trainer.errors import DataError
 
 T = TypeVar("T")
 
+SHOWN_LINES, SHOWN_ERRORS = 20, 5
+"""Line numbers and reasons that are named, of each kind of bad or odd row."""
 _FILE_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".gz")
 
 
@@ -28,6 +30,20 @@ class Rows(Generic[T]):
     """Where each row stood, from 1."""
     bad: list[RowError] = field(default_factory=list)
     """The rows that were skipped, with their lines."""
+
+
+def where_odd(bad: Sequence[RowError], noted: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Where bad and odd rows stand, and what is wrong with the first of the bad ones.
+
+    Args:
+        bad: rows that were skipped.
+        noted: lines of others, by what they are.
+    """
+    kinds: dict[str, Sequence[Any]] = {"bad_rows": [error.line for error in bad], **noted}
+    return {
+        "lines": {kind: lines[:SHOWN_LINES] for kind, lines in kinds.items() if lines},
+        "errors": [str(error) for error in bad[:SHOWN_ERRORS]],
+    }
 
 
 def read_rows(

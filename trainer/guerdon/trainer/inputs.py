@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.models import ModelNotFound, resolve_model
+from guerdon.trainer.data_rows import where_odd
 from guerdon.trainer.errors import TrainingError
 from guerdon.trainer.measures import percentiles
 from guerdon.trainer.preferences import Preferences, load_pairs, shared_prompts
@@ -38,6 +39,9 @@ class Inputs:
                 "same_tokens": tokens.same, "duplicates": data.duplicates,
                 "contradictions": data.contradictions, "longest_tokens": tokens.longest,
                 "unused_margins": data.unused_margins,
+                **where_odd(data.bad, {
+                    "duplicates": data.duplicate_lines, "contradictions": data.contradiction_lines,
+                }),
             }  # fmt: skip
 
         shared = shared_prompts(self.train_data, self.eval_data)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from guerdon.trainer.run_folder import RunFolder
@@ -29,9 +30,9 @@ def show_counts(counts: dict[str, Any], console: Console) -> None:
     for split in ("train", "eval"):
         found = counts[split]
         unit = "pairs" if "pairs" in found else "rows"
-        console.print(f"{split}: {found[unit]} {unit} of {found['source']}", highlight=False)
+        say(console, f"{split}: {found[unit]} {unit} of {found['source']}")
         for line in found.get("about", ()):
-            console.print(f"  {line}", highlight=False)
+            say(console, f"  {line}")
         if found.get("margins"):
             spread = found["margins"]
             console.print(
@@ -40,8 +41,21 @@ def show_counts(counts: dict[str, Any], console: Console) -> None:
             )  # fmt: skip
         for key, text in _ODD:
             if found.get(key):
-                words = text.format(unit=unit)
-                console.print(f"  [yellow]{found[key]} {words}[/yellow]", highlight=False)
+                lines = found["lines"].get(key, ())
+                where = f": line {listed(lines, found[key])}" if lines else ""
+                say(console, f"  {found[key]} {text.format(unit=unit)}{where}", "yellow")
+            for error in found["errors"] if key == "bad_rows" else ():
+                say(console, f"    {error}", "yellow")
+
+
+def listed(lines: Sequence[int], count: int) -> str:
+    """Line numbers, of which there may be more."""
+    return ", ".join(map(str, lines)) + (", …" if count > len(lines) else "")
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """A line of words that may be anybody's."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_summary(summary: dict[str, Any], folder: RunFolder, console: Console) -> None:
@@ -56,22 +70,18 @@ def show_summary(summary: dict[str, Any], folder: RunFolder, console: Console) -
         show_groups(field, groups, console)
     if not summary["above_chance"]:
         console.print(f"[yellow]{_CHANCE[summary['objective']]}[/yellow]")
-    console.print(f"model: {folder.path}", highlight=False, soft_wrap=True)
+    say(console, f"model: {folder.path}")
     name = folder.path.resolve().name
-    console.print(
-        f"serve it: guerdon serve reward --model {name}={folder.path}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(console, f"serve it: guerdon serve reward --model {name}={folder.path}")
 
 
 def show_groups(field: str, groups: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     """A table of one field's values: n, and the numbers of each."""
     shown = sorted(groups.items(), key=lambda item: -item[1]["n"])[:_MOST_GROUPS]
     columns = [key for key in shown[0][1] if key != "n"]
-    table = Table(field, "n", *(key.replace("_", " ") for key in columns))
+    table = Table(escape(field), "n", *(escape(key.replace("_", " ")) for key in columns))
     for value, found in shown:
-        table.add_row(value, str(found["n"]), *(_cell(found[key]) for key in columns))
+        table.add_row(escape(value), str(found["n"]), *(_cell(found[key]) for key in columns))
     console.print(table)
     if len(groups) > len(shown):
         console.print(f"{len(groups) - len(shown)} smaller groups are in summary.json")
@@ -157,7 +167,7 @@ def _ensemble(found: Mapping[str, Any], table: Table) -> None:
 def _attributes(summary: dict[str, Any], table: Table) -> None:
     for name, found in summary["attributes"].items():
         table.add_row(
-            name,
+            escape(name),
             f"RMSE {share(found['rmse'])}, R² {_cell(found['r2'])}, Pearson "
             f"{share(found['pearson'])}, Spearman {share(found['spearman'])} (n {found['n']})",
         )

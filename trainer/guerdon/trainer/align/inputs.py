@@ -13,16 +13,13 @@ from guerdon.data import Demonstration, Message, RowError, parse_demonstration
 from guerdon.trainer.align.settings import AlignSettings, SFTSettings
 from guerdon.trainer.align.tokens import encode
 from guerdon.trainer.completions import Completion
-from guerdon.trainer.data_rows import read_rows
+from guerdon.trainer.data_rows import read_rows, where_odd
 from guerdon.trainer.errors import DataError, SettingsError
 from guerdon.trainer.language_model import load_config
 from guerdon.trainer.preferences import load_pairs
 from guerdon.trainer.tokens import load_tokenizer
 
 T = TypeVar("T")
-
-_SHOWN_LINES, _SHOWN_ERRORS = 20, 5
-"""Line numbers and reasons that are named, of each kind of bad or odd row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +63,13 @@ class Part(Generic[T]):
     def counts(self) -> dict[str, Any]:
         """How many rows there are, and all that was left out or looks odd."""
         percentiles = np.percentile(self.lengths, (50, 90, 99, 100)).astype(int).tolist()
-        noted: dict[str, list[Any]] = {"bad_rows": [error.line for error in self.bad], **self.noted}
         return {
             "source": self.source,
             "sha256": self.sha256,
             "rows": len(self.rows),
-            **{key: len(lines) for key, lines in noted.items()},
-            "lines": {key: lines[:_SHOWN_LINES] for key, lines in noted.items() if lines},
-            "errors": [str(error) for error in self.bad[:_SHOWN_ERRORS]],
+            "bad_rows": len(self.bad),
+            **{key: len(lines) for key, lines in self.noted.items()},
+            **where_odd(self.bad, self.noted),
             "tokens": dict(zip(("p50", "p90", "p99", "longest"), percentiles, strict=True)),
         }
 

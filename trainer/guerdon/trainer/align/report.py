@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guerdon.trainer.align.folder import AlignFolder
+from guerdon.trainer.report import listed, say
 
 if TYPE_CHECKING:  # they load torch, which showing a summary need not
     from guerdon.trainer.align.held_out import HeldOut
@@ -88,22 +89,16 @@ def show_counts(counts: dict[str, Any], console: Console) -> None:
     for split in ("train", "eval"):
         found = counts[split]
         sizes = ", ".join(f"{name} {value}" for name, value in found["tokens"].items())
-        _say(console, f"{split}: {found['rows']} rows of {found['source']}; tokens: {sizes}")
+        say(console, f"{split}: {found['rows']} rows of {found['source']}; tokens: {sizes}")
         kinds = {"bad_rows": "malformed, and skipped"} | NOTED
         for key in (key for key in kinds if key in found["lines"]):
-            lines = found["lines"][key]
-            more = ", …" if found[key] > len(lines) else ""
-            places = ", ".join(str(line) for line in lines)
-            _say(console, f"  {found[key]} {kinds[key]}: line {places}{more}", "yellow")
+            where = listed(found["lines"][key], found[key])
+            say(console, f"  {found[key]} {kinds[key]}: line {where}", "yellow")
             for error in found["errors"] if key == "bad_rows" else ():
-                _say(console, f"    {error}", "yellow")
+                say(console, f"    {error}", "yellow")
         if found.get("prompts_in_train"):
             many = found["prompts_in_train"]
-            _say(console, f"  {many} held out with a prompt that is trained on", "yellow")
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+            say(console, f"  {many} held out with a prompt that is trained on", "yellow")
 
 
 def show_summary(summary: dict[str, Any], folder: AlignFolder, console: Console) -> None:
@@ -136,7 +131,7 @@ def show_summary(summary: dict[str, Any], folder: AlignFolder, console: Console)
     spent = ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if v >= 0.5)
     console.print(f"{summary['steps']} steps; seconds: {spent}", highlight=False, soft_wrap=True)
     for text in summary["warnings"]:
-        _say(console, text, "yellow")
+        say(console, text, "yellow")
     console.print(f"policy: {folder.final}", markup=False, highlight=False, soft_wrap=True)
     if folder.reward.is_dir():
         command = f"guerdon serve reward --model mine={folder.reward}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.data import Message
-from guerdon.trainer.data_rows import Rows, read_rows
+from guerdon.trainer.data_rows import Rows, read_rows, where_odd
 from guerdon.trainer.errors import DataError
 from guerdon.trainer.inputs import base_and_tokenizer, positions_of
 from guerdon.trainer.settings import RewardModelSettings
@@ -81,7 +81,7 @@ class RatedInputs:
                 "source": data.source, "sha256": data.sha256, "rows": len(tokens.rows),
                 "bad_rows": len(data.bad), "too_long": tokens.too_long,
                 "duplicates": _duplicates(data.rows), "longest_tokens": tokens.longest,
-                "about": list(about(tokens)),
+                "about": list(about(tokens)), **where_odd(data.bad, {}),
             }  # fmt: skip
 
         known = {json.dumps(row.prompt) for row in self.train_data.rows}
