@@ -53,9 +53,9 @@ def test_accuracy_overall_and_by_subset(
     rows = [
         {"prompt": "q", "chosen": "3", "rejected": "1", "subset": "a"},
         {"prompt": "q", "chosen": "1", "rejected": "2", "subset": "a"},
-        {"prompt": "q", "chosen": "2", "rejected": "2.0", "subset": "b"},  # a tie is wrong
-        {"prompt": "q", "chosen": ["5"], "rejected": ["1", "2", "3"], "subset": "b"},
-        {"prompt": "q", "chosen": ["5", "2"], "rejected": ["1", "3"], "subset": "b"},
+        {"prompt": "q", "chosen": "2", "rejected": "2.0", "subset": "[/b]"},  # a tie is wrong
+        {"prompt": "q", "chosen": ["5"], "rejected": ["1", "2", "3"], "subset": "[/b]"},
+        {"prompt": "q", "chosen": ["5", "2"], "rejected": ["1", "3"], "subset": "[/b]"},
         {  # answers that differ before their last turn
             "prompt": "q",
             "chosen": [says("x"), USER, says("9")],
@@ -70,7 +70,7 @@ def test_accuracy_overall_and_by_subset(
     right = wilson(3, 6)
     assert model["accuracy"] == {"value": 0.5, "low": right.low, "high": right.high, "n": 6}
     assert {name: (p["value"], p["n"]) for name, p in model["subsets"].items()} == {
-        "": (1.0, 1), "a": (0.5, 2), "b": (pytest.approx(1 / 3), 3),
+        "": (1.0, 1), "a": (0.5, 2), "[/b]": (pytest.approx(1 / 3), 3),
     }  # fmt: skip
     assert (model["ties"], model["mean_margin"]) == (1, pytest.approx((2 - 1 + 0 + 2 - 1 + 2) / 6))
     assert model["sections"] == {}
@@ -78,6 +78,9 @@ def test_accuracy_overall_and_by_subset(
     assert [row["line"] for row in written] == [1, 2, 3, 4, 5, 6]
     assert written[4]["scores"] == {"chosen": [5.0, 2.0], "rejected": [1.0, 3.0]}
     assert written[5]["scores"] == {"chosen": [9.0], "rejected": [7.0]}
+    assert main(["eval", "reward", str(data), "--server", server.target, "--model", "fake"]) == 0
+    out, err = capfd.readouterr()
+    assert "[/b]" in out + err  # a name is never read as markup
 
 
 def test_two_models_are_compared(

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guerdon.trainer.align.folder import AlignFolder
-from guerdon.trainer.report import listed, say
+from guerdon.trainer.report import listed, say, share
 
 if TYPE_CHECKING:  # they load torch, which showing a summary need not
     from guerdon.trainer.align.held_out import HeldOut
@@ -111,8 +111,8 @@ def show_summary(summary: dict[str, Any], folder: AlignFolder, console: Console)
         ("mean_likelihood_accuracy", "the same, by the token"),
     ):
         if key in after:
-            first = "–" if key == "implicit_accuracy" else _share(before[key])
-            table.add_row(name, first, _share(after[key]))
+            first = "–" if key == "implicit_accuracy" else share(before[key])
+            table.add_row(name, first, share(after[key]))
     for key, name in (
         ("margin", "mean margin of the implied reward"),
         ("chosen_shift", "change of log-probability of chosen answers, nats"),
@@ -138,7 +138,3 @@ def show_summary(summary: dict[str, Any], folder: AlignFolder, console: Console)
         console.print(
             f"its implied reward: {command}", markup=False, highlight=False, soft_wrap=True
         )
-
-
-def _share(found: dict[str, Any]) -> str:
-    return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})"

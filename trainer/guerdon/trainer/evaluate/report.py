@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from guerdon.trainer.report import share
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
@@ -16,7 +19,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     if "agreement" in found:
         both = found["agreement"]
         table = Table(f"{found['models'][0]['model']} and {found['models'][1]['model']}", "")
-        table.add_row("order the answers alike", _share(both["same_order"]))
+        table.add_row("order the answers alike", share(both["same_order"]))
         correlation = both["margin_rank_correlation"]
         if correlation is not None:
             table.add_row("rank correlation of the margins", f"{correlation:+.3f}")
@@ -27,9 +30,9 @@ def show(found: Mapping[str, Any], console: Console) -> None:
 def _show_model(model: Mapping[str, Any], console: Console) -> None:
     table = Table(f"{model['model']}@{model['revision'][:12]}", "accuracy (95 %)", "n")
     table.columns[2].justify = "right"
-    table.add_row("all", _share(model["accuracy"]), str(model["accuracy"]["n"]))
+    table.add_row("all", share(model["accuracy"]), str(model["accuracy"]["n"]))
     for name, part in model["subsets"].items():
-        table.add_row(f"  {name or '(none)'}", _share(part), str(part["n"]))
+        table.add_row(f"  {escape(name) or '(none)'}", share(part), str(part["n"]))
     for name, value in model["sections"].items():
         table.add_row(f"RewardBench {name}", f"{value:.3f}", "")
     console.print(table)
@@ -51,7 +54,3 @@ def _show_model(model: Mapping[str, Any], console: Console) -> None:
         console.print(f"[yellow]{model['refused']} rows were refused by the server[/yellow]")
     if model["ties"]:
         console.print(f"[yellow]{model['ties']} ties, which count as wrong[/yellow]")
-
-
-def _share(found: Mapping[str, Any]) -> str:
-    return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})"

@@ -6,26 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from guerdon.trainer.rl.statistics import Estimate, share
+from guerdon.trainer.rl.statistics import Estimate
 
 Scores = Mapping[int, Sequence[float]]
 """By the prompt's index, the score of each of its completions."""
 
 
-def win_rate(ours: Scores, theirs: Scores) -> Estimate:
-    """How likely an answer of ours scores above one of theirs; a tie counts half.
-
-    Of each prompt all pairs are compared (the Mann–Whitney U over the number of pairs), and the
-    mean and its interval are over prompts.
-
-    Raises:
-        ValueError: they are not of the same prompts.
-    """
-    return share(list(win_rates(ours, theirs).values()))
-
-
 def win_rates(ours: Scores, theirs: Scores) -> dict[int, float]:
-    """The same of each prompt, by its index.
+    """How likely an answer of ours scores above one of theirs, by prompt; a tie counts half.
+
+    Of each prompt all pairs are compared: the Mann–Whitney U over the number of pairs.
 
     Raises:
         ValueError: they are not of the same prompts.
