@@ -128,16 +128,19 @@ def test_bad_rows_that_are_skipped_are_named(
     base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
-    data = write_rows(tmp_path / "[d].jsonl", [good, {"chosen": "[/x]"}, good])
+    data = write_rows(
+        tmp_path / "[d].jsonl", [good, {"chosen": "[/x]"}, good, good | {"chosen": " "}]
+    )
     arguments = [
         "train", "reward", "--base", str(base), "--train", str(data), "--eval", str(data),
         "--output", str(tmp_path / "run"), "--bad-rows", "skip", "--dry-run",
     ]  # fmt: skip
     assert main(arguments) == 0
     printed = capfd.readouterr().err
-    assert f"train: 2 pairs of {data}\n" in printed
+    assert f"train: 3 pairs of {data}\n" in printed
     assert "  1 malformed rows were skipped: line 2\n    line 2: rejected: is missing\n" in printed
     assert "  1 pairs occur more than once: line 3\n" in printed
+    assert "  1 pairs have an empty answer, and are kept: line 4\n" in printed
 
 
 def test_groups_may_have_any_name(capsys: pytest.CaptureFixture[str]) -> None:

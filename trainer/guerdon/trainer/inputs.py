@@ -37,10 +37,11 @@ class Inputs:
                 "source": data.source, "sha256": data.sha256, "pairs": len(tokens.pairs),
                 "bad_rows": len(data.bad), "too_long": tokens.too_long,
                 "same_tokens": tokens.same, "duplicates": data.duplicates,
-                "contradictions": data.contradictions, "longest_tokens": tokens.longest,
-                "unused_margins": data.unused_margins,
+                "contradictions": data.contradictions, "empty_answers": len(data.empty_lines),
+                "longest_tokens": tokens.longest, "unused_margins": data.unused_margins,
                 **where_odd(data.bad, {
                     "duplicates": data.duplicate_lines, "contradictions": data.contradiction_lines,
+                    "empty_answers": data.empty_lines,
                 }),
             }  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from guerdon.data import Pair, RowError, parse_pair
+from guerdon.data import Message, Pair, RowError, parse_pair
 from guerdon.trainer.data_rows import read_rows
 from guerdon.trainer.errors import DataError
 from guerdon.trainer.row_notes import groups_of, margin_of
@@ -29,6 +29,8 @@ class Preferences:
     """Where pairs stand that occurred before, word for word. They are kept."""
     contradiction_lines: list[int] = field(default_factory=list)
     """Where pairs stand whose opposite occurred before. They are kept."""
+    empty_lines: list[int] = field(default_factory=list)
+    """Where pairs stand of which an answer says nothing. They are kept."""
     margins: list[float] = field(default_factory=list)
     """Of each pair; empty when none were asked for."""
     groups: list[dict[str, str]] = field(default_factory=list)
@@ -90,7 +92,7 @@ def load_pairs(
     )  # fmt: skip
     if not found.pairs:
         raise DataError(f"{source} holds no preference pair")
-    _count_repeats(found)
+    _look(found)
     return found
 
 
@@ -100,15 +102,21 @@ def shared_prompts(train: Preferences, held_out: Preferences) -> int:
     return sum(_key(pair.prompt) in known for pair in held_out.pairs)
 
 
-def _count_repeats(found: Preferences) -> None:
+def _look(found: Preferences) -> None:
     seen: set[tuple[str, str, str]] = set()
     for pair, line in zip(found.pairs, found.lines, strict=True):
+        if not (_says(pair.chosen) and _says(pair.rejected)):
+            found.empty_lines.append(line)
         prompt, chosen, rejected = _key(pair.prompt), _key(pair.chosen), _key(pair.rejected)
         if (prompt, chosen, rejected) in seen:
             found.duplicate_lines.append(line)
         if (prompt, rejected, chosen) in seen:
             found.contradiction_lines.append(line)
         seen.add((prompt, chosen, rejected))
+
+
+def _says(turns: Sequence[Message]) -> bool:
+    return any(turn["content"].strip() for turn in turns)
 
 
 def _key(turns: Any) -> str:

@@ -20,6 +20,7 @@ _ODD = (
     ("same_tokens", "{unit} were left out: both answers are the same tokens"),
     ("duplicates", "{unit} occur more than once"),
     ("contradictions", "{unit} contradict another one"),
+    ("empty_answers", "{unit} have an empty answer, and are kept"),
     ("prompts_in_train", "held-out {unit} have a prompt that is trained on"),
     ("unused_margins", "{unit} have a margin, which is not used: --margin-key margin does"),
 )
