@@ -64,10 +64,8 @@ def start(folder: Path, **more: Any) -> Path:
 
 
 def evaluated(run: Path, reward: float, second: float, kl: float, **more: Any) -> Path:
-    write_evaluation(
-        run / "evaluation", scores(N, reward, 3), second=scores(N, second, 4), kl=kl,
-        policy=f"{run}/final", **more,
-    )  # fmt: skip
+    given = {"policy": f"{run}/final", "second": scores(N, second, 4), "kl": kl} | more
+    write_evaluation(run / "evaluation", scores(N, reward, 3), **given)
     return run
 
 
@@ -396,12 +394,23 @@ def _cut_row(tmp: Path) -> tuple[Path, str]:
     return folder, f"samples.jsonl, line {2 * N}"
 
 
-def _other_weights(tmp: Path) -> tuple[Path, str]:
-    run = evaluated(write_reinforced(tmp / "run"), 0.0, 0.0, 1.0, policy_sha256="0" * 64)
+def _with_weights(tmp: Path, seconds: float, **more: Any) -> Path:
+    run = evaluated(write_reinforced(tmp / "run"), 0.0, 0.0, 1.0, policy_sha256="0" * 64, **more)
     (run / "final").mkdir()
     weights = run / "final" / "model.safetensors"
     weights.write_bytes(b"x")
-    os.utime(weights, (2e9, 2e9))  # the run was gone on with since
+    os.utime(weights, (seconds, seconds))
+    return run
+
+
+def _other_weights(tmp: Path) -> tuple[Path, str]:
+    """The run was gone on with since."""
+    return _with_weights(tmp, 2e9), "evaluation is of other weights than"
+
+
+def _other_policy(tmp: Path) -> tuple[Path, str]:
+    """What another run made was evaluated."""
+    run = _with_weights(tmp, 1e9, policy="runs/other/final")
     return run, "evaluation is of other weights than"
 
 
@@ -416,7 +425,7 @@ def _missing_rows(tmp: Path) -> tuple[Path, str]:
     "make",
     [_not_there, _file, _empty, _reward_model, _unfinished, _unfinished_evaluation,
      _unfinished_start, _format, _json, _toml, _infinite, _no_reward, _row, _cut_row,
-     _missing_rows, _other_weights],
+     _missing_rows, _other_weights, _other_policy],
 )  # fmt: skip
 def test_a_folder_that_is_no_whole_run_ends_in_one_sentence(
     make: Callable[[Path], tuple[Path, str]], tmp_path: Path, compare: Compare

@@ -87,20 +87,25 @@ def read_run(path: Path) -> Run:
 
 
 def _check_weights(path: Path) -> None:
-    """Refuse an evaluation of weights that the run had before it was gone on with.
+    """Refuse an evaluation of another policy, or of weights that the run had before it went on.
 
-    Weights that are not younger than their evaluation aren't read: they may be many gigabytes.
+    Weights that the evaluation names, and that aren't younger, aren't read: they may be many
+    gigabytes.
 
     Raises:
         DataError: it is one.
     """
     files = list((path / FINAL).glob("*.safetensors"))
-    written = (path / FOLDER / EVALUATION).stat().st_mtime
-    if all(file.stat().st_mtime <= written for file in files):
+    if not files:
+        return
+    table = Table(path / FOLDER / EVALUATION, read_json(path / FOLDER / EVALUATION))
+    named = Path(table.text("policy")).expanduser().resolve() == (path / FINAL).resolve()
+    written = table.path.stat().st_mtime
+    if named and all(file.stat().st_mtime <= written for file in files):
         return
     from guerdon.trainer.evaluate.policy.inputs import fingerprint
 
-    told = read_json(path / FOLDER / EVALUATION).get("policy_sha256")
+    told = table.values.get("policy_sha256")
     if told and told != fingerprint(path / FINAL):
         raise DataError(
             f"{path / FOLDER} is of other weights than {path / FINAL}: evaluate the run anew"
