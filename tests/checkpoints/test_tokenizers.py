@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from tests.checkpoints.support import edit_json
 from tests.support import hub
 from tests.support.tiny import TEXT
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
+from guerdon.reward.checkpoints.tokenizer import read_tokenizer
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.kinds import load_model
 from guerdon.reward.types import ComputeMode, ScoreItem, Truncation
@@ -99,14 +101,119 @@ def test_the_rules_of_the_file_are_kept(
     assert inspect_checkpoint(folder).tokenizer.tokenize(text) == wanted
 
 
-def test_rules_that_transformers_cannot_keep_are_refused(tmp_path: Path) -> None:
+def test_settings_of_the_files_model_are_kept(tmp_path: Path) -> None:
     folder = hub.open_assistant(tmp_path)
     file = folder / "tokenizer.json"
     rules = json.loads(file.read_text())
     rules["model"]["unk_id"] = 0  # DebertaV2Tokenizer takes [UNK]'s, whatever the file says
     file.write_text(json.dumps(rules))
+    assert read_tokenizer(folder)("東", add_special_tokens=False)["input_ids"][-1] == 0
+    assert AutoTokenizer.from_pretrained(folder)("東", add_special_tokens=False)["input_ids"][-1]
+
+
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def llama_3(folder: Path, name: str) -> Tokenizer:
+    """Llama 3's rules in a folder that says another class, and what they make of a text."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    more = ["12", "123", "1234", "Ġab", "Ġa", "Ġabc"]
+    vocab = {piece: place for place, piece in enumerate([*letters, *more])}
+    merges = [("1", "2"), ("12", "3"), ("123", "4"), ("Ġ", "a"), ("Ġa", "b")]
+    rules = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
+    rules.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA_3), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    rules.add_special_tokens(["<|eot_id|>"])
+    rules.save(str(folder / "tokenizer.json"))
+    end = "<|eot_id|>"
+    settings = {"tokenizer_class": name, "bos_token": end, "eos_token": end, "unk_token": end}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return rules
+
+
+@pytest.mark.parametrize("name", ["GPT2TokenizerFast", "LlamaTokenizerFast", "Qwen2TokenizerFast"])
+def test_rules_that_matter_to_few_texts_are_kept(name: str, tmp_path: Path) -> None:
+    saved = llama_3(tmp_path, name)
+    tokenizer = read_tokenizer(tmp_path)
+    for text in ("1234 5", "x abc"):  # digits by threes; a word that no merge makes
+        wanted = saved.encode(text).ids
+        assert tokenizer(text)["input_ids"] == wanted
+        assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] != wanted, "no test"
+
+
+def bert(folder: Path, **settings: object) -> Tokenizer:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "A", "é", "e"]
+    rules = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}))
+    rules.normalizer = normalizers.BertNormalizer(lowercase=False)
+    rules.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    rules.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] [SEP] $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)]
+    )
+    rules.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "BertTokenizer", **settings}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return rules
+
+
+def test_how_the_file_puts_two_texts_together_is_kept(tmp_path: Path) -> None:
+    saved = bert(tmp_path, do_lower_case=False)
+    assert read_tokenizer(tmp_path)(["A"], ["é"])["input_ids"] == [saved.encode("A", "é").ids]
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_lower_case": True}])
+def test_capitals_that_the_files_do_not_agree_on(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    """`transformers` 4 and 5 both take the class's word, so training may have, too."""
+    bert(tmp_path, **settings)
+    with pytest.raises(CheckpointRefused, match=r"contradicts itself: .* says lowercase = false"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "RobertaTokenizer", "LlamaTokenizer"])
+def test_a_prefix_that_the_files_do_not_agree_on(name: str, tmp_path: Path) -> None:
+    saved = llama_3(tmp_path, name)
+    words = name == "LlamaTokenizer"
+    if words:
+        saved.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    saved.pre_tokenizer = None if words else pre_tokenizers.ByteLevel(add_prefix_space=False)
+    saved.save(str(tmp_path / "tokenizer.json"))
+    read_tokenizer(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", add_prefix_space=not words)
+    with pytest.raises(CheckpointRefused, match=r"contradicts itself: .* says add_prefix_space"):
+        read_tokenizer(tmp_path)
+
+
+def test_tokens_that_only_the_settings_have_are_refused(tmp_path: Path) -> None:
+    folder = hub.open_assistant(tmp_path)
+    place = str(hub.vocabulary(folder))
+    edit_json(folder / "tokenizer_config.json", added_tokens_decoder={place: ADDED})
     with pytest.raises(CheckpointRefused, match=r"other tokens than tokenizer\.json says"):
         inspect_checkpoint(folder)
+
+
+ADDED = {"content": "leading", "lstrip": False, "normalized": False, "rstrip": False,
+         "single_word": False, "special": False}  # fmt: skip
+
+
+def test_added_tokens_are_found_by_the_files_rules(tmp_path: Path) -> None:
+    folder = hub.open_assistant(tmp_path)
+    saved = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    saved.add_tokens([AddedToken("ﬁn½", normalized=True)])
+    saved.save(str(folder / "tokenizer.json"))
+    text = "a fin1⁄2 b"
+    wanted = saved.encode(text, add_special_tokens=False).ids
+    assert saved.token_to_id("ﬁn½") in wanted
+    assert read_tokenizer(folder)(text, add_special_tokens=False)["input_ids"] == wanted
 
 
 def test_a_broken_sentencepiece_model_is_refused(tmp_path: Path) -> None:
