@@ -122,7 +122,7 @@ def test_a_separator_in_a_text_is_a_space(model: RewardModel, published: Publish
 
 def test_the_prompt_is_cut_alike_in_all_comparisons(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    Manifest(kind="pairwise", max_tokens=60).write(tmp_path)
+    Manifest(max_tokens=60).write(tmp_path)
     model = load_model(tmp_path, name="pair", settings=EngineSettings())
     item = ScoreItem("one two three four " * 4, ("yes", "no, not at all", "perhaps"))
     with pytest.raises(
@@ -198,7 +198,10 @@ SPOILT: list[tuple[Callable[[Path], None], str]] = [
     (_tensors(lambda t: t.pop("head_layer.1.weight")), "lacks head_layer.1.weight, a part of"),
     (_tensors(lambda t: t.update(other=torch.zeros(2))), "holds other, which DebertaV2PairRM does"),
     (_tensors(lambda t: t["head_layer.4.bias"].fill_(torch.nan)), "not finite"),
-    (lambda f: Manifest(mean=0.0, std=1.0).write(f), "say kind = pairwise"),
+    (lambda f: Manifest(kind="process", step_marker="a").write(f), "kind = process can't be given"),
+    (lambda f: Manifest(double_bos=True).write(f), "double_bos can't be given"),
+    (_config(auto_map={"AutoModel": "pairrm.DebertaV2PairRM"}), "which is not the published"),
+    (_config(drop_out=None), "does not say drop_out"),
     (_config(ranker_type="pairranker"), "LLM-Blender's own format"),
 ]
 

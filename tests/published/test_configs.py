@@ -212,7 +212,7 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
     if adapter.layout is not None:
         return adapter.layout(config)
     with torch.device("meta"):
-        model = adapter.model(config)
+        model = adapter.model()(config)
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
 

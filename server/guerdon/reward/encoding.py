@@ -8,14 +8,21 @@ has the rules for every form of prompt.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
+from guerdon.reward.sequences import (
+    TokenSequence,
+    check_unicode,
+    common_prefix,
+    last_run,
+    leading,
+    response_texts,
+)
 from guerdon.reward.text_tokens import TextTokenizer, TokenizedText, common_length
 from guerdon.reward.types import (
     EncodedItem,
@@ -32,17 +39,6 @@ from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 logger = logging.getLogger(__name__)
 
 _CONVERSATION = "prompt.conversation"
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """Prompt and one response as tokens."""
-
-    ids: TokenArray
-    prompt_end: Callable[[], int]
-    """The first token of the response; computed only where it matters."""
-    types: TokenArray | None = None
-    truncated: int = 0
 
 
 class Encoder:
@@ -93,7 +89,7 @@ class Encoder:
                 sequence.ids = np.append(sequence.ids, np.int32(self._ending_id))
             self._fit(place, sequence, truncation)
         readout = self._readout(field, item, sequences)
-        shared = _common_prefix([sequence.ids for sequence in sequences])
+        shared = common_prefix([sequence.ids for sequence in sequences])
         types = [s.types for s in sequences if s.types is not None]
         return EncodedItem(
             prefix=sequences[0].ids[:shared],
@@ -105,7 +101,7 @@ class Encoder:
 
     # Forms of prompts
 
-    def _sequences(self, item: ScoreItem) -> tuple[str, list[_Sequence]]:
+    def _sequences(self, item: ScoreItem) -> tuple[str, list[TokenSequence]]:
         """The name of the prompt's form, and the sequences."""
         prompt = item.prompt
         if isinstance(prompt, np.ndarray):
@@ -124,7 +120,7 @@ class Encoder:
             return "prompt.text", self._from_plain(prompt, responses)
         return _CONVERSATION, self._from_conversation(prompt, responses)
 
-    def _from_ids(self, prompt: TokenArray, responses: Sequence[Response]) -> list[_Sequence]:
+    def _from_ids(self, prompt: TokenArray, responses: Sequence[Response]) -> list[TokenSequence]:
         start = self._checked_ids("prompt.token_ids", prompt)
         end = len(start)
         found = []
@@ -134,7 +130,7 @@ class Encoder:
                     f"responses[{place}].text", "must be token ids, because the prompt is"
                 )
             rest = self._checked_ids(f"responses[{place}].token_ids", response)
-            found.append(_Sequence(np.concatenate([start, rest]), lambda: end))
+            found.append(TokenSequence(np.concatenate([start, rest]), lambda: end))
         return found
 
     def _checked_ids(self, field: str, ids: TokenArray) -> TokenArray:
@@ -149,17 +145,17 @@ class Encoder:
             )
         return ids.astype(np.int32, copy=False)
 
-    def _from_formatted(self, prompt: str, responses: list[str]) -> list[_Sequence]:
+    def _from_formatted(self, prompt: str, responses: list[str]) -> list[TokenSequence]:
         texts = self._text.many([prompt + response for response in responses])
-        return [_Sequence(text.ids, partial(text.first_from, len(prompt))) for text in texts]
+        return [TokenSequence(text.ids, partial(text.first_from, len(prompt))) for text in texts]
 
-    def _from_plain(self, prompt: str, responses: list[str]) -> list[_Sequence]:
+    def _from_plain(self, prompt: str, responses: list[str]) -> list[TokenSequence]:
         texts = [self._text.one(prompt + response, special=True) for response in responses]
-        return [_Sequence(text.ids, partial(text.first_from, len(prompt))) for text in texts]
+        return [TokenSequence(text.ids, partial(text.first_from, len(prompt))) for text in texts]
 
-    def _from_pairs(self, prompt: str, responses: list[str]) -> list[_Sequence]:
+    def _from_pairs(self, prompt: str, responses: list[str]) -> list[TokenSequence]:
         return [
-            _Sequence(
+            TokenSequence(
                 pair.ids, partial(int, pair.first_end), pair.types if self._uses_types else None
             )
             for pair in self._text.pairs(prompt, responses)
@@ -167,7 +163,7 @@ class Encoder:
 
     def _from_conversation(
         self, turns: tuple[Message, ...], responses: list[str]
-    ) -> list[_Sequence]:
+    ) -> list[TokenSequence]:
         if not turns:
             raise InvalidRequest(f"{_CONVERSATION}.messages", "must have at least one message")
         for place, turn in enumerate(turns):
@@ -187,17 +183,17 @@ class Encoder:
 
     def _from_turns(
         self, field: str, turns: tuple[Message, ...], responses: list[str]
-    ) -> list[_Sequence]:
+    ) -> list[TokenSequence]:
         rendered = [self._render(field, turns, response) for response in responses]
         found = []
         for text, whole, response in zip(
             self._text.many(rendered), rendered, responses, strict=True
         ):
-            twice = self._double_bos and _leading(text.ids, {self._bos}) == 1
+            twice = self._double_bos and leading(text.ids, {self._bos}) == 1
             ids = np.concatenate([text.ids[:1], text.ids]) if twice else text.ids
 
             end = partial(self._response_start, field, turns, response, whole, text)
-            found.append(_Sequence(ids, partial(_plus, end, int(twice))))
+            found.append(TokenSequence(ids, partial(_plus, end, int(twice))))
         return found
 
     # The chat template
@@ -247,13 +243,13 @@ class Encoder:
         if rendered[0] == rendered[1]:
             raise CheckpointRefused("the chat template leaves the assistant's last turn out")
         ids = self._text.one(rendered[0]).ids
-        if len(self._gate_ids) and _last_run(ids, self._gate_ids) is None:
+        if len(self._gate_ids) and last_run(ids, self._gate_ids) is None:
             raise CheckpointRefused(
                 "the chat template does not write "
                 f"{self._tokenizer.decode(self._gate_ids)!r} before an answer, where the model "
                 "reads how to weigh its attributes: restore the published template"
             )
-        if not self._double_bos and self._bos is not None and _leading(ids, {self._bos}) > 1:
+        if not self._double_bos and self._bos is not None and leading(ids, {self._bos}) > 1:
             raise CheckpointRefused(
                 "the chat template begins with two BOS tokens: set double_bos in guerdon.json if "
                 "the model was trained so"
@@ -277,7 +273,7 @@ class Encoder:
 
     # Checks of a sequence
 
-    def _check(self, field: str, place: int, sequence: _Sequence) -> None:
+    def _check(self, field: str, place: int, sequence: TokenSequence) -> None:
         ids = sequence.ids
         if len(ids) == 0:
             raise InvalidRequest(f"responses[{place}]", "makes no token at all with its prompt")
@@ -288,7 +284,7 @@ class Encoder:
                 "has no embedding",
             )
         allowed = 2 if self._double_bos else 1
-        if self._bos is not None and _leading(ids, {self._bos}) > allowed:
+        if self._bos is not None and leading(ids, {self._bos}) > allowed:
             raise InvalidRequest(
                 field,
                 f"begins with more than {allowed} BOS token{'s' if allowed > 1 else ''} "
@@ -298,7 +294,7 @@ class Encoder:
     def _name(self, token: int) -> str:
         return repr(self._tokenizer.convert_ids_to_tokens(token))
 
-    def _fit(self, place: int, sequence: _Sequence, truncation: Truncation) -> None:
+    def _fit(self, place: int, sequence: TokenSequence, truncation: Truncation) -> None:
         """Drop tokens from the prompt's left where that is allowed and enough."""
         length = len(sequence.ids)
         excess = length - self.max_tokens
@@ -312,7 +308,7 @@ class Encoder:
                 f"{self.max_tokens}",
             )
         end = sequence.prompt_end()
-        keep = min(_leading(sequence.ids, self._leading), end)
+        keep = min(leading(sequence.ids, self._leading), end)
         if excess > end - keep:
             raise InvalidRequest(
                 field,
@@ -326,7 +322,7 @@ class Encoder:
         sequence.prompt_end = lambda: end - excess
 
     def _readout(
-        self, field: str, item: ScoreItem, sequences: Sequence[_Sequence]
+        self, field: str, item: ScoreItem, sequences: Sequence[TokenSequence]
     ) -> tuple[npt.NDArray[np.int64], ...]:
         """The places of each sequence that are read; empty where the head knows them itself."""
         if len(self._gate_ids):
@@ -338,9 +334,9 @@ class Encoder:
             for place, sequence in enumerate(sequences)
         )
 
-    def _gate(self, field: str, sequence: _Sequence) -> npt.NDArray[np.int64]:
+    def _gate(self, field: str, sequence: TokenSequence) -> npt.NDArray[np.int64]:
         """Where the gate reads: at the first token of its pattern's last occurrence, [1]."""
-        found = _last_run(sequence.ids, self._gate_ids)
+        found = last_run(sequence.ids, self._gate_ids)
         if found is None:
             raise InvalidRequest(
                 field,
@@ -351,7 +347,7 @@ class Encoder:
         return np.array([found])
 
     def _markers(
-        self, place: int, sequence: _Sequence, response: Response, prompt: Prompt
+        self, place: int, sequence: TokenSequence, response: Response, prompt: Prompt
     ) -> npt.NDArray[np.int64]:
         """Where the step markers of the response are.
 
@@ -378,63 +374,5 @@ class Encoder:
         return found.astype(np.int64, copy=False)
 
 
-def response_texts(responses: Sequence[Response]) -> list[str]:
-    """Responses that are texts.
-
-    Raises:
-        InvalidRequest: one is token ids, or no Unicode.
-    """
-    found = []
-    for place, response in enumerate(responses):
-        if not isinstance(response, str):
-            raise InvalidRequest(
-                f"responses[{place}].token_ids", "is allowed only after a prompt of token ids"
-            )
-        check_unicode(f"responses[{place}].text", response)
-        found.append(response)
-    return found
-
-
-def check_unicode(field: str, text: str) -> None:
-    """Refuse half surrogate pairs, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            field, f"is not valid Unicode: half a surrogate pair at character {error.start}"
-        ) from None
-
-
 def _plus(count: Callable[[], int], more: int) -> int:
     return count() + more
-
-
-def _leading(ids: TokenArray, tokens: Collection[int | None]) -> int:
-    """How many of the first three tokens, from the start on, are among these."""
-    count = 0
-    for token in ids[:3].tolist():
-        if token not in tokens:
-            break
-        count += 1
-    return count
-
-
-def _last_run(ids: TokenArray, run: npt.NDArray[np.int64]) -> int | None:
-    """Where the last occurrence of a run of tokens begins."""
-    if len(ids) < len(run):
-        return None
-    windows = np.lib.stride_tricks.sliding_window_view(ids, len(run))
-    found = np.flatnonzero((windows == run).all(axis=1))
-    return int(found[-1]) if len(found) else None
-
-
-def _common_prefix(sequences: Sequence[TokenArray]) -> int:
-    """Tokens that all sequences begin with, short of the shortest one's last; 0 for one alone."""
-    if len(sequences) == 1:
-        return 0
-    first, shared = sequences[0], min(len(ids) for ids in sequences) - 1
-    for ids in sequences[1:]:
-        parted = np.flatnonzero(ids[:shared] != first[:shared])
-        if len(parted):
-            shared = int(parted[0])
-    return shared

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from guerdon.reward.adapters.pairrm import MARKS, marks_of
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
-from guerdon.reward.checkpoints.pairrm import MARKS, marks_of
 from guerdon.reward.comparisons import MAX_CANDIDATES, ordered_pairs
-from guerdon.reward.encoding import check_unicode, response_texts
+from guerdon.reward.sequences import check_unicode, response_texts
 from guerdon.reward.text_tokens import TextTokenizer
 from guerdon.reward.types import EncodedItem, Message, Prompt, ScoreItem, TokenArray, Truncation
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
-from guerdon.reward.encoding import Encoder, _Sequence
+from guerdon.reward.encoding import Encoder
+from guerdon.reward.sequences import TokenSequence
 from guerdon.reward.types import Message, ScoreItem, TokenArray
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 
@@ -44,21 +45,21 @@ class PolicyEncoder(Encoder):
 
     def _from_conversation(
         self, turns: tuple[Message, ...], responses: list[str]
-    ) -> list[_Sequence]:
+    ) -> list[TokenSequence]:
         if turns and not self._has_template:
             raise _no_template(_CONVERSATION)
         return super()._from_conversation(turns, responses)
 
-    def _from_plain(self, prompt: str, responses: list[str]) -> list[_Sequence]:
+    def _from_plain(self, prompt: str, responses: list[str]) -> list[TokenSequence]:
         raise _no_template("prompt.text")
 
-    def _from_formatted(self, prompt: str, responses: list[str]) -> list[_Sequence]:
+    def _from_formatted(self, prompt: str, responses: list[str]) -> list[TokenSequence]:
         start = self._text.one(prompt).ids
         return [_joined(start, self._text.one(response).ids) for response in responses]
 
     def _from_turns(
         self, field: str, turns: tuple[Message, ...], responses: list[str]
-    ) -> list[_Sequence]:
+    ) -> list[TokenSequence]:
         before = self._render_prompt(field, turns)
         start = self._text.one(before).ids
         found = []
@@ -86,7 +87,7 @@ class PolicyEncoder(Encoder):
         return np.append(ids, np.int32(self._eos))
 
     def _readout(
-        self, field: str, item: ScoreItem, sequences: Sequence[_Sequence]
+        self, field: str, item: ScoreItem, sequences: Sequence[TokenSequence]
     ) -> tuple[npt.NDArray[np.int64], ...]:
         """The places of the response's tokens."""
         found = []
@@ -121,9 +122,9 @@ class PolicyEncoder(Encoder):
             )
 
 
-def _joined(prompt: TokenArray, response: TokenArray) -> _Sequence:
+def _joined(prompt: TokenArray, response: TokenArray) -> TokenSequence:
     end = len(prompt)
-    return _Sequence(np.concatenate([prompt, response]), lambda: end)
+    return TokenSequence(np.concatenate([prompt, response]), lambda: end)
 
 
 def _no_template(field: str) -> InvalidRequest:

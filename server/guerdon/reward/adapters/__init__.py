@@ -1,8 +1,8 @@
 """Published reward models whose heads `transformers` does not have.
 
-Their checkpoints ask for Python code that comes with them (`auto_map` in config.json).
-None of it is run: what it computes is written here, one module for each, with the source
-cited, and the checkpoint's own tensors are loaded into it.
+Their checkpoints need Python code that comes with them (`auto_map` in config.json) or is
+published elsewhere. None of it is run: what it computes is written here, one module for each,
+with the source cited, and the checkpoint's own tensors are loaded into it.
 
     base        what a module says of its model
     registry    which module a config.json belongs to
@@ -12,6 +12,7 @@ cited, and the checkpoint's own tensors are loaded into it.
     qrm         QRM-Llama3.1 and QRM-Llama3
     urm         URM-LLaMa-3.1
     internlm2   InternLM2-reward
+    pairrm      PairRM
 
 A new model is one more module and one more name in `registry`.
 """

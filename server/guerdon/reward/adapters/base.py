@@ -24,7 +24,7 @@ Shapes = dict[str, tuple[int, ...]]
 class Published:
     """The part of a published model that is written here; mixed into a `transformers` one.
 
-    A class sets `reads` and `labels` and makes its `head()`; the body is `self.model`. Its
+    A class sets `reads` and `labels` and makes its `head()`; the body is `base_model`. Its
     modules are named as the checkpoint names their tensors.
     """
 
@@ -39,6 +39,7 @@ class Published:
         "gating",
         "weights",
         "v_head",
+        "head_layer",
     ]
     # Some of these checkpoints still hold the language model's head, which no score uses.
     _keys_to_ignore_on_load_unexpected = (r"^lm_head\.",)
@@ -52,7 +53,7 @@ class Published:
     def head(self) -> nn.Module:
         """From the hidden states that are read, in float32, to logits [N, labels].
 
-        They are [N, H], or [N, 2, H] for `Reads.GATE`.
+        They are [N, H]; [N, 2, H] for `Reads.GATE`, and [N, 3, H] for `Reads.MARKS`.
         """
         raise NotImplementedError
 
@@ -66,7 +67,8 @@ class Published:
 
         Args:
             input_ids: token ids.
-            readout: `Reads.GATE` only: the gate's place in the sequence, [1].
+            readout: `Reads.GATE`: the gate's place in the sequence, [1]; `Reads.MARKS`: the
+                marks' places, [3].
             kwargs: for the body.
 
         Returns:
@@ -79,12 +81,15 @@ class Published:
         if self.reads is Reads.GATE:
             assert readout is not None, "a gated model needs the gate's place"
             rows = torch.stack([hidden[int(readout[0])], hidden[-1]])[None]
+        elif self.reads is Reads.MARKS:
+            assert readout is not None, "a pairwise model needs the marks' places"
+            rows = hidden[readout.to(hidden.device)][None]
         else:
             rows = hidden[-1:]
         return SequenceClassifierOutput(logits=self.head()(rows))
 
     def _body(self) -> Any:
-        return getattr(self, "model")  # noqa: B009 - a module of torch's, unknown to types
+        return getattr(self, "base_model")  # noqa: B009 - of the class it is mixed into
 
 
 def plain_config(values: Mapping[str, Any]) -> PretrainedConfig:
@@ -112,8 +117,8 @@ class Adapter:
     model_type: str
     """What config.json says under `model_type`."""
     kind: ModelKind
-    model: type[Any]
-    """The class written here: `Published`, and a `PreTrainedModel`."""
+    model: Callable[[], type[Any]]
+    """Gives the class written here: `Published`, and a `PreTrainedModel`."""
     code: frozenset[str]
     """What `auto_map` may name, as `module.Class`, or `Class` where the module's name is not
     known here. It is never run."""
@@ -131,6 +136,8 @@ class Adapter:
     """`Reads.GATE`: the text at whose last occurrence's first token the gate reads."""
     gate_ids: tuple[int, ...] = ()
     """The token ids that the published code looks for instead, in its own vocabulary."""
+    longest: Callable[[PretrainedConfig], int | None] = lambda config: None
+    """Tokens that it takes where its positions have no end, unless guerdon.json says another."""
     ending: Callable[[PretrainedConfig], int | None] = lambda config: None
     """The token that every sequence must end with, added where it does not."""
     layout: Callable[[PretrainedConfig], Shapes] | None = None
@@ -145,7 +152,7 @@ class Adapter:
         """Numbers that the head gives for each place it reads."""
         if self.kind is ModelKind.ATTRIBUTES:
             return 1 + len(self.attributes)
-        return int(self.model.labels)
+        return int(self.model().labels)
 
     def complete(self, manifest: Manifest | None) -> Manifest:
         """The manifest, with what is known of the model filled in.
@@ -162,6 +169,13 @@ class Adapter:
             )
         if self.kind is ModelKind.PROCESS and not given.step_marker:
             return dataclasses.replace(given, kind="process", step_marker=self.step_marker)
+        if self.kind is ModelKind.PAIRWISE:
+            if given.double_bos:
+                raise CheckpointRefused(
+                    f"double_bos can't be given for a published {self.name}: how its texts begin "
+                    "is its own"
+                )
+            return dataclasses.replace(given, kind="pairwise")
         if self.kind is ModelKind.ATTRIBUTES:
             # No weight is fixed: the gate gives them anew for every prompt.
             weights = dict.fromkeys(self.attributes, 0.0)

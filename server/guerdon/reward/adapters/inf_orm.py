@@ -40,6 +40,6 @@ ADAPTER = Adapter(
     architecture="INFORMForSequenceClassification",
     model_type="llama",
     kind=ModelKind.SEQUENCE,
-    model=INFORMForSequenceClassification,
+    model=lambda: INFORMForSequenceClassification,
     code=frozenset({"INFORMForSequenceClassification"}),
 )

@@ -161,7 +161,7 @@ ADAPTER = Adapter(
     architecture="InternLM2ForRewardModel",
     model_type="internlm2",
     kind=ModelKind.SEQUENCE,
-    model=InternLM2ForRewardModel,
+    model=lambda: InternLM2ForRewardModel,
     code=frozenset(
         {
             "configuration_internlm2.InternLM2Config",

@@ -60,7 +60,7 @@ REWARD = Adapter(
     architecture="Qwen2ForRewardModel",
     model_type="qwen2",
     kind=ModelKind.SEQUENCE,
-    model=Qwen2ForRewardModel,
+    model=lambda: Qwen2ForRewardModel,
     code=frozenset({_CONFIG, "modeling_qwen2_rm.Qwen2ForRewardModel"}),
 )
 
@@ -69,7 +69,7 @@ PROCESS = Adapter(
     architecture="Qwen2ForProcessRewardModel",
     model_type="qwen2",
     kind=ModelKind.PROCESS,
-    model=Qwen2ForProcessRewardModel,
+    model=lambda: Qwen2ForProcessRewardModel,
     code=frozenset({_CONFIG, "modeling_qwen2_rm.Qwen2ForProcessRewardModel"}),
     step_marker="<extra_0>",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from guerdon.reward.adapters import armorm, inf_orm, internlm2, qrm, qwen_math, urm
+from guerdon.reward.adapters import armorm, inf_orm, internlm2, pairrm, qrm, qwen_math, urm
 from guerdon.reward.adapters.base import Adapter
 
 ADAPTERS: tuple[Adapter, ...] = (
@@ -16,6 +16,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     qrm.ADAPTER,
     urm.ADAPTER,
     internlm2.ADAPTER,
+    pairrm.ADAPTER,
 )
 """At most one applies to any config."""
 

@@ -14,12 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-from transformers import (
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from guerdon.models import (
     MANIFEST_NAME,
@@ -27,21 +22,25 @@ from guerdon.models import (
     ManifestError,
     ModelNotFound,
     resolve_model,
-    template_hash,
     weights_hash,
 )
 from guerdon.reward.adapters import Adapter
 from guerdon.reward.checkpoints.agreement import check_members, check_same_reading
+from guerdon.reward.checkpoints.fit import (
+    check_fields,
+    check_template,
+    gate,
+    kind_of,
+    longest_sequence,
+    step_marker,
+)
 from guerdon.reward.checkpoints.model_config import (
     architecture_of,
     check_config_file,
     check_tensors,
-    is_tokenwise,
     make_skeleton,
     read_config,
 )
-from guerdon.reward.checkpoints.pairrm import ARCHITECTURE as PAIRRM
-from guerdon.reward.checkpoints.pairrm import MAX_TOKENS as PAIRRM_TOKENS
 from guerdon.reward.checkpoints.tokenizer import read_tokenizer
 from guerdon.reward.checkpoints.weight_files import (
     all_files,
@@ -52,9 +51,6 @@ from guerdon.reward.checkpoints.weight_files import (
 )
 from guerdon.reward.types import Attribute, ModelKind
 from guerdon.serving.errors import CheckpointRefused
-
-_UNLIMITED = 10**9
-"""Tokenizers without a limit say 10³⁰."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,34 +103,12 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointRefused(f"{folder / MANIFEST_NAME} can't be read: {error}") from error
     if manifest is not None:
-        _check_fields(folder, manifest)
+        check_fields(folder, manifest)
     if manifest is not None and manifest.kind == "ensemble":
         return _ensemble(folder, manifest)
     if manifest is not None and manifest.kind == "implicit":
         return _implicit(folder, manifest)
     return _single(folder, manifest)
-
-
-def _check_fields(folder: Path, manifest: Manifest) -> None:
-    """Nothing is said that the kind would ignore."""
-    for name, kind in (("attributes", "attributes"), ("step_marker", "process"),
-                       ("members", "ensemble"), ("policy", "implicit"),
-                       ("reference", "implicit"), ("reference_hash", "implicit"),
-                       ("beta", "implicit")):  # fmt: skip
-        if getattr(manifest, name) and manifest.kind != kind:
-            raise CheckpointRefused(
-                f"{folder / MANIFEST_NAME} gives {name}, which only kind = {kind} has, but says "
-                f"kind = {manifest.kind}"
-            )
-    if manifest.double_bos and manifest.kind == "ensemble":
-        raise CheckpointRefused(
-            f"{folder / MANIFEST_NAME} is an ensemble's: double_bos stands in those of its members"
-        )
-    if manifest.double_bos and manifest.kind == "implicit":
-        raise CheckpointRefused(
-            f"{folder / MANIFEST_NAME} gives double_bos, which kind = implicit does not have: the "
-            "template's BOS is all that a policy gets"
-        )
 
 
 def _single(folder: Path, manifest: Manifest | None, *, policy: bool = False) -> Checkpoint:
@@ -151,7 +125,7 @@ def _single(folder: Path, manifest: Manifest | None, *, policy: bool = False) ->
     config = read_config(folder, adapter)
     architecture = architecture_of(folder, config, adapter, policy=policy)
     if adapter is None:
-        kind = ModelKind.IMPLICIT if policy else _kind(folder, architecture, config, manifest)
+        kind = ModelKind.IMPLICIT if policy else kind_of(folder, architecture, config, manifest)
         manifest = manifest or Manifest()
     else:
         kind, manifest = adapter.kind, _completed(folder, adapter, manifest)
@@ -166,27 +140,21 @@ def _single(folder: Path, manifest: Manifest | None, *, policy: bool = False) ->
         config=config,
         tokenizer=tokenizer,
         architecture=architecture,
-        num_labels=_labels(kind, config, adapter),
-        max_tokens=_max_tokens(folder, config, manifest, tokenizer, skeleton),
+        num_labels=int(config.num_labels) if adapter is None else adapter.labels,
+        max_tokens=longest_sequence(folder, config, manifest, tokenizer, skeleton, adapter),
         revision=content_hash(folder, files),
-        chat_template_hash=_check_template(folder, tokenizer, manifest),
+        chat_template_hash=check_template(folder, tokenizer, manifest),
         attributes=tuple(Attribute(name, float(w)) for name, w in manifest.attributes.items())
         if kind is ModelKind.ATTRIBUTES
         else (),
-        step_marker_id=_step_marker(folder, tokenizer, manifest)
+        step_marker_id=step_marker(folder, tokenizer, manifest)
         if kind is ModelKind.PROCESS
         else None,
         ending_id=None if adapter is None else adapter.ending(config),
-        gate_ids=() if adapter is None else _gate(folder, tokenizer, adapter),
+        gate_ids=() if adapter is None else gate(folder, tokenizer, adapter),
         adapter=adapter,
         stamp=before,
     )
-
-
-def _labels(kind: ModelKind, config: PretrainedConfig, adapter: Adapter | None) -> int:
-    if adapter is not None:
-        return adapter.labels
-    return 1 if kind is ModelKind.PAIRWISE else int(config.num_labels)
 
 
 def _completed(folder: Path, adapter: Adapter, manifest: Manifest | None) -> Manifest:
@@ -194,139 +162,6 @@ def _completed(folder: Path, adapter: Adapter, manifest: Manifest | None) -> Man
         return adapter.complete(manifest)
     except CheckpointRefused as error:
         raise CheckpointRefused(f"{folder}: {error}") from error
-
-
-def _kind(
-    folder: Path, architecture: str, config: PretrainedConfig, manifest: Manifest | None
-) -> ModelKind:
-    """The kind of reward, if head and manifest agree on it."""
-    if architecture == PAIRRM or (manifest is not None and manifest.kind == "pairwise"):
-        return _pairwise(folder, architecture, manifest)
-    tokenwise = is_tokenwise(architecture, config)
-    labels = int(config.num_labels)
-    if manifest is None and tokenwise:
-        raise CheckpointRefused(
-            f"{folder} scores tokens ({architecture}): a {MANIFEST_NAME} with kind = process and "
-            "the step_marker must say at which ones"
-        )
-    kind = ModelKind(manifest.kind if manifest else "sequence")
-    if (kind is ModelKind.PROCESS) != tokenwise:
-        wanted = "ForTokenClassification" if kind is ModelKind.PROCESS else (
-            "ForSequenceClassification")  # fmt: skip
-        raise CheckpointRefused(
-            f"{folder}/{MANIFEST_NAME} says kind = {kind.value}, which needs a {wanted} model, "
-            f"but the checkpoint is a {architecture}"
-        )
-    if kind is ModelKind.ATTRIBUTES:
-        expected = len(manifest.attributes) if manifest else 0
-        if labels != expected:
-            raise CheckpointRefused(
-                f"{folder}/{MANIFEST_NAME} names {expected} attributes, but the head has "
-                f"{labels} outputs (num_labels)"
-            )
-    elif labels != 1 and not (kind is ModelKind.PROCESS and labels == 2):
-        # Two outputs at a step are "bad" and "good", as TRL's PRMTrainer has them.
-        raise CheckpointRefused(
-            f"{folder} has a head with {labels} outputs (num_labels; 2 is what transformers takes "
-            "when nothing is said), and a reward is one number: train it with num_labels=1, or "
-            f"name each output and its weight under attributes in {MANIFEST_NAME}"
-        )
-    return kind
-
-
-def _pairwise(folder: Path, architecture: str, manifest: Manifest | None) -> ModelKind:
-    kind = manifest.kind if manifest else ModelKind.PAIRWISE.value
-    if kind != ModelKind.PAIRWISE.value:
-        raise CheckpointRefused(
-            f"{folder}/{MANIFEST_NAME} says kind = {kind}, but a {architecture} compares two "
-            "answers: say kind = pairwise"
-        )
-    if architecture != PAIRRM:
-        raise CheckpointRefused(
-            f"{folder}/{MANIFEST_NAME} says kind = pairwise, which needs a {PAIRRM} model, but "
-            f"the checkpoint is a {architecture}"
-        )
-    return ModelKind.PAIRWISE
-
-
-def _check_template(folder: Path, tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> str:
-    """The hash of the template, if it is the one that the model was trained with."""
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        if "default" not in template:
-            raise CheckpointRefused(
-                f"{folder} has several chat templates ({', '.join(sorted(template))}) and no "
-                "default: leave the one it was trained with"
-            )
-        template = template["default"]
-    found = template_hash(template)
-    if manifest.template_hash and found != manifest.template_hash:
-        raise CheckpointRefused(
-            f"the chat template of {folder} is not the one it was trained with "
-            f"({MANIFEST_NAME} says {manifest.template_hash[:12]}…, the folder has "
-            f"{f'{found[:12]}…' if found else 'none'}): restore it"
-        )
-    return found
-
-
-def _step_marker(folder: Path, tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> int:
-    ids = tokenizer(manifest.step_marker, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        raise CheckpointRefused(
-            f"the step_marker {manifest.step_marker!r} in {folder}/{MANIFEST_NAME} is not one "
-            f"token of the tokenizer but {len(ids)}: add it to the vocabulary before training"
-            if len(ids) != 1
-            else f"the step_marker {manifest.step_marker!r} in {folder}/{MANIFEST_NAME} is "
-            "unknown to the tokenizer"
-        )
-    return int(ids[0])
-
-
-def _gate(folder: Path, tokenizer: PreTrainedTokenizerBase, adapter: Adapter) -> tuple[int, ...]:
-    """The tokens at which the gate reads."""
-    if not adapter.gate:
-        return ()
-    found = tuple(tokenizer(adapter.gate, add_special_tokens=False)["input_ids"])
-    published = adapter.gate_ids if len(tokenizer) > max(adapter.gate_ids) else found
-    if found != published or tokenizer.unk_token_id in found:
-        raise CheckpointRefused(
-            f"the tokenizer of {folder} makes the tokens {list(found)} of {adapter.gate!r}, where "
-            f"the gate of {adapter.name} reads, and the published model's are "
-            f"{list(adapter.gate_ids)}: restore its tokenizer"
-        )
-    return found
-
-
-def _max_tokens(
-    folder: Path,
-    config: PretrainedConfig,
-    manifest: Manifest,
-    tokenizer: PreTrainedTokenizerBase,
-    skeleton: PreTrainedModel,
-) -> int:
-    """The longest sequence: the manifest's, within what the positions allow."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if type(skeleton).__name__ == PAIRRM and not config.position_biased_input:
-        return manifest.max_tokens or PAIRRM_TOKENS  # relative positions only, without an end
-    for name, module in skeleton.named_modules():
-        # RoBERTa and its kin count positions from padding_idx + 1.
-        table = isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")
-        if table and module.padding_idx is not None:
-            positions = module.num_embeddings - int(module.padding_idx) - 1
-    if manifest.max_tokens is not None:
-        if positions is not None and manifest.max_tokens > positions:
-            raise CheckpointRefused(
-                f"{folder}/{MANIFEST_NAME} says max_tokens = {manifest.max_tokens}, but the model "
-                f"has positions for {positions}"
-            )
-        return manifest.max_tokens
-    advice = tokenizer.model_max_length
-    limits = [int(n) for n in (positions, advice) if n is not None and 0 < n < _UNLIMITED]
-    if not limits:
-        raise CheckpointRefused(
-            f"{folder} does not say how long a sequence may be: set max_tokens in {MANIFEST_NAME}"
-        )
-    return min(limits)
 
 
 def _ensemble(folder: Path, manifest: Manifest) -> Checkpoint:

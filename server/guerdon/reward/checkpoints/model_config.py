@@ -26,8 +26,6 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from guerdon.reward.adapters import Adapter, find_adapter
-from guerdon.reward.checkpoints.pairrm import ARCHITECTURE as PAIRRM
-from guerdon.reward.checkpoints.pairrm import check_pairrm_config
 from guerdon.reward.checkpoints.weight_files import TensorHeader
 from guerdon.serving.errors import CheckpointRefused
 
@@ -139,9 +137,6 @@ def architecture_of(
         raise CheckpointRefused(
             f"{folder} is a {name}: an implicit reward is made of two language models of text"
         )
-    if name == PAIRRM and config.model_type == "deberta-v2":
-        check_pairrm_config(folder, config)
-        return name
     if adapter is not None or name in _known_classes(config):
         return name
     if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
@@ -182,27 +177,12 @@ def is_language_model(architecture: str, config: PretrainedConfig) -> bool:
 
 
 def auto_class(architecture: str, config: PretrainedConfig) -> Any:
-    """The `AutoModelFor…` that makes it, or our own class where `transformers` has none."""
-    if architecture == PAIRRM:
-        from guerdon.reward.checkpoints.pairrm_network import DebertaV2PairRM
-
-        return DebertaV2PairRM
+    """The `AutoModelFor…` that makes it."""
     if is_language_model(architecture, config):
         return AutoModelForCausalLM
     if is_tokenwise(architecture, config):
         return AutoModelForTokenClassification
     return AutoModelForSequenceClassification
-
-
-def _made(config: PretrainedConfig, architecture: str, adapter: Adapter | None) -> Any:
-    if adapter is not None:
-        return adapter.model(config)
-    auto = auto_class(architecture, config)
-    return (
-        auto(config)
-        if architecture == PAIRRM
-        else auto.from_config(config, trust_remote_code=False)
-    )
 
 
 def make_skeleton(
@@ -211,7 +191,11 @@ def make_skeleton(
     """The model that would be loaded, without memory for its tensors."""
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = _made(config, architecture, adapter)
+            model: PreTrainedModel = (
+                auto_class(architecture, config).from_config(config, trust_remote_code=False)
+                if adapter is None
+                else adapter.model()(config)
+            )
     except Exception as error:
         raise CheckpointRefused(
             f"no {architecture} can be made of {folder}/config.json: {first_line(error)}"

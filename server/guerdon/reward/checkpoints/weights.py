@@ -76,9 +76,9 @@ def _from_pretrained(checkpoint: Checkpoint, **settings: Any) -> Any:
         return auto.from_pretrained(checkpoint.folder, **settings)
     settings["config"] = checkpoint.config
     if adapter.convert is None:
-        return adapter.model.from_pretrained(checkpoint.folder, **settings)
+        return adapter.model().from_pretrained(checkpoint.folder, **settings)
     state = adapter.convert(_tensors(checkpoint.folder), checkpoint.config)
-    return adapter.model.from_pretrained(None, state_dict=state, **settings)
+    return adapter.model().from_pretrained(None, state_dict=state, **settings)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

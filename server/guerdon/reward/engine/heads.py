@@ -22,7 +22,6 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
 )
 
-from guerdon.reward.checkpoints.pairrm import margins, marks_of
 from guerdon.reward.engine.plan import Places
 from guerdon.serving.errors import CheckpointRefused
 
@@ -40,8 +39,11 @@ class Reads(enum.Enum):
     GATE = "gate"
     """A place that the item gives, which may lie in the prompt, and the last token."""
     MARKS = "marks"
-    """The places of its marks, side by side as one row."""
+    """The `MARKS` places that the item gives: before a prompt and either answer to it."""
     RESPONSE = "response"
+
+
+MARKS = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,9 +55,7 @@ class Head:
     """Numbers that it gives for each place it reads."""
     layers: nn.Module
     """Hidden states to logits [N, labels], in float32. They are [N, H]; [N, 2, H] for
-    `Reads.GATE`, and [N, marks * H] for `Reads.MARKS`."""
-    marks: tuple[int, ...] = ()
-    """`Reads.MARKS`: the tokens that mark the places it reads, in their order."""
+    `Reads.GATE`, and [N, MARKS, H] for `Reads.MARKS`."""
 
     def logits(
         self,
@@ -99,7 +99,7 @@ class Head:
         if self.reads is Reads.GATE:
             return rows.view(len(picks), 2, -1), [1] * len(picks)
         if self.reads is Reads.MARKS:
-            return rows.reshape(len(sequences), -1), [1] * len(sequences)
+            return rows.view(len(picks), MARKS, -1), [1] * len(picks)
         return rows, [len(p) for p in picks]
 
 
@@ -123,17 +123,6 @@ class _First(nn.Module):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.inner(rows[:, None])
         return out
-
-
-class _Margin(nn.Module):
-    """PairRM's head, which it applies to either answer."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return margins(self.inner, rows)
 
 
 _Parts = Callable[[Any], tuple[Reads, list[nn.Module]]]
@@ -179,12 +168,6 @@ _TOKEN_HEADS: dict[str, _Parts] = {
 }
 
 
-_OWN_HEADS: dict[str, _Parts] = {
-    "DebertaV2PairRM": lambda m: (Reads.MARKS, [_Margin(m.head_layer)]),
-}
-"""Of the classes that `transformers` lacks and that are written in `checkpoints`."""
-
-
 @runtime_checkable
 class OwnHead(Protocol):
     """A model that says itself how it makes its logits (`guerdon.reward.adapters`)."""
@@ -211,16 +194,11 @@ def find_head(model: Any) -> Head:
     reads, layers = _parts(model)
     if model.dtype != torch.float32:
         layers = [copy.deepcopy(layer).float() for layer in layers]
-    marked = reads is Reads.MARKS
-    labels = 1 if marked else int(model.config.num_labels)
-    marks = marks_of(model.config) if marked else ()
-    return Head(reads, labels, nn.Sequential(*layers).eval(), marks)
+    return Head(reads, int(model.config.num_labels), nn.Sequential(*layers).eval())
 
 
 def _parts(model: Any) -> tuple[Reads, list[nn.Module]]:
     cls = type(model)
-    if cls.__module__.startswith("guerdon.") and cls.__name__ in _OWN_HEADS:
-        return _OWN_HEADS[cls.__name__](model)
     if cls.__module__.startswith("transformers."):
         if cls.forward is GenericForSequenceClassification.forward:
             return Reads.LAST, [model.score]

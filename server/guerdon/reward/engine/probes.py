@@ -19,8 +19,7 @@ import torch
 
 from guerdon.reward.engine.attention import watch_masks
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
-from guerdon.reward.engine.heads import Head, Logits, Reads
-from guerdon.reward.engine.language_head import LanguageHead
+from guerdon.reward.engine.heads import MARKS, Logits, Reads
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.engine.traits import Traits, plain
 from guerdon.reward.types import EncodedItem, EngineOutOfMemory, TokenArray
@@ -121,7 +120,7 @@ class _Probes:
     def __init__(self, model: Any, max_tokens: int) -> None:
         self.model = model
         head = PaddedEngine(model).head  # refuses an unknown head before anything is computed
-        self.items = make_probes(Traits.of(model), _limit(model, max_tokens), head)
+        self.items = make_probes(Traits.of(model), _limit(model, max_tokens), head.reads)
         self.reference = _float32_copy(model)
         exact = self.reference if self.reference is not None else model
         self.wanted = _plain(exact, self.items, head.reads)
@@ -171,7 +170,7 @@ class _Probes:
         return self.difference(PackedEngine(self.reference))
 
 
-def make_probes(traits: Traits, limit: int, head: Head | LanguageHead) -> list[EncodedItem]:
+def make_probes(traits: Traits, limit: int, reads: Reads) -> list[EncodedItem]:
     """Random sequences of mixed lengths up to `limit`, and groups with a shared prompt.
 
     Some reach past the sliding window where `limit` lets them.
@@ -185,31 +184,8 @@ def make_probes(traits: Traits, limit: int, head: Head | LanguageHead) -> list[E
     for prefix, suffixes in shapes:
         prefix = min(prefix, limit // 2)
         suffixes = [min(n, limit - prefix) for n in suffixes]
-        if isinstance(head, Head) and head.reads is Reads.MARKS:
-            items.append(_marked(rng, traits, [prefix + n for n in suffixes], head.marks))
-        else:
-            items.append(_item(rng, traits, prefix, suffixes, head.reads))
+        items.append(_item(rng, traits, prefix, suffixes, reads))
     return items
-
-
-def _marked(
-    rng: np.random.Generator, traits: Traits, lengths: Sequence[int], marks: Sequence[int]
-) -> EncodedItem:
-    """Sequences with every mark once, somewhere, in their order."""
-    others = np.setdiff1d(np.arange(traits.vocabulary), [*marks, traits.filler])
-    readout, suffixes = [], []
-    for length in (max(n, len(marks)) for n in lengths):
-        tokens = rng.choice(others, length).astype(np.int32)
-        places = np.sort(rng.choice(length, len(marks), replace=False))
-        tokens[places] = marks
-        readout.append(places)
-        suffixes.append(tokens)
-    return EncodedItem(
-        prefix=np.zeros(0, dtype=np.int32),
-        suffixes=tuple(suffixes),
-        truncated=(0,) * len(suffixes),
-        readout=tuple(readout),
-    )
 
 
 def _item(
@@ -228,6 +204,8 @@ def _item(
         readout = tuple(np.unique([prefix // 2, prefix + n - 1]) for n in suffixes)
     elif reads is Reads.GATE:  # in the prompt where there is one
         readout = tuple(np.array([max(prefix - 1, 0)]) for _ in suffixes)
+    elif reads is Reads.MARKS:
+        readout = tuple(np.linspace(0, prefix + n - 1, MARKS, dtype=np.int64) for n in suffixes)
     elif reads is Reads.RESPONSE:  # responses may begin with the same tokens
         readout = tuple(np.arange(max(1, prefix // 2), prefix + n) for n in suffixes)
     return EncodedItem(
@@ -249,9 +227,9 @@ def _plain(model: Any, items: Sequence[EncodedItem], reads: Reads) -> Any:
         for item in items:
             for j, suffix in enumerate(item.suffixes):
                 types = item.token_types[j] if item.token_types else None
-                gate = item.readout[j] if reads is Reads.GATE else None
+                given = item.readout[j] if reads in (Reads.GATE, Reads.MARKS) else None
                 tokens = np.concatenate([item.prefix, suffix])
-                logits = logits_of(tokens, types, gate)
+                logits = logits_of(tokens, types, given)
                 if reads is Reads.RESPONSE:
                     found.append(_plain_logprobs(logits, tokens, item.readout[j]))
                 else:

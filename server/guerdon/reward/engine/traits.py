@@ -128,8 +128,8 @@ def use_attention(model: Any, name: str) -> None:
 def plain(model: Any) -> Iterator[Callable[..., torch.Tensor]]:
     """Plain `transformers`, one sequence at a time, to the model's own logits.
 
-    What is given takes [T] token ids, their types or None, and the gate's place (a model that
-    `Reads.GATE`) or None.
+    What is given takes [T] token ids, their types or None, and the places that the item gives
+    (a model that `Reads.GATE` or `Reads.MARKS`) or None.
 
     Eager attention, which every architecture defines itself by. While it lasts there is
     no padding token, so that the last true token is read even when it equals that.
@@ -139,17 +139,17 @@ def plain(model: Any) -> Iterator[Callable[..., torch.Tensor]]:
     use_attention(model, "eager")
     config.pad_token_id = None
     try:
-        yield lambda tokens, types=None, gate=None: _plain_logits(model, tokens, types, gate)
+        yield lambda tokens, types=None, given=None: _plain_logits(model, tokens, types, given)
     finally:
         config.pad_token_id = pad
         use_attention(model, before)
 
 
 def _plain_logits(
-    model: Any, tokens: TokenArray, types: TokenArray | None, gate: Places | None
+    model: Any, tokens: TokenArray, types: TokenArray | None, given: Places | None
 ) -> torch.Tensor:
     rows = {"input_ids": tokens} | ({} if types is None else {"token_type_ids": types})
-    more = {} if gate is None else {"readout": torch.from_numpy(gate)}
+    more = {} if given is None else {"readout": torch.from_numpy(given)}
     with torch.inference_mode():
         logits: torch.Tensor = model(
             **{

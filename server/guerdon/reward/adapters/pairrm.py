@@ -1,0 +1,81 @@
+"""PairRM: a DeBERTa-v3 that reads a prompt and two answers, and says which one is better.
+
+Written after `DebertaV2PairRM` of LLM-Blender (Jiang et al., arXiv:2306.02561, section 3;
+github.com/yuchenlin/LLM-Blender, llm_blender/pair_ranker/pairrm.py), with the names of the
+tensors of `llm-blender/PairRM-hf`:
+
+    pretrained_model.*   the encoder
+    head_layer.1, .4     linear layers around a tanh: [source; candidate] -> n_tasks
+
+The network itself is in `pairrm_network`, which alone brings in DeBERTa.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from transformers import PretrainedConfig
+
+from guerdon.reward.adapters.base import Adapter, plain_config
+from guerdon.reward.types import ModelKind
+
+ARCHITECTURE: Final = "DebertaV2PairRM"
+MARKS: Final = {
+    "<|source|>": "source_prefix_id",
+    "<|candidate1|>": "cand1_prefix_id",
+    "<|candidate2|>": "cand2_prefix_id",
+}
+"""The tokens before the prompt and either answer, and where config.json has their ids."""
+MAX_TOKENS: Final = 2048
+"""The longest sequence it was trained on: 1,224 tokens of prompt and 412 of each answer
+(`tokenize_pair` of llm_blender/blender/blender_utils.py)."""
+
+
+def marks_of(config: PretrainedConfig) -> tuple[int, ...]:
+    """The ids of `MARKS`, in their order."""
+    return tuple(int(getattr(config, name)) for name in MARKS.values())
+
+
+def _model() -> type[Any]:
+    from guerdon.reward.adapters.pairrm_network import DebertaV2PairRM
+
+    return DebertaV2PairRM
+
+
+def _config(values: Mapping[str, Any]) -> PretrainedConfig:
+    """With what the published class reads from it."""
+    for name in (*MARKS.values(), "n_tasks"):
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"it gives {name} = {value!r}, and a positive whole number is needed there"
+            )
+    if not isinstance(values.get("drop_out"), int | float):
+        raise ValueError("it does not say drop_out")
+    config = plain_config(values)
+    ids = marks_of(config)
+    if len(set(ids)) != len(ids) or max(ids) >= config.vocab_size:
+        raise ValueError(
+            f"it gives the marks {', '.join(MARKS)} the ids {list(ids)}: they must be different "
+            f"and below vocab_size ({config.vocab_size})"
+        )
+    return config
+
+
+def _longest(config: PretrainedConfig) -> int | None:
+    """Its positions are relative, without an end, unless the config says otherwise."""
+    return None if config.position_biased_input else MAX_TOKENS
+
+
+ADAPTER = Adapter(
+    name="PairRM",
+    architecture=ARCHITECTURE,
+    model_type="deberta-v2",
+    kind=ModelKind.PAIRWISE,
+    model=_model,
+    code=frozenset(),
+    config=_config,
+    unused=(),
+    longest=_longest,
+)

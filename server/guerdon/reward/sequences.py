@@ -1,0 +1,81 @@
+"""Sequences of tokens: what the encoders have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from guerdon.reward.types import Response, TokenArray
+from guerdon.serving.errors import InvalidRequest
+
+
+@dataclass(slots=True)
+class TokenSequence:
+    """Prompt and one response as tokens."""
+
+    ids: TokenArray
+    prompt_end: Callable[[], int]
+    """The first token of the response; computed only where it matters."""
+    types: TokenArray | None = None
+    truncated: int = 0
+
+
+def response_texts(responses: Sequence[Response]) -> list[str]:
+    """Responses that are texts.
+
+    Raises:
+        InvalidRequest: one is token ids, or no Unicode.
+    """
+    found = []
+    for place, response in enumerate(responses):
+        if not isinstance(response, str):
+            raise InvalidRequest(
+                f"responses[{place}].token_ids", "is allowed only after a prompt of token ids"
+            )
+        check_unicode(f"responses[{place}].text", response)
+        found.append(response)
+    return found
+
+
+def check_unicode(field: str, text: str) -> None:
+    """Refuse half surrogate pairs, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            field, f"is not valid Unicode: half a surrogate pair at character {error.start}"
+        ) from None
+
+
+def leading(ids: TokenArray, tokens: Collection[int | None]) -> int:
+    """How many of the first three tokens, from the start on, are among these."""
+    count = 0
+    for token in ids[:3].tolist():
+        if token not in tokens:
+            break
+        count += 1
+    return count
+
+
+def last_run(ids: TokenArray, run: npt.NDArray[np.int64]) -> int | None:
+    """Where the last occurrence of a run of tokens begins."""
+    if len(ids) < len(run):
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(ids, len(run))
+    found = np.flatnonzero((windows == run).all(axis=1))
+    return int(found[-1]) if len(found) else None
+
+
+def common_prefix(sequences: Sequence[TokenArray]) -> int:
+    """Tokens that all sequences begin with, short of the shortest one's last; 0 for one alone."""
+    if len(sequences) == 1:
+        return 0
+    first, shared = sequences[0], min(len(ids) for ids in sequences) - 1
+    for ids in sequences[1:]:
+        parted = np.flatnonzero(ids[:shared] != first[:shared])
+        if len(parted):
+            shared = int(parted[0])
+    return shared
