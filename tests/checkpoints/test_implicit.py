@@ -14,7 +14,8 @@ from tests.support.tiny import CHATML, EOS, tiny_checkpoint, tiny_tokenizer
 
 from guerdon.models import Manifest, template_hash, weights_hash
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
-from guerdon.reward.types import ModelKind
+from guerdon.reward.policy_encoding import PolicyEncoder
+from guerdon.reward.types import FormattedText, ModelKind, ScoreItem, Truncation
 from guerdon.serving.errors import CheckpointRefused
 
 
@@ -113,6 +114,20 @@ def test_a_padding_token_of_the_policys_is_no_other_tokenizer(tmp_path: Path) ->
     tokenizer.pad_token = EOS
     tokenizer.save_pretrained(folder / "p")
     inspect_checkpoint(folder)
+
+
+def test_rules_that_only_the_reference_has_are_not_used(tmp_path: Path) -> None:
+    """The policy's tokenizer makes the tokens for both, as in training.
+
+    `transformers` 5 saves the tokenizer of a Llama with other rules than it was published with.
+    """
+    folder = implicit(tmp_path)
+    edit_json(folder / "r" / "tokenizer.json", normalizer={"type": "Lowercase"})
+    whole = inspect_checkpoint(folder)
+    item = ScoreItem(FormattedText("A"), ("B C",))
+    ids = PolicyEncoder(whole).encode(item, Truncation.REJECT).suffixes[0]
+    text = whole.members[0].tokenizer("A")["input_ids"] + whole.tokenizer("B C")["input_ids"]
+    assert ids.tolist() == text
 
 
 @pytest.mark.parametrize("change", ["a token more", "another end token"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,9 +59,11 @@ def check_same_reading(
 ) -> None:
     """The reference can judge the tokens that the policy was trained on.
 
-    Training names a padding token where there is none, and may bring a chat template of its own.
-    Neither changes what a token means: padding is left aside, and another template is taken where
-    the manifest names that of the policy.
+    The policy's tokenizer makes the tokens for both, as in training, so a token must mean the same
+    to both. How each would cut a text into tokens is left aside: training saves the tokenizer with
+    the rules and the padding that `transformers` gave it, and a published folder has its own.
+    Training may also bring a chat template of its own: another one is taken where the manifest
+    names that of the policy.
 
     Raises:
         CheckpointRefused: they part; says in what.
@@ -73,7 +74,7 @@ def check_same_reading(
         )
     other_template = policy.chat_template_hash != reference.chat_template_hash
     for what, different in (
-        ("tokenizer", _token_rules(policy) != _token_rules(reference)),
+        ("tokenizer", _token_meanings(policy) != _token_meanings(reference)),
         ("vocabulary (vocab_size)", sizes(policy) != sizes(reference)),
         ("chat template", other_template and not manifest.template_hash),
     ):
@@ -90,8 +91,7 @@ _HINT = (
 )
 
 
-def _token_rules(checkpoint: Checkpoint) -> object:
-    rules = _rules(checkpoint)
-    if isinstance(rules, str):  # what was last asked of the tokenizer is in it too
-        rules = json.loads(rules) | {"padding": None, "truncation": None}
-    return rules, checkpoint.tokenizer.eos_token_id, checkpoint.tokenizer.bos_token_id
+def _token_meanings(checkpoint: Checkpoint) -> object:
+    """What every token id stands for."""
+    tokenizer = checkpoint.tokenizer
+    return tokenizer.get_vocab(), tokenizer.eos_token_id, tokenizer.bos_token_id
