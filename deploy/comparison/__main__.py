@@ -17,7 +17,7 @@ from deploy.comparison.halves import write_halves
 from deploy.comparison.stages import Plan, Stage
 from deploy.demo.console import ROOT, DemoFailed, console, heading, relative
 from deploy.demo.policy import BASE
-from deploy.demo.processes import run, run_logged, serving
+from deploy.demo.processes import leave_on_sigterm, run, run_logged, serving
 from deploy.demo.reward import DATA
 
 from guerdon.trainer.run_folder import write_whole
@@ -38,6 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything")
     args = parser.parse_args()
+    leave_on_sigterm()
     name = f"comparison-{args.budget}" + (f"-seed-{args.seed}" if args.seed else "")
     output = (args.output or ROOT / "runs" / name).resolve()
     begun = time.monotonic()

@@ -11,7 +11,7 @@ from pathlib import Path
 import deploy.demo
 from deploy.demo import policy, reward
 from deploy.demo.console import ROOT, DemoFailed, console, heading, relative
-from deploy.demo.processes import GUERDON, serving
+from deploy.demo.processes import GUERDON, leave_on_sigterm, serving
 
 from guerdon.client import GuerdonError, Item, RewardClient
 
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the PPO run")
     parser.add_argument("--reward-only", action="store_true", help="leave out the PPO run")
     args = parser.parse_args()
+    leave_on_sigterm()
     started = time.monotonic()
     try:
         run(args)

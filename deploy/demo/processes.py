@@ -22,6 +22,11 @@ START_SECONDS = 300.0
 STOP_SECONDS = 60.0
 
 
+def leave_on_sigterm() -> None:
+    """From now on SIGTERM ends this process like any exit: what it started is stopped first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def run(command: Sequence[str], failure: str) -> None:
     """A command in the foreground.
 
@@ -55,6 +60,9 @@ def run_logged(command: Sequence[str], log: Path) -> None:
             while process.poll() is None:
                 status.update(Text(clip(last_line(log), 100)))
                 time.sleep(0.2)
+        except SystemExit:  # SIGTERM, which the command did not get
+            process.terminate()
+            raise
         finally:
             if process.poll() is None:  # an interrupt: the command got it too
                 with contextlib.suppress(subprocess.TimeoutExpired):

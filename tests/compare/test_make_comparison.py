@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -203,3 +206,28 @@ def test_a_command_s_words_go_to_its_log(tmp_path: Path, guerdon: Callable[[str]
     assert sum(line.endswith("train x") for line in lines) == 2
     log.write_text("", encoding="utf-8")
     assert processes.last_line(log) == ""
+
+
+def test_sigterm_stops_what_was_started(tmp_path: Path) -> None:
+    """A command that would run on for a minute is stopped before the process leaves."""
+    ended, began = tmp_path / "ended", tmp_path / "began"
+    program = tmp_path / "guerdon"
+    program.write_text(
+        f"#!{sys.executable}\nimport pathlib, signal, sys, time\n"
+        f"def end(*_): pathlib.Path({str(ended)!r}).touch(); sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        f"pathlib.Path({str(began)!r}).touch()\ntime.sleep(60)\n"
+    )
+    program.chmod(0o755)
+    code = (
+        "from pathlib import Path\nfrom deploy.demo import processes\n"
+        f"processes.GUERDON = Path({str(program)!r})\nprocesses.leave_on_sigterm()\n"
+        f"processes.run_logged(('train', 'x'), Path({str(tmp_path / 'log')!r}))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as process:
+        while not began.exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert ended.exists()
