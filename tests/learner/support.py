@@ -45,10 +45,12 @@ def make_learner(folder: Path, run: RunSettings, *, exact: bool = False) -> Lear
     """The real one; exact: with weights in float64, so that rounding hides no mistake."""
     if not exact:
         return Learner(run, build(run), folder)
-    new, load = learner_module.new_policy, learner_module.load_lm
+    new, frozen = learner_module.new_policy, learner_module.frozen
     with (
         patch.object(learner_module, "new_policy", lambda *args: new(*args).double()),
-        patch.object(learner_module, "load_lm", lambda path: load(path, torch.float64)),
+        patch.object(
+            learner_module, "frozen", lambda *args, like: frozen(*args, like=like).double()
+        ),
     ):
         return Learner(run, build(run), folder)
 
