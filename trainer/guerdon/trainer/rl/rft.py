@@ -156,9 +156,11 @@ class RFTRun:
             samples = [sample for group in groups for sample in group.samples]
             best = max(sample.reward for sample in samples)
             cut = sum(not sample.finished for sample in samples)
+            rule = f" and threshold is {self.settings.threshold:g}"
             raise DataError(
-                f"no completion was kept: the best reward is {best:g} and threshold is "
-                f"{self.settings.threshold:g}; {cut} of {len(samples)} were cut at max_tokens"
+                f"no completion was kept: the best reward is {best:g}"
+                f"{rule if self.settings.keep == 'threshold' else ''}; "
+                f"{cut} of {len(samples)} were cut at max_tokens"
             )
         drawn = sum(len(group.samples) for group in groups)
         if not any("accepted" in row for row in self.log.rows):
