@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guerdon.trainer.errors import SettingsError
-from guerdon.trainer.rl.settings import not_negative, positive
+from guerdon.trainer.rl.settings import needs_rewards, not_negative, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,7 @@ class PairsSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
-        if not self.reward and not self.verifier:
-            raise SettingsError("nothing gives rewards: set reward or verifier")
+        needs_rewards(self.reward, self.verifier)
         for name in ("max_tokens", "max_prompt_tokens", "temperature", "in_flight", "patience",
                      "request_timeout"):  # fmt: skip
             positive(self, name)

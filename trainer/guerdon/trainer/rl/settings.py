@@ -132,8 +132,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
-        if not self.reward and not self.verifier:
-            raise SettingsError("nothing gives rewards: set reward or verifier")
+        needs_rewards(self.reward, self.verifier)
         self._check_steps()
         for name in ("prompts_per_step", "samples_per_prompt", "max_tokens",
                      "max_prompt_tokens", "micro_batch_tokens", "eval_samples", "lr",
@@ -371,6 +370,12 @@ class OnlineDPOSettings(RunSettings):
                 "reward_scale and reward_clip do nothing: a pair says which is better, not by how "
                 "much"
             )
+
+
+def needs_rewards(reward: tuple[str, ...], verifier: tuple[str, ...]) -> None:
+    """Refuse settings in which nothing gives rewards."""
+    if not reward and not verifier:
+        raise SettingsError("nothing gives rewards: set reward or verifier")
 
 
 def positive(settings: object, name: str) -> None:

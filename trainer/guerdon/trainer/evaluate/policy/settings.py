@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guerdon.trainer.errors import SettingsError
-from guerdon.trainer.rl.settings import RunSettings, not_negative, positive
+from guerdon.trainer.rl.settings import RunSettings, needs_rewards, not_negative, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,7 @@ class EvalSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
-        if not self.reward and not self.verifier:
-            raise SettingsError("nothing gives rewards: set reward or verifier")
+        needs_rewards(self.reward, self.verifier)
         if self.harm and self.harm_threshold is None:
             raise SettingsError("harm_threshold is missing: only you know from where a score of "
                                 "the classifier means harm")  # fmt: skip
