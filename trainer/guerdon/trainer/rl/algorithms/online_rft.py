@@ -22,6 +22,7 @@ from guerdon.trainer.rl.algorithms.base import (
     Reduce,
     StepBatch,
 )
+from guerdon.trainer.rl.algorithms.measured import mask_of
 from guerdon.trainer.rl.losses import entropy_bonus, nll_loss, off_policy_sums, token_weights
 from guerdon.trainer.rl.settings import OnlineRFTSettings
 
@@ -41,8 +42,7 @@ class OnlineRFT:
 
     def prepare(self, batch: StepBatch, reduce: Reduce) -> Prepared:
         """Masks what was not kept."""
-        tokens = len(batch.behaviour_N)
-        mask_N = torch.ones(tokens, dtype=torch.bool) if batch.mask_N is None else batch.mask_N
+        mask_N = mask_of(batch)
         metrics = {}
         if batch.kept_S is not None:
             mask_N = mask_N & batch.kept_S.repeat_interleave(batch.lengths_S)
