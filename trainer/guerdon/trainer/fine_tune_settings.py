@@ -85,6 +85,8 @@ class FineTuneSettings:
     """Steps between lines in metrics.jsonl."""
     eval_every: int = 0
     """Steps between evaluations on what is held out; 0 evaluates before and after only."""
+    by: tuple[str, ...] = ()
+    """Break the held-out measures down by the values of this field of the rows; repeatable."""
     checkpoint_every: int = 100
     """Steps between checkpoints for `--resume`; 0 writes none."""
     keep_checkpoints: bool = False
@@ -103,6 +105,9 @@ class FineTuneSettings:
         for name in self._under_one:
             if not getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}, it must be under 1")
+        for i, name in enumerate(self.by):
+            if not name or name in self.by[:i]:
+                raise SettingsError(f"by names {name!r} {'twice' if name else ''}".rstrip())
         if not 0 < self.learning_rate < math.inf:
             raise SettingsError(f"lr is {self.lr}, it must be a positive number")
 

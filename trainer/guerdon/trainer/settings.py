@@ -42,15 +42,6 @@ class RewardModelSettings(FineTuneSettings):
     """Evaluate before training too."""
     stats_pairs: int = 1000
     """Most training pairs (or rows) that are scored for the mean and std of the manifest."""
-    by: tuple[str, ...] = ()
-    """Break the held-out measures down by the values of this field of the rows; repeatable."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
-        super().__post_init__()
-        for i, name in enumerate(self.by):
-            if not name or name in self.by[:i]:
-                raise SettingsError(f"by names {name!r} {'twice' if name else ''}".rstrip())
 
     def to_toml(self) -> str:
         """The settings as TOML; keys whose value is None are left out."""

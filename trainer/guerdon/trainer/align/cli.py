@@ -36,8 +36,8 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Memory and speed": ("dtype", "save_dtype", "gradient_checkpointing", "packing"),
     "Measuring": (
-        "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "sample_prompts",
-        "sample_tokens", "tracker", "plots",
+        "log_every", "eval_every", "by", "checkpoint_every", "keep_checkpoints",
+        "sample_prompts", "sample_tokens", "tracker", "plots",
     ),
 }  # fmt: skip
 """Headings of `--help`, in this order; every field of every settings class is under one."""

@@ -69,6 +69,13 @@ class HeldOut:
             return sft_differences(self._now, self._reference)
         return pair_differences(self._now, self._reference, self._beta)
 
+    def subgroups(self) -> dict[str, Any]:
+        """What is measured of the trained policy on the rows of each group, by field and value."""
+        return {
+            field: {value: self._group(places) for value, places in parts.items()}
+            for field, parts in self._inputs.subgroups.items()
+        }
+
     def logged(self, model: Any) -> dict[str, float]:
         """The numbers of an evaluation in the middle."""
         found = self._said(self._likelihoods(model))
@@ -125,6 +132,14 @@ class HeldOut:
             model, self._inputs.eval.rows, self.dtype, self._processes, progress
         )
         return found
+
+    def _group(self, places: list[int]) -> dict[str, Any]:
+        now, reference = self._now.of(places), self._reference.of(places)
+        if self._sft:
+            return {"n": len(places), "nll_before": reference.nll, "nll": now.nll}
+        found = pair_measures(now, reference, self._beta)
+        keys = ("implicit_accuracy", "margin", "likelihood_accuracy", "mean_likelihood_accuracy")
+        return {"n": len(places), **{key: found[key] for key in keys}}
 
     def _said(self, now: Any) -> dict[str, Any]:
         return sft_measures(now) if self._sft else pair_measures(now, self._reference, self._beta)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,6 +17,7 @@ from guerdon.trainer.data_rows import read_rows, where_odd
 from guerdon.trainer.errors import DataError, SettingsError
 from guerdon.trainer.language_model import load_config
 from guerdon.trainer.preferences import load_pairs
+from guerdon.trainer.row_notes import groups_of, places_by_group
 from guerdon.trainer.tokens import load_tokenizer
 
 T = TypeVar("T")
@@ -53,6 +54,8 @@ class Part(Generic[T]):
     lengths: list[int]
     """Tokens of each sequence, those too long included."""
     prompts: frozenset[tuple[int, ...]]
+    groups: list[dict[str, str]]
+    """Of `rows`, the value of each field that was asked for."""
 
     @property
     def longest(self) -> int:
@@ -85,6 +88,8 @@ class AlignInputs:
     tokenizer: Any
     train: Part[Any]
     eval: Part[Any]
+    subgroups: dict[str, dict[str, list[int]]]
+    """Places of held-out rows, by `--by` and its values."""
 
     def counts(self) -> dict[str, Any]:
         """Of both parts."""
@@ -118,8 +123,11 @@ def read_inputs(settings: AlignSettings) -> AlignInputs:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked: any token will do
     read: Callable[..., Part[Any]]
     read = _demonstrations if isinstance(settings, SFTSettings) else _pairs
-    train = read(settings, tokenizer, settings.train, settings.train_split, settings.limit)
-    held_out = read(settings, tokenizer, settings.eval, settings.eval_split, settings.eval_limit)
+    train = read(settings, tokenizer, settings.train, settings.train_split, settings.limit, ())
+    held_out = read(
+        settings, tokenizer, settings.eval, settings.eval_split, settings.eval_limit, settings.by
+    )
+    subgroups = places_by_group(settings.eval, settings.by, held_out.groups)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = max(train.longest, held_out.longest)
     if positions and longest > positions:
@@ -127,19 +135,22 @@ def read_inputs(settings: AlignSettings) -> AlignInputs:
             f"the longest row has {longest} tokens, but the policy has {positions} positions: "
             f"--max-length {positions} leaves such rows out"
         )
-    return AlignInputs(settings, policy, config, tokenizer, train, held_out)
+    return AlignInputs(settings, policy, config, tokenizer, train, held_out, subgroups)
 
 
 def _demonstrations(
-    settings: AlignSettings, tokenizer: Any, source: str, split: str, limit: int
-) -> Part[Completion]:
-    found = read_rows(
-        source, parse_demonstration, split=split, limit=limit, bad_rows=settings.bad_rows
-    )
-    rows: list[Demonstration] = found.rows
+    settings: AlignSettings, tokenizer: Any, source: str, split: str, limit: int,
+    by: Sequence[str],
+) -> Part[Completion]:  # fmt: skip
+    def parse(row: Mapping[str, Any]) -> tuple[Demonstration, dict[str, str]]:
+        return parse_demonstration(row), groups_of(row, by)
+
+    found = read_rows(source, parse, split=split, limit=limit, bad_rows=settings.bad_rows)
+    rows, groups = [row for row, _ in found.rows], [group for _, group in found.rows]
     sizes = [_characters(r.prompt) + len(r.answer) for r in rows]
     short, huge = _short(sizes, found.lines, settings, tokenizer, source)
     rows, lines = [rows[i] for i in short], [found.lines[i] for i in short]
+    groups = [groups[i] for i in short]
     encoded = encode(tokenizer, [r.prompt for r in rows], [r.answer for r in rows], lines, source)
     lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
     fitting, too_long = _fitting(lengths, lines, settings, source)
@@ -154,18 +165,19 @@ def _demonstrations(
     return Part(
         source, found.sha256, [encoded[i] for i in fitting], [rows[i].prompt for i in fitting],
         found.bad, {"too_long": sorted(huge + too_long), "duplicates": duplicates}, lengths,
-        frozenset(prompt for prompt, _ in known),
+        frozenset(prompt for prompt, _ in known), [groups[i] for i in fitting],
     )  # fmt: skip
 
 
 def _pairs(
-    settings: AlignSettings, tokenizer: Any, source: str, split: str, limit: int
-) -> Part[PairTokens]:
-    found = load_pairs(source, split=split, limit=limit, bad_rows=settings.bad_rows)
-    usable, lines = [], []
+    settings: AlignSettings, tokenizer: Any, source: str, split: str, limit: int,
+    by: Sequence[str],
+) -> Part[PairTokens]:  # fmt: skip
+    found = load_pairs(source, split=split, limit=limit, bad_rows=settings.bad_rows, by=by)
+    usable, lines, groups = [], [], []
     several: list[int] = []
     empty: list[int] = []
-    for pair, line in zip(found.pairs, found.lines, strict=True):
+    for pair, line, group in zip(found.pairs, found.lines, found.groups, strict=True):
         if len(pair.chosen) > 1 or len(pair.rejected) > 1:
             several.append(line)  # the user's turns between would be learned too
         elif not (pair.chosen[0]["content"].strip() and pair.rejected[0]["content"].strip()):
@@ -173,6 +185,7 @@ def _pairs(
         else:
             usable.append(pair)
             lines.append(line)
+            groups.append(group)
     if not usable:
         raise DataError(
             f"{source}: no pair is left: {len(empty)} have an empty answer, {len(several)} an "
@@ -184,6 +197,7 @@ def _pairs(
     ]
     short, huge = _short(sizes, lines, settings, tokenizer, source)
     usable, lines = [usable[i] for i in short], [lines[i] for i in short]
+    groups = [groups[i] for i in short]
     prompts = [pair.prompt for pair in usable]
     chosen, rejected = (
         encode(tokenizer, prompts, [answer[0]["content"] for answer in answers], lines, source)
@@ -204,7 +218,7 @@ def _pairs(
     }  # fmt: skip
     return Part(
         source, found.sha256, [rows[i] for i in kept], [prompts[i] for i in kept], found.bad, noted,
-        lengths, frozenset(tuple(rows[i].prompt) for i in kept),
+        lengths, frozenset(tuple(rows[i].prompt) for i in kept), [groups[i] for i in kept],
     )  # fmt: skip
 
 

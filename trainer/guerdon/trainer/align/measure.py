@@ -45,6 +45,10 @@ class Likelihoods:
         """From what `tree` gave."""
         return cls(np.array(tree["sums"]), np.array(tree["tokens"]))
 
+    def of(self, places: Sequence[int]) -> Likelihoods:
+        """Of some of the answers."""
+        return Likelihoods(self.sums[places], self.tokens[places])
+
     def tree(self) -> dict[str, Any]:
         """For JSON."""
         return {"sums": self.sums.tolist(), "tokens": self.tokens.tolist()}
@@ -97,6 +101,10 @@ class PairLikelihoods:
     def from_tree(cls, tree: dict[str, Any]) -> PairLikelihoods:
         """From what `tree` gave."""
         return cls(Likelihoods.from_tree(tree["chosen"]), Likelihoods.from_tree(tree["rejected"]))
+
+    def of(self, places: Sequence[int]) -> PairLikelihoods:
+        """Of some of the pairs."""
+        return PairLikelihoods(self.chosen.of(places), self.rejected.of(places))
 
     def tree(self) -> dict[str, Any]:
         """For JSON."""

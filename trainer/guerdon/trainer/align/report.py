@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guerdon.trainer.align.folder import AlignFolder
-from guerdon.trainer.report import listed, say, share
+from guerdon.trainer.report import listed, say, share, show_groups
 
 if TYPE_CHECKING:  # they load torch, which showing a summary need not
     from guerdon.trainer.align.held_out import HeldOut
@@ -33,6 +33,7 @@ KEYS = {
     "before": "the policy on the held-out rows before training",
     "after": "the same after training",
     "difference": "after − before, row by row, as `mean`, `se`, `low`, `high` (95 %), `n`",
+    "subgroups": "what the trained policy makes of the rows of each value of each `--by`",
     "evaluations": "the lines of evaluations in the middle, as in metrics.jsonl",
     "tokens": "trained on, prompts and repeated passes included",
     "rows": "in the training data",
@@ -74,6 +75,7 @@ def make_summary(
         "before": measure.before,
         "after": after,
         "difference": measure.difference(),
+        "subgroups": measure.subgroups(),
         "evaluations": [dict(row) for row in rows if "eval_nll" in row],
         "tokens": int(max((row.get("tokens", 0) for row in rows), default=0)),
         "rows": len(inputs.train.rows),
@@ -128,6 +130,8 @@ def show_summary(summary: dict[str, Any], folder: AlignFolder, console: Console)
         if key in after:
             table.add_row(name, f"{before[key]:.3f}", f"{after[key]:.3f}")
     console.print(table)
+    for field, groups in summary["subgroups"].items():
+        show_groups(field, groups, console)
     spent = ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if v >= 0.5)
     console.print(f"{summary['steps']} steps; seconds: {spent}", highlight=False, soft_wrap=True)
     for text in summary["warnings"]:
