@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from tests.align.support import log_ratio
 from tests.runs.processes import Service
 from tests.runs.whole import STEPS, Finished, Recipe, finished
+from tests.support.server import running_server
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from guerdon.client import Item, RewardClient, TokenIds
+from guerdon.models import Manifest, weights_hash
 from guerdon.trainer.rl.metrics import KEYS, describe
 
 pytestmark = pytest.mark.slow
@@ -53,7 +58,35 @@ def test_a_run_leaves_what_it_says(
     if algorithm == "online-dpo":
         more += ["--unfinished", "--missing-eos-penalty", "0.1"]
     recipe = Recipe(policy, sampler, rewards, *more, algorithm=algorithm)
-    keys = check(finished(recipe, tmp_path))
+    run = finished(recipe, tmp_path)
+    keys = check(run)
+    assert (run.path / "reward").exists() == (algorithm == "online-dpo")
     if algorithm == "ppo":
         documented = {key for group in KEYS.values() for key in group}
         assert documented - keys <= ELSEWHERE
+    if algorithm == "online-dpo":
+        check_implied(run.path, policy, beta=0.1)
+
+
+def check_implied(run: Path, policy: Path, beta: float) -> None:
+    """The reward that the policy implies is served as it is computed directly."""
+    manifest = Manifest.read(run / "reward")
+    assert manifest is not None
+    assert (manifest.policy, manifest.reference_hash) == ("../final", weights_hash(policy))
+    assert manifest.training["rewards"] == {"m": 1.0}
+    with (
+        running_server({"mine": run / "reward"}, dtype="float32") as server,
+        RewardClient(server.address) as client,
+    ):
+        item = Item(TokenIds([5, 6, 7, 8]), [TokenIds([9, 10, 11]), TokenIds([12, 13])])
+        found = client.score("mine", [item]).scores[0]
+    first, last = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        for folder in (policy, run / "final")
+    )
+    wanted = [
+        beta * log_ratio(last, first, [5, 6, 7, 8], ids).sum().item()
+        for ids in ([9, 10, 11], [12, 13])
+    ]
+    assert max(map(abs, wanted)) > 1e-3, "a policy that learned nothing would hide faults"
+    assert found == pytest.approx(wanted, abs=1e-4)

@@ -6,6 +6,7 @@ samples.jsonl  completions to read, from before, while and after it learns
 checkpoints/   for --resume
 plots/         the metrics as pictures
 final/         the policy: a folder that transformers and vLLM load
+reward/        of DPO: the reward that it implies, for `guerdon serve reward`
 summary.json   what was measured; written last
 """
 
@@ -30,6 +31,7 @@ from guerdon.trainer.run_folder import (
 
 SAMPLES = "samples.jsonl"
 FINAL = "final"
+REWARD = "reward"
 
 
 class PolicyFolder(RunFolder):
@@ -59,6 +61,11 @@ class PolicyFolder(RunFolder):
     def final(self) -> Path:
         """The policy, once the run has ended well."""
         return self.path / FINAL
+
+    @property
+    def reward(self) -> Path:
+        """DPO: the reward that the policy implies, for `guerdon serve reward`."""
+        return self.path / REWARD
 
     def summary(self) -> dict[str, Any]:
         """What summary.json says.

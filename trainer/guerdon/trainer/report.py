@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from guerdon.trainer.policy_folder import PolicyFolder
 from guerdon.trainer.run_folder import RunFolder
 
 _MOST_GROUPS = 20
@@ -74,6 +75,13 @@ def show_summary(summary: dict[str, Any], folder: RunFolder, console: Console) -
     say(console, f"model: {folder.path}")
     name = folder.path.resolve().name
     say(console, f"serve it: guerdon serve reward --model {name}={folder.path}")
+
+
+def show_policy(folder: PolicyFolder, console: Console) -> None:
+    """Where the policy is, and how the reward that it implies is served, if it was left."""
+    say(console, f"policy: {folder.final}")
+    if folder.reward.is_dir():
+        say(console, f"its implied reward: guerdon serve reward --model mine={folder.reward}")
 
 
 def show_groups(field: str, groups: Mapping[str, Mapping[str, Any]], console: Console) -> None:

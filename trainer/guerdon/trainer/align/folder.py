@@ -20,11 +20,6 @@ class AlignFolder(PolicyFolder):
         """Whether the run that is there has ended well, and is not to be made anew."""
         return not self._overwrite and self.final.is_dir() and (self.path / SUMMARY).exists()
 
-    @property
-    def reward(self) -> Path:
-        """DPO: the reward that the policy implies, for `guerdon serve reward`."""
-        return self.path / "reward"
-
     def last_checkpoint(self) -> Path | None:
         """TRL's newest whole checkpoint, or None."""
         return last_checkpoint(self.checkpoints)

@@ -11,16 +11,16 @@ its part of the rows; the first one prints and writes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
 
 from guerdon.trainer import fine_tuning
 from guerdon.trainer.align.folder import AlignFolder
 from guerdon.trainer.align.held_out import HeldOut
-from guerdon.trainer.align.implicit import leave_reward
 from guerdon.trainer.align.inputs import AlignInputs
 from guerdon.trainer.align.report import make_summary
 from guerdon.trainer.align.samples import Answer, answer, write_samples
@@ -28,10 +28,15 @@ from guerdon.trainer.align.settings import DPOSettings
 from guerdon.trainer.align.state import Begun
 from guerdon.trainer.align.trainers import make_trainer
 from guerdon.trainer.callbacks import Evaluations, LoggedMetrics, ProgressBar
+from guerdon.trainer.implied import leave_reward
 from guerdon.trainer.language_model import check_lora, load_lm
+from guerdon.trainer.measures import Floats
 from guerdon.trainer.modelling import merged, quiet
 from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.trackers import Trackers
+
+_SAID_ELSEWHERE = ("output", "policy", "train")
+"""Settings that a reward's manifest names, or that mean nothing to who serves it."""
 
 
 def train(
@@ -150,11 +155,26 @@ class _Run:
         with phases("save"), quiet():
             folder.publish_final(lambda part: _save(model, self.inputs, part))
             if isinstance(settings, DPOSettings):
-                leave_reward(folder, self.inputs, measure.rewards(), summary["steps"])
+                self._leave_reward(settings, np.concatenate(measure.rewards()), summary["steps"])
         summary["seconds"] = phases.seconds
         folder.write_summary(summary)
         if not settings.keep_checkpoints:
             folder.remove_checkpoints()
+
+    def _leave_reward(self, settings: DPOSettings, rewards: Floats, steps: int) -> None:
+        inputs = self.inputs
+        notes = asdict(settings) | {"lr": settings.learning_rate}
+        leave_reward(
+            self.folder, policy=settings.policy, resolved=inputs.policy,
+            template=inputs.tokenizer.chat_template, beta=settings.beta, rewards=rewards,
+            train_data=f"{inputs.train.source} (sha256 {inputs.train.sha256})",
+            training={
+                "settings": {k: v for k, v in notes.items() if k not in _SAID_ELSEWHERE},
+                "pairs": len(inputs.train.rows),
+                "steps": steps,
+                "statistics_over_held_out_answers": len(rewards),
+            },
+        )  # fmt: skip
 
 
 def _save(model: Any, inputs: AlignInputs, folder: Any) -> None:

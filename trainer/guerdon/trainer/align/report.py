@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guerdon.trainer.align.folder import AlignFolder
-from guerdon.trainer.report import listed, say, share, show_groups
+from guerdon.trainer.report import listed, say, share, show_groups, show_policy
 
 if TYPE_CHECKING:  # they load torch, which showing a summary need not
     from guerdon.trainer.align.held_out import HeldOut
@@ -136,9 +136,4 @@ def show_summary(summary: dict[str, Any], folder: AlignFolder, console: Console)
     console.print(f"{summary['steps']} steps; seconds: {spent}", highlight=False, soft_wrap=True)
     for text in summary["warnings"]:
         say(console, text, "yellow")
-    console.print(f"policy: {folder.final}", markup=False, highlight=False, soft_wrap=True)
-    if folder.reward.is_dir():
-        command = f"guerdon serve reward --model mine={folder.reward}"
-        console.print(
-            f"its implied reward: {command}", markup=False, highlight=False, soft_wrap=True
-        )
+    show_policy(folder, console)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from guerdon.trainer.report import show_policy
 from guerdon.trainer.rl.evaluation import Evaluation, compare
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.samples import before_and_after
@@ -134,7 +135,7 @@ def show_summary(summary: dict[str, Any], folder: RLFolder, console: Console) ->
         console.print("[yellow]The held-out reward did not rise beyond its noise.[/yellow]")
     for text in summary["warnings"]:
         console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"policy: {folder.final}", markup=False, highlight=False, soft_wrap=True)
+    show_policy(folder, console)
 
 
 def show_samples(folder: RLFolder, console: Console, most: int = 4, width: int = 300) -> None:

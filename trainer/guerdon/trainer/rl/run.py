@@ -23,6 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
+from guerdon.trainer.implied import leave_reward
 from guerdon.trainer.modelling import quiet
 from guerdon.trainer.rl.algorithms import build
 from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
@@ -39,7 +40,7 @@ from guerdon.trainer.rl.progress import Progress
 from guerdon.trainer.rl.report import make_summary
 from guerdon.trainer.rl.rows import group_metrics, speed_metrics
 from guerdon.trainer.rl.samples import SampleTable
-from guerdon.trainer.rl.settings import RunSettings
+from guerdon.trainer.rl.settings import OnlineDPOSettings, RunSettings
 from guerdon.trainer.rl.team import Team
 from guerdon.trainer.trackers import Trackers
 
@@ -241,6 +242,8 @@ class Run:
                 tokenizer.save_pretrained(part)
 
             await asyncio.to_thread(self.folder.publish_final, write)
+            if isinstance(self.settings, OnlineDPOSettings):
+                await asyncio.to_thread(self._leave_reward, self.settings)
         if self.settings.plots:
             with self._phase("plots"):
                 draw_plots(self.folder)
@@ -250,6 +253,22 @@ class Run:
         )  # fmt: skip
         self.folder.write_summary(summary)
         return summary
+
+    def _leave_reward(self, settings: OnlineDPOSettings) -> None:
+        """The one that the policy implies; at another temperature it is not what was trained."""
+        if settings.temperature != 1:
+            return
+        prompts = self.inputs.prompts
+        leave_reward(
+            self.folder, policy=settings.policy, resolved=self.inputs.policy,
+            template=self.inputs.tokenizer.chat_template, beta=settings.beta,
+            train_data=f"{prompts.source} (sha256 {prompts.sha256})",
+            training={
+                "algorithm": settings.algorithm, "loss": settings.loss, "lr": settings.lr,
+                "seed": settings.seed, "steps": self.learner.step_count,
+                "rewards": dict(self._services.rewards.weights),
+            },
+        )  # fmt: skip
 
     @property
     def _faults(self) -> dict[str, int]:
