@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from guerdon.models import Manifest
 from guerdon.trainer.errors import DataError, SettingsError
 from guerdon.trainer.objectives.attributes import AttributeTask, squared_error
+from guerdon.trainer.objectives.plots import draw_attributes
 from guerdon.trainer.objectives.read import read_task
 from guerdon.trainer.objectives.row_trainer import IGNORED
 from guerdon.trainer.sharing import parts
@@ -258,3 +259,12 @@ def test_an_attribute_that_no_row_has_is_named(
         DataError, match="no row has the attribute 'clear'; its rows have harsh, helpful"
     ):
         read_task(settings)
+
+
+def test_names_with_dollars_are_drawn(tmp_path: Path) -> None:
+    """Between two of them matplotlib would set a formula, and `_{` is none."""
+    values = np.array([0.0, 1.0, 2.0])
+    draw_attributes(tmp_path, [{"step": 1, "loss": 1.0}], {"$_{$": (values, values)})
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "training.png", "predicted.png", "calibration.png",
+    }  # fmt: skip

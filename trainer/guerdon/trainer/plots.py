@@ -47,6 +47,11 @@ def figure_of(columns: int = 1) -> tuple[Any, Any]:
     return figure, axes
 
 
+def as_words(text: str) -> str:
+    """Anybody's text for a picture: between two dollars matplotlib would set it as a formula."""
+    return text.replace("$", r"\$")
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Write it as the file's ending says."""
     figure.savefig(path)

@@ -10,7 +10,15 @@ import numpy as np
 
 from guerdon.trainer.measures import Floats
 from guerdon.trainer.objectives import regression
-from guerdon.trainer.plots import CHOSEN, REJECTED, THIRD, figure_of, save_figure, smoothed
+from guerdon.trainer.plots import (
+    CHOSEN,
+    REJECTED,
+    THIRD,
+    as_words,
+    figure_of,
+    save_figure,
+    smoothed,
+)
 
 
 def draw_attributes(
@@ -85,7 +93,7 @@ def _predicted(columns: Mapping[str, tuple[Floats, Floats]]) -> Any:
         ax.scatter(true[known], predicted[known], s=12, alpha=0.5, color=CHOSEN, linewidths=0)
         ends = [true[known].min(), true[known].max()]
         ax.plot(ends, ends, color=THIRD, linestyle="--", linewidth=1, label="perfect")
-        ax.set(xlabel="label", ylabel="prediction", title=name)
+        ax.set(xlabel="label", ylabel="prediction", title=as_words(name))
         ax.legend()
     return figure
 
@@ -95,7 +103,8 @@ def _calibration(columns: Mapping[str, tuple[Floats, Floats]]) -> Any:
     for name, (predicted, true) in columns.items():
         known = ~np.isnan(true)
         bins = regression.calibration(predicted[known], true[known])["bins"]
-        ax.plot([b["predicted"] for b in bins], [b["true"] for b in bins], "o-", label=name)
+        shown = as_words(name)
+        ax.plot([b["predicted"] for b in bins], [b["true"] for b in bins], "o-", label=shown)
     low, high = ax.get_xlim()
     ax.plot([low, high], [low, high], color=THIRD, linestyle="--", linewidth=1)
     ax.set(xlabel="mean prediction", ylabel="mean label", title="Calibration, in bins")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.trainer.evaluate.policy.baseline import Baseline
-from guerdon.trainer.plots import CHOSEN, REJECTED, THIRD, figure_of, save_figure
+from guerdon.trainer.plots import CHOSEN, REJECTED, THIRD, as_words, figure_of, save_figure
 
 MOST = 30
 """Values of a field that are drawn: those with the most prompts."""
@@ -60,11 +60,11 @@ def _by(field: str, values: Mapping[str, Mapping[str, Any]], found: Mapping[str,
             ax.plot([reward["low"], reward["high"]], [at, at], color=CHOSEN, linewidth=2)
         ax.plot(reward["mean"], at, "o", color=CHOSEN)
     names = [f"{value or '(none)'}  n = {reward['n']}" for value, reward in shown]
-    ax.set_yticks(range(len(shown)), [name.replace("$", r"\$") for name in names])
+    ax.set_yticks(range(len(shown)), [as_words(name) for name in names])
     ax.axvline(
         found["measures"]["reward"]["mean"], color=THIRD, linestyle="--", linewidth=1,
         label="all prompts",
     )  # fmt: skip
-    ax.set(xlabel="mean reward, 95 % interval", title=f"Reward by {field}".replace("$", r"\$"))
+    ax.set(xlabel="mean reward, 95 % interval", title=as_words(f"Reward by {field}"))
     figure.legend(loc="outside lower center")
     return figure
