@@ -9,6 +9,7 @@ import typer
 
 from guerdon.trainer import settings_io
 from guerdon.trainer.collect.settings import PairsSettings
+from guerdon.trainer.rl.draw_settings import SERVICES
 from guerdon.trainer.settings_options import (
     Config,
     Overwrite,
@@ -22,9 +23,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Rewards": ("reward", "verifier"),
     "Sampling": ("samples_per_prompt", "max_tokens", "max_prompt_tokens", "temperature"),
     "Pairs": ("pick", "min_margin", "max_per_prompt", "unfinished"),
-    "Services": (
-        "in_flight", "patience", "request_timeout", "token_file", "tls", "tls_ca",
-    ),
+    "Services": ("in_flight", *SERVICES),
 }  # fmt: skip
 """Headings of `guerdon data pairs --help`."""
 

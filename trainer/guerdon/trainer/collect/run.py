@@ -16,7 +16,8 @@ from guerdon.models import ModelNotFound, resolve_model
 from guerdon.trainer.collect.settings import PairsSettings
 from guerdon.trainer.errors import DataError, TrainingError
 from guerdon.trainer.measures import percentiles
-from guerdon.trainer.rl.credentials import TOKEN_VARIABLE, Credentials, read_token, tls_of
+from guerdon.trainer.rl.credentials import reach
+from guerdon.trainer.rl.draw_settings import SERVICES
 from guerdon.trainer.rl.picking import Picked, pick_pairs
 from guerdon.trainer.rl.prompts import Prompts, load_prompts
 from guerdon.trainer.rl.rewards import RewardSource
@@ -34,8 +35,8 @@ class PairsFolder(RunFolder):
     """A run's folder: config.toml, scored.jsonl, pairs.jsonl, summary.json."""
 
     may_change = frozenset({
-        "output", "sampler", "in_flight", "patience", "request_timeout", "token_file", "tls",
-        "tls_ca", "pick", "min_margin", "max_per_prompt", "unfinished",
+        "output", "sampler", "in_flight", *SERVICES, "pick", "min_margin", "max_per_prompt",
+        "unfinished",
     })  # fmt: skip
     """A resumed run may pick otherwise of what was sampled."""
 
@@ -84,19 +85,8 @@ def _inputs(settings: PairsSettings) -> tuple[Any, Prompts]:
     return tokenizer, prompts
 
 
-def _waits(settings: PairsSettings) -> dict[str, Any]:
-    token = read_token(TOKEN_VARIABLE, settings.token_file, "token_file")
-    credentials = Credentials(
-        token=token, update_token=token, tls=tls_of(settings.tls, settings.tls_ca)
-    )
-    return {
-        "patience": settings.patience, "request_timeout": settings.request_timeout,
-        "credentials": credentials,
-    }  # fmt: skip
-
-
 def _rewards(settings: PairsSettings) -> RewardSource:
-    return RewardSource(settings.reward, settings.verifier, **_waits(settings))
+    return RewardSource(settings.reward, settings.verifier, **reach(settings))
 
 
 async def _draw(
@@ -109,7 +99,7 @@ async def _draw(
     rewards = _rewards(settings)
     sampler = GroupSampler(
         settings.sampler, tokenizer, max_tokens=settings.max_tokens,
-        temperature=settings.temperature, **_waits(settings),
+        temperature=settings.temperature, **reach(settings),
     )  # fmt: skip
     gate = asyncio.Semaphore(settings.in_flight)
     try:

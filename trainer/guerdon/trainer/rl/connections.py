@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.trainer.errors import SettingsError
-from guerdon.trainer.rl.credentials import Credentials
+from guerdon.trainer.rl.credentials import reach
 from guerdon.trainer.rl.inputs import RunInputs
 from guerdon.trainer.rl.prompts import PromptOrder
 from guerdon.trainer.rl.publish import Publisher, canary_sequences
@@ -54,17 +54,13 @@ class Connections:
         self._settings, self._inputs = settings, inputs
         self._make_weights, self._on_lost = make_weights, on_lost
         self._publishing = asyncio.Lock()
-        waits: dict[str, Any] = {
-            "patience": settings.patience,
-            "request_timeout": settings.request_timeout,
-            "credentials": Credentials.of(settings),
-        }
+        services = reach(settings)
         self._sampler = GroupSampler(
             settings.sampler, inputs.tokenizer,
-            max_tokens=settings.max_tokens, temperature=settings.temperature, **waits,
+            max_tokens=settings.max_tokens, temperature=settings.temperature, **services,
         )  # fmt: skip
-        self.rewards = RewardSource(settings.reward, settings.verifier, **waits)
-        self.heldout = RewardSource(settings.heldout_reward, setting="heldout_reward", **waits)
+        self.rewards = RewardSource(settings.reward, settings.verifier, **services)
+        self.heldout = RewardSource(settings.heldout_reward, setting="heldout_reward", **services)
         """Measured and never trained on; may have nothing in it."""
         self._publisher = Publisher(
             self._sampler, mode=settings.publish, shared_dir=_shared_dir(settings) or shared_dir,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from guerdon.client import TLS
 from guerdon.trainer.errors import SettingsError
-from guerdon.trainer.rl.settings import RunSettings
+from guerdon.trainer.rl.draw_settings import DrawSettings
 
 TOKEN_VARIABLE = "GUERDON_TOKEN"  # noqa: S105 - the variable's name, not a token
 ADMIN_TOKEN_VARIABLE = "GUERDON_ADMIN_TOKEN"  # noqa: S105
@@ -29,19 +30,34 @@ class Credentials:
     tls: TLS | None = None
 
     @classmethod
-    def of(cls, settings: RunSettings) -> Credentials:
+    def of(cls, settings: DrawSettings) -> Credentials:
         """Those that the settings and the environment name.
 
         Raises:
             SettingsError: a file can't be read, or holds no token.
         """
-        token = read_token(TOKEN_VARIABLE, settings.token_file, "token_file")
-        admin = read_token(ADMIN_TOKEN_VARIABLE, settings.admin_token_file, "admin_token_file")
-        tls = tls_of(settings.tls, settings.tls_ca)
+        token = _read_token(TOKEN_VARIABLE, settings.token_file, "token_file")
+        # Who only draws has no such setting, and updates nothing.
+        admin_file = getattr(settings, "admin_token_file", "")
+        admin = _read_token(ADMIN_TOKEN_VARIABLE, admin_file, "admin_token_file")
+        tls = _tls_of(settings.tls, settings.tls_ca)
         return cls(token=token, update_token=admin or token, tls=tls)
 
 
-def tls_of(tls: bool, ca_file: str) -> TLS | None:
+def reach(settings: DrawSettings) -> dict[str, Any]:
+    """How the services are reached, as keyword arguments of `GroupSampler` and `RewardSource`.
+
+    Raises:
+        SettingsError: as `Credentials.of`.
+    """
+    return {
+        "patience": settings.patience,
+        "request_timeout": settings.request_timeout,
+        "credentials": Credentials.of(settings),
+    }
+
+
+def _tls_of(tls: bool, ca_file: str) -> TLS | None:
     """The encryption that settings ask for; None is none.
 
     Raises:
@@ -53,7 +69,7 @@ def tls_of(tls: bool, ca_file: str) -> TLS | None:
     return TLS(ca=ca) if tls or ca is not None else None
 
 
-def read_token(variable: str, file: str, setting: str) -> str | None:
+def _read_token(variable: str, file: str, setting: str) -> str | None:
     """A token from a file, else from an environment variable; None when there is neither.
 
     Raises:

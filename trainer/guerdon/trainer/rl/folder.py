@@ -9,6 +9,7 @@ from typing import Any
 
 from guerdon.trainer.errors import OutputError
 from guerdon.trainer.policy_folder import PolicyFolder
+from guerdon.trainer.rl.draw_settings import SERVICES
 from guerdon.trainer.rl.rewards import parse_reward
 from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.run_folder import SETTINGS, SUMMARY, rows_until
@@ -29,8 +30,8 @@ class RLFolder(PolicyFolder):
 
     may_change = frozenset({
         "output", "steps", "sampler", "reward", "heldout_reward", "publish", "shared_dir",
-        "patience", "request_timeout", "token_file", "admin_token_file", "tls", "tls_ca",
-        "checkpoint_every", "keep_checkpoints", "sample_rows", "tracker", "plots",
+        *SERVICES, "admin_token_file", "checkpoint_every", "keep_checkpoints", "sample_rows",
+        "tracker", "plots",
     })  # fmt: skip
     """What a resumed run may have other values of: where the services are, and what is kept."""
 

@@ -11,28 +11,21 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.rl.draw_settings import DrawSettings, not_negative, positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class RunSettings(DrawSettings):
     """What every algorithm shares."""
 
     algorithm: ClassVar[str] = ""
 
     policy: str
     """Folder, hub name or embedded model to begin from; the sampler must serve the same."""
-    sampler: str
-    """HOST:PORT of the policy sampler."""
     prompts: str
     """JSONL file of prompts to train on."""
     eval_prompts: str
     """The same, held out."""
-    output: str
-    """Folder of the run."""
-    reward: tuple[str, ...] = ()
-    """HOST:PORT/MODEL of a served reward model, or WEIGHT*HOST:PORT/MODEL. Repeatable."""
-    verifier: tuple[str, ...] = ()
-    """exact, maths, regex:PATTERN or length:TOKENS, or WEIGHT*…; rewards by rule. Repeatable."""
     heldout_reward: tuple[str, ...] = ()
     """HOST:PORT/MODEL that is measured but never trained on: parts from the reward when hacked."""
     steps: int = 20
@@ -42,10 +35,7 @@ class RunSettings:
 
     prompts_per_step: int = 8
     """Prompts in a step, over all processes; does nothing for rft."""
-    samples_per_prompt: int = 8
-    """Completions drawn for each."""
     max_tokens: int = 64
-    """Tokens of the longest completion."""
     max_prompt_tokens: int = 512
     """Prompts over this are refused before the run begins."""
     temperature: float = 1.0
@@ -96,18 +86,8 @@ class RunSettings:
     checksum, which nccl lacks: refused there."""
     canary_tolerance: float = 0.0
     """Mean difference of log-probabilities that is let pass; 0 is the sampler's own default."""
-    patience: float = 600.0
-    """Seconds that a service may stay away before the run ends."""
-    request_timeout: float = 300.0
-    """Seconds for one request to a service before it is tried again."""
-    token_file: str = ""
-    """File with the access token of the sampler and the reward servers; else $GUERDON_TOKEN."""
     admin_token_file: str = ""
     """File with the sampler's token for updates; else $GUERDON_ADMIN_TOKEN, or the token."""
-    tls: bool = False
-    """Encrypt all connections, trusting the system's certificate authorities."""
-    tls_ca: str = ""
-    """Encrypt all connections, trusting the authorities in this PEM file."""
     deterministic: bool = False
     """Seed every completion, and take them in order: a run can be repeated bit for bit with a
     sampler that draws the same for the same seed."""
@@ -132,17 +112,14 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
-        needs_rewards(self.reward, self.verifier)
+        super().__post_init__()
         self._check_steps()
-        for name in ("prompts_per_step", "samples_per_prompt", "max_tokens",
-                     "max_prompt_tokens", "micro_batch_tokens", "eval_samples", "lr",
-                     "temperature", "patience", "request_timeout", "max_grad_norm",
-                     "keep_checkpoints"):  # fmt: skip
+        for name in ("prompts_per_step", "micro_batch_tokens", "eval_samples", "lr",
+                     "max_grad_norm", "keep_checkpoints"):  # fmt: skip
             positive(self, name)
         for name in ("max_staleness", "reward_clip", "missing_eos_penalty", "weight_decay",
                      "warmup_steps", "lora_r", "lora_alpha", "canaries", "canary_tolerance",
-                     "eval_every", "eval_limit", "checkpoint_every", "sample_rows",
-                     "seed"):  # fmt: skip
+                     "eval_every", "eval_limit", "checkpoint_every", "sample_rows"):  # fmt: skip
             not_negative(self, name)
         if self.deterministic and self.max_staleness:
             raise SettingsError(
@@ -370,26 +347,6 @@ class OnlineDPOSettings(RunSettings):
                 "reward_scale and reward_clip do nothing: a pair says which is better, not by how "
                 "much"
             )
-
-
-def needs_rewards(reward: tuple[str, ...], verifier: tuple[str, ...]) -> None:
-    """Refuse settings in which nothing gives rewards."""
-    if not reward and not verifier:
-        raise SettingsError("nothing gives rewards: set reward or verifier")
-
-
-def positive(settings: object, name: str) -> None:
-    """Refuse a value that is not a finite number over 0."""
-    value = getattr(settings, name)
-    if not 0 < value < math.inf:
-        raise SettingsError(f"{name} is {value}, it must be positive")
-
-
-def not_negative(settings: object, name: str) -> None:
-    """Refuse a value that is not a finite number from 0 on."""
-    value = getattr(settings, name)
-    if not 0 <= value < math.inf:
-        raise SettingsError(f"{name} is {value}, it must not be negative")
 
 
 def needs_groups(settings: RunSettings) -> None:

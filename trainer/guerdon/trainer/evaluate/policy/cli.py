@@ -10,6 +10,7 @@ import typer
 
 from guerdon.trainer import settings_io
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
+from guerdon.trainer.rl.draw_settings import SERVICES
 from guerdon.trainer.settings_options import (
     Config,
     Overwrite,
@@ -29,10 +30,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "samples_per_prompt", "max_tokens", "max_prompt_tokens", "temperature", "dtype",
     ),
     "Weights to the sampler": ("publish", "shared_dir", "canaries", "canary_tolerance"),
-    "Services": (
-        "in_flight", "patience", "request_timeout", "token_file", "admin_token_file", "tls",
-        "tls_ca",
-    ),
+    "Services": ("in_flight", *SERVICES, "admin_token_file"),
 }  # fmt: skip
 """Headings of `guerdon eval policy --help`."""
 

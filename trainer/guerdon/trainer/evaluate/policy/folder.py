@@ -14,6 +14,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 
+from guerdon.trainer.rl.draw_settings import SERVICES
 from guerdon.trainer.rl.folder import check_same_models
 from guerdon.trainer.rl.run_state import RunState
 from guerdon.trainer.run_folder import SETTINGS, RunFolder
@@ -27,8 +28,8 @@ class EvalFolder(RunFolder):
 
     may_change = frozenset({
         "output", "sampler", "reward", "heldout_reward", "harm", "harm_threshold", "baseline",
-        "by", "publish", "shared_dir", "canaries", "canary_tolerance", "in_flight", "patience",
-        "request_timeout", "token_file", "admin_token_file", "tls", "tls_ca", "plots",
+        "by", "publish", "shared_dir", "canaries", "canary_tolerance", "in_flight", *SERVICES,
+        "admin_token_file", "plots",
     })  # fmt: skip
     """A resumed evaluation may ask other things of what was sampled, and find the same models
     elsewhere."""

@@ -49,7 +49,7 @@ def read_inputs(settings: EvalSettings) -> EvalInputs:
     Raises:
         TrainingError: something is; says what.
     """
-    Credentials.of(settings.as_run())
+    Credentials.of(settings)
     parse_address(settings.sampler, "sampler")
     for setting in ("reward", "heldout_reward"):
         for spec in getattr(settings, setting):

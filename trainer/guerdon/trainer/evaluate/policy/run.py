@@ -41,7 +41,7 @@ from guerdon.trainer.modelling import quiet
 from guerdon.trainer.policy_folder import SAMPLES
 from guerdon.trainer.rl import rft_model
 from guerdon.trainer.rl.connections import Connections
-from guerdon.trainer.rl.credentials import Credentials
+from guerdon.trainer.rl.credentials import reach
 from guerdon.trainer.rl.losses import kl_estimate
 from guerdon.trainer.rl.report import package_versions
 from guerdon.trainer.rl.rewards import RewardSource
@@ -137,10 +137,10 @@ class _Run:
         # The version tells the weights: another's on the same sampler are not taken for ours.
         version = 1 + int(self.inputs.policy_sha256[:6], 16)
         harm = RewardSource(
-            [self.settings.harm] if self.settings.harm else [], setting="harm",
-            patience=run.patience, request_timeout=run.request_timeout,
-            credentials=Credentials.of(run),
-        )  # fmt: skip
+            [self.settings.harm] if self.settings.harm else [],
+            setting="harm",
+            **reach(run),
+        )
 
         async def make(dtype: str, canaries: Sequence[Ints]) -> Weights:
             return await asyncio.to_thread(

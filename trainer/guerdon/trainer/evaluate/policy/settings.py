@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guerdon.trainer.errors import SettingsError
-from guerdon.trainer.rl.settings import RunSettings, needs_rewards, not_negative, positive
+from guerdon.trainer.rl.draw_settings import DrawSettings, not_negative, positive
+from guerdon.trainer.rl.settings import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings:
-    """Every field is a key of `config.toml` and an option of the command line."""
+class EvalSettings(DrawSettings):
+    """What is evaluated, on what terms, and what is measured."""
 
     policy: str
     """Folder, hub name or embedded model to evaluate; its weights are published to the sampler."""
@@ -21,14 +22,8 @@ class EvalSettings:
     """The same, of the policy that KL is measured from: what training began with."""
     sampler: str
     """HOST:PORT of a sampler that serves the same architecture; it keeps the policy's weights."""
-    prompts: str
-    """JSONL file of prompts."""
     output: str
     """Folder of the evaluation."""
-    reward: tuple[str, ...] = ()
-    """HOST:PORT/MODEL of a served reward model, or WEIGHT*HOST:PORT/MODEL. Repeatable."""
-    verifier: tuple[str, ...] = ()
-    """exact, maths, regex:PATTERN or length:TOKENS, or WEIGHT*…; rewards by rule. Repeatable."""
     heldout_reward: tuple[str, ...] = ()
     """HOST:PORT/MODEL that the policy was not trained on: parts from the reward when hacked."""
     harm: str = ""
@@ -44,14 +39,8 @@ class EvalSettings:
     """First so many prompts; 0 takes all."""
     samples_per_prompt: int = 4
     """Completions drawn for each."""
-    max_tokens: int = 256
-    """Tokens of the longest completion."""
-    max_prompt_tokens: int = 1024
-    """Prompts over this are refused before anything is drawn."""
     temperature: float = 1.0
     """Of sampling; for KL the policy's and the reference's logits are divided by it too."""
-    seed: int = 0
-    """Of sampling."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the computation of KL, and of what is published: as the recipes compute."""
 
@@ -68,22 +57,14 @@ class EvalSettings:
     """Prompts that are sampled or scored at once."""
     patience: float = 600.0
     """Seconds that a service may stay away before the evaluation ends."""
-    request_timeout: float = 300.0
-    """Seconds for one request to a service before it is tried again."""
-    token_file: str = ""
-    """File with the access token of the sampler and the reward servers; else $GUERDON_TOKEN."""
     admin_token_file: str = ""
     """File with the sampler's token for updates; else $GUERDON_ADMIN_TOKEN, or the token."""
-    tls: bool = False
-    """Encrypt all connections, trusting the system's certificate authorities."""
-    tls_ca: str = ""
-    """Encrypt all connections, trusting the authorities in this PEM file."""
     plots: bool = True
     """Draw plots/*.png."""
 
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
-        needs_rewards(self.reward, self.verifier)
+        super().__post_init__()
         if self.harm and self.harm_threshold is None:
             raise SettingsError("harm_threshold is missing: only you know from where a score of "
                                 "the classifier means harm")  # fmt: skip
@@ -91,10 +72,8 @@ class EvalSettings:
             raise SettingsError("harm_threshold does nothing without harm")
         if self.harm_threshold is not None and not math.isfinite(self.harm_threshold):
             raise SettingsError(f"harm_threshold is {self.harm_threshold}, it must be a number")
-        for name in ("samples_per_prompt", "max_tokens", "max_prompt_tokens", "temperature",
-                     "in_flight", "patience", "request_timeout"):  # fmt: skip
-            positive(self, name)
-        for name in ("limit", "seed", "canaries", "canary_tolerance"):
+        positive(self, "in_flight")
+        for name in ("limit", "canaries", "canary_tolerance"):
             not_negative(self, name)
         if len(set(self.by)) != len(self.by):
             raise SettingsError(f"by names a field twice: {', '.join(self.by)}")

@@ -1,0 +1,72 @@
+"""The settings of all that draws completions and has them scored: runs, evaluations, data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from guerdon.trainer.errors import SettingsError
+
+SERVICES = ("patience", "request_timeout", "token_file", "tls", "tls_ca")
+"""The settings that say how services are reached: a resumed run may have other values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawSettings:
+    """Every field is a key of `config.toml` and an option of the command line."""
+
+    policy: str
+    """Folder, hub name or embedded model."""
+    sampler: str
+    """HOST:PORT of the policy sampler."""
+    prompts: str
+    """JSONL file of prompts."""
+    output: str
+    """Folder of the run."""
+    reward: tuple[str, ...] = ()
+    """HOST:PORT/MODEL of a served reward model, or WEIGHT*HOST:PORT/MODEL. Repeatable."""
+    verifier: tuple[str, ...] = ()
+    """exact, maths, regex:PATTERN or length:TOKENS, or WEIGHT*…; rewards by rule. Repeatable."""
+    seed: int = 0
+    """Of sampling."""
+    samples_per_prompt: int = 8
+    """Completions drawn for each."""
+    max_tokens: int = 256
+    """Tokens of the longest completion."""
+    max_prompt_tokens: int = 1024
+    """Prompts over this are refused before anything is drawn."""
+    temperature: float = 1.0
+    """Of sampling."""
+    patience: float = 600.0
+    """Seconds that a service may stay away before the run ends."""
+    request_timeout: float = 300.0
+    """Seconds for one request to a service before it is tried again."""
+    token_file: str = ""
+    """File with the access token of the sampler and the reward servers; else $GUERDON_TOKEN."""
+    tls: bool = False
+    """Encrypt all connections, trusting the system's certificate authorities."""
+    tls_ca: str = ""
+    """Encrypt all connections, trusting the authorities in this PEM file."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        if not self.reward and not self.verifier:
+            raise SettingsError("nothing gives rewards: set reward or verifier")
+        for name in ("samples_per_prompt", "max_tokens", "max_prompt_tokens", "temperature",
+                     "patience", "request_timeout"):  # fmt: skip
+            positive(self, name)
+        not_negative(self, "seed")
+
+
+def positive(settings: object, name: str) -> None:
+    """Refuse a value that is not a finite number over 0."""
+    value = getattr(settings, name)
+    if not 0 < value < math.inf:
+        raise SettingsError(f"{name} is {value}, it must be positive")
+
+
+def not_negative(settings: object, name: str) -> None:
+    """Refuse a value that is not a finite number from 0 on."""
+    value = getattr(settings, name)
+    if not 0 <= value < math.inf:
+        raise SettingsError(f"{name} is {value}, it must not be negative")
