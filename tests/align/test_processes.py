@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tests.align.ranks import launch
 from tests.align.support import settings_of
+from tests.runs.ranks import launch
 from tests.support.command import read_rows
 from tests.trainer.toy import write_rows
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.toy import metrics, run, toy_settings
 
 from guerdon.trainer import pair_trainer
-from guerdon.trainer.errors import DivergedError, OutputError, TrainingError
+from guerdon.trainer.errors import DivergedError, OutputError
 from guerdon.trainer.run_folder import RewardFolder
 
 WEIGHTS = "model.safetensors"
@@ -165,15 +165,6 @@ def test_kill_leaves_no_model_and_the_run_can_go_on(
     )
     assert ended.returncode == 0
     assert "this run ended already" in ended.stderr
-
-
-def test_several_processes_are_refused(
-    base: Path, toy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match="one process"):
-        run(toy_settings(base, toy, tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_failure_while_saving_leaves_nothing_servable(

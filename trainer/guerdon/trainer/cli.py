@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from guerdon.trainer.align import cli as align
+from guerdon.trainer.processes import is_main, start
 from guerdon.trainer.rl import cli as rl
 from guerdon.trainer.settings import AllSettings, RewardModelSettings, RewardSettings, load_settings
 from guerdon.trainer.settings_options import (
@@ -80,34 +81,47 @@ def _run(settings: RewardModelSettings, *, resume: bool, overwrite: bool, dry_ru
     from guerdon.trainer.report import show_counts, show_summary
     from guerdon.trainer.run_folder import SUMMARY, EnsembleFolder, RewardFolder
 
-    console = Console(stderr=not sys.stdout.isatty())
+    main = is_main()
+    console = Console(stderr=not sys.stdout.isatty(), quiet=not main)
+    if dry_run:
+        if main:
+            _dry_run(settings, console)
+        return
     ensemble = isinstance(settings, RewardSettings) and settings.ensemble
-    if not dry_run:
-        kind = EnsembleFolder if ensemble else RewardFolder
-        folder = kind(settings, resume=resume, overwrite=overwrite)
-        if folder.finished and not overwrite:
+    kind = EnsembleFolder if ensemble else RewardFolder
+    with start() as processes:
+        with processes.agreed():
+            folder = kind(settings, resume=resume, overwrite=overwrite, main=main)
+        if processes.gather(folder.finished and not overwrite)[0]:
             console.print("this run ended already")
-            summary: dict[str, Any] = json.loads((folder.path / SUMMARY).read_text("utf-8"))
-            show_summary(summary, folder, console)
+            if main:
+                found: dict[str, Any] = json.loads((folder.path / SUMMARY).read_text("utf-8"))
+                show_summary(found, folder, console)
             return
 
+        from guerdon.trainer.objectives.read import read_task
+
+        with processes.agreed():
+            task = read_task(settings)
+        show_counts(task.counts(), console)
+        if isinstance(folder, EnsembleFolder):
+            from guerdon.trainer.ensemble import train_ensemble
+
+            summary = train_ensemble(task, folder, console, processes)
+        else:
+            from guerdon.trainer.reward import train_reward
+
+            summary = train_reward(task, folder, console, processes)
+    if main:
+        show_summary(summary, folder, console)
+
+
+def _dry_run(settings: RewardModelSettings, console: Any) -> None:
     from guerdon.trainer.objectives.read import read_task
+    from guerdon.trainer.report import show_counts
 
-    task = read_task(settings)
-    show_counts(task.counts(), console)
-    if dry_run:
-        console.print(settings.to_toml(), highlight=False, markup=False)
-        return
-
-    if isinstance(folder, EnsembleFolder):
-        from guerdon.trainer.ensemble import train_ensemble
-
-        show_summary(train_ensemble(task, folder, console), folder, console)
-        return
-
-    from guerdon.trainer.reward import train_reward
-
-    show_summary(train_reward(task, folder, console), folder, console)
+    show_counts(read_task(settings).counts(), console)
+    console.print(settings.to_toml(), highlight=False, markup=False)
 
 
 align.register(app)

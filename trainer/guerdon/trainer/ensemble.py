@@ -17,17 +17,17 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from rich.console import Console
 
 from guerdon.models import Manifest, template_hash
 from guerdon.trainer import measures
 from guerdon.trainer.errors import TrainingError
-from guerdon.trainer.fine_tuning import Phases, check_one_device, versions
+from guerdon.trainer.fine_tuning import Phases, check_shares, versions
 from guerdon.trainer.measures import Floats
 from guerdon.trainer.modelling import load_base, quiet
 from guerdon.trainer.objectives.preference import PreferenceTask, group_measures
 from guerdon.trainer.objectives.task import Task
+from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.reward import train_reward
 from guerdon.trainer.run_folder import PLOTS, SUMMARY, EnsembleFolder
 from guerdon.trainer.scoring import PairScores
@@ -45,41 +45,75 @@ AGGREGATE: Final[dict[str, Callable[[_Scores, float], Floats]]] = {
 """As the server has them: λ is the weight of the population's standard deviation."""
 
 
-def train_ensemble(task: Task, folder: EnsembleFolder, console: Console) -> dict[str, Any]:
+def train_ensemble(
+    task: Task, folder: EnsembleFolder, console: Console, processes: Processes = ALONE
+) -> dict[str, Any]:
     """Train the members one after another, and measure them together.
 
-    Members that are whole are kept, one in the middle is gone on with.
+    Members that are whole are kept, one in the middle is gone on with. Arguments and what is
+    returned are as for `train_reward`.
 
     Raises:
         OutputError: the folder can't be written to.
         TrainingError: a member can't be trained, or two came out the same.
     """
     assert isinstance(task, PreferenceTask)
-    check_one_device()
-    folder.begin()
     settings, phases = task.settings, Phases()
+    task.processes = processes
+    with processes.agreed():
+        check_shares(settings, processes)
+        folder.begin()
     tasks = [_member(task, folder, i) for i in range(settings.ensemble)]
     for i, member in enumerate(tasks):
-        place = folder.member(member.settings)
+        with processes.agreed():
+            place = folder.member(member.settings)
         seed = f"member {i} (seed {member.settings.seed})"
-        if place.finished:
+        if processes.gather(place.finished)[0]:
             console.print(f"{seed} is trained already", highlight=False)
             continue
         console.print(seed, highlight=False)
         with phases(f"member {i}"):
-            train_reward(member, place, console)
+            train_reward(member, place, console, processes)
     folders = [Path(member.settings.output) for member in tasks]
-    _check_different(folders)
-
     with phases("evaluate together"), quiet():
-        places = task.statistics_places()
-        held_out, train = [], []
-        for path in folders:
+        held_out, train = _measured(task, folders)
+    summary: dict[str, Any] = {}
+    with processes.agreed():
+        if processes.main:
+            summary = _finish(task, folder, folders, held_out, train, phases)
+    return summary
+
+
+def _measured(
+    task: PreferenceTask, folders: Sequence[Path]
+) -> tuple[list[PairScores], list[Floats]]:
+    """Each member's scores of the held-out pairs, and of those that statistics are taken over."""
+    processes, dtype = task.processes, task.settings.saved_dtype
+    held_out, train = [], []
+    with processes.agreed():
+        _check_different(folders)
+    for path in folders:
+        with processes.agreed():
             model = load_base(path, task.tokenizer, grow=False)
             task.share = task.decide_sharing(model)
-            model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-            held_out.append(task.measure(model, settings.saved_dtype))
-            train.append(task.train_scores(model, settings.saved_dtype, places))
+        task.settle()
+        model = model.to(processes.device())
+        with processes.alike():
+            held_out.append(task.measure(model, dtype))
+            train.append(task.train_scores(model, dtype, task.statistics_places()))
+    return held_out, train
+
+
+def _finish(
+    task: PreferenceTask,
+    folder: EnsembleFolder,
+    folders: Sequence[Path],
+    held_out: Sequence[PairScores],
+    train: Sequence[Floats],
+    phases: Phases,
+) -> dict[str, Any]:
+    """Write all that the run leaves; the summary."""
+    settings = task.settings
     together = _combined(held_out, settings.aggregation, settings.std_weight)
     if settings.plots:
         with phases("plots"):
@@ -100,6 +134,7 @@ def train_ensemble(task: Task, folder: EnsembleFolder, console: Console) -> dict
         "steps": sum(part["steps"] for part in parts),
         "seed": settings.seed,
         "parameters": sum(part["parameters"] for part in parts),
+        "processes": task.processes.count,
         "versions": versions(),
         "seconds": phases.seconds,
     }  # fmt: skip

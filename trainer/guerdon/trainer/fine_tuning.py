@@ -14,7 +14,7 @@ import torch
 
 from guerdon.trainer.errors import SettingsError, TrainingError
 from guerdon.trainer.fine_tune_settings import FineTuneSettings
-from guerdon.trainer.processes import ALONE, WAIT, Processes, launched
+from guerdon.trainer.processes import ALONE, WAIT, Processes
 
 
 @dataclass
@@ -32,16 +32,6 @@ class Phases:
         finally:
             spent = time.monotonic() - begun
             self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
-
-
-def check_one_device() -> None:
-    """Several processes would write one folder, and TRL refuses `nn.DataParallel`."""
-    if launched() > 1:
-        raise TrainingError("this version trains in one process: start it without a launcher")
-    if torch.cuda.device_count() > 1:
-        raise TrainingError(
-            "several GPUs are visible and this version trains on one: set CUDA_VISIBLE_DEVICES=0"
-        )
 
 
 def check_shares(settings: FineTuneSettings, processes: Processes) -> None:

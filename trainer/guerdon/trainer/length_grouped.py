@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
+
+from guerdon.trainer.processes import ALONE, Processes
+from guerdon.trainer.watched import Watched
 
 _MEGABATCH = 16
 """Batches that are sorted by length together; few enough that epochs differ."""
@@ -47,3 +51,45 @@ class LengthGrouped(Sampler[int]):
             yield from batches[i].tolist()
         for batch in last:
             yield from batch.tolist()
+
+
+class EpochOrder(TrainerCallback):  # type: ignore[misc]
+    """Tells the sampler which pass it is.
+
+    Accelerate does, but not through the two wrappers that several processes and a resumed run put
+    around it (1.15): the rest of the pass would be taken from the first pass's order.
+    """
+
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any
+    ) -> None:
+        """Called by the trainer."""
+        batches = train_dataloader.batch_sampler
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        if hasattr(batches.sampler, "set_epoch"):
+            batches.sampler.set_epoch(int(state.epoch or 0))
+
+
+class Grouped(Watched):
+    """Put before a trainer: takes like lengths together, by the same order in a resumed run and in
+    every process. The callback `EpochOrder` belongs to it.
+
+    Args:
+        lengths: of the training rows, in tokens.
+        processes: of the run.
+        **kwargs: as for the trainer.
+    """
+
+    def __init__(
+        self, *, lengths: Sequence[int], processes: Processes = ALONE, **kwargs: Any
+    ) -> None:
+        self._lengths = lengths
+        self.processes = processes
+        super().__init__(**kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        ours: Any = self
+        # Accelerate gives each process its part of every batch.
+        batch = ours.args.train_batch_size * self.processes.count
+        return LengthGrouped(self._lengths, batch, seed=ours.args.seed)

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 from trl import RewardTrainer
 
 from guerdon.trainer import sharing
-from guerdon.trainer.length_grouped import LengthGrouped
+from guerdon.trainer.inside import inside
+from guerdon.trainer.length_grouped import Grouped
 from guerdon.trainer.scoring import autocast, plain_scores
 from guerdon.trainer.tokens import TokenPair
-from guerdon.trainer.watched import Watched
 
 
-class PairTrainer(Watched, RewardTrainer):  # type: ignore[misc]
+class PairTrainer(Grouped, RewardTrainer):  # type: ignore[misc]
     """Pairwise loss, metrics, optimiser, checkpoints and resume are TRL's.
 
     Args:
         share: compute what both answers of a pair share once.
         compute_dtype: `bfloat16` or `float32`; weights are in float32 either way.
-        lengths: of the training pairs, in tokens.
-        **kwargs: as for `RewardTrainer`.
+        **kwargs: as for `Grouped` and `RewardTrainer`.
     """
 
-    def __init__(
-        self, *, share: bool, compute_dtype: str, lengths: Sequence[int], **kwargs: Any
-    ) -> None:
+    def __init__(self, *, share: bool, compute_dtype: str, **kwargs: Any) -> None:
         self._share = share
         self._compute_dtype = compute_dtype
-        self._lengths = lengths
         super().__init__(**kwargs)
 
     def compute_loss(
@@ -47,10 +43,6 @@ class PairTrainer(Watched, RewardTrainer):  # type: ignore[misc]
         score = _Scorer(model, self._share and "allowed" in inputs, self._compute_dtype)
         return super().compute_loss(score, inputs, return_outputs, num_items_in_batch)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        batch = self.args.train_batch_size
-        return LengthGrouped(self._lengths, batch, seed=self.args.data_seed or self.args.seed)
-
 
 class _Scorer:
     """What TRL's loss calls in the model's place; gives `.logits` in float32."""
@@ -60,14 +52,16 @@ class _Scorer:
 
     def __call__(self, **inputs: Any) -> SimpleNamespace:
         with autocast(self._model, self._dtype):
-            if self._share:
-                batch = sharing.SharedBatch(
-                    inputs["input_ids"], inputs["position_ids"], inputs["allowed"],
-                    inputs["chosen_last"], inputs["rejected_last"], inputs["attention_mask"],
-                )  # fmt: skip
-                return SimpleNamespace(logits=sharing.score_shared(self._model, batch))
-            ids, mask = inputs["input_ids"], inputs["attention_mask"]
-            return SimpleNamespace(logits=plain_scores(self._model, ids, mask))
+            return SimpleNamespace(logits=inside(self._model, partial(self._scores, inputs)))
+
+    def _scores(self, inputs: dict[str, Any], model: Any) -> Tensor:
+        if not self._share:
+            return plain_scores(model, inputs["input_ids"], inputs["attention_mask"])
+        batch = sharing.SharedBatch(
+            inputs["input_ids"], inputs["position_ids"], inputs["allowed"],
+            inputs["chosen_last"], inputs["rejected_last"], inputs["attention_mask"],
+        )  # fmt: skip
+        return sharing.score_shared(model, batch)
 
 
 def shared_collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:

@@ -10,18 +10,31 @@ from transformers import PrinterCallback
 from guerdon.trainer.callbacks import Evaluations, LoggedMetrics, ProgressBar
 from guerdon.trainer.fine_tuning import (
     Phases,
-    check_one_device,
+    check_shares,
     in_dtype,
     round_weights,
     versions,
 )
 from guerdon.trainer.modelling import merged, quiet
 from guerdon.trainer.objectives.task import Task
+from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.run_folder import CHECKPOINTS, METRICS, PLOTS, RewardFolder
 
 
-def train_reward(task: Task, folder: RewardFolder, console: Console) -> dict[str, Any]:
+def train_reward(
+    task: Task, folder: RewardFolder, console: Console, processes: Processes = ALONE
+) -> dict[str, Any]:
     """Train, measure, save; the summary that is also written to summary.json.
+
+    Args:
+        task: read and checked.
+        folder: looked at, not begun.
+        console: for a person; quiet but in the first process.
+        processes: of the run. Each trains on its part of every batch and measures its part of the
+            rows; the first one prints and writes.
+
+    Returns:
+        The summary; in other processes than the first, nothing.
 
     Raises:
         OutputError: the folder can't be written to.
@@ -29,49 +42,78 @@ def train_reward(task: Task, folder: RewardFolder, console: Console) -> dict[str
         TrainingError: the model can't be loaded.
     """
     settings, phases = task.settings, Phases()
-    check_one_device()
-    folder.begin()
+    task.processes = processes
+    with processes.agreed():
+        check_shares(settings, processes)
+        folder.begin()
     with phases("load"), quiet():
-        model = task.load()
+        with processes.agreed():
+            model = task.load()
+        task.settle()
 
     before: Any = None
     if settings.eval_before:
-        with phases("evaluate before"):
+        with phases("evaluate before"), processes.alike():
             before = task.measure(model, settings.dtype)
             console.print(f"before training: {task.words(before)}", highlight=False)
 
-    with phases("train"), quiet():
+    with phases("train"), quiet(), processes.alike():
         log, steps = _train(model, task, folder, console)
 
-    with phases("evaluate after"):
+    with phases("evaluate after"), processes.alike():
         model = merged(model)
         round_weights(model, settings.saved_dtype)
         # From here on, what is measured is what is saved.
         found = task.measure(model, settings.saved_dtype)
-    with phases("statistics"):
+    with phases("statistics"), processes.alike():
         statistics = task.statistics(model, settings.saved_dtype)
-    if settings.plots:
-        with phases("plots"):
-            task.draw(folder.path / PLOTS, log.rows, found)
+    summary: dict[str, Any] = {}
+    with processes.agreed():
+        if processes.main:
+            more = {"training_set_scores": statistics, "steps": steps}
+            summary = _summary(task, model, before, found, more)
+            _finish(task, folder, model, log.rows, found, phases, summary)
+    return summary
 
-    summary = {
+
+def _summary(
+    task: Task, model: Any, before: Any, found: Any, more: dict[str, Any]
+) -> dict[str, Any]:
+    """What goes into summary.json but for the seconds, which go on."""
+    settings = task.settings
+    return {
         "objective": settings.objective,
         **task.before(before),
         **task.summarise(found),
         "data": task.counts(),
-        "training_set_scores": statistics,
-        "steps": steps,
+        **more,
         "seed": settings.seed,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "processes": task.processes.count,
         "versions": versions(),
-        "seconds": phases.seconds,
     }
+
+
+def _finish(
+    task: Task,
+    folder: RewardFolder,
+    model: Any,
+    rows: list[dict[str, Any]],
+    found: Any,
+    phases: Phases,
+    summary: dict[str, Any],
+) -> None:
+    """Write all that the run leaves; the summary gets the seconds."""
+    settings = task.settings
+    if settings.plots:
+        with phases("plots"):
+            task.draw(folder.path / PLOTS, rows, found)
+    summary["seconds"] = phases.seconds
     with quiet():
         manifest = task.manifest(model, summary)
         folder.publish(in_dtype(model, settings.saved_dtype), task.tokenizer, manifest, summary)
     if not settings.keep_checkpoints:
         folder.remove_checkpoints()
-    return summary
 
 
 def _train(
@@ -81,7 +123,8 @@ def _train(
     settings = task.settings
     checkpoint = folder.last_checkpoint()
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    log = LoggedMetrics(folder.path / METRICS, folder.metrics_until(done))
+    main = task.processes.main
+    log = LoggedMetrics(folder.path / METRICS, folder.metrics_until(done), main=main)
     if checkpoint:
         console.print(f"resuming at step {done}", highlight=False)
     bar = ProgressBar(console)

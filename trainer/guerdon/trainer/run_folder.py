@@ -175,9 +175,9 @@ class EnsembleFolder(RunFolder):
         """The folder of a member; what is there of it is gone on with."""
         path = Path(settings.output)
         resume = (path / SETTINGS).exists()
-        if not resume:  # it may have ended while it wrote them
+        if not resume and self._main:  # it may have ended while it wrote them
             (path / f".{SETTINGS}.part").unlink(missing_ok=True)
-        return RewardFolder(settings, resume=resume, overwrite=False)
+        return RewardFolder(settings, resume=resume, overwrite=False, main=self._main)
 
     def publish(self, manifest: Any, summary: dict[str, Any]) -> None:
         """Write the summary, and what makes it an ensemble."""

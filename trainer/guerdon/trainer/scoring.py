@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from guerdon.trainer import sharing
 from guerdon.trainer.errors import DivergedError
 from guerdon.trainer.measures import Floats
+from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.tokens import TokenPair
 
 
@@ -42,36 +43,40 @@ def score_pairs(
     share: bool,
     dtype: str,
     batch_tokens: int = 4096,
-    progress: Callable[[int], None] = lambda done: None,
+    processes: Processes = ALONE,
 ) -> PairScores:
     """Score both answers of every pair.
 
     Args:
+        model: the same in every process.
+        pairs: dealt to the processes.
         pad_id: a token that ends no sequence.
         share: compute what both answers share once.
         dtype: of the computation, `bfloat16` or `float32`.
         batch_tokens: tokens in a batch, padding counted; one pair may be longer.
-        progress: told how many pairs are done.
+        processes: of the run.
 
     Raises:
         DivergedError: a score is not a finite number.
     """
-    chosen, rejected = np.empty(len(pairs)), np.empty(len(pairs))
+    sizes = [len(pair.chosen) + len(pair.rejected) for pair in pairs]
+
+    def score(dealt: list[int]) -> list[Floats]:
+        found_D2 = np.empty((len(dealt), 2))
+        for places in length_batches([sizes[i] for i in dealt], batch_tokens):
+            batch = [pairs[dealt[i]] for i in places]
+            scores = (_shared if share else _plain)(model, batch, pad_id)
+            found_D2[places] = np.stack(np.split(scores, 2), axis=1)
+        return list(found_D2)
+
     was_training = model.training
     model.eval()
-    done = 0
     with torch.inference_mode(), autocast(model, dtype):
-        sizes = [len(pair.chosen) + len(pair.rejected) for pair in pairs]
-        for places in length_batches(sizes, batch_tokens):
-            batch = [pairs[i] for i in places]
-            scores = (_shared if share else _plain)(model, batch, pad_id)
-            chosen[places], rejected[places] = np.split(scores, 2)
-            done += len(places)
-            progress(done)
+        both_N2 = np.array(processes.deal(sizes, score)).reshape(-1, 2)
     model.train(was_training)
-    if not (np.isfinite(chosen).all() and np.isfinite(rejected).all()):
+    if not np.isfinite(both_N2).all():
         raise DivergedError("the model gives scores that are not finite numbers")
-    return PairScores(chosen, rejected)
+    return PairScores(both_N2[:, 0], both_N2[:, 1])
 
 
 @contextlib.contextmanager

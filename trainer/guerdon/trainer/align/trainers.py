@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from torch.utils.data import Sampler
-from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig
 
 from guerdon.trainer.align.inputs import AlignInputs, PairTokens
@@ -18,9 +16,8 @@ from guerdon.trainer.align.settings import DPOSettings, ORPOSettings, SFTSetting
 from guerdon.trainer.completions import IGNORED, CompletionTrainer, dataset_of, keeps_apart
 from guerdon.trainer.fine_tuning import common_arguments
 from guerdon.trainer.language_model import load_lm, lora_config
-from guerdon.trainer.length_grouped import LengthGrouped
+from guerdon.trainer.length_grouped import EpochOrder, Grouped
 from guerdon.trainer.processes import ALONE, Processes
-from guerdon.trainer.watched import Watched
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # where ORPO lives; our tests watch it
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
@@ -47,7 +44,8 @@ def make_trainer(
         "bf16": settings.dtype == "bfloat16"
     }
     how: dict[str, Any] = {
-        "model": model, "processing_class": inputs.tokenizer, "callbacks": [*callbacks, _Order()],
+        "model": model, "processing_class": inputs.tokenizer,
+        "callbacks": [*callbacks, EpochOrder()],
     }  # fmt: skip
     if settings.lora_r:
         alpha = settings.lora_alpha or 0.0
@@ -89,40 +87,7 @@ def _sft(
     return CompletionTrainer(args=arguments, train_dataset=data, **how)
 
 
-class _Order(TrainerCallback):  # type: ignore[misc]
-    """Tells the sampler which pass it is.
-
-    Accelerate does, but not through the two wrappers that several processes and a resumed run put
-    around it (1.15): the rest of the pass would be taken from the first pass's order.
-    """
-
-    def on_epoch_begin(
-        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any
-    ) -> None:
-        """Called by the trainer."""
-        batches = train_dataloader.batch_sampler
-        while hasattr(batches, "batch_sampler"):
-            batches = batches.batch_sampler
-        if hasattr(batches.sampler, "set_epoch"):
-            batches.sampler.set_epoch(int(state.epoch or 0))
-
-
-class _Grouped(Watched):
-    """Takes like lengths together, by the same order in a resumed run and in every process."""
-
-    def __init__(self, *, lengths: Sequence[int], processes: Processes, **kwargs: Any) -> None:
-        self._lengths = lengths
-        self.processes = processes
-        super().__init__(**kwargs)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        ours: Any = self
-        # Accelerate gives each process its part of every batch.
-        batch = ours.args.train_batch_size * self.processes.count
-        return LengthGrouped(self._lengths, batch, seed=ours.args.seed)
-
-
-class DirectTrainer(_Grouped, DPOTrainer):  # type: ignore[misc]
+class DirectTrainer(Grouped, DPOTrainer):  # type: ignore[misc]
     """TRL's loss (eq. 7 of arXiv:2305.18290), metrics, optimiser, checkpoints and resume."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
@@ -149,7 +114,7 @@ class DirectTrainer(_Grouped, DPOTrainer):  # type: ignore[misc]
         return dataset.add_column("ref_rejected_logps", list(rejected))
 
 
-class OddsRatioTrainer(_Grouped, ORPOTrainer):  # type: ignore[misc]
+class OddsRatioTrainer(Grouped, ORPOTrainer):  # type: ignore[misc]
     """TRL's loss (eq. 6 of arXiv:2403.07691): the likelihood is that of prompt and answer."""
 
     _tokens = 0

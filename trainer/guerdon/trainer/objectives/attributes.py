@@ -24,7 +24,7 @@ from guerdon.trainer.measures import Floats
 from guerdon.trainer.objectives import regression
 from guerdon.trainer.objectives.rated import Rated, RatedInputs, RatedTokens, Tokens, read_rated
 from guerdon.trainer.objectives.row_task import RowTask
-from guerdon.trainer.objectives.row_trainer import IGNORED, row_outputs
+from guerdon.trainer.objectives.row_trainer import IGNORED
 from guerdon.trainer.row_notes import finite, groups_of
 from guerdon.trainer.settings import AttributeSettings
 
@@ -169,8 +169,7 @@ class AttributeTask(RowTask):
         return self._predicted(model, dtype, self.inputs.eval.rows)
 
     def _predicted(self, model: Any, dtype: str, rows: Sequence[RatedTokens]) -> Floats:
-        pad_id = self.tokenizer.pad_token_id
-        return np.concatenate(row_outputs(model, rows, pad_id=pad_id, dtype=dtype))
+        return np.concatenate(self.outputs_of(model, dtype, rows))
 
     def words(self, found: Floats) -> str:
         """The RMSE."""

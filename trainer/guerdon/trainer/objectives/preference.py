@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import set_seed
 from trl import RewardConfig
@@ -23,6 +22,7 @@ from guerdon.trainer import measures, sharing
 from guerdon.trainer.errors import TrainingError
 from guerdon.trainer.fine_tuning import common_arguments
 from guerdon.trainer.inputs import Inputs
+from guerdon.trainer.length_grouped import EpochOrder
 from guerdon.trainer.measures import Floats
 from guerdon.trainer.modelling import load_base, prepare
 from guerdon.trainer.objectives.task import Task
@@ -78,8 +78,7 @@ class PreferenceTask(Task):
         set_seed(self.settings.seed)  # the new head is random
         model = load_base(self.base, self.tokenizer, grow=self.grow)
         self.share = self.decide_sharing(model)
-        model = prepare(model, self.settings)
-        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return prepare(model, self.settings).to(self.processes.device())
 
     def decide_sharing(self, model: Any) -> bool:
         """Whether pairs are computed in one row each; never without a probe that agreed."""
@@ -95,6 +94,10 @@ class PreferenceTask(Task):
             )
         return False
 
+    def settle(self) -> None:
+        """Prompts are shared in all processes or in none."""
+        self.share = not self.processes.any(not self.share)
+
     def make_trainer(self, model: Any, checkpoints: Path, callbacks: Sequence[Any]) -> PairTrainer:
         """TRL's, over token ids."""
         settings, share, pad_id = self.settings, self.share, self.tokenizer.pad_token_id
@@ -107,10 +110,11 @@ class PreferenceTask(Task):
         return PairTrainer(
             share=share,
             compute_dtype=settings.dtype,
+            processes=self.processes,
             lengths=[len(p.chosen) + len(p.rejected) - (p.shared if share else 0) for p in pairs],
             model=model,
             args=RewardConfig(
-                **common_arguments(settings, checkpoints),
+                **common_arguments(settings, checkpoints, self.processes),
                 bf16=False,  # `PairTrainer` casts itself, and keeps the head in float32
                 center_rewards_coefficient=settings.center or None,
                 max_length=None,  # the pairs were filtered, and counted, before
@@ -118,7 +122,7 @@ class PreferenceTask(Task):
             train_dataset=Dataset.from_dict(columns),
             processing_class=self.tokenizer,
             data_collator=shared_collator(pad_id) if share else DataCollatorForPreference(pad_id),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, EpochOrder()],
         )
 
     # Measuring
@@ -129,8 +133,9 @@ class PreferenceTask(Task):
 
     def _scores(self, model: Any, dtype: str, pairs: Sequence[TokenPair]) -> PairScores:
         return score_pairs(
-            model, pairs, pad_id=self.tokenizer.pad_token_id, share=self.share, dtype=dtype
-        )
+            model, pairs, pad_id=self.tokenizer.pad_token_id, share=self.share, dtype=dtype,
+            processes=self.processes,
+        )  # fmt: skip
 
     def words(self, found: PairScores) -> str:
         """The accuracy."""

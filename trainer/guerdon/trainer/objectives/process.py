@@ -23,7 +23,6 @@ from guerdon.trainer.measures import Bounded, Floats
 from guerdon.trainer.objectives import step_measures
 from guerdon.trainer.objectives.rated import Rated, RatedInputs, RatedTokens, Tokens, read_rated
 from guerdon.trainer.objectives.row_task import RowTask
-from guerdon.trainer.objectives.row_trainer import row_outputs
 from guerdon.trainer.row_notes import groups_of
 from guerdon.trainer.settings import ProcessSettings
 
@@ -139,8 +138,7 @@ class ProcessTask(RowTask):
         return self._scores(model, dtype, self.inputs.eval.rows)
 
     def _scores(self, model: Any, dtype: str, rows: Sequence[RatedTokens]) -> list[Floats]:
-        pad_id = self.tokenizer.pad_token_id
-        found = row_outputs(model, rows, pad_id=pad_id, dtype=dtype)
+        found = self.outputs_of(model, dtype, rows)
         return [logits_S2[:, 1] - logits_S2[:, 0] for logits_S2 in found]
 
     def words(self, found: list[Floats]) -> str:

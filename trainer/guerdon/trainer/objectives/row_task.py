@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
 from guerdon.trainer.fine_tuning import common_arguments
+from guerdon.trainer.length_grouped import EpochOrder
+from guerdon.trainer.measures import Floats
 from guerdon.trainer.modelling import load_with_head, prepare
 from guerdon.trainer.objectives.rated import RatedInputs, RatedTokens, Tokens, described
-from guerdon.trainer.objectives.row_trainer import RowTrainer
+from guerdon.trainer.objectives.row_trainer import RowTrainer, row_outputs
 from guerdon.trainer.objectives.task import Task
 from guerdon.trainer.row_notes import places_by_group
 
@@ -86,13 +87,12 @@ class RowTask(Task):
         )  # fmt: skip
         if new:
             self.begin_head(model.eval())
-        model = prepare(model, self.settings)
-        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return prepare(model, self.settings).to(self.processes.device())
 
     def make_trainer(self, model: Any, checkpoints: Path, callbacks: Sequence[Any]) -> RowTrainer:
         """Over token ids."""
         arguments = TrainingArguments(
-            **common_arguments(self.settings, checkpoints),
+            **common_arguments(self.settings, checkpoints, self.processes),
             bf16=False,  # `RowTrainer` casts itself, and keeps the head in float32
             remove_unused_columns=False,
         )
@@ -100,10 +100,20 @@ class RowTask(Task):
             model=model, args=arguments, loss=self.loss, targets=self.targets,
             rows=self.inputs.train.rows, pad_id=self.tokenizer.pad_token_id,
             compute_dtype=self.settings.dtype, processing_class=self.tokenizer,
-            callbacks=list(callbacks),
+            processes=self.processes, callbacks=[*callbacks, EpochOrder()],
         )  # fmt: skip
 
     # Measuring
+
+    def outputs_of(self, model: Any, dtype: str, rows: Sequence[RatedTokens]) -> list[Floats]:
+        """The head's outputs for each row, of shape [places, K].
+
+        Raises:
+            DivergedError: one is not a finite number.
+        """
+        return row_outputs(
+            model, rows, pad_id=self.tokenizer.pad_token_id, dtype=dtype, processes=self.processes
+        )
 
     def subgroups(self, of: Callable[[list[int]], dict[str, Any]]) -> dict[str, Any]:
         """What is measured of the rows of each group, by field and value."""

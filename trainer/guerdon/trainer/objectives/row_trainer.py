@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from trl.trainer.utils import disable_dropout_in_model
 
 from guerdon.trainer import sharing
 from guerdon.trainer.errors import DivergedError
-from guerdon.trainer.length_grouped import LengthGrouped
+from guerdon.trainer.inside import inside
+from guerdon.trainer.length_grouped import Grouped
 from guerdon.trainer.measures import Floats
 from guerdon.trainer.objectives.rated import RatedTokens
+from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.scoring import autocast, length_batches
-from guerdon.trainer.watched import Watched
 
 IGNORED = -100
 """In `labels`: what has no target. The trainer counts the others, to divide the loss by them."""
@@ -62,7 +62,7 @@ def collate(rows: Sequence[RatedTokens], pad_id: int) -> dict[str, Tensor]:
     }
 
 
-class RowTrainer(Watched, Trainer):  # type: ignore[misc]
+class RowTrainer(Grouped, Trainer):  # type: ignore[misc]
     """Optimiser, schedule, checkpoints and resume are `transformers`'.
 
     The loss of an optimiser step is the mean over all its targets, however they are spread over
@@ -74,7 +74,7 @@ class RowTrainer(Watched, Trainer):  # type: ignore[misc]
         rows: the training rows.
         pad_id: a token that ends no sequence.
         compute_dtype: `bfloat16` or `float32`; weights are in float32 either way.
-        **kwargs: as for `Trainer`.
+        **kwargs: as for `Grouped` and `Trainer`.
     """
 
     loss_is_scaled_for_ga = True
@@ -93,12 +93,11 @@ class RowTrainer(Watched, Trainer):  # type: ignore[misc]
     ) -> None:
         self._loss = loss
         self._dtype = compute_dtype
-        self._lengths = [len(row.ids) for row in rows]
         self._seen: dict[str, list[float]] = {}
         self._tokens = 0  # from the last start on, as TRL counts them
         disable_dropout_in_model(model)  # as TRL's reward trainer does
         super().__init__(
-            model=model, args=args, train_dataset=list(rows),
+            model=model, args=args, train_dataset=list(rows), lengths=[len(r.ids) for r in rows],
             data_collator=lambda batch: collate(batch, pad_id) | targets(batch), **kwargs,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # so that targets are counted over a whole step
@@ -112,10 +111,12 @@ class RowTrainer(Watched, Trainer):  # type: ignore[misc]
     ) -> Any:
         """The sum over this batch's targets, divided by the number of the whole step's."""
         with autocast(model, self._dtype):
-            logits_NK = read_logits(model, inputs)
+            logits_NK = inside(model, lambda inner: read_logits(inner, inputs))
         total, metrics = self._loss(logits_NK, inputs)
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"] != IGNORED).sum()
+        else:  # of all processes, over which DDP will take the mean
+            total = total * self.processes.count
         self._tokens += int(inputs["attention_mask"].sum())
         for key, value in metrics.items():
             self._seen.setdefault(key, []).append(value)
@@ -124,35 +125,53 @@ class RowTrainer(Watched, Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means of the loss's metrics since the last line."""
-        logs.update({key: float(np.mean(values)) for key, values in self._seen.items()})
+        parts = self.processes.gather((self._tokens, self._seen))
+        for key in self._seen:
+            logs[key] = float(np.mean([value for _, seen in parts for value in seen.get(key, ())]))
         self._seen.clear()
-        super().log(logs | {"num_tokens": self._tokens}, start_time)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        batch = self.args.train_batch_size
-        return LengthGrouped(self._lengths, batch, seed=self.args.data_seed or self.args.seed)
+        super().log(logs | {"num_tokens": sum(tokens for tokens, _ in parts)}, start_time)
 
 
 def row_outputs(
-    model: Any, rows: Sequence[RatedTokens], *, pad_id: int, dtype: str, batch_tokens: int = 4096
-) -> list[Floats]:
+    model: Any, rows: Sequence[RatedTokens], *, pad_id: int, dtype: str, batch_tokens: int = 4096,
+    processes: Processes = ALONE,
+) -> list[Floats]:  # fmt: skip
     """The head's outputs for each row, of shape [places, K], in the order of the rows.
+
+    Args:
+        model: the same in every process.
+        rows: dealt to the processes.
+        pad_id: a token that ends no sequence.
+        dtype: of the computation, `bfloat16` or `float32`.
+        batch_tokens: tokens in a batch, padding counted; one row may be longer.
+        processes: of the run.
 
     Raises:
         DivergedError: one is not a finite number.
     """
-    found: dict[int, Floats] = {}
-    device = next(model.parameters()).device
+
+    def outputs(dealt: list[int]) -> list[Floats]:
+        return _outputs(model, [rows[i] for i in dealt], pad_id, batch_tokens)
+
     was_training = model.training
     model.eval()
     with torch.inference_mode(), autocast(model, dtype):
-        for places in length_batches([len(row.ids) for row in rows], batch_tokens):
-            some = [rows[i] for i in places]
-            batch = {k: v.to(device) for k, v in collate(some, pad_id).items()}
-            logits = read_logits(model, batch).float().cpu().numpy().astype(np.float64)
-            ends = np.cumsum([len(row.places) for row in some])[:-1]
-            found.update(zip(places, np.split(logits, ends), strict=True))
+        found = processes.deal([len(row.ids) for row in rows], outputs)
     model.train(was_training)
-    if not all(np.isfinite(part).all() for part in found.values()):
+    if not all(np.isfinite(part).all() for part in found):
         raise DivergedError("the model gives scores that are not finite numbers")
+    return found
+
+
+def _outputs(
+    model: Any, rows: Sequence[RatedTokens], pad_id: int, batch_tokens: int
+) -> list[Floats]:
+    found: dict[int, Floats] = {}
+    device = next(model.parameters()).device
+    for places in length_batches([len(row.ids) for row in rows], batch_tokens):
+        some = [rows[i] for i in places]
+        batch = {k: v.to(device) for k, v in collate(some, pad_id).items()}
+        logits = read_logits(model, batch).float().cpu().numpy().astype(np.float64)
+        ends = np.cumsum([len(row.places) for row in some])[:-1]
+        found.update(zip(places, np.split(logits, ends), strict=True))
     return [found[i] for i in range(len(rows))]

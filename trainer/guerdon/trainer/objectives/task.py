@@ -14,6 +14,7 @@ from guerdon.models import Manifest, template_hash
 from guerdon.trainer.errors import DivergedError
 from guerdon.trainer.measures import Floats
 from guerdon.trainer.modelling import max_positions
+from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.settings import RewardModelSettings
 
 
@@ -33,6 +34,8 @@ class Task(abc.ABC):
     """The measure of a run that a single number stands for; a key of `summarise`'s."""
     unit: str = "rows"
     """What the data holds."""
+    processes: Processes = ALONE
+    """Of the run: all of them load the model, and each trains on and measures a part."""
 
     def __init__(
         self, settings: RewardModelSettings, base: Path, tokenizer: Any, *, grow: bool
@@ -72,6 +75,9 @@ class Task(abc.ABC):
         Raises:
             TrainingError: it can't be loaded.
         """
+
+    def settle(self) -> None:  # noqa: B027 - most have nothing to agree on
+        """Agree with the other processes on what each found out in `load`; all of them call it."""
 
     @abc.abstractmethod
     def make_trainer(self, model: Any, checkpoints: Path, callbacks: Sequence[Any]) -> Any:
