@@ -62,6 +62,47 @@ def test_resume_equals_an_unbroken_run(
         assert torch.allclose(value, resumed[name], atol=1e-5), name
 
 
+def test_data_that_changed_is_not_resumed_on(
+    base: Path, toy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    for copy, original in zip(data, toy, strict=True):
+        copy.write_bytes(original.read_bytes())
+    settings = toy_settings(base, data, tmp_path / "run", checkpoint_every=2, limit=32)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings)
+    with data[1].open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(OutputError, match=r"eval.jsonl has changed since the run in"):
+        run(settings, resume=True)
+
+
+def test_a_tracker_gets_every_line(
+    base: Path, toy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, also where a run was broken between a checkpoint and the next."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = toy_settings(
+        base, toy, tmp_path / "run", tracker=("tensorboard",), eval_every=6, checkpoint_every=8,
+        limit=96,
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 11)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings)
+    run(settings, resume=True)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    for key in ("loss", "eval_accuracy"):
+        found = [(event.step, event.value) for event in events.Scalars(key)]
+        rows = [(row["step"], row[key]) for row in metrics(tmp_path / "run") if key in row]
+        assert [step for step, _ in found] == [step for step, _ in rows]
+        assert [value for _, value in found] == pytest.approx([value for _, value in rows])
+
+
 def test_resume_wants_the_same_settings(base: Path, toy: tuple[Path, Path], tmp_path: Path) -> None:
     settings = toy_settings(base, toy, tmp_path / "run")
     RewardFolder(settings, resume=False, overwrite=False).begin()

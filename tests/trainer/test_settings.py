@@ -82,9 +82,12 @@ def test_dry_run_checks_and_writes_nothing(
         "--output", str(tmp_path / "run"), "--dry-run", "--lr", "0.001",
     ]  # fmt: skip
     assert main(arguments) == 0
-    printed = capfd.readouterr().err
-    assert "5 held-out pairs have a prompt that is trained on" in " ".join(printed.split())
-    assert tomllib.loads(printed[printed.index("train =") :])["lr"] == 0.001
+    shown, said = capfd.readouterr()
+    assert "5 held-out pairs have a prompt that is trained on" in " ".join(said.split())
+    file = tmp_path / "reward.toml"  # what is shown, alone, is a config file
+    file.write_text(shown)
+    assert tomllib.loads(shown)["lr"] == 0.001
+    assert load_settings(file, {}).learning_rate == 0.001
     assert not (tmp_path / "run").exists()
 
 

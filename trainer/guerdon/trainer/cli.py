@@ -38,7 +38,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Memory and speed": ("dtype", "save_dtype", "gradient_checkpointing"),
     "Measuring": (
         "log_every", "eval_every", "eval_before", "checkpoint_every", "keep_checkpoints",
-        "stats_pairs", "by", "plots",
+        "stats_pairs", "by", "tracker", "plots",
     ),
 }  # fmt: skip
 """Headings of `guerdon train reward --help`."""
@@ -80,17 +80,20 @@ def _run(settings: RewardModelSettings, *, resume: bool, overwrite: bool, dry_ru
 
     from guerdon.trainer.report import show_counts, show_summary
     from guerdon.trainer.run_folder import SUMMARY, EnsembleFolder, RewardFolder
+    from guerdon.trainer.trackers import check_trackers
 
     main = is_main()
     console = Console(stderr=not sys.stdout.isatty(), quiet=not main)
     if dry_run:
         if main:
+            check_trackers(settings.tracker)
             _dry_run(settings, console)
         return
     ensemble = isinstance(settings, RewardSettings) and settings.ensemble
     kind = EnsembleFolder if ensemble else RewardFolder
     with start() as processes:
         with processes.agreed():
+            check_trackers(settings.tracker)
             folder = kind(settings, resume=resume, overwrite=overwrite, main=main)
         if processes.gather(folder.finished and not overwrite)[0]:
             console.print("this run ended already")
@@ -121,7 +124,7 @@ def _dry_run(settings: RewardModelSettings, console: Any) -> None:
     from guerdon.trainer.report import show_counts
 
     show_counts(read_task(settings).counts(), console)
-    console.print(settings.to_toml(), highlight=False, markup=False)
+    typer.echo(settings.to_toml())  # alone on standard output: it can be a file
 
 
 align.register(app)

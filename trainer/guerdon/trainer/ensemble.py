@@ -63,6 +63,7 @@ def train_ensemble(
     with processes.agreed():
         check_shares(settings, processes)
         folder.begin()
+        folder.check_data(folder.path / MEMBERS, task.hashes)
     tasks = [_member(task, folder, i) for i in range(settings.ensemble)]
     for i, member in enumerate(tasks):
         with processes.agreed():

@@ -13,6 +13,7 @@ from guerdon.trainer.errors import SettingsError
 class FineTuneSettings:
     """Every field is a key of `config.toml` and an option of the command line."""
 
+    algorithm: ClassVar[str] = ""
     default_lr: ClassVar[float] = 3e-5
     """Peak learning rate where all weights are trained."""
     default_lora_lr: ClassVar[float] = 2e-4
@@ -91,6 +92,8 @@ class FineTuneSettings:
     """Steps between checkpoints for `--resume`; 0 writes none."""
     keep_checkpoints: bool = False
     """Keep the last one after the run ends well."""
+    tracker: tuple[str, ...] = ()
+    """tensorboard or wandb, beside metrics.jsonl. Repeatable; installed separately."""
     plots: bool = True
     """Draw plots/*.png at the end."""
 

@@ -19,6 +19,7 @@ from guerdon.trainer.modelling import merged, quiet
 from guerdon.trainer.objectives.task import Task
 from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.run_folder import CHECKPOINTS, METRICS, PLOTS, RewardFolder
+from guerdon.trainer.trackers import Trackers
 
 
 def train_reward(
@@ -46,6 +47,7 @@ def train_reward(
     with processes.agreed():
         check_shares(settings, processes)
         folder.begin()
+        folder.check_data(folder.path / CHECKPOINTS, task.hashes)
     with phases("load"), quiet():
         with processes.agreed():
             model = task.load()
@@ -124,7 +126,9 @@ def _train(
     checkpoint = folder.last_checkpoint()
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     main = task.processes.main
-    log = LoggedMetrics(folder.path / METRICS, folder.metrics_until(done), main=main)
+    rows = folder.metrics_until(done)
+    trackers = Trackers(settings, folder.path, done=done, main=main)
+    log = LoggedMetrics(folder.path / METRICS, rows, main=main, send=trackers.log)
     if checkpoint:
         console.print(f"resuming at step {done}", highlight=False)
     bar = ProgressBar(console)
@@ -139,4 +143,5 @@ def _train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         bar.stop()
+        trackers.finish()
     return log, trainer.state.global_step

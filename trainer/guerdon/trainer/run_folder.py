@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
 PLOTS = "plots"
+DATA = "data.json"
 _PART = ".model.part"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -110,6 +112,31 @@ class RunFolder:
                     f"{now.get(key)!r}: resume with the same settings"
                 )
 
+    def check_data(self, place: Path, hashes: Mapping[str, str]) -> None:
+        """Refuse to go on with other data than the run began with; where it begins, remember them.
+
+        Args:
+            place: a folder in this one, made if need be, that is there as long as the run goes on.
+            hashes: SHA-256 of each source.
+
+        Raises:
+            OutputError: a source has changed, or the system refuses.
+        """
+        if not self._main:
+            return
+        try:
+            before = json.loads((place / DATA).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = {}
+        for source, found in hashes.items():
+            if before.get(source, found) != found:
+                raise OutputError(f"{source} has changed since the run in {self.path} began")
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            write_whole(place / DATA, json.dumps(hashes))
+        except OSError as error:
+            raise OutputError(f"can't write to {place}: {error}") from error
+
     def metrics_until(self, step: int) -> list[dict[str, Any]]:
         """The metrics of an earlier part of the run; what came after `step` is forgotten."""
         return rows_until(self.path / METRICS, step) if self._main else []
@@ -117,6 +144,8 @@ class RunFolder:
 
 class RewardFolder(RunFolder):
     """The folder of `guerdon train reward`, which is the model's too."""
+
+    may_change = frozenset({"output", "by", "keep_checkpoints", "tracker", "plots"})
 
     @property
     def finished(self) -> bool:
@@ -161,6 +190,8 @@ class EnsembleFolder(RunFolder):
     Each member has a folder of its own in `members/`; the ensemble's `guerdon.json` comes last,
     and without it the folder can't be served.
     """
+
+    may_change = RewardFolder.may_change
 
     @property
     def finished(self) -> bool:

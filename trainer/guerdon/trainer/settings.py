@@ -24,6 +24,7 @@ Objective = Literal["preference", "attributes", "process"]
 class RewardModelSettings(FineTuneSettings):
     """What every objective has. Every field is a key of `config.toml` and an option."""
 
+    algorithm: ClassVar[str] = "reward"
     _positive: ClassVar[tuple[str, ...]] = (*FineTuneSettings._positive, "stats_pairs")
     _not_negative: ClassVar[tuple[str, ...]] = (*FineTuneSettings._not_negative, "freeze_layers")
 

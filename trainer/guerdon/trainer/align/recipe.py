@@ -61,8 +61,10 @@ def train(
     with processes.agreed():
         fine_tuning.check_shares(inputs.settings, processes)
         folder.begin()
+        parts = (inputs.train, inputs.eval)
+        folder.check_data(folder.checkpoints, {part.source: part.sha256 for part in parts})
     with processes.agreed():  # the folder is there now for all of them
-        begun = Begun.read(folder.checkpoints, inputs)
+        begun = Begun.read(folder.checkpoints)
     return _Run(inputs, folder, console, processes, begun).whole()
 
 

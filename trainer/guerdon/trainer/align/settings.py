@@ -13,7 +13,6 @@ from guerdon.trainer.fine_tune_settings import FineTuneSettings
 class AlignSettings(FineTuneSettings):
     """What the three share."""
 
-    algorithm: ClassVar[str] = ""
     _not_negative: ClassVar[tuple[str, ...]] = (
         *FineTuneSettings._not_negative, "sample_prompts",
     )  # fmt: skip
@@ -25,8 +24,6 @@ class AlignSettings(FineTuneSettings):
     """Held-out prompts that are answered before and after, greedily, for samples.jsonl."""
     sample_tokens: int = 64
     """Tokens of the longest of these answers."""
-    tracker: tuple[str, ...] = ()
-    """tensorboard or wandb, beside metrics.jsonl. Repeatable; installed separately."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.align.inputs import AlignInputs
 from guerdon.trainer.align.samples import Answer
-from guerdon.trainer.errors import OutputError
 from guerdon.trainer.run_folder import write_whole
 
 STATE = "begun.json"
@@ -19,8 +17,6 @@ STATE = "begun.json"
 class Begun:
     """Of a run that was measured before training, and may have been interrupted since."""
 
-    data: dict[str, str]
-    """SHA-256 of the training and the held-out data."""
     before: dict[str, Any] = field(default_factory=dict)
     """Likelihoods of the held-out rows by the first policy."""
     answers: list[Answer] = field(default_factory=list)
@@ -29,22 +25,12 @@ class Begun:
     """By phase, of earlier parts of the run."""
 
     @classmethod
-    def read(cls, folder: Path, inputs: AlignInputs) -> Begun:
-        """What an earlier part of the run left in a folder, or nothing.
-
-        Raises:
-            OutputError: that part had other data.
-        """
-        data = {"train": inputs.train.sha256, "eval": inputs.eval.sha256}
+    def read(cls, folder: Path) -> Begun:
+        """What an earlier part of the run left in a folder, or nothing."""
         try:
-            found = cls(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+            return cls(**json.loads((folder / STATE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            return cls(data)
-        for part, was in found.data.items():
-            if was != data[part]:
-                source = getattr(inputs, part).source
-                raise OutputError(f"{source} has changed since the run in {folder.parent} began")
-        return found
+            return cls()
 
     def save(self, folder: Path) -> None:
         """Write it, whole."""

@@ -67,6 +67,12 @@ class PreferenceTask(Task):
         return self.inputs.train_data.described
 
     @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the training and the held-out data, by their sources."""
+        parts = (self.inputs.train_data, self.inputs.eval_data)
+        return {part.source: part.sha256 for part in parts}
+
+    @property
     def longest_eval(self) -> int:
         """Tokens of the longest held-out sequence."""
         return self.inputs.eval.longest

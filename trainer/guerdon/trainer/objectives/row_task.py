@@ -56,6 +56,12 @@ class RowTask(Task):
         return described(self.inputs.train_data)
 
     @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the training and the held-out data, by their sources."""
+        parts = (self.inputs.train_data, self.inputs.eval_data)
+        return {part.source: part.sha256 for part in parts}
+
+    @property
     def longest_eval(self) -> int:
         """Tokens of the longest held-out sequence."""
         return self.inputs.eval.longest

@@ -63,6 +63,11 @@ class Task(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the training and the held-out data, by their sources."""
+
+    @property
+    @abc.abstractmethod
     def longest_eval(self) -> int:
         """Tokens of the longest held-out sequence."""
 
