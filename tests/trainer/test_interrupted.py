@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tests.trainer.toy import metrics, run, toy_settings
 
 from guerdon.trainer import pair_trainer
 from guerdon.trainer.errors import DivergedError, OutputError
+from guerdon.trainer.objectives.read import read_task
+from guerdon.trainer.reward import train_reward
 from guerdon.trainer.run_folder import RewardFolder
 
 WEIGHTS = "model.safetensors"
@@ -77,12 +80,17 @@ def test_data_that_changed_is_not_resumed_on(
         file.write(b"\n")
     with pytest.raises(OutputError, match=r"eval.jsonl has changed since the run in"):
         run(settings, resume=True)
+    folder = RewardFolder(settings, resume=False, overwrite=True)
+    train_reward(read_task(settings), folder, Console(quiet=True))
+    assert folder.finished
 
 
+@pytest.mark.parametrize("broken", [3, 11])
 def test_a_tracker_gets_every_line(
-    base: Path, toy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once, also where a run was broken between a checkpoint and the next."""
+    broken: int, base: Path, toy: tuple[Path, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Once, also where a run was broken before its first checkpoint or after it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = toy_settings(
@@ -90,7 +98,7 @@ def test_a_tracker_gets_every_line(
         limit=96,
     )  # fmt: skip
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 11)
+        interrupt_at(patch, broken)
         with pytest.raises(KeyboardInterrupt):
             run(settings)
     run(settings, resume=True)
@@ -221,7 +229,7 @@ def test_a_failure_while_saving_leaves_nothing_servable(
     settings = toy_settings(base, toy, tmp_path / "run", epochs=0.5)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(OutputError, match="disk full"):
             run(settings)
     assert (tmp_path / "run" / "guerdon.json").exists()  # all but the weights was moved
     assert not (tmp_path / "run" / WEIGHTS).exists()

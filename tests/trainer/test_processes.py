@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tests.runs.ranks import launch
 from tests.trainer.rated_toy import attribute_settings, process_settings, rated_rows, solution_rows
 from tests.trainer.toy import metrics, toy_rows, toy_settings, write_rows
+from torch.nn.parallel import DistributedDataParallel
 
 from guerdon.cli.main import main
 from guerdon.trainer import settings_io
+from guerdon.trainer.inside import inside
 
 Files = tuple[Path, Path]
 
@@ -50,12 +53,20 @@ def alike(one: Path, other: Path) -> None:
     assert manifests[0]["training"]["steps"] == manifests[1]["training"]["steps"]
 
 
-def both(make: Any, folder: Path) -> None:
-    """Run it in one process and in two, and compare."""
+def both(make: Any, folder: Path, *, dies: int = 0) -> None:
+    """Run it in one process and in two, of which one may die in a step, and compare."""
     assert main(["train", *arguments(make(folder / "one"), folder)]) == 0
-    (code, said), (other, silent) = launch(folder, arguments(make(folder / "two"), folder))
+    given = arguments(make(folder / "two"), folder)
+    if dies:
+        (code, said), (dead, _) = launch(folder, given, dies={1: dies})
+        assert (code, dead) == (1, 9)
+        assert said.count("guerdon: another process of this run has ended") == 1
+        assert "Traceback" not in said
+        given.append("--resume")
+    (code, said), (other, silent) = launch(folder, given)
     assert (code, other, silent) == (0, 0, ""), said + silent
     assert said.count("before training: ") == 1
+    assert said.count("resuming at step") == bool(dies)
     alike(folder / "one", folder / "two")
 
 
@@ -78,10 +89,11 @@ def test_two_processes_learn_the_preferences_that_one_learns(
         write_rows(tmp_path / "eval.jsonl", toy_rows(21, 2)),
     )
     begin = encoder_base if encoder else base
-    values = (
-        {"lr": 1e-3, "epochs": 2.0} | more | ({"chat_template": str(chatml)} if encoder else {})
-    )
-    both(lambda output: toy_settings(begin, data, output, **values), tmp_path)
+    values = {"lr": 1e-3, "epochs": 2.0, "checkpoint_every": 6} | more
+    if encoder:
+        values["chat_template"] = str(chatml)
+    dies = 11 if "accumulate" in more else 0  # in the second pass
+    both(lambda output: toy_settings(begin, data, output, **values), tmp_path, dies=dies)
 
 
 @pytest.mark.parametrize("objective", ["attributes", "process"])
@@ -97,8 +109,29 @@ def test_two_processes_learn_the_ratings_that_one_learns(
         write_rows(tmp_path / "train.jsonl", rows(64, 1)),
         write_rows(tmp_path / "eval.jsonl", rows(21, 2)),
     )
-    more = {"lr": 1e-3, "epochs": 2.0, "accumulate": 2, "batch_size": 4}
-    both(lambda output: settings(base, data, output, **more), tmp_path)
+    more = {"lr": 1e-3, "epochs": 2.0, "accumulate": 2, "batch_size": 4, "checkpoint_every": 6}
+    dies = 11 if objective == "process" else 0  # in the second pass
+    both(lambda output: settings(base, data, output, **more), tmp_path, dies=dies)
+
+
+def test_parts_of_a_model_on_a_gpu_are_computed_inside_ddp(tmp_path: Path) -> None:
+    """There DDP moves the arguments of its forward pass, and fails where it has none."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1
+    )
+    try:
+        model = torch.nn.Linear(2, 1)
+        wrapped = DistributedDataParallel(model)
+        wrapped.device_ids, wrapped.device_type = [0], "cpu"  # as with a GPU
+        rows = torch.ones(3, 2)
+        for _ in range(2):
+            found = inside(wrapped, lambda inner: inner(rows) + inner.bias)
+            assert torch.equal(found, model(rows) + model.bias)
+        with pytest.raises(ZeroDivisionError):
+            inside(wrapped, lambda inner: inner(rows) / (1 // 0))
+        assert torch.equal(wrapped(rows), model(rows)), "the model has its own forward pass again"
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_an_ensemble_whose_process_dies_goes_on(base: Path, toy: Files, tmp_path: Path) -> None:

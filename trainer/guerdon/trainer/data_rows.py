@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from guerdon.data import JsonLines, RowError
 from guerdon.trainer.errors import DataError
@@ -30,6 +30,23 @@ class Rows(Generic[T]):
     """Where each row stood, from 1."""
     bad: list[RowError] = field(default_factory=list)
     """The rows that were skipped, with their lines."""
+
+
+class Source(Protocol):
+    """Data of a run."""
+
+    @property
+    def source(self) -> str:
+        """File or data set."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the file; empty for a data set."""
+
+
+def hashes_of(*parts: Source) -> dict[str, str]:
+    """SHA-256 of each part, by its source."""
+    return {part.source: part.sha256 for part in parts}
 
 
 def where_odd(bad: Sequence[RowError], noted: Mapping[str, Sequence[int]]) -> dict[str, Any]:

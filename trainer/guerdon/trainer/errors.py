@@ -27,5 +27,9 @@ class DivergedError(TrainingError):
     """The loss or a score is not a finite number; nothing servable was saved."""
 
 
+class ProcessGone(TrainingError):
+    """Another process of the run has ended without a word."""
+
+
 class SaidElsewhere(TrainingError):
     """Another process of the run has said what is wrong: this one ends without a word."""

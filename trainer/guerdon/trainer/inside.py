@@ -24,10 +24,13 @@ def inside(model: Any, compute: Callable[[Any], Tensor]) -> Tensor:
     inner = model.module
     own = inner.forward
 
-    def forward() -> Tensor:
+    def forward(_: None) -> Tensor:
         inner.forward = own  # which `compute` may call
         return compute(inner)
 
     inner.forward = forward
-    found: Tensor = model()
+    try:
+        found: Tensor = model(None)  # on a GPU DDP wants an argument to move there
+    finally:
+        inner.forward = own
     return found

@@ -86,7 +86,16 @@ class Grouped(Watched):
     ) -> None:
         self._lengths = lengths
         self.processes = processes
+        self._tokens = 0
+        """Seen by this process since it began."""
         super().__init__(**kwargs)
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """The trainer's, with the tokens: TRL loses some where the last batch is not full."""
+        if "loss" in logs and self.processes.any(self._tokens > 0):
+            logs["num_tokens"] = sum(self.processes.gather(self._tokens))
+        ours: Any = super()
+        ours.log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         ours: Any = self

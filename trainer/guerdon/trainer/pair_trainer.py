@@ -40,8 +40,11 @@ class PairTrainer(Grouped, RewardTrainer):  # type: ignore[misc]
         num_items_in_batch: Any = None,
     ) -> Any:
         """TRL's loss over scores whose head is computed in float32."""
+        self._tokens += int(inputs["attention_mask"].sum())
         score = _Scorer(model, self._share and "allowed" in inputs, self._compute_dtype)
-        return super().compute_loss(score, inputs, return_outputs, num_items_in_batch)
+        found = super().compute_loss(score, inputs, return_outputs, num_items_in_batch)
+        self._metrics["train"].pop("num_tokens", None)  # `Grouped` counts them
+        return found
 
 
 class _Scorer:

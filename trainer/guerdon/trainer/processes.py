@@ -8,11 +8,11 @@ from __future__ import annotations
 import heapq
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from guerdon.trainer.errors import SaidElsewhere, SettingsError, TrainingError
+from guerdon.trainer.errors import ProcessGone, SaidElsewhere, SettingsError, TrainingError
 
 T = TypeVar("T")
 
@@ -106,7 +106,8 @@ class Processes:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
+        with _others_there():
+            dist.all_gather_object(found, value)
         return found
 
     def any(self, mine: bool) -> bool:
@@ -117,7 +118,8 @@ class Processes:
         import torch.distributed as dist
 
         flag = torch.tensor(float(mine), device=self.device())
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        with _others_there():
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag)
 
     def deal(self, sizes: Sequence[int], compute: Callable[[list[int]], Sequence[T]]) -> list[T]:
@@ -160,17 +162,32 @@ class Processes:
 
         Raises:
             TrainingError: in the first process; the others raise `SaidElsewhere`.
+            ProcessGone: another process has ended; in all that are left.
         """
         try:
-            yield
+            with _others_there() if self.count > 1 else nullcontext():
+                yield
+        except ProcessGone:  # perhaps the first
+            raise
         except TrainingError as error:
             if self.main:
                 raise
             raise SaidElsewhere(str(error)) from error
-        except RuntimeError as error:
-            if self.count > 1 and any(words in str(error).lower() for words in _LEFT):
-                raise TrainingError("another process of this run has ended") from error
-            raise
+
+
+@contextmanager
+def _others_there() -> Iterator[None]:
+    """A part in which processes meet.
+
+    Raises:
+        ProcessGone: one of them has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if any(words in str(error).lower() for words in _LEFT):
+            raise ProcessGone("another process of this run has ended") from error
+        raise
 
 
 ALONE = Processes()

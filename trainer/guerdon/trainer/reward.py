@@ -137,9 +137,9 @@ def _train(
         return task.logged(task.measure(trainer.model, settings.dtype))
 
     callbacks = [log, bar, Evaluations(settings.eval_every, evaluate, log)]
-    trainer = task.make_trainer(model, folder.path / CHECKPOINTS, callbacks)
-    trainer.remove_callback(PrinterCallback)  # there is a bar, or a line, already
     try:
+        trainer = task.make_trainer(model, folder.path / CHECKPOINTS, callbacks)
+        trainer.remove_callback(PrinterCallback)  # there is a bar, or a line, already
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         bar.stop()

@@ -145,7 +145,7 @@ class RunFolder:
 class RewardFolder(RunFolder):
     """The folder of `guerdon train reward`, which is the model's too."""
 
-    may_change = frozenset({"output", "by", "keep_checkpoints", "tracker", "plots"})
+    may_change = frozenset({"output", "keep_checkpoints", "tracker", "plots"})
 
     @property
     def finished(self) -> bool:
@@ -163,7 +163,17 @@ class RewardFolder(RunFolder):
         return last_checkpoint(self.path / CHECKPOINTS)
 
     def publish(self, model: Any, tokenizer: Any, manifest: Any, summary: dict[str, Any]) -> None:
-        """Put the model and the summary into the folder; the weights appear last."""
+        """Put the model and the summary into the folder; the weights appear last.
+
+        Raises:
+            OutputError: the system refuses.
+        """
+        try:
+            self._publish(model, tokenizer, manifest, summary)
+        except OSError as error:
+            raise OutputError(f"can't write to {self.path}: {error}") from error
+
+    def _publish(self, model: Any, tokenizer: Any, manifest: Any, summary: dict[str, Any]) -> None:
         part = self.path / _PART
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
@@ -211,12 +221,19 @@ class EnsembleFolder(RunFolder):
         return RewardFolder(settings, resume=resume, overwrite=False, main=self._main)
 
     def publish(self, manifest: Any, summary: dict[str, Any]) -> None:
-        """Write the summary, and what makes it an ensemble."""
-        write_whole(self.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-        sync(self.path / SUMMARY)
-        manifest.write(self.path)
-        sync(self.path / MANIFEST_NAME)
-        sync(self.path)
+        """Write the summary, and what makes it an ensemble.
+
+        Raises:
+            OutputError: the system refuses.
+        """
+        try:
+            write_whole(self.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+            sync(self.path / SUMMARY)
+            manifest.write(self.path)
+            sync(self.path / MANIFEST_NAME)
+            sync(self.path)
+        except OSError as error:
+            raise OutputError(f"can't write to {self.path}: {error}") from error
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -80,10 +80,15 @@ def _start(name: str, settings: Tracked, folder: Path, done: int) -> Any:
         for key, value in dataclasses.asdict(settings).items()
     } | {"algorithm": settings.algorithm}
     if name == "tensorboard":
-        purge = done + 1 if done else None
+        purge = done + 1 if done else 0
         tracker = TensorBoardTracker("tensorboard", logging_dir=str(folder), purge_step=purge)
     else:
-        tracker = WandBTracker("guerdon", name=folder.resolve().name, dir=str(folder))
+        tracker = WandBTracker("guerdon", name=_name(folder.resolve()), dir=str(folder))
     tracker.start()
     tracker.store_init_configuration(values)
     return tracker
+
+
+def _name(folder: Path) -> str:
+    """Of a run, for people; a member of an ensemble is called by its number alone."""
+    return f"{folder.parents[1].name}-{folder.name}" if folder.name.isdigit() else folder.name

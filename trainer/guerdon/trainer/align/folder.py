@@ -12,7 +12,7 @@ from guerdon.trainer.run_folder import SUMMARY, last_checkpoint
 class AlignFolder(PolicyFolder):
     """A run's folder. Making the object looks only; `begin` writes."""
 
-    may_change = frozenset({"output", "by", "keep_checkpoints", "tracker", "plots"})
+    may_change = frozenset({"output", "keep_checkpoints", "tracker", "plots"})
     """What a resumed run may have other values of: what is written, and where."""
 
     @property

@@ -28,6 +28,7 @@ from guerdon.trainer.align.settings import DPOSettings
 from guerdon.trainer.align.state import Begun
 from guerdon.trainer.align.trainers import make_trainer
 from guerdon.trainer.callbacks import Evaluations, LoggedMetrics, ProgressBar
+from guerdon.trainer.data_rows import hashes_of
 from guerdon.trainer.implied import leave_reward
 from guerdon.trainer.language_model import check_lora, load_lm
 from guerdon.trainer.measures import Floats
@@ -61,8 +62,7 @@ def train(
     with processes.agreed():
         fine_tuning.check_shares(inputs.settings, processes)
         folder.begin()
-        parts = (inputs.train, inputs.eval)
-        folder.check_data(folder.checkpoints, {part.source: part.sha256 for part in parts})
+        folder.check_data(folder.checkpoints, hashes_of(inputs.train, inputs.eval))
     with processes.agreed():  # the folder is there now for all of them
         begun = Begun.read(folder.checkpoints)
     return _Run(inputs, folder, console, processes, begun).whole()
@@ -129,10 +129,10 @@ class _Run:
         bar = ProgressBar(self.console)
         evaluate = Evaluations(settings.eval_every, lambda: measure.logged(trainer.model), log)
         callbacks = [log, bar, evaluate]
-        trainer = make_trainer(model, self.inputs, folder.checkpoints, callbacks, processes)
-        check_lora(trainer.model)
-        trainer.remove_callback(PrinterCallback)  # there is a bar, or a line, already
         try:
+            trainer = make_trainer(model, self.inputs, folder.checkpoints, callbacks, processes)
+            check_lora(trainer.model)
+            trainer.remove_callback(PrinterCallback)  # there is a bar, or a line, already
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             bar.stop()

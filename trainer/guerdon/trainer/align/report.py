@@ -130,7 +130,7 @@ def show_summary(summary: dict[str, Any], folder: AlignFolder, console: Console)
         if key in after:
             table.add_row(name, f"{before[key]:.3f}", f"{after[key]:.3f}")
     console.print(table)
-    for field, groups in summary["subgroups"].items():
+    for field, groups in summary.get("subgroups", {}).items():
         show_groups(field, groups, console)
     spent = ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if v >= 0.5)
     console.print(f"{summary['steps']} steps; seconds: {spent}", highlight=False, soft_wrap=True)

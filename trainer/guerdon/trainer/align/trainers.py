@@ -117,15 +117,6 @@ class DirectTrainer(Grouped, DPOTrainer):  # type: ignore[misc]
 class OddsRatioTrainer(Grouped, ORPOTrainer):  # type: ignore[misc]
     """TRL's loss (eq. 6 of arXiv:2403.07691): the likelihood is that of prompt and answer."""
 
-    _tokens = 0
-    """Seen by this process since it began; TRL counts them for the others."""
-
-    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """TRL's, with the tokens."""
-        if "loss" in logs:
-            logs["num_tokens"] = sum(self.processes.gather(self._tokens))
-        super().log(logs, start_time)
-
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
         """It is tokens already."""
         return feature

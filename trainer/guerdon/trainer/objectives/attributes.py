@@ -37,8 +37,8 @@ def read_attributes(settings: AttributeSettings) -> AttributeTask:
     """
     names, others = list(settings.weights), set[str]()
 
-    def parse(row: Mapping[str, Any]) -> Rated:
-        return parse_rated(row, names, others, settings.by)
+    def parse(row: Mapping[str, Any], by: Sequence[str]) -> Rated:
+        return parse_rated(row, names, others, by)
 
     return AttributeTask(read_rated(settings, parse), tuple(sorted(others)))
 

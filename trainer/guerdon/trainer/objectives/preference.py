@@ -19,6 +19,7 @@ from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from guerdon.trainer import measures, sharing
+from guerdon.trainer.data_rows import hashes_of
 from guerdon.trainer.errors import TrainingError
 from guerdon.trainer.fine_tuning import common_arguments
 from guerdon.trainer.inputs import Inputs
@@ -69,8 +70,7 @@ class PreferenceTask(Task):
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the training and the held-out data, by their sources."""
-        parts = (self.inputs.train_data, self.inputs.eval_data)
-        return {part.source: part.sha256 for part in parts}
+        return hashes_of(self.inputs.train_data, self.inputs.eval_data)
 
     @property
     def longest_eval(self) -> int:

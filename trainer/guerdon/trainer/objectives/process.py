@@ -34,8 +34,8 @@ def read_process(settings: ProcessSettings) -> ProcessTask:
         TrainingError: something is wrong; says what.
     """
 
-    def parse(row: Mapping[str, Any]) -> Rated:
-        return parse_steps(row, settings.step_marker, settings.by)
+    def parse(row: Mapping[str, Any], by: Sequence[str]) -> Rated:
+        return parse_steps(row, settings.step_marker, by)
 
     return ProcessTask(read_rated(settings, parse, marker=settings.step_marker))
 

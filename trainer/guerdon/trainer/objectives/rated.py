@@ -94,7 +94,7 @@ class RatedInputs:
 
 def read_rated(
     settings: RewardModelSettings,
-    parse: Callable[[Mapping[str, Any]], Rated],
+    parse: Callable[[Mapping[str, Any], Sequence[str]], Rated],
     *,
     marker: str = "",
 ) -> RatedInputs:
@@ -102,7 +102,8 @@ def read_rated(
 
     Args:
         settings: of the run.
-        parse: makes of a row what it means, or raises `RowError`.
+        parse: makes of a row what it means, with its values of the fields that results are broken
+            down by, or raises `RowError`.
         marker: the token that ends a step, which is added to a tokenizer that lacks it; empty
             where the head is read at the last token.
 
@@ -112,12 +113,12 @@ def read_rated(
     base, tokenizer = base_and_tokenizer(settings)
     added = bool(marker) and _add_marker(tokenizer, marker)
     train_data = _read(
-        settings.train, parse, split=settings.train_split, limit=settings.limit,
-        bad_rows=settings.bad_rows,
+        settings.train, lambda row: parse(row, ()), split=settings.train_split,
+        limit=settings.limit, bad_rows=settings.bad_rows,
     )  # fmt: skip
     eval_data = _read(
-        settings.eval, parse, split=settings.eval_split, limit=settings.eval_limit,
-        bad_rows=settings.bad_rows,
+        settings.eval, lambda row: parse(row, settings.by), split=settings.eval_split,
+        limit=settings.eval_limit, bad_rows=settings.bad_rows,
     )  # fmt: skip
     # Held-out rows are all scored, as far as the model goes: leaving the long ones out
     # would flatter it.

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
+from guerdon.trainer.data_rows import hashes_of
 from guerdon.trainer.fine_tuning import common_arguments
 from guerdon.trainer.length_grouped import EpochOrder
 from guerdon.trainer.measures import Floats
@@ -58,8 +59,7 @@ class RowTask(Task):
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the training and the held-out data, by their sources."""
-        parts = (self.inputs.train_data, self.inputs.eval_data)
-        return {part.source: part.sha256 for part in parts}
+        return hashes_of(self.inputs.train_data, self.inputs.eval_data)
 
     @property
     def longest_eval(self) -> int:

@@ -94,7 +94,6 @@ class RowTrainer(Grouped, Trainer):  # type: ignore[misc]
         self._loss = loss
         self._dtype = compute_dtype
         self._seen: dict[str, list[float]] = {}
-        self._tokens = 0  # from the last start on, as TRL counts them
         disable_dropout_in_model(model)  # as TRL's reward trainer does
         super().__init__(
             model=model, args=args, train_dataset=list(rows), lengths=[len(r.ids) for r in rows],
@@ -125,11 +124,11 @@ class RowTrainer(Grouped, Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means of the loss's metrics since the last line."""
-        parts = self.processes.gather((self._tokens, self._seen))
+        parts = self.processes.gather(self._seen)
         for key in self._seen:
-            logs[key] = float(np.mean([value for _, seen in parts for value in seen.get(key, ())]))
+            logs[key] = float(np.mean([value for seen in parts for value in seen.get(key, ())]))
         self._seen.clear()
-        super().log(logs | {"num_tokens": sum(tokens for tokens, _ in parts)}, start_time)
+        super().log(logs, start_time)
 
 
 def row_outputs(

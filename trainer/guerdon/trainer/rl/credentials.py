@@ -37,9 +37,10 @@ class Credentials:
             SettingsError: a file can't be read, or holds no token.
         """
         token = _read_token(TOKEN_VARIABLE, settings.token_file, "token_file")
-        # Who only draws has no such setting, and updates nothing.
-        admin_file = getattr(settings, "admin_token_file", "")
-        admin = _read_token(ADMIN_TOKEN_VARIABLE, admin_file, "admin_token_file")
+        admin = None
+        if hasattr(settings, "admin_token_file"):  # who only draws updates nothing
+            file = settings.admin_token_file
+            admin = _read_token(ADMIN_TOKEN_VARIABLE, file, "admin_token_file")
         tls = _tls_of(settings.tls, settings.tls_ca)
         return cls(token=token, update_token=admin or token, tls=tls)
 
