@@ -32,8 +32,8 @@ BUDGETS = {
     "small": Budget(
         reward={"epochs": 2},
         sft={"epochs": 2},
-        dpo={"epochs": 2, "lr": 1e-5},
-        orpo={"epochs": 2, "lr": 2e-5},
+        dpo={"epochs": 2, "lr": 2e-5},
+        orpo={"epochs": 2, "lr": 4e-5, "odds-weight": 0.5},
         rft={
             "samples-per-prompt": 4, "keep": "top", "top": 1, "epochs": 2, "lr": 2e-5,
             "eval-samples": 2,
