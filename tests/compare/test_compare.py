@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.align.support import run as align_run
+from tests.align.support import settings_of
 from tests.compare.support import (
     START,
     scores,
@@ -21,6 +23,8 @@ from tests.compare.support import (
     write_rows,
 )
 from tests.support.command import read_rows
+from tests.support.tiny import tiny_checkpoint
+from tests.trainer.toy import write_toy
 
 from guerdon.cli import plugins
 from guerdon.cli.main import main
@@ -469,3 +473,17 @@ def test_an_interval_of_another_level_is_that_of_the_values() -> None:
         estimate(values, 0.99).as_dict()
     )
     assert at_level(estimate([1.0]), 0.99) == estimate([1.0])
+
+
+@pytest.mark.parametrize("recipe", ["sft", "dpo", "orpo"])
+def test_what_a_recipe_leaves_is_read(recipe: str, compare: Compare, tmp_path: Path) -> None:
+    """The summary of a real run on files, whatever has been added to it since."""
+    policy = tiny_checkpoint(tmp_path / "policy", "llama", causal_lm=True)
+    toy = write_toy(tmp_path / "train.jsonl", 8, seed=1), write_toy(tmp_path / "eval.jsonl", 4, 2)
+    summary, _ = align_run(settings_of(recipe, policy, toy, tmp_path / "run", seed=7))
+    code, out, err = compare(tmp_path / "run", "--json", "--output", tmp_path / "report.html")
+    assert code == 0, err
+    (run,) = json.loads(out)["groups"][0]["runs"]
+    assert (run["recipe"], run["seed"], run["steps"]) == (recipe, 7, summary["steps"])
+    if recipe != "sft":
+        assert run["implied_accuracy"]["value"] == summary["after"]["implicit_accuracy"]["value"]

@@ -236,7 +236,7 @@ def _trained(path: Path) -> Run:
         sum(seconds.number(name) for name in seconds.values) / 60,
         warnings=table.warnings(),
     )  # fmt: skip
-    sampled = "difference" in table.values  # it measured itself on prompts
+    sampled = "reward" in table.table("before").values  # it measured itself on prompts
     return _reinforced(run, table, settings) if sampled else _aligned(run, table)
 
 
