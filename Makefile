@@ -18,7 +18,7 @@ setup-sampler: ## The same, and vLLM for the policy sampler
 demo: setup-sampler ## Train a reward model, serve it, ask it, and run PPO against it
 	@$(BIN)/python -m deploy.demo $(DEMO_ARGS)
 
-comparison: setup-sampler ## Train by SFT, DPO, ORPO, RFT and PPO from one start, and compare them (half an hour)
+comparison: setup-sampler ## Train by SFT, DPO, ORPO, RFT and PPO from one start, and compare them (40 minutes)
 	@$(BIN)/python -m deploy.comparison $(COMPARISON_ARGS)
 
 test: setup-sampler ## All tests

@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make comparison", description=deploy.comparison.__doc__)
     parser.add_argument(
         "--budget", choices=sorted(BUDGETS), default="small",
-        help="small takes about half an hour on two CPU cores; tiny only shows that it works",
+        help="small takes about 40 minutes on two CPU cores; tiny only shows that it works",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, help="by default runs/comparison-BUDGET, with -seed-N but for seed 0"

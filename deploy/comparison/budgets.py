@@ -28,7 +28,7 @@ MAX_TOKENS = policy.SETTINGS["max-tokens"]
 """Of a completion, wherever one is drawn: then all of it is on the same axes."""
 
 BUDGETS = {
-    # About half an hour on two CPU cores that do nothing else.
+    # About 40 minutes on two CPU cores that do nothing else.
     "small": Budget(
         reward={"epochs": 2},
         sft={"epochs": 2},
