@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,14 +85,22 @@ def run(code: str, cache: Path) -> str:
 
 @pytest.mark.slow
 def test_the_embedded_model_is_real_and_cached(tmp_path: Path) -> None:
-    """Made anew without a network: it answers a question; a damaged cache is made again."""
+    """A damaged cache is made anew, without a network; the model answers a question."""
+    made_before = resolve_model(NAME)
+    folder = tmp_path / "models" / made_before.name
+    shutil.copytree(made_before, folder)
+    weights = folder / "model.safetensors"
+    with weights.open("r+b") as handle:
+        handle.truncate(1000)
+    (folder / "tokenizer.json").unlink()
+
     code = f"from guerdon.models import resolve_model; print(resolve_model({NAME!r}))"
-    folder = Path(run(code, tmp_path).strip().splitlines()[-1])
+    assert Path(run(code, tmp_path).strip().splitlines()[-1]) == folder
+    assert weights.stat().st_size > 200_000_000
     assert {"model.safetensors", "tokenizer.json", "config.json"} <= {
         p.name for p in folder.iterdir()
     }
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
-    weights = folder / "model.safetensors"
     made = weights.stat().st_mtime_ns
 
     run(code, tmp_path)
@@ -108,8 +117,3 @@ def test_the_embedded_model_is_real_and_cached(tmp_path: Path) -> None:
         tmp_path,
     )
     assert "Paris" in answer
-
-    with weights.open("r+b") as handle:
-        handle.truncate(1000)
-    run(code, tmp_path)
-    assert weights.stat().st_size > 200_000_000

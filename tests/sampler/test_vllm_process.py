@@ -10,6 +10,8 @@ import signal
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -91,20 +93,30 @@ async def drive(sampler: RunningSampler, folder: Path) -> None:
             assert np.abs(completion.logprobs - expected).max() < 1e-3
 
 
-def test_it_serves_the_client_and_leaves_nothing_at_sigterm(tied_policy: Path) -> None:
-    with running_sampler(tied_policy, **FLAGS) as sampler:
-        asyncio.run(drive(sampler, tied_policy))
-        with urllib.request.urlopen(f"{sampler.url}/metrics", timeout=10) as answer:
-            metrics = answer.read().decode()
-        assert "guerdon_sampler_weight_version 1.0" in metrics
-        below = engine_processes(sampler)
-        assert sampler.stop(END_SECONDS) == 0
-        wait_gone(below)
-        log = sampler.log()
-        assert "Traceback" not in log
-        # What vLLM warns of and an operator could act on is still said.
-        warned = [line for line in log.splitlines() if re.search(r"WARNING \d\d-\d\d ", line)]
-        assert all("LD_PRELOAD" in line for line in warned), log
+@pytest.fixture(scope="module")
+def samplers(tied_policy: Path) -> Iterator[list[RunningSampler]]:
+    """One for each test that ends it, started together: each takes its time alone."""
+    contexts = [running_sampler(tied_policy, **FLAGS) for _ in range(3)]
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(contexts)) as pool:
+        yield list(pool.map(stack.enter_context, contexts))
+
+
+def test_it_serves_the_client_and_leaves_nothing_at_sigterm(
+    samplers: list[RunningSampler], tied_policy: Path
+) -> None:
+    sampler = samplers[0]
+    asyncio.run(drive(sampler, tied_policy))
+    with urllib.request.urlopen(f"{sampler.url}/metrics", timeout=10) as answer:
+        metrics = answer.read().decode()
+    assert "guerdon_sampler_weight_version 1.0" in metrics
+    below = engine_processes(sampler)
+    assert sampler.stop(END_SECONDS) == 0
+    wait_gone(below)
+    log = sampler.log()
+    assert "Traceback" not in log
+    # What vLLM warns of and an operator could act on is still said.
+    warned = [line for line in log.splitlines() if re.search(r"WARNING \d\d-\d\d ", line)]
+    assert all("LD_PRELOAD" in line for line in warned), log
 
 
 def test_sigterm_during_the_start_leaves_nothing(tied_policy: Path, tmp_path: Path) -> None:
@@ -125,14 +137,13 @@ def test_sigterm_during_the_start_leaves_nothing(tied_policy: Path, tmp_path: Pa
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_its_engine_leaves_with_it_when_it_is_killed(tied_policy: Path) -> None:
-    with running_sampler(tied_policy, **FLAGS) as sampler:
-        below = engine_processes(sampler)
-        sampler.kill()
-        wait_gone(below)
+def test_its_engine_leaves_with_it_when_it_is_killed(samplers: list[RunningSampler]) -> None:
+    below = engine_processes(samplers[1])
+    samplers[1].kill()
+    wait_gone(below)
 
 
-def test_it_fails_and_leaves_when_its_engine_is_killed(tied_policy: Path) -> None:
+def test_it_fails_and_leaves_when_its_engine_is_killed(samplers: list[RunningSampler]) -> None:
     async def draw(sampler: RunningSampler, core: int) -> None:
         item = GenerateItem(TokenIds(PROMPT.tolist()), n=4)
         async with AsyncPolicyClient(sampler.address) as policy:
@@ -143,10 +154,10 @@ def test_it_fails_and_leaves_when_its_engine_is_killed(tied_policy: Path) -> Non
                 async for _ in policy.generate([item], max_tokens=900, ignore_eos=True):
                     pass
 
-    with running_sampler(tied_policy, **FLAGS) as sampler:
-        below = engine_processes(sampler)
-        core = next(pid for pid, name in below.items() if "VLLM::EngineCor" in name)
-        asyncio.run(draw(sampler, core))
-        assert sampler.process.wait(END_SECONDS) == 1
-        wait_gone(below)
-        assert "the engine died" in sampler.log()
+    sampler = samplers[2]
+    below = engine_processes(sampler)
+    core = next(pid for pid, name in below.items() if "VLLM::EngineCor" in name)
+    asyncio.run(draw(sampler, core))
+    assert sampler.process.wait(END_SECONDS) == 1
+    wait_gone(below)
+    assert "the engine died" in sampler.log()
