@@ -29,10 +29,8 @@ from guerdon.trainer.objectives.preference import PreferenceTask, group_measures
 from guerdon.trainer.objectives.task import Task
 from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.reward import train_reward
-from guerdon.trainer.run_folder import PLOTS, SUMMARY, EnsembleFolder
+from guerdon.trainer.run_folder import MEMBERS, PLOTS, SUMMARY, EnsembleFolder
 from guerdon.trainer.scoring import PairScores
-
-MEMBERS = "members"
 
 _Scores = npt.NDArray[np.float64]
 """Of every member for every answer, shape [M, N]."""
@@ -92,7 +90,8 @@ def _measured(
     processes, dtype = task.processes, task.settings.saved_dtype
     held_out, train = [], []
     with processes.agreed():
-        _check_different(folders)
+        if processes.main:  # it reads all the weights
+            _check_different(folders)
     for path in folders:
         with processes.agreed():
             model = load_base(path, task.tokenizer, grow=False)

@@ -92,8 +92,9 @@ class Grouped(Watched):
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """The trainer's, with the tokens: TRL loses some where the last batch is not full."""
-        if "loss" in logs and self.processes.any(self._tokens > 0):
-            logs["num_tokens"] = sum(self.processes.gather(self._tokens))
+        tokens = sum(self.processes.gather(self._tokens))
+        if "loss" in logs and tokens:  # not every trainer counts its own
+            logs["num_tokens"] = tokens
         ours: Any = super()
         ours.log(logs, start_time)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from guerdon.data import RowError
@@ -68,6 +68,21 @@ def groups_of(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, str]:
             )
         found[field] = NONE if value is None else str(value)
     return found
+
+
+def measured_by_group(
+    groups: Mapping[str, Mapping[str, list[int]]], of: Callable[[list[int]], dict[str, Any]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """What is measured of the rows of each group, by field and value.
+
+    Args:
+        groups: as `places_by_group` gives them.
+        of: measures the rows at some places.
+    """
+    return {
+        field: {value: of(places) for value, places in parts.items()}
+        for field, parts in groups.items()
+    }
 
 
 def places_by_group(

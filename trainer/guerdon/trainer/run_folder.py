@@ -34,6 +34,7 @@ SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
 PLOTS = "plots"
 DATA = "data.json"
+MEMBERS = "members"
 _PART = ".model.part"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.run_folder import MEMBERS
 
 
 class Tracked(Protocol):
@@ -90,5 +91,6 @@ def _start(name: str, settings: Tracked, folder: Path, done: int) -> Any:
 
 
 def _name(folder: Path) -> str:
-    """Of a run, for people; a member of an ensemble is called by its number alone."""
-    return f"{folder.parents[1].name}-{folder.name}" if folder.name.isdigit() else folder.name
+    """Of a run, for people; the folder of an ensemble's member has its number alone."""
+    member = folder.parent.name == MEMBERS
+    return f"{folder.parents[1].name}-{folder.name}" if member else folder.name

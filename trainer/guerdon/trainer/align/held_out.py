@@ -22,6 +22,7 @@ from guerdon.trainer.align.settings import DPOSettings, SFTSettings
 from guerdon.trainer.callbacks import counted
 from guerdon.trainer.measures import Floats
 from guerdon.trainer.processes import Processes
+from guerdon.trainer.row_notes import measured_by_group
 
 
 class HeldOut:
@@ -71,10 +72,7 @@ class HeldOut:
 
     def subgroups(self) -> dict[str, Any]:
         """What is measured of the trained policy on the rows of each group, by field and value."""
-        return {
-            field: {value: self._group(places) for value, places in parts.items()}
-            for field, parts in self._inputs.subgroups.items()
-        }
+        return measured_by_group(self._inputs.subgroups, self._group)
 
     def logged(self, model: Any) -> dict[str, float]:
         """The numbers of an evaluation in the middle."""

@@ -28,7 +28,7 @@ from guerdon.trainer.measures import Floats
 from guerdon.trainer.modelling import load_base, prepare
 from guerdon.trainer.objectives.task import Task
 from guerdon.trainer.pair_trainer import PairTrainer, shared_collator
-from guerdon.trainer.row_notes import places_by_group
+from guerdon.trainer.row_notes import measured_by_group, places_by_group
 from guerdon.trainer.scoring import PairScores, score_pairs
 from guerdon.trainer.settings import RewardSettings
 from guerdon.trainer.tokens import TokenPair, TokenPairs
@@ -174,12 +174,9 @@ class PreferenceTask(Task):
             "length_bias": asdict(
                 measures.length_bias(found.chosen, found.rejected, chosen, rejected)
             ),
-            "subgroups": {
-                field: {
-                    value: group_measures(found.delta[places]) for value, places in parts.items()
-                }
-                for field, parts in self._groups.items()
-            },
+            "subgroups": measured_by_group(
+                self._groups, lambda places: group_measures(found.delta[places])
+            ),
             "shared_prompts": self.share,
         }
 

@@ -18,7 +18,7 @@ from guerdon.trainer.modelling import load_with_head, prepare
 from guerdon.trainer.objectives.rated import RatedInputs, RatedTokens, Tokens, described
 from guerdon.trainer.objectives.row_trainer import RowTrainer, row_outputs
 from guerdon.trainer.objectives.task import Task
-from guerdon.trainer.row_notes import places_by_group
+from guerdon.trainer.row_notes import measured_by_group, places_by_group
 
 
 class RowTask(Task):
@@ -123,7 +123,4 @@ class RowTask(Task):
 
     def subgroups(self, of: Callable[[list[int]], dict[str, Any]]) -> dict[str, Any]:
         """What is measured of the rows of each group, by field and value."""
-        return {
-            field: {value: of(places) for value, places in parts.items()}
-            for field, parts in self._groups.items()
-        }
+        return measured_by_group(self._groups, of)

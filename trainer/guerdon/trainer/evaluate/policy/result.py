@@ -25,6 +25,7 @@ from guerdon.trainer.rl.rewards import parse_reward
 from guerdon.trainer.rl.samples import sample_row
 from guerdon.trainer.rl.statistics import Estimate, estimate, paired, share
 from guerdon.trainer.rl.types import Group
+from guerdon.trainer.row_notes import measured_by_group
 
 OWN_KEYS = frozenset({
     "prompt_index", "sample", "prompt", "response", "reward", "parts", "heldout_reward", "kl",
@@ -208,16 +209,14 @@ class Measured:
         measured: dict[str, Mapping[int, float]] = dict(self.evaluation.prompts)
         if wins is not None:
             measured["win_rate"] = wins
-        return {
-            field: {
-                value: {
-                    name: mean(name, [means[index] for index in indices]).as_dict()
-                    for name, means in measured.items()
-                }
-                for value, indices in values.items()
+
+        def of(indices: list[int]) -> dict[str, Any]:
+            return {
+                name: mean(name, [means[index] for index in indices]).as_dict()
+                for name, means in measured.items()
             }
-            for field, values in self._subgroups.items()
-        }
+
+        return measured_by_group(self._subgroups, of)
 
 
 def _change(name: str, found: Estimate) -> dict[str, Any]:
