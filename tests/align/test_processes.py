@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from tests.align.support import settings_of
-from tests.runs.ranks import launch
+from tests.runs.ranks import both_end_well, one_dies, one_refuses
 from tests.support.command import read_rows
 from tests.trainer.toy import write_rows
 
@@ -58,8 +58,7 @@ def test_two_processes_learn_what_one_learns(policy: Path, toy: Toy, tmp_path: P
         settings_of("orpo", policy, toy, tmp_path / name, **more) for name in ("one", "two")
     )
     assert main(["train", *arguments(one, tmp_path)]) == 0
-    (code, said), (other_code, other_said) = launch(tmp_path, arguments(two, tmp_path))
-    assert (code, other_code, other_said) == (0, 0, ""), said + other_said
+    said = both_end_well(tmp_path, arguments(two, tmp_path))
     assert said.count("step 4/4: loss") == 1
     alike(tmp_path / "one", tmp_path / "two")
 
@@ -76,13 +75,8 @@ def test_a_process_that_dies_ends_the_run_and_it_resumes(
     )
     assert main(["train", *arguments(one, tmp_path)]) == 0
     given = arguments(two, tmp_path)
-    (code, said), (dead, _) = launch(tmp_path, given, dies={1: 7})
-    assert (code, dead) == (1, 9)
-    assert said.count("guerdon: another process of this run has ended") == 1
-    assert "Traceback" not in said
-    (code, said), (other, silent) = launch(tmp_path, [*given, "--resume"])
-    assert (code, other, silent) == (0, 0, ""), said + silent
-    assert "resuming at step 6" in said
+    one_dies(tmp_path, given, 7)
+    assert "resuming at step 6" in both_end_well(tmp_path, [*given, "--resume"])
     alike(tmp_path / "one", tmp_path / "two")
 
 
@@ -95,9 +89,5 @@ def test_one_process_says_what_is_wrong(policy: Path, toy: Toy, tmp_path: Path) 
         (["--batch-size", "3"], "batch_size is 3, which 2 processes can't share evenly"),
         ([], "the loss is not a finite number at step"),
     ):
-        (code, said), (other, silent) = launch(tmp_path, [*given, *more])
-        assert code in (1, 2)
-        assert (other, silent) == (1, "")
-        assert said.count("guerdon: ") == 1
-        assert sentence in said
+        one_refuses(tmp_path, [*given, *more], sentence)
     assert not (tmp_path / "run" / "final").exists()

@@ -54,3 +54,27 @@ def launch(
         for rank in range(count)
     ]  # fmt: skip
     return [(rank.end(), rank.log()) for rank in ranks]
+
+
+def both_end_well(folder: Path, arguments: Sequence[str]) -> str:
+    """Two ranks, of which one speaks; what it said."""
+    (code, said), (other, silent) = launch(folder, arguments)
+    assert (code, other, silent) == (0, 0, ""), said + silent
+    return said
+
+
+def one_dies(folder: Path, arguments: Sequence[str], step: int) -> None:
+    """The second of two ranks is killed in a step: the first says so, and nothing else."""
+    (code, said), (dead, _) = launch(folder, arguments, dies={1: step})
+    assert (code, dead) == (1, 9)
+    assert said.count("guerdon: another process of this run has ended") == 1
+    assert "Traceback" not in said
+
+
+def one_refuses(folder: Path, arguments: Sequence[str], sentence: str) -> None:
+    """Two ranks fail, of which one says why."""
+    (code, said), (other, silent) = launch(folder, arguments)
+    assert code in (1, 2)
+    assert (other, silent) == (1, "")
+    assert said.count("guerdon: ") == 1
+    assert sentence in said

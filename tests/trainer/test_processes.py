@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.runs.ranks import launch
+from tests.runs.ranks import both_end_well, one_dies, one_refuses
 from tests.trainer.rated_toy import attribute_settings, process_settings, rated_rows, solution_rows
 from tests.trainer.toy import metrics, toy_rows, toy_settings, write_rows
 from torch.nn.parallel import DistributedDataParallel
@@ -58,13 +58,9 @@ def both(make: Any, folder: Path, *, dies: int = 0) -> None:
     assert main(["train", *arguments(make(folder / "one"), folder)]) == 0
     given = arguments(make(folder / "two"), folder)
     if dies:
-        (code, said), (dead, _) = launch(folder, given, dies={1: dies})
-        assert (code, dead) == (1, 9)
-        assert said.count("guerdon: another process of this run has ended") == 1
-        assert "Traceback" not in said
+        one_dies(folder, given, dies)
         given.append("--resume")
-    (code, said), (other, silent) = launch(folder, given)
-    assert (code, other, silent) == (0, 0, ""), said + silent
+    said = both_end_well(folder, given)
     assert said.count("before training: ") == 1
     assert said.count("resuming at step") == bool(dies)
     alike(folder / "one", folder / "two")
@@ -140,20 +136,13 @@ def test_an_ensemble_whose_process_dies_goes_on(base: Path, toy: Files, tmp_path
         base, toy, tmp_path / "run", ensemble=2, epochs=1.0, limit=64, checkpoint_every=2
     )
     given = arguments(settings, tmp_path)
-    (code, said), (dead, _) = launch(tmp_path, given, dies={1: 5})
-    assert (code, dead) == (1, 9)
-    assert said.count("guerdon: another process of this run has ended") == 1
-    assert "Traceback" not in said
+    one_dies(tmp_path, given, 5)
     assert not (tmp_path / "run" / "guerdon.json").exists()
-    (code, said), (other, silent) = launch(tmp_path, [*given, "--resume"])
-    assert (code, other, silent) == (0, 0, ""), said + silent
-    assert "resuming at step 4" in said
+    assert "resuming at step 4" in both_end_well(tmp_path, [*given, "--resume"])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["processes"], summary["steps"]) == (2, 16)
     assert [member["seed"] for member in summary["ensemble"]["members"]] == [0, 1]
-    (code, said), _ = launch(tmp_path, [*given, "--resume"])
-    assert code == 0
-    assert "this run ended already" in said
+    assert "this run ended already" in both_end_well(tmp_path, [*given, "--resume"])
 
 
 def test_one_process_says_what_is_wrong(base: Path, toy: Files, tmp_path: Path) -> None:
@@ -164,9 +153,5 @@ def test_one_process_says_what_is_wrong(base: Path, toy: Files, tmp_path: Path) 
         (["--batch-size", "3"], "batch_size is 3, which 2 processes can't share evenly"),
         ([], "not a finite number"),
     ):
-        (code, said), (other, silent) = launch(tmp_path, [*given, *more])
-        assert code in (1, 2)
-        assert (other, silent) == (1, "")
-        assert said.count("guerdon: ") == 1
-        assert sentence in said
+        one_refuses(tmp_path, [*given, *more], sentence)
     assert not (tmp_path / "run" / "guerdon.json").exists()
