@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tests.recipes.support import make_group, settings_of
 from tests.support.command import read_rows
 
@@ -145,6 +149,19 @@ def test_final_is_whole_or_not_there(tmp_path: Path) -> None:
     assert (folder.final / "model.safetensors").read_text() == "weights"
     finish(folder, 20)  # over the old one
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_final_has_the_modes_that_the_umask_grants(tmp_path: Path) -> None:
+    """safetensors writes files of mode 0600, which a server of another user can't read."""
+    folder = folder_of(tmp_path)
+    folder.begin()
+    before = os.umask(0o027)
+    try:
+        folder.publish_final(lambda part: save_file({"w": torch.zeros(1)}, part / "w.safetensors"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((folder.final / "w.safetensors").stat().st_mode) == 0o640
+    assert [path.name for path in folder.final.iterdir()] == ["w.safetensors"]
 
 
 def test_rewinding_forgets_what_came_after(tmp_path: Path) -> None:

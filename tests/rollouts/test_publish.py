@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -57,7 +58,8 @@ async def test_weights_and_canaries_travel_whole() -> None:
 
 
 async def test_a_shared_file_is_whole_and_the_only_one(tmp_path: Path) -> None:
-    folder = tmp_path / "shared"
+    folder, plain = tmp_path / "shared", tmp_path / "plain"
+    plain.touch()
     async with (
         FakePolicyServer() as server,
         publishing(server.target, mode="shared", shared_dir=str(folder)) as publisher,
@@ -67,6 +69,8 @@ async def test_a_shared_file_is_whole_and_the_only_one(tmp_path: Path) -> None:
             await publisher.publish(weights(version), reset=version == 1)
             (file,) = folder.iterdir()
             assert server.updates[-1].path == str(file)
+            # The sampler may run as another user: the file is as open as the umask lets it be.
+            assert stat.S_IMODE(file.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
             policy = await publisher._client.get_policy()
             assert policy.weight_sha256 == hashlib.sha256(b"".join(raw(version))).digest()
             found = load_file(file)

@@ -90,6 +90,9 @@ def test_files(trained: tuple[Path, dict[str, Any]]) -> None:
     }  # fmt: skip
     assert not any(name.startswith(".") or name == "checkpoints" for name in names)
     assert not [p for p in folder.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    # As the umask says: a server that runs as another user reads the weights, too.
+    modes = {path.stat().st_mode for path in folder.iterdir() if path.is_file()}
+    assert modes == {(folder / "config.toml").stat().st_mode}
     assert {p.name for p in (folder / "plots").iterdir()} == {
         "training.png", "reliability.png", "scores.png", "length.png",
     }  # fmt: skip

@@ -5,6 +5,7 @@ imports the other. Importing it loads nothing heavy.
 """
 
 from guerdon.models.manifest import MANIFEST_NAME, Manifest, ManifestError, template_hash
+from guerdon.models.permissions import apply_umask, unreadable
 from guerdon.models.resolve import EMBEDDED_MODELS, ModelNotFound, resolve_model
 from guerdon.models.weights import weights_hash
 
@@ -14,7 +15,9 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "ModelNotFound",
+    "apply_umask",
     "resolve_model",
     "template_hash",
+    "unreadable",
     "weights_hash",
 ]

@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from guerdon.models.permissions import MODEL_FILES, apply_umask, unreadable
+
 
 class ModelNotFound(LookupError):
     """No folder, embedded model or hub model of that name; the text says what was tried."""
@@ -72,9 +74,12 @@ def resolve_model(name: str, *, beside: Path | None = None) -> Path:
         beside: the folder that relative paths start from; the current one when None.
 
     Raises:
-        ModelNotFound: nothing of that name could be had; says what was tried.
+        ModelNotFound: nothing of that name could be had, and says what was tried; or its files
+            may not be read by this process.
     """
     path = (beside or Path()) / Path(name).expanduser()
+    if denied := unreadable(path):
+        raise ModelNotFound(denied)
     if name and path.is_dir():
         return path.resolve()
     if name in EMBEDDED_MODELS:
@@ -87,9 +92,8 @@ def resolve_model(name: str, *, beside: Path | None = None) -> Path:
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    allowed = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # never pickle, never code
     try:
-        return Path(snapshot_download(name, allow_patterns=allowed))
+        return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
     except Exception as error:
         known = ", ".join(sorted(EMBEDDED_MODELS))
         reason = str(error).strip().splitlines()
@@ -178,6 +182,7 @@ def _convert(model: EmbeddedModel, folder: Path, stamp: dict[str, Any]) -> None:
         # 4-bit weights lose nothing that matters in bfloat16, and the folder is half the size.
         lm.to(torch.bfloat16).save_pretrained(part)
         tokenizer.save_pretrained(part)
+        apply_umask(*part.glob("*.safetensors"))
         sizes = {f.name: f.stat().st_size for f in sorted(part.iterdir())}
         (part / _STAMP).write_text(json.dumps({**stamp, "sizes": sizes}), encoding="utf-8")
         if folder.exists():

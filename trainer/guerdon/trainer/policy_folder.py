@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from guerdon.models import apply_umask
 from guerdon.trainer.errors import OutputError
 from guerdon.trainer.run_folder import (
     CHECKPOINTS,
@@ -99,6 +100,7 @@ class PolicyFolder(RunFolder):
                 shutil.rmtree(leftover, ignore_errors=True)
             part.mkdir(parents=True)
             write(part)
+            apply_umask(*part.rglob("*.safetensors"))
             for file in part.rglob("*"):
                 sync(file)
             sync(part)

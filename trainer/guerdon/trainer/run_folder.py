@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guerdon.models import MANIFEST_NAME
+from guerdon.models import MANIFEST_NAME, apply_umask
 from guerdon.trainer import settings_io
 from guerdon.trainer.errors import OutputError
 
@@ -182,6 +182,7 @@ class RewardFolder(RunFolder):
         tokenizer.save_pretrained(part)
         manifest.write(part)
         write_whole(part / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        apply_umask(*part.glob("*.safetensors"))
         last = {name: i for i, name in enumerate(_WEIGHTS)}
         for file in part.iterdir():
             sync(file)

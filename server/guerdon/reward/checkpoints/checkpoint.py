@@ -22,6 +22,7 @@ from guerdon.models import (
     ManifestError,
     ModelNotFound,
     resolve_model,
+    unreadable,
     weights_hash,
 )
 from guerdon.reward.adapters import Adapter
@@ -94,6 +95,8 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
         CheckpointRefused: one sentence on what is wrong, and what to do about it.
     """
     folder = Path(folder)
+    if denied := unreadable(folder):
+        raise CheckpointRefused(denied)
     if not folder.is_dir():
         raise CheckpointRefused(f"there is no folder {folder}")
     try:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from guerdon.client.policy_types import Canary, SharedPath, TensorSpec
+from guerdon.models import apply_umask
 
 _PATTERN = "guerdon-weights-*.safetensors*"
 
@@ -59,6 +60,7 @@ def write_shared(folder: Path, weights: Weights) -> SharedPath:
         digest.update(data)
     remove_shared(folder)
     save_file(found, part, metadata={"format": "pt"})
+    apply_umask(part)
     part.rename(target)
     return SharedPath(target, digest.digest())
 
