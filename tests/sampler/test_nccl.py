@@ -251,14 +251,44 @@ async def test_a_receiver_that_does_not_answer_is_given_up() -> None:
     area.close()
 
 
-async def test_a_receiver_that_ends_is_started_anew() -> None:
+class SlowToAsk(NcclReceiver):
+    """Asks only when the process has ended, as on a busy machine."""
+
+    async def _running(self) -> asyncio.subprocess.Process:
+        process = await super()._running()
+        assert process.stdin is not None
+        while not process.stdin.is_closing():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return process
+
+
+@pytest.mark.parametrize("kind", [NcclReceiver, SlowToAsk])
+async def test_a_receiver_that_ends_is_started_anew(kind: type[NcclReceiver]) -> None:
     area = StagingArea()
-    receiver = NcclReceiver((sys.executable, "-c", "print('no route to host')"))
+    receiver = kind((sys.executable, "-c", "print('no route to host')"))
     for _ in range(2):
         staging = await receiver.stage(area.new(MODEL), SOURCE, MODEL)
         with pytest.raises(UpdateRefused, match=r"could not join .* no route to host"):
             await staging.finish(b"")
         staging.close()
+    await receiver.close()
+    area.close()
+
+
+async def test_a_receiver_that_ended_between_two_updates_is_replaced() -> None:
+    """A process that answers once and ends: the second update gets a new one, not a refusal."""
+    area, answer = StagingArea(), "import sys; print('joined', flush=True); sys.stdin.readline()"
+    receiver = NcclReceiver((sys.executable, "-c", answer))
+    for _ in range(2):
+        staging = await receiver.stage(area.new([]), SOURCE, [])
+        await staging.finish(b"")
+        staging.close()
+        kept = receiver._process
+        assert kept is not None
+        assert kept.stdin is not None
+        async with asyncio.timeout(60):
+            while not kept.stdin.is_closing():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
     await receiver.close()
     area.close()
 

@@ -78,7 +78,9 @@ class NcclReceiver:
                 "specs": [dataclasses.asdict(spec) for spec in specs],
             }
             process.stdin.write(json.dumps(asked).encode() + b"\n")
-            await process.stdin.drain()
+            # One that ended before it read this has said why on its output, which is read later.
+            with contextlib.suppress(ConnectionError):
+                await process.stdin.drain()
         except BaseException as error:
             file.close()
             self.kill()
@@ -88,7 +90,10 @@ class NcclReceiver:
         return NcclStaging(file, self, process.stdout, specs)
 
     async def _running(self) -> asyncio.subprocess.Process:
-        if self._process is None or self._process.returncode is not None:
+        kept = self._process
+        if kept is not None and (kept.returncode is not None or _gone(kept)):
+            self.kill()  # it ended while nothing was asked of it
+        if self._process is None:
             pipe = asyncio.subprocess.PIPE
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, stdin=pipe, stdout=pipe
@@ -116,6 +121,12 @@ class NcclReceiver:
         """End the process, and wait for its end."""
         self.kill()
         await asyncio.gather(*self._ending)
+
+
+def _gone(process: asyncio.subprocess.Process) -> bool:
+    """Whether its input is closed: that may be known before its exit status is."""
+    assert process.stdin is not None
+    return process.stdin.is_closing()
 
 
 async def _reap(process: asyncio.subprocess.Process) -> None:
