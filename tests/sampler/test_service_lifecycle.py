@@ -192,11 +192,12 @@ async def test_who_may_sample_may_not_replace_the_weights(tmp_path: Path) -> Non
     async with start_sampler(token_file=sample, admin_token_file=admin) as served:
         stub: Any = policy_pb2_grpc.PolicyServiceStub(served.channel)
         unauthenticated = grpc.StatusCode.UNAUTHENTICATED
+        denied = grpc.StatusCode.PERMISSION_DENIED
         for metadata, sampling, updating in (
             ((), unauthenticated, unauthenticated),
             (bearer("wrong"), unauthenticated, unauthenticated),
-            (bearer("for-sampling"), grpc.StatusCode.OK, unauthenticated),
-            (bearer("for-weights"), unauthenticated, grpc.StatusCode.OK),
+            (bearer("for-sampling"), grpc.StatusCode.OK, denied),
+            (bearer("for-weights"), denied, grpc.StatusCode.OK),
         ):
             assert await code_of(stub.Generate(request(), metadata=metadata)) is sampling
             call = stub.UpdateWeights(update(1), metadata=metadata, timeout=20)

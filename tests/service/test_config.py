@@ -11,8 +11,7 @@ import pytest
 from tests.support.server import serve_command
 
 from guerdon.reward.config import ServeConfig, load_config
-from guerdon.serving.credentials import BearerToken, is_loopback, read_token
-from guerdon.serving.errors import Unauthenticated
+from guerdon.serving.credentials import is_loopback, read_token
 from guerdon.serving.settings import SettingsError
 
 FILE = """
@@ -108,12 +107,6 @@ def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for bad in (write(tmp_path, "  \n"), tmp_path / "none"):
         with pytest.raises(SettingsError):
             read_token("SOME_TOKEN", bad)
-    token = BearerToken("s3cret")
-    token.check("Bearer s3cret")
-    for header in (None, "", "Bearer", "Bearer s3cre", "Basic s3cret", "Bearer é"):
-        with pytest.raises(Unauthenticated):
-            token.check(header)
-    BearerToken("").check(None)
 
 
 def refused(arguments: list[str]) -> Any:

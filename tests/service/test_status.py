@@ -27,6 +27,7 @@ TABLE = [
     (errors.Cancelled("gone"), "CANCELLED", 499),
     (errors.Unavailable("draining"), "UNAVAILABLE", 503),
     (errors.Unauthenticated("who"), "UNAUTHENTICATED", 401),
+    (errors.PermissionDenied("no"), "PERMISSION_DENIED", 403),
     (errors.ComputeFailed("nan"), "INTERNAL", 500),
     (asyncio.CancelledError(), "CANCELLED", 499),
     (ValueError("a secret"), "INTERNAL", 500),

@@ -21,13 +21,8 @@ from guerdon.reward.wire.admin import ModelAdminService
 from guerdon.reward.wire.calls import CallMetrics
 from guerdon.reward.wire.http import RewardRoutes
 from guerdon.reward.wire.service import RewardService
-from guerdon.serving.credentials import (
-    ADMIN_TOKEN_VARIABLE,
-    TOKEN_VARIABLE,
-    BearerToken,
-    read_token,
-    warn_if_open,
-)
+from guerdon.serving.callers import Role, read_callers
+from guerdon.serving.credentials import warn_if_open
 from guerdon.serving.errors import EngineDied
 from guerdon.serving.http import new_app
 from guerdon.serving.lifecycle import Lifecycle, Phase
@@ -67,9 +62,8 @@ class RewardServer:
     def __init__(self, config: ServeConfig, loader: Loader) -> None:
         self._config = config
         self.lifecycle = Lifecycle()
-        self._token = BearerToken(read_token(TOKEN_VARIABLE, config.token_file))
-        self._admin_token = BearerToken(read_token(ADMIN_TOKEN_VARIABLE, config.admin_token_file))
-        config.check_exposure(admin_token=bool(self._admin_token))
+        self._callers = read_callers(config)
+        config.check_exposure(admin_token=self._callers.own_admin)
         prometheus = new_registry()
         self._metrics = RewardMetrics(prometheus)
         self._metrics.queue_limit_tokens.set(config.queue.max_queued_tokens)
@@ -92,7 +86,7 @@ class RewardServer:
             prometheus, max_body=config.max_body_bytes,
         )  # fmt: skip
         RewardRoutes(
-            self._scoring, self.registry, self.lifecycle, calls, config.limits, self._token
+            self._scoring, self.registry, self.lifecycle, calls, config.limits, self._callers
         ).add_to(self._app)
         self.threads_left = False
         """After `run`: whether a load or a forward pass still goes on in a daemon thread."""
@@ -135,13 +129,14 @@ class RewardServer:
 
     async def _listen(self) -> RewardPorts:
         config = self._config
-        token, own_admin = bool(self._token), config.admin_port >= 0
+        own_admin = config.admin_port >= 0
+        token = self._callers.guards(Role.SCORE)
         warn_if_open(config.host, tls=config.tls is not None, token=token)
         main = self._listener.new_server()
         main.add_generic_rpc_handlers(
-            (generic_handler(service.SERVICE, self._service, self._token.check_call),)
+            (generic_handler(service.SERVICE, self._service, self._callers, service.ROLES),)
         )
-        if self._admin_token and not own_admin:
+        if self._callers.own_admin and not own_admin:
             self._add_admin(main)
         port = await self._listener.bind(main, config.host, config.port)
         admin_port = None
@@ -157,11 +152,11 @@ class RewardServer:
     def _add_admin(self, server: grpc.aio.Server) -> None:
         implementation = ModelAdminService(self.registry, self.lifecycle, self._calls)
         server.add_generic_rpc_handlers(
-            (generic_handler(admin.SERVICE, implementation, self._admin_token.check_call),)
+            (generic_handler(admin.SERVICE, implementation, self._callers, admin.ROLES),)
         )
 
     def _service_names(self) -> tuple[str, ...]:
-        if self._admin_token or self._config.admin_port >= 0:
+        if self._callers.own_admin or self._config.admin_port >= 0:
             return (service.SERVICE.full_name, admin.SERVICE.full_name)
         return (service.SERVICE.full_name,)
 

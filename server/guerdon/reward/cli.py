@@ -88,6 +88,7 @@ def reward(
     tls_certificate: options.TlsCertificate = None,
     tls_key: options.TlsKey = None,
     tls_client_ca: options.TlsClientCa = None,
+    tokens: options.Tokens = None,
     token_file: Annotated[Path | None, options.token_option("scoring")] = None,
     admin_token_file: Annotated[Path | None, options.admin_token_option()] = None,
     drain_grace: options.DrainGrace = None,

@@ -68,7 +68,7 @@ class ServeConfig(ServerSettings):
         if self.admin_port >= 0 and not is_loopback(self.admin_host) and not admin_token:
             raise SettingsError(
                 f"admin_host {self.admin_host} can be reached from other machines: set "
-                "GUERDON_ADMIN_TOKEN or admin_token_file, or listen on 127.0.0.1"
+                "GUERDON_ADMIN_TOKEN, admin_token_file or tokens, or listen on 127.0.0.1"
             )
 
 

@@ -33,7 +33,7 @@ from guerdon.reward.types import (
     TokenArray,
 )
 from guerdon.reward.wire.calls import Call, revision_label
-from guerdon.serving.errors import ComputeFailed, InvalidRequest, Unsupported
+from guerdon.serving.errors import ComputeFailed, InvalidRequest, PermissionDenied, Unsupported
 
 _ITEM_FIELD = re.compile(r"items\[(\d+)\]\.(.+)")
 
@@ -151,6 +151,7 @@ class Scoring:
         *,
         ranks: bool,
     ) -> Scored:
+        _check_class(call, options)
         revision = self._registry.resolve(spec)
         with revision.lease() as model:
             call.info = model.info
@@ -287,6 +288,15 @@ def _text_bytes(item: ScoreItem) -> int:
 
 def _bytes_of(text: str | TokenArray) -> int:
     return len(text.encode()) if isinstance(text, str) else _BYTES_PER_TOKEN_ID * len(text)
+
+
+def _check_class(call: Call, options: ScoreOptions) -> None:
+    allowed = call.caller.classes
+    if options.priority.value not in allowed:
+        raise PermissionDenied(
+            f"options.priority: the caller {call.caller.name!r} may ask for "
+            f"{' or '.join(sorted(allowed))} alone, and this is {options.priority.value}"
+        )
 
 
 def _check_options(info: ModelInfo, options: ScoreOptions) -> None:

@@ -22,13 +22,8 @@ from guerdon.sampler.wire.calls import Calls
 from guerdon.sampler.wire.http import PolicyRoutes
 from guerdon.sampler.wire.service import PolicyService
 from guerdon.sampler.wire.updates import Updates
-from guerdon.serving.credentials import (
-    ADMIN_TOKEN_VARIABLE,
-    TOKEN_VARIABLE,
-    BearerToken,
-    read_token,
-    warn_if_open,
-)
+from guerdon.serving.callers import Callers, Role, read_callers
+from guerdon.serving.credentials import warn_if_open
 from guerdon.serving.errors import CheckpointRefused, EngineDied, ServiceError
 from guerdon.serving.http import new_app
 from guerdon.serving.lifecycle import Lifecycle
@@ -40,16 +35,16 @@ from guerdon.serving.wire import generic_handler
 logger = logging.getLogger(__name__)
 
 
-def tokens_of(config: SamplerConfig) -> tuple[BearerToken, BearerToken]:
-    """The tokens for sampling, and for updates.
+def callers_of(config: SamplerConfig) -> Callers:
+    """Who may call.
 
     Raises:
-        SettingsError: a file of them cannot be read, or other machines could replace the weights.
+        SettingsError: a file of tokens cannot be read or hold what it does, or other machines
+            could replace the weights.
     """
-    sampling = BearerToken(read_token(TOKEN_VARIABLE, config.token_file))
-    updates = BearerToken(read_token(ADMIN_TOKEN_VARIABLE, config.admin_token_file))
-    config.check_exposure(admin_token=bool(updates))
-    return sampling, updates
+    callers = read_callers(config)
+    config.check_exposure(admin_token=callers.own_admin)
+    return callers
 
 
 async def start(engine: PolicyEngine) -> None:
@@ -87,7 +82,7 @@ class SamplerServer:
         self._config = config
         self.engine = engine
         self.lifecycle = Lifecycle()
-        self._token, self._admin_token = tokens_of(config)
+        self._callers = callers_of(config)
         prometheus = new_registry()
         self._metrics = metrics = SamplerMetrics(prometheus)
         metrics.limit.set(config.max_in_flight)
@@ -112,7 +107,9 @@ class SamplerServer:
             "Guerdon policy sampler", importlib.metadata.version("guerdon"), self.lifecycle,
             prometheus, max_body=config.max_body_bytes,
         )  # fmt: skip
-        PolicyRoutes(self._sampling, standing, self.lifecycle, calls, self._token).add_to(self._app)
+        PolicyRoutes(self._sampling, standing, self.lifecycle, calls, self._callers).add_to(
+            self._app
+        )
         self._listener = Listener(config, (service.SERVICE.full_name,))
         self._died = ""
 
@@ -172,14 +169,10 @@ class SamplerServer:
 
     async def _listen(self) -> Ports:
         config = self._config
-        warn_if_open(config.host, tls=config.tls is not None, token=bool(self._token))
+        token = self._callers.guards(Role.SAMPLE)
+        warn_if_open(config.host, tls=config.tls is not None, token=token)
         server = self._listener.new_server()
-        # Whoever may sample needn't be able to replace the weights.
-        admin = self._admin_token or self._token
-        handler = generic_handler(
-            service.SERVICE, self._service, self._token.check_call,
-            by_method={"UpdateWeights": admin.check_call},
-        )  # fmt: skip
+        handler = generic_handler(service.SERVICE, self._service, self._callers, service.ROLES)
         server.add_generic_rpc_handlers((handler,))
         port = await self._listener.bind(server, config.host, config.port)
         http_port = await self._listener.start_http(self._app)

@@ -111,6 +111,7 @@ def sampler(
     tls_certificate: options.TlsCertificate = None,
     tls_key: options.TlsKey = None,
     tls_client_ca: options.TlsClientCa = None,
+    tokens: options.Tokens = None,
     token_file: Annotated[Path | None, options.token_option("sampling")] = None,
     admin_token_file: Annotated[Path | None, options.admin_token_option("updates")] = None,
     drain_grace: options.DrainGrace = None,
@@ -141,11 +142,11 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
     config = load_config(file, flags)
     set_up_logging(config.log_level)
 
-    from guerdon.sampler.app import SamplerServer, tokens_of
+    from guerdon.sampler.app import SamplerServer, callers_of
     from guerdon.sampler.loading import load_policy
     from guerdon.serving.ports import Ports
 
-    tokens_of(config)  # what is wrong with them is said before the model is looked at
+    callers_of(config)  # what is wrong with them is said before the model is looked at
 
     def on_ready(ports: Ports) -> None:
         command.announce(ports, config.model, config.ready_file)

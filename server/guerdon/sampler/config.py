@@ -67,8 +67,8 @@ class SamplerConfig(ServerSettings):
         if self.updates and not is_loopback(self.host) and not admin_token:
             raise SettingsError(
                 f"host {self.host} can be reached from other machines, which could replace the "
-                "weights: set GUERDON_ADMIN_TOKEN or admin_token_file, or give --no-updates, or "
-                "listen on 127.0.0.1"
+                "weights: set GUERDON_ADMIN_TOKEN, admin_token_file or tokens, or give "
+                "--no-updates, or listen on 127.0.0.1"
             )
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from prometheus_client import Gauge
 
+from guerdon.serving.callers import current_caller
 from guerdon.serving.deadlines import left_late
 from guerdon.serving.status import code_of
 
@@ -21,6 +22,7 @@ class Call:
         self.deadline = deadline
         """On `time.monotonic`'s clock."""
         self.arrival = time.monotonic()
+        self.caller = current_caller()
 
     def elapsed(self) -> float:
         """Seconds since its arrival."""

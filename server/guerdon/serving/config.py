@@ -31,6 +31,8 @@ class ServerSettings:
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     """Clients must show a certificate that it signed."""
+    tokens: Path | None = None
+    """TOML file of named callers and their tokens; see `guerdon.serving.callers`."""
     token_file: Path | None = None
     """Holds the bearer token of callers; else $GUERDON_TOKEN."""
     admin_token_file: Path | None = None

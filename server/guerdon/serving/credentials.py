@@ -6,19 +6,15 @@ every user of the machine can read them), and are never logged.
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from guerdon.serving.errors import Unauthenticated
 from guerdon.serving.settings import SettingsError
-from guerdon.serving.wire import Context
 
 logger = logging.getLogger(__name__)
 
@@ -65,41 +61,6 @@ def read_token(environment: str, file: Path | None) -> str:
     if not token:
         raise SettingsError(f"the token file {file} is empty")
     return token
-
-
-class BearerToken:
-    """Checks `authorization: Bearer …`. An empty token lets everybody in."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token.encode()
-
-    def __bool__(self) -> bool:
-        return bool(self._token)
-
-    def check(self, header: str | bytes | None) -> None:
-        """Compare in constant time.
-
-        Raises:
-            Unauthenticated: no token, or a wrong one.
-        """
-        if not self._token:
-            return
-        if header is None:
-            raise Unauthenticated("a bearer token is needed")
-        value = header.encode("utf-8", "replace") if isinstance(header, str) else header
-        scheme, _, given = value.partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
-            raise Unauthenticated("the bearer token is wrong")
-
-    def check_call(self, context: Context) -> None:
-        """`check` on the metadata of a gRPC call."""
-        metadata = context.invocation_metadata() or ()
-        found = [value for key, value in metadata if key == "authorization"]
-        self.check(found[0] if found else None)
-
-    def check_headers(self, headers: Mapping[str, str]) -> None:
-        """`check` on the headers of an HTTP request."""
-        self.check(headers.get("authorization"))
 
 
 def is_loopback(host: str) -> bool:

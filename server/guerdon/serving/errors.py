@@ -16,6 +16,7 @@ Everything below the wire raises these and knows nothing of status codes;
      ├─ Cancelled           the caller has left
      ├─ Unavailable         starting, or draining
      ├─ Unauthenticated     no credential, or a wrong one
+     ├─ PermissionDenied    a credential that does not allow it
      └─ ComputeFailed       the model raised, or its score is not finite
 """
 
@@ -95,6 +96,10 @@ class Unavailable(ServiceError):
 
 class Unauthenticated(ServiceError):
     """No credential, or a wrong one."""
+
+
+class PermissionDenied(ServiceError):
+    """The caller is known, and may not do this."""
 
 
 class EngineDied(RuntimeError):

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from guerdon.serving.callers import Callers, Role, set_caller
 from guerdon.serving.credentials import TLSFiles
 from guerdon.serving.errors import Cancelled, InvalidRequest, ServiceError
 from guerdon.serving.lifecycle import Lifecycle
@@ -142,6 +143,16 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path or "body"
 
 
+def needs(callers: Callers, role: Role | None) -> Any:
+    """A dependency of a route: the role that its callers need; None for any known caller."""
+
+    async def identify(request: Request) -> None:
+        peer = request.client.host if request.client is not None else ""
+        set_caller(callers.identify(request.headers.get("authorization"), peer, role))
+
+    return Depends(identify)
+
+
 async def while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
     """Do the work of a request whose body is read, unless the caller leaves: that cancels it.
 
@@ -260,6 +271,7 @@ class HTTPServer:
             access_log=False,
             lifespan="off",
             server_header=False,
+            proxy_headers=False,  # a caller could name any address as its own
             timeout_graceful_shutdown=1,
             ssl_certfile=tls.certificate if tls else None,
             ssl_keyfile=tls.key if tls else None,

@@ -14,8 +14,8 @@ import typer
 _SECURITY = "Security"
 
 SHARED = (
-    "host", "port", "http_port", "tls_certificate", "tls_key", "tls_client_ca", "token_file",
-    "admin_token_file", "drain_grace", "ready_file", "log_level",
+    "host", "port", "http_port", "tls_certificate", "tls_key", "tls_client_ca", "tokens",
+    "token_file", "admin_token_file", "drain_grace", "ready_file", "log_level",
 )  # fmt: skip
 """The names of these options, which are those of `ServerSettings`."""
 
@@ -27,6 +27,13 @@ TlsClientCa = Annotated[
     Path | None,
     typer.Option(
         help="PEM file: clients must show a certificate it signed.", rich_help_panel=_SECURITY
+    ),
+]
+Tokens = Annotated[
+    Path | None,
+    typer.Option(
+        help="TOML file of named callers: their tokens, roles, classes, shares and limits.",
+        rich_help_panel=_SECURITY,
     ),
 ]
 DrainGrace = Annotated[

@@ -106,6 +106,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for code, text in (
         (400, "A field is wrong, or what is asked for cannot be done."),
         (401, "No bearer token, or a wrong one."),
+        (403, "The token doesn't allow it."),
         (413, "The body is too large."),
         (429, "Overload: Retry-After says when to come back."),
         (500, "The computation failed."),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -16,12 +17,11 @@ from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from guerdon.serving import status
+from guerdon.serving.callers import Callers, Role, set_caller
 from guerdon.serving.errors import InvalidRequest
 
 M = TypeVar("M", bound=Message)
 Context = grpc.aio.ServicerContext[bytes, Message]
-Authorize = Callable[[Context], None]
-"""Raises `Unauthenticated` when the call may not go on."""
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
@@ -52,9 +52,8 @@ def deadline_of(context: Context) -> float | None:
 def generic_handler(
     service: ServiceDescriptor,
     implementation: object,
-    authorize: Authorize | None = None,
-    *,
-    by_method: Mapping[str, Authorize] | None = None,
+    callers: Callers,
+    roles: Mapping[str, Role | None],
 ) -> grpc.GenericRpcHandler:
     """A handler for every method of a service.
 
@@ -64,12 +63,12 @@ def generic_handler(
     it; one whose replies are a stream writes messages to the context.
 
     Args:
-        by_method: checks of single methods, instead of `authorize`.
+        roles: what each method needs; None for what any known caller may do.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in service.methods:
         function = getattr(implementation, method.name)
-        check = (by_method or {}).get(method.name, authorize)
+        check = partial(_identify, callers, roles[method.name])
         guard = _guard_requests if method.client_streaming else _guard_request
         make = _HANDLERS[method.client_streaming, method.server_streaming]
         handlers[method.name] = make(guard(function, check), None, _serialize)
@@ -88,13 +87,23 @@ def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
+def _identify(callers: Callers, role: Role | None, context: Context) -> None:
+    """Note who calls.
+
+    Raises:
+        Unauthenticated, PermissionDenied: the call may not go on.
+    """
+    metadata = context.invocation_metadata() or ()
+    given = next((value for key, value in metadata if key == "authorization"), None)
+    set_caller(callers.identify(given, context.peer(), role))
+
+
 def _guard_request(
-    function: Callable[[bytes, Context], Awaitable[Any]], check: Authorize | None
+    function: Callable[[bytes, Context], Awaitable[Any]], check: Callable[[Context], None]
 ) -> Any:
     async def call(data: bytes, context: Context) -> Any:
         try:
-            if check is not None:
-                check(context)
+            check(context)
             return await function(data, context)
         except Exception as error:
             await status.abort(context, status.describe(error))
@@ -102,11 +111,12 @@ def _guard_request(
     return call
 
 
-def _guard_requests(function: Callable[[Context], Awaitable[Any]], check: Authorize | None) -> Any:
+def _guard_requests(
+    function: Callable[[Context], Awaitable[Any]], check: Callable[[Context], None]
+) -> Any:
     async def call(_requests: object, context: Context) -> Any:
         try:
-            if check is not None:
-                check(context)
+            check(context)
             return await function(context)
         except Exception as error:
             await status.abort(context, status.describe(error))

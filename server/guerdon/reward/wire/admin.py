@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from guerdon.reward.registry import Registry, Revision
 from guerdon.reward.types import PriorityClass
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.calls import CallMetrics
+from guerdon.serving.callers import Role
 from guerdon.serving.errors import Unavailable
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.wire import Context, M, deadline_of, decode
 from guerdon.v1 import admin_pb2, reward_pb2
 
 SERVICE = admin_pb2.DESCRIPTOR.services_by_name["ModelAdminService"]
+ROLES: Mapping[str, Role | None] = {method.name: Role.ADMIN for method in SERVICE.methods}
+"""What a caller of each method needs."""
 
 
 class ModelAdminService:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, FastAPI, Request
+from fastapi import APIRouter, Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel
@@ -18,9 +18,9 @@ from guerdon.reward.types import ScoreItem
 from guerdon.reward.wire import schemas
 from guerdon.reward.wire.calls import Call, CallMetrics
 from guerdon.reward.wire.convert import Limits
-from guerdon.serving.credentials import BearerToken
+from guerdon.serving.callers import Callers, Role
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.http import error_response, validation_error, while_connected
+from guerdon.serving.http import error_response, needs, validation_error, while_connected
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.schemas import ERRORS, ErrorReply
 
@@ -50,34 +50,33 @@ class RewardRoutes:
         lifecycle: Lifecycle,
         calls: CallMetrics,
         limits: Limits,
-        token: BearerToken,
+        callers: Callers,
     ) -> None:
         self._scoring = scoring
         self._registry = registry
         self._lifecycle = lifecycle
         self._calls = calls
         self._limits = limits
-        self._token = token
+        self._callers = callers
 
     def add_to(self, app: FastAPI) -> None:
         """Add them, and count requests that are refused before a route sees them."""
-        router = APIRouter(
-            prefix="/v1",
-            tags=["reward"],
-            dependencies=[Depends(self._authorize)],
-        )
+        router = APIRouter(prefix="/v1", tags=["reward"])
+        scores, known = needs(self._callers, Role.SCORE), needs(self._callers, None)
         router.add_api_route(
             "/score", self.score, methods=["POST"], response_model=schemas.ScoreBodyReply,
             summary="Score the responses of items", responses=_ERRORS,
+            dependencies=[scores],
         )  # fmt: skip
         router.add_api_route(
             "/rank", self.rank, methods=["POST"], response_model=schemas.RankBodyReply,
             summary="Order candidates, best first", responses=_ERRORS,
+            dependencies=[scores],
         )  # fmt: skip
         router.add_api_route(
             "/models", self.models, methods=["GET"], response_model=schemas.ModelsReply,
             summary="The loaded models",
-            responses={code: _ERRORS[code] for code in (401, 503)},
+            responses={code: _ERRORS[code] for code in (401, 503)}, dependencies=[known],
         )  # fmt: skip
         app.include_router(router)
         app.add_exception_handler(RequestValidationError, self._on_invalid)
@@ -125,9 +124,6 @@ class RewardRoutes:
                     ]
                 )
             )
-
-    async def _authorize(self, request: Request) -> None:
-        self._token.check_headers(request.headers)
 
     def _track(
         self, method: str, body: schemas.ScoreBody | schemas.RankBody

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from guerdon.reward.registry import Registry
 from guerdon.reward.scoring import Scored, Scoring
@@ -10,11 +10,20 @@ from guerdon.reward.types import PriorityClass, ScoreItem
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.calls import Call, CallMetrics
 from guerdon.reward.wire.stream import ScoreStream
+from guerdon.serving.callers import Role
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.wire import Context, deadline_of, decode
 from guerdon.v1 import reward_pb2
 
 SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"]
+ROLES: Mapping[str, Role | None] = {
+    "Score": Role.SCORE,
+    "Rank": Role.SCORE,
+    "ScoreStream": Role.SCORE,
+    "ListModels": None,
+    "GetModel": None,
+}
+"""What a caller of each method needs; None: any known caller may."""
 
 
 class RewardService:

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, FastAPI, Request
+from fastapi import APIRouter, Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel
@@ -15,9 +15,9 @@ from guerdon.sampler.sampling import Drawn, Sampling
 from guerdon.sampler.standing import Standing
 from guerdon.sampler.wire import schemas
 from guerdon.sampler.wire.calls import Calls
-from guerdon.serving.credentials import BearerToken
+from guerdon.serving.callers import Callers, Role
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.http import error_response, validation_error, while_connected
+from guerdon.serving.http import error_response, needs, validation_error, while_connected
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.schemas import ERRORS
 
@@ -36,25 +36,26 @@ class PolicyRoutes:
         standing: Standing,
         lifecycle: Lifecycle,
         calls: Calls,
-        token: BearerToken,
+        callers: Callers,
     ) -> None:
         self._sampling = sampling
         self._standing = standing
         self._lifecycle = lifecycle
         self._calls = calls
-        self._token = token
+        self._callers = callers
 
     def add_to(self, app: FastAPI) -> None:
         """Add them, and count requests that are refused before a route sees them."""
-        router = APIRouter(prefix="/v1", tags=["policy"], dependencies=[Depends(self._authorize)])
+        router = APIRouter(prefix="/v1", tags=["policy"])
+        samples, known = needs(self._callers, Role.SAMPLE), needs(self._callers, None)
         router.add_api_route(
             "/generate", self.generate, methods=["POST"], response_model=schemas.GenerateReply,
-            summary="Sample completions", responses=ERRORS,
+            summary="Sample completions", responses=ERRORS, dependencies=[samples],
         )  # fmt: skip
         router.add_api_route(
             "/policy", self.policy, methods=["GET"], response_model=schemas.PolicyReply,
             summary="The policy and the load",
-            responses={code: ERRORS[code] for code in (401, 503)},
+            responses={code: ERRORS[code] for code in (401, 503)}, dependencies=[known],
         )  # fmt: skip
         app.include_router(router)
         app.add_exception_handler(RequestValidationError, self._on_invalid)
@@ -78,9 +79,6 @@ class PolicyRoutes:
         """As `GetPolicy`."""
         with self._calls.track("http_policy", None), self._lifecycle.admit():
             return _reply(schemas.policy_reply(self._standing.now()))
-
-    async def _authorize(self, request: Request) -> None:
-        self._token.check_headers(request.headers)
 
     async def _on_invalid(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

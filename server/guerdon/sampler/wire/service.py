@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Mapping
 
 import grpc
 
@@ -13,12 +14,19 @@ from guerdon.sampler.standing import Standing
 from guerdon.sampler.wire import convert
 from guerdon.sampler.wire.calls import Calls
 from guerdon.sampler.wire.updates import Updates
+from guerdon.serving.callers import Role
 from guerdon.serving.errors import Cancelled
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.wire import Context, deadline_of, decode
 from guerdon.v1 import policy_pb2
 
 SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
+ROLES: Mapping[str, Role | None] = {
+    "Generate": Role.SAMPLE,
+    "UpdateWeights": Role.WEIGHTS,
+    "GetPolicy": None,
+}
+"""What a caller of each method needs; None: any known caller may."""
 
 
 class PolicyService:
