@@ -12,8 +12,35 @@ from tests.support.server import running_server
 from tests.support.tiny import tiny_checkpoint
 
 from guerdon.client import AsyncRewardClient
+from guerdon.models import Manifest
+from guerdon.trainer.errors import TrainingError
 from guerdon.trainer.rl.rewards import RewardSource
 from guerdon.trainer.rl.services import ServiceRefused
+
+
+@pytest.mark.slow
+async def test_normalised_rewards_are_on_one_scale_and_never_made_up(tmp_path: Path) -> None:
+    mean, std = 3.0, 0.25
+    folders = {name: tiny_checkpoint(tmp_path / name, "llama") for name in ("m", "bare")}
+    Manifest(mean=mean, std=std).write(folders["m"])
+    options = {"patience": 120.0, "request_timeout": 30.0, "normalize": True}
+    with running_server(folders, dtype="float32") as server:
+        # The same weights: `bare` has no statistics, and gives the raw scores.
+        raw = RewardSource([f"{server.address}/bare"], patience=120.0, request_timeout=30.0)
+        rewards = RewardSource([f"2*{server.address}/m"], **options)
+        for each in (raw, rewards):
+            await each.start()
+        plain, scored = [await each.score(group("Water.", "Rain.")) for each in (raw, rewards)]
+        assert len({sample.reward for sample in plain.samples}) == 2
+        for before, sample in zip(plain.samples, scored.samples, strict=True):
+            expected = (before.reward - mean) / std
+            assert sample.parts == {"m": pytest.approx(expected, abs=1e-4)}
+            assert sample.reward == pytest.approx(2 * expected, abs=2e-4)
+        without = RewardSource([f"{server.address}/bare"], **options)
+        with pytest.raises(TrainingError, match="no mean and standard deviation"):
+            await without.start()
+        for each in (raw, rewards, without):
+            await each.close()
 
 
 @pytest.mark.slow

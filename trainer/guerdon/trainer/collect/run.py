@@ -86,7 +86,9 @@ def _inputs(settings: PairsSettings) -> tuple[Any, Prompts]:
 
 
 def _rewards(settings: PairsSettings) -> RewardSource:
-    return RewardSource(settings.reward, settings.verifier, **reach(settings))
+    return RewardSource(
+        settings.reward, settings.verifier, normalize=settings.reward_normalize, **reach(settings)
+    )
 
 
 async def _draw(

@@ -260,11 +260,12 @@ def _reinforced(run: Run, table: Table, settings: Table) -> Run:
         [parse_reward(text, key) for text in settings.texts(key)]
         for key in ("reward", "heldout_reward")
     )
-    rewards = [(spec.weight, spec.model) for spec in served]
+    normalized = settings.values.get("reward_normalize") is True
+    rewards = [(spec.weight, spec.described(normalized=normalized)) for spec in served]
     terms = Terms(
         settings.text("eval_prompts"), settings.text("eval_prompts"), after.reward.n,
         tuple(sorted([*rewards, *rewards_of(settings.texts("verifier"))])),
-        " + ".join(spec.model for spec in heldout), run.base,
+        " + ".join(spec.described(normalized=normalized) for spec in heldout), run.base,
         settings.integer("max_tokens"), settings.number("temperature"), own=True,
     )  # fmt: skip
     pairs = _own_samples(run.path / SAMPLES)

@@ -32,7 +32,7 @@ from guerdon.trainer.settings_options import (
 PANELS: dict[str, tuple[str, ...]] = {
     "The run": ("policy", "sampler", "prompts", "eval_prompts", "output", "steps", "seed"),
     "Rewards": (
-        "reward", "verifier", "heldout_reward", "reward_scale", "reward_clip",
+        "reward", "reward_normalize", "verifier", "heldout_reward", "reward_scale", "reward_clip",
         "missing_eos_penalty",
     ),
     "Sampling": (

@@ -59,8 +59,9 @@ class Connections:
             settings.sampler, inputs.tokenizer,
             max_tokens=settings.max_tokens, temperature=settings.temperature, **services,
         )  # fmt: skip
-        self.rewards = RewardSource(settings.reward, settings.verifier, **services)
-        self.heldout = RewardSource(settings.heldout_reward, setting="heldout_reward", **services)
+        scoring = services | {"normalize": settings.reward_normalize}
+        self.rewards = RewardSource(settings.reward, settings.verifier, **scoring)
+        self.heldout = RewardSource(settings.heldout_reward, setting="heldout_reward", **scoring)
         """Measured and never trained on; may have nothing in it."""
         self._publisher = Publisher(
             self._sampler, mode=settings.publish, shared_dir=_shared_dir(settings) or shared_dir,

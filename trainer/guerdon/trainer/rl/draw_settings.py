@@ -25,6 +25,9 @@ class DrawSettings:
     """Folder of the run."""
     reward: tuple[str, ...] = ()
     """HOST:PORT/MODEL of a served reward model, or WEIGHT*HOST:PORT/MODEL. Repeatable."""
+    reward_normalize: bool = False
+    """Take each served model's score in standard deviations above the mean of its training set, so
+    that weights mean the same for all. A model whose server does not know both is refused."""
     verifier: tuple[str, ...] = ()
     """exact, maths, regex:PATTERN or length:TOKENS, or WEIGHT*…; rewards by rule. Repeatable."""
     seed: int = 0

@@ -26,7 +26,7 @@ KEYS: dict[str, dict[str, str]] = {
         "reward_group_std": "mean over prompts of the standard deviation within a group",
         "reward_shaped": "mean after scaling, clipping and the missing-EOS penalty",
         "reward_scale": "what rewards were divided by (`reward_scale = running`)",
-        "reward/NAME": "mean raw score of one reward model or verifier, where there are several",
+        "reward/NAME": "mean score (raw unless `reward_normalize`) of each of several parts",
         "accepted": "share of completions that were kept (RFT, Online RFT)",
     },
     "completions": {

@@ -33,6 +33,10 @@ class RewardSpec:
     model: str
     """A name, an alias, or `name@revision`."""
 
+    def described(self, *, normalized: bool) -> str:
+        """The model, and whether its scores are normalised: without its server's address."""
+        return f"{self.model} (normalised)" if normalized else self.model
+
 
 def parse_reward(spec: str, setting: str = "reward") -> RewardSpec:
     """The reward model of `HOST:PORT/MODEL` or `WEIGHT*HOST:PORT/MODEL`.
@@ -57,9 +61,11 @@ class ServedReward:
         *,
         patience: float,
         request_timeout: float,
+        normalize: bool = False,
         credentials: Credentials = Credentials(),  # noqa: B008 - frozen
     ) -> None:
         self.name = spec.name
+        self._normalize = normalize
         self.weight = spec.weight
         self.patience = Patience(f"the reward model {spec.model!r}", spec.address, patience)
         self.revision = ""
@@ -81,12 +87,18 @@ class ServedReward:
         """
         info = await self.patience.insist(lambda: self._client.get_model(self._spec.model))
         self.model = info.name
+        if self._normalize and (info.mean is None or info.std is None):
+            raise TrainingError(
+                f"{self.patience.service} at {self.patience.address} has no mean and standard "
+                "deviation of its training set's scores, which reward_normalize needs: leave it "
+                "out, or write mean and std into its guerdon.json"
+            )
         if self.revision and self.revision != info.revision:
             raise self._other_revision(info.revision)
         self.revision = info.revision
 
     async def score(self, row: PromptRow, samples: Sequence[Sample]) -> list[float]:
-        """The raw score of each response.
+        """The score of each response: raw, or normalised where that was asked for.
 
         Raises:
             TrainingError: there is none to be had, or a number that can't be right.
@@ -97,7 +109,7 @@ class ServedReward:
             try:
                 result = await self._client.score(
                     f"{self.model}@{self.revision}", [item],
-                    priority="batch", truncation="reject",
+                    priority="batch", truncation="reject", normalize=self._normalize,
                 )  # fmt: skip
             except NotFound as error:
                 await self._still_there(error)
@@ -140,6 +152,8 @@ class RewardSource:
         verifiers: `[WEIGHT*]NAME[:ARGUMENT]`.
         patience: seconds that a server may stay away.
         request_timeout: seconds for one attempt.
+        normalize: take served models' scores in standard deviations above the mean of their
+            training set's.
         setting: what `rewards` is called in errors.
         credentials: shown to the reward servers.
 
@@ -154,6 +168,7 @@ class RewardSource:
         *,
         patience: float,
         request_timeout: float,
+        normalize: bool = False,
         setting: str = "reward",
         credentials: Credentials = Credentials(),  # noqa: B008 - frozen
     ) -> None:
@@ -168,7 +183,11 @@ class RewardSource:
             raise SettingsError(f"{setting}: two rewards have one name: {names}")
         self.served = [
             ServedReward(
-                spec, patience=patience, request_timeout=request_timeout, credentials=credentials
+                spec,
+                patience=patience,
+                request_timeout=request_timeout,
+                normalize=normalize,
+                credentials=credentials,
             )
             for spec in specs
         ]

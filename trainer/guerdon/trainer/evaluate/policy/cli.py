@@ -24,7 +24,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "policy", "reference", "sampler", "prompts", "output", "limit", "seed", "by", "plots",
     ),
     "What is measured": (
-        "reward", "verifier", "heldout_reward", "harm", "harm_threshold", "baseline",
+        "reward", "reward_normalize", "verifier", "heldout_reward", "harm", "harm_threshold",
+        "baseline",
     ),
     "Sampling": (
         "samples_per_prompt", "max_tokens", "max_prompt_tokens", "temperature", "dtype",

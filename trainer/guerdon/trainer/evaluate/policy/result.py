@@ -46,7 +46,11 @@ def mean(name: str, values: Sequence[float]) -> Estimate:
 def terms(settings: EvalSettings, inputs: EvalInputs) -> dict[str, Any]:
     """What was evaluated and how, known before anything is sampled."""
     prompts = inputs.prompts
-    heldout = [_without_host(spec) for spec in settings.heldout_reward]
+    normalized = settings.reward_normalize
+    rewards, heldout = (
+        [_without_host(spec, normalized=normalized) for spec in specs]
+        for specs in (settings.reward, settings.heldout_reward)
+    )
     return {
         "format": FORMAT,
         "policy": settings.policy,
@@ -59,7 +63,7 @@ def terms(settings: EvalSettings, inputs: EvalInputs) -> dict[str, Any]:
         "temperature": settings.temperature,
         "seed": settings.seed,
         "dtype": settings.dtype,
-        "rewards": [*map(_without_host, settings.reward), *settings.verifier],
+        "rewards": [*rewards, *settings.verifier],
         "heldout": " + ".join(heldout) or None,
         "harm": _harm(settings),
     }
@@ -71,9 +75,10 @@ def _harm(settings: EvalSettings) -> dict[str, Any] | None:
     return {"model": _without_host(settings.harm), "threshold": settings.harm_threshold}
 
 
-def _without_host(spec: str) -> str:
-    found = parse_reward(spec)
-    return found.model if found.weight == 1.0 else f"{found.weight:g}*{found.model}"
+def _without_host(spec: str, *, normalized: bool = False) -> str:
+    reward = parse_reward(spec)
+    model = reward.described(normalized=normalized)
+    return model if reward.weight == 1.0 else f"{reward.weight:g}*{model}"
 
 
 class Measured:
