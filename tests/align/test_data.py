@@ -50,7 +50,7 @@ def test_answers_are_found(row: dict[str, Any]) -> None:
         ({"messages": [USER, {"role": "assistant", "content": " "}]}, "ends with an empty answer"),
         ({"prompt": "q", "response": 3}, "response: must be a non-empty list"),
         ({"messages": [{"role": "", "content": "q"}, ANSWER]}, r"messages\[0\].role: is empty"),
-        ({"messages": [{"role": "human", "content": "q"}, ANSWER]}, "turn of the role 'human'"),
+        ({"messages": [{"role": "human", "content": "q"}, ANSWER]}, "whose role is 'human'"),
         ({"prompt": "q\ud800", "response": "a"}, "prompt: holds an unpaired surrogate"),
         ({"prompt": [USER, ANSWER], "response": "a"}, "prompt: ends with the assistant's turn"),
     ],
@@ -64,7 +64,10 @@ def test_what_is_no_demonstration(row: dict[str, Any], reason: str) -> None:
     ("row", "reason"),
     [
         ({"prompt": "q", "chosen": "a", "rejected": "\ud800"}, "rejected: holds an unpaired"),
-        ({"prompt": [{**USER, "role": "human"}], "chosen": "a", "rejected": "b"}, "role 'human'"),
+        (
+            {"prompt": [{**USER, "role": "human"}], "chosen": "a", "rejected": "b"},
+            "role is 'human'",
+        ),
         ({"prompt": [USER, ANSWER], "chosen": "a", "rejected": "b"}, "ends with the assistant's"),
     ],
 )
@@ -143,15 +146,36 @@ def test_a_line_of_ten_megabytes(policy: Path, toy: Toy, tmp_path: Path) -> None
 
 def test_an_answer_ends_with_the_end_token_and_is_tokenised_by_itself(policy: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(policy)
-    ((prompt, answer),) = encode(tokenizer, [[USER]], ["a"], [1], "f")
+    ((prompt, answer),), _ = encode(tokenizer, [[USER]], ["a"], [1], "f")
     assert prompt == tokenizer.apply_chat_template([USER], add_generation_prompt=True)["input_ids"]
     assert answer[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(answer, skip_special_tokens=True).strip() == "a"
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    ((_, unended),) = encode(tokenizer, [[USER]], ["a"], [1], "f")
+    ((_, unended),), _ = encode(tokenizer, [[USER]], ["a"], [1], "f")
     assert unended[-1] == tokenizer.eos_token_id
     tokenizer.chat_template = (
         "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     )
     with pytest.raises(DataError, match="f, line 7: the chat template renders the prompt in"):
         encode(tokenizer, [[USER]], ["a"], [7], "f")
+
+
+STRIPS = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] | trim }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_an_answer_of_which_the_template_shows_a_part_is_refused(policy: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    tokenizer.chat_template = STRIPS
+    thought = "<think>I count.</think>\n42"
+    prompt = [USER, {"role": "assistant", "content": "<think>Hm.</think>Yes."}, USER]
+    ((_, answer),), shortened = encode(tokenizer, [prompt], ["42"], [7], "f")
+    assert tokenizer.decode(answer).startswith("42")
+    assert shortened == [7]
+    with pytest.raises(DataError, match=r"line 7: turn 2 \(assistant\) has the reasoning 'I coun"):
+        encode(tokenizer, [[USER]], [thought], [7], "f")
+    tokenizer.chat_template = STRIPS.replace("m.content.split('</think>')[-1]", "m.content[0].x")
+    with pytest.raises(DataError, match=r"line 7: turn 1 \(user\) has the text 'q', which the"):
+        encode(tokenizer, [[USER]], ["42"], [7], "f")

@@ -96,6 +96,24 @@ def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
         load(write_rows(tmp_path / "p", ["", ""]))
 
 
+def test_turns_that_the_template_leaves_out_are_told_with_their_line(tmp_path: Path) -> None:
+    quiet = tiny_tokenizer(
+        chat_template="{% for m in messages if m.role != 'system' %}{{ m.content"
+        ".split('</think>')[-1] }}{% endfor %}"
+    )
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "<think>A greeting.</think>Hello."},
+        {"role": "user", "content": "Who are you?"},
+    ]
+    found = load(write_rows(tmp_path / "p", [{"prompt": "Hi"}, {"prompt": turns}]), tokenizer=quiet)
+    assert found.reasoning_dropped == 1
+    rule = {"role": "system", "content": "Be brief."}
+    path = write_rows(tmp_path / "q", [{"prompt": "Hi"}, {"prompt": [rule, *turns]}])
+    with pytest.raises(DataError, match=r"line 2: prompt: turn 1 \(system\) has the text 'Be brie"):
+        load(path, tokenizer=quiet)
+
+
 def test_what_a_template_refuses_is_told_with_its_line(tmp_path: Path) -> None:
     picky = tiny_tokenizer(chat_template="{{ raise_exception('no system turn, please') }}")
     with pytest.raises(DataError, match=r"line 2: prompt: the chat template refuses .* please"):

@@ -127,6 +127,32 @@ def test_a_template_that_refuses_names_the_line(base: Path, tmp_path: Path) -> N
         tokenize_pairs(tokenizer, data, max_length=120, too_long="drop")
 
 
+PARTS = (
+    "{% for m in messages %}{{ m['role'] }}:{% for p in m['content'] if p['type'] == 'text' %}"
+    "{{ p['text'] }}{% endfor %}\n{% endfor %}"
+)
+STRIPS = "{% for m in messages %}{{ m['content'].split('</think>')[-1] }}\n{% endfor %}"
+
+
+def test_a_template_that_leaves_text_out_is_refused(base: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(base)
+    data = load(write_rows(tmp_path / "a.jsonl", [HH]))
+    tokenizer.chat_template = PARTS
+    with pytest.raises(DataError, match=r"line 1: turn 1 \(user\) has the text 'hello', which"):
+        tokenize_pairs(tokenizer, data, max_length=120, too_long="drop")
+
+
+def test_reasoning_that_the_template_strips_is_counted(base: Path, tmp_path: Path) -> None:
+    """As in serving: a reward model of such a template judges answers without it."""
+    tokenizer = load_tokenizer(base)
+    thought = {**HH, "chosen": HH["chosen"].replace("4", "<think>two and two</think>4")}
+    data = load(write_rows(tmp_path / "a.jsonl", [HH, thought]))
+    tokenizer.chat_template = STRIPS
+    found = tokenize_pairs(tokenizer, data, max_length=120, too_long="drop")
+    assert found.reasoning_dropped == [2]
+    assert found.pairs[0].chosen == found.pairs[1].chosen
+
+
 def test_a_model_without_a_template_is_refused(encoder_base: Path, chatml: Path) -> None:
     with pytest.raises(SettingsError, match="no chat template"):
         load_tokenizer(encoder_base)

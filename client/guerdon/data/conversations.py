@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from guerdon.data.rendering import unknown_role
+
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _UNKEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 """Parts of a message that templates render: left out in silence, they would change a score."""
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-"""Of training data. Templates render any other role too, and a model never saw what comes out."""
 _ANSWERS = ("messages", "response", "completion", "chosen")
 """Where a row may hold an answer to learn from."""
 _ROLE = {"Human": "user", "Assistant": "assistant"}
@@ -183,10 +183,9 @@ def check_turns(field: str, turns: Sequence[Message]) -> None:
         RowError: a role is unknown, or a text is none.
     """
     for turn in turns:
-        if turn["role"] not in _ROLES:
-            raise RowError(
-                field, f"has a turn of the role {turn['role']!r}, not one of {', '.join(_ROLES)}"
-            )
+        wrong = unknown_role(turn["role"])
+        if wrong:
+            raise RowError(field, f"has a turn whose role {wrong}")
         check_text(field, turn["content"])
 
 

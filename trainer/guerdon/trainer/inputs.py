@@ -39,9 +39,11 @@ class Inputs:
                 "same_tokens": tokens.same, "duplicates": data.duplicates,
                 "contradictions": data.contradictions, "empty_answers": len(data.empty_lines),
                 "longest_tokens": tokens.longest, "unused_margins": data.unused_margins,
+                "reasoning_dropped": len(tokens.reasoning_dropped),
                 **where_odd(data.bad, {
                     "duplicates": data.duplicate_lines, "contradictions": data.contradiction_lines,
                     "empty_answers": data.empty_lines,
+                    "reasoning_dropped": tokens.reasoning_dropped,
                 }),
             }  # fmt: skip
 

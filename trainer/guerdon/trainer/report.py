@@ -22,6 +22,7 @@ _ODD = (
     ("duplicates", "{unit} occur more than once"),
     ("contradictions", "{unit} contradict another one"),
     ("empty_answers", "{unit} have an empty answer, and are kept"),
+    ("reasoning_dropped", "{unit} have reasoning that the chat template leaves out"),
     ("prompts_in_train", "held-out {unit} have a prompt that is trained on"),
     ("unused_margins", "{unit} have a margin, which is not used: --margin-key margin does"),
 )

@@ -7,12 +7,12 @@ token that is not the pad token; the two agree only when no sequence ends with i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from guerdon.data import Message
+from guerdon.data import REASONING, Dropped, Message, RowError, missing_text
 from guerdon.trainer.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.preferences import Preferences
 
@@ -51,6 +51,8 @@ class TokenPairs:
     """Pairs left out because both answers are the same tokens once rendered."""
     longest: int
     """Tokens of the longest sequence, those left out included."""
+    reasoning_dropped: list[int]
+    """Lines of conversations whose reasoning the chat template leaves out."""
 
 
 def load_tokenizer(folder: Path, chat_template: str = "") -> Any:
@@ -86,9 +88,10 @@ def tokenize_pairs(
     """
     chosen = [pair.prompt + pair.chosen for pair in data.pairs]
     rejected = [pair.prompt + pair.rejected for pair in data.pairs]
-    columns = [
-        token_ids(tokenizer, render(tokenizer, column, data)) for column in (chosen, rejected)
-    ]
+    (chosen_texts, one), (rejected_texts, other) = (
+        render(tokenizer, column, data) for column in (chosen, rejected)
+    )
+    columns = [token_ids(tokenizer, texts) for texts in (chosen_texts, rejected_texts)]
     answers = [[turns[-1]["content"] for turns in column] for column in (chosen, rejected)]
     sizes = [[len(ids) for ids in token_ids(tokenizer, column)] for column in answers]
     pairs, dropped, same, longest = [], 0, 0, 0
@@ -108,7 +111,7 @@ def tokenize_pairs(
             pairs.append(TokenPair(a, b, a_size, b_size, row))
     if not pairs:
         raise DataError(f"{data.source}: no pair is left under {max_length} tokens")
-    return TokenPairs(pairs, dropped, same, longest)
+    return TokenPairs(pairs, dropped, same, longest, sorted({*one, *other}))
 
 
 class Located(Protocol):
@@ -118,25 +121,63 @@ class Located(Protocol):
     lines: list[int]
 
 
-def render(tokenizer: Any, column: Sequence[list[Message]], data: Located) -> list[str]:
-    """Conversations as texts, by the chat template.
+def render(
+    tokenizer: Any, column: Sequence[list[Message]], data: Located
+) -> tuple[list[str], list[int]]:
+    """Conversations as texts, by the chat template, and the lines that lost reasoning by it.
+
+    A reward model's template may strip the reasoning of all turns, as DeepSeek-R1's does: answers
+    are then judged without it, in training as in serving.
 
     Args:
         column: one for each of the data's lines.
         data: where they came from, for the message.
 
     Raises:
-        DataError: the template refuses one.
+        DataError: the template refuses one, or leaves out other text of it.
     """
-    texts = []
+    texts, shortened = [], []
     for line, turns in zip(data.lines, column, strict=True):
         try:
-            texts.append(tokenizer.apply_chat_template(turns, tokenize=False))
-        except Exception as error:  # jinja2's errors, and what a template raises itself
-            raise DataError(
-                f"{data.source}, line {line}: the chat template refuses it: {error}"
-            ) from error
-    return texts
+            text, lost = rendered(tokenizer, turns, may_drop=REASONING)
+        except RowError as error:
+            raise DataError(f"{data.source}, {error.at(line)}") from error
+        texts.append(text)
+        if lost:
+            shortened.append(line)
+    return texts, shortened
+
+
+def rendered(
+    tokenizer: Any,
+    turns: Sequence[Message],
+    *,
+    may_drop: Collection[Dropped] = (Dropped.EARLIER_REASONING,),
+    **how: Any,
+) -> tuple[str, bool]:
+    """A conversation as text, by the chat template, and whether the template left some of it out.
+
+    Args:
+        tokenizer: of `transformers`, with a template.
+        turns: the conversation.
+        may_drop: what the template may leave out.
+        how: further arguments of `apply_chat_template`.
+
+    Raises:
+        RowError: the template refuses it, or leaves out other text of it.
+    """
+    try:
+        text = str(tokenizer.apply_chat_template(list(turns), tokenize=False, **how))
+    except Exception as error:  # jinja2's errors, and what a template raises itself
+        raise RowError("", f"the chat template refuses it: {error}") from error
+    missing = missing_text(text, turns)
+    for one in missing:
+        if one.part not in may_drop:
+            raise RowError(
+                "", f"turn {one.place + 1} ({one.role}) {one.reason}: a template that renders "
+                "messages whose content is a text is needed (--chat-template)",
+            )  # fmt: skip
+    return text, bool(missing)
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

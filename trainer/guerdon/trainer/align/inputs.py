@@ -151,7 +151,9 @@ def _demonstrations(
     short, huge = _short(sizes, found.lines, settings, tokenizer, source)
     rows, lines = [rows[i] for i in short], [found.lines[i] for i in short]
     groups = [groups[i] for i in short]
-    encoded = encode(tokenizer, [r.prompt for r in rows], [r.answer for r in rows], lines, source)
+    encoded, shortened = encode(
+        tokenizer, [r.prompt for r in rows], [r.answer for r in rows], lines, source
+    )
     lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
     fitting, too_long = _fitting(lengths, lines, settings, source)
     known: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
@@ -164,8 +166,10 @@ def _demonstrations(
         known.add(key)
     return Part(
         source, found.sha256, [encoded[i] for i in fitting], [rows[i].prompt for i in fitting],
-        found.bad, {"too_long": sorted(huge + too_long), "duplicates": duplicates}, lengths,
-        frozenset(prompt for prompt, _ in known), [groups[i] for i in fitting],
+        found.bad,
+        {"too_long": sorted(huge + too_long), "duplicates": duplicates,
+         "reasoning_dropped": shortened},
+        lengths, frozenset(prompt for prompt, _ in known), [groups[i] for i in fitting],
     )  # fmt: skip
 
 
@@ -199,7 +203,7 @@ def _pairs(
     usable, lines = [usable[i] for i in short], [lines[i] for i in short]
     groups = [groups[i] for i in short]
     prompts = [pair.prompt for pair in usable]
-    chosen, rejected = (
+    (chosen, shortened), (rejected, _) = (
         encode(tokenizer, prompts, [answer[0]["content"] for answer in answers], lines, source)
         for answers in ([p.chosen for p in usable], [p.rejected for p in usable])
     )
@@ -215,6 +219,7 @@ def _pairs(
         "too_long": sorted(huge + too_long), "several_turns": several, "empty_answers": empty,
         "same_tokens": [lines[i] for i in sorted(set(fitting) - set(kept))],
         "duplicates": found.duplicate_lines, "contradictions": found.contradiction_lines,
+        "reasoning_dropped": shortened,
     }  # fmt: skip
     return Part(
         source, found.sha256, [rows[i] for i in kept], [prompts[i] for i in kept], found.bad, noted,

@@ -22,6 +22,7 @@ NOTED = {
     "same_tokens": "left out, as both answers are the same tokens",
     "duplicates": "occur again, and are kept",
     "contradictions": "contradict one before, and are kept",
+    "reasoning_dropped": "have reasoning in earlier turns, which the chat template leaves out",
 }
 """Kinds of rows that are left out or odd, as they are counted and said."""
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guerdon.data import Message
+from guerdon.data import Message, RowError
 from guerdon.trainer.completions import Completion
 from guerdon.trainer.errors import DataError, SettingsError
-from guerdon.trainer.tokens import token_ids
+from guerdon.trainer.tokens import rendered, token_ids
 
 
 def encode(
@@ -22,8 +22,8 @@ def encode(
     answers: Sequence[str],
     lines: Sequence[int],
     source: str,
-) -> list[Completion]:
-    """Token ids of prompts and of the answers to them.
+) -> tuple[list[Completion], list[int]]:
+    """Token ids of prompts and of the answers to them, and the lines that lost earlier reasoning.
 
     Args:
         tokenizer: of the policy; its end token ends every answer.
@@ -34,16 +34,20 @@ def encode(
 
     Raises:
         SettingsError: the tokenizer has no end token.
-        DataError: the template refuses a conversation, or renders its prompt in another way once
-            there is an answer.
+        DataError: the template refuses a conversation, leaves text of it out other than the
+            reasoning of earlier turns, or renders its prompt in another way once there is an
+            answer.
     """
     if tokenizer.eos_token_id is None:
         raise SettingsError("the policy's tokenizer has no end token, so no answer could end")
-    begun, rest = [], []
+    begun, rest, shortened = [], [], []
     for prompt, answer, line in zip(prompts, answers, lines, strict=True):
-        before = _render(tokenizer, prompt, line, source, add_generation_prompt=True)
         turns = [*prompt, Message(role="assistant", content=answer)]
-        whole = _render(tokenizer, turns, line, source)
+        try:
+            before, lost = rendered(tokenizer, prompt, add_generation_prompt=True)
+            whole, _ = rendered(tokenizer, turns)
+        except RowError as error:
+            raise DataError(f"{source}, {error.at(line)}") from error
         if not whole.startswith(before):
             raise DataError(
                 f"{source}, line {line}: the chat template renders the prompt in another way once "
@@ -51,15 +55,10 @@ def encode(
             )
         begun.append(before)
         rest.append(whole[len(before) :])
+        if lost:
+            shortened.append(line)
     ended = [_ended(ids, tokenizer.eos_token_id) for ids in token_ids(tokenizer, rest)]
-    return list(zip(token_ids(tokenizer, begun), ended, strict=True))
-
-
-def _render(tokenizer: Any, turns: Any, line: int, source: str, **how: Any) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, **how))
-    except Exception as error:  # jinja2's errors, and what a template raises itself
-        raise DataError(f"{source}, line {line}: the chat template refuses it: {error}") from error
+    return list(zip(token_ids(tokenizer, begun), ended, strict=True)), shortened
 
 
 def _ended(ids: list[int], eos: int) -> list[int]:

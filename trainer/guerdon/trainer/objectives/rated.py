@@ -53,6 +53,8 @@ class Tokens:
     too_long: int
     longest: int
     """Tokens of the longest sequence, those left out included."""
+    reasoning_dropped: list[int]
+    """Lines of conversations whose reasoning the chat template leaves out."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class RatedInputs:
                 "source": data.source, "sha256": data.sha256, "rows": len(tokens.rows),
                 "bad_rows": len(data.bad), "too_long": tokens.too_long,
                 "duplicates": _duplicates(data.rows), "longest_tokens": tokens.longest,
-                "about": list(about(tokens)), **where_odd(data.bad, {}),
+                "reasoning_dropped": len(tokens.reasoning_dropped), "about": list(about(tokens)),
+                **where_odd(data.bad, {"reasoning_dropped": tokens.reasoning_dropped}),
             }  # fmt: skip
 
         known = {json.dumps(row.prompt) for row in self.train_data.rows}
@@ -161,7 +164,7 @@ def tokenize(
         DataError: a row is too long and `too_long` is `error`; the template refuses a
             conversation; a marker is not a token of its own; or no row is left.
     """
-    texts = render(tokenizer, [row.conversation for row in data.rows], data)
+    texts, shortened = render(tokenizer, [row.conversation for row in data.rows], data)
     encoded = tokenizer(
         texts, add_special_tokens=False, return_attention_mask=False, verbose=False,
         return_offsets_mapping=bool(marker),
@@ -191,7 +194,7 @@ def tokenize(
         rows.append(RatedTokens(ids, places, row.targets, i))
     if not rows:
         raise DataError(f"{data.source}: no row is left under {max_length} tokens")
-    return Tokens(rows, dropped, longest)
+    return Tokens(rows, dropped, longest, shortened)
 
 
 def _answer_start(tokenizer: Any, row: Rated, text: str) -> int:

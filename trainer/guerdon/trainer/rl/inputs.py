@@ -79,6 +79,11 @@ def show_inputs(inputs: RunInputs, console: Console) -> None:
         )
         if prompts.duplicates:
             console.print(f"  [yellow]{prompts.duplicates} prompts occur more than once[/yellow]")
+        if prompts.reasoning_dropped:
+            console.print(
+                f"  [yellow]{prompts.reasoning_dropped} prompts have reasoning in earlier turns, "
+                "which the chat template leaves out[/yellow]"
+            )
     if inputs.shared:
         console.print(f"  [yellow]{inputs.shared} held-out prompts are trained on[/yellow]")
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.data import Message, RowError, check_text, check_turns, parse_prompt, read_jsonl
+from guerdon.data import RowError, check_text, check_turns, parse_prompt, read_jsonl
 from guerdon.trainer.errors import DataError
 from guerdon.trainer.rl.types import Ints, PromptRow, Task
+from guerdon.trainer.tokens import rendered
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Prompts:
     """Each row's rendered prompt, as the sampler gets it."""
     duplicates: int
     """Rows whose prompt occurred before, word for word. They are kept."""
+    reasoning_dropped: int = 0
+    """Rows with reasoning in earlier turns that the chat template leaves out."""
 
     def __len__(self) -> int:
         """How many rows."""
@@ -68,18 +71,19 @@ def load_prompts(path: str, tokenizer: Any, *, max_prompt_tokens: int, limit: in
         limit: read only the first so many rows; 0 reads all.
 
     Raises:
-        DataError: the file can't be read or holds no row, or a row is wrong or too long; the
-            first such row ends it, and its line is named.
+        DataError: the file can't be read or holds no row, or a row is wrong or too long, or the
+            template leaves text of it out; the first such row ends it, and its line is named.
     """
     rows: list[PromptRow] = []
     lines: list[int] = []
     found: list[Ints] = []
+    shortened = 0
     encode = _templated if getattr(tokenizer, "chat_template", None) else _plain
     try:
         for line, values in read_jsonl(path):
             try:
                 row = parse_row(values, len(rows))
-                ids = encode(tokenizer, row)
+                ids, lost = encode(tokenizer, row)
                 _check_size(ids, max_prompt_tokens)
             except RowError as error:
                 raise error.at(line) from error
@@ -87,6 +91,7 @@ def load_prompts(path: str, tokenizer: Any, *, max_prompt_tokens: int, limit: in
             rows.append(row)
             lines.append(line)
             found.append(ids)
+            shortened += lost
             if len(rows) == limit:
                 break
         with Path(path).open("rb") as handle:
@@ -99,7 +104,7 @@ def load_prompts(path: str, tokenizer: Any, *, max_prompt_tokens: int, limit: in
         raise DataError(f"{path} holds no prompt")
     keys = {json.dumps(row.turns, sort_keys=True) for row in rows}
     repeats = len(rows) - len(keys)
-    return Prompts(path, sha256, tuple(rows), tuple(lines), tuple(found), repeats)
+    return Prompts(path, sha256, tuple(rows), tuple(lines), tuple(found), repeats, shortened)
 
 
 def _check_size(ids: Ints, most: int) -> None:
@@ -137,17 +142,19 @@ def _answer(value: Any) -> str | None:
     return text
 
 
-def _templated(tokenizer: Any, row: PromptRow) -> Ints:
-    """The template decides about special tokens, BOS included; the tokenizer adds none."""
-    turns: list[Message] = list(row.turns)
+def _templated(tokenizer: Any, row: PromptRow) -> tuple[Ints, bool]:
+    """Tokens, and whether the template left reasoning of earlier turns out.
+
+    The template decides about special tokens, BOS included; the tokenizer adds none.
+    """
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # jinja2's errors, and what a template raises itself
-        raise RowError("prompt", f"the chat template refuses it: {error}") from error
-    return _ids(tokenizer, text, special=False)
+        text, lost = rendered(tokenizer, row.turns, add_generation_prompt=True)
+    except RowError as error:
+        raise RowError("prompt", error.reason) from error
+    return _ids(tokenizer, text, special=False), lost
 
 
-def _plain(tokenizer: Any, row: PromptRow) -> Ints:
+def _plain(tokenizer: Any, row: PromptRow) -> tuple[Ints, bool]:
     """Text with the tokenizer's own beginning, but not with its own end: more will follow."""
     if len(row.turns) != 1 or row.turns[0]["role"] != "user":
         raise RowError("prompt", "is a conversation, but the policy has no chat template")
@@ -156,7 +163,7 @@ def _plain(tokenizer: Any, row: PromptRow) -> Ints:
     eos = tokenizer.eos_token_id
     if eos is not None and ids[-1] == eos and bare[-1] != eos:
         ids = ids[:-1].copy()
-    return ids
+    return ids, False
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool) -> Ints:
