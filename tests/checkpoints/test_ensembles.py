@@ -45,6 +45,7 @@ def test_an_ensemble_of_two(tmp_path: Path) -> None:
         ({}, {"members": ("a", "missing")}, "there is no folder"),
         ({}, {"max_tokens": 1000}, "takes only 256"),
         ({}, {"template_hash": "ab" * 32}, "chat template"),
+        ({}, {"aggregation": "min"}, "'a' of .* has no mean in its guerdon.json"),
         ({}, {"double_bos": True}, "double_bos stands in those of its members"),
     ],
 )

@@ -167,10 +167,12 @@ ENSEMBLES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("aggregation", ENSEMBLES)
 def test_an_ensemble_combines_its_members(aggregation: str, checkpoint: Make) -> None:
+    """Each member has a zero of its own: its training mean is what it is measured from."""
     folders = [checkpoint("llama", seed=seed) for seed in range(3)]
+    means = np.array([4.0, -4.0, 1.5])
     members = [
-        SequenceReward(info(ModelKind.SEQUENCE), NoEncoder(), PackedEngine(load(folder)))
-        for folder in folders
+        SequenceReward(info(ModelKind.SEQUENCE, mean=mean), NoEncoder(), PackedEngine(load(folder)))
+        for folder, mean in zip(folders, means.tolist(), strict=True)
     ]
     model = EnsembleReward(
         info(ModelKind.ENSEMBLE, members=("a", "b", "c"), aggregation=aggregation),
@@ -182,6 +184,7 @@ def test_an_ensemble_combines_its_members(aggregation: str, checkpoint: Make) ->
     scores = model.score(batch)
     found = flat(scores)
     np.testing.assert_allclose(np.array([s.members for s in found]).T, wanted, atol=1e-4)
+    wanted = wanted - (means - means.mean())[:, None]
     np.testing.assert_allclose([s.spread for s in found], wanted.std(0, ddof=0), atol=1e-4)
     np.testing.assert_allclose([s.score for s in found], ENSEMBLES[aggregation](wanted), atol=2e-4)
     assert scores.stats.sequences == len(found)
@@ -279,7 +282,9 @@ def test_load_attributes(tmp_path: Path) -> None:
 def test_load_an_ensemble(tmp_path: Path) -> None:
     folder = tmp_path / "all"
     for seed in range(2):
-        tiny_checkpoint(folder / f"member-{seed}", "llama", seed=seed)
+        Manifest(mean=8.0 * seed, std=1.0).write(
+            tiny_checkpoint(folder / f"member-{seed}", "llama", seed=seed)
+        )
     members = ("member-0", "member-1")
     Manifest(kind="ensemble", members=members, aggregation="mean_minus_std", std_weight=2.0).write(
         folder
@@ -289,6 +294,7 @@ def test_load_an_ensemble(tmp_path: Path) -> None:
     assert model.info.members == members
     encoded = model.encode(ITEM, Truncation.REJECT)
     wanted = np.array([Reference(folder / m).scores([encoded]) for m in members])
+    wanted += np.array([[4.0], [-4.0]])  # their means, 0 and 8, are 4 from the average
     found = flat(model.score([encoded]))
     np.testing.assert_allclose(
         [s.score for s in found], wanted.mean(0) - 2 * wanted.std(0), atol=5e-4

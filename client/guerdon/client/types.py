@@ -144,7 +144,8 @@ class Score:
     members: tuple[float, ...] = ()
     """Ensembles: each member's raw score, in the order of `ModelInfo.members`."""
     spread: float | None = None
-    """Ensembles: the standard deviation of `members` (ddof = 0)."""
+    """Ensembles: the standard deviation (ddof = 0) of `members`, each less what its training mean
+    is above the members' average."""
     token_count: int = 0
     """Tokens of prompt and response that the model saw."""
     reused_tokens: int = 0

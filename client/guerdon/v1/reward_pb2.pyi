@@ -335,7 +335,9 @@ class ResponseScore(_message.Message):
     score: _builtins.float
     """The score; always a finite number."""
     spread: _builtins.float
-    """Ensembles: the standard deviation of the members' scores (ddof = 0)."""
+    """Ensembles: the standard deviation (ddof = 0) of the members' scores, each
+    less what its training mean is above the members' average.
+    """
     token_count: _builtins.int
     """Tokens of prompt and response that the model saw."""
     reused_tokens: _builtins.int

@@ -1,8 +1,9 @@
 """Several reward models that differ in their seed, served as one.
 
 Conservative aggregation of an ensemble makes over-optimising a reward model harder (Coste et al.
-2023, arXiv:2310.02743), and where the members part, their score is worth less. Scores are combined
-as they are: a pairwise loss leaves each member its own zero, which the centring penalty holds.
+2023, arXiv:2310.02743), and where the members part, their score is worth less. A pairwise loss
+leaves each member its own zero: as the server does, a member's scores lose what its mean over the
+training set is above the members' average before they are combined.
 """
 
 from __future__ import annotations
@@ -114,18 +115,25 @@ def _finish(
 ) -> dict[str, Any]:
     """Write all that the run leaves; the summary."""
     settings = task.settings
+    offsets = _offsets(folders)
+    held_out = [
+        PairScores(scores.chosen - offset, scores.rejected - offset)
+        for scores, offset in zip(held_out, offsets, strict=True)
+    ]
     together = _combined(held_out, settings.aggregation, settings.std_weight)
     if settings.plots:
         with phases("plots"):
             task.draw(folder.path / PLOTS, [], together)
 
     parts = [json.loads((path / SUMMARY).read_text("utf-8")) for path in folders]
-    scores = AGGREGATE[settings.aggregation](np.stack(train), settings.std_weight)
+    scores = AGGREGATE[settings.aggregation](
+        np.stack(train) - offsets[:, None], settings.std_weight
+    )
     summary = {
         "objective": settings.objective,
         **task.before(None),
         **task.summarise(together),
-        "ensemble": _findings(held_out, parts, settings.std_weight)
+        "ensemble": _findings(held_out, offsets, parts, settings.std_weight)
         | {"aggregation": settings.aggregation},
         "data": task.counts(),
         "training_set_scores": {
@@ -149,6 +157,13 @@ def _member(task: PreferenceTask, folder: EnsembleFolder, place: int) -> Prefere
         seed=task.settings.seed + place, ensemble=0, aggregation="mean", std_weight=1.0,
     )  # fmt: skip
     return PreferenceTask(replace(task.inputs, settings=settings))
+
+
+def _offsets(folders: Sequence[Path]) -> Floats:
+    """What each member's mean over the training set is above the members' average, shape [M]."""
+    manifests = [Manifest.read(path) for path in folders]
+    means = np.array([manifest.mean for manifest in manifests if manifest is not None], np.float64)
+    return np.asarray(means - means.mean())
 
 
 def _check_different(folders: Sequence[Path]) -> None:
@@ -176,9 +191,16 @@ def _combined(scores: Sequence[PairScores], aggregation: str, weight: float) -> 
 
 
 def _findings(
-    scores: Sequence[PairScores], parts: Sequence[dict[str, Any]], weight: float
+    scores: Sequence[PairScores], offsets: Floats, parts: Sequence[dict[str, Any]], weight: float
 ) -> dict[str, Any]:
-    """What the members say alone, together, and of each other."""
+    """What the members say alone, together, and of each other.
+
+    Args:
+        scores: each member's, less its offset.
+        offsets: shape [M].
+        parts: the members' own summaries.
+        weight: of the standard deviation.
+    """
     deltas = np.stack([s.delta for s in scores])
     signs = np.sign(deltas)
     alike = (signs == signs[0]).all(0) & (signs[0] != 0)
@@ -186,8 +208,12 @@ def _findings(
     both = list(itertools.combinations(range(len(scores)), 2))
     return {
         "members": [
-            {"seed": part["seed"], "mean_score": float(s.all.mean()), **group_measures(s.delta)}
-            for part, s in zip(parts, scores, strict=True)
+            {
+                "seed": part["seed"],
+                "mean_score": float(s.all.mean() + offset),
+                **group_measures(s.delta),
+            }
+            for part, s, offset in zip(parts, scores, offsets, strict=True)
         ],
         "aggregations": {
             name: group_measures(_combined(scores, name, weight).delta) for name in AGGREGATE

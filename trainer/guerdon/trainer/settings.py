@@ -81,11 +81,6 @@ class RewardSettings(RewardModelSettings):
             raise SettingsError("ensemble is 1, it must be 0 (a single model) or at least 2")
         if not self.ensemble and self.aggregation != "mean":
             raise SettingsError("aggregation is for an ensemble: give --ensemble too")
-        if self.aggregation != "mean" and not self.center:
-            raise SettingsError(
-                f"aggregation {self.aggregation} compares the members' scores, and with center 0 "
-                "each has a zero of its own"
-            )
         if self.aggregation != "mean_minus_std" and self.std_weight != 1.0:
             raise SettingsError("std_weight is for --aggregation mean_minus_std only")
         if not 0 <= self.std_weight < float("inf"):

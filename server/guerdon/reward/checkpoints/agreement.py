@@ -32,10 +32,21 @@ def _rules(checkpoint: Checkpoint) -> object:
     return backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
 
 
-def check_members(folder: Path, names: tuple[str, ...], members: list[Checkpoint]) -> None:
-    """All members read the same tokens, and no two are the same."""
+def check_members(folder: Path, manifest: Manifest, members: list[Checkpoint]) -> None:
+    """An ensemble's members read the same tokens, differ, and can be compared where they must.
+
+    Raises:
+        CheckpointRefused: they don't; names the member.
+    """
+    names = manifest.members
     first, seen = members[0], dict[str, str]()
     for name, member in zip(names, members, strict=True):
+        if manifest.aggregation != "mean" and member.manifest.mean is None:
+            raise CheckpointRefused(
+                f"the member {name!r} of {folder} has no mean in its {MANIFEST_NAME}: aggregation "
+                f"{manifest.aggregation} compares the members' scores, which have one zero only "
+                "once each loses its mean over the training set"
+            )
         if member.revision in seen:
             raise CheckpointRefused(
                 f"the members {seen[member.revision]!r} and {name!r} of {folder} are the same model"

@@ -184,7 +184,7 @@ def _ensemble(folder: Path, manifest: Manifest) -> Checkpoint:
                 "sequence models"
             )
         members.append(member)
-    check_members(folder, manifest.members, members)
+    check_members(folder, manifest, members)
     first = members[0]
     if manifest.template_hash not in ("", first.chat_template_hash):
         raise CheckpointRefused(

@@ -2,6 +2,9 @@
 
 Conservative aggregation of an ensemble (the minimum, or mean − λ·std) makes
 over-optimising a reward model harder (Coste et al., arXiv:2310.02743).
+
+A pairwise loss leaves each member a zero of its own, so members are compared only after each
+score has lost what its member's mean over the training set is above the members' average.
 """
 
 from __future__ import annotations
@@ -43,6 +46,9 @@ class EnsembleReward:
         info: with `members` and `aggregation` set.
         members: at least one; the first one's encoder serves for all.
         std_weight: λ in mean − λ·std.
+
+    Members whose training mean is not known are combined as they are;
+    `check_members` refuses to compare such.
     """
 
     def __init__(
@@ -51,6 +57,11 @@ class EnsembleReward:
         self._info = info
         self._members = tuple(members)
         self._std_weight = std_weight
+        means = [member.info.mean for member in self._members]
+        known = np.array([mean for mean in means if mean is not None])
+        self._offsets: Members = (
+            known - known.mean() if len(known) == len(means) else np.zeros(len(means))
+        )
 
     @property
     def info(self) -> ModelInfo:
@@ -78,8 +89,9 @@ class EnsembleReward:
     def _combine(self, found: Sequence[ResponseScore]) -> ResponseScore:
         scores = np.array([score.score for score in found])
         with np.errstate(invalid="ignore"):  # infinite scores are for the dispatcher to refuse
-            score = AGGREGATE[self.info.aggregation](scores, self._std_weight)
-            spread = float(scores.std())
+            alike = scores - self._offsets
+            score = AGGREGATE[self.info.aggregation](alike, self._std_weight)
+            spread = float(alike.std())
         return dataclasses.replace(
             found[0],
             score=score,
