@@ -128,7 +128,7 @@ def _say(rows: Rows[Any], judged: list[Judged], output: Path | None, *, as_json:
         "models": [findings(rows.rows, model) for model in judged],
     }
     if len(judged) == 2:
-        found["agreement"] = agreement(*judged)
+        found["agreement"] = agreement(rows.rows, *judged)
     if output is not None:
         _write(output, rows, judged)
     if as_json:

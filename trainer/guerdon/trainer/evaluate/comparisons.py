@@ -22,6 +22,8 @@ class Comparison:
     chosen: tuple[list[Message], ...]
     rejected: tuple[list[Message], ...]
     subset: str
+    id: str = ""
+    """The row's own, empty where it has none: RewardBench 2's Ties tells its rows apart by it."""
 
     @property
     def is_pair(self) -> bool:
@@ -54,7 +56,7 @@ def parser(subset_field: str) -> Callable[[Mapping[str, Any]], Comparison]:
         if _texts(row.get("chosen")) or _texts(row.get("rejected")):
             return _several(row, str(subset))
         pair = parse_pair(row)
-        return Comparison(pair.prompt, (pair.chosen,), (pair.rejected,), str(subset))
+        return Comparison(pair.prompt, (pair.chosen,), (pair.rejected,), str(subset), _id(row))
 
     return parse
 
@@ -87,4 +89,8 @@ def _several(row: Mapping[str, Any], subset: str) -> Comparison:
     for field, answers in (("chosen", chosen), ("rejected", rejected)):
         for turns in answers:
             check_turns(field, turns)
-    return Comparison(prompt, chosen, rejected, subset)
+    return Comparison(prompt, chosen, rejected, subset, _id(row))
+
+
+def _id(row: Mapping[str, Any]) -> str:
+    return str(row.get("id", ""))

@@ -13,6 +13,8 @@ import numpy as np
 
 from guerdon.trainer.evaluate.comparisons import Comparison
 from guerdon.trainer.evaluate.judging import Judged
+from guerdon.trainer.evaluate.paired_test import paired_test
+from guerdon.trainer.evaluate.ties import ties_score
 from guerdon.trainer.measures import Floats, accuracy, calibration, length_bias, pearson, ranks
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
@@ -61,6 +63,7 @@ def findings(comparisons: Sequence[Comparison], judged: Judged) -> dict[str, Any
         ),
         "subsets": parts if set(parts) != {""} else {},
         "sections": sections(parts),
+        "rewardbench2_ties": _ties(comparisons, judged, scored),
         "seconds": round(judged.seconds, 3),
         "comparisons_per_second": len(scored) / judged.seconds,
         "tokens_per_second": judged.computed / judged.seconds,
@@ -70,6 +73,15 @@ def findings(comparisons: Sequence[Comparison], judged: Judged) -> dict[str, Any
         found["calibration"] = asdict(calibration(margins(judged, pairs)))
         found["length_bias"] = _length_bias(judged, pairs)
     return found
+
+
+def _ties(
+    comparisons: Sequence[Comparison], judged: Judged, places: Sequence[int]
+) -> dict[str, Any] | None:
+    """RewardBench 2's own score of its subset Ties, where there is one."""
+    here = [i for i in places if comparisons[i].subset.lower() == "ties"]
+    found = ties_score((comparisons[i].id, *_both(judged, i)) for i in here)
+    return None if found is None else asdict(found)
 
 
 def margins(judged: Judged, places: Sequence[int]) -> Floats:
@@ -99,16 +111,23 @@ def sections(subsets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def agreement(one: Judged, other: Judged) -> dict[str, Any]:
-    """How far two models order the same answers alike, over what both have scored."""
+def agreement(comparisons: Sequence[Comparison], one: Judged, other: Judged) -> dict[str, Any]:
+    """Which of two models is right more often, and how far they order the same answers alike.
+
+    Over what both have scored.
+    """
     places = [
         i for i, (a, b) in enumerate(zip(one.scores, other.scores, strict=True))
         if a is not None and b is not None
     ]  # fmt: skip
     first, second = margins(one, places), margins(other, places)
     alike = np.sign(first) == np.sign(second)
+    by_prompt: dict[str, int] = {}
+    prompts = [by_prompt.setdefault(repr(comparisons[i].prompt), i) for i in places]
+    test = paired_test(first > 0, second > 0, np.array(prompts, np.int64))
     return {
         "comparisons": len(places),
+        "accuracy": asdict(test),
         "same_order": asdict(accuracy(np.where(alike, 1.0, -1.0))),
         "margin_rank_correlation": pearson(ranks(first), ranks(second)),
         "largest_difference": float(

@@ -19,6 +19,12 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     if "agreement" in found:
         both = found["agreement"]
         table = Table(f"{found['models'][0]['model']} and {found['models'][1]['model']}", "")
+        test = both["accuracy"]
+        table.add_row(
+            "right more often by",
+            f"{test['difference']:+.3f} (p = {test['p']:.2g}; alone right {test['first_only']} "
+            f"and {test['second_only']} times)",
+        )
         table.add_row("order the answers alike", share(both["same_order"]))
         correlation = both["margin_rank_correlation"]
         if correlation is not None:
@@ -35,6 +41,9 @@ def _show_model(model: Mapping[str, Any], console: Console) -> None:
         table.add_row(f"  {escape(name) or '(none)'}", share(part), str(part["n"]))
     for name, value in model["sections"].items():
         table.add_row(f"RewardBench {name}", f"{value:.3f}", "")
+    if model["rewardbench2_ties"]:
+        ties = model["rewardbench2_ties"]
+        table.add_row("RewardBench 2 Ties", f"{ties['score']:.3f}", f"{ties['prompts']} prompts")
     console.print(table)
     words = [f"mean margin {model['mean_margin']:+.3f}"]
     if "calibration" in model:
