@@ -354,15 +354,70 @@ async def test_stop_does_not_wait_for_ever() -> None:
         assert model.computed == [999]
 
 
+def broken_item(error: BaseException) -> EncodedItem:
+    """Two responses that do not fit in one batch, and cannot be taken apart."""
+
+    class Broken(EncodedItem):
+        def part(self, start: int, stop: int) -> EncodedItem:
+            raise error
+
+    plain = item_of(50, 50, 50)
+    return Broken(plain.prefix, plain.suffixes, plain.truncated)
+
+
+async def test_an_error_of_one_requests_data_does_not_end_the_engines_thread(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = MarkModel()
+    async with running() as (dispatcher, recorder):
+        for _ in range(3):
+            busy = await hold_busy(dispatcher, model)
+            items = (broken_item(MemoryError("no room for a part")), item_of(5, 1), item_of(0, 1))
+            tasks = [asyncio.create_task(score(dispatcher, model, item)) for item in items]
+            leaving = asyncio.create_task(score(dispatcher, model, item_of(5, 1)))
+            await settle()
+            leaving.cancel()
+            model.gate.set()
+            await busy
+            for task in tasks:  # they may be asked again: nothing of them was lost for good
+                with pytest.raises(Unavailable, match="ask again"):
+                    await task
+            assert dispatcher.ready
+            assert scores_of(await score(dispatcher, model, item_of(5, 1, 2, mark=8))) == [[8, 9]]
+            await dispatcher.idle("k")
+        assert recorder.engine == [True]
+    assert "no room for a part" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [None, "1.0", object()])
+async def test_scores_that_are_no_numbers_fail_their_batch_alone(wrong: object) -> None:
+    model = MarkModel(value=lambda mark: wrong if mark == 1 else float(mark))  # type: ignore[arg-type,return-value]
+    async with running() as (dispatcher, recorder):
+        with pytest.raises(ComputeFailed):
+            await score(dispatcher, model, item_of(5, 1, mark=1))
+        assert scores_of(await score(dispatcher, model, item_of(5, 1, mark=2))) == [[2]]
+        assert recorder.failures == [Failure.EXCEPTION]
+        assert recorder.engine == [True]
+
+
+@pytest.mark.parametrize("away", [1e9, 1e20, 1e300, math.inf])
+async def test_a_deadline_however_far_ends_no_thread(away: float) -> None:
+    model = MarkModel()
+    async with running() as (dispatcher, recorder):
+        for mark in range(3):  # from the second on, the pace is known
+            deadline = time.monotonic() + away
+            with dispatcher.reserve(
+                model_name="k", priority=ONLINE, text_bytes=9, deadline=deadline
+            ) as reservation:
+                result = await dispatcher.score(reservation, "k", model, [item_of(5, 1, mark=mark)])
+            assert scores_of(result) == [[mark]]
+        assert recorder.engine == [True]
+
+
 async def test_when_the_engine_thread_dies_all_callers_hear_of_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class Broken(EncodedItem):
-        def part(self, start: int, stop: int) -> EncodedItem:
-            raise MemoryError("no room for a part")
-
-    plain = item_of(50, 50, 50)
-    broken = Broken(plain.prefix, plain.suffixes, plain.truncated)
+    broken = broken_item(SystemExit("no room for a part"))
     model = MarkModel()
     async with running() as (dispatcher, recorder):
         busy = await hold_busy(dispatcher, model)

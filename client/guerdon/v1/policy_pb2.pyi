@@ -98,7 +98,9 @@ class SamplingOptions(_message.Message):
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Optional. 1 when not set; 0 takes the likeliest token each time."""
+    """Optional. 1 when not set; 0 takes the likeliest token each time. Else from 0.01 to
+    100.
+    """
     max_tokens: _builtins.int
     """Required. Most tokens of a completion, at least 1."""
     top_p: _builtins.float

@@ -514,8 +514,8 @@ class ScoreStreamRequest(_message.Message):
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """Optional. Time allowed for this item, from its arrival; must be positive.
-        The deadline of the whole stream holds as well.
+        """Optional. Time allowed for this item, from its arrival; must be positive, and at most
+        365 days. The deadline of the whole stream holds as well.
         """
 
     def __init__(

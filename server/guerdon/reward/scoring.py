@@ -313,13 +313,14 @@ def _finish(
     plain = options.activation is Activation.NONE and not options.normalize
     finished: list[list[ResponseScore]] = []
     for scores in items:
+        if not plain:
+            scores = [
+                dataclasses.replace(s, score=transform(s.score, info, options)) for s in scores
+            ]
+        # Also after they were normalised: a small std can make a large score overflow.
         if not all(math.isfinite(score.score) for score in scores):
             raise ComputeFailed(f"model {info.name!r} gave a score that is not a finite number")
-        finished.append(
-            list(scores)
-            if plain
-            else [dataclasses.replace(s, score=transform(s.score, info, options)) for s in scores]
-        )
+        finished.append(list(scores))
     return finished
 
 

@@ -6,7 +6,6 @@ sequence allow is checked here too, so that the engine never sees a prompt it ca
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,9 @@ from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.prompts import TokenArray
 
 MAX_SEED = 2**64 - 1
+MIN_TEMPERATURE = 0.01
+"""vLLM raises a lower one to this, 0 excepted: completions would be drawn otherwise than asked."""
+MAX_TEMPERATURE = 100.0
 
 
 def check_work(work: Work, limits: Limits, vocab_size: int, max_tokens: int) -> None:
@@ -82,10 +84,11 @@ def check_options(options: Options, limits: Limits, vocab_size: int) -> None:
     """Refuse options that cannot be."""
     if options.max_tokens < 1:  # more than the model takes is cut to what it takes
         raise InvalidRequest("options.max_tokens", "is required, and must be at least 1")
-    if not 0 <= options.temperature < math.inf:
+    if options.temperature and not MIN_TEMPERATURE <= options.temperature <= MAX_TEMPERATURE:
         raise InvalidRequest(
             "options.temperature",
-            f"is {options.temperature}, it must be a finite number, 0 or more",
+            f"is {options.temperature}, it must be 0 or between {MIN_TEMPERATURE} and "
+            f"{MAX_TEMPERATURE:g}",
         )
     if not 0 < options.top_p <= 1:
         raise InvalidRequest(

@@ -6,6 +6,7 @@ hold both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,8 @@ class ServerSettings:
         self.check_port("port", least=0)
         self.check_port("http_port", least=-1)
         self.check_positive("max_message_bytes", "max_body_bytes")
-        if not self.drain_grace >= 0:
-            raise ValueError(f"drain_grace is {self.drain_grace}, it must not be negative")
+        if not 0 <= self.drain_grace < math.inf:
+            raise ValueError(f"drain_grace is {self.drain_grace}, it must be finite, 0 or more")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key come together or not at all")
         if self.tls_client_ca is not None and self.tls_certificate is None:
@@ -70,11 +71,11 @@ class ServerSettings:
             raise ValueError(f"{name} is {value}, it must be between {least} and 65535")
 
     def check_positive(self, *names: str) -> None:
-        """Refuse what must be more than nothing (and NaN)."""
+        """Refuse what must be more than nothing and finite."""
         for name in names:
             value = getattr(self, name)
-            if not value > 0:
-                raise ValueError(f"{name} is {value}, it must be positive")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}, it must be positive and finite")
 
     @property
     def tls(self) -> TLSFiles | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 
+from guerdon.serving.deadlines import MAX_TIMEOUT
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.prompts import MAX_TOKEN_ID, FormattedText, Message, Prompt, TokenArray
 from guerdon.v1 import common_pb2
@@ -72,11 +73,13 @@ def timeout(message: Duration, field: str) -> float:
     """A positive duration in seconds.
 
     Raises:
-        InvalidRequest: it is zero, negative, or no valid duration.
+        InvalidRequest: it is zero, negative, longer than `MAX_TIMEOUT`, or no valid duration.
     """
     seconds = message.seconds + message.nanos / 1e9
     if not -1_000_000_000 < message.nanos < 1_000_000_000 or message.seconds * message.nanos < 0:
         raise InvalidRequest(field, "is not a valid duration")
-    if seconds <= 0:
-        raise InvalidRequest(field, f"is {seconds:g} s, it must be positive")
+    if not 0 < seconds <= MAX_TIMEOUT:
+        raise InvalidRequest(
+            field, f"is {seconds:g} s, it must be more than 0 and at most {MAX_TIMEOUT:.0f} s"
+        )
     return seconds

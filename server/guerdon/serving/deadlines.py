@@ -1,6 +1,9 @@
-"""Whether a caller left because its time was over: the same rule for every service."""
+"""How long a call may last, and whether a caller left because its time was over."""
 
 from __future__ import annotations
+
+MAX_TIMEOUT = 365 * 86_400.0
+"""Seconds. The longest timeout that a request may name."""
 
 CLOCK_SLACK = 0.02
 """Seconds. A caller whose deadline is this near when it leaves has left because of it: its

@@ -10,13 +10,16 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from guerdon.serving.deadlines import MAX_TIMEOUT
 from guerdon.serving.prompts import MAX_TOKEN_ID, FormattedText, Message, Prompt
 
 
 class Body(BaseModel):
     """A part of a request: no unknown fields, no values of another type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 def _check_text(value: str) -> str:
@@ -72,7 +75,16 @@ PromptBody = Annotated[
     Discriminator(_form),
 ]
 
-TIMEOUT = Field(default=None, gt=0, description="Seconds allowed for the call.")
+TIMEOUT = Field(
+    default=None,
+    gt=0,
+    le=MAX_TIMEOUT,
+    allow_inf_nan=False,
+    description="Seconds allowed for the call.",
+)
+MAX_UINT32 = 2**32 - 1
+MAX_UINT64 = 2**64 - 1
+"""The largest numbers of the protocol, whose JSON twins have the same bounds."""
 
 
 def prompt_of(body: Any) -> Prompt:

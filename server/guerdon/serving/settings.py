@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import math
 import tomllib
 import types
 import typing
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 D = TypeVar("D")
+
+_MOST = 2**53
+"""Whole numbers beyond this are not exact as floating point."""
 
 
 class SettingsError(ValueError):
@@ -30,7 +34,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(handle)
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also of text that is not UTF-8, and of endless numbers
         raise SettingsError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -103,14 +107,26 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
             ) from error
     if hint is Path and isinstance(value, str | Path):
         return Path(value).expanduser()
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        value = _number(hint, value, where)
     if not isinstance(hint, type) or not isinstance(value, hint) or (
         isinstance(value, bool) and hint is not bool
     ):  # fmt: skip
         name = getattr(hint, "__name__", str(hint))
         raise SettingsError(f"{where} is {value!r}, it must be of type {name}")
     return value
+
+
+def _number(hint: type, value: float, where: str) -> float:
+    """A number of the hint's type as arithmetic can take it: no NaN, no overflow.
+
+    Infinity is a number here: a setting that cannot be infinite refuses it itself.
+    """
+    too_large = isinstance(value, int) and abs(value) > _MOST
+    if too_large or math.isnan(value):
+        said = f"larger than {_MOST}" if too_large else "not a number"
+        raise SettingsError(f"{where} is {said}, it cannot be used")
+    return float(value) if hint is float else value
 
 
 def _listed(known: tuple[Any, ...]) -> str:

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 
 from guerdon.serving import status
 from guerdon.serving.callers import Callers, Role, set_caller
+from guerdon.serving.deadlines import MAX_TIMEOUT
 from guerdon.serving.errors import InvalidRequest
 
 M = TypeVar("M", bound=Message)
@@ -44,9 +45,12 @@ def decode(kind: type[M], data: bytes) -> M:
 
 
 def deadline_of(context: Context) -> float | None:
-    """The call's deadline on `time.monotonic`'s clock; None when it has none."""
+    """The call's deadline on `time.monotonic`'s clock; None when it has none.
+
+    gRPC takes timeouts of up to 99,999,999 hours: one beyond `MAX_TIMEOUT` is cut to it.
+    """
     remaining: float | None = context.time_remaining()
-    return None if remaining is None else time.monotonic() + remaining
+    return None if remaining is None else time.monotonic() + min(remaining, MAX_TIMEOUT)
 
 
 def generic_handler(

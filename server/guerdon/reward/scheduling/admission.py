@@ -28,6 +28,8 @@ UNKNOWN_RETRY_SECONDS = 1.0
 WAIT_MARGIN = 1.5
 """How much longer than foreseen a call is taken to last when it is held to its deadline. With
 less, more calls are computed in vain at overload than are shed in vain below it (simulated)."""
+_MOST_TOKENS = 2.0**60
+"""More than any queue holds: where a quotient has no bound of its own, it is cut to this."""
 DUE_BUCKETS = 32
 """Steps of the patience in which queued work is summed up by when it is due."""
 
@@ -144,8 +146,8 @@ class Admission:
             reason = f"{text_bytes} bytes of text are more than max_text_bytes allows ({limit})"
             raise TooLarge("items", reason, limit="max_text_bytes")
         # An estimate proves nothing: what looks too large for the queue may fit when counted.
-        estimate = math.ceil(text_bytes / self._queue.bytes_per_token)
-        tokens = max(1, min(estimate, self._most_tokens(priority)))
+        estimate = text_bytes / self._queue.bytes_per_token
+        tokens = max(1, math.ceil(min(estimate, self._most_tokens(priority))))
         bucket = self._bucket(self._batch.due(deadline, now))
         ticket = Ticket(model_name, priority, deadline, bucket, tokens, text_bytes)
         self._check_text(ticket, now)
@@ -218,7 +220,7 @@ class Admission:
         if own > 0 and priority is PriorityClass.BATCH:
             share = self._batch.batch_share
             sooner = own / share if share else math.inf
-            own = min(own + held[PriorityClass.ONLINE], math.ceil(min(sooner, 2**60)))
+            own = min(own + held[PriorityClass.ONLINE], math.ceil(min(sooner, _MOST_TOKENS)))
         if max(excess, own) > 0:
             after = self._promise(ticket, max(excess, own), tokens, now)
             raise Overloaded("the queue is full", retry_after=after)
@@ -250,7 +252,8 @@ class Admission:
         finish = self._finish(ticket, tokens, now)
         late = finish - slack / WAIT_MARGIN
         if late > 0:
-            excess = math.ceil(late / (self._seconds_per_token(ticket.model_name) or math.inf))
+            each = self._seconds_per_token(ticket.model_name) or math.inf
+            excess = math.ceil(min(late / each, _MOST_TOKENS))
             after = self._promise(ticket, excess, tokens, now)
             reason = f"it would take {finish:.2f} s, too long for the {slack:.2f} s left"
             raise Overloaded(reason, retry_after=after)

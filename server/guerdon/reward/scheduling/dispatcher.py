@@ -41,7 +41,6 @@ from guerdon.reward.types import (
 )
 from guerdon.serving.deadlines import left_late
 from guerdon.serving.errors import (
-    ComputeFailed,
     DeadlinePassed,
     Overloaded,
     ServiceError,
@@ -324,7 +323,7 @@ class Dispatcher:
             item.unfinished = True
             if not call.future.done():  # the scheduler saw it expire before the timer did
                 self._expire(call)
-        elif isinstance(outcome.result, ComputeFailed):
+        elif isinstance(outcome.result, ServiceError):
             self._fail(call, outcome.result)
         else:
             item.scores[outcome.start : outcome.stop] = outcome.result

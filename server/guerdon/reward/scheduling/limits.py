@@ -100,10 +100,11 @@ class Room:
         """
         if self.fit is None or self.fit.per_token <= 0:
             return self
-        met = int((seconds - self.fit.overhead) / self.fit.per_token)
-        if met < max(tokens, self.target / 2) or met >= self.target:
+        met = (seconds - self.fit.overhead) / self.fit.per_token
+        # In floating point, for no number of seconds is too large or too small there.
+        if not max(tokens, self.target / 2) <= met < self.target:
             return self
-        return Room(self.most, met, self.sequences, self.fit)
+        return Room(self.most, int(met), self.sequences, self.fit)
 
 
 class Budgets:

@@ -27,7 +27,7 @@ from guerdon.reward.types import (
     ResponseScore,
     RewardModel,
 )
-from guerdon.serving.errors import ComputeFailed
+from guerdon.serving.errors import ComputeFailed, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,9 @@ class Job:
     abandoned: bool = False
     """Set on the event loop when nobody waits any more, and read here before each batch."""
     units: list[Unit] = field(default_factory=list)
-    """Only the worker's thread touches these."""
+    unreported: list[int] = field(default_factory=list)
+    """Responses of each item that have not been reported. Only the worker's thread touches
+    these two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Outcome:
     index: int
     start: int
     stop: int
-    result: list[ResponseScore] | ComputeFailed | None
+    result: list[ResponseScore] | ServiceError | None
     """None where it was dropped before it reached the model."""
 
 
@@ -128,7 +130,10 @@ class Worker:
         on_exit: Callable[[bool], None],
         clock: Callable[[], float],
     ) -> None:
+        self._limits = limits
         self._scheduler = Scheduler(limits)
+        self._jobs: set[Job] = set()
+        """Those of which something has not been reported."""
         self._commands: queue.SimpleQueue[Job | Abandon | None] = queue.SimpleQueue()
         self._on_report = on_report
         self._on_exit = on_exit
@@ -148,14 +153,9 @@ class Worker:
         failed = True
         try:
             while self._take_commands():
-                formed = self._scheduler.next_batch(self._clock())
-                self._dropped(formed.expired)
-                if formed.batch is not None:
-                    self._compute(formed.batch)
+                self._guard(self._compute_next)
             failed = False
         except BaseException:
-            # Whatever a model raises is handled where it is called: this is our own fault,
-            # and the scheduler's books can't be trusted any more.
             logger.critical("the engine's thread has died", exc_info=True)
         finally:
             self._on_exit(failed)
@@ -163,18 +163,53 @@ class Worker:
     def _take_commands(self) -> bool:
         """Take all that has come, waiting only if there is nothing to do; False to stop."""
         wait = len(self._scheduler) == 0
-        dropped: list[Unit] = []
+        commands: list[Job | Abandon] = []
         while wait or not self._commands.empty():
             command = self._commands.get()
             wait = False
             if command is None:
                 return False
             if isinstance(command, Job):
+                command.unreported = [item.sequences for item in command.items]
+                self._jobs.add(command)
+            commands.append(command)
+        self._guard(lambda: self._follow(commands))
+        return True
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Do a step of work. An error in it does not end the thread, nor leave a caller waiting.
+
+        What a model raises is handled where it is called. An error that comes here is a defect
+        of ours, met by the data of some request. The scheduler's state can't be trusted after
+        it: all who wait are told to ask again, and an empty scheduler takes its place.
+        """
+        try:
+            work()
+        except Exception:
+            logger.critical(
+                "the scheduler failed; the %d calls in its queue are told to ask again",
+                len(self._jobs),
+                exc_info=True,
+            )
+            self._scheduler = Scheduler(self._limits)
+            lost = Unavailable("an internal error emptied the queue; ask again")
+            for job in list(self._jobs):
+                self._report(
+                    [
+                        Outcome(job, index, 0, count, lost)
+                        for index, count in enumerate(job.unreported)
+                        if count
+                    ]
+                )
+
+    def _follow(self, commands: Iterable[Job | Abandon]) -> None:
+        dropped: list[Unit] = []
+        for command in commands:
+            if isinstance(command, Job):
                 self._accept(command)
-            else:
+            elif command.job in self._jobs:
                 dropped += [unit for unit in command.job.units if self._scheduler.cancel(unit)]
         self._dropped(dropped)
-        return True
 
     def _accept(self, job: Job) -> None:
         job.units = [
@@ -189,13 +224,27 @@ class Worker:
             for index, item in enumerate(job.items)
         ]
 
+    def _compute_next(self) -> None:
+        formed = self._scheduler.next_batch(self._clock())
+        self._dropped(formed.expired)
+        if formed.batch is not None:
+            self._compute(formed.batch)
+
+    def _report(self, outcomes: list[Outcome], run: BatchRun | None = None) -> None:
+        for outcome in outcomes:
+            unreported = outcome.job.unreported
+            unreported[outcome.index] -= outcome.stop - outcome.start
+            if not any(unreported):
+                self._jobs.discard(outcome.job)
+        self._on_report(Report(outcomes, run))
+
     def _dropped(self, units: Iterable[Unit]) -> None:
         outcomes = []
         for unit in units:
             job, index = _owner(unit)
             outcomes.append(Outcome(job, index, unit.taken, unit.item.sequences, None))
         if outcomes:
-            self._on_report(Report(outcomes))
+            self._report(outcomes)
 
     def _compute(self, batch: Batch) -> None:
         pieces = [
@@ -217,19 +266,16 @@ class Worker:
             late = deadline is not None and deadline <= now
             (dropped if piece.job.abandoned or late else wanted).append(piece)
         if dropped:
-            self._on_report(Report([_outcome(piece, None) for piece in dropped]))
+            self._report([_outcome(piece, None) for piece in dropped])
         return wanted
 
     def _compute_once(self, pieces: list[Piece]) -> Failure | None:
         """Call the model and report, except for pieces that can be tried again in halves."""
         model = pieces[0].job.model
         start = self._clock()
-        scores, failure = _call(model, [piece.item for piece in pieces])
+        scores, nonfinite, failure = _call(model, [piece.item for piece in pieces])
         finished = self._clock()
         outcomes = _outcomes(pieces, scores, failure)
-        nonfinite = 0
-        if scores is not None:
-            nonfinite = sum(not is_finite(s) for item in scores.items for s in item)
         if nonfinite:
             logger.error("%s gave %d scores that are not finite", pieces[0].job.key, nonfinite)
         run = BatchRun(
@@ -241,7 +287,7 @@ class Worker:
             failure=Failure.NONFINITE if nonfinite else failure,
             nonfinite=nonfinite,
         )
-        self._on_report(Report(outcomes, run))
+        self._report(outcomes, run)
         if failure is Failure.OUT_OF_MEMORY:
             self._scheduler.out_of_memory(pieces[0].job.key, run.tokens)
         elif failure is None:
@@ -267,19 +313,23 @@ def is_finite(score: ResponseScore) -> bool:
 
 def _call(
     model: RewardModel, items: list[EncodedItem]
-) -> tuple[BatchScores | None, Failure | None]:
-    """Call the model. Its tracebacks, and the tensors they hold, end with this function."""
+) -> tuple[BatchScores | None, int, Failure | None]:
+    """Call the model; also the number of responses whose numbers are not finite.
+
+    Its tracebacks, and the tensors they hold, end with this function.
+    """
     try:
         scores = model.score(items)
         if [len(rows) for rows in scores.items] != [item.sequences for item in items]:
             raise ValueError("the model did not give one score for each response")
+        nonfinite = sum(not is_finite(score) for rows in scores.items for score in rows)
     except EngineOutOfMemory:
         logger.warning("a batch of %d items did not fit in memory", len(items), exc_info=True)
-        return None, Failure.OUT_OF_MEMORY
+        return None, 0, Failure.OUT_OF_MEMORY
     except BaseException:  # also SystemExit: one model must not end the thread of all
         logger.exception("a batch of %d items failed", len(items))
-        return None, Failure.EXCEPTION
-    return scores, None
+        return None, 0, Failure.EXCEPTION
+    return scores, nonfinite, None
 
 
 def _outcomes(
@@ -304,7 +354,7 @@ def _outcomes(
     return []
 
 
-def _outcome(piece: Piece, result: list[ResponseScore] | ComputeFailed | None) -> Outcome:
+def _outcome(piece: Piece, result: list[ResponseScore] | ServiceError | None) -> Outcome:
     return Outcome(piece.job, piece.index, piece.start, piece.stop, result)
 
 

@@ -16,7 +16,15 @@ from guerdon.reward.scoring import Scored
 from guerdon.reward.wire import convert
 from guerdon.serving.convert import check_id
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.schemas import TIMEOUT, Body, PromptBody, Text, TokenIdsBody, prompt_of
+from guerdon.serving.schemas import (
+    MAX_UINT32,
+    TIMEOUT,
+    Body,
+    PromptBody,
+    Text,
+    TokenIdsBody,
+    prompt_of,
+)
 
 
 def _response_form(value: Any) -> str:
@@ -70,7 +78,9 @@ class RankBody(Body):
     model: Text = Field(min_length=1, description="A name, an alias, or name@revision.")
     prompt: PromptBody
     candidates: list[ResponseBody] = Field(min_length=1)
-    top_n: int = Field(default=0, ge=0, description="How many to return; all when 0.")
+    top_n: int = Field(
+        default=0, ge=0, le=MAX_UINT32, description="How many to return; all when 0."
+    )
     options: OptionsBody = OptionsBody()
     timeout: float | None = TIMEOUT
 

@@ -9,7 +9,15 @@ from pydantic import BaseModel, Field
 from guerdon.sampler import requests
 from guerdon.sampler.sampling import Drawn
 from guerdon.sampler.standing import Policy
-from guerdon.serving.schemas import TIMEOUT, Body, PromptBody, Text, prompt_of
+from guerdon.serving.schemas import (
+    MAX_UINT32,
+    MAX_UINT64,
+    TIMEOUT,
+    Body,
+    PromptBody,
+    Text,
+    prompt_of,
+)
 
 
 class ItemBody(Body):
@@ -17,19 +25,22 @@ class ItemBody(Body):
 
     id: Text = Field(default="", description="Comes back with each completion.")
     prompt: PromptBody
-    n: int = Field(default=1, description="Completions.")
+    n: int = Field(default=1, ge=1, le=MAX_UINT32, description="Completions.")
     seed: int | None = Field(
-        default=None, description="Makes the draw repeatable under the same weights."
+        default=None,
+        ge=0,
+        le=MAX_UINT64,
+        description="Makes the draw repeatable under the same weights.",
     )
 
 
 class OptionsBody(Body):
     """How completions are drawn."""
 
-    max_tokens: int = Field(description="Most tokens of a completion.")
+    max_tokens: int = Field(ge=1, le=MAX_UINT32, description="Most tokens of a completion.")
     temperature: float = Field(default=1.0, description="0 takes the likeliest token.")
     top_p: float = Field(default=1.0, description="Less than 1 biases importance ratios.")
-    top_k: int = Field(default=0, description="All tokens when 0.")
+    top_k: int = Field(default=0, ge=0, le=MAX_UINT32, description="All tokens when 0.")
     stop_token_ids: list[int] = Field(default_factory=list)
     ignore_eos: bool = False
 
@@ -40,7 +51,10 @@ class GenerateBody(Body):
     items: list[ItemBody] = Field(min_length=1)
     options: OptionsBody
     min_version: int = Field(
-        default=0, ge=0, description="Refuse when the weights are of an older version."
+        default=0,
+        ge=0,
+        le=MAX_UINT64,
+        description="Refuse when the weights are of an older version.",
     )
     return_text: bool = Field(default=True, description="Return each completion's text too.")
     timeout: float | None = TIMEOUT
