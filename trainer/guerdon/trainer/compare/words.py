@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from guerdon.trainer.compare.comparing import Group, Parting, Result, differing, reward_words
+from guerdon.trainer.compare.equal_kl import ahead, gain_at, smallest_kl
 from guerdon.trainer.rl.statistics import Estimate, paired
 
 NONE = "–"
@@ -70,12 +71,23 @@ def headlines(group: Group) -> list[str]:
         if result.per_kl is not None and "reward" in result.gains and result.gains["reward"].rose
     ]  # fmt: skip
     if len(rising) > 1:
-        best = max(rising, key=lambda result: result.per_kl or 0.0)
-        found.append(
-            f"{best.run.name} gained the most reward for its distance: {best.per_kl:.2f} for each "
-            "nat of KL."
-        )
+        found.append(_most_at_equal_kl(rising))
     return found
+
+
+def _most_at_equal_kl(results: Sequence[Result]) -> str:
+    """Which run had gained most when it was as far from the start as the others came."""
+    kl = smallest_kl(results)
+    gains = {result.run.name: gain_at(result, kl) for result in results}
+    best, rival = sorted(gains, key=lambda name: -gains[name].mean)[:2]
+    text = (
+        f"At {plain(kl)} nats of KL, which all of them reached, {best} had gained the most reward, "
+        f"{with_interval(gains[best])}; the next is {rival}, {with_interval(gains[rival])}"
+    )
+    difference = ahead(gains[best], gains[rival])
+    if difference.rose:
+        return f"{text}, which is less by {risen(difference)}."
+    return f"{text}, and the two can't be told apart: {with_interval(difference)}."
 
 
 def _of(result: Result) -> dict[str, Estimate]:
