@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.data import (
+    Demonstration,
     Message,
     Question,
     RowError,
+    parse_demonstration,
     parse_pair,
     parse_questions,
     parse_transcript,
@@ -133,6 +135,64 @@ def test_every_form_of_a_pair_asks_the_same(prompt: Any, chosen: Any, rejected: 
     row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     expected = [Question([Message(role="user", content="Hi")], ["good", "bad"])]
     assert parse_questions(row) == expected
+
+
+RULE = Message(role="system", content="Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begins", "expected"),
+    [
+        ("Why? ", conversation(["Why?"]), conversation(["Why? "])),
+        ("Why?", [RULE, *conversation(["Why?\n"])], [RULE, *conversation(["Why?"])]),
+        ([RULE, *conversation(["Why?"])], conversation(["Why?"]),
+         [RULE, *conversation(["Why?"])]),
+        ([RULE], conversation(["Why?"]), [RULE, *conversation(["Why?"])]),
+        ("Why?", conversation(["Why?", "So.", "And?"]), conversation(["Why?", "So.", "And?"])),
+    ],
+)  # fmt: skip
+def test_a_prompt_beside_whole_conversations_is_said_once(
+    prompt: Any, begins: list[Message], expected: list[Message]
+) -> None:
+    good, bad = (Message(role="assistant", content=text) for text in ("good", "bad"))
+    row = {"prompt": prompt, "chosen": [*begins, good], "rejected": [*begins, bad]}
+    pair = parse_pair(row)
+    assert pair.prompt + pair.chosen == [*expected, good]
+    assert pair.prompt + pair.rejected == [*expected, bad]
+    assert parse_questions(row) == [Question(expected, ["good", "bad"])]
+    assert parse_pair({**row, "rejected": "bad"}).prompt == pair.prompt
+    whole = {"prompt": prompt, "messages": [*begins, good]}
+    assert parse_demonstration(whole) == Demonstration(expected, "good")
+    assert parse_questions(whole) == [Question(expected, ["good"])]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected", "message"),
+    [
+        ("Why?", ["How?", "good"], "bad", "chosen: is a conversation that does not begin with"),
+        ("Why?", "good", ["How?", "bad"], "rejected: is a conversation that does not begin with"),
+        (conversation(["a", "b", "c"]), ["c", "good"], "bad", "user: 'c' in place of user: 'a'"),
+        (conversation(["a ", "b"]), ["a", "B", "c", "good"], "bad", "does not begin with the row"),
+        ([{**RULE, "content": "Be long."}, *conversation(["Why?"])], ["system", "Why?", "good"],
+         "bad", "chosen: begins with another system turn than the row's prompt"),
+        ("Why?", ["system", "Why?", "good"], ["Why?", "bad"],
+         "rejected: begins with another system turn than chosen"),
+    ],
+)  # fmt: skip
+def test_conversations_that_do_not_begin_with_the_prompt_are_refused(
+    prompt: Any, chosen: Any, rejected: Any, message: str
+) -> None:
+    def turns_of(texts: Any) -> Any:
+        if isinstance(texts, str):
+            return texts
+        rules = [RULE] if texts[0] == "system" else []
+        return rules + conversation(texts[len(rules) :])
+
+    row = {"prompt": prompt, "chosen": turns_of(chosen), "rejected": turns_of(rejected)}
+    for parse in (parse_pair, parse_questions):
+        with pytest.raises(RowError) as caught:
+            parse(row)
+        assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(

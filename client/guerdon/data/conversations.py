@@ -123,8 +123,8 @@ def parse_pair(row: Mapping[str, Any]) -> Pair:
     """The pair of a row with `chosen` and `rejected`, and perhaps `prompt`.
 
     With a `prompt` (text for one user turn, a transcript, or messages) the answers may
-    be plain text, or the assistant's turns, or whole conversations that begin with it.
-    Without one, both are whole conversations, and what they share is the prompt.
+    be plain text, or the assistant's turns, or whole conversations that begin with it (see
+    `after`). Without one, both are whole conversations, and what they share is the prompt.
 
     Raises:
         RowError: a field is missing or malformed, an answer does not end with the
@@ -147,8 +147,9 @@ def parse_pair(row: Mapping[str, Any]) -> Pair:
 def parse_demonstration(row: Mapping[str, Any]) -> Demonstration:
     """The last answer of a row with `messages`, with `prompt` and `response`, or with `chosen`.
 
-    `messages` is a whole conversation. `response` (or `completion`) is plain text, or the
-    assistant's turn. Of a preference pair the chosen answer is learned.
+    `messages` is a whole conversation, which a `prompt` beside it must begin. `response` (or
+    `completion`) is plain text, or the assistant's turn. Of a preference pair the chosen answer
+    is learned.
 
     Raises:
         RowError: a field is missing or malformed, or the answer is missing or empty.
@@ -157,9 +158,9 @@ def parse_demonstration(row: Mapping[str, Any]) -> Demonstration:
     if not field:
         raise RowError("", f"has none of {', '.join(_ANSWERS)}")
     prompt: list[Message] = []
-    if field != "messages" and row.get("prompt") is not None:
-        prompt = parse_prompt(row["prompt"])
-        turns = _answer(row[field], field, prompt)
+    given = row.get("prompt")
+    if given is not None and not (field == "messages" and given == ""):
+        prompt, turns = after(parse_prompt(given), _answer(row[field], field), field)
     elif field in ("response", "completion"):
         raise RowError("prompt", "is missing")
     else:
@@ -217,19 +218,21 @@ def conversations(
     Without a prompt, both are whole conversations.
 
     Raises:
-        RowError: a field is missing or malformed.
+        RowError: a field is missing or malformed, or a conversation does not begin with the
+            prompt.
     """
     for key in ("chosen", "rejected"):
         if key not in row:
             raise RowError(key, "is missing")
     if row.get("prompt") is None:
         return None, as_messages(row["chosen"], "chosen"), as_messages(row["rejected"], "rejected")
-    prompt = parse_prompt(row["prompt"])
-    return (
-        prompt,
-        _answer(row["chosen"], "chosen", prompt),
-        _answer(row["rejected"], "rejected", prompt),
-    )
+    given = parse_prompt(row["prompt"])
+    one, other = (_answer(row[key], key) for key in ("chosen", "rejected"))
+    prompt, chosen = after(given, one, "chosen")
+    same, rejected = after(given, other, "rejected")
+    if prompt != same and len(chosen) < len(one) and len(rejected) < len(other):
+        raise RowError("rejected", "begins with another system turn than chosen")
+    return max(prompt, same, key=len), chosen, rejected
 
 
 def parse_prompt(value: Any) -> list[Message]:
@@ -248,11 +251,57 @@ def parse_prompt(value: Any) -> list[Message]:
     return turns
 
 
-def _answer(value: Any, field: str, prompt: list[Message]) -> list[Message]:
+def _answer(value: Any, field: str) -> list[Message]:
     if isinstance(value, str) and not is_transcript(value):
         return [Message(role="assistant", content=value)]
-    turns = as_messages(value, field)
-    return turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
+    return as_messages(value, field)
+
+
+def after(
+    prompt: list[Message], turns: list[Message], field: str
+) -> tuple[list[Message], list[Message]]:
+    """The prompt of a row, and those of the turns beside it that follow it.
+
+    Turns that begin with the assistant's follow the prompt as they are. Others are a whole
+    conversation and must begin with the prompt, but that white space at the ends of texts may
+    differ (the prompt's is taken), and a system turn may stand in one of the two alone (it becomes
+    part of the prompt). After a prompt that ends with the assistant's turn, a user's may follow.
+
+    Raises:
+        RowError: the conversation begins otherwise, so that the prompt would be said twice.
+    """
+    if turns[: len(prompt)] == prompt:
+        return prompt, turns[len(prompt) :]
+    if turns[0]["role"] in ("assistant", "tool", "function"):
+        return prompt, turns
+    (rules, asked), (own_rules, rest) = _system_apart(prompt), _system_apart(turns)
+    if _bare(rest[: len(asked)]) == _bare(asked):
+        if rules and own_rules and _bare(rules) != _bare(own_rules):
+            raise RowError(field, "begins with another system turn than the row's prompt")
+        return (rules or own_rules) + asked, rest[len(asked) :]
+    if prompt[-1]["role"] == "assistant" and not own_rules and _bare(rest[:1]) != _bare(asked[:1]):
+        return prompt, turns
+    raise RowError(
+        field,
+        f"is a conversation that does not begin with the row's prompt: {_begins(rest)} in place "
+        f"of {_begins(asked)}. Leave the prompt out where conversations are whole",
+    )
+
+
+def _system_apart(turns: list[Message]) -> tuple[list[Message], list[Message]]:
+    """The system turns at the start, and the others."""
+    rules = ("system", "developer")
+    count = next((i for i, t in enumerate(turns) if t["role"] not in rules), len(turns))
+    return turns[:count], turns[count:]
+
+
+def _bare(turns: list[Message]) -> list[tuple[str, str]]:
+    """Turns without the white space at the ends of their texts."""
+    return [(turn["role"], turn["content"].strip()) for turn in turns]
+
+
+def _begins(turns: list[Message]) -> str:
+    return f"{turns[0]['role']}: {turns[0]['content'].strip()[:40]!r}" if turns else "nothing"
 
 
 def _split(

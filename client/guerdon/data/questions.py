@@ -9,9 +9,11 @@ from typing import Any
 from guerdon.data.conversations import (
     Message,
     RowError,
+    after,
     as_messages,
     check_text,
     conversations,
+    parse_prompt,
 )
 
 
@@ -28,7 +30,8 @@ def parse_questions(row: Mapping[str, Any]) -> list[Question]:
 
     A row is `prompt` with `responses`; or `chosen` and `rejected`, perhaps with a `prompt`
     (scores in that order, as one question when both follow the same turns and as two
-    otherwise); or `messages`, whose last turn is the response. The first that fits is taken.
+    otherwise); or `messages`, whose last turn is the response. The first that fits is taken. A
+    `prompt` beside whole conversations must be what they begin with.
 
     Raises:
         RowError: the row has none of these forms, or a field is malformed.
@@ -38,7 +41,7 @@ def parse_questions(row: Mapping[str, Any]) -> list[Question]:
     elif "chosen" in row or "rejected" in row:
         questions = _pair(row)
     elif "messages" in row:
-        questions = [_conversation(as_messages(row["messages"], "messages"), "messages")]
+        questions = [_whole(row)]
     else:
         raise RowError("", 'has no "responses", no "chosen" and "rejected", and no "messages"')
     for question in questions:
@@ -61,6 +64,14 @@ def _with_responses(row: Mapping[str, Any]) -> Question:
         if not isinstance(response, str):
             raise RowError(f"responses[{i}]", "must be text")
     return Question(prompt, responses)
+
+
+def _whole(row: Mapping[str, Any]) -> Question:
+    turns = as_messages(row["messages"], "messages")
+    if row.get("prompt"):
+        prompt, turns = after(parse_prompt(row["prompt"]), turns, "messages")
+        turns = prompt + turns
+    return _conversation(turns, "messages")
 
 
 def _pair(row: Mapping[str, Any]) -> list[Question]:
