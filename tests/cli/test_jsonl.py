@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guerdon.data import JsonLines, RowError, read_jsonl, write_row
+from guerdon.data import JsonLines, NotJsonLines, RowError, read_jsonl, write_row
 from guerdon.data import jsonl as module
 
 values = st.recursive(
@@ -53,7 +53,11 @@ def test_a_row_is_written_so_that_any_json_reader_reads_it_back(text: str) -> No
 
 @given(st.binary())
 def test_any_bytes_are_rows_or_a_row_error(data: bytes) -> None:
-    for line in JsonLines(io.BytesIO(data)):
+    try:
+        lines = list(JsonLines(io.BytesIO(data)))
+    except NotJsonLines:
+        return
+    for line in lines:
         assert (line.row is None) is (line.error is not None)
         assert line.number >= 1
 
@@ -113,3 +117,34 @@ def test_gzip_is_known_by_its_content_and_damage_is_named(tmp_path: Path) -> Non
     path.write_bytes(data[:-20])
     with pytest.raises(RowError, match="damaged or cut short"):
         list(read_jsonl(path))
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"PAR1\x15\x04\x15", "Parquet, not JSON Lines: make lines of it"),
+        (b'\xef\xbb\xbf [\n{"prompt": "a"}]', "a JSON array, not JSON Lines: make lines of it: jq"),
+        (b'{\n  "prompt": "a"\n}', "JSON over several lines, not JSON Lines: write one object a"),
+        (b"prompt,chosen,rejected\na,b,c\n", "CSV, not JSON Lines: its cells have no types"),
+        (b'"prompt"\t"answer"\na\tb\n', "CSV, not JSON Lines"),
+        (b"ARROW1\x00\x00", "Arrow, not JSON Lines"),
+        (b"PK\x03\x04\x14", "a ZIP archive, not JSON Lines"),
+        (b"\x28\xb5\x2f\xfd\x24", "compressed by zstd, not JSON Lines"),
+        ('{"a": 1}'.encode("utf-16"), "UTF-16 text, not JSON Lines"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, not the data"),
+        (b"<!DOCTYPE html>\n<html>", "a web page, not JSON Lines"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_another_format_is_named(data: bytes, name: str, zipped: bool) -> None:
+    stream = io.BytesIO(gzip.compress(data) if zipped else data)
+    with pytest.raises(NotJsonLines) as caught:
+        list(read_jsonl(stream))
+    assert str(caught.value).startswith(f"the file is {name}")
+
+
+@pytest.mark.parametrize("first", [b"{ ,", b"hello, world", b'{"prompt": 1},', b"text", b"\xff"])
+def test_a_first_line_that_is_merely_wrong_is_a_bad_line(first: bytes) -> None:
+    lines = list(JsonLines(io.BytesIO(first + b'\n{"n": 1}\n')))
+    assert lines[-1].row == {"n": 1}
+    assert lines[0].error is not None

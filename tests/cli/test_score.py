@@ -85,6 +85,19 @@ def test_other_keys_pass_through_and_stale_scores_go(run: Run) -> None:
 
 
 @pytest.mark.parametrize("as_file", [True, False])
+def test_a_file_that_holds_no_lines_is_named(run: Run, tmp_path: Path, as_file: bool) -> None:
+    path = tmp_path / "in.json"
+    path.write_text(json.dumps(ROWS[:2]))
+    given = {"input": b""} if as_file else {"input": path.read_bytes()}
+    done = run(
+        "score", "--model", "rm", "--on-error", "skip", str(path) if as_file else "-", **given
+    )
+    assert done.returncode == 2
+    assert b"the file is a JSON array, not JSON Lines: make lines of it: jq" in done.stderr
+    assert done.stdout == b""
+
+
+@pytest.mark.parametrize("as_file", [True, False])
 def test_gzip_is_read_transparently(run: Run, tmp_path: Path, as_file: bool) -> None:
     data = gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS[:20]).encode())
     path = tmp_path / "in.jsonl.gz"

@@ -77,7 +77,7 @@ def test_odd_prompts_are_named(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--prompts", "none.jsonl"], "can't read the prompts in none.jsonl: No such file"),
+        (["--prompts", "none.jsonl"], "can't read none.jsonl: No such file"),
         (["--prompts", "bad.jsonl"], "bad.jsonl, line 2: prompt: is missing"),
         (["--max-prompt-tokens", "9"], "over the limit of 9 (--max-prompt-tokens)"),
         (["--policy", "./nowhere"], "there is no folder './nowhere'"),

@@ -90,10 +90,26 @@ def test_the_first_bad_row_is_named(tmp_path: Path, row: Any, reason: str) -> No
 
 
 def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"can't read the prompts in .*: No such file"):
+    with pytest.raises(DataError, match=r"can't read .*none: No such file"):
         load(str(tmp_path / "none"))
     with pytest.raises(DataError, match="holds no prompt"):
         load(write_rows(tmp_path / "p", ["", ""]))
+
+
+def test_parquet_is_read_and_what_samples_can_not_hold_is_refused(tmp_path: Path) -> None:
+    import datetime
+
+    import datasets
+
+    rows: list[dict[str, Any]] = [{"prompt": "Hi", "answer": 3}, {"prompt": "Ho", "answer": 4}]
+    source = str(tmp_path / "p.parquet")
+    datasets.Dataset.from_list(rows).to_parquet(source)
+    plain = load(write_rows(tmp_path / "p.jsonl", rows))
+    assert load(source).rows == plain.rows
+    rows[0]["at"], rows[1]["at"] = None, datetime.datetime(2026, 1, 1)
+    datasets.Dataset.from_list(rows).to_parquet(source)
+    with pytest.raises(DataError, match=r"p\.parquet, line 2: at: holds what JSON can't"):
+        load(source)
 
 
 def test_turns_that_the_template_leaves_out_are_told_with_their_line(tmp_path: Path) -> None:

@@ -79,6 +79,39 @@ def test_a_data_set_that_was_saved(tmp_path: Path) -> None:
         load_pairs(str(tmp_path / "d"), split="nope")
 
 
+def test_parquet_and_json_arrays_are_read_as_json_lines_are(tmp_path: Path) -> None:
+    import datasets
+
+    rows = [*toy_rows(600, seed=0), *toy_rows(2, seed=1)]
+    expected = load(write_rows(tmp_path / "a.jsonl", rows)).pairs
+    array, zipped = tmp_path / "a.json", tmp_path / "a.json.gz"
+    array.write_text(json.dumps(rows, indent=1))
+    zipped.write_bytes(gzip.compress(array.read_bytes()))
+    (tmp_path / "hub" / "data").mkdir(parents=True)  # as hubs lay data sets out
+    for name in ("a.parquet", "hub/data/train-00000-of-00001.parquet"):
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / name))
+    for source in (array, zipped, tmp_path / "a.parquet", tmp_path / "hub"):
+        found = load(source)
+        assert found.pairs == expected
+        assert found.lines == list(range(1, 603))
+        assert bool(found.sha256) is source.is_file()
+
+
+def test_rows_of_other_files_are_named_as_what_they_are(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("prompt,chosen,rejected\nq,a,b\n")
+    with pytest.raises(DataError, match=r"a\.csv: the file is CSV, not JSON Lines"):
+        load(table)
+    array = tmp_path / "a.json"
+    array.write_text(json.dumps([*toy_rows(1, seed=0), 3]))
+    with pytest.raises(DataError, match=r"a\.json, line 2: must be a JSON object"):
+        load(array)
+    cut = tmp_path / "a.parquet"
+    cut.write_bytes(b"PAR1" + bytes(20))
+    with pytest.raises(DataError, match=r"a\.parquet is damaged or no Parquet file"):
+        load(cut)
+
+
 def test_ids_are_those_of_the_chat_template(base: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(base)
     data = load(write_rows(tmp_path / "a.jsonl", [HH, *toy_rows(5, seed=0)]))

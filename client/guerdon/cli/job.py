@@ -13,7 +13,7 @@ from guerdon.cli.errors import CommandError, ExitCode
 from guerdon.cli.output import FileOutput, Kept, Output, open_output
 from guerdon.cli.pipeline import Annotate, Job, Pipeline, each_line, open_input
 from guerdon.cli.progress import Progress
-from guerdon.data import JsonLines, Line
+from guerdon.data import JsonLines, Line, NotJsonLines
 
 if TYPE_CHECKING:
     from guerdon.cli.connection import Connection
@@ -47,7 +47,11 @@ def run(job: FileJob) -> ExitCode:
         CommandError, GuerdonError, OSError: it could not go on.
     """
     _check_paths(job)
-    lines, live = open_input(job.source)
+    try:
+        lines, live = open_input(job.source)
+    except NotJsonLines as error:
+        name = "standard input" if job.source in (None, "-") else job.source
+        raise CommandError(f"{name}: {error}", ExitCode.USAGE) from error
     with lines:
         return asyncio.run(_run(job, lines, live))
 

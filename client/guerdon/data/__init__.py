@@ -14,7 +14,16 @@ from guerdon.data.conversations import (
     parse_prompt,
     parse_transcript,
 )
-from guerdon.data.jsonl import JsonLines, Line, read_jsonl, write_row
+from guerdon.data.formats import FileFormat
+from guerdon.data.jsonl import (
+    JsonLines,
+    Line,
+    NotJsonLines,
+    file_format,
+    read_json_array,
+    read_jsonl,
+    write_row,
+)
 from guerdon.data.questions import Question, parse_questions
 from guerdon.data.rendering import (
     REASONING,
@@ -34,10 +43,12 @@ __all__ = [
     "ControlTokens",
     "Demonstration",
     "Dropped",
+    "FileFormat",
     "JsonLines",
     "Line",
     "Message",
     "Missing",
+    "NotJsonLines",
     "Pair",
     "Question",
     "RowError",
@@ -45,6 +56,7 @@ __all__ = [
     "check_text",
     "check_turns",
     "dropped_by",
+    "file_format",
     "is_transcript",
     "missing_text",
     "parse_demonstration",
@@ -52,6 +64,7 @@ __all__ = [
     "parse_prompt",
     "parse_questions",
     "parse_transcript",
+    "read_json_array",
     "read_jsonl",
     "roles_named_in",
     "unknown_role",

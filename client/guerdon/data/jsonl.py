@@ -14,15 +14,28 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from guerdon.data.conversations import RowError
+from guerdon.data.formats import ADVICE, FileFormat, format_of
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """A longer line is refused without being held in memory."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
+_DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+_HEAD_BYTES = 4096
+
+
+class NotJsonLines(RowError):
+    """The file holds something else; says what, and what to do."""
+
+    def __init__(self, found: FileFormat) -> None:
+        advice = f": {ADVICE[found]}" if found in ADVICE else ""
+        super().__init__("", f"the file is {found}, not JSON Lines{advice}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,7 @@ class JsonLines:
 
     Raises:
         OSError: the file can't be opened or read.
+        NotJsonLines: it is Parquet, a JSON array, CSV or the like.
     """
 
     def __init__(self, source: str | Path | BinaryIO) -> None:
@@ -51,6 +65,10 @@ class JsonLines:
         self._raw = open_binary(source)
         self._stream = _decompressed(self._raw)
         self._number = 0
+        found = _format(self._stream)
+        if found is not FileFormat.JSON_LINES:
+            self.close()
+            raise NotJsonLines(found)
 
     def close(self) -> None:
         """Closes the file, if it was opened here."""
@@ -75,7 +93,7 @@ class JsonLines:
         while True:
             try:
                 data = self._next_line()
-            except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
+            except _DAMAGED as exc:
                 number = self._number + 1
                 error = RowError("gzip", f"the data is damaged or cut short ({exc})", line=number)
                 yield Line(number, None, error)
@@ -110,7 +128,8 @@ def read_jsonl(source: str | Path | BinaryIO) -> Iterator[tuple[int, dict[str, A
 
     Raises:
         OSError: the file can't be opened or read.
-        RowError: a line is not a JSON object in UTF-8; `.line` says which.
+        RowError: a line is not a JSON object in UTF-8, `.line` says which; or the file holds no
+            JSON Lines at all.
     """
     with JsonLines(source) as lines:
         for line in lines:
@@ -129,7 +148,43 @@ def open_binary(source: str | Path | BinaryIO) -> io.BufferedReader:
     return io.BufferedReader(cast(io.RawIOBase, source))
 
 
-def _decompressed(raw: io.BufferedReader) -> IO[bytes]:
+def file_format(path: str | Path) -> FileFormat:
+    """What a file holds, gzipped or not.
+
+    Raises:
+        OSError: it can't be opened or read.
+    """
+    with Path(path).open("rb") as raw:
+        return _format(_decompressed(raw))
+
+
+def read_json_array(path: str | Path) -> list[dict[str, Any] | RowError]:
+    """The entries of a file that is one JSON array, gzipped or not, whole in memory.
+
+    Raises:
+        OSError: the file can't be opened or read.
+        RowError: it is not JSON in UTF-8.
+    """
+    with Path(path).open("rb") as raw:
+        try:
+            entries = _loaded(_decompressed(raw).read().removeprefix(_BOM), None)
+        except _DAMAGED as exc:
+            raise RowError("gzip", f"the data is damaged or cut short ({exc})") from exc
+    assert isinstance(entries, list), "a JSON array"
+    return [
+        entry if isinstance(entry, dict) else RowError("", "must be a JSON object", line=number)
+        for number, entry in enumerate(entries, start=1)
+    ]
+
+
+def _format(stream: io.BufferedReader) -> FileFormat:
+    try:
+        return format_of(stream.peek(_HEAD_BYTES)[:_HEAD_BYTES])
+    except _DAMAGED:
+        return FileFormat.JSON_LINES  # reading the lines says what is wrong
+
+
+def _decompressed(raw: io.BufferedReader) -> io.BufferedReader:
     if raw.peek(2)[:2] == _GZIP_MAGIC:
         return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=raw)), 1 << 16)
     return raw
@@ -143,13 +198,20 @@ def _parse(data: bytes, number: int) -> Line:
 
 
 def _row(data: bytes, number: int) -> dict[str, Any]:
+    row = _loaded(data, number)
+    if not isinstance(row, dict):
+        raise RowError("", "must be a JSON object", line=number)
+    return row
+
+
+def _loaded(data: bytes, number: int | None) -> Any:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as exc:
         reason = f"is not valid UTF-8 (byte {exc.start + 1})"
         raise RowError("", reason, line=number) from None
     try:
-        row = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except json.JSONDecodeError as exc:
         reason = f"is not JSON: {exc.msg} (column {exc.colno})"
         raise RowError("", reason, line=number) from None
@@ -157,9 +219,6 @@ def _row(data: bytes, number: int) -> dict[str, Any]:
         raise RowError("", "is nested too deeply", line=number) from None
     except ValueError as exc:  # a number that JSON or Python can't hold
         raise RowError("", f"is not JSON: {exc}", line=number) from None
-    if not isinstance(row, dict):
-        raise RowError("", "must be a JSON object", line=number)
-    return row
 
 
 def _no_constant(name: str) -> float:

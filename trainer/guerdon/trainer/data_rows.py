@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from guerdon.data import JsonLines, RowError
+from guerdon.data import FileFormat, JsonLines, RowError, file_format, read_json_array
 from guerdon.trainer.errors import DataError
 
 T = TypeVar("T")
 
 SHOWN_LINES, SHOWN_ERRORS = 20, 5
 """Line numbers and reasons that are named, of each kind of bad or odd row."""
-_FILE_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".gz")
+_FILE_ENDINGS = (".jsonl", ".json", ".gz", ".parquet", ".csv", ".tsv", ".arrow", ".zst")
+_SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
+"""Files of a folder that `datasets` saved; one of Parquet files, as hubs have them, lacks them."""
+_PARQUET_BATCH = 256
 
 
 @dataclass(kw_only=True)
@@ -74,8 +77,8 @@ def read_rows(
     """Read and parse rows.
 
     Args:
-        source: a JSONL file (gzipped or not), a folder that `datasets` saved, or a data
-            set's name.
+        source: a file of JSON Lines or a JSON array (gzipped or not) or of Parquet, a folder that
+            `datasets` saved or that holds Parquet files, or a data set's name.
         parse: makes of a row what it means, or raises `RowError`.
         split: of a data set; a file has none.
         limit: stop after so many good rows; 0 reads all.
@@ -88,7 +91,7 @@ def read_rows(
     if Path(source).is_file():
         with Path(source).open("rb") as handle:
             found.sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-        rows = _file_rows(Path(source))
+        rows = file_rows(source)
     elif source.endswith(_FILE_ENDINGS):
         raise DataError(f"there is no file {source!r}")
     else:
@@ -110,18 +113,46 @@ def read_rows(
     return found
 
 
-def _file_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    with JsonLines(path) as lines:
-        for line in lines:
-            assert line.row is not None or line.error is not None
-            yield line.number, line.row if line.row is not None else line.error  # type: ignore[misc]
+def file_rows(path: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    """The rows of a file with their numbers from 1: lines of JSON Lines, else places.
+
+    Raises:
+        DataError: the file can't be read, or is neither JSON Lines nor a JSON array nor Parquet.
+    """
+    try:
+        found = file_format(path)
+        if found is FileFormat.PARQUET:
+            yield from enumerate(_parquet_rows(path), start=1)
+        elif found is FileFormat.JSON_ARRAY:
+            yield from enumerate(read_json_array(path), start=1)
+        else:
+            with JsonLines(path) as lines:
+                for line in lines:
+                    assert line.row is not None or line.error is not None
+                    yield line.number, line.row if line.row is not None else line.error  # type: ignore[misc]
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror or error}") from error
+    except RowError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path} is damaged or no Parquet file: {error}") from error
 
 
 def _dataset_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     import datasets
 
     try:
-        if Path(source).is_dir() and not any(Path(source).glob("*.parquet")):
+        if any(Path(source, name).is_file() for name in _SAVED):
             data = datasets.load_from_disk(source)
             data = data[split] if isinstance(data, datasets.DatasetDict) else data
         else:

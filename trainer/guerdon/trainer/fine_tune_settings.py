@@ -28,7 +28,7 @@ class FineTuneSettings:
     _under_one: ClassVar[tuple[str, ...]] = ("warmup", "lora_dropout")
 
     train: str
-    """JSONL file (gzipped or not), or the name or folder of a data set of `datasets`."""
+    """JSON Lines, JSON array (gzipped or not) or Parquet file, or a `datasets` data set."""
     eval: str
     """The same, held out."""
     output: str

@@ -28,7 +28,7 @@ def reward(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Preference pairs: a JSONL file (gzipped or not), or a `datasets` data set.",
+            help="Preference pairs: a file (JSON Lines, JSON array, Parquet) or a `datasets` set.",
         ),
     ],
     *,

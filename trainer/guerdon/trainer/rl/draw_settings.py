@@ -20,7 +20,7 @@ class DrawSettings:
     sampler: str
     """HOST:PORT of the policy sampler."""
     prompts: str
-    """JSONL file of prompts."""
+    """File of prompts: JSON Lines, a JSON array, or Parquet."""
     output: str
     """Folder of the run."""
     reward: tuple[str, ...] = ()

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.data import RowError, check_text, check_turns, parse_prompt, read_jsonl
+from guerdon.data import RowError, check_text, check_turns, parse_prompt
+from guerdon.trainer.data_rows import file_rows
 from guerdon.trainer.errors import DataError
 from guerdon.trainer.rl.types import Ints, PromptRow, Task
 from guerdon.trainer.tokens import rendered
@@ -65,7 +66,7 @@ def load_prompts(path: str, tokenizer: Any, *, max_prompt_tokens: int, limit: in
     answer; a tokenizer without a template takes plain text as it is.
 
     Args:
-        path: JSONL, gzipped or not.
+        path: JSON Lines or a JSON array, gzipped or not, or Parquet.
         tokenizer: the policy's, of `transformers`.
         max_prompt_tokens: a longer prompt is an error.
         limit: read only the first so many rows; 0 reads all.
@@ -80,8 +81,10 @@ def load_prompts(path: str, tokenizer: Any, *, max_prompt_tokens: int, limit: in
     shortened = 0
     encode = _templated if getattr(tokenizer, "chat_template", None) else _plain
     try:
-        for line, values in read_jsonl(path):
+        for line, values in file_rows(path):
             try:
+                if isinstance(values, RowError):
+                    raise values
                 row = parse_row(values, len(rows))
                 ids, lost = encode(tokenizer, row)
                 _check_size(ids, max_prompt_tokens)
@@ -96,8 +99,6 @@ def load_prompts(path: str, tokenizer: Any, *, max_prompt_tokens: int, limit: in
                 break
         with Path(path).open("rb") as handle:
             sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"can't read the prompts in {path}: {error.strerror or error}") from error
     except RowError as error:
         raise DataError(f"{path}, {error}") from error
     if not rows:
@@ -127,6 +128,11 @@ def parse_row(values: Mapping[str, Any], index: int) -> PromptRow:
         raise RowError("prompt", "ends with the assistant's turn: there is nothing to answer")
     check_turns("prompt", turns)
     extra = {key: value for key, value in values.items() if key not in ("prompt", "answer")}
+    for key, value in extra.items():  # samples are written as JSON; Parquet holds dates and bytes
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise RowError(key, f"holds what JSON can't: {error}") from error
     return PromptRow(index, tuple(turns), _answer(values.get("answer")), extra)
 
 

@@ -23,7 +23,7 @@ class RunSettings(DrawSettings):
     policy: str
     """Folder, hub name or embedded model to begin from; the sampler must serve the same."""
     prompts: str
-    """JSONL file of prompts to train on."""
+    """File of prompts to train on: JSON Lines, a JSON array, or Parquet."""
     eval_prompts: str
     """The same, held out."""
     heldout_reward: tuple[str, ...] = ()
