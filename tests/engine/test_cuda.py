@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.attention.varlen
-import torch.nn.functional as F
 from tests.engine.support import Reference, engine_scores, load, mixed_batch
+from tests.engine.varlen import varlen_by_definition
 from tests.support.tiny import ARCHITECTURES
 
 from guerdon.reward.engine import attention
@@ -28,50 +28,13 @@ PACKABLE = tuple(a for a in ARCHITECTURES if a != "deberta-v2")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
-def varlen_by_definition(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float,
-    window_size: tuple[int, int],
-    enable_gqa: bool,
-) -> torch.Tensor:
-    """`varlen_attn` as its documentation and flash-attention's define it, in plain steps.
-
-    Query i of a segment stands at key i + (keys - queries); a window (l, r) lets it see
-    from l keys before to r keys after, both inclusive, and -1 is without limit.
-    """
-    outputs = []
-    spans = zip(pairwise(cu_seq_q.tolist()), pairwise(cu_seq_k.tolist()), strict=True)
-    for (q0, q1), (k0, k1) in spans:
-        assert q1 - q0 <= max_q
-        assert k1 - k0 <= max_k
-        place = torch.arange(q1 - q0)[:, None] + (k1 - k0) - (q1 - q0)
-        behind = place - torch.arange(k1 - k0)[None]
-        left, right = window_size
-        allowed = torch.ones_like(behind, dtype=torch.bool)
-        allowed &= (behind <= left) | torch.tensor(left == -1)
-        allowed &= (-behind <= right) | torch.tensor(right == -1)
-        parts = (query[q0:q1], key[k0:k1], value[k0:k1])
-        q, k, v = (x.transpose(0, 1)[None] for x in parts)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=allowed, scale=scale, enable_gqa=enable_gqa
-        )
-        outputs.append(out[0].transpose(0, 1))
-    return torch.cat(outputs)
-
-
 @pytest.mark.parametrize("architecture", [a for a in PACKABLE if a != "gemma2"])
 def test_the_segment_table_says_the_same_to_varlen(
     architecture: str, checkpoint: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
 
+    @functools.wraps(varlen_by_definition)  # with its signature
     def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
         calls.append(1)
         return varlen_by_definition(*args, **kwargs)

@@ -3,6 +3,8 @@
     settings    how to compute (light: no torch)
     plan        where each token of a packed row stands and what it sees (no torch)
     attention   attention over such a row, for any architecture of `transformers`
+    asked       what a model asks of its attention
+    kernels     whether the attention kernel that serves computes what it should
     heads       hidden states to logits
     traits      what differs between architectures
     engine      the packed and the padded engine

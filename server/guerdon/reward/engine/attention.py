@@ -9,10 +9,10 @@ architectures arrives the same way: `scaling`, `sliding_window`, `softcap`, and
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from guerdon.reward.engine.asked import AttentionCall, MaskFunction, note_call, note_mask
 from guerdon.reward.engine.plan import Bucket, Segment, make_buckets
 
 PACKED = "guerdon_packed"
@@ -139,18 +140,37 @@ def packed_attention(
     if extra:
         raise ValueError(f"packed attention does not compute {', '.join(extra)}")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    if _watch.asked is not None:
-        _watch.asked.computed.add((causal, sliding_window))
-    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    call = AttentionCall(
+        causal=causal,
+        window=sliding_window,
+        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        softcap=softcap,
+        heads=query.shape[1],
+        key_heads=key.shape[1],
+        size=query.shape[-1],
+        value_size=value.shape[-1],
+        dtype=query.dtype,
+    )
+    note_call(call)
     rows = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
-    if _varlen_fits(query, value, softcap):
-        return _varlen(*rows, guerdon_plan, causal, sliding_window, scale)[None], None
-    out = _bucketed(*rows, guerdon_plan, causal, sliding_window, scale, softcap)
-    return out[None], None
+    return attend(*rows, guerdon_plan, call)[None], None
 
 
 # Sinks, learned biases and the like of other architectures: never ignore them.
 _UNKNOWN = ("position_bias", "s_aux", "sinks", "head_mask", "cache", "block_mask")
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: AttentionPlan,
+    call: AttentionCall,
+) -> torch.Tensor:
+    """Attention over a row, by the kernel that serves: all [T, H, D]."""
+    if _varlen_fits(query, value, call.softcap):
+        return _varlen(query, key, value, plan, call.causal, call.window, call.scale)
+    return _bucketed(query, key, value, plan, call)
 
 
 def _bucketed(
@@ -158,16 +178,13 @@ def _bucketed(
     key: torch.Tensor,
     value: torch.Tensor,
     plan: AttentionPlan,
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
+    call: AttentionCall,
 ) -> torch.Tensor:
-    """The reference: one scaled-dot-product call per bucket. All [T, H, D]."""
+    """One scaled-dot-product call per bucket. All [T, H, D]."""
     outputs = []
     gathers = plan.gathers()
     for index, gather in enumerate(gathers):
-        bucket, mask = gather.bucket, plan.mask(index, causal=causal, window=window)
+        bucket, mask = gather.bucket, plan.mask(index, causal=call.causal, window=call.window)
         if bucket.is_whole:
             start, stop = bucket.segments[0].start, bucket.segments[0].start + bucket.queries
             q, k, v = (x[start:stop].unsqueeze(0) for x in (query, key, value))
@@ -177,7 +194,8 @@ def _bucketed(
             k = key.index_select(0, gather.keys).view(size, bucket.keys, *key.shape[1:])
             v = value.index_select(0, gather.keys).view(size, bucket.keys, *value.shape[1:])
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out = _attend(q, k, v, mask, causal, scale, softcap).transpose(1, 2).flatten(0, 1)
+        out = _attend(q, k, v, mask, call.causal, call.scale, call.softcap)
+        out = out.transpose(1, 2).flatten(0, 1)
         padded = len(gather.valid) < len(out)
         outputs.append(out.index_select(0, gather.valid) if padded else out)
     if len(gathers) == 1 and gathers[0].bucket.is_whole:
@@ -227,7 +245,14 @@ def _varlen_fits(query: torch.Tensor, value: torch.Tensor, softcap: float | None
         and query.shape[-1] == value.shape[-1]
         and query.shape[-1] <= 256
         and query.shape[-1] % 8 == 0
+        and has_flash_attention(query.device)
     )
+
+
+@functools.cache
+def has_flash_attention(device: torch.device) -> bool:
+    """Whether a GPU is of compute capability 8.0 (Ampere) or newer, as flash attention needs."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _varlen(
@@ -249,6 +274,13 @@ def _varlen(
     table = plan.varlen()
     if table.keys is not None:
         key, value = key.index_select(0, table.keys), value.index_select(0, table.keys)
+    grouped: dict[str, Any] = {}
+    if query.shape[1] != key.shape[1]:
+        if _has_parameter(varlen_attn, "enable_gqa"):
+            grouped["enable_gqa"] = True
+        else:  # torch 2.11
+            repeats = query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
     left = -1 if window is None else window - 1
     out = varlen_attn(
         query.contiguous(),
@@ -260,75 +292,22 @@ def _varlen(
         table.max_keys,
         scale=scale,
         window_size=(left, 0 if causal else left),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     assert isinstance(out, torch.Tensor)
     return out
 
 
-MaskFunction = Callable[[int, int, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of `transformers.masking_utils`: batch, head, query and key places to "may attend"."""
-
-
-@dataclass(slots=True, eq=False)
-class Asked:
-    """What a model asked for in a forward pass, and what was computed."""
-
-    masks: list[tuple[MaskFunction, int | None]] = field(default_factory=list)
-    """Each mask that was asked for, and the window or chunk in it."""
-    computed: set[tuple[bool, int | None]] = field(default_factory=set)
-    """Each (causal, window) that the attention was told of."""
-
-    def lost(self) -> str:
-        """Empty if every mask is one that some layer's attention computed, else a reason.
-
-        Some architectures put their window (or a chunk) into the mask alone. Packed, it
-        would be lost, and only sequences longer than it would show that.
-        """
-        for function, size in self.masks:
-            length = 2 * (size or 8) + 3
-            q = torch.tensor([0, length // 2, length - 1])[:, None]
-            k = torch.arange(length)[None]
-            wanted = torch.as_tensor(function(0, 0, q, k)).expand(len(q), length)
-            if not any(wanted.equal(_seen(q, k, *kind)) for kind in self.computed):
-                what = f" (a window or chunk of {size} tokens)" if size else ""
-                return f"the architecture masks more than it tells its attention{what}"
-        return ""
-
-
-def _seen(q: torch.Tensor, k: torch.Tensor, causal: bool, window: int | None) -> torch.Tensor:
-    near = torch.ones_like(q - k, dtype=torch.bool)
-    near = near if window is None else (q - k).abs() < window
-    return near & (k <= q) if causal else near
-
-
-class _Watch(threading.local):
-    asked: Asked | None = None
-
-
-_watch = _Watch()
-
-
-@contextmanager
-def watch_masks() -> Iterator[Asked]:
-    """What packed forward passes of this thread ask for while it lasts.
-
-    To be checked on one sequence alone: for several, `transformers` puts its own idea of
-    where they part into the masks.
-    """
-    _watch.asked = Asked()
-    try:
-        yield _watch.asked
-    finally:
-        _watch.asked = None
+@functools.cache
+def _has_parameter(function: Callable[..., Any], name: str) -> bool:
+    return name in inspect.signature(function).parameters
 
 
 def _no_mask(
     *args: Any, mask_function: MaskFunction, local_size: int | None = None, **kwargs: Any
 ) -> None:
     """Segments take the place of masks."""
-    if _watch.asked is not None:
-        _watch.asked.masks.append((mask_function, local_size))
+    note_mask(mask_function, local_size)
 
 
 def register() -> None:

@@ -17,7 +17,7 @@ import torch
 from guerdon.reward.engine.attention import PACKED, AttentionPlan, register
 from guerdon.reward.engine.heads import Logits, find_head
 from guerdon.reward.engine.language_head import LanguageHead, language_head
-from guerdon.reward.engine.plan import Places, lay_out, token_types
+from guerdon.reward.engine.plan import Layout, Places, lay_out, token_types
 from guerdon.reward.engine.traits import Traits, use_attention
 from guerdon.reward.types import (
     BatchStats,
@@ -140,9 +140,13 @@ class PackedEngine(Engine):
         register()
         super().__init__(model, deterministic=deterministic)
 
-    def _forward(self, items: Sequence[EncodedItem]) -> _Forward:
+    def lay_out(self, items: Sequence[EncodedItem]) -> Layout:
+        """Where each token of a batch stands in the row."""
         share = self.traits.causal and not self.deterministic
-        layout = lay_out(items, self.traits.positions, share=share)
+        return lay_out(items, self.traits.positions, share=share)
+
+    def _forward(self, items: Sequence[EncodedItem]) -> _Forward:
+        layout = self.lay_out(items)
         plan = AttentionPlan(layout.segments, self.model.device)
         types = None if layout.types is None else layout.types[None]
         hidden = self._hidden(layout.tokens[None], layout.positions[None], types, guerdon_plan=plan)

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from guerdon.reward.engine.attention import watch_masks
+from guerdon.reward.engine.asked import Asked, watch
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
 from guerdon.reward.engine.heads import MARKS, Logits, Reads
+from guerdon.reward.engine.kernels import Table, check_kernels
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.engine.traits import Traits, plain
 from guerdon.reward.types import EncodedItem, EngineOutOfMemory, TokenArray
@@ -97,21 +98,29 @@ def _try_packed(
     engine = PackedEngine(model, deterministic=settings.deterministic)
     if engine.traits.packable:
         return None, engine.traits.packable, 0.0
+    asked, raised = probes.ask(engine)
+    # Also after an error: one that the kernel raised is no reason to serve without it.
+    check_kernels(asked.calls, probes.tables(engine), model.device)
+    if raised:
+        return None, raised, 0.0
     try:
         difference = probes.difference(engine)
         strict = probes.exact_difference()
-        unseen = probes.lost_mask(engine)
     except Exception as error:  # whatever it raises, it cannot be packed
-        logger.debug("the packed probe raised", exc_info=True)
-        return None, f"packed attention raised {type(error).__name__}: {error}", 0.0
+        return None, _raised(error), 0.0
     checks = ((difference, probes.tolerance), (strict, probes.exact_tolerance))
     for found, allowed in checks:
         if not found <= allowed:
             words = f"packed probe scores differ from plain transformers by {found:.2g}"
             return None, f"{words}, more than {allowed:.2g}", found
-    if unseen:
-        return None, unseen, difference
+    if lost := asked.lost():
+        return None, lost, difference
     return engine, "", difference
+
+
+def _raised(error: Exception) -> str:
+    logger.debug("the packed probe raised", exc_info=True)
+    return f"packed attention raised {type(error).__name__}: {error}"
 
 
 class _Probes:
@@ -153,12 +162,21 @@ class _Probes:
         worst = np.maximum(np.abs(together - self.wanted), np.abs(alone - self.wanted))
         return float(worst.max())
 
-    def lost_mask(self, engine: PackedEngine) -> str:
-        """Empty, or what the model masks that packing loses, however long a window it is."""
+    def ask(self, engine: PackedEngine) -> tuple[Asked, str]:
+        """What the model asks of its attention; and empty, or what it raised."""
         alone = next(item for item in self.items if item.sequences == 1)
-        with watch_masks() as asked:
-            engine.compute([alone])
-        return asked.lost()
+        with watch() as asked:
+            try:
+                engine.compute([alone])
+            except Exception as error:
+                return asked, _raised(error)
+        return asked, ""
+
+    def tables(self, engine: PackedEngine) -> list[Table]:
+        """The segments of all items together, of the longest alone, and of a group alone."""
+        longest = max(self.items, key=lambda item: item.lengths()[0])
+        group = next(item for item in self.items if item.sequences > 1)
+        return [engine.lay_out(items).segments for items in (self.items, [longest], [group])]
 
     def exact_difference(self) -> float:
         """The same for packing a float32 copy; 0 where there is none.
