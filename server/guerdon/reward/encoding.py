@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from guerdon.models.chat_template import BROKEN, render_chat
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.sequences import (
     TokenSequence,
@@ -205,7 +206,7 @@ class Encoder:
 
     def _applied(self, field: str, conversation: list[dict[str, str]], **how: bool) -> str:
         try:
-            return str(self._tokenizer.apply_chat_template(conversation, tokenize=False, **how))
+            return render_chat(self._tokenizer, conversation, **how)
         except Exception as error:  # a template is a program: it raises what it likes
             raise InvalidRequest(field, f"is refused by the chat template: {error}") from error
 
@@ -231,7 +232,7 @@ class Encoder:
         try:
             rendered = [self._render(_CONVERSATION, turns, text) for text in ("b", "c")]
         except InvalidRequest as error:
-            if type(error.__cause__).__name__ == "TemplateSyntaxError":
+            if isinstance(error.__cause__, BROKEN):
                 raise CheckpointRefused(f"the chat template is broken: {error.reason}") from error
             return  # it may want a system turn, for example: requests will show
         if "strftime_now" in self._tokenizer.get_chat_template():

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from guerdon.serving.errors import InvalidRequest
+from guerdon.models.chat_template import BROKEN, render_chat
+from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 from guerdon.serving.prompts import FormattedText, Message, Prompt, TokenArray
 
 
@@ -31,6 +32,9 @@ class ModelTexts:
     A conversation is rendered with the generation prompt and tokenised with nothing added;
     so is a text, as one user turn, where there is a template. Without one, a text gets the
     tokenizer's own special tokens. Rendered text is tokenised as it stands.
+
+    Raises:
+        CheckpointRefused: the chat template is broken.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,6 +42,16 @@ class ModelTexts:
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self._has_template = bool(getattr(self._tokenizer, "chat_template", None))
+        if self._has_template:
+            self._check_template()
+
+    def _check_template(self) -> None:
+        try:
+            self._render((Message("user", "a"),), "")
+        except InvalidRequest as error:
+            if isinstance(error.__cause__, BROKEN):
+                raise CheckpointRefused(f"the chat template is broken: {error.reason}") from error
+            # It may want a system turn, for example: requests will show.
 
     def encode(self, prompt: Prompt, field: str) -> TokenArray:
         """The prompt's tokens, generation prompt included."""
@@ -70,10 +84,6 @@ class ModelTexts:
             )
         conversation = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    conversation, tokenize=False, add_generation_prompt=True
-                )
-            )
+            return render_chat(self._tokenizer, conversation, add_generation_prompt=True)
         except Exception as error:  # a template is a program: it raises what it likes
             raise InvalidRequest(field, f"is refused by the chat template: {error}") from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from guerdon.data import REASONING, Dropped, Message, RowError, missing_text
+from guerdon.models.chat_template import render_chat
 from guerdon.trainer.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.preferences import Preferences
 
@@ -161,13 +162,13 @@ def rendered(
         tokenizer: of `transformers`, with a template.
         turns: the conversation.
         may_drop: what the template may leave out.
-        how: further arguments of `apply_chat_template`.
+        how: further arguments of `render_chat`.
 
     Raises:
         RowError: the template refuses it, or leaves out other text of it.
     """
     try:
-        text = str(tokenizer.apply_chat_template(list(turns), tokenize=False, **how))
+        text = render_chat(tokenizer, turns, **how)
     except Exception as error:  # jinja2's errors, and what a template raises itself
         raise RowError("", f"the chat template refuses it: {error}") from error
     missing = missing_text(text, turns)

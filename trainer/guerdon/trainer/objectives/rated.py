@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.data import Message
+from guerdon.models.chat_template import render_chat
 from guerdon.trainer.data_rows import Rows, read_rows, where_odd
 from guerdon.trainer.errors import DataError
 from guerdon.trainer.inputs import base_and_tokenizer, positions_of
@@ -204,7 +205,7 @@ def _answer_start(tokenizer: Any, row: Rated, text: str) -> int:
     """
     other = "b" if row.answer.lstrip().startswith("a") else "a"
     turns = [*row.prompt, Message(role="assistant", content=other)]
-    beside = tokenizer.apply_chat_template(turns, tokenize=False)
+    beside = render_chat(tokenizer, turns)
     pairs = enumerate(zip(text, beside, strict=False))
     return next((i for i, (one, two) in pairs if one != two), min(len(text), len(beside)))
 
