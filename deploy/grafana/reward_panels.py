@@ -138,6 +138,47 @@ TRAFFIC = [
     ),
 ]
 
+CALLERS = [
+    Panel(
+        title="Tokens by caller",
+        unit="cps",
+        stack=True,
+        about="Tokens scored. Names are those of the tokens file; anonymous and shared are many.",
+        queries=[
+            Query(
+                expr=rate("guerdon_caller_tokens_total", ONE, "caller, class"),
+                legend="{{caller}} {{class}}",
+            )
+        ],
+    ),
+    Panel(
+        title="Shed by caller",
+        unit="reqps",
+        stack=True,
+        about="Calls refused for overload: of the queue, or of the caller's own limits.",
+        queries=[
+            Query(
+                expr=rate(
+                    "guerdon_caller_requests_total",
+                    f'{ONE}, code="RESOURCE_EXHAUSTED"',
+                    "caller, class",
+                ),
+                legend="{{caller}} {{class}}",
+            )
+        ],
+    ),
+    Panel(
+        title="Calls in flight by caller",
+        about="Calls being served now; max_calls bounds them.",
+        queries=[
+            Query(
+                expr=f"sum by (caller) (guerdon_caller_requests_in_flight{{{ONE}}})",
+                legend="{{caller}}",
+            )
+        ],
+    ),
+]
+
 LATENCY = [
     Panel(
         title="Whole call",
@@ -413,6 +454,7 @@ REWARD_SERVER = Dashboard(
     rows=(
         ("Overview", OVERVIEW),
         ("Traffic and errors", TRAFFIC),
+        ("Callers", CALLERS),
         ("Latency", LATENCY),
         ("Queue and admission", QUEUE),
         ("Engine", ENGINE),

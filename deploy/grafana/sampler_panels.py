@@ -114,6 +114,15 @@ TRAFFIC = [
         ],
     ),
     Panel(
+        title="Calls by caller",
+        unit="reqps",
+        about="Names are those of the tokens file; anonymous and shared are many.",
+        queries=[
+            Query(expr=rate(f"{S}_caller_requests_total", ONE, "caller"), legend="{{caller}}")
+        ],
+        stack=True,
+    ),
+    Panel(
         title="Tokens",
         unit="cps",
         about="Drawn, and of prompts (each prompt once, however many completions it gets).",

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from tests.support.dispatch import item_of
 
-from guerdon.reward.scheduling.admission import Admission, QueueLimits, Ticket
+from guerdon.reward.scheduling.admission import Admission, Ticket
+from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.scheduling.scheduler import Batch, BatchLimits, Scheduler, Unit
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import Overloaded

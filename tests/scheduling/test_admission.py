@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from guerdon.reward.scheduling.admission import Admission, QueueLimits, Ticket, TooLarge
+from guerdon.reward.scheduling.admission import Admission, Ticket, TooLarge
+from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.scheduling.scheduler import BatchLimits
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
@@ -19,7 +20,11 @@ from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
 ONLINE, BATCH = PriorityClass.ONLINE, PriorityClass.BATCH
 BATCHES = BatchLimits(max_batch_tokens=100, batch_share=0.2, patience=5)
 QUEUE = QueueLimits(
-    max_queued_tokens=1000, max_text_bytes=3000, batch_fraction=0.8, bytes_per_token=2
+    max_queued_tokens=1000,
+    max_text_bytes=3000,
+    batch_fraction=0.8,
+    caller_fraction=1,
+    bytes_per_token=2,
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -94,7 +94,7 @@ class Recorder:
     """A dispatch observer that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.queue: dict[PriorityClass, tuple[int, int]] = {}
+        self.queue: Mapping[PriorityClass, tuple[int, int]] = {}
         self.most_tokens = 0
         self.sheds: list[PriorityClass] = []
         self.drops: list[tuple[DropReason, DropStage]] = []
@@ -103,9 +103,9 @@ class Recorder:
         self.nonfinites = 0
         self.engine: list[bool] = []
 
-    def queue_changed(self, priority: PriorityClass, tokens: int, items: int) -> None:
-        self.queue[priority] = (tokens, items)
-        self.most_tokens = max(self.most_tokens, sum(pair[0] for pair in self.queue.values()))
+    def queue_changed(self, queue: Mapping[PriorityClass, tuple[int, int]]) -> None:
+        self.queue = queue
+        self.most_tokens = max(self.most_tokens, sum(tokens for tokens, _ in queue.values()))
 
     def shed(self, model_name: str, priority: PriorityClass) -> None:
         self.sheds.append(priority)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.reward.engine.settings import EngineSettings
-from guerdon.reward.scheduling.admission import QueueLimits
+from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.scheduling.scheduler import BatchLimits
 from guerdon.reward.wire.convert import Limits
 from guerdon.serving.config import ServerSettings, load_settings

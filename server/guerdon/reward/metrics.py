@@ -41,6 +41,20 @@ class RewardMetrics:
             "guerdon_requests_in_flight", "Calls being served.", ["method"], registry=registry
         )
 
+        self.caller_requests = Counter(
+            "guerdon_caller_requests", "Finished calls by caller.", ["caller", "class", "code"],
+            registry=registry,
+        )  # fmt: skip
+        """`caller` is a name of the tokens file, else `shared`, `admin` or `anonymous`."""
+        self.caller_in_flight = Gauge(
+            "guerdon_caller_requests_in_flight", "Calls being served, by caller.", ["caller"],
+            registry=registry,
+        )  # fmt: skip
+        self.caller_tokens = Counter(
+            "guerdon_caller_tokens", "Tokens scored by caller, shared prompts once.",
+            ["caller", "class"], registry=registry,
+        )  # fmt: skip
+
         def seconds(name: str, what: str) -> Histogram:
             return Histogram(name, what, classed, buckets=LATENCY_BUCKETS, registry=registry)
 

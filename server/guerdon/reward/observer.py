@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.registry import Revision
@@ -22,13 +22,13 @@ class MetricsObserver:
     def __init__(self, metrics: RewardMetrics, on_engine_down: Callable[[], None]) -> None:
         self._metrics = metrics
         self._on_engine_down = on_engine_down
-        for priority in PriorityClass:
-            self.queue_changed(priority, 0, 0)
+        self.queue_changed(dict.fromkeys(PriorityClass, (0, 0)))
 
-    def queue_changed(self, priority: PriorityClass, tokens: int, items: int) -> None:
-        """What a class holds now."""
-        self._metrics.queue_tokens.labels(priority.value).set(tokens)
-        self._metrics.queue_items.labels(priority.value).set(items)
+    def queue_changed(self, queue: Mapping[PriorityClass, tuple[int, int]]) -> None:
+        """What each class holds now."""
+        for priority, (tokens, items) in queue.items():
+            self._metrics.queue_tokens.labels(priority.value).set(tokens)
+            self._metrics.queue_items.labels(priority.value).set(items)
 
     def shed(self, model_name: str, priority: PriorityClass) -> None:
         """A request was refused for overload."""

@@ -11,12 +11,12 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from guerdon.reward.comparisons import scores_of_candidates
+from guerdon.reward.fair_pool import FairPool
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.registry import Registry
 from guerdon.reward.scheduling.dispatcher import Dispatcher, ItemResult, TooLarge
@@ -34,6 +34,7 @@ from guerdon.reward.types import (
 )
 from guerdon.reward.wire.calls import Call, revision_label
 from guerdon.serving.errors import ComputeFailed, InvalidRequest, PermissionDenied, Unsupported
+from guerdon.serving.identity import current_caller
 
 _ITEM_FIELD = re.compile(r"items\[(\d+)\]\.(.+)")
 
@@ -103,11 +104,11 @@ class Scoring:
         self._registry = registry
         self._dispatcher = dispatcher
         self._metrics = metrics
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+        self._pool = FairPool(threads)
 
     def close(self) -> None:
         """Stop the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     async def off_loop(
         self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
@@ -115,7 +116,8 @@ class Scoring:
         """Call a function here if its input is small, in a thread if it is `size` bytes large."""
         if size <= _INLINE_BYTES:
             return function(*args, **kwargs)
-        return await self._in_thread(lambda: function(*args, **kwargs))
+        run = partial(function, *args, **kwargs)
+        return await self._pool.run(current_caller(), size, run)
 
     async def score(
         self,
@@ -166,9 +168,11 @@ class Scoring:
                 priority=options.priority,
                 text_bytes=sum(map(_text_bytes, items)),
                 deadline=call.deadline,
+                caller=call.caller,
+                most=_most_tokens(model.info, items),
             ) as reservation:
                 started = time.monotonic()
-                encoded = await self._encode(model, items, options, locate)
+                encoded = await self._encode(call, model, items, options, locate)
                 tokenize = time.monotonic() - started
                 try:
                     results = await self._dispatcher.score(
@@ -177,8 +181,9 @@ class Scoring:
                 except TooLarge as error:
                     raise _relocate(error, locate) from error
             results = [_of_responses(*both) for both in zip(encoded, results, strict=True)]
+            tokens = sum(item.tokens for item in encoded)
             # Once the reply is on its way: counting is not worth the caller's time.
-            asyncio.get_running_loop().call_soon(self._observe, call, tokenize, results)
+            asyncio.get_running_loop().call_soon(self._observe, call, tokenize, tokens, results)
             return Scored(
                 info=model.info,
                 options=options,
@@ -190,6 +195,7 @@ class Scoring:
 
     async def _encode(
         self,
+        call: Call,
         model: RewardModel,
         items: Sequence[ScoreItem],
         options: ScoreOptions,
@@ -208,40 +214,19 @@ class Scoring:
 
         encoded: list[EncodedItem] = []
         for start in range(0, len(items), _ENCODE_CHUNK):
-            encoded += await self._in_thread(partial(encode, start))
+            size = sum(map(_text_bytes, items[start : start + _ENCODE_CHUNK]))
+            encoded += await self._pool.run(call.caller, size, partial(encode, start))
         return encoded
 
-    async def _in_thread(self, function: Callable[[], R]) -> R:
-        """Run it in a thread; a caller who leaves does so when the thread is done with it.
-
-        The thread uses the model, and the caller's lease keeps the model in memory.
-        """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
-
-        def run() -> None:
-            try:
-                settle = partial(future.set_result, function())
-            except BaseException as error:
-                settle = partial(future.set_exception, error)
-            loop.call_soon_threadsafe(settle)
-
-        job = self._pool.submit(run)
-        try:
-            # A task's cancellation would end a bare future, while the thread goes on.
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if not job.cancel():  # it runs already; jobs are short
-                await asyncio.wait({future})
-                future.exception()
-            raise
-
-    def _observe(self, call: Call, tokenize: float, results: Sequence[ItemResult]) -> None:
+    def _observe(
+        self, call: Call, tokenize: float, tokens: int, results: Sequence[ItemResult]
+    ) -> None:
         assert call.info is not None
         model = (call.info.name, revision_label(call.info.revision))
         classed = (*model, call.priority.value)
         metrics = self._metrics
         metrics.tokenize_seconds.labels(*classed).observe(tokenize)
+        metrics.caller_tokens.labels(call.caller.name, call.priority.value).inc(tokens)
         metrics.sequences.labels(*classed).inc(sum(len(result.scores) for result in results))
         queue, compute = (
             metrics.queue_seconds.labels(*classed),
@@ -288,6 +273,13 @@ def _text_bytes(item: ScoreItem) -> int:
 
 def _bytes_of(text: str | TokenArray) -> int:
     return len(text.encode()) if isinstance(text, str) else _BYTES_PER_TOKEN_ID * len(text)
+
+
+def _most_tokens(info: ModelInfo, items: Sequence[ScoreItem]) -> int:
+    """The most tokens of items that are not refused for their length."""
+    counts = (len(item.responses) for item in items)
+    pairwise = info.kind is ModelKind.PAIRWISE
+    return info.max_tokens * sum(n * (n - 1) if pairwise else n for n in counts)
 
 
 def _check_class(call: Call, options: ScoreOptions) -> None:

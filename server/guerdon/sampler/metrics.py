@@ -39,6 +39,8 @@ class SamplerMetrics:
 
         self.requests = counter("requests", "Finished calls.", ["method", "code"])
         """`method` is the RPC's name, `http_generate` or `http_policy`; `code` the gRPC status."""
+        self.caller_requests = counter("caller_requests", "Finished calls.", ["caller", "code"])
+        """`caller` is a name of the tokens file, else `shared`, `admin` or `anonymous`."""
         self.in_flight = gauge("requests_in_flight", "Calls being served.", ["method"])
         self.generate_seconds = histogram(
             "generate_seconds", "Generate from arrival to its last completion.", SECONDS_BUCKETS

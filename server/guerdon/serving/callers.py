@@ -15,14 +15,11 @@ A tokens file (`--tokens`) is TOML with one table for each caller:
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import ipaddress
-import math
 import re
 import urllib.parse
 from collections.abc import Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,51 +27,24 @@ from typing import Literal
 from guerdon.serving.config import ServerSettings
 from guerdon.serving.credentials import ADMIN_TOKEN_VARIABLE, TOKEN_VARIABLE, read_token
 from guerdon.serving.errors import PermissionDenied, Unauthenticated
+from guerdon.serving.identity import ANONYMOUS, Caller, Role, current_caller, set_caller
 from guerdon.serving.settings import SettingsError, build, read_toml
 
-ANONYMOUS = "anonymous"
-"""What metrics call everybody who shows no token."""
+__all__ = [
+    "Caller", "CallerSettings", "Callers", "Role", "Tokens", "current_caller", "read_callers",
+    "read_tokens", "set_caller",
+]  # fmt: skip
+
 SHARED = "shared"
 """What metrics call whoever shows the one token that all share."""
 ADMIN = "admin"
 """What metrics call whoever shows the single admin token."""
 
+MIN_SHARE, MAX_SHARE = 0.001, 1000.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _IPV6_SITE = 64
 """Bits of an IPv6 address that tell callers apart: one machine may use all the rest."""
-
-
-class Role(enum.Enum):
-    """What a caller may do."""
-
-    SCORE = "score"
-    """Score and rank."""
-    SAMPLE = "sample"
-    """Sample completions."""
-    ADMIN = "admin"
-    """Load, unload and promote models."""
-    WEIGHTS = "weights"
-    """Replace the weights of a sampler."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """Who makes a call, and how much it may ask for."""
-
-    name: str = ANONYMOUS
-    """What metrics and logs call it. There are few: strangers have one name together."""
-    key: str = ""
-    """What fair shares and limits go by: the name of a caller in the tokens file, else the
-    address that the call came from."""
-    classes: frozenset[str] = frozenset({"online", "batch"})
-    """Classes that it may ask for."""
-    share: float = 1.0
-    """Its weight among the callers of a class."""
-    max_calls: int | None = None
-    """Most calls, and items of streams, that are served at a time."""
-    max_tokens: int | None = None
-    """Most tokens accepted and not yet computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +73,10 @@ class CallerSettings:
             raise ValueError("token_sha256 must be 64 hexadecimal digits")
         if not self.roles or not self.classes:
             raise ValueError("roles and classes must name at least one each")
-        if not 0 < self.share < math.inf:
-            raise ValueError(f"share is {self.share}, it must be positive and finite")
+        if not MIN_SHARE <= self.share <= MAX_SHARE:
+            raise ValueError(
+                f"share is {self.share}, it must be between {MIN_SHARE} and {MAX_SHARE}"
+            )
         for name in ("max_calls", "max_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -199,19 +171,6 @@ class Callers:
         given = hashlib.sha256(token.strip()).digest()
         holder = self._tokens.holders.get(given)
         return holder if scheme.lower() == b"bearer" else None
-
-
-_CURRENT: ContextVar[Caller] = ContextVar("caller")
-
-
-def set_caller(caller: Caller) -> None:
-    """Note who makes the call that the present task serves."""
-    _CURRENT.set(caller)
-
-
-def current_caller() -> Caller:
-    """Who makes the call that the present task serves; anonymous where nobody noted it."""
-    return _CURRENT.get(Caller())
 
 
 def read_callers(settings: ServerSettings) -> Callers:

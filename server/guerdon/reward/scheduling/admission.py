@@ -4,6 +4,11 @@ Pure: no I/O, no threads, no clock. One bound, in tokens, holds for whatever is 
 not yet computed, the same whether it comes as one item or as many; a second one holds for
 text whose tokens have not been counted yet. A request is admitted whole or shed whole.
 
+What one caller may hold of either follows from how much is free (dynamic thresholds,
+Choudhury and Hahne 1998): alone, it may fill `caller_fraction` of it, and the more callers
+there are the less each. So some room is left for those who come next, and who is over its
+share is the first to be shed.
+
     ticket = admission.reserve(…)     room by an estimate from the bytes, or `Overloaded`
     admission.settle(ticket, tokens)  the exact room, once it is tokenised
     admission.release(ticket, n)      as its items are computed or dropped
@@ -14,12 +19,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from guerdon.reward.scheduling.ledgers import Account, Accounts
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.pace import Fit, Pace
+from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
+from guerdon.serving.identity import EVERYBODY, Caller
 
 MIN_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 30.0
@@ -48,44 +57,13 @@ class TooLarge(InvalidRequest):
         self.limit = limit
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueLimits:
-    """How much may wait.
-
-    Args:
-        max_queued_tokens: most tokens accepted and not yet computed.
-        max_text_bytes: most bytes of text accepted and not yet tokenised.
-        batch_fraction: part of both that the class BATCH may fill.
-        bytes_per_token: bytes of text taken for one token until they are counted. Below what
-            tokenisers reach on plain text (about 4), so that few requests turn out larger.
-    """
-
-    max_queued_tokens: int = 262_144
-    max_text_bytes: int = 32 * 2**20
-    batch_fraction: float = 0.8
-    bytes_per_token: float = 3.0
-
-    def __post_init__(self) -> None:
-        if self.max_queued_tokens < 1:
-            raise ValueError(f"max_queued_tokens must be at least 1, not {self.max_queued_tokens}")
-        if self.max_text_bytes < 1:
-            raise ValueError(f"max_text_bytes must be at least 1, not {self.max_text_bytes}")
-        if not 0 < self.batch_fraction <= 1:
-            raise ValueError(f"batch_fraction must be in (0, 1], not {self.batch_fraction}")
-        if not 0 < self.bytes_per_token < math.inf:
-            raise ValueError(f"bytes_per_token must be positive, not {self.bytes_per_token}")
-
-    def fraction(self, priority: PriorityClass) -> float:
-        """The part of the queue that a class may fill."""
-        return 1.0 if priority is PriorityClass.ONLINE else self.batch_fraction
-
-
 @dataclass(slots=True, eq=False)
 class Ticket:
     """The room that one request holds. Only the admission writes to it."""
 
     model_name: str
     priority: PriorityClass
+    account: Account
     deadline: float | None
     bucket: int
     tokens: int
@@ -102,20 +80,21 @@ class Admission:
         self._batch = batch
         self._pace = Pace(4 * batch.max_batch_tokens)
         self._width = batch.patience / DUE_BUCKETS
-        self._text = dict.fromkeys(PriorityClass, 0)
-        self._ledger = {priority: _Ledger() for priority in PriorityClass}
-        self._slot = dict.fromkeys(PriorityClass, -math.inf)
-        """When the room that has been promised so far will have been drained."""
+        self._accounts = {priority: Accounts() for priority in PriorityClass}
         self._since = -math.inf
         """When the batch that is computed now began, as far as can be told from here."""
 
     def tokens(self, priority: PriorityClass) -> int:
         """Tokens that a class holds, estimates included."""
-        return self._ledger[priority].total
+        return self._accounts[priority].ledger.total
 
     def text_bytes(self, priority: PriorityClass) -> int:
         """Bytes of text that a class holds."""
-        return self._text[priority]
+        return self._accounts[priority].text_bytes
+
+    def callers(self, priority: PriorityClass) -> list[str]:
+        """The keys of the callers that are told apart in a class."""
+        return self._accounts[priority].callers()
 
     def reserve(
         self,
@@ -125,12 +104,16 @@ class Admission:
         text_bytes: int,
         deadline: float | None,
         now: float,
+        caller: Caller = EVERYBODY,
+        most: int | None = None,
     ) -> Ticket:
         """Hold room for a request before its tokens are known.
 
         Args:
             text_bytes: of the prompts, each once, and of all responses; of a list of token
                 ids, `bytes_per_token` for each.
+            caller: whose request it is.
+            most: tokens beyond which it is refused once they are counted, if that is known.
 
         Raises:
             Overloaded: no room now, or none in time for its deadline.
@@ -140,21 +123,25 @@ class Admission:
         assert text_bytes >= 0
         if deadline is not None and deadline <= now:
             raise DeadlinePassed("the deadline had passed when the request arrived")
-        fraction = self._queue.fraction(priority)
-        if text_bytes > fraction * self._queue.max_text_bytes:
-            limit = int(fraction * self._queue.max_text_bytes)
-            reason = f"{text_bytes} bytes of text are more than max_text_bytes allows ({limit})"
+        limit = self._queue.most_text_bytes(priority)
+        if text_bytes > limit:
+            reason = (
+                f"{text_bytes} bytes of text are more than the queue takes of one caller ({limit}, "
+                "by max_text_bytes and caller_fraction)"
+            )
             raise TooLarge("items", reason, limit="max_text_bytes")
         # An estimate proves nothing: what looks too large for the queue may fit when counted.
         estimate = text_bytes / self._queue.bytes_per_token
-        tokens = max(1, math.ceil(min(estimate, self._most_tokens(priority))))
+        account = self._accounts[priority].find(caller, now)
+        bounds = (self._queue.most_tokens(priority), account.caller.max_tokens, most)
+        tokens = max(1, math.ceil(min([estimate, *(each for each in bounds if each is not None)])))
         bucket = self._bucket(self._batch.due(deadline, now))
-        ticket = Ticket(model_name, priority, deadline, bucket, tokens, text_bytes)
+        ticket = Ticket(model_name, priority, account, deadline, bucket, tokens, text_bytes)
         self._check_text(ticket, now)
         self._check_tokens(ticket, tokens, now)
         self._check_wait(ticket, tokens, now)
-        self._text[priority] += text_bytes
-        self._ledger[priority].add(ticket, tokens)
+        self._accounts[priority].add_text(account, text_bytes)
+        self._add(ticket, tokens)
         return ticket
 
     def settle(self, ticket: Ticket, tokens: int, *, now: float) -> None:
@@ -165,25 +152,30 @@ class Admission:
             TooLarge: no room ever.
         """
         self.close(ticket)
-        most = self._most_tokens(ticket.priority)
+        most, by, caller = self._queue.most_tokens(ticket.priority), "", ticket.account.caller
+        if caller.max_tokens is not None and caller.max_tokens < most:
+            most, by = caller.max_tokens, f"the max_tokens of {caller.name!r}"
         if tokens > most:
-            reason = f"{tokens} tokens are more than max_queued_tokens allows ({most})"
+            by = by or "max_queued_tokens and caller_fraction"
+            reason = (
+                f"{tokens} tokens are more than the queue takes of one caller ({most}, by {by})"
+            )
             raise TooLarge("items", reason, limit="max_queued_tokens")
         self._check_tokens(ticket, tokens, now)
-        if not any(ledger.total for ledger in self._ledger.values()):
+        if not self._busy():
             self._since = now
         ticket.tokens = tokens
-        self._ledger[ticket.priority].add(ticket, tokens)
+        self._add(ticket, tokens)
 
     def release(self, ticket: Ticket, tokens: int) -> None:
         """Give back the room of items that were computed or dropped."""
         assert 0 <= tokens <= ticket.tokens, "released more than was held"
-        self._ledger[ticket.priority].add(ticket, -tokens)
+        self._add(ticket, -tokens)
         ticket.tokens -= tokens
 
     def close(self, ticket: Ticket) -> None:
         """Give back all that a ticket still holds. Closing twice does nothing."""
-        self._text[ticket.priority] -= ticket.text_bytes
+        self._accounts[ticket.priority].add_text(ticket.account, -ticket.text_bytes)
         ticket.text_bytes = 0
         self.release(ticket, ticket.tokens)
 
@@ -196,48 +188,86 @@ class Admission:
         self._pace.observe(model_name, tokens, seconds)
         self._since = now
 
-    def _most_tokens(self, priority: PriorityClass) -> int:
-        return max(1, int(self._queue.fraction(priority) * self._queue.max_queued_tokens))
+    def _add(self, ticket: Ticket, tokens: int) -> None:
+        accounts = self._accounts[ticket.priority]
+        accounts.add(ticket.account, ticket.model_name, ticket.bucket, tokens)
+
+    def _busy(self) -> bool:
+        return any(accounts.ledger.total for accounts in self._accounts.values())
 
     def _bucket(self, due: float) -> int:
         return math.floor(due / self._width)
 
     def _check_text(self, ticket: Ticket, now: float) -> None:
-        priority, size = ticket.priority, ticket.text_bytes
-        everyone = sum(self._text.values()) + size - self._queue.max_text_bytes
-        share = self._queue.fraction(priority) * self._queue.max_text_bytes
-        if max(everyone, self._text[priority] + size - share) > 0:
+        priority, size, account = ticket.priority, ticket.text_bytes, ticket.account
+        everyone = sum(accounts.text_bytes for accounts in self._accounts.values())
+        share = int(self._queue.fraction(priority) * self._queue.max_text_bytes)
+        own = self._accounts[priority].text_bytes
+        room = min(self._queue.max_text_bytes - everyone, share - own)
+        over = self._queue.over_share(account.text_bytes, size, room, self._weight(ticket))
+        if size > room or over:
             reason = "too much text waits to be tokenised"
             raise Overloaded(reason, retry_after=self._promise(ticket, 0, ticket.tokens, now))
 
     def _check_tokens(self, ticket: Ticket, tokens: int, now: float) -> None:
-        priority = ticket.priority
-        held = {each: ledger.total for each, ledger in self._ledger.items()}
-        excess = sum(held.values()) + tokens - self._queue.max_queued_tokens
-        own = held[priority] + tokens - self._most_tokens(priority)
-        # The room of BATCH comes free only as BATCH work is done: ONLINE work goes before it,
-        # and of what is computed meanwhile BATCH gets its share.
-        if own > 0 and priority is PriorityClass.BATCH:
-            share = self._batch.batch_share
-            sooner = own / share if share else math.inf
-            own = min(own + held[PriorityClass.ONLINE], math.ceil(min(sooner, _MOST_TOKENS)))
-        if max(excess, own) > 0:
-            after = self._promise(ticket, max(excess, own), tokens, now)
-            raise Overloaded("the queue is full", retry_after=after)
+        priority, account = ticket.priority, ticket.account
+        everyone = sum(accounts.ledger.total for accounts in self._accounts.values())
+        free = self._queue.max_queued_tokens - everyone
+        held = self._accounts[priority].ledger.total
+        of_class = int(self._queue.fraction(priority) * self._queue.max_queued_tokens) - held
+        room = min(free, of_class)
+        own = account.ledger.total
+        over = self._queue.over_share(own, tokens, room, self._weight(ticket))
+        if account.caller.max_tokens is not None:
+            mine = sum(each.held(account.caller.key) for each in self._accounts.values())
+            over = max(over, mine + tokens - account.caller.max_tokens)
+        if tokens > room or over > 0:
+            # A caller's room comes free as its own work is done, which shares with others'.
+            over = min(over * self._competition(ticket, now), over + held - own) if over > 0 else 0
+            after = max(tokens - free, self._until_done(priority, max(tokens - of_class, over)))
+            reason = "its caller holds its share of the queue" if over else "the queue is full"
+            raise Overloaded(reason, retry_after=self._promise(ticket, after, tokens, now))
 
-    def _promise(self, ticket: Ticket, excess: int, tokens: int, now: float) -> float:
-        """Seconds until there should be room, behind all who were sent away before.
+    def _until_done(self, priority: PriorityClass, tokens: float) -> float:
+        """Tokens that are computed until so many of a class are done.
+
+        ONLINE work goes before BATCH, which gets its share of what is computed meanwhile.
+        """
+        if priority is PriorityClass.ONLINE or tokens <= 0:
+            return tokens
+        share = self._batch.batch_share
+        sooner = tokens / share if share else math.inf
+        online = self._accounts[PriorityClass.ONLINE].ledger.total
+        return min(tokens + online, math.ceil(min(sooner, _MOST_TOKENS)))
+
+    def _weight(self, ticket: Ticket) -> float:
+        """A caller's share over the largest of those who hold something of its class."""
+        own = ticket.account.caller.share
+        accounts = self._accounts[ticket.priority].others(ticket.account)
+        return own / max([own, *(each.caller.share for each in accounts if each.ledger.total)])
+
+    def _competition(self, ticket: Ticket, now: float) -> float:
+        """The shares of all who hold or were promised room of its class, over a caller's own."""
+        own = ticket.account.caller.share
+        accounts = self._accounts[ticket.priority].others(ticket.account)
+        return 1 + sum(each.caller.share for each in accounts if not each.idle(now)) / own
+
+    def _promise(self, ticket: Ticket, excess: float, tokens: int, now: float) -> float:
+        """Seconds until there should be room, behind all of its own that was sent away before.
 
         Without their place in a line, everyone would be told of the same room and come back
         for it at the same moment. Who cannot come back before its deadline takes no place.
+        Each caller has a line of its own, that moves at its share of the pace.
         """
         each = self._seconds_per_token(ticket.model_name)
         if each is None:
             return UNKNOWN_RETRY_SECONDS
-        start = max(now + excess * each, self._slot[ticket.priority])
+        account = ticket.account
+        start = max(now + excess * each, account.slot)
         if ticket.deadline is None or start < ticket.deadline:
             # What is put off beyond the longest wait is not promised: the line cannot grow.
-            self._slot[ticket.priority] = min(start + tokens * each, now + MAX_RETRY_SECONDS)
+            taken = tokens * each * self._competition(ticket, now)
+            account.slot = min(start + taken, now + MAX_RETRY_SECONDS)
         return min(max(start - now, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
 
     def _check_wait(self, ticket: Ticket, tokens: int, now: float) -> None:
@@ -246,7 +276,7 @@ class Admission:
         An engine without work is always tried: so a pace that was measured badly, or long
         ago, is measured again.
         """
-        if ticket.deadline is None or not any(ledger.total for ledger in self._ledger.values()):
+        if ticket.deadline is None or not self._busy():
             return
         slack = ticket.deadline - now
         finish = self._finish(ticket, tokens, now)
@@ -260,8 +290,7 @@ class Admission:
 
     def _finish(self, ticket: Ticket, tokens: int, now: float) -> float:
         """Seconds until work that comes now should be done; 0 where nothing was measured."""
-        ahead = self._ledger[ticket.priority].due_until(ticket.bucket)
-        ahead[ticket.model_name] += tokens
+        ahead = self._ahead(ticket, tokens)
         fit = self._fit(ticket.model_name)
         # What is computed now is a batch of its own, with an overhead of its own.
         own = self._seconds(ahead) + (fit.overhead if fit else 0.0)
@@ -270,11 +299,11 @@ class Admission:
             if ticket.priority is PriorityClass.ONLINE
             else (PriorityClass.ONLINE)
         )
-        later = dict(self._ledger[ticket.priority].by_model)
-        for name, count in ahead.items():
-            _add(later, name, -count)
-        _add(later, ticket.model_name, tokens)
-        rest = self._ledger[other].by_model
+        held = self._accounts[ticket.priority].ledger.by_model
+        later = {name: max(0.0, count - ahead[name]) for name, count in held.items()}
+        model = ticket.model_name
+        later[model] = max(0.0, held.get(model, 0) + tokens - ahead[model])
+        rest = self._accounts[other].ledger.by_model
         share = self._batch.batch_share
         if other is PriorityClass.BATCH:
             crossing = own * share / (1 - share)
@@ -288,6 +317,23 @@ class Admission:
         alone = self._seconds({ticket.model_name: tokens})
         return max(own + min(late, all_the_rest) - running, alone)
 
+    def _ahead(self, ticket: Ticket, tokens: int) -> defaultdict[str, float]:
+        """Tokens by model that are computed before work that comes now, and with it.
+
+        Of its own caller, what is due no later. Of each other one of its class, as much as its
+        share comes to meanwhile, if it holds so much.
+        """
+        account = ticket.account
+        ahead = account.ledger.due_until(ticket.bucket)
+        ahead[ticket.model_name] += tokens
+        mine = sum(ahead.values()) / account.caller.share
+        for each in self._accounts[ticket.priority].others(account):
+            if each.ledger.total:
+                part = min(1.0, mine * each.caller.share / each.ledger.total)
+                for name, count in each.ledger.by_model.items():
+                    ahead[name] += part * count
+        return ahead
+
     def _fit(self, model_name: str) -> Fit | None:
         return self._pace.fit(model_name) or self._pace.fit_all()
 
@@ -296,49 +342,12 @@ class Admission:
         fit = self._fit(model_name)
         return fit.overhead / self._batch.timed_tokens(fit) + fit.per_token if fit else None
 
-    def _seconds(self, tokens: dict[str, int]) -> float:
+    def _seconds(self, tokens: Mapping[str, float]) -> float:
         """To compute so many tokens of each model."""
         fits = ((count, self._fit(name)) for name, count in tokens.items())
         return sum(fit.seconds(n, self._batch.timed_tokens(fit)) for n, fit in fits if fit)
 
-    def _longest_batch(self, tokens: dict[str, int]) -> float:
+    def _longest_batch(self, tokens: Mapping[str, float]) -> float:
         fits = ((count, self._fit(name)) for name, count in tokens.items())
         sizes = ((fit, n, self._batch.timed_tokens(fit)) for n, fit in fits if fit)
         return max((fit.seconds(min(n, most), most) for fit, n, most in sizes), default=0.0)
-
-
-class _Ledger:
-    """What one class holds: in all, by model, and by when it is due."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.by_model: dict[str, int] = {}
-        self._by_due: dict[int, dict[str, int]] = {}
-
-    def add(self, ticket: Ticket, tokens: int) -> None:
-        self.total += tokens
-        _add(self.by_model, ticket.model_name, tokens)
-        due = self._by_due.setdefault(ticket.bucket, {})
-        _add(due, ticket.model_name, tokens)
-        if not due:
-            del self._by_due[ticket.bucket]
-
-    def due_until(self, bucket: int) -> defaultdict[str, int]:
-        """Tokens by model that are due no later than a bucket.
-
-        Work is due within the patience or overdue, so there are few buckets.
-        """
-        tokens: defaultdict[str, int] = defaultdict(int)
-        for each, models in self._by_due.items():
-            if each <= bucket:
-                for name, count in models.items():
-                    tokens[name] += count
-        return tokens
-
-
-def _add(counts: dict[str, int], name: str, tokens: int) -> None:
-    count = counts.get(name, 0) + tokens
-    if count:
-        counts[name] = count
-    else:
-        counts.pop(name, None)

@@ -22,10 +22,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from guerdon.reward.scheduling.accepted import Call, Item, ItemResult, Reservation, result_of
-from guerdon.reward.scheduling.admission import Admission, QueueLimits, Ticket, TooLarge
+from guerdon.reward.scheduling.admission import Admission, Ticket, TooLarge
 from guerdon.reward.scheduling.events import (
     DispatchObserver,
     DropReason,
@@ -33,6 +32,7 @@ from guerdon.reward.scheduling.events import (
     Failure,
 )
 from guerdon.reward.scheduling.limits import BatchLimits
+from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.scheduling.worker import Abandon, BatchRun, Job, Outcome, Report, Worker
 from guerdon.reward.types import (
     EncodedItem,
@@ -46,6 +46,7 @@ from guerdon.serving.errors import (
     ServiceError,
     Unavailable,
 )
+from guerdon.serving.identity import EVERYBODY, Caller
 
 __all__ = [
     "DispatchLimits",
@@ -100,8 +101,8 @@ class Dispatcher:
         self._calls: dict[Job, Call] = {}
         self._reservations: set[Reservation] = set()
         self._items = dict.fromkeys(PriorityClass, 0)
-        self._untold: set[PriorityClass] = set()
-        """Classes whose queue has changed since the observer was told."""
+        self._untold = False
+        """Whether the queue has changed since the observer was told."""
         self._keys: dict[str, int] = {}
         self._changed: list[asyncio.Future[None]] = []
         """Woken when work has ended."""
@@ -130,6 +131,8 @@ class Dispatcher:
         priority: PriorityClass,
         text_bytes: int,
         deadline: float | None,
+        caller: Caller = EVERYBODY,
+        most: int | None = None,
     ) -> Reservation:
         """Hold room for a request that is still to be tokenised.
 
@@ -137,6 +140,8 @@ class Dispatcher:
             model_name: the name that the drain rate is measured by.
             text_bytes: UTF-8 bytes of the prompts (each once) and of all responses; of token
                 ids, 4 for each.
+            caller: whose request it is.
+            most: tokens beyond which it is refused once they are counted, if that is known.
 
         Raises:
             Overloaded: come back in `retry_after` seconds.
@@ -152,13 +157,15 @@ class Dispatcher:
                 text_bytes=text_bytes,
                 deadline=deadline,
                 now=self._clock(),
+                caller=caller,
+                most=most,
             )
         except Overloaded:
             self._tell(lambda observer: observer.shed(model_name, priority))
             raise
         reservation = Reservation(ticket, self._close_reservation)
         self._reservations.add(reservation)
-        self._tell_queue(priority)
+        self._tell_queue()
         return reservation
 
     async def score(
@@ -200,7 +207,9 @@ class Dispatcher:
             return []
         self._settle(ticket, sum(item.tokens for item in items), now)
         call = self._submit(
-            Job(key, model, items, ticket.priority, deadline, now), ticket, reservation
+            Job(key, model, items, ticket.priority, deadline, now, ticket.account.caller),
+            ticket,
+            reservation,
         )
         return await self._wait(call, deadline)
 
@@ -245,7 +254,7 @@ class Dispatcher:
             self._tell(lambda observer: observer.shed(ticket.model_name, ticket.priority))
             raise
         finally:
-            self._tell_queue(ticket.priority)
+            self._tell_queue()
 
     def _submit(self, job: Job, ticket: Ticket, reservation: Reservation) -> Call:
         reservation._used = True
@@ -256,7 +265,7 @@ class Dispatcher:
         self._keys[job.key] = self._keys.get(job.key, 0) + 1
         self._items[job.priority] += len(items)
         self._worker.send(job)
-        self._tell_queue(job.priority)
+        self._tell_queue()
         return call
 
     async def _wait(self, call: Call, deadline: float | None) -> list[ItemResult]:
@@ -339,7 +348,7 @@ class Dispatcher:
             if not call.future.done():
                 call.future.set_result([result_of(each, job.arrival) for each in call.items])
             self._end_call(call)
-        self._tell_queue(job.priority)
+        self._tell_queue()
         reason = call.reason
         if reason is not None:
             stage = DropStage.QUEUED if item.unfinished else DropStage.COMPUTING
@@ -359,7 +368,7 @@ class Dispatcher:
         self._reservations.remove(reservation)
         if not reservation._used:
             self._admission.close(reservation._ticket)
-            self._tell_queue(reservation._ticket.priority)
+            self._tell_queue()
         self._wake()
 
     def _engine_ended(self, failed: bool) -> None:
@@ -370,8 +379,7 @@ class Dispatcher:
             self._items[call.job.priority] -= call.left
             self._admission.close(call.ticket)
             self._end_call(call)
-        for priority in PriorityClass:
-            self._tell_queue(priority)
+        self._tell_queue()
         self._wake()
 
     async def _change(self, seconds: float | None = None) -> bool:
@@ -387,20 +395,21 @@ class Dispatcher:
             if not future.done():
                 future.set_result(None)
 
-    def _tell_queue(self, priority: PriorityClass) -> None:
-        """Tell soon, and once for all that changes until then: no caller waits for it."""
+    def _tell_queue(self) -> None:
+        """Tell soon, and once for all that changes until then: no caller waits for it.
+
+        All classes are told together: one of now beside one of before would be a sum that
+        never was.
+        """
         assert self._loop is not None
         if not self._untold:
+            self._untold = True
             self._loop.call_soon(self._tell_queues)
-        self._untold.add(priority)
 
     def _tell_queues(self) -> None:
-        untold, self._untold = self._untold, set()
-        for priority in untold:
-            self._tell(partial(self._describe_queue, priority))
-
-    def _describe_queue(self, priority: PriorityClass, observer: DispatchObserver) -> None:
-        observer.queue_changed(priority, self._admission.tokens(priority), self._items[priority])
+        self._untold = False
+        queue = {each: (self._admission.tokens(each), self._items[each]) for each in PriorityClass}
+        self._tell(lambda observer: observer.queue_changed(queue))
 
     def _tell_run(self, run: BatchRun) -> None:
         info, stats, failure = run.model.info, run.stats, run.failure

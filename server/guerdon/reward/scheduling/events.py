@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Protocol
 
 from guerdon.reward.types import BatchStats, ModelInfo, PriorityClass
@@ -35,8 +36,8 @@ class DropStage(enum.Enum):
 class DispatchObserver(Protocol):
     """Told what happens, on the event loop. What it raises is logged and ignored."""
 
-    def queue_changed(self, priority: PriorityClass, tokens: int, items: int) -> None:
-        """A class now holds so many tokens (estimates included) and items not yet computed."""
+    def queue_changed(self, queue: Mapping[PriorityClass, tuple[int, int]]) -> None:
+        """What each class holds now: tokens (estimates included) and items, not yet computed."""
 
     def shed(self, model_name: str, priority: PriorityClass) -> None:
         """A request was refused for overload."""

@@ -1,4 +1,4 @@
-"""The queues of the scheduler: units in the order in which they are due, by class and model.
+"""The queues of the scheduler: by class, by model, and by caller.
 
 Pure, like `guerdon.reward.scheduling.scheduler`, which owns them and says which goes next.
 """
@@ -9,128 +9,19 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from guerdon.reward.scheduling.limits import BatchLimits, Budgets, Room
-from guerdon.reward.types import EncodedItem, PriorityClass
+from guerdon.reward.scheduling.shares import Shares
+from guerdon.reward.scheduling.units import Batch, LazyHeap, Part, Unit
 
 MAX_SKIPPED = 64
-"""Units that one model may have skipped over at a time: it bounds the work of `next_batch`."""
-
-_SIFTED = 8
-"""Entries of a heap that are sifted for each unit that leaves it."""
+"""Units that one batch may skip over: it bounds the work of `next_batch`."""
 
 
-@dataclass(slots=True, eq=False)
-class Unit:
-    """One item that waits. Only the scheduler writes to it."""
-
-    key: str
-    item: EncodedItem
-    priority: PriorityClass
-    deadline: float | None
-    arrival: float
-    due: float
-    order: int
-    owner: object
-    """Whatever the caller wants back with it."""
-    tokens: int
-    """Tokens not handed out yet, the prefix included."""
-    taken: int = 0
-    """Responses handed out so far, from the first."""
-    queued: bool = True
-    """Whether some of it still waits."""
-    skipped: bool = False
-
-    @property
-    def sequences(self) -> int:
-        """Responses that still wait."""
-        return self.item.sequences - self.taken
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The responses `start` to `stop` of a unit, in a batch."""
-
-    unit: Unit
-    start: int
-    stop: int
-    item: EncodedItem
-    """These responses alone, with the prefix."""
-    tokens: int
-
-
-@dataclass(slots=True)
-class Batch:
-    """Work of one model that is computed together."""
-
-    key: str
-    parts: list[Part] = field(default_factory=list)
-    tokens: int = 0
-    sequences: int = 0
-
-
-class LazyHeap:
-    """Units by a time; those that wait no more are left in place until they surface or pile up.
-
-    Far deadlines would otherwise keep finished work in memory. What has piled up is cleared
-    out a few entries at a time, so that no call takes long however many there are: an old
-    heap is emptied from its end, which leaves it a heap, into a new one.
-    """
+class Flow:
+    """The units of one caller in a line."""
 
     def __init__(self) -> None:
-        self._entries: list[tuple[float, int, Unit]] = []
-        self._old: list[tuple[float, int, Unit]] = []
-        """What remains to be sifted."""
-        self._dead = 0
-
-    def push(self, when: float, unit: Unit) -> None:
-        """Put in a unit that waits."""
-        heapq.heappush(self._entries, (when, unit.order, unit))
-
-    def peek(self) -> Unit | None:
-        """The first unit that still waits."""
-        heap = self._first_heap()
-        return heap[0][2] if heap else None
-
-    def pop(self) -> None:
-        """Remove what `peek` gave."""
-        heapq.heappop(self._first_heap())
-
-    def forget(self) -> None:
-        """Note that a unit in here waits no more."""
-        self._dead += 1
-        if not self._old and self._dead > 64 + len(self._entries) // 4:
-            self._old, self._entries = self._entries, []
-        for _ in range(min(_SIFTED, len(self._old))):
-            entry = self._old.pop()
-            if entry[2].queued:
-                heapq.heappush(self._entries, entry)
-            else:
-                self._dead -= 1
-
-    def live_units(self) -> Iterator[Unit]:
-        """All that wait, in no order."""
-        entries = itertools.chain(self._entries, self._old)
-        return (unit for _, _, unit in entries if unit.queued)
-
-    def _first_heap(self) -> list[tuple[float, int, Unit]]:
-        """The one whose first entry comes first; units that wait no more are removed there."""
-        for heap in (self._entries, self._old):
-            while heap and not heap[0][2].queued:
-                heapq.heappop(heap)
-                self._dead -= 1
-        if self._entries and self._old:
-            return min(self._entries, self._old, key=lambda heap: heap[0][:2])
-        return self._entries or self._old
-
-
-class Line:
-    """The units of one model in one class."""
-
-    def __init__(self, key: str, budgets: Budgets) -> None:
-        self.key = key
-        self._budgets = budgets
         self._waiting = LazyHeap()
         self._skipped: list[Unit] = []
         """Units that go first, in this order. At most `MAX_SKIPPED` and one split unit."""
@@ -150,66 +41,130 @@ class Line:
         """The unit that goes next."""
         return self._skipped[0] if self._skipped else self._waiting.peek()
 
+    def pop(self) -> None:
+        """Remove what `first` gave."""
+        if self._skipped:
+            self._skipped.pop(0).skipped = False
+        else:
+            self._waiting.pop()
+
+    def put_back(self, units: list[Unit]) -> None:
+        """Units that were skipped over: they go first from now on."""
+        for unit in units:
+            unit.skipped = True
+        self._skipped = units + self._skipped
+
     def due(self) -> float:
-        """When the most urgent unit is due; the line is not empty."""
+        """When the most urgent unit is due; infinite without one."""
         waiting = self._waiting.peek()
         dues = [unit.due for unit in self._skipped]
-        return min([*dues, waiting.due] if waiting is not None else dues)
-
-    def first_cost(self) -> int:
-        """Tokens that the first unit would take in an empty batch."""
-        unit = self.first()
-        assert unit is not None
-        return _cut(unit, self._budgets.room(self.key))[1]
+        return min([*dues, waiting.due] if waiting is not None else dues, default=math.inf)
 
     def live_units(self) -> Iterator[Unit]:
         """All that wait, in no order."""
         return itertools.chain(list(self._skipped), self._waiting.live_units())
 
+
+class Line:
+    """The units of one model in one class: a flow for each caller."""
+
+    def __init__(self, key: str, budgets: Budgets, shares: Shares) -> None:
+        self.key = key
+        self._budgets = budgets
+        self._shares = shares
+        self._flows: dict[str, Flow] = {}
+        """By the caller's key; only those in which something waits."""
+
+    def add(self, unit: Unit) -> None:
+        """Take in a unit."""
+        self._flows.setdefault(unit.caller.key, Flow()).add(unit)
+
+    def forget(self, unit: Unit) -> None:
+        """Note that a unit in here waits no more."""
+        self._flows[unit.caller.key].forget(unit)
+        self._close(unit.caller.key)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits."""
+        return not self._flows
+
+    def due(self) -> float:
+        """When the most urgent unit is due; the line is not empty."""
+        return min(flow.due() for flow in self._flows.values())
+
+    def first_cost(self) -> int:
+        """Tokens that the first unit would take in an empty batch."""
+        _, _, _, unit = min(self._turn(key) for key in self._flows)
+        return _cut(unit, self._budgets.room(self.key))[1]
+
+    def live_units(self) -> Iterator[Unit]:
+        """All that wait, in no order."""
+        return itertools.chain.from_iterable(
+            [list(flow.live_units()) for flow in self._flows.values()]
+        )
+
     def take(self, batch: Batch, credit: float, now: float) -> list[Part]:
         """Move units into the batch while there is room, credit, and time for those in it.
 
-        On credit they go strictly in order: if others could overtake the first unit, they
-        would spend what it must gather. Else a unit that does not fit is skipped over.
+        Each next unit is of the caller that has had least. On credit they go strictly in
+        order: if others could overtake the first unit, they would spend what it must gather.
+        Else a unit that does not fit is skipped over.
         """
         parts: list[Part] = []
         misfits: list[Unit] = []
         room = self._budgets.room(self.key)
         for part in batch.parts:
             room = _in_time(room, part.unit, batch, now)
-        while len(misfits) < MAX_SKIPPED and _has_room(batch, room):
-            unit = self.first()
-            if unit is None:
-                break
+        turns = [self._turn(key) for key in self._flows]
+        heapq.heapify(turns)
+        while turns and len(misfits) < MAX_SKIPPED and _has_room(batch, room):
+            served, _, _, unit = turns[0]
             stop, tokens = _cut(unit, room)
-            if tokens > credit or (credit < math.inf and not _fits(unit, batch, room, tokens)):
+            fits = _fits(unit, batch, room, tokens)
+            if tokens > credit or (credit < math.inf and not fits):
                 break
-            self._pop_first()
-            if not _fits(unit, batch, room, tokens):
+            flow = self._flows[unit.caller.key]
+            flow.pop()
+            if fits:
+                credit -= tokens
+                self._shares.charge(unit.caller, tokens)
+                parts.append(_place(unit, batch, stop, tokens))
+                room = _in_time(room, unit, batch, now)
+            if unit.queued:  # skipped over, or the rest of a split unit: it begins the next batch
                 misfits.append(unit)
-                continue
-            credit -= tokens
-            parts.append(_place(unit, batch, stop, tokens))
-            room = _in_time(room, unit, batch, now)
-            if unit.queued:  # the rest of a split unit: it begins the next batch
-                misfits.append(unit)
+            # Who is skipped over waits for its turn as if it had been served, but is not charged.
+            following = flow.first()
+            if following is None:
+                heapq.heappop(turns)
+            else:
+                had = served + tokens / unit.caller.share
+                heapq.heapreplace(turns, (had, following.due, following.order, following))
         self._put_back(misfits)
         return parts
 
-    def _pop_first(self) -> None:
-        if self._skipped:
-            self._skipped.pop(0).skipped = False
-        else:
-            self._waiting.pop()
+    def _turn(self, key: str) -> tuple[float, float, int, Unit]:
+        """What the next unit of a caller is ordered by, and the unit."""
+        unit = self._flows[key].first()
+        assert unit is not None
+        return self._shares.of(key), unit.due, unit.order, unit
 
     def _put_back(self, misfits: list[Unit]) -> None:
+        by_caller: dict[str, list[Unit]] = {}
         for unit in misfits:
-            unit.skipped = True
-        self._skipped = misfits + self._skipped
+            by_caller.setdefault(unit.caller.key, []).append(unit)
+        for key, units in by_caller.items():
+            self._flows[key].put_back(units)
+        for key in list(self._flows):
+            self._close(key)
+
+    def _close(self, key: str) -> None:
+        if self._flows[key].first() is None:
+            del self._flows[key]
 
 
 class ClassQueue:
-    """The lines of one class, and how much each model has had."""
+    """The lines of one class, and how much each model and each caller has had."""
 
     def __init__(self, limits: BatchLimits, budgets: Budgets) -> None:
         self._limits = limits
@@ -221,16 +176,21 @@ class ClassQueue:
         self._served: dict[str, float] = {}
         self._floor = 0.0
         """What the least served of the waiting models had had when it was last looked at."""
+        self._shares = Shares()
+        self._waiting: dict[str, int] = {}
+        """Units by the key of their caller; only of those who have some."""
 
     def add(self, unit: Unit) -> None:
         """Take in a unit."""
         line = self.lines.get(unit.key)
         if line is None:
-            line = self.lines[unit.key] = Line(unit.key, self._budgets)
+            line = self.lines[unit.key] = Line(unit.key, self._budgets, self._shares)
             # A model that comes back has no claim for the time in which it asked for nothing.
             self._served[unit.key] = max(self._served.get(unit.key, 0.0), self._floor)
+        if unit.caller.key not in self._waiting:
+            self._shares.enter(unit.caller)
         line.add(unit)
-        self.units += 1
+        self._count(unit, 1)
         self.tokens += unit.tokens
 
     def remove(self, unit: Unit) -> None:
@@ -238,7 +198,7 @@ class ClassQueue:
         line = self.lines[unit.key]
         unit.queued = False
         line.forget(unit)
-        self.units -= 1
+        self._count(unit, -1)
         self.tokens -= unit.tokens
         self._close(line)
 
@@ -259,7 +219,8 @@ class ClassQueue:
             self._served[line.key] += part.tokens
             # The prefix of a unit that is split goes with every part, and with its rest.
             self.tokens -= part.tokens - (len(part.item.prefix) if part.unit.queued else 0)
-            self.units -= not part.unit.queued
+            if not part.unit.queued:
+                self._count(part.unit, -1)
         self._close(line)
 
     def live_units(self) -> Iterator[Unit]:
@@ -268,8 +229,16 @@ class ClassQueue:
             [list(line.live_units()) for line in self.lines.values()]
         )
 
+    def _count(self, unit: Unit, more: int) -> None:
+        key = unit.caller.key
+        self.units += more
+        self._waiting[key] = self._waiting.get(key, 0) + more
+        if not self._waiting[key]:
+            del self._waiting[key]
+            self._shares.forget(self._waiting)
+
     def _close(self, line: Line) -> None:
-        if line.first() is None:
+        if line.empty:
             del self.lines[line.key]
             # Revisions come and go: forget those that have no lead left to remember.
             gone = [

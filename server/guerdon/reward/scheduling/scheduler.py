@@ -6,9 +6,10 @@ owns a `Scheduler` calls it from one thread and asks for a batch when the engine
 The rules, and why, are in `docs/scheduling.md`. In short:
 
 - A batch holds one model key (one revision), so that no batch mixes versions.
-- Within a class the unit that is *due* first goes first: at its deadline, or `patience`
+- Within a class the caller that has had the fewest tokens for its weight goes first, unit by
+  unit. Of a caller, the unit that is *due* first goes first: at its deadline, or `patience`
   seconds after its arrival, whichever comes first. Whatever has waited longer than
-  `patience` is ahead of all that arrives later, so nothing starves.
+  `patience` is ahead of all that the same caller sends later, so nothing starves.
 - ONLINE goes before BATCH. Every ONLINE token computed while BATCH waits earns BATCH credit
   of share / (1 - share) tokens, and BATCH goes first once its credit pays for its first unit.
 - Among the models of a class, those within one batch of the least served one compete by what
@@ -28,8 +29,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from guerdon.reward.scheduling.limits import BatchLimits, Budgets
-from guerdon.reward.scheduling.queues import Batch, ClassQueue, LazyHeap, Line, Part, Unit
+from guerdon.reward.scheduling.queues import ClassQueue, Line
+from guerdon.reward.scheduling.units import Batch, LazyHeap, Part, Unit
 from guerdon.reward.types import EncodedItem, PriorityClass
+from guerdon.serving.identity import EVERYBODY, Caller
 
 __all__ = ["Batch", "BatchLimits", "Formed", "Part", "Scheduler", "Unit"]
 
@@ -82,6 +85,7 @@ class Scheduler:
         deadline: float | None,
         now: float,
         owner: object = None,
+        caller: Caller = EVERYBODY,
     ) -> Unit:
         """Take in one item.
 
@@ -99,6 +103,7 @@ class Scheduler:
             due=self._limits.due(deadline, now),
             order=next(self._orders),
             owner=owner,
+            caller=caller,
             tokens=item.tokens,
         )
         self._class(priority).add(unit)

@@ -28,6 +28,7 @@ from guerdon.reward.types import (
     RewardModel,
 )
 from guerdon.serving.errors import ComputeFailed, ServiceError, Unavailable
+from guerdon.serving.identity import EVERYBODY, Caller
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Job:
     priority: PriorityClass
     deadline: float | None
     arrival: float
+    caller: Caller = EVERYBODY
     abandoned: bool = False
     """Set on the event loop when nobody waits any more, and read here before each batch."""
     units: list[Unit] = field(default_factory=list)
@@ -220,6 +222,7 @@ class Worker:
                 deadline=job.deadline,
                 now=job.arrival,
                 owner=(job, index),
+                caller=job.caller,
             )
             for index, item in enumerate(job.items)
         ]

@@ -42,18 +42,24 @@ class CallMetrics:
     def __init__(self, metrics: RewardMetrics, registry: Registry) -> None:
         self._metrics = metrics
         self._registry = registry
+        self._limits = calls.CallerLimits()
 
     @contextmanager
     def track(self, method: str, deadline: float | None) -> Iterator[Call]:
         """Count a call under the code that it ends with, and time it if it succeeds."""
         call = Call(method, deadline)
-        with calls.tracked(call, self._metrics.in_flight, partial(self._finish, call)):
+        gauge, caller = self._metrics.in_flight, self._metrics.caller_in_flight
+        with (
+            calls.tracked(call, gauge, self._limits, partial(self._finish, call)),
+            caller.labels(call.caller.name).track_inprogress(),
+        ):
             yield call
 
     def _finish(self, call: Call, code: str, seconds: float) -> None:
         name = call.info.name if call.info else self._registry.canonical(call.spec) or UNKNOWN
         priority = call.priority.value
         self._metrics.requests.labels(call.method, name, priority, code).inc()
+        self._metrics.caller_requests.labels(call.caller.name, priority, code).inc()
         if call.info is not None and code == "OK":
             revision = revision_label(call.info.revision)
             self._metrics.request_seconds.labels(name, revision, priority).observe(seconds)

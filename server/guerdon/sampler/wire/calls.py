@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from guerdon.sampler.metrics import SamplerMetrics
-from guerdon.serving.calls import Call, tracked
+from guerdon.serving.calls import Call, CallerLimits, tracked
 
 
 class Calls:
@@ -15,13 +15,15 @@ class Calls:
 
     def __init__(self, metrics: SamplerMetrics) -> None:
         self._metrics = metrics
+        self._limits = CallerLimits()
 
     @contextmanager
     def track(self, method: str, deadline: float | None) -> Iterator[Call]:
         """Follow a call to its end."""
         call = Call(method, deadline)
-        with tracked(call, self._metrics.in_flight, partial(self._finish, method)):
+        with tracked(call, self._metrics.in_flight, self._limits, partial(self._finish, call)):
             yield call
 
-    def _finish(self, method: str, code: str, _seconds: float) -> None:
-        self._metrics.requests.labels(method, code).inc()
+    def _finish(self, call: Call, code: str, _seconds: float) -> None:
+        self._metrics.requests.labels(call.method, code).inc()
+        self._metrics.caller_requests.labels(call.caller.name, code).inc()

@@ -1,0 +1,119 @@
+"""What waits in the scheduler's queues, and what a batch holds. Pure."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from guerdon.reward.types import EncodedItem, PriorityClass
+from guerdon.serving.identity import Caller
+
+_SIFTED = 8
+"""Entries of a heap that are sifted for each unit that leaves it."""
+
+
+@dataclass(slots=True, eq=False)
+class Unit:
+    """One item that waits. Only the scheduler writes to it."""
+
+    key: str
+    item: EncodedItem
+    priority: PriorityClass
+    deadline: float | None
+    arrival: float
+    due: float
+    order: int
+    owner: object
+    """Whatever the caller wants back with it."""
+    caller: Caller
+    tokens: int
+    """Tokens not handed out yet, the prefix included."""
+    taken: int = 0
+    """Responses handed out so far, from the first."""
+    queued: bool = True
+    """Whether some of it still waits."""
+    skipped: bool = False
+
+    @property
+    def sequences(self) -> int:
+        """Responses that still wait."""
+        return self.item.sequences - self.taken
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The responses `start` to `stop` of a unit, in a batch."""
+
+    unit: Unit
+    start: int
+    stop: int
+    item: EncodedItem
+    """These responses alone, with the prefix."""
+    tokens: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """Work of one model that is computed together."""
+
+    key: str
+    parts: list[Part] = field(default_factory=list)
+    tokens: int = 0
+    sequences: int = 0
+
+
+class LazyHeap:
+    """Units by a time; those that wait no more are left in place until they surface or pile up.
+
+    Far deadlines would otherwise keep finished work in memory. What has piled up is cleared
+    out a few entries at a time, so that no call takes long however many there are: an old
+    heap is emptied from its end, which leaves it a heap, into a new one.
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[float, int, Unit]] = []
+        self._old: list[tuple[float, int, Unit]] = []
+        """What remains to be sifted."""
+        self._dead = 0
+
+    def push(self, when: float, unit: Unit) -> None:
+        """Put in a unit that waits."""
+        heapq.heappush(self._entries, (when, unit.order, unit))
+
+    def peek(self) -> Unit | None:
+        """The first unit that still waits."""
+        heap = self._first_heap()
+        return heap[0][2] if heap else None
+
+    def pop(self) -> None:
+        """Remove what `peek` gave."""
+        heapq.heappop(self._first_heap())
+
+    def forget(self) -> None:
+        """Note that a unit in here waits no more."""
+        self._dead += 1
+        if not self._old and self._dead > 64 + len(self._entries) // 4:
+            self._old, self._entries = self._entries, []
+        for _ in range(min(_SIFTED, len(self._old))):
+            entry = self._old.pop()
+            if entry[2].queued:
+                heapq.heappush(self._entries, entry)
+            else:
+                self._dead -= 1
+
+    def live_units(self) -> Iterator[Unit]:
+        """All that wait, in no order."""
+        entries = itertools.chain(self._entries, self._old)
+        return (unit for _, _, unit in entries if unit.queued)
+
+    def _first_heap(self) -> list[tuple[float, int, Unit]]:
+        """The one whose first entry comes first; units that wait no more are removed there."""
+        for heap in (self._entries, self._old):
+            while heap and not heap[0][2].queued:
+                heapq.heappop(heap)
+                self._dead -= 1
+        if self._entries and self._old:
+            return min(self._entries, self._old, key=lambda heap: heap[0][:2])
+        return self._entries or self._old
