@@ -58,19 +58,48 @@ def quantile(q: float, metric: str, labels: str, by: str) -> str:
     return f"histogram_quantile({q}, {rate(f'{metric}_bucket', labels, labels_and_bound)})"
 
 
-def memory_and_cpu(job: str) -> list[Panel]:
-    """What the process takes of its machine."""
+def process_panels(job: str) -> list[Panel]:
+    """Whether the processes take work, and what they take of their machines."""
+
+    def each(metric: str, what: str = "") -> Query:
+        return Query(expr=f'{metric}{{job="{job}", {ONE}}}', legend=f"{{{{instance}}}}{what}")
+
     return [
+        Panel(
+            title="Ready",
+            unit="short",
+            width=8,
+            about="1 while a server takes work: models loaded, not draining.",
+            queries=[each("guerdon_ready")],
+        ),
+        Panel(
+            title="File descriptors",
+            unit="short",
+            width=8,
+            about="Open, and the most that may be: without one no connection is taken.",
+            queries=[each("process_open_fds"), each("process_max_fds", " limit")],
+        ),
+        Panel(
+            title="Certificate",
+            unit="s",
+            width=8,
+            about="Time until the TLS certificate ends. Nothing without TLS.",
+            queries=[
+                Query(
+                    expr=f'guerdon_certificate_expiry_timestamp_seconds{{job="{job}", {ONE}}}'
+                    " - time()",
+                    legend="{{instance}}",
+                )
+            ],
+        ),
         Panel(
             title="Memory",
             unit="bytes",
             width=12,
-            about="Resident memory of the server's process.",
+            about="Resident memory of the server's process, and the most that it may be.",
             queries=[
-                Query(
-                    expr=f'process_resident_memory_bytes{{job="{job}", {ONE}}}',
-                    legend="{{instance}}",
-                )
+                each("process_resident_memory_bytes"),
+                each("guerdon_memory_limit_bytes", " limit"),
             ],
         ),
         Panel(

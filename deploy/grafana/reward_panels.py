@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pictures import ONE, RATE, Dashboard, Panel, Query, memory_and_cpu, quantile, rate
+from pictures import ONE, RATE, Dashboard, Panel, Query, process_panels, quantile, rate
 
 M = f'{ONE}, model=~"$model"'
 """What every query of a metric with a model is narrowed to."""
@@ -441,7 +441,7 @@ MODELS = [
     ),
 ]
 
-PROCESS = memory_and_cpu("guerdon-reward")
+PROCESS = process_panels("guerdon-reward")
 
 REWARD_SERVER = Dashboard(
     uid="guerdon-reward-server",

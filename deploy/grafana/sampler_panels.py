@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pictures import ONE, RATE, Dashboard, Panel, Query, memory_and_cpu, quantile, rate
+from pictures import ONE, RATE, Dashboard, Panel, Query, process_panels, quantile, rate
 
 S = "guerdon_sampler"
 
@@ -266,6 +266,6 @@ SAMPLER = Dashboard(
         ("Latency and length", LATENCY),
         ("Admission", ADMISSION),
         ("Weights", WEIGHTS),
-        ("Process", memory_and_cpu("guerdon-sampler")),
+        ("Process", process_panels("guerdon-sampler")),
     ),
 )

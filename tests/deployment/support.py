@@ -25,16 +25,22 @@ from prometheus_client import CollectorRegistry
 
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.sampler.metrics import SamplerMetrics
+from guerdon.serving.lifecycle import Lifecycle
+from guerdon.serving.metrics import ServiceMetrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 DASHBOARDS = DEPLOY / "grafana" / "dashboards"
 REWARD, SAMPLER = "reward-server.json", "sampler.json"
 PROMETHEUS = DEPLOY / "prometheus"
-RULES = ("rules.yml", "alerts.yml", "sampler-alerts.yml")
-ALERTS = ("alerts.yml", "sampler-alerts.yml")
+ALERTS = ("alerts.yml", "sampler-alerts.yml", "service-alerts.yml")
+RULES = ("rules.yml", *ALERTS)
+RULE_TESTS = ("tests.yml", "sampler-tests.yml", "service-tests.yml")
 
-FOREIGN = {"up", "process_resident_memory_bytes", "process_cpu_seconds_total"}
+FOREIGN = {
+    "up", "process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds",
+    "process_max_fds", "process_start_time_seconds",
+}  # fmt: skip
 """Metrics that are Prometheus's own, or of every process."""
 
 
@@ -42,7 +48,7 @@ def need_program(name: str) -> str:
     """Its path; without it the test is skipped, and fails where it must run (CI)."""
     found = shutil.which(name)
     if found is None:
-        reason = f"there is no {name} here: apt-get install prometheus"
+        reason = f"there is no {name} here: apt-get install prometheus prometheus-alertmanager"
         if os.environ.get("CI") == "true" or os.environ.get("GUERDON_REQUIRE_PROMETHEUS"):
             pytest.fail(reason)
         pytest.skip(reason)
@@ -87,9 +93,9 @@ def rules(file: str) -> list[dict[str, Any]]:
 def known_series(kind: type[RewardMetrics] | type[SamplerMetrics]) -> set[str]:
     """Every series name that a server can expose, `_total`, `_bucket` … included."""
     registry = CollectorRegistry()
-    metrics = kind(registry)
+    own = (kind(registry), ServiceMetrics(registry, Lifecycle(), None))
     names: set[str] = set()
-    for metric in vars(metrics).values():
+    for metric in (each for metrics in own for each in vars(metrics).values()):
         labels = dict.fromkeys(metric._labelnames, "x")
         (metric.labels(**labels) if labels else metric).collect()
     for family in registry.collect():
@@ -148,6 +154,7 @@ def running_prometheus(
     job.pop("dns_sd_configs", None)
     job["static_configs"] = [{"targets": [target]}]
     config["scrape_configs"] = [job]
+    del config["alerting"]  # the Alertmanager of compose.yaml is not here
     file = folder / "prometheus.yml"
     file.write_text(yaml.safe_dump(config))
     port = free_port()
@@ -158,18 +165,19 @@ def running_prometheus(
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
-        _wait_ready(process, f"http://127.0.0.1:{port}/-/ready", folder / "prometheus.log")
+        wait_ready(process, f"http://127.0.0.1:{port}/-/ready", folder / "prometheus.log")
         yield Prometheus(f"http://127.0.0.1:{port}")
     finally:
         process.terminate()
         process.wait(20)
 
 
-def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Until a program answers; its log where it does not."""
     end = time.monotonic() + 20
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(url, timeout=2).status_code == 200:
                 return
         time.sleep(0.1)
-    raise RuntimeError(f"Prometheus did not start:\n{log.read_text()}")
+    raise RuntimeError(f"{process.args!r} did not start:\n{log.read_text()}")

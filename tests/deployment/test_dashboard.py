@@ -20,6 +20,7 @@ from .support import (
     PROMETHEUS,
     REWARD,
     ROOT,
+    RULE_TESTS,
     RULES,
     SAMPLER,
     dashboard,
@@ -135,7 +136,7 @@ def test_promtool_accepts_the_configuration() -> None:
 
 def test_alerts_ring_on_their_fault_and_only_then() -> None:
     done = subprocess.run(
-        [need_program("promtool"), "test", "rules", "tests.yml", "sampler-tests.yml"],
+        [need_program("promtool"), "test", "rules", *RULE_TESTS],
         capture_output=True, text=True, cwd=PROMETHEUS,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -146,7 +147,7 @@ def test_every_alert_is_tested_to_ring_and_explained() -> None:
     names = {rule["alert"] for rule in all_alerts}
     tests = [
         test
-        for file in ("tests.yml", "sampler-tests.yml")
+        for file in RULE_TESTS
         for test in yaml.safe_load((PROMETHEUS / file).read_text())["tests"]
     ]
     rung = {

@@ -20,6 +20,7 @@ SERVICES = {"reward-server": "reward", "sampler": "sampler"}
 RECIPES = [
     DEPLOY / service / f"Dockerfile.{kind}" for service in SERVICES for kind in ("cpu", "cuda")
 ]
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: f"{p.parent.name} {p.name}")
 each_service = pytest.mark.parametrize("service", SERVICES)
 
@@ -122,6 +123,25 @@ def test_compose_is_reached_from_this_machine_only_and_pinned() -> None:
     grafana = compose()["services"]["grafana"]["environment"]
     assert grafana["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
     assert grafana["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_ADMIN_PASSWORD:?")
+
+
+def test_compose_bounds_every_service() -> None:
+    for name, service in compose()["services"].items():
+        assert service["mem_limit"], name
+        assert service["pids_limit"], name
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert "no-new-privileges:true" in service["security_opt"], name
+
+
+def test_the_documented_roll_out_works_in_compose() -> None:
+    """The admin port is published on loopback and asks for the admin token."""
+    service = compose()["services"]["reward-server"]
+    flags = dict(word.removeprefix("--").split("=", 1) for word in service["command"])
+    port = flags["admin-port"]
+    assert f"127.0.0.1:{port}:{port}" in service["ports"]
+    assert service["environment"]["GUERDON_ADMIN_TOKEN"].startswith("${GUERDON_ADMIN_TOKEN:?")
+    assert f"guerdon admin load --server 127.0.0.1:{port}" in OPERATIONS
 
 
 @each_service

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import Any
 
@@ -14,7 +15,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from guerdon.reward.app import RewardServer
 from guerdon.reward.config import load_config
 from guerdon.serving.errors import EngineDied
-from guerdon.serving.lifecycle import Phase
+from guerdon.serving.lifecycle import Lifecycle, Phase
+from guerdon.serving.metrics import ServiceMetrics, new_registry
 from guerdon.v1 import admin_pb2, common_pb2, reward_pb2
 
 from .conftest import Harness, start_server, until
@@ -102,6 +104,19 @@ async def test_the_server_listens_and_is_not_ready_while_it_loads() -> None:
     server.lifecycle.start_draining()
     await running
     assert len(loader.behaviour.closed) == 1
+
+
+async def test_ready_is_a_metric() -> None:
+    registry, lifecycle = new_registry(), Lifecycle()
+    ServiceMetrics(registry, lifecycle, certificate=None)
+    assert registry.get_sample_value("guerdon_ready") == 0
+    lifecycle.start_serving()
+    assert registry.get_sample_value("guerdon_ready") == 1
+    lifecycle.start_draining()
+    assert registry.get_sample_value("guerdon_ready") == 0
+    assert registry.get_sample_value("guerdon_certificate_expiry_timestamp_seconds") == math.inf
+    used = registry.get_sample_value("process_resident_memory_bytes")
+    assert used < registry.get_sample_value("guerdon_memory_limit_bytes") < 1e15
 
 
 async def test_health_answers_while_the_engine_and_the_threads_are_busy(served: Harness) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import shutil
 import ssl
 import subprocess
@@ -84,6 +86,28 @@ async def test_the_client_encrypts_and_checks_the_name(ours: Authority, theirs: 
                 await score(port, wrong)
         with pytest.raises(Unavailable):
             await score(port, TLS(ca=ours.certificate, server_name="elsewhere"))
+
+
+async def test_metrics_say_when_the_certificate_ends(ours: Authority) -> None:
+    certificate, key = ours.sign("localhost")
+    ends = subprocess.run(
+        ["openssl", "x509", "-enddate", "-noout", "-in", certificate],
+        check=True, capture_output=True, text=True,
+    ).stdout.strip().removeprefix("notAfter=")  # fmt: skip
+    context = ssl.create_default_context(cafile=str(ours.certificate))
+    async with (
+        start_server(tls_certificate=certificate, tls_key=key) as served,
+        httpx.AsyncClient(verify=context) as http,
+    ):
+
+        async def expiry() -> float:
+            text = (await http.get(f"https://localhost:{served.ports.http_port}/metrics")).text
+            (line,) = re.findall(r"^guerdon_certificate_expiry\S+ (\S+)$", text, re.MULTILINE)
+            return float(line)
+
+        assert await expiry() == ssl.cert_time_to_seconds(ends)
+        certificate.write_text("no certificate")
+        assert math.isnan(await expiry())
 
 
 async def test_clients_must_show_a_certificate_where_that_is_asked(

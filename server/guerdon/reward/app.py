@@ -27,7 +27,7 @@ from guerdon.serving.errors import EngineDied
 from guerdon.serving.http import new_app
 from guerdon.serving.lifecycle import Lifecycle, Phase
 from guerdon.serving.listening import Listener
-from guerdon.serving.metrics import new_registry
+from guerdon.serving.metrics import ServiceMetrics, new_registry
 from guerdon.serving.ports import Ports
 from guerdon.serving.wire import generic_handler
 
@@ -65,6 +65,7 @@ class RewardServer:
         self._callers = read_callers(config)
         config.check_exposure(admin_token=self._callers.own_admin)
         prometheus = new_registry()
+        ServiceMetrics(prometheus, self.lifecycle, config.tls_certificate)
         self._metrics = RewardMetrics(prometheus)
         self._metrics.queue_limit_tokens.set(config.queue.max_queued_tokens)
         observer = MetricsObserver(self._metrics, self._engine_down)

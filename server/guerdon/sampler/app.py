@@ -28,7 +28,7 @@ from guerdon.serving.errors import CheckpointRefused, EngineDied, ServiceError
 from guerdon.serving.http import new_app
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.listening import Listener
-from guerdon.serving.metrics import new_registry
+from guerdon.serving.metrics import ServiceMetrics, new_registry
 from guerdon.serving.ports import Ports
 from guerdon.serving.wire import generic_handler
 
@@ -84,6 +84,7 @@ class SamplerServer:
         self.lifecycle = Lifecycle()
         self._callers = callers_of(config)
         prometheus = new_registry()
+        ServiceMetrics(prometheus, self.lifecycle, config.tls_certificate)
         self._metrics = metrics = SamplerMetrics(prometheus)
         metrics.limit.set(config.max_in_flight)
         calls = Calls(metrics)

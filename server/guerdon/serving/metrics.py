@@ -1,9 +1,23 @@
-"""The process's Prometheus registry and its text form."""
+"""The metrics that every service has, and their Prometheus text form."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+import os
+from pathlib import Path
+
+from cryptography import x509
+from prometheus_client import (
+    CollectorRegistry,
+    Gauge,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from guerdon.serving.lifecycle import Lifecycle
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def new_registry() -> CollectorRegistry:
@@ -13,6 +27,58 @@ def new_registry() -> CollectorRegistry:
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
     return registry
+
+
+class ServiceMetrics:
+    """Whether a service takes work, and what it will run out of.
+
+    Args:
+        certificate: the TLS certificate that it shows, if any.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, lifecycle: Lifecycle, certificate: Path | None
+    ) -> None:
+        self.ready = Gauge(
+            "guerdon_ready", "1 while the server takes work: models loaded, not draining.",
+            registry=registry,
+        )  # fmt: skip
+        self.ready.set_function(lambda: float(lifecycle.ready))
+        self.memory_limit = Gauge(
+            "guerdon_memory_limit_bytes", "Memory of the container, else of the machine.",
+            registry=registry,
+        )  # fmt: skip
+        self.memory_limit.set_function(memory_limit)
+        self.certificate_expiry = Gauge(
+            "guerdon_certificate_expiry_timestamp_seconds",
+            "When the TLS certificate ends, in Unix time; +Inf without one.", registry=registry,
+        )  # fmt: skip
+        self.certificate_expiry.set_function(lambda: certificate_end(certificate))
+
+
+def memory_limit() -> float:
+    """Bytes that the process may use: the container's limit, else all memory of the machine."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = _CGROUP_LIMIT.read_text(encoding="ascii").strip()
+    except OSError:
+        return float(machine)
+    return float(machine if limit == "max" else min(int(limit), machine))
+
+
+def certificate_end(certificate: Path | None) -> float:
+    """When the first certificate of a PEM file ends, in Unix time; +Inf without a file.
+
+    NaN where the file can't be read any more: no alert compares with that, and whoever reads the
+    certificates anew says why.
+    """
+    if certificate is None:
+        return float("inf")
+    try:
+        first = x509.load_pem_x509_certificates(certificate.read_bytes())[0]
+    except (OSError, ValueError):
+        return float("nan")
+    return first.not_valid_after_utc.timestamp()
 
 
 def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
