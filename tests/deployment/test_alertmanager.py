@@ -118,8 +118,6 @@ def test_prometheus_knows_the_alertmanager() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     (manager,) = config["alerting"]["alertmanagers"]
     ((target,),) = [each["targets"] for each in manager["static_configs"]]
-        each["targets"] for each in config["alerting"]["alertmanagers"][0]["static_configs"]
-    ]
     name, _, port = target.partition(":")
     (published,) = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"][name]["ports"]
     assert published == f"127.0.0.1:{port}:{port}"

@@ -209,14 +209,22 @@ async def test_unknown_models_share_one_label(served: Harness) -> None:
     assert await served.metric(line) == 3.0
 
 
-async def test_a_dead_engine_ends_the_process_with_an_error(monkeypatch: Any) -> None:
+class EndsTheThread:
+    """A command that no error handler of the engine's thread survives."""
+
+    @property
+    def job(self) -> Any:
+        raise SystemExit
+
+
+async def test_a_dead_engine_ends_the_process_with_an_error() -> None:
     loader = FakeLoader()
     flags = {"models": {"m": "first"}, "port": 0, "http_port": -1}
     server = RewardServer(load_config(None, flags), loader)
     ready = asyncio.Event()
     running = asyncio.create_task(server.run(lambda ports: ready.set(), signals=False))
     await asyncio.wait_for(ready.wait(), 10)
-    server._dispatcher._worker.send("no command")  # type: ignore[arg-type]
+    server._dispatcher._worker.send(EndsTheThread())  # type: ignore[arg-type]
     with pytest.raises(EngineDied):
         await asyncio.wait_for(running, 20)
 

@@ -22,8 +22,9 @@ ITEM = Item("a b", ["c", "d e"])
 ONCE = Retry(attempts=1)
 
 
-def openssl(*arguments: str | Path) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+def openssl(*arguments: str | Path) -> str:
+    done = subprocess.run(["openssl", *arguments], check=True, capture_output=True, text=True)
+    return done.stdout
 
 
 class Authority:
@@ -90,10 +91,7 @@ async def test_the_client_encrypts_and_checks_the_name(ours: Authority, theirs: 
 
 async def test_metrics_say_when_the_certificate_ends(ours: Authority) -> None:
     certificate, key = ours.sign("localhost")
-    ends = subprocess.run(
-        ["openssl", "x509", "-enddate", "-noout", "-in", certificate],
-        check=True, capture_output=True, text=True,
-    ).stdout.strip().removeprefix("notAfter=")  # fmt: skip
+    ends = openssl("x509", "-enddate", "-noout", "-in", certificate).strip()
     context = ssl.create_default_context(cafile=str(ours.certificate))
     async with (
         start_server(tls_certificate=certificate, tls_key=key) as served,
@@ -105,7 +103,7 @@ async def test_metrics_say_when_the_certificate_ends(ours: Authority) -> None:
             (line,) = re.findall(r"^guerdon_certificate_expiry\S+ (\S+)$", text, re.MULTILINE)
             return float(line)
 
-        assert await expiry() == ssl.cert_time_to_seconds(ends)
+        assert await expiry() == ssl.cert_time_to_seconds(ends.removeprefix("notAfter="))
         certificate.write_text("no certificate")
         assert math.isnan(await expiry())
 
