@@ -46,15 +46,15 @@ both = pytest.mark.parametrize("kind", ["fake", "real"])
 
 @asynccontextmanager
 async def sampler(kind: str, *, slow: bool = False) -> AsyncIterator[AsyncPolicyClient]:
-    """A client of a sampler of the kind; slow ones take a tenth of a second for a completion."""
+    """A client of a sampler of the kind; slow ones take half a second for a completion."""
     async with AsyncExitStack() as stack:
         if kind == "fake":
-            fake = FakePolicyServer(delay=(0.1, 0.1) if slow else (0, 0), tensors=SPECS,
+            fake = FakePolicyServer(delay=(0.5, 0.5) if slow else (0, 0), tensors=SPECS,
                                     limit=LIMIT)  # fmt: skip
             target = (await stack.enter_async_context(fake)).target
         else:
             real = await stack.enter_async_context(start_sampler(max_in_flight=LIMIT))
-            real.engine.behaviour.seconds_per_token = 0.02 if slow else 0.0
+            real.engine.behaviour.seconds_per_token = 0.06 if slow else 0.0
             target = f"127.0.0.1:{real.ports.port}"
         yield await stack.enter_async_context(AsyncPolicyClient(target, retry=ONCE))
 

@@ -97,12 +97,18 @@ def test_the_error_tree_is_that_of_the_docstring() -> None:
 
 def test_every_status_code_becomes_an_error_that_keeps_it() -> None:
     for code in grpc.StatusCode:
-        if code is grpc.StatusCode.OK:
+        if code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
             continue
         status = status_pb2.Status(code=getattr(code_pb2, code.name), message="m")
         error = errors.from_status(status)
         assert (error.code, str(error), error.details) == (code, "m", ())
     assert errors.from_status(status_pb2.Status(code=999)).code is grpc.StatusCode.UNKNOWN
+
+
+def test_a_cancellation_that_the_caller_did_not_ask_for_is_unavailable() -> None:
+    error = errors.from_status(status_pb2.Status(code=code_pb2.CANCELLED, message="m"))
+    assert isinstance(error, api.Unavailable)
+    assert (error.code, str(error)) == (grpc.StatusCode.UNAVAILABLE, "the server ended the call: m")
 
 
 def test_details_are_decoded_and_strange_ones_left_out() -> None:

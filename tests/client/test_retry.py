@@ -64,7 +64,6 @@ async def test_the_servers_own_time_is_waited_and_jitter_comes_on_top(chance: fl
         Code.ABORTED,
         Code.DATA_LOSS,
         Code.UNAUTHENTICATED,
-        Code.CANCELLED,
     ],
 )
 async def test_other_errors_are_told_at_once(code: grpc.StatusCode) -> None:

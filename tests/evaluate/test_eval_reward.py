@@ -125,7 +125,7 @@ def test_what_the_server_refuses_stops_it_or_is_counted(
     assert main([*arguments[:-1], "unknown"]) == 1
     assert "unknown" in capfd.readouterr().err
     assert main(["eval", "reward", str(data), "--server", "127.0.0.1:1", "--model", "fake",
-                 "--timeout", "1"]) == 3  # fmt: skip
+                 "--wait", "0"]) == 3  # fmt: skip
 
 
 def test_a_promotion_in_the_middle_changes_nothing(

@@ -10,7 +10,6 @@ import pytest
 from google.rpc import error_details_pb2
 
 from guerdon.client import (
-    Cancelled,
     DeadlineExceeded,
     GuerdonError,
     Internal,
@@ -47,7 +46,7 @@ def patience(clock: FakeClock, seconds: float = 60.0) -> Patience:
 async def test_what_is_away_is_asked_again_and_counted_once() -> None:
     clock = FakeClock()
     asked = patience(clock)
-    away = [Unavailable("gone"), DeadlineExceeded("late"), Cancelled("stopped")]
+    away = [Unavailable("gone"), DeadlineExceeded("late")]
     aborted = GuerdonError("update", code=grpc.StatusCode.ABORTED)
     assert await asked.ask(failing(*away, aborted)) == "answer"
     assert asked.faults_survived == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +26,12 @@ class Connection:
     tls: bool
     tls_ca: Path | None
     timeout: float | None
+    patient: bool = True
+    """Whether to try again, within the timeout, what an absent or busy server did not answer."""
+
+    def first(self, wait: float) -> Connection:
+        """For the first question, which waits `wait` seconds for a server that is not there yet."""
+        return replace(self, timeout=wait or self.timeout, patient=wait > 0)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[api.AsyncRewardClient]:
@@ -71,7 +77,8 @@ class Connection:
     def _make(self, kind: type[_Client]) -> _Client:
         tls = api.TLS(ca=self.tls_ca) if self.tls or self.tls_ca else None
         try:
-            return kind(self.server, token=self.token, tls=tls, timeout=self.timeout)
+            retry = api.Retry() if self.patient else api.Retry(attempts=1)
+            return kind(self.server, token=self.token, tls=tls, timeout=self.timeout, retry=retry)
         except ValueError as exc:
             raise CommandError(f"{exc}.", ExitCode.USAGE) from exc
 

@@ -33,6 +33,8 @@ class FileJob:
     in_flight: int
     skip: bool
     restart: bool
+    wait: float
+    """Seconds to wait for a server that is not there yet, or is starting."""
     progress: bool | None
     score_options: ScoringOptions
     """Keyword arguments of the client's `score_stream`."""
@@ -57,8 +59,9 @@ def run(job: FileJob) -> ExitCode:
 
 
 async def _run(job: FileJob, lines: JsonLines, live: bool) -> ExitCode:
-    async with job.connection.open() as client:
+    async with job.connection.first(job.wait).open() as client:
         info = await client.get_model(job.model)
+    async with job.connection.open() as client:
         pairwise = info.kind == "pairwise"
         if pairwise and job.command != "rank":
             raise CommandError(

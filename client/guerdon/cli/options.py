@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 DEFAULT_SERVER = "localhost:50051"
+DEFAULT_WAIT = 60.0
 DEFAULT_SAMPLER = "localhost:50052"
 
 
@@ -75,6 +76,12 @@ TlsCa = Annotated[
 Timeout = Annotated[
     float | None,
     typer.Option(metavar="SECONDS", min=0.001, help="Time allowed for one call or item."),
+]
+Wait = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS", min=0, max=86_400, help="How long to wait for a server to be there."
+    ),
 ]
 Model = Annotated[
     str, typer.Option(help="The model's name, an alias, or name@revision.", show_default=False)

@@ -33,6 +33,7 @@ def rank(
     tls: opt.Tls = False,
     tls_ca: opt.TlsCa = None,
     timeout: opt.Timeout = 600.0,
+    wait: opt.Wait = opt.DEFAULT_WAIT,
     priority: opt.PriorityOption = opt.Priority.BATCH,
     truncation: opt.TruncationOption = opt.Truncation.REJECT,
     on_error: opt.OnErrorOption = opt.OnError.STOP,
@@ -56,7 +57,7 @@ def rank(
     if prompt is not None or candidate:
         if source is not None or output is not None:
             raise CommandError("--prompt and --candidate go without files.", ExitCode.USAGE)
-        return _table(connection, model, prompt, candidate or [], top_n, options)
+        return _table(connection, model, prompt, candidate or [], top_n, wait, options)
 
     def annotate(scores: Sequence[Score]) -> Mapping[str, Any]:
         values = [score.score for score in scores]
@@ -74,6 +75,7 @@ def rank(
             in_flight=in_flight,
             skip=on_error is opt.OnError.SKIP,
             restart=restart,
+            wait=wait,
             progress=progress,
             score_options=options,
             made_by={"truncation": truncation.value, "top_n": top_n},
@@ -87,6 +89,7 @@ def _table(
     prompt: str | None,
     candidates: Sequence[str],
     top_n: int,
+    wait: float,
     options: ScoringOptions,
 ) -> int:
     """Ranks answers given on the command line and prints them, best first."""
@@ -96,7 +99,7 @@ def _table(
 
     if not prompt or not candidates:
         raise CommandError("--prompt and --candidate go together.", ExitCode.USAGE)
-    ranked = asyncio.run(_rank(connection, model, prompt, candidates, top_n, options))
+    ranked = asyncio.run(_rank(connection, model, prompt, candidates, top_n, wait, options))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("#", justify="right")
     table.add_column("score", justify="right")
@@ -113,8 +116,11 @@ async def _rank(
     prompt: str,
     candidates: Sequence[str],
     top_n: int,
+    wait: float,
     options: ScoringOptions,
 ) -> Sequence[RankedCandidate]:
+    async with connection.first(wait).open() as client:
+        await client.get_model(model)
     async with connection.open() as client:
         ranking = await client.rank(model, prompt, candidates, top_n=top_n or None, **options)
         return ranking.ranking

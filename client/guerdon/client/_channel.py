@@ -7,6 +7,7 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,11 +53,23 @@ class Target:
     @property
     def loopback(self) -> bool:
         """Whether tokens stay on this machine."""
-        hosts = [e.split("://")[-1].rpartition(":")[0].strip("[]/") for e in self.endpoints]
-        return all(
-            endpoint.startswith("unix") or host in ("localhost", "::1") or host.startswith("127.")
-            for endpoint, host in zip(self.endpoints, hosts, strict=True)
-        )
+        return all(map(_is_loopback, self.hosts))
+
+    @property
+    def hosts(self) -> list[str]:
+        """Names or addresses, without ports; `unix` for a socket of this machine."""
+        found = []
+        for endpoint in self.endpoints:
+            if endpoint.startswith("unix"):
+                found.append("unix")
+                continue
+            bare = endpoint.removeprefix("dns:").removeprefix("ipv4:").removeprefix("ipv6:")
+            places = bare.rpartition("/")[2].split(",")  # dns://resolver/host:port
+            found += [re.sub(r":\d+$", "", place).strip("[]") for place in places]
+        return found
+
+    def __str__(self) -> str:
+        return ", ".join(self.endpoints)
 
     async def resolve(self) -> str:
         """The target as gRPC takes it.
@@ -122,6 +135,35 @@ def _static(
     return "ipv6:" + ",".join(f"[{host}]:{port}" for host, (_, port) in pairs)
 
 
+def _is_loopback(host: str) -> bool:
+    if host in ("unix", "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def proxy_hint(target: Target) -> str:
+    """What the environment says of a proxy, for an error; empty where there is none.
+
+    gRPC goes through `grpc_proxy`, `https_proxy` or `http_proxy`, whichever is set first, and not
+    for the hosts of `no_grpc_proxy` or else `no_proxy`.
+    """
+    if target.loopback:
+        return ""
+    names = ("grpc_proxy", "https_proxy", "http_proxy")
+    name = next((name for name in names if os.environ.get(name)), None)
+    if name is None:
+        return ""
+    excepted = next((os.environ[n] for n in ("no_grpc_proxy", "no_proxy") if n in os.environ), "")
+    endings = tuple(end.strip().lower() for end in excepted.split(",") if end.strip())
+    if all(host.lower().endswith(endings) for host in target.hosts):
+        return ""
+    where = os.environ[name].rpartition("@")[2]  # a user and password may stand before it
+    return f"{name} is set to {where}; no_proxy={target.hosts[0]} goes past it"
+
+
 class _Fork:
     """Whether gRPC's threads are there: a fork does not take them along."""
 
@@ -155,40 +197,81 @@ def check_fork() -> None:
         )
 
 
-def open_channel(address: str, *, several: bool, tls: TLS | None) -> grpc.aio.Channel:
-    """A channel; must be called on the event loop that uses it."""
+def open_channel(
+    address: str, *, several: bool, tls: TLS | None, proxy: bool, max_reply_bytes: int
+) -> grpc.aio.Channel:
+    """A channel; must be called on the event loop that uses it.
+
+    Args:
+        address: as gRPC takes it.
+        several: whether it is known to be more than one server.
+        tls: encrypt.
+        proxy: whether a proxy that the environment names is used.
+        max_reply_bytes: the largest message that may come.
+    """
     _Fork.started = True
     options = _options(several=several)
+    options.append(("grpc.enable_http_proxy", int(proxy)))
+    options.append(("grpc.max_receive_message_length", max_reply_bytes))
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options)
     if tls.server_name:
         options.append(("grpc.ssl_target_name_override", tls.server_name))
         options.append(("grpc.default_authority", tls.server_name))
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=_read(tls.ca),
-        private_key=_read(tls.key),
-        certificate_chain=_read(tls.certificate),
-    )
+    authorities, key, certificate = read_files(tls)
+    credentials = grpc.ssl_channel_credentials(authorities, key, certificate)
     return grpc.aio.secure_channel(address, credentials, options=options)
 
 
+_PING_MS = 10_000
+"""Between two pings while a call waits, and the longest that a ping's answer may take."""
+
+_LEFT_OUT = {
+    "interval": "5s",
+    "baseEjectionTime": "15s",
+    "maxEjectionTime": "60s",
+    "maxEjectionPercent": 50,
+    "failurePercentageEjection": {
+        "threshold": 95,
+        "enforcementPercentage": 100,
+        "minimumHosts": 2,
+        "requestVolume": 5,
+    },
+    "childPolicy": [{"round_robin": {}}],
+}
+"""A server of several on which all but a few calls fail for an interval is left out for a while,
+as gRFC A50 says: it may answer pings and nothing else. One server alone never is."""
+
+
 def _options(*, several: bool) -> list[tuple[str, Any]]:
-    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    balancing = {"outlier_detection_experimental": _LEFT_OUT}
+    config: dict[str, Any] = {"loadBalancingConfig": [balancing]}
     if several:
         # A server that is there but drains or loads is passed over too.
         config["healthCheckConfig"] = {"serviceName": ""}
     return [
         ("grpc.service_config", json.dumps(config)),
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
         # Our retries come quickly; gRPC's own default would not even reconnect for a second.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
-        # A peer that vanished without a word is noticed while calls wait for it.
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        # A peer that vanished or stands still is noticed while calls wait for it, whatever
+        # its kernel acknowledges. The servers allow a ping every five seconds.
+        ("grpc.keepalive_time_ms", _PING_MS),
+        ("grpc.keepalive_timeout_ms", _PING_MS),
+        ("grpc.http2.ping_timeout_ms", _PING_MS),
+        ("grpc.http2.max_pings_without_data", 0),
     ]
 
 
-def _read(path: str | Path | None) -> bytes | None:
-    return None if path is None else Path(path).read_bytes()
+def read_files(tls: TLS) -> tuple[bytes | None, bytes | None, bytes | None]:
+    """The authorities, the key and the certificate, each None where there is none.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    authorities, key, certificate = (
+        None if path is None else Path(path).read_bytes()
+        for path in (tls.ca, tls.key, tls.certificate)
+    )
+    return authorities, key, certificate

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc import code_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from guerdon.client.types import FormattedText, TokenIds
 from guerdon.v1 import admin_pb2, admin_pb2_grpc, common_pb2, reward_pb2, reward_pb2_grpc
@@ -23,6 +24,15 @@ PromptValue = str | list[dict[str, str]] | FormattedText | TokenIds
 ScoreFunction = Callable[[Any, Any], float]
 """Takes a prompt (`str`, list of messages, `FormattedText`, `TokenIds`) and a response (`str`,
 `TokenIds`), and returns a score."""
+
+
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_send_message_length", -1),
+    # As the real servers: clients may ping as often as their keepalive says.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
 
 
 class Refused(Exception):
@@ -218,6 +228,13 @@ def scoring_info(name: str, revision: str, options: Any) -> reward_pb2.ScoringIn
         normalized=options.normalize,
         compute_mode=reward_pb2.COMPUTE_MODE_PACKED,
     )
+
+
+def retry_info(seconds: float) -> error_details_pb2.RetryInfo:
+    """When to come back, as the test says: a negative time too."""
+    delay = Duration()
+    delay.FromNanoseconds(int(seconds * 1e9))
+    return error_details_pb2.RetryInfo(retry_delay=delay)
 
 
 def make_status(

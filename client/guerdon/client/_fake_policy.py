@@ -13,7 +13,7 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from guerdon.client._fake import Refused
+from guerdon.client._fake import SERVER_OPTIONS, Refused
 from guerdon.client._fake_sampler import FakeState, ReceivedUpdate, Sampler, refused
 from guerdon.client._loop import run
 from guerdon.client.policy_types import TensorSpec
@@ -119,7 +119,7 @@ class FakePolicyServer:
         """Listen as a fresh process, with version 0; on the port of before, if there was one."""
         self._state = FakeState()
         server = grpc.aio.server(
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MESSAGE_BYTES)]
+            options=[*SERVER_OPTIONS, ("grpc.max_receive_message_length", _MESSAGE_BYTES)]
         )
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(Sampler(self, self._state), server)
         self._health = health_aio.HealthServicer()

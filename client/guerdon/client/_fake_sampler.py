@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
-from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from guerdon.client import _wire
-from guerdon.client._fake import Refused, make_status
+from guerdon.client._fake import Refused, make_status, retry_info
 from guerdon.client._policy_wire import size_of
 from guerdon.client.errors import InvalidArgument
 from guerdon.client.policy_types import TensorSpec
@@ -331,9 +329,7 @@ def _wrong(field: str, description: str) -> Refused:
 
 def refused(code: grpc.StatusCode, message: str, *, retry_after: float | None = None) -> Refused:
     """The error to answer with."""
-    details: list[Message] = []
-    if retry_after is not None:
-        details = [error_details_pb2.RetryInfo(retry_delay=_wire.duration(retry_after))]
+    details = [] if retry_after is None else [retry_info(retry_after)]
     return Refused(make_status(code, message, details))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from guerdon.client import _wire
+from guerdon.client.config import check_number
 from guerdon.client.errors import Internal, invalid
 from guerdon.client.policy_types import (
     Canary,
@@ -31,6 +32,7 @@ _REASONS: dict[int, FinishReason] = {
     policy_pb2.FINISH_REASON_STOP: "stop",
     policy_pb2.FINISH_REASON_LENGTH: "length",
 }
+_LARGEST_FLOAT32, _SMALLEST_FLOAT32 = 3.4e38, 1.2e-38
 _ROUNDING = 1e-3
 """How far above 0 a log-probability may come out."""
 
@@ -49,14 +51,10 @@ def options(
     Raises:
         InvalidArgument: one cannot be.
     """
-    if not 0 < max_tokens < 2**31:
-        raise invalid("options.max_tokens", f"is {max_tokens}, it must be positive")
-    if not 0 <= temperature < math.inf:
-        raise invalid("options.temperature", f"is {temperature}, it must be 0 or more")
-    if not 0 < top_p <= 1:
-        raise invalid("options.top_p", f"is {top_p}, it must be over 0 and at most 1")
-    if not 0 <= top_k < 2**31:
-        raise invalid("options.top_k", f"is {top_k}, it must not be negative")
+    check_number("options.max_tokens", max_tokens, 1, 2**31 - 1, whole=True)
+    check_number("options.temperature", temperature, 0, _LARGEST_FLOAT32)
+    check_number("options.top_p", top_p, _SMALLEST_FLOAT32, 1)
+    check_number("options.top_k", top_k, 0, 2**31 - 1, whole=True)
     return policy_pb2.SamplingOptions(
         temperature=temperature, max_tokens=max_tokens, top_p=top_p, top_k=top_k,
         stop_token_ids=stop_token_ids, ignore_eos=ignore_eos,
@@ -75,10 +73,9 @@ class Pending:
             raise invalid("items", "must have at least one")
         self._items = list(items)
         for place, item in enumerate(self._items):
-            if not 0 < item.n < 2**31:
-                raise invalid(f"items[{place}].n", f"is {item.n}, it must be positive")
-            if item.seed is not None and not 0 <= item.seed < 2**64:
-                raise invalid(f"items[{place}].seed", "must be 0 or more, and under 2**64")
+            check_number(f"items[{place}].n", item.n, 1, 2**31 - 1, whole=True)
+            if item.seed is not None:
+                check_number(f"items[{place}].seed", item.seed, 0, 2**64 - 1, whole=True)
         self._prompts = [_wire.prompt(item.prompt) for item in self._items]
         self._came: list[set[int]] = [set() for _ in self._items]
         self._asked: list[tuple[int, int]] = []
@@ -193,8 +190,7 @@ def begin(
     version: int, source: Any, specs: Sequence[TensorSpec], *, reset: bool
 ) -> policy_pb2.BeginUpdate:
     """The message that opens an update."""
-    if not 1 <= version < 2**63:
-        raise invalid("version", f"is {version}, it must be at least 1")
+    check_number("version", version, 1, 2**63 - 1, whole=True)
     message = policy_pb2.BeginUpdate(version=version, reset=reset)
     for spec in specs:
         size_of(spec)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from guerdon.client.config import Clock, Retry
+from guerdon.client.config import LONGEST, SHORTEST, Clock, Retry, check_number
 from guerdon.client.errors import (
     DeadlineExceeded,
     GuerdonError,
     Overloaded,
     Unavailable,
-    invalid,
 )
 
 T = TypeVar("T")
@@ -31,21 +31,25 @@ class Deadline:
         """The deadline `timeout` seconds from now.
 
         Raises:
-            InvalidArgument: the time is not positive.
+            InvalidArgument: the time is no positive number of seconds.
         """
         if timeout is None:
             return cls(clock, None, None)
-        if not timeout > 0:
-            raise invalid("timeout", f"is {timeout}, it must be positive, or None for no limit")
+        check_number("timeout", timeout, SHORTEST, LONGEST, instead="None for no limit")
         return cls(clock, timeout, clock.now() + timeout)
 
     def remaining(self) -> float | None:
         """Seconds left; None without a limit; may be negative."""
         return None if self.at is None else self.at - self.clock.now()
 
-    def expired(self) -> DeadlineExceeded:
-        """The error to raise when it has passed."""
-        return DeadlineExceeded(f"no answer within {self.timeout:g} seconds")
+    def expired(self, last: GuerdonError | None = None) -> DeadlineExceeded:
+        """The error to raise when it has passed.
+
+        Args:
+            last: what went wrong before.
+        """
+        why = f"; the last error was: {last.message}" if last is not None else ""
+        return DeadlineExceeded(f"no answer within {self.timeout:g} seconds{why}")
 
 
 class Backoff:
@@ -77,9 +81,15 @@ class Backoff:
         if tried >= most:
             return None
         ceiling = min(policy.maximum, policy.initial * policy.multiplier ** min(tried - 1, 64))
-        delay = self._clock.uniform(0.0, ceiling) + (error.retry_after or 0.0)
+        named = error.retry_after or 0.0
         remaining = self._deadline.remaining()
-        return delay if remaining is None or delay < remaining else None
+        if remaining is not None:
+            last_try = min(policy.initial, 0.1 * (self._deadline.timeout or 0.0))
+            left = remaining - named - last_try
+            if left <= 0:
+                return None
+            ceiling = min(ceiling, left)
+        return named + self._clock.uniform(0.0, ceiling)
 
 
 def is_transient(error: GuerdonError) -> bool:
@@ -94,11 +104,13 @@ async def retrying(
     policy: Retry,
     clock: Clock,
     deadline: Deadline,
+    waiting: Callable[[GuerdonError, Deadline], None] = lambda error, deadline: None,
 ) -> T:
-    """What `attempt` returns, tried as often as the policy allows.
+    """What `attempt` returns, tried as long as the deadline and the policy allow.
 
     Args:
         attempt: makes the call; takes the seconds it may last, raises `GuerdonError`.
+        waiting: told of an error before the wait for the next try.
 
     Raises:
         GuerdonError: it failed for good; the last error.
@@ -108,12 +120,44 @@ async def retrying(
     while True:
         remaining = deadline.remaining()
         if remaining is not None and remaining <= 0:
-            raise deadline.expired() from last
+            raise deadline.expired(last) from last
         try:
             return await attempt(remaining)
         except GuerdonError as error:
             delay = backoff.next(error)
             if delay is None:
+                if isinstance(error, DeadlineExceeded) and last is not None:
+                    raise deadline.expired(last) from error
                 raise
             last = error
+        waiting(last, deadline)
         await clock.sleep(delay)
+
+
+async def hedged(ask: Callable[[], Awaitable[T]], after: float, clock: Clock) -> T:
+    """The first answer to a request that is sent a second time when the first is late.
+
+    Args:
+        ask: sends the request; safe to do twice at once.
+        after: seconds after which the answer is late.
+
+    Raises:
+        GuerdonError: the first error that no other try can mend; else the last one.
+    """
+    timer = asyncio.ensure_future(clock.sleep(after))
+    asked = [asyncio.ensure_future(ask())]
+    try:
+        await asyncio.wait([timer, *asked], return_when=asyncio.FIRST_COMPLETED)
+        if not asked[0].done():
+            asked.append(asyncio.ensure_future(ask()))
+        waiting = set(asked)
+        while True:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                error = each.exception()
+                if not waiting or not isinstance(error, GuerdonError) or not is_transient(error):
+                    return each.result()
+    finally:
+        for task in (timer, *asked):
+            task.cancel()
+        await asyncio.gather(timer, *asked, return_exceptions=True)

@@ -18,15 +18,13 @@ from typing import Any
 import grpc
 
 from guerdon.client import _wire
-from guerdon.client._connection import CLOSED, Connection, Unset, being_cancelled
+from guerdon.client._connection import Connection, Unset, being_cancelled
 from guerdon.client._retry import Backoff, Deadline
 from guerdon.client.config import Limits
 from guerdon.client.errors import (
-    Cancelled,
     GuerdonError,
     Internal,
     Unavailable,
-    from_rpc_error,
     from_status,
     invalid,
 )
@@ -87,6 +85,8 @@ class ScoreStream:
         self._wake = asyncio.Event()
         self._fed = False
         self._progress = False
+        self._broken: GuerdonError | None = None
+        """Why the last stream broke, until one is answered."""
         self._results: asyncio.Queue[StreamResult | _Failure | None] = asyncio.Queue()
 
     async def results(self) -> AsyncGenerator[StreamResult, None]:
@@ -144,7 +144,9 @@ class ScoreStream:
             return
         remaining = deadline.remaining()
         if remaining is not None:
-            self._later(pending, remaining, lambda: self._fail(pending, deadline.expired()))
+            self._later(
+                pending, remaining, lambda: self._fail(pending, deadline.expired(self._broken))
+            )
         self._send(index)
 
     def _check(self, index: int, item: Item) -> None:
@@ -167,24 +169,30 @@ class ScoreStream:
         pending.timers.append(loop.call_later(max(0.0, seconds), act))
 
     async def _serve(self) -> None:
-        """Streams, one after the other, until everything is answered."""
-        backoff = Backoff(
-            self._connection.retry,
-            self._connection.clock,
-            Deadline.after(self._connection.clock, None),
-        )
+        """Streams, one after the other, until everything is answered.
+
+        When nothing is answered for as long as an item may take, that is the end.
+        """
+        connection = self._connection
+        outage: tuple[float, Deadline, Backoff] | None = None
         try:
             while not await self._finished_or_work():
                 self._progress = False
-                error = await self._one_stream()
+                self._broken = error = await self._one_stream()
+                if error is None or self._progress:
+                    outage = None
                 if error is None:
                     continue
-                if self._progress:
-                    backoff.reset()
+                if outage is None:
+                    deadline = connection.deadline(self._timeout)
+                    backoff = Backoff(connection.retry, connection.clock, deadline)
+                    outage = connection.clock.now(), deadline, backoff
+                since, deadline, backoff = outage
                 delay = backoff.next(error)
                 if delay is None:
                     raise error
-                await self._connection.clock.sleep(delay)
+                connection.note_waiting(error, since, deadline)
+                await connection.clock.sleep(delay)
             self._results.put_nowait(None)
         except Exception as error:
             self._results.put_nowait(_Failure(error))
@@ -215,16 +223,16 @@ class ScoreStream:
         error: GuerdonError | None = None
         try:
             async for reply in call:
-                self._progress = True
+                self._progress, self._broken = True, None
                 self._receive(reply, sent)
         except grpc.aio.AioRpcError as exc:
-            error = from_rpc_error(exc)
+            error = self._connection.error(exc)
             error.__cause__ = exc
         except asyncio.CancelledError:
             if being_cancelled():
                 raise
             # The writer has ended the call, or the channel was closed under it.
-            error = Cancelled(CLOSED)
+            error = self._connection.ended()
         finally:
             call.cancel()
             writer.cancel()

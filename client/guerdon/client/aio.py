@@ -11,8 +11,16 @@ from guerdon.client._connection import UNSET, Connection, Unset
 from guerdon.client._retry import Deadline
 from guerdon.client._scoring import ScoreCall, check_model
 from guerdon.client._stream import ScoreStream
-from guerdon.client.config import DEFAULT_TIMEOUT, TLS, Clock, Limits, Retry, ScoringOptions
-from guerdon.client.errors import invalid
+from guerdon.client.config import (
+    DEFAULT_TIMEOUT,
+    MAX_REPLY_BYTES,
+    TLS,
+    Clock,
+    Limits,
+    Retry,
+    ScoringOptions,
+    check_number,
+)
 from guerdon.client.types import (
     Item,
     ItemScores,
@@ -33,7 +41,9 @@ class AsyncClient:
     """What the clients share: where the servers are, and opening and closing.
 
     Use it as an async context manager, or call `close`. It belongs to the event loop that it is
-    first used on. A process that is forked after any client was used cannot use one: it says so.
+    used on, until that is closed; another one then opens a connection of its own. It can be
+    pickled and copied: the other one has the same settings, the token among them. A process that
+    is forked after any client was used cannot use one: it says so.
 
     Args:
         target: `host:port`; a gRPC target such as `dns:///rewards:50051` (calls go round all its
@@ -49,6 +59,8 @@ class AsyncClient:
         ValueError: an argument cannot be.
     """
 
+    _max_reply_bytes = MAX_REPLY_BYTES
+
     def __init__(
         self,
         target: str | Sequence[str],
@@ -60,8 +72,9 @@ class AsyncClient:
         clock: Clock = Clock(),  # noqa: B008 - frozen
     ) -> None:
         self._connection = Connection(
-            target, token=token, tls=tls, retry=retry, timeout=timeout, clock=clock
-        )
+            target, token=token, tls=tls, retry=retry, timeout=timeout, clock=clock,
+            max_reply_bytes=self._max_reply_bytes,
+        )  # fmt: skip
 
     async def __aenter__(self) -> Self:
         return self
@@ -119,6 +132,7 @@ class AsyncRewardClient(AsyncClient):
         limits: Limits = Limits(),  # noqa: B008 - frozen
         clock: Clock = Clock(),  # noqa: B008 - frozen
     ) -> None:
+        self._max_reply_bytes = limits.max_reply_bytes
         super().__init__(target, token=token, tls=tls, retry=retry, timeout=timeout, clock=clock)
         self._limits = limits
 
@@ -184,8 +198,7 @@ class AsyncRewardClient(AsyncClient):
             GuerdonError: the servers cannot be used any more. An item's own error is in its
                 result.
         """
-        if not 1 <= in_flight <= MAX_IN_FLIGHT:
-            raise invalid("in_flight", f"is {in_flight}, it must be 1 to {MAX_IN_FLIGHT}")
+        check_number("in_flight", in_flight, 1, MAX_IN_FLIGHT, whole=True)
         self._deadline(options)  # a wrong timeout is told of here
         stream = ScoreStream(
             self._connection,
@@ -221,8 +234,8 @@ class AsyncRewardClient(AsyncClient):
             top_n: how many to return; all when not given.
             options: see `ScoringOptions`.
         """
-        if top_n is not None and top_n < 1:
-            raise invalid("top_n", f"is {top_n}, it must be positive, or None for all")
+        if top_n is not None:
+            check_number("top_n", top_n, 1, 2**31 - 1, whole=True, instead="None for all")
         item = Item(prompt, candidates)
         size = _wire.prompt_bytes(item.prompt, "prompt") + sum(
             _wire.response_bytes(c, f"candidates[{i}]") for i, c in enumerate(item.responses)

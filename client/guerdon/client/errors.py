@@ -7,11 +7,12 @@
      ├─ FailedPrecondition   the model cannot do what is asked, or a checkpoint was refused
      ├─ Overloaded           the server sheds work, or a message was too large; `retry_after`
      ├─ DeadlineExceeded     no answer in the time allowed (a TimeoutError too)
-     ├─ Unavailable          nobody there, or the server is starting or draining
+     ├─ Unavailable          nobody there, the server is starting or draining, or it or something
+     │                       on the way ended the call
      ├─ Unauthenticated      no token, or a wrong one
      ├─ PermissionDenied     the token does not allow it
      ├─ Unimplemented        the server does not have this method
-     ├─ Cancelled            the server cancelled the call, or this client was closed
+     ├─ Cancelled            this client was closed during the call
      ├─ Aborted              something came between; a new call may succeed
      │   └─ MixedRevisions   the parts of one call come from different revisions of the model
      └─ Internal             the computation failed, or the answer cannot be right
@@ -29,15 +30,20 @@ from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
+
+LONGEST_RETRY_AFTER = 600.0
+"""Seconds: the longest time to come back after that a server is believed."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _WRITE_FAILED = "Internal error from Core"
 """What grpc.aio itself says when the connection goes while a message is being written."""
 
+_TOO_LARGE = re.compile(r"CLIENT: Received message larger than max \((\d+) vs\. (\d+)\)")
 _NO_CONNECTION = re.compile(r"(?:ipv[46]|unix):(\S+): Failed to connect to remote host: (.+)", re.S)
-"""gRPC's words for it, in which the address is quoted as in a URL."""
+"""gRPC's own words, in which the address is quoted as in a URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +81,15 @@ class GuerdonError(Exception):
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds after which the server says to come back; None if it does not."""
+        """Seconds after which the server says to come back; None if it does not.
+
+        What no server can mean is brought into range: from 0 to `LONGEST_RETRY_AFTER`.
+        """
         for detail in self.details:
             if isinstance(detail, error_details_pb2.RetryInfo):
-                return float(detail.retry_delay.ToMicroseconds() / 1e6)
+                delay: Duration = detail.retry_delay
+                seconds = delay.seconds + delay.nanos / 1e9
+                return min(max(0.0, seconds), LONGEST_RETRY_AFTER)
         return None
 
 
@@ -123,7 +134,10 @@ class DeadlineExceeded(GuerdonError, TimeoutError):
 
 
 class Unavailable(GuerdonError):
-    """Nobody there, or the server is starting or draining."""
+    """Nobody there, the server is starting or draining, or it or something between ended the call.
+
+    A status of CANCELLED that came over the network is one too: the caller did not ask for it.
+    """
 
     default_code = grpc.StatusCode.UNAVAILABLE
 
@@ -147,7 +161,7 @@ class Unimplemented(GuerdonError):
 
 
 class Cancelled(GuerdonError):
-    """The server cancelled the call, or the client was closed during it.
+    """The client was closed during the call.
 
     Cancelling a task raises `asyncio.CancelledError` as ever.
     """
@@ -185,7 +199,6 @@ _BY_CODE: dict[grpc.StatusCode, type[GuerdonError]] = {
         Unauthenticated,
         PermissionDenied,
         Unimplemented,
-        Cancelled,
         Aborted,
         Internal,
     )
@@ -228,14 +241,18 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> GuerdonError:
         # Put by grpc.aio in the place of the status. Nothing was computed wrongly.
         return Unavailable("the connection broke while a message was being sent")
     message = error.details() or ""
-    found = _NO_CONNECTION.search(message)
-    if found is not None:
+    if (found := _NO_CONNECTION.search(message)) is not None:
         message = f"cannot connect to {unquote(found[1])}: {found[2]}"
+    elif (found := _TOO_LARGE.search(message)) is not None:
+        message = f"the reply has {found[1]} bytes, Limits(max_reply_bytes=…) is {found[2]}"
     return _make(error.code(), message, _trailing_details(error))
 
 
 def _make(code: grpc.StatusCode | None, message: str, details: list[Message]) -> GuerdonError:
     code = code or grpc.StatusCode.UNKNOWN
+    if code is grpc.StatusCode.CANCELLED:
+        # Our own leaving is a `CancelledError`: this is a server that stops, or a proxy.
+        return Unavailable(f"the server ended the call: {message or 'CANCELLED'}", details=details)
     kind = _BY_CODE.get(code, GuerdonError)
     return kind(message or code.value[1], code=code, details=details)
 

@@ -10,20 +10,18 @@ from collections.abc import AsyncGenerator, Sequence
 import grpc
 
 from guerdon.client import _policy_wire as wire
-from guerdon.client._connection import CLOSED, UNSET, Unset, being_cancelled
+from guerdon.client._connection import UNSET, Unset, being_cancelled
 from guerdon.client._retry import Backoff, Deadline
 from guerdon.client._update_steps import CHUNK_BYTES, Source, UpdateSteps
 from guerdon.client.aio import AsyncClient
+from guerdon.client.config import MAX_REPLY_BYTES, check_number
 from guerdon.client.errors import (
     Aborted,
-    Cancelled,
     GuerdonError,
     Internal,
     InvalidArgument,
     Unavailable,
-    from_rpc_error,
     hides_status,
-    invalid,
 )
 from guerdon.client.policy_types import (
     Canary,
@@ -84,18 +82,24 @@ class AsyncPolicyClient(AsyncClient):
         options = wire.options(
             max_tokens, temperature, top_p, top_k, stop_token_ids, ignore_eos=ignore_eos
         )
+        check_number("min_version", min_version, 0, 2**63 - 1, whole=True)
         pending = wire.Pending(items)
         connection = self._connection
         deadline = connection.deadline(timeout)
         backoff = Backoff(connection.retry, connection.clock, deadline)
+        begun, last = connection.clock.now(), None
         while not pending.complete:
             request = pending.request(options, min_version, return_text=return_text)
+            remaining = deadline.remaining()
+            if remaining is not None and remaining <= 0:
+                raise deadline.expired(last) from last
             try:
-                async with contextlib.aclosing(self._stream(request, deadline)) as stream:
+                async with contextlib.aclosing(self._stream(request, remaining)) as stream:
                     async for reply in stream:
                         completion = pending.take(reply)
                         if completion is not None:
                             backoff.reset()
+                            begun, last = connection.clock.now(), None
                             yield completion
                 pending.check_complete()
             except GuerdonError as error:
@@ -104,25 +108,24 @@ class AsyncPolicyClient(AsyncClient):
                 delay = backoff.next(error)
                 if delay is None:
                     raise
+                connection.note_waiting(error, begun, deadline)
+                last = error
                 await connection.clock.sleep(delay)
 
     async def _stream(
-        self, request: policy_pb2.GenerateRequest, deadline: Deadline
+        self, request: policy_pb2.GenerateRequest, remaining: float | None
     ) -> AsyncGenerator[policy_pb2.GenerateResponse, None]:
-        remaining = deadline.remaining()
-        if remaining is not None and remaining <= 0:
-            raise deadline.expired()
         stub = await self._stub()
         call = stub.Generate(request, timeout=remaining, metadata=self._connection.metadata)
         try:
             async for reply in call:
                 yield reply
         except grpc.aio.AioRpcError as exc:
-            raise from_rpc_error(exc) from exc
+            raise self._connection.error(exc) from exc
         except asyncio.CancelledError:
             if being_cancelled():
                 raise
-            raise Cancelled(CLOSED) from None
+            raise self._connection.ended() from None
         finally:
             call.cancel()
 
@@ -160,8 +163,8 @@ class AsyncPolicyClient(AsyncClient):
             Aborted: another update is under way.
             Exception: whatever taking the tensors raised; the weights from before serve.
         """
-        if chunk_bytes < 1:
-            raise invalid("chunk_bytes", f"is {chunk_bytes}, it must be positive")
+        check_number("chunk_bytes", chunk_bytes, 1, MAX_REPLY_BYTES, whole=True)
+        check_number("mean_tolerance", mean_tolerance, 0, 1e9)
         deadline = self._connection.deadline(timeout)
         begin = wire.begin(version, source, specs, reset=reset)
         commit = policy_pb2.CommitUpdate(
@@ -178,13 +181,13 @@ class AsyncPolicyClient(AsyncClient):
             if steps.fault is not None:
                 raise steps.fault from exc
             refusal = await self._refusal(begin, deadline) if hides_status(exc) else None
-            raise refusal or from_rpc_error(exc) from exc
+            raise refusal or self._connection.error(exc) from exc
         except asyncio.CancelledError:
             if steps.fault is not None:
                 raise steps.fault from None
             if being_cancelled():
                 raise
-            raise Cancelled(CLOSED) from None
+            raise self._connection.ended() from None
         finally:
             call.cancel()
 
@@ -204,7 +207,7 @@ class AsyncPolicyClient(AsyncClient):
                 iter([request]), timeout=deadline.remaining(), metadata=self._connection.metadata
             )
         except grpc.aio.AioRpcError as exc:
-            error = from_rpc_error(exc)
+            error = self._connection.error(exc)
             if isinstance(error, Unavailable):
                 return None
             violations = error.field_violations if isinstance(error, InvalidArgument) else ()

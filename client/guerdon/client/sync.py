@@ -14,8 +14,16 @@ from guerdon.client._connection import UNSET, Unset
 from guerdon.client._loop import background_loop, run
 from guerdon.client._update_steps import Source
 from guerdon.client.admin import AsyncAdminClient
-from guerdon.client.aio import AsyncClient, AsyncRewardClient
-from guerdon.client.config import DEFAULT_TIMEOUT, TLS, Clock, Limits, Retry, ScoringOptions
+from guerdon.client.aio import MAX_IN_FLIGHT, AsyncClient, AsyncRewardClient
+from guerdon.client.config import (
+    DEFAULT_TIMEOUT,
+    TLS,
+    Clock,
+    Limits,
+    Retry,
+    ScoringOptions,
+    check_number,
+)
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import Completion, GenerateItem, PolicyInfo, WeightUpdate
 from guerdon.client.types import (
@@ -105,6 +113,7 @@ class RewardClient(_SyncClient):
         The items are read in the caller's own thread, as the results are: an iterable may
         block, or use this client.
         """
+        check_number("in_flight", in_flight, 1, MAX_IN_FLIGHT, whole=True)
         source: asyncio.Queue[Item | None] = asyncio.Queue()
         results: queue.SimpleQueue[StreamResult | BaseException | None] = queue.SimpleQueue()
 

@@ -19,13 +19,12 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import grpc
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from guerdon.client import _wire
 from guerdon.client._fake import (
+    SERVER_OPTIONS,
     Admin,
     Context,
     Refused,
@@ -34,6 +33,7 @@ from guerdon.client._fake import (
     make_status,
     prompt_value,
     response_value,
+    retry_info,
 )
 from guerdon.client._fake_policy import FakePolicyServer
 from guerdon.client._fake_sampler import ReceivedUpdate
@@ -161,9 +161,7 @@ class FakeRewardServer:
             retry_after: sent as `google.rpc.RetryInfo`.
             method: such as `Score`; any when not given.
         """
-        details: list[Message] = []
-        if retry_after is not None:
-            details = [error_details_pb2.RetryInfo(retry_delay=_wire.duration(retry_after))]
+        details = [] if retry_after is None else [retry_info(retry_after)]
         self._faults.append(_Fault(make_status(code, message, details), times, method))
 
     def break_streams(self, *, after: int, times: int = 1) -> None:
@@ -193,11 +191,7 @@ class FakeRewardServer:
     async def start(self) -> None:
         """Listen: on a free port, later on the same one again."""
         server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", 16 * 1024 * 1024),
-                ("grpc.max_send_message_length", -1),
-            ]
+            options=[*SERVER_OPTIONS, ("grpc.max_receive_message_length", 16 * 1024 * 1024)]
         )
         reward_pb2_grpc.add_RewardServiceServicer_to_server(Reward(self), server)
         admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(Admin(self), server)

@@ -55,6 +55,7 @@ def reward(
     tls: opt.Tls = False,
     tls_ca: opt.TlsCa = None,
     timeout: opt.Timeout = 300.0,
+    wait: opt.Wait = opt.DEFAULT_WAIT,
 ) -> None:
     """Accuracy of a reward model on pairs, by part, with calibration, length bias and speed.
 
@@ -70,6 +71,9 @@ def reward(
     with plain_errors():
         rows = _read(data, split, subset_field, limit, skip=on_error is opt.OnError.SKIP)
         names = [model] + ([against] if against else [])
+        with connection.first(wait).rewards() as client:
+            for name in names:
+                client.get_model(name)
         with connection.rewards() as client:
             judged = [
                 _judge(client, name, rows, in_flight, options, on_error is opt.OnError.SKIP)

@@ -23,7 +23,6 @@ FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
 _AWAY = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,  # by a server that stops; our own leaving is a CancelledError
     grpc.StatusCode.ABORTED,
 }
 
