@@ -109,8 +109,15 @@ TRAFFIC = [
         title="Calls by outcome",
         unit="reqps",
         width=6,
-        about="gRPC status. RESOURCE_EXHAUSTED is overload, DEADLINE_EXCEEDED came too late.",
-        queries=[Query(expr=rate("guerdon_requests_total", M, "code"), legend="{{code}}")],
+        about="gRPC status. RESOURCE_EXHAUSTED is overload, DEADLINE_EXCEEDED came too late. "
+        "From headers: refused before the message was read.",
+        queries=[
+            Query(expr=rate("guerdon_requests_total", M, "code"), legend="{{code}}"),
+            Query(
+                expr=rate("guerdon_refused_calls_total", ONE, "code"),
+                legend="{{code}} (from headers)",
+            ),
+        ],
         stack=True,
     ),
     Panel(

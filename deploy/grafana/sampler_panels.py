@@ -103,7 +103,12 @@ TRAFFIC = [
         unit="reqps",
         about="gRPC status. RESOURCE_EXHAUSTED is overload; FAILED_PRECONDITION asks for newer "
         "weights, as after a restart.",
-        queries=[Query(expr=rate(f"{S}_requests_total", ONE, "code"), legend="{{code}}")],
+        queries=[
+            Query(expr=rate(f"{S}_requests_total", ONE, "code"), legend="{{code}}"),
+            Query(
+                expr=rate(f"{S}_refused_calls_total", ONE, "code"), legend="{{code}} (from headers)"
+            ),
+        ],
         stack=True,
     ),
     Panel(

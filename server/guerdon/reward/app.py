@@ -23,6 +23,7 @@ from guerdon.reward.wire.http import RewardRoutes
 from guerdon.reward.wire.service import RewardService
 from guerdon.serving.callers import Role, read_callers
 from guerdon.serving.credentials import warn_if_open
+from guerdon.serving.door import Door
 from guerdon.serving.errors import EngineDied
 from guerdon.serving.http import new_app
 from guerdon.serving.lifecycle import Lifecycle, Phase
@@ -81,7 +82,8 @@ class RewardServer:
             self._scoring, self.registry, self.lifecycle, calls, config.limits,
             stream_items=config.stream_items,
         )  # fmt: skip
-        self._listener = Listener(config, self._service_names())
+        self._door = self._new_door()
+        self._listener = Listener(config, self._service_names(), self._door)
         self._app = new_app(
             "Guerdon reward server", importlib.metadata.version("guerdon"), self.lifecycle,
             prometheus, max_body=config.max_body_bytes,
@@ -135,7 +137,7 @@ class RewardServer:
         warn_if_open(config.host, tls=config.tls is not None, token=token)
         main = self._listener.new_server()
         main.add_generic_rpc_handlers(
-            (generic_handler(service.SERVICE, self._service, self._callers, service.ROLES),)
+            (generic_handler(service.SERVICE, self._service, self._door, service.ROLES),)
         )
         if self._callers.own_admin and not own_admin:
             self._add_admin(main)
@@ -152,8 +154,14 @@ class RewardServer:
 
     def _add_admin(self, server: grpc.aio.Server) -> None:
         implementation = ModelAdminService(self.registry, self.lifecycle, self._calls)
+        door = self._new_door()  # of its own: administration is possible at overload
         server.add_generic_rpc_handlers(
-            (generic_handler(admin.SERVICE, implementation, self._callers, admin.ROLES),)
+            (generic_handler(admin.SERVICE, implementation, door, admin.ROLES),)
+        )
+
+    def _new_door(self) -> Door:
+        return Door(
+            self._callers, max_calls=self._config.max_calls, refused=self._metrics.refused_calls
         )
 
     def _service_names(self) -> tuple[str, ...]:

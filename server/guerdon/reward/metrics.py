@@ -37,6 +37,11 @@ class RewardMetrics:
         )  # fmt: skip
         """`method` is the RPC's name (ScoreStream counts each item) or `http_score`, `http_rank`,
         `http_models`; `code` is the gRPC status name; unknown models are labelled `unknown`."""
+        self.refused_calls = Counter(
+            "guerdon_refused_calls", "Calls refused from their headers alone.", ["method", "code"],
+            registry=registry,
+        )  # fmt: skip
+        """`code` is UNAUTHENTICATED, PERMISSION_DENIED, or RESOURCE_EXHAUSTED (`max_calls`)."""
         self.in_flight = Gauge(
             "guerdon_requests_in_flight", "Calls being served.", ["method"], registry=registry
         )

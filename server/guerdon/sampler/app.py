@@ -24,6 +24,7 @@ from guerdon.sampler.wire.service import PolicyService
 from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.callers import Callers, Role, read_callers
 from guerdon.serving.credentials import warn_if_open
+from guerdon.serving.door import Door
 from guerdon.serving.errors import CheckpointRefused, EngineDied, ServiceError
 from guerdon.serving.http import new_app
 from guerdon.serving.lifecycle import Lifecycle
@@ -111,7 +112,8 @@ class SamplerServer:
         PolicyRoutes(self._sampling, standing, self.lifecycle, calls, self._callers).add_to(
             self._app
         )
-        self._listener = Listener(config, (service.SERVICE.full_name,))
+        self._door = Door(self._callers, max_calls=config.max_calls, refused=metrics.refused_calls)
+        self._listener = Listener(config, (service.SERVICE.full_name,), self._door)
         self._died = ""
 
     async def run(self, on_ready: Callable[[Ports], None], *, signals: bool = True) -> None:
@@ -173,7 +175,7 @@ class SamplerServer:
         token = self._callers.guards(Role.SAMPLE)
         warn_if_open(config.host, tls=config.tls is not None, token=token)
         server = self._listener.new_server()
-        handler = generic_handler(service.SERVICE, self._service, self._callers, service.ROLES)
+        handler = generic_handler(service.SERVICE, self._service, self._door, service.ROLES)
         server.add_generic_rpc_handlers((handler,))
         port = await self._listener.bind(server, config.host, config.port)
         http_port = await self._listener.start_http(self._app)

@@ -41,6 +41,10 @@ class SamplerMetrics:
         """`method` is the RPC's name, `http_generate` or `http_policy`; `code` the gRPC status."""
         self.caller_requests = counter("caller_requests", "Finished calls.", ["caller", "code"])
         """`caller` is a name of the tokens file, else `shared`, `admin` or `anonymous`."""
+        self.refused_calls = counter(
+            "refused_calls", "Calls refused from their headers alone.", ["method", "code"]
+        )
+        """`code` is UNAUTHENTICATED, PERMISSION_DENIED, or RESOURCE_EXHAUSTED (`max_calls`)."""
         self.in_flight = gauge("requests_in_flight", "Calls being served.", ["method"])
         self.generate_seconds = histogram(
             "generate_seconds", "Generate from arrival to its last completion.", SECONDS_BUCKETS

@@ -42,6 +42,8 @@ class ServerSettings:
     """Largest gRPC message taken."""
     max_body_bytes: int = 4 * MIB
     """Largest HTTP body taken."""
+    max_calls: int = 4096
+    """Most gRPC calls being served at a time; beyond, calls are shed."""
     drain_grace: float = 30.0
     """Seconds that accepted work gets after SIGTERM."""
     ready_file: Path | None = None
@@ -52,7 +54,7 @@ class ServerSettings:
         """Refuse what cannot be served."""
         self.check_port("port", least=0)
         self.check_port("http_port", least=-1)
-        self.check_positive("max_message_bytes", "max_body_bytes")
+        self.check_positive("max_message_bytes", "max_body_bytes", "max_calls")
         if not 0 <= self.drain_grace < math.inf:
             raise ValueError(f"drain_grace is {self.drain_grace}, it must be finite, 0 or more")
         if (self.tls_certificate is None) != (self.tls_key is None):

@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import resource
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from guerdon.serving import health
+from guerdon.serving.callers import Role
 from guerdon.serving.config import ServerSettings
+from guerdon.serving.door import Door, guarded
 from guerdon.serving.http import HTTPServer
 
 REPLY_GRACE = 1.0
 """Seconds that replies which are made get to leave the process."""
+CONNECTION_STREAMS = 4096
+"""Calls of one connection at a time. More wait at the client, within their deadline."""
+PENDING_CALLS = 16_384
+"""Calls that have come and were not looked at yet."""
+REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
+_REFLECTION_ROLES: Mapping[str, Role | None] = {"ServerReflectionInfo": None}
+
+
+def most_connections() -> int:
+    """Connections that gRPC may hold: half of the process's file descriptors."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(soft // 2, 65_536))
+
+
+def _reflection(names: Sequence[str]) -> grpc.GenericRpcHandler:
+    method = grpc.stream_stream_rpc_method_handler(
+        ReflectionServicer(names).ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(REFLECTION, {"ServerReflectionInfo": method})
 
 
 class Listener:
@@ -22,12 +47,14 @@ class Listener:
 
     Args:
         services: full names of the process's services, for health and reflection.
+        door: refuses calls from their headers alone.
     """
 
-    def __init__(self, settings: ServerSettings, services: Sequence[str]) -> None:
+    def __init__(self, settings: ServerSettings, services: Sequence[str], door: Door) -> None:
         self._settings = settings
         self._tls = settings.tls
         self._services = tuple(services)
+        self._door = door
         self._health = health.Health(self._services)
         self._servers: list[grpc.aio.Server] = []
         self._http: HTTPServer | None = None
@@ -42,6 +69,14 @@ class Listener:
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.max_concurrent_streams", CONNECTION_STREAMS),
+                # Beyond these gRPC ends calls with CANCELLED, as if their callers had. The
+                # door sheds long before, and says when to come back.
+                ("grpc.server.max_pending_requests", PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
+                # Connections that say nothing make room for others.
+                ("grpc.server_handshake_timeout_ms", 20_000),
+                ("grpc.max_allowed_incoming_connections", most_connections()),
                 # A port that somebody else has is an error, not half of the calls.
                 ("grpc.so_reuseport", 0),
                 # Clients may ping as often as their own keepalive says, calls or no calls.
@@ -52,9 +87,13 @@ class Listener:
                 ("grpc.keepalive_timeout_ms", 10_000),
             ]
         )
-        self._health.add_to(server)
-        names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        names = (*self._services, health.SERVICE_NAME, REFLECTION)
+        server.add_generic_rpc_handlers(
+            (
+                self._health.handler(self._door),
+                guarded(_reflection(names), self._door, _REFLECTION_ROLES),
+            )
+        )
         self._servers.append(server)
         return server
 

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from guerdon.serving import status
 from guerdon.serving.callers import Callers, Role, set_caller
 from guerdon.serving.deadlines import MAX_TIMEOUT
+from guerdon.serving.door import Door, authorization_of, guarded
 from guerdon.serving.errors import InvalidRequest
 
 M = TypeVar("M", bound=Message)
@@ -56,7 +57,7 @@ def deadline_of(context: Context) -> float | None:
 def generic_handler(
     service: ServiceDescriptor,
     implementation: object,
-    callers: Callers,
+    door: Door,
     roles: Mapping[str, Role | None],
 ) -> grpc.GenericRpcHandler:
     """A handler for every method of a service.
@@ -67,16 +68,17 @@ def generic_handler(
     it; one whose replies are a stream writes messages to the context.
 
     Args:
+        door: refuses calls from their headers alone.
         roles: what each method needs; None for what any known caller may do.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in service.methods:
         function = getattr(implementation, method.name)
-        check = partial(_identify, callers, roles[method.name])
+        check = partial(_identify, door.callers, roles[method.name])
         guard = _guard_requests if method.client_streaming else _guard_request
         make = _HANDLERS[method.client_streaming, method.server_streaming]
-        handlers[method.name] = make(guard(function, check), None, _serialize)
-    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+        handlers[method.name] = make(guard(function, door, check), None, _serialize)
+    return guarded(grpc.method_handlers_generic_handler(service.full_name, handlers), door, roles)
 
 
 _HANDLERS: dict[tuple[bool, bool], Any] = {
@@ -97,18 +99,20 @@ def _identify(callers: Callers, role: Role | None, context: Context) -> None:
     Raises:
         Unauthenticated, PermissionDenied: the call may not go on.
     """
-    metadata = context.invocation_metadata() or ()
-    given = next((value for key, value in metadata if key == "authorization"), None)
+    given = authorization_of(context.invocation_metadata())
     set_caller(callers.identify(given, context.peer(), role))
 
 
 def _guard_request(
-    function: Callable[[bytes, Context], Awaitable[Any]], check: Callable[[Context], None]
+    function: Callable[[bytes, Context], Awaitable[Any]],
+    door: Door,
+    check: Callable[[Context], None],
 ) -> Any:
     async def call(data: bytes, context: Context) -> Any:
         try:
-            check(context)
-            return await function(data, context)
+            with door.serving():
+                check(context)
+                return await function(data, context)
         except Exception as error:
             await status.abort(context, status.describe(error))
 
@@ -116,12 +120,15 @@ def _guard_request(
 
 
 def _guard_requests(
-    function: Callable[[Context], Awaitable[Any]], check: Callable[[Context], None]
+    function: Callable[[Context], Awaitable[Any]],
+    door: Door,
+    check: Callable[[Context], None],
 ) -> Any:
     async def call(_requests: object, context: Context) -> Any:
         try:
-            check(context)
-            return await function(context)
+            with door.serving():
+                check(context)
+                return await function(context)
         except Exception as error:
             await status.abort(context, status.describe(error))
 

@@ -1,0 +1,117 @@
+"""What is decided of a gRPC call from its headers alone, before any of its message is read.
+
+gRPC hands a call with one request to its handler once the whole message is in memory. So a
+call that is refused gets another handler, which takes a stream and never reads from it: a
+stranger's messages stay in the flow-control window of its connection.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from prometheus_client import Counter
+
+from guerdon.serving import status
+from guerdon.serving.callers import Callers, Role
+from guerdon.serving.errors import Overloaded, ServiceError
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+def authorization_of(metadata: Any) -> str | bytes | None:
+    """The header `authorization` of a call."""
+    return next((value for key, value in metadata or () if key == "authorization"), None)
+
+
+class Door:
+    """Lets calls in, or refuses them from their headers alone.
+
+    Args:
+        max_calls: most calls being served at a time, streams included.
+        refused: counts refusals by method and status code.
+    """
+
+    def __init__(self, callers: Callers, *, max_calls: int, refused: Counter) -> None:
+        self.callers = callers
+        self._max_calls = max_calls
+        self._refused = refused
+        self._calls = 0
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Count a call for as long as it is served."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    def check(self, method: str, metadata: Metadata | None, role: Role | None) -> None:
+        """Raise what a call is refused for.
+
+        Raises:
+            Unauthenticated, PermissionDenied: the caller may not make it.
+            Overloaded: too many calls are being served.
+        """
+        try:
+            self.callers.identify(authorization_of(metadata), "", role)
+            if self._calls >= self._max_calls:
+                # Spread out: those who are shed together don't come back together.
+                raise Overloaded(
+                    f"the server serves {self._calls} calls already, max_calls allows no more",
+                    retry_after=random.uniform(0.2, 1.0),  # noqa: S311 - no secret
+                )
+        except ServiceError as error:
+            self._refused.labels(method, status.code_of(error).name).inc()
+            raise
+
+    def knows(self, metadata: Metadata | None) -> bool:
+        """Whether a caller has shown a token, or needs none."""
+        try:
+            self.callers.identify(authorization_of(metadata), "", None)
+        except ServiceError:
+            return False
+        return True
+
+
+class Guarded(grpc.GenericRpcHandler):
+    """Handlers that are found only for calls that pass a check.
+
+    Args:
+        check: gets the method's name and the headers; raises a `ServiceError`.
+    """
+
+    def __init__(
+        self, handlers: grpc.GenericRpcHandler, check: Callable[[str, Metadata], None]
+    ) -> None:
+        self._handlers = handlers
+        self._check = check
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of a call, or one that refuses it."""
+        found = self._handlers.service(details)
+        if found is None:
+            return None
+        try:
+            self._check(details.method.rpartition("/")[2], details.invocation_metadata)
+        except Exception as error:
+            return _refusal(error)
+        return found
+
+
+def guarded(
+    handlers: grpc.GenericRpcHandler, door: Door, roles: Mapping[str, Role | None]
+) -> Guarded:
+    """Handlers behind a door, by the role that each method needs."""
+    return Guarded(handlers, lambda method, headers: door.check(method, headers, roles[method]))
+
+
+def _refusal(error: Exception) -> grpc.RpcMethodHandler[Any, Any]:
+    async def refuse(_messages: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await status.abort(context, status.describe(error))
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
