@@ -94,6 +94,7 @@ async def start_server(loader: FakeLoader | None = None, **flags: Any) -> AsyncI
         "http_port": 0,
         "admin_port": 0,
         "drain_grace": 10.0,
+        "load_from": ["*"],
         **flags,
     }
     server = RewardServer(load_config(None, settings), loader)

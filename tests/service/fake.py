@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -49,6 +49,9 @@ class Behaviour:
     sequences: int = 0
     closed: list[str] = field(default_factory=list)
     load_seconds: float = 0.0
+    """That a load takes, unless its path says `quick`."""
+    loads: list[str] = field(default_factory=list)
+    """Paths of loads that began."""
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -188,8 +191,13 @@ class FakeLoader:
     def __init__(self) -> None:
         self.behaviour = Behaviour()
 
-    def __call__(self, path: str, name: str) -> RewardModel:
-        time.sleep(self.behaviour.load_seconds)
+    def __call__(self, path: str, name: str, check: Callable[[], None]) -> RewardModel:
+        self.behaviour.loads.append(path)
+        over = time.monotonic() + self.behaviour.load_seconds * ("quick" not in path)
+        while time.monotonic() < over:
+            time.sleep(min(0.01, self.behaviour.load_seconds))
+            if "stuck" not in path:
+                check()
         if "missing" in path:
             raise NotFound(f"there is no folder {path!r}")
         if "refused" in path:

@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 import pytest
 
+from guerdon.reward.sources import Sources
+from guerdon.serving.errors import PermissionDenied
 from guerdon.v1 import admin_pb2, admin_pb2_grpc, reward_pb2
 
 from .conftest import Harness, start_server, until
@@ -221,3 +223,99 @@ async def test_scoring_with_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         assert allowed.status_code == 200
         assert (await served.http.get("/healthz")).status_code == 200
+
+
+def unload(name: str) -> admin_pb2.UnloadModelRequest:
+    return admin_pb2.UnloadModelRequest(name=name)
+
+
+async def until_idle(served: Harness) -> None:
+    await until(lambda: not served.server.registry.loading)
+
+
+async def test_a_slow_load_holds_up_no_other(served: Harness) -> None:
+    served.behaviour.load_seconds = 1e6
+    slow = asyncio.ensure_future(served.admin.LoadModel(load("slow", "second")))
+    await until(lambda: "second" in served.behaviour.loads)
+    assert (await served.admin.LoadModel(load("other", "quick"), timeout=30)).model.current
+    slow.cancel()
+    await until_idle(served)
+
+
+async def test_a_caller_who_leaves_ends_the_load(served: Harness) -> None:
+    served.behaviour.load_seconds = 1e6
+    late = served.admin.LoadModel(load("slow", "second"), timeout=0.2)
+    assert await code_of(late) is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until_idle(served)
+    line = 'guerdon_model_loads_total{model="slow",outcome="cancelled"}'
+    await served.until_metric(line, lambda value: value == 1.0)
+
+
+async def test_unloading_a_name_ends_its_loads(served: Harness) -> None:
+    served.behaviour.load_seconds = 1e6
+    loading = asyncio.ensure_future(code_of(served.admin.LoadModel(load("slow", "second"))))
+    beside = asyncio.ensure_future(code_of(served.admin.LoadModel(load("m", "third"))))
+    await until(lambda: {"second", "third"} <= set(served.behaviour.loads))
+    assert not (await served.admin.UnloadModel(unload("slow"))).revisions
+    assert await loading is grpc.StatusCode.ABORTED
+    assert not beside.done()
+    assert list((await served.admin.UnloadModel(unload("m"))).revisions) == [FIRST]
+    assert await beside is grpc.StatusCode.ABORTED
+    await until_idle(served)
+    assert await code_of(served.admin.UnloadModel(unload("slow"))) is grpc.StatusCode.NOT_FOUND
+
+
+async def test_loads_under_way_are_bounded(served: Harness) -> None:
+    served.behaviour.load_seconds = 1e6
+    loads = [
+        asyncio.ensure_future(code_of(served.admin.LoadModel(load("slow", f"{i}"))))
+        for i in range(4)
+    ]
+    await until(lambda: len(served.behaviour.loads) == 5)  # with that of the start
+    fifth = served.admin.LoadModel(load("fifth", "quick"))
+    assert await code_of(fifth) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await served.admin.UnloadModel(unload("slow"))
+    assert set(await asyncio.gather(*loads)) == {grpc.StatusCode.ABORTED}
+    await until_idle(served)
+    assert (await served.admin.LoadModel(load("fifth", "quick"))).model.current
+
+
+async def test_only_what_the_operator_allows_is_loaded(tmp_path: Path) -> None:
+    for name in ("models/v1", "models/v2", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "models" / "link").symlink_to(tmp_path / "elsewhere")
+    v1, v2, elsewhere, link = (
+        str(tmp_path / name) for name in ("models/v1", "models/v2", "elsewhere", "models/link")
+    )
+    async with start_server(models={"m": v1}, load_from=[]) as served:
+        assert (await served.admin.LoadModel(load("m", v2))).model.revision
+        for path in (elsewhere, link, str(tmp_path / "models/../elsewhere"), "org/model", "/", "."):
+            refused = served.admin.LoadModel(load("m", path))
+            assert await code_of(refused) is grpc.StatusCode.PERMISSION_DENIED
+        assert not set(served.behaviour.loads) - {v1, v2}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "path", "is_allowed"),
+    [
+        (("org/*",), "org/model", True),
+        (("org/*",), "orgs/model", False),
+        (("org/model",), "org/model2", False),
+        (("*",), "anything", True),
+        ((), "anything", False),
+        (("/",), "\0", False),
+        (("/",), "a" * 5000, False),
+    ],
+)
+def test_names_of_models(allowed: tuple[str, ...], path: str, is_allowed: bool) -> None:
+    sources = Sources(allowed)
+    if is_allowed:
+        assert sources.check(path) == path
+    else:
+        with pytest.raises(PermissionDenied, match="load-from"):
+            sources.check(path)
+
+
+def test_a_model_of_the_root_does_not_open_the_file_system() -> None:
+    with pytest.raises(PermissionDenied):
+        Sources((), ("/usr",)).check("/etc")

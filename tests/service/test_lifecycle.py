@@ -240,7 +240,7 @@ async def test_a_load_under_way_holds_up_neither_the_drain_nor_an_unload(served:
     await served.admin.LoadModel(admin_pb2.LoadModelRequest(name="other", path="second"))
     served.behaviour.load_seconds = 20
     loading = asyncio.ensure_future(
-        served.admin.LoadModel(admin_pb2.LoadModelRequest(name="slow", path="third"))
+        served.admin.LoadModel(admin_pb2.LoadModelRequest(name="slow", path="stuck"))
     )
     await until(lambda: served.server.registry.loading)
     await served.admin.UnloadModel(admin_pb2.UnloadModelRequest(name="other"))

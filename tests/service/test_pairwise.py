@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
@@ -31,7 +31,7 @@ PROMPT, ANSWERS = "What is rain?", ["Water that falls.", "½ a cloud,\n\n I thin
 class RealLoader(FakeLoader):
     """Loads what is there."""
 
-    def __call__(self, path: str, name: str) -> RewardModel:
+    def __call__(self, path: str, name: str, check: Callable[[], None]) -> RewardModel:
         torch.set_num_threads(1)
         return load_model(path, name=name, settings=EngineSettings())
 

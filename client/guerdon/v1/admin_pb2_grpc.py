@@ -29,7 +29,7 @@ class ModelAdminServiceStub(object):
     """Loads, names and swaps models while the server runs.
 
     Status codes: UNAUTHENTICATED without the admin token; INVALID_ARGUMENT for
-    a wrong field; NOT_FOUND for an unknown model or path; FAILED_PRECONDITION
+    a wrong field; PERMISSION_DENIED for a path that may not be loaded; NOT_FOUND for an unknown model or path; FAILED_PRECONDITION
     when a checkpoint is refused (the message says why) or a model is in use.
     """
 
@@ -70,20 +70,22 @@ class ModelAdminServiceServicer(object):
     """Loads, names and swaps models while the server runs.
 
     Status codes: UNAUTHENTICATED without the admin token; INVALID_ARGUMENT for
-    a wrong field; NOT_FOUND for an unknown model or path; FAILED_PRECONDITION
+    a wrong field; PERMISSION_DENIED for a path that may not be loaded; NOT_FOUND for an unknown model or path; FAILED_PRECONDITION
     when a checkpoint is refused (the message says why) or a model is in use.
     """
 
     def LoadModel(self, request, context):
         """Loads a checkpoint as a revision of a model. The first revision of a name
-        becomes current at once; later ones wait for PromoteModel.
+        becomes current at once; later ones wait for PromoteModel. A caller who
+        leaves ends the load, and so does UnloadModel of its name (ABORTED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Unloads a revision after the work accepted for it has finished.
+        """Unloads a revision after the work accepted for it has finished. Without a
+        revision it also ends loads of the name that are under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,7 +153,7 @@ class ModelAdminService(object):
     """Loads, names and swaps models while the server runs.
 
     Status codes: UNAUTHENTICATED without the admin token; INVALID_ARGUMENT for
-    a wrong field; NOT_FOUND for an unknown model or path; FAILED_PRECONDITION
+    a wrong field; PERMISSION_DENIED for a path that may not be loaded; NOT_FOUND for an unknown model or path; FAILED_PRECONDITION
     when a checkpoint is refused (the message says why) or a model is in use.
     """
 

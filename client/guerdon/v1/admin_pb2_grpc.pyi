@@ -32,7 +32,7 @@ class ModelAdminServiceStub:
     """Loads, names and swaps models while the server runs.
 
     Status codes: UNAUTHENTICATED without the admin token; INVALID_ARGUMENT for
-    a wrong field; NOT_FOUND for an unknown model or path; FAILED_PRECONDITION
+    a wrong field; PERMISSION_DENIED for a path that may not be loaded; NOT_FOUND for an unknown model or path; FAILED_PRECONDITION
     when a checkpoint is refused (the message says why) or a model is in use.
     """
 
@@ -42,10 +42,13 @@ class ModelAdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ModelAdminServiceAsyncStub: ...
     LoadModel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.LoadModelRequest, _admin_pb2.LoadModelResponse]
     """Loads a checkpoint as a revision of a model. The first revision of a name
-    becomes current at once; later ones wait for PromoteModel.
+    becomes current at once; later ones wait for PromoteModel. A caller who
+    leaves ends the load, and so does UnloadModel of its name (ABORTED).
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UnloadModelRequest, _admin_pb2.UnloadModelResponse]
-    """Unloads a revision after the work accepted for it has finished."""
+    """Unloads a revision after the work accepted for it has finished. Without a
+    revision it also ends loads of the name that are under way.
+    """
     SetAlias: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetAliasRequest, _admin_pb2.SetAliasResponse]
     """Points an alias at a model's name."""
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DeleteAliasRequest, _admin_pb2.DeleteAliasResponse]
@@ -60,17 +63,20 @@ class ModelAdminServiceAsyncStub(ModelAdminServiceStub):
     """Loads, names and swaps models while the server runs.
 
     Status codes: UNAUTHENTICATED without the admin token; INVALID_ARGUMENT for
-    a wrong field; NOT_FOUND for an unknown model or path; FAILED_PRECONDITION
+    a wrong field; PERMISSION_DENIED for a path that may not be loaded; NOT_FOUND for an unknown model or path; FAILED_PRECONDITION
     when a checkpoint is refused (the message says why) or a model is in use.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     LoadModel: _aio.UnaryUnaryMultiCallable[_admin_pb2.LoadModelRequest, _admin_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Loads a checkpoint as a revision of a model. The first revision of a name
-    becomes current at once; later ones wait for PromoteModel.
+    becomes current at once; later ones wait for PromoteModel. A caller who
+    leaves ends the load, and so does UnloadModel of its name (ABORTED).
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_admin_pb2.UnloadModelRequest, _admin_pb2.UnloadModelResponse]  # type: ignore[assignment]
-    """Unloads a revision after the work accepted for it has finished."""
+    """Unloads a revision after the work accepted for it has finished. Without a
+    revision it also ends loads of the name that are under way.
+    """
     SetAlias: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetAliasRequest, _admin_pb2.SetAliasResponse]  # type: ignore[assignment]
     """Points an alias at a model's name."""
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_admin_pb2.DeleteAliasRequest, _admin_pb2.DeleteAliasResponse]  # type: ignore[assignment]
@@ -84,7 +90,7 @@ class ModelAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Loads, names and swaps models while the server runs.
 
     Status codes: UNAUTHENTICATED without the admin token; INVALID_ARGUMENT for
-    a wrong field; NOT_FOUND for an unknown model or path; FAILED_PRECONDITION
+    a wrong field; PERMISSION_DENIED for a path that may not be loaded; NOT_FOUND for an unknown model or path; FAILED_PRECONDITION
     when a checkpoint is refused (the message says why) or a model is in use.
     """
 
@@ -95,7 +101,8 @@ class ModelAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.LoadModelResponse, _abc.Awaitable[_admin_pb2.LoadModelResponse]]:
         """Loads a checkpoint as a revision of a model. The first revision of a name
-        becomes current at once; later ones wait for PromoteModel.
+        becomes current at once; later ones wait for PromoteModel. A caller who
+        leaves ends the load, and so does UnloadModel of its name (ABORTED).
         """
 
     @_abc_1.abstractmethod
@@ -104,7 +111,9 @@ class ModelAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.UnloadModelResponse, _abc.Awaitable[_admin_pb2.UnloadModelResponse]]:
-        """Unloads a revision after the work accepted for it has finished."""
+        """Unloads a revision after the work accepted for it has finished. Without a
+        revision it also ends loads of the name that are under way.
+        """
 
     @_abc_1.abstractmethod
     def SetAlias(

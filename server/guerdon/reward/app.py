@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import grpc
 
 from guerdon.reward.config import ServeConfig
+from guerdon.reward.loads import Loader
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.observer import MetricsObserver
-from guerdon.reward.registry import Loader, Registry
+from guerdon.reward.registry import Registry
 from guerdon.reward.scheduling.dispatcher import Dispatcher, DispatchLimits
 from guerdon.reward.scoring import Scoring
+from guerdon.reward.sources import Sources
 from guerdon.reward.wire import admin, service
 from guerdon.reward.wire.admin import ModelAdminService
 from guerdon.reward.wire.calls import CallMetrics
@@ -54,7 +56,7 @@ class RewardServer:
     """One reward server in this process. Make and run it on one event loop.
 
     Args:
-        loader: makes a model of a path; see `guerdon.reward.registry.Loader`.
+        loader: makes a model of a path; see `guerdon.reward.loads.Loader`.
 
     Raises:
         SettingsError: the settings cannot be served, or a file of them cannot be read.
@@ -153,7 +155,8 @@ class RewardServer:
         )  # fmt: skip
 
     def _add_admin(self, server: grpc.aio.Server) -> None:
-        implementation = ModelAdminService(self.registry, self.lifecycle, self._calls)
+        sources = Sources(self._config.load_from, tuple(self._config.models.values()))
+        implementation = ModelAdminService(self.registry, sources, self.lifecycle, self._calls)
         door = self._new_door()  # of its own: administration is possible at overload
         server.add_generic_rpc_handlers(
             (generic_handler(admin.SERVICE, implementation, door, admin.ROLES),)

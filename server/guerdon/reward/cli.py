@@ -47,6 +47,15 @@ def reward(
     admin_host: Annotated[
         str | None, typer.Option(help="Address of the admin port. (default: 127.0.0.1)")
     ] = None,
+    load_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR|NAME",
+            help="Folder or model's name (* stands for anything) that administration may load. "
+            "Repeat it. (default: what --model names, and what lies beside it)",
+            rich_help_panel="Security",
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -107,9 +116,10 @@ def reward(
     would give wrong scores is refused with the reason. SIGTERM finishes what was
     accepted and exits.
     """
-    flags = {
+    flags: dict[str, Any] = {
         "models": _pairs("--model", model),
         "aliases": _pairs("--alias", alias),
+        "load_from": load_from or None,
         "engine.dtype": dtype,
         "engine.device": device,
         "engine.mode": mode,

@@ -44,6 +44,9 @@ class ServeConfig(ServerSettings):
     """Where ModelAdminService listens when it has a port of its own."""
     admin_port: int = -1
     """Port of its own for ModelAdminService; 0 picks a free one, -1 gives it none."""
+    load_from: tuple[str, ...] = ()
+    """What administration may load: folders, and names of models (`*` stands for anything).
+    When empty: what `models` names, and the folders beside those."""
     stream_items: int = 256
     """Items in flight on one ScoreStream."""
     encode_threads: int = 2

@@ -143,7 +143,7 @@ class RewardMetrics:
             "guerdon_model_loads", "Attempts to load a model.", ["model", "outcome"],
             registry=registry,
         )  # fmt: skip
-        """`outcome` is loaded, refused or failed."""
+        """`outcome` is loaded, refused, failed or cancelled."""
         self.model_load_seconds = Histogram(
             "guerdon_model_load_seconds", "Loading a model, probes included.", ["model"],
             buckets=(0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600), registry=registry,

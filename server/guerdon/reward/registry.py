@@ -13,15 +13,21 @@ import difflib
 import itertools
 import logging
 import re
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from guerdon.reward.loads import Loader, Loads
 from guerdon.reward.types import ModelInfo, RewardModel
-from guerdon.serving.errors import CheckpointRefused, InvalidRequest, NotFound, Unsupported
+from guerdon.serving.errors import (
+    CheckpointRefused,
+    Interrupted,
+    InvalidRequest,
+    NotFound,
+    Unsupported,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +38,12 @@ T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
-Loader = Callable[[str, str], RewardModel]
-"""From a path or model name and the name to serve it under; blocks, runs in a thread.
-
-Raises:
-    CheckpointRefused, NotFound, or anything else for a failure of ours.
-"""
-
 
 class RegistryObserver(Protocol):
     """Told what happens to models, on the event loop."""
 
     def model_loaded(self, name: str, outcome: str, seconds: float) -> None:
-        """An attempt to load ended: `outcome` is loaded, refused or failed."""
+        """An attempt to load ended: `outcome` is loaded, refused, failed or cancelled."""
         ...
 
     def models_changed(self, revisions: list[Revision]) -> None:
@@ -114,13 +113,12 @@ class Registry:
         wait_idle: Callable[[str], Awaitable[None]],
     ) -> None:
         self._wait_idle = wait_idle
-        self._loader = loader
+        self._loads = Loads(loader)
+        self._loading: dict[asyncio.Task[Any], str] = {}
         self._observer = observer
         self._revisions: dict[str, dict[str, Revision]] = {}
         self._current: dict[str, str] = {}
         self._aliases: dict[str, str] = {}
-        self._loading = asyncio.Lock()  # one load at a time: each needs memory and all cores
-        self._loader_thread: threading.Thread | None = None
         self._closers = ThreadPoolExecutor(1, thread_name_prefix="close-model")
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -161,35 +159,50 @@ class Registry:
     @property
     def loading(self) -> bool:
         """Whether a checkpoint is being loaded in a thread, for whomever."""
-        return self._loader_thread is not None and self._loader_thread.is_alive()
+        return self._loads.running > 0
 
     async def load(self, name: str, path: str, *, promote: bool = False) -> Revision:
         """Load a checkpoint as a revision; the first of its name becomes current.
 
         Loading what is loaded already changes nothing but, when asked, what is current.
+        Cancelling this, and unloading the name, end the load.
 
         Raises:
             InvalidRequest: the name or path cannot be.
             NotFound: there is nothing at the path.
             CheckpointRefused: it would give wrong scores; the text says why.
             Unsupported: the name is taken by an alias.
+            Overloaded: too many loads are under way.
+            Interrupted: the name was unloaded meanwhile.
         """
         _check_name("name", name)
         if not path:
             raise InvalidRequest("path", "is required")
-        # A caller who leaves does not stop a load half-way: its memory would have no owner.
-        return await asyncio.shield(self._keep(self._load(name, path, promote)))
+        task = self._keep(self._load(name, path, promote))
+        self._loading[task] = name
+        task.add_done_callback(self._loading.pop)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise Interrupted(f"the load of {name!r} was ended: it was unloaded") from None
+            task.cancel()  # the caller has left
+            raise
 
     async def unload(self, name: str, revision: str = "") -> list[str]:
         """Take revisions out of service, wait for their leases, free their memory.
 
+        Without a revision, loads of the name that are under way are ended too.
+
         Returns:
-            The revisions that were unloaded.
+            The revisions that were unloaded; none when only loads were ended.
 
         Raises:
             NotFound: no such model or revision.
             Unsupported: it is the current revision and there are others.
         """
+        if not revision and self._end_loads(name) and name not in self._revisions:
+            return []
         known = self._require(name)
         if revision:
             found = self._match(name, revision, "revision")
@@ -279,18 +292,25 @@ class Registry:
         return task
 
     async def _load(self, name: str, path: str, promote: bool) -> Revision:
-        async with self._loading:
-            self._refuse_alias(name)
-            model = await self._load_in_thread(name, path)
+        self._refuse_alias(name)
+        model = await self._load_in_thread(name, path)
+        try:
             self._refuse_alias(name)  # one may have been set meanwhile
-            return self._add(name, model, promote=promote)
+        except Unsupported:
+            self._closers.submit(model.close)
+            raise
+        return self._add(name, model, promote=promote)
 
     async def _load_in_thread(self, name: str, path: str) -> RewardModel:
         start = time.monotonic()
         outcome = "failed"
         try:
-            model = await self._run_loader(path, name)
+            model = await self._loads.load(path, name)
             outcome = "loaded"
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            logger.info("the load of %s was ended", name)
+            raise
         except (CheckpointRefused, NotFound) as error:
             outcome = "refused"
             logger.warning("refused to load %s: %s", name, error)
@@ -305,21 +325,6 @@ class Registry:
             f" ({info.compute_mode_reason})" if info.compute_mode_reason else "",
         )  # fmt: skip
         return model
-
-    def _run_loader(self, path: str, name: str) -> asyncio.Future[RewardModel]:
-        """Load in a thread that the process's end does not wait for: it may take minutes."""
-        loaded: Future[RewardModel] = Future()
-        loaded.set_running_or_notify_cancel()
-
-        def work() -> None:
-            try:
-                loaded.set_result(self._loader(path, name))
-            except BaseException as error:
-                loaded.set_exception(error)
-
-        self._loader_thread = threading.Thread(target=work, name="load-model", daemon=True)
-        self._loader_thread.start()
-        return asyncio.wrap_future(loaded)
 
     def _add(self, name: str, model: RewardModel, *, promote: bool) -> Revision:
         known = self._revisions.setdefault(name, {})
@@ -343,6 +348,13 @@ class Registry:
         if info.revision not in known:  # it may have been loaded again meanwhile
             self._observer.model_closed(info, last=not known)
         logger.info("unloaded %s@%s", info.name, info.revision[:12])
+
+    def _end_loads(self, name: str) -> bool:
+        """End the loads of a name; whether there were any."""
+        found = [task for task, loaded in self._loading.items() if loaded == name]
+        for task in found:
+            task.cancel()
+        return bool(found)
 
     def _changed(self) -> None:
         for name, known in self._revisions.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +35,11 @@ _KINDS: Final[dict[ModelKind, type[NetworkReward]]] = {
 
 
 def load_model(
-    folder: str | os.PathLike[str], *, name: str, settings: EngineSettings
+    folder: str | os.PathLike[str],
+    *,
+    name: str,
+    settings: EngineSettings,
+    check: Callable[[], None] = lambda: None,
 ) -> RewardModel:
     """Load a checkpoint, probe it, and return it ready to score.
 
@@ -43,6 +47,7 @@ def load_model(
         folder: with config, tokenizer, safetensors and perhaps `guerdon.json`.
         name: under which it is served.
         settings: how to compute.
+        check: called between the steps; what it raises ends the load.
 
     Raises:
         CheckpointRefused: it would give wrong scores, or cannot be trusted.
@@ -50,11 +55,12 @@ def load_model(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     checkpoint = inspect_checkpoint(Path(folder))
+    check()
     if checkpoint.kind is ModelKind.ENSEMBLE:
-        return _load_ensemble(checkpoint, name, settings)
+        return _load_ensemble(checkpoint, name, settings, check)
     if checkpoint.kind is ModelKind.IMPLICIT:
-        return _load_implicit(checkpoint, name, settings)
-    return _load_network(checkpoint, name, settings)
+        return _load_implicit(checkpoint, name, settings, check)
+    return _load_network(checkpoint, name, settings, check)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -72,20 +78,26 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _load_network(checkpoint: Checkpoint, name: str, settings: EngineSettings) -> NetworkReward:
+def _load_network(
+    checkpoint: Checkpoint, name: str, settings: EngineSettings, check: Callable[[], None]
+) -> NetworkReward:
     pairwise = checkpoint.kind is ModelKind.PAIRWISE
     encoder = PairEncoder(checkpoint) if pairwise else Encoder(checkpoint)
-    selected = _load_engine(checkpoint, settings)
+    selected = _load_engine(checkpoint, settings, check)
     info = _network_info(checkpoint, name, selected)
     own = checkpoint.adapter is not None and checkpoint.kind is ModelKind.ATTRIBUTES
     kind = WeighedReward if own else _KINDS[checkpoint.kind]
     return kind(info, encoder, selected.engine)
 
 
-def _load_engine(checkpoint: Checkpoint, settings: EngineSettings) -> Selected:
+def _load_engine(
+    checkpoint: Checkpoint, settings: EngineSettings, check: Callable[[], None]
+) -> Selected:
+    check()
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     model = load_weights(checkpoint, dtype=dtype, device=device).eval()
+    check()
     try:
         return select_engine(model, settings, checkpoint.max_tokens)
     except CheckpointRefused as error:
@@ -117,11 +129,15 @@ def _network_info(checkpoint: Checkpoint, name: str, selected: Selected) -> Mode
     )
 
 
-def _load_ensemble(checkpoint: Checkpoint, name: str, settings: EngineSettings) -> EnsembleReward:
+def _load_ensemble(
+    checkpoint: Checkpoint, name: str, settings: EngineSettings, check: Callable[[], None]
+) -> EnsembleReward:
     """Load every member; `inspect_checkpoint` saw to it that they read the same tokens."""
     manifest = checkpoint.manifest
     members = [
-        _load_network(replace(member, max_tokens=checkpoint.max_tokens), member_name, settings)
+        _load_network(
+            replace(member, max_tokens=checkpoint.max_tokens), member_name, settings, check
+        )
         for member_name, member in zip(manifest.members, checkpoint.members, strict=True)
     ]
     info = replace(
@@ -132,12 +148,14 @@ def _load_ensemble(checkpoint: Checkpoint, name: str, settings: EngineSettings) 
     return EnsembleReward(info, members, std_weight=manifest.std_weight)
 
 
-def _load_implicit(checkpoint: Checkpoint, name: str, settings: EngineSettings) -> ImplicitReward:
+def _load_implicit(
+    checkpoint: Checkpoint, name: str, settings: EngineSettings, check: Callable[[], None]
+) -> ImplicitReward:
     """Load policy and reference; `inspect_checkpoint` saw to it that they read the same tokens."""
     encoder, beta = PolicyEncoder(checkpoint), checkpoint.manifest.beta
     assert beta is not None, "the manifest asks for it"
     members = [replace(part, max_tokens=checkpoint.max_tokens) for part in checkpoint.members]
-    policy, reference = (_load_engine(member, settings) for member in members)
+    policy, reference = (_load_engine(member, settings, check) for member in members)
     infos = [
         _network_info(member, role, selected)
         for role, member, selected in zip(

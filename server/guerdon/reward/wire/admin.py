@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from guerdon.reward.registry import Registry, Revision
+from guerdon.reward.sources import Sources
 from guerdon.reward.types import PriorityClass
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.calls import CallMetrics
@@ -23,17 +24,19 @@ ROLES: Mapping[str, Role | None] = {method.name: Role.ADMIN for method in SERVIC
 class ModelAdminService:
     """Implements every RPC of `guerdon.v1.ModelAdminService`."""
 
-    def __init__(self, registry: Registry, lifecycle: Lifecycle, calls: CallMetrics) -> None:
+    def __init__(
+        self, registry: Registry, sources: Sources, lifecycle: Lifecycle, calls: CallMetrics
+    ) -> None:
         self._registry = registry
+        self._sources = sources
         self._lifecycle = lifecycle
         self._calls = calls
 
     async def LoadModel(self, data: bytes, context: Context) -> admin_pb2.LoadModelResponse:
         """Load a checkpoint; other models keep serving meanwhile."""
         with self._accept(admin_pb2.LoadModelRequest, data, context) as request:
-            revision = await self._registry.load(
-                request.name, request.path, promote=request.promote
-            )
+            path = self._sources.check(request.path) if request.path else ""
+            revision = await self._registry.load(request.name, path, promote=request.promote)
             return admin_pb2.LoadModelResponse(model=self._info(revision))
 
     async def UnloadModel(self, data: bytes, context: Context) -> admin_pb2.UnloadModelResponse:
