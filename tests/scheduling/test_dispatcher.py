@@ -24,7 +24,9 @@ from guerdon.reward.scheduling.dispatcher import (
 )
 from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.scheduling.scheduler import BatchLimits
+from guerdon.reward.scheduling.watchdog import Running, Watchdog, allowed_seconds
 from guerdon.reward.types import (
+    DeviceLost,
     EncodedItem,
     EngineOutOfMemory,
     PriorityClass,
@@ -436,6 +438,61 @@ async def test_when_the_engine_thread_dies_all_callers_hear_of_it(
             await score(dispatcher, model, item_of(5, 1))
         await dispatcher.idle("k")
     assert "no room for a part" in caplog.text
+
+
+async def test_a_lost_device_ends_the_engine(caplog: pytest.LogCaptureFixture) -> None:
+    """Every later batch would fail, of any model, while the server called itself ready."""
+
+    def lose(items: Sequence[EncodedItem]) -> None:
+        raise DeviceLost("cuda:0 failed: an illegal memory access")
+
+    async with running() as (dispatcher, recorder):
+        with pytest.raises(Unavailable, match="engine has stopped"):
+            await score(dispatcher, MarkModel(before=lose), item_of(5, 1))
+        await settle()  # observers are told after the callers
+        assert not dispatcher.ready
+        assert recorder.engine == [True, False]
+    assert "illegal memory access" in caplog.text
+
+
+async def test_a_batch_that_hangs_ends_the_engine(caplog: pytest.LogCaptureFixture) -> None:
+    model = MarkModel()
+    limits = DispatchLimits(batch=SMALL.batch, hang_seconds=0.01)
+    async with running(limits) as (dispatcher, recorder):
+        for mark in range(3):
+            await score(dispatcher, model, item_of(9, 1, mark=mark))
+        hung = await hold_busy(dispatcher, model)
+        waiting = asyncio.create_task(score(dispatcher, model, item_of(5, 1)))
+        for task in (hung, waiting):
+            with pytest.raises(Unavailable, match="engine has stopped"):
+                await task
+        assert not dispatcher.ready
+        assert recorder.engine == [True, False]
+        assert not await dispatcher.stop(grace=0.01), "a thread still computes in the model"
+        model.gate.set()
+    assert "taken far longer than it should" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("expected", "allowed"), [(None, 600.0), (0.1, 60.0), (3.0, 60.0), (30.0, 600.0)]
+)
+def test_a_batch_may_take_a_multiple_of_what_is_foreseen(
+    expected: float | None, allowed: float
+) -> None:
+    assert allowed_seconds(expected, 60.0) == allowed
+
+
+def test_a_process_that_was_stopped_is_not_taken_to_hang() -> None:
+    """SIGSTOP, or a machine that sleeps: the clock goes on, and the batch does not."""
+    batch = Running(expected=0.1)
+
+    def looks(times: Sequence[float]) -> bool:
+        watchdog = Watchdog(least=0.08)
+        return any(watchdog.hangs(batch, now) for now in times)
+
+    assert not looks([0.0, 3600.0, 7200.0])
+    assert not looks([step / 100 for step in range(150)])
+    assert looks([step / 100 for step in range(250)])
 
 
 async def test_before_the_start_nothing_is_accepted() -> None:

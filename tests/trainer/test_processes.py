@@ -10,13 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.runs.ranks import both_end_well, one_dies, one_refuses
+from tests.support.old_driver import pretend_old_driver
 from tests.trainer.rated_toy import attribute_settings, process_settings, rated_rows, solution_rows
 from tests.trainer.toy import metrics, toy_rows, toy_settings, write_rows
 from torch.nn.parallel import DistributedDataParallel
 
 from guerdon.cli.main import main
 from guerdon.trainer import settings_io
+from guerdon.trainer.errors import SettingsError
 from guerdon.trainer.inside import inside
+from guerdon.trainer.processes import ALONE
 
 Files = tuple[Path, Path]
 
@@ -155,3 +158,11 @@ def test_one_process_says_what_is_wrong(base: Path, toy: Files, tmp_path: Path) 
     ):
         one_refuses(tmp_path, [*given, *more], sentence)
     assert not (tmp_path / "run" / "guerdon.json").exists()
+
+
+def test_a_driver_that_is_too_old_is_not_replaced_by_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend_old_driver(monkeypatch, tmp_path)
+    with pytest.raises(SettingsError, match="driver on your system is too old"):
+        ALONE.device()

@@ -73,7 +73,10 @@ class RewardServer:
         self._metrics.queue_limit_tokens.set(config.queue.max_queued_tokens)
         observer = MetricsObserver(self._metrics, self._engine_down)
         self._dispatcher = Dispatcher(
-            limits=DispatchLimits(batch=config.batching, queue=config.queue), observer=observer
+            limits=DispatchLimits(
+                batch=config.batching, queue=config.queue, hang_seconds=config.hang_seconds
+            ),
+            observer=observer,
         )
         self.registry = Registry(loader, observer, self._dispatcher.idle)
         self._scoring = Scoring(
@@ -130,7 +133,7 @@ class RewardServer:
         finally:
             await self._stop()
         if self._engine_died:
-            raise EngineDied("the engine's thread died; the log says why")
+            raise EngineDied("the engine stopped; the log says why")
 
     async def _listen(self) -> RewardPorts:
         config = self._config
@@ -194,6 +197,6 @@ class RewardServer:
 
     def _engine_down(self) -> None:
         if self.lifecycle.phase is not Phase.DRAINING:
-            logger.critical("the engine's thread died: draining")
+            logger.critical("the engine can compute no more: draining")
             self._engine_died = True
             self.lifecycle.start_draining()

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from guerdon.serving import command, options
+from guerdon.serving.errors import EngineDied
 from guerdon.serving.logs import set_up_logging
 from guerdon.serving.settings import SettingsError
 
@@ -154,16 +155,23 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
         models = ", ".join(sorted(config.models)) or "no model yet"
         command.announce(ports, models, config.ready_file)
 
-    async def run() -> bool:
+    async def run() -> int | None:
         server = RewardServer(config, new_loader(config.engine))
-        await server.run(on_ready)
-        return server.threads_left
+        code = 0
+        try:
+            await server.run(on_ready)
+        except EngineDied as error:
+            if not server.threads_left:
+                raise
+            typer.echo(f"{_COMMAND}: {error}", err=True)
+            code = command.DIED
+        return code if server.threads_left else None
 
-    if asyncio.run(run()):
+    if (code := asyncio.run(run())) is not None:
         # The interpreter's end under a thread that computes can crash; nothing is left to do.
         logging.shutdown()
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(code)
 
 
 def _pairs(flag: str, values: list[str] | None) -> dict[str, str] | None:

@@ -51,6 +51,9 @@ class ServeConfig(ServerSettings):
     """Items in flight on one ScoreStream."""
     encode_threads: int = 2
     """Threads that render and tokenise."""
+    hang_seconds: float = 60.0
+    """A batch that takes longer than this, and 20 times as long as its size should take, ends the
+    process for a restart. Before a model's first batch has ended, ten times this."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     batching: BatchLimits = field(default_factory=BatchLimits)
     queue: QueueLimits = field(default_factory=QueueLimits)
@@ -60,7 +63,7 @@ class ServeConfig(ServerSettings):
         """Refuse what cannot be served."""
         super().__post_init__()
         self.check_port("admin_port", least=-1)
-        self.check_positive("stream_items", "encode_threads")
+        self.check_positive("stream_items", "encode_threads", "hang_seconds")
 
     def check_exposure(self, *, admin_token: bool) -> None:
         """Refuse to let other machines administer models without a credential.

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from guerdon.models import ManifestError, ModelNotFound, resolve_model
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.loads import Check, Loader
-from guerdon.reward.types import RewardModel
-from guerdon.serving.errors import CheckpointRefused, NotFound
+from guerdon.reward.types import DeviceLost, RewardModel
+from guerdon.serving.errors import CheckpointRefused, EngineDied, NotFound
 
 
 def new_loader(settings: EngineSettings) -> Loader:
@@ -37,6 +37,8 @@ def new_loader(settings: EngineSettings) -> Loader:
                 return load_model(folder, name=name, settings=settings, check=check)
         except ManifestError as error:
             raise CheckpointRefused(f"{folder}: {error}") from error
+        except DeviceLost as error:
+            raise EngineDied(str(error)) from error
 
     return load
 

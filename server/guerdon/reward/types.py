@@ -243,6 +243,7 @@ class RewardModel(Protocol):
 
         Raises:
             EngineOutOfMemory: the batch is too large; half of it may fit.
+            DeviceLost: no batch can be computed any more.
             Exception: the batch failed; its callers are told so.
         """
         ...
@@ -254,3 +255,7 @@ class RewardModel(Protocol):
 
 class EngineOutOfMemory(Exception):
     """A batch did not fit in memory."""
+
+
+class DeviceLost(Exception):
+    """The device computes nothing any more in this process, which must be started anew."""

@@ -14,7 +14,7 @@ import torch
 
 from guerdon.trainer.errors import SettingsError, TrainingError
 from guerdon.trainer.fine_tune_settings import FineTuneSettings
-from guerdon.trainer.processes import ALONE, WAIT, Processes
+from guerdon.trainer.processes import ALONE, WAIT, Processes, use_gpu
 
 
 @dataclass
@@ -76,8 +76,8 @@ def common_arguments(
         "save_total_limit": 1,
         "report_to": "none",
         "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not use_gpu(),
+        "dataloader_pin_memory": use_gpu(),
         "ddp_find_unused_parameters": False,
         "ddp_timeout": int(WAIT.total_seconds()),
     }

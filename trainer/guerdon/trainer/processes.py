@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from guerdon.models.devices import DeviceError, has_gpu, set_up_cuda
 from guerdon.trainer.errors import ProcessGone, SaidElsewhere, SettingsError, TrainingError
 
 T = TypeVar("T")
@@ -30,6 +31,19 @@ _LEFT = ("connection closed by peer", "connection reset by peer", "broken pipe",
 def is_main() -> bool:
     """Whether this is the process of a run that prints and writes: rank 0 of a launcher's."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def use_gpu() -> bool:
+    """Whether to compute on CUDA; loads torch, and sets it up for this process.
+
+    Raises:
+        SettingsError: there is a GPU that torch can't use.
+    """
+    set_up_cuda()
+    try:
+        return has_gpu()
+    except DeviceError as error:
+        raise SettingsError(str(error)) from error
 
 
 def launched() -> int:
@@ -76,12 +90,11 @@ class Processes:
                     f"{name} is not supported here: start the processes for DDP, by torchrun or "
                     "accelerate launch --multi_gpu"
                 )
-        import torch
         from accelerate import PartialState
 
         # The launcher's own precision would overrule --dtype.
         os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
+        state = PartialState(cpu=not use_gpu(), timeout=WAIT)
         return cls(state.num_processes, state.process_index)
 
     @property
@@ -96,8 +109,8 @@ class Processes:
         if self.count > 1:
             from accelerate import PartialState
 
-            return PartialState(cpu=not torch.cuda.is_available()).device
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return PartialState(cpu=not use_gpu()).device
+        return torch.device("cuda" if use_gpu() else "cpu")
 
     def gather(self, value: T) -> list[T]:
         """What every process has, in their order; all of them must ask. Blocks."""

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from guerdon.reward.engine.asked import AttentionCall, MaskFunction, note_call, note_mask
+from guerdon.reward.engine.device import is_ampere
 from guerdon.reward.engine.plan import Bucket, Segment, make_buckets
 
 PACKED = "guerdon_packed"
@@ -245,14 +246,8 @@ def _varlen_fits(query: torch.Tensor, value: torch.Tensor, softcap: float | None
         and query.shape[-1] == value.shape[-1]
         and query.shape[-1] <= 256
         and query.shape[-1] % 8 == 0
-        and has_flash_attention(query.device)
+        and is_ampere(query.device)
     )
-
-
-@functools.cache
-def has_flash_attention(device: torch.device) -> bool:
-    """Whether a GPU is of compute capability 8.0 (Ampere) or newer, as flash attention needs."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _varlen(

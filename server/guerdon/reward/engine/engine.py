@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from guerdon.reward.engine.attention import PACKED, AttentionPlan, register
+from guerdon.reward.engine.device import meaning_of, release_memory
 from guerdon.reward.engine.heads import Logits, find_head
 from guerdon.reward.engine.language_head import LanguageHead, language_head
 from guerdon.reward.engine.plan import Layout, Places, lay_out, token_types
@@ -23,7 +24,6 @@ from guerdon.reward.types import (
     BatchStats,
     ComputeMode,
     EncodedItem,
-    EngineOutOfMemory,
     TokenArray,
 )
 
@@ -41,10 +41,6 @@ class Computed:
 
 
 _Forward = tuple[list[Logits], Sequence[int], BatchStats]
-
-
-# Of torch's CPU allocator, and of CUDA and its libraries beside torch's own allocator.
-_OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
 class Engine(abc.ABC):
@@ -65,6 +61,7 @@ class Engine(abc.ABC):
 
         Raises:
             EngineOutOfMemory: the batch did not fit.
+            DeviceLost: the device computes nothing any more.
         """
         use_attention(self.model, self.attention)
         results = [[np.zeros(0, dtype=np.float32)] * len(item.suffixes) for item in items]
@@ -78,13 +75,20 @@ class Engine(abc.ABC):
                 for (i, j), value, tokens in zip(places, logits, shared, strict=True):
                     results[i][j], reused[i][j] = value, tokens
                 total = _add(total, stats)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise EngineOutOfMemory(str(error)) from error
-        except RuntimeError as error:
-            if any(words in str(error) for words in _OUT_OF_MEMORY):
-                raise EngineOutOfMemory(str(error)) from error
-            raise
-        return Computed(results, reused, total)
+            return Computed(results, reused, total)
+        except (RuntimeError, MemoryError) as error:
+            meaning = meaning_of(error, self.model.device)
+            if meaning is None:
+                raise
+        # Outside of the handler: the error, and the batch's tensors with it, are gone by now.
+        release_memory(self.model.device)
+        raise meaning
+
+    def close(self) -> None:
+        """Free the model's memory. Nothing can be computed afterwards."""
+        device = self.model.device
+        del self.model, self.base, self.head
+        release_memory(device)
 
     @abc.abstractmethod
     def _forward(self, items: Sequence[EncodedItem]) -> _Forward:

@@ -105,12 +105,10 @@ class Head:
 
 def _means(hidden: torch.Tensor, sequences: Sequence[Places]) -> torch.Tensor:
     """The mean over each sequence's tokens, [N, H]."""
-    lengths = np.array([len(s) for s in sequences])
-    owners = torch.from_numpy(np.repeat(np.arange(len(sequences)), lengths)).to(hidden.device)
-    places = torch.from_numpy(np.concatenate(sequences)).to(hidden.device)
-    sums = hidden.new_zeros((len(sequences), hidden.shape[-1]), dtype=torch.float32)
-    sums.index_add_(0, owners, hidden.index_select(0, places).float())
-    return sums / torch.from_numpy(lengths).to(hidden.device)[:, None]
+    # One after the other: what adds rows by index adds them in any order on a GPU, so that a
+    # score would differ from run to run.
+    places = (torch.from_numpy(s).to(hidden.device) for s in sequences)
+    return torch.stack([hidden.index_select(0, p).float().mean(0) for p in places])
 
 
 class _First(nn.Module):

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from guerdon.reward.engine.asked import Asked, watch
+from guerdon.reward.engine.device import meaning_of
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
 from guerdon.reward.engine.heads import MARKS, Logits, Reads
 from guerdon.reward.engine.kernels import Table, check_kernels
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.engine.traits import Traits, plain
-from guerdon.reward.types import EncodedItem, EngineOutOfMemory, TokenArray
+from guerdon.reward.types import DeviceLost, EncodedItem, EngineOutOfMemory, TokenArray
 from guerdon.serving.errors import CheckpointRefused
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ HALF_ALLOWANCE = 3.0
 """In half precision: how many times plain transformers' own largest error is allowed."""
 REFERENCE_PARAMETERS = 2_000_000_000
 """Up to this size a half-precision model is probed against a float32 copy of itself."""
+_NOT_OF_THE_MODEL = (MemoryError, EngineOutOfMemory, torch.OutOfMemoryError, DeviceLost)
 LONGEST_PROBE = {"cpu": 600, "cuda": 4_200}
 """Probes reach past the sliding window where that is no longer than this."""
 
@@ -56,12 +58,15 @@ def select_engine(model: Any, settings: EngineSettings, max_tokens: int) -> Sele
     Raises:
         CheckpointRefused: none agrees, or the head is unknown, or a score is not finite, or
             plain transformers itself fails.
+        EngineOutOfMemory, DeviceLost: they say nothing of the model.
     """
     try:
         return _select(model, settings, max_tokens)
-    except (CheckpointRefused, MemoryError, EngineOutOfMemory, torch.OutOfMemoryError):
+    except (CheckpointRefused, *_NOT_OF_THE_MODEL):
         raise
     except Exception as error:
+        if (meaning := meaning_of(error, model.device)) is not None:
+            raise meaning from error
         raise CheckpointRefused(
             f"its probes can't be computed: {type(error).__name__}: {error}"
         ) from error
@@ -106,6 +111,8 @@ def _try_packed(
     try:
         difference = probes.difference(engine)
         strict = probes.exact_difference()
+    except _NOT_OF_THE_MODEL:
+        raise
     except Exception as error:  # whatever it raises, it cannot be packed
         return None, _raised(error), 0.0
     checks = ((difference, probes.tolerance), (strict, probes.exact_tolerance))
@@ -168,6 +175,8 @@ class _Probes:
         with watch() as asked:
             try:
                 engine.compute([alone])
+            except _NOT_OF_THE_MODEL:
+                raise
             except Exception as error:
                 return asked, _raised(error)
         return asked, ""

@@ -73,6 +73,8 @@ class ImplicitReward:
 
     def close(self) -> None:
         """Free the memory."""
+        for engine in self._engines or ():
+            engine.close()
         self._engines = None
 
     def _reward(self, policy: Logits, reference: Logits) -> float:

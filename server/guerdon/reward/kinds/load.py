@@ -10,9 +10,16 @@ from typing import Any, Final
 
 import torch
 
+from guerdon.models.devices import set_up_cuda
 from guerdon.reward.checkpoints.checkpoint import Checkpoint, inspect_checkpoint
 from guerdon.reward.checkpoints.weights import load_weights
 from guerdon.reward.encoding import Encoder
+from guerdon.reward.engine.device import (
+    meaning_of,
+    release_memory,
+    resolve_device,
+    resolve_dtype,
+)
 from guerdon.reward.engine.probes import Selected, select_engine
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.kinds.attributes import AttributesReward, WeighedReward
@@ -23,7 +30,14 @@ from guerdon.reward.kinds.process import ProcessReward
 from guerdon.reward.kinds.sequence import SequenceReward
 from guerdon.reward.pair_encoding import PairEncoder
 from guerdon.reward.policy_encoding import PolicyEncoder
-from guerdon.reward.types import ComputeMode, ModelInfo, ModelKind, RewardModel
+from guerdon.reward.types import (
+    ComputeMode,
+    DeviceLost,
+    EngineOutOfMemory,
+    ModelInfo,
+    ModelKind,
+    RewardModel,
+)
 from guerdon.serving.errors import CheckpointRefused
 
 _KINDS: Final[dict[ModelKind, type[NetworkReward]]] = {
@@ -52,6 +66,7 @@ def load_model(
     Raises:
         CheckpointRefused: it would give wrong scores, or cannot be trusted.
     """
+    set_up_cuda()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     checkpoint = inspect_checkpoint(Path(folder))
@@ -61,21 +76,6 @@ def load_model(
     if checkpoint.kind is ModelKind.IMPLICIT:
         return _load_implicit(checkpoint, name, settings, check)
     return _load_network(checkpoint, name, settings, check)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that a setting means."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The data type that a setting means."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def _load_network(
@@ -96,12 +96,37 @@ def _load_engine(
     check()
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
-    model = load_weights(checkpoint, dtype=dtype, device=device).eval()
-    check()
+    folder, name = checkpoint.folder, str(dtype).removeprefix("torch.")
     try:
+        model = load_weights(checkpoint, dtype=dtype, device=device).eval()
+        check()
         return select_engine(model, settings, checkpoint.max_tokens)
-    except CheckpointRefused as error:
-        raise CheckpointRefused(f"{checkpoint.folder}: {error}") from error
+    except (CheckpointRefused, DeviceLost) as error:
+        raise type(error)(_under(folder, str(error))) from error
+    except (EngineOutOfMemory, RuntimeError, MemoryError) as error:
+        meaning = meaning_of(error, device)
+        if isinstance(meaning, DeviceLost):
+            raise meaning from error
+        if meaning is None:
+            raise
+        raise CheckpointRefused(
+            f"{folder} does not fit in the memory of {device} as {name}{_room(device)}; while it "
+            "is loaded and probed, half precision needs three times its weights"
+        ) from error
+    finally:
+        release_memory(device)  # the float32 copy and the probes
+
+
+def _under(folder: Path, sentence: str) -> str:
+    return sentence if str(folder) in sentence else f"{folder}: {sentence}"
+
+
+def _room(device: torch.device) -> str:
+    """What a GPU has left, in words."""
+    if device.type != "cuda":
+        return ""
+    free, total = (amount / 2**30 for amount in torch.cuda.mem_get_info(device))
+    return f", which has {free:.1f} of {total:.1f} GiB free"
 
 
 def _network_info(checkpoint: Checkpoint, name: str, selected: Selected) -> ModelInfo:

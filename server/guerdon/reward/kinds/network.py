@@ -62,6 +62,8 @@ class NetworkReward(abc.ABC):
 
     def close(self) -> None:
         """Free the memory."""
+        if self._engine is not None:
+            self._engine.close()
         self._engine = None
 
     @abc.abstractmethod

@@ -33,6 +33,7 @@ from guerdon.reward.scheduling.events import (
 )
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.queue_limits import QueueLimits
+from guerdon.reward.scheduling.watchdog import Watchdog
 from guerdon.reward.scheduling.worker import Abandon, BatchRun, Job, Outcome, Report, Worker
 from guerdon.reward.types import (
     EncodedItem,
@@ -65,10 +66,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchLimits:
-    """What a batch may hold, and how much may wait."""
+    """What a batch may hold, how much may wait, and when a batch is taken to hang."""
 
     batch: BatchLimits = field(default_factory=BatchLimits)
     queue: QueueLimits = field(default_factory=QueueLimits)
+    hang_seconds: float = 60.0
+    """Seconds that any batch may take; see `guerdon.reward.scheduling.watchdog`."""
 
 
 class Dispatcher:
@@ -95,8 +98,11 @@ class Dispatcher:
             on_exit=lambda failed: self._post(self._engine_ended, failed),
             clock=clock,
         )
+        self._watchdog = Watchdog(limits.hang_seconds)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._up = False
+        self._hung = False
+        """Whether the engine's thread was given up and has not ended."""
         self._draining = False
         self._calls: dict[Job, Call] = {}
         self._reservations: set[Reservation] = set()
@@ -122,6 +128,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._worker.start()
         self._up = True
+        self._look()
         self._tell(lambda observer: observer.engine_changed(True))
 
     def reserve(
@@ -236,9 +243,9 @@ class Dispatcher:
             self._fail(call, Unavailable("the server stopped before the request was done"))
         self._worker.send(None)
         # The batch in hand, if any, cannot be interrupted.
-        while self._up and await self._change(max(end - self._clock(), 0.5)):
+        while (self._up or self._hung) and await self._change(max(end - self._clock(), 0.5)):
             pass
-        return not self._up
+        return not (self._up or self._hung)
 
     def _check_ready(self, ready: bool) -> None:
         if ready:
@@ -307,6 +314,8 @@ class Dispatcher:
             logger.debug("the event loop is closed: a report is lost")
 
     def _deliver(self, report: Report) -> None:
+        if self._hung:  # its callers were told that the engine has stopped
+            return
         names: set[str] = set()
         for outcome in report.outcomes:
             call = self._calls[outcome.job]
@@ -371,7 +380,27 @@ class Dispatcher:
             self._tell_queue()
         self._wake()
 
+    def _look(self) -> None:
+        """Give the engine up when a batch hangs; look again later when it does not."""
+        if not self._up:
+            return
+        if self._watchdog.hangs(self._worker.running, self._clock()):
+            logger.critical("a batch has taken far longer than it should: the engine is given up")
+            self._hung = True
+            self._give_up()
+        else:
+            assert self._loop is not None
+            self._loop.call_later(self._watchdog.interval, self._look)
+
     def _engine_ended(self, failed: bool) -> None:
+        if self._hung:
+            self._hung = False
+            self._wake()
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """No batch will be computed any more: tell all who wait."""
         self._up = False
         self._tell(lambda observer: observer.engine_changed(False))
         for call in list(self._calls.values()):

@@ -138,6 +138,11 @@ class Budgets:
         else:
             del self._memory[key]
 
+    def batch_seconds(self, key: str, tokens: int) -> float | None:
+        """How long a batch of a key should take; None before its first one."""
+        fit = self._pace.fit(key)
+        return None if fit is None else fit.overhead + fit.per_token * tokens
+
     def out_of_memory(self, key: str, tokens: int) -> None:
         """A batch of a key, of so many tokens, did not fit in memory."""
         most = max(1, tokens // 2)

@@ -129,6 +129,10 @@ class Scheduler:
         """Learn from a batch that was computed: how large the next ones may be."""
         self._budgets.observe(key, tokens, seconds)
 
+    def batch_seconds(self, key: str, tokens: int) -> float | None:
+        """How long a batch should take; None before a key's first one."""
+        return self._budgets.batch_seconds(key, tokens)
+
     def out_of_memory(self, key: str, tokens: int) -> None:
         """Learn from a batch of so many tokens that did not fit in the engine's memory."""
         self._budgets.out_of_memory(key, tokens)

@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 
 from guerdon.reward.scheduling.events import Failure
 from guerdon.reward.scheduling.scheduler import Batch, BatchLimits, Scheduler, Unit
+from guerdon.reward.scheduling.watchdog import Running
 from guerdon.reward.types import (
     BatchScores,
     BatchStats,
+    DeviceLost,
     EncodedItem,
     EngineOutOfMemory,
     PriorityClass,
@@ -140,6 +142,8 @@ class Worker:
         self._on_report = on_report
         self._on_exit = on_exit
         self._clock = clock
+        self.running: Running | None = None
+        """The batch in a model's hands. Other threads may look."""
         # A daemon: a forward pass that never ends must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="guerdon-engine", daemon=True)
 
@@ -187,6 +191,8 @@ class Worker:
         """
         try:
             work()
+        except DeviceLost:
+            raise
         except Exception:
             logger.critical(
                 "the scheduler failed; the %d calls in its queue are told to ask again",
@@ -274,27 +280,32 @@ class Worker:
 
     def _compute_once(self, pieces: list[Piece]) -> Failure | None:
         """Call the model and report, except for pieces that can be tried again in halves."""
-        model = pieces[0].job.model
+        model, key = pieces[0].job.model, pieces[0].job.key
+        tokens = sum(piece.item.tokens for piece in pieces)
+        self.running = Running(self._scheduler.batch_seconds(key, tokens))
         start = self._clock()
-        scores, nonfinite, failure = _call(model, [piece.item for piece in pieces])
+        try:
+            scores, nonfinite, failure = _call(model, [piece.item for piece in pieces])
+        finally:
+            self.running = None
         finished = self._clock()
         outcomes = _outcomes(pieces, scores, failure)
         if nonfinite:
-            logger.error("%s gave %d scores that are not finite", pieces[0].job.key, nonfinite)
+            logger.error("%s gave %d scores that are not finite", key, nonfinite)
         run = BatchRun(
             model=model,
             seconds=finished - start,
             finished=finished,
-            tokens=sum(piece.item.tokens for piece in pieces),
+            tokens=tokens,
             stats=scores.stats if scores is not None else None,
             failure=Failure.NONFINITE if nonfinite else failure,
             nonfinite=nonfinite,
         )
         self._report(outcomes, run)
         if failure is Failure.OUT_OF_MEMORY:
-            self._scheduler.out_of_memory(pieces[0].job.key, run.tokens)
+            self._scheduler.out_of_memory(key, run.tokens)
         elif failure is None:
-            self._scheduler.observe(pieces[0].job.key, run.tokens, run.seconds)
+            self._scheduler.observe(key, run.tokens, run.seconds)
         return failure
 
     def _split(self, pieces: list[Piece]) -> list[list[Piece]]:
@@ -329,6 +340,8 @@ def _call(
     except EngineOutOfMemory:
         logger.warning("a batch of %d items did not fit in memory", len(items), exc_info=True)
         return None, 0, Failure.OUT_OF_MEMORY
+    except DeviceLost:
+        raise  # every later batch would fail, of any model: the thread ends, and the process
     except BaseException:  # also SystemExit: one model must not end the thread of all
         logger.exception("a batch of %d items failed", len(items))
         return None, 0, Failure.EXCEPTION

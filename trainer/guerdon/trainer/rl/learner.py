@@ -20,7 +20,7 @@ from torch import Tensor
 
 from guerdon.trainer.errors import DivergedError
 from guerdon.trainer.language_model import without_lora
-from guerdon.trainer.processes import partition
+from guerdon.trainer.processes import partition, use_gpu
 from guerdon.trainer.rl import export
 from guerdon.trainer.rl.algorithms.base import Algorithm, Prepared, StepBatch, summarise
 from guerdon.trainer.rl.distributed import Ranks, make_accelerator
@@ -51,7 +51,7 @@ class Learner:
 
     def __init__(self, settings: RunSettings, algorithm: Algorithm, policy: Path) -> None:
         torch.manual_seed(settings.seed)
-        if settings.deterministic and torch.cuda.is_available():
+        if use_gpu() and settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         self.settings = settings

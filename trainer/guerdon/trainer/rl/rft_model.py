@@ -7,11 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from guerdon.trainer.language_model import load_lm, with_lora
 from guerdon.trainer.modelling import merged
+from guerdon.trainer.processes import use_gpu
 from guerdon.trainer.rl.export import Shape, as_checkpoint, as_weights
 from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.rl.types import Ints
@@ -28,7 +28,7 @@ def load(folder: Path) -> Any:
     Raises:
         TrainingError: it can't be loaded.
     """
-    return load_lm(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    return load_lm(folder).to("cuda" if use_gpu() else "cpu")
 
 
 def adapted(model: Any, settings: RunSettings) -> Any:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
 from guerdon.trainer.completions import CompletionTrainer, dataset_of, keeps_apart, micro_batch
+from guerdon.trainer.processes import use_gpu
 from guerdon.trainer.rl.settings import RFTSettings
 from guerdon.trainer.rl.types import Sample
 from guerdon.trainer.run_folder import last_checkpoint
@@ -105,8 +105,8 @@ def _arguments(
         save_total_limit=settings.keep_checkpoints,
         report_to="none",
         disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not use_gpu(),
+        dataloader_pin_memory=use_gpu(),
     )
 
 
