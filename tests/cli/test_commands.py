@@ -190,7 +190,7 @@ def test_a_command_without_its_packages_says_what_to_install() -> None:
         code = hide + f"from guerdon.cli.main import main; sys.exit(main(['{command}', '--help']))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
         assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
-        assert f"pip install 'guerdon[{extra}]'".encode() in done.stderr
+        assert f"pip install '.[{extra}]'".encode() in done.stderr
 
 
 def test_an_unforeseen_error_is_a_sentence_and_a_traceback_on_request(tmp_path: Path) -> None:

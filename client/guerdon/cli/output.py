@@ -148,6 +148,8 @@ class FileOutput:
         """Makes the file appear, whole."""
         os.fsync(self._file.fileno())
         self._write_state("publishing")
+        if os.name == "nt":
+            self._file.close()  # Windows renames no open file
         self._part.replace(self.path)
         self._sync_folder()
         self._write_state("complete")
@@ -186,7 +188,8 @@ class FileOutput:
     def _open_part(self) -> BinaryIO:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            file = os.fdopen(os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)  # the last on Windows
+            file = os.fdopen(os.open(self._part, flags, 0o666), "r+b")
             try:
                 self._lock(file)
                 if _is_at(file, self._part):

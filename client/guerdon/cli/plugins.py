@@ -50,5 +50,5 @@ def missing(name: str, exc: ModuleNotFoundError) -> CommandError:
     extra = _KNOWN[name][1] if name in _KNOWN else name
     return CommandError(
         f"`guerdon {name}` needs {exc.name or 'a package'}, which is not installed: "
-        f"pip install 'guerdon[{extra}]'"
+        f"pip install '.[{extra}]' in a checkout of guerdon, or its wheel (docs/install.md)"
     )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -131,9 +130,10 @@ def _is_intact(folder: Path, stamp: dict[str, Any]) -> bool:
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """One conversion at a time, over all processes."""
+    from filelock import FileLock  # comes with torch, which a conversion needs anyway
+
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
         yield
 
 
