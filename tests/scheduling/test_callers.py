@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.scheduling.simulation import CPU, GPU, EngineTimes
 from tests.support.dispatch import item_of
 
 from guerdon.reward.scheduling.admission import Admission, Ticket, TooLarge
@@ -125,6 +126,38 @@ def test_those_who_are_gone_are_forgotten() -> None:
     assert len(shares) <= MAX_REMEMBERED + 1
     shares.forget(())
     assert len(shares) == 0
+
+
+@pytest.mark.parametrize("times", [CPU, GPU], ids=["cpu", "gpu"])
+def test_a_light_caller_waits_for_little_beside_a_greedy_one(times: EngineTimes) -> None:
+    """One caller keeps 600 calls in the queue; another sends its next one 50 ms after a reply."""
+    limits, rng = BatchLimits(), random.Random(0)
+    scheduler, now, computed = Scheduler(limits), 0.0, 0
+    seconds: list[float] = []
+    following: float | None = 1.0
+    for _ in range(600):
+        one(scheduler, GREEDY, 200)
+    while len(seconds) < 100:
+        if following is not None and following <= now:
+            one(scheduler, MODEST, 200, now=following)
+            following = None
+        batch = scheduler.next_batch(now).batch
+        assert batch is not None
+        took = times.seconds(batch.tokens) * rng.uniform(0.8, 1.2)
+        now += took
+        scheduler.observe("a", batch.tokens, took)
+        for part in batch.parts:
+            if part.unit.caller is MODEST:
+                seconds.append(now - part.unit.arrival)
+                following = now + 0.05
+            else:
+                one(scheduler, GREEDY, 200, now=now)
+        computed += batch.tokens
+    # Half a short batch of others and its own, in the mean: it was half a second.
+    short = max(limits.shared_batch_seconds, times.seconds(200))
+    assert sum(seconds) / len(seconds) < short / 2 + max(short / 2, times.alone) + 0.005
+    # What the short batches cost of the whole.
+    assert computed / now > 0.6 * times.capacity(limits)
 
 
 # Room in the queue

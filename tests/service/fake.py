@@ -40,6 +40,10 @@ class Behaviour:
     seconds: float = 0.0
     """That each batch takes."""
     encode_seconds: float = 0.0
+    long_texts: threading.Event = field(default_factory=threading.Event)
+    """Prompts over 1 MiB wait for it as they are tokenised."""
+    long_entered: threading.Event = field(default_factory=threading.Event)
+    """Set when one of them is."""
     fails: bool = False
     """Raise from `score`."""
     nonfinite: bool = False
@@ -55,6 +59,7 @@ class Behaviour:
 
     def __post_init__(self) -> None:
         self.gate.set()
+        self.long_texts.set()
 
 
 def revision_of(path: str) -> str:
@@ -109,6 +114,9 @@ class FakeModel:
     def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
         if self.behaviour.encode_seconds:
             time.sleep(self.behaviour.encode_seconds)
+        if isinstance(item.prompt, str) and len(item.prompt) > 2**20:
+            self.behaviour.long_entered.set()
+            self.behaviour.long_texts.wait()
         prefix = self._prompt(item)
         suffixes = [
             np.asarray(words(r) if isinstance(r, str) else r, dtype=np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from guerdon.serving.errors import PermissionDenied, Unauthenticated
 from guerdon.serving.settings import SettingsError
 from guerdon.v1 import common_pb2, reward_pb2
 
-from .conftest import start_server
+from .conftest import start_server, until
+from .fake import MAX_TOKENS
 from .messages import item, score_request
 
 PEER = "ipv4:10.0.0.7:40001"
@@ -212,3 +214,69 @@ async def test_a_caller_of_batch_work_alone_may_not_ask_for_online(tokens: Path)
             )
         batch = score_request(item(), priority=common_pb2.PRIORITY_CLASS_BATCH)
         assert (await served.rewards.Score(batch, metadata=bearer("jobs"))).items
+
+
+async def test_a_caller_with_as_many_calls_as_it_may_is_shed_and_others_are_not(
+    tmp_path: Path,
+) -> None:
+    text = FILE.replace("max_calls = 5\nmax_tokens = 1000", "max_calls = 2")
+    async with start_server(tokens=write(tmp_path, text)) as served:
+        served.behaviour.gate.clear()
+        score = served.rewards.Score
+        held = [score(score_request(), metadata=bearer("search")) for _ in range(2)]
+        await served.until_metric(
+            'guerdon_caller_requests_in_flight{caller="search"}', lambda value: value == 2
+        )
+        code, said = await failure(score(score_request(), metadata=bearer("search")))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert said == "2 calls of 'search' are being served, which is its max_calls"
+        batch = score_request(item(), priority=common_pb2.PRIORITY_CLASS_BATCH)
+        other = score(batch, metadata=bearer("jobs"))
+        served.behaviour.gate.set()
+        for call in (*held, other):
+            assert (await call).items
+        await score(score_request(), metadata=bearer("search"))
+        counted = 'guerdon_caller_requests_total{caller="search",class="online",code="%s"}'
+        assert await served.metric(counted % "OK") == 3
+        assert await served.metric(counted % "RESOURCE_EXHAUSTED") == 1
+        tokens = [
+            await served.metric(f'guerdon_caller_tokens_total{{caller="{name}",class="{of}"}}')
+            for name, of in (("search", "online"), ("jobs", "batch"))
+        ]
+        assert tokens[0] == 3 * tokens[1] > 0
+
+
+async def test_who_fills_the_queue_is_shed_and_another_caller_is_served(tmp_path: Path) -> None:
+    text = FILE.replace('classes = ["batch"]\n', "").replace("share = 3\n", "")
+    tokens = write(tmp_path, text.replace("max_calls = 5\nmax_tokens = 1000\n", ""))
+    async with start_server(tokens=tokens, queue={"max_queued_tokens": 100}) as served:
+        served.behaviour.gate.clear()
+        greedy = [
+            served.rewards.Score(score_request(item("a b c d", "e")), metadata=bearer("jobs"))
+            for _ in range(40)
+        ]
+        shed = 'guerdon_caller_requests_total{caller="jobs",class="online",code="%s"}'
+        await served.until_metric(shed % "RESOURCE_EXHAUSTED", lambda value: value >= 20)
+        modest = served.rewards.Score(score_request(), metadata=bearer("search"))
+        await served.until_metric('guerdon_queue_items{class="online"}', lambda n: n == 17)
+        served.behaviour.gate.set()
+        assert (await modest).items
+        ends = await asyncio.gather(*greedy, return_exceptions=True)
+        refused = [end for end in ends if isinstance(end, grpc.aio.AioRpcError)]
+        assert len(refused) == 24  # 80 of 100 tokens are 16 calls
+        assert {end.code() for end in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert all("holds its share" in (end.details() or "") for end in refused)
+
+
+async def test_a_text_that_is_too_long_keeps_nobody_out() -> None:
+    async with start_server(encode_threads=2) as served:
+        served.behaviour.long_texts.clear()
+        long = served.rewards.Score(score_request(item("a " * 2**20, "b")))
+        await until(served.behaviour.long_entered.is_set)
+        # It holds what the model takes at most, not a token for each three of its bytes.
+        assert await served.metric('guerdon_queue_tokens{class="online"}') == MAX_TOKENS
+        for _ in range(5):
+            assert (await served.rewards.Score(score_request(), timeout=30)).items
+        served.behaviour.long_texts.set()
+        code, _ = await failure(long)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT

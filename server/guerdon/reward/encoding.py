@@ -22,9 +22,15 @@ from guerdon.reward.sequences import (
     common_prefix,
     last_run,
     leading,
+    longest_field,
     response_texts,
 )
-from guerdon.reward.text_tokens import TextTokenizer, TokenizedText, common_length
+from guerdon.reward.text_tokens import (
+    TextTokenizer,
+    TokenizedText,
+    TooManyTokens,
+    common_length,
+)
 from guerdon.reward.types import (
     EncodedItem,
     FormattedText,
@@ -83,7 +89,16 @@ class Encoder:
         """
         if not item.responses:
             raise InvalidRequest("responses", "must have at least one")
-        field, sequences = self._sequences(item)
+        # With REJECT no part of a sequence may be longer; else the prompt's left may be dropped.
+        most = self.max_tokens if truncation is Truncation.REJECT else None
+        try:
+            with self._text.at_most(most):
+                field, sequences = self._sequences(item)
+        except TooManyTokens as error:
+            raise InvalidRequest(
+                longest_field(item),
+                f"is too long: it has {error.least} tokens or more, and the model takes {most}",
+            ) from None
         for place, sequence in enumerate(sequences):
             self._check(field, place, sequence)
             if self._ending_id is not None and sequence.ids[-1] != self._ending_id:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.reward.types import Response, TokenArray
+from guerdon.reward.types import FormattedText, Response, ScoreItem, TokenArray
 from guerdon.serving.errors import InvalidRequest
 
 
@@ -38,6 +38,17 @@ def response_texts(responses: Sequence[Response]) -> list[str]:
         check_unicode(f"responses[{place}].text", response)
         found.append(response)
     return found
+
+
+def longest_field(item: ScoreItem) -> str:
+    """The path of the longest text of an item: its prompt, or one of its responses."""
+    prompt = item.prompt
+    if isinstance(prompt, tuple):
+        size = sum(len(turn.content) for turn in prompt)
+    else:
+        size = len(prompt.text if isinstance(prompt, FormattedText) else prompt)
+    place, response = max(enumerate(item.responses), key=lambda pair: len(pair[1]))
+    return f"responses[{place}]" if len(response) > size else "prompt"
 
 
 def check_unicode(field: str, text: str) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from guerdon.reward.least_tokens import most_bytes_per_token
 from guerdon.reward.types import TokenArray
 from guerdon.serving.errors import CheckpointRefused
 
@@ -61,6 +64,14 @@ class TokenizedPair:
     """The place after the last token of the first text."""
 
 
+class TooManyTokens(Exception):
+    """A text has more tokens than are allowed: so many at least, as its bytes tell."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__(f"at least {least} tokens")
+        self.least = least
+
+
 class TextTokenizer:
     """A tokenizer's rules without its state, so that threads can share it.
 
@@ -85,11 +96,27 @@ class TextTokenizer:
         self._backend.no_padding()
         self._backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
         self._added, self._cuts = _added_tokens(self._backend)
+        self._bytes_per_token = most_bytes_per_token(self._backend)
+        self._allowed = threading.local()
+        """Of each thread: `tokens`, the most that a text may have."""
         self._verify(tokenizer)
         self._split = not self._backend.encode_special_tokens and self._split_is_exact()
         self.between: tuple[int, ...] = ()
         """The tokens that it puts between two texts."""
         self._learn_pairs()
+
+    @contextmanager
+    def at_most(self, tokens: int | None) -> Iterator[None]:
+        """Tokenise no text, in this thread, whose bytes say that it has more tokens.
+
+        Raises:
+            TooManyTokens: such a text was to be tokenised.
+        """
+        self._allowed.tokens = tokens
+        try:
+            yield
+        finally:
+            self._allowed.tokens = None
 
     def one(self, text: str, *, special: bool = False) -> TokenizedText:
         """The tokens of one text.
@@ -135,6 +162,12 @@ class TextTokenizer:
     def _encode(self, text: str | tuple[str, str], *, special: bool = False) -> Encoding:
         """As `encode` does, which holds the interpreter's lock: 3 s for a text of 4 MB, in which
         not even health would be answered. `encode_batch` lets go of it."""
+        allowed: int | None = getattr(self._allowed, "tokens", None)
+        if allowed is not None and self._bytes_per_token is not None:
+            texts = (text,) if isinstance(text, str) else text
+            least = -(-sum(len(each.encode()) for each in texts) // self._bytes_per_token)
+            if least > allowed:
+                raise TooManyTokens(least)
         return self._backend.encode_batch([text], add_special_tokens=special)[0]
 
     def _cut(self, texts: Sequence[str]) -> int:

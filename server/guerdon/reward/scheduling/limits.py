@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 MIN_TIMED_TOKENS = 512
 """A batch is not cut below this for the sake of time: small batches waste the engine."""
+MIN_SHARED_TOKENS = 128
+"""The same for batches that are kept short for callers with little work."""
 _GROWTH = 4
 """How much larger than what was seen a batch may be, as far as time is concerned."""
 _PREFIX_SHARE = 8
@@ -32,6 +34,9 @@ class BatchLimits:
         max_batch_sequences: most responses in a batch.
         max_batch_seconds: how long a batch should take at most, as far as can be foreseen
             from those before it; infinite for as long as its tokens take.
+        shared_batch_seconds: the same for ONLINE work while callers that ask for little come
+            beside others that have more waiting, and twice as much as a batch with all the work
+            of one of them should take.
         batch_share: part of the tokens that the class BATCH gets while both classes wait.
         patience: seconds after which work without a nearer deadline is due.
     """
@@ -39,6 +44,7 @@ class BatchLimits:
     max_batch_tokens: int = 8192
     max_batch_sequences: int = 512
     max_batch_seconds: float = 0.25
+    shared_batch_seconds: float = 0.03
     batch_share: float = 0.2
     patience: float = 5.0
 
@@ -49,8 +55,9 @@ class BatchLimits:
             raise ValueError(
                 f"max_batch_sequences must be at least 1, not {self.max_batch_sequences}"
             )
-        if not self.max_batch_seconds > 0:
-            raise ValueError(f"max_batch_seconds must be positive, not {self.max_batch_seconds}")
+        for name in ("max_batch_seconds", "shared_batch_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.batch_share < 1:
             raise ValueError(f"batch_share must be in [0, 1), not {self.batch_share}")
         if not 0 < self.patience < math.inf:
@@ -87,6 +94,13 @@ class Room:
     def of_item(self, prefix: int) -> int:
         """Tokens of the largest part of an item with such a prefix."""
         return min(self.most, max(self.target, _PREFIX_SHARE * prefix))
+
+    def shared(self, seconds: float) -> Room:
+        """The same with a target that is computed in so many seconds, but not a tiny one."""
+        if self.fit is None or self.fit.per_token <= 0:
+            return self
+        tokens = max(MIN_SHARED_TOKENS, (seconds - self.fit.overhead) / self.fit.per_token)
+        return Room(self.most, int(min(self.target, tokens)), self.sequences, self.fit)
 
     def within(self, tokens: int, seconds: float) -> Room:
         """The same with a target that is met within so many seconds from now.

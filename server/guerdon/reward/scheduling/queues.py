@@ -17,6 +17,9 @@ from guerdon.reward.scheduling.units import Batch, LazyHeap, Part, Unit
 MAX_SKIPPED = 64
 """Units that one batch may skip over: it bounds the work of `next_batch`."""
 
+LIGHT_SECONDS = 1.0
+"""How long batches are kept short for a caller that asks for little, after its last call."""
+
 
 class Flow:
     """The units of one caller in a line."""
@@ -104,16 +107,25 @@ class Line:
             [list(flow.live_units()) for flow in self._flows.values()]
         )
 
-    def take(self, batch: Batch, credit: float, now: float) -> list[Part]:
+    def take(
+        self, batch: Batch, credit: float, now: float, shared: float, *, short: bool
+    ) -> list[Part]:
         """Move units into the batch while there is room, credit, and time for those in it.
 
         Each next unit is of the caller that has had least. On credit they go strictly in
         order: if others could overtake the first unit, they would spend what it must gather.
         Else a unit that does not fit is skipped over.
+
+        Args:
+            shared: seconds that the batch may take if it is to be short; half of them once it
+                holds all the work of one caller and others wait.
+            short: whether it is to be short.
         """
         parts: list[Part] = []
         misfits: list[Unit] = []
         room = self._budgets.room(self.key)
+        if short:
+            room = room.shared(shared)
         for part in batch.parts:
             room = _in_time(room, part.unit, batch, now)
         turns = [self._turn(key) for key in self._flows]
@@ -137,6 +149,8 @@ class Line:
             following = flow.first()
             if following is None:
                 heapq.heappop(turns)
+                if turns and not unit.queued:
+                    room = room.shared(shared / 2)
             else:
                 had = served + tokens / unit.caller.share
                 heapq.heapreplace(turns, (had, following.due, following.order, following))
@@ -166,8 +180,11 @@ class Line:
 class ClassQueue:
     """The lines of one class, and how much each model and each caller has had."""
 
-    def __init__(self, limits: BatchLimits, budgets: Budgets) -> None:
+    def __init__(
+        self, limits: BatchLimits, budgets: Budgets, *, shared_seconds: float = math.inf
+    ) -> None:
         self._limits = limits
+        self._shared_seconds = shared_seconds
         self._budgets = budgets
         self.lines: dict[str, Line] = {}
         """Only those in which something waits."""
@@ -179,6 +196,8 @@ class ClassQueue:
         self._shares = Shares()
         self._waiting: dict[str, int] = {}
         """Units by the key of their caller; only of those who have some."""
+        self._light: dict[str, float] = {}
+        """When all the work of a caller had been taken up, by its key; the last second's."""
 
     def add(self, unit: Unit) -> None:
         """Take in a unit."""
@@ -213,7 +232,19 @@ class ClassQueue:
         near = (line for key, line in self.lines.items() if self._served[key] <= most)
         return min(near, key=Line.due)
 
-    def account(self, line: Line, parts: list[Part]) -> None:
+    def take(self, line: Line, batch: Batch, credit: float, now: float) -> list[Part]:
+        """Move units of a line into a batch; see `Line.take`."""
+        short = self._light_ones_come(now)
+        parts = line.take(batch, credit, now, self._shared_seconds, short=short)
+        self._account(line, parts, now)
+        return parts
+
+    def _light_ones_come(self, now: float) -> bool:
+        """Whether somebody waits beside a caller that has had all its work done of late."""
+        self._light = {k: when for k, when in self._light.items() if when > now - LIGHT_SECONDS}
+        return any(len(self._waiting) > (key in self._waiting) for key in self._light)
+
+    def _account(self, line: Line, parts: list[Part], now: float) -> None:
         """Note what a batch took of a line."""
         for part in parts:
             self._served[line.key] += part.tokens
@@ -221,6 +252,8 @@ class ClassQueue:
             self.tokens -= part.tokens - (len(part.item.prefix) if part.unit.queued else 0)
             if not part.unit.queued:
                 self._count(part.unit, -1)
+                if part.unit.caller.key not in self._waiting:
+                    self._light[part.unit.caller.key] = now
         self._close(line)
 
     def live_units(self) -> Iterator[Unit]:
