@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -42,6 +43,12 @@ async def served() -> Any:
 async def health(served: Harness, service: str = "") -> Any:
     stub: Any = health_pb2_grpc.HealthStub(served.channel)
     return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status
+
+
+async def until_health(served: Harness, service: str, value: Any) -> None:
+    """Wait until a service's health is so."""
+    while await health(served, service) != value:  # noqa: ASYNC110 - it asks the server
+        await asyncio.sleep(0.01)
 
 
 async def test_health_and_reflection(served: Harness) -> None:
@@ -81,6 +88,22 @@ async def test_draining_finishes_what_was_accepted(served: Harness) -> None:
     assert [len(replies) for replies in await asyncio.gather(*drawing)] == [3] * 4
     await asyncio.wait_for(served.finished, 10)
     assert served.engine.stopped
+
+
+async def test_a_sampler_that_leaves_says_so_before_it_refuses_calls() -> None:
+    async with start_sampler(lame_duck=1e6, metrics_port=0) as served:
+        served.server.lifecycle.start_leaving()
+        plain = f"http://127.0.0.1:{served.ports.metrics_port}"
+        async with httpx.AsyncClient() as probe:
+            assert (await probe.get(f"{plain}/readyz")).status_code == 503
+            assert (await probe.get(f"{plain}/healthz")).status_code == 200
+            assert "guerdon_ready 0.0" in (await probe.get(f"{plain}/metrics")).text
+        await served.still_serves()
+        for name in NAMES:
+            await until_health(served, name, NOT_SERVING)
+        await served.still_serves()
+        served.server.lifecycle.start_draining()
+        await asyncio.wait_for(served.finished, 30)
 
 
 async def test_draining_waits_for_a_switch_that_has_begun(served: Harness) -> None:
@@ -151,7 +174,7 @@ async def test_the_server_listens_and_is_not_ready_while_the_engine_starts() -> 
     server = SamplerServer(config, engine, WordTexts())
     ready = asyncio.Event()
     running = asyncio.create_task(server.run(lambda ports: ready.set(), signals=False))
-    await until(lambda: server._listener._http is not None and server._listener._http.port > 0)
+    await until(lambda: len(server._listener._http) == 1)
     assert not ready.is_set()
     assert not server.lifecycle.ready
     started.set()

@@ -33,6 +33,12 @@ async def health(served: Harness, service: str = "") -> Any:
     return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status
 
 
+async def until_health(served: Harness, service: str, value: Any) -> None:
+    """Wait until a service's health is so."""
+    while await health(served, service) != value:  # noqa: ASYNC110 - it asks the server
+        await asyncio.sleep(0.01)
+
+
 async def test_health_of_the_whole_and_of_each_service(served: Harness) -> None:
     for service in SERVICES:
         assert await health(served, service) == SERVING
@@ -72,6 +78,35 @@ async def test_draining_finishes_what_was_accepted(served: Harness) -> None:
     served.behaviour.gate.set()
     assert all(len(reply.items) == 1 for reply in await asyncio.gather(*accepted))
     await asyncio.wait_for(served.finished, 10)
+
+
+async def test_a_server_that_leaves_says_so_before_it_refuses_calls() -> None:
+    async with start_server(lame_duck=1e6) as served:
+        served.server.lifecycle.start_leaving()
+        for service in SERVICES:
+            await until_health(served, service, NOT_SERVING)
+        ready = await served.http.get("/readyz")
+        assert (ready.status_code, ready.text) == (503, "leaving\n")
+        assert (await served.rewards.Score(score_request())).items
+        assert await served.rewards.ScoreStream(iter([])).read() is grpc.aio.EOF
+        await served.admin.LoadModel(admin_pb2.LoadModelRequest(name="new", path="second"))
+        assert not served.finished.done()
+
+
+async def test_a_lame_duck_ends() -> None:
+    async with start_server(lame_duck=0.05) as served:
+        served.server.lifecycle.start_leaving()
+        await asyncio.wait_for(served.finished, 30)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.rewards.Score(score_request())
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_server_that_is_starting_does_not_wait_to_leave() -> None:
+    lifecycle = Lifecycle()
+    lifecycle.start_leaving()
+    assert lifecycle.phase is Phase.DRAINING
+    await asyncio.wait_for(lifecycle.leave(1e6), 30)
 
 
 async def test_draining_is_bounded_by_its_grace() -> None:

@@ -131,3 +131,26 @@ async def test_clients_must_show_a_certificate_where_that_is_asked(
         context.load_cert_chain(*good)
         async with httpx.AsyncClient(verify=context) as http:
             assert (await http.get(url)).status_code == 200
+
+
+async def test_metrics_and_probes_can_have_a_port_without_tls(ours: Authority) -> None:
+    certificate, key = ours.sign("localhost")
+    tls = {"tls_certificate": certificate, "tls_key": key, "tls_client_ca": ours.certificate}
+    context = ssl.create_default_context(cafile=str(ours.certificate))
+    context.load_cert_chain(*ours.sign("client"))
+    async with (
+        start_server(**tls, metrics_port=0) as served,
+        httpx.AsyncClient() as stranger,
+        httpx.AsyncClient(verify=context) as known,
+    ):
+        plain = f"http://127.0.0.1:{served.ports.metrics_port}"
+        for path in ("/healthz", "/readyz"):
+            assert (await stranger.get(plain + path)).status_code == 200
+        assert "guerdon_ready 1.0" in (await stranger.get(plain + "/metrics")).text
+        for path in ("/v1/models", "/v1/score", "/docs", "/openapi.json"):
+            assert (await stranger.get(plain + path)).status_code == 404
+        encrypted = f"https://localhost:{served.ports.http_port}"
+        with pytest.raises(httpx.TransportError):
+            await stranger.get(encrypted + "/metrics")
+        assert (await known.get(encrypted + "/readyz")).status_code == 200
+        assert (await known.get(encrypted + "/metrics")).status_code == 404

@@ -27,7 +27,7 @@ from guerdon.serving.callers import Role, read_callers
 from guerdon.serving.credentials import warn_if_open
 from guerdon.serving.door import Door
 from guerdon.serving.errors import EngineDied
-from guerdon.serving.http import new_app
+from guerdon.serving.http import new_app, new_operations_app
 from guerdon.serving.lifecycle import Lifecycle, Phase
 from guerdon.serving.listening import Listener
 from guerdon.serving.metrics import ServiceMetrics, new_registry
@@ -91,11 +91,12 @@ class RewardServer:
         self._listener = Listener(config, self._service_names(), self._door)
         self._app = new_app(
             "Guerdon reward server", importlib.metadata.version("guerdon"), self.lifecycle,
-            prometheus, max_body=config.max_body_bytes,
+            None if config.metrics_port >= 0 else prometheus, max_body=config.max_body_bytes,
         )  # fmt: skip
         RewardRoutes(
             self._scoring, self.registry, self.lifecycle, calls, config.limits, self._callers
         ).add_to(self._app)
+        self._operations = new_operations_app(self.lifecycle, prometheus)
         self.threads_left = False
         """After `run`: whether a load or a forward pass still goes on in a daemon thread."""
         self._engine_died = False
@@ -105,8 +106,8 @@ class RewardServer:
 
         Args:
             on_ready: called once, when work is accepted.
-            signals: whether SIGTERM and SIGINT begin the drain; else only
-                `lifecycle.start_draining` does.
+            signals: whether SIGTERM and SIGINT end it; else only `lifecycle.start_leaving` and
+                `lifecycle.start_draining` do.
 
         Raises:
             OSError: a port cannot be bound.
@@ -120,7 +121,7 @@ class RewardServer:
         try:
             ports = await self._listen()
             loading = asyncio.create_task(self._load_models())
-            stopping = asyncio.create_task(self.lifecycle.wait_draining())
+            stopping = asyncio.create_task(self.lifecycle.wait_leaving())
             await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
@@ -154,6 +155,7 @@ class RewardServer:
             admin_port = await self._listener.bind(server, config.admin_host, config.admin_port)
         return RewardPorts(
             host=config.host, port=port, http_port=await self._listener.start_http(self._app),
+            metrics_port=await self._listener.start_metrics(self._operations),
             admin_host=config.admin_host, admin_port=admin_port,
         )  # fmt: skip
 
@@ -183,6 +185,7 @@ class RewardServer:
 
     async def _drain(self) -> None:
         await self._listener.set_serving(False)
+        await self.lifecycle.leave(self._config.lame_duck)
         await self.lifecycle.wait_idle(self._config.drain_grace)
 
     async def _stop(self) -> None:

@@ -38,6 +38,7 @@ def reward(
     host: options.Host = None,
     port: Annotated[int | None, options.port_option(50051)] = None,
     http_port: Annotated[int | None, options.http_port_option(8080)] = None,
+    metrics_port: options.MetricsPort = None,
     admin_port: Annotated[
         int | None,
         typer.Option(
@@ -101,6 +102,7 @@ def reward(
     tokens: options.Tokens = None,
     token_file: Annotated[Path | None, options.token_option("scoring")] = None,
     admin_token_file: Annotated[Path | None, options.admin_token_option()] = None,
+    lame_duck: options.LameDuck = None,
     drain_grace: options.DrainGrace = None,
     ready_file: options.ReadyFile = None,
     log_level: options.LogLevel = None,

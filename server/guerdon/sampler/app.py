@@ -26,7 +26,7 @@ from guerdon.serving.callers import Callers, Role, read_callers
 from guerdon.serving.credentials import warn_if_open
 from guerdon.serving.door import Door
 from guerdon.serving.errors import CheckpointRefused, EngineDied, ServiceError
-from guerdon.serving.http import new_app
+from guerdon.serving.http import new_app, new_operations_app
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.listening import Listener
 from guerdon.serving.metrics import ServiceMetrics, new_registry
@@ -107,13 +107,14 @@ class SamplerServer:
         )
         self._app = new_app(
             "Guerdon policy sampler", importlib.metadata.version("guerdon"), self.lifecycle,
-            prometheus, max_body=config.max_body_bytes,
+            None if config.metrics_port >= 0 else prometheus, max_body=config.max_body_bytes,
         )  # fmt: skip
         PolicyRoutes(self._sampling, standing, self.lifecycle, calls, self._callers).add_to(
             self._app
         )
         self._door = Door(self._callers, max_calls=config.max_calls, refused=metrics.refused_calls)
         self._listener = Listener(config, (service.SERVICE.full_name,), self._door)
+        self._operations = new_operations_app(self.lifecycle, prometheus)
         self._died = ""
 
     async def run(self, on_ready: Callable[[Ports], None], *, signals: bool = True) -> None:
@@ -121,8 +122,8 @@ class SamplerServer:
 
         Args:
             on_ready: called once, when work is accepted.
-            signals: whether SIGTERM and SIGINT begin the drain; else only
-                `lifecycle.start_draining` does.
+            signals: whether SIGTERM and SIGINT end it; else only `lifecycle.start_leaving` and
+                `lifecycle.start_draining` do.
 
         Raises:
             OSError: a port cannot be bound.
@@ -135,7 +136,7 @@ class SamplerServer:
         try:
             ports = await self._listen()
             starting = asyncio.create_task(start(self.engine))
-            stopping = asyncio.create_task(self.lifecycle.wait_draining())
+            stopping = asyncio.create_task(self.lifecycle.wait_leaving())
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
@@ -159,8 +160,10 @@ class SamplerServer:
         on_ready(ports)
         dying = asyncio.create_task(self.engine.wait_dead())
         await asyncio.wait({stopping, dying}, return_when=asyncio.FIRST_COMPLETED)
-        self.lifecycle.start_draining()
         await self._listener.set_serving(False)
+        leaving = asyncio.create_task(self.lifecycle.leave(self._config.lame_duck))
+        await asyncio.wait({leaving, dying}, return_when=asyncio.FIRST_COMPLETED)
+        self.lifecycle.start_draining()
         idle = asyncio.create_task(self.lifecycle.wait_idle(self._config.drain_grace))
         await asyncio.wait({idle, dying}, return_when=asyncio.FIRST_COMPLETED)
         if dying.done():
@@ -179,7 +182,8 @@ class SamplerServer:
         server.add_generic_rpc_handlers((handler,))
         port = await self._listener.bind(server, config.host, config.port)
         http_port = await self._listener.start_http(self._app)
-        return Ports(host=config.host, port=port, http_port=http_port)
+        metrics_port = await self._listener.start_metrics(self._operations)
+        return Ports(host=config.host, port=port, http_port=http_port, metrics_port=metrics_port)
 
     async def _stop(self) -> None:
         self.lifecycle.start_draining()

@@ -32,6 +32,7 @@ def sampler(
     host: options.Host = None,
     port: Annotated[int | None, options.port_option(50052)] = None,
     http_port: Annotated[int | None, options.http_port_option(8081)] = None,
+    metrics_port: options.MetricsPort = None,
     max_in_flight: Annotated[
         int | None,
         typer.Option(
@@ -114,6 +115,7 @@ def sampler(
     tokens: options.Tokens = None,
     token_file: Annotated[Path | None, options.token_option("sampling")] = None,
     admin_token_file: Annotated[Path | None, options.admin_token_option("updates")] = None,
+    lame_duck: options.LameDuck = None,
     drain_grace: options.DrainGrace = None,
     ready_file: options.ReadyFile = None,
     log_level: options.LogLevel = None,

@@ -28,6 +28,9 @@ class ServerSettings:
     """gRPC; 0 picks a free one."""
     http_port: int
     """HTTP; 0 picks a free one, -1 serves none."""
+    metrics_port: int = -1
+    """Metrics and probes over plain HTTP, for those who can show no certificate; 0 picks a free
+    one. -1: metrics are served on the HTTP port."""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
@@ -44,6 +47,9 @@ class ServerSettings:
     """Largest HTTP body taken."""
     max_calls: int = 4096
     """Most gRPC calls being served at a time; beyond, calls are shed."""
+    lame_duck: float = 0.0
+    """Seconds after SIGTERM in which calls are still taken while the health service says
+    NOT_SERVING, so that load balancers look elsewhere before the port closes."""
     drain_grace: float = 30.0
     """Seconds that accepted work gets after SIGTERM."""
     ready_file: Path | None = None
@@ -54,9 +60,12 @@ class ServerSettings:
         """Refuse what cannot be served."""
         self.check_port("port", least=0)
         self.check_port("http_port", least=-1)
+        self.check_port("metrics_port", least=-1)
         self.check_positive("max_message_bytes", "max_body_bytes", "max_calls")
-        if not 0 <= self.drain_grace < math.inf:
-            raise ValueError(f"drain_grace is {self.drain_grace}, it must be finite, 0 or more")
+        for name in ("lame_duck", "drain_grace"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}, it must be finite, 0 or more")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key come together or not at all")
         if self.tls_client_ca is not None and self.tls_certificate is None:

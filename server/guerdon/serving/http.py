@@ -34,11 +34,17 @@ _DOCS_PAGE = Path(__file__).with_name("docs.html")
 
 
 def new_app(
-    title: str, version: str, lifecycle: Lifecycle, registry: CollectorRegistry, *, max_body: int
+    title: str,
+    version: str,
+    lifecycle: Lifecycle,
+    registry: CollectorRegistry | None,
+    *,
+    max_body: int,
 ) -> FastAPI:
     """An app with the common routes and JSON errors; a service adds its own.
 
     Args:
+        registry: of the metrics; None where they have a port of their own.
         max_body: largest request body in bytes.
     """
     app = _App(title=title, version=version, docs_url=None, redoc_url=None)
@@ -48,7 +54,26 @@ def new_app(
     app.add_exception_handler(ServiceError, _on_error)
     app.add_exception_handler(Exception, _on_error)
     _add_probes(app, lifecycle)
+    if registry is not None:
+        _add_metrics(app, registry)
 
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        return HTMLResponse(_DOCS_PAGE.read_text(encoding="utf-8"))
+
+    return app
+
+
+def new_operations_app(lifecycle: Lifecycle, registry: CollectorRegistry) -> FastAPI:
+    """An app with the probes and the metrics alone."""
+    app = FastAPI(openapi_url=None)
+    app.add_middleware(BodyLimit, max_body=1024)
+    _add_probes(app, lifecycle)
+    _add_metrics(app, registry)
+    return app
+
+
+def _add_metrics(app: FastAPI, registry: CollectorRegistry) -> None:
     @app.get(
         "/metrics",
         summary="Metrics as Prometheus text",
@@ -58,12 +83,6 @@ def new_app(
     def metrics() -> Response:
         body, content_type = exposition(registry)
         return Response(body, headers={"content-type": content_type})
-
-    @app.get("/docs", include_in_schema=False)
-    def docs() -> HTMLResponse:
-        return HTMLResponse(_DOCS_PAGE.read_text(encoding="utf-8"))
-
-    return app
 
 
 class _App(FastAPI):

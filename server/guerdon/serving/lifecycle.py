@@ -1,6 +1,8 @@
 """Starting, serving, draining: what the process does with calls and with signals.
 
-On SIGTERM or SIGINT no new call is accepted, what was accepted is finished within
+On SIGTERM or SIGINT the server leaves: the health service and `/readyz` say so at once, while
+calls are still accepted for as long as the settings want (lame duck), so that load balancers look
+elsewhere first. Then it drains: no new call is accepted, what was accepted is finished within
 the grace period, and the process exits with code 0. A second signal exits at once.
 """
 
@@ -12,7 +14,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from guerdon.serving.errors import Unavailable
 
@@ -24,6 +26,8 @@ class Phase(enum.Enum):
 
     STARTING = "starting"
     SERVING = "serving"
+    LEAVING = "leaving"
+    """Calls are accepted, and it says that it is not ready."""
     DRAINING = "draining"
 
 
@@ -35,6 +39,7 @@ class Lifecycle:
         self._accepted = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._leaving = asyncio.Event()
         self._draining = asyncio.Event()
 
     @property
@@ -49,18 +54,41 @@ class Lifecycle:
 
     @property
     def ready(self) -> bool:
-        """Whether new work is accepted."""
+        """Whether callers should choose this server."""
         return self._phase is Phase.SERVING
+
+    @property
+    def accepting(self) -> bool:
+        """Whether new work is accepted."""
+        return self._phase in (Phase.SERVING, Phase.LEAVING)
 
     def start_serving(self) -> None:
         """Accept work, unless a signal has come before."""
         if self._phase is Phase.STARTING:
             self._phase = Phase.SERVING
 
+    def start_leaving(self) -> None:
+        """Say that other servers should be chosen; a server that is starting drains at once."""
+        if self._phase is Phase.STARTING:
+            self.start_draining()
+        elif self._phase is Phase.SERVING:
+            self._phase = Phase.LEAVING
+            self._leaving.set()
+
     def start_draining(self) -> None:
         """Accept no more work."""
         self._phase = Phase.DRAINING
+        self._leaving.set()
         self._draining.set()
+
+    def check_accepting(self) -> None:
+        """Refuse work where none is accepted.
+
+        Raises:
+            Unavailable: the server is starting or draining.
+        """
+        if not self.accepting:
+            raise Unavailable(f"the server is {self._phase.value}; try another one")
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -69,8 +97,7 @@ class Lifecycle:
         Raises:
             Unavailable: the server is starting or draining.
         """
-        if not self.ready:
-            raise Unavailable(f"the server is {self._phase.value}; try another one")
+        self.check_accepting()
         self._accepted += 1
         self._idle.clear()
         try:
@@ -79,6 +106,17 @@ class Lifecycle:
             self._accepted -= 1
             if self._accepted == 0:
                 self._idle.set()
+
+    async def wait_leaving(self) -> None:
+        """Return when the server begins to leave, or to drain."""
+        await self._leaving.wait()
+
+    async def leave(self, lame_duck: float) -> None:
+        """Accept work for so many seconds more, then begin to drain."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(lame_duck):
+                await self._draining.wait()
+        self.start_draining()
 
     async def wait_draining(self) -> None:
         """Return when draining begins."""
@@ -95,14 +133,14 @@ class Lifecycle:
         return True
 
     def handle_signals(self) -> None:
-        """Drain on the first SIGTERM or SIGINT, exit at once on the second."""
+        """Leave on the first SIGTERM or SIGINT, exit at once on the second."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number: signal.Signals) -> None:
-        if self._draining.is_set():
+        if self._leaving.is_set():
             logger.warning("second signal (%s): exiting at once", number.name)
             os._exit(128 + number)
-        logger.info("%s: draining, %d calls being served", number.name, self._accepted)
-        self.start_draining()
+        logger.info("%s: leaving, %d calls being served", number.name, self._accepted)
+        self.start_leaving()

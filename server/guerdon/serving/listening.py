@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 from guerdon.serving import health
 from guerdon.serving.callers import Role
 from guerdon.serving.config import ServerSettings
+from guerdon.serving.credentials import TLSFiles
 from guerdon.serving.door import Door, guarded
 from guerdon.serving.http import HTTPServer
 
@@ -57,7 +58,7 @@ class Listener:
         self._door = door
         self._health = health.Health(self._services)
         self._servers: list[grpc.aio.Server] = []
-        self._http: HTTPServer | None = None
+        self._http: list[HTTPServer] = []
 
     async def set_serving(self, serving: bool) -> None:
         """Say of every service whether it takes calls."""
@@ -120,16 +121,25 @@ class Listener:
         Raises:
             OSError: the port cannot be bound.
         """
-        if self._settings.http_port < 0:
+        return await self._start(app, self._settings.http_port, self._tls)
+
+    async def start_metrics(self, app: Any) -> int | None:
+        """Serve metrics and probes over plain HTTP; their port, or None without one of their own.
+
+        Raises:
+            OSError: the port cannot be bound.
+        """
+        return await self._start(app, self._settings.metrics_port, None)
+
+    async def _start(self, app: Any, port: int, tls: TLSFiles | None) -> int | None:
+        if port < 0:
             return None
-        self._http = HTTPServer(
-            app, host=self._settings.host, port=self._settings.http_port, tls=self._tls
-        )
-        await self._http.start()
-        return self._http.port
+        server = HTTPServer(app, host=self._settings.host, port=port, tls=tls)
+        self._http.append(server)
+        await server.start()
+        return server.port
 
     async def stop(self) -> None:
         """Close the ports; replies that are made still leave."""
         await asyncio.gather(*(server.stop(REPLY_GRACE) for server in self._servers))
-        if self._http is not None:
-            await self._http.stop()
+        await asyncio.gather(*(server.stop() for server in self._http))

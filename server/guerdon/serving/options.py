@@ -14,8 +14,9 @@ import typer
 _SECURITY = "Security"
 
 SHARED = (
-    "host", "port", "http_port", "tls_certificate", "tls_key", "tls_client_ca", "tokens",
-    "token_file", "admin_token_file", "drain_grace", "ready_file", "log_level",
+    "host", "port", "http_port", "metrics_port", "tls_certificate", "tls_key", "tls_client_ca",
+    "tokens", "token_file", "admin_token_file", "lame_duck", "drain_grace", "ready_file",
+    "log_level",
 )  # fmt: skip
 """The names of these options, which are those of `ServerSettings`."""
 
@@ -34,6 +35,20 @@ Tokens = Annotated[
     typer.Option(
         help="TOML file of named callers: their tokens, roles, classes, shares and limits.",
         rich_help_panel=_SECURITY,
+    ),
+]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        help="Metrics and probes on this port, over plain HTTP whatever the others use; 0 picks a "
+        "free one. (default: on the HTTP port)"
+    ),
+]
+LameDuck = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds after SIGTERM in which calls are still taken while health says "
+        "NOT_SERVING. (default: 0)"
     ),
 ]
 DrainGrace = Annotated[

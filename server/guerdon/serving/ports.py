@@ -15,12 +15,15 @@ class Ports:
     host: str
     port: int
     http_port: int | None
+    metrics_port: int | None = None
 
     def places(self) -> list[str]:
         """Each port, for people."""
         places = [f"gRPC on {self.host}:{self.port}"]
         if self.http_port is not None:
             places.append(f"HTTP on {self.host}:{self.http_port}")
+        if self.metrics_port is not None:
+            places.append(f"metrics on {self.host}:{self.metrics_port}")
         return places
 
     def sentence(self, what: str) -> str:

@@ -11,7 +11,6 @@ from guerdon.reward.types import PriorityClass
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.calls import CallMetrics
 from guerdon.serving.callers import Role
-from guerdon.serving.errors import Unavailable
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.wire import Context, M, deadline_of, decode
 from guerdon.v1 import admin_pb2, reward_pb2
@@ -72,8 +71,7 @@ class ModelAdminService:
         """The request of a call that is counted, however it ends."""
         method = kind.DESCRIPTOR.name.removesuffix("Request")
         with self._calls.track(method, deadline_of(context)) as call:
-            if not self._lifecycle.ready:
-                raise Unavailable(f"the server is {self._lifecycle.phase.value}")
+            self._lifecycle.check_accepting()
             request = decode(kind, data)
             asked = getattr(request, "name", "")  # DeleteAliasRequest has none
             call.asks(asked, PriorityClass.ONLINE)

@@ -60,8 +60,7 @@ class ScoreStream:
             Unavailable: the server drains; what was read has been answered.
             Cancelled: the caller has left.
         """
-        if not self._lifecycle.ready:
-            raise Unavailable(f"the server is {self._lifecycle.phase.value}; try another one")
+        self._lifecycle.check_accepting()
         draining = asyncio.create_task(self._lifecycle.wait_draining())
         drained = left = False
         try:
