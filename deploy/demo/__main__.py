@@ -11,7 +11,7 @@ from pathlib import Path
 import deploy.demo
 from deploy.demo import policy, reward
 from deploy.demo.console import ROOT, DemoFailed, console, heading, relative
-from deploy.demo.processes import GUERDON, leave_on_sigterm, serving
+from deploy.demo.processes import GUERDON, check_gpu, leave_on_sigterm, serving
 
 from guerdon.client import GuerdonError, Item, RewardClient
 
@@ -39,6 +39,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train a reward model, serve it, ask it, and train a policy on its scores."""
+    check_gpu()
     output = args.output.resolve()
     heading("Train a reward model on the project's own preference pairs")
     model = reward.train(output / "reward-model", fresh=args.fresh)

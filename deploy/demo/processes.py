@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo.console import DemoFailed, clip, console, relative, shorten
+from deploy.demo.gpu import environment_of, gpu_memory, sampler_flags, too_small
 from rich.text import Text
 
 GUERDON = Path(sys.executable).with_name("guerdon")
@@ -27,6 +28,16 @@ def leave_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
+def check_gpu() -> None:
+    """See to it that the GPU, if there is one, has room for all programs.
+
+    Raises:
+        DemoFailed: it has not.
+    """
+    if reason := too_small(gpu_memory()):
+        raise DemoFailed(reason)
+
+
 def run(command: Sequence[str], failure: str) -> None:
     """A command in the foreground.
 
@@ -35,7 +46,8 @@ def run(command: Sequence[str], failure: str) -> None:
     """
     words = " ".join([relative(GUERDON), *map(shorten, command)])
     console.print(f"$ {words}", highlight=False, markup=False)
-    if subprocess.run([str(GUERDON), *command], check=False).returncode != 0:
+    environment = environment_of(command, gpu_memory())
+    if subprocess.run([str(GUERDON), *command], env=environment, check=False).returncode != 0:
         raise DemoFailed(failure)
 
 
@@ -55,7 +67,10 @@ def run_logged(command: Sequence[str], log: Path) -> None:
     with log.open("a") as handle, console.status("") as status:
         handle.write(f"$ {words}\n")
         handle.flush()
-        process = subprocess.Popen([str(GUERDON), *command], stdout=handle, stderr=handle)
+        process = subprocess.Popen(
+            [str(GUERDON), *command], stdout=handle, stderr=handle,
+            env=environment_of(command, gpu_memory()),
+        )  # fmt: skip
         try:
             while process.poll() is None:
                 status.update(Text(clip(last_line(log), 100)))
@@ -95,12 +110,17 @@ def serving(command: Sequence[str], log: Path) -> Iterator[str]:
     log.parent.mkdir(parents=True, exist_ok=True)
     ready_file = log.with_suffix(".json")
     ready_file.unlink(missing_ok=True)
+    memory = gpu_memory()
     words = [
         "serve", *command, "--port", "0", "--http-port", "0", "--ready-file", str(ready_file),
+        *(sampler_flags(memory) if command[0] == "sampler" else ()),
     ]  # fmt: skip
     console.print(f"$ {' '.join([relative(GUERDON), *map(shorten, words)])}", highlight=False)
     with log.open("w") as handle:
-        process = subprocess.Popen([str(GUERDON), *words], stdout=handle, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [str(GUERDON), *words], stdout=handle, stderr=subprocess.STDOUT,
+            env=environment_of(words, memory),
+        )  # fmt: skip
         try:
             ports = wait_until_ready(process, ready_file, log)
             console.print(

@@ -94,6 +94,12 @@ def test_each_image_has_its_build_of_torch() -> None:
     for cpu in (reward_cpu, sampler_cpu):
         assert re.findall(r'"torch==(.+)"', cpu) == ["2.13.0+cpu"] * 2
     assert re.findall(r'"torch==(.+)"', reward_cuda) == ["2.13.0"]
+    # setup.sh installs the same: another one would be downloaded, and replaced for vLLM's sake.
+    setup_torch = (DEPLOY / "setup.sh").read_text()
+    assert re.findall(r"^torch_version=(\S+)", setup_torch, re.M) == ["2.13.0"]
+    assert set(re.findall(r'install .*"torch(.*?)"', setup_torch)) == {
+        "==$torch_version", "==$torch_version+cpu"
+    }  # fmt: skip
     # One version of vLLM wherever it is named.
     setup = re.findall(r"vllm_version=(.+)", (DEPLOY / "setup.sh").read_text())
     assert re.findall(r'"vllm==(.+)"', sampler_cuda) == setup

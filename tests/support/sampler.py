@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.demo.gpu import gpu_memory
 from tests.support.server import running_process
 
 START_SECONDS = 300.0
@@ -63,6 +64,8 @@ def sampler_command(model: str | Path, *, module: str = "", **flags: object) -> 
     command = [sys.executable, "-m", module] if module else [
         sys.executable, "-m", "guerdon.serving", "sampler"
     ]  # fmt: skip
+    if not module and gpu_memory() is not None:  # several tests' servers share it
+        flags = {"gpu_memory_utilization": 0.15, **flags}
     for name, value in {"model": model, "port": 0, "http_port": 0, **flags}.items():
         flag = f"--{name.replace('_', '-')}"
         command += [flag] if value is True else [flag, str(value)]
