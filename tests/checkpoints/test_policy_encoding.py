@@ -73,9 +73,10 @@ def trained(encoder: PolicyEncoder, turns: tuple[Message, ...], answers: Any) ->
     """What the trainer makes of the same."""
     prompt: Any = [{"role": turn.role, "content": turn.content} for turn in turns]
     count = len(answers)
-    return train_encode(
+    rows, _ = train_encode(
         encoder._tokenizer, [prompt] * count, list(answers), list(range(count)), "test"
     )
+    return rows
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
