@@ -123,6 +123,15 @@ def test_reasoning_that_is_left_out_is_told_from_answers(
     assert [entry.text for entry in found] == ["It rains.", "It falls."][: len(expected)]
 
 
+def test_reasoning_that_occurs_in_answers_is_no_reason_to_refuse_them() -> None:
+    turns = [user("q"), assistant("<think>x</think>Yes"), user("ok"), assistant("x Yes")]
+    found = missing_text(rendering(STRIPS_ALL)(turns), turns)
+    assert all(entry.part is Dropped.EARLIER_REASONING for entry in found)
+    turns = [user("q"), assistant("<think>0</think>0 drops")]
+    found = missing_text(rendering(STRIPS_ALL)(turns), turns)
+    assert [entry.part for entry in found] == [Dropped.ANSWER_REASONING]
+
+
 def test_reasoning_that_says_nothing_is_no_loss() -> None:
     turns = [user("q"), assistant("<think>\n\n</think>\n\nWater.")]
     assert missing_text(rendering(STRIPS_ALL)(turns), turns) == []

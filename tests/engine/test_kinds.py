@@ -40,7 +40,9 @@ Make = Callable[..., Path]
 class NoEncoder:
     """These tests hand over tokens."""
 
-    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+    def encode(
+        self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
+    ) -> EncodedItem:
         raise NotImplementedError
 
 

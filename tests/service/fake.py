@@ -111,7 +111,9 @@ class FakeModel:
     def info(self) -> ModelInfo:
         return self._info
 
-    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+    def encode(
+        self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
+    ) -> EncodedItem:
         if self.behaviour.encode_seconds:
             time.sleep(self.behaviour.encode_seconds)
         if isinstance(item.prompt, str) and len(item.prompt) > 2**20:

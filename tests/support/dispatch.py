@@ -74,7 +74,9 @@ class MarkModel:
         """The marks of all that was computed."""
         return [mark for batch in self.batches for mark in batch]
 
-    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+    def encode(
+        self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
+    ) -> EncodedItem:
         raise NotImplementedError
 
     def score(self, items: Sequence[EncodedItem]) -> BatchScores:

@@ -103,6 +103,9 @@ def score_options(
     activation: opt.Activation,
     normalize: bool,
     timeout: float | None,
+    *,
+    reject_dropped_text: bool = False,
+    reject_control_tokens: bool = False,
 ) -> api.ScoringOptions:
     """The keyword arguments of the client's scoring methods."""
     return api.ScoringOptions(
@@ -111,6 +114,8 @@ def score_options(
         activation=activation.value,
         normalize=normalize,
         timeout=timeout,
+        reject_dropped_text=reject_dropped_text,
+        reject_control_tokens=reject_control_tokens,
     )
 
 

@@ -134,6 +134,20 @@ Normalize = Annotated[
     bool, typer.Option("--normalize", help="Subtract the training set's mean, divide by its std.")
 ]
 ActivationOption = Annotated[Activation, typer.Option(help="What is applied to the raw score.")]
+RejectDroppedText = Annotated[
+    bool,
+    typer.Option(
+        "--reject-dropped-text",
+        help="Refuse conversations of which the model's chat template leaves text out.",
+    ),
+]
+RejectControlTokens = Annotated[
+    bool,
+    typer.Option(
+        "--reject-control-tokens",
+        help="Refuse texts that spell a control token of the model, such as <|im_end|>.",
+    ),
+]
 Details = Annotated[
     bool,
     typer.Option(

@@ -196,6 +196,7 @@ class Pipeline:
         tally.scores += len(scores)
         tally.tokens += sum(score.token_count for score in scores)
         tally.truncated += sum(score.truncated_tokens > 0 for score in scores)
+        tally.dropped += sum(bool(score.dropped) for score in scores)
         return write_row({**base, **self._job.annotate(scores)})
 
 

@@ -27,6 +27,8 @@ class Tally:
     failed: int = 0
     truncated: int = 0
     """Responses whose prompt was cut from the left."""
+    dropped: int = 0
+    """Responses of whose conversation the model's chat template leaves text out."""
 
 
 class Progress:
@@ -89,6 +91,8 @@ class Progress:
             extra += f", after {self._kept:,} from before"
         if tally.truncated:
             extra += f"; {tally.truncated:,} responses had their prompt cut to fit"
+        if tally.dropped:
+            extra += f"; {tally.dropped:,} responses had text that the chat template leaves out"
         if tally.failed:
             extra += f"; {tally.failed:,} rows failed"
         return f"{tally.scores:,} scores, {self._rates()}{extra}."

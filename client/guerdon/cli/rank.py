@@ -36,6 +36,8 @@ def rank(
     wait: opt.Wait = opt.DEFAULT_WAIT,
     priority: opt.PriorityOption = opt.Priority.BATCH,
     truncation: opt.TruncationOption = opt.Truncation.REJECT,
+    reject_dropped_text: opt.RejectDroppedText = False,
+    reject_control_tokens: opt.RejectControlTokens = False,
     on_error: opt.OnErrorOption = opt.OnError.STOP,
     in_flight: opt.InFlight = 64,
     restart: opt.Restart = False,
@@ -53,7 +55,10 @@ def rank(
     from guerdon.cli.connection import Connection, score_options
 
     connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
-    options = score_options(priority, truncation, opt.Activation.NONE, False, timeout)
+    options = score_options(
+        priority, truncation, opt.Activation.NONE, False, timeout,
+        reject_dropped_text=reject_dropped_text, reject_control_tokens=reject_control_tokens,
+    )  # fmt: skip
     if prompt is not None or candidate:
         if source is not None or output is not None:
             raise CommandError("--prompt and --candidate go without files.", ExitCode.USAGE)
@@ -78,7 +83,12 @@ def rank(
             wait=wait,
             progress=progress,
             score_options=options,
-            made_by={"truncation": truncation.value, "top_n": top_n},
+            made_by={
+                "truncation": truncation.value,
+                "top_n": top_n,
+                "reject_dropped_text": reject_dropped_text,
+                "reject_control_tokens": reject_control_tokens,
+            },
         )
     )
 

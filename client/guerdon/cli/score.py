@@ -25,6 +25,8 @@ def score(
     wait: opt.Wait = opt.DEFAULT_WAIT,
     priority: opt.PriorityOption = opt.Priority.BATCH,
     truncation: opt.TruncationOption = opt.Truncation.REJECT,
+    reject_dropped_text: opt.RejectDroppedText = False,
+    reject_control_tokens: opt.RejectControlTokens = False,
     activation: opt.ActivationOption = opt.Activation.NONE,
     normalize: opt.Normalize = False,
     details: opt.Details = False,
@@ -48,6 +50,8 @@ def score(
         "activation": activation.value,
         "normalize": normalize,
         "details": details,
+        "reject_dropped_text": reject_dropped_text,
+        "reject_control_tokens": reject_control_tokens,
     }
     return run(
         FileJob(
@@ -62,7 +66,15 @@ def score(
             restart=restart,
             wait=wait,
             progress=progress,
-            score_options=score_options(priority, truncation, activation, normalize, timeout),
+            score_options=score_options(
+                priority,
+                truncation,
+                activation,
+                normalize,
+                timeout,
+                reject_dropped_text=reject_dropped_text,
+                reject_control_tokens=reject_control_tokens,
+            ),
             made_by=made_by,
         )
     )

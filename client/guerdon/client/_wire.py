@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from google.protobuf.duration_pb2 import Duration
@@ -43,6 +43,8 @@ def options(given: ScoringOptions) -> reward_pb2.ScoreOptions:
         truncation=_choice(_TRUNCATION, "truncation", given.get("truncation", "reject")),
         activation=_choice(_ACTIVATION, "activation", given.get("activation", "none")),
         normalize=bool(given.get("normalize", False)),
+        reject_dropped_text=bool(given.get("reject_dropped_text", False)),
+        reject_control_tokens=bool(given.get("reject_control_tokens", False)),
     )
 
 
@@ -147,6 +149,8 @@ def score(message: reward_pb2.ResponseScore) -> t.Score:
         token_count=message.token_count,
         reused_tokens=message.reused_tokens,
         truncated_tokens=message.truncated_tokens,
+        dropped=_dropped(message.dropped),
+        tokens_hash=message.tokens_hash,
     )
 
 
@@ -232,6 +236,7 @@ def model_info(message: reward_pb2.ModelInfo) -> t.ModelInfo:
         aggregation=message.aggregation,
         step_aggregation=message.step_aggregation,
         parameters=message.parameters,
+        template_drops=_dropped(message.template_drops),
     )
 
 
@@ -245,6 +250,13 @@ def merge_timing(parts: Sequence[t.Timing], total: float) -> t.Timing:
         compute=sum(part.compute for part in parts),
         total=total,
     )
+
+
+def _dropped(values: Iterable[int]) -> tuple[str, ...]:
+    """Names of what was left out; of a newer server's kinds, their numbers."""
+    known = reward_pb2.DroppedText.DESCRIPTOR.values_by_number
+    names = [known[value].name if value in known else str(value) for value in values]
+    return tuple(name.removeprefix("DROPPED_TEXT_").lower() for name in names)
 
 
 def _compute_mode(value: int) -> t.ComputeMode:

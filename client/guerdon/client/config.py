@@ -37,6 +37,11 @@ class ScoringOptions(TypedDict, total=False):
     """`none` (the default) leaves scores raw; `sigmoid` squashes them."""
     normalize: bool
     """Subtract the training set's mean and divide by its standard deviation."""
+    reject_dropped_text: bool
+    """Refuse conversations of which the chat template leaves text out, rather than say so in
+    `Score.dropped`."""
+    reject_control_tokens: bool
+    """Refuse texts that spell a control token of the model, such as `<|im_end|>`."""
     timeout: float | None
     """Seconds for the whole call, retries included; in a stream, for each item. None: no limit.
     The client's own when not given."""

@@ -152,6 +152,12 @@ class Score:
     """Of these, prompt tokens whose computation was shared with another response."""
     truncated_tokens: int = 0
     """Prompt tokens dropped from the left to fit."""
+    dropped: tuple[str, ...] = ()
+    """What of the conversation the model's chat template left out, so that the score does not
+    depend on it: `system_turn`, `developer_turn`, `earlier_reasoning`, `answer_reasoning`."""
+    tokens_hash: str = ""
+    """A hash of the tokens that the model saw. Responses with the same one are the same to the
+    model. Empty from pairwise models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +308,8 @@ class ModelInfo:
     step_aggregation: str = ""
     """Process rewards: how steps become one score."""
     parameters: int = 0
+    template_drops: tuple[str, ...] = ()
+    """What its chat template leaves out of conversations; see `Score.dropped`."""
 
     @property
     def pinned(self) -> str:

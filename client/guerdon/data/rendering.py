@@ -197,8 +197,8 @@ def _looked_into(
         reasoning = _REASONING_MARK.sub("", content[: ends[-1].start()])
         said = content[ends[-1].end() :]
         shown = _end_of(reasoning, rendered, start)
-        end = _end_of(said, rendered, shown or start)
-        if end is not None and shown is not None:
+        end = _end_of(said, rendered, start)  # the first place: what follows is not before it
+        if shown is not None and end is not None and _end_of(said, rendered, shown) is not None:
             return None, end
         if end is not None and (said.strip() or not last):
             part = Dropped.ANSWER_REASONING if last else Dropped.EARLIER_REASONING

@@ -74,6 +74,44 @@ ACTIVATION_SIGMOID: Activation.ValueType  # 2
 """1 / (1 + exp(-score))."""
 Global___Activation: _TypeAlias = Activation  # noqa: Y015
 
+class _DroppedText:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DroppedTextEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DroppedText.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DROPPED_TEXT_UNSPECIFIED: _DroppedText.ValueType  # 0
+    """Not known."""
+    DROPPED_TEXT_SYSTEM_TURN: _DroppedText.ValueType  # 1
+    """A system turn."""
+    DROPPED_TEXT_DEVELOPER_TURN: _DroppedText.ValueType  # 2
+    """A developer turn."""
+    DROPPED_TEXT_EARLIER_REASONING: _DroppedText.ValueType  # 3
+    """The reasoning (before `</think>`, or another such mark) of an assistant's
+    turn before the response.
+    """
+    DROPPED_TEXT_ANSWER_REASONING: _DroppedText.ValueType  # 4
+    """The reasoning of the response."""
+
+class DroppedText(_DroppedText, metaclass=_DroppedTextEnumTypeWrapper):
+    """Text of a conversation that the model's chat template leaves out, so that the
+    model does not see it. Text of any other kind that is left out is refused.
+    """
+
+DROPPED_TEXT_UNSPECIFIED: DroppedText.ValueType  # 0
+"""Not known."""
+DROPPED_TEXT_SYSTEM_TURN: DroppedText.ValueType  # 1
+"""A system turn."""
+DROPPED_TEXT_DEVELOPER_TURN: DroppedText.ValueType  # 2
+"""A developer turn."""
+DROPPED_TEXT_EARLIER_REASONING: DroppedText.ValueType  # 3
+"""The reasoning (before `</think>`, or another such mark) of an assistant's
+turn before the response.
+"""
+DROPPED_TEXT_ANSWER_REASONING: DroppedText.ValueType  # 4
+"""The reasoning of the response."""
+Global___DroppedText: _TypeAlias = DroppedText  # noqa: Y015
+
 class _ComputeMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -192,6 +230,8 @@ class ScoreOptions(_message.Message):
     TRUNCATION_FIELD_NUMBER: _builtins.int
     ACTIVATION_FIELD_NUMBER: _builtins.int
     NORMALIZE_FIELD_NUMBER: _builtins.int
+    REJECT_DROPPED_TEXT_FIELD_NUMBER: _builtins.int
+    REJECT_CONTROL_TOKENS_FIELD_NUMBER: _builtins.int
     priority: _common_pb2.PriorityClass.ValueType
     """Optional. ONLINE when not given."""
     truncation: Global___Truncation.ValueType
@@ -204,6 +244,14 @@ class ScoreOptions(_message.Message):
     """Optional. Subtract the mean and divide by the standard deviation that the
     model's training set had. FAILED_PRECONDITION if the model has none.
     """
+    reject_dropped_text: _builtins.bool
+    """Optional. Refuse conversations of which the chat template leaves text out,
+    rather than say so in ResponseScore.dropped.
+    """
+    reject_control_tokens: _builtins.bool
+    """Optional. Refuse texts that spell a control token of the model, such as
+    `<|im_end|>`; step markers are allowed. Formatted text is not looked at.
+    """
     def __init__(
         self,
         *,
@@ -211,10 +259,12 @@ class ScoreOptions(_message.Message):
         truncation: Global___Truncation.ValueType = ...,
         activation: Global___Activation.ValueType = ...,
         normalize: _builtins.bool = ...,
+        reject_dropped_text: _builtins.bool = ...,
+        reject_control_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "normalize", b"normalize", "priority", b"priority", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "normalize", b"normalize", "priority", b"priority", "reject_control_tokens", b"reject_control_tokens", "reject_dropped_text", b"reject_dropped_text", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -332,6 +382,8 @@ class ResponseScore(_message.Message):
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     REUSED_TOKENS_FIELD_NUMBER: _builtins.int
     TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    TOKENS_HASH_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """The score; always a finite number."""
     spread: _builtins.float
@@ -344,6 +396,11 @@ class ResponseScore(_message.Message):
     """Of these, prompt tokens whose computation was shared with another response."""
     truncated_tokens: _builtins.int
     """Prompt tokens dropped from the left to fit; 0 when nothing was dropped."""
+    tokens_hash: _builtins.str
+    """A hash of the tokens that the model saw, prompt included, in hexadecimal.
+    Responses with the same one are the same to the model, and differ in score
+    by the noise of floating-point numbers at most. Empty from pairwise models.
+    """
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepScore]:
         """Process reward models: the score at each step marker, in order."""
@@ -356,6 +413,12 @@ class ResponseScore(_message.Message):
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Ensembles: each member's raw score, in the order of ModelInfo.members."""
 
+    @_builtins.property
+    def dropped(self) -> _containers.RepeatedScalarFieldContainer[Global___DroppedText.ValueType]:
+        """What of the conversation the chat template left out, so that the score does
+        not depend on it; empty when nothing was.
+        """
+
     def __init__(
         self,
         *,
@@ -367,10 +430,12 @@ class ResponseScore(_message.Message):
         token_count: _builtins.int = ...,
         reused_tokens: _builtins.int = ...,
         truncated_tokens: _builtins.int = ...,
+        dropped: _abc.Iterable[Global___DroppedText.ValueType] | None = ...,
+        tokens_hash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_spread", b"_spread", "spread", b"spread"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_spread", b"_spread", "attributes", b"attributes", "members", b"members", "reused_tokens", b"reused_tokens", "score", b"score", "spread", b"spread", "steps", b"steps", "token_count", b"token_count", "truncated_tokens", b"truncated_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_spread", b"_spread", "attributes", b"attributes", "dropped", b"dropped", "members", b"members", "reused_tokens", b"reused_tokens", "score", b"score", "spread", b"spread", "steps", b"steps", "token_count", b"token_count", "tokens_hash", b"tokens_hash", "truncated_tokens", b"truncated_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__spread: _TypeAlias = _typing.Literal["spread"]  # noqa: Y015
     _WhichOneofArgType__spread: _TypeAlias = _typing.Literal["_spread", b"_spread"]  # noqa: Y015
@@ -831,6 +896,7 @@ class ModelInfo(_message.Message):
     AGGREGATION_FIELD_NUMBER: _builtins.int
     STEP_AGGREGATION_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    TEMPLATE_DROPS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name it is served under."""
     revision: _builtins.str
@@ -881,6 +947,12 @@ class ModelInfo(_message.Message):
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ensembles: the members' names."""
 
+    @_builtins.property
+    def template_drops(self) -> _containers.RepeatedScalarFieldContainer[Global___DroppedText.ValueType]:
+        """What its chat template leaves out of conversations, as far as samples that
+        were rendered when it was loaded show.
+        """
+
     def __init__(
         self,
         *,
@@ -905,10 +977,11 @@ class ModelInfo(_message.Message):
         aggregation: _builtins.str = ...,
         step_aggregation: _builtins.str = ...,
         parameters: _builtins.int = ...,
+        template_drops: _abc.Iterable[Global___DroppedText.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "_std", b"_std", "mean", b"mean", "std", b"std"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "_std", b"_std", "aggregation", b"aggregation", "aliases", b"aliases", "architecture", b"architecture", "attributes", b"attributes", "base_model", b"base_model", "chat_template_hash", b"chat_template_hash", "compute_mode", b"compute_mode", "compute_mode_reason", b"compute_mode_reason", "current", b"current", "device", b"device", "dtype", b"dtype", "kind", b"kind", "max_tokens", b"max_tokens", "mean", b"mean", "members", b"members", "name", b"name", "parameters", b"parameters", "probe_max_difference", b"probe_max_difference", "revision", b"revision", "std", b"std", "step_aggregation", b"step_aggregation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "_std", b"_std", "aggregation", b"aggregation", "aliases", b"aliases", "architecture", b"architecture", "attributes", b"attributes", "base_model", b"base_model", "chat_template_hash", b"chat_template_hash", "compute_mode", b"compute_mode", "compute_mode_reason", b"compute_mode_reason", "current", b"current", "device", b"device", "dtype", b"dtype", "kind", b"kind", "max_tokens", b"max_tokens", "mean", b"mean", "members", b"members", "name", b"name", "parameters", b"parameters", "probe_max_difference", b"probe_max_difference", "revision", b"revision", "std", b"std", "step_aggregation", b"step_aggregation", "template_drops", b"template_drops"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mean: _TypeAlias = _typing.Literal["mean"]  # noqa: Y015
     _WhichOneofArgType__mean: _TypeAlias = _typing.Literal["_mean", b"_mean"]  # noqa: Y015

@@ -14,12 +14,23 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from guerdon.data import ControlTokens, roles_named_in
+from guerdon.data import Message as Turn
 from guerdon.models.chat_template import BROKEN, render_chat
+from guerdon.reward.chat_template import (
+    CONVERSATION,
+    check_roles,
+    conversation_of,
+    dropped_text,
+    learn_drops,
+)
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.sequences import (
     TokenSequence,
+    check_control_tokens,
     check_unicode,
     common_prefix,
+    hashes_of,
     last_run,
     leading,
     longest_field,
@@ -32,6 +43,7 @@ from guerdon.reward.text_tokens import (
     common_length,
 )
 from guerdon.reward.types import (
+    Dropped,
     EncodedItem,
     FormattedText,
     Message,
@@ -44,8 +56,6 @@ from guerdon.reward.types import (
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 
 logger = logging.getLogger(__name__)
-
-_CONVERSATION = "prompt.conversation"
 
 
 class Encoder:
@@ -67,6 +77,8 @@ class Encoder:
         self._ending_id = checkpoint.ending_id
         self._gate_ids = np.array(checkpoint.gate_ids, dtype=np.int64)
         self._has_template = bool(checkpoint.chat_template_hash)
+        self._control = ControlTokens(tokenizer, allowed=[self._marker])
+        self._roles = roles_named_in(tokenizer.get_chat_template()) if self._has_template else ()
         self._bos: int | None = tokenizer.bos_token_id
         self._leading = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
         self.template_hash = checkpoint.chat_template_hash
@@ -78,10 +90,17 @@ class Encoder:
         self.takes_pairs = not self._has_template and tokenizer.sep_token_id in self._text.between
         """Whether prompt and response are a text pair (BERT and its kin)."""
         self._uses_types = self._check_types(checkpoint)
+        self.template_drops: tuple[Dropped, ...] = ()
+        """What the chat template leaves out of conversations."""
         if self._has_template:
             self._check_template()
+            self.template_drops = learn_drops(
+                lambda turns: self._applied(CONVERSATION, turns), tokenizer.name_or_path
+            )
 
-    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+    def encode(
+        self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
+    ) -> EncodedItem:
         """The tokens of one item.
 
         Raises:
@@ -89,6 +108,8 @@ class Encoder:
         """
         if not item.responses:
             raise InvalidRequest("responses", "must have at least one")
+        if reject_control_tokens:
+            check_control_tokens(item, self._control)
         # With REJECT no part of a sequence may be longer; else the prompt's left may be dropped.
         most = self.max_tokens if truncation is Truncation.REJECT else None
         try:
@@ -107,12 +128,15 @@ class Encoder:
         readout = self._readout(field, item, sequences)
         shared = common_prefix([sequence.ids for sequence in sequences])
         types = [s.types for s in sequences if s.types is not None]
+        dropped = tuple(sequence.dropped for sequence in sequences)
         return EncodedItem(
             prefix=sequences[0].ids[:shared],
             suffixes=tuple(sequence.ids[shared:] for sequence in sequences),
             truncated=tuple(sequence.truncated for sequence in sequences),
             readout=readout,
             token_types=tuple(types) if any(t.any() for t in types) else (),
+            dropped=dropped if any(dropped) else (),
+            hashes=hashes_of(sequences),
         )
 
     # Forms of prompts
@@ -134,7 +158,7 @@ class Encoder:
             if self.takes_pairs:
                 return "prompt.text", self._from_pairs(prompt, responses)
             return "prompt.text", self._from_plain(prompt, responses)
-        return _CONVERSATION, self._from_conversation(prompt, responses)
+        return CONVERSATION, self._from_conversation(prompt, responses)
 
     def _from_ids(self, prompt: TokenArray, responses: Sequence[Response]) -> list[TokenSequence]:
         start = self._checked_ids("prompt.token_ids", prompt)
@@ -181,16 +205,17 @@ class Encoder:
         self, turns: tuple[Message, ...], responses: list[str]
     ) -> list[TokenSequence]:
         if not turns:
-            raise InvalidRequest(f"{_CONVERSATION}.messages", "must have at least one message")
+            raise InvalidRequest(f"{CONVERSATION}.messages", "must have at least one message")
         for place, turn in enumerate(turns):
-            check_unicode(f"{_CONVERSATION}.messages[{place}].role", turn.role)
-            check_unicode(f"{_CONVERSATION}.messages[{place}].content", turn.content)
+            check_unicode(f"{CONVERSATION}.messages[{place}].role", turn.role)
+            check_unicode(f"{CONVERSATION}.messages[{place}].content", turn.content)
+        check_roles(turns, self._roles)
         if self._has_template:
-            return self._from_turns(_CONVERSATION, turns, responses)
+            return self._from_turns(CONVERSATION, turns, responses)
         if self.takes_pairs and len(turns) == 1 and turns[0].role == "user":
             return self._from_pairs(turns[0].content, responses)
         raise InvalidRequest(
-            _CONVERSATION,
+            CONVERSATION,
             "must be a single user turn: the model has no chat template and reads one question "
             "and one answer"
             if self.takes_pairs
@@ -201,25 +226,28 @@ class Encoder:
         self, field: str, turns: tuple[Message, ...], responses: list[str]
     ) -> list[TokenSequence]:
         rendered = [self._render(field, turns, response) for response in responses]
+        dropped = [
+            dropped_text(field, turns, place, *both)
+            for place, both in enumerate(zip(responses, rendered, strict=True))
+        ]
         found = []
-        for text, whole, response in zip(
-            self._text.many(rendered), rendered, responses, strict=True
+        for text, whole, response, left_out in zip(
+            self._text.many(rendered), rendered, responses, dropped, strict=True
         ):
             twice = self._double_bos and leading(text.ids, {self._bos}) == 1
             ids = np.concatenate([text.ids[:1], text.ids]) if twice else text.ids
 
             end = partial(self._response_start, field, turns, response, whole, text)
-            found.append(TokenSequence(ids, partial(_plus, end, int(twice))))
+            start = partial(_plus, end, int(twice))
+            found.append(TokenSequence(ids, start, dropped=left_out))
         return found
 
     # The chat template
 
     def _render(self, field: str, turns: tuple[Message, ...], response: str) -> str:
-        conversation = [{"role": turn.role, "content": turn.content} for turn in turns]
-        conversation.append({"role": "assistant", "content": response})
-        return self._applied(field, conversation)
+        return self._applied(field, conversation_of(turns, response))
 
-    def _applied(self, field: str, conversation: list[dict[str, str]], **how: bool) -> str:
+    def _applied(self, field: str, conversation: list[Turn], **how: bool) -> str:
         try:
             return render_chat(self._tokenizer, conversation, **how)
         except Exception as error:  # a template is a program: it raises what it likes
@@ -245,7 +273,7 @@ class Encoder:
         """The template compiles, and shows the response."""
         turns = (Message("user", "a"),)
         try:
-            rendered = [self._render(_CONVERSATION, turns, text) for text in ("b", "c")]
+            rendered = [self._render(CONVERSATION, turns, text) for text in ("b", "c")]
         except InvalidRequest as error:
             if isinstance(error.__cause__, BROKEN):
                 raise CheckpointRefused(f"the chat template is broken: {error.reason}") from error

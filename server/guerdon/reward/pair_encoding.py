@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from guerdon.data import ControlTokens
 from guerdon.reward.adapters.pairrm import MARKS, marks_of
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.comparisons import MAX_CANDIDATES, ordered_pairs
-from guerdon.reward.sequences import check_unicode, response_texts
+from guerdon.reward.sequences import check_control_tokens, check_unicode, response_texts
 from guerdon.reward.text_tokens import TextTokenizer
 from guerdon.reward.types import EncodedItem, Message, Prompt, ScoreItem, TokenArray, Truncation
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
@@ -59,6 +60,7 @@ class PairEncoder:
     def __init__(self, checkpoint: Checkpoint) -> None:
         tokenizer = checkpoint.tokenizer
         self._text = TextTokenizer(tokenizer)
+        self._control = ControlTokens(tokenizer)
         self._separator = str(tokenizer.sep_token or tokenizer.eos_token)
         self._marks = dict(zip(MARKS, marks_of(checkpoint.config), strict=True))
         self._source, self._first, self._second = self._marks
@@ -67,7 +69,9 @@ class PairEncoder:
         """The longest sequence."""
         self._check_marks(checkpoint)
 
-    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+    def encode(
+        self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
+    ) -> EncodedItem:
         """The comparisons of one item: a sequence for each ordered pair of responses.
 
         Raises:
@@ -79,6 +83,8 @@ class PairEncoder:
                 "must be text or a conversation: the model puts marks of its own between prompt "
                 "and answers",
             )
+        if reject_control_tokens:
+            check_control_tokens(item, self._control)
         answers = response_texts(item.responses)
         if len(answers) < 2:
             raise InvalidRequest(

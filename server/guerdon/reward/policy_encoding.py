@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from guerdon.data import Message as Turn
+from guerdon.reward.chat_template import CONVERSATION, dropped_text
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.encoding import Encoder
 from guerdon.reward.sequences import TokenSequence
-from guerdon.reward.types import Message, ScoreItem, TokenArray
+from guerdon.reward.types import Dropped, Message, ScoreItem, TokenArray
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
-
-_CONVERSATION = "prompt.conversation"
 
 
 class PolicyEncoder(Encoder):
@@ -47,7 +47,7 @@ class PolicyEncoder(Encoder):
         self, turns: tuple[Message, ...], responses: list[str]
     ) -> list[TokenSequence]:
         if turns and not self._has_template:
-            raise _no_template(_CONVERSATION)
+            raise _no_template(CONVERSATION)
         return super()._from_conversation(turns, responses)
 
     def _from_plain(self, prompt: str, responses: list[str]) -> list[TokenSequence]:
@@ -63,20 +63,22 @@ class PolicyEncoder(Encoder):
         before = self._render_prompt(field, turns)
         start = self._text.one(before).ids
         found = []
-        for response in responses:
+        for place, response in enumerate(responses):
             whole = self._render(field, turns, response)
+            dropped = dropped_text(field, turns, place, response, whole)
             if not whole.startswith(before):
                 raise InvalidRequest(
                     field,
                     "is rendered in another way by the chat template once there is an answer, so "
                     "it can't be told where the answer begins",
                 )
-            found.append(_joined(start, self._ended(self._text.one(whole[len(before) :]).ids)))
+            ids = self._ended(self._text.one(whole[len(before) :]).ids)
+            found.append(_joined(start, ids, dropped))
         return found
 
     def _render_prompt(self, field: str, turns: tuple[Message, ...]) -> str:
         """The turns, ready for an answer."""
-        conversation = [{"role": turn.role, "content": turn.content} for turn in turns]
+        conversation = [Turn(role=turn.role, content=turn.content) for turn in turns]
         return self._applied(field, conversation, add_generation_prompt=True)
 
     def _ended(self, ids: TokenArray) -> TokenArray:
@@ -111,8 +113,8 @@ class PolicyEncoder(Encoder):
         super()._check_template()
         turns = (Message("user", "a"),)
         try:
-            before = self._render_prompt(_CONVERSATION, turns)
-            whole = self._render(_CONVERSATION, turns, "b")
+            before = self._render_prompt(CONVERSATION, turns)
+            whole = self._render(CONVERSATION, turns, "b")
         except InvalidRequest:
             return  # it may want a system turn, for example: requests will show
         if not whole.startswith(before):
@@ -122,9 +124,11 @@ class PolicyEncoder(Encoder):
             )
 
 
-def _joined(prompt: TokenArray, response: TokenArray) -> TokenSequence:
+def _joined(
+    prompt: TokenArray, response: TokenArray, dropped: tuple[Dropped, ...] = ()
+) -> TokenSequence:
     end = len(prompt)
-    return TokenSequence(np.concatenate([prompt, response]), lambda: end)
+    return TokenSequence(np.concatenate([prompt, response]), lambda: end, dropped=dropped)
 
 
 def _no_template(field: str) -> InvalidRequest:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import ParamSpec, TypeVar
 
 from guerdon.reward.comparisons import scores_of_candidates
@@ -22,6 +23,7 @@ from guerdon.reward.registry import Registry
 from guerdon.reward.scheduling.dispatcher import Dispatcher, ItemResult, TooLarge
 from guerdon.reward.types import (
     Activation,
+    Dropped,
     EncodedItem,
     FormattedText,
     ModelInfo,
@@ -207,7 +209,13 @@ class Scoring:
             encoded = []
             for place in range(start, min(start + _ENCODE_CHUNK, len(items))):
                 try:
-                    encoded.append(model.encode(items[place], options.truncation))
+                    item = model.encode(
+                        items[place],
+                        options.truncation,
+                        reject_control_tokens=options.reject_control_tokens,
+                    )
+                    _check_dropped(item, options)
+                    encoded.append(item)
                 except InvalidRequest as error:
                     raise InvalidRequest(locate(place, error.field), error.reason) from error
             return encoded
@@ -244,10 +252,27 @@ class Scoring:
 
 
 def _of_responses(item: EncodedItem, result: ItemResult) -> ItemResult:
-    """A result with a score for each response, where its scores are of comparisons."""
-    if not item.candidates:
-        return result
-    return dataclasses.replace(result, scores=scores_of_candidates(item, result.scores))
+    """A result with a score for each response, and what is known of the response's text."""
+    if item.candidates:  # the scores are of comparisons
+        return dataclasses.replace(result, scores=scores_of_candidates(item, result.scores))
+    known = zip_longest(result.scores, item.dropped, item.hashes)
+    scores = [
+        dataclasses.replace(score, dropped=dropped or (), tokens_hash=tokens_hash or "")
+        for score, dropped, tokens_hash in known
+    ]
+    return dataclasses.replace(result, scores=scores)
+
+
+def _check_dropped(item: EncodedItem, options: ScoreOptions) -> None:
+    """Refuse what the chat template shows in part, where that is asked for."""
+    if not options.reject_dropped_text:
+        return
+    for place, dropped in enumerate(item.dropped):
+        if dropped:
+            raise InvalidRequest(
+                "prompt" if dropped[0] is not Dropped.ANSWER_REASONING else f"responses[{place}]",
+                f"has text that the chat template leaves out: {', '.join(dropped)}",
+            )
 
 
 def _relocate(error: InvalidRequest, locate: Locate) -> InvalidRequest:

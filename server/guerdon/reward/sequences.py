@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.reward.types import FormattedText, Response, ScoreItem, TokenArray
+from guerdon.data import ControlTokens
+from guerdon.reward.types import Dropped, FormattedText, Response, ScoreItem, TokenArray
 from guerdon.serving.errors import InvalidRequest
 
 
@@ -21,6 +23,40 @@ class TokenSequence:
     """The first token of the response; computed only where it matters."""
     types: TokenArray | None = None
     truncated: int = 0
+    dropped: tuple[Dropped, ...] = ()
+    """What the chat template left out."""
+
+
+def check_control_tokens(item: ScoreItem, tokens: ControlTokens) -> None:
+    """Refuse texts that spell a control token; formatted text is meant to.
+
+    Raises:
+        InvalidRequest: with the field's path below the item.
+    """
+    prompt, texts = item.prompt, dict[str, str]()
+    if isinstance(prompt, str):
+        texts["prompt.text"] = prompt
+    elif isinstance(prompt, tuple):
+        for place, turn in enumerate(prompt):
+            texts[f"prompt.conversation.messages[{place}].content"] = turn.content
+    for place, response in enumerate(item.responses):
+        if isinstance(response, str):
+            texts[f"responses[{place}].text"] = response
+    for field, text in texts.items():
+        found = tokens.first_in(text)
+        if found is not None:
+            raise InvalidRequest(field, f"spells {found!r}, a control token of the model")
+
+
+def hashes_of(sequences: Sequence[TokenSequence]) -> tuple[str, ...]:
+    """A hash of what the model sees of each sequence."""
+    found = []
+    for sequence in sequences:
+        digest = hashlib.blake2b(sequence.ids.astype(np.int32, copy=False).tobytes(), digest_size=8)
+        if sequence.types is not None:
+            digest.update(sequence.types.tobytes())
+        found.append(digest.hexdigest())
+    return tuple(found)
 
 
 def response_texts(responses: Sequence[Response]) -> list[str]:

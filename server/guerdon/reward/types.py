@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from guerdon.data import Dropped as Dropped
 from guerdon.serving.prompts import FormattedText as FormattedText
 from guerdon.serving.prompts import Message as Message
 from guerdon.serving.prompts import Prompt as Prompt
@@ -82,6 +83,10 @@ class ScoreOptions:
     truncation: Truncation = Truncation.REJECT
     activation: Activation = Activation.NONE
     normalize: bool = False
+    reject_dropped_text: bool = False
+    """Refuse conversations of which the chat template leaves text out."""
+    reject_control_tokens: bool = False
+    """Refuse texts that spell a control token of the model."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +115,10 @@ class EncodedItem:
     candidates: tuple[int, ...] = ()
     """Pairwise: the tokens of each candidate with its prompt. The sequences then are not
     responses but `guerdon.reward.comparisons.ordered_pairs` of them. Else empty."""
+    dropped: tuple[tuple[Dropped, ...], ...] = ()
+    """What the chat template left out, for each response; empty where it left nothing out."""
+    hashes: tuple[str, ...] = ()
+    """Of the tokens of each whole sequence, in hexadecimal; empty for comparisons."""
 
     @property
     def tokens(self) -> int:
@@ -158,6 +167,10 @@ class ResponseScore:
     token_count: int = 0
     reused_tokens: int = 0
     truncated_tokens: int = 0
+    dropped: tuple[Dropped, ...] = ()
+    """What the chat template left out of the conversation."""
+    tokens_hash: str = ""
+    """Of the tokens that were scored; empty for a pairwise model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +207,8 @@ class ModelInfo:
     aggregation: str = ""
     step_aggregation: str = ""
     parameters: int = 0
+    template_drops: tuple[Dropped, ...] = ()
+    """What the chat template leaves out of conversations, as far as samples show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +245,15 @@ class RewardModel(Protocol):
         """What it is."""
         ...
 
-    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+    def encode(
+        self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
+    ) -> EncodedItem:
         """Render and tokenise; called from several threads at once.
+
+        Args:
+            item: as asked.
+            truncation: what to do with what is too long.
+            reject_control_tokens: refuse texts that spell a control token.
 
         Raises:
             InvalidRequest: with the field's path below the item (`prompt.token_ids`, …).

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from guerdon.data import Dropped, missing_text, roles_named_in, unknown_role
+from guerdon.data import Message as Turn
 from guerdon.models.chat_template import BROKEN, render_chat
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 from guerdon.serving.prompts import FormattedText, Message, Prompt, TokenArray
@@ -31,7 +33,9 @@ class ModelTexts:
 
     A conversation is rendered with the generation prompt and tokenised with nothing added;
     so is a text, as one user turn, where there is a template. Without one, a text gets the
-    tokenizer's own special tokens. Rendered text is tokenised as it stands.
+    tokenizer's own special tokens. Rendered text is tokenised as it stands. A turn of a role that
+    no model knows, or whose text the template leaves out, is refused; the reasoning of earlier
+    turns may be left out, as reasoning models are trained.
 
     Raises:
         CheckpointRefused: the chat template is broken.
@@ -42,7 +46,9 @@ class ModelTexts:
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self._has_template = bool(getattr(self._tokenizer, "chat_template", None))
+        self._roles: frozenset[str] = frozenset()
         if self._has_template:
+            self._roles = roles_named_in(self._tokenizer.get_chat_template())
             self._check_template()
 
     def _check_template(self) -> None:
@@ -82,8 +88,16 @@ class ModelTexts:
             raise InvalidRequest(
                 field, "can't be rendered: the model has no chat template; send formatted_text"
             )
-        conversation = [{"role": turn.role, "content": turn.content} for turn in turns]
+        conversation = [Turn(role=turn.role, content=turn.content) for turn in turns]
+        for place, turn in enumerate(turns):
+            wrong = unknown_role(turn.role, self._roles)
+            if wrong:
+                raise InvalidRequest(f"{field}.messages[{place}].role", wrong)
         try:
-            return render_chat(self._tokenizer, conversation, add_generation_prompt=True)
+            text = render_chat(self._tokenizer, conversation, add_generation_prompt=True)
         except Exception as error:  # a template is a program: it raises what it likes
             raise InvalidRequest(field, f"is refused by the chat template: {error}") from error
+        for one in missing_text(text, conversation):
+            if one.part is not Dropped.EARLIER_REASONING:
+                raise InvalidRequest(field, f"turn {one.place + 1} ({one.role}) {one.reason}")
+        return text

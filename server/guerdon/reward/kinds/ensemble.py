@@ -68,9 +68,13 @@ class EnsembleReward:
         """What it is."""
         return self._info
 
-    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+    def encode(
+        self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
+    ) -> EncodedItem:
         """Render and tokenise; see `RewardModel.encode`."""
-        return self._members[0].encode(item, truncation)
+        return self._members[0].encode(
+            item, truncation, reject_control_tokens=reject_control_tokens
+        )
 
     def score(self, items: Sequence[EncodedItem]) -> BatchScores:
         """Compute one batch with every member; see `RewardModel.score`."""

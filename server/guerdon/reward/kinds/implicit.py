@@ -49,9 +49,11 @@ class ImplicitReward:
         """What it is."""
         return self._info
 
-    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+    def encode(
+        self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
+    ) -> EncodedItem:
         """Render and tokenise; see `RewardModel.encode`."""
-        return self._encoder.encode(item, truncation)
+        return self._encoder.encode(item, truncation, reject_control_tokens=reject_control_tokens)
 
     def score(self, items: Sequence[EncodedItem]) -> BatchScores:
         """Compute one batch with both; see `RewardModel.score`."""

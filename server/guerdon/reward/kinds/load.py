@@ -85,6 +85,8 @@ def _load_network(
     encoder = PairEncoder(checkpoint) if pairwise else Encoder(checkpoint)
     selected = _load_engine(checkpoint, settings, check)
     info = _network_info(checkpoint, name, selected)
+    if isinstance(encoder, Encoder):
+        info = replace(info, template_drops=encoder.template_drops)
     own = checkpoint.adapter is not None and checkpoint.kind is ModelKind.ATTRIBUTES
     kind = WeighedReward if own else _KINDS[checkpoint.kind]
     return kind(info, encoder, selected.engine)
@@ -187,7 +189,7 @@ def _load_implicit(
             ("policy", "reference"), members, (policy, reference), strict=True
         )
     ]
-    info = _together(checkpoint, name, infos)
+    info = replace(_together(checkpoint, name, infos), template_drops=encoder.template_drops)
     return ImplicitReward(info, encoder, policy.engine, reference.engine, beta)
 
 

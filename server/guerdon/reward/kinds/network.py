@@ -21,7 +21,9 @@ from guerdon.reward.types import (
 class ItemEncoder(Protocol):
     """Renders and tokenises; `guerdon.reward.encoding.Encoder` is one."""
 
-    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+    def encode(
+        self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
+    ) -> EncodedItem:
         """See `RewardModel.encode`."""
         ...
 
@@ -43,9 +45,11 @@ class NetworkReward(abc.ABC):
         """What it is."""
         return self._info
 
-    def encode(self, item: ScoreItem, truncation: Truncation) -> EncodedItem:
+    def encode(
+        self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
+    ) -> EncodedItem:
         """Render and tokenise; see `RewardModel.encode`."""
-        return self._encoder.encode(item, truncation)
+        return self._encoder.encode(item, truncation, reject_control_tokens=reject_control_tokens)
 
     def score(self, items: Sequence[EncodedItem]) -> BatchScores:
         """Compute one batch; see `RewardModel.score`."""

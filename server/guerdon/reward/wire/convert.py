@@ -60,6 +60,12 @@ _MODES = {
     types.ComputeMode.PACKED: reward_pb2.COMPUTE_MODE_PACKED,
     types.ComputeMode.PADDED: reward_pb2.COMPUTE_MODE_PADDED,
 }
+_DROPPED = {
+    types.Dropped.SYSTEM_TURN: reward_pb2.DROPPED_TEXT_SYSTEM_TURN,
+    types.Dropped.DEVELOPER_TURN: reward_pb2.DROPPED_TEXT_DEVELOPER_TURN,
+    types.Dropped.EARLIER_REASONING: reward_pb2.DROPPED_TEXT_EARLIER_REASONING,
+    types.Dropped.ANSWER_REASONING: reward_pb2.DROPPED_TEXT_ANSWER_REASONING,
+}
 _ACTIVATION_PROTOS = {
     types.Activation.NONE: reward_pb2.ACTIVATION_NONE,
     types.Activation.SIGMOID: reward_pb2.ACTIVATION_SIGMOID,
@@ -78,6 +84,8 @@ def options(message: reward_pb2.ScoreOptions, field: str = "options") -> types.S
         truncation=_TRUNCATIONS[message.truncation],
         activation=_ACTIVATIONS[message.activation],
         normalize=message.normalize,
+        reject_dropped_text=message.reject_dropped_text,
+        reject_control_tokens=message.reject_control_tokens,
     )
 
 
@@ -176,6 +184,8 @@ def response_score(score: types.ResponseScore, info: types.ModelInfo) -> reward_
         token_count=score.token_count,
         reused_tokens=score.reused_tokens,
         truncated_tokens=score.truncated_tokens,
+        dropped=[_DROPPED[part] for part in score.dropped],
+        tokens_hash=score.tokens_hash,
     )
 
 
@@ -207,6 +217,7 @@ def model_info(
         aggregation=info.aggregation,
         step_aggregation=info.step_aggregation,
         parameters=info.parameters,
+        template_drops=[_DROPPED[part] for part in info.template_drops],
     )
 
 

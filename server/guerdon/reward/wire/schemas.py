@@ -52,6 +52,12 @@ class OptionsBody(Body):
     truncation: Literal["reject", "prompt_left"] = "reject"
     activation: Literal["none", "sigmoid"] = "none"
     normalize: bool = False
+    reject_dropped_text: bool = Field(
+        default=False, description="Refuse conversations that the chat template shows in part."
+    )
+    reject_control_tokens: bool = Field(
+        default=False, description="Refuse texts that spell a control token of the model."
+    )
 
     def to_domain(self) -> types.ScoreOptions:
         """As the service takes it."""
@@ -60,6 +66,8 @@ class OptionsBody(Body):
             truncation=types.Truncation(self.truncation),
             activation=types.Activation(self.activation),
             normalize=self.normalize,
+            reject_dropped_text=self.reject_dropped_text,
+            reject_control_tokens=self.reject_control_tokens,
         )
 
 
@@ -110,6 +118,8 @@ class ScoreReply(BaseModel):
     token_count: int
     reused_tokens: int
     truncated_tokens: int
+    dropped: list[str] = []
+    tokens_hash: str = ""
 
 
 class ItemReply(BaseModel):
@@ -190,6 +200,7 @@ class ModelReply(BaseModel):
     aggregation: str
     step_aggregation: str
     parameters: int
+    template_drops: list[str]
 
 
 class ModelsReply(BaseModel):
@@ -250,6 +261,8 @@ def score_reply(score: types.ResponseScore, info: types.ModelInfo) -> ScoreReply
         token_count=score.token_count,
         reused_tokens=score.reused_tokens,
         truncated_tokens=score.truncated_tokens,
+        dropped=list(score.dropped),
+        tokens_hash=score.tokens_hash,
     )
 
 
@@ -302,4 +315,5 @@ def model_reply(info: types.ModelInfo, *, current: bool, aliases: tuple[str, ...
         aggregation=info.aggregation,
         step_aggregation=info.step_aggregation,
         parameters=info.parameters,
+        template_drops=list(info.template_drops),
     )

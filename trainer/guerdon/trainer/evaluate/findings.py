@@ -57,6 +57,8 @@ def findings(comparisons: Sequence[Comparison], judged: Judged) -> dict[str, Any
         "refused": len(judged.refused),
         "accuracy": asdict(accuracy(delta)),
         "ties": int((delta == 0).sum()),
+        "same_tokens": judged.same_tokens,
+        "dropped_text": judged.dropped,
         "mean_margin": float(delta.mean()),
         "score_std": float(
             np.concatenate([np.concatenate(_both(judged, i)) for i in scored]).std()

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from guerdon.client import GuerdonError, RewardClient, ScoringOptions
+from guerdon.client import GuerdonError, RewardClient, Score, ScoringOptions
 from guerdon.trainer.errors import DataError
 from guerdon.trainer.evaluate.comparisons import Comparison
 from guerdon.trainer.measures import Floats
@@ -30,6 +30,10 @@ class Judged:
     seconds: float = 0.0
     computed: int = 0
     """Tokens of all answers, prompts counted once for each."""
+    same_tokens: int = 0
+    """Comparisons of which a chosen and a rejected answer are the same tokens to the model."""
+    dropped: int = 0
+    """Answers of whose conversation the model's chat template leaves text out."""
 
 
 def judge(
@@ -65,18 +69,18 @@ def judge(
         items += comparison.items()
         bounds.append(len(items))
     pinned = f"{info.name}@{info.revision}"
-    found: dict[int, list[tuple[float, int]] | GuerdonError] = {}
+    found: dict[int, Sequence[Score] | GuerdonError] = {}
     begun = time.monotonic()
     for result in client.score_stream(pinned, items, in_flight=in_flight, **options):
         if result.error is not None:
             found[result.index] = result.error
         else:
             assert result.scores is not None
-            found[result.index] = [(s.score, s.token_count) for s in result.scores]
+            found[result.index] = result.scores
         progress(len(found))
     judged = Judged(info.name, info.revision, [], [], seconds=time.monotonic() - begun)
     for place, (begin, end) in enumerate(pairwise(bounds)):
-        answers: list[tuple[float, int]] = []
+        answers: list[Score] = []
         refusal: GuerdonError | None = None
         for index in range(begin, end):
             part = found[index]
@@ -95,9 +99,21 @@ def judge(
     return judged
 
 
-def _add(judged: Judged, comparison: Comparison, answers: list[tuple[float, int]]) -> None:
-    scores, tokens = (np.array(column, dtype=np.float64) for column in zip(*answers, strict=True))
+def _add(judged: Judged, comparison: Comparison, answers: Sequence[Score]) -> None:
+    """Add what the server says of a comparison's answers.
+
+    Answers that are the same tokens get one score: those of two places in a batch may differ by
+    the noise of floating-point numbers, which is no preference.
+    """
+    first: dict[str, float] = {}
+    scores = np.array([
+        first.setdefault(a.tokens_hash, a.score) if a.tokens_hash else a.score for a in answers
+    ])  # fmt: skip
+    tokens = np.array([a.token_count for a in answers], dtype=np.float64)
+    hashes = [a.tokens_hash for a in answers]
     cut = len(comparison.chosen)
     judged.scores.append((scores[:cut], scores[cut:]))
     judged.tokens.append((tokens[:cut], tokens[cut:]))
     judged.computed += int(tokens.sum())
+    judged.same_tokens += bool({*hashes[:cut]} & {*hashes[cut:]} - {""})
+    judged.dropped += sum(bool(a.dropped) for a in answers)

@@ -11,6 +11,14 @@ from rich.table import Table
 
 from guerdon.trainer.report import share
 
+_ODD = {
+    "refused": "rows were refused by the server",
+    "ties": "ties, which count as wrong",
+    "same_tokens": "rows have a chosen and a rejected answer that are the same tokens to the model",
+    "dropped_text": "answers are judged without text that the model's chat template leaves out",
+}
+"""What is counted of a model and worth a warning."""
+
 
 def show(found: Mapping[str, Any], console: Console) -> None:
     """The findings as tables."""
@@ -59,7 +67,6 @@ def _show_model(model: Mapping[str, Any], console: Console) -> None:
         f"{model['tokens_per_second']:.0f} tokens/s"
     )
     console.print("; ".join(words), highlight=False, soft_wrap=True)
-    if model["refused"]:
-        console.print(f"[yellow]{model['refused']} rows were refused by the server[/yellow]")
-    if model["ties"]:
-        console.print(f"[yellow]{model['ties']} ties, which count as wrong[/yellow]")
+    for key, text in _ODD.items():
+        if model[key]:
+            console.print(f"[yellow]{model[key]} {text}[/yellow]", soft_wrap=True)
