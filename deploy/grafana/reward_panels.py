@@ -83,7 +83,7 @@ OVERVIEW = [
                 f" / sum by (instance) (guerdon_queue_limit_tokens{{{ONE}}}))"
             )
         ],
-        thresholds=[("orange", 0.5), ("red", 0.8)],
+        thresholds=[("orange", 0.5), ("red", 0.7)],
     ),
     Panel(
         title="Scores not finite",

@@ -20,6 +20,7 @@ from guerdon.reward.scheduling.dispatcher import (
     DropStage,
     Failure,
     ItemResult,
+    Reservation,
     TooLarge,
 )
 from guerdon.reward.scheduling.queue_limits import QueueLimits
@@ -563,6 +564,30 @@ async def test_at_overload_memory_is_bounded_and_every_caller_gets_an_answer() -
         assert len(answers) == 500
         # Room again: the books did not leak.
         await score(dispatcher, model, item_of(49, *[1] * 50, mark=1000))
+
+
+async def test_all_classes_are_told_together() -> None:
+    """Room that passes from one class to another is told once, and not as a sum over the bound."""
+    limits = DispatchLimits(queue=QueueLimits(max_queued_tokens=1000, bytes_per_token=1))
+    async with running(limits) as (dispatcher, recorder):
+
+        def reserve(priority: PriorityClass, tokens: int) -> Reservation:
+            return dispatcher.reserve(
+                model_name="k", priority=priority, text_bytes=tokens, deadline=None
+            )
+
+        for first, then in ((BATCH, ONLINE), (ONLINE, BATCH)):
+            held = [reserve(first, 100) for _ in range(6)]
+            await asyncio.sleep(0)
+            assert recorder.queue[first] == (600, 0)
+            for reservation in held:
+                reservation.close()
+            held = [reserve(then, 100) for _ in range(6)]
+            await asyncio.sleep(0)
+            assert recorder.queue[then] == (600, 0)
+            for reservation in held:
+                reservation.close()
+        assert recorder.most_tokens == 600
 
 
 async def test_an_observer_that_fails_costs_nobody_a_score() -> None:
