@@ -268,6 +268,22 @@ async def test_who_fills_the_queue_is_shed_and_another_caller_is_served(tmp_path
         assert all("holds its share" in (end.details() or "") for end in refused)
 
 
+async def test_who_opens_calls_without_end_leaves_room_for_another(tmp_path: Path) -> None:
+    tokens = write(tmp_path, FILE.replace('classes = ["batch"]\n', ""))
+    async with start_server(tokens=tokens, max_calls=10) as served:
+        streams = [served.rewards.ScoreStream(metadata=bearer("jobs")) for _ in range(8)]
+        for stream in streams:
+            await stream.wait_for_connection()
+        code, said = await failure(served.rewards.Score(score_request(), metadata=bearer("jobs")))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "8 calls of 'jobs' are being served" in said
+        assert (await served.rewards.Score(score_request(), metadata=bearer("search"))).items
+        for stream in streams:
+            await stream.done_writing()
+            assert await stream.read() is grpc.aio.EOF
+        assert (await served.rewards.Score(score_request(), metadata=bearer("jobs"))).items
+
+
 async def test_a_text_that_is_too_long_keeps_nobody_out() -> None:
     async with start_server(encode_threads=2) as served:
         served.behaviour.long_texts.clear()

@@ -8,15 +8,16 @@ stranger's messages stay in the flow-control window of its connection.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from prometheus_client import Counter
+from prometheus_client import Counter as CounterMetric
 
 from guerdon.serving import status
-from guerdon.serving.callers import Callers, Role
+from guerdon.serving.callers import Caller, Callers, Role
 from guerdon.serving.errors import Overloaded, ServiceError
 
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -35,11 +36,12 @@ class Door:
         refused: counts refusals by method and status code.
     """
 
-    def __init__(self, callers: Callers, *, max_calls: int, refused: Counter) -> None:
+    def __init__(self, callers: Callers, *, max_calls: int, refused: CounterMetric) -> None:
         self.callers = callers
         self._max_calls = max_calls
         self._refused = refused
         self._calls = 0
+        self._by_caller: Counter[str] = Counter()
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -49,6 +51,30 @@ class Door:
             yield
         finally:
             self._calls -= 1
+
+    @contextmanager
+    def sharing(self, caller: Caller) -> Iterator[None]:
+        """Count a call of a caller, which may have four times as many as there is room for more.
+
+        So one alone gets at most four fifths of the calls, and others find room.
+
+        Raises:
+            Overloaded: it has too many.
+        """
+        calls = self._by_caller[caller.key]
+        if calls >= 4 * (self._max_calls - self._calls + 1):
+            raise Overloaded(
+                f"{calls} calls of {caller.name!r} are being served, more than its part of "
+                f"max_calls ({self._max_calls})",
+                retry_after=_soon(),
+            )
+        self._by_caller[caller.key] += 1
+        try:
+            yield
+        finally:
+            self._by_caller[caller.key] -= 1
+            if not self._by_caller[caller.key]:
+                del self._by_caller[caller.key]
 
     def check(self, method: str, metadata: Metadata | None, role: Role | None) -> None:
         """Raise what a call is refused for.
@@ -60,10 +86,9 @@ class Door:
         try:
             self.callers.identify(authorization_of(metadata), "", role)
             if self._calls >= self._max_calls:
-                # Spread out: those who are shed together don't come back together.
                 raise Overloaded(
                     f"the server serves {self._calls} calls already, max_calls allows no more",
-                    retry_after=random.uniform(0.2, 1.0),  # noqa: S311 - no secret
+                    retry_after=_soon(),
                 )
         except ServiceError as error:
             self._refused.labels(method, status.code_of(error).name).inc()
@@ -76,6 +101,11 @@ class Door:
         except ServiceError:
             return False
         return True
+
+
+def _soon() -> float:
+    """Seconds, spread out: those who are shed together don't come back together."""
+    return random.uniform(0.2, 1.0)  # noqa: S311 - no secret
 
 
 class Guarded(grpc.GenericRpcHandler):

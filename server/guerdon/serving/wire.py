@@ -17,7 +17,7 @@ from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from guerdon.serving import status
-from guerdon.serving.callers import Callers, Role, set_caller
+from guerdon.serving.callers import Callers, Role, current_caller, set_caller
 from guerdon.serving.deadlines import MAX_TIMEOUT
 from guerdon.serving.door import Door, authorization_of, guarded
 from guerdon.serving.errors import InvalidRequest
@@ -112,7 +112,8 @@ def _guard_request(
         try:
             with door.serving():
                 check(context)
-                return await function(data, context)
+                with door.sharing(current_caller()):
+                    return await function(data, context)
         except Exception as error:
             await status.abort(context, status.describe(error))
 
@@ -128,7 +129,8 @@ def _guard_requests(
         try:
             with door.serving():
                 check(context)
-                return await function(context)
+                with door.sharing(current_caller()):
+                    return await function(context)
         except Exception as error:
             await status.abort(context, status.describe(error))
 
