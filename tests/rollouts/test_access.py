@@ -108,15 +108,16 @@ async def test_tokens_from_files_or_the_environment_open_both_services(
 async def test_each_service_refuses_what_lacks_its_token(tmp_path: Path) -> None:
     right = token_file(tmp_path, TOKEN)
     wrong = token_file(tmp_path, OTHER)
-    refused = r"UNAUTHENTICATED: .* \(GUERDON_TOKEN or --token-file; .*--admin-token-file\)"
+    hint = r".* \(GUERDON_TOKEN or --token-file; .*--admin-token-file\)"
+    refused, not_allowed = f"UNAUTHENTICATED: {hint}", f"PERMISSION_DENIED: {hint}"
     async with services(tmp_path) as where:
         for files in ({}, {"token_file": wrong}):
             with pytest.raises(ServiceRefused, match=f"the sampler at .* {refused}") as caught:
                 await scored(tmp_path, **where, **files)
             assert OTHER not in str(caught.value)
         # Whoever may sample may not replace the weights.
-        for files in ({}, {"admin_token_file": wrong}):
-            with pytest.raises(ServiceRefused, match=f"the sampler at .* {refused}"):
+        for files, says in (({}, not_allowed), ({"admin_token_file": wrong}, refused)):
+            with pytest.raises(ServiceRefused, match=f"the sampler at .* {says}"):
                 await scored(tmp_path, **where, token_file=right, **files)
     admin = token_file(tmp_path, ADMIN)
     async with services(tmp_path) as where, start_sampler() as open_sampler:

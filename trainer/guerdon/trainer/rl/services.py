@@ -26,9 +26,13 @@ _AWAY = {
     grpc.StatusCode.ABORTED,
 }
 
+_TOKENS = (
+    " (GUERDON_TOKEN or --token-file; for the sampler's weights GUERDON_ADMIN_TOKEN or "
+    "--admin-token-file)"
+)
 _HINTS = {
-    grpc.StatusCode.UNAUTHENTICATED: " (GUERDON_TOKEN or --token-file; for the sampler's weights "
-    "GUERDON_ADMIN_TOKEN or --admin-token-file)",
+    grpc.StatusCode.UNAUTHENTICATED: _TOKENS,
+    grpc.StatusCode.PERMISSION_DENIED: _TOKENS,  # a token without the role that is needed
 }
 
 
