@@ -18,7 +18,7 @@ from guerdon.reward.registry import Registry
 from guerdon.reward.scheduling.dispatcher import Dispatcher, DispatchLimits
 from guerdon.reward.scoring import Scoring
 from guerdon.reward.sources import Sources
-from guerdon.reward.wire import admin, service
+from guerdon.reward.wire import admin, http, service
 from guerdon.reward.wire.admin import ModelAdminService
 from guerdon.reward.wire.calls import CallMetrics
 from guerdon.reward.wire.http import RewardRoutes
@@ -91,12 +91,13 @@ class RewardServer:
         self._listener = Listener(config, self._service_names(), self._door)
         self._app = new_app(
             "Guerdon reward server", importlib.metadata.version("guerdon"), self.lifecycle,
-            None if config.metrics_port >= 0 else prometheus, max_body=config.max_body_bytes,
+            None if config.metrics_port >= 0 else prometheus,
+            door=self._door, roles=http.ROLES, max_body=config.max_body_bytes,
         )  # fmt: skip
-        RewardRoutes(
-            self._scoring, self.registry, self.lifecycle, calls, config.limits, self._callers
-        ).add_to(self._app)
-        self._operations = new_operations_app(self.lifecycle, prometheus)
+        RewardRoutes(self._scoring, self.registry, self.lifecycle, calls, config.limits).add_to(
+            self._app
+        )
+        self._operations = new_operations_app(self.lifecycle, prometheus, self._door)
         self.threads_left = False
         """After `run`: whether a load or a forward pass still goes on in a daemon thread."""
         self._engine_died = False

@@ -17,7 +17,7 @@ from guerdon.sampler.sampling import Sampling, check_completion
 from guerdon.sampler.standing import Standing
 from guerdon.sampler.texts import Texts
 from guerdon.sampler.types import PolicyEngine
-from guerdon.sampler.wire import service
+from guerdon.sampler.wire import http, service
 from guerdon.sampler.wire.calls import Calls
 from guerdon.sampler.wire.http import PolicyRoutes
 from guerdon.sampler.wire.service import PolicyService
@@ -105,16 +105,17 @@ class SamplerServer:
         self._service = PolicyService(
             self._sampling, updates, standing, self.lifecycle, calls, config.limits
         )
+        self._door = Door(self._callers, max_calls=config.max_calls, refused=metrics.refused_calls)
         self._app = new_app(
             "Guerdon policy sampler", importlib.metadata.version("guerdon"), self.lifecycle,
-            None if config.metrics_port >= 0 else prometheus, max_body=config.max_body_bytes,
+            None if config.metrics_port >= 0 else prometheus,
+            door=self._door, roles=http.ROLES, max_body=config.max_body_bytes,
         )  # fmt: skip
-        PolicyRoutes(self._sampling, standing, self.lifecycle, calls, self._callers).add_to(
+        PolicyRoutes(self._sampling, standing, self.lifecycle, calls, config.limits).add_to(
             self._app
         )
-        self._door = Door(self._callers, max_calls=config.max_calls, refused=metrics.refused_calls)
         self._listener = Listener(config, (service.SERVICE.full_name,), self._door)
-        self._operations = new_operations_app(self.lifecycle, prometheus)
+        self._operations = new_operations_app(self.lifecycle, prometheus, self._door)
         self._died = ""
 
     async def run(self, on_ready: Callable[[Ports], None], *, signals: bool = True) -> None:

@@ -15,6 +15,8 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,6 +30,12 @@ from guerdon.sampler.types import Completion, PolicyEngine
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import ComputeFailed, DeadlinePassed, Outdated, Overloaded
 from guerdon.serving.prompts import TokenArray
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_INLINE_BYTES = 16 * 1024
+"""Messages up to this size are parsed on the event loop: it takes a millisecond or less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,15 @@ class Sampling:
     def close(self) -> None:
         """Stop the thread."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def off_loop(
+        self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Call a function here if its input is small, in the thread if it is `size` bytes large."""
+        if size <= _INLINE_BYTES:
+            return function(*args, **kwargs)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, partial(function, *args, **kwargs))
 
     async def draw(self, call: Call, work: Work, hand_over: HandOver) -> None:
         """Hand over every completion that the work asks for, each as it ends.

@@ -45,6 +45,8 @@ class ServerSettings:
     """Largest gRPC message taken."""
     max_body_bytes: int = 4 * MIB
     """Largest HTTP body taken."""
+    http_connections: int = 512
+    """Most HTTP connections; an idle one is closed for a new one beyond."""
     max_calls: int = 4096
     """Most gRPC calls being served at a time; beyond, calls are shed."""
     lame_duck: float = 0.0
@@ -61,7 +63,7 @@ class ServerSettings:
         self.check_port("port", least=0)
         self.check_port("http_port", least=-1)
         self.check_port("metrics_port", least=-1)
-        self.check_positive("max_message_bytes", "max_body_bytes", "max_calls")
+        self.check_positive("max_message_bytes", "max_body_bytes", "max_calls", "http_connections")
         for name in ("lame_duck", "drain_grace"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:

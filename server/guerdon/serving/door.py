@@ -39,7 +39,7 @@ class Door:
     def __init__(self, callers: Callers, *, max_calls: int, refused: CounterMetric) -> None:
         self.callers = callers
         self._max_calls = max_calls
-        self._refused = refused
+        self.refused = refused
         self._calls = 0
         self._by_caller: Counter[str] = Counter()
 
@@ -91,7 +91,7 @@ class Door:
                     retry_after=_soon(),
                 )
         except ServiceError as error:
-            self._refused.labels(method, status.code_of(error).name).inc()
+            self.refused.labels(method, status.code_of(error).name).inc()
             raise
 
     def knows(self, metadata: Metadata | None) -> bool:

@@ -16,7 +16,7 @@ from guerdon.serving.callers import Role
 from guerdon.serving.config import ServerSettings
 from guerdon.serving.credentials import TLSFiles
 from guerdon.serving.door import Door, guarded
-from guerdon.serving.http import HTTPServer
+from guerdon.serving.http_server import HTTPServer
 
 REPLY_GRACE = 1.0
 """Seconds that replies which are made get to leave the process."""
@@ -29,9 +29,9 @@ _REFLECTION_ROLES: Mapping[str, Role | None] = {"ServerReflectionInfo": None}
 
 
 def most_connections() -> int:
-    """Connections that gRPC may hold: half of the process's file descriptors."""
+    """Connections that a gRPC server may hold: a quarter of the process's file descriptors."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(16, min(soft // 2, 65_536))
+    return max(16, min(soft // 4, 65_536))
 
 
 def _reflection(names: Sequence[str]) -> grpc.GenericRpcHandler:
@@ -134,7 +134,10 @@ class Listener:
     async def _start(self, app: Any, port: int, tls: TLSFiles | None) -> int | None:
         if port < 0:
             return None
-        server = HTTPServer(app, host=self._settings.host, port=port, tls=tls)
+        server = HTTPServer(
+            app, host=self._settings.host, port=port, tls=tls,
+            connections=self._settings.http_connections,
+        )  # fmt: skip
         self._http.append(server)
         await server.start()
         return server.port

@@ -27,3 +27,30 @@ def set_up_logging(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("guerdon").setLevel(level.upper())
+
+
+class RateLimit(logging.Filter):
+    """Lets each message of a logger through a few times in a while, and says what it left out.
+
+    Args:
+        most: how often in `seconds`, for each message (its text before arguments are put in).
+    """
+
+    def __init__(self, *, most: int, seconds: float) -> None:
+        super().__init__()
+        self._most = most
+        self._seconds = seconds
+        self._windows: dict[str, tuple[float, int]] = {}
+        """Of each message: when its window began, and how often it came since."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is written."""
+        now = time.monotonic()
+        began, count = self._windows.get(str(record.msg), (now, 0))
+        key = str(record.msg)
+        if now - began >= self._seconds:
+            if count > self._most:
+                record.msg = f"{record.msg} (and {count - self._most} times more before)"
+            began, count = now, 0
+        self._windows[key] = (began, count + 1)
+        return count < self._most

@@ -45,7 +45,9 @@ class MessageBody(Body):
 class TokenIdsBody(Body):
     """Tokens by their number in the model's own vocabulary."""
 
-    token_ids: list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]] = Field(min_length=1)
+    token_ids: list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]] = Field(
+        min_length=1, fail_fast=True
+    )
 
 
 class FormattedTextBody(Body):
@@ -69,7 +71,7 @@ def _form(value: Any) -> str:
 
 PromptBody = Annotated[
     Annotated[Text, Tag("@text")]
-    | Annotated[list[MessageBody], Field(min_length=1), Tag("@messages")]
+    | Annotated[list[MessageBody], Field(min_length=1, fail_fast=True), Tag("@messages")]
     | Annotated[TokenIdsBody, Tag("@tokens")]
     | Annotated[FormattedTextBody, Tag("@formatted")],
     Discriminator(_form),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Body, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel
 
@@ -18,14 +18,21 @@ from guerdon.reward.types import ScoreItem
 from guerdon.reward.wire import schemas
 from guerdon.reward.wire.calls import Call, CallMetrics
 from guerdon.reward.wire.convert import Limits
-from guerdon.serving.callers import Callers, Role
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.http import error_response, needs, validation_error, while_connected
+from guerdon.serving.http import while_connected
+from guerdon.serving.http_bodies import body_route, parse_body
+from guerdon.serving.identity import Role
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.schemas import ERRORS, ErrorReply
 
 _ERRORS = {**ERRORS, 404: {"model": ErrorReply, "description": "No such model."}}
 _METHODS = {"/v1/score": "http_score", "/v1/rank": "http_rank"}
+ROLES: Mapping[str, Role | None] = {
+    "/v1/score": Role.SCORE,
+    "/v1/rank": Role.SCORE,
+    "/v1/models": None,
+}
+"""What a caller of each path needs; None: any known caller may."""
 _PROMPT = "What is rain?"
 _SCORE = {
     "model": "helpful",
@@ -50,36 +57,30 @@ class RewardRoutes:
         lifecycle: Lifecycle,
         calls: CallMetrics,
         limits: Limits,
-        callers: Callers,
     ) -> None:
         self._scoring = scoring
         self._registry = registry
         self._lifecycle = lifecycle
         self._calls = calls
         self._limits = limits
-        self._callers = callers
 
     def add_to(self, app: FastAPI) -> None:
-        """Add them, and count requests that are refused before a route sees them."""
-        router = APIRouter(prefix="/v1", tags=["reward"])
-        scores, known = needs(self._callers, Role.SCORE), needs(self._callers, None)
+        """Add them."""
+        router = APIRouter(prefix="/v1", tags=["reward"], route_class=body_route(self._parse))
         router.add_api_route(
             "/score", self.score, methods=["POST"], response_model=schemas.ScoreBodyReply,
             summary="Score the responses of items", responses=_ERRORS,
-            dependencies=[scores],
         )  # fmt: skip
         router.add_api_route(
             "/rank", self.rank, methods=["POST"], response_model=schemas.RankBodyReply,
             summary="Order candidates, best first", responses=_ERRORS,
-            dependencies=[scores],
         )  # fmt: skip
         router.add_api_route(
             "/models", self.models, methods=["GET"], response_model=schemas.ModelsReply,
             summary="The loaded models",
-            responses={code: _ERRORS[code] for code in (401, 503)}, dependencies=[known],
+            responses={code: _ERRORS[code] for code in (401, 503)},
         )  # fmt: skip
         app.include_router(router)
-        app.add_exception_handler(RequestValidationError, self._on_invalid)
 
     async def score(
         self, request: Request, body: Annotated[schemas.ScoreBody, Body(examples=[_SCORE])]
@@ -125,20 +126,24 @@ class RewardRoutes:
                 )
             )
 
+    async def _parse(self, request: Request, kind: type[BaseModel]) -> BaseModel:
+        """The body of a request, parsed in a thread if it is large; faults are counted."""
+        data = await request.body()
+        content_type = request.headers.get("content-type", "")
+        check = partial(schemas.check_counts, limits=self._limits)
+        try:
+            return await self._scoring.off_loop(
+                len(data), parse_body, kind, data, content_type, check
+            )
+        except InvalidRequest:
+            with self._calls.track(_METHODS[request.url.path], None):
+                raise
+
     def _track(
         self, method: str, body: schemas.ScoreBody | schemas.RankBody
     ) -> AbstractContextManager[Call]:
         deadline = None if body.timeout is None else time.monotonic() + body.timeout
         return self._calls.track(method, deadline)
-
-    async def _on_invalid(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        fault = validation_error(error)
-        method = _METHODS.get(request.url.path)
-        if method is not None:
-            with suppress(InvalidRequest), self._calls.track(method, None):
-                raise fault
-        return error_response(fault)
 
 
 def _score_reply(items: Sequence[ScoreItem], scored: Scored, call: Call) -> Response:

@@ -42,7 +42,7 @@ class ItemBody(Body):
 
     id: Text = Field(default="", description="Comes back with the scores.")
     prompt: PromptBody
-    responses: list[ResponseBody] = Field(min_length=1)
+    responses: list[ResponseBody] = Field(min_length=1, fail_fast=True)
 
 
 class OptionsBody(Body):
@@ -75,7 +75,7 @@ class ScoreBody(Body):
     """Request of POST /v1/score."""
 
     model: Text = Field(min_length=1, description="A name, an alias, or name@revision.")
-    items: list[ItemBody] = Field(min_length=1)
+    items: list[ItemBody] = Field(min_length=1, fail_fast=True)
     options: OptionsBody = OptionsBody()
     timeout: float | None = TIMEOUT
 
@@ -85,7 +85,7 @@ class RankBody(Body):
 
     model: Text = Field(min_length=1, description="A name, an alias, or name@revision.")
     prompt: PromptBody
-    candidates: list[ResponseBody] = Field(min_length=1)
+    candidates: list[ResponseBody] = Field(min_length=1, fail_fast=True)
     top_n: int = Field(
         default=0, ge=0, le=MAX_UINT32, description="How many to return; all when 0."
     )
@@ -207,6 +207,22 @@ class ModelsReply(BaseModel):
     """Reply of GET /v1/models."""
 
     models: list[ModelReply]
+
+
+def check_counts(value: Any, limits: convert.Limits) -> None:
+    """Refuse parsed JSON with too many items or responses, before a model looks at each."""
+    if not isinstance(value, dict):
+        return
+    items, candidates = value.get("items"), _count(value, "candidates")
+    if isinstance(items, list) and items:
+        convert.check_item_counts([_count(item, "responses") for item in items], limits)
+    if candidates:
+        convert.check_response_count("candidates", candidates, limits)
+
+
+def _count(value: Any, key: str) -> int:
+    found = value.get(key) if isinstance(value, dict) else None
+    return len(found) if isinstance(found, list) else 0
 
 
 def item_of(body: ItemBody, limits: convert.Limits, field: str) -> types.ScoreItem:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Mapping
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Body, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel
 
+from guerdon.sampler.limits import Limits
 from guerdon.sampler.sampling import Drawn, Sampling
 from guerdon.sampler.standing import Standing
 from guerdon.sampler.wire import schemas
 from guerdon.sampler.wire.calls import Calls
-from guerdon.serving.callers import Callers, Role
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.http import error_response, needs, validation_error, while_connected
+from guerdon.serving.http import while_connected
+from guerdon.serving.http_bodies import body_route, parse_body
+from guerdon.serving.identity import Role
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.schemas import ERRORS
 
@@ -25,6 +27,10 @@ _EXAMPLE = {
     "items": [{"prompt": [{"role": "user", "content": "What is rain?"}], "n": 2}],
     "options": {"max_tokens": 64, "temperature": 0.8},
 }
+
+
+ROLES: Mapping[str, Role | None] = {"/v1/generate": Role.SAMPLE, "/v1/policy": None}
+"""What a caller of each path needs; None: any known caller may."""
 
 
 class PolicyRoutes:
@@ -36,29 +42,27 @@ class PolicyRoutes:
         standing: Standing,
         lifecycle: Lifecycle,
         calls: Calls,
-        callers: Callers,
+        limits: Limits,
     ) -> None:
         self._sampling = sampling
         self._standing = standing
         self._lifecycle = lifecycle
         self._calls = calls
-        self._callers = callers
+        self._limits = limits
 
     def add_to(self, app: FastAPI) -> None:
-        """Add them, and count requests that are refused before a route sees them."""
-        router = APIRouter(prefix="/v1", tags=["policy"])
-        samples, known = needs(self._callers, Role.SAMPLE), needs(self._callers, None)
+        """Add them."""
+        router = APIRouter(prefix="/v1", tags=["policy"], route_class=body_route(self._parse))
         router.add_api_route(
             "/generate", self.generate, methods=["POST"], response_model=schemas.GenerateReply,
-            summary="Sample completions", responses=ERRORS, dependencies=[samples],
+            summary="Sample completions", responses=ERRORS,
         )  # fmt: skip
         router.add_api_route(
             "/policy", self.policy, methods=["GET"], response_model=schemas.PolicyReply,
             summary="The policy and the load",
-            responses={code: ERRORS[code] for code in (401, 503)}, dependencies=[known],
+            responses={code: ERRORS[code] for code in (401, 503)},
         )  # fmt: skip
         app.include_router(router)
-        app.add_exception_handler(RequestValidationError, self._on_invalid)
 
     async def generate(
         self, request: Request, body: Annotated[schemas.GenerateBody, Body(examples=[_EXAMPLE])]
@@ -71,22 +75,28 @@ class PolicyRoutes:
             async def keep(drawn: Drawn) -> None:
                 replies.append(schemas.completion_reply(drawn, text=body.return_text))
 
-            await while_connected(request, self._sampling.draw(call, body.to_work(), keep))
+            work = await self._sampling.off_loop(len(await request.body()), body.to_work)
+            await while_connected(request, self._sampling.draw(call, work, keep))
             replies.sort(key=lambda reply: (reply.item, reply.sample))
             return _reply(schemas.GenerateReply(completions=replies))
+
+    async def _parse(self, request: Request, kind: type[BaseModel]) -> BaseModel:
+        """The body of a request, parsed in a thread if it is large; faults are counted."""
+        data = await request.body()
+        content_type = request.headers.get("content-type", "")
+        check = partial(schemas.check_counts, limits=self._limits)
+        try:
+            return await self._sampling.off_loop(
+                len(data), parse_body, kind, data, content_type, check
+            )
+        except InvalidRequest:
+            with self._calls.track("http_generate", None):
+                raise
 
     async def policy(self) -> Response:
         """As `GetPolicy`."""
         with self._calls.track("http_policy", None), self._lifecycle.admit():
             return _reply(schemas.policy_reply(self._standing.now()))
-
-    async def _on_invalid(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        fault = validation_error(error)
-        if request.url.path == "/v1/generate":
-            with suppress(InvalidRequest), self._calls.track("http_generate", None):
-                raise fault
-        return error_response(fault)
 
 
 def _reply(body: BaseModel) -> Response:

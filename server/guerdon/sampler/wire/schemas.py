@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from guerdon.sampler import requests
+from guerdon.sampler.limits import Limits
 from guerdon.sampler.sampling import Drawn
 from guerdon.sampler.standing import Policy
+from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.schemas import (
     MAX_UINT32,
     MAX_UINT64,
@@ -41,14 +43,14 @@ class OptionsBody(Body):
     temperature: float = Field(default=1.0, description="0 takes the likeliest token.")
     top_p: float = Field(default=1.0, description="Less than 1 biases importance ratios.")
     top_k: int = Field(default=0, ge=0, le=MAX_UINT32, description="All tokens when 0.")
-    stop_token_ids: list[int] = Field(default_factory=list)
+    stop_token_ids: list[int] = Field(default_factory=list, fail_fast=True)
     ignore_eos: bool = False
 
 
 class GenerateBody(Body):
     """Request of POST /v1/generate."""
 
-    items: list[ItemBody] = Field(min_length=1)
+    items: list[ItemBody] = Field(min_length=1, fail_fast=True)
     options: OptionsBody
     min_version: int = Field(
         default=0,
@@ -78,6 +80,13 @@ class GenerateBody(Body):
             min_version=self.min_version,
             return_text=self.return_text,
         )
+
+
+def check_counts(value: Any, limits: Limits) -> None:
+    """Refuse parsed JSON with too many items, before a model looks at each."""
+    items = value.get("items") if isinstance(value, dict) else None
+    if isinstance(items, list) and len(items) > limits.max_items:
+        raise InvalidRequest("items", f"there are {len(items)}, the limit is {limits.max_items}")
 
 
 class SpanReply(BaseModel):

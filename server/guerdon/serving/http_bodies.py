@@ -1,0 +1,293 @@
+"""HTTP requests before a route sees them: who may come in, and how bodies are read and parsed.
+
+A request is refused from its headers alone, before its body is read. Bodies are bounded in
+size, in time, and all together; they are parsed and checked in a thread, for JSON can hold
+the event loop up, which gRPC and the health checks share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from guerdon.serving.door import Door
+from guerdon.serving.errors import InvalidRequest, Overloaded, ServiceError
+from guerdon.serving.identity import Role, set_caller
+from guerdon.serving.status import describe
+
+B = TypeVar("B", bound=BaseModel)
+
+BODY_SECONDS = 60.0
+"""For a whole body."""
+DISCARD_SECONDS = 5.0
+"""For what a refused caller still sends: closing on a sender resets the answer too."""
+HELD_BODIES = 16
+"""Bodies of the largest size that are in memory at a time; beyond, requests are shed."""
+MAX_PARTS = 100_000
+"""Most lists and objects in a body: each takes a hundred times the memory of its brackets."""
+MAX_KEYS = 32
+"""Most keys of an object: no body has so many fields, and each unknown one makes an error."""
+
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
+
+
+class Bodies:
+    """ASGI middleware: refuses requests from their headers, and reads the bodies of the others.
+
+    Args:
+        roles: what each path that takes calls needs; None for what any known caller may do.
+            Other paths are open, and take no body.
+        max_body: most bytes of a body.
+    """
+
+    def __init__(
+        self, app: ASGIApp, door: Door, roles: Mapping[str, Role | None], max_body: int
+    ) -> None:
+        self._app = app
+        self._door = door
+        self._roles = roles
+        self._max_body = max_body
+        self._held = 0
+        """Bytes of bodies in memory."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its body read, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = _Body(receive, Headers(scope=scope), self._hold)
+        try:
+            self._enter(scope, body.headers)
+            await body.read(self._max_body if scope["path"] in self._roles else 0)
+        except _TooLarge as error:
+            refusal = _refusal(413, "RESOURCE_EXHAUSTED", str(error))
+        except TimeoutError:
+            refusal = _refusal(408, "DEADLINE_EXCEEDED", f"no whole body in {BODY_SECONDS:g} s")
+        except _Left:
+            self._held -= body.size
+            return
+        except ServiceError as error:
+            status = describe(error)
+            method = f"http_{scope['path'].rpartition('/')[2]}"
+            self._door.refused.labels(method, status.code.name).inc()
+            refusal = JSONResponse(status.to_json(), status.http_code, status.http_headers())
+        else:
+            try:
+                await self._app(scope, body.replay(), send)
+            finally:
+                self._held -= body.size
+            return
+        self._held -= body.size
+        body.forget()
+        await self._refuse(refusal, body, send)
+
+    async def _refuse(self, refusal: JSONResponse, body: _Body, send: Send) -> None:
+        """Answer at once, and end the answer when the caller has stopped to send."""
+        refusal.headers["connection"] = "close"
+        headers = refusal.raw_headers
+        await send(
+            {"type": "http.response.start", "status": refusal.status_code, "headers": headers}
+        )
+        await send({"type": "http.response.body", "body": refusal.body, "more_body": True})
+        await body.discard(self._max_body)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _enter(self, scope: Scope, headers: Headers) -> None:
+        """Note who calls.
+
+        Raises:
+            Unauthenticated, PermissionDenied: the request may not go on.
+            InvalidRequest: it has two lengths, of which a proxy may have taken the other.
+        """
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise InvalidRequest("body", "has both a Content-Length and a Transfer-Encoding")
+        path = scope["path"]
+        if path in self._roles:
+            peer = scope["client"][0] if scope.get("client") else ""
+            role = self._roles[path]
+            set_caller(self._door.callers.identify(headers.get("authorization"), peer, role))
+
+    def _hold(self, size: int) -> None:
+        """Count bytes of a body.
+
+        Raises:
+            Overloaded: all bodies together are too large.
+        """
+        if self._held + size > HELD_BODIES * self._max_body:
+            raise Overloaded("too many bodies are being read", retry_after=1.0)
+        self._held += size
+
+
+class _TooLarge(Exception):
+    """A body is larger than its path takes."""
+
+
+class _Left(Exception):
+    """The caller left before its body had come."""
+
+
+class _Body:
+    """The body of one request."""
+
+    def __init__(self, receive: Receive, headers: Headers, hold: Callable[[int], None]) -> None:
+        self.headers = headers
+        self.size = 0
+        """Bytes held."""
+        self._receive = receive
+        self._hold = hold
+        self._messages: list[Message] = []
+        self._ended = False
+
+    async def read(self, limit: int) -> None:
+        """Read it whole.
+
+        Raises:
+            _TooLarge, _Left, Overloaded, TimeoutError: why it was not.
+        """
+        announced = self.headers.get("content-length", "0")
+        too_large = _TooLarge(f"the body is larger than the limit of {limit} bytes")
+        if not announced.isdigit() or int(announced) > limit:
+            raise too_large
+        async with asyncio.timeout(BODY_SECONDS):
+            while not self._ended:
+                message = await self._next()
+                if message["type"] == "http.disconnect":
+                    raise _Left
+                size = len(message.get("body", b""))
+                if self.size + size > limit:
+                    raise too_large
+                self._hold(size)
+                self.size += size
+                self._messages.append(message)
+
+    async def discard(self, limit: int) -> None:
+        """Read on for a while and keep nothing, where the caller sends without being asked."""
+        if self.headers.get("expect", "").lower() == "100-continue":
+            return
+        size = 0
+        try:
+            async with asyncio.timeout(DISCARD_SECONDS):
+                while not self._ended and size <= 4 * limit:
+                    size += len((await self._next()).get("body", b""))
+        except TimeoutError:
+            pass
+
+    def forget(self) -> None:
+        """Drop what was read."""
+        self._messages.clear()
+
+    def replay(self) -> Receive:
+        """What was read, and then whatever comes."""
+        waiting = iter(self._messages)
+
+        async def replayed() -> Message:
+            for message in waiting:
+                return message
+            return await self._receive()
+
+        return replayed
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._ended = not message.get("more_body", False)
+        return message
+
+
+def _refusal(code: int, name: str, message: str) -> JSONResponse:
+    return JSONResponse({"error": {"code": name, "message": message}}, code)
+
+
+def body_route(parse: Callable[[Request, Any], Awaitable[Any]]) -> type[APIRoute]:
+    """A class of routes whose JSON bodies are parsed by `parse`, given the request and the model.
+
+    FastAPI describes such a route as any other, and would parse on the event loop.
+    """
+
+    class BodyRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Any]:
+            if self.body_field is None:
+                return super().get_route_handler()
+            model, endpoint = self.body_field.field_info.annotation, self.endpoint
+
+            async def handle(request: Request) -> Response:
+                response: Response = await endpoint(request, await parse(request, model))
+                return response
+
+            return handle
+
+    return BodyRoute
+
+
+def parse_body(kind: type[B], data: bytes, content_type: str, check: Callable[[Any], None]) -> B:
+    """A body as its model.
+
+    Args:
+        check: looks at the parsed JSON before the model does: bounds on how much there is.
+
+    Raises:
+        InvalidRequest: names the first field at fault.
+    """
+    media = content_type.partition(";")[0].strip().lower()
+    if media != "application/json" and not re.fullmatch(r"application/[\w.+-]+\+json", media):
+        raise InvalidRequest("body", "must be JSON, with the content-type application/json")
+    if not data:
+        raise InvalidRequest("body", "is required")
+    _check_parts(data)
+    try:
+        value = json.loads(data, object_hook=_check_keys)
+    except json.JSONDecodeError as error:
+        raise InvalidRequest("body", f"is not valid JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number without end, too deep
+        raise InvalidRequest("body", "cannot be parsed as JSON") from error
+    check(value)
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise _first_fault(error) from None
+
+
+def _check_parts(data: bytes) -> None:
+    """Refuse a body with too many lists and objects; brackets in strings are text."""
+    if data.count(b"[") + data.count(b"{") > MAX_PARTS:
+        data = _STRING.sub(b"", data)
+        if data.count(b"[") + data.count(b"{") > MAX_PARTS:
+            raise InvalidRequest("body", f"holds more than {MAX_PARTS} lists and objects")
+
+
+def _check_keys(value: dict[str, Any]) -> dict[str, Any]:
+    if len(value) > MAX_KEYS:
+        raise InvalidRequest("body", f"has an object with more than {MAX_KEYS} fields")
+    return value
+
+
+def _first_fault(error: ValidationError) -> InvalidRequest:
+    """The first fault that pydantic found, as the path of a field and a sentence."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    reasons = {"extra_forbidden": "is not a known field", "missing": "is required"}
+    message = str(first["msg"]).removeprefix("Value error, ")
+    reason = reasons.get(first["type"], message[:1].lower() + message[1:])
+    return InvalidRequest(_path(first["loc"]), reason)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`("items", 0, "prompt", "@text")` as `items[0].prompt`.
+
+    Parts that begin with @ are tags of unions, no fields.
+    """
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not part.startswith("@"):
+            path += f".{part}" if path else part
+    return path or "body"
