@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.support.command import read_rows
 from tests.support.tiny import tiny_checkpoint
+from tests.trainer.served import served
 from tests.trainer.toy import metrics, run, toy_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -74,11 +75,18 @@ def test_manifest(trained: tuple[Path, dict[str, Any]], toy: tuple[Path, Path], 
     assert manifest.std == pytest.approx(scores.std(), abs=1e-4)
     assert manifest.kind == "sequence"
     assert manifest.base_model == str(base)
-    assert manifest.max_tokens == 128
+    assert manifest.max_tokens is None  # --max-length is of training: serving goes by the positions
     assert manifest.train_data.endswith(hashlib.sha256(toy[0].read_bytes()).hexdigest())
     template = AutoTokenizer.from_pretrained(folder).chat_template
     assert manifest.template_hash == template_hash(template)
     assert manifest.training["statistics_over_responses"] == len(scores)
+
+
+def test_what_is_longer_than_max_length_is_served(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = trained
+    prompt = [{"role": "user", "content": "good answer " * 40}]
+    (score,) = served(folder, [(prompt, "It is water.")])
+    assert score.token_count > 128
 
 
 def test_files(trained: tuple[Path, dict[str, Any]]) -> None:

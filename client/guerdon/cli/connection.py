@@ -126,6 +126,19 @@ def is_row_error(error: Exception) -> bool:
     return isinstance(error, api.InvalidArgument | api.Internal)
 
 
+def remedy(error: Exception) -> str:
+    """The options that let a run go on with a row that the server refused, in brackets."""
+    if not isinstance(error, api.InvalidArgument):
+        return ""
+    why = [violation.description for violation in error.field_violations]
+    if any(text.startswith("is too long:") for text in why):
+        return (
+            " (--truncation prompt-left drops the start of its prompt, --on-error skip leaves "
+            "the row out)"
+        )
+    return " (--on-error skip leaves the row out)"
+
+
 def explain(error: Exception) -> tuple[str, ExitCode] | None:
     """A sentence and an exit code for an error of the client; None for any other."""
     if not isinstance(error, api.GuerdonError):

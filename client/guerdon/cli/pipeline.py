@@ -182,8 +182,10 @@ class Pipeline:
         assert row.error is not None
         if not _at_fault(row.error):
             return row.error
+        from guerdon.cli.connection import remedy
+
         where = f"{self._job.source}, line {row.line.number}"
-        return CommandError(f"{where}: {_reason(row.error)}", ExitCode.USAGE)
+        return CommandError(f"{where}: {_reason(row.error)}{remedy(row.error)}", ExitCode.USAGE)
 
     def _finished(self, row: _Row) -> bytes:
         tally = self._progress.tally

@@ -50,7 +50,7 @@ class Manifest:
     train_data: str = ""
     """Path or name of the training data, and its SHA-256 where it is a file."""
     max_tokens: int | None = None
-    """Longest sequence it was made for; the model's own limit when None."""
+    """Longest sequence that is served, where the model's own limit is not what is wanted."""
     attributes: dict[str, float] = field(default_factory=dict)
     """kind = attributes: names in the head's order, and their weights."""
     step_marker: str = ""

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from guerdon.cli.connection import remedy
 from guerdon.client import GuerdonError, RewardClient, Score, ScoringOptions
 from guerdon.trainer.errors import DataError
 from guerdon.trainer.evaluate.comparisons import Comparison
@@ -92,7 +93,9 @@ def judge(
             _add(judged, comparisons[place], answers)
             continue
         if not skip:
-            raise DataError(f"{places[place]}: the server refuses it: {refusal.message}")
+            raise DataError(
+                f"{places[place]}: the server refuses it: {refusal.message}{remedy(refusal)}"
+            )
         judged.scores.append(None)
         judged.tokens.append(None)
         judged.refused[place] = refusal.message

@@ -149,8 +149,11 @@ class Task(abc.ABC):
     def manifest(self, model: Any, summary: dict[str, Any]) -> Manifest:
         """What serving needs."""
         statistics = summary["training_set_scores"]
-        longest = max(self.settings.max_length, self.longest_eval)
-        positions = max_positions(model)
+        # --max-length bounds what is trained on. What is served is bounded by the positions alone,
+        # unless the model has none that end.
+        longest = None
+        if max_positions(model) is None:
+            longest = max(self.settings.max_length, self.longest_eval)
         return Manifest(
             kind=self.kind,
             mean=statistics["mean"],
@@ -158,7 +161,7 @@ class Task(abc.ABC):
             template_hash=template_hash(self.tokenizer.chat_template),
             base_model=self.settings.base,
             train_data=self.train_described,
-            max_tokens=min(longest, positions) if positions else longest,
+            max_tokens=longest,
             training=self.notes(summary),
             **self.manifest_fields(),
         )
