@@ -146,18 +146,18 @@ def test_a_line_of_ten_megabytes(policy: Path, toy: Toy, tmp_path: Path) -> None
 
 def test_an_answer_ends_with_the_end_token_and_is_tokenised_by_itself(policy: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(policy)
-    ((prompt, answer),), _ = encode(tokenizer, [[USER]], ["a"], [1], "f")
+    ((prompt, answer),), _ = encode(tokenizer, [[USER]], ["a"], [1], "f", vocab_size=len(tokenizer))
     assert prompt == tokenizer.apply_chat_template([USER], add_generation_prompt=True)["input_ids"]
     assert answer[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(answer, skip_special_tokens=True).strip() == "a"
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    ((_, unended),), _ = encode(tokenizer, [[USER]], ["a"], [1], "f")
+    ((_, unended),), _ = encode(tokenizer, [[USER]], ["a"], [1], "f", vocab_size=len(tokenizer))
     assert unended[-1] == tokenizer.eos_token_id
     tokenizer.chat_template = (
         "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     )
     with pytest.raises(DataError, match="f, line 7: the chat template renders the prompt in"):
-        encode(tokenizer, [[USER]], ["a"], [7], "f")
+        encode(tokenizer, [[USER]], ["a"], [7], "f", vocab_size=len(tokenizer))
 
 
 STRIPS = (
@@ -171,11 +171,30 @@ def test_an_answer_of_which_the_template_shows_a_part_is_refused(policy: Path) -
     tokenizer.chat_template = STRIPS
     thought = "<think>I count.</think>\n42"
     prompt = [USER, {"role": "assistant", "content": "<think>Hm.</think>Yes."}, USER]
-    ((_, answer),), shortened = encode(tokenizer, [prompt], ["42"], [7], "f")
+    ((_, answer),), shortened = encode(
+        tokenizer, [prompt], ["42"], [7], "f", vocab_size=len(tokenizer)
+    )
     assert tokenizer.decode(answer).startswith("42")
     assert shortened == [7]
     with pytest.raises(DataError, match=r"line 7: turn 2 \(assistant\) has the reasoning 'I coun"):
-        encode(tokenizer, [[USER]], [thought], [7], "f")
+        encode(tokenizer, [[USER]], [thought], [7], "f", vocab_size=len(tokenizer))
     tokenizer.chat_template = STRIPS.replace("m.content.split('</think>')[-1]", "m.content[0].x")
     with pytest.raises(DataError, match=r"line 7: turn 1 \(user\) has the text 'q', which the"):
-        encode(tokenizer, [[USER]], ["42"], [7], "f")
+        encode(tokenizer, [[USER]], ["42"], [7], "f", vocab_size=len(tokenizer))
+
+
+def test_a_token_without_an_embedding_is_named_before_training(
+    policy: Path, toy: Toy, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    tokenizer.add_tokens(["<|late|>"])  # as a tokenizer that was changed without its model
+    tokenizer.save_pretrained(policy)
+    size = len(tokenizer) - 1
+    rows = [{"prompt": "q", "response": "fine"}, {"prompt": "q", "response": "a <|late|> b"}]
+    data = write_rows(tmp_path / "data.jsonl", rows)
+    reason = (
+        rf"data.jsonl, line 2: holds the token '<\|late\|>' \({size}\), and the model has "
+        rf"embeddings for {size} tokens"
+    )
+    with pytest.raises(DataError, match=reason):
+        inputs_of(settings_of("sft", policy, (data, toy[1]), tmp_path / "run"))

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.tiny import tiny_tokenizer
+from tests.support.tiny import tiny_checkpoint, tiny_tokenizer
 from tests.trainer.toy import toy_rows, write_rows
 from transformers import AutoTokenizer
 
 from guerdon.trainer.errors import DataError, SettingsError
+from guerdon.trainer.inputs import read_inputs
 from guerdon.trainer.preferences import Preferences, load_pairs, shared_prompts
+from guerdon.trainer.settings import RewardSettings
 from guerdon.trainer.tokens import NEW_PAD_TOKEN, choose_pad_token, load_tokenizer, tokenize_pairs
 
 HH = {
@@ -195,21 +197,44 @@ def test_a_model_without_a_template_is_refused(encoder_base: Path, chatml: Path)
 def test_the_pad_token_occurs_in_no_sequence() -> None:
     tokenizer = tiny_tokenizer()
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("<pad>", "</s>", "<unk>")}
-    assert not choose_pad_token(tokenizer, [[50, 51, ids["</s>"]]])
+    assert not choose_pad_token(tokenizer, [[50, 51, ids["</s>"]]], 512)
     assert tokenizer.pad_token == "<pad>"
 
     tokenizer.pad_token = "</s>"  # pad = eos, as in many models
-    assert not choose_pad_token(tokenizer, [[50, 51, ids["</s>"]]])
+    assert not choose_pad_token(tokenizer, [[50, 51, ids["</s>"]]], 512)
     assert tokenizer.pad_token == "<unk>"
 
     tokenizer.pad_token = "<unk>"
-    assert not choose_pad_token(tokenizer, [[ids["<unk>"], 50]])
+    assert not choose_pad_token(tokenizer, [[ids["<unk>"], 50]], 512)
     assert tokenizer.pad_token not in ("<unk>", "</s>")
+
+
+def test_a_pad_token_has_an_embedding() -> None:
+    tokenizer = tiny_tokenizer()
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<late>"})
+    assert not choose_pad_token(tokenizer, [[50, 51]], size)
+    assert tokenizer.pad_token_id < size
+
+
+def test_a_token_without_an_embedding_is_named(tmp_path: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "llama")
+    tokenizer = load_tokenizer(base)
+    tokenizer.add_tokens(["<|late|>"])
+    tokenizer.save_pretrained(base)
+    rows = [{"prompt": "q", "chosen": "good", "rejected": "bad <|late|>"}]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = RewardSettings(
+        base=str(base), train=str(data), eval=str(data), output=str(tmp_path / "run")
+    )
+    with pytest.raises(DataError, match=r"pairs.jsonl, line 1: holds the token '<\|late\|>'"):
+        read_inputs(settings)
 
 
 def test_a_pad_token_is_added_when_all_are_used() -> None:
     tokenizer = tiny_tokenizer()
     everything = [list(range(len(tokenizer)))]
-    assert choose_pad_token(tokenizer, everything)
+    assert choose_pad_token(tokenizer, everything, len(tokenizer))
     assert tokenizer.pad_token == NEW_PAD_TOKEN
     assert tokenizer.pad_token_id == len(everything[0])

@@ -55,7 +55,7 @@ def test_scores_in_training_are_those_of_one_at_a_time(
     folder = tiny_checkpoint(tmp_path / "m", architecture, chat_template=ENDS_WITH_EOS)
     tokenizer, tokens = pairs_of(folder, tmp_path)
     tokenizer.pad_token = tokenizer.eos_token  # the trap: the last token is the pad token
-    choose_pad_token(tokenizer, [p.chosen for p in tokens.pairs])
+    choose_pad_token(tokenizer, [p.chosen for p in tokens.pairs], len(tokenizer))
     assert tokenizer.pad_token != tokenizer.eos_token
     model = load_base(folder, tokenizer, grow=False).eval()
     if share:

@@ -12,7 +12,14 @@ from guerdon.trainer.errors import TrainingError
 from guerdon.trainer.measures import percentiles
 from guerdon.trainer.preferences import Preferences, load_pairs, shared_prompts
 from guerdon.trainer.settings import RewardModelSettings, RewardSettings
-from guerdon.trainer.tokens import TokenPairs, choose_pad_token, load_tokenizer, tokenize_pairs
+from guerdon.trainer.tokens import (
+    TokenPairs,
+    check_all_embedded,
+    choose_pad_token,
+    embeddings_of,
+    load_tokenizer,
+    tokenize_pairs,
+)
 
 
 @dataclass
@@ -76,10 +83,15 @@ def read_inputs(settings: RewardSettings) -> Inputs:
     )
     # Held-out pairs are all scored, as far as the model goes: leaving the long ones out
     # would flatter it.
-    longest = positions_of(base) or 1 << 30
+    config = config_of(base)
+    known = embeddings_of(config)
+    longest = positions_of(config) or 1 << 30
     held_out = tokenize_pairs(tokenizer, eval_data, max_length=longest, too_long=settings.too_long)
+    for data, tokens in ((train_data, train), (eval_data, held_out)):
+        lined = ((data.lines[p.row], ids) for p in tokens.pairs for ids in (p.chosen, p.rejected))
+        check_all_embedded(tokenizer, lined, known, data.source)
     sequences = (ids for t in (train, held_out) for p in t.pairs for ids in (p.chosen, p.rejected))
-    grow = choose_pad_token(tokenizer, sequences)
+    grow = choose_pad_token(tokenizer, sequences, known)
     return Inputs(settings, base, tokenizer, grow, train_data, eval_data, train, held_out)
 
 
@@ -96,13 +108,21 @@ def base_and_tokenizer(settings: RewardModelSettings) -> tuple[Path, Any]:
     return base, load_tokenizer(base, settings.chat_template)
 
 
-def positions_of(base: Path) -> int | None:
-    """The longest sequence that the base takes, where its config says so."""
+def config_of(base: Path) -> Any:
+    """The base's config, of `transformers`.
+
+    Raises:
+        TrainingError: it can't be read.
+    """
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TrainingError(f"can't read the config of {base}: {error}") from error
-    value = getattr(config, "max_position_embeddings", None)
+
+
+def positions_of(config: Any) -> int | None:
+    """The longest sequence that the base takes, where its config says so."""
+    value = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(value) if value else None

@@ -191,11 +191,61 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return found
 
 
-def choose_pad_token(tokenizer: Any, sequences: Iterable[Sequence[int]]) -> bool:
+def embeddings_of(config: Any) -> int:
+    """Tokens for which a model has an embedding.
+
+    Args:
+        config: of the model, of `transformers`.
+    """
+    return int(config.get_text_config().vocab_size)
+
+
+def check_embedded(tokenizer: Any, ids: Sequence[int], vocab_size: int) -> None:
+    """Refuse tokens for which the model has no embedding.
+
+    Args:
+        tokenizer: which made the ids.
+        ids: of one sequence.
+        vocab_size: rows of the model's embedding.
+
+    Raises:
+        RowError: names the token.
+    """
+    largest = max(map(int, ids), default=0)
+    if largest >= vocab_size:
+        raise RowError(
+            "",
+            f"holds the token {tokenizer.convert_ids_to_tokens(largest)!r} ({largest}), and the "
+            f"model has embeddings for {vocab_size} tokens: it is not this model's tokenizer, or "
+            "the token was added without growing the model",
+        )
+
+
+def check_all_embedded(
+    tokenizer: Any, sequences: Iterable[tuple[int, Sequence[int]]], vocab_size: int, source: str
+) -> None:
+    """`check_embedded` for all sequences of a file, each given with its line.
+
+    Raises:
+        DataError: names the line and the token.
+    """
+    for line, ids in sequences:
+        try:
+            check_embedded(tokenizer, ids, vocab_size)
+        except RowError as error:
+            raise DataError(f"{source}, line {line}: {error.reason}") from error
+
+
+def choose_pad_token(tokenizer: Any, sequences: Iterable[Sequence[int]], vocab_size: int) -> bool:
     """Give the tokenizer a pad token that occurs in none of the sequences.
 
     Its own is kept when it will do; end-of-sequence comes last, because sequences elsewhere
-    may end with it.
+    may end with it. One for which the model has no embedding won't do.
+
+    Args:
+        tokenizer: is changed.
+        sequences: token ids of all data.
+        vocab_size: rows of the model's embedding.
 
     Returns:
         Whether a token was added to the vocabulary, so that embeddings may need to grow.
@@ -208,7 +258,8 @@ def choose_pad_token(tokenizer: Any, sequences: Iterable[Sequence[int]]) -> bool
     for name in names:
         if name is None or name == tokenizer.eos_token:
             continue
-        if tokenizer.convert_tokens_to_ids(name) not in used:
+        place = tokenizer.convert_tokens_to_ids(name)
+        if place not in used and place < vocab_size:
             tokenizer.pad_token = name
             return False
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in used:

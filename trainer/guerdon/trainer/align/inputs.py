@@ -18,7 +18,7 @@ from guerdon.trainer.errors import DataError, SettingsError
 from guerdon.trainer.language_model import load_config
 from guerdon.trainer.preferences import load_pairs
 from guerdon.trainer.row_notes import groups_of, places_by_group
-from guerdon.trainer.tokens import load_tokenizer
+from guerdon.trainer.tokens import embeddings_of, load_tokenizer
 
 T = TypeVar("T")
 
@@ -119,14 +119,18 @@ def read_inputs(settings: AlignSettings) -> AlignInputs:
     """
     policy, config = load_config(settings.policy)
     tokenizer = load_tokenizer(policy, settings.chat_template)
-    if tokenizer.pad_token is None:
+    size = embeddings_of(config)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked: any token will do
     read: Callable[..., Part[Any]]
     read = _demonstrations if isinstance(settings, SFTSettings) else _pairs
-    train = read(settings, tokenizer, settings.train, settings.train_split, settings.limit, ())
-    held_out = read(
-        settings, tokenizer, settings.eval, settings.eval_split, settings.eval_limit, settings.by
+    train = read(
+        settings, tokenizer, size, settings.train, settings.train_split, settings.limit, ()
     )
+    held_out = read(
+        settings, tokenizer, size, settings.eval, settings.eval_split, settings.eval_limit,
+        settings.by,
+    )  # fmt: skip
     subgroups = places_by_group(settings.eval, settings.by, held_out.groups)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = max(train.longest, held_out.longest)
@@ -139,7 +143,7 @@ def read_inputs(settings: AlignSettings) -> AlignInputs:
 
 
 def _demonstrations(
-    settings: AlignSettings, tokenizer: Any, source: str, split: str, limit: int,
+    settings: AlignSettings, tokenizer: Any, vocab_size: int, source: str, split: str, limit: int,
     by: Sequence[str],
 ) -> Part[Completion]:  # fmt: skip
     def parse(row: Mapping[str, Any]) -> tuple[Demonstration, dict[str, str]]:
@@ -152,8 +156,9 @@ def _demonstrations(
     rows, lines = [rows[i] for i in short], [found.lines[i] for i in short]
     groups = [groups[i] for i in short]
     encoded, shortened = encode(
-        tokenizer, [r.prompt for r in rows], [r.answer for r in rows], lines, source
-    )
+        tokenizer, [r.prompt for r in rows], [r.answer for r in rows], lines, source,
+        vocab_size=vocab_size,
+    )  # fmt: skip
     lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
     fitting, too_long = _fitting(lengths, lines, settings, source)
     known: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
@@ -174,7 +179,7 @@ def _demonstrations(
 
 
 def _pairs(
-    settings: AlignSettings, tokenizer: Any, source: str, split: str, limit: int,
+    settings: AlignSettings, tokenizer: Any, vocab_size: int, source: str, split: str, limit: int,
     by: Sequence[str],
 ) -> Part[PairTokens]:  # fmt: skip
     found = load_pairs(source, split=split, limit=limit, bad_rows=settings.bad_rows, by=by)
@@ -204,7 +209,14 @@ def _pairs(
     groups = [groups[i] for i in short]
     prompts = [pair.prompt for pair in usable]
     (chosen, shortened), (rejected, _) = (
-        encode(tokenizer, prompts, [answer[0]["content"] for answer in answers], lines, source)
+        encode(
+            tokenizer,
+            prompts,
+            [answer[0]["content"] for answer in answers],
+            lines,
+            source,
+            vocab_size=vocab_size,
+        )
         for answers in ([p.chosen for p in usable], [p.rejected for p in usable])
     )
     rows = [PairTokens(p, c, r) for (p, c), (_, r) in zip(chosen, rejected, strict=True)]

@@ -13,7 +13,7 @@ from typing import Any
 from guerdon.data import Message, RowError
 from guerdon.trainer.completions import Completion
 from guerdon.trainer.errors import DataError, SettingsError
-from guerdon.trainer.tokens import rendered, token_ids
+from guerdon.trainer.tokens import check_all_embedded, rendered, token_ids
 
 
 def encode(
@@ -22,6 +22,8 @@ def encode(
     answers: Sequence[str],
     lines: Sequence[int],
     source: str,
+    *,
+    vocab_size: int,
 ) -> tuple[list[Completion], list[int]]:
     """Token ids of prompts and of the answers to them, and the lines that lost earlier reasoning.
 
@@ -31,12 +33,13 @@ def encode(
         answers: their texts.
         lines: where each row stood, for errors.
         source: the file, for errors.
+        vocab_size: rows of the policy's embedding.
 
     Raises:
         SettingsError: the tokenizer has no end token.
         DataError: the template refuses a conversation, leaves text of it out other than the
             reasoning of earlier turns, or renders its prompt in another way once there is an
-            answer.
+            answer; or the policy has no embedding for a token.
     """
     if tokenizer.eos_token_id is None:
         raise SettingsError("the policy's tokenizer has no end token, so no answer could end")
@@ -58,7 +61,10 @@ def encode(
         if lost:
             shortened.append(line)
     ended = [_ended(ids, tokenizer.eos_token_id) for ids in token_ids(tokenizer, rest)]
-    return list(zip(token_ids(tokenizer, begun), ended, strict=True)), shortened
+    found: list[Completion] = list(zip(token_ids(tokenizer, begun), ended, strict=True))
+    sequences = ((line, [*a, *b]) for line, (a, b) in zip(lines, found, strict=True))
+    check_all_embedded(tokenizer, sequences, vocab_size, source)
+    return found, shortened
 
 
 def _ended(ids: list[int], eos: int) -> list[int]:

@@ -12,9 +12,15 @@ from guerdon.data import Message
 from guerdon.models.chat_template import render_chat
 from guerdon.trainer.data_rows import Rows, read_rows, where_odd
 from guerdon.trainer.errors import DataError
-from guerdon.trainer.inputs import base_and_tokenizer, positions_of
+from guerdon.trainer.inputs import base_and_tokenizer, config_of, positions_of
 from guerdon.trainer.settings import RewardModelSettings
-from guerdon.trainer.tokens import choose_pad_token, render, token_ids
+from guerdon.trainer.tokens import (
+    check_all_embedded,
+    choose_pad_token,
+    embeddings_of,
+    render,
+    token_ids,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +121,10 @@ def read_rated(
         TrainingError: something is wrong; says what.
     """
     base, tokenizer = base_and_tokenizer(settings)
+    config = config_of(base)
+    known = embeddings_of(config)
     added = bool(marker) and _add_marker(tokenizer, marker)
+    new = {tokenizer.convert_tokens_to_ids(marker)} if added else set()
     train_data = _read(
         settings.train, lambda row: parse(row, ()), split=settings.train_split,
         limit=settings.limit, bad_rows=settings.bad_rows,
@@ -129,10 +138,17 @@ def read_rated(
     train, held_out = (
         tokenize(tokenizer, rows, max_length=limit, too_long=settings.too_long, marker=marker)
         for rows, limit in (
-            (train_data, settings.max_length), (eval_data, positions_of(base) or 1 << 30),
+            (train_data, settings.max_length), (eval_data, positions_of(config) or 1 << 30),
         )
     )  # fmt: skip
-    grow = choose_pad_token(tokenizer, (row.ids for t in (train, held_out) for row in t.rows))
+    for data, tokens in ((train_data, train), (eval_data, held_out)):
+        lined = (
+            (data.lines[row.row], [token for token in row.ids if token not in new])
+            for row in tokens.rows
+        )
+        check_all_embedded(tokenizer, lined, known, data.source)
+    sequences = (row.ids for t in (train, held_out) for row in t.rows)
+    grow = choose_pad_token(tokenizer, sequences, known)
     return RatedInputs(
         settings, base, tokenizer, grow or added, train_data, eval_data, train, held_out
     )
