@@ -22,6 +22,7 @@ def test_every_opening_in_any_case(opening: str) -> None:
         "I  am\nsorry, but no.",
         "As an AI language model, I have no opinions.",
         "I'm sorry. I can't.",
+        "<think>\nHm.\n</think>\n\nI can't help with that.",
     ],
 )
 def test_refusals(text: str) -> None:

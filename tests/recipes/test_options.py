@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.recipes.support import KINDS, NEEDED, REWARD, settings_of
 from typer.testing import CliRunner
@@ -119,6 +119,7 @@ def values(kind: type[RunSettings]) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({name: one(hint) for name, hint in field_types(kind).items()})
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # other tests share the cores
 @given(st.data())
 def test_toml_round_trip(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(KINDS))

@@ -18,7 +18,7 @@ from guerdon.trainer.rl.types import Group, PromptRow
 def prompts_of(count: int, sha256: str = "a" * 64) -> Prompts:
     ids = tuple(np.array([uid, 7], np.int32) for uid in range(count))
     rows = tuple(PromptRow(uid, ({"role": "user", "content": "?"},)) for uid in range(count))
-    return Prompts("p.jsonl", sha256, rows, tuple(range(1, count + 1)), ids, 0)
+    return Prompts("p.jsonl", sha256, rows, tuple(range(1, count + 1)), ids, ("",) * count, 0)
 
 
 def scored(uid: int) -> Group:

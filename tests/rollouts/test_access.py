@@ -112,8 +112,9 @@ async def test_each_service_refuses_what_lacks_its_token(tmp_path: Path) -> None
     refused, not_allowed = f"UNAUTHENTICATED: {hint}", f"PERMISSION_DENIED: {hint}"
     async with services(tmp_path) as where:
         for files in ({}, {"token_file": wrong}):
+            rules = where | {"reward": (), "verifier": ("length:4",)}
             with pytest.raises(ServiceRefused, match=f"the sampler at .* {refused}") as caught:
-                await scored(tmp_path, **where, **files)
+                await scored(tmp_path, **rules, **files)
             assert OTHER not in str(caught.value)
         # Whoever may sample may not replace the weights.
         for files, says in (({}, not_allowed), ({"admin_token_file": wrong}, refused)):

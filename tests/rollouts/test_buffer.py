@@ -21,7 +21,9 @@ from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
 def bare_order(count: int = 7) -> PromptOrder:
     rows = tuple(PromptRow(i, ({"role": "user", "content": str(i)},)) for i in range(count))
     ids = tuple(np.array([i], dtype=np.int32) for i in range(count))
-    return PromptOrder(Prompts("-", "", rows, tuple(range(1, count + 1)), ids, 0), seed=1)
+    return PromptOrder(
+        Prompts("-", "", rows, tuple(range(1, count + 1)), ids, ("",) * count, 0), seed=1
+    )
 
 
 def make_group(task: Task, *versions: list[int]) -> Group:

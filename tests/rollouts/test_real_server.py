@@ -15,7 +15,6 @@ from guerdon.client import AsyncRewardClient
 from guerdon.models import Manifest
 from guerdon.trainer.errors import TrainingError
 from guerdon.trainer.rl.rewards import RewardSource
-from guerdon.trainer.rl.services import ServiceRefused
 
 
 @pytest.mark.slow
@@ -59,8 +58,8 @@ async def test_a_real_server_scores_what_is_empty_and_comes_back_from_kill_9(
             for text, sample in zip(texts, first.samples, strict=True):
                 alone = await client.score_one("m", [{"role": "user", "content": "Why?"}], [text])
                 assert sample.reward == pytest.approx(alone.values[0], abs=1e-5)
-        with pytest.raises(ServiceRefused, match=r"the prompt is row 7"):
-            await rewards.score(group("word " * 500))  # never cut in silence
+        (long,) = (await rewards.score(group("word " * 500))).samples
+        assert (long.refused, long.reward) == (True, -10.0)  # never cut in silence
         server.process.kill()
         server.process.wait()
         scoring = asyncio.create_task(rewards.score(group(*texts)))

@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 from tests.rollouts.support import tokenizer
-from tests.support.tiny import TURN_END
+from tests.support.tiny import STEP, TURN_END
 
 from guerdon.client.policy_types import Completion, VersionSpan
 from guerdon.client.testing import FakePolicyServer
@@ -54,6 +54,26 @@ async def test_a_group_is_what_was_drawn_and_never_tokenised_again() -> None:
     (call,) = [message for method, message in server.calls if method == "Generate"]
     assert list(call.items[0].prompt.token_ids.ids) == [8, 9]
     assert (call.items[0].seed, call.options.temperature, call.options.max_tokens) == (11, 0.7, 6)
+
+
+async def test_special_tokens_that_were_drawn_are_part_of_the_text() -> None:
+    words = tokenizer()
+    end, step = (words.convert_tokens_to_ids(token) for token in (TURN_END, STEP))
+    ids = [*words("Paris", add_special_tokens=False)["input_ids"][:3], step]
+
+    def policy(prompt: Sequence[int], seed: int | None, sample: int) -> Any:
+        drawn = [*ids, end] if sample else [end, *ids]
+        return drawn, [-0.5] * len(drawn)
+
+    task = Task(TASK.uid, TASK.row, TASK.prompt_ids_P, "<think>\n")
+    async with FakePolicyServer(policy, eos=-1) as server, sampling(server) as sampler:
+        cut = (await sampler.sample(task, 1, min_version=0)).samples[0]
+    async with FakePolicyServer(policy, eos=end) as server, sampling(server) as sampler:
+        ended = (await sampler.sample(task, 2, min_version=0)).samples[1]
+    said = words.decode(ids)
+    assert said.endswith(STEP)
+    assert (cut.finished, cut.text) == (False, f"<think>\n{TURN_END}{said}")
+    assert (ended.finished, ended.text) == (True, f"<think>\n{said}")
 
 
 async def test_old_weights_are_told_apart_from_refusals() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from tests.support.formula_engine import END, MAX_TOKENS, VOCABULARY, length_of, token_of
@@ -19,7 +21,9 @@ from tests.support.sampler_service import (
     start_sampler,
     until,
 )
+from tests.support.tiny import CHATML, STEP, tiny_tokenizer
 
+from guerdon.sampler.texts import ModelTexts
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
 
@@ -53,10 +57,20 @@ async def test_every_completion_comes_with_what_drew_it(served: Harness) -> None
         assert reply.text == ""
 
 
+def test_a_text_keeps_its_special_tokens(tmp_path: Path) -> None:
+    words = tiny_tokenizer(chat_template=CHATML)
+    words.save_pretrained(tmp_path)
+    ids = words(f"Paris {STEP} is", add_special_tokens=False)["input_ids"]
+    assert ModelTexts(tmp_path).decode(np.array(ids, np.int32)) == f"Paris {STEP} is"
+
+
 async def test_lengths_and_text(served: Harness) -> None:
     (reply,) = await served.generate(item(4), max_tokens=2, return_text=True)
     assert reply.finish_reason == policy_pb2.FINISH_REASON_LENGTH
     assert reply.text == " ".join(map(str, reply.token_ids))
+    (reply,) = await served.generate(item(4), max_tokens=50, return_text=True)
+    assert reply.finish_reason == policy_pb2.FINISH_REASON_STOP
+    assert reply.text == " ".join(map(str, reply.token_ids[:-1]))  # without what ended it
     (reply,) = await served.generate(item(*range(1, 251)), max_tokens=500, ignore_eos=True)
     assert len(reply.token_ids) == MAX_TOKENS - 250
     assert reply.finish_reason == policy_pb2.FINISH_REASON_LENGTH

@@ -237,6 +237,7 @@ def model_info(message: reward_pb2.ModelInfo) -> t.ModelInfo:
         step_aggregation=message.step_aggregation,
         parameters=message.parameters,
         template_drops=_dropped(message.template_drops),
+        vocab_hash=message.vocab_hash,
     )
 
 

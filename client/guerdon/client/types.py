@@ -310,6 +310,9 @@ class ModelInfo:
     parameters: int = 0
     template_drops: tuple[str, ...] = ()
     """What its chat template leaves out of conversations; see `Score.dropped`."""
+    vocab_hash: str = ""
+    """SHA-256 of the vocabulary: token ids mean the same to models with the same hash. Empty where
+    token ids can't stand for a conversation."""
 
     @property
     def pinned(self) -> str:

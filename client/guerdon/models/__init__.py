@@ -4,7 +4,13 @@ Shared by the trainer (which writes) and the servers (which read), so that neith
 imports the other. Importing it loads nothing heavy.
 """
 
-from guerdon.models.manifest import MANIFEST_NAME, Manifest, ManifestError, template_hash
+from guerdon.models.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    ManifestError,
+    template_hash,
+    vocab_hash,
+)
 from guerdon.models.permissions import apply_umask, unreadable
 from guerdon.models.resolve import EMBEDDED_MODELS, ModelNotFound, resolve_model
 from guerdon.models.weights import weights_hash
@@ -19,5 +25,6 @@ __all__ = [
     "resolve_model",
     "template_hash",
     "unreadable",
+    "vocab_hash",
     "weights_hash",
 ]

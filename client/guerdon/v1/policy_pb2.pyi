@@ -234,7 +234,9 @@ class GenerateResponse(_message.Message):
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     text: _builtins.str
-    """The text without special tokens, when asked for."""
+    """When asked for: the text, special tokens included, but without the token
+    that ended it.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The tokens drawn."""

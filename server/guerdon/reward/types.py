@@ -209,6 +209,7 @@ class ModelInfo:
     parameters: int = 0
     template_drops: tuple[Dropped, ...] = ()
     """What the chat template leaves out of conversations, as far as samples show."""
+    vocab_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from guerdon.sampler.limits import Limits
 from guerdon.sampler.metrics import SamplerMetrics
 from guerdon.sampler.requests import Work
 from guerdon.sampler.texts import Texts
-from guerdon.sampler.types import Completion, PolicyEngine
+from guerdon.sampler.types import Completion, FinishReason, PolicyEngine
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import ComputeFailed, DeadlinePassed, Outdated, Overloaded
 from guerdon.serving.prompts import TokenArray
@@ -199,8 +199,11 @@ class Sampling:
     async def _text(self, work: Work, completion: Completion) -> str:
         if not work.return_text:
             return ""
+        tokens = completion.token_ids
+        if completion.finish_reason is FinishReason.STOP:
+            tokens = tokens[:-1]  # the token that ended it is no part of what it says
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._texts.decode, completion.token_ids)
+        return await loop.run_in_executor(self._pool, self._texts.decode, tokens)
 
     def _observe(self, call: Call, completion: Completion) -> None:
         metrics = self._metrics

@@ -25,7 +25,7 @@ class Texts(Protocol):
         """
 
     def decode(self, tokens: TokenArray) -> str:
-        """The text of a completion, without special tokens."""
+        """The text of tokens, special tokens included."""
 
 
 class ModelTexts:
@@ -80,8 +80,12 @@ class ModelTexts:
         return np.asarray(ids, dtype=np.int32)
 
     def decode(self, tokens: TokenArray) -> str:
-        """The text of a completion, without special tokens."""
-        return str(self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+        """The text of tokens, special tokens included."""
+        return str(
+            self._tokenizer.decode(
+                tokens.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
 
     def _render(self, turns: tuple[Message, ...], field: str) -> str:
         if not self._has_template:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 
+from guerdon.models import vocab_hash
 from guerdon.models.devices import set_up_cuda
 from guerdon.reward.checkpoints.checkpoint import Checkpoint, inspect_checkpoint
 from guerdon.reward.checkpoints.weights import load_weights
@@ -153,6 +154,7 @@ def _network_info(checkpoint: Checkpoint, name: str, selected: Selected) -> Mode
         attributes=checkpoint.attributes,
         step_aggregation=manifest.step_aggregation if process else "",
         parameters=sum(p.numel() for p in model.parameters()),
+        vocab_hash="" if manifest.double_bos else vocab_hash(checkpoint.tokenizer.get_vocab()),
     )
 
 

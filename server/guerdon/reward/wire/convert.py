@@ -218,6 +218,7 @@ def model_info(
         step_aggregation=info.step_aggregation,
         parameters=info.parameters,
         template_drops=[_DROPPED[part] for part in info.template_drops],
+        vocab_hash=info.vocab_hash,
     )
 
 

@@ -201,6 +201,7 @@ class ModelReply(BaseModel):
     step_aggregation: str
     parameters: int
     template_drops: list[str]
+    vocab_hash: str
 
 
 class ModelsReply(BaseModel):
@@ -332,4 +333,5 @@ def model_reply(info: types.ModelInfo, *, current: bool, aliases: tuple[str, ...
         step_aggregation=info.step_aggregation,
         parameters=info.parameters,
         template_drops=list(info.template_drops),
+        vocab_hash=info.vocab_hash,
     )

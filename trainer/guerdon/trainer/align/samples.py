@@ -11,6 +11,7 @@ import torch
 
 from guerdon.trainer.align.inputs import AlignInputs, prompt_of
 from guerdon.trainer.processes import ALONE, Processes
+from guerdon.trainer.rl.policy_text import answer_text
 from guerdon.trainer.run_folder import write_whole
 
 
@@ -45,10 +46,11 @@ def _answer(model: Any, ids: list[int], inputs: AlignInputs) -> Answer:
             pad_token_id=tokenizer.pad_token_id, temperature=None, top_p=None, top_k=None,
         )  # fmt: skip
     said = out_1L[0, len(ids) :].tolist()
+    finished = bool(said) and said[-1] == tokenizer.eos_token_id
     return Answer(
-        response=str(tokenizer.decode(said, skip_special_tokens=True)),
+        response=answer_text(tokenizer, said, finished=finished),
         tokens=len(said),
-        finished=bool(said) and said[-1] == tokenizer.eos_token_id,
+        finished=finished,
     )
 
 

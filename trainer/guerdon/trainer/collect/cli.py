@@ -20,8 +20,13 @@ from guerdon.trainer.settings_options import (
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The run": ("policy", "sampler", "prompts", "output", "limit", "seed"),
-    "Rewards": ("reward", "reward_normalize", "verifier"),
-    "Sampling": ("samples_per_prompt", "max_tokens", "max_prompt_tokens", "temperature"),
+    "Rewards": (
+        "reward", "reward_normalize", "verifier", "reward_too_long", "reward_refused",
+        "refused_reward",
+    ),
+    "Sampling": (
+        "samples_per_prompt", "max_tokens", "max_prompt_tokens", "control_tokens", "temperature",
+    ),
     "Pairs": ("pick", "min_margin", "max_per_prompt", "unfinished"),
     "Services": ("in_flight", *SERVICES),
 }  # fmt: skip

@@ -12,10 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
-from guerdon.models import ModelNotFound, resolve_model
 from guerdon.trainer.collect.settings import PairsSettings
 from guerdon.trainer.errors import DataError, TrainingError
+from guerdon.trainer.language_model import load_config
 from guerdon.trainer.measures import percentiles
+from guerdon.trainer.rl.asking import Asking
 from guerdon.trainer.rl.credentials import reach
 from guerdon.trainer.rl.draw_settings import SERVICES
 from guerdon.trainer.rl.picking import Picked, pick_pairs
@@ -26,7 +27,7 @@ from guerdon.trainer.rl.sampling import GroupSampler, StaleSampler, sampling_see
 from guerdon.trainer.rl.scored import SCORED, ScoredGroups
 from guerdon.trainer.rl.types import Group, Task
 from guerdon.trainer.run_folder import SUMMARY, RunFolder, write_whole
-from guerdon.trainer.tokens import load_tokenizer
+from guerdon.trainer.tokens import embeddings_of, load_tokenizer
 
 PAIRS = "pairs.jsonl"
 
@@ -68,15 +69,14 @@ def collect(settings: PairsSettings, folder: PairsFolder, console: Console) -> d
 
 
 def _inputs(settings: PairsSettings) -> tuple[Any, Prompts]:
-    try:
-        tokenizer = load_tokenizer(resolve_model(settings.policy))
-    except ModelNotFound as error:
-        raise TrainingError(str(error)) from error
-    most = settings.max_prompt_tokens
+    policy, config = load_config(settings.policy)
+    tokenizer = load_tokenizer(policy)
     prompts = load_prompts(
-        settings.prompts, tokenizer, max_prompt_tokens=most, limit=settings.limit
-    )
-    rewards = _rewards(settings)
+        settings.prompts, tokenizer, max_prompt_tokens=settings.max_prompt_tokens,
+        limit=settings.limit, vocab_size=embeddings_of(config),
+        control_tokens=settings.control_tokens,
+    )  # fmt: skip
+    rewards = _rewards(settings, tokenizer, prompts)
     try:
         for verifier in rewards.verifiers:
             verifier.check_rows(prompts)
@@ -85,10 +85,11 @@ def _inputs(settings: PairsSettings) -> tuple[Any, Prompts]:
     return tokenizer, prompts
 
 
-def _rewards(settings: PairsSettings) -> RewardSource:
+def _rewards(settings: PairsSettings, tokenizer: Any, prompts: Prompts) -> RewardSource:
     return RewardSource(
-        settings.reward, settings.verifier, normalize=settings.reward_normalize, **reach(settings)
-    )
+        settings.reward, settings.verifier, normalize=settings.reward_normalize,
+        asking=Asking.of(settings, tokenizer, prompts), **reach(settings),
+    )  # fmt: skip
 
 
 async def _draw(
@@ -98,15 +99,15 @@ async def _draw(
     """Sample and score what is not there yet."""
     if not scored.missing:
         return
-    rewards = _rewards(settings)
+    rewards = _rewards(settings, tokenizer, prompts)
     sampler = GroupSampler(
         settings.sampler, tokenizer, max_tokens=settings.max_tokens,
         temperature=settings.temperature, **reach(settings),
     )  # fmt: skip
     gate = asyncio.Semaphore(settings.in_flight)
     try:
-        policy = await sampler.check(0, prompts.longest, prompts.largest_id)
         await rewards.start()
+        policy = await sampler.check(0, prompts.longest, prompts.largest_id)
         with DrawingBar(console, len(prompts), len(scored)) as bar:
 
             async def one(task: Task) -> None:

@@ -33,11 +33,11 @@ PANELS: dict[str, tuple[str, ...]] = {
     "The run": ("policy", "sampler", "prompts", "eval_prompts", "output", "steps", "seed"),
     "Rewards": (
         "reward", "reward_normalize", "verifier", "heldout_reward", "reward_scale", "reward_clip",
-        "missing_eos_penalty",
+        "missing_eos_penalty", "reward_too_long", "reward_refused", "refused_reward",
     ),
     "Sampling": (
         "prompts_per_step", "samples_per_prompt", "max_tokens", "max_prompt_tokens",
-        "temperature", "max_staleness", "deterministic",
+        "control_tokens", "temperature", "max_staleness", "deterministic",
     ),
     "What is trained on": (
         "keep", "threshold", "top", "deduplicate", "keep_cut", "pick", "min_margin",

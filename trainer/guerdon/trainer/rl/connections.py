@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.rl.asking import Asking
 from guerdon.trainer.rl.credentials import reach
 from guerdon.trainer.rl.inputs import RunInputs
 from guerdon.trainer.rl.prompts import PromptOrder
@@ -59,7 +60,10 @@ class Connections:
             settings.sampler, inputs.tokenizer,
             max_tokens=settings.max_tokens, temperature=settings.temperature, **services,
         )  # fmt: skip
-        scoring = services | {"normalize": settings.reward_normalize}
+        scoring = services | {
+            "normalize": settings.reward_normalize,
+            "asking": Asking.of(settings, inputs.tokenizer, inputs.prompts, inputs.eval_prompts),
+        }
         self.rewards = RewardSource(settings.reward, settings.verifier, **scoring)
         self.heldout = RewardSource(settings.heldout_reward, setting="heldout_reward", **scoring)
         """Measured and never trained on; may have nothing in it."""
@@ -90,6 +94,8 @@ class Connections:
             TrainingError: a service stayed away or refused, has another dtype, or can't take the
                 prompts.
         """
+        await self.rewards.start()  # first, for what they refuse ends the run before it samples
+        await self.heldout.start()
         policy = await self._publisher.check()
         asked = self._settings.publish_dtype
         self.dtype = policy.dtype if asked == "auto" else asked
@@ -101,7 +107,6 @@ class Connections:
         both = (self._inputs.prompts, self._inputs.eval_prompts)
         longest, largest = max(p.longest for p in both), max(p.largest_id for p in both)
         await self._sampler.check(version, longest, largest)
-        await self.heldout.start()
         await self.rollouts.start(version)
 
     async def publish(self, *, reset: bool = False) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from guerdon.trainer.errors import SettingsError
 
@@ -30,6 +31,15 @@ class DrawSettings:
     that weights mean the same for all. A model whose server does not know both is refused."""
     verifier: tuple[str, ...] = ()
     """exact, maths, regex:PATTERN or length:TOKENS, or WEIGHT*…; rewards by rule. Repeatable."""
+    reward_too_long: Literal["refuse", "prompt-left", "allow"] = "refuse"
+    """When prompt and completion may be longer than a reward model takes: refuse the run at its
+    start; drop tokens of the prompt's start; or go on, and see reward_refused."""
+    reward_refused: Literal["penalise", "stop"] = "penalise"
+    """What a completion does that a reward model refuses (no step marker, too long): it gets
+    refused_reward, or it ends the run."""
+    refused_reward: float = -10.0
+    """Raw score of a refused completion, or the worst of its prompt's others if that is worse; for
+    a negative weight its negative, or the best."""
     seed: int = 0
     """Of sampling."""
     samples_per_prompt: int = 8
@@ -38,6 +48,8 @@ class DrawSettings:
     """Tokens of the longest completion."""
     max_prompt_tokens: int = 1024
     """Prompts over this are refused before anything is drawn."""
+    control_tokens: Literal["allow", "refuse"] = "allow"
+    """Whether a prompt's text may spell special tokens of the policy, such as the end of a turn."""
     temperature: float = 1.0
     """Of sampling."""
     patience: float = 600.0
@@ -59,6 +71,8 @@ class DrawSettings:
                      "patience", "request_timeout"):  # fmt: skip
             positive(self, name)
         not_negative(self, "seed")
+        if not math.isfinite(self.refused_reward):
+            raise SettingsError(f"refused_reward is {self.refused_reward}, it must be a number")
 
 
 def positive(settings: object, name: str) -> None:

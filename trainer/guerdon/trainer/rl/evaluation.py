@@ -31,7 +31,7 @@ class Evaluation:
     completions: int
     prompts: dict[str, dict[int, float]]
     """By what was measured, each prompt's mean over its completions, by the row's index:
-    `reward`, `reward/NAME`, `length`, `finished`, `repetition`, perhaps `kl` and
+    `reward`, `reward/NAME`, `length`, `finished`, `refused`, `repetition`, perhaps `kl` and
     `heldout_reward`."""
     distinct_1: float
     distinct_2: float
@@ -112,6 +112,7 @@ def evaluate(
         "reward": [[sample.reward for sample in group.samples] for group in groups],
         "length": [[sample.tokens for sample in group.samples] for group in groups],
         "finished": [[float(sample.finished) for sample in group.samples] for group in groups],
+        "refused": [[float(sample.refused) for sample in group.samples] for group in groups],
         "repetition": [[repetition(s.response_ids_T) for s in group.samples] for group in groups],
     }
     names = groups[0].samples[0].parts if groups else {}

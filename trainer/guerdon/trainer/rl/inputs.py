@@ -17,7 +17,7 @@ from guerdon.trainer.rl.rewards import parse_reward
 from guerdon.trainer.rl.services import parse_address
 from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.rl.verifiers import parse_verifier
-from guerdon.trainer.tokens import load_tokenizer
+from guerdon.trainer.tokens import embeddings_of, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,13 @@ def read_inputs(settings: RunSettings) -> RunInputs:
     verifiers = [parse_verifier(spec) for spec in settings.verifier]
     policy, config = load_config(settings.policy)
     tokenizer = load_tokenizer(policy)
-    most = settings.max_prompt_tokens
-    prompts = load_prompts(settings.prompts, tokenizer, max_prompt_tokens=most)
-    held_out = load_prompts(
-        settings.eval_prompts, tokenizer, max_prompt_tokens=most, limit=settings.eval_limit
-    )
+    how: dict[str, Any] = {
+        "max_prompt_tokens": settings.max_prompt_tokens,
+        "vocab_size": embeddings_of(config),
+        "control_tokens": settings.control_tokens,
+    }
+    prompts = load_prompts(settings.prompts, tokenizer, **how)
+    held_out = load_prompts(settings.eval_prompts, tokenizer, limit=settings.eval_limit, **how)
     try:
         for verifier in verifiers:
             verifier.check_rows(prompts)

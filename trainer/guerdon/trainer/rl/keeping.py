@@ -19,10 +19,11 @@ def keep(groups: Iterable[Group], settings: KeepSettings, rng: np.random.Generat
     """The samples that are trained on, in the order in which they were given.
 
     Prompts are told apart by their tokens, so two tasks of the same text are one prompt.
-    Cut completions go first: they have no ending token, so what is trained on them forgets
-    to end (and every way to ramble on is another completion, so they outnumber the plain
-    answer once copies are gone). Then equal completions go (they would fill a prompt's places
-    with copies of one answer), then the rule decides, then chance thins out what is over
+    Completions that a reward model refused are never kept. Of the others, cut ones go first: they
+    have no ending token, so what is trained on them forgets to end (and every way to ramble on is
+    another completion, so they outnumber the plain answer once copies are gone). Then equal
+    completions go (they would fill a prompt's places with copies of one answer), then the rule
+    decides, then chance thins out what is over
     `max_per_prompt`.
 
     Args:
@@ -61,6 +62,7 @@ def _of_one_prompt(
     samples: Sequence[Sample], settings: KeepSettings, rng: np.random.Generator
 ) -> list[Sample]:
     rewards = {id(sample): earned(sample, settings) for sample in samples}
+    samples = [sample for sample in samples if not sample.refused]
     if not settings.keep_cut:
         samples = [sample for sample in samples if sample.finished]
     if settings.deduplicate:

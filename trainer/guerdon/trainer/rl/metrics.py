@@ -27,6 +27,7 @@ KEYS: dict[str, dict[str, str]] = {
         "reward_shaped": "mean after scaling, clipping and the missing-EOS penalty",
         "reward_scale": "what rewards were divided by (`reward_scale = running`)",
         "reward/NAME": "mean score (raw unless `reward_normalize`) of each of several parts",
+        "refused": "share of completions that a reward model refused (see `reward_refused`)",
         "accepted": "share of completions that were kept (RFT, Online RFT)",
     },
     "completions": {
@@ -112,6 +113,7 @@ KEYS: dict[str, dict[str, str]] = {
         "eval/length": "mean tokens of a completion",
         "eval/length_se": "its standard error",
         "eval/finished": "share that ended by itself",
+        "eval/refused": "as `refused`",
         "eval/repetition": "as `repetition`",
         "eval/distinct_1": "as `distinct_1`",
         "eval/distinct_2": "as `distinct_2`",

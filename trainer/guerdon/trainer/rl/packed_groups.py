@@ -16,14 +16,22 @@ def pack_tasks(tasks: Sequence[Task]) -> dict[str, Any]:
         "uid": [int(task.uid) for task in tasks],
         "row": [_row(task.row) for task in tasks],
         "prompt_ids": [task.prompt_ids_P for task in tasks],
+        "opening": [task.opening for task in tasks],
     }
 
 
 def unpack_tasks(tree: dict[str, Any]) -> list[Task]:
     """The tasks that `pack_tasks` was given."""
     return [
-        Task(uid, PromptRow(row["index"], tuple(row["turns"]), row["answer"], row["extra"]), ids)
-        for uid, row, ids in zip(tree["uid"], tree["row"], tree["prompt_ids"], strict=True)
+        Task(
+            uid,
+            PromptRow(row["index"], tuple(row["turns"]), row["answer"], row["extra"]),
+            ids,
+            text,
+        )
+        for uid, row, ids, text in zip(
+            tree["uid"], tree["row"], tree["prompt_ids"], tree["opening"], strict=True
+        )
     ]
 
 
@@ -42,6 +50,7 @@ def pack_groups(groups: Sequence[Group]) -> dict[str, Any]:
         "text": [sample.text for sample in samples],
         "reward": [float(sample.reward) for sample in samples],
         "parts": [{k: float(v) for k, v in sample.parts.items()} for sample in samples],
+        "refused": [bool(sample.refused) for sample in samples],
     }
 
 
@@ -72,6 +81,7 @@ def _sample(tree: dict[str, Any], columns: list[list[Any]], task: Task, place: i
         text=tree["text"][place],
         reward=tree["reward"][place],
         parts=tree["parts"][place],
+        refused=tree["refused"][place],
     )
 
 

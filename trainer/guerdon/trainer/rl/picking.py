@@ -52,7 +52,7 @@ class Picked:
 
     pairs: list[tuple[Group, Sample, Sample]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
-    """Answers that are `empty`, `unfinished` or `copies`; prompts with `no_pair`."""
+    """Answers that are `refused`, `empty`, `unfinished` or `copies`; prompts with `no_pair`."""
 
 
 def pick_pairs(
@@ -82,7 +82,9 @@ def _usable(
     """Answers with text, each once, best first; of equal rewards the first that was drawn."""
     known: set[str] = set()
     for sample in sorted(group.samples, key=lambda sample: (-rewards[id(sample)], sample.index)):
-        if not sample.text.strip():
+        if sample.refused:
+            left_out["refused"] += 1
+        elif not sample.text.strip():
             left_out["empty"] += 1
         elif not sample.finished and not rule.unfinished:
             left_out["unfinished"] += 1

@@ -8,15 +8,16 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from guerdon.data import RowError, check_text, check_turns, parse_prompt
+from guerdon.data import ControlTokens, RowError, check_text, check_turns, parse_prompt
 from guerdon.trainer.data_rows import file_rows
 from guerdon.trainer.errors import DataError
+from guerdon.trainer.rl.policy_text import opening
 from guerdon.trainer.rl.types import Ints, PromptRow, Task
-from guerdon.trainer.tokens import rendered
+from guerdon.trainer.tokens import check_embedded, rendered
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Prompts:
     """Where each row stands, from 1."""
     prompt_ids: tuple[Ints, ...]
     """Each row's rendered prompt, as the sampler gets it."""
+    openings: tuple[str, ...]
+    """What each rendered prompt's end writes of the answer itself, such as `<think>`."""
     duplicates: int
     """Rows whose prompt occurred before, word for word. They are kept."""
     reasoning_dropped: int = 0
@@ -52,13 +55,22 @@ class Prompts:
 
     def tasks(self) -> list[Task]:
         """Every row once, in the file's order: for evaluations, which no `PromptOrder` rules."""
-        return [
-            Task(i, row, ids)
-            for i, (row, ids) in enumerate(zip(self.rows, self.prompt_ids, strict=True))
-        ]
+        return [self.task(index, index) for index in range(len(self))]
+
+    def task(self, uid: int, index: int) -> Task:
+        """A task of the row with this index."""
+        return Task(uid, self.rows[index], self.prompt_ids[index], self.openings[index])
 
 
-def load_prompts(path: str, tokenizer: Any, *, max_prompt_tokens: int, limit: int = 0) -> Prompts:
+def load_prompts(
+    path: str,
+    tokenizer: Any,
+    *,
+    max_prompt_tokens: int,
+    limit: int = 0,
+    vocab_size: int | None = None,
+    control_tokens: Literal["allow", "refuse"] = "allow",
+) -> Prompts:
     """Read, render and tokenise a prompts file.
 
     A row is `{"prompt": text, transcript or messages, "answer": optional text or number}`; its
@@ -70,6 +82,9 @@ def load_prompts(path: str, tokenizer: Any, *, max_prompt_tokens: int, limit: in
         tokenizer: the policy's, of `transformers`.
         max_prompt_tokens: a longer prompt is an error.
         limit: read only the first so many rows; 0 reads all.
+        vocab_size: of the policy's embedding: a prompt with a larger token id is an error.
+        control_tokens: whether a text may spell special tokens of the tokenizer, which then are
+            special tokens of the prompt.
 
     Raises:
         DataError: the file can't be read or holds no row, or a row is wrong or too long, or the
@@ -79,15 +94,20 @@ def load_prompts(path: str, tokenizer: Any, *, max_prompt_tokens: int, limit: in
     lines: list[int] = []
     found: list[Ints] = []
     shortened = 0
+    openings: list[str] = []
     encode = _templated if getattr(tokenizer, "chat_template", None) else _plain
+    control = ControlTokens(tokenizer) if control_tokens == "refuse" else None
     try:
         for line, values in file_rows(path):
             try:
                 if isinstance(values, RowError):
                     raise values
                 row = parse_row(values, len(rows))
-                ids, lost = encode(tokenizer, row)
+                _check_spelled(row, control)
+                ids, opened, lost = encode(tokenizer, row)
                 _check_size(ids, max_prompt_tokens)
+                if vocab_size is not None:
+                    check_embedded(tokenizer, ids.tolist(), vocab_size)
             except RowError as error:
                 raise error.at(line) from error
             ids.setflags(write=False)  # all samples of all its tasks share it
@@ -95,6 +115,7 @@ def load_prompts(path: str, tokenizer: Any, *, max_prompt_tokens: int, limit: in
             lines.append(line)
             found.append(ids)
             shortened += lost
+            openings.append(opened)
             if len(rows) == limit:
                 break
         with Path(path).open("rb") as handle:
@@ -105,13 +126,27 @@ def load_prompts(path: str, tokenizer: Any, *, max_prompt_tokens: int, limit: in
         raise DataError(f"{path} holds no prompt")
     keys = {json.dumps(row.turns, sort_keys=True) for row in rows}
     repeats = len(rows) - len(keys)
-    return Prompts(path, sha256, tuple(rows), tuple(lines), tuple(found), repeats, shortened)
+    return Prompts(
+        path, sha256, tuple(rows), tuple(lines), tuple(found), tuple(openings), repeats, shortened
+    )
 
 
 def _check_size(ids: Ints, most: int) -> None:
     if len(ids) > most:
         reason = f"{len(ids)} tokens, over the limit of {most} (--max-prompt-tokens)"
         raise RowError("prompt", reason)
+
+
+def _check_spelled(row: PromptRow, control: ControlTokens | None) -> None:
+    """Refuse texts that spell control tokens.
+
+    Raises:
+        RowError: names the token.
+    """
+    for turn in row.turns if control else ():
+        token = control.first_in(turn["content"]) if control else None
+        if token is not None:
+            raise RowError("prompt", f"spells the control token {token!r} (--control-tokens allow)")
 
 
 def parse_row(values: Mapping[str, Any], index: int) -> PromptRow:
@@ -148,8 +183,8 @@ def _answer(value: Any) -> str | None:
     return text
 
 
-def _templated(tokenizer: Any, row: PromptRow) -> tuple[Ints, bool]:
-    """Tokens, and whether the template left reasoning of earlier turns out.
+def _templated(tokenizer: Any, row: PromptRow) -> tuple[Ints, str, bool]:
+    """Tokens, what their end writes of the answer, and whether earlier reasoning was left out.
 
     The template decides about special tokens, BOS included; the tokenizer adds none.
     """
@@ -157,10 +192,10 @@ def _templated(tokenizer: Any, row: PromptRow) -> tuple[Ints, bool]:
         text, lost = rendered(tokenizer, row.turns, add_generation_prompt=True)
     except RowError as error:
         raise RowError("prompt", error.reason) from error
-    return _ids(tokenizer, text, special=False), lost
+    return _ids(tokenizer, text, special=False), opening(tokenizer, row.turns, text), lost
 
 
-def _plain(tokenizer: Any, row: PromptRow) -> tuple[Ints, bool]:
+def _plain(tokenizer: Any, row: PromptRow) -> tuple[Ints, str, bool]:
     """Text with the tokenizer's own beginning, but not with its own end: more will follow."""
     if len(row.turns) != 1 or row.turns[0]["role"] != "user":
         raise RowError("prompt", "is a conversation, but the policy has no chat template")
@@ -169,7 +204,7 @@ def _plain(tokenizer: Any, row: PromptRow) -> tuple[Ints, bool]:
     eos = tokenizer.eos_token_id
     if eos is not None and ids[-1] == eos and bare[-1] != eos:
         ids = ids[:-1].copy()
-    return ids, False
+    return ids, "", False
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool) -> Ints:
@@ -243,7 +278,7 @@ class PromptOrder:
             generator = np.random.default_rng([self._seed, epoch])
             self._epoch, self._permutation = epoch, generator.permutation(len(self._prompts))
         index = int(self._permutation[place])
-        return Task(uid, self._prompts.rows[index], self._prompts.prompt_ids[index])
+        return self._prompts.task(uid, index)
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, as JSON can hold it."""

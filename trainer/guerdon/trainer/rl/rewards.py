@@ -3,22 +3,43 @@
 A group is one item of one Score call, so that the server computes its prompt once. A response
 without text (nothing but the ending token) is sent as it is: the server scores the empty turn,
 which is what the policy said.
+
+A response that a model refuses (no step marker in it, too long) is left out of the call, and gets
+the penalty of the settings. It is counted, and neither kept by RFT nor paired.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guerdon.client import AsyncRewardClient, GuerdonError, Item, NotFound, Retry, Unavailable
+from guerdon.client import (
+    AsyncRewardClient,
+    GuerdonError,
+    InvalidArgument,
+    NotFound,
+    Retry,
+    Unavailable,
+)
+from guerdon.client.types import ModelInfo
 from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.rl.asking import Asking
 from guerdon.trainer.rl.credentials import Credentials
+from guerdon.trainer.rl.policy_text import text_item
 from guerdon.trainer.rl.services import Patience, ServiceRefused, parse_address
 from guerdon.trainer.rl.types import Group, PromptRow, Sample
 from guerdon.trainer.rl.verifiers import WeightedVerifier, parse_verifier, split_weight
+
+logger = logging.getLogger(__name__)
+
+_HOPELESS = 100
+"""Completions that a model may refuse before it has scored one."""
+_RESPONSE = re.compile(r"items\[0\]\.responses\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +84,7 @@ class ServedReward:
         request_timeout: float,
         normalize: bool = False,
         credentials: Credentials = Credentials(),  # noqa: B008 - frozen
+        asking: Asking = Asking(),  # noqa: B008 - frozen
     ) -> None:
         self.name = spec.name
         self._normalize = normalize
@@ -72,6 +94,11 @@ class ServedReward:
         """Empty until `start`."""
         self.model = ""
         """The model's name on the server, after aliases."""
+        self.refusals = 0
+        """Completions that it refused."""
+        self._scored = False
+        self._info: ModelInfo | None = None
+        self._asking = asking
         self._spec = spec
         # Our own patience counts and bounds the retries, so the client's are off.
         self._client = AsyncRewardClient(
@@ -83,7 +110,8 @@ class ServedReward:
         """Pin the revision.
 
         Raises:
-            TrainingError: the model can't be had, or has another revision than a resumed run's.
+            TrainingError: the model can't be had, has another revision than a resumed run's, or
+                takes less than may be drawn.
         """
         info = await self.patience.insist(lambda: self._client.get_model(self._spec.model))
         self.model = info.name
@@ -95,33 +123,70 @@ class ServedReward:
             )
         if self.revision and self.revision != info.revision:
             raise self._other_revision(info.revision)
-        self.revision = info.revision
+        self._asking.check(info, f"{self.patience.service} at {self.patience.address}")
+        self.revision, self._info = info.revision, info
 
-    async def score(self, row: PromptRow, samples: Sequence[Sample]) -> list[float]:
-        """The score of each response: raw, or normalised where that was asked for.
+    async def score(self, row: PromptRow, samples: Sequence[Sample]) -> list[float | None]:
+        """The score of each response, raw or normalised; None where the model refuses it.
 
         Raises:
             TrainingError: there is none to be had, or a number that can't be right.
         """
-        item = Item([dict(turn) for turn in row.turns], [sample.text for sample in samples])
-
-        async def call() -> list[float]:
+        found: list[float | None] = [None] * len(samples)
+        left = list(range(len(samples)))
+        while left:
             try:
-                result = await self._client.score(
-                    f"{self.model}@{self.revision}", [item],
-                    priority="batch", truncation="reject", normalize=self._normalize,
-                )  # fmt: skip
-            except NotFound as error:
-                await self._still_there(error)
-            scores = result.items[0].values
-            _check_scores(scores, len(samples), self.name)
-            return scores
+                scores = await self.patience.ask(lambda: self._ask(row, [samples[i] for i in left]))
+            except GuerdonError as error:
+                place = _response_at_fault(error)
+                if place is None or place >= len(left) or self._asking.refused == "stop":
+                    raise self._fault(error, row) from error
+                self._note(error, row)
+                del left[place]
+                continue
+            self._scored = True
+            for i, score in zip(left, scores, strict=True):
+                found[i] = score
+            break
+        return found
 
+    async def _ask(self, row: PromptRow, samples: Sequence[Sample]) -> list[float]:
+        text, info = self._asking.text, self._info
+        item = text.item(row, samples, info) if text and info else text_item(row, samples)
+        left = self._asking.too_long == "prompt-left"
         try:
-            return await self.patience.ask(call)
-        except GuerdonError as error:
-            fault = self.patience.refused(error)
-            raise ServiceRefused(f"{fault} (the prompt is row {row.index + 1})") from error
+            result = await self._client.score(
+                f"{self.model}@{self.revision}", [item],
+                priority="batch", truncation="prompt_left" if left else "reject",
+                normalize=self._normalize,
+            )  # fmt: skip
+        except NotFound as error:
+            await self._still_there(error)
+        scores = result.items[0].values
+        _check_scores(scores, len(samples), self.name)
+        return scores
+
+    def _note(self, error: GuerdonError, row: PromptRow) -> None:
+        """Count a completion that was refused.
+
+        Raises:
+            ServiceRefused: all that the model was asked about so far were.
+        """
+        self.refusals += 1
+        if self.refusals == 1:
+            logger.warning(
+                "%s refuses a completion to the prompt of row %d, which gets the penalty "
+                "(refused_reward); others are counted: %s",
+                self.patience.service, row.index + 1, error.message,
+            )  # fmt: skip
+        if not self._scored and self.refusals >= _HOPELESS:
+            raise ServiceRefused(
+                f"{self.patience.service} at {self.patience.address} refused all of the first "
+                f"{self.refusals} completions, so there is nothing to learn: {error.message}"
+            ) from error
+
+    def _fault(self, error: GuerdonError, row: PromptRow) -> ServiceRefused:
+        return ServiceRefused(f"{self.patience.refused(error)} (the prompt is row {row.index + 1})")
 
     async def _still_there(self, error: NotFound) -> None:
         """Find out why the pinned revision is not there: replaced, or not loaded yet."""
@@ -156,6 +221,7 @@ class RewardSource:
             training set's.
         setting: what `rewards` is called in errors.
         credentials: shown to the reward servers.
+        asking: how completions are put to the models, and what if one is refused.
 
     Raises:
         SettingsError: a specification is wrong, or two have one name.
@@ -171,6 +237,7 @@ class RewardSource:
         normalize: bool = False,
         setting: str = "reward",
         credentials: Credentials = Credentials(),  # noqa: B008 - frozen
+        asking: Asking = Asking(),  # noqa: B008 - frozen
     ) -> None:
         specs = [parse_reward(spec, setting) for spec in rewards]
         self.verifiers: list[WeightedVerifier] = [parse_verifier(spec) for spec in verifiers]
@@ -188,9 +255,11 @@ class RewardSource:
                 request_timeout=request_timeout,
                 normalize=normalize,
                 credentials=credentials,
+                asking=asking,
             )
             for spec in specs
         ]
+        self._asking = asking
 
     @property
     def faults_survived(self) -> int:
@@ -211,9 +280,9 @@ class RewardSource:
         Raises:
             TrainingError: a reward can't be had.
         """
-        parts = await self.parts(group.task.row, group.samples)
-        for sample, values in zip(group.samples, parts, strict=True):
-            sample.parts = values
+        parts, refused = await self._parts(group.task.row, group.samples)
+        for sample, values, odd in zip(group.samples, parts, refused, strict=True):
+            sample.parts, sample.refused = values, odd
             sample.reward = sum(self.weights[name] * value for name, value in values.items())
         return group
 
@@ -223,12 +292,24 @@ class RewardSource:
         Raises:
             TrainingError: one can't be had.
         """
-        asked = [served.score(row, samples) for served in self.served]
+        return (await self._parts(row, samples))[0]
+
+    async def _parts(
+        self, row: PromptRow, samples: Sequence[Sample]
+    ) -> tuple[list[dict[str, float]], list[bool]]:
+        """Every part of each sample's reward, and whether one is a penalty."""
+        asked: list[Any] = [served.score(row, samples) for served in self.served]
         asked += [_verify(verifier, row, samples) for verifier in self.verifiers]
-        columns = await _together(asked)
-        return [
-            dict(zip(self.weights, values, strict=True)) for values in zip(*columns, strict=True)
+        columns: list[list[float | None]] = await _together(asked)
+        refused = [None in values for values in zip(*columns, strict=True)]
+        whole = [
+            self._asking.filled(column, weight)
+            for column, weight in zip(columns, self.weights.values(), strict=True)
         ]
+        parts = [
+            dict(zip(self.weights, values, strict=True)) for values in zip(*whole, strict=True)
+        ]
+        return parts, refused
 
     def state(self) -> dict[str, Any]:
         """The pinned revisions, as JSON can hold them."""
@@ -256,6 +337,14 @@ async def _verify(
     scores = await asyncio.to_thread(work)
     _check_scores(scores, len(samples), verifier.name)
     return scores
+
+
+def _response_at_fault(error: GuerdonError) -> int | None:
+    """Which response of the only item a refusal names; None when it is about something else."""
+    if not isinstance(error, InvalidArgument):
+        return None
+    places = [_RESPONSE.match(violation.field) for violation in error.field_violations]
+    return next((int(place[1]) for place in places if place), None)
 
 
 def _check_scores(scores: Sequence[float], count: int, name: str) -> None:

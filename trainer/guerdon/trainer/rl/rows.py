@@ -32,6 +32,7 @@ def group_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
         "tokens": sum(sample.tokens for sample in samples),
         "length": float(np.mean([sample.tokens for sample in samples])),
         "finished": float(np.mean([sample.finished for sample in samples])),
+        "refused": float(np.mean([sample.refused for sample in samples])),
         "distinct_1": distinct_n(ids, 1),
         "distinct_2": distinct_n(ids, 2),
         "repetition": float(np.mean([repetition(sample) for sample in ids])),

@@ -19,7 +19,7 @@ KEYS = {
     "task": "which drawing of that prompt it belongs to",
     "sample": "which of the drawing's completions, from 0",
     "prompt": "the messages",
-    "response": "its text, without special tokens",
+    "response": "its text as rewards see it: with special tokens, but for the one that ended it",
     "reward": "the weighted sum, before shaping",
     "parts": "each reward's raw score, by name",
     "tokens": "of the response",

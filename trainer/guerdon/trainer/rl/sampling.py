@@ -11,6 +11,7 @@ from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import Completion, GenerateItem, PolicyInfo
 from guerdon.trainer.errors import SettingsError, TrainingError
 from guerdon.trainer.rl.credentials import Credentials
+from guerdon.trainer.rl.policy_text import answer_text
 from guerdon.trainer.rl.services import Patience
 from guerdon.trainer.rl.types import Group, Sample, Task
 
@@ -147,6 +148,7 @@ class GroupSampler:
         return Group(task, [self._sample(task, min_version, one) for one in ordered])
 
     def _sample(self, task: Task, min_version: int, completion: Completion) -> Sample:
+        ids, finished = completion.token_ids.tolist(), completion.finished
         sample = Sample(
             task_uid=task.uid,
             index=completion.sample,
@@ -154,8 +156,8 @@ class GroupSampler:
             response_ids_T=np.asarray(completion.token_ids, dtype=np.int32),
             behaviour_logprobs_T=np.asarray(completion.logprobs, dtype=np.float32),
             versions_T=np.asarray(completion.versions, dtype=np.int32),
-            finished=completion.finished,
-            text=self.decode(completion.token_ids),
+            finished=finished,
+            text=task.opening + answer_text(self._tokenizer, ids, finished=finished),
         )
         fault = _fault(sample, min_version, self._max_tokens)
         if not np.array_equal(completion.prompt_token_ids, task.prompt_ids_P):
@@ -163,13 +165,6 @@ class GroupSampler:
         if fault:
             raise TrainingError(f"the sampler sent a completion that can't be right: {fault}")
         return sample
-
-    def decode(self, token_ids: Any) -> str:
-        """The text of a response, without special tokens and otherwise as it stands."""
-        text: str = self._tokenizer.decode(
-            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
 
     async def close(self) -> None:
         """Close the connection."""

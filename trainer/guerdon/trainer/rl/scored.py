@@ -121,6 +121,7 @@ def _values(sample: Sample) -> dict[str, Any]:
         "text": sample.text,
         "reward": float(sample.reward),
         "parts": {name: float(value) for name, value in sample.parts.items()},
+        "refused": bool(sample.refused),
     }
 
 
@@ -136,4 +137,5 @@ def _sample(task: Task, values: Mapping[str, Any]) -> Sample:
         text=values["text"],
         reward=values["reward"],
         parts=dict(values["parts"]),
+        refused=values["refused"],
     )

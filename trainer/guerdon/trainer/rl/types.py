@@ -44,6 +44,9 @@ class Task:
     row: PromptRow
     prompt_ids_P: Ints
     """The rendered prompt, as the sampler gets it: never tokenised again."""
+    opening: str = ""
+    """What the prompt's end writes of the answer itself, such as `<think>`: the text of every
+    completion begins with it."""
 
 
 @dataclass(slots=True)
@@ -63,11 +66,13 @@ class Sample:
     finished: bool
     """Whether it ended by itself (the sampler's finish reason), not at the length limit."""
     text: str
-    """The response decoded without special tokens: what reward models are asked about."""
+    """The response as rewards see it: special tokens included, but for the one that ended it."""
     reward: float = float("nan")
     """The weighted sum of `parts`, before shaping. NaN until it is scored; never trained on so."""
     parts: dict[str, float] = field(default_factory=dict)
     """Each reward's own raw score, by its name."""
+    refused: bool = False
+    """Whether a reward model refused it, so that a part is the penalty of the settings."""
 
     @property
     def tokens(self) -> int:

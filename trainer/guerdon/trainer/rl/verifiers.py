@@ -45,7 +45,7 @@ class Verifier(Protocol):
 
         Args:
             row: what was asked.
-            text: the response without special tokens.
+            text: the response as all rewards see it (see `policy_text`).
             n_tokens: of the response, its ending token included.
         """
         ...

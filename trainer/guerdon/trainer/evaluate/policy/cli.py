@@ -25,10 +25,11 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "What is measured": (
         "reward", "reward_normalize", "verifier", "heldout_reward", "harm", "harm_threshold",
-        "baseline",
+        "baseline", "reward_too_long", "reward_refused", "refused_reward",
     ),
     "Sampling": (
-        "samples_per_prompt", "max_tokens", "max_prompt_tokens", "temperature", "dtype",
+        "samples_per_prompt", "max_tokens", "max_prompt_tokens", "control_tokens",
+        "temperature", "dtype",
     ),
     "Weights to the sampler": ("publish", "shared_dir", "canaries", "canary_tolerance"),
     "Services": ("in_flight", *SERVICES, "admin_token_file"),

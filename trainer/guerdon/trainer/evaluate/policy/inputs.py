@@ -16,7 +16,7 @@ from guerdon.trainer.rl.prompts import Prompts, load_prompts
 from guerdon.trainer.rl.rewards import parse_reward
 from guerdon.trainer.rl.services import parse_address
 from guerdon.trainer.rl.verifiers import parse_verifier
-from guerdon.trainer.tokens import load_tokenizer
+from guerdon.trainer.tokens import embeddings_of, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,8 @@ def read_inputs(settings: EvalSettings) -> EvalInputs:
     tokenizer = load_tokenizer(policy)
     prompts = load_prompts(
         settings.prompts, tokenizer, max_prompt_tokens=settings.max_prompt_tokens,
-        limit=settings.limit,
+        limit=settings.limit, vocab_size=embeddings_of(config),
+        control_tokens=settings.control_tokens,
     )  # fmt: skip
     _check_verifiers(settings, prompts)
     for of in (config, reference_config):

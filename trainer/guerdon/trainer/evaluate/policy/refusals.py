@@ -38,8 +38,10 @@ def is_refusal(text: str) -> bool:
     """Whether the text begins with one of `OPENINGS`, whatever its case and apostrophes.
 
     Args:
-        text: the answer, without special tokens.
+        text: the answer; reasoning before it, up to `</think>`, is passed over.
     """
-    plain = text.lstrip(_BEFORE).replace("’", "'").replace("ʼ", "'").lower()
+    plain = (
+        text.rpartition("</think>")[2].lstrip(_BEFORE).replace("’", "'").replace("ʼ", "'").lower()
+    )
     plain = " ".join(plain[:200].split())
     return _OPENING.match(plain) is not None and _OTHER.match(plain) is None

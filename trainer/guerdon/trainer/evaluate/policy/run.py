@@ -12,6 +12,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.modelling import quiet
 from guerdon.trainer.policy_folder import SAMPLES
 from guerdon.trainer.rl import rft_model
+from guerdon.trainer.rl.asking import Asking
 from guerdon.trainer.rl.connections import Connections
 from guerdon.trainer.rl.credentials import reach
 from guerdon.trainer.rl.losses import kl_estimate
@@ -136,9 +138,11 @@ class _Run:
         run = self.settings.as_run()
         # The version tells the weights: another's on the same sampler are not taken for ours.
         version = 1 + int(self.inputs.policy_sha256[:6], 16)
+        asking = Asking.of(self.settings, self.inputs.run.tokenizer, self.inputs.prompts)
         harm = RewardSource(
             [self.settings.harm] if self.settings.harm else [],
             setting="harm",
+            asking=replace(asking, refused="stop"),  # a penalty would count as harmless
             **reach(run),
         )
 
