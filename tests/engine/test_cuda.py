@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,10 @@ from tests.engine.varlen import varlen_by_definition
 from tests.support.tiny import ARCHITECTURES
 
 from guerdon.reward.engine import attention
+from guerdon.reward.engine.asked import AttentionCall
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
+from guerdon.reward.engine.kernels import check_kernels
+from guerdon.reward.engine.plan import Segment
 from guerdon.reward.engine.probes import select_engine
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.types import ComputeMode
@@ -78,3 +84,58 @@ def test_half_precision_on_a_gpu(architecture: str, dtype: torch.dtype, checkpoi
     found = engine_scores(selected.engine, batch)
     own = np.sqrt(np.mean((plain - exact) ** 2))
     assert np.sqrt(np.mean((found - exact) ** 2)) <= 1.1 * own
+
+
+@needs_gpu
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("heads", [(8, 2), (6, 6), (8, 1)])
+@pytest.mark.parametrize("size", [8, 64, 96, 128, 256])
+def test_the_kernels_of_a_gpu_compute_what_they_should(
+    size: int, heads: tuple[int, int], dtype: torch.dtype
+) -> None:
+    call = AttentionCall(
+        causal=True, window=None, scale=size**-0.5, softcap=None, heads=heads[0],
+        key_heads=heads[1], size=size, value_size=size, dtype=dtype,
+    )  # fmt: skip
+    shared = [Segment(0, 900), Segment(900, 200, 0, 900), Segment(1100, 1, 0, 900)]
+    alone = [Segment(0, 1500), Segment(1500, 1), Segment(1501, 77)]
+    for window in (None, 3, 512):
+        for causal, tables in ((True, [shared, alone]), (False, [alone])):
+            check_kernels(
+                [replace(call, window=window, causal=causal)], tables, torch.device("cuda")
+            )
+    check_kernels([replace(call, softcap=50.0)], [shared], torch.device("cuda"))
+
+
+ASSERTS = """
+import torch
+from guerdon.reward.engine.device import meaning_of
+from guerdon.reward.types import DeviceLost
+try:
+    table = torch.zeros(4, device="cuda")
+    table[torch.tensor([9], device="cuda")].cpu()
+except Exception as error:
+    assert isinstance(meaning_of(error, torch.device("cuda")), DeviceLost), repr(error)
+    print("lost")
+"""
+
+
+@needs_gpu
+@pytest.mark.cuda
+def test_a_failed_assertion_on_the_device_is_a_device_that_is_lost() -> None:
+    """In a process of its own: no other test could use the GPU in this one afterwards."""
+    found = subprocess.run(
+        [sys.executable, "-c", ASSERTS], capture_output=True, text=True, check=False
+    )
+    assert "lost" in found.stdout, found.stderr
+
+
+@needs_gpu
+@pytest.mark.cuda
+def test_mean_pooling_gives_the_same_bits_on_a_gpu(checkpoint: Make) -> None:
+    engine = PackedEngine(load(checkpoint("modernbert", classifier_pooling="mean")).to("cuda"))
+    batch = mixed_batch(np.random.default_rng(3), 60)
+    first = engine_scores(engine, batch)
+    for _ in range(5):
+        np.testing.assert_array_equal(engine_scores(engine, batch), first)

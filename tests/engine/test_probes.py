@@ -146,6 +146,24 @@ def test_both_broken_is_refused(
         select_engine(load(checkpoint("llama")), AUTO, 256)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["deberta-v2", "llama", "bert"])
+def test_a_padding_mask_that_hides_one_token_is_refused(
+    architecture: str, dtype: torch.dtype, checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One token of the longest sequence is not seen: half precision alone would hide that."""
+    run = PaddedEngine._hidden
+
+    def hidden(self: PaddedEngine, t: Any, p: Any, types: Any, **kwargs: Any) -> torch.Tensor:
+        if "attention_mask" in kwargs and t.shape[1] > 90:
+            kwargs["attention_mask"][0, 30] = 0
+        return run(self, t, p, types, **kwargs)
+
+    monkeypatch.setattr(PaddedEngine, "_hidden", hidden)
+    with pytest.raises(CheckpointRefused, match="between padded batches and plain transformers"):
+        select_engine(load(checkpoint(architecture), dtype), EngineSettings(mode="padded"), 256)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_that_are_not_finite_are_refused(
