@@ -271,3 +271,29 @@ async def test_a_reply_that_is_too_large_is_refused_and_not_asked_for_again() ->
             with pytest.raises(Overloaded, match=r"has \d+ bytes, .*max_reply_bytes.* is 100$"):
                 await client.score("fake", [Item("p", ["abc"], id="i" * 100)])
         assert len(server.calls) == 2
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_names_that_cannot_be_looked_up_yet_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    """As in a cluster whose services are being made."""
+    lookups = 0
+    really = _channel._addresses
+
+    async def addresses(endpoint: str) -> Any:
+        nonlocal lookups
+        lookups += 1
+        if lookups <= 8:
+            raise OSError("Name or service not known")
+        return await really(endpoint)
+
+    monkeypatch.setattr(_channel, "_addresses", addresses)
+    async with FakeRewardServer() as one, FakeRewardServer() as two:
+        targets = [one.target, two.target]
+        async with AsyncRewardClient(targets, clock=FakeClock().clock) as client:
+            if streamed:
+                assert [r.values async for r in client.score_stream("fake", ITEMS)] == [[3.0]]
+            else:
+                assert (await client.score("fake", ITEMS)).scores == [[3.0]]
+    assert lookups == 10

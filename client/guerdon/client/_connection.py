@@ -29,6 +29,7 @@ _SILENT, _NOTED = 1.0, 30.0
 """Seconds: how long a call has waited for a server when a warning says so, and how long then no
 other call does."""
 
+T = TypeVar("T")
 Reply = TypeVar("Reply", covariant=True)
 
 
@@ -99,14 +100,22 @@ class Connection:
     def __reduce__(self) -> tuple[Callable[[], Connection], tuple[()]]:
         return self._remake, ()
 
-    async def channel(self) -> grpc.aio.Channel:
+    async def channel(self, deadline: Deadline | None = None) -> grpc.aio.Channel:
         """The channel.
+
+        Args:
+            deadline: until when names that can't be looked up are looked up again; None: once.
 
         Raises:
             RuntimeError: the client is closed, or in use on another event loop, or the process
                 was forked after gRPC had started.
             Unavailable: no name of a list can be looked up.
         """
+        if deadline is None:
+            return await self._open()
+        return await self._retrying(lambda _: self._open(), deadline)
+
+    async def _open(self) -> grpc.aio.Channel:
         check_fork()
         self._enter_loop()
         async with self._opening:
@@ -163,6 +172,11 @@ class Connection:
                 lambda: self._ask(method, request, deadline.remaining()), after, self.clock
             )
 
+        return await self._retrying(attempt, deadline)
+
+    async def _retrying(
+        self, attempt: Callable[[float | None], Awaitable[T]], deadline: Deadline
+    ) -> T:
         begun = self.clock.now()
 
         def waiting(error: GuerdonError, deadline: Deadline) -> None:

@@ -216,7 +216,10 @@ class ScoreStream:
         Returns:
             Why it broke, if it did.
         """
-        stub = reward_pb2_grpc.RewardServiceStub(await self._connection.channel())
+        try:
+            stub = reward_pb2_grpc.RewardServiceStub(await self._connection.channel())
+        except Unavailable as unavailable:
+            return unavailable
         call = stub.ScoreStream(metadata=self._connection.metadata)
         sent: dict[int, None] = {}
         writer = asyncio.create_task(self._write(call, sent))

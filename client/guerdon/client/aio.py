@@ -153,7 +153,7 @@ class AsyncRewardClient(AsyncClient):
             MixedRevisions: no one revision could score everything.
         """
         deadline = self._deadline(options)
-        stub = await self._stub()
+        stub = await self._stub(deadline)
 
         async def ask(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
             return await self._connection.call(stub.Score, request, deadline)
@@ -250,13 +250,15 @@ class AsyncRewardClient(AsyncClient):
             options=_wire.options(options),
         )
         deadline = self._deadline(options)
-        reply = await self._connection.call((await self._stub()).Rank, request, deadline)
+        reply = await self._connection.call((await self._stub(deadline)).Rank, request, deadline)
         return _wire.rank_result(reply, len(item.responses), top_n or 0)
 
     async def list_models(self, *, timeout: float | Unset | None = UNSET) -> list[ModelInfo]:
         """All loaded revisions, ordered by name, then load time."""
         request, deadline = reward_pb2.ListModelsRequest(), self._connection.deadline(timeout)
-        reply = await self._connection.call((await self._stub()).ListModels, request, deadline)
+        reply = await self._connection.call(
+            (await self._stub(deadline)).ListModels, request, deadline
+        )
         return [_wire.model_info(model) for model in reply.models]
 
     async def get_model(self, name: str, *, timeout: float | Unset | None = UNSET) -> ModelInfo:
@@ -267,14 +269,16 @@ class AsyncRewardClient(AsyncClient):
         """
         request = reward_pb2.GetModelRequest(model=check_model(name))
         deadline = self._connection.deadline(timeout)
-        reply = await self._connection.call((await self._stub()).GetModel, request, deadline)
+        reply = await self._connection.call(
+            (await self._stub(deadline)).GetModel, request, deadline
+        )
         return _wire.model_info(reply.model)
 
     def _deadline(self, options: ScoringOptions) -> Deadline:
         return self._connection.deadline(options.get("timeout", UNSET))
 
-    async def _stub(self) -> reward_pb2_grpc.RewardServiceAsyncStub:
-        return reward_pb2_grpc.RewardServiceStub(await self._connection.channel())
+    async def _stub(self, deadline: Deadline) -> reward_pb2_grpc.RewardServiceAsyncStub:
+        return reward_pb2_grpc.RewardServiceStub(await self._connection.channel(deadline))
 
 
 def _ranked(result: ScoreResult, top_n: int | None) -> RankResult:

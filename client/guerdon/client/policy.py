@@ -219,8 +219,11 @@ class AsyncPolicyClient(AsyncClient):
     async def get_policy(self, *, timeout: float | Unset | None = UNSET) -> PolicyInfo:
         """The policy, its version and its load."""
         request, deadline = policy_pb2.GetPolicyRequest(), self._connection.deadline(timeout)
-        reply = await self._connection.call((await self._stub()).GetPolicy, request, deadline)
+        stub = await self._stub(deadline)
+        reply = await self._connection.call(stub.GetPolicy, request, deadline)
         return wire.policy_info(reply)
 
-    async def _stub(self) -> policy_pb2_grpc.PolicyServiceAsyncStub:
-        return policy_pb2_grpc.PolicyServiceStub(await self._connection.channel())
+    async def _stub(
+        self, deadline: Deadline | None = None
+    ) -> policy_pb2_grpc.PolicyServiceAsyncStub:
+        return policy_pb2_grpc.PolicyServiceStub(await self._connection.channel(deadline))
