@@ -93,6 +93,18 @@ def process_panels(job: str) -> list[Panel]:
             ],
         ),
         Panel(
+            title="Certificates and tokens read again",
+            unit="short",
+            width=24,
+            about="Since the start. After a failure what was before is in force; the log says why.",
+            queries=[
+                Query(
+                    expr=f'guerdon_reloads_total{{job="{job}", {ONE}}}',
+                    legend="{{instance}} {{what}} {{outcome}}",
+                )
+            ],
+        ),
+        Panel(
             title="Memory",
             unit="bytes",
             width=12,

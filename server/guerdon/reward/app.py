@@ -32,6 +32,7 @@ from guerdon.serving.lifecycle import Lifecycle, Phase
 from guerdon.serving.listening import Listener
 from guerdon.serving.metrics import ServiceMetrics, new_registry
 from guerdon.serving.ports import Ports
+from guerdon.serving.reloading import reloads_of
 from guerdon.serving.wire import generic_handler
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class RewardServer:
         self._callers = read_callers(config)
         config.check_exposure(admin_token=self._callers.own_admin)
         prometheus = new_registry()
-        ServiceMetrics(prometheus, self.lifecycle, config.tls_certificate)
+        common = ServiceMetrics(prometheus, self.lifecycle, config.tls_certificate)
         self._metrics = RewardMetrics(prometheus)
         self._metrics.queue_limit_tokens.set(config.queue.max_queued_tokens)
         observer = MetricsObserver(self._metrics, self._engine_down)
@@ -98,6 +99,7 @@ class RewardServer:
             self._app
         )
         self._operations = new_operations_app(self.lifecycle, prometheus, self._door)
+        self._reloads = reloads_of(config, self._callers, self._listener, common.reloads)
         self.threads_left = False
         """After `run`: whether a load or a forward pass still goes on in a daemon thread."""
         self._engine_died = False
@@ -117,6 +119,7 @@ class RewardServer:
         """
         if signals:
             self.lifecycle.handle_signals()
+        self._reloads.start(signals=signals)
         await self._listener.set_serving(False)
         self._dispatcher.start()
         try:
@@ -191,6 +194,7 @@ class RewardServer:
 
     async def _stop(self) -> None:
         self.lifecycle.start_draining()
+        self._reloads.stop()
         engine_ended = await self._dispatcher.stop(grace=0.5)
         await self._listener.stop()
         self._scoring.close()

@@ -31,6 +31,7 @@ from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.listening import Listener
 from guerdon.serving.metrics import ServiceMetrics, new_registry
 from guerdon.serving.ports import Ports
+from guerdon.serving.reloading import reloads_of
 from guerdon.serving.wire import generic_handler
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class SamplerServer:
         self.lifecycle = Lifecycle()
         self._callers = callers_of(config)
         prometheus = new_registry()
-        ServiceMetrics(prometheus, self.lifecycle, config.tls_certificate)
+        common = ServiceMetrics(prometheus, self.lifecycle, config.tls_certificate)
         self._metrics = metrics = SamplerMetrics(prometheus)
         metrics.limit.set(config.max_in_flight)
         calls = Calls(metrics)
@@ -116,6 +117,7 @@ class SamplerServer:
         )
         self._listener = Listener(config, (service.SERVICE.full_name,), self._door)
         self._operations = new_operations_app(self.lifecycle, prometheus, self._door)
+        self._reloads = reloads_of(config, self._callers, self._listener, common.reloads)
         self._died = ""
 
     async def run(self, on_ready: Callable[[Ports], None], *, signals: bool = True) -> None:
@@ -133,6 +135,7 @@ class SamplerServer:
         """
         if signals:
             self.lifecycle.handle_signals()
+        self._reloads.start(signals=signals)
         await self._listener.set_serving(False)
         try:
             ports = await self._listen()
@@ -188,6 +191,7 @@ class SamplerServer:
 
     async def _stop(self) -> None:
         self.lifecycle.start_draining()
+        self._reloads.stop()
         await self._listener.stop()
         self._sampling.close()
         await self.engine.shutdown()

@@ -90,6 +90,19 @@ class ServerSettings:
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}, it must be positive and finite")
 
+    def check_exposure(self, *, admin_token: bool) -> None:
+        """Refuse to let other machines do without a credential what a service guards.
+
+        Raises:
+            SettingsError: they could.
+        """
+
+    @property
+    def token_files(self) -> tuple[Path, ...]:
+        """The files that hold tokens."""
+        files = (self.tokens, self.token_file, self.admin_token_file)
+        return tuple(file for file in files if file is not None)
+
     @property
     def tls(self) -> TLSFiles | None:
         """The certificate's files, if there are any."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -36,14 +38,60 @@ class TLSFiles:
             if path is not None and not path.is_file():
                 raise SettingsError(f"there is no file {path}")
 
-    def grpc_credentials(self) -> grpc.ServerCredentials:
-        """For a secure gRPC port."""
-        authority = self.client_ca.read_bytes() if self.client_ca else None
-        return grpc.ssl_server_credentials(
-            [(self.key.read_bytes(), self.certificate.read_bytes())],
-            root_certificates=authority,
-            require_client_auth=authority is not None,
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (self.certificate, self.key, *([self.client_ca] if self.client_ca else []))
+
+    def load(self) -> LoadedTLS:
+        """What the files hold now.
+
+        Raises:
+            SettingsError: a file cannot be read, is no PEM, or the key is another certificate's.
+        """
+        before = self._read()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        # No session is resumed that a client began under another authority.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+        try:
+            context.load_cert_chain(self.certificate, self.key, password=_no_password)
+            if self.client_ca is not None:
+                context.load_verify_locations(self.client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"TLS: {self.certificate} cannot be served: {error}") from error
+        if self._read() != before:
+            raise SettingsError(f"TLS: {self.certificate} changed while it was read")
+        certificate, key, *authority = before
+        return LoadedTLS(
+            context,
+            grpc.ssl_server_certificate_configuration(
+                [(key, certificate)], root_certificates=authority[0] if authority else None
+            ),
         )
+
+    def _read(self) -> list[bytes]:
+        try:
+            return [file.read_bytes() for file in self.files]
+        except OSError as error:
+            raise SettingsError(
+                f"TLS: {error.filename} cannot be read: {error.strerror}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class LoadedTLS:
+    """The same certificates for both protocols."""
+
+    context: ssl.SSLContext
+    """For HTTP."""
+    grpc: Any
+    """`grpc.ServerCertificateConfiguration`."""
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")
 
 
 def read_token(environment: str, file: Path | None) -> str:

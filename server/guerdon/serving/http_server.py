@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from guerdon.serving.credentials import TLSFiles
+from guerdon.serving.credentials import LoadedTLS
 from guerdon.serving.logs import RateLimit
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class HTTPServer:
     """
 
     def __init__(
-        self, app: Any, *, host: str, port: int, tls: TLSFiles | None, connections: int
+        self, app: Any, *, host: str, port: int, tls: LoadedTLS | None, connections: int
     ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_STREAM)
@@ -73,14 +73,18 @@ class HTTPServer:
             server_header=False,
             proxy_headers=False,  # a caller could name any address as its own
             timeout_graceful_shutdown=1,
-            ssl_certfile=tls.certificate if tls else None,
-            ssl_keyfile=tls.key if tls else None,
-            ssl_ca_certs=str(tls.client_ca) if tls and tls.client_ca else None,
-            ssl_cert_reqs=2 if tls and tls.client_ca else 0,  # ssl.CERT_REQUIRED, CERT_NONE
         )
+        config.load()
+        config.ssl = tls.context if tls is not None else None
+        self._config = config
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._server = _Server(config, self._socket, max(8, min(connections, descriptors // 6)))
         self._task: asyncio.Task[None] | None = None
+
+    def replace_tls(self, tls: LoadedTLS) -> None:
+        """Put other certificates in force for new connections, where the port is encrypted."""
+        if self._config.ssl is not None:
+            self._config.ssl = tls.context
 
     async def start(self) -> None:
         """Serve in the background; returns when connections are accepted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 from guerdon.serving import health
 from guerdon.serving.callers import Role
 from guerdon.serving.config import ServerSettings
-from guerdon.serving.credentials import TLSFiles
+from guerdon.serving.credentials import LoadedTLS
 from guerdon.serving.door import Door, guarded
 from guerdon.serving.http_server import HTTPServer
 
@@ -49,15 +50,20 @@ class Listener:
     Args:
         services: full names of the process's services, for health and reflection.
         door: refuses calls from their headers alone.
+
+    Raises:
+        SettingsError: the certificates cannot be served.
     """
 
     def __init__(self, settings: ServerSettings, services: Sequence[str], door: Door) -> None:
         self._settings = settings
-        self._tls = settings.tls
+        self._tls_files = settings.tls
+        self._tls = self._tls_files.load() if self._tls_files is not None else None
         self._services = tuple(services)
         self._door = door
         self._health = health.Health(self._services)
         self._servers: list[grpc.aio.Server] = []
+        self._credentials: list[grpc.ServerCredentials] = []
         self._http: list[HTTPServer] = []
 
     async def set_serving(self, serving: bool) -> None:
@@ -107,13 +113,43 @@ class Listener:
         address = f"[{host}]:{port}" if ":" in host and "[" not in host else f"{host}:{port}"
         try:
             if self._tls is not None:
-                bound = server.add_secure_port(address, self._tls.grpc_credentials())
+                credentials = self._grpc_credentials(self._tls)
+                self._credentials.append(credentials)
+                bound = server.add_secure_port(address, credentials)
             else:
                 bound = server.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: is the port taken?") from error
         await server.start()
         return bound
+
+    def _grpc_credentials(self, first: LoadedTLS) -> grpc.ServerCredentials:
+        """For a secure port: each handshake takes the certificates that are in force."""
+        served = first
+
+        def changed() -> Any:
+            nonlocal served
+            if self._tls is None or self._tls is served:
+                return None
+            served = self._tls
+            return served.grpc
+
+        return grpc.dynamic_ssl_server_credentials(
+            first.grpc,
+            changed,
+            require_client_authentication=first.context.verify_mode is ssl.CERT_REQUIRED,
+        )
+
+    def reload_tls(self) -> None:
+        """Put the certificates that the files hold now in force for new connections.
+
+        Raises:
+            SettingsError: they cannot be served; those before stay.
+        """
+        if self._tls_files is not None:
+            self._tls = self._tls_files.load()
+            for server in self._http:
+                server.replace_tls(self._tls)
 
     async def start_http(self, app: Any) -> int | None:
         """Serve an app over HTTP; its port, or None where the settings want none.
@@ -131,7 +167,7 @@ class Listener:
         """
         return await self._start(app, self._settings.metrics_port, None)
 
-    async def _start(self, app: Any, port: int, tls: TLSFiles | None) -> int | None:
+    async def _start(self, app: Any, port: int, tls: LoadedTLS | None) -> int | None:
         if port < 0:
             return None
         server = HTTPServer(

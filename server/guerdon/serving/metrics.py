@@ -8,6 +8,7 @@ from pathlib import Path
 from cryptography import x509
 from prometheus_client import (
     CollectorRegistry,
+    Counter,
     Gauge,
     GCCollector,
     PlatformCollector,
@@ -49,6 +50,11 @@ class ServiceMetrics:
             registry=registry,
         )  # fmt: skip
         self.memory_limit.set_function(memory_limit)
+        self.reloads = Counter(
+            "guerdon_reloads", "Tokens and certificates that were read again, or failed to be.",
+            ["what", "outcome"], registry=registry,
+        )  # fmt: skip
+        """`what` is tokens or tls, `outcome` is reloaded or failed."""
         self.certificate_expiry = Gauge(
             "guerdon_certificate_expiry_timestamp_seconds",
             "When the TLS certificate ends, in Unix time; +Inf without one.", registry=registry,
