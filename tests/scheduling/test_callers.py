@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -128,36 +129,63 @@ def test_those_who_are_gone_are_forgotten() -> None:
     assert len(shares) == 0
 
 
-@pytest.mark.parametrize("times", [CPU, GPU], ids=["cpu", "gpu"])
-def test_a_light_caller_waits_for_little_beside_a_greedy_one(times: EngineTimes) -> None:
-    """One caller keeps 600 calls in the queue; another sends its next one 50 ms after a reply."""
-    limits, rng = BatchLimits(), random.Random(0)
-    scheduler, now, computed = Scheduler(limits), 0.0, 0
+@dataclass
+class Beside:
+    """What one caller gets beside another that keeps calls in the queue."""
+
+    seconds: list[float]
+    """From arrival to answer, of each of its calls."""
+    rate: float
+    """Its calls in a second."""
+    computed: float
+    """Tokens that the engine computes in a second."""
+
+
+def beside(times: EngineTimes, greedy: int, tokens: int, modest: int) -> Beside:
+    """A caller makes so many calls at a time, each 50 ms after the reply to the one before."""
+    rng, scheduler, now, computed = random.Random(0), Scheduler(BatchLimits()), 1.0, 0
     seconds: list[float] = []
-    following: float | None = 1.0
-    for _ in range(600):
-        one(scheduler, GREEDY, 200)
+    following = [now] * modest
+    for _ in range(greedy):
+        one(scheduler, GREEDY, tokens)
     while len(seconds) < 100:
-        if following is not None and following <= now:
-            one(scheduler, MODEST, 200, now=following)
-            following = None
+        for arrival in [at for at in following if at <= now]:
+            one(scheduler, MODEST, tokens, now=arrival)
+            following.remove(arrival)
         batch = scheduler.next_batch(now).batch
-        assert batch is not None
+        if batch is None:
+            now = min(following)
+            continue
         took = times.seconds(batch.tokens) * rng.uniform(0.8, 1.2)
         now += took
         scheduler.observe("a", batch.tokens, took)
         for part in batch.parts:
             if part.unit.caller is MODEST:
                 seconds.append(now - part.unit.arrival)
-                following = now + 0.05
+                following.append(now + 0.05)
             else:
-                one(scheduler, GREEDY, 200, now=now)
+                one(scheduler, GREEDY, tokens, now=now)
         computed += batch.tokens
+    return Beside(seconds, len(seconds) / (now - 1.0), computed / (now - 1.0))
+
+
+@pytest.mark.parametrize("times", [CPU, GPU], ids=["cpu", "gpu"])
+def test_a_light_caller_waits_for_little_beside_a_greedy_one(times: EngineTimes) -> None:
+    found, limits = beside(times, 600, 200, 1), BatchLimits()
     # Half a short batch of others and its own, in the mean: it was half a second.
     short = max(limits.shared_batch_seconds, times.seconds(200))
-    assert sum(seconds) / len(seconds) < short / 2 + max(short / 2, times.alone) + 0.005
+    mean = sum(found.seconds) / len(found.seconds)
+    assert mean < short / 2 + max(short / 2, times.alone) + 0.005
     # What the short batches cost of the whole.
-    assert computed / now > 0.6 * times.capacity(limits)
+    assert found.computed > 0.6 * times.capacity(limits)
+
+
+def test_a_modest_caller_keeps_its_rate_beside_600_greedy_calls() -> None:
+    """On an engine on which it alone gets 32 calls a second, two at a time."""
+    times = EngineTimes(overhead=0.002, per_token=0.01 / 530)
+    alone, contended = beside(times, 0, 530, 2), beside(times, 600, 530, 2)
+    assert alone.rate == pytest.approx(32, abs=2)
+    assert contended.rate >= 0.8 * alone.rate
 
 
 # Room in the queue
