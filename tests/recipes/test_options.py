@@ -30,7 +30,10 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
-ONLINE_DPO = ["online-dpo", *ARGUMENTS, "--verifier", "exact"]
+ONLINE_DPO, PPO, RFT = (
+    [name, *ARGUMENTS, "--verifier", "exact"] for name in ("online-dpo", "ppo", "rft")
+)
+DPO = ["dpo", "--policy", "m", "--train", "t.jsonl", "--eval", "e.jsonl", "--output", "o"]
 
 
 def settings_from(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> RunSettings:
@@ -188,6 +191,16 @@ def test_wrong_settings_are_named(text: str, message: str, tmp_path: Path) -> No
         ([*ONLINE_DPO, "--max-per-prompt", "3"], "max_per_prompt is for pick = all only"),
         ([*ONLINE_DPO, "--missing-eos-penalty", "1"], "make no pair: set unfinished"),
         ([*ONLINE_DPO, "--reward-clip", "1"], "reward_clip do nothing: a pair says"),
+        ([*ONLINE_DPO, "--lora-alpha", "8"], "lora_alpha does nothing without lora_r"),
+        ([*ONLINE_DPO, "--shared-dir", "d"], "shared_dir does nothing without publish = shared"),
+        ([*PPO, "--kl-coef", "0", "--kl-target", "1"], "kl_target does nothing where kl_coef is 0"),
+        ([*PPO, "--kl-horizon", "9"], "kl_horizon does nothing without kl_target"),
+        ([*RFT, "--max-staleness", "1"], "max_staleness does nothing for rft"),
+        ([*RFT, "--keep", "top", "--threshold", "0"], "threshold does nothing without keep ="),
+        ([*RFT, "--steps", "3", "--epochs", "1"], "epochs does nothing where steps is given"),
+        ([*DPO, "--lora-dropout", "0.1"], "lora_dropout does nothing without lora_r"),
+        ([*DPO, "--checkpoint-every", "0", "--keep-checkpoints"], "keep_checkpoints does nothing"),
+        (["reward", *DPO[3:], "--base", "m", "--lora-alpha", "8"], "lora_alpha does nothing"),
     ],
 )
 def test_errors_are_one_sentence(

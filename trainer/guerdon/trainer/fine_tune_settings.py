@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.settings_io import refuse_idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class FineTuneSettings:
     lora_alpha: float | None = None
     """By default twice the rank."""
     lora_dropout: float = 0.0
-    """Of LoRA."""
+    """Of LoRA's updates while they are trained. The model's own dropout is off, but for sft."""
     gradient_checkpointing: bool = False
     """Less memory, more time."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -111,6 +112,13 @@ class FineTuneSettings:
         for i, name in enumerate(self.by):
             if not name or name in self.by[:i]:
                 raise SettingsError(f"by names {name!r} {'twice' if name else ''}".rstrip())
+        refuse_idle(
+            self, ("lora_alpha", "lora_dropout"), used=self.lora_r, because="without lora_r"
+        )
+        refuse_idle(
+            self, ("keep_checkpoints",), used=self.checkpoint_every,
+            because="where checkpoint_every is 0",
+        )  # fmt: skip
         if not 0 < self.learning_rate < math.inf:
             raise SettingsError(f"lr is {self.lr}, it must be a positive number")
 

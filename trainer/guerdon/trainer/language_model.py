@@ -82,6 +82,19 @@ def lora_config(lm: Any, rank: int, alpha: float = 0.0, dropout: float = 0.0) ->
     )
 
 
+def drop_dropout(model: nn.Module) -> None:
+    """Switch the model's own dropout off for good; LoRA that is put around it later keeps its own.
+
+    Probabilities are set to 0: evaluation mode would end with the trainer's next `model.train()`.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):  # of attention, which has no module for it
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
 def check_lora(model: Any) -> None:
     """Refuse LoRA that could not be merged in the end.
 

@@ -16,6 +16,7 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from guerdon.trainer import sharing
 from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.language_model import drop_dropout
 from guerdon.trainer.settings import RewardModelSettings
 
 
@@ -103,6 +104,8 @@ def max_positions(model: Any) -> int | None:
 def prepare(model: Any, settings: RewardModelSettings) -> Any:
     """The model with LoRA around it, or with its lowest layers frozen, as the settings say.
 
+    Its own dropout is off; LoRA's is as the settings say.
+
     Raises:
         SettingsError: both are asked for, or the model has no such layers.
     """
@@ -110,6 +113,7 @@ def prepare(model: Any, settings: RewardModelSettings) -> Any:
         raise SettingsError("lora_r and freeze_layers exclude each other: LoRA freezes all layers")
     if settings.freeze_layers:
         _freeze(model, settings.freeze_layers)
+    drop_dropout(model)
     if not settings.lora_r:
         return model
     from peft import LoraConfig, TaskType, get_peft_model

@@ -13,24 +13,28 @@ from trl import RewardTrainer
 
 from guerdon.trainer import sharing
 from guerdon.trainer.inside import inside
-from guerdon.trainer.length_grouped import Grouped
+from guerdon.trainer.pair_mean import PairMean
 from guerdon.trainer.scoring import autocast, plain_scores
 from guerdon.trainer.tokens import TokenPair
 
 
-class PairTrainer(Grouped, RewardTrainer):  # type: ignore[misc]
+class PairTrainer(PairMean, RewardTrainer):  # type: ignore[misc]
     """Pairwise loss, metrics, optimiser, checkpoints and resume are TRL's.
 
     Args:
         share: compute what both answers of a pair share once.
         compute_dtype: `bfloat16` or `float32`; weights are in float32 either way.
-        **kwargs: as for `Grouped` and `RewardTrainer`.
+        **kwargs: as for `PairMean` and `RewardTrainer`.
     """
 
     def __init__(self, *, share: bool, compute_dtype: str, **kwargs: Any) -> None:
         self._share = share
         self._compute_dtype = compute_dtype
         super().__init__(**kwargs)
+
+    def pairs_in(self, batch: dict[str, Any]) -> int:
+        """Pairs in a micro-batch, in one row each or in two."""
+        return len(batch["chosen_last"]) if "chosen_last" in batch else super().pairs_in(batch)
 
     def compute_loss(
         self,

@@ -18,7 +18,7 @@ import textwrap
 import tomllib
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -67,6 +67,23 @@ def build(kind: type[S], values: Mapping[str, Any]) -> S:
             option = name.replace("_", "-")
             raise SettingsError(f"{name} is missing: give --{option} or set it in the config file")
     return kind(**filled)
+
+
+def refuse_idle(settings: Any, names: Sequence[str], *, used: object, because: str) -> None:
+    """Refuse settings that were given a value and would do nothing.
+
+    Args:
+        settings: the dataclass.
+        names: of its fields.
+        used: whether they do anything; nothing is refused then.
+        because: why they do nothing.
+
+    Raises:
+        SettingsError: one has another value than its default.
+    """
+    for field in dataclasses.fields(settings):
+        if field.name in names and not used and getattr(settings, field.name) != field.default:
+            raise SettingsError(f"{field.name} does nothing {because}")
 
 
 def read_toml(config: Path) -> dict[str, Any]:

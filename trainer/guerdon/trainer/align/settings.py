@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from guerdon.trainer.errors import SettingsError
 from guerdon.trainer.fine_tune_settings import FineTuneSettings
+from guerdon.trainer.settings_io import refuse_idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,14 @@ class AlignSettings(FineTuneSettings):
     """Held-out prompts that are answered before and after, greedily, for samples.jsonl."""
     sample_tokens: int = 64
     """Tokens of the longest of these answers."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        refuse_idle(
+            self, ("sample_tokens",), used=self.sample_prompts,
+            because="where sample_prompts is 0",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ from guerdon.trainer.align.memory import keeps_reference
 from guerdon.trainer.align.settings import DPOSettings, ORPOSettings, SFTSettings
 from guerdon.trainer.completions import IGNORED, CompletionTrainer, dataset_of, keeps_apart
 from guerdon.trainer.fine_tuning import common_arguments
-from guerdon.trainer.language_model import load_lm, lora_config
-from guerdon.trainer.length_grouped import EpochOrder, Grouped
+from guerdon.trainer.language_model import drop_dropout, load_lm, lora_config
+from guerdon.trainer.length_grouped import EpochOrder
+from guerdon.trainer.pair_mean import PairMean
 from guerdon.trainer.processes import ALONE, Processes
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # where ORPO lives; our tests watch it
@@ -55,6 +56,9 @@ def make_trainer(
         trainer: Any = _sft(model, settings, rows, common, how)
         trainer.processes = processes
         return trainer
+    # The reference has no dropout either. TRL's own switch would come after LoRA, and end its too.
+    drop_dropout(model)
+    common["disable_dropout"] = False
     how |= {"lengths": [row.longest for row in rows], "processes": processes}
     if isinstance(settings, ORPOSettings):
         odds = ORPOConfig(
@@ -87,7 +91,7 @@ def _sft(
     return CompletionTrainer(args=arguments, train_dataset=data, **how)
 
 
-class DirectTrainer(Grouped, DPOTrainer):  # type: ignore[misc]
+class DirectTrainer(PairMean, DPOTrainer):  # type: ignore[misc]
     """TRL's loss (eq. 7 of arXiv:2305.18290), metrics, optimiser, checkpoints and resume."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
@@ -114,27 +118,46 @@ class DirectTrainer(Grouped, DPOTrainer):  # type: ignore[misc]
         return dataset.add_column("ref_rejected_logps", list(rejected))
 
 
-class OddsRatioTrainer(Grouped, ORPOTrainer):  # type: ignore[misc]
+class OddsRatioTrainer(PairMean, ORPOTrainer):  # type: ignore[misc]
     """TRL's loss (eq. 6 of arXiv:2403.07691): the likelihood is that of prompt and answer."""
+
+    _tokens_a_pair: float | None = None
+    """Tokens of the chosen rows that are predicted, for each pair: of the optimiser step."""
+
+    def pairs_in(self, batch: dict[str, Any]) -> int:
+        """Pairs in a micro-batch."""
+        return len(batch["chosen_input_ids"])
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
+        """The micro-batches of an optimiser step, and its pairs; counts its tokens."""
+        batches, pairs = super().get_batch_samples(*args, **kwargs)
+        tokens = self.processes.gather(sum(_predicted(batch) for batch in batches))
+        self._tokens_a_pair = sum(tokens) / pairs if pairs else None
+        return batches, pairs
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
         """It is tokens already."""
         return feature
 
     def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> tuple[Any, ...]:
-        """TRL's, with a likelihood that is the mean over the tokens of the whole batch.
+        """TRL's, with a likelihood that is the mean over the tokens of the optimiser step.
 
-        TRL takes the mean of each process's own, so that a token would weigh more where another
-        process has longer rows.
+        TRL takes the mean of each micro-batch's own, in which a token weighs more where its rows
+        are shorter than others of the step. The micro-batch will be weighed by its share of the
+        pairs; what is still missing is how many more tokens than others its pairs have.
         """
         found = super().concatenated_forward(model, batch)
         masks = (batch["chosen_attention_mask"], batch["rejected_attention_mask"])
         self._tokens += int(sum(mask.sum() for mask in masks))
-        if self.processes.count == 1:
+        if self._tokens_a_pair is None:
             return tuple(found)
-        tokens = batch["chosen_attention_mask"][:, 1:].sum().float()
-        share = tokens / self.accelerator.reduce(tokens, "mean")
+        share = _predicted(batch) / self.pairs_in(batch) / self._tokens_a_pair
         return (*found[:4], found[4] * share, *found[5:])
+
+
+def _predicted(batch: dict[str, Any]) -> int:
+    """Tokens of the chosen rows of a micro-batch that come after another one."""
+    return int(batch["chosen_attention_mask"][:, 1:].sum())
 
 
 def _for_dpo(rows: Sequence[PairTokens]) -> Dataset:

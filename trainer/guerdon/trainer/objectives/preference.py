@@ -124,6 +124,7 @@ class PreferenceTask(Task):
                 bf16=False,  # `PairTrainer` casts itself, and keeps the head in float32
                 center_rewards_coefficient=settings.center or None,
                 max_length=None,  # the pairs were filtered, and counted, before
+                disable_dropout=False,  # it is off (`prepare`), but for LoRA's where that is asked
             ),
             train_dataset=Dataset.from_dict(columns),
             processing_class=self.tokenizer,

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
-from trl.trainer.utils import disable_dropout_in_model
 
 from guerdon.trainer import sharing
 from guerdon.trainer.errors import DivergedError
@@ -94,7 +93,6 @@ class RowTrainer(Grouped, Trainer):  # type: ignore[misc]
         self._loss = loss
         self._dtype = compute_dtype
         self._seen: dict[str, list[float]] = {}
-        disable_dropout_in_model(model)  # as TRL's reward trainer does
         super().__init__(
             model=model, args=args, train_dataset=list(rows), lengths=[len(r.ids) for r in rows],
             data_collator=lambda batch: collate(batch, pad_id) | targets(batch), **kwargs,

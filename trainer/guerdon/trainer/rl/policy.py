@@ -17,7 +17,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 
 from guerdon.trainer.errors import TrainingError
-from guerdon.trainer.language_model import base_of, load_lm, plain_attention, with_lora
+from guerdon.trainer.language_model import (
+    base_of,
+    drop_dropout,
+    load_lm,
+    plain_attention,
+    with_lora,
+)
 from guerdon.trainer.rl import packing
 from guerdon.trainer.rl.packing import PackedRow
 from guerdon.trainer.rl.probe import Probe
@@ -146,7 +152,7 @@ def new_policy(folder: Path, settings: RunSettings) -> PolicyModel:
     if settings.lora_r:
         lm = with_lora(lm, settings.lora_r, settings.lora_alpha)
     model = PolicyModel(lm, settings, kind, own)
-    _drop_dropout(model)
+    drop_dropout(model)  # gradient checkpointing works in training mode only
     if settings.gradient_checkpointing:
         for part in (lm, own):
             if part is not None:
@@ -167,16 +173,6 @@ def frozen(folder: Path, settings: RunSettings, *, like: PolicyModel) -> PolicyM
     if model.packed:
         lm.set_attn_implementation(packing.PACKED)
     return model.eval()
-
-
-def _drop_dropout(model: nn.Module) -> None:
-    """Off for good: gradient checkpointing works in training mode only."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 def switch_attention(model: PolicyModel, settings: RunSettings) -> None:

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from guerdon.trainer.errors import SettingsError
 from guerdon.trainer.rl.draw_settings import DrawSettings, not_negative, positive
+from guerdon.trainer.settings_io import refuse_idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class RunSettings(DrawSettings):
     """Of prompts' order, sampling, and new weights."""
 
     prompts_per_step: int = 8
-    """Prompts in a step, over all processes; does nothing for rft."""
+    """Prompts in a step, over all processes. Refused by rft."""
     max_tokens: int = 64
     max_prompt_tokens: int = 512
     """Prompts over this are refused before the run begins."""
@@ -42,7 +43,7 @@ class RunSettings(DrawSettings):
     """Of sampling; the trainer's and the reference's logits are divided by it too."""
     max_staleness: int = 0
     """Weight versions that a token may be behind when it is trained on; 0 is synchronous.
-    Does nothing for rft."""
+    Refused by rft."""
     reward_scale: Literal["none", "running"] = "none"
     """Divide rewards by their running standard deviation (the mean stays). Refused by rft,
     online-rft and online-dpo."""
@@ -93,8 +94,8 @@ class RunSettings(DrawSettings):
     sampler that draws the same for the same seed."""
 
     eval_every: int = 10
-    """Steps between evaluations on held-out prompts; 0 evaluates before and after only, as rft
-    always does."""
+    """Steps between evaluations on held-out prompts; 0 evaluates before and after only. Refused
+    by rft, which always does that."""
     eval_samples: int = 2
     """Completions of each held-out prompt."""
     eval_limit: int = 64
@@ -129,6 +130,15 @@ class RunSettings(DrawSettings):
 
         if self.publish == "nccl" and not self.canaries:
             raise SettingsError("canaries is 0, but nothing else proves what comes by nccl")
+        refuse_idle(self, ("lora_alpha",), used=self.lora_r, because="without lora_r")
+        refuse_idle(
+            self, ("shared_dir",), used=self.publish == "shared", because="without publish = shared"
+        )
+        refuse_idle(self, ("canary_tolerance",), used=self.canaries, because="where canaries is 0")
+        refuse_idle(
+            self, ("keep_checkpoints",), used=self.checkpoint_every,
+            because="where checkpoint_every is 0",
+        )  # fmt: skip
 
     def _check_steps(self) -> None:
         positive(self, "steps")
@@ -177,6 +187,8 @@ class PolicyGradientSettings(RunSettings):
             raise SettingsError("minibatches is more than prompts_per_step")
         if 0 < self.dual_clip <= 1:
             raise SettingsError("dual_clip must be over 1, or 0 for none")
+        refuse_idle(self, ("kl_in", "kl_target"), used=self.kl_coef, because="where kl_coef is 0")
+        refuse_idle(self, ("kl_horizon",), used=self.kl_target, because="without kl_target")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +284,8 @@ class KeepSettings(RunSettings):
             raise SettingsError(f"threshold is {self.threshold}, it must be a finite number")
         if self.reward_scale != "none" or self.reward_clip:
             raise SettingsError("reward_scale and reward_clip do nothing for what is kept")
+        for name, keep in (("threshold", "threshold"), ("top", "top")):
+            refuse_idle(self, (name,), used=self.keep == keep, because=f"without keep = {keep}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +313,11 @@ class RFTSettings(KeepSettings):
         super().__post_init__()
         positive(self, "epochs")
         positive(self, "batch_size")
+        refuse_idle(self, ("epochs",), used=not self.steps, because="where steps is given")
+        refuse_idle(
+            self, ("prompts_per_step", "max_staleness", "eval_every"), used=False,
+            because="for rft, which samples once",
+        )  # fmt: skip
 
     def _check_steps(self) -> None:
         not_negative(self, "steps")

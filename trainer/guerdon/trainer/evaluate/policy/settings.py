@@ -10,6 +10,7 @@ from typing import Literal
 from guerdon.trainer.errors import SettingsError
 from guerdon.trainer.rl.draw_settings import DrawSettings, not_negative, positive
 from guerdon.trainer.rl.settings import RunSettings
+from guerdon.trainer.settings_io import refuse_idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +69,16 @@ class EvalSettings(DrawSettings):
         if self.harm and self.harm_threshold is None:
             raise SettingsError("harm_threshold is missing: only you know from where a score of "
                                 "the classifier means harm")  # fmt: skip
-        if self.harm_threshold is not None and not self.harm:
-            raise SettingsError("harm_threshold does nothing without harm")
+        refuse_idle(self, ("harm_threshold",), used=self.harm, because="without harm")
         if self.harm_threshold is not None and not math.isfinite(self.harm_threshold):
             raise SettingsError(f"harm_threshold is {self.harm_threshold}, it must be a number")
         positive(self, "in_flight")
         for name in ("limit", "canaries", "canary_tolerance"):
             not_negative(self, name)
+        refuse_idle(
+            self, ("shared_dir",), used=self.publish == "shared", because="without publish = shared"
+        )
+        refuse_idle(self, ("canary_tolerance",), used=self.canaries, because="where canaries is 0")
         if len(set(self.by)) != len(self.by):
             raise SettingsError(f"by names a field twice: {', '.join(self.by)}")
 
