@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.maths.support import settings
+from tests.maths.tokens import ALONE
 from tests.maths.tree import Tree, random_table
+from torch import Tensor
 
+from guerdon.trainer.rl.algorithms import build
+from guerdon.trainer.rl.algorithms.base import StepBatch
 from guerdon.trainer.rl.kl import AdaptiveKL, FixedKL
 from guerdon.trainer.rl.losses import kl_estimate, segment_sum, sequence_kl
+from guerdon.trainer.rl.settings import (
+    GRPOSettings,
+    OnlineDPOSettings,
+    PPOSettings,
+    RLOOSettings,
+    RunSettings,
+)
 
 TREE = Tree(vocabulary=4, depth=3)
 
@@ -43,10 +55,75 @@ def test_the_divergence_of_completions_is_exact() -> None:
     lengths_C, states_N, tokens_N = TREE.tokens(torch.arange(len(TREE.completions)))
     p_N = policy.log_softmax(-1)[states_N, tokens_N]
     q_N = other.log_softmax(-1)[states_N, tokens_N]
-    kl_C = sequence_kl(p_N, q_N, torch.ones(len(p_N), dtype=torch.bool), lengths_C)
+    kl_C = sequence_kl(p_N, q_N, p_N, torch.ones(len(p_N), dtype=torch.bool), lengths_C)
     p_C, q_C = TREE.logprobs(policy), TREE.logprobs(other)
     expected = (p_C.exp() * (p_C - q_C)).sum()
     assert float((p_C.exp() * kl_C).sum()) == pytest.approx(float(expected), abs=1e-12)
+
+
+def drawn(tree: Tree, draws: int) -> Tensor:
+    """Places of completions: each as often as a policy with equal logits draws it, in 4^depth."""
+    often = [draws // tree.vocabulary ** len(path) for path in tree.completions]
+    return torch.arange(len(often)).repeat_interleave(torch.tensor(often))
+
+
+def stale_batch(tree: Tree, draws: int, now: Tensor, reference: Tensor) -> StepBatch:
+    """What a policy with equal logits, long ago, drew for a step of the policy as it is now."""
+    behaviour = torch.zeros_like(now)
+    places = drawn(tree, draws)
+    lengths_S, states_N, tokens_N = tree.tokens(places)
+    behaviour_N, proximal_N, reference_N = (
+        table.log_softmax(-1)[states_N, tokens_N] for table in (behaviour, now, reference)
+    )
+    samples = len(places)
+    return StepBatch(
+        lengths_S=lengths_S, groups_S=torch.arange(samples) // 4,
+        rewards_S=torch.randn(samples, dtype=torch.float64),
+        finished_S=torch.ones(samples, dtype=torch.bool), behaviour_N=behaviour_N,
+        proximal_N=proximal_N, reference_N=reference_N, values_N=torch.zeros(len(states_N)),
+        pairs_K2=torch.zeros(0, 2, dtype=torch.int64),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", [PPOSettings, GRPOSettings, RLOOSettings, OnlineDPOSettings])
+def test_stale_tokens_do_not_bias_the_divergence(kind: type[RunSettings], seed: int) -> None:
+    """By enumeration: all that a stale policy draws, in its proportions, and the exact KL.
+
+    One token: KL(π_prox ‖ π_ref). Several: the sum of that of the next token, over the states
+    that μ comes by.
+    """
+    bandit = Tree(vocabulary=4, depth=1)
+    reference = random_table(bandit, seed)
+    now = reference + random_table(bandit, seed=10 + seed)
+    found = build(settings(kind)).prepare(stale_batch(bandit, 4, now, reference), ALONE).metrics
+    p, q = now.log_softmax(-1), reference.log_softmax(-1)
+    exact = float((p.exp() * (p - q)).sum())
+    assert found["kl"] == pytest.approx(exact, abs=1e-12)
+    assert found["kl_token"] == pytest.approx(exact, abs=1e-12)
+    unweighed = float((p - q).mean())
+    assert abs(unweighed - exact) > 0.05  # the test has teeth
+
+    now, reference = random_table(TREE, seed), random_table(TREE, seed=20 + seed)
+    batch = stale_batch(TREE, 64, now, reference)
+    found = build(settings(kind)).prepare(batch, ALONE).metrics
+    p, q = now.log_softmax(-1), reference.log_softmax(-1)
+    kl_of_state = (p.exp() * (p - q)).sum(-1)
+    expected = float(kl_of_state[TREE.tokens(drawn(TREE, 64))[1]].sum()) / 64
+    assert found["kl"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_an_adaptive_beta_goes_by_the_policy_as_it_is() -> None:
+    """Drawn by π_ref, tokens say k1 < 0; the true divergence is over the target."""
+    bandit = Tree(vocabulary=4, depth=1)
+    reference = torch.zeros(1, 4, dtype=torch.float64)
+    now = random_table(bandit, seed=1)
+    run = settings(GRPOSettings, kl_coef=0.5, kl_target=0.02, kl_horizon=10.0)
+    algorithm = build(run)
+    first = algorithm.prepare(stale_batch(bandit, 4, now, reference), ALONE)
+    assert first.metrics["kl"] > 0.022
+    second = algorithm.prepare(stale_batch(bandit, 4, now, reference), ALONE)
+    assert second.kl_coef > first.kl_coef == 0.5
 
 
 def test_extreme_ratios_stay_finite_and_keep_their_gradient_finite() -> None:

@@ -94,6 +94,11 @@ def segment_sum(values_N: Tensor, lengths_S: Tensor) -> Tensor:
     return values_N.new_zeros(len(lengths_S)).index_add(0, owner_N, values_N)
 
 
+def importance(logprobs_N: Tensor, behaviour_N: Tensor) -> Tensor:
+    """sg(p/μ) of tokens that μ drew, without a cap: makes means under μ means under p."""
+    return _exp(logprobs_N - behaviour_N).detach()
+
+
 def behaviour_weight(
     proximal_N: Tensor, behaviour_N: Tensor, *, cap: float, mode: CapMode
 ) -> Tensor:
@@ -102,10 +107,10 @@ def behaviour_weight(
     Args:
         proximal_N: log π_prox.
         behaviour_N: log π_μ.
-        cap: most that w may be; infinity caps nothing.
+        cap: most that w may be.
         mode: set a larger w to the cap, or to 0, which leaves the token out.
     """
-    weight_N = _exp(proximal_N - behaviour_N).detach()
+    weight_N = importance(proximal_N, behaviour_N)
     if mode == "truncate":
         return weight_N.clamp(max=cap)
     return torch.where(weight_N <= cap, weight_N, 0.0)
@@ -142,7 +147,7 @@ def ppo_loss(
 
     Returns:
         The loss; sums `tokens`, `clip_fraction`, `dual_clip_fraction`, `ratio`, `approx_kl`
-        (k3 of KL(π_prox ‖ π_θ)); maximum `ratio_max`.
+        (KL(π_prox ‖ π_θ) by k3, weighed by w without a cap); maximum `ratio_max`.
     """
     (logprobs_N, proximal_N, behaviour_N, advantages_N), weights_N = _masked(
         mask_N, weights_N, logprobs_N, proximal_N, behaviour_N, advantages_N
@@ -163,7 +168,8 @@ def ppo_loss(
         "clip_fraction": was_clipped_N,
         "dual_clip_fraction": bounded_N,
         "ratio": ratio_N,
-        "approx_kl": kl_estimate(proximal_N, logprobs_N, "k3"),
+        "approx_kl": importance(proximal_N, behaviour_N)
+        * kl_estimate(proximal_N, logprobs_N.detach(), "k3"),
     }
     return LossSum(loss, _sums(mask_N, sums), {"ratio_max": _largest(ratio_N, mask_N)})
 
@@ -280,11 +286,31 @@ def kl_estimate(logprobs_N: Tensor, other_N: Tensor, estimator: Estimator) -> Te
     return torch.expm1(-limited_N) + k1_N
 
 
-def sequence_kl(logprobs_N: Tensor, other_N: Tensor, mask_N: Tensor, lengths_S: Tensor) -> Tensor:
-    """KL(p ‖ q) of each whole completion in nats: Σ_t k1, unbiased. [S]."""
-    zero_N = torch.zeros_like(logprobs_N)
-    k1_N = torch.where(mask_N, kl_estimate(logprobs_N, other_N, "k1"), zero_N)
-    return segment_sum(k1_N, lengths_S)
+def sequence_kl(
+    logprobs_N: Tensor, other_N: Tensor, behaviour_N: Tensor, mask_N: Tensor, lengths_S: Tensor
+) -> Tensor:
+    """KL(p ‖ q) of each whole completion in nats, by tokens that μ drew: Σ_t w·k1, w = p/μ. [S].
+
+    Its mean is exactly the sum of the tokens' divergences in the states that μ comes by, and with
+    μ = p (no stale token) exactly KL(p ‖ q) of completions. Without w it is off by KL(μ ‖ p), and
+    may be below 0. Like the loss's w it does not reach back to how the state was come by: the
+    product over all tokens before would, with a variance that grows exponentially in them.
+
+    w is not capped, for that would bias the mean low again; a single huge w moves an adaptive β
+    no further than the bound on its error lets it.
+
+    Args:
+        logprobs_N: log p.
+        other_N: log q.
+        behaviour_N: log μ.
+        mask_N: bool; the tokens that count.
+        lengths_S: int64 [S].
+    """
+    (logprobs_N, other_N, behaviour_N), _ = _masked(
+        mask_N, mask_N, logprobs_N, other_N, behaviour_N
+    )
+    k1_N = kl_estimate(logprobs_N, other_N, "k1")
+    return segment_sum(importance(logprobs_N, behaviour_N) * k1_N, lengths_S)
 
 
 def kl_loss(

@@ -43,14 +43,15 @@ KEYS: dict[str, dict[str, str]] = {
     "policy": {
         "loss": "what the optimiser stepped on, mean over the step's updates",
         "policy_loss": "its policy part",
-        "kl": "KL(π_θ ‖ π_ref) in nats per completion, Σ_t k1 over its tokens",
-        "kl_token": "the same per token, by k3",
+        "kl": "KL(π_θ ‖ π_ref) in nats per completion, Σ_t w·k1 over its tokens, w = π_prox/π_μ; "
+        "an adaptive β goes by it",
+        "kl_token": "the same per token, by w·k3",
         "kl_loss": "its KL part, before β (`kl_in = loss`)",
         "kl_coef": "β, which an adaptive one changes",
         "entropy": "mean entropy of the next-token distribution, in nats",
         "clip_fraction": "share of tokens whose ratio π_θ/π_prox was clipped",
         "dual_clip_fraction": "share of tokens that the dual clip changed",
-        "approx_kl": "KL(π_prox ‖ π_θ) per token: how far the step's updates went",
+        "approx_kl": "KL(π_prox ‖ π_θ) per token, by w·k3: how far the step's updates went",
         "ratio": "mean of π_θ/π_prox",
         "ratio_max": "its largest",
         "grad_norm": "norm of the gradient before clipping, the value model's included",

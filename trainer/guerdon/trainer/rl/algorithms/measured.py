@@ -7,7 +7,7 @@ from torch import Tensor
 
 from guerdon.trainer.rl.advantages import require_finite
 from guerdon.trainer.rl.algorithms.base import Algorithm, Reduce, StepBatch
-from guerdon.trainer.rl.losses import kl_estimate, off_policy_sums, sequence_kl
+from guerdon.trainer.rl.losses import importance, kl_estimate, off_policy_sums, sequence_kl
 
 
 def mask_of(batch: StepBatch) -> Tensor:
@@ -56,10 +56,14 @@ def off_policy(batch: StepBatch, mask_N: Tensor, cap: float, reduce: Reduce) -> 
 def divergence(
     batch: StepBatch, reference_N: Tensor, mask_N: Tensor, reduce: Reduce
 ) -> tuple[dict[str, float], int]:
-    """KL(π_prox ‖ π_ref) by completion and by token; and over how many completions."""
+    """KL(π_prox ‖ π_ref) by completion and by token; and over how many completions.
+
+    Stale tokens were drawn by another policy, so each is weighed by w = π_prox/π_μ.
+    """
     proximal_N, reference_N = batch.proximal_N.double(), reference_N.double()
-    kl_S = sequence_kl(proximal_N, reference_N, mask_N, batch.lengths_S)
-    k3_N = kl_estimate(proximal_N, reference_N, "k3")[mask_N]
-    local = [kl_S.sum(), len(kl_S), k3_N.sum(), len(k3_N)]
+    behaviour_N = batch.behaviour_N.double()
+    kl_S = sequence_kl(proximal_N, reference_N, behaviour_N, mask_N, batch.lengths_S)
+    k3_N = kl_estimate(proximal_N, reference_N, "k3") * importance(proximal_N, behaviour_N)
+    local = [kl_S.sum(), len(kl_S), k3_N[mask_N].sum(), mask_N.sum()]
     kl, samples, k3, tokens = reduce.sum(torch.tensor(local, dtype=torch.float64)).tolist()
     return {"kl": kl / max(samples, 1.0), "kl_token": k3 / max(tokens, 1.0)}, int(samples)
