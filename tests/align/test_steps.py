@@ -142,7 +142,7 @@ def test_dropout_of_lora_is_at_work_while_it_trains(
         batch = next(iter(trainer.get_train_dataloader()))
         trainer.model.eval()
         with torch.no_grad():
-            scores.append(float(trainer.compute_loss(trainer.model, dict(batch))))
+            scores.append(trainer.compute_loss(trainer.model, dict(batch)).item())
         torch.manual_seed(7)
         trainer.train()
         (gradient,) = watch.found
@@ -161,5 +161,5 @@ def test_the_models_own_dropout_is_off_where_answers_are_compared(
     trainer, _, _ = begun(algorithm, dropping, data, tmp_path, Gradients(), batch_size=8)
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
-    losses = {float(trainer.compute_loss(trainer.model, dict(batch))) for _ in range(4)}
+    losses = {trainer.compute_loss(trainer.model, dict(batch)).item() for _ in range(4)}
     assert (len(losses) == 1) == (algorithm != "sft")
