@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ class Checkpoints:
     def __init__(self) -> None:
         self.behaviour = Behaviour()
 
-    def __call__(self, path: str, name: str) -> RewardModel:
+    def __call__(self, path: str, name: str, check: Callable[[], None]) -> RewardModel:
         settings = EngineSettings(device="cpu", dtype="float32")
-        return load_model(path, name=name, settings=settings)
+        return load_model(path, name=name, settings=settings, check=check)
 
 
 @pytest.fixture(scope="module")
