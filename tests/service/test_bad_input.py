@@ -18,6 +18,19 @@ from .messages import details, field_at_fault, item, prompt, response, score_req
 Item = reward_pb2.ScoreItem
 
 
+def nested(part: bytes, times: int, tag: int) -> bytes:
+    """A ScoreRequest with one item, whose prompt has one field, made of so many parts."""
+
+    def field(number: int, content: bytes) -> bytes:
+        size, length = b"", len(content)
+        while length > 127:
+            size += bytes([length & 127 | 128])
+            length >>= 7
+        return bytes([number]) + size + bytes([length]) + content
+
+    return field(0x12, field(0x12, field(tag, part * times)))
+
+
 async def refused(call: Any, request: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call(request, timeout=30)
@@ -106,6 +119,41 @@ async def test_invalid_utf8_names_the_field(served: Harness) -> None:
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert field_at_fault(details(error)) == "items[1].responses[1].text"
     await served.still_serves()
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "said"),
+    [
+        (b"\x12\x00" * 8_000_000, "request", "more than 250000 fields"),
+        (b"\x12\x00" * 8_000_000 + b"\x0a\x01\xff", "request", "more than 250000 fields"),
+        # One prompt of many turns, one list of unpacked token ids, one of many fields unknown.
+        (nested(b"\x12\x02\x0a\x00", 4_000_000, 0x0A), "request", "more than 250000 fields"),
+        (nested(b"\x08\x01", 4_000_000, 0x22), "request", "more than 250000 fields"),
+        (b"\x78\x01" * 4_000_000, "request", "more than 250000 fields"),
+        (b"\x12\x00" * 80_000, "items", "the limit is 4096"),
+        (b"\x12\x00" * 80_000 + b"\x0a\x01\xff", "model", "not valid UTF-8"),
+    ],
+    ids=["items", "items+text", "turns", "tokens", "unknown", "fewer items", "fewer+text"],
+)
+async def test_a_message_of_too_many_parts_is_refused_before_it_is_parsed(
+    served: Harness, data: bytes, field: str, said: str
+) -> None:
+    raw: Any = served.channel.unary_unary("/guerdon.v1.RewardService/Score")
+    error = await refused(raw, data)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert field_at_fault(details(error)) == field
+    assert said in (error.details() or "")
+    await served.still_serves()
+
+
+async def test_a_large_message_is_taken_and_its_bad_text_named(served: Harness) -> None:
+    many = [item("q " * 50, *("a " * 20 + str(i) for i in range(40))) for _ in range(100)]
+    good = score_request(*many, item("q", "marker")).SerializeToString()
+    assert len(good) > 128 * 1024
+    raw: Any = served.channel.unary_unary("/guerdon.v1.RewardService/Score")
+    await raw(good, timeout=60)
+    error = await refused(raw, good.replace(b"marker", b"mark\xff\xfe"))
+    assert field_at_fault(details(error)) == "items[100].responses[0].text"
 
 
 async def test_garbage_is_the_callers_error(served: Harness) -> None:

@@ -29,8 +29,10 @@ B = TypeVar("B", bound=BaseModel)
 
 BODY_SECONDS = 60.0
 """For a whole body."""
-DISCARD_SECONDS = 5.0
+DISCARD_SECONDS = 10.0
 """For what a refused caller still sends: closing on a sender resets the answer too."""
+DISCARD_PAUSE = 0.05
+"""Seconds between two pieces of it: strangers who send all they can get little of the loop."""
 HELD_BODIES = 16
 """Bodies of the largest size that are in memory at a time; beyond, requests are shed."""
 MAX_PARTS = 100_000
@@ -179,6 +181,7 @@ class _Body:
             async with asyncio.timeout(DISCARD_SECONDS):
                 while not self._ended and size <= 4 * limit:
                     size += len((await self._next()).get("body", b""))
+                    await asyncio.sleep(DISCARD_PAUSE)
         except TimeoutError:
             pass
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from guerdon.serving import status
@@ -21,25 +21,30 @@ from guerdon.serving.callers import Callers, Role, current_caller, set_caller
 from guerdon.serving.deadlines import MAX_TIMEOUT
 from guerdon.serving.door import Door, authorization_of, guarded
 from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.wire_format import MAX_FIELDS, TooManyFields, Walk
 
 M = TypeVar("M", bound=Message)
 Context = grpc.aio.ServicerContext[bytes, Message]
 
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_LARGE = 64 * 1024
+"""Bytes from which on a message may take so much memory that it is looked over first."""
 
 
 def decode(kind: type[M], data: bytes) -> M:
     """Parse a message.
 
     Raises:
-        InvalidRequest: the bytes are not such a message; names the field whose
-            text is not UTF-8.
+        InvalidRequest: the bytes are not such a message, or one with too many fields; names
+            the field whose text is not UTF-8.
     """
     try:
+        if len(data) > _LARGE:
+            Walk(data).count(kind.DESCRIPTOR)
         return kind.FromString(data)
     except DecodeError:
-        pass
-    field = _find_bad_text(kind.DESCRIPTOR, data)
+        field = Walk(data).find_bad_text(kind.DESCRIPTOR)
+    except TooManyFields:
+        raise InvalidRequest("request", f"holds more than {MAX_FIELDS} fields") from None
     if field:
         raise InvalidRequest(field, "is not valid UTF-8")
     raise InvalidRequest("request", f"the bytes are not a {kind.DESCRIPTOR.full_name} message")
@@ -135,71 +140,3 @@ def _guard_requests(
             await status.abort(context, status.describe(error))
 
     return call
-
-
-def _find_bad_text(message: Any, data: bytes) -> str:
-    """Path of the first string field that is not UTF-8; empty if there is none to be found."""
-    counts: dict[str, int] = {}
-    try:
-        for number, chunk in _length_delimited(data):
-            field = message.fields_by_number.get(number)
-            if field is None:
-                continue
-            name: str = field.name
-            if field.is_repeated:
-                name = f"{name}[{counts.setdefault(name, 0)}]"
-                counts[field.name] += 1
-            if field.type == FieldDescriptor.TYPE_STRING and not _is_utf8(chunk):
-                return name
-            if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type is not None:
-                inner: str = _find_bad_text(field.message_type, chunk)
-                if inner:
-                    return f"{name}.{inner}"
-    except (IndexError, ValueError):
-        pass  # the bytes are not a message at all
-    return ""
-
-
-def _is_utf8(chunk: bytes) -> bool:
-    try:
-        chunk.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _length_delimited(data: bytes) -> list[tuple[int, bytes]]:
-    """Field numbers and contents of the length-delimited fields of a message."""
-    found: list[tuple[int, bytes]] = []
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == _VARINT:
-            _, at = _varint(data, at)
-        elif kind == _FIXED64:
-            at += 8
-        elif kind == _FIXED32:
-            at += 4
-        elif kind == _LENGTH:
-            size, at = _varint(data, at)
-            if at + size > len(data):
-                raise ValueError("a field goes past the end")
-            found.append((tag >> 3, data[at : at + size]))
-            at += size
-        else:
-            raise ValueError("groups are not used")
-    return found
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a varint is too long")

@@ -12,7 +12,7 @@ from guerdon.reward.wire.calls import Call, CallMetrics
 from guerdon.reward.wire.stream import ScoreStream
 from guerdon.serving.callers import Role
 from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.wire import Context, deadline_of, decode
+from guerdon.serving.wire import Context, M, deadline_of, decode
 from guerdon.v1 import reward_pb2
 
 SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"]
@@ -49,7 +49,7 @@ class RewardService:
     async def Score(self, data: bytes, context: Context) -> reward_pb2.ScoreResponse:
         """Score items; one at fault fails the call."""
         with self._calls.track("Score", deadline_of(context)) as call, self._lifecycle.admit():
-            request = decode(reward_pb2.ScoreRequest, data)
+            request = await self._decode(reward_pb2.ScoreRequest, data)
             options = convert.options(request.options)
             call.asks(request.model, options.priority)
             items = await self._scoring.off_loop(len(data), convert.items, request, self._limits)
@@ -61,7 +61,7 @@ class RewardService:
     async def Rank(self, data: bytes, context: Context) -> reward_pb2.RankResponse:
         """Order candidates, best first; ties stay in the order of the request."""
         with self._calls.track("Rank", deadline_of(context)) as call, self._lifecycle.admit():
-            request = decode(reward_pb2.RankRequest, data)
+            request = await self._decode(reward_pb2.RankRequest, data)
             options = convert.options(request.options)
             call.asks(request.model, options.priority)
             item = await self._scoring.off_loop(
@@ -79,6 +79,10 @@ class RewardService:
             deadline=deadline_of(context), items_in_flight=self._stream_items,
         )  # fmt: skip
         await stream.run()
+
+    async def _decode(self, kind: type[M], data: bytes) -> M:
+        """Parse a message, in a thread if it is large."""
+        return await self._scoring.off_loop(len(data), decode, kind, data)
 
     async def ListModels(self, data: bytes, context: Context) -> reward_pb2.ListModelsResponse:
         """Every loaded revision."""

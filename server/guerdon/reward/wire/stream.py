@@ -103,7 +103,9 @@ class ScoreStream:
         try:
             with self._calls.track("ScoreStream", self._deadline) as call, self._lifecycle.admit():
                 call.arrival = arrival
-                request = decode(reward_pb2.ScoreStreamRequest, data)
+                request = await self._scoring.off_loop(
+                    len(data), decode, reward_pb2.ScoreStreamRequest, data
+                )
                 reply.request_id = request.request_id
                 held = self._hold(request.request_id)
                 reply.scores.CopyFrom(await self._score(call, request, len(data)))

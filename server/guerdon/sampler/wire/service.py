@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import grpc
 
 from guerdon.sampler.limits import Limits
+from guerdon.sampler.requests import Work
 from guerdon.sampler.sampling import Drawn, Sampling
 from guerdon.sampler.standing import Standing
 from guerdon.sampler.wire import convert
@@ -58,8 +59,11 @@ class PolicyService:
                 raise Cancelled("the caller has left") from error
 
         with self._calls.track("Generate", deadline_of(context)) as call, self._lifecycle.admit():
-            request = decode(policy_pb2.GenerateRequest, data)
-            await self._sampling.draw(call, convert.work(request, self._limits), write)
+            work = await self._sampling.off_loop(len(data), self._work, data)
+            await self._sampling.draw(call, work, write)
+
+    def _work(self, data: bytes) -> Work:
+        return convert.work(decode(policy_pb2.GenerateRequest, data), self._limits)
 
     async def UpdateWeights(self, context: Context) -> policy_pb2.UpdateWeightsResponse:
         """Take new weights; returning says that they serve."""
