@@ -106,6 +106,7 @@ def reward(
     drain_grace: options.DrainGrace = None,
     ready_file: options.ReadyFile = None,
     log_level: options.LogLevel = None,
+    access_log: options.AccessLog = None,
 ) -> None:
     """Serve reward models over gRPC, with HTTP beside it.
 
@@ -147,7 +148,7 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
     from guerdon.reward.loading import new_loader
 
     config = load_config(file, flags)
-    set_up_logging(config.log_level)
+    set_up_logging(config.log_level, access=config.access_log)
     if not config.models and config.admin_port < 0:
         raise SettingsError(
             "no model to serve: give --model NAME=DIR, or an --admin-port to load one by"

@@ -119,6 +119,7 @@ def sampler(
     drain_grace: options.DrainGrace = None,
     ready_file: options.ReadyFile = None,
     log_level: options.LogLevel = None,
+    access_log: options.AccessLog = None,
 ) -> None:
     """Sample a policy over gRPC, with HTTP beside it; its weights may change meanwhile.
 
@@ -142,7 +143,7 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
     from guerdon.sampler.config import load_config
 
     config = load_config(file, flags)
-    set_up_logging(config.log_level)
+    set_up_logging(config.log_level, access=config.access_log)
 
     from guerdon.sampler.app import SamplerServer, callers_of
     from guerdon.sampler.loading import load_policy

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from prometheus_client import Gauge
 
+from guerdon.serving import audit
 from guerdon.serving.deadlines import left_late
 from guerdon.serving.errors import Overloaded
 from guerdon.serving.identity import Caller, current_caller
@@ -99,4 +100,6 @@ def tracked(
     finally:
         gauge.dec()
         # Once the reply is on its way: counting is not worth the caller's time.
-        asyncio.get_running_loop().call_soon(finish, code, call.elapsed())
+        loop, seconds = asyncio.get_running_loop(), call.elapsed()
+        loop.call_soon(finish, code, seconds)
+        loop.call_soon(audit.called, call.method, call.caller, code, seconds)

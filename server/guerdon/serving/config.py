@@ -57,6 +57,8 @@ class ServerSettings:
     ready_file: Path | None = None
     """Gets the real ports as JSON when the server is ready."""
     log_level: str = "info"
+    access_log: bool = False
+    """Whether the log has a line for every call, with its caller, status and seconds."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be served."""

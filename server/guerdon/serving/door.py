@@ -16,9 +16,9 @@ from typing import Any
 import grpc
 from prometheus_client import Counter as CounterMetric
 
-from guerdon.serving import status
+from guerdon.serving import audit, status
 from guerdon.serving.callers import Caller, Callers, Role
-from guerdon.serving.errors import Overloaded, ServiceError
+from guerdon.serving.errors import Overloaded, PermissionDenied, ServiceError, Unauthenticated
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -126,10 +126,11 @@ class Guarded(grpc.GenericRpcHandler):
         found = self._handlers.service(details)
         if found is None:
             return None
+        method = details.method.rpartition("/")[2]
         try:
-            self._check(details.method.rpartition("/")[2], details.invocation_metadata)
+            self._check(method, details.invocation_metadata)
         except Exception as error:
-            return _refusal(error)
+            return _refusal(method, error)
         return found
 
 
@@ -140,8 +141,10 @@ def guarded(
     return Guarded(handlers, lambda method, headers: door.check(method, headers, roles[method]))
 
 
-def _refusal(error: Exception) -> grpc.RpcMethodHandler[Any, Any]:
+def _refusal(method: str, error: Exception) -> grpc.RpcMethodHandler[Any, Any]:
     async def refuse(_messages: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if isinstance(error, Unauthenticated | PermissionDenied):
+            audit.refused(method, context.peer(), status.code_of(error).name)
         await status.abort(context, status.describe(error))
 
     return grpc.stream_stream_rpc_method_handler(refuse)

@@ -20,8 +20,15 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from guerdon.serving import audit
 from guerdon.serving.door import Door
-from guerdon.serving.errors import InvalidRequest, Overloaded, ServiceError
+from guerdon.serving.errors import (
+    InvalidRequest,
+    Overloaded,
+    PermissionDenied,
+    ServiceError,
+    Unauthenticated,
+)
 from guerdon.serving.identity import Role, set_caller
 from guerdon.serving.status import describe
 
@@ -82,6 +89,8 @@ class Bodies:
             status = describe(error)
             method = f"http_{scope['path'].rpartition('/')[2]}"
             self._door.refused.labels(method, status.code.name).inc()
+            if isinstance(error, Unauthenticated | PermissionDenied):
+                audit.refused(method, (scope.get("client") or ("",))[0], status.code.name)
             refusal = JSONResponse(status.to_json(), status.http_code, status.http_headers())
         else:
             try:

@@ -15,11 +15,12 @@ class _Formatter(logging.Formatter):
     default_msec_format = "%s.%03dZ"
 
 
-def set_up_logging(level: str) -> None:
+def set_up_logging(level: str, *, access: bool = False) -> None:
     """Log to standard error; libraries speak up from WARNING on.
 
     Args:
         level: debug, info, warning or error; for Guerdon's own loggers.
+        access: whether every call is written.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -27,6 +28,8 @@ def set_up_logging(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("guerdon").setLevel(level.upper())
+    logging.getLogger("guerdon.audit").setLevel(logging.INFO)  # whatever the rest says
+    logging.getLogger("guerdon.access").setLevel(logging.INFO if access else logging.WARNING)
 
 
 class RateLimit(logging.Filter):

@@ -16,7 +16,7 @@ _SECURITY = "Security"
 SHARED = (
     "host", "port", "http_port", "metrics_port", "tls_certificate", "tls_key", "tls_client_ca",
     "tokens", "token_file", "admin_token_file", "lame_duck", "drain_grace", "ready_file",
-    "log_level",
+    "log_level", "access_log",
 )  # fmt: skip
 """The names of these options, which are those of `ServerSettings`."""
 
@@ -57,6 +57,10 @@ DrainGrace = Annotated[
 ]
 ReadyFile = Annotated[
     Path | None, typer.Option(help="Write the real ports here as JSON when ready.")
+]
+AccessLog = Annotated[
+    bool | None,
+    typer.Option("--access-log", help="Log every call, with its caller, status and seconds."),
 ]
 LogLevel = Annotated[
     str | None, typer.Option(help="debug, info, warning or error. (default: info)")

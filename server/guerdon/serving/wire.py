@@ -7,8 +7,10 @@ request". Here a method gets the bytes and calls `decode`, which raises
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from guerdon.serving import status
+from guerdon.serving import audit, status
 from guerdon.serving.callers import Callers, Role, current_caller, set_caller
 from guerdon.serving.deadlines import MAX_TIMEOUT
 from guerdon.serving.door import Door, authorization_of, guarded
@@ -80,9 +82,10 @@ def generic_handler(
     for method in service.methods:
         function = getattr(implementation, method.name)
         check = partial(_identify, door.callers, roles[method.name])
+        audited = partial(_audited, method.name, roles[method.name])
         guard = _guard_requests if method.client_streaming else _guard_request
         make = _HANDLERS[method.client_streaming, method.server_streaming]
-        handlers[method.name] = make(guard(function, door, check), None, _serialize)
+        handlers[method.name] = make(guard(function, door, check, audited), None, _serialize)
     return guarded(grpc.method_handlers_generic_handler(service.full_name, handlers), door, roles)
 
 
@@ -108,16 +111,37 @@ def _identify(callers: Callers, role: Role | None, context: Context) -> None:
     set_caller(callers.identify(given, context.peer(), role))
 
 
+@contextmanager
+def _audited(method: str, role: Role | None, context: Context) -> Iterator[None]:
+    """Write down what becomes of an administrative call."""
+    if role not in (Role.ADMIN, Role.WEIGHTS):
+        yield
+        return
+    audit.begin()
+    code = "OK"
+    try:
+        yield
+    except asyncio.CancelledError:
+        code = "CANCELLED"
+        raise
+    except Exception as error:
+        code = status.code_of(error).name
+        raise
+    finally:
+        audit.administered(method, current_caller(), context.peer(), code)
+
+
 def _guard_request(
     function: Callable[[bytes, Context], Awaitable[Any]],
     door: Door,
     check: Callable[[Context], None],
+    audited: Callable[[Context], AbstractContextManager[None]],
 ) -> Any:
     async def call(data: bytes, context: Context) -> Any:
         try:
             with door.serving():
                 check(context)
-                with door.sharing(current_caller()):
+                with door.sharing(current_caller()), audited(context):
                     return await function(data, context)
         except Exception as error:
             await status.abort(context, status.describe(error))
@@ -129,12 +153,13 @@ def _guard_requests(
     function: Callable[[Context], Awaitable[Any]],
     door: Door,
     check: Callable[[Context], None],
+    audited: Callable[[Context], AbstractContextManager[None]],
 ) -> Any:
     async def call(_requests: object, context: Context) -> Any:
         try:
             with door.serving():
                 check(context)
-                with door.sharing(current_caller()):
+                with door.sharing(current_caller()), audited(context):
                     return await function(context)
         except Exception as error:
             await status.abort(context, status.describe(error))

@@ -10,6 +10,7 @@ from guerdon.reward.sources import Sources
 from guerdon.reward.types import PriorityClass
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.calls import CallMetrics
+from guerdon.serving import audit
 from guerdon.serving.callers import Role
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.wire import Context, M, deadline_of, decode
@@ -75,6 +76,7 @@ class ModelAdminService:
             request = decode(kind, data)
             asked = getattr(request, "name", "")  # DeleteAliasRequest has none
             call.asks(asked, PriorityClass.ONLINE)
+            audit.note(**{field.name: str(value) for field, value in request.ListFields()})
             yield request
 
     def _info(self, revision: Revision) -> reward_pb2.ModelInfo:
