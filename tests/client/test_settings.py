@@ -73,7 +73,7 @@ def test_a_time_that_is_none_is_refused_with_its_name(timeout: Any) -> None:
         (Retry, "attempts", [0, 1.5, math.inf, True, "3"]),
         (Retry, "overload_attempts", [0, math.nan]),
         (Retry, "initial", [0.0, math.inf, math.nan]),
-        (Retry, "multiplier", [0.5, math.inf]),
+        (Retry, "multiplier", [0.5, 1e6, math.inf]),
         (Retry, "maximum", [0.01, math.inf]),
         (Retry, "hedge_after", [0, -1.0, math.inf]),
         (Limits, "max_bytes", [0, 1.5, 2**31]),

@@ -108,7 +108,7 @@ class Retry:
         for name in ("attempts", "overload_attempts"):
             check_number(name, getattr(self, name), 1, 1e9, whole=True)
         check_number("initial", self.initial, SHORTEST, LONGEST)
-        check_number("multiplier", self.multiplier, 1, 1e6)
+        check_number("multiplier", self.multiplier, 1, 1000)
         check_number("maximum", self.maximum, self.initial, LONGEST)
         if self.hedge_after is not None:
             check_number("hedge_after", self.hedge_after, SHORTEST, LONGEST, instead="None")
