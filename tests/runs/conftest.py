@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.runs.processes import Service, reward_service, sampler_service
 from tests.runs.whole import Finished, Recipe, finished
-from tests.support.tiny import tiny_checkpoint
+from tests.support.tiny import CHATML, tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +19,10 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reward model."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("runs") / "judge", "llama", seed=5)
+    """A reward model, whose template is its own: it is sent the texts that samples.jsonl holds."""
+    template = "{# the judge's own #}" + CHATML
+    folder = tmp_path_factory.mktemp("runs") / "judge"
+    return tiny_checkpoint(folder, "llama", seed=5, chat_template=template)
 
 
 @pytest.fixture(scope="session")
