@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.learner.support import gradients, make_learner, settings, wild_groups
+from tests.learner.support import all_samples, gradients, make_learner, settings, wild_groups
 from torch.distributed.tensor import DTensor
 
 from guerdon.trainer.rl.settings import GRPOSettings, OnlineDPOSettings, PPOSettings, RunSettings
@@ -21,6 +21,7 @@ CASES: dict[str, tuple[type[RunSettings], dict[str, Any]]] = {
     "own": (PPOSettings, {"value": "own", "value_warmup": 1}),
     "lora": (GRPOSettings, {"lora_r": 4, "gradient_checkpointing": True}),
     "pairs": (OnlineDPOSettings, {"pick": "all"}),
+    "equal": (GRPOSettings, {"weight_decay": 0.1}),
 }
 
 
@@ -29,6 +30,9 @@ def result(folder: Path, case: str) -> dict[str, Any]:
     kind, values = CASES[case]
     run = settings(kind, micro_batch_tokens=40, lr=1e-3, max_grad_norm=100.0, **values)
     groups, more = wild_groups(5, 3, seed=1), wild_groups(4, 3, seed=2)
+    if case == "equal":  # first for one process of two, then for both, there is nothing to learn
+        for sample in [*all_samples(groups[:-1]), *all_samples(more)]:
+            sample.reward = 1.0
     found: dict[str, Any] = {
         f"float{64 if exact else 32}": gradients(make_learner(folder, run, exact=exact), groups)
         for exact in (True, False)

@@ -111,14 +111,14 @@ def gradients(learner: Learner, groups: Sequence[Group]) -> dict[str, Tensor]:
     """What a step's only update would give the optimiser, before clipping; whole, by name."""
     found: dict[str, Tensor] = {}
 
-    def catch() -> float:
+    def catch() -> list[float]:
         for name, parameter in learner.module.named_parameters():
             gradient: Any = parameter.grad
             if gradient is not None:
                 whole = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
                 found[name.replace("_checkpoint_wrapped_module.", "")] = whole.detach().clone()
         learner.optimizer.zero_grad()
-        return 0.0
+        return [0.0]
 
     learner._apply = catch  # type: ignore[method-assign]
     learner.step(groups)

@@ -93,7 +93,7 @@ def test_a_resumed_run_may_find_its_services_elsewhere(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"lr": 1e-3}, "was begun with lr = 4e-05, not 0.001: resume with the same settings"),
+        ({"lr": 1e-3}, "was begun with lr = None, not 0.001: resume with the same settings"),
         ({"seed": 1}, "was begun with seed = 0, not 1"),
         ({"steps": 19}, "was begun with steps = 20, and they can only grow"),
         ({"reward": ("a:1/other",)}, "not other models"),

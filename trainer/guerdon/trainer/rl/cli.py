@@ -50,7 +50,9 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "KL to the reference": ("kl_coef", "kl_in", "kl_target", "kl_horizon"),
     "Advantages": ("scale_by_std", "gamma", "lam", "whiten"),
-    "Value model": ("value", "value_lr", "value_coef", "value_warmup", "clip_value"),
+    "Value model": (
+        "value", "value_lr", "value_max_grad_norm", "value_coef", "value_warmup", "clip_value",
+    ),
     "Optimiser": (
         "lr", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm", "epochs",
         "minibatches", "batch_size", "lora_r", "lora_alpha",

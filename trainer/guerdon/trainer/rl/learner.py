@@ -8,9 +8,11 @@ micro-batches or dealt to ranks.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from guerdon.trainer.rl.distributed import Ranks, make_accelerator
 from guerdon.trainer.rl.packing import PackedRow, idle_row, pack
 from guerdon.trainer.rl.policy import frozen, new_policy, switch_attention
 from guerdon.trainer.rl.publish import Weights
-from guerdon.trainer.rl.schedule import lr_factor
+from guerdon.trainer.rl.schedule import learning_rates
 from guerdon.trainer.rl.selection import kept_of, pairs_of
 from guerdon.trainer.rl.settings import PPOSettings, RunSettings
 from guerdon.trainer.rl.types import Group, Ints, Sample
@@ -67,15 +69,14 @@ class Learner:
         if not settings.lora_r:
             self._reference = frozen(policy, settings, like=self.module).to(self.accelerator.device)
         value = isinstance(settings, PPOSettings)
-        self._value_lr = _value_lr(settings) if isinstance(settings, PPOSettings) else 0.0
-        groups = [{"params": list(_trainable(self.module.lm)), "lr": settings.lr}]
+        groups = [{"params": list(_trainable(self.module.lm))}]
         if value:
             rest = [
                 p for name, p in self.module.named_parameters()
                 if p.requires_grad and not name.startswith("lm.")
             ]  # fmt: skip
-            groups.append({"params": rest, "lr": self._value_lr})
-        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+            groups.append({"params": rest})
+        optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         self.model.train(settings.gradient_checkpointing)
 
@@ -97,21 +98,28 @@ class Learner:
         offsets = _offsets(samples)
         rows = self._pack(samples, offsets)
         batch = self._batch(samples, places, rows)
+        if self.algorithm.needs_values and not self.step_count:
+            batch = self._begin_values(batch)
         prepared = self.algorithm.prepare(batch, self.ranks)
         if not self.algorithm.needs_proximal:
             for key in ("mismatch_kl", "weight", "weight_max", "capped_fraction", "ess"):
                 prepared.metrics.pop(key, None)
         sums: dict[str, float] = {}
         maxima: dict[str, float] = {}
-        norms: list[float] = []
+        norms: list[list[float]] = []
         for chosen in self._minibatches(samples, places):
-            norms.append(self._update(samples, offsets, chosen, batch, prepared, sums, maxima))
-        factor = lr_factor(self.settings, self.step_count)
+            tokens_M = _tokens(samples, offsets, chosen)
+            # Without this, momentum and decay would move it all the same.
+            if self.ranks.most(int(prepared.teaches(tokens_M))):
+                norms.append(self._update(samples, offsets, chosen, batch, prepared, sums, maxima))
+        rates = learning_rates(self.settings, self.step_count)
         self.step_count += 1
         metrics = prepared.metrics | summarise(sums, maxima, len(norms))
-        metrics |= {"lr": factor * self.settings.lr, "grad_norm": float(np.mean(norms))}
-        if self._value_lr:
-            metrics["value_lr"] = factor * self._value_lr
+        planned = self.algorithm.epochs * self.algorithm.minibatches
+        metrics["skipped_updates"] = planned - len(norms)
+        metrics |= dict(zip(("lr", "value_lr"), rates, strict=False))
+        means = np.mean(norms, axis=0) if norms else np.zeros(len(rates))
+        metrics |= dict(zip(("grad_norm", "value_grad_norm"), means.tolist(), strict=False))
         if self.accelerator.device.type == "cuda":
             metrics["memory"] = float(torch.cuda.max_memory_allocated())
         return metrics
@@ -208,9 +216,21 @@ class Learner:
             proximal_N=proximal_N,
             reference_N=reference_N,
             values_N=values_N,
+            policy_waits=self._warming,
             kept_S=kept_of(samples, places, self.settings, self.step_count),
             pairs_K2=pairs_of(samples, places, self.settings),
         )
+
+    @torch.no_grad()
+    def _begin_values(self, batch: StepBatch) -> StepBatch:
+        """Start all values at the mean return of the first step, of all ranks.
+
+        From 0 the value model would spend its first steps on the mean alone.
+        """
+        assert batch.values_N is not None
+        trial = copy.deepcopy(self.algorithm).prepare(batch, self.ranks)
+        self.module.value_offset.fill_(trial.metrics["returns"])
+        return replace(batch, values_N=batch.values_N + trial.metrics["returns"])
 
     def _minibatches(self, samples: Sequence[Sample], places: Sequence[int]) -> Iterator[list[int]]:
         """The samples of each optimiser step: whole groups, dealt out anew in every epoch."""
@@ -232,13 +252,15 @@ class Learner:
         prepared: Prepared,
         sums: dict[str, float],
         maxima: dict[str, float],
-    ) -> float:
-        """One optimiser step; the norm of its gradient."""
-        chosen = _with_tokens(chosen, samples, offsets, prepared.mask_N)
+    ) -> list[float]:
+        """One optimiser step; the norms of its gradient, by parameter group."""
+        chosen = [
+            i for i in chosen
+            if prepared.mask_N[offsets[i] : offsets[i] + samples[i].tokens].any()
+        ]  # fmt: skip
         part = [samples[i] for i in chosen]
         rows = self._pack(part, [offsets[i] for i in chosen])
-        tokens = [torch.arange(offsets[i], offsets[i] + samples[i].tokens) for i in chosen]
-        places_N = torch.cat([torch.zeros(0, dtype=torch.int64), *tokens])
+        places_N = _tokens(samples, offsets, chosen)
         lengths_S = batch.lengths_S[torch.tensor(chosen, dtype=torch.int64)]
         own_N = self.algorithm.weights(lengths_S, prepared.mask_N[places_N], self.ranks)
         weights_N = torch.zeros(len(prepared.mask_N))
@@ -251,9 +273,6 @@ class Learner:
         if not math.isfinite(loss):
             self.optimizer.zero_grad()
             raise DivergedError(f"the loss is {loss} at step {self.step_count + 1}: {_ADVICE}")
-        if not self.ranks.most(int(prepared.mask_N[places_N].any())):
-            self.optimizer.zero_grad()  # momentum and decay would move it, with nothing to learn
-            return 0.0
         return self._apply()
 
     def _backward(
@@ -297,8 +316,8 @@ class Learner:
             maxima[name] = max(maxima.get(name, -math.inf), number)
         return added.get("loss", 0.0)
 
-    def _apply(self) -> float:
-        """Clip and step.
+    def _apply(self) -> list[float]:
+        """Clip and step, the policy and the value model each by its own norm; the norms.
 
         Raises:
             DivergedError: the gradient is not finite.
@@ -306,23 +325,22 @@ class Learner:
         if self._warming:
             for parameter in self.module.lm.parameters():
                 parameter.grad = None
-        found: Any = self.accelerator.clip_grad_norm_(
-            self.model.parameters(), self.settings.max_grad_norm
-        )
-        norm = float(found.full_tensor() if hasattr(found, "full_tensor") else found)
-        if not math.isfinite(norm):
+        norms = []
+        most = [self.settings.max_grad_norm, getattr(self.settings, "value_max_grad_norm", 0.0)]
+        rates = learning_rates(self.settings, self.step_count)
+        for group, lr, limit in zip(self.optimizer.param_groups, rates, most, strict=False):
+            group["lr"] = lr
+            found: Any = self.accelerator.clip_grad_norm_(group["params"], limit)
+            norms.append(float(found.full_tensor() if hasattr(found, "full_tensor") else found))
+        if not all(map(math.isfinite, norms)):
             self.optimizer.zero_grad()
             raise DivergedError(
-                f"the gradient's norm is {norm} at step {self.step_count + 1}: {_ADVICE}"
+                f"the gradient's norm is {max(norms, key=abs)} at step {self.step_count + 1}: "
+                f"{_ADVICE}"
             )
-        factor = lr_factor(self.settings, self.step_count)
-        for group, lr in zip(
-            self.optimizer.param_groups, (self.settings.lr, self._value_lr), strict=False
-        ):
-            group["lr"] = factor * lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return norm
+        return norms
 
     @property
     def _warming(self) -> bool:
@@ -375,17 +393,11 @@ def _offsets(samples: Sequence[Sample]) -> list[int]:
     return [int(at) for at in ends[:-1]]
 
 
-def _with_tokens(
-    chosen: Sequence[int], samples: Sequence[Sample], offsets: Sequence[int], mask_N: Tensor
-) -> Sequence[int]:
-    """Those with a token that is trained on; where there is none, all, for what is measured."""
-    found = [i for i in chosen if mask_N[offsets[i] : offsets[i] + samples[i].tokens].any()]
-    return found or chosen
+def _tokens(samples: Sequence[Sample], offsets: Sequence[int], chosen: Sequence[int]) -> Tensor:
+    """The places of the chosen samples' tokens among all. int64."""
+    parts = [torch.arange(offsets[i], offsets[i] + samples[i].tokens) for i in chosen]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *parts])
 
 
 def _trainable(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
     return (parameter for parameter in module.parameters() if parameter.requires_grad)
-
-
-def _value_lr(settings: PPOSettings) -> float:
-    return settings.value_lr or settings.lr * (10 if settings.value == "head" else 1)

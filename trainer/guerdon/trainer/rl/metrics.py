@@ -54,7 +54,9 @@ KEYS: dict[str, dict[str, str]] = {
         "approx_kl": "KL(π_prox ‖ π_θ) per token, by w·k3: how far the step's updates went",
         "ratio": "mean of π_θ/π_prox",
         "ratio_max": "its largest",
-        "grad_norm": "norm of the gradient before clipping, the value model's included",
+        "grad_norm": "norm of the policy's gradient before clipping",
+        "skipped_updates": "updates left out because no token had an advantage; 0 but rarely",
+        "equal_rewards": "share of prompts whose completions all had the same reward",
         "advantage": "mean advantage, before whitening",
         "advantage_std": "its standard deviation",
     },
@@ -79,6 +81,7 @@ KEYS: dict[str, dict[str, str]] = {
         "returns": "mean return",
         "explained_variance": "1 − Var(return − value)/Var(return)",
         "value_clip_fraction": "share of tokens whose value was clipped",
+        "value_grad_norm": "norm of its own weights' gradient before clipping",
     },
     "off-policy": {
         "staleness": "mean weight versions that a token was behind when it was trained on",

@@ -94,6 +94,20 @@ def unpaired(row: Mapping[str, float]) -> str:
     )
 
 
+def skipped(row: Mapping[str, float]) -> str:
+    """Said of a step that left out an update, for want of any advantage; empty if it did not.
+
+    Where completions are kept or paired, the other two say more.
+    """
+    if not row.get("skipped_updates") or "accepted" in row or "pairs" in row:
+        return ""
+    return (
+        "a step left out an update of the policy: no completion had a better reward than the "
+        "others to its prompt, so there was nothing to learn; are the prompts too easy or too "
+        "hard, or does the reward not tell completions apart?"
+    )
+
+
 def warn(history: Sequence[Evaluation]) -> list[str]:
     """What the newest evaluation shows, against the earlier ones; each one plain sentence.
 

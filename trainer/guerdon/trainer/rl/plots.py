@@ -80,7 +80,10 @@ FIGURES: dict[str, tuple[Panel, ...]] = {
             "Ratios", {"clip_fraction": "clipped", "capped_fraction": "capped at the behaviour"},
             "share of tokens", limits=(0, None),
         ),
-        Panel("Gradient", {"grad_norm": "before clipping"}, "norm", limits=(0, None)),
+        Panel(
+            "Gradients before clipping",
+            {"grad_norm": "policy", "value_grad_norm": "value model"}, "norm", limits=(0, None),
+        ),
     ),
     "pairs": (
         Panel(

@@ -55,6 +55,9 @@ class PolicyModel(nn.Module):
         own: the trunk of a value network of its own.
     """
 
+    value_offset: Tensor
+    """Added to all values: the mean return of the first step, whatever the head says."""
+
     def __init__(
         self, lm: nn.Module, settings: RunSettings, value: str, own: nn.Module | None = None
     ) -> None:
@@ -71,6 +74,8 @@ class PolicyModel(nn.Module):
             self.value_head = nn.Linear(base_of(lm).config.get_text_config().hidden_size, 1)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
+            # What values begin at. Not in the bias, which FSDP2 shards and holds in two copies.
+            self.register_buffer("value_offset", torch.zeros(()))
 
     def forward(self, row: PackedRow, with_values: bool = True) -> Computed:
         """What the row says of its response tokens."""
@@ -82,7 +87,7 @@ class PolicyModel(nn.Module):
                 if self.value_trunk is not None:
                     hidden_MD = self._hidden(self.value_trunk, row)[row.predict_M]
                 with torch.autocast(row.ids_L.device.type, enabled=False):
-                    values_M = self.value_head(_full(hidden_MD))[:, 0].clone()  # FSDP: no view
+                    values_M = self.value_head(_full(hidden_MD))[:, 0] + self.value_offset
         return Computed(logprobs_M, entropy_M, values_M)
 
     @property

@@ -27,6 +27,7 @@ def group_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
         "reward": float(rewards.mean()),
         "reward_std": float(rewards.std()),
         "reward_group_std": float(np.mean([group.rewards_G.std() for group in groups])),
+        "equal_rewards": float(np.mean([np.ptp(group.rewards_G) == 0 for group in groups])),
         "prompts": len(groups),
         "completions": len(samples),
         "tokens": sum(sample.tokens for sample in samples),

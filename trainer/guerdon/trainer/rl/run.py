@@ -34,7 +34,7 @@ from guerdon.trainer.rl.idle import RolloutStats
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.metrics import MetricsLog
-from guerdon.trainer.rl.monitors import nothing_kept, parted, unpaired, warn
+from guerdon.trainer.rl.monitors import nothing_kept, parted, skipped, unpaired, warn
 from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress
 from guerdon.trainer.rl.report import make_summary
@@ -172,6 +172,7 @@ class Run:
         self._warn(parted(row))
         self._warn(nothing_kept(row))
         self._warn(unpaired(row))
+        self._warn(skipped(row))
         every = self.settings.eval_every
         if step >= self.settings.steps:
             await self._evaluate("after")
@@ -264,7 +265,8 @@ class Run:
             template=self.inputs.tokenizer.chat_template, beta=settings.beta,
             train_data=f"{prompts.source} (sha256 {prompts.sha256})",
             training={
-                "algorithm": settings.algorithm, "loss": settings.loss, "lr": settings.lr,
+                "algorithm": settings.algorithm, "loss": settings.loss,
+                "lr": settings.learning_rate,
                 "seed": settings.seed, "steps": self.learner.step_count,
                 "rewards": dict(self._services.rewards.weights),
             },

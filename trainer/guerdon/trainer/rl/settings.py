@@ -20,6 +20,8 @@ class RunSettings(DrawSettings):
     """What every algorithm shares."""
 
     algorithm: ClassVar[str] = ""
+    default_lr: ClassVar[float] = 2e-6  # peak rate where all weights are trained
+    default_lora_lr: ClassVar[float] = 1e-4  # and where LoRA's are
 
     policy: str
     """Folder, hub name or embedded model to begin from; the sampler must serve the same."""
@@ -53,8 +55,10 @@ class RunSettings(DrawSettings):
     missing_eos_penalty: float = 0.0
     """Subtracted from the reward of a completion that did not end by itself."""
 
-    lr: float = 4e-5
-    """Peak learning rate."""
+    lr: float | None = None
+    """Peak learning rate of the policy; by default 2e-6, and 1e-4 for LoRA (rft and online-rft:
+    2e-5 and 2e-4; online-dpo: 5e-6 and 5e-5). Small models want more: 3e-5 suits the embedded
+    one."""
     warmup_steps: int = 0
     """Steps in which the rate rises from 0."""
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -62,7 +66,7 @@ class RunSettings(DrawSettings):
     weight_decay: float = 0.0
     """AdamW's."""
     max_grad_norm: float = 1.0
-    """Gradient clipping, by the norm over all weights."""
+    """Gradient clipping, by the norm over the policy's weights."""
     micro_batch_tokens: int = 2048
     """Most tokens, prompts included, in one forward and backward pass."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -115,9 +119,11 @@ class RunSettings(DrawSettings):
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
         self._check_steps()
-        for name in ("prompts_per_step", "micro_batch_tokens", "eval_samples", "lr",
-                     "max_grad_norm", "keep_checkpoints"):  # fmt: skip
+        for name in ("prompts_per_step", "micro_batch_tokens", "eval_samples", "max_grad_norm",
+                     "keep_checkpoints"):  # fmt: skip
             positive(self, name)
+        if self.lr is not None:
+            positive(self, "lr")
         for name in ("max_staleness", "reward_clip", "missing_eos_penalty", "weight_decay",
                      "warmup_steps", "lora_r", "lora_alpha", "canaries", "canary_tolerance",
                      "eval_every", "eval_limit", "checkpoint_every", "sample_rows"):  # fmt: skip
@@ -142,6 +148,13 @@ class RunSettings(DrawSettings):
 
     def _check_steps(self) -> None:
         positive(self, "steps")
+
+    @property
+    def learning_rate(self) -> float:
+        """The policy's peak learning rate, chosen or by default."""
+        if self.lr is not None:
+            return self.lr
+        return self.default_lora_lr if self.lora_r else self.default_lr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,17 +215,21 @@ class PPOSettings(PolicyGradientSettings):
     value: Literal["head", "own"] = "head"
     """A linear head on the policy's last hidden states, or a network of its own."""
     value_lr: float = 0.0
-    """Learning rate of the value model; 0 is ten times lr for a head, lr for a network."""
+    """Peak learning rate of the value model; 0 is 1e-3 for a head, 1e-5 for a network."""
+    value_max_grad_norm: float = 1.0
+    """Gradient clipping of the value model, by the norm over its own weights."""
     value_coef: float = 0.1
     """Weight of the value loss."""
     value_warmup: int = 0
-    """First steps in which only the value model learns."""
+    """First steps in which only the value model learns; the policy's warmup_steps and an adaptive
+    β begin after them."""
     clip_value: float = 0.2
     """ε_v: how far the value may move from its old one; 0 does not clip."""
     gamma: float = 1.0
     """γ of GAE."""
-    lam: float = 0.95
-    """λ of GAE."""
+    lam: float = 1.0
+    """λ of GAE. Under 1, early tokens hear of the reward only as far as the value model foresees
+    it."""
     whiten: bool = True
     """Give advantages mean 0 and variance 1 over the step."""
 
@@ -221,9 +238,17 @@ class PPOSettings(PolicyGradientSettings):
         super().__post_init__()
         for name in ("value_lr", "value_coef", "value_warmup", "clip_value"):
             not_negative(self, name)
+        positive(self, "value_max_grad_norm")
+        if self.value_warmup >= self.steps:
+            raise SettingsError("value_warmup is not under steps: the policy would never learn")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}, it must be 0 to 1")
+
+    @property
+    def value_learning_rate(self) -> float:
+        """The value model's peak learning rate, chosen or by default."""
+        return self.value_lr or (1e-3 if self.value == "head" else 1e-5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +286,9 @@ class RLOOSettings(PolicyGradientSettings):
 @dataclass(frozen=True, kw_only=True)
 class KeepSettings(RunSettings):
     """What RFT and Online RFT share: which completions are kept."""
+
+    default_lr: ClassVar[float] = 2e-5
+    default_lora_lr: ClassVar[float] = 2e-4
 
     keep: Literal["threshold", "top"] = "threshold"
     """Keep completions whose reward is at least the threshold, or each prompt's best."""
@@ -328,9 +356,9 @@ class OnlineDPOSettings(RunSettings):
     """Online DPO: DPO on pairs of completions of the policy as it trains."""
 
     algorithm: ClassVar[str] = "online-dpo"
+    default_lr: ClassVar[float] = 5e-6
+    default_lora_lr: ClassVar[float] = 5e-5
 
-    lr: float = 2e-5
-    """Peak learning rate."""
     loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
     """What a pair costs, as in guerdon train dpo: the paper's (arXiv:2305.18290), IPO's
     (arXiv:2310.12036, over mean log-probabilities), or SLiC's hinge (arXiv:2305.10425)."""

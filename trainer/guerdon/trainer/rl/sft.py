@@ -86,7 +86,7 @@ def _arguments(
         max_steps=settings.steps or -1,
         per_device_train_batch_size=size,
         gradient_accumulation_steps=settings.batch_size // size,
-        learning_rate=settings.lr,
+        learning_rate=settings.learning_rate,
         lr_scheduler_type=schedule,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,

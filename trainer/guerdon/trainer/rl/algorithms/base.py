@@ -77,6 +77,8 @@ class StepBatch:
     """bool [N]. False where a token is left out; None trains on all."""
     kept_S: Tensor | None = None
     """bool [S]. Online RFT: what was kept; None is all."""
+    policy_waits: bool = False
+    """Whether only the value model learns in this step."""
     pairs_K2: Tensor | None = None
     """int64 [K, 2]. Online DPO: places in S of each pair's better completion and worse one."""
 
@@ -119,6 +121,16 @@ class Prepared:
     """β of this step."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Keys of `metrics.KEYS`, over all processes."""
+
+    def teaches(self, tokens_M: Tensor) -> bool:
+        """Whether anything can be learnt of these tokens (places in N) but by regularisation.
+
+        A value model learns of every token, a policy of those with an advantage.
+        """
+        mask_M = self.mask_N[tokens_M]
+        if self.returns_N is None:
+            mask_M = mask_M & (self.advantages_N[tokens_M] != 0)
+        return bool(mask_M.any())
 
     def take(
         self, tokens_M: Tensor, weights_M: Tensor, device: torch.device | str = "cpu"
@@ -173,6 +185,7 @@ class Algorithm(Protocol):
         prepared = algorithm.prepare(batch, reduce)
         for every epoch, for every minibatch of whole samples:
             weights = algorithm.weights(its lengths_S, its mask, reduce)
+            unless the prepared tokens of the minibatch teach something, on any rank: leave it out
             for every micro-batch of it:
                 parts = algorithm.loss(prepared.take(...), logprobs, entropy, values)
                 parts.total.backward()

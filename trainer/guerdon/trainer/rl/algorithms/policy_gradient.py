@@ -108,13 +108,14 @@ class PolicyGradient(ABC):
         metrics |= {"advantage": of_all.mean, "advantage_std": of_all.std}
         metrics |= off_policy(batch, mask_N, self._base.behaviour_cap, reduce)
         metrics |= _value_metrics(batch.values_N, made.returns_N, mask_N, reduce)
-        metrics |= self._divergence(batch, mask_N, reduce)
         dtype = batch.proximal_N.dtype
+        advantages_N = advantages_N.to(dtype)
+        metrics |= self._divergence(batch, mask_N, advantages_N, reduce)
         return Prepared(
             mask_N=mask_N,
             behaviour_N=batch.behaviour_N,
             proximal_N=batch.proximal_N,
-            advantages_N=advantages_N.to(dtype),
+            advantages_N=advantages_N,
             reference_N=batch.reference_N,
             returns_N=None if made.returns_N is None else made.returns_N.to(dtype),
             values_N=batch.values_N,
@@ -192,13 +193,19 @@ class PolicyGradient(ABC):
             return None
         return kl_coef * kl_estimate(batch.proximal_N, batch.reference_N, "k1").double()
 
-    def _divergence(self, batch: StepBatch, mask_N: Tensor, reduce: Reduce) -> dict[str, float]:
-        """KL(π_prox ‖ π_ref), from which β is moved for the steps after this one."""
+    def _divergence(
+        self, batch: StepBatch, mask_N: Tensor, advantages_N: Tensor, reduce: Reduce
+    ) -> dict[str, float]:
+        """KL(π_prox ‖ π_ref), from which β is moved for the steps after this one.
+
+        β stays where the policy does: in steps without an advantage or for the value model alone.
+        """
         if batch.reference_N is None:
             return {}
         metrics, samples = divergence(batch, batch.reference_N, mask_N, reduce)
         beta = self._kl.value
-        if samples:
+        moves = bool((advantages_N != 0).any()) and not batch.policy_waits
+        if samples and reduce.max(torch.tensor([moves], dtype=torch.float64)).item():
             self._kl.update(metrics["kl"], samples)
         return metrics | {"kl_coef": beta}
 
