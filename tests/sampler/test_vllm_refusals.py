@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -129,3 +131,18 @@ async def test_a_start_that_fails_says_the_useful_sentence(tied_policy: Path) ->
     assert "\n" not in str(told.value)
     await engine.shutdown()
     await engine.shutdown()
+
+
+async def test_the_cause_in_the_engines_process_is_in_the_sentence(tied_policy: Path) -> None:
+    """A cache larger than any memory: vLLM's worker finds that out, two processes away."""
+    command = [sys.executable, "-m", "guerdon.cli.main", "serve", "sampler", "--port", "0"]
+    flags = {"--model": str(tied_policy), "--http-port": "-1", "--kv-cache-gib": "100000"}
+    process = await asyncio.create_subprocess_exec(
+        *command, *itertools.chain(*flags.items()), stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await process.communicate()
+    assert process.returncode not in (0, None)
+    (sentence,) = [line for line in said.decode().splitlines() if line.startswith("guerdon serve")]
+    assert "vLLM can't serve" in sentence
+    assert "Available memory on node 0" in sentence
+    assert "stack trace" not in sentence

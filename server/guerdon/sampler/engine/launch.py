@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from guerdon.sampler.engine.failure import sentence_of
 from guerdon.sampler.engine.plugin import BACKEND, SAMPLER
 from guerdon.sampler.engine.quiet import keep_quiet
 from guerdon.sampler.engine.settings import EngineSettings
@@ -74,16 +75,16 @@ def engine_arguments(folder: Path, settings: EngineSettings) -> Any:
     )
 
 
-def reason_of(error: Exception) -> str:
-    """What vLLM's start failed of, without the frame that pydantic puts around it."""
-    from pydantic import ValidationError
+def reason_of(error: Exception, told: str = "") -> str:
+    """What vLLM's start failed of.
 
-    if isinstance(error, ValidationError):
-        found = [str(fault["msg"]).removeprefix("Value error, ") for fault in error.errors()]
-        return " ".join("; ".join(found).split())
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    Args:
+        error: raised in this process.
+        told: what the engine's process said of its own failure.
+    """
+    text = sentence_of(error)
     if text.startswith("Engine core initialization failed"):
-        return "its engine's process failed at its start, and wrote why to the log above"
+        return told or "its engine's process failed at its start, and wrote why to the log above"
     return text
 
 

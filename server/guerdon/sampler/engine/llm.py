@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from guerdon.sampler.engine.failure import FailureFile
 from guerdon.sampler.engine.launch import engine_arguments, quiet_environment, reason_of
 from guerdon.sampler.engine.settings import EngineSettings
 from guerdon.sampler.types import TokenArray
@@ -26,6 +27,7 @@ class Llm:
     def __init__(self) -> None:
         self._llm: Any = None
         self._starting: asyncio.Task[None] | None = None
+        self._failure = FailureFile()
         self._running: set[str] = set()
         self._count = 0
 
@@ -39,11 +41,13 @@ class Llm:
         try:
             await asyncio.shield(self._starting)
         except (ValueError, RuntimeError, OSError) as error:
-            raise CheckpointRefused(f"vLLM can't serve {folder}: {reason_of(error)}") from error
+            reason = reason_of(error, self._failure.read())
+            raise CheckpointRefused(f"vLLM can't serve {folder}: {reason}") from error
 
     def _start(self, folder: Path, settings: EngineSettings) -> None:
         """In a thread: importing vLLM alone takes seconds."""
         quiet_environment(settings)
+        self._failure.announce()
         from vllm.v1.engine.async_llm import AsyncLLM
 
         # Not returned: the thread pool would keep what a call returned, beyond its shutdown.
@@ -51,6 +55,10 @@ class Llm:
 
     async def shutdown(self) -> None:
         """End vLLM's processes, also when it is still starting: a thread can't be interrupted."""
+        await self._end()
+        self._failure.close()
+
+    async def _end(self) -> None:
         if self._starting is None:
             return
         with contextlib.suppress(Exception):  # told by `start`
@@ -73,6 +81,11 @@ class Llm:
     def dead(self) -> bool:
         """Whether it has started and can compute no more."""
         return self._llm is not None and bool(self._llm.errored)
+
+    @property
+    def failure(self) -> str:
+        """What the engine's process said when it failed; empty when it said nothing."""
+        return self._failure.read()
 
     @property
     def running(self) -> int:

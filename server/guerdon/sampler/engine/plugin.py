@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 
+from guerdon.sampler.engine.failure import report_failures
 from guerdon.sampler.engine.quiet import keep_quiet
 
 BACKEND = "guerdon_files"
@@ -27,6 +28,7 @@ def register() -> None:
         )
     if SAMPLER in os.environ:  # others may use vLLM too where we are installed
         keep_quiet()
+        report_failures()
         _end_with_parent()
 
 

@@ -112,7 +112,8 @@ class VLLMEngine:
             if self._switch is not None and self._switch.fatal:
                 return self._switch.fatal
             await asyncio.sleep(0.2)
-        return "vLLM's engine process has ended"
+        said = self._llm.failure
+        return "vLLM's engine process has ended" + (f": {said}" if said else "")
 
     # Drawing
 
