@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-sampler demo comparison test coverage test-fast check format protos bench clean
+.PHONY: help setup setup-sampler demo comparison test coverage test-fast check audit sbom format protos bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,11 +30,23 @@ coverage: setup-sampler ## All tests, with line coverage (an eighth slower)
 test-fast: setup ## The tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
 
-check: setup ## Lint, formatting, types, proto drift
+check: setup ## Lint, formatting, types, proto drift, known vulnerabilities
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy client server trainer
 	@PYTHON=$(abspath $(BIN))/python protos/generate.sh --check
+	@$(BIN)/python deploy/audit.py
+
+audit: setup ## Known vulnerabilities of the images' dependencies; fails where nothing can be audited
+	@$(BIN)/python deploy/audit.py --required
+
+sbom: setup ## A CycloneDX list of each image's Python packages, in dist/sbom
+	@mkdir -p dist/sbom
+	@for lock in deploy/*/requirements.*.txt; do \
+	  name=$$(basename $$(dirname $$lock))-$$(basename $$lock .txt | cut -d. -f2); \
+	  $(BIN)/cyclonedx-py requirements $$lock --output-file dist/sbom/$$name.cdx.json || exit 1; \
+	  echo dist/sbom/$$name.cdx.json; \
+	done
 
 format: setup ## Format the code and sort imports
 	@$(BIN)/ruff check --fix .

@@ -7,11 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from .support import DEPLOY, ROOT
 
@@ -20,6 +23,7 @@ SERVICES = {"reward-server": "reward", "sampler": "sampler"}
 RECIPES = [
     DEPLOY / service / f"Dockerfile.{kind}" for service in SERVICES for kind in ("cpu", "cuda")
 ]
+SETUP = (DEPLOY / "setup.sh").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: f"{p.parent.name} {p.name}")
 each_service = pytest.mark.parametrize("service", SERVICES)
@@ -36,6 +40,16 @@ def stages(recipe: Path) -> list[list[tuple[str, str]]]:
                 made.append([])
             made[-1].append((name, argument))
     return made
+
+
+def lock_of(recipe: Path) -> Path:
+    """The locked dependencies that a recipe installs."""
+    return recipe.with_name(f"requirements.{recipe.name.removeprefix('Dockerfile.')}.txt")
+
+
+def locked(recipe: Path) -> dict[str, str]:
+    """Package to version."""
+    return dict(re.findall(r"^([\w.-]+)==([\w.+]+)", lock_of(recipe).read_text(), re.MULTILINE))
 
 
 def flags_of(*command: str) -> set[str]:
@@ -90,20 +104,47 @@ def test_the_server_is_process_one_and_its_commands_exist(recipe: Path) -> None:
 
 
 def test_each_image_has_its_build_of_torch() -> None:
-    reward_cpu, reward_cuda, sampler_cpu, sampler_cuda = (r.read_text() for r in RECIPES)
-    for cpu in (reward_cpu, sampler_cpu):
-        assert re.findall(r'"torch==(.+)"', cpu) == ["2.13.0+cpu"] * 2
-    assert re.findall(r'"torch==(.+)"', reward_cuda) == ["2.13.0"]
+    (torch,) = re.findall(r"^torch_version=([\d.]+)", SETUP, re.MULTILINE)
     # setup.sh installs the same: another one would be downloaded, and replaced for vLLM's sake.
-    setup_torch = (DEPLOY / "setup.sh").read_text()
-    assert re.findall(r"^torch_version=(\S+)", setup_torch, re.M) == ["2.13.0"]
-    assert set(re.findall(r'install .*"torch(.*?)"', setup_torch)) == {
+    assert set(re.findall(r'install .*"torch(.*?)"', SETUP)) == {
         "==$torch_version", "==$torch_version+cpu"
     }  # fmt: skip
-    # One version of vLLM wherever it is named.
-    setup = re.findall(r"vllm_version=(.+)", (DEPLOY / "setup.sh").read_text())
-    assert re.findall(r'"vllm==(.+)"', sampler_cuda) == setup
-    assert re.findall(r"vllm-cpu.sh \S+ (.+)", sampler_cpu) == setup
+    (vllm,) = re.findall(r"^vllm_version=([\d.]+)", SETUP, re.MULTILINE)
+    for recipe in RECIPES:
+        held = locked(recipe)
+        if recipe.name.endswith("cpu"):
+            assert re.findall(r'"torch==(.+)"', recipe.read_text()) == [f"{torch}+cpu"] * 2
+            assert "torch" not in held
+            assert not any(name.startswith("nvidia") for name in held)
+        else:
+            assert held["torch"] == torch
+        wanted = {"sampler cpu": "vllm-cpu", "sampler cuda": "vllm"}
+        engine = wanted.get(f"{recipe.parent.name} {recipe.name.removeprefix('Dockerfile.')}")
+        assert {name: v for name, v in held.items() if name.startswith("vllm")} == (
+            {engine: vllm} if engine else {}
+        )
+
+
+@each_recipe
+def test_an_image_installs_what_is_locked_and_nothing_else(recipe: Path) -> None:
+    """Every package of the lock has a hash, and the lock holds all that pyproject.toml asks for."""
+    build, _shipped = stages(recipe)
+    installs = [argument for name, argument in build if name == "RUN" and "install" in argument]
+    assert installs
+    assert all("--no-deps" in argument for argument in installs)
+    assert any("--require-hashes" in argument for argument in installs)
+    text = lock_of(recipe).read_text()
+    assert len(re.findall(r"^[\w.-]+==.*\\\n +--hash=sha256:", text, re.MULTILINE)) == len(
+        locked(recipe)
+    )
+    held = locked(recipe) | {"torch": "2.13.0", "guerdon": "0.1.0"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for need in [*project["dependencies"], *extras["models"], *extras["server"]]:
+        wanted = Requirement(need)
+        name = canonicalize_name(wanted.name)
+        assert name in held, f"run deploy/lock.sh: {name} is not in {lock_of(recipe)}"
+        assert wanted.specifier.contains(held[name]), f"run deploy/lock.sh: {name} {held[name]}"
 
 
 @each_service
