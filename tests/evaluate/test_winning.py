@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from guerdon.trainer.evaluate.policy.winning import reward_per_kl, win_rates
+from guerdon.trainer.measures import t_quantile, wilson
 from guerdon.trainer.rl.statistics import Estimate, estimate, share
 
 
@@ -25,12 +26,16 @@ def test_a_share_stays_within_its_bounds() -> None:
     plain, found = estimate([0, 0, 1.0]), share([0, 0, 1.0])
     assert plain.low is not None
     assert plain.low < 0
-    assert (found.mean, found.se, found.low, found.high) == (plain.mean, plain.se, 0.0, 1.0)
-    inside = [0.4, 0.5, 0.6]
-    assert share(inside) == estimate(inside)
+    assert found.low is not None
+    assert found.high is not None
+    assert (found.mean, found.se) == (plain.mean, plain.se)
+    assert 0 < found.low < found.mean < found.high < 1
     none, every = share([0.0] * 20), share([1.0] * 20)
-    assert (none.low, none.high) == (0.0, pytest.approx(0.1611, abs=1e-4))  # Wilson's for 0 of 20
-    assert (every.low, every.high) == (pytest.approx(0.8389, abs=1e-4), 1.0)
+    z = t_quantile(0.975, 19)
+    assert (none.low, none.high) == (0.0, pytest.approx(z * z / (20 + z * z)))  # 0 of 20, by t
+    assert (every.low, every.high) == (pytest.approx(20 / (20 + z * z)), 1.0)
+    even = share([0.5] * 20, per_prompt=4)  # no spread at all, yet only 80 trials
+    assert even.low == pytest.approx(wilson(0.5, 80, z)[0])
     with pytest.raises(ValueError, match="from 0 to 1"):
         share([0.5, 1.5])
 

@@ -13,19 +13,21 @@ from tests.recipes.support import make_group
 from tests.support.command import read_rows
 
 from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.measures import t_quantile
 from guerdon.trainer.rl.evaluation import Evaluation, compare, evaluate
 from guerdon.trainer.rl.idle import RolloutStats
 from guerdon.trainer.rl.metrics import KEYS, MetricsLog, describe
 from guerdon.trainer.rl.monitors import distinct_n, ngrams, parted, repetition, unpaired, warn
 from guerdon.trainer.rl.rows import group_metrics, speed_metrics
 from guerdon.trainer.rl.samples import SampleTable, before_and_after
-from guerdon.trainer.rl.statistics import estimate, paired, t_quantile
+from guerdon.trainer.rl.statistics import estimate, paired
 
 # --- statistics ---
 
 TABLE = {
     0.975: {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 7: 2.3646, 10: 2.2281,
             20: 2.0860, 63: 1.9983, 200: 1.9719},
+    0.9995: {3: 12.9240, 4: 8.6103},
     0.995: {2: 9.9248, 3: 5.8409, 4: 4.6041, 5: 4.0321, 10: 3.1693, 30: 2.7500},
 }  # fmt: skip
 """Of Student's distribution, as printed in any textbook."""
@@ -34,7 +36,7 @@ TABLE = {
 @pytest.mark.parametrize("p", TABLE)
 def test_students_quantiles(p: float) -> None:
     for df, value in TABLE[p].items():
-        assert t_quantile(p, df) == pytest.approx(value, rel=0.002 if p < 0.99 else 0.02), df
+        assert t_quantile(p, df) == pytest.approx(value, abs=5e-5), df
 
 
 @pytest.mark.parametrize("n", [4, 8, 64])
@@ -48,6 +50,14 @@ def test_intervals_hold_what_they_promise(n: int) -> None:
         assert found.high is not None
         hits += found.low <= 1.0 <= found.high
     assert hits / 4000 == pytest.approx(0.95, abs=0.012)  # 3.5 standard errors
+
+
+def test_rows_of_a_prompt_are_not_independent() -> None:
+    """Each prompt's value five times says no more than once."""
+    values = np.random.default_rng(0).normal(size=12)
+    once = estimate(values)
+    many = estimate(np.repeat(values, 5), prompts=np.repeat(np.arange(12), 5))
+    assert many.as_dict() == pytest.approx(once.as_dict())
 
 
 def test_one_prompt_has_no_noise() -> None:

@@ -12,23 +12,92 @@ from guerdon.trainer.measures import (
     calibration,
     length_bias,
     pearson,
+    proportion,
     sigmoid,
+    t_quantile,
     wilson,
 )
+from guerdon.trainer.rl.statistics import share as prompt_share
 
 
 def test_wilson_matches_published_values() -> None:
     # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I.
     for successes, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605)):
-        found = wilson(successes, n)
+        found = proportion(np.arange(n) < successes)
         assert found.value == successes / n
-        assert found.low == pytest.approx(low, abs=5e-5)
-        assert found.high == pytest.approx(high, abs=5e-5)
-    assert wilson(0, 20).low == 0.0
-    assert wilson(0, 20).high == pytest.approx(0.1611, abs=5e-5)
-    assert wilson(20, 20).high == 1.0
+        assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+    assert wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson(1.0, 20) == pytest.approx((0.8389, 1.0), abs=5e-5)
     with pytest.raises(ValueError, match="at least one"):
-        wilson(0, 0)
+        proportion(np.zeros(0))
+
+
+def test_trials_that_repeat_each_other_count_once() -> None:
+    """Copies of every trial under its prompt say no more than the trials did, but for t."""
+    hits = (np.arange(40) % 3 == 0).astype(float)
+    once = wilson(hits.mean(), 39.0, t_quantile(0.975, 39))
+    many = proportion(np.repeat(hits, 7), np.repeat(np.arange(40), 7))
+    assert (many.low, many.high) == pytest.approx(once, abs=1e-12)
+    assert many.n == 280
+    alone = proportion(np.array([1.0, 0.0, 1.0]), np.zeros(3, dtype=np.int64))
+    assert (alone.value, alone.low, alone.high) == (pytest.approx(2 / 3), 0.0, 1.0)
+
+
+CASES = [
+    # true share, correlation within a prompt, prompts, trials of each
+    (0.5, 0.2, 12, 28), (0.5, 0.6, 30, 4), (0.7, 0.0, 20, 8), (0.1, 0.6, 10, 28),
+    (0.02, 0.6, 100, 4), (0.02, 0.2, 30, 28), (0.98, 0.6, 100, 4), (0.9, 1.0, 30, 8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("share", "alike", "prompts", "each"), CASES)
+def test_an_interval_holds_the_true_share_as_often_as_it_says(
+    share: float, alike: float, prompts: int, each: int
+) -> None:
+    """Beta-binomial trials: independent ones' interval would hold it half the time."""
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(prompts), each)
+    found = {"clustered": 0, "prompts' means": 0, "independent": 0}
+    draws = 600
+    for _ in range(draws):
+        if alike == 1:
+            chances = (rng.random(prompts) < share).astype(float)
+        else:
+            size = 1 / max(alike, 1e-6) - 1
+            chances = rng.beta(share * size, (1 - share) * size, prompts)
+        hits = (rng.random(prompts * each) < np.repeat(chances, each)).astype(float)
+        means = hits.reshape(prompts, each).mean(1)
+        of_means = prompt_share(means.tolist(), per_prompt=each)
+        assert of_means.low is not None
+        assert of_means.high is not None
+        for name, (low, high) in {
+            "clustered": (proportion(hits, owner).low, proportion(hits, owner).high),
+            "prompts' means": (of_means.low, of_means.high),
+            "independent": wilson(float(hits.mean()), len(hits)),
+        }.items():
+            found[name] += low <= share <= high
+    coverage = {name: count / draws for name, count in found.items()}
+    print(coverage)
+    assert coverage["clustered"] >= 0.92, coverage
+    assert coverage["prompts' means"] == pytest.approx(coverage["clustered"], abs=0.01)
+    if alike > 0.1 and each > 4 and 0.1 <= share <= 0.9:
+        assert coverage["independent"] < 0.7
+
+
+def test_noise_is_seldom_called_above_chance() -> None:
+    """Pairs of eight answers to each of 20 prompts, scored at random: 28 pairs share a prompt."""
+    rng = np.random.default_rng(1)
+    first, second = np.triu_indices(8, 1)
+    owner = np.repeat(np.arange(20), 28)
+    called = {"clustered": 0, "independent": 0}
+    for _ in range(600):
+        truth, score = rng.normal(size=(2, 20, 8))
+        right = np.sign(truth[:, first] - truth[:, second])
+        delta = ((score[:, first] - score[:, second]) * right).ravel()
+        called["clustered"] += accuracy(delta, owner).low > 0.5
+        called["independent"] += accuracy(delta).low > 0.5
+    assert called["independent"] / 600 > 0.06
+    assert called["clustered"] / 600 < 0.04
 
 
 def test_a_tie_is_not_right() -> None:

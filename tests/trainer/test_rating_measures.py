@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from guerdon.trainer.measures import wilson
 from guerdon.trainer.objectives import regression, step_measures
 
 
@@ -107,10 +108,8 @@ def test_steps_that_repeat_each_other_narrow_no_interval() -> None:
     hits = ((scores > 0) == (right == 1)).astype(float)
     one = step_measures.share(hits, owners)
     four = step_measures.share(np.repeat(hits, 4), np.repeat(owners, 4))
-    assert one.low == pytest.approx(four.low)
-    # For independent steps it is the plain interval of a mean.
-    half = 1.990450 * hits.std(ddof=1) / math.sqrt(80)  # Student's t, 79 degrees of freedom
-    assert one.value - half == pytest.approx(one.low, abs=1e-4)
+    assert one.low == pytest.approx(four.low, abs=3e-3)  # which knows 80 solutions, not trials
+    assert (one.low, one.high) == pytest.approx(wilson(one.value, 80))
     assert step_measures.share(np.ones(8), np.arange(8)).low == pytest.approx(0.6756, abs=1e-3)
 
 
@@ -140,11 +139,11 @@ def test_first_errors() -> None:
         np.array([1.0]),
     ]
     right = [np.array([1.0, 0, 0]), np.array([1.0, 0]), np.array([1.0, 1]), np.array([1.0])]
-    found = step_measures.first_errors(scores, right)
+    found = step_measures.first_errors(scores, right, np.arange(4))
     assert found["erroneous"]["value"] == 0.5  # the second is passed, though it has an error
     assert found["correct"]["value"] == 0.5
     assert found["f1"] == 0.5
-    alone = step_measures.first_errors(scores[3:], right[3:])
+    alone = step_measures.first_errors(scores[3:], right[3:], np.arange(1))
     assert (alone["erroneous"], alone["f1"]) == (None, None)
 
 

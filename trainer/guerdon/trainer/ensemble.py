@@ -24,7 +24,7 @@ from guerdon.models import Manifest, template_hash
 from guerdon.trainer import measures
 from guerdon.trainer.errors import TrainingError
 from guerdon.trainer.fine_tuning import Phases, check_shares, versions
-from guerdon.trainer.measures import Floats
+from guerdon.trainer.measures import Floats, Ints
 from guerdon.trainer.modelling import load_base, quiet
 from guerdon.trainer.objectives.preference import PreferenceTask, group_measures
 from guerdon.trainer.objectives.task import Task
@@ -133,7 +133,7 @@ def _finish(
         "objective": settings.objective,
         **task.before(None),
         **task.summarise(together),
-        "ensemble": _findings(held_out, offsets, parts, settings.std_weight)
+        "ensemble": _findings(held_out, offsets, parts, settings.std_weight, task.prompts)
         | {"aggregation": settings.aggregation},
         "data": task.counts(),
         "training_set_scores": {
@@ -191,7 +191,11 @@ def _combined(scores: Sequence[PairScores], aggregation: str, weight: float) -> 
 
 
 def _findings(
-    scores: Sequence[PairScores], offsets: Floats, parts: Sequence[dict[str, Any]], weight: float
+    scores: Sequence[PairScores],
+    offsets: Floats,
+    parts: Sequence[dict[str, Any]],
+    weight: float,
+    prompts: Ints,
 ) -> dict[str, Any]:
     """What the members say alone, together, and of each other.
 
@@ -200,6 +204,7 @@ def _findings(
         offsets: shape [M].
         parts: the members' own summaries.
         weight: of the standard deviation.
+        prompts: of the held-out pairs; equal numbers are one prompt.
     """
     deltas = np.stack([s.delta for s in scores])
     signs = np.sign(deltas)
@@ -211,19 +216,24 @@ def _findings(
             {
                 "seed": part["seed"],
                 "mean_score": float(s.all.mean() + offset),
-                **group_measures(s.delta),
+                **group_measures(s.delta, prompts),
             }
             for part, s, offset in zip(parts, scores, offsets, strict=True)
         ],
         "aggregations": {
-            name: group_measures(_combined(scores, name, weight).delta) for name in AGGREGATE
+            name: group_measures(_combined(scores, name, weight).delta, prompts)
+            for name in AGGREGATE
         },
         "std_weight": weight,
         "same_order": float(np.mean([(signs[i] == signs[j]).mean() for i, j in both])),
         "delta_correlation": _mean(measures.pearson(deltas[i], deltas[j]) for i, j in both),
         "spread": float(np.stack([s.all for s in scores]).std(0).mean()),
-        "unanimous": asdict(measures.accuracy(mean[alike])) if alike.any() else None,
-        "divided": asdict(measures.accuracy(mean[~alike])) if not alike.all() else None,
+        "unanimous": asdict(measures.accuracy(mean[alike], prompts[alike]))
+        if alike.any()
+        else None,
+        "divided": asdict(measures.accuracy(mean[~alike], prompts[~alike]))
+        if not alike.all()
+        else None,
     }
 
 

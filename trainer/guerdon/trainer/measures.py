@@ -7,21 +7,27 @@ that the chosen one is preferred with probability σ(Δ).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri, stdtrit
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
-Z95 = 1.959963984540054
+LEVEL = 0.95
+"""Of confidence, where none is named."""
+Z95 = float(ndtri(0.975))
 """The normal distribution's 97.5 % quantile."""
+FEW = 5
+"""Prompts with the rarer outcome that tell how alike a prompt's outcomes are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proportion:
-    """A share with its 95 % confidence interval (Wilson 1927)."""
+    """A share with its 95 % confidence interval, as `proportion` has it."""
 
     value: float
     low: float
@@ -78,23 +84,77 @@ class LengthBias:
     equal: Proportion | None
 
 
-def wilson(successes: int, n: int, z: float = Z95) -> Proportion:
-    """A proportion and its Wilson score interval.
+def t_quantile(p: float, df: float) -> float:
+    """Student's."""
+    return float(stdtrit(df, p))
 
-    Raises:
-        ValueError: n is 0.
+
+def numbered(keys: Iterable[Hashable]) -> Ints:
+    """A number for each key, the same for equal ones: which prompt each row has."""
+    first: dict[Hashable, int] = {}
+    return np.array([first.setdefault(key, len(first)) for key in keys], dtype=np.int64)
+
+
+def wilson(p: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """The score interval of a share of n independent trials (Wilson 1927).
+
+    Args:
+        p: the share.
+        n: trials; need not be whole.
+        z: quantile of the confidence that is wanted.
     """
-    if n <= 0:
-        raise ValueError("a proportion needs at least one trial")
-    p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Proportion(p, max(0.0, centre - half), min(1.0, centre + half), n)
+    # At the ends the bound is the share itself, but for rounding.
+    low = 0.0 if p == 0 else max(0.0, centre - half)
+    return low, 1.0 if p == 1 else min(1.0, centre + half)
 
 
-def accuracy(delta: Floats) -> Proportion:
-    """Share of pairs in which the chosen answer scores higher. A tie is not right."""
-    return wilson(int((delta > 0).sum()), len(delta))
+def proportion(hits: Floats, prompts: Ints | None = None, level: float = LEVEL) -> Proportion:
+    """The share of hits, and an interval that holds where several trials share a prompt.
+
+    It is Wilson's for as many independent trials as would vary like these do over prompts (their
+    number over Kish's design effect, the variance that of a linearised ratio), with Student's
+    quantile for prompts − 1 degrees of freedom: Korn and Graubard 1998; Franco et al. 2019. Where
+    hits or misses are seen at fewer than five prompts, that variance can't be told, and all trials
+    of a prompt count as one at most. Where no two trials share a prompt, it is Wilson's own.
+
+    Args:
+        hits: 1 or 0 (or between: half for a draw), for each trial.
+        prompts: of each trial; equal numbers are one prompt. None: each has its own.
+        level: of confidence.
+
+    Raises:
+        ValueError: there is no trial.
+    """
+    n = len(hits)
+    if not n:
+        raise ValueError("a proportion needs at least one trial")
+    value = float(hits.mean())
+    owner = np.arange(n) if prompts is None else np.unique(prompts, return_inverse=True)[1]
+    sizes, sums = np.bincount(owner), np.bincount(owner, weights=hits)
+    count = len(sizes)
+    if count == n:
+        return Proportion(value, *wilson(value, n, float(ndtri(0.5 + level / 2))), n)
+    if count == 1:  # nothing says how much prompts differ
+        return Proportion(value, 0.0, 1.0, n)
+    residuals = sums - value * sizes
+    variance = count / (count - 1) * float((residuals**2).sum()) / n**2
+    independent = min(float(n), value * (1 - value) / variance) if variance else float(count)
+    if min(int((sums > 0).sum()), int((sums < sizes).sum())) < FEW:
+        independent = min(independent, float(count))
+    quantile = t_quantile(0.5 + level / 2, count - 1)
+    return Proportion(value, *wilson(value, independent, quantile), n)
+
+
+def accuracy(delta: Floats, prompts: Ints | None = None) -> Proportion:
+    """Share of pairs in which the chosen answer scores higher. A tie is not right.
+
+    Args:
+        delta: Δ of each pair.
+        prompts: of each pair; equal numbers are one prompt. None: each has its own.
+    """
+    return proportion((delta > 0).astype(np.float64), prompts)
 
 
 def sigmoid(x: Floats) -> Floats:
@@ -176,13 +236,19 @@ def ranks(values: Floats) -> Floats:
 
 
 def length_bias(
-    chosen: Floats, rejected: Floats, chosen_tokens: Floats, rejected_tokens: Floats
+    chosen: Floats,
+    rejected: Floats,
+    chosen_tokens: Floats,
+    rejected_tokens: Floats,
+    prompts: Ints | None = None,
 ) -> LengthBias:
-    """How scores go with answer lengths, over pairs in the same order in all four."""
+    """How scores go with answer lengths, over pairs in the same order in all five."""
     delta, longer = chosen - rejected, chosen_tokens - rejected_tokens
 
     def where(mask: npt.NDArray[np.bool_]) -> Proportion | None:
-        return accuracy(delta[mask]) if mask.any() else None
+        if not mask.any():
+            return None
+        return accuracy(delta[mask], None if prompts is None else prompts[mask])
 
     return LengthBias(
         correlation=pearson(

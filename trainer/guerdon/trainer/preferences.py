@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from guerdon.data import Message, Pair, RowError, parse_pair
 from guerdon.trainer.data_rows import read_rows
 from guerdon.trainer.errors import DataError
+from guerdon.trainer.measures import Ints, numbered
 from guerdon.trainer.row_notes import groups_of, margin_of
 
 
@@ -100,6 +101,11 @@ def shared_prompts(train: Preferences, held_out: Preferences) -> int:
     """How many held-out pairs have a prompt that is trained on: a leak when not zero."""
     known = {_key(pair.prompt) for pair in train.pairs}
     return sum(_key(pair.prompt) in known for pair in held_out.pairs)
+
+
+def prompt_numbers(prompts: Iterable[Any]) -> Ints:
+    """A number for each prompt, a list of messages: the same where they are word for word."""
+    return numbered(map(_key, prompts))
 
 
 def _look(found: Preferences) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from guerdon.trainer.align.folder import AlignFolder
-from guerdon.trainer.align.inputs import AlignInputs
+from guerdon.trainer.align.inputs import AlignInputs, prompt_of
 from guerdon.trainer.align.measure import (
     Likelihoods,
     PairLikelihoods,
@@ -20,7 +20,7 @@ from guerdon.trainer.align.measure import (
 )
 from guerdon.trainer.align.settings import DPOSettings, SFTSettings
 from guerdon.trainer.callbacks import counted
-from guerdon.trainer.measures import Floats
+from guerdon.trainer.measures import Floats, numbered
 from guerdon.trainer.processes import Processes
 from guerdon.trainer.row_notes import measured_by_group
 
@@ -39,6 +39,7 @@ class HeldOut:
         self._sft = isinstance(inputs.settings, SFTSettings)
         self._beta = inputs.settings.beta if isinstance(inputs.settings, DPOSettings) else 1.0
         self.dtype: str = inputs.settings.dtype
+        self._prompts = numbered(tuple(prompt_of(row)) for row in inputs.eval.rows)
         self._reference: Any = None
         self._now: Any = None
 
@@ -67,8 +68,8 @@ class HeldOut:
     def difference(self) -> dict[str, Any]:
         """after − before, row by row, with its interval."""
         if self._sft:
-            return sft_differences(self._now, self._reference)
-        return pair_differences(self._now, self._reference, self._beta)
+            return sft_differences(self._now, self._reference, self._prompts)
+        return pair_differences(self._now, self._reference, self._beta, self._prompts)
 
     def subgroups(self) -> dict[str, Any]:
         """What is measured of the trained policy on the rows of each group, by field and value."""
@@ -135,9 +136,11 @@ class HeldOut:
         now, reference = self._now.of(places), self._reference.of(places)
         if self._sft:
             return {"n": len(places), "nll_before": reference.nll, "nll": now.nll}
-        found = pair_measures(now, reference, self._beta)
+        found = pair_measures(now, reference, self._beta, self._prompts[places])
         keys = ("implicit_accuracy", "margin", "likelihood_accuracy", "mean_likelihood_accuracy")
         return {"n": len(places), **{key: found[key] for key in keys}}
 
     def _said(self, now: Any) -> dict[str, Any]:
-        return sft_measures(now) if self._sft else pair_measures(now, self._reference, self._beta)
+        if self._sft:
+            return sft_measures(now, self._prompts)
+        return pair_measures(now, self._reference, self._beta, self._prompts)

@@ -17,7 +17,7 @@ import numpy as np
 from guerdon.trainer.align.inputs import PairTokens
 from guerdon.trainer.completions import Completion, response_logprobs
 from guerdon.trainer.errors import DivergedError
-from guerdon.trainer.measures import Floats, Proportion, accuracy, calibration
+from guerdon.trainer.measures import Floats, Ints, accuracy, calibration
 from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.rl.statistics import estimate
 
@@ -128,44 +128,48 @@ def pair_likelihoods(
     )
 
 
-def pair_measures(now: PairLikelihoods, reference: PairLikelihoods, beta: float) -> dict[str, Any]:
+def pair_measures(
+    now: PairLikelihoods, reference: PairLikelihoods, beta: float, prompts: Ints
+) -> dict[str, Any]:
     """What summary.json says of held-out pairs.
 
     Args:
         now: by the policy.
         reference: by the policy that training began from.
         beta: scales implied rewards; the accuracy does not depend on it.
+        prompts: of each pair; equal numbers are one prompt.
     """
     chosen, rejected = now.rewards(reference, beta)
     delta = chosen - rejected
     return {
-        "implicit_accuracy": _share(accuracy(delta)),
+        "implicit_accuracy": asdict(accuracy(delta, prompts)),
         "margin": float(delta.mean()),
         "ties": int((delta == 0).sum()),
         "calibration": asdict(calibration(delta)),
-        "likelihood_accuracy": _share(accuracy(now.chosen.sums - now.rejected.sums)),
-        "mean_likelihood_accuracy": _share(accuracy(now.chosen.means - now.rejected.means)),
+        "likelihood_accuracy": asdict(accuracy(now.chosen.sums - now.rejected.sums, prompts)),
+        "mean_likelihood_accuracy": asdict(
+            accuracy(now.chosen.means - now.rejected.means, prompts)
+        ),
         "chosen_shift": float((now.chosen.sums - reference.chosen.sums).mean()),
         "rejected_shift": float((now.rejected.sums - reference.rejected.sums).mean()),
         "chosen_nll": now.chosen.nll,
     }
 
 
-def sft_measures(now: Likelihoods) -> dict[str, Any]:
-    """What summary.json says of held-out answers."""
+def sft_measures(now: Likelihoods, prompts: Ints) -> dict[str, Any]:
+    """What summary.json says of held-out answers; `prompts` as for `pair_measures`."""
     return {
         "nll": now.nll,
         "perplexity": float(np.exp(now.nll)),
-        "answer_nll_se": float((-now.means).std(ddof=1) / len(now.means) ** 0.5)
-        if len(now.means) > 1
-        else None,
+        "answer_nll_se": estimate(-now.means, prompts=prompts).se,
     }
 
 
 def pair_differences(
-    now: PairLikelihoods, reference: PairLikelihoods, beta: float
+    now: PairLikelihoods, reference: PairLikelihoods, beta: float, prompts: Ints
 ) -> dict[str, Any]:
-    """after − before of held-out pairs, each compared with itself, with 95 % intervals."""
+    """after − before of held-out pairs, each compared with itself, with 95 % intervals over
+    prompts; arguments as for `pair_measures`."""
     chosen, rejected = now.rewards(reference, beta)
 
     def right(chosen: Floats, rejected: Floats) -> Floats:
@@ -180,13 +184,9 @@ def pair_differences(
         "mean_likelihood_accuracy": right(now.chosen.means, now.rejected.means)
         - right(reference.chosen.means, reference.rejected.means),
     }
-    return {name: estimate(values.tolist()).as_dict() for name, values in found.items()}
+    return {name: estimate(values, prompts=prompts).as_dict() for name, values in found.items()}
 
 
-def sft_differences(now: Likelihoods, reference: Likelihoods) -> dict[str, Any]:
+def sft_differences(now: Likelihoods, reference: Likelihoods, prompts: Ints) -> dict[str, Any]:
     """The same of held-out answers: `answer_nll` is the mean over answers, not tokens."""
-    return {"answer_nll": estimate((-now.means + reference.means).tolist()).as_dict()}
-
-
-def _share(found: Proportion) -> dict[str, Any]:
-    return asdict(found)
+    return {"answer_nll": estimate(reference.means - now.means, prompts=prompts).as_dict()}

@@ -9,8 +9,9 @@ from typing import Literal
 
 from guerdon.trainer.compare.runs import Measured, Point, Run, Terms
 from guerdon.trainer.evaluate.policy.winning import reward_per_kl
+from guerdon.trainer.measures import t_quantile
 from guerdon.trainer.rl.monitors import LONGER, parted_rewards
-from guerdon.trainer.rl.statistics import Estimate, paired, t_quantile
+from guerdon.trainer.rl.statistics import Estimate, paired
 
 Verdict = Literal["gamed", "unconfirmed", "confirmed", "no gain"]
 LEVEL = 0.95

@@ -15,7 +15,17 @@ from guerdon.trainer.evaluate.comparisons import Comparison
 from guerdon.trainer.evaluate.judging import Judged
 from guerdon.trainer.evaluate.paired_test import paired_test
 from guerdon.trainer.evaluate.ties import ties_score
-from guerdon.trainer.measures import Floats, accuracy, calibration, length_bias, pearson, ranks
+from guerdon.trainer.measures import (
+    Floats,
+    Ints,
+    accuracy,
+    calibration,
+    length_bias,
+    pearson,
+    proportion,
+    ranks,
+)
+from guerdon.trainer.preferences import prompt_numbers
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Chat": (
@@ -46,16 +56,17 @@ def findings(comparisons: Sequence[Comparison], judged: Judged) -> dict[str, Any
     """
     scored = [i for i, found in enumerate(judged.scores) if found is not None]
     delta = margins(judged, scored)
+    prompts = prompt_numbers(comparisons[i].prompt for i in scored)
     subsets: dict[str, list[int]] = {}
     for at, i in enumerate(scored):
         subsets.setdefault(comparisons[i].subset, []).append(at)
-    parts = {name: asdict(accuracy(delta[at])) for name, at in sorted(subsets.items())}
+    parts = {name: asdict(accuracy(delta[at], prompts[at])) for name, at in sorted(subsets.items())}
     found: dict[str, Any] = {
         "model": judged.model,
         "revision": judged.revision,
         "comparisons": len(scored),
         "refused": len(judged.refused),
-        "accuracy": asdict(accuracy(delta)),
+        "accuracy": asdict(accuracy(delta, prompts)),
         "ties": int((delta == 0).sum()),
         "same_tokens": judged.same_tokens,
         "dropped_text": judged.dropped,
@@ -73,7 +84,8 @@ def findings(comparisons: Sequence[Comparison], judged: Judged) -> dict[str, Any
     pairs = [i for i in scored if comparisons[i].is_pair]
     if pairs:
         found["calibration"] = asdict(calibration(margins(judged, pairs)))
-        found["length_bias"] = _length_bias(judged, pairs)
+        of_pairs = prompt_numbers(comparisons[i].prompt for i in pairs)
+        found["length_bias"] = _length_bias(judged, pairs, of_pairs)
     return found
 
 
@@ -124,13 +136,12 @@ def agreement(comparisons: Sequence[Comparison], one: Judged, other: Judged) -> 
     ]  # fmt: skip
     first, second = margins(one, places), margins(other, places)
     alike = np.sign(first) == np.sign(second)
-    by_prompt: dict[str, int] = {}
-    prompts = [by_prompt.setdefault(repr(comparisons[i].prompt), i) for i in places]
-    test = paired_test(first > 0, second > 0, np.array(prompts, np.int64))
+    prompts = prompt_numbers(comparisons[i].prompt for i in places)
+    test = paired_test(first > 0, second > 0, prompts)
     return {
         "comparisons": len(places),
         "accuracy": asdict(test),
-        "same_order": asdict(accuracy(np.where(alike, 1.0, -1.0))),
+        "same_order": asdict(proportion(alike.astype(np.float64), prompts)),
         "margin_rank_correlation": pearson(ranks(first), ranks(second)),
         "largest_difference": float(
             max(
@@ -147,11 +158,12 @@ def _both(judged: Judged, place: int) -> tuple[Floats, Floats]:
     return found
 
 
-def _length_bias(judged: Judged, places: Sequence[int]) -> dict[str, Any]:
+def _length_bias(judged: Judged, places: Sequence[int], prompts: Ints) -> dict[str, Any]:
     """By the tokens that the model saw: within a pair the prompt's cancel out."""
     tokens = [judged.tokens[i] for i in places]
-    lengths = [[float(pair[side][0]) for pair in tokens if pair is not None] for side in (0, 1)]
-    scores = [[float(_both(judged, i)[side][0]) for i in places] for side in (0, 1)]
-    found = asdict(length_bias(*(np.array(column) for column in (*scores, *lengths))))
+    sides = (0, 1)
+    lengths = [np.array([float(pair[i][0]) for pair in tokens if pair is not None]) for i in sides]
+    scores = [np.array([float(_both(judged, place)[i][0]) for place in places]) for i in sides]
+    found = asdict(length_bias(scores[0], scores[1], lengths[0], lengths[1], prompts))
     found.pop("correlation")  # of whole sequences: it would be the prompts' as well
     return found

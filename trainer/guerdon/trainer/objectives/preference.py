@@ -24,10 +24,11 @@ from guerdon.trainer.errors import TrainingError
 from guerdon.trainer.fine_tuning import common_arguments
 from guerdon.trainer.inputs import Inputs
 from guerdon.trainer.length_grouped import EpochOrder
-from guerdon.trainer.measures import Floats
+from guerdon.trainer.measures import Floats, Ints
 from guerdon.trainer.modelling import load_base, prepare
 from guerdon.trainer.objectives.task import Task
 from guerdon.trainer.pair_trainer import PairTrainer, shared_collator
+from guerdon.trainer.preferences import prompt_numbers
 from guerdon.trainer.row_notes import measured_by_group, places_by_group
 from guerdon.trainer.scoring import PairScores, score_pairs
 from guerdon.trainer.settings import RewardSettings
@@ -47,6 +48,10 @@ class PreferenceTask(Task):
         self.inputs = inputs
         self.share = False
         """Whether pairs are computed in one row each; known when the model is loaded."""
+        self.prompts = prompt_numbers(
+            inputs.eval_data.pairs[pair.row].prompt for pair in inputs.eval.pairs
+        )
+        """Of the held-out pairs; equal numbers are one prompt."""
         self._groups = places_by_group(
             inputs.eval_data.source,
             self.settings.by,
@@ -161,7 +166,7 @@ class PreferenceTask(Task):
     def summarise(self, found: PairScores) -> dict[str, Any]:
         """All that summary.json says of the held-out pairs."""
         chosen, rejected = answer_tokens(self.inputs.eval)
-        held_out = measures.accuracy(found.delta)
+        held_out = measures.accuracy(found.delta, self.prompts)
         warmth = measures.temperature(found.delta)
         return {
             "accuracy": held_out.value,
@@ -173,10 +178,11 @@ class PreferenceTask(Task):
             "calibration": asdict(measures.calibration(found.delta)),
             "temperature": asdict(warmth) if warmth else None,
             "length_bias": asdict(
-                measures.length_bias(found.chosen, found.rejected, chosen, rejected)
+                measures.length_bias(found.chosen, found.rejected, chosen, rejected, self.prompts)
             ),
             "subgroups": measured_by_group(
-                self._groups, lambda places: group_measures(found.delta[places])
+                self._groups,
+                lambda places: group_measures(found.delta[places], self.prompts[places]),
             ),
             "shared_prompts": self.share,
         }
@@ -201,11 +207,11 @@ class PreferenceTask(Task):
         return {}
 
 
-def group_measures(delta: Floats) -> dict[str, Any]:
+def group_measures(delta: Floats, prompts: Ints) -> dict[str, Any]:
     """Accuracy and calibration of the pairs of one group."""
     found = asdict(measures.calibration(delta))
     found.pop("bins")
-    return {"n": len(delta), "accuracy": asdict(measures.accuracy(delta)), **found}
+    return {"n": len(delta), "accuracy": asdict(measures.accuracy(delta, prompts)), **found}
 
 
 def answer_tokens(tokens: TokenPairs) -> tuple[Floats, Floats]:

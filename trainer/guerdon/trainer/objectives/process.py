@@ -19,10 +19,11 @@ from torch.nn import functional
 
 from guerdon.data import RowError, parse_prompt
 from guerdon.trainer.errors import DataError
-from guerdon.trainer.measures import Bounded, Floats
+from guerdon.trainer.measures import Bounded, Floats, Ints
 from guerdon.trainer.objectives import step_measures
 from guerdon.trainer.objectives.rated import Rated, RatedInputs, RatedTokens, Tokens, read_rated
 from guerdon.trainer.objectives.row_task import RowTask
+from guerdon.trainer.preferences import prompt_numbers
 from guerdon.trainer.row_notes import groups_of
 from guerdon.trainer.settings import ProcessSettings
 
@@ -106,6 +107,9 @@ class ProcessTask(RowTask):
     def __init__(self, inputs: RatedInputs) -> None:
         super().__init__(inputs)
         self._right = [np.array(row.targets, dtype=np.float64) for row in inputs.eval.rows]
+        self._prompts = prompt_numbers(
+            inputs.eval_data.rows[row.row].prompt for row in inputs.eval.rows
+        )
         for data, tokens in ((inputs.train_data, inputs.train), (inputs.eval_data, inputs.eval)):
             labels = {label for row in tokens.rows for label in row.targets}
             if len(labels) < 2:
@@ -155,11 +159,9 @@ class ProcessTask(RowTask):
             {"eval_auc": area.value} if area else {}
         )
 
-    def _flat(
-        self, found: Sequence[Floats], places: Sequence[int]
-    ) -> tuple[Floats, Floats, step_measures.Ints]:
-        """Score, label and solution of every step of some rows."""
-        owners = np.repeat(places, [len(found[i]) for i in places])
+    def _flat(self, found: Sequence[Floats], places: Sequence[int]) -> tuple[Floats, Floats, Ints]:
+        """Score, label and prompt of every step of some rows."""
+        owners = np.repeat(self._prompts[places], [len(found[i]) for i in places])
         scores = np.concatenate([found[i] for i in places])
         return scores, np.concatenate([self._right[i] for i in places]), owners
 
@@ -174,20 +176,18 @@ class ProcessTask(RowTask):
 
     def summarise(self, found: list[Floats]) -> dict[str, Any]:
         """All that summary.json says of the held-out rows."""
-        everything = range(len(found))
+        everything = list(range(len(found)))
         scores, right, _ = self._flat(found, everything)
         told = self._told(found, everything)
         low = told["step_auc"]["low"] if told["step_auc"] else None
         combine = step_measures.AGGREGATE[self.settings.step_aggregation]
         clean = np.array([float(labels.all()) for labels in self._right])
-        whole = step_measures.auc(
-            np.array([combine(part) for part in found]), clean, np.arange(len(found))
-        )
+        whole = step_measures.auc(np.array([combine(part) for part in found]), clean, self._prompts)
         return {
             **told,
             "steps_right": {"n": len(right), "share": float(right.mean())},
             "above_chance": low is not None and low > 0.5,
-            "first_error": step_measures.first_errors(found, self._right),
+            "first_error": step_measures.first_errors(found, self._right, self._prompts),
             "solution_auc": _as_dict(whole),
             "calibration": step_measures.calibration(scores, right),
             "subgroups": self.subgroups(

@@ -1,6 +1,7 @@
 """How well right steps are told from wrong ones: pure functions, in numpy.
 
-Steps of one solution are not independent, so intervals are over solutions.
+Steps of one solution are not independent, nor are solutions of one problem: intervals are over
+prompts.
 """
 
 from __future__ import annotations
@@ -13,10 +14,17 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.trainer.measures import Z95, Bounded, Floats, Proportion, ranks, sigmoid, wilson
-from guerdon.trainer.rl.statistics import t_quantile
-
-Ints = npt.NDArray[np.int64]
+from guerdon.trainer.measures import (
+    Z95,
+    Bounded,
+    Floats,
+    Ints,
+    Proportion,
+    proportion,
+    ranks,
+    sigmoid,
+    wilson,
+)
 
 AGGREGATE: Final[dict[str, Callable[[Floats], float]]] = {
     "min": lambda steps: float(steps.min()),
@@ -28,23 +36,16 @@ AGGREGATE: Final[dict[str, Callable[[Floats], float]]] = {
 
 
 def share(hits: Floats, owners: Ints) -> Bounded:
-    """A share over all steps, with an interval over solutions (linearised ratio, Student's t).
+    """A share over all steps, with an interval over prompts.
 
     Args:
         hits: 1 or 0 for each step.
-        owners: the solution of each step.
+        owners: the prompt of each step.
     """
-    value, n = float(hits.mean()), len(hits)
-    residuals = np.bincount(np.unique(owners, return_inverse=True)[1], weights=hits - value)
-    clusters = len(residuals)
-    if clusters < 2:
-        return Bounded(value, None, None, n)
-    if value in (0.0, 1.0):  # nothing varies: as if each solution were one trial
-        edge = wilson(round(value * clusters), clusters)
-        return Bounded(value, edge.low, edge.high, n)
-    se = math.sqrt(clusters / (clusters - 1) * float((residuals**2).sum())) / n
-    half = t_quantile(0.975, clusters - 1) * se
-    return Bounded(value, max(0.0, value - half), min(1.0, value + half), n)
+    found = proportion(hits, owners)
+    if len(np.unique(owners)) < 2:
+        return Bounded(found.value, None, None, found.n)
+    return Bounded(found.value, found.low, found.high, found.n)
 
 
 def auc(scores: Floats, right: Floats, owners: Ints) -> Bounded | None:
@@ -52,7 +53,7 @@ def auc(scores: Floats, right: Floats, owners: Ints) -> Bounded | None:
 
     The interval is that of clustered data (Obuchowski 1997, Biometrics 53); with one step in
     every cluster, DeLong's (1988). Where all are in order it would have no width: then it is
-    Wilson's for the number of solutions that have a step of the rarer side.
+    Wilson's for the number of prompts that have a step of the rarer side.
     """
     good, bad = right == 1, right == 0
     m, n = int(good.sum()), int(bad.sum())
@@ -81,11 +82,10 @@ def auc(scores: Floats, right: Floats, owners: Ints) -> Bounded | None:
 
 
 def _without_spread(value: float, clusters: int, n: int) -> Bounded:
-    """All in order, or none: as if each of the rarer side's solutions were one trial."""
+    """All in order, or none: as if each of the rarer side's prompts were one trial."""
     if value not in (0.0, 1.0):  # all tie
         return Bounded(value, None, None, n)
-    edge = wilson(round(value * clusters), clusters)
-    return Bounded(value, edge.low, edge.high, n)
+    return Bounded(value, *wilson(value, clusters), n)
 
 
 def calibration(scores: Floats, right: Floats, bins: int = 10) -> dict[str, Any]:
@@ -116,7 +116,9 @@ def calibration(scores: Floats, right: Floats, bins: int = 10) -> dict[str, Any]
     }
 
 
-def first_errors(scores: Sequence[Floats], right: Sequence[Floats]) -> dict[str, Any]:
+def first_errors(
+    scores: Sequence[Floats], right: Sequence[Floats], prompts: Ints
+) -> dict[str, Any]:
     """Whether the first wrong step of each solution is found (ProcessBench, arXiv:2412.06559).
 
     A step is called wrong when its score is below 0, that is, σ below one half.
@@ -125,11 +127,11 @@ def first_errors(scores: Sequence[Floats], right: Sequence[Floats]) -> dict[str,
         `erroneous`: in what share of the solutions with an error its first one was named;
         `correct`: what share of the others was passed; `f1`, their harmonic mean.
     """
-    hits: dict[bool, list[bool]] = {True: [], False: []}
-    for found, labels in zip(scores, right, strict=True):
-        named, true = _first(found < 0), _first(labels == 0)
-        hits[true is not None].append(named == true)
-    erroneous, correct = (_wilson(hits[key]) for key in (True, False))
+    named = [_first(found < 0) for found in scores]
+    true = [_first(labels == 0) for labels in right]
+    hits = np.array([one == other for one, other in zip(named, true, strict=True)])
+    wrong = np.array([place is not None for place in true])
+    erroneous, correct = (_proportion(hits[side], prompts[side]) for side in (wrong, ~wrong))
     f1 = None
     if erroneous and correct:
         total = erroneous.value + correct.value
@@ -141,8 +143,8 @@ def first_errors(scores: Sequence[Floats], right: Sequence[Floats]) -> dict[str,
     }
 
 
-def _wilson(hits: Sequence[bool]) -> Proportion | None:
-    return wilson(sum(hits), len(hits)) if hits else None
+def _proportion(hits: npt.NDArray[np.bool_], prompts: Ints) -> Proportion | None:
+    return proportion(hits.astype(np.float64), prompts) if len(hits) else None
 
 
 def _first(wrong: npt.NDArray[np.bool_]) -> int | None:

@@ -15,8 +15,23 @@ from typing import Any
 import numpy as np
 
 from guerdon.trainer.rl.monitors import distinct_n, repetition
-from guerdon.trainer.rl.statistics import Estimate, estimate, paired
+from guerdon.trainer.rl.statistics import Estimate, estimate, paired, share
 from guerdon.trainer.rl.types import Group
+
+SHARES = frozenset({"finished", "refusal", "harmful", "win_rate"})
+"""Measures that are from 0 to 1, and may well be 0 or 1 at all prompts."""
+
+
+def mean_of(name: str, values: Sequence[float], per_prompt: float) -> Estimate:
+    """The mean of a measure over prompts, with an interval that suits it.
+
+    Args:
+        name: of the measure.
+        values: one for each prompt.
+        per_prompt: completions of a prompt.
+    """
+    return share(values, per_prompt=per_prompt) if name in SHARES else estimate(values)
+
 
 PerSample = Sequence[Sequence[float]]
 """A number for each sample of each group, in the groups' order."""
@@ -40,7 +55,10 @@ class Evaluation:
     @property
     def estimates(self) -> dict[str, Estimate]:
         """Each mean over prompts, with its interval."""
-        return {name: estimate(list(means.values())) for name, means in self.prompts.items()}
+        each = self.completions / len(self.prompts["reward"])
+        return {
+            name: mean_of(name, list(means.values()), each) for name, means in self.prompts.items()
+        }
 
     @property
     def reward(self) -> Estimate:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import NormalDist
 
 import numpy as np
+
+from guerdon.trainer.measures import FEW, Floats, Ints, t_quantile, wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,16 @@ class Estimate:
         return self.high is not None and self.high < 0
 
 
-def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
-    """The mean of independent values, with Student's t interval.
+def estimate(
+    values: Sequence[float] | Floats, level: float = 0.95, prompts: Ints | None = None
+) -> Estimate:
+    """The mean, with Student's t interval over prompts.
 
     Args:
-        values: one for each prompt.
+        values: independent ones, one for each prompt; or one for each row.
         level: of confidence.
+        prompts: of each row, where several share one; the variance is then that of a linearised
+            ratio.
 
     Raises:
         ValueError: there are none, or one is not finite.
@@ -58,19 +63,28 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     if not np.isfinite(array).all():
         raise ValueError("a value is not a finite number")
     mean, n = float(array.mean()), len(array)
+    spread: Floats = array - mean
+    if prompts is not None:
+        owner = np.unique(prompts, return_inverse=True)[1]
+        spread = np.bincount(owner, weights=spread).astype(np.float64)
+        n = len(spread)
     if n == 1:
         return Estimate(mean, None, None, None, 1)
-    se = float(array.std(ddof=1)) / math.sqrt(n)
+    se = math.sqrt(n / (n - 1) * float((spread**2).sum())) / len(array)
     half = t_quantile(0.5 + level / 2, n - 1) * se
     return Estimate(mean, se, mean - half, mean + half, n)
 
 
-def share(values: Sequence[float], level: float = 0.95) -> Estimate:
-    """As `estimate`, of values from 0 to 1: an interval that stays there, and is never empty.
+def share(values: Sequence[float], level: float = 0.95, *, per_prompt: float = 1.0) -> Estimate:
+    """As `estimate`, of values from 0 to 1, with an interval that suits shares near 0 and 1.
 
-    Where every prompt has 0, or every one 1, Student's interval has no width, though a few prompts
-    prove little. Then the far end is that of Wilson's interval for no prompt (or every prompt) of
-    n, which holds for the mean too: a prompt's share is at most 1 where it is not 0.
+    It is Wilson's, as `measures.proportion` has it, for means of prompts: of as many independent
+    trials as would vary like these means do, at most those that there were.
+
+    Args:
+        values: one for each prompt, the mean of its trials.
+        level: of confidence.
+        per_prompt: trials of a prompt; 1 takes all of a prompt's for one.
 
     Raises:
         ValueError: there are none, or one is not from 0 to 1.
@@ -78,15 +92,15 @@ def share(values: Sequence[float], level: float = 0.95) -> Estimate:
     found = estimate(values, level)
     if not all(0 <= value <= 1 for value in values):
         raise ValueError("a share is from 0 to 1")
-    z2 = NormalDist().inv_cdf(0.5 + level / 2) ** 2
-    width = z2 / (found.n + z2)
-    if found.mean == 0:
-        return replace(found, low=0.0, high=width)
-    if found.mean == 1:
-        return replace(found, low=1 - width, high=1.0)
-    if found.low is None or found.high is None:
+    if found.n == 1 or found.se is None:
         return found
-    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+    array = np.asarray(values, dtype=np.float64)
+    mixed = min(int((array > 0).sum()), int((array < 1).sum()))
+    trials = found.n * (per_prompt if mixed >= FEW else 1.0)
+    if found.se:
+        trials = min(trials, found.mean * (1 - found.mean) / found.se**2)
+    low, high = wilson(found.mean, trials, t_quantile(0.5 + level / 2, found.n - 1))
+    return replace(found, low=low, high=high)
 
 
 def paired(
@@ -99,23 +113,3 @@ def paired(
     """
     both = sorted(before.keys() & after.keys())
     return estimate([after[key] - before[key] for key in both], level)
-
-
-def t_quantile(p: float, df: int) -> float:
-    """Student's quantile, within 0.2 % of the true one for every df.
-
-    Exact for 1 and 2 degrees of freedom; else the expansion about the normal's (Abramowitz and
-    Stegun, 26.7.5), whose error falls with the fifth power of df.
-    """
-    if df == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if df == 2:
-        return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
-    z = NormalDist().inv_cdf(p)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return float(z + sum(term / df**i for i, term in enumerate(terms, start=1)))

@@ -20,10 +20,10 @@ from guerdon.trainer.evaluate.policy.refusals import is_refusal
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.evaluate.policy.winning import reward_per_kl, win_rates
 from guerdon.trainer.rl import monitors
-from guerdon.trainer.rl.evaluation import Evaluation, PerSample, evaluate
+from guerdon.trainer.rl.evaluation import SHARES, Evaluation, PerSample, evaluate, mean_of
 from guerdon.trainer.rl.rewards import parse_reward
 from guerdon.trainer.rl.samples import sample_row
-from guerdon.trainer.rl.statistics import Estimate, estimate, paired, share
+from guerdon.trainer.rl.statistics import Estimate, paired
 from guerdon.trainer.rl.types import Group
 from guerdon.trainer.row_notes import measured_by_group
 
@@ -32,15 +32,6 @@ OWN_KEYS = frozenset({
     "tokens", "finished", "repetition", "refusal", "harm", "harmful", "answer",
 })  # fmt: skip
 """Of a row of samples.jsonl; a field of the prompts' rows with one of these names is left out."""
-
-
-_SHARES = frozenset({"finished", "refusal", "harmful", "win_rate"})
-"""Measures that are from 0 to 1, and may well be 0 of all prompts."""
-
-
-def mean(name: str, values: Sequence[float]) -> Estimate:
-    """The mean of a measure over prompts, with an interval that suits it."""
-    return share(values) if name in _SHARES else estimate(values)
 
 
 def terms(settings: EvalSettings, inputs: EvalInputs) -> dict[str, Any]:
@@ -103,6 +94,7 @@ class Measured:
         self.heldout = columns.of(HELDOUT, groups) if settings.heldout_reward else None
         self.harm = columns.of(HARM, groups) if settings.harm else None
         self.threshold = settings.harm_threshold
+        self._each = len(groups[0].samples)
         self.rows = [row for at in range(len(groups)) for row in self._rows(at)]
         self.evaluation: Evaluation = evaluate(
             0, groups, kl=self.kl, heldout=self.heldout, more=self._more()
@@ -151,15 +143,15 @@ class Measured:
         return {
             "completions": every.completions,
             "measures": {
-                name: mean(name, list(means.values())).as_dict()
-                for name, means in every.prompts.items()
+                name: found.as_dict() for name, found in every.estimates.items()
             },
             "distinct_1": every.distinct_1,
             "distinct_2": every.distinct_2,
             "reward_per_kl": ratio,
             "reward_per_kl_reason": reason or None,
             "win_rate": baseline and {"against": baseline.found["policy"]} | {
-                name: share(list(rates.values())).as_dict() for name, rates in wins.items()
+                name: mean_of("win_rate", list(rates.values()), self._each).as_dict()
+                for name, rates in wins.items()
             },
             "difference": baseline and {name: _change(name, of) for name, of in change.items()},
             "subgroups": self._by_value(wins.get("reward")),
@@ -217,7 +209,7 @@ class Measured:
 
         def of(indices: list[int]) -> dict[str, Any]:
             return {
-                name: mean(name, [means[index] for index in indices]).as_dict()
+                name: mean_of(name, [means[index] for index in indices], self._each).as_dict()
                 for name, means in measured.items()
             }
 
@@ -226,7 +218,7 @@ class Measured:
 
 def _change(name: str, found: Estimate) -> dict[str, Any]:
     """For JSON; that a share is the same of all prompts, such as none, says nothing of others."""
-    if name in _SHARES and not found.se:
+    if name in SHARES and not found.se:
         found = replace(found, low=None, high=None)
     return found.as_dict()
 
