@@ -74,7 +74,12 @@ def trained(encoder: PolicyEncoder, turns: tuple[Message, ...], answers: Any) ->
     prompt: Any = [{"role": turn.role, "content": turn.content} for turn in turns]
     count = len(answers)
     rows, _ = train_encode(
-        encoder._tokenizer, [prompt] * count, list(answers), list(range(count)), "test"
+        encoder._tokenizer,
+        [prompt] * count,
+        list(answers),
+        list(range(count)),
+        "test",
+        vocab_size=len(encoder._tokenizer),
     )
     return rows
 

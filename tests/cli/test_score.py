@@ -252,7 +252,7 @@ def test_unknown_model_and_unreachable_server(run: Run, server: Server) -> None:
     assert (unknown.returncode, unknown.stderr.count(b"\n")) == (1, 1)
     assert b"no model 'nobody' is loaded" in unknown.stderr
     server.stop()
-    gone = run("score", "--model", "rm", "--timeout", 2, input=row)
+    gone = run("score", "--model", "rm", "--timeout", 2, "--wait", 0, input=row)
     assert (gone.returncode, gone.stderr.count(b"\n")) == (3, 1)
     assert server.target.encode() in gone.stderr
 
