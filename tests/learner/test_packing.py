@@ -107,9 +107,11 @@ def test_log_probabilities_are_those_of_transformers(
     model = plain(folder)
     with torch.no_grad():
         right = torch.cat([plain_logprobs(model, sample, 0.7) for sample in samples])
-    torch.testing.assert_close(logprobs(learner, samples), right, rtol=0, atol=2e-5)
+    # A log-probability of -69 has a float32 spacing of 8e-6, and processors add in other orders.
+    bound = {"rtol": 5e-7, "atol": 2e-5}
+    torch.testing.assert_close(logprobs(learner, samples), right, **bound)
     reference = learner._reference_logprobs(learner._pack(samples, _offsets(samples)), len(right))
-    torch.testing.assert_close(reference, right, rtol=0, atol=2e-5)
+    torch.testing.assert_close(reference, right, **bound)
 
 
 def test_windows_that_the_input_fits_into_are_packed(policy: Policy) -> None:
