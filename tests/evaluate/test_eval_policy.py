@@ -27,6 +27,7 @@ from guerdon.trainer.rl.algorithms import build
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.prompts import load_prompts
 from guerdon.trainer.rl.scored import ScoredGroups
+from guerdon.trainer.rl.statistics import share
 
 MOST, SAMPLES, PROMPTS = 5, 3, 6
 HARMFUL = 1.0
@@ -164,9 +165,9 @@ def test_figures_are_means_over_prompts(world: World) -> None:
 
 def test_no_refusal_of_few_prompts_is_no_proof_of_none(world: World) -> None:
     found = world.found("after")["measures"]["refusal"]
-    z2 = 1.959964**2
+    t2 = t_quantile(0.975, PROMPTS - 1) ** 2
     assert (found["mean"], found["low"]) == (0.0, 0.0)
-    assert found["high"] == pytest.approx(z2 / (PROMPTS + z2), rel=1e-5)
+    assert found["high"] == pytest.approx(t2 / (PROMPTS + t2), rel=1e-9)
 
 
 def test_a_win_is_of_all_pairs_of_a_prompt_and_a_tie_is_half_of_one(world: World) -> None:
@@ -184,7 +185,9 @@ def test_a_win_is_of_all_pairs_of_a_prompt_and_a_tie_is_half_of_one(world: World
             outcome = Counter((a > b) - (a < b) for a, b in product(mine, other))
             wins.append((outcome[1] + 0.5 * outcome[0]) / SAMPLES**2)
             ties += outcome[0]
-        check(rate, wins)
+        assert rate == pytest.approx(share(wins, per_prompt=SAMPLES).as_dict())
+        assert (rate["n"], rate["mean"]) == (PROMPTS, pytest.approx(mean(wins)))
+        assert 0 <= rate["low"] < rate["mean"] < rate["high"] <= 1
         if name == "reward":
             for place, value in enumerate("ab"):
                 part = world.found("after")["subgroups"]["kind"][value]["win_rate"]
@@ -306,9 +309,9 @@ def test_what_a_kill_leaves_is_gone_on_from(world: World, tuned: Path) -> None:
     """Files to which lines are added and brought to the disk, the last one half there."""
     folder, drawn = world.folder / "killed", world.calls("Generate")
     folder.mkdir()
-    for name, share in (("scored.jsonl", 0.6), ("measured.jsonl", 0.3)):
+    for name, part in (("scored.jsonl", 0.6), ("measured.jsonl", 0.3)):
         text = (world.folder / "after" / name).read_bytes()
-        (folder / name).write_bytes(text[: int(len(text) * share)])
+        (folder / name).write_bytes(text[: int(len(text) * part)])
     for name in ("config.toml", "state.json"):
         shutil.copy(world.folder / "after" / name, folder)
     left = len(read_rows((folder / "scored.jsonl").read_bytes().rpartition(b"\n")[0])) - 1
