@@ -64,7 +64,7 @@ def test_sigterm_finishes_what_was_accepted() -> None:
         for call in accepted:
             assert [len(reply.token_ids) for reply in call.result(timeout=60)] == [100] * 4
         assert sampler.process.wait(30) == 0
-        assert "SIGTERM: draining, 4 calls being served" in sampler.log()
+        assert "SIGTERM: leaving, 4 calls being served" in sampler.log()
 
 
 @pytest.mark.slow

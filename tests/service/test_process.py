@@ -98,7 +98,7 @@ def test_sigterm_finishes_what_was_accepted(checkpoint: Path) -> None:
         replies = [call.result(timeout=60) for call in accepted]
         assert all(len(reply.items) == 200 for reply in replies)
         assert server.process.wait(30) == 0
-        assert re.search(r"SIGTERM: draining, 4 calls being served", server.log())
+        assert re.search(r"SIGTERM: leaving, 4 calls being served", server.log())
         assert "stopped" in server.log()
 
 
@@ -109,7 +109,7 @@ def test_a_second_signal_exits_at_once(checkpoint: Path) -> None:
         while in_flight(server) < 4:
             assert not all(call.done() for call in accepted), "too fast to be caught in flight"
         server.process.send_signal(signal.SIGTERM)
-        while "draining" not in server.log():
+        while "leaving" not in server.log():
             time.sleep(0.005)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(5) == 128 + signal.SIGTERM
@@ -130,7 +130,7 @@ def test_a_real_swap_over_tls_with_tokens(checkpoint: Path, tmp_path: Path) -> N
     tokens = {"GUERDON_TOKEN": "for-scores", "GUERDON_ADMIN_TOKEN": "for-models"}
     with running_server(
         {"m": checkpoint}, environment=tokens, dtype="float32", admin_port=-1,
-        tls_certificate=certificate, tls_key=key, host="0.0.0.0",
+        tls_certificate=certificate, tls_key=key, host="0.0.0.0", load_from=tmp_path,
     ) as server:  # fmt: skip
         trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
         scores = (("authorization", "Bearer for-scores"),)
