@@ -58,13 +58,13 @@ def test_a_cut_completion_pays_before_it_is_judged() -> None:
     assert earned(GROUP.samples[0], settings_of(missing_eos_penalty=0.5)) == 1.0
 
 
-@pytest.mark.parametrize("rule", ["threshold", "top"])
-def test_a_cut_completion_is_not_kept(rule: str) -> None:
+@pytest.mark.parametrize("rule", [{"keep": "threshold"}, {"keep": "top", "top": 2}])
+def test_a_cut_completion_is_not_kept(rule: dict[str, Any]) -> None:
     cut = group_of(1, [1], [([5], 1.0), ([6], 2.0)], finished=False)
     ended = group_of(2, [1], [([5], 1.0)])
-    assert kept([cut], keep=rule) == []
-    assert kept([cut, ended], keep=rule) == [(2, 0)]
-    assert kept([cut], keep=rule, keep_cut=True, top=2) == [(1, 0), (1, 1)]
+    assert kept([cut], **rule) == []
+    assert kept([cut, ended], **rule) == [(2, 0)]
+    assert kept([cut], **rule, keep_cut=True) == [(1, 0), (1, 1)]
 
 
 @pytest.mark.parametrize("more", [{"reward_clip": 1.0}, {"reward_scale": "running"}])
@@ -94,13 +94,10 @@ ANSWERS = st.lists(
     st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=2), REWARDS), max_size=6
 )
 PROMPTS = st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=2), ANSWERS))
-RULES = st.builds(
-    settings_of,
-    keep=st.sampled_from(["threshold", "top"]),
-    threshold=REWARDS,
-    top=st.integers(1, 4),
-    max_per_prompt=st.integers(0, 3),
-    deduplicate=st.booleans(),
+SHARED = {"max_per_prompt": st.integers(0, 3), "deduplicate": st.booleans()}
+RULES = st.one_of(
+    st.builds(settings_of, keep=st.just("threshold"), threshold=REWARDS, **SHARED),
+    st.builds(settings_of, keep=st.just("top"), top=st.integers(1, 4), **SHARED),
 )
 
 

@@ -68,6 +68,8 @@ def settings_for(
         "eval_samples": 8, "plots": False, "patience": 10.0, "deterministic": True,
         "keep_cut": True,
     }  # fmt: skip
+    if "steps" in more:  # the two exclude each other
+        del values["epochs"]
     return rft_settings_of(**(values | more))
 
 
