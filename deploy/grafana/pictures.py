@@ -83,11 +83,11 @@ def process_panels(job: str) -> list[Panel]:
             title="Certificate",
             unit="s",
             width=8,
-            about="Time until the TLS certificate ends. Nothing without TLS.",
+            about="Time until the TLS certificate ends; ten years at most, and without TLS.",
             queries=[
                 Query(
-                    expr=f'guerdon_certificate_expiry_timestamp_seconds{{job="{job}", {ONE}}}'
-                    " - time()",
+                    expr="clamp_max(guerdon_certificate_expiry_timestamp_seconds"
+                    f'{{job="{job}", {ONE}}} - time(), 10 * 365 * 86400)',
                     legend="{{instance}}",
                 )
             ],

@@ -114,7 +114,7 @@ TRAFFIC = [
         queries=[
             Query(expr=rate("guerdon_requests_total", M, "code"), legend="{{code}}"),
             Query(
-                expr=rate("guerdon_refused_calls_total", ONE, "code"),
+                expr=rate("guerdon_refused_calls_total", ONE, "code") + " or vector(0)",
                 legend="{{code}} (from headers)",
             ),
         ],

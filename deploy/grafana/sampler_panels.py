@@ -106,7 +106,8 @@ TRAFFIC = [
         queries=[
             Query(expr=rate(f"{S}_requests_total", ONE, "code"), legend="{{code}}"),
             Query(
-                expr=rate(f"{S}_refused_calls_total", ONE, "code"), legend="{{code}} (from headers)"
+                expr=rate(f"{S}_refused_calls_total", ONE, "code") + " or vector(0)",
+                legend="{{code}} (from headers)",
             ),
         ],
         stack=True,

@@ -99,8 +99,8 @@ def test_bfloat16_keeps_the_weights_in_float32(
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
-def test_steps_win_over_epochs(tiny: Path, samples: list[Sample], tmp_path: Path) -> None:
-    _, log = tune(tiny, samples, tmp_path, steps=5, epochs=1.0, batch_size=8)
+def test_length_by_steps_and_by_epochs(tiny: Path, samples: list[Sample], tmp_path: Path) -> None:
+    _, log = tune(tiny, samples, tmp_path, steps=5, batch_size=8)
     assert [(row["step"], row["steps"]) for row in log.rows] == [(i, 5) for i in range(1, 6)]
     _, log = tune(tiny, samples, tmp_path / "e", epochs=2.0, batch_size=8)
     assert log.rows[-1]["step"] == 6
