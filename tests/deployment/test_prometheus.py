@@ -35,7 +35,7 @@ from .support import (
 )
 
 WORDS = "The capital of France is Paris. "
-QUEUE_TOKENS = 12_000
+QUEUE_TOKENS = 15_000
 NEEDS_A_DAY = {"model:guerdon_score:ks_day"}
 """Compared with what was there a day before."""
 
