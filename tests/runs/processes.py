@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,8 @@ class Child:
     def kill(self) -> None:
         """SIGKILL."""
         self._process.kill()
-        self._process.join()
+        # Not `join`: it reads the exit code, which only one thread may (the other is told 255).
+        connection.wait([self._process.sentinel])
 
     def freeze(self) -> None:
         """SIGSTOP: it takes connections and calls (the system does), and answers none."""
