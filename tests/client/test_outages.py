@@ -233,9 +233,12 @@ async def test_one_server_alone_is_never_left_out(monkeypatch: pytest.MonkeyPatc
 
 async def test_a_late_request_is_sent_to_the_next_server() -> None:
     async with FakeRewardServer() as quick, FakeRewardServer() as hung:
-        hung.latency = 600
         retry = Retry(hedge_after=0.05)
         async with AsyncRewardClient([quick.target, hung.target], retry=retry) as client:
+            while not (quick.calls and hung.calls):  # until there is a connection to both
+                await client.score("fake", ITEMS)
+            hung.calls.clear()
+            hung.latency = 600
             for _ in range(8):
                 assert (await client.score("fake", ITEMS)).scores == [[3.0]]
             assert await client.rank("fake", "p", ["abc", "a"])

@@ -126,7 +126,7 @@ class Prometheus:
         result: list[dict[str, Any]] = self.get("query", query=expression)["result"]
         return result
 
-    def wait_for(self, expression: str, seconds: float = 20) -> None:
+    def wait_for(self, expression: str, seconds: float = 100) -> None:
         """Until an expression has a value."""
         end = time.monotonic() + seconds
         while not self.query(expression):

@@ -200,8 +200,10 @@ def test_models_are_mounted_read_only(service: str) -> None:
 def test_prometheus_scrapes_the_services_of_compose() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     reward, sampler, _itself = config["scrape_configs"]
-    assert reward["static_configs"][0]["targets"] == ["reward-server:8080"]
+    assert reward["static_configs"][0]["targets"] == ["reward-server:9464"]
     (looked_up,) = sampler["dns_sd_configs"]
-    assert (looked_up["names"], looked_up["port"]) == (["sampler"], 8081)
+    assert (looked_up["names"], looked_up["port"]) == (["sampler"], 9464)
+    for service in SERVICES:
+        assert "--metrics-port=9464" in compose()["services"][service]["command"]
     assert set(SERVICES) <= set(compose()["services"])
     assert set(compose("compose.cuda.yaml")["services"]) == set(SERVICES)

@@ -64,21 +64,12 @@ async def load(address: str, stop: threading.Event) -> None:
             await client.score(model, [few])
             await asyncio.sleep(0.02)
 
-        async def cancel() -> None:
-            call = asyncio.create_task(client.score("padded", [many], priority="batch"))
-            await asyncio.sleep(0.03)
-            call.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await call
-
         sorts: list[Callable[[], Awaitable[object]]] = [
             lambda: online("packed"),
             lambda: online("padded"),
             lambda: client.score("packed", [long], truncation="prompt_left"),
             lambda: client.score("padded", [many], timeout=0.04),
             lambda: client.rank("packed", few.prompt, few.responses),
-            cancel,
-            cancel,
             *[lambda: client.score("padded", [many], priority="batch")] * 8,
             *[lambda: client.score("packed", [many], priority="batch")] * 2,
         ]
@@ -128,6 +119,22 @@ async def expire(address: str) -> None:
         await first
 
 
+async def cancel(server: RunningServer) -> None:
+    """Calls that are let in and then cancelled: beside the load they would mostly be shed."""
+    many = Item(WORDS * 3, [WORDS * (1 + n % 8) for n in range(48)])
+    async with AsyncRewardClient(server.address) as client:
+        for tries in range(100):
+            waiting = [asyncio.create_task(client.score("padded", [many])) for _ in range(3)]
+            await asyncio.sleep(0.03 * (1 + tries % 10))
+            for call in waiting:
+                call.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            metrics = await asyncio.to_thread(lambda: httpx.get(f"{server.url}/metrics").text)
+            if re.search(r'guerdon_dropped_total{reason="cancelled"} [1-9]', metrics):
+                return
+    pytest.fail("no call was cancelled while it waited")
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     need_program("prometheus")
@@ -138,6 +145,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     models = {"packed": first, "padded": padded}
     with running_server(models, max_queue_tokens=QUEUE_TOKENS, max_batch_tokens=2048) as running:
         asyncio.run(expire(running.address))
+        asyncio.run(cancel(running))
         with RewardClient(running.address) as client:
             client.score("packed", [Item(WORDS, [WORDS])] * 4)
         with AdminClient(running.admin_address) as admin:

@@ -126,6 +126,22 @@ async def test_another_template_or_vocabulary_is_sent_text(rm: Path) -> None:
     assert one == pytest.approx(other, abs=1e-5)
 
 
+async def test_text_that_the_rewards_template_leaves_out_is_said_once(
+    rm: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_checkpoint(rm, "llama", chat_template=STRIPS)
+    answers = [ids_of("<think>one</think>42."), ids_of("<think>two</think>42."), ids_of("42.")]
+    async with rewarded(rm) as source:
+        for _ in range(2):
+            scored = await source.score(drawn(*answers))
+        (served,) = source.served
+        assert served.dropped == 4
+    one, *others = [sample.reward for sample in scored.samples]
+    assert others == pytest.approx([one, one], abs=1e-5)
+    (said,) = [message for message in caplog.messages if "rewards don't depend" in message]
+    assert "answer reasoning of the prompt of row 7" in said
+
+
 async def test_step_markers_reach_a_process_model_and_one_without_does_not_end_it(
     prm: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

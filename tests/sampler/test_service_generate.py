@@ -64,6 +64,29 @@ def test_a_text_keeps_its_special_tokens(tmp_path: Path) -> None:
     assert ModelTexts(tmp_path).decode(np.array(ids, np.int32)) == f"Paris {STEP} is"
 
 
+async def test_turns_that_the_policy_would_not_see_are_refused_by_name(tmp_path: Path) -> None:
+    """By the policy's own chat template, which leaves out system turns and earlier reasoning."""
+    forgets = CHATML.replace(
+        "{% for message in messages %}",
+        "{% for message in messages if message['role'] != 'system' %}",
+    ).replace("message['content'] +", "message['content'].split('</think>')[-1] +")
+    assert forgets.count("!= 'system'") == forgets.count("</think>") == 1
+    tiny_tokenizer(chat_template=forgets).save_pretrained(tmp_path)
+    async with start_sampler(ModelTexts(tmp_path)) as served:
+        for turns, field, reason in (
+            ([("human", "Hi")], ".messages[0].role", "'human'"),
+            ([("system", "Be brief."), ("user", "Hi")], "", "turn 1 (system)"),
+        ):
+            error = await refusal(served, request(conversation(*turns)))
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert field_at_fault(error) == f"items[0].prompt.conversation{field}"
+            assert reason in error.details()
+        assert served.engine.behaviour.drawn == 0
+        kept = conversation(("user", "Hi"), ("assistant", "<think>a</think>b"), ("user", "Why?"))
+        (reply,) = await served.generate(kept)
+        assert reply.token_ids
+
+
 async def test_lengths_and_text(served: Harness) -> None:
     (reply,) = await served.generate(item(4), max_tokens=2, return_text=True)
     assert reply.finish_reason == policy_pb2.FINISH_REASON_LENGTH
@@ -94,7 +117,11 @@ def with_options(**options: Any) -> policy_pb2.GenerateRequest:
 
 
 def turn(role: str) -> policy_pb2.GenerateItem:
-    turns = [common_pb2.ChatMessage(role=role, content="a")]
+    return conversation((role, "a"))
+
+
+def conversation(*turns_of: tuple[str, str]) -> policy_pb2.GenerateItem:
+    turns = [common_pb2.ChatMessage(role=role, content=text) for role, text in turns_of]
     prompt = common_pb2.Prompt(conversation=common_pb2.Conversation(messages=turns))
     return policy_pb2.GenerateItem(prompt=prompt)
 

@@ -14,6 +14,7 @@ import grpc
 import httpx
 import pytest
 import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.server import RunningServer, running_server, serve_command
 from tests.support.tiny import tiny_checkpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -115,6 +116,44 @@ def test_a_second_signal_exits_at_once(checkpoint: Path) -> None:
         assert server.process.wait(5) == 128 + signal.SIGTERM
         outcomes = [call.exception(timeout=30) for call in accepted]
         assert any(isinstance(outcome, grpc.RpcError) for outcome in outcomes)
+
+
+@pytest.mark.slow
+def test_sighup_reads_tokens_again_and_a_lame_duck_still_answers(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "token"
+    tokens.write_text("first")
+    with (
+        running_server({"m": checkpoint}, token_file=tokens, lame_duck=600) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        rewards = reward_pb2_grpc.RewardServiceStub(channel)
+        health = health_pb2_grpc.HealthStub(channel)
+
+        def score(token: str) -> grpc.StatusCode:
+            """The outcome of a call with the token."""
+            metadata = (("authorization", f"Bearer {token}"),)
+            try:
+                rewards.Score(score_request(formatted(*TEXTS)), metadata=metadata, timeout=60)
+            except grpc.RpcError as error:
+                return error.code()
+            return grpc.StatusCode.OK
+
+        assert score("first") is grpc.StatusCode.OK
+        tokens.write_text("second")
+        server.process.send_signal(signal.SIGHUP)
+        while score("second") is grpc.StatusCode.UNAUTHENTICATED:
+            assert server.process.poll() is None, server.log()
+        assert score("second") is grpc.StatusCode.OK
+        assert score("first") is grpc.StatusCode.UNAUTHENTICATED
+        server.process.send_signal(signal.SIGTERM)
+        serving = health_pb2.HealthCheckResponse.SERVING
+        while health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == serving:
+            assert server.process.poll() is None, server.log()
+        assert score("second") is grpc.StatusCode.OK, "until load balancers have looked away"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 128 + signal.SIGTERM
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from tests.support.formula_engine import MODEL, FormulaEngine, WordTexts
 
 from guerdon.sampler.app import SamplerServer
 from guerdon.sampler.config import load_config
+from guerdon.sampler.texts import Texts
 from guerdon.serving.ports import Ports
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
@@ -68,11 +69,11 @@ class Harness:
 
 
 @asynccontextmanager
-async def start_sampler(**flags: Any) -> AsyncIterator[Harness]:
-    """A sampler on free ports."""
+async def start_sampler(texts: Texts | None = None, **flags: Any) -> AsyncIterator[Harness]:
+    """A sampler on free ports; its texts are words unless others are given."""
     settings = {"model": "formula", "port": 0, "http_port": 0, "drain_grace": 10.0, **flags}
     engine = FormulaEngine()
-    server = SamplerServer(load_config(None, settings), engine, WordTexts())
+    server = SamplerServer(load_config(None, settings), engine, texts or WordTexts())
     ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
     finished = asyncio.create_task(server.run(ready.set_result, signals=False))
     both: set[asyncio.Future[Any]] = {ready, finished}

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,8 @@ class ServedReward:
         """The model's name on the server, after aliases."""
         self.refusals = 0
         """Completions that it refused."""
+        self.dropped = 0
+        """Scores that don't depend on all of the text: its chat template leaves some out."""
         self._scored = False
         self._info: ModelInfo | None = None
         self._asking = asking
@@ -162,9 +164,20 @@ class ServedReward:
             )  # fmt: skip
         except NotFound as error:
             await self._still_there(error)
-        scores = result.items[0].values
-        _check_scores(scores, len(samples), self.name)
-        return scores
+        scored = result.items[0]
+        _check_scores(scored.values, len(samples), self.name)
+        self._note_dropped({part for score in scored.scores for part in score.dropped}, row)
+        self.dropped += sum(bool(score.dropped) for score in scored.scores)
+        return scored.values
+
+    def _note_dropped(self, parts: Collection[str], row: PromptRow) -> None:
+        """Say once that scores don't depend on all of the text."""
+        if parts and not self.dropped:
+            logger.warning(
+                "%s has a chat template that leaves out %s of the prompt of row %d or of a "
+                "completion to it, so the rewards don't depend on that",
+                self.patience.service, " and ".join(sorted(parts)).replace("_", " "), row.index + 1,
+            )  # fmt: skip
 
     def _note(self, error: GuerdonError, row: PromptRow) -> None:
         """Count a completion that was refused.
