@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -134,13 +135,23 @@ async def test_a_start_that_fails_says_the_useful_sentence(tied_policy: Path) ->
 
 
 async def test_the_cause_in_the_engines_process_is_in_the_sentence(tied_policy: Path) -> None:
-    """A cache larger than any memory: vLLM's worker finds that out, two processes away."""
+    """A cache larger than any memory: vLLM's worker finds that out, two processes away.
+
+    The flag wins over what the environment says.
+    """
     command = [sys.executable, "-m", "guerdon.cli.main", "serve", "sampler", "--port", "0"]
     flags = {"--model": str(tied_policy), "--http-port": "-1", "--kv-cache-gib": "100000"}
     process = await asyncio.create_subprocess_exec(
-        *command, *itertools.chain(*flags.items()), stderr=asyncio.subprocess.PIPE
+        *command,
+        *itertools.chain(*flags.items()),
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
     )
-    _, said = await process.communicate()
+    try:
+        _, said = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
     assert process.returncode not in (0, None)
     (sentence,) = [line for line in said.decode().splitlines() if line.startswith("guerdon serve")]
     assert "vLLM can't serve" in sentence

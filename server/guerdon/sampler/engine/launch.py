@@ -20,7 +20,13 @@ _GPU_SEQUENCES = 256
 
 
 def quiet_environment(settings: EngineSettings) -> None:
-    """Set what vLLM reads from the environment, before it is imported. What is set stays."""
+    """Set what vLLM reads from the environment, before it is imported.
+
+    Our settings win; of the rest, what is set stays.
+    """
+    ours = {"VLLM_CPU_KVCACHE_SPACE": f"{settings.kv_cache_gib}", SAMPLER: "1"}
+    if settings.threads:
+        ours["OMP_NUM_THREADS"] = f"{settings.threads}"
     wanted = {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -30,15 +36,12 @@ def quiet_environment(settings: EngineSettings) -> None:
         "HF_HUB_OFFLINE": "1",  # the policy is a folder by now
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_CPU_KVCACHE_SPACE": f"{settings.kv_cache_gib}",
         # Binding threads to cores would starve whatever else runs on this machine.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
-    if settings.threads:
-        wanted["OMP_NUM_THREADS"] = str(settings.threads)
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
-    os.environ[SAMPLER] = "1"
+    os.environ.update(ours)
     keep_quiet()
 
 
