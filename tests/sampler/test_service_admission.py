@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from guerdon.sampler.admission import (
     Ticket,
 )
 from guerdon.serving.errors import InvalidRequest, Overloaded
+from guerdon.serving.identity import Caller
 
 
 def retry_after(admission: Admission, completions: int, now: float) -> float:
@@ -96,3 +99,83 @@ def test_the_books_balance(events: list[tuple[str, int]]) -> None:
                 admission.close(ticket, now=now)
         assert admission.held == sum(ticket.completions for ticket in open_tickets)
         assert 0 <= admission.held <= 16
+
+
+def caller(name: str, **limits: Any) -> Caller:
+    return Caller(name=name, key=name, **limits)
+
+
+def fill(admission: Admission, who: Caller, now: float, tokens_each: int = 1) -> list[Ticket]:
+    """As many single completions as it is let in with."""
+    found = []
+    while True:
+        try:
+            found.append(admission.reserve(1, now=now, caller=who, tokens_each=tokens_each))
+        except Overloaded:
+            return found
+
+
+def test_one_caller_alone_may_hold_all_of_it() -> None:
+    assert len(fill(Admission(16), caller("a"), 0.0)) == 16
+
+
+def test_callers_who_want_more_than_there_is_come_to_hold_their_shares() -> None:
+    """The second comes when the first holds everything; one ends at a time, the oldest first."""
+    admission = Admission(16)
+    first, second = caller("first"), caller("second", share=3.0)
+    held = [(first, ticket) for ticket in fill(admission, first, 0.0)]
+    for k in range(1, 200):
+        now = k / 10
+        held += [(who, t) for who in (first, second) for t in fill(admission, who, now)]
+        _, ended = held.pop(0)
+        admission.finished(ended, now=now)
+    owners = [who.name for who, _ in held]
+    assert owners.count("first") == pytest.approx(4, abs=1)
+    assert owners.count("second") == pytest.approx(12, abs=1)
+
+
+def test_a_modest_caller_gets_what_it_asks_for_beside_a_greedy_one() -> None:
+    """Two slots in turn, as vLLM draws; the modest one asks for less than its half."""
+
+    def drawn_for_the_modest(*greedy: Caller) -> int:
+        admission = Admission(16)
+        modest, back, done = caller("modest"), 0.0, 0
+        held: list[tuple[Caller, Ticket]] = []
+        for k in range(4000):
+            now = k / 10
+            for who in greedy:
+                held += [(who, ticket) for ticket in fill(admission, who, now)]
+            if k % 4 == 0 or now >= back > 0:  # one in 0.4 s: half of its half
+                try:
+                    held.append((modest, admission.reserve(1, now=now, caller=modest)))
+                    back = 0.0
+                except Overloaded as error:
+                    back = now + error.retry_after
+            if held:
+                who, ended = held.pop(0)
+                admission.finished(ended, now=now)
+                done += who is modest
+        return done
+
+    alone = drawn_for_the_modest()
+    assert alone == 1000
+    assert drawn_for_the_modest(caller("greedy")) >= 0.8 * alone
+    assert drawn_for_the_modest(caller("a"), caller("b")) >= 0.8 * alone
+
+
+def test_the_tokens_of_a_caller_are_bounded_by_its_own_limit() -> None:
+    admission, limited = Admission(100), caller("limited", max_tokens=100)
+    with pytest.raises(InvalidRequest, match=r"max_tokens of 'limited' is 100"):
+        admission.reserve(4, now=0.0, caller=limited, tokens_each=30)
+    held = fill(admission, limited, 0.0, tokens_each=30)
+    assert len(held) == 3
+    admission.finished(held[0], now=1.0)
+    assert len(fill(admission, limited, 1.0, tokens_each=30)) == 1
+    assert len(fill(admission, caller("other"), 1.0, tokens_each=30)) > 40
+
+
+def test_callers_that_have_gone_are_forgotten() -> None:
+    admission = Admission(4)
+    for k in range(2000):
+        admission.close(admission.reserve(1, now=k, caller=caller(f"c{k}")), now=k)
+    assert len(admission._accounts) < 300

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,37 @@ async def test_a_token_for_sampling_alone_guards_updates_too(tmp_path: Path) -> 
             await served.publish(1)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         await served.policy.UpdateWeights(update(1), metadata=bearer("for-sampling"))
+
+
+async def test_callers_of_a_tokens_file_have_limits_and_shares_of_their_own(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.toml"
+    roles = 'roles = ["sample"]'
+    tokens.write_text(
+        f'[callers.small]\ntoken = "s"\n{roles}\nmax_tokens = 20\n'
+        f'[callers.greedy]\ntoken = "g"\n{roles}\n'
+    )
+    async with start_sampler(tokens=tokens, max_in_flight=8) as served:
+        small, greedy = bearer("s"), bearer("g")
+        served.engine.behaviour.gate.clear()
+
+        def ask(token: Any, n: int) -> Any:
+            return code_of(served.policy.Generate(request(item(n=n), max_tokens=9), metadata=token))
+
+        assert await ask(small, 3) is grpc.StatusCode.INVALID_ARGUMENT
+        drawing = [asyncio.ensure_future(ask(greedy, 1)) for _ in range(8)]
+        await until(lambda: served.engine.running == 8)
+        assert await ask(small, 1) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        served.engine.behaviour.gate.set()
+        assert set(await asyncio.gather(*drawing)) == {grpc.StatusCode.OK}
+        served.engine.behaviour.gate.clear()
+        drawing = [asyncio.ensure_future(ask(small, 1)) for _ in range(2)]
+        await until(lambda: served.engine.running == 2)
+        crowd = [asyncio.ensure_future(ask(greedy, 1)) for _ in range(8)]
+        await until(lambda: sum(call.done() for call in crowd) == 4)  # its half is taken
+        served.engine.behaviour.gate.set()
+        found = Counter(await asyncio.gather(*crowd))
+        assert found == {grpc.StatusCode.OK: 4, grpc.StatusCode.RESOURCE_EXHAUSTED: 4}
+        assert set(await asyncio.gather(*drawing)) == {grpc.StatusCode.OK}
 
 
 def test_open_updates_need_a_token_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,22 @@
 """How much may be asked for at once, and when to come back. Pure: the time is passed in.
 
 Completions are what is bounded, running and waiting together: a call is accepted or shed
-whole. When there is no room, the time until there should be some follows from how fast
-completions ended of late, behind all who were sent away before.
+whole. One caller alone may hold all of the room; as soon as others hold or want some, it is
+held to its share. vLLM draws in the order in which it is asked, so callers who hold equal parts
+of the room get equal parts of what is drawn.
+
+When there is no room, the time until there should be some follows from how fast completions
+ended of late, behind all of its caller's that was sent away before.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from guerdon.serving.errors import InvalidRequest, Overloaded
+from guerdon.serving.identity import EVERYBODY, Caller
 
 MIN_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 30.0
@@ -20,10 +26,33 @@ _MEMORY_SECONDS = 30.0
 """Seconds of work after which an old completion counts 1/e."""
 
 
+_MOST_ACCOUNTS = 256
+"""Callers that are remembered without need."""
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """What one caller holds."""
+
+    caller: Caller
+    completions: int = 0
+    tokens: int = 0
+    """The most that these completions may have."""
+    slot: float = -math.inf
+    """When the room that it has been promised so far should have been used."""
+
+    def idle(self, now: float) -> bool:
+        """Whether it holds and wants nothing."""
+        return not self.completions and self.slot <= now
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """The room that one call holds. Only the admission writes to it."""
 
+    account: Account
+    tokens_each: int
+    """The most that a completion may have."""
     completions: int
     """Held now."""
 
@@ -40,16 +69,26 @@ class Admission:
         self.limit = limit
         self._held = 0
         self._pace = _Pace()
-        self._slot = -math.inf
-        """When the room that has been promised so far should have been used."""
+        self._accounts: dict[str, Account] = {}
 
     @property
     def held(self) -> int:
         """Completions accepted and not yet handed over."""
         return self._held
 
-    def reserve(self, completions: int, *, now: float) -> Ticket:
+    def reserve(
+        self,
+        completions: int,
+        *,
+        now: float,
+        tokens_each: int = 1,
+        caller: Caller = EVERYBODY,
+    ) -> Ticket:
         """Hold room for a call.
+
+        Args:
+            tokens_each: the most that a completion may have.
+            caller: whose call it is.
 
         Raises:
             InvalidRequest: there is never so much room.
@@ -62,16 +101,31 @@ class Admission:
                 f"they ask for {completions} completions, the server's limit is {self.limit}: "
                 "send fewer at a time",
             )
-        excess = self._held + completions - self.limit
-        if excess > 0:
-            after = self._promise(excess, completions, now)
+        most = caller.max_tokens
+        if most is not None and completions * tokens_each > most:
+            raise InvalidRequest(
+                "items",
+                f"they ask for {completions} completions of up to {tokens_each} tokens, the "
+                f"max_tokens of {caller.name!r} is {most}: send fewer at a time",
+            )
+        account = self._account(caller, now)
+        excess, over = self._held + completions - self.limit, self._over(account, completions, now)
+        if most is not None:
+            tokens_over = account.tokens + completions * tokens_each - most
+            over = max(over, math.ceil(tokens_over / tokens_each))
+        if excess > 0 or over > 0:
+            # What it must get done itself is drawn beside the completions of others.
+            excess = max(excess, math.ceil(over * self._competition(account, now)))
+            after = self._promise(account, excess, completions, now)
             raise Overloaded(
-                f"{self._held} completions are running or waiting, the limit is {self.limit}",
+                f"{self._held} completions are running or waiting, {account.completions} of them "
+                f"the caller's own; the limit is {self.limit}, shared among callers",
                 retry_after=after,
             )
         self._pace.passed(now, busy=self._held > 0)
-        self._held += completions
-        return Ticket(completions)
+        ticket = Ticket(account, tokens_each, 0)
+        self._add(ticket, completions)
+        return ticket
 
     def finished(self, ticket: Ticket, *, now: float) -> None:
         """One completion has ended and was handed over."""
@@ -86,22 +140,58 @@ class Admission:
 
     def _give_back(self, ticket: Ticket, completions: int) -> None:
         assert 0 <= completions <= ticket.completions, "gave back more than was held"
-        ticket.completions -= completions
-        self._held -= completions
+        self._add(ticket, -completions)
 
-    def _promise(self, excess: int, completions: int, now: float) -> float:
-        """Seconds until there should be room, behind all who were sent away before.
+    def _add(self, ticket: Ticket, completions: int) -> None:
+        ticket.completions += completions
+        ticket.account.completions += completions
+        ticket.account.tokens += completions * ticket.tokens_each
+        self._held += completions
+
+    def _account(self, caller: Caller, now: float) -> Account:
+        """The caller's, with the limits that it has now."""
+        if len(self._accounts) >= _MOST_ACCOUNTS:
+            accounts = self._accounts.items()
+            self._accounts = {key: each for key, each in accounts if not each.idle(now)}
+        account = self._accounts.setdefault(caller.key, Account(caller))
+        account.caller = caller
+        return account
+
+    def _others(self, account: Account, now: float) -> Iterator[Account]:
+        """The accounts of other callers who hold or want room."""
+        return (e for e in self._accounts.values() if e is not account and not e.idle(now))
+
+    def _competition(self, account: Account, now: float) -> float:
+        """The shares of all who hold or want room, over the caller's own."""
+        own = account.caller.share
+        return 1 + sum(each.caller.share for each in self._others(account, now)) / own
+
+    def _over(self, account: Account, completions: int, now: float) -> int:
+        """By how many completions a caller would hold more than its share of the room.
+
+        A call of one who holds nothing is never over: it might be larger than the share.
+        """
+        if not account.completions:
+            return 0
+        share = self.limit / self._competition(account, now)
+        return max(0, math.ceil(account.completions + completions - share))
+
+    def _promise(self, account: Account, excess: int, completions: int, now: float) -> float:
+        """Seconds until there should be room, behind all of its own that was sent away before.
 
         Without their place in a line, everyone would be told of the same room and come back
-        for it at the same moment.
+        for it at the same moment. Each caller has a line of its own, that moves at its share of
+        the pace.
         """
         self._pace.passed(now, busy=True)
         each = self._pace.seconds_each
         if each is None:
+            account.slot = max(account.slot, now + UNKNOWN_RETRY_SECONDS)
             return UNKNOWN_RETRY_SECONDS
-        start = max(now + excess * each, self._slot)
+        start = max(now + excess * each, account.slot)
+        taken = completions * each * self._competition(account, now)
         # What is put off beyond the longest wait is not promised: the line cannot grow.
-        self._slot = min(start + completions * each, now + MAX_RETRY_SECONDS)
+        account.slot = min(start + taken, now + MAX_RETRY_SECONDS)
         return min(max(start - now, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
 
 

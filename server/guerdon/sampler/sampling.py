@@ -29,6 +29,7 @@ from guerdon.sampler.texts import Texts
 from guerdon.sampler.types import Completion, FinishReason, PolicyEngine
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import ComputeFailed, DeadlinePassed, Outdated, Overloaded
+from guerdon.serving.identity import current_caller
 from guerdon.serving.prompts import TokenArray
 
 P = ParamSpec("P")
@@ -125,7 +126,10 @@ class Sampling:
 
     def _reserve(self, work: Work) -> Ticket:
         try:
-            return self.admission.reserve(work.completions, now=time.monotonic())
+            return self.admission.reserve(
+                work.completions, now=time.monotonic(), caller=current_caller(),
+                tokens_each=work.options.max_tokens,
+            )  # fmt: skip
         except Overloaded:
             self._metrics.shed.inc(work.completions)
             raise
