@@ -19,7 +19,7 @@ import pytest
 from safetensors.torch import load_file
 from tests.support.sampler import RunningSampler, running_sampler, sampler_command
 
-from guerdon.client import GuerdonError, TokenIds
+from guerdon.client import GuerdonError, Retry, TokenIds
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import Canary, GenerateItem, TensorSpec
 
@@ -146,13 +146,19 @@ def test_its_engine_leaves_with_it_when_it_is_killed(samplers: list[RunningSampl
 def test_it_fails_and_leaves_when_its_engine_is_killed(samplers: list[RunningSampler]) -> None:
     async def draw(sampler: RunningSampler, core: int) -> None:
         item = GenerateItem(TokenIds(PROMPT.tolist()), n=4)
-        async with AsyncPolicyClient(sampler.address) as policy:
-            async for _ in policy.generate([item], max_tokens=900, ignore_eos=True):
-                os.kill(core, signal.SIGKILL)
-                break
-            with pytest.raises(GuerdonError):
+        async with AsyncPolicyClient(sampler.address, retry=Retry(attempts=1)) as policy:
+
+            async def ask() -> None:
                 async for _ in policy.generate([item], max_tokens=900, ignore_eos=True):
                     pass
+
+            drawing = asyncio.create_task(ask())
+            while not (await policy.get_policy()).running:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            os.kill(core, signal.SIGKILL)
+            for asked in (drawing, ask()):
+                with pytest.raises(GuerdonError):
+                    await asked
 
     sampler = samplers[2]
     below = engine_processes(sampler)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.support.server import serve_command
 
+from guerdon.cli.main import main
 from guerdon.reward.config import ServeConfig, load_config
 from guerdon.serving.credentials import is_loopback, read_token
 from guerdon.serving.settings import SettingsError
@@ -109,27 +109,37 @@ def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             read_token("SOME_TOKEN", bad)
 
 
-def refused(arguments: list[str]) -> Any:
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+def check_refusal(code: int, printed: str, said: str) -> None:
+    assert code == 2, printed
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith("guerdon serve reward: ")
+    assert said in last
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "no model to serve"),
+        (["--model", "nodir"], "--model must be NAME=VALUE"),
+        (["--model", "a=x", "--model", "a=y"], "gives 'a' twice"),
+        (["--model", "a=x", "--dtype", "int3"], "dtype is 'int3'"),
+    ],
+)
+def test_refusals_of_the_command_are_one_sentence_and_exit_code_2(
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["serve", "reward", *flags])
+    check_refusal(code, capsys.readouterr().err, said)
 
 
 @pytest.mark.slow
-def test_refusals_of_the_command_are_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "guerdon.serving", "reward"]
-    for arguments, said in (
-        (command, "no model to serve"),
-        ([*command, "--model", "nodir"], "--model must be NAME=VALUE"),
-        ([*command, "--model", "a=x", "--model", "a=y"], "gives 'a' twice"),
-        ([*command, "--model", "a=x", "--dtype", "int3"], "dtype is 'int3'"),
-        (serve_command({"a": tmp_path / "none"}), "there is no folder"),
-        (serve_command({"a": tmp_path}), "config.json"),
-    ):
-        result = refused(arguments)
-        assert result.returncode == 2, result.stderr
-        last = result.stderr.strip().splitlines()[-1]
-        assert last.startswith("guerdon serve reward: ")
-        assert said in last
-        assert "Traceback" not in result.stderr
+def test_a_folder_without_a_model_is_refused_by_the_process(tmp_path: Path) -> None:
+    for folder, said in ((tmp_path / "none", "there is no folder"), (tmp_path, "config.json")):
+        done = subprocess.run(
+            serve_command({"a": folder}), capture_output=True, text=True, timeout=120
+        )
+        check_refusal(done.returncode, done.stderr, said)
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:
