@@ -130,7 +130,7 @@ async def cancel(server: RunningServer) -> None:
                 call.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
             metrics = await asyncio.to_thread(lambda: httpx.get(f"{server.url}/metrics").text)
-            if re.search(r'guerdon_dropped_total{reason="cancelled"} [1-9]', metrics):
+            if re.search(r'guerdon_dropped_total{[^}]*"cancelled"[^}]*} [1-9]', metrics):
                 return
     pytest.fail("no call was cancelled while it waited")
 

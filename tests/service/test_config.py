@@ -109,7 +109,7 @@ def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             read_token("SOME_TOKEN", bad)
 
 
-def check_refusal(code: int, printed: str, said: str) -> None:
+def check_refusal(code: object, printed: str, said: str) -> None:
     assert code == 2, printed
     last = printed.strip().splitlines()[-1]
     assert last.startswith("guerdon serve reward: ")
@@ -129,8 +129,9 @@ def check_refusal(code: int, printed: str, said: str) -> None:
 def test_refusals_of_the_command_are_one_sentence_and_exit_code_2(
     flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = main(["serve", "reward", *flags])
-    check_refusal(code, capsys.readouterr().err, said)
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "reward", *flags])
+    check_refusal(ended.value.code, capsys.readouterr().err, said)
 
 
 @pytest.mark.slow
