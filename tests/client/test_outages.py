@@ -56,6 +56,14 @@ def process() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
             running.kill()
 
 
+async def until_all_answered(client: AsyncRewardClient, *servers: FakeRewardServer) -> None:
+    """Until there is a connection to each; what it asked is forgotten."""
+    while not all(server.calls for server in servers):
+        await client.score("fake", ITEMS, timeout=60)
+    for server in servers:
+        server.calls.clear()
+
+
 async def test_restarts_under_load_cost_no_call() -> None:
     """A server that stops ends its calls with CANCELLED, which the callers did not ask for."""
     seen: Counter[str] = Counter()
@@ -101,7 +109,8 @@ async def test_a_call_waits_as_long_as_its_deadline() -> None:
             assert 45 < clock.time < 60
             clock.time = 0.0
             server.fail(Code.UNAVAILABLE, "starting", times=1000)
-            with pytest.raises(Unavailable, match="starting"):
+            # The last try has little time: a slow machine may not get to answer it.
+            with pytest.raises((Unavailable, DeadlineExceeded), match="starting"):
                 await client.score("fake", ITEMS, timeout=300)
             assert 295 < clock.time <= 300
 
@@ -115,7 +124,7 @@ async def test_a_stream_waits_as_long_as_an_item_may_take() -> None:
             assert [result.values for result in found] == [[3.0]]
             server.break_streams(after=0, times=1000)
             begun = clock.time
-            with pytest.raises(Unavailable, match="broken by the test"):
+            with pytest.raises((Unavailable, DeadlineExceeded), match="broken by the test"):
                 async for _ in client.score_stream("fake", ITEMS):
                     pass
             assert 55 < clock.time - begun <= 60
@@ -204,11 +213,12 @@ async def test_a_server_that_never_answers_is_left_out(monkeypatch: pytest.Monke
     monkeypatch.setitem(_channel._LEFT_OUT, "interval", "1s")
     once = Retry(attempts=1)
     async with FakeRewardServer() as one, FakeRewardServer() as two, FakeRewardServer() as hung:
-        hung.latency = 600
         targets = [one.target, two.target, hung.target]
         async with AsyncRewardClient(targets, retry=once, timeout=1.0) as client:
+            await until_all_answered(client, one, two, hung)
+            hung.latency = 600
             for _ in range(30):
-                calls = [client.score("fake", ITEMS) for _ in range(24)]
+                calls = [client.score("fake", ITEMS) for _ in range(48)]
                 found = await asyncio.gather(*calls, return_exceptions=True)
                 if not any(isinstance(result, GuerdonError) for result in found):
                     break
@@ -235,9 +245,7 @@ async def test_a_late_request_is_sent_to_the_next_server() -> None:
     async with FakeRewardServer() as quick, FakeRewardServer() as hung:
         retry = Retry(hedge_after=0.05)
         async with AsyncRewardClient([quick.target, hung.target], retry=retry) as client:
-            while not (quick.calls and hung.calls):  # until there is a connection to both
-                await client.score("fake", ITEMS)
-            hung.calls.clear()
+            await until_all_answered(client, quick, hung)
             hung.latency = 600
             for _ in range(8):
                 assert (await client.score("fake", ITEMS)).scores == [[3.0]]
