@@ -35,6 +35,8 @@ from .support import (
 )
 
 WORDS = "The capital of France is Paris. "
+MANY = Item(WORDS * 3, [WORDS * (1 + n % 8) for n in range(48)])
+"""Takes the engine a while."""
 QUEUE_TOKENS = 15_000
 NEEDS_A_DAY = {"model:guerdon_score:ks_day"}
 """Compared with what was there a day before."""
@@ -56,7 +58,6 @@ HAPPENED = (
 async def load(address: str, stop: threading.Event) -> None:
     """Calls of every sort, more than fit, until `stop`."""
     few = Item(WORDS * 3, [WORDS * n for n in (1, 2, 4)])
-    many = Item(WORDS * 3, [WORDS * (1 + n % 8) for n in range(48)])
     long = Item(WORDS * 60, [WORDS])
     async with AsyncRewardClient(address, retry=Retry(attempts=1), timeout=10) as client:
 
@@ -68,10 +69,10 @@ async def load(address: str, stop: threading.Event) -> None:
             lambda: online("packed"),
             lambda: online("padded"),
             lambda: client.score("packed", [long], truncation="prompt_left"),
-            lambda: client.score("padded", [many], timeout=0.04),
+            lambda: client.score("padded", [MANY], timeout=0.04),
             lambda: client.rank("packed", few.prompt, few.responses),
-            *[lambda: client.score("padded", [many], priority="batch")] * 8,
-            *[lambda: client.score("packed", [many], priority="batch")] * 2,
+            *[lambda: client.score("padded", [MANY], priority="batch")] * 8,
+            *[lambda: client.score("packed", [MANY], priority="batch")] * 2,
         ]
 
         async def repeat(call: Callable[[], Awaitable[object]]) -> None:
@@ -108,11 +109,10 @@ def under_load(address: str) -> Iterator[None]:
 async def expire(address: str) -> None:
     """Calls that are let in and then expire: until a first batch was measured, the server
     can't foresee that they will."""
-    many = Item(WORDS * 3, [WORDS * (1 + n % 8) for n in range(48)])
     few = Item(WORDS, [WORDS])
     async with AsyncRewardClient(address, retry=Retry(attempts=1)) as client:
         await client.health()  # connected
-        first = asyncio.create_task(client.score("padded", [many]))
+        first = asyncio.create_task(client.score("padded", [MANY]))
         await asyncio.sleep(0.004)
         hasty = [client.score("padded", [few], timeout=0.004 * n) for n in range(2, 20)]
         await asyncio.gather(*hasty, return_exceptions=True)
@@ -121,10 +121,9 @@ async def expire(address: str) -> None:
 
 async def cancel(server: RunningServer) -> None:
     """Calls that are let in and then cancelled: beside the load they would mostly be shed."""
-    many = Item(WORDS * 3, [WORDS * (1 + n % 8) for n in range(48)])
     async with AsyncRewardClient(server.address) as client:
         for tries in range(100):
-            waiting = [asyncio.create_task(client.score("padded", [many])) for _ in range(3)]
+            waiting = [asyncio.create_task(client.score("padded", [MANY])) for _ in range(3)]
             await asyncio.sleep(0.03 * (1 + tries % 10))
             for call in waiting:
                 call.cancel()

@@ -36,7 +36,7 @@ numbers = st.one_of(
     st.sampled_from([0, -1, 1e308, 5e-324, 2**31, 2**32, 2**63, 2**64, float(YEAR)]),
 )
 fuzz = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -24,8 +24,6 @@ UNKNOWN_RETRY_SECONDS = 1.0
 """Before any completion has ended."""
 _MEMORY_SECONDS = 30.0
 """Seconds of work after which an old completion counts 1/e."""
-
-
 _MOST_ACCOUNTS = 256
 """Callers that are remembered without need."""
 
