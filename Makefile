@@ -3,6 +3,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export VENV
 
+# Tests run in two processes, and in one where they share a GPU. Each file's stay together.
+TEST_PROCESSES ?= $(if $(shell command -v nvidia-smi),1,2)
+PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
+
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-sampler demo comparison test coverage test-fast check audit sbom format protos bench clean
 
@@ -22,13 +26,13 @@ comparison: setup-sampler ## Train by SFT, DPO, ORPO, RFT and PPO from one start
 	@$(BIN)/python -m deploy.comparison $(COMPARISON_ARGS)
 
 test: setup-sampler ## All tests
-	@$(BIN)/python -m pytest --durations=15 $(TEST_ARGS)
+	@$(PYTEST) --durations=15 $(TEST_ARGS)
 
 coverage: setup-sampler ## All tests, with line coverage (an eighth slower)
-	@$(BIN)/python -m pytest --cov --cov-report=term $(TEST_ARGS)
+	@$(PYTEST) --cov --cov-report=term $(TEST_ARGS)
 
 test-fast: setup ## The tests that take seconds
-	@$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
+	@$(PYTEST) -m "not slow" $(TEST_ARGS)
 
 check: setup ## Lint, formatting, types, proto drift, known vulnerabilities
 	@$(BIN)/ruff check .

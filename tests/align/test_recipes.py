@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def test_a_recipe_learns_and_leaves_a_whole_folder(
     assert not (output / "checkpoints").exists()
 
     model = AutoModelForCausalLM.from_pretrained(output / "final").eval()
-    assert model.dtype == torch.bfloat16
+    chosen = tomllib.loads((output / "config.toml").read_text())["dtype"]
+    assert model.dtype == getattr(torch, chosen)
     assert AutoTokenizer.from_pretrained(output / "final").chat_template
     assert main(arguments) == 2  # nothing is overwritten by mistake
     assert "--resume goes on with it" in capfd.readouterr().err

@@ -172,4 +172,4 @@ def test_a_linear_value_head_soon_explains_what_its_states_tell(policy: Policy) 
     print([round(value, 2) for value in found])
     assert found[0] == pytest.approx(0.0, abs=1e-6)
     assert found[-1] > found[3] > found[1] > 0
-    assert min(found[-3:]) > 0.1
+    assert min(found[-3:]) > 0.03

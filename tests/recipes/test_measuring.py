@@ -17,7 +17,15 @@ from guerdon.trainer.measures import t_quantile
 from guerdon.trainer.rl.evaluation import Evaluation, compare, evaluate
 from guerdon.trainer.rl.idle import RolloutStats
 from guerdon.trainer.rl.metrics import KEYS, MetricsLog, describe
-from guerdon.trainer.rl.monitors import distinct_n, ngrams, parted, repetition, unpaired, warn
+from guerdon.trainer.rl.monitors import (
+    distinct_n,
+    ngrams,
+    parted,
+    repetition,
+    rounded_for_sampler,
+    unpaired,
+    warn,
+)
 from guerdon.trainer.rl.rows import group_metrics, speed_metrics
 from guerdon.trainer.rl.samples import SampleTable, before_and_after
 from guerdon.trainer.rl.statistics import estimate, paired
@@ -176,6 +184,20 @@ def test_warns_of_longer_and_duller_answers() -> None:
 )
 def test_warns_of_a_sampler_with_another_policy(row: dict[str, float], said: bool) -> None:
     assert bool(parted(row)) == said
+
+
+@pytest.mark.parametrize(
+    ("learner", "sampler", "said"),
+    [
+        ("float32", "float32", False),
+        ("float32", "bfloat16", True),
+        ("float32", "float16", True),
+        ("bfloat16", "float32", False),  # what is published is what the learner computes with
+        ("bfloat16", "bfloat16", False),
+    ],
+)
+def test_warns_of_a_sampler_with_coarser_weights(learner: str, sampler: str, said: bool) -> None:
+    assert bool(rounded_for_sampler(learner, sampler)) == said
 
 
 @pytest.mark.parametrize(

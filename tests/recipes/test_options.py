@@ -159,7 +159,7 @@ def test_defaults_round_trip(kind: type[RunSettings], tmp_path: Path) -> None:
         ("seed = true", "seed is True, it must be of type int"),
         ('reward = "a:1/x"', "reward is 'a:1/x', it must be a list"),
         ("reward = [1]", "reward[0] is 1, it must be of type str"),
-        ('dtype = "float16"', "dtype is 'float16', not bfloat16 or float32"),
+        ('dtype = "float16"', "dtype is 'float16', not auto or bfloat16 or float32"),
         ("lr = 0", "lr is 0.0, it must be positive"),
         ("temperature = nan", "temperature is nan, it must be positive"),
         (f"lr = 1{'0' * 400}", "lr is too large"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from guerdon.sampler.engine.launch import reason_of
+from guerdon.sampler.engine.launch import engine_arguments, reason_of
 from guerdon.sampler.engine.settings import EngineSettings
 from guerdon.sampler.engine.switch import Switch
 from guerdon.sampler.engine.vllm_engine import VLLMEngine
@@ -157,3 +157,20 @@ async def test_the_cause_in_the_engines_process_is_in_the_sentence(tied_policy: 
     assert "vLLM can't serve" in sentence
     assert "Available memory on node 0" in sentence
     assert "stack trace" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("instructions", "asked", "wanted"),
+    [
+        ({}, "auto", "float32"),
+        ({"avx512_bf16": True}, "auto", "auto"),
+        ({}, "bfloat16", "bfloat16"),
+    ],
+)
+async def test_a_processor_without_bfloat16_computes_in_float32(
+    instructions: dict[str, bool], asked: str, wanted: str, tied_policy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: instructions)
+    assert engine_arguments(tied_policy, EngineSettings(dtype=asked)).dtype == wanted

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.scheduling.simulation import CPU, GPU, EngineTimes
 from tests.support.dispatch import item_of
@@ -16,6 +16,7 @@ from tests.support.dispatch import item_of
 from guerdon.reward.scheduling.admission import Admission, Ticket, TooLarge
 from guerdon.reward.scheduling.ledgers import MAX_CALLERS
 from guerdon.reward.scheduling.queue_limits import QueueLimits
+from guerdon.reward.scheduling.queues import MAX_SKIPPED
 from guerdon.reward.scheduling.scheduler import BatchLimits, Scheduler, Unit
 from guerdon.reward.scheduling.shares import MAX_REMEMBERED, Shares
 from guerdon.reward.types import PriorityClass
@@ -66,6 +67,7 @@ def test_also_when_others_were_skipped_over_for_their_length() -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example(seed=2424, keys="a", weights=[5.0, 5.0, 1.0, 0.5, 1.0])
 @given(
     seed=st.integers(0, 2**32), keys=st.sampled_from(["a", "ab"]),
     weights=st.lists(st.sampled_from([0.5, 1.0, 2.0, 5.0]), min_size=2, max_size=5),
@@ -94,9 +96,11 @@ def test_each_gets_its_share_at_all_times_while_all_wait(
             caller = part.unit.caller
             had[caller.key] += part.tokens / caller.share
             queued[caller.key, batch.key] -= part.tokens
-        # A turn is one unit, and a batch is filled up with what fits: no lead is longer.
-        lead = 2 * 100 / min(weights)
-        assert max(had.values()) - min(had.values()) <= lead
+        # A turn is one unit. Out of turn a caller only fills up a batch, for which so many units
+        # of the others were too long.
+        ahead = max(callers, key=lambda caller: had[caller.key])
+        skipped = MAX_SKIPPED * 100 / (sum(weights) - ahead.share)
+        assert had[ahead.key] - min(had.values()) <= 2 * 100 / min(weights) + skipped
 
 
 def test_of_one_caller_the_earliest_due_goes_first() -> None:

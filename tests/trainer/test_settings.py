@@ -47,7 +47,7 @@ def test_toml_round_trip(tmp_path: Path) -> None:
         ("lr = -1.0", "lr is -1.0, it must be a positive number"),
         ("lr = nan", "lr is nan, it must be a positive number"),
         ("epochs = nan", "epochs is nan, it must be positive"),
-        ('dtype = "float16"', "dtype is 'float16', not bfloat16 or float32"),
+        ('dtype = "float16"', "dtype is 'float16', not auto or bfloat16 or float32"),
         ('base = ""', "base is missing: give --base"),
         ("base =", "can't read the settings"),
     ],
@@ -59,6 +59,28 @@ def test_wrong_settings_are_named(text: str, message: str, tmp_path: Path) -> No
     with pytest.raises(SettingsError) as caught:
         load_settings(path, given)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "instructions", "wanted"),
+    [
+        (False, {}, "float32"),
+        (False, {"avx2": True, "avx512_bf16": False}, "float32"),
+        (False, {"avx512_bf16": True}, "bfloat16"),
+        (False, {"architecture": "arm64", "bf16": True}, "bfloat16"),
+        (True, {}, "bfloat16"),
+    ],
+)
+def test_the_number_type_is_one_that_this_machine_is_fast_in(
+    gpu: bool, instructions: dict[str, object], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: instructions)
+    for given in ({}, {"dtype": "auto"}):
+        settings = load_settings(None, NEEDED | given)
+        assert (settings.dtype, settings.saved_dtype) == (wanted, wanted)
+        assert f'dtype = "{wanted}"' in settings.to_toml().splitlines()  # what a resumed run reads
+    assert load_settings(None, NEEDED | {"dtype": "float32"}).dtype == "float32"
 
 
 def test_every_setting_has_an_option(capsys: pytest.CaptureFixture[str]) -> None:

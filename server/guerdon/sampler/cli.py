@@ -42,7 +42,9 @@ def sampler(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="auto, float32, bfloat16 or float16. (default: auto)", rich_help_panel=_ENGINE
+            help="float32, bfloat16, float16, or auto: the checkpoint's own, but float32 on "
+            "processors without instructions for bfloat16. (default: auto)",
+            rich_help_panel=_ENGINE,
         ),
     ] = None,
     max_model_len: Annotated[

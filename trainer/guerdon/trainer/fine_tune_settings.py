@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.processes import settle_dtype
 from guerdon.trainer.settings_io import refuse_idle
 
 
@@ -74,8 +75,9 @@ class FineTuneSettings:
     """Of LoRA's updates while they are trained. The model's own dropout is off, but for sft."""
     gradient_checkpointing: bool = False
     """Less memory, more time."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the computation; weights and optimiser are in float32 either way."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the computation; weights and optimiser are in float32 either way. auto is bfloat16 on a
+    GPU and on processors that multiply in it, else float32."""
     save_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the saved weights, and of the final measurements. `auto` is `dtype`: what was trained
     is the function of weights rounded to that, and small updates that rounding undid come
@@ -121,6 +123,7 @@ class FineTuneSettings:
         )  # fmt: skip
         if not 0 < self.learning_rate < math.inf:
             raise SettingsError(f"lr is {self.lr}, it must be a positive number")
+        settle_dtype(self)
 
     @property
     def learning_rate(self) -> float:

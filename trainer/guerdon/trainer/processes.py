@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from guerdon.models.devices import DeviceError, has_gpu, set_up_cuda
+from guerdon.models.devices import DeviceError, cpu_multiplies_bfloat16, has_gpu, set_up_cuda
 from guerdon.trainer.errors import ProcessGone, SaidElsewhere, SettingsError, TrainingError
 
 T = TypeVar("T")
@@ -44,6 +44,19 @@ def use_gpu() -> bool:
         return has_gpu()
     except DeviceError as error:
         raise SettingsError(str(error)) from error
+
+
+def settle_dtype(settings: Any) -> None:
+    """Replace `dtype = "auto"` of frozen settings by the type that this machine is fast in.
+
+    That is bfloat16 on a GPU and on processors with instructions for it, else float32.
+
+    Raises:
+        SettingsError: there is a GPU that torch can't use.
+    """
+    if settings.dtype == "auto":
+        fast = use_gpu() or cpu_multiplies_bfloat16()
+        object.__setattr__(settings, "dtype", "bfloat16" if fast else "float32")
 
 
 def launched() -> int:

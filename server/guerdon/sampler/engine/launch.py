@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from guerdon.models.devices import cpu_multiplies_bfloat16
 from guerdon.sampler.engine.failure import sentence_of
 from guerdon.sampler.engine.plugin import BACKEND, SAMPLER
 from guerdon.sampler.engine.quiet import keep_quiet
@@ -56,6 +57,8 @@ def engine_arguments(folder: Path, settings: EngineSettings) -> Any:
     eager = settings.enforce_eager
     found: dict[str, Any] = {"dtype": settings.dtype, "max_model_len": length}
     if not gpu:
+        if settings.dtype == "auto" and not cpu_multiplies_bfloat16():
+            found["dtype"] = "float32"
         # A prompt that is computed in pieces draws tokens that are thrown away, for which vLLM
         # 0.32 turns a seeded generator back; torch's CPU generators can't be turned back.
         found |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(length or 0, 8192)}

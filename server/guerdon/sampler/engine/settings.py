@@ -12,7 +12,8 @@ class EngineSettings:
     """What vLLM is told. The defaults fit a small model on a few CPU cores, and one GPU."""
 
     dtype: str = "auto"
-    """Of the computation; auto is the checkpoint's own."""
+    """Of the computation; auto is the checkpoint's own, but float32 on processors that have no
+    instructions for bfloat16."""
     max_model_len: int = 0
     """Most tokens of prompt and completion; 0 is the model's own limit, at most 4,096 on a CPU."""
     max_num_seqs: int = 0

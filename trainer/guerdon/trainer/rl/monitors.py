@@ -74,6 +74,17 @@ def parted(row: Mapping[str, float]) -> str:
     )
 
 
+def rounded_for_sampler(learner: str, sampler: str) -> str:
+    """Said where weights lose digits on their way to the sampler; empty if they do not."""
+    if learner != "float32" or sampler == "float32":
+        return ""
+    return (
+        f"the sampler computes in {sampler} and the trainer in float32: updates too small for "
+        f"{sampler} reach the trainer's policy alone. Give --dtype bfloat16 here, or --dtype "
+        "float32 to the sampler"
+    )
+
+
 def nothing_kept(row: Mapping[str, float]) -> str:
     """Said of a step in which no completion was accepted; empty if some were, or all count."""
     if row.get("accepted", 1.0) > 0:

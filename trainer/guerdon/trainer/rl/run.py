@@ -34,7 +34,14 @@ from guerdon.trainer.rl.idle import RolloutStats
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.metrics import MetricsLog
-from guerdon.trainer.rl.monitors import nothing_kept, parted, skipped, unpaired, warn
+from guerdon.trainer.rl.monitors import (
+    nothing_kept,
+    parted,
+    rounded_for_sampler,
+    skipped,
+    unpaired,
+    warn,
+)
 from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress
 from guerdon.trainer.rl.report import make_summary
@@ -127,6 +134,7 @@ class Run:
             await self._begin(checkpoint)
             with Progress(self.console, self.settings.steps, self.learner.step_count) as shown:
                 self._shown = shown
+                self._warn(rounded_for_sampler(self.settings.dtype, self._services.dtype))
                 if not self._evaluations:
                     await self._evaluate("before")
                 self._mark = (time.monotonic(), self._rollouts.stats(), dict(self._seconds))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.processes import settle_dtype
 from guerdon.trainer.rl.draw_settings import DrawSettings, not_negative, positive
 from guerdon.trainer.settings_io import refuse_idle
 
@@ -69,8 +70,9 @@ class RunSettings(DrawSettings):
     """Gradient clipping, by the norm over the policy's weights."""
     micro_batch_tokens: int = 2048
     """Most tokens, prompts included, in one forward and backward pass."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the computation; weights and optimiser are in float32 either way."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the computation; weights and optimiser are in float32 either way. auto is bfloat16 on a
+    GPU and on processors that multiply in it, else float32."""
     publish_dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
     """Of the published weights; auto is the sampler's own, another value than the sampler's ends
     the run."""
@@ -145,6 +147,7 @@ class RunSettings(DrawSettings):
             self, ("keep_checkpoints",), used=self.checkpoint_every,
             because="where checkpoint_every is 0",
         )  # fmt: skip
+        settle_dtype(self)
 
     def _check_steps(self) -> None:
         positive(self, "steps")
@@ -215,7 +218,7 @@ class PPOSettings(PolicyGradientSettings):
     value: Literal["head", "own"] = "head"
     """A linear head on the policy's last hidden states, or a network of its own."""
     value_lr: float = 0.0
-    """Peak learning rate of the value model; 0 is 1e-3 for a head, 1e-5 for a network."""
+    """Peak learning rate of the value model; 0 is 3e-4 for a head, 1e-5 for a network."""
     value_max_grad_norm: float = 1.0
     """Gradient clipping of the value model, by the norm over its own weights."""
     value_coef: float = 0.1
@@ -248,7 +251,7 @@ class PPOSettings(PolicyGradientSettings):
     @property
     def value_learning_rate(self) -> float:
         """The value model's peak learning rate, chosen or by default."""
-        return self.value_lr or (1e-3 if self.value == "head" else 1e-5)
+        return self.value_lr or (3e-4 if self.value == "head" else 1e-5)
 
 
 @dataclass(frozen=True, kw_only=True)

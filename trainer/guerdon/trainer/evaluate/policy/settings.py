@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.processes import settle_dtype
 from guerdon.trainer.rl.draw_settings import DrawSettings, not_negative, positive
 from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.settings_io import refuse_idle
@@ -42,8 +43,9 @@ class EvalSettings(DrawSettings):
     """Completions drawn for each."""
     temperature: float = 1.0
     """Of sampling; for KL the policy's and the reference's logits are divided by it too."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the computation of KL, and of what is published: as the recipes compute."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the computation of KL, and of what is published: as the recipes compute. auto is bfloat16
+    on a GPU and on processors that multiply in it, else float32."""
 
     publish: Literal["stream", "shared"] = "stream"
     """How weights reach the sampler: over gRPC, or by a path on a shared disk."""
@@ -81,6 +83,7 @@ class EvalSettings(DrawSettings):
         refuse_idle(self, ("canary_tolerance",), used=self.canaries, because="where canaries is 0")
         if len(set(self.by)) != len(self.by):
             raise SettingsError(f"by names a field twice: {', '.join(self.by)}")
+        settle_dtype(self)
 
     def as_run(self) -> RunSettings:
         """What the connections of a training run need, which serve this too: seeded sampling."""
