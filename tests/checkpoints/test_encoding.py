@@ -480,5 +480,5 @@ def test_a_token_without_an_embedding_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_very_long_text_is_refused_not_cut(smollm: Encoder) -> None:
-    with pytest.raises(InvalidRequest, match="the model takes 8192"):
+    with pytest.raises(InvalidRequest, match="8192 tokens that the model takes"):
         encode(smollm, "a", "word " * 200_000)

@@ -17,10 +17,12 @@ from tokenizers import (
     pre_tokenizers,
     trainers,
 )
+from transformers import PreTrainedTokenizerFast
 
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
 from guerdon.reward.encoding import Encoder
 from guerdon.reward.least_tokens import most_bytes_per_token
+from guerdon.reward.text_tokens import TextTokenizer, TooManyTokens
 from guerdon.reward.types import FormattedText, ScoreItem, Truncation
 from guerdon.serving.errors import InvalidRequest
 
@@ -166,3 +168,23 @@ def test_what_may_fit_is_tokenised_and_told_exactly(encoder: Encoder) -> None:
     kept = encoder.encode(ScoreItem("x " * 2**17, ["b"]), Truncation.PROMPT_LEFT)
     assert kept.lengths() == [encoder.max_tokens]
     assert kept.truncated[0] > 2**16
+
+
+WORD_PIECES = Tokenizer(
+    models.WordPiece(vocab={"[UNK]": 0, "[PAD]": 1, "a": 2, "b": 3, "##a": 4}, unk_token="[UNK]")
+)
+WORD_PIECES.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+
+def test_where_bytes_tell_nothing_there_is_a_limit_all_the_same() -> None:
+    """5 MiB took 24 s and 3 GiB before they were found to be too long."""
+    tokenizer = TextTokenizer(
+        PreTrainedTokenizerFast(tokenizer_object=WORD_PIECES, unk_token="[UNK]", pad_token="[PAD]")
+    )
+    with tokenizer.at_most(10):
+        assert tokenizer.one("a" * 640).ids.tolist() == [0]  # one long word, unknown
+        with pytest.raises(TooManyTokens, match="641 bytes, more than 64 for each of the 10"):
+            tokenizer.one("a" * 641)
+        with pytest.raises(TooManyTokens):
+            tokenizer.pairs("a", ["b" * 641])
+    assert len(tokenizer.one("a " * 1000).ids) == 1000

@@ -116,10 +116,7 @@ class Encoder:
             with self._text.at_most(most):
                 field, sequences = self._sequences(item)
         except TooManyTokens as error:
-            raise InvalidRequest(
-                longest_field(item),
-                f"is too long: it has {error.least} tokens or more, and the model takes {most}",
-            ) from None
+            raise InvalidRequest(longest_field(item), f"is too long: {error}") from None
         for place, sequence in enumerate(sequences):
             self._check(field, place, sequence)
             if self._ending_id is not None and sequence.ids[-1] != self._ending_id:

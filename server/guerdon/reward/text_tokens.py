@@ -18,7 +18,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from guerdon.reward.least_tokens import most_bytes_per_token
+from guerdon.reward.least_tokens import MAX_BYTES_PER_TOKEN, most_bytes_per_token
 from guerdon.reward.types import TokenArray
 from guerdon.serving.errors import CheckpointRefused
 
@@ -65,11 +65,7 @@ class TokenizedPair:
 
 
 class TooManyTokens(Exception):
-    """A text has more tokens than are allowed: so many at least, as its bytes tell."""
-
-    def __init__(self, least: int) -> None:
-        super().__init__(f"at least {least} tokens")
-        self.least = least
+    """A text has too many bytes to be tokenised; says why in words."""
 
 
 class TextTokenizer:
@@ -107,7 +103,7 @@ class TextTokenizer:
 
     @contextmanager
     def at_most(self, tokens: int | None) -> Iterator[None]:
-        """Tokenise no text, in this thread, whose bytes say that it has more tokens.
+        """Tokenise no text, in this thread, that has too many bytes for so many tokens.
 
         Raises:
             TooManyTokens: such a text was to be tokenised.
@@ -163,12 +159,20 @@ class TextTokenizer:
         """As `encode` does, which holds the interpreter's lock: 3 s for a text of 4 MB, in which
         not even health would be answered. `encode_batch` lets go of it."""
         allowed: int | None = getattr(self._allowed, "tokens", None)
-        if allowed is not None and self._bytes_per_token is not None:
+        if allowed is not None:
             texts = (text,) if isinstance(text, str) else text
-            least = -(-sum(len(each.encode()) for each in texts) // self._bytes_per_token)
-            if least > allowed:
-                raise TooManyTokens(least)
+            self._check_bytes(sum(len(each.encode()) for each in texts), allowed)
         return self._backend.encode_batch([text], add_special_tokens=special)[0]
+
+    def _check_bytes(self, size: int, allowed: int) -> None:
+        most = self._bytes_per_token
+        if most is None and size > MAX_BYTES_PER_TOKEN * allowed:
+            raise TooManyTokens(
+                f"it has {size} bytes, more than {MAX_BYTES_PER_TOKEN} for each of the {allowed} "
+                "tokens that the model takes"
+            )
+        if most is not None and (least := -(-size // most)) > allowed:
+            raise TooManyTokens(f"it has {least} tokens or more, and the model takes {allowed}")
 
     def _cut(self, texts: Sequence[str]) -> int:
         """Where to cut all texts: in front of the last added token that they share, or 0."""
