@@ -150,6 +150,13 @@ WRONG = {
     "long text": (
         request(policy_pb2.GenerateItem(prompt={"text": "a " * MAX_TOKENS})), "items[0].prompt"
     ),
+    "long word": (
+        request(policy_pb2.GenerateItem(prompt={"text": "a" * (64 * MAX_TOKENS + 1)})),
+        "items[0].prompt",
+    ),
+    "long turns": (
+        request(conversation(*[("user", "a" * 32 * MAX_TOKENS)] * 3)), "items[0].prompt"
+    ),
     "no turn": (
         request(policy_pb2.GenerateItem(prompt={"conversation": {}})),
         "items[0].prompt.conversation.messages",

@@ -15,12 +15,14 @@ from guerdon.sampler.limits import Limits
 from guerdon.sampler.requests import Item, Options, Work
 from guerdon.serving.convert import check_id
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.prompts import TokenArray
+from guerdon.serving.prompts import FormattedText, Message, TokenArray
 
 MAX_SEED = 2**64 - 1
 MIN_TEMPERATURE = 0.01
 """vLLM raises a lower one to this, 0 excepted: completions would be drawn otherwise than asked."""
 MAX_TEMPERATURE = 100.0
+MAX_CHARACTERS_PER_TOKEN = 64
+"""Of a prompt's text, for each token that the sampler takes: more than any language needs."""
 
 
 def check_work(work: Work, limits: Limits, vocab_size: int, max_tokens: int) -> None:
@@ -56,6 +58,25 @@ def check_item(item: Item, field: str, limits: Limits, vocab_size: int, max_toke
     if isinstance(item.prompt, np.ndarray):
         check_tokens(item.prompt, f"{field}.prompt.token_ids.ids", vocab_size)
         check_room(item.prompt, f"{field}.prompt", max_tokens)
+    else:
+        check_length(item.prompt, f"{field}.prompt", max_tokens)
+
+
+def check_length(
+    prompt: tuple[Message, ...] | str | FormattedText, field: str, max_tokens: int
+) -> None:
+    """Refuse a text that can't fit, before the thread that tokenises for all is kept by it."""
+    match prompt:
+        case FormattedText(text) | str(text):
+            size = len(text)
+        case turns:
+            size = sum(len(turn.content) for turn in turns)
+    if size > MAX_CHARACTERS_PER_TOKEN * max_tokens:
+        raise InvalidRequest(
+            field,
+            f"has {size} characters, more than {MAX_CHARACTERS_PER_TOKEN} for each of the "
+            f"{max_tokens} tokens that the sampler takes",
+        )
 
 
 def check_tokens(tokens: npt.NDArray[np.integer[Any]], field: str, vocab_size: int) -> None:
