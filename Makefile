@@ -5,7 +5,7 @@ export VENV
 
 # Tests run in two processes, and in one where they share a GPU. Each file's stay together.
 TEST_PROCESSES ?= $(if $(shell command -v nvidia-smi),1,2)
-PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-sampler demo comparison test coverage test-fast check audit sbom format protos bench clean

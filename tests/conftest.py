@@ -18,18 +18,6 @@ if _MEMORY is not None:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "per_process_memory_fraction:0.2")
 
 
-_IN_ONE_PROCESS = ("runs", "sampler")
-"""Folders whose files share an engine or services that take long to start."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (`-n 2 --dist loadgroup`), keep a file's tests in one of them."""
-    for item in items:
-        folder = item.path.parent.name
-        group = folder if folder in _IN_ONE_PROCESS else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_configure() -> None:
     """Say at once that a GPU is too small, not test by test."""
     if reason := too_small(_MEMORY, _NEEDED_GIB):
