@@ -157,7 +157,7 @@ def test_values_begin_at_the_mean_return(policy: Policy, value: str) -> None:
 
 def test_a_linear_value_head_soon_explains_what_its_states_tell(policy: Policy) -> None:
     """The reward is a function of the prompt; the policy waits, so that alone is to be learnt."""
-    run = settings(PPOSettings, value_warmup=12, steps=13, kl_coef=0.0)
+    run = settings(PPOSettings, value_warmup=12, steps=13, kl_coef=0.0, value_lr=1e-3)
     learner = make_learner(policy("llama"), run)
     prompts = wild_groups(8, 6, seed=1)
     found = []
@@ -172,4 +172,4 @@ def test_a_linear_value_head_soon_explains_what_its_states_tell(policy: Policy) 
     print([round(value, 2) for value in found])
     assert found[0] == pytest.approx(0.0, abs=1e-6)
     assert found[-1] > found[3] > found[1] > 0
-    assert min(found[-3:]) > 0.03
+    assert min(found[-3:]) > 0.1

@@ -49,7 +49,7 @@ def has_gpu() -> bool:
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for matrix products in bfloat16.
 
-    Without them torch takes five to twenty times as long as in float32. Before torch knew its
+    Without them torch takes up to twenty times as long as in float32. Before torch knew its
     processor (`torch.cpu.get_capabilities`) the answer is False.
     """
     import torch

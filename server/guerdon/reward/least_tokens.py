@@ -9,8 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers
 
 MAX_BYTES_PER_TOKEN = 64
-"""Of a text whose tokenizer has no bound: more than any language needs, and enough for code that
-is indented by spaces which the tokenizer drops."""
+"""Most bytes of text for each token that a model takes, where the tokenizer has no bound: more
+than any language needs, and enough for code whose indentation the tokenizer drops."""
 _NFC_SHRINKS = 4
 """Canonical composition makes no text shorter than 1 / 3.5 of its bytes: U+1FBE U+0308 U+0301,
 seven of them, become U+0390."""

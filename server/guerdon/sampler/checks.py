@@ -22,7 +22,8 @@ MIN_TEMPERATURE = 0.01
 """vLLM raises a lower one to this, 0 excepted: completions would be drawn otherwise than asked."""
 MAX_TEMPERATURE = 100.0
 MAX_CHARACTERS_PER_TOKEN = 64
-"""Of a prompt's text, for each token that the sampler takes: more than any language needs."""
+"""Most characters of a prompt for each token that the sampler takes: more than any language
+needs."""
 
 
 def check_work(work: Work, limits: Limits, vocab_size: int, max_tokens: int) -> None:

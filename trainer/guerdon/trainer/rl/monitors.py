@@ -75,7 +75,7 @@ def parted(row: Mapping[str, float]) -> str:
 
 
 def rounded_for_sampler(learner: str, sampler: str) -> str:
-    """Said where weights lose digits on their way to the sampler; empty if they do not."""
+    """A warning of weights that lose digits on their way to the sampler; empty if they do not."""
     if learner != "float32" or sampler == "float32":
         return ""
     return (
