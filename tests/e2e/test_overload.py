@@ -31,19 +31,19 @@ from guerdon.client import (
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 8.0
-DEADLINE = 0.5
 LENGTH = 200
+BATCH = 8
+"""Calls in a batch, at most."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A model that is slow enough for one client to overload, with a short queue."""
     folder = tiny_checkpoint(
-        tmp_path_factory.mktemp("model"), "llama", hidden_size=512, intermediate_size=2048,
-        num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8, head_dim=64,
+        tmp_path_factory.mktemp("model"), "llama", hidden_size=256, intermediate_size=1024,
+        num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8, head_dim=32,
     )  # fmt: skip
-    flags = {"max_queue_tokens": 40 * LENGTH, "max_batch_tokens": 8 * LENGTH}
+    flags = {"max_queue_tokens": 40 * LENGTH, "max_batch_tokens": BATCH * LENGTH}
     with running_server({"m": folder}, **flags) as running:
         yield running
 
@@ -61,12 +61,14 @@ def test_twice_the_load(server: RunningServer) -> None:
     items = questions(40)
     taken, expected = asyncio.run(closed_loop(server.address, items * 3, model="m", in_flight=16))
     capacity = len(items) * 3 / taken
+    # As long as twenty batches take here, however slow this machine is just now.
+    seconds, deadline = max(8.0, 20 * BATCH / capacity), max(0.5, 2 * BATCH / capacity)
     before, memory = metrics(server.url), resident_bytes(server.process.pid)
 
     with HealthProbe(server.address) as probe:
         outcome = asyncio.run(
-            offer(server.address, items, model="m", rate=2 * capacity, seconds=SECONDS,
-                  deadline=DEADLINE)
+            offer(server.address, items, model="m", rate=2 * capacity, seconds=seconds,
+                  deadline=deadline)
         )  # fmt: skip
     after = metrics(server.url)
 
@@ -79,7 +81,7 @@ def test_twice_the_load(server: RunningServer) -> None:
     assert len(outcome.retry_after) == outcome.codes["Overloaded"]
     assert all(0 < seconds < 60 for seconds in outcome.retry_after)
     # What it took on it served, and rightly.
-    assert outcome.codes["OK"] > 0.3 * capacity * SECONDS
+    assert outcome.codes["OK"] > 0.3 * capacity * seconds
     for place, scores in outcome.scores:
         assert scores == pytest.approx(expected[place], abs=1e-4)
     # Nothing expired was computed: what ran was answered, or expired while it ran.
@@ -89,7 +91,7 @@ def test_twice_the_load(server: RunningServer) -> None:
     assert late <= 0.1 * computed
     # Bounded memory; health all along.
     assert resident_bytes(server.process.pid) - memory < 100 * 2**20
-    assert len(probe.milliseconds) > SECONDS * 5
+    assert len(probe.milliseconds) > seconds * 5
     assert statistics.median(probe.milliseconds) < 50
     assert max(probe.milliseconds) < 1000  # 50 ms is the aim; a busy test machine may hiccup
 

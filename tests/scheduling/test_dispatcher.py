@@ -535,32 +535,34 @@ async def test_running_out_of_memory_is_remembered() -> None:
 async def test_at_overload_memory_is_bounded_and_every_caller_gets_an_answer() -> None:
     queue = QueueLimits(max_queued_tokens=1000, max_text_bytes=10_000)
     limits = DispatchLimits(batch=SMALL.batch, queue=queue)
-    model = MarkModel(before=lambda items: time.sleep(0.001))
+    everyone_asked = threading.Event()
+    model = MarkModel(before=lambda items: everyone_asked.wait())
     answers: list[list[list[float]] | ServiceError] = []
 
     async def caller(dispatcher: Dispatcher, number: int) -> None:
         priority = (ONLINE, BATCH)[number % 2]
         try:
             result = await score(
-                dispatcher, model, item_of(19, 1, mark=number), within=2.0, priority=priority
+                dispatcher, model, item_of(19, 1, mark=number), within=60, priority=priority
             )
             assert scores_of(result) == [[number]]
             answers.append(scores_of(result))
         except (Overloaded, DeadlinePassed) as error:
             answers.append(error)
+            if len(answers) == 456:
+                everyone_asked.set()
 
     async with running(limits) as (dispatcher, recorder):
         async with asyncio.TaskGroup() as group:
             for number in range(500):
                 group.create_task(caller(dispatcher, number))
-                if number % 50 == 0:
-                    await asyncio.sleep(0)
         assert 500 <= recorder.most_tokens <= 1000
         shed = [answer for answer in answers if isinstance(answer, Overloaded)]
-        assert len(shed) == len(recorder.sheds) > 300
+        assert len(shed) == len(recorder.sheds) == 456
         assert all(error.retry_after > 0 for error in shed)
         done = [answer for answer in answers if isinstance(answer, list)]
-        assert len(done) == len(model.computed) >= 50
+        # 880 tokens: one caller leaves an eighth of the room to others.
+        assert len(done) == len(model.computed) == 44
         assert len(answers) == 500
         # Room again: the books did not leak.
         await score(dispatcher, model, item_of(49, *[1] * 50, mark=1000))
