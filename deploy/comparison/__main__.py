@@ -20,7 +20,7 @@ from deploy.demo.policy import BASE
 from deploy.demo.processes import check_gpu, leave_on_sigterm, run, run_logged, serving
 from deploy.demo.reward import DATA
 
-from guerdon.trainer.run_folder import write_whole
+from guerdon.trainer.common.run_folder import write_whole
 
 TERMS = "comparison.json"
 """In the output: what an earlier try was told."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.data import read_jsonl
-from guerdon.trainer.run_folder import write_whole
+from guerdon.trainer.common.run_folder import write_whole
 
 NAMES = ("proxy", "heldout")
 

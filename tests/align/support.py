@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from guerdon.trainer import settings_io
 from guerdon.trainer.align.folder import AlignFolder
 from guerdon.trainer.align.inputs import AlignInputs, read_inputs
 from guerdon.trainer.align.recipe import train
@@ -20,6 +19,7 @@ from guerdon.trainer.align.settings import (
     ORPOSettings,
     SFTSettings,
 )
+from guerdon.trainer.common import settings_io
 
 KINDS: dict[str, type[AlignSettings]] = {
     kind.algorithm: kind for kind in (SFTSettings, DPOSettings, ORPOSettings)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from guerdon.trainer.align.trainers import make_trainer
-from guerdon.trainer.language_model import load_lm
+from guerdon.trainer.common.language_model import load_lm
 
 Toy = tuple[Path, Path]
 

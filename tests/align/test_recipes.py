@@ -15,14 +15,14 @@ from tests.support.command import read_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.cli.main import main
-from guerdon.trainer import settings_io
 from guerdon.trainer.align.cli import PANELS
 from guerdon.trainer.align.folder import AlignFolder
 from guerdon.trainer.align.held_out import HeldOut
 from guerdon.trainer.align.memory import memory_estimate
 from guerdon.trainer.align.report import KEYS
-from guerdon.trainer.errors import DivergedError, OutputError
-from guerdon.trainer.settings_io import field_types
+from guerdon.trainer.common import settings_io
+from guerdon.trainer.common.errors import DivergedError, OutputError
+from guerdon.trainer.common.settings_io import field_types
 from guerdon.trainer.watched import Watched
 
 Toy = tuple[Path, Path]

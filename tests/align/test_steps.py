@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from guerdon.trainer.align.trainers import make_trainer
-from guerdon.trainer.language_model import load_lm
+from guerdon.trainer.common.language_model import load_lm
 from guerdon.trainer.objectives.read import read_task
 
 ALGORITHMS = ("sft", "dpo", "orpo", "reward")

@@ -9,7 +9,7 @@ import pytest
 from tests.align.support import KINDS, inputs_of, run, settings_of
 from tests.trainer.toy import toy_rows, write_rows
 
-from guerdon.trainer.errors import DataError
+from guerdon.trainer.common.errors import DataError
 
 Toy = tuple[Path, Path]
 

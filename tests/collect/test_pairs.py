@@ -20,8 +20,8 @@ from guerdon.cli.main import main
 from guerdon.client.testing import FakePolicyServer, FakeRewardServer
 from guerdon.data import parse_pair
 from guerdon.trainer.collect.settings import PairsSettings
-from guerdon.trainer.errors import SettingsError
-from guerdon.trainer.rl.picking import pick_pairs
+from guerdon.trainer.common.errors import SettingsError
+from guerdon.trainer.common.pair_selection import pick_pairs
 from guerdon.trainer.rl.types import Sample
 
 MOST = 6

@@ -28,8 +28,8 @@ from tests.trainer.toy import write_toy
 
 from guerdon.cli import plugins
 from guerdon.cli.main import main
+from guerdon.trainer.common.statistics import estimate, paired
 from guerdon.trainer.compare.comparing import at_level
-from guerdon.trainer.rl.statistics import estimate, paired
 
 N = 24
 Compare = Callable[..., tuple[int, str, str]]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from guerdon.trainer.common.statistics import Estimate
 from guerdon.trainer.compare.comparing import Group, Result
 from guerdon.trainer.compare.equal_kl import gain_at
 from guerdon.trainer.compare.runs import Measured, Point, Run
 from guerdon.trainer.compare.words import headlines
-from guerdon.trainer.rl.statistics import Estimate
 
 N = 10_000
 """Prompts: so many that Student's interval is the normal one."""

@@ -23,8 +23,8 @@ from deploy.demo.policy import TASKS
 from deploy.demo.reward import DATA
 from tests.support.command import read_rows
 
-from guerdon.trainer import settings_io
 from guerdon.trainer.align.settings import DPOSettings, ORPOSettings, SFTSettings
+from guerdon.trainer.common import settings_io
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.rl.settings import PPOSettings, RFTSettings
 from guerdon.trainer.settings import RewardSettings

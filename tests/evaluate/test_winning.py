@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from guerdon.trainer.common.measures import t_quantile, wilson
+from guerdon.trainer.common.statistics import Estimate, estimate, share
 from guerdon.trainer.evaluate.policy.winning import reward_per_kl, win_rates
-from guerdon.trainer.measures import t_quantile, wilson
-from guerdon.trainer.rl.statistics import Estimate, estimate, share
 
 
 def test_all_pairs_ties_half() -> None:

@@ -19,7 +19,7 @@ from tests.learner.support import (
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.rl.learner import Learner, _offsets
 from guerdon.trainer.rl.settings import GRPOSettings
 from guerdon.trainer.rl.types import Sample

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.rl import policy as policy_module
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.settings import (

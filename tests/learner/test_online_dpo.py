@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig
 
 from guerdon.trainer.align.trainers import DirectTrainer
-from guerdon.trainer.processes import ALONE
+from guerdon.trainer.common.processes import ALONE
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.settings import OnlineDPOSettings
 from guerdon.trainer.rl.types import Group, Sample

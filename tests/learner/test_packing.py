@@ -25,8 +25,8 @@ from tests.support.tiny import DECODERS
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from guerdon.trainer.errors import TrainingError
-from guerdon.trainer.language_model import plain_attention
+from guerdon.trainer.common.errors import TrainingError
+from guerdon.trainer.common.language_model import plain_attention
 from guerdon.trainer.rl.learner import Learner, _offsets
 from guerdon.trainer.rl.packing import idle_row, pack
 from guerdon.trainer.rl.policy import new_policy, switch_attention

@@ -18,7 +18,7 @@ from tests.learner.support import (
     wild_groups,
 )
 
-from guerdon.trainer.rl import monitors
+from guerdon.trainer.common import monitors
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.settings import (
     GRPOSettings,

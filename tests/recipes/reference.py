@@ -13,9 +13,10 @@ from typing import Any
 
 from tests.recipes.support import KINDS
 
-from guerdon.trainer.rl import metrics, report, samples
+from guerdon.trainer.common import samples
+from guerdon.trainer.common.settings_io import field_docs, field_types, required
+from guerdon.trainer.rl import metrics, report
 from guerdon.trainer.rl.cli import PANELS
-from guerdon.trainer.settings_io import field_docs, field_types, required
 
 PATH = Path(__file__).parents[2] / "docs" / "rl-reference.md"
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.recipes.killed_saves import parts
 from tests.recipes.support import make_group
 
-from guerdon.trainer.errors import OutputError
+from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.rl.checkpoint import Checkpoints
 from guerdon.trainer.rl.packed_groups import pack_groups, pack_tasks, unpack_groups, unpack_tasks
 from guerdon.trainer.rl.state_files import StateError, read_tree, write_tree

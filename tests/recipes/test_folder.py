@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from tests.recipes.support import make_group, settings_of
 from tests.support.command import read_rows
 
-from guerdon.trainer.errors import OutputError
+from guerdon.trainer.common.errors import OutputError
+from guerdon.trainer.common.samples import SampleTable
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.metrics import MetricsLog
-from guerdon.trainer.rl.samples import SampleTable
 
 
 def folder_of(

@@ -12,12 +12,9 @@ from hypothesis import strategies as st
 from tests.recipes.support import make_group
 from tests.support.command import read_rows
 
-from guerdon.trainer.errors import DivergedError
-from guerdon.trainer.measures import t_quantile
-from guerdon.trainer.rl.evaluation import Evaluation, compare, evaluate
-from guerdon.trainer.rl.idle import RolloutStats
-from guerdon.trainer.rl.metrics import KEYS, MetricsLog, describe
-from guerdon.trainer.rl.monitors import (
+from guerdon.trainer.common.errors import DivergedError
+from guerdon.trainer.common.measures import t_quantile
+from guerdon.trainer.common.monitors import (
     distinct_n,
     ngrams,
     parted,
@@ -26,9 +23,12 @@ from guerdon.trainer.rl.monitors import (
     unpaired,
     warn,
 )
+from guerdon.trainer.common.policy_evaluation import Evaluation, compare, evaluate
+from guerdon.trainer.common.samples import SampleTable, before_and_after
+from guerdon.trainer.common.statistics import estimate, paired
+from guerdon.trainer.rl.idle import RolloutStats
+from guerdon.trainer.rl.metrics import KEYS, MetricsLog, describe
 from guerdon.trainer.rl.rows import group_metrics, speed_metrics
-from guerdon.trainer.rl.samples import SampleTable, before_and_after
-from guerdon.trainer.rl.statistics import estimate, paired
 
 # --- statistics ---
 

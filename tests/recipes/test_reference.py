@@ -9,8 +9,9 @@ from tests.recipes.reference import PATH, whole
 from tests.recipes.support import make_group
 from tests.recipes.test_shown import folder_of, summary_of
 
-from guerdon.trainer.rl import report, samples
-from guerdon.trainer.rl.samples import SampleTable
+from guerdon.trainer.common import samples
+from guerdon.trainer.common.samples import SampleTable
+from guerdon.trainer.rl import report
 
 
 def test_the_page_is_up_to_date() -> None:

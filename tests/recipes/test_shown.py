@@ -15,15 +15,15 @@ from rich.console import Console
 from tests.recipes.support import make_group, settings_of
 from tests.recipes.test_measuring import made
 
-from guerdon.trainer.errors import SettingsError
-from guerdon.trainer.rl.evaluation import evaluate
+from guerdon.trainer.common.errors import SettingsError
+from guerdon.trainer.common.policy_evaluation import evaluate
+from guerdon.trainer.common.samples import SampleTable
+from guerdon.trainer.common.trackers import Trackers, check_trackers
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.metrics import describe
 from guerdon.trainer.rl.plots import FIGURES, PHASES, draw_plots
 from guerdon.trainer.rl.progress import SHOWN, Progress
 from guerdon.trainer.rl.report import make_summary, show_summary
-from guerdon.trainer.rl.samples import SampleTable
-from guerdon.trainer.trackers import Trackers, check_trackers
 
 ROW = {
     "step": 3, "reward": 0.5123, "kl": 1.234, "loss": -0.01, "entropy": 1.5, "length": 40.0,
@@ -230,7 +230,7 @@ def test_other_processes_track_nothing(tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guerdon.trainer.trackers.find_spec", lambda _: None)
+    monkeypatch.setattr("guerdon.trainer.common.trackers.find_spec", lambda _: None)
     with pytest.raises(SettingsError, match="tracker wandb is not installed: pip install wandb"):
         check_trackers(("wandb",))
     with pytest.raises(SettingsError, match="tracker is 'comet', not tensorboard or wandb"):

@@ -13,9 +13,9 @@ from deploy.demo import policy, processes, reward
 from deploy.demo.console import ROOT, DemoFailed, clip, relative, shorten
 
 from guerdon.data import read_jsonl
+from guerdon.trainer.common.settings_io import field_types, typed
 from guerdon.trainer.rl.prompts import parse_row
 from guerdon.trainer.rl.settings import PPOSettings
-from guerdon.trainer.settings_io import field_types, typed
 
 
 def estimate(mean: float, se: float | None = 0.05, n: int = 50) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.rft.support import group_of, settings_of
 
-from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.rl.keeping import earned, keep
 from guerdon.trainer.rl.settings import OnlineRFTSettings
 from guerdon.trainer.rl.types import Group, Sample

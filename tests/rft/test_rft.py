@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.client._loop import run as run_there
 from guerdon.client.testing import FakeRewardServer
-from guerdon.trainer.errors import DataError, SettingsError, TrainingError
+from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.rl import rft
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.metrics import describe

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.rft.support import group_of
 
-from guerdon.trainer.errors import OutputError
+from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.rl.prompts import Prompts
 from guerdon.trainer.rl.scored import ScoredGroups
 from guerdon.trainer.rl.types import Group, PromptRow

@@ -14,10 +14,10 @@ from tests.support.tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.trainer import completions
-from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.common.errors import DivergedError
+from guerdon.trainer.common.run_folder import last_checkpoint
 from guerdon.trainer.rl import sft
 from guerdon.trainer.rl.types import Sample
-from guerdon.trainer.run_folder import last_checkpoint
 
 
 def load(folder: Path) -> Any:

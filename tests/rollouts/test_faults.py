@@ -13,7 +13,7 @@ from tests.rollouts.runs import Run, running, sleeper
 from tests.rollouts.support import settings, some_prompts
 
 from guerdon.client.testing import FakePolicyServer, FakeRewardServer
-from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.rl.services import ServiceGone, ServiceRefused
 from guerdon.trainer.rl.state_files import read_tree, write_tree
 from guerdon.trainer.rl.types import Group

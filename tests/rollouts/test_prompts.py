@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from tests.rollouts.support import some_prompts, tokenizer, write_rows
 from tests.support.tiny import BOS, CHATML, EOS, tiny_tokenizer
 
-from guerdon.trainer.errors import DataError
+from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.rl.prompts import PromptOrder, Prompts, load_prompts
 from guerdon.trainer.rl.types import PromptRow, Task
 

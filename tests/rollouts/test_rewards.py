@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from guerdon.client.testing import FakeRewardServer
-from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.common.errors import SettingsError, TrainingError
 from guerdon.trainer.rl.rewards import RewardSource, parse_reward
 from guerdon.trainer.rl.services import ServiceGone, ServiceRefused
 from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task

@@ -15,7 +15,7 @@ from tests.support.tiny import STEP, TURN_END
 
 from guerdon.client.policy_types import Completion, VersionSpan
 from guerdon.client.testing import FakePolicyServer
-from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.common.errors import SettingsError, TrainingError
 from guerdon.trainer.rl.sampling import GroupSampler, StaleSampler, sampling_seed
 from guerdon.trainer.rl.services import ServiceRefused
 from guerdon.trainer.rl.types import PromptRow, Task

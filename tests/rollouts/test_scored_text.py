@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from guerdon.client.types import ModelInfo
 from guerdon.models import Manifest
-from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.rl.asking import Asking
 from guerdon.trainer.rl.policy_text import PolicyText, answer_text, opening
 from guerdon.trainer.rl.rewards import RewardSource

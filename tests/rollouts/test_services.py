@@ -18,7 +18,7 @@ from guerdon.client import (
     Unavailable,
 )
 from guerdon.client.testing import FakeClock
-from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.rl.services import Patience, ServiceGone, ServiceRefused, parse_address
 
 

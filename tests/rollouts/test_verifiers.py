@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.rollouts.support import tokenizer, write_rows
 
-from guerdon.trainer.errors import DataError, SettingsError
+from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.rl import checking
 from guerdon.trainer.rl.checking import Checker
 from guerdon.trainer.rl.prompts import load_prompts

@@ -36,7 +36,7 @@ from guerdon.sampler.loading import load_policy
 from guerdon.sampler.types import Nccl, Published, WeightUpdate
 from guerdon.serving.errors import UpdateRefused
 from guerdon.serving.settings import SettingsError
-from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.rl.nccl import update_by_nccl
 from guerdon.trainer.rl.weights import Weights
 

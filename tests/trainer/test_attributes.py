@@ -17,7 +17,7 @@ from tests.trainer.toy import metrics, run, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from guerdon.models import Manifest
-from guerdon.trainer.errors import DataError, SettingsError
+from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.objectives.attributes import AttributeTask, squared_error
 from guerdon.trainer.objectives.plots import draw_attributes
 from guerdon.trainer.objectives.read import read_task

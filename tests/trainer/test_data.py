@@ -12,11 +12,16 @@ from tests.support.tiny import tiny_checkpoint, tiny_tokenizer
 from tests.trainer.toy import toy_rows, write_rows
 from transformers import AutoTokenizer
 
-from guerdon.trainer.errors import DataError, SettingsError
+from guerdon.trainer.common.errors import DataError, SettingsError
+from guerdon.trainer.common.preferences import Preferences, load_pairs, shared_prompts
+from guerdon.trainer.common.tokens import (
+    NEW_PAD_TOKEN,
+    choose_pad_token,
+    load_tokenizer,
+    tokenize_pairs,
+)
 from guerdon.trainer.inputs import read_inputs
-from guerdon.trainer.preferences import Preferences, load_pairs, shared_prompts
 from guerdon.trainer.settings import RewardSettings
-from guerdon.trainer.tokens import NEW_PAD_TOKEN, choose_pad_token, load_tokenizer, tokenize_pairs
 
 HH = {
     "chosen": "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: 2+2?\n\nAssistant: 4",

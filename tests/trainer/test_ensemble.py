@@ -16,11 +16,11 @@ from tests.trainer.test_interrupted import interrupt_at
 from tests.trainer.toy import toy_settings
 
 from guerdon.models import Manifest
+from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
+from guerdon.trainer.common.report import show_summary
+from guerdon.trainer.common.run_folder import EnsembleFolder
 from guerdon.trainer.ensemble import train_ensemble
-from guerdon.trainer.errors import OutputError, SettingsError, TrainingError
 from guerdon.trainer.objectives.read import read_task
-from guerdon.trainer.report import show_summary
-from guerdon.trainer.run_folder import EnsembleFolder
 from guerdon.trainer.settings import RewardSettings
 
 

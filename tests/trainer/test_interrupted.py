@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.toy import metrics, run, toy_settings
 
 from guerdon.trainer import pair_trainer
-from guerdon.trainer.errors import DivergedError, OutputError
+from guerdon.trainer.common.errors import DivergedError, OutputError
+from guerdon.trainer.common.run_folder import RewardFolder
 from guerdon.trainer.objectives.read import read_task
 from guerdon.trainer.reward import train_reward
-from guerdon.trainer.run_folder import RewardFolder
 
 WEIGHTS = "model.safetensors"
 

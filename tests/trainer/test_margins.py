@@ -14,11 +14,11 @@ from tests.trainer.toy import metrics, run, toy_rows, toy_settings, write_rows
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from guerdon.trainer.errors import DataError, SettingsError
-from guerdon.trainer.measures import accuracy, calibration, temperature
+from guerdon.trainer.common.errors import DataError, SettingsError
+from guerdon.trainer.common.measures import accuracy, calibration, temperature
+from guerdon.trainer.common.preferences import load_pairs
 from guerdon.trainer.objectives.preference import PreferenceTask
 from guerdon.trainer.objectives.read import read_task
-from guerdon.trainer.preferences import load_pairs
 from guerdon.trainer.scoring import score_pairs
 
 

@@ -15,17 +15,17 @@ from tests.trainer.toy import run, toy_rows, toy_settings, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from guerdon.trainer import sharing
-from guerdon.trainer.errors import TrainingError
-from guerdon.trainer.modelling import load_base
-from guerdon.trainer.preferences import load_pairs
-from guerdon.trainer.scoring import score_pairs
-from guerdon.trainer.tokens import (
+from guerdon.trainer.common.errors import TrainingError
+from guerdon.trainer.common.preferences import load_pairs
+from guerdon.trainer.common.tokens import (
     TokenPair,
     TokenPairs,
     choose_pad_token,
     load_tokenizer,
     tokenize_pairs,
 )
+from guerdon.trainer.modelling import load_base
+from guerdon.trainer.scoring import score_pairs
 
 ENDS_WITH_EOS = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}"
 

@@ -16,7 +16,7 @@ from tests.trainer.toy import metrics, run, write_rows
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from guerdon.models import Manifest
-from guerdon.trainer.errors import DataError, SettingsError
+from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.objectives.process import ProcessTask, step_cross_entropy
 from guerdon.trainer.objectives.read import read_task
 from guerdon.trainer.objectives.row_trainer import collate, read_logits

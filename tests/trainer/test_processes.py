@@ -16,10 +16,10 @@ from tests.trainer.toy import metrics, toy_rows, toy_settings, write_rows
 from torch.nn.parallel import DistributedDataParallel
 
 from guerdon.cli.main import main
-from guerdon.trainer import settings_io
-from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.common import settings_io
+from guerdon.trainer.common.errors import SettingsError
+from guerdon.trainer.common.processes import ALONE
 from guerdon.trainer.inside import inside
-from guerdon.trainer.processes import ALONE
 
 Files = tuple[Path, Path]
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from guerdon.trainer.measures import wilson
+from guerdon.trainer.common.measures import wilson
 from guerdon.trainer.objectives import regression, step_measures
 
 

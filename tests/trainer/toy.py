@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from tests.support.command import read_rows
 
+from guerdon.trainer.common.run_folder import RewardFolder
 from guerdon.trainer.objectives.read import read_task
 from guerdon.trainer.reward import train_reward
-from guerdon.trainer.run_folder import RewardFolder
 from guerdon.trainer.settings import RewardSettings
 
 WORDS = ["rain", "sun", "egg", "water", "Rome", "Paris", "tens", "help", "eight", "put", "hot"]

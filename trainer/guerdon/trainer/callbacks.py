@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from guerdon.trainer.metrics_log import MetricsLog
+from guerdon.trainer.common.metrics_log import MetricsLog
 
 _KEYS = {
     "loss": "loss",

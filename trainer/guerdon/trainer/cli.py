@@ -9,16 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from guerdon.trainer.align import cli as align
-from guerdon.trainer.processes import is_main, start
-from guerdon.trainer.rl import cli as rl
-from guerdon.trainer.settings import AllSettings, RewardModelSettings, RewardSettings, load_settings
-from guerdon.trainer.settings_options import (
+from guerdon.trainer.common.processes import is_main, start
+from guerdon.trainer.common.settings_options import (
     Config,
     Overwrite,
     Resume,
     add_settings,
     plain_errors,
 )
+from guerdon.trainer.rl import cli as rl
+from guerdon.trainer.settings import AllSettings, RewardModelSettings, RewardSettings, load_settings
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The run": ("objective", "base", "train", "eval", "output", "seed"),
@@ -78,9 +78,9 @@ def reward(
 def _run(settings: RewardModelSettings, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
     from rich.console import Console
 
-    from guerdon.trainer.report import show_counts, show_summary
-    from guerdon.trainer.run_folder import SUMMARY, EnsembleFolder, RewardFolder
-    from guerdon.trainer.trackers import check_trackers
+    from guerdon.trainer.common.report import show_counts, show_summary
+    from guerdon.trainer.common.run_folder import SUMMARY, EnsembleFolder, RewardFolder
+    from guerdon.trainer.common.trackers import check_trackers
 
     main = is_main()
     console = Console(stderr=not sys.stdout.isatty(), quiet=not main)
@@ -120,8 +120,8 @@ def _run(settings: RewardModelSettings, *, resume: bool, overwrite: bool, dry_ru
 
 
 def _dry_run(settings: RewardModelSettings, console: Any) -> None:
+    from guerdon.trainer.common.report import show_counts
     from guerdon.trainer.objectives.read import read_task
-    from guerdon.trainer.report import show_counts
 
     show_counts(read_task(settings).counts(), console)
     typer.echo(settings.to_toml())  # alone on standard output: it can be a file

@@ -21,16 +21,16 @@ import numpy.typing as npt
 from rich.console import Console
 
 from guerdon.models import Manifest, template_hash
-from guerdon.trainer import measures
-from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.common import measures
+from guerdon.trainer.common.errors import TrainingError
+from guerdon.trainer.common.measures import Floats, Ints
+from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.run_folder import MEMBERS, PLOTS, SUMMARY, EnsembleFolder
 from guerdon.trainer.fine_tuning import Phases, check_shares, versions
-from guerdon.trainer.measures import Floats, Ints
 from guerdon.trainer.modelling import load_base, quiet
 from guerdon.trainer.objectives.preference import PreferenceTask, group_measures
 from guerdon.trainer.objectives.task import Task
-from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.reward import train_reward
-from guerdon.trainer.run_folder import MEMBERS, PLOTS, SUMMARY, EnsembleFolder
 from guerdon.trainer.scoring import PairScores
 
 _Scores = npt.NDArray[np.float64]

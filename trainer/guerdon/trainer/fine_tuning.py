@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.common.errors import SettingsError, TrainingError
+from guerdon.trainer.common.processes import ALONE, WAIT, Processes, use_gpu
 from guerdon.trainer.fine_tune_settings import FineTuneSettings
-from guerdon.trainer.processes import ALONE, WAIT, Processes, use_gpu
 
 
 @dataclass

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.models import ModelNotFound, resolve_model
-from guerdon.trainer.data_rows import where_odd
-from guerdon.trainer.errors import TrainingError
-from guerdon.trainer.measures import percentiles
-from guerdon.trainer.preferences import Preferences, load_pairs, shared_prompts
-from guerdon.trainer.settings import RewardModelSettings, RewardSettings
-from guerdon.trainer.tokens import (
+from guerdon.trainer.common.data_rows import where_odd
+from guerdon.trainer.common.errors import TrainingError
+from guerdon.trainer.common.measures import percentiles
+from guerdon.trainer.common.preferences import Preferences, load_pairs, shared_prompts
+from guerdon.trainer.common.tokens import (
     TokenPairs,
     check_all_embedded,
     choose_pad_token,
@@ -20,6 +19,7 @@ from guerdon.trainer.tokens import (
     load_tokenizer,
     tokenize_pairs,
 )
+from guerdon.trainer.settings import RewardModelSettings, RewardSettings
 
 
 @dataclass

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
-from guerdon.trainer.processes import ALONE, Processes
+from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.watched import Watched
 
 _MEGABATCH = 16

@@ -15,8 +15,8 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from guerdon.trainer import sharing
-from guerdon.trainer.errors import SettingsError, TrainingError
-from guerdon.trainer.language_model import drop_dropout
+from guerdon.trainer.common.errors import SettingsError, TrainingError
+from guerdon.trainer.common.language_model import drop_dropout
 from guerdon.trainer.settings import RewardModelSettings
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from trl import RewardTrainer
 
 from guerdon.trainer import sharing
+from guerdon.trainer.common.tokens import TokenPair
 from guerdon.trainer.inside import inside
 from guerdon.trainer.pair_mean import PairMean
 from guerdon.trainer.scoring import autocast, plain_scores
-from guerdon.trainer.tokens import TokenPair
 
 
 class PairTrainer(PairMean, RewardTrainer):  # type: ignore[misc]

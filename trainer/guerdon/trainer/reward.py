@@ -8,6 +8,9 @@ from rich.console import Console
 from transformers import PrinterCallback
 
 from guerdon.trainer.callbacks import Evaluations, LoggedMetrics, ProgressBar
+from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.run_folder import CHECKPOINTS, METRICS, PLOTS, RewardFolder
+from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.fine_tuning import (
     Phases,
     check_shares,
@@ -17,9 +20,6 @@ from guerdon.trainer.fine_tuning import (
 )
 from guerdon.trainer.modelling import merged, quiet
 from guerdon.trainer.objectives.task import Task
-from guerdon.trainer.processes import ALONE, Processes
-from guerdon.trainer.run_folder import CHECKPOINTS, METRICS, PLOTS, RewardFolder
-from guerdon.trainer.trackers import Trackers
 
 
 def train_reward(

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from guerdon.trainer import sharing
-from guerdon.trainer.errors import DivergedError
-from guerdon.trainer.measures import Floats
-from guerdon.trainer.processes import ALONE, Processes
-from guerdon.trainer.tokens import TokenPair
+from guerdon.trainer.common.errors import DivergedError
+from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.tokens import TokenPair
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from guerdon.trainer import settings_io
-from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.common import settings_io
+from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.fine_tune_settings import FineTuneSettings
 
 Objective = Literal["preference", "attributes", "process"]

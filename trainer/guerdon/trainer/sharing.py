@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from guerdon.trainer.tokens import TokenPair
+from guerdon.trainer.common.tokens import TokenPair
 
 
 class SharedBatch(NamedTuple):

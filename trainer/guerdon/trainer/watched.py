@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guerdon.trainer.errors import DivergedError
-from guerdon.trainer.processes import ALONE, Processes
+from guerdon.trainer.common.errors import DivergedError
+from guerdon.trainer.common.processes import ALONE, Processes
 
 
 class Watched:

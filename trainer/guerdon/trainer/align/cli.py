@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.trainer import settings_io
 from guerdon.trainer.align.settings import (
     AlignSettings,
     DPOSettings,
     ORPOSettings,
     SFTSettings,
 )
-from guerdon.trainer.processes import is_main, launched, start
-from guerdon.trainer.settings_options import (
+from guerdon.trainer.common import settings_io
+from guerdon.trainer.common.processes import is_main, launched, start
+from guerdon.trainer.common.settings_options import (
     Config,
     Overwrite,
     Resume,
@@ -87,7 +87,7 @@ def _run(settings: AlignSettings, *, resume: bool, overwrite: bool, dry_run: boo
 
     from guerdon.trainer.align.folder import AlignFolder
     from guerdon.trainer.align.report import show_counts, show_summary
-    from guerdon.trainer.trackers import check_trackers
+    from guerdon.trainer.common.trackers import check_trackers
 
     main = is_main()
     console = Console(stderr=not sys.stdout.isatty(), quiet=not main)
@@ -120,7 +120,7 @@ def _dry_run(settings: AlignSettings, console: Any) -> None:
     from guerdon.trainer.align.inputs import read_inputs
     from guerdon.trainer.align.memory import memory_estimate
     from guerdon.trainer.align.report import show_counts
-    from guerdon.trainer.memory import show_memory
+    from guerdon.trainer.common.memory import show_memory
 
     inputs = read_inputs(settings)
     show_counts(inputs.counts(), console)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from guerdon.trainer.policy_folder import PolicyFolder
-from guerdon.trainer.run_folder import SUMMARY, last_checkpoint
+from guerdon.trainer.common.policy_folder import PolicyFolder
+from guerdon.trainer.common.run_folder import SUMMARY, last_checkpoint
 
 
 class AlignFolder(PolicyFolder):

@@ -20,9 +20,9 @@ from guerdon.trainer.align.measure import (
 )
 from guerdon.trainer.align.settings import DPOSettings, SFTSettings
 from guerdon.trainer.callbacks import counted
-from guerdon.trainer.measures import Floats, numbered
-from guerdon.trainer.processes import Processes
-from guerdon.trainer.row_notes import measured_by_group
+from guerdon.trainer.common.measures import Floats, numbered
+from guerdon.trainer.common.processes import Processes
+from guerdon.trainer.common.row_notes import measured_by_group
 
 
 class HeldOut:

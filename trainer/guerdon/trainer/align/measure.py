@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from guerdon.trainer.align.inputs import PairTokens
+from guerdon.trainer.common.errors import DivergedError
+from guerdon.trainer.common.measures import Floats, Ints, accuracy, calibration
+from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.statistics import estimate
 from guerdon.trainer.completions import Completion, response_logprobs
-from guerdon.trainer.errors import DivergedError
-from guerdon.trainer.measures import Floats, Ints, accuracy, calibration
-from guerdon.trainer.processes import ALONE, Processes
-from guerdon.trainer.rl.statistics import estimate
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from guerdon.trainer.align.inputs import AlignInputs
 from guerdon.trainer.align.settings import DPOSettings, ORPOSettings, SFTSettings
+from guerdon.trainer.common.memory import PER_LOGIT, MemoryEstimate, measure
 from guerdon.trainer.completions import BATCH_TOKENS
-from guerdon.trainer.memory import PER_LOGIT, MemoryEstimate, measure
 
 
 def memory_estimate(inputs: AlignInputs, processes: int = 1) -> MemoryEstimate:

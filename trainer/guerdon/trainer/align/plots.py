@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.measures import Floats
-from guerdon.trainer.plots import CHOSEN, REJECTED, THIRD, figure_of, save_figure, smoothed
+from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.plots import CHOSEN, REJECTED, THIRD, figure_of, save_figure, smoothed
 
 Rows = Sequence[dict[str, Any]]
 

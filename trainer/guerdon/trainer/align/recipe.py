@@ -28,13 +28,13 @@ from guerdon.trainer.align.settings import DPOSettings
 from guerdon.trainer.align.state import Begun
 from guerdon.trainer.align.trainers import make_trainer
 from guerdon.trainer.callbacks import Evaluations, LoggedMetrics, ProgressBar
-from guerdon.trainer.data_rows import hashes_of
-from guerdon.trainer.implied import leave_reward
-from guerdon.trainer.language_model import check_lora, load_lm
-from guerdon.trainer.measures import Floats
+from guerdon.trainer.common.data_rows import hashes_of
+from guerdon.trainer.common.implicit_manifest import leave_reward
+from guerdon.trainer.common.language_model import check_lora, load_lm
+from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.modelling import merged, quiet
-from guerdon.trainer.processes import ALONE, Processes
-from guerdon.trainer.trackers import Trackers
 
 _SAID_ELSEWHERE = ("output", "policy", "train")
 """Settings that a reward's manifest names, or that mean nothing to who serves it."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guerdon.trainer.align.folder import AlignFolder
-from guerdon.trainer.report import listed, say, share, show_groups, show_policy
+from guerdon.trainer.common.report import listed, say, share, show_groups, show_policy
 
 if TYPE_CHECKING:  # they load torch, which showing a summary need not
     from guerdon.trainer.align.held_out import HeldOut

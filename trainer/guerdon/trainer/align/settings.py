@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.common.errors import SettingsError
+from guerdon.trainer.common.settings_io import refuse_idle
 from guerdon.trainer.fine_tune_settings import FineTuneSettings
-from guerdon.trainer.settings_io import refuse_idle
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.trainer.align.samples import Answer
-from guerdon.trainer.run_folder import write_whole
+from guerdon.trainer.common.run_folder import write_whole
 
 STATE = "begun.json"
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from guerdon.data import Message, RowError
+from guerdon.trainer.common.errors import DataError, SettingsError
+from guerdon.trainer.common.tokens import check_all_embedded, rendered, token_ids
 from guerdon.trainer.completions import Completion
-from guerdon.trainer.errors import DataError, SettingsError
-from guerdon.trainer.tokens import check_all_embedded, rendered, token_ids
 
 
 def encode(

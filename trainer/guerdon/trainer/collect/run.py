@@ -13,21 +13,21 @@ from typing import Any
 from rich.console import Console
 
 from guerdon.trainer.collect.settings import PairsSettings
-from guerdon.trainer.errors import DataError, TrainingError
-from guerdon.trainer.language_model import load_config
-from guerdon.trainer.measures import percentiles
+from guerdon.trainer.common.errors import DataError, TrainingError
+from guerdon.trainer.common.language_model import load_config
+from guerdon.trainer.common.measures import percentiles
+from guerdon.trainer.common.pair_selection import Picked, pick_pairs
+from guerdon.trainer.common.run_folder import SUMMARY, RunFolder, write_whole
+from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer
 from guerdon.trainer.rl.asking import Asking
 from guerdon.trainer.rl.credentials import reach
 from guerdon.trainer.rl.draw_settings import SERVICES
-from guerdon.trainer.rl.picking import Picked, pick_pairs
 from guerdon.trainer.rl.prompts import Prompts, load_prompts
 from guerdon.trainer.rl.rewards import RewardSource
 from guerdon.trainer.rl.rft_progress import DrawingBar
 from guerdon.trainer.rl.sampling import GroupSampler, StaleSampler, sampling_seed
 from guerdon.trainer.rl.scored import SCORED, ScoredGroups
 from guerdon.trainer.rl.types import Group, Task
-from guerdon.trainer.run_folder import SUMMARY, RunFolder, write_whole
-from guerdon.trainer.tokens import embeddings_of, load_tokenizer
 
 PAIRS = "pairs.jsonl"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.rl.draw_settings import DrawSettings, not_negative, positive
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from guerdon.trainer.settings_options import plain_errors
+from guerdon.trainer.common.settings_options import plain_errors
 
 REPORT = Path("comparison.html")
 
@@ -85,8 +85,8 @@ def _check(target: Path) -> None:
     Raises:
         OutputError: something else is there.
     """
+    from guerdon.trainer.common.errors import OutputError
     from guerdon.trainer.compare.page import GENERATOR
-    from guerdon.trainer.errors import OutputError
 
     if target.is_dir():
         raise OutputError(f"{target} is a folder: --output is the report's file")
@@ -102,8 +102,8 @@ def _check(target: Path) -> None:
 
 
 def _write(target: Path, text: str) -> None:
-    from guerdon.trainer.errors import OutputError
-    from guerdon.trainer.run_folder import write_whole
+    from guerdon.trainer.common.errors import OutputError
+    from guerdon.trainer.common.run_folder import write_whole
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from guerdon.trainer.common.statistics import Estimate
 from guerdon.trainer.compare.comparing import LEVEL, Result, at_level
-from guerdon.trainer.rl.statistics import Estimate
 
 
 def smallest_kl(results: Sequence[Result]) -> float:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.data import RowError, read_jsonl
-from guerdon.trainer.errors import DataError
-from guerdon.trainer.rl.statistics import Estimate
+from guerdon.trainer.common.errors import DataError
+from guerdon.trainer.common.statistics import Estimate
 
 
 @dataclass(frozen=True, slots=True)

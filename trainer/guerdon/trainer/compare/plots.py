@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from guerdon.trainer.common.plots import figure_of
+from guerdon.trainer.common.statistics import Estimate
 from guerdon.trainer.compare.comparing import Group, Result
 from guerdon.trainer.compare.html import Html
 from guerdon.trainer.compare.runs import Point
-from guerdon.trainer.plots import figure_of
-from guerdon.trainer.rl.statistics import Estimate
 
 INK, FAINT, PAPER = "#0000f1", "#0000f2", "#0000f3"
 SERIES = tuple(f"#0000a{i}" for i in range(10))

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.models import MANIFEST_NAME
+from guerdon.trainer.common.errors import DataError
+from guerdon.trainer.common.policy_evaluation import Evaluation
+from guerdon.trainer.common.policy_folder import FINAL, SAMPLES
+from guerdon.trainer.common.run_folder import METRICS, SETTINGS, SUMMARY
+from guerdon.trainer.common.samples import before_and_after
 from guerdon.trainer.compare.fields import Table, read_json, rows_of
 from guerdon.trainer.compare.runs import Answer, Measured, Point, Run, Terms
-from guerdon.trainer.errors import DataError
 from guerdon.trainer.evaluate.policy.baseline import FORMAT
 from guerdon.trainer.evaluate.policy.folder import EVALUATION
-from guerdon.trainer.policy_folder import FINAL, SAMPLES
-from guerdon.trainer.rl.evaluation import Evaluation
 from guerdon.trainer.rl.rewards import parse_reward
-from guerdon.trainer.rl.samples import before_and_after
 from guerdon.trainer.rl.verifiers import split_weight
-from guerdon.trainer.run_folder import METRICS, SETTINGS, SUMMARY
 
 FOLDER = "evaluation"
 """In a run's folder: the evaluation of its `final/`."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from guerdon.trainer.common.statistics import Estimate
 from guerdon.trainer.compare.comparing import Group, Result
 from guerdon.trainer.compare.words import NONE, VERDICTS, interval, plain, short, signed
-from guerdon.trainer.rl.statistics import Estimate
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guerdon.cli import options as opt
+from guerdon.trainer.common.settings_options import plain_errors
 from guerdon.trainer.evaluate.policy.cli import policy
-from guerdon.trainer.settings_options import plain_errors
 
 if TYPE_CHECKING:
     from guerdon.client import RewardClient
-    from guerdon.trainer.data_rows import Rows
+    from guerdon.trainer.common.data_rows import Rows
     from guerdon.trainer.evaluate.judging import Judged
 
 app = typer.Typer(help="Evaluate served reward models, and policies.", no_args_is_help=True)
@@ -83,8 +83,8 @@ def reward(
 
 
 def _read(data: str, split: str, subset_field: str, limit: int, *, skip: bool) -> Rows[Any]:
-    from guerdon.trainer.data_rows import read_rows
-    from guerdon.trainer.errors import DataError
+    from guerdon.trainer.common.data_rows import read_rows
+    from guerdon.trainer.common.errors import DataError
     from guerdon.trainer.evaluate.comparisons import parser
 
     rows = read_rows(
@@ -118,7 +118,7 @@ def _judge(
 def _say(rows: Rows[Any], judged: list[Judged], output: Path | None, *, as_json: bool) -> None:
     from rich.console import Console
 
-    from guerdon.trainer.errors import DataError
+    from guerdon.trainer.common.errors import DataError
     from guerdon.trainer.evaluate.findings import agreement, findings
     from guerdon.trainer.evaluate.report import show
 
@@ -148,8 +148,8 @@ def _say(rows: Rows[Any], judged: list[Judged], output: Path | None, *, as_json:
 
 
 def _write(output: Path, rows: Rows[Any], judged: list[Judged]) -> None:
-    from guerdon.trainer.errors import OutputError
-    from guerdon.trainer.run_folder import write_whole
+    from guerdon.trainer.common.errors import OutputError
+    from guerdon.trainer.common.run_folder import write_whole
 
     lines = []
     for place, line in enumerate(rows.lines):

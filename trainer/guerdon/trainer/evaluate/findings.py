@@ -11,11 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.evaluate.comparisons import Comparison
-from guerdon.trainer.evaluate.judging import Judged
-from guerdon.trainer.evaluate.paired_test import paired_test
-from guerdon.trainer.evaluate.ties import ties_score
-from guerdon.trainer.measures import (
+from guerdon.trainer.common.measures import (
     Floats,
     Ints,
     accuracy,
@@ -25,7 +21,11 @@ from guerdon.trainer.measures import (
     proportion,
     ranks,
 )
-from guerdon.trainer.preferences import prompt_numbers
+from guerdon.trainer.common.preferences import prompt_numbers
+from guerdon.trainer.evaluate.comparisons import Comparison
+from guerdon.trainer.evaluate.judging import Judged
+from guerdon.trainer.evaluate.paired_test import paired_test
+from guerdon.trainer.evaluate.ties import ties_score
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Chat": (

@@ -11,9 +11,9 @@ import numpy as np
 
 from guerdon.cli.connection import remedy
 from guerdon.client import GuerdonError, RewardClient, Score, ScoringOptions
-from guerdon.trainer.errors import DataError
+from guerdon.trainer.common.errors import DataError
+from guerdon.trainer.common.measures import Floats
 from guerdon.trainer.evaluate.comparisons import Comparison
-from guerdon.trainer.measures import Floats
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from guerdon.trainer.report import share
+from guerdon.trainer.common.report import share
 
 _ODD = {
     "refused": "rows were refused by the server",

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from guerdon.data import RowError, parse_demonstration
 from guerdon.trainer import sharing
-from guerdon.trainer.errors import DataError
-from guerdon.trainer.measures import Floats
+from guerdon.trainer.common.errors import DataError
+from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.row_notes import finite, groups_of
 from guerdon.trainer.objectives import regression
 from guerdon.trainer.objectives.rated import Rated, RatedInputs, RatedTokens, Tokens, read_rated
 from guerdon.trainer.objectives.row_task import RowTask
 from guerdon.trainer.objectives.row_trainer import IGNORED
-from guerdon.trainer.row_notes import finite, groups_of
 from guerdon.trainer.settings import AttributeSettings
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.measures import Floats
-from guerdon.trainer.objectives import regression
-from guerdon.trainer.plots import (
+from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.plots import (
     CHOSEN,
     REJECTED,
     THIRD,
@@ -19,6 +18,7 @@ from guerdon.trainer.plots import (
     save_figure,
     smoothed,
 )
+from guerdon.trainer.objectives import regression
 
 
 def draw_attributes(

@@ -18,21 +18,22 @@ from transformers import set_seed
 from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from guerdon.trainer import measures, sharing
-from guerdon.trainer.data_rows import hashes_of
-from guerdon.trainer.errors import TrainingError
+from guerdon.trainer import sharing
+from guerdon.trainer.common import measures
+from guerdon.trainer.common.data_rows import hashes_of
+from guerdon.trainer.common.errors import TrainingError
+from guerdon.trainer.common.measures import Floats, Ints
+from guerdon.trainer.common.preferences import prompt_numbers
+from guerdon.trainer.common.row_notes import measured_by_group, places_by_group
+from guerdon.trainer.common.tokens import TokenPair, TokenPairs
 from guerdon.trainer.fine_tuning import common_arguments
 from guerdon.trainer.inputs import Inputs
 from guerdon.trainer.length_grouped import EpochOrder
-from guerdon.trainer.measures import Floats, Ints
 from guerdon.trainer.modelling import load_base, prepare
 from guerdon.trainer.objectives.task import Task
 from guerdon.trainer.pair_trainer import PairTrainer, shared_collator
-from guerdon.trainer.preferences import prompt_numbers
-from guerdon.trainer.row_notes import measured_by_group, places_by_group
 from guerdon.trainer.scoring import PairScores, score_pairs
 from guerdon.trainer.settings import RewardSettings
-from guerdon.trainer.tokens import TokenPair, TokenPairs
 
 
 class PreferenceTask(Task):
@@ -194,7 +195,7 @@ class PreferenceTask(Task):
 
     def draw(self, folder: Path, rows: Sequence[dict[str, Any]], found: PairScores) -> None:
         """The run's pictures."""
-        from guerdon.trainer.plots import draw_all
+        from guerdon.trainer.common.plots import draw_all
 
         chosen, rejected = answer_tokens(self.inputs.eval)
         draw_all(

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from guerdon.data import RowError, parse_prompt
-from guerdon.trainer.errors import DataError
-from guerdon.trainer.measures import Bounded, Floats, Ints
+from guerdon.trainer.common.errors import DataError
+from guerdon.trainer.common.measures import Bounded, Floats, Ints
+from guerdon.trainer.common.preferences import prompt_numbers
+from guerdon.trainer.common.row_notes import groups_of
 from guerdon.trainer.objectives import step_measures
 from guerdon.trainer.objectives.rated import Rated, RatedInputs, RatedTokens, Tokens, read_rated
 from guerdon.trainer.objectives.row_task import RowTask
-from guerdon.trainer.preferences import prompt_numbers
-from guerdon.trainer.row_notes import groups_of
 from guerdon.trainer.settings import ProcessSettings
 
 

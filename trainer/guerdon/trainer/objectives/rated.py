@@ -10,17 +10,17 @@ from typing import Any
 
 from guerdon.data import Message
 from guerdon.models.chat_template import render_chat
-from guerdon.trainer.data_rows import Rows, read_rows, where_odd
-from guerdon.trainer.errors import DataError
-from guerdon.trainer.inputs import base_and_tokenizer, config_of, positions_of
-from guerdon.trainer.settings import RewardModelSettings
-from guerdon.trainer.tokens import (
+from guerdon.trainer.common.data_rows import Rows, read_rows, where_odd
+from guerdon.trainer.common.errors import DataError
+from guerdon.trainer.common.tokens import (
     check_all_embedded,
     choose_pad_token,
     embeddings_of,
     render,
     token_ids,
 )
+from guerdon.trainer.inputs import base_and_tokenizer, config_of, positions_of
+from guerdon.trainer.settings import RewardModelSettings
 
 
 @dataclass(frozen=True, slots=True)

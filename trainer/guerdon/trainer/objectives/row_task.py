@@ -10,15 +10,15 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
-from guerdon.trainer.data_rows import hashes_of
+from guerdon.trainer.common.data_rows import hashes_of
+from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.row_notes import measured_by_group, places_by_group
 from guerdon.trainer.fine_tuning import common_arguments
 from guerdon.trainer.length_grouped import EpochOrder
-from guerdon.trainer.measures import Floats
 from guerdon.trainer.modelling import load_with_head, prepare
 from guerdon.trainer.objectives.rated import RatedInputs, RatedTokens, Tokens, described
 from guerdon.trainer.objectives.row_trainer import RowTrainer, row_outputs
 from guerdon.trainer.objectives.task import Task
-from guerdon.trainer.row_notes import measured_by_group, places_by_group
 
 
 class RowTask(Task):

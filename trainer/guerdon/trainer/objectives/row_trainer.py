@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from guerdon.trainer import sharing
-from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.common.errors import DivergedError
+from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.inside import inside
 from guerdon.trainer.length_grouped import Grouped
-from guerdon.trainer.measures import Floats
 from guerdon.trainer.objectives.rated import RatedTokens
-from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.scoring import autocast, length_batches
 
 IGNORED = -100

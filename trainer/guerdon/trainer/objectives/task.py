@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from guerdon.models import Manifest, template_hash
-from guerdon.trainer.errors import DivergedError
-from guerdon.trainer.measures import Floats
+from guerdon.trainer.common.errors import DivergedError
+from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.modelling import max_positions
-from guerdon.trainer.processes import ALONE, Processes
 from guerdon.trainer.settings import RewardModelSettings
 
 

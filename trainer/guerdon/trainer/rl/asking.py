@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from guerdon.client.types import ModelInfo
-from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.rl.draw_settings import DrawSettings
 from guerdon.trainer.rl.policy_text import PolicyText
 from guerdon.trainer.rl.prompts import Prompts

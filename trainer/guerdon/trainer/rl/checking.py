@@ -23,7 +23,7 @@ import threading
 import time
 from typing import IO, Any
 
-from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.common.errors import TrainingError
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.errors import OutputError
+from guerdon.trainer.common.errors import OutputError
+from guerdon.trainer.common.run_folder import sync, write_whole
 from guerdon.trainer.rl.state_files import StateError, read_tree, write_tree
-from guerdon.trainer.run_folder import sync, write_whole
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1

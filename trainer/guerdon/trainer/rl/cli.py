@@ -10,8 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.trainer import settings_io
-from guerdon.trainer.processes import is_main
+from guerdon.trainer.common import settings_io
+from guerdon.trainer.common.processes import is_main
+from guerdon.trainer.common.settings_options import (
+    Config,
+    Overwrite,
+    Resume,
+    add_settings,
+    plain_errors,
+)
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,
@@ -20,13 +27,6 @@ from guerdon.trainer.rl.settings import (
     RFTSettings,
     RLOOSettings,
     RunSettings,
-)
-from guerdon.trainer.settings_options import (
-    Config,
-    Overwrite,
-    Resume,
-    add_settings,
-    plain_errors,
 )
 
 PANELS: dict[str, tuple[str, ...]] = {
@@ -115,9 +115,9 @@ def _command(kind: type[RunSettings]) -> Any:
 def _run(settings: RunSettings, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
     from rich.console import Console
 
+    from guerdon.trainer.common.trackers import check_trackers
     from guerdon.trainer.rl.folder import RLFolder
     from guerdon.trainer.rl.report import show_summary
-    from guerdon.trainer.trackers import check_trackers
 
     main = is_main()
     console = Console(stderr=not sys.stdout.isatty(), quiet=not main)
@@ -149,7 +149,7 @@ def _train(
 
 
 def _dry_run(settings: RunSettings, console: Any) -> None:
-    from guerdon.trainer.memory import show_memory
+    from guerdon.trainer.common.memory import show_memory
     from guerdon.trainer.rl.inputs import read_inputs, show_inputs
     from guerdon.trainer.rl.memory import memory_estimate
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.rl.asking import Asking
 from guerdon.trainer.rl.credentials import reach
 from guerdon.trainer.rl.inputs import RunInputs

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.client import TLS
-from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.rl.draw_settings import DrawSettings
 
 TOKEN_VARIABLE = "GUERDON_TOKEN"  # noqa: S105 - the variable's name, not a token

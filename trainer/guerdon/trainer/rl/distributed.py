@@ -24,8 +24,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from guerdon.trainer.errors import SettingsError
-from guerdon.trainer.processes import WAIT
+from guerdon.trainer.common.errors import SettingsError
+from guerdon.trainer.common.processes import WAIT
 
 
 def make_accelerator(patience: float = 600.0) -> Accelerator:

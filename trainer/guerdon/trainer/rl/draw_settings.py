@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from guerdon.trainer.errors import SettingsError
+from guerdon.trainer.common.errors import SettingsError
 
 SERVICES = ("patience", "request_timeout", "token_file", "tls", "tls_ca")
 """The settings that say how services are reached: a resumed run may have other values."""

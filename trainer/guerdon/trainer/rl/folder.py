@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.errors import OutputError
-from guerdon.trainer.policy_folder import PolicyFolder
+from guerdon.trainer.common.errors import OutputError
+from guerdon.trainer.common.policy_folder import PolicyFolder
+from guerdon.trainer.common.run_folder import SETTINGS, SUMMARY, rows_until
 from guerdon.trainer.rl.draw_settings import SERVICES
 from guerdon.trainer.rl.rewards import parse_reward
 from guerdon.trainer.rl.settings import RunSettings
-from guerdon.trainer.run_folder import SETTINGS, SUMMARY, rows_until
 
 
 class RLFolder(PolicyFolder):

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guerdon.trainer.errors import DivergedError
-from guerdon.trainer.language_model import without_lora
-from guerdon.trainer.processes import partition, use_gpu
+from guerdon.trainer.common.errors import DivergedError
+from guerdon.trainer.common.language_model import without_lora
+from guerdon.trainer.common.processes import partition, use_gpu
 from guerdon.trainer.rl import export
 from guerdon.trainer.rl.algorithms.base import Algorithm, Prepared, StepBatch, summarise
 from guerdon.trainer.rl.distributed import Ranks, make_accelerator

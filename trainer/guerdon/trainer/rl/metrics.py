@@ -6,7 +6,7 @@ which the tests of whole runs look for. docs/rl-reference.md is made from this t
 
 from __future__ import annotations
 
-from guerdon.trainer.metrics_log import MetricsLog
+from guerdon.trainer.common.metrics_log import MetricsLog
 
 __all__ = ["KEYS", "MetricsLog", "describe"]
 

@@ -24,7 +24,7 @@ import torch
 
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import Nccl, WeightUpdate
-from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.common.errors import SettingsError, TrainingError
 from guerdon.trainer.rl.weights import Weights
 
 _WORLD, _RANK = 2, 1

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 
-from guerdon.trainer.errors import TrainingError
-from guerdon.trainer.language_model import (
+from guerdon.trainer.common.errors import TrainingError
+from guerdon.trainer.common.language_model import (
     base_of,
     drop_dropout,
     load_lm,

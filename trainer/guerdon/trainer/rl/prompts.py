@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from guerdon.data import ControlTokens, RowError, check_text, check_turns, parse_prompt
-from guerdon.trainer.data_rows import file_rows
-from guerdon.trainer.errors import DataError
+from guerdon.trainer.common.data_rows import file_rows
+from guerdon.trainer.common.errors import DataError
+from guerdon.trainer.common.tokens import check_embedded, rendered
 from guerdon.trainer.rl.policy_text import opening
 from guerdon.trainer.rl.types import Ints, PromptRow, Task
-from guerdon.trainer.tokens import check_embedded, rendered
 
 
 @dataclass(frozen=True, slots=True)

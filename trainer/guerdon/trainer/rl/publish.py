@@ -23,7 +23,7 @@ import numpy as np
 from guerdon.client import FailedPrecondition, GuerdonError, InvalidArgument
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import PolicyInfo, SharedPath, WeightUpdate
-from guerdon.trainer.errors import OutputError, SettingsError, TrainingError
+from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
 from guerdon.trainer.rl.nccl import check_nccl, update_by_nccl
 from guerdon.trainer.rl.prompts import Prompts
 from guerdon.trainer.rl.sampling import GroupSampler

@@ -27,7 +27,7 @@ from guerdon.client import (
     Unavailable,
 )
 from guerdon.client.types import ModelInfo
-from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.common.errors import SettingsError, TrainingError
 from guerdon.trainer.rl.asking import Asking
 from guerdon.trainer.rl.credentials import Credentials
 from guerdon.trainer.rl.policy_text import text_item

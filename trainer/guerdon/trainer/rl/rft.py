@@ -22,30 +22,30 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
+from guerdon.trainer.common.monitors import warn
+from guerdon.trainer.common.policy_evaluation import Evaluation, evaluate
+from guerdon.trainer.common.run_folder import last_checkpoint
+from guerdon.trainer.common.samples import SampleTable
+from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.completions import response_logprobs
-from guerdon.trainer.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.modelling import quiet
 from guerdon.trainer.rl import rft_model, sft
 from guerdon.trainer.rl.connections import Connections
-from guerdon.trainer.rl.evaluation import Evaluation, evaluate
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
 from guerdon.trainer.rl.keeping import keep
 from guerdon.trainer.rl.metrics import MetricsLog
-from guerdon.trainer.rl.monitors import warn
 from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress
 from guerdon.trainer.rl.report import make_summary
 from guerdon.trainer.rl.rft_progress import DrawingBar
 from guerdon.trainer.rl.rft_state import RFTState, forget
 from guerdon.trainer.rl.rows import group_metrics
-from guerdon.trainer.rl.samples import SampleTable
 from guerdon.trainer.rl.scored import SCORED, ScoredGroups
 from guerdon.trainer.rl.settings import RFTSettings
 from guerdon.trainer.rl.types import Group, Ints, Sample
 from guerdon.trainer.rl.weights import Weights
-from guerdon.trainer.run_folder import last_checkpoint
-from guerdon.trainer.trackers import Trackers
 
 STATE = "rft.json"
 FIRST, TUNED = 1, 2

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from guerdon.trainer.language_model import load_lm, with_lora
+from guerdon.trainer.common.language_model import load_lm, with_lora
+from guerdon.trainer.common.processes import use_gpu
 from guerdon.trainer.modelling import merged
-from guerdon.trainer.processes import use_gpu
 from guerdon.trainer.rl.export import Shape, as_checkpoint, as_weights
 from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.rl.types import Ints

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.rl.evaluation import Evaluation
-from guerdon.trainer.rl.run_state import RunState
-from guerdon.trainer.run_folder import write_whole
+from guerdon.trainer.common.policy_evaluation import Evaluation
+from guerdon.trainer.common.run_folder import write_whole
+from guerdon.trainer.common.run_state import RunState
 
 
 @dataclass

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from guerdon.trainer.common.monitors import distinct_n, repetition
 from guerdon.trainer.rl.idle import RolloutStats
-from guerdon.trainer.rl.monitors import distinct_n, repetition
 from guerdon.trainer.rl.types import Group
 
 

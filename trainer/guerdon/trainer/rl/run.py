@@ -23,18 +23,8 @@ from typing import Any
 
 from rich.console import Console
 
-from guerdon.trainer.implied import leave_reward
-from guerdon.trainer.modelling import quiet
-from guerdon.trainer.rl.algorithms import build
-from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
-from guerdon.trainer.rl.connections import Connections
-from guerdon.trainer.rl.evaluation import Evaluation, evaluate
-from guerdon.trainer.rl.folder import RLFolder
-from guerdon.trainer.rl.idle import RolloutStats
-from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
-from guerdon.trainer.rl.learner import Learner
-from guerdon.trainer.rl.metrics import MetricsLog
-from guerdon.trainer.rl.monitors import (
+from guerdon.trainer.common.implicit_manifest import leave_reward
+from guerdon.trainer.common.monitors import (
     nothing_kept,
     parted,
     rounded_for_sampler,
@@ -42,14 +32,24 @@ from guerdon.trainer.rl.monitors import (
     unpaired,
     warn,
 )
+from guerdon.trainer.common.policy_evaluation import Evaluation, evaluate
+from guerdon.trainer.common.samples import SampleTable
+from guerdon.trainer.common.trackers import Trackers
+from guerdon.trainer.modelling import quiet
+from guerdon.trainer.rl.algorithms import build
+from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
+from guerdon.trainer.rl.connections import Connections
+from guerdon.trainer.rl.folder import RLFolder
+from guerdon.trainer.rl.idle import RolloutStats
+from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
+from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.metrics import MetricsLog
 from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress
 from guerdon.trainer.rl.report import make_summary
 from guerdon.trainer.rl.rows import group_metrics, speed_metrics
-from guerdon.trainer.rl.samples import SampleTable
 from guerdon.trainer.rl.settings import OnlineDPOSettings, RunSettings
 from guerdon.trainer.rl.team import Team
-from guerdon.trainer.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 

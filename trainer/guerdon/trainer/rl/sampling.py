@@ -9,7 +9,7 @@ import numpy as np
 from guerdon.client import FailedPrecondition, GuerdonError, Retry, TokenIds
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import Completion, GenerateItem, PolicyInfo
-from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.common.errors import SettingsError, TrainingError
 from guerdon.trainer.rl.credentials import Credentials
 from guerdon.trainer.rl.policy_text import answer_text
 from guerdon.trainer.rl.services import Patience

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.errors import OutputError
+from guerdon.trainer.common.errors import OutputError
+from guerdon.trainer.common.run_folder import write_whole
 from guerdon.trainer.rl.prompts import Prompts
 from guerdon.trainer.rl.types import Group, Sample, Task
-from guerdon.trainer.run_folder import write_whole
 
 SCORED = "scored.jsonl"
 

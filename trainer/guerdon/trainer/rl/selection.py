@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guerdon.trainer.common.pair_selection import pick_pairs
 from guerdon.trainer.rl.keeping import earned, keep
-from guerdon.trainer.rl.picking import pick_pairs
 from guerdon.trainer.rl.settings import KeepSettings, OnlineDPOSettings, RunSettings
 from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
 

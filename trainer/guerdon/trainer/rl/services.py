@@ -9,7 +9,7 @@ from typing import TypeVar
 import grpc
 
 from guerdon.client import Clock, GuerdonError
-from guerdon.trainer.errors import ServiceGone, SettingsError, TrainingError
+from guerdon.trainer.common.errors import ServiceGone, SettingsError, TrainingError
 
 __all__ = ["Patience", "ServiceGone", "ServiceRefused", "is_away", "parse_address"]
 

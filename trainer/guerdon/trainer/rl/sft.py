@@ -15,11 +15,11 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
+from guerdon.trainer.common.processes import use_gpu
+from guerdon.trainer.common.run_folder import last_checkpoint
 from guerdon.trainer.completions import CompletionTrainer, dataset_of, keeps_apart, micro_batch
-from guerdon.trainer.processes import use_gpu
 from guerdon.trainer.rl.settings import RFTSettings
 from guerdon.trainer.rl.types import Sample
-from guerdon.trainer.run_folder import last_checkpoint
 
 Report = Callable[[int, int, Mapping[str, float]], None]
 """Told the step, how many there will be, and what was measured, after each step."""

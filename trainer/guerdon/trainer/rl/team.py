@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.rl.learner import Learner
 
 _DISMISSED = "dismissed"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Protocol
 
-from guerdon.trainer.errors import DataError, SettingsError
+from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.rl.checking import CHECK_SECONDS, Checker
 from guerdon.trainer.rl.prompts import Prompts
 from guerdon.trainer.rl.types import PromptRow

@@ -8,16 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.trainer import settings_io
-from guerdon.trainer.evaluate.policy.settings import EvalSettings
-from guerdon.trainer.rl.draw_settings import SERVICES
-from guerdon.trainer.settings_options import (
+from guerdon.trainer.common import settings_io
+from guerdon.trainer.common.settings_options import (
     Config,
     Overwrite,
     Resume,
     add_settings,
     plain_errors,
 )
+from guerdon.trainer.evaluate.policy.settings import EvalSettings
+from guerdon.trainer.rl.draw_settings import SERVICES
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The evaluation": (

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.errors import OutputError
-from guerdon.trainer.rl.evaluation import PerSample
+from guerdon.trainer.common.errors import OutputError
+from guerdon.trainer.common.policy_evaluation import PerSample
 from guerdon.trainer.rl.scored import whole_rows
 from guerdon.trainer.rl.types import Group
 

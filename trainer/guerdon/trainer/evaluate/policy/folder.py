@@ -14,10 +14,10 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 
+from guerdon.trainer.common.run_folder import SETTINGS, RunFolder
+from guerdon.trainer.common.run_state import RunState
 from guerdon.trainer.rl.draw_settings import SERVICES
 from guerdon.trainer.rl.folder import check_same_models
-from guerdon.trainer.rl.run_state import RunState
-from guerdon.trainer.run_folder import SETTINGS, RunFolder
 
 EVALUATION = "evaluation.json"
 STATE = "state.json"

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.errors import DataError, SettingsError, TrainingError
+from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
+from guerdon.trainer.common.language_model import load_config
+from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
-from guerdon.trainer.language_model import load_config
 from guerdon.trainer.rl.credentials import Credentials
 from guerdon.trainer.rl.inputs import RunInputs, check_positions
 from guerdon.trainer.rl.prompts import Prompts, load_prompts
 from guerdon.trainer.rl.rewards import parse_reward
 from guerdon.trainer.rl.services import parse_address
 from guerdon.trainer.rl.verifiers import parse_verifier
-from guerdon.trainer.tokens import embeddings_of, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.evaluate.policy.columns import HARM, HELDOUT, Columns
 from guerdon.trainer.rl.rewards import RewardSource
 from guerdon.trainer.rl.types import Group

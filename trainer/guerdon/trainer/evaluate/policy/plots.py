@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from guerdon.trainer.common.plots import CHOSEN, REJECTED, THIRD, as_words, figure_of, save_figure
 from guerdon.trainer.evaluate.policy.baseline import Baseline
-from guerdon.trainer.plots import CHOSEN, REJECTED, THIRD, as_words, figure_of, save_figure
 
 MOST = 30
 """Values of a field that are drawn: those with the most prompts."""

@@ -6,6 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from guerdon.trainer.common import monitors
+from guerdon.trainer.common.policy_evaluation import (
+    SHARES,
+    Evaluation,
+    PerSample,
+    evaluate,
+    mean_of,
+)
+from guerdon.trainer.common.row_notes import measured_by_group
+from guerdon.trainer.common.samples import sample_row
+from guerdon.trainer.common.statistics import Estimate, paired
 from guerdon.trainer.evaluate.policy.baseline import FORMAT, Baseline, row_measures
 from guerdon.trainer.evaluate.policy.columns import (
     HARM,
@@ -19,13 +30,8 @@ from guerdon.trainer.evaluate.policy.inputs import EvalInputs
 from guerdon.trainer.evaluate.policy.refusals import is_refusal
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.evaluate.policy.winning import reward_per_kl, win_rates
-from guerdon.trainer.rl import monitors
-from guerdon.trainer.rl.evaluation import SHARES, Evaluation, PerSample, evaluate, mean_of
 from guerdon.trainer.rl.rewards import parse_reward
-from guerdon.trainer.rl.samples import sample_row
-from guerdon.trainer.rl.statistics import Estimate, paired
 from guerdon.trainer.rl.types import Group
-from guerdon.trainer.row_notes import measured_by_group
 
 OWN_KEYS = frozenset({
     "prompt_index", "sample", "prompt", "response", "reward", "parts", "heldout_reward", "kl",

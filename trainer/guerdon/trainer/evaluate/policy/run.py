@@ -20,8 +20,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from guerdon.trainer.common.errors import OutputError
+from guerdon.trainer.common.policy_folder import SAMPLES
+from guerdon.trainer.common.run_folder import PLOTS, write_whole
 from guerdon.trainer.completions import Floats, response_logprobs
-from guerdon.trainer.errors import OutputError
 from guerdon.trainer.evaluate.policy.baseline import Baseline
 from guerdon.trainer.evaluate.policy.columns import (
     HARM,
@@ -39,7 +41,6 @@ from guerdon.trainer.evaluate.policy.plots import draw_plots
 from guerdon.trainer.evaluate.policy.result import Measured, terms
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.modelling import quiet
-from guerdon.trainer.policy_folder import SAMPLES
 from guerdon.trainer.rl import rft_model
 from guerdon.trainer.rl.asking import Asking
 from guerdon.trainer.rl.connections import Connections
@@ -51,7 +52,6 @@ from guerdon.trainer.rl.rft_progress import DrawingBar
 from guerdon.trainer.rl.scored import SCORED, ScoredGroups
 from guerdon.trainer.rl.types import Group, Ints
 from guerdon.trainer.rl.weights import Weights
-from guerdon.trainer.run_folder import PLOTS, write_whole
 
 
 def evaluate_policy(settings: EvalSettings, folder: EvalFolder, console: Console) -> dict[str, Any]:

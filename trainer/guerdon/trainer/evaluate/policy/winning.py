@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from guerdon.trainer.rl.statistics import Estimate
+from guerdon.trainer.common.statistics import Estimate
 
 Scores = Mapping[int, Sequence[float]]
 """By the prompt's index, the score of each of its completions."""

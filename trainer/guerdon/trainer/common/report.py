@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from guerdon.trainer.policy_folder import PolicyFolder
-from guerdon.trainer.run_folder import RunFolder
+from guerdon.trainer.common.policy_folder import PolicyFolder
+from guerdon.trainer.common.run_folder import RunFolder
 
 _MOST_GROUPS = 20
 """Of a field's values, the largest so many are shown; summary.json has all."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.models import EMBEDDED_MODELS, Manifest, template_hash, weights_hash
-from guerdon.trainer.measures import Floats
-from guerdon.trainer.policy_folder import PolicyFolder
+from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.policy_folder import PolicyFolder
 
 
 def leave_reward(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guerdon.trainer.measures import Calibration, Floats
+from guerdon.trainer.common.measures import Calibration, Floats
 
 if TYPE_CHECKING:  # torch is not needed to draw
     from guerdon.trainer.scoring import PairScores

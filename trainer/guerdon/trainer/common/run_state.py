@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from guerdon.trainer.errors import OutputError
-from guerdon.trainer.run_folder import write_whole
+from guerdon.trainer.common.errors import OutputError
+from guerdon.trainer.common.run_folder import write_whole
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from guerdon.cli.errors import CommandError, ExitCode
-from guerdon.trainer.errors import (
+from guerdon.trainer.common.errors import (
     DataError,
     OutputError,
     SaidElsewhere,
@@ -25,7 +25,7 @@ from guerdon.trainer.errors import (
     SettingsError,
     TrainingError,
 )
-from guerdon.trainer.settings_io import field_docs, field_types, required
+from guerdon.trainer.common.settings_io import field_docs, field_types, required
 
 Panels = Mapping[str, Sequence[str]]
 

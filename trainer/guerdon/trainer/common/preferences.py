@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guerdon.data import Message, Pair, RowError, parse_pair
-from guerdon.trainer.data_rows import read_rows
-from guerdon.trainer.errors import DataError
-from guerdon.trainer.measures import Ints, numbered
-from guerdon.trainer.row_notes import groups_of, margin_of
+from guerdon.trainer.common.data_rows import read_rows
+from guerdon.trainer.common.errors import DataError
+from guerdon.trainer.common.measures import Ints, numbered
+from guerdon.trainer.common.row_notes import groups_of, margin_of
 
 
 @dataclass(kw_only=True)

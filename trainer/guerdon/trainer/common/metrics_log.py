@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.errors import DivergedError
+from guerdon.trainer.common.errors import DivergedError
 
 
 class MetricsLog:

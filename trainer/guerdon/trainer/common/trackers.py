@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from guerdon.trainer.errors import SettingsError
-from guerdon.trainer.run_folder import MEMBERS
+from guerdon.trainer.common.errors import SettingsError
+from guerdon.trainer.common.run_folder import MEMBERS
 
 
 class Tracked(Protocol):

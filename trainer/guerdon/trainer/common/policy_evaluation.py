@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.rl.monitors import distinct_n, repetition
-from guerdon.trainer.rl.statistics import Estimate, estimate, paired, share
+from guerdon.trainer.common.monitors import distinct_n, repetition
+from guerdon.trainer.common.statistics import Estimate, estimate, paired, share
 from guerdon.trainer.rl.types import Group
 
 SHARES = frozenset({"finished", "refusal", "harmful", "win_rate"})

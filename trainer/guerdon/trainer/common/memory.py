@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from guerdon.trainer.errors import TrainingError
+from guerdon.trainer.common.errors import TrainingError
 
 GIB = 2**30
 _SHORT, _LONG = 128, 256

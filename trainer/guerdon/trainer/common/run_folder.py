@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.models import MANIFEST_NAME, apply_umask
-from guerdon.trainer import settings_io
-from guerdon.trainer.errors import OutputError
+from guerdon.trainer.common import settings_io
+from guerdon.trainer.common.errors import OutputError
 
 SETTINGS = "config.toml"
 METRICS = "metrics.jsonl"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from guerdon.data import RowError
-from guerdon.trainer.errors import DataError
+from guerdon.trainer.common.errors import DataError
 
 NONE = "(none)"
 """The group of rows that lack the field."""

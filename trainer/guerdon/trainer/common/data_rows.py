@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from guerdon.data import FileFormat, JsonLines, RowError, file_format, read_json_array
-from guerdon.trainer.errors import DataError
+from guerdon.trainer.common.errors import DataError
 
 T = TypeVar("T")
 

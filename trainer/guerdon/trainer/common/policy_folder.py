@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.models import apply_umask
-from guerdon.trainer.errors import OutputError
-from guerdon.trainer.run_folder import (
+from guerdon.trainer.common.errors import OutputError
+from guerdon.trainer.common.run_folder import (
     CHECKPOINTS,
     METRICS,
     PLOTS,

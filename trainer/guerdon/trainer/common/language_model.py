@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from guerdon.models import ModelNotFound, resolve_model
-from guerdon.trainer.errors import SettingsError, TrainingError
+from guerdon.trainer.common.errors import SettingsError, TrainingError
 
 
 def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from guerdon.models.devices import DeviceError, cpu_multiplies_bfloat16, has_gpu, set_up_cuda
-from guerdon.trainer.errors import ProcessGone, SaidElsewhere, SettingsError, TrainingError
+from guerdon.trainer.common.errors import ProcessGone, SaidElsewhere, SettingsError, TrainingError
 
 T = TypeVar("T")
 

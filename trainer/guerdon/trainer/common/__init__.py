@@ -1,0 +1,1 @@
+"""What every recipe of the trainer uses."""
