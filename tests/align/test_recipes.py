@@ -23,7 +23,7 @@ from guerdon.trainer.align.report import KEYS
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import DivergedError, OutputError
 from guerdon.trainer.common.settings_io import field_types
-from guerdon.trainer.watched import Watched
+from guerdon.trainer.common.trl.divergence_guard import Watched
 
 Toy = tuple[Path, Path]
 WEIGHTS = "final/model.safetensors"

@@ -13,8 +13,8 @@ from tests.rft.support import rft_settings_of
 from tests.support.tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from guerdon.trainer import completions
-from guerdon.trainer.completions import response_logprobs
+from guerdon.trainer.common.trl import completions
+from guerdon.trainer.common.trl.completions import response_logprobs
 from guerdon.trainer.rl import rft_model
 from guerdon.trainer.rl.types import Sample
 

@@ -13,9 +13,9 @@ from tests.rft.support import rft_settings_of
 from tests.support.tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from guerdon.trainer import completions
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.run_folder import last_checkpoint
+from guerdon.trainer.common.trl import completions
 from guerdon.trainer.rl import sft
 from guerdon.trainer.rl.types import Sample
 

@@ -20,7 +20,7 @@ def train_rank(
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     from guerdon.cli.main import main
-    from guerdon.trainer.watched import Watched
+    from guerdon.trainer.common.trl.divergence_guard import Watched
 
     step = Watched.training_step
 

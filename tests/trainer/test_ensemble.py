@@ -127,7 +127,7 @@ def test_members_that_come_out_the_same_are_refused(
 ) -> None:
     settings = settings_of(base, toy, tmp_path / "run", ensemble=2, epochs=0.1, plots=False)
     monkeypatch.setattr("guerdon.trainer.objectives.preference.set_seed", lambda seed: _seed0())
-    monkeypatch.setattr("guerdon.trainer.length_grouped.np.random.default_rng", _fixed)
+    monkeypatch.setattr("guerdon.trainer.common.trl.length_grouped.np.random.default_rng", _fixed)
     with pytest.raises(TrainingError, match="members 0 and 1 came out the same"):
         together(settings)
     assert not (tmp_path / "run" / "guerdon.json").exists()

@@ -26,7 +26,7 @@ from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measures import Floats, Ints
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.run_folder import MEMBERS, PLOTS, SUMMARY, EnsembleFolder
-from guerdon.trainer.fine_tuning import Phases, check_shares, versions
+from guerdon.trainer.common.trl.fine_tuning import Phases, check_shares, versions
 from guerdon.trainer.modelling import load_base, quiet
 from guerdon.trainer.objectives.preference import PreferenceTask, group_measures
 from guerdon.trainer.objectives.task import Task

@@ -13,8 +13,8 @@ from trl import RewardTrainer
 
 from guerdon.trainer import sharing
 from guerdon.trainer.common.tokens import TokenPair
+from guerdon.trainer.common.trl.pair_mean import PairMean
 from guerdon.trainer.inside import inside
-from guerdon.trainer.pair_mean import PairMean
 from guerdon.trainer.scoring import autocast, plain_scores
 
 

@@ -7,11 +7,11 @@ from typing import Any
 from rich.console import Console
 from transformers import PrinterCallback
 
-from guerdon.trainer.callbacks import Evaluations, LoggedMetrics, ProgressBar
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.run_folder import CHECKPOINTS, METRICS, PLOTS, RewardFolder
 from guerdon.trainer.common.trackers import Trackers
-from guerdon.trainer.fine_tuning import (
+from guerdon.trainer.common.trl.callbacks import Evaluations, LoggedMetrics, ProgressBar
+from guerdon.trainer.common.trl.fine_tuning import (
     Phases,
     check_shares,
     in_dtype,

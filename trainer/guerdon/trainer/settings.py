@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.fine_tune_settings import FineTuneSettings
+from guerdon.trainer.common.trl.settings import FineTuneSettings
 
 Objective = Literal["preference", "attributes", "process"]
 

@@ -19,10 +19,10 @@ from guerdon.trainer.align.measure import (
     sft_measures,
 )
 from guerdon.trainer.align.settings import DPOSettings, SFTSettings
-from guerdon.trainer.callbacks import counted
 from guerdon.trainer.common.measures import Floats, numbered
 from guerdon.trainer.common.processes import Processes
 from guerdon.trainer.common.row_notes import measured_by_group
+from guerdon.trainer.common.trl.callbacks import counted
 
 
 class HeldOut:

@@ -18,7 +18,7 @@ from guerdon.trainer.common.language_model import load_config
 from guerdon.trainer.common.preferences import load_pairs
 from guerdon.trainer.common.row_notes import groups_of, places_by_group
 from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer
-from guerdon.trainer.completions import Completion
+from guerdon.trainer.common.trl.completions import Completion
 
 T = TypeVar("T")
 

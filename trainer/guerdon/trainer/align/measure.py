@@ -19,7 +19,7 @@ from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats, Ints, accuracy, calibration
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.statistics import estimate
-from guerdon.trainer.completions import Completion, response_logprobs
+from guerdon.trainer.common.trl.completions import Completion, response_logprobs
 
 
 @dataclass(frozen=True, slots=True)

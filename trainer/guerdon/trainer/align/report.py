@@ -65,7 +65,7 @@ def make_summary(
         steps: of the training.
         processes: that trained.
     """
-    from guerdon.trainer import fine_tuning
+    from guerdon.trainer.common.trl import fine_tuning
 
     settings = inputs.settings
     return {

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.settings_io import refuse_idle
-from guerdon.trainer.fine_tune_settings import FineTuneSettings
+from guerdon.trainer.common.trl.settings import FineTuneSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 from guerdon.data import Message, RowError
 from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.common.tokens import check_all_embedded, rendered, token_ids
-from guerdon.trainer.completions import Completion
+from guerdon.trainer.common.trl.completions import Completion
 
 
 def encode(

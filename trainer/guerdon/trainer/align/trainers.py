@@ -15,10 +15,15 @@ from guerdon.trainer.align.memory import keeps_reference
 from guerdon.trainer.align.settings import DPOSettings, ORPOSettings, SFTSettings
 from guerdon.trainer.common.language_model import drop_dropout, load_lm, lora_config
 from guerdon.trainer.common.processes import ALONE, Processes
-from guerdon.trainer.completions import IGNORED, CompletionTrainer, dataset_of, keeps_apart
-from guerdon.trainer.fine_tuning import common_arguments
-from guerdon.trainer.length_grouped import EpochOrder
-from guerdon.trainer.pair_mean import PairMean
+from guerdon.trainer.common.trl.completions import (
+    IGNORED,
+    CompletionTrainer,
+    dataset_of,
+    keeps_apart,
+)
+from guerdon.trainer.common.trl.fine_tuning import common_arguments
+from guerdon.trainer.common.trl.length_grouped import EpochOrder
+from guerdon.trainer.common.trl.pair_mean import PairMean
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # where ORPO lives; our tests watch it
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer

@@ -26,9 +26,9 @@ from guerdon.trainer.common.measures import Floats, Ints
 from guerdon.trainer.common.preferences import prompt_numbers
 from guerdon.trainer.common.row_notes import measured_by_group, places_by_group
 from guerdon.trainer.common.tokens import TokenPair, TokenPairs
-from guerdon.trainer.fine_tuning import common_arguments
+from guerdon.trainer.common.trl.fine_tuning import common_arguments
+from guerdon.trainer.common.trl.length_grouped import EpochOrder
 from guerdon.trainer.inputs import Inputs
-from guerdon.trainer.length_grouped import EpochOrder
 from guerdon.trainer.modelling import load_base, prepare
 from guerdon.trainer.objectives.task import Task
 from guerdon.trainer.pair_trainer import PairTrainer, shared_collator

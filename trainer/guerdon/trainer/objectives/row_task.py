@@ -13,8 +13,8 @@ from transformers import TrainingArguments, set_seed
 from guerdon.trainer.common.data_rows import hashes_of
 from guerdon.trainer.common.measures import Floats
 from guerdon.trainer.common.row_notes import measured_by_group, places_by_group
-from guerdon.trainer.fine_tuning import common_arguments
-from guerdon.trainer.length_grouped import EpochOrder
+from guerdon.trainer.common.trl.fine_tuning import common_arguments
+from guerdon.trainer.common.trl.length_grouped import EpochOrder
 from guerdon.trainer.modelling import load_with_head, prepare
 from guerdon.trainer.objectives.rated import RatedInputs, RatedTokens, Tokens, described
 from guerdon.trainer.objectives.row_trainer import RowTrainer, row_outputs

@@ -18,8 +18,8 @@ from guerdon.trainer import sharing
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats
 from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.trl.length_grouped import Grouped
 from guerdon.trainer.inside import inside
-from guerdon.trainer.length_grouped import Grouped
 from guerdon.trainer.objectives.rated import RatedTokens
 from guerdon.trainer.scoring import autocast, length_batches
 

@@ -28,7 +28,7 @@ from guerdon.trainer.common.policy_evaluation import Evaluation, evaluate
 from guerdon.trainer.common.run_folder import last_checkpoint
 from guerdon.trainer.common.samples import SampleTable
 from guerdon.trainer.common.trackers import Trackers
-from guerdon.trainer.completions import response_logprobs
+from guerdon.trainer.common.trl.completions import response_logprobs
 from guerdon.trainer.modelling import quiet
 from guerdon.trainer.rl import rft_model, sft
 from guerdon.trainer.rl.connections import Connections

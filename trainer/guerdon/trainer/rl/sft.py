@@ -17,7 +17,12 @@ from trl import SFTConfig
 
 from guerdon.trainer.common.processes import use_gpu
 from guerdon.trainer.common.run_folder import last_checkpoint
-from guerdon.trainer.completions import CompletionTrainer, dataset_of, keeps_apart, micro_batch
+from guerdon.trainer.common.trl.completions import (
+    CompletionTrainer,
+    dataset_of,
+    keeps_apart,
+    micro_batch,
+)
 from guerdon.trainer.rl.settings import RFTSettings
 from guerdon.trainer.rl.types import Sample
 

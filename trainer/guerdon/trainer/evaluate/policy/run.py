@@ -23,7 +23,7 @@ from rich.progress import track
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.policy_folder import SAMPLES
 from guerdon.trainer.common.run_folder import PLOTS, write_whole
-from guerdon.trainer.completions import Floats, response_logprobs
+from guerdon.trainer.common.trl.completions import Floats, response_logprobs
 from guerdon.trainer.evaluate.policy.baseline import Baseline
 from guerdon.trainer.evaluate.policy.columns import (
     HARM,

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 from guerdon.trainer.common.processes import ALONE, Processes
-from guerdon.trainer.watched import Watched
+from guerdon.trainer.common.trl.divergence_guard import Watched
 
 _MEGABATCH = 16
 """Batches that are sorted by length together; few enough that epochs differ."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from guerdon.trainer.length_grouped import Grouped
+from guerdon.trainer.common.trl.length_grouped import Grouped
 
 
 class PairMean(Grouped):

@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import SFTTrainer
 
-from guerdon.trainer.watched import Watched
+from guerdon.trainer.common.trl.divergence_guard import Watched
 
 Completion: TypeAlias = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of the response to it."""

@@ -14,7 +14,7 @@ import torch
 
 from guerdon.trainer.common.errors import SettingsError, TrainingError
 from guerdon.trainer.common.processes import ALONE, WAIT, Processes, use_gpu
-from guerdon.trainer.fine_tune_settings import FineTuneSettings
+from guerdon.trainer.common.trl.settings import FineTuneSettings
 
 
 @dataclass
