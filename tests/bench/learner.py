@@ -26,11 +26,11 @@ from transformers import AutoTokenizer
 
 from guerdon.data import parse_pair, read_jsonl
 from guerdon.models import resolve_model
+from guerdon.trainer.common.services.prompts import Prompts, load_prompts
+from guerdon.trainer.common.services.types import Group, Sample
 from guerdon.trainer.rl.algorithms import build
 from guerdon.trainer.rl.learner import Learner, _offsets
-from guerdon.trainer.rl.prompts import Prompts, load_prompts
 from guerdon.trainer.rl.settings import PPOSettings
-from guerdon.trainer.rl.types import Group, Sample
 
 BASE = "smollm2-135m-instruct"
 PROMPTS, SAMPLES, MAX_TOKENS = 4, 8, 48

@@ -22,7 +22,7 @@ from guerdon.data import parse_pair
 from guerdon.trainer.collect.settings import PairsSettings
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.pair_selection import pick_pairs
-from guerdon.trainer.rl.types import Sample
+from guerdon.trainer.common.services.types import Sample
 
 MOST = 6
 

@@ -23,11 +23,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from guerdon.cli.main import main
 from guerdon.client.testing import FakeRewardServer
 from guerdon.trainer.common.measures import t_quantile
+from guerdon.trainer.common.services.prompts import load_prompts
+from guerdon.trainer.common.services.scored_store import ScoredGroups
 from guerdon.trainer.common.statistics import share
 from guerdon.trainer.rl.algorithms import build
 from guerdon.trainer.rl.learner import Learner
-from guerdon.trainer.rl.prompts import load_prompts
-from guerdon.trainer.rl.scored import ScoredGroups
 
 MOST, SAMPLES, PROMPTS = 5, 3, 6
 HARMFUL = 1.0

@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from guerdon.trainer.common.errors import TrainingError
+from guerdon.trainer.common.services.types import Sample
 from guerdon.trainer.rl.learner import Learner, _offsets
 from guerdon.trainer.rl.settings import GRPOSettings
-from guerdon.trainer.rl.types import Sample
 
 Policy = Callable[[str], Path]
 

@@ -17,9 +17,9 @@ from trl import DPOConfig
 
 from guerdon.trainer.align.trainers import DirectTrainer
 from guerdon.trainer.common.processes import ALONE
+from guerdon.trainer.common.services.types import Group, Sample
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.settings import OnlineDPOSettings
-from guerdon.trainer.rl.types import Group, Sample
 
 Policy = Callable[[str], Path]
 Pair = tuple[Sample, Sample]

@@ -20,6 +20,7 @@ from tests.maths.tree import Tree, random_rewards
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 from guerdon.trainer.rl.algorithms import build
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.settings import (
@@ -29,7 +30,6 @@ from guerdon.trainer.rl.settings import (
     PPOSettings,
     RLOOSettings,
 )
-from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
 
 BETA = 0.5
 TEMPERATURE = 0.7

@@ -19,6 +19,7 @@ from tests.learner.support import (
 )
 
 from guerdon.trainer.common import monitors
+from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
@@ -28,7 +29,6 @@ from guerdon.trainer.rl.settings import (
     RLOOSettings,
     RunSettings,
 )
-from guerdon.trainer.rl.types import Group
 
 Policy = Callable[[str], Path]
 

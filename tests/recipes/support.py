@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,
@@ -18,7 +19,6 @@ from guerdon.trainer.rl.settings import (
     RLOOSettings,
     RunSettings,
 )
-from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
 
 KINDS: tuple[type[RunSettings], ...] = (
     PPOSettings, GRPOSettings, RLOOSettings, RFTSettings, OnlineRFTSettings,

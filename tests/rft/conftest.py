@@ -9,7 +9,7 @@ import pytest
 from tests.rft.support import group_of
 from tests.support.tiny import tiny_checkpoint
 
-from guerdon.trainer.rl.types import Sample
+from guerdon.trainer.common.services.types import Sample
 
 
 @pytest.fixture(scope="session")

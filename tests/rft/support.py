@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 from guerdon.trainer.rl.settings import OnlineRFTSettings, RFTSettings
-from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
 
 
 def settings_of(**more: Any) -> OnlineRFTSettings:

@@ -13,8 +13,8 @@ from deploy.demo import policy, processes, reward
 from deploy.demo.console import ROOT, DemoFailed, clip, relative, shorten
 
 from guerdon.data import read_jsonl
+from guerdon.trainer.common.services.prompts import parse_row
 from guerdon.trainer.common.settings_io import field_types, typed
-from guerdon.trainer.rl.prompts import parse_row
 from guerdon.trainer.rl.settings import PPOSettings
 
 

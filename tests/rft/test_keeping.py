@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tests.rft.support import group_of, settings_of
 
 from guerdon.trainer.common.errors import SettingsError
+from guerdon.trainer.common.services.types import Group, Sample
 from guerdon.trainer.rl.keeping import earned, keep
 from guerdon.trainer.rl.settings import OnlineRFTSettings
-from guerdon.trainer.rl.types import Group, Sample
 
 
 def names(samples: list[Sample]) -> list[tuple[int, int]]:

@@ -27,13 +27,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from guerdon.client._loop import run as run_there
 from guerdon.client.testing import FakeRewardServer
 from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
+from guerdon.trainer.common.services.scored_store import ScoredGroups
+from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.rl import rft
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.metrics import describe
 from guerdon.trainer.rl.rollouts import Rollouts
-from guerdon.trainer.rl.scored import ScoredGroups
 from guerdon.trainer.rl.settings import RFTSettings
-from guerdon.trainer.rl.types import Group
 
 TOKENS = 5
 

@@ -10,9 +10,9 @@ import pytest
 from tests.rft.support import group_of
 
 from guerdon.trainer.common.errors import OutputError
-from guerdon.trainer.rl.prompts import Prompts
-from guerdon.trainer.rl.scored import ScoredGroups
-from guerdon.trainer.rl.types import Group, PromptRow
+from guerdon.trainer.common.services.prompts import Prompts
+from guerdon.trainer.common.services.scored_store import ScoredGroups
+from guerdon.trainer.common.services.types import Group, PromptRow
 
 
 def prompts_of(count: int, sha256: str = "a" * 64) -> Prompts:

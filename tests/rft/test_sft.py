@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.run_folder import last_checkpoint
+from guerdon.trainer.common.services.types import Sample
 from guerdon.trainer.common.trl import completions
 from guerdon.trainer.rl import sft
-from guerdon.trainer.rl.types import Sample
 
 
 def load(folder: Path) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from guerdon.data import read_jsonl
+from guerdon.trainer.common.services.prompts import parse_row
 from guerdon.trainer.demo_data import make as preferences
-from guerdon.trainer.rl.prompts import parse_row
 from guerdon.trainer.rl.tasks import make
 
 SIZES = {

@@ -13,13 +13,13 @@ import torch
 from tests.rollouts.support import tokenizer
 
 from guerdon.client.policy_types import Canary, TensorSpec
-from guerdon.trainer.rl.prompts import PromptOrder, Prompts
+from guerdon.trainer.common.services.prompts import PromptOrder, Prompts
+from guerdon.trainer.common.services.rewards import RewardSource
+from guerdon.trainer.common.services.sampling import GroupSampler
+from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.rl.publish import Publisher, Weights
-from guerdon.trainer.rl.rewards import RewardSource
 from guerdon.trainer.rl.rollouts import Rollouts
-from guerdon.trainer.rl.sampling import GroupSampler
 from guerdon.trainer.rl.settings import RunSettings
-from guerdon.trainer.rl.types import Group
 
 SPECS = (TensorSpec("a.weight", "float32", (4, 2)), TensorSpec("b.weight", "bfloat16", (3,)))
 """Those of `tests.support.formula_engine` too."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.support.tiny import CHATML, tiny_tokenizer
 
-from guerdon.trainer.rl.prompts import Prompts, load_prompts
+from guerdon.trainer.common.services.prompts import Prompts, load_prompts
 from guerdon.trainer.rl.settings import OnlineRFTSettings
 
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from guerdon.trainer.common.services.prompts import PromptOrder, Prompts
+from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 from guerdon.trainer.rl.buffer import Buffer
-from guerdon.trainer.rl.prompts import PromptOrder, Prompts
 from guerdon.trainer.rl.state_files import read_tree, write_tree
-from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
 
 
 def bare_order(count: int = 7) -> PromptOrder:

@@ -14,9 +14,9 @@ from tests.rollouts.support import settings, some_prompts
 
 from guerdon.client.testing import FakePolicyServer, FakeRewardServer
 from guerdon.trainer.common.errors import TrainingError
-from guerdon.trainer.rl.services import ServiceGone, ServiceRefused
+from guerdon.trainer.common.services.patience import ServiceGone, ServiceRefused
+from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.rl.state_files import read_tree, write_tree
-from guerdon.trainer.rl.types import Group
 
 
 def small(

@@ -17,8 +17,8 @@ from tests.rollouts.support import some_prompts, tokenizer, write_rows
 from tests.support.tiny import BOS, CHATML, EOS, tiny_tokenizer
 
 from guerdon.trainer.common.errors import DataError
-from guerdon.trainer.rl.prompts import PromptOrder, Prompts, load_prompts
-from guerdon.trainer.rl.types import PromptRow, Task
+from guerdon.trainer.common.services.prompts import PromptOrder, Prompts, load_prompts
+from guerdon.trainer.common.services.types import PromptRow, Task
 
 WITH_BOS = "{{ '<s>' }}" + CHATML
 

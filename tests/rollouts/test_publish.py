@@ -20,10 +20,10 @@ from tests.rollouts.support import some_prompts, tokenizer, write_rows
 from guerdon.client import Unavailable
 from guerdon.client.testing import FakePolicyServer
 from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
-from guerdon.trainer.rl.prompts import load_prompts
+from guerdon.trainer.common.services.patience import ServiceGone
+from guerdon.trainer.common.services.prompts import load_prompts
+from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.rl.publish import Publisher, PublishRefused, canary_sequences
-from guerdon.trainer.rl.sampling import GroupSampler
-from guerdon.trainer.rl.services import ServiceGone
 
 
 @asynccontextmanager

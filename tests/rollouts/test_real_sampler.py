@@ -16,7 +16,7 @@ from tests.rollouts.support import settings, some_prompts
 from tests.support.formula_engine import END, logprob_of, token_of
 from tests.support.sampler import formula_sampler
 
-from guerdon.trainer.rl.types import Sample
+from guerdon.trainer.common.services.types import Sample
 from guerdon.trainer.rl.weights import as_bytes
 
 

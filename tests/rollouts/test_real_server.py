@@ -14,7 +14,7 @@ from tests.support.tiny import tiny_checkpoint
 from guerdon.client import AsyncRewardClient
 from guerdon.models import Manifest
 from guerdon.trainer.common.errors import TrainingError
-from guerdon.trainer.rl.rewards import RewardSource
+from guerdon.trainer.common.services.rewards import RewardSource
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ import pytest
 
 from guerdon.client.testing import FakeRewardServer
 from guerdon.trainer.common.errors import SettingsError, TrainingError
-from guerdon.trainer.rl.rewards import RewardSource, parse_reward
-from guerdon.trainer.rl.services import ServiceGone, ServiceRefused
-from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
+from guerdon.trainer.common.services.patience import ServiceGone, ServiceRefused
+from guerdon.trainer.common.services.rewards import RewardSource, parse_reward
+from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 
 OTHER = "is now revision rev-2, and the run began with rev-1"
 

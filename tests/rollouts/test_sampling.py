@@ -16,9 +16,9 @@ from tests.support.tiny import STEP, TURN_END
 from guerdon.client.policy_types import Completion, VersionSpan
 from guerdon.client.testing import FakePolicyServer
 from guerdon.trainer.common.errors import SettingsError, TrainingError
-from guerdon.trainer.rl.sampling import GroupSampler, StaleSampler, sampling_seed
-from guerdon.trainer.rl.services import ServiceRefused
-from guerdon.trainer.rl.types import PromptRow, Task
+from guerdon.trainer.common.services.patience import ServiceRefused
+from guerdon.trainer.common.services.sampling import GroupSampler, StaleSampler, sampling_seed
+from guerdon.trainer.common.services.types import PromptRow, Task
 
 TASK = Task(7, PromptRow(0, ({"role": "user", "content": "?"},)), np.array([8, 9], dtype=np.int32))
 

@@ -23,11 +23,11 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from guerdon.client.types import ModelInfo
 from guerdon.models import Manifest
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.rl.asking import Asking
-from guerdon.trainer.rl.policy_text import PolicyText, answer_text, opening
-from guerdon.trainer.rl.rewards import RewardSource
-from guerdon.trainer.rl.services import ServiceRefused
-from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
+from guerdon.trainer.common.services.patience import ServiceRefused
+from guerdon.trainer.common.services.policy_text import PolicyText, answer_text, opening
+from guerdon.trainer.common.services.reward_requests import Asking
+from guerdon.trainer.common.services.rewards import RewardSource
+from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 
 TURNS = ({"role": "user", "content": "What is 12 + 30?"},)
 WORDS = tokenizer()

@@ -19,7 +19,12 @@ from guerdon.client import (
 )
 from guerdon.client.testing import FakeClock
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.rl.services import Patience, ServiceGone, ServiceRefused, parse_address
+from guerdon.trainer.common.services.patience import (
+    Patience,
+    ServiceGone,
+    ServiceRefused,
+    parse_address,
+)
 
 
 def overloaded(seconds: int) -> Overloaded:

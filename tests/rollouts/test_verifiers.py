@@ -12,11 +12,11 @@ import pytest
 from tests.rollouts.support import tokenizer, write_rows
 
 from guerdon.trainer.common.errors import DataError, SettingsError
-from guerdon.trainer.rl import checking
-from guerdon.trainer.rl.checking import Checker
-from guerdon.trainer.rl.prompts import load_prompts
-from guerdon.trainer.rl.types import PromptRow
-from guerdon.trainer.rl.verifiers import parse_verifier, split_weight
+from guerdon.trainer.common.services import sandbox as checking
+from guerdon.trainer.common.services.prompts import load_prompts
+from guerdon.trainer.common.services.sandbox import Checker
+from guerdon.trainer.common.services.types import PromptRow
+from guerdon.trainer.common.services.verifiers import parse_verifier, split_weight
 
 
 def row(answer: str | None = None) -> PromptRow:

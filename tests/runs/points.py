@@ -6,13 +6,13 @@ import os
 import signal
 from typing import Any
 
+from guerdon.trainer.common.services.rewards import RewardSource
+from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.rl.checkpoint import Checkpoints
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.publish import Publisher
-from guerdon.trainer.rl.rewards import RewardSource
 from guerdon.trainer.rl.rollouts import Rollouts
-from guerdon.trainer.rl.sampling import GroupSampler
 
 POINTS: dict[str, tuple[type, str]] = {
     "sample": (GroupSampler, "sample"),

@@ -12,9 +12,9 @@ from tests.runs.processes import Service, reward_service, sampler_service
 from tests.runs.whole import Finished, Recipe
 
 from guerdon.cli.main import main
+from guerdon.trainer.common.services.patience import Patience
+from guerdon.trainer.common.services.rewards import ServedReward
 from guerdon.trainer.rl.learner import Learner
-from guerdon.trainer.rl.rewards import ServedReward
-from guerdon.trainer.rl.services import Patience
 
 pytestmark = pytest.mark.slow
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from guerdon.sampler.types import Canary, Completion, WeightUpdate
+from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 from guerdon.trainer.rl.algorithms import build
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.settings import GRPOSettings
-from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
 
 pytest.importorskip("vllm")
 

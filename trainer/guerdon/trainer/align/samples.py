@@ -12,7 +12,7 @@ import torch
 from guerdon.trainer.align.inputs import AlignInputs, prompt_of
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.run_folder import write_whole
-from guerdon.trainer.rl.policy_text import answer_text
+from guerdon.trainer.common.services.policy_text import answer_text
 
 
 class Answer(TypedDict):

@@ -9,6 +9,7 @@ import typer
 
 from guerdon.trainer.collect.settings import PairsSettings
 from guerdon.trainer.common import settings_io
+from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.common.settings_options import (
     Config,
     Overwrite,
@@ -16,7 +17,6 @@ from guerdon.trainer.common.settings_options import (
     add_settings,
     plain_errors,
 )
-from guerdon.trainer.rl.draw_settings import SERVICES
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The run": ("policy", "sampler", "prompts", "output", "limit", "seed"),

@@ -18,16 +18,16 @@ from guerdon.trainer.common.language_model import load_config
 from guerdon.trainer.common.measures import percentiles
 from guerdon.trainer.common.pair_selection import Picked, pick_pairs
 from guerdon.trainer.common.run_folder import SUMMARY, RunFolder, write_whole
+from guerdon.trainer.common.services.credentials import reach
+from guerdon.trainer.common.services.progress import DrawingBar
+from guerdon.trainer.common.services.prompts import Prompts, load_prompts
+from guerdon.trainer.common.services.reward_requests import Asking
+from guerdon.trainer.common.services.rewards import RewardSource
+from guerdon.trainer.common.services.sampling import GroupSampler, StaleSampler, sampling_seed
+from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
+from guerdon.trainer.common.services.settings import SERVICES
+from guerdon.trainer.common.services.types import Group, Task
 from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer
-from guerdon.trainer.rl.asking import Asking
-from guerdon.trainer.rl.credentials import reach
-from guerdon.trainer.rl.draw_settings import SERVICES
-from guerdon.trainer.rl.prompts import Prompts, load_prompts
-from guerdon.trainer.rl.rewards import RewardSource
-from guerdon.trainer.rl.rft_progress import DrawingBar
-from guerdon.trainer.rl.sampling import GroupSampler, StaleSampler, sampling_seed
-from guerdon.trainer.rl.scored import SCORED, ScoredGroups
-from guerdon.trainer.rl.types import Group, Task
 
 PAIRS = "pairs.jsonl"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.rl.draw_settings import DrawSettings, not_negative, positive
+from guerdon.trainer.common.services.settings import DrawSettings, not_negative, positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from guerdon.trainer.rl.types import Group, Sample
+from guerdon.trainer.common.services.types import Group, Sample
 
 Pick = Literal["extremes", "random", "all"]
 Earned = Callable[[Sample], float]

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from guerdon.trainer.common.monitors import distinct_n, repetition
+from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.common.statistics import Estimate, estimate, paired, share
-from guerdon.trainer.rl.types import Group
 
 SHARES = frozenset({"finished", "refusal", "harmful", "win_rate"})
 """Measures that are from 0 to 1, and may well be 0 or 1 at all prompts."""

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.rl.types import Group, Sample
+from guerdon.trainer.common.services.types import Group, Sample
 
 KEYS = {
     "step": "the step that trained on it (rft: 0, when it was sampled); for evaluations, the "

@@ -19,12 +19,12 @@ from guerdon.trainer.common.policy_evaluation import Evaluation
 from guerdon.trainer.common.policy_folder import FINAL, SAMPLES
 from guerdon.trainer.common.run_folder import METRICS, SETTINGS, SUMMARY
 from guerdon.trainer.common.samples import before_and_after
+from guerdon.trainer.common.services.rewards import parse_reward
+from guerdon.trainer.common.services.verifiers import split_weight
 from guerdon.trainer.compare.fields import Table, read_json, rows_of
 from guerdon.trainer.compare.runs import Answer, Measured, Point, Run, Terms
 from guerdon.trainer.evaluate.policy.baseline import FORMAT
 from guerdon.trainer.evaluate.policy.folder import EVALUATION
-from guerdon.trainer.rl.rewards import parse_reward
-from guerdon.trainer.rl.verifiers import split_weight
 
 FOLDER = "evaluation"
 """In a run's folder: the evaluation of its `final/`."""

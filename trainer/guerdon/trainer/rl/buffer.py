@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from guerdon.trainer.common.services.types import Group, Sample, Task
 from guerdon.trainer.rl.packed_groups import pack_groups, unpack_groups
-from guerdon.trainer.rl.types import Group, Sample, Task
 
 
 @dataclass(frozen=True, slots=True)

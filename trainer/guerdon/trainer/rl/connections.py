@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.rl.asking import Asking
-from guerdon.trainer.rl.credentials import reach
+from guerdon.trainer.common.services.credentials import reach
+from guerdon.trainer.common.services.prompts import PromptOrder
+from guerdon.trainer.common.services.reward_requests import Asking
+from guerdon.trainer.common.services.rewards import RewardSource
+from guerdon.trainer.common.services.sampling import GroupSampler
+from guerdon.trainer.common.services.types import Group, Ints
 from guerdon.trainer.rl.inputs import RunInputs
-from guerdon.trainer.rl.prompts import PromptOrder
 from guerdon.trainer.rl.publish import Publisher, canary_sequences
-from guerdon.trainer.rl.rewards import RewardSource
 from guerdon.trainer.rl.rollouts import Rollouts
-from guerdon.trainer.rl.sampling import GroupSampler
 from guerdon.trainer.rl.settings import RunSettings
-from guerdon.trainer.rl.types import Group, Ints
 from guerdon.trainer.rl.weights import Weights
 
 MakeWeights = Callable[[str, Sequence[Ints]], Awaitable[Weights]]

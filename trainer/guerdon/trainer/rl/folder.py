@@ -10,8 +10,8 @@ from typing import Any
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.policy_folder import PolicyFolder
 from guerdon.trainer.common.run_folder import SETTINGS, SUMMARY, rows_until
-from guerdon.trainer.rl.draw_settings import SERVICES
-from guerdon.trainer.rl.rewards import parse_reward
+from guerdon.trainer.common.services.rewards import parse_reward
+from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.rl.settings import RunSettings
 
 

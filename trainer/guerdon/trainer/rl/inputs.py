@@ -11,13 +11,13 @@ from rich.console import Console
 
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.language_model import load_config
+from guerdon.trainer.common.services.credentials import Credentials
+from guerdon.trainer.common.services.patience import parse_address
+from guerdon.trainer.common.services.prompts import Prompts, load_prompts
+from guerdon.trainer.common.services.rewards import parse_reward
+from guerdon.trainer.common.services.verifiers import parse_verifier
 from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer
-from guerdon.trainer.rl.credentials import Credentials
-from guerdon.trainer.rl.prompts import Prompts, load_prompts
-from guerdon.trainer.rl.rewards import parse_reward
-from guerdon.trainer.rl.services import parse_address
 from guerdon.trainer.rl.settings import RunSettings
-from guerdon.trainer.rl.verifiers import parse_verifier
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from guerdon.trainer.common.services.types import Group, Sample
 from guerdon.trainer.rl.settings import KeepSettings, RunSettings
-from guerdon.trainer.rl.types import Group, Sample
 
 
 def keep(groups: Iterable[Group], settings: KeepSettings, rng: np.random.Generator) -> list[Sample]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.language_model import without_lora
 from guerdon.trainer.common.processes import partition, use_gpu
+from guerdon.trainer.common.services.types import Group, Ints, Sample
 from guerdon.trainer.rl import export
 from guerdon.trainer.rl.algorithms.base import Algorithm, Prepared, StepBatch, summarise
 from guerdon.trainer.rl.distributed import Ranks, make_accelerator
@@ -32,7 +33,6 @@ from guerdon.trainer.rl.publish import Weights
 from guerdon.trainer.rl.schedule import learning_rates
 from guerdon.trainer.rl.selection import kept_of, pairs_of
 from guerdon.trainer.rl.settings import PPOSettings, RunSettings
-from guerdon.trainer.rl.types import Group, Ints, Sample
 
 _ADVICE = "try a smaller --lr"
 

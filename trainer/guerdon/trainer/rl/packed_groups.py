@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
+from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 
 
 def pack_tasks(tasks: Sequence[Task]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from guerdon.trainer.rl.types import Ints, Sample
+from guerdon.trainer.common.services.types import Ints, Sample
 
 PACKED = "guerdon_trainer_packed"
 """The name under which the attention is registered."""

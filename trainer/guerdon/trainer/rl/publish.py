@@ -24,10 +24,10 @@ from guerdon.client import FailedPrecondition, GuerdonError, InvalidArgument
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import PolicyInfo, SharedPath, WeightUpdate
 from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
+from guerdon.trainer.common.services.prompts import Prompts
+from guerdon.trainer.common.services.sampling import GroupSampler
+from guerdon.trainer.common.services.types import Ints
 from guerdon.trainer.rl.nccl import check_nccl, update_by_nccl
-from guerdon.trainer.rl.prompts import Prompts
-from guerdon.trainer.rl.sampling import GroupSampler
-from guerdon.trainer.rl.types import Ints
 from guerdon.trainer.rl.weights import Weights, as_bytes, checksum, remove_shared, write_shared
 
 __all__ = ["CANARY_TOKENS", "PublishRefused", "Published", "Publisher", "Weights",

@@ -27,6 +27,9 @@ from guerdon.trainer.common.monitors import warn
 from guerdon.trainer.common.policy_evaluation import Evaluation, evaluate
 from guerdon.trainer.common.run_folder import last_checkpoint
 from guerdon.trainer.common.samples import SampleTable
+from guerdon.trainer.common.services.progress import DrawingBar
+from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
+from guerdon.trainer.common.services.types import Group, Ints, Sample
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.common.trl.completions import response_logprobs
 from guerdon.trainer.modelling import quiet
@@ -39,12 +42,9 @@ from guerdon.trainer.rl.metrics import MetricsLog
 from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress
 from guerdon.trainer.rl.report import make_summary
-from guerdon.trainer.rl.rft_progress import DrawingBar
 from guerdon.trainer.rl.rft_state import RFTState, forget
 from guerdon.trainer.rl.rows import group_metrics
-from guerdon.trainer.rl.scored import SCORED, ScoredGroups
 from guerdon.trainer.rl.settings import RFTSettings
-from guerdon.trainer.rl.types import Group, Ints, Sample
 from guerdon.trainer.rl.weights import Weights
 
 STATE = "rft.json"

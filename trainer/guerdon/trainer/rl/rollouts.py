@@ -19,14 +19,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
+from guerdon.trainer.common.services.patience import ServiceGone
+from guerdon.trainer.common.services.prompts import PromptOrder
+from guerdon.trainer.common.services.rewards import RewardSource
+from guerdon.trainer.common.services.sampling import GroupSampler, StaleSampler, sampling_seed
+from guerdon.trainer.common.services.types import Group, Task
 from guerdon.trainer.rl.buffer import Buffer
 from guerdon.trainer.rl.idle import Meter, RolloutStats
-from guerdon.trainer.rl.prompts import PromptOrder
-from guerdon.trainer.rl.rewards import RewardSource
-from guerdon.trainer.rl.sampling import GroupSampler, StaleSampler, sampling_seed
-from guerdon.trainer.rl.services import ServiceGone
 from guerdon.trainer.rl.settings import RunSettings
-from guerdon.trainer.rl.types import Group, Task
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from guerdon.trainer.common.pair_selection import pick_pairs
+from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 from guerdon.trainer.rl.keeping import earned, keep
 from guerdon.trainer.rl.settings import KeepSettings, OnlineDPOSettings, RunSettings
-from guerdon.trainer.rl.types import Group, PromptRow, Sample, Task
 
 
 def kept_of(

@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.processes import settle_dtype
+from guerdon.trainer.common.services.settings import DrawSettings, not_negative, positive
 from guerdon.trainer.common.settings_io import refuse_idle
-from guerdon.trainer.rl.draw_settings import DrawSettings, not_negative, positive
 
 
 @dataclass(frozen=True, kw_only=True)

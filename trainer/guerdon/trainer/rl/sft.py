@@ -17,6 +17,7 @@ from trl import SFTConfig
 
 from guerdon.trainer.common.processes import use_gpu
 from guerdon.trainer.common.run_folder import last_checkpoint
+from guerdon.trainer.common.services.types import Sample
 from guerdon.trainer.common.trl.completions import (
     CompletionTrainer,
     dataset_of,
@@ -24,7 +25,6 @@ from guerdon.trainer.common.trl.completions import (
     micro_batch,
 )
 from guerdon.trainer.rl.settings import RFTSettings
-from guerdon.trainer.rl.types import Sample
 
 Report = Callable[[int, int, Mapping[str, float]], None]
 """Told the step, how many there will be, and what was measured, after each step."""

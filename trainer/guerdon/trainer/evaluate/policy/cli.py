@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from guerdon.trainer.common import settings_io
+from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.common.settings_options import (
     Config,
     Overwrite,
@@ -17,7 +18,6 @@ from guerdon.trainer.common.settings_options import (
     plain_errors,
 )
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
-from guerdon.trainer.rl.draw_settings import SERVICES
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The evaluation": (

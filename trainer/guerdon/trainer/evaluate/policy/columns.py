@@ -14,8 +14,8 @@ from typing import Any
 
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.policy_evaluation import PerSample
-from guerdon.trainer.rl.scored import whole_rows
-from guerdon.trainer.rl.types import Group
+from guerdon.trainer.common.services.scored_store import whole_rows
+from guerdon.trainer.common.services.types import Group
 
 MEASURED = "measured.jsonl"
 HELDOUT = "heldout"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from guerdon.trainer.common.run_folder import SETTINGS, RunFolder
 from guerdon.trainer.common.run_state import RunState
-from guerdon.trainer.rl.draw_settings import SERVICES
+from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.rl.folder import check_same_models
 
 EVALUATION = "evaluation.json"

@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 from guerdon.trainer.common.errors import TrainingError
+from guerdon.trainer.common.services.rewards import RewardSource
+from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.evaluate.policy.columns import HARM, HELDOUT, Columns
-from guerdon.trainer.rl.rewards import RewardSource
-from guerdon.trainer.rl.types import Group
 
 
 class Judges:

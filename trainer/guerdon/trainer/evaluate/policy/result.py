@@ -16,6 +16,8 @@ from guerdon.trainer.common.policy_evaluation import (
 )
 from guerdon.trainer.common.row_notes import measured_by_group
 from guerdon.trainer.common.samples import sample_row
+from guerdon.trainer.common.services.rewards import parse_reward
+from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.common.statistics import Estimate, paired
 from guerdon.trainer.evaluate.policy.baseline import FORMAT, Baseline, row_measures
 from guerdon.trainer.evaluate.policy.columns import (
@@ -30,8 +32,6 @@ from guerdon.trainer.evaluate.policy.inputs import EvalInputs
 from guerdon.trainer.evaluate.policy.refusals import is_refusal
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.evaluate.policy.winning import reward_per_kl, win_rates
-from guerdon.trainer.rl.rewards import parse_reward
-from guerdon.trainer.rl.types import Group
 
 OWN_KEYS = frozenset({
     "prompt_index", "sample", "prompt", "response", "reward", "parts", "heldout_reward", "kl",

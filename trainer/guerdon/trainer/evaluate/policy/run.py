@@ -23,6 +23,12 @@ from rich.progress import track
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.policy_folder import SAMPLES
 from guerdon.trainer.common.run_folder import PLOTS, write_whole
+from guerdon.trainer.common.services.credentials import reach
+from guerdon.trainer.common.services.progress import DrawingBar
+from guerdon.trainer.common.services.reward_requests import Asking
+from guerdon.trainer.common.services.rewards import RewardSource
+from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
+from guerdon.trainer.common.services.types import Group, Ints
 from guerdon.trainer.common.trl.completions import Floats, response_logprobs
 from guerdon.trainer.evaluate.policy.baseline import Baseline
 from guerdon.trainer.evaluate.policy.columns import (
@@ -42,15 +48,9 @@ from guerdon.trainer.evaluate.policy.result import Measured, terms
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.modelling import quiet
 from guerdon.trainer.rl import rft_model
-from guerdon.trainer.rl.asking import Asking
 from guerdon.trainer.rl.connections import Connections
-from guerdon.trainer.rl.credentials import reach
 from guerdon.trainer.rl.losses import kl_estimate
 from guerdon.trainer.rl.report import package_versions
-from guerdon.trainer.rl.rewards import RewardSource
-from guerdon.trainer.rl.rft_progress import DrawingBar
-from guerdon.trainer.rl.scored import SCORED, ScoredGroups
-from guerdon.trainer.rl.types import Group, Ints
 from guerdon.trainer.rl.weights import Weights
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.processes import settle_dtype
+from guerdon.trainer.common.services.settings import DrawSettings, not_negative, positive
 from guerdon.trainer.common.settings_io import refuse_idle
-from guerdon.trainer.rl.draw_settings import DrawSettings, not_negative, positive
 from guerdon.trainer.rl.settings import RunSettings
 
 

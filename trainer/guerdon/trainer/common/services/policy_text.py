@@ -18,7 +18,7 @@ from guerdon.client import Item, TokenIds
 from guerdon.client.types import ModelInfo
 from guerdon.data import Message
 from guerdon.models import template_hash, vocab_hash
-from guerdon.trainer.rl.types import PromptRow, Sample
+from guerdon.trainer.common.services.types import PromptRow, Sample
 
 _PROBES = ("guerdon", "a</think>\n\nb", "a<|x|>b")
 """Answers that a template may render otherwise than as they stand."""

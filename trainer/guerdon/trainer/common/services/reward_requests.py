@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from guerdon.client.types import ModelInfo
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.rl.draw_settings import DrawSettings
-from guerdon.trainer.rl.policy_text import PolicyText
-from guerdon.trainer.rl.prompts import Prompts
+from guerdon.trainer.common.services.policy_text import PolicyText
+from guerdon.trainer.common.services.prompts import Prompts
+from guerdon.trainer.common.services.settings import DrawSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from guerdon.trainer.rl.types import Group
+from guerdon.trainer.common.services.types import Group
 
 LINES = 10
 """Lines over the whole sampling, where there is no terminal."""

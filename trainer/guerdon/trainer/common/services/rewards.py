@@ -28,12 +28,12 @@ from guerdon.client import (
 )
 from guerdon.client.types import ModelInfo
 from guerdon.trainer.common.errors import SettingsError, TrainingError
-from guerdon.trainer.rl.asking import Asking
-from guerdon.trainer.rl.credentials import Credentials
-from guerdon.trainer.rl.policy_text import text_item
-from guerdon.trainer.rl.services import Patience, ServiceRefused, parse_address
-from guerdon.trainer.rl.types import Group, PromptRow, Sample
-from guerdon.trainer.rl.verifiers import WeightedVerifier, parse_verifier, split_weight
+from guerdon.trainer.common.services.credentials import Credentials
+from guerdon.trainer.common.services.patience import Patience, ServiceRefused, parse_address
+from guerdon.trainer.common.services.policy_text import text_item
+from guerdon.trainer.common.services.reward_requests import Asking
+from guerdon.trainer.common.services.types import Group, PromptRow, Sample
+from guerdon.trainer.common.services.verifiers import WeightedVerifier, parse_verifier, split_weight
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,11 @@
 """Checks that may never end, in a process that can be killed.
 
 SymPy on `9**9**9`, or a regular expression with nested repeats, holds its thread in C code: no
-signal and no thread's time limit ends it. So `python -m guerdon.trainer.rl.checking` answers
-questions over its pipes, line by line, and ends itself by a timer of its own processor time: a
-busy machine makes no check too long. If it dies of anything else, the question is asked once more
-of a new process; and if that one is killed from outside too, the run ends: no reward is made up.
+signal and no thread's time limit ends it. So `python -m guerdon.trainer.common.services.sandbox`
+answers questions over its pipes, line by line, and ends itself by a timer of its own processor
+time: a busy machine makes no check too long. If it dies of anything else, the question is asked
+once more of a new process; and if that one is killed from outside too, the run ends: no reward is
+made up.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Checker:
             self._stop()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "guerdon.trainer.rl.checking"]
+        command = [sys.executable, "-m", "guerdon.trainer.common.services.sandbox"]
         process = subprocess.Popen(  # noqa: S603 - our own module
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
             start_new_session=True,  # Ctrl-C is for the run, which ends this in its own time

@@ -21,9 +21,9 @@ from decimal import Decimal, InvalidOperation
 from typing import Protocol
 
 from guerdon.trainer.common.errors import DataError, SettingsError
-from guerdon.trainer.rl.checking import CHECK_SECONDS, Checker
-from guerdon.trainer.rl.prompts import Prompts
-from guerdon.trainer.rl.types import PromptRow
+from guerdon.trainer.common.services.prompts import Prompts
+from guerdon.trainer.common.services.sandbox import CHECK_SECONDS, Checker
+from guerdon.trainer.common.services.types import PromptRow
 
 __all__ = ["CHECK_SECONDS", "Verifier", "WeightedVerifier", "parse_verifier", "split_weight"]
 

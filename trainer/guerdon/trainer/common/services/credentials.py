@@ -13,7 +13,7 @@ from typing import Any
 
 from guerdon.client import TLS
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.rl.draw_settings import DrawSettings
+from guerdon.trainer.common.services.settings import DrawSettings
 
 TOKEN_VARIABLE = "GUERDON_TOKEN"  # noqa: S105 - the variable's name, not a token
 ADMIN_TOKEN_VARIABLE = "GUERDON_ADMIN_TOKEN"  # noqa: S105

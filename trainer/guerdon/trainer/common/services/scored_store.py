@@ -19,8 +19,8 @@ import numpy as np
 
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.run_folder import write_whole
-from guerdon.trainer.rl.prompts import Prompts
-from guerdon.trainer.rl.types import Group, Sample, Task
+from guerdon.trainer.common.services.prompts import Prompts
+from guerdon.trainer.common.services.types import Group, Sample, Task
 
 SCORED = "scored.jsonl"
 

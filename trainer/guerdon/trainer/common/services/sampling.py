@@ -10,10 +10,10 @@ from guerdon.client import FailedPrecondition, GuerdonError, Retry, TokenIds
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import Completion, GenerateItem, PolicyInfo
 from guerdon.trainer.common.errors import SettingsError, TrainingError
-from guerdon.trainer.rl.credentials import Credentials
-from guerdon.trainer.rl.policy_text import answer_text
-from guerdon.trainer.rl.services import Patience
-from guerdon.trainer.rl.types import Group, Sample, Task
+from guerdon.trainer.common.services.credentials import Credentials
+from guerdon.trainer.common.services.patience import Patience
+from guerdon.trainer.common.services.policy_text import answer_text
+from guerdon.trainer.common.services.types import Group, Sample, Task
 
 _ROUNDING = 1e-4
 """How far above 0 a log-probability in float32 may come out."""

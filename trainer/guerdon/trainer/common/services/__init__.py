@@ -1,0 +1,1 @@
+"""Asking the sampler for completions and the reward service for their rewards."""
