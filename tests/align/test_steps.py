@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from guerdon.trainer.align.trainers import make_trainer
 from guerdon.trainer.common.language_model import load_lm
-from guerdon.trainer.objectives.read import read_task
+from guerdon.trainer.reward.objectives.read import read_task
 
 ALGORITHMS = ("sft", "dpo", "orpo", "reward")
 

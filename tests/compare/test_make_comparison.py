@@ -26,8 +26,8 @@ from tests.support.command import read_rows
 from guerdon.trainer.align.settings import DPOSettings, ORPOSettings, SFTSettings
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
+from guerdon.trainer.reward.settings import RewardSettings
 from guerdon.trainer.rl.settings import PPOSettings, RFTSettings
-from guerdon.trainer.settings import RewardSettings
 
 KINDS: dict[tuple[str, ...], type[Any]] = {
     ("train", "reward"): RewardSettings, ("train", "sft"): SFTSettings,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tests.trainer.toy import WORDS
 
-from guerdon.trainer.objectives import row_trainer
-from guerdon.trainer.settings import AttributeSettings, ProcessSettings
+from guerdon.trainer.reward.objectives import row_trainer
+from guerdon.trainer.reward.settings import AttributeSettings, ProcessSettings
 
 VALUES: dict[str, Any] = {
     "epochs": 4.0, "batch_size": 8, "lr": 3e-3, "dtype": "float32", "plots": False, "log_every": 1,

@@ -20,8 +20,8 @@ from guerdon.trainer.common.tokens import (
     load_tokenizer,
     tokenize_pairs,
 )
-from guerdon.trainer.inputs import read_inputs
-from guerdon.trainer.settings import RewardSettings
+from guerdon.trainer.reward.inputs import read_inputs
+from guerdon.trainer.reward.settings import RewardSettings
 
 HH = {
     "chosen": "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: 2+2?\n\nAssistant: 4",

@@ -19,9 +19,11 @@ from guerdon.models import Manifest
 from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
 from guerdon.trainer.common.report import show_summary
 from guerdon.trainer.common.run_folder import EnsembleFolder
-from guerdon.trainer.ensemble import train_ensemble
-from guerdon.trainer.objectives.read import read_task
-from guerdon.trainer.settings import RewardSettings
+from guerdon.trainer.common.trl import length_grouped
+from guerdon.trainer.reward.ensemble import train_ensemble
+from guerdon.trainer.reward.objectives import preference
+from guerdon.trainer.reward.objectives.read import read_task
+from guerdon.trainer.reward.settings import RewardSettings
 
 
 def together(settings: RewardSettings, *, resume: bool = False) -> tuple[dict[str, Any], str]:
@@ -46,7 +48,7 @@ def test_an_ensemble_is_resumed_by_the_member_and_served(
 ) -> None:
     settings = settings_of(base, toy, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("guerdon.trainer.ensemble.train_reward", _once())
+        patch.setattr("guerdon.trainer.reward.ensemble.train_reward", _once())
         with pytest.raises(KeyboardInterrupt):
             together(settings)
     first = tmp_path / "run" / "members" / "0" / "model.safetensors"
@@ -109,7 +111,7 @@ def test_an_ensemble_is_resumed_by_the_member_and_served(
 
 def _once() -> Any:
     """`train_reward`, of which the second call is interrupted."""
-    from guerdon.trainer.reward import train_reward
+    from guerdon.trainer.reward.recipe import train_reward
 
     calls: list[int] = []
 
@@ -126,8 +128,8 @@ def test_members_that_come_out_the_same_are_refused(
     base: Path, toy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(base, toy, tmp_path / "run", ensemble=2, epochs=0.1, plots=False)
-    monkeypatch.setattr("guerdon.trainer.objectives.preference.set_seed", lambda seed: _seed0())
-    monkeypatch.setattr("guerdon.trainer.common.trl.length_grouped.np.random.default_rng", _fixed)
+    monkeypatch.setattr(preference, "set_seed", lambda seed: _seed0())
+    monkeypatch.setattr(length_grouped.np.random, "default_rng", _fixed)
     with pytest.raises(TrainingError, match="members 0 and 1 came out the same"):
         together(settings)
     assert not (tmp_path / "run" / "guerdon.json").exists()

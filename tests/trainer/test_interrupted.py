@@ -17,11 +17,11 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tests.trainer.toy import metrics, run, toy_settings
 
-from guerdon.trainer import pair_trainer
 from guerdon.trainer.common.errors import DivergedError, OutputError
 from guerdon.trainer.common.run_folder import RewardFolder
-from guerdon.trainer.objectives.read import read_task
-from guerdon.trainer.reward import train_reward
+from guerdon.trainer.reward import pair_trainer
+from guerdon.trainer.reward.objectives.read import read_task
+from guerdon.trainer.reward.recipe import train_reward
 
 WEIGHTS = "model.safetensors"
 

@@ -14,7 +14,6 @@ from tests.support.tiny import tiny_checkpoint
 from tests.trainer.toy import run, toy_rows, toy_settings, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from guerdon.trainer import sharing
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.preferences import load_pairs
 from guerdon.trainer.common.tokens import (
@@ -24,8 +23,9 @@ from guerdon.trainer.common.tokens import (
     load_tokenizer,
     tokenize_pairs,
 )
-from guerdon.trainer.modelling import load_base
-from guerdon.trainer.scoring import score_pairs
+from guerdon.trainer.reward import shared_prefix as sharing
+from guerdon.trainer.reward.model import load_base
+from guerdon.trainer.reward.scoring import score_pairs
 
 ENDS_WITH_EOS = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}"
 

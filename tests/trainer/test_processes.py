@@ -19,7 +19,7 @@ from guerdon.cli.main import main
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.processes import ALONE
-from guerdon.trainer.inside import inside
+from guerdon.trainer.reward.ddp_calls import inside
 
 Files = tuple[Path, Path]
 

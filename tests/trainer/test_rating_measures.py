@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from guerdon.trainer.common.measures import wilson
-from guerdon.trainer.objectives import regression, step_measures
+from guerdon.trainer.reward.objectives import regression, step_measures
 
 
 def test_regression_of_known_numbers() -> None:

@@ -14,7 +14,7 @@ from tests.trainer.toy import write_rows, write_toy
 from guerdon.cli.main import main
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.report import show_groups
-from guerdon.trainer.settings import AllSettings, RewardSettings, load_settings
+from guerdon.trainer.reward.settings import AllSettings, RewardSettings, load_settings
 
 NEEDED = {"base": "b", "train": "t", "eval": "e", "output": "o"}
 

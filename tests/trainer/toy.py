@@ -12,9 +12,9 @@ from rich.console import Console
 from tests.support.command import read_rows
 
 from guerdon.trainer.common.run_folder import RewardFolder
-from guerdon.trainer.objectives.read import read_task
-from guerdon.trainer.reward import train_reward
-from guerdon.trainer.settings import RewardSettings
+from guerdon.trainer.reward.objectives.read import read_task
+from guerdon.trainer.reward.recipe import train_reward
+from guerdon.trainer.reward.settings import RewardSettings
 
 WORDS = ["rain", "sun", "egg", "water", "Rome", "Paris", "tens", "help", "eight", "put", "hot"]
 

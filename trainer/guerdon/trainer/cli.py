@@ -17,8 +17,13 @@ from guerdon.trainer.common.settings_options import (
     add_settings,
     plain_errors,
 )
+from guerdon.trainer.reward.settings import (
+    AllSettings,
+    RewardModelSettings,
+    RewardSettings,
+    load_settings,
+)
 from guerdon.trainer.rl import cli as rl
-from guerdon.trainer.settings import AllSettings, RewardModelSettings, RewardSettings, load_settings
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The run": ("objective", "base", "train", "eval", "output", "seed"),
@@ -102,17 +107,17 @@ def _run(settings: RewardModelSettings, *, resume: bool, overwrite: bool, dry_ru
                 show_summary(found, folder, console)
             return
 
-        from guerdon.trainer.objectives.read import read_task
+        from guerdon.trainer.reward.objectives.read import read_task
 
         with processes.agreed():
             task = read_task(settings)
         show_counts(task.counts(), console)
         if isinstance(folder, EnsembleFolder):
-            from guerdon.trainer.ensemble import train_ensemble
+            from guerdon.trainer.reward.ensemble import train_ensemble
 
             summary = train_ensemble(task, folder, console, processes)
         else:
-            from guerdon.trainer.reward import train_reward
+            from guerdon.trainer.reward.recipe import train_reward
 
             summary = train_reward(task, folder, console, processes)
     if main:
@@ -121,7 +126,7 @@ def _run(settings: RewardModelSettings, *, resume: bool, overwrite: bool, dry_ru
 
 def _dry_run(settings: RewardModelSettings, console: Any) -> None:
     from guerdon.trainer.common.report import show_counts
-    from guerdon.trainer.objectives.read import read_task
+    from guerdon.trainer.reward.objectives.read import read_task
 
     show_counts(read_task(settings).counts(), console)
     typer.echo(settings.to_toml())  # alone on standard output: it can be a file

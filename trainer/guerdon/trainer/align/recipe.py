@@ -34,7 +34,7 @@ from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.common.trl import fine_tuning
 from guerdon.trainer.common.trl.callbacks import Evaluations, LoggedMetrics, ProgressBar
-from guerdon.trainer.modelling import merged, quiet
+from guerdon.trainer.reward.model import merged, quiet
 
 _SAID_ELSEWHERE = ("output", "policy", "train")
 """Settings that a reward's manifest names, or that mean nothing to who serves it."""

@@ -11,7 +11,7 @@ import numpy as np
 from guerdon.trainer.common.measures import Calibration, Floats
 
 if TYPE_CHECKING:  # torch is not needed to draw
-    from guerdon.trainer.scoring import PairScores
+    from guerdon.trainer.reward.scoring import PairScores
 
 CHOSEN, REJECTED, THIRD = "#1b6ca8", "#d1495b", "#6b6b6b"
 

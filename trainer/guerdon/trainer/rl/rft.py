@@ -32,7 +32,7 @@ from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints, Sample
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.common.trl.completions import response_logprobs
-from guerdon.trainer.modelling import quiet
+from guerdon.trainer.reward.model import quiet
 from guerdon.trainer.rl import rft_model, sft
 from guerdon.trainer.rl.connections import Connections
 from guerdon.trainer.rl.folder import RLFolder

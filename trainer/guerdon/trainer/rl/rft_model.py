@@ -12,7 +12,7 @@ from torch import Tensor
 from guerdon.trainer.common.language_model import load_lm, with_lora
 from guerdon.trainer.common.processes import use_gpu
 from guerdon.trainer.common.services.types import Ints
-from guerdon.trainer.modelling import merged
+from guerdon.trainer.reward.model import merged
 from guerdon.trainer.rl.export import Shape, as_checkpoint, as_weights
 from guerdon.trainer.rl.settings import RunSettings
 from guerdon.trainer.rl.weights import Weights

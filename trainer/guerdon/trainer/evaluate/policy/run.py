@@ -46,7 +46,7 @@ from guerdon.trainer.evaluate.policy.judging import Judges, check_version
 from guerdon.trainer.evaluate.policy.plots import draw_plots
 from guerdon.trainer.evaluate.policy.result import Measured, terms
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
-from guerdon.trainer.modelling import quiet
+from guerdon.trainer.reward.model import quiet
 from guerdon.trainer.rl import rft_model
 from guerdon.trainer.rl.connections import Connections
 from guerdon.trainer.rl.losses import kl_estimate

@@ -19,8 +19,8 @@ from guerdon.trainer.common.tokens import (
     render,
     token_ids,
 )
-from guerdon.trainer.inputs import base_and_tokenizer, config_of, positions_of
-from guerdon.trainer.settings import RewardModelSettings
+from guerdon.trainer.reward.inputs import base_and_tokenizer, config_of, positions_of
+from guerdon.trainer.reward.settings import RewardModelSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from guerdon.trainer.common.tokens import (
     load_tokenizer,
     tokenize_pairs,
 )
-from guerdon.trainer.settings import RewardModelSettings, RewardSettings
+from guerdon.trainer.reward.settings import RewardModelSettings, RewardSettings
 
 
 @dataclass

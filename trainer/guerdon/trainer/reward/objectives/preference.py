@@ -18,7 +18,6 @@ from transformers import set_seed
 from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from guerdon.trainer import sharing
 from guerdon.trainer.common import measures
 from guerdon.trainer.common.data_rows import hashes_of
 from guerdon.trainer.common.errors import TrainingError
@@ -28,12 +27,13 @@ from guerdon.trainer.common.row_notes import measured_by_group, places_by_group
 from guerdon.trainer.common.tokens import TokenPair, TokenPairs
 from guerdon.trainer.common.trl.fine_tuning import common_arguments
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
-from guerdon.trainer.inputs import Inputs
-from guerdon.trainer.modelling import load_base, prepare
-from guerdon.trainer.objectives.task import Task
-from guerdon.trainer.pair_trainer import PairTrainer, shared_collator
-from guerdon.trainer.scoring import PairScores, score_pairs
-from guerdon.trainer.settings import RewardSettings
+from guerdon.trainer.reward import shared_prefix as sharing
+from guerdon.trainer.reward.inputs import Inputs
+from guerdon.trainer.reward.model import load_base, prepare
+from guerdon.trainer.reward.objectives.task import Task
+from guerdon.trainer.reward.pair_trainer import PairTrainer, shared_collator
+from guerdon.trainer.reward.scoring import PairScores, score_pairs
+from guerdon.trainer.reward.settings import RewardSettings
 
 
 class PreferenceTask(Task):

@@ -18,7 +18,7 @@ from guerdon.trainer.common.plots import (
     save_figure,
     smoothed,
 )
-from guerdon.trainer.objectives import regression
+from guerdon.trainer.reward.objectives import regression
 
 
 def draw_attributes(

@@ -18,15 +18,21 @@ import torch
 from torch import Tensor
 
 from guerdon.data import RowError, parse_demonstration
-from guerdon.trainer import sharing
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.common.measures import Floats
 from guerdon.trainer.common.row_notes import finite, groups_of
-from guerdon.trainer.objectives import regression
-from guerdon.trainer.objectives.rated import Rated, RatedInputs, RatedTokens, Tokens, read_rated
-from guerdon.trainer.objectives.row_task import RowTask
-from guerdon.trainer.objectives.row_trainer import IGNORED
-from guerdon.trainer.settings import AttributeSettings
+from guerdon.trainer.reward import shared_prefix as sharing
+from guerdon.trainer.reward.objectives import regression
+from guerdon.trainer.reward.objectives.rated import (
+    Rated,
+    RatedInputs,
+    RatedTokens,
+    Tokens,
+    read_rated,
+)
+from guerdon.trainer.reward.objectives.row_task import RowTask
+from guerdon.trainer.reward.objectives.row_trainer import IGNORED
+from guerdon.trainer.reward.settings import AttributeSettings
 
 
 def read_attributes(settings: AttributeSettings) -> AttributeTask:
@@ -234,7 +240,7 @@ class AttributeTask(RowTask):
 
     def draw(self, folder: Path, rows: Sequence[dict[str, Any]], found: Floats) -> None:
         """The run's pictures."""
-        from guerdon.trainer.objectives.plots import draw_attributes
+        from guerdon.trainer.reward.objectives.plots import draw_attributes
 
         both = zip(found.T, self._true_NK.T, strict=True)
         draw_attributes(folder, rows, dict(zip(self.names, both, strict=True)))

@@ -22,10 +22,16 @@ from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.common.measures import Bounded, Floats, Ints
 from guerdon.trainer.common.preferences import prompt_numbers
 from guerdon.trainer.common.row_notes import groups_of
-from guerdon.trainer.objectives import step_measures
-from guerdon.trainer.objectives.rated import Rated, RatedInputs, RatedTokens, Tokens, read_rated
-from guerdon.trainer.objectives.row_task import RowTask
-from guerdon.trainer.settings import ProcessSettings
+from guerdon.trainer.reward.objectives import step_measures
+from guerdon.trainer.reward.objectives.rated import (
+    Rated,
+    RatedInputs,
+    RatedTokens,
+    Tokens,
+    read_rated,
+)
+from guerdon.trainer.reward.objectives.row_task import RowTask
+from guerdon.trainer.reward.settings import ProcessSettings
 
 
 def read_process(settings: ProcessSettings) -> ProcessTask:
@@ -203,7 +209,7 @@ class ProcessTask(RowTask):
 
     def draw(self, folder: Path, rows: Sequence[dict[str, Any]], found: list[Floats]) -> None:
         """The run's pictures."""
-        from guerdon.trainer.objectives.plots import draw_steps
+        from guerdon.trainer.reward.objectives.plots import draw_steps
 
         scores, right, _ = self._flat(found, range(len(found)))
         bins = step_measures.calibration(scores, right)["bins"]

@@ -14,10 +14,10 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from transformers.utils import logging as transformers_logging
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-from guerdon.trainer import sharing
 from guerdon.trainer.common.errors import SettingsError, TrainingError
 from guerdon.trainer.common.language_model import drop_dropout
-from guerdon.trainer.settings import RewardModelSettings
+from guerdon.trainer.reward import shared_prefix as sharing
+from guerdon.trainer.reward.settings import RewardModelSettings
 
 
 def load_base(folder: Path, tokenizer: Any, *, grow: bool) -> Any:

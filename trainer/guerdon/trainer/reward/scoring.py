@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from guerdon.trainer import sharing
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.tokens import TokenPair
+from guerdon.trainer.reward import shared_prefix as sharing
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from guerdon.trainer.common.trl.fine_tuning import (
     round_weights,
     versions,
 )
-from guerdon.trainer.modelling import merged, quiet
-from guerdon.trainer.objectives.task import Task
+from guerdon.trainer.reward.model import merged, quiet
+from guerdon.trainer.reward.objectives.task import Task
 
 
 def train_reward(

@@ -14,8 +14,8 @@ from guerdon.models import Manifest, template_hash
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats
 from guerdon.trainer.common.processes import ALONE, Processes
-from guerdon.trainer.modelling import max_positions
-from guerdon.trainer.settings import RewardModelSettings
+from guerdon.trainer.reward.model import max_positions
+from guerdon.trainer.reward.settings import RewardModelSettings
 
 
 class Task(abc.ABC):

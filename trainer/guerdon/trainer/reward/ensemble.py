@@ -27,11 +27,11 @@ from guerdon.trainer.common.measures import Floats, Ints
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.run_folder import MEMBERS, PLOTS, SUMMARY, EnsembleFolder
 from guerdon.trainer.common.trl.fine_tuning import Phases, check_shares, versions
-from guerdon.trainer.modelling import load_base, quiet
-from guerdon.trainer.objectives.preference import PreferenceTask, group_measures
-from guerdon.trainer.objectives.task import Task
-from guerdon.trainer.reward import train_reward
-from guerdon.trainer.scoring import PairScores
+from guerdon.trainer.reward.model import load_base, quiet
+from guerdon.trainer.reward.objectives.preference import PreferenceTask, group_measures
+from guerdon.trainer.reward.objectives.task import Task
+from guerdon.trainer.reward.recipe import train_reward
+from guerdon.trainer.reward.scoring import PairScores
 
 _Scores = npt.NDArray[np.float64]
 """Of every member for every answer, shape [M, N]."""

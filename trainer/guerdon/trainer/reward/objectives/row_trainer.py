@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from guerdon.trainer import sharing
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.trl.length_grouped import Grouped
-from guerdon.trainer.inside import inside
-from guerdon.trainer.objectives.rated import RatedTokens
-from guerdon.trainer.scoring import autocast, length_batches
+from guerdon.trainer.reward import shared_prefix as sharing
+from guerdon.trainer.reward.ddp_calls import inside
+from guerdon.trainer.reward.objectives.rated import RatedTokens
+from guerdon.trainer.reward.scoring import autocast, length_batches
 
 IGNORED = -100
 """In `labels`: what has no target. The trainer counts the others, to divide the loss by them."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from trl import RewardTrainer
 
-from guerdon.trainer import sharing
 from guerdon.trainer.common.tokens import TokenPair
 from guerdon.trainer.common.trl.pair_mean import PairMean
-from guerdon.trainer.inside import inside
-from guerdon.trainer.scoring import autocast, plain_scores
+from guerdon.trainer.reward import shared_prefix as sharing
+from guerdon.trainer.reward.ddp_calls import inside
+from guerdon.trainer.reward.scoring import autocast, plain_scores
 
 
 class PairTrainer(PairMean, RewardTrainer):  # type: ignore[misc]

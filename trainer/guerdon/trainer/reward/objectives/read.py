@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from guerdon.trainer.inputs import read_inputs
-from guerdon.trainer.objectives.task import Task
-from guerdon.trainer.settings import (
+from guerdon.trainer.reward.inputs import read_inputs
+from guerdon.trainer.reward.objectives.task import Task
+from guerdon.trainer.reward.settings import (
     AttributeSettings,
     ProcessSettings,
     RewardModelSettings,
@@ -19,14 +19,14 @@ def read_task(settings: RewardModelSettings) -> Task:
         TrainingError: something is; says what.
     """
     if isinstance(settings, AttributeSettings):
-        from guerdon.trainer.objectives.attributes import read_attributes
+        from guerdon.trainer.reward.objectives.attributes import read_attributes
 
         return read_attributes(settings)
     if isinstance(settings, ProcessSettings):
-        from guerdon.trainer.objectives.process import read_process
+        from guerdon.trainer.reward.objectives.process import read_process
 
         return read_process(settings)
-    from guerdon.trainer.objectives.preference import PreferenceTask
+    from guerdon.trainer.reward.objectives.preference import PreferenceTask
 
     assert isinstance(settings, RewardSettings)
     return PreferenceTask(read_inputs(settings))

@@ -1,5 +1,0 @@
-"""What a reward model can learn: preference pairs, attributes of an answer, steps of a solution.
-
-Each objective is a `Task` (`guerdon.trainer.objectives.task`): its data, loss, measures, and what
-serving must know. The recipe around them is `guerdon.trainer.reward`.
-"""

@@ -1,0 +1,1 @@
+"""`guerdon train reward`: reward models from preference pairs, attributes and step labels."""
