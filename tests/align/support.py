@@ -10,16 +10,16 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from guerdon.trainer.align.folder import AlignFolder
-from guerdon.trainer.align.inputs import AlignInputs, read_inputs
-from guerdon.trainer.align.recipe import train
-from guerdon.trainer.align.settings import (
+from guerdon.trainer.common import settings_io
+from guerdon.trainer.fine_tune.folder import AlignFolder
+from guerdon.trainer.fine_tune.inputs import AlignInputs, read_inputs
+from guerdon.trainer.fine_tune.recipe import train
+from guerdon.trainer.fine_tune.settings import (
     AlignSettings,
     DPOSettings,
     ORPOSettings,
     SFTSettings,
 )
-from guerdon.trainer.common import settings_io
 
 KINDS: dict[str, type[AlignSettings]] = {
     kind.algorithm: kind for kind in (SFTSettings, DPOSettings, ORPOSettings)

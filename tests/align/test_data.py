@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from guerdon.cli.main import main
 from guerdon.data import RowError, parse_demonstration, parse_pair
-from guerdon.trainer.align.tokens import encode
 from guerdon.trainer.common.errors import DataError
+from guerdon.trainer.fine_tune.tokens import encode
 
 Toy = tuple[Path, Path]
 USER = {"role": "user", "content": "q"}

@@ -14,8 +14,8 @@ from tests.trainer.toy import write_rows
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from guerdon.trainer.align.trainers import make_trainer
 from guerdon.trainer.common.language_model import load_lm
+from guerdon.trainer.fine_tune.trainers import make_trainer
 
 Toy = tuple[Path, Path]
 

@@ -14,8 +14,8 @@ from tests.support.command import read_rows
 from tests.trainer.toy import write_rows
 
 from guerdon.cli.main import main
-from guerdon.trainer.align.settings import AlignSettings
 from guerdon.trainer.common import settings_io
+from guerdon.trainer.fine_tune.settings import AlignSettings
 
 Toy = tuple[Path, Path]
 

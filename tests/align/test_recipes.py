@@ -15,15 +15,15 @@ from tests.support.command import read_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.cli.main import main
-from guerdon.trainer.align.cli import PANELS
-from guerdon.trainer.align.folder import AlignFolder
-from guerdon.trainer.align.held_out import HeldOut
-from guerdon.trainer.align.memory import memory_estimate
-from guerdon.trainer.align.report import KEYS
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import DivergedError, OutputError
 from guerdon.trainer.common.settings_io import field_types
 from guerdon.trainer.common.trl.divergence_guard import Watched
+from guerdon.trainer.fine_tune.cli import PANELS
+from guerdon.trainer.fine_tune.folder import AlignFolder
+from guerdon.trainer.fine_tune.held_out import HeldOut
+from guerdon.trainer.fine_tune.memory import memory_estimate
+from guerdon.trainer.fine_tune.report import KEYS
 
 Toy = tuple[Path, Path]
 WEIGHTS = "final/model.safetensors"

@@ -16,8 +16,8 @@ from tests.trainer.toy import WORDS, toy_rows, toy_settings, write_rows
 from torch import Tensor
 from transformers import TrainerCallback
 
-from guerdon.trainer.align.trainers import make_trainer
 from guerdon.trainer.common.language_model import load_lm
+from guerdon.trainer.fine_tune.trainers import make_trainer
 from guerdon.trainer.reward.objectives.read import read_task
 
 ALGORITHMS = ("sft", "dpo", "orpo", "reward")

@@ -16,7 +16,7 @@ from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
 from guerdon.reward.policy_encoding import PolicyEncoder
 from guerdon.reward.types import EncodedItem, FormattedText, Message, ScoreItem, Truncation
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
-from guerdon.trainer.align.tokens import encode as train_encode
+from guerdon.trainer.fine_tune.tokens import encode as train_encode
 
 QUESTION = (Message("system", "Be brief."), Message("user", "What is the capital of France?"))
 ANSWERS = ("Paris.", "It is Paris, I think.\n", " leading", "It is <|im_end|> Paris 🙂", "Paris")

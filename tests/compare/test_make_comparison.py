@@ -23,9 +23,9 @@ from deploy.demo.policy import TASKS
 from deploy.demo.reward import DATA
 from tests.support.command import read_rows
 
-from guerdon.trainer.align.settings import DPOSettings, ORPOSettings, SFTSettings
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
+from guerdon.trainer.fine_tune.settings import DPOSettings, ORPOSettings, SFTSettings
 from guerdon.trainer.reward.settings import RewardSettings
 from guerdon.trainer.rl.settings import PPOSettings, RFTSettings
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from guerdon.client import Item, RewardClient, TokenIds
 from guerdon.models import Manifest, weights_hash
-from guerdon.trainer.align.measure import pair_likelihoods
+from guerdon.trainer.fine_tune.measure import pair_likelihoods
 
 BETA = 0.25
 

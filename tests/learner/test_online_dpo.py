@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig
 
-from guerdon.trainer.align.trainers import DirectTrainer
 from guerdon.trainer.common.processes import ALONE
 from guerdon.trainer.common.services.types import Group, Sample
+from guerdon.trainer.fine_tune.trainers import DirectTrainer
 from guerdon.trainer.rl.learner import Learner
 from guerdon.trainer.rl.settings import OnlineDPOSettings
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.trainer.align import cli as align
 from guerdon.trainer.common.processes import is_main, start
 from guerdon.trainer.common.settings_options import (
     Config,
@@ -17,6 +16,7 @@ from guerdon.trainer.common.settings_options import (
     add_settings,
     plain_errors,
 )
+from guerdon.trainer.fine_tune import cli as align
 from guerdon.trainer.reward.settings import (
     AllSettings,
     RewardModelSettings,

@@ -10,9 +10,6 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer, SFTConfig
 
-from guerdon.trainer.align.inputs import AlignInputs, PairTokens
-from guerdon.trainer.align.memory import keeps_reference
-from guerdon.trainer.align.settings import DPOSettings, ORPOSettings, SFTSettings
 from guerdon.trainer.common.language_model import drop_dropout, load_lm, lora_config
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.trl.completions import (
@@ -24,6 +21,9 @@ from guerdon.trainer.common.trl.completions import (
 from guerdon.trainer.common.trl.fine_tuning import common_arguments
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
 from guerdon.trainer.common.trl.pair_mean import PairMean
+from guerdon.trainer.fine_tune.inputs import AlignInputs, PairTokens
+from guerdon.trainer.fine_tune.memory import keeps_reference
+from guerdon.trainer.fine_tune.settings import DPOSettings, ORPOSettings, SFTSettings
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # where ORPO lives; our tests watch it
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer

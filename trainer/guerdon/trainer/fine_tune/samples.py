@@ -9,10 +9,10 @@ from typing import Any, TypedDict
 
 import torch
 
-from guerdon.trainer.align.inputs import AlignInputs, prompt_of
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.run_folder import write_whole
 from guerdon.trainer.common.services.policy_text import answer_text
+from guerdon.trainer.fine_tune.inputs import AlignInputs, prompt_of
 
 
 class Answer(TypedDict):

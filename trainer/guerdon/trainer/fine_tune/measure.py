@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.align.inputs import PairTokens
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats, Ints, accuracy, calibration
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.statistics import estimate
 from guerdon.trainer.common.trl.completions import Completion, response_logprobs
+from guerdon.trainer.fine_tune.inputs import PairTokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from guerdon.trainer.align.inputs import AlignInputs
-from guerdon.trainer.align.settings import DPOSettings, ORPOSettings, SFTSettings
 from guerdon.trainer.common.memory import PER_LOGIT, MemoryEstimate, measure
 from guerdon.trainer.common.trl.completions import BATCH_TOKENS
+from guerdon.trainer.fine_tune.inputs import AlignInputs
+from guerdon.trainer.fine_tune.settings import DPOSettings, ORPOSettings, SFTSettings
 
 
 def memory_estimate(inputs: AlignInputs, processes: int = 1) -> MemoryEstimate:

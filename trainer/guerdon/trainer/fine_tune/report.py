@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from guerdon.trainer.align.folder import AlignFolder
 from guerdon.trainer.common.report import listed, say, share, show_groups, show_policy
+from guerdon.trainer.fine_tune.folder import AlignFolder
 
 if TYPE_CHECKING:  # they load torch, which showing a summary need not
-    from guerdon.trainer.align.held_out import HeldOut
-    from guerdon.trainer.align.inputs import AlignInputs
+    from guerdon.trainer.fine_tune.held_out import HeldOut
+    from guerdon.trainer.fine_tune.inputs import AlignInputs
 
 NOTED = {
     "too_long": "left out as too long",

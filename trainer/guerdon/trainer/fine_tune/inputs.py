@@ -10,8 +10,6 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from guerdon.data import Demonstration, Message, RowError, parse_demonstration
-from guerdon.trainer.align.settings import AlignSettings, SFTSettings
-from guerdon.trainer.align.tokens import encode
 from guerdon.trainer.common.data_rows import read_rows, where_odd
 from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.common.language_model import load_config
@@ -19,6 +17,8 @@ from guerdon.trainer.common.preferences import load_pairs
 from guerdon.trainer.common.row_notes import groups_of, places_by_group
 from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer
 from guerdon.trainer.common.trl.completions import Completion
+from guerdon.trainer.fine_tune.settings import AlignSettings, SFTSettings
+from guerdon.trainer.fine_tune.tokens import encode
 
 T = TypeVar("T")
 

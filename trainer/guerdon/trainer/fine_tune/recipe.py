@@ -18,14 +18,6 @@ import numpy as np
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
 
-from guerdon.trainer.align.folder import AlignFolder
-from guerdon.trainer.align.held_out import HeldOut
-from guerdon.trainer.align.inputs import AlignInputs
-from guerdon.trainer.align.report import make_summary
-from guerdon.trainer.align.samples import Answer, answer, write_samples
-from guerdon.trainer.align.settings import DPOSettings
-from guerdon.trainer.align.state import Begun
-from guerdon.trainer.align.trainers import make_trainer
 from guerdon.trainer.common.data_rows import hashes_of
 from guerdon.trainer.common.implicit_manifest import leave_reward
 from guerdon.trainer.common.language_model import check_lora, load_lm
@@ -34,6 +26,14 @@ from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.common.trl import fine_tuning
 from guerdon.trainer.common.trl.callbacks import Evaluations, LoggedMetrics, ProgressBar
+from guerdon.trainer.fine_tune.folder import AlignFolder
+from guerdon.trainer.fine_tune.held_out import HeldOut
+from guerdon.trainer.fine_tune.inputs import AlignInputs
+from guerdon.trainer.fine_tune.report import make_summary
+from guerdon.trainer.fine_tune.samples import Answer, answer, write_samples
+from guerdon.trainer.fine_tune.settings import DPOSettings
+from guerdon.trainer.fine_tune.state import Begun
+from guerdon.trainer.fine_tune.trainers import make_trainer
 from guerdon.trainer.reward.model import merged, quiet
 
 _SAID_ELSEWHERE = ("output", "policy", "train")

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.align.samples import Answer
 from guerdon.trainer.common.run_folder import write_whole
+from guerdon.trainer.fine_tune.samples import Answer
 
 STATE = "begun.json"
 

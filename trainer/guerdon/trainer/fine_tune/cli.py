@@ -7,12 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.trainer.align.settings import (
-    AlignSettings,
-    DPOSettings,
-    ORPOSettings,
-    SFTSettings,
-)
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.processes import is_main, launched, start
 from guerdon.trainer.common.settings_options import (
@@ -21,6 +15,12 @@ from guerdon.trainer.common.settings_options import (
     Resume,
     add_settings,
     plain_errors,
+)
+from guerdon.trainer.fine_tune.settings import (
+    AlignSettings,
+    DPOSettings,
+    ORPOSettings,
+    SFTSettings,
 )
 
 PANELS: dict[str, tuple[str, ...]] = {
@@ -85,9 +85,9 @@ def _command(kind: type[AlignSettings]) -> Any:
 def _run(settings: AlignSettings, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
     from rich.console import Console
 
-    from guerdon.trainer.align.folder import AlignFolder
-    from guerdon.trainer.align.report import show_counts, show_summary
     from guerdon.trainer.common.trackers import check_trackers
+    from guerdon.trainer.fine_tune.folder import AlignFolder
+    from guerdon.trainer.fine_tune.report import show_counts, show_summary
 
     main = is_main()
     console = Console(stderr=not sys.stdout.isatty(), quiet=not main)
@@ -105,8 +105,8 @@ def _run(settings: AlignSettings, *, resume: bool, overwrite: bool, dry_run: boo
             show_summary(folder.summary(), folder, console)
             return
 
-        from guerdon.trainer.align.inputs import read_inputs
-        from guerdon.trainer.align.recipe import train
+        from guerdon.trainer.fine_tune.inputs import read_inputs
+        from guerdon.trainer.fine_tune.recipe import train
 
         with processes.agreed():
             inputs = read_inputs(settings)
@@ -117,10 +117,10 @@ def _run(settings: AlignSettings, *, resume: bool, overwrite: bool, dry_run: boo
 
 
 def _dry_run(settings: AlignSettings, console: Any) -> None:
-    from guerdon.trainer.align.inputs import read_inputs
-    from guerdon.trainer.align.memory import memory_estimate
-    from guerdon.trainer.align.report import show_counts
     from guerdon.trainer.common.memory import show_memory
+    from guerdon.trainer.fine_tune.inputs import read_inputs
+    from guerdon.trainer.fine_tune.memory import memory_estimate
+    from guerdon.trainer.fine_tune.report import show_counts
 
     inputs = read_inputs(settings)
     show_counts(inputs.counts(), console)

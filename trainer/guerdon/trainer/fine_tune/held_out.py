@@ -6,9 +6,13 @@ from typing import Any
 
 from rich.console import Console
 
-from guerdon.trainer.align.folder import AlignFolder
-from guerdon.trainer.align.inputs import AlignInputs, prompt_of
-from guerdon.trainer.align.measure import (
+from guerdon.trainer.common.measures import Floats, numbered
+from guerdon.trainer.common.processes import Processes
+from guerdon.trainer.common.row_notes import measured_by_group
+from guerdon.trainer.common.trl.callbacks import counted
+from guerdon.trainer.fine_tune.folder import AlignFolder
+from guerdon.trainer.fine_tune.inputs import AlignInputs, prompt_of
+from guerdon.trainer.fine_tune.measure import (
     Likelihoods,
     PairLikelihoods,
     likelihoods,
@@ -18,11 +22,7 @@ from guerdon.trainer.align.measure import (
     sft_differences,
     sft_measures,
 )
-from guerdon.trainer.align.settings import DPOSettings, SFTSettings
-from guerdon.trainer.common.measures import Floats, numbered
-from guerdon.trainer.common.processes import Processes
-from guerdon.trainer.common.row_notes import measured_by_group
-from guerdon.trainer.common.trl.callbacks import counted
+from guerdon.trainer.fine_tune.settings import DPOSettings, SFTSettings
 
 
 class HeldOut:
@@ -109,7 +109,7 @@ class HeldOut:
 
     def draw(self, folder: AlignFolder, rows: list[dict[str, Any]]) -> None:
         """The run's pictures."""
-        from guerdon.trainer.align.plots import draw_plots
+        from guerdon.trainer.fine_tune.plots import draw_plots
 
         draw_plots(folder.plots, rows, None if self._sft else self.rewards())
 
