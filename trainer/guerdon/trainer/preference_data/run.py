@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.console import Console
 
-from guerdon.trainer.collect.settings import PairsSettings
 from guerdon.trainer.common.errors import DataError, TrainingError
 from guerdon.trainer.common.language_model import load_config
 from guerdon.trainer.common.measures import percentiles
@@ -28,6 +27,7 @@ from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.common.services.types import Group, Task
 from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer
+from guerdon.trainer.preference_data.settings import PairsSettings
 
 PAIRS = "pairs.jsonl"
 

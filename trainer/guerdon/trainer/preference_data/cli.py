@@ -7,7 +7,6 @@ from typing import Any
 
 import typer
 
-from guerdon.trainer.collect.settings import PairsSettings
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.common.settings_options import (
@@ -17,6 +16,7 @@ from guerdon.trainer.common.settings_options import (
     add_settings,
     plain_errors,
 )
+from guerdon.trainer.preference_data.settings import PairsSettings
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The run": ("policy", "sampler", "prompts", "output", "limit", "seed"),
@@ -62,7 +62,7 @@ def pairs(
 def _run(settings: PairsSettings, *, resume: bool, overwrite: bool) -> None:
     from rich.console import Console
 
-    from guerdon.trainer.collect.run import PAIRS, PairsFolder, collect
+    from guerdon.trainer.preference_data.run import PAIRS, PairsFolder, collect
 
     console = Console(stderr=not sys.stdout.isatty())
     folder = PairsFolder(settings, resume=resume, overwrite=overwrite)
