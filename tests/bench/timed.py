@@ -78,7 +78,7 @@ def main() -> int:
     """Put the clocks in place and train."""
     from guerdon.cli.main import main as guerdon
     from guerdon.trainer.rl.learner import Learner
-    from guerdon.trainer.rl.publish import Publisher
+    from guerdon.trainer.rl.rollout.publishing import Publisher
 
     record = Record(Path(sys.argv[1]))
     for method, name in INNER.items():

@@ -23,7 +23,12 @@ from tests.recipes.support import make_group
 
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.rl.checkpoint import Checkpoints
-from guerdon.trainer.rl.packed_groups import pack_groups, pack_tasks, unpack_groups, unpack_tasks
+from guerdon.trainer.rl.rollout.packed_groups import (
+    pack_groups,
+    pack_tasks,
+    unpack_groups,
+    unpack_tasks,
+)
 from guerdon.trainer.rl.state_files import StateError, read_tree, write_tree
 
 # --- trees ---

@@ -17,8 +17,8 @@ from guerdon.trainer.common.services.prompts import PromptOrder, Prompts
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.types import Group
-from guerdon.trainer.rl.publish import Publisher, Weights
-from guerdon.trainer.rl.rollouts import Rollouts
+from guerdon.trainer.rl.rollout.publishing import Publisher, Weights
+from guerdon.trainer.rl.rollout.rollouts import Rollouts
 from guerdon.trainer.rl.settings import RunSettings
 
 SPECS = (TensorSpec("a.weight", "float32", (4, 2)), TensorSpec("b.weight", "bfloat16", (3,)))

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from guerdon.trainer.common.services.prompts import PromptOrder, Prompts
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
-from guerdon.trainer.rl.buffer import Buffer
+from guerdon.trainer.rl.rollout.buffer import Buffer
 from guerdon.trainer.rl.state_files import read_tree, write_tree
 
 

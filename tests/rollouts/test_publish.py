@@ -23,7 +23,7 @@ from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingEr
 from guerdon.trainer.common.services.patience import ServiceGone
 from guerdon.trainer.common.services.prompts import load_prompts
 from guerdon.trainer.common.services.sampling import GroupSampler
-from guerdon.trainer.rl.publish import Publisher, PublishRefused, canary_sequences
+from guerdon.trainer.rl.rollout.publishing import Publisher, PublishRefused, canary_sequences
 
 
 @asynccontextmanager

@@ -11,8 +11,8 @@ from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.rl.checkpoint import Checkpoints
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.learner import Learner
-from guerdon.trainer.rl.publish import Publisher
-from guerdon.trainer.rl.rollouts import Rollouts
+from guerdon.trainer.rl.rollout.publishing import Publisher
+from guerdon.trainer.rl.rollout.rollouts import Rollouts
 
 POINTS: dict[str, tuple[type, str]] = {
     "sample": (GroupSampler, "sample"),

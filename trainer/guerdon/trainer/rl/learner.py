@@ -29,7 +29,7 @@ from guerdon.trainer.rl.algorithms.base import Algorithm, Prepared, StepBatch, s
 from guerdon.trainer.rl.distributed import Ranks, make_accelerator
 from guerdon.trainer.rl.packing import PackedRow, idle_row, pack
 from guerdon.trainer.rl.policy import frozen, new_policy, switch_attention
-from guerdon.trainer.rl.publish import Weights
+from guerdon.trainer.rl.rollout.publishing import Weights
 from guerdon.trainer.rl.schedule import learning_rates
 from guerdon.trainer.rl.selection import kept_of, pairs_of
 from guerdon.trainer.rl.settings import PPOSettings, RunSettings

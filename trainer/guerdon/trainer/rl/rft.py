@@ -34,7 +34,6 @@ from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.common.trl.completions import response_logprobs
 from guerdon.trainer.reward.model import quiet
 from guerdon.trainer.rl import rft_model, sft
-from guerdon.trainer.rl.connections import Connections
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
 from guerdon.trainer.rl.keeping import keep
@@ -43,9 +42,10 @@ from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress
 from guerdon.trainer.rl.report import make_summary
 from guerdon.trainer.rl.rft_state import RFTState, forget
+from guerdon.trainer.rl.rollout.connections import Connections
+from guerdon.trainer.rl.rollout.weights import Weights
 from guerdon.trainer.rl.rows import group_metrics
 from guerdon.trainer.rl.settings import RFTSettings
-from guerdon.trainer.rl.weights import Weights
 
 STATE = "rft.json"
 FIRST, TUNED = 1, 2

@@ -16,10 +16,10 @@ from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.types import Group, Ints
 from guerdon.trainer.rl.inputs import RunInputs
-from guerdon.trainer.rl.publish import Publisher, canary_sequences
-from guerdon.trainer.rl.rollouts import Rollouts
+from guerdon.trainer.rl.rollout.publishing import Publisher, canary_sequences
+from guerdon.trainer.rl.rollout.rollouts import Rollouts
+from guerdon.trainer.rl.rollout.weights import Weights
 from guerdon.trainer.rl.settings import RunSettings
-from guerdon.trainer.rl.weights import Weights
 
 MakeWeights = Callable[[str, Sequence[Ints]], Awaitable[Weights]]
 """The policy's weights as they are now, given their dtype and the canaries' token ids. Blocks: it

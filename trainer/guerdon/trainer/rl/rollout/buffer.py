@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from guerdon.trainer.common.services.types import Group, Sample, Task
-from guerdon.trainer.rl.packed_groups import pack_groups, unpack_groups
+from guerdon.trainer.rl.rollout.packed_groups import pack_groups, unpack_groups
 
 
 @dataclass(frozen=True, slots=True)

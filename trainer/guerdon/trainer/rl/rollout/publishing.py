@@ -27,8 +27,14 @@ from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingEr
 from guerdon.trainer.common.services.prompts import Prompts
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.types import Ints
-from guerdon.trainer.rl.nccl import check_nccl, update_by_nccl
-from guerdon.trainer.rl.weights import Weights, as_bytes, checksum, remove_shared, write_shared
+from guerdon.trainer.rl.rollout.nccl import check_nccl, update_by_nccl
+from guerdon.trainer.rl.rollout.weights import (
+    Weights,
+    as_bytes,
+    checksum,
+    remove_shared,
+    write_shared,
+)
 
 __all__ = ["CANARY_TOKENS", "PublishRefused", "Published", "Publisher", "Weights",
            "canary_sequences"]  # fmt: skip

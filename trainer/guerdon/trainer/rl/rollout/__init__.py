@@ -1,0 +1,1 @@
+"""Sampling while the learner works, and publishing what it learned."""
