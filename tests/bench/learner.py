@@ -28,8 +28,8 @@ from guerdon.data import parse_pair, read_jsonl
 from guerdon.models import resolve_model
 from guerdon.trainer.common.services.prompts import Prompts, load_prompts
 from guerdon.trainer.common.services.types import Group, Sample
-from guerdon.trainer.rl.algorithms import build
-from guerdon.trainer.rl.learner import Learner, _offsets
+from guerdon.trainer.rl.learner.algorithms import build
+from guerdon.trainer.rl.learner.learner import Learner, _offsets
 from guerdon.trainer.rl.settings import PPOSettings
 
 BASE = "smollm2-135m-instruct"

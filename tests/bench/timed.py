@@ -77,7 +77,7 @@ class Record:
 def main() -> int:
     """Put the clocks in place and train."""
     from guerdon.cli.main import main as guerdon
-    from guerdon.trainer.rl.learner import Learner
+    from guerdon.trainer.rl.learner.learner import Learner
     from guerdon.trainer.rl.rollout.publishing import Publisher
 
     record = Record(Path(sys.argv[1]))

@@ -26,8 +26,8 @@ from guerdon.trainer.common.measures import t_quantile
 from guerdon.trainer.common.services.prompts import load_prompts
 from guerdon.trainer.common.services.scored_store import ScoredGroups
 from guerdon.trainer.common.statistics import share
-from guerdon.trainer.rl.algorithms import build
-from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.learner.algorithms import build
+from guerdon.trainer.rl.learner.learner import Learner
 
 MOST, SAMPLES, PROMPTS = 5, 3, 6
 HARMFUL = 1.0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tests.learner.support import make_learner, settings, weights, wild_groups
 
-from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.learner.learner import Learner
 from guerdon.trainer.rl.settings import GRPOSettings, OnlineDPOSettings, PPOSettings, RunSettings
 from guerdon.trainer.rl.state_files import read_tree
 

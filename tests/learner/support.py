@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
-from guerdon.trainer.rl import learner as learner_module
-from guerdon.trainer.rl.algorithms import build
-from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.learner import learner as learner_module
+from guerdon.trainer.rl.learner.algorithms import build
+from guerdon.trainer.rl.learner.learner import Learner
 from guerdon.trainer.rl.settings import PPOSettings, RunSettings
 
 S = TypeVar("S", bound=RunSettings)

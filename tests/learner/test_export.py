@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.services.types import Sample
-from guerdon.trainer.rl.learner import Learner, _offsets
+from guerdon.trainer.rl.learner.learner import Learner, _offsets
 from guerdon.trainer.rl.settings import GRPOSettings
 
 Policy = Callable[[str], Path]

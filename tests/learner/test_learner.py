@@ -30,8 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from guerdon.trainer.common.errors import DivergedError
-from guerdon.trainer.rl import policy as policy_module
-from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.learner import policy as policy_module
+from guerdon.trainer.rl.learner.learner import Learner
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,

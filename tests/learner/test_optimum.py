@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
-from guerdon.trainer.rl.algorithms import build
-from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.learner.algorithms import build
+from guerdon.trainer.rl.learner.learner import Learner
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,

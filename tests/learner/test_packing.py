@@ -28,10 +28,10 @@ from transformers import AutoModelForCausalLM
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.language_model import plain_attention
 from guerdon.trainer.common.services.types import Sample
-from guerdon.trainer.rl.learner import Learner, _offsets
-from guerdon.trainer.rl.packing import idle_row, pack
-from guerdon.trainer.rl.policy import new_policy, switch_attention
-from guerdon.trainer.rl.probe import Probe
+from guerdon.trainer.rl.learner.learner import Learner, _offsets
+from guerdon.trainer.rl.learner.packing import idle_row, pack
+from guerdon.trainer.rl.learner.packing_check import Probe
+from guerdon.trainer.rl.learner.policy import new_policy, switch_attention
 from guerdon.trainer.rl.settings import GRPOSettings, PPOSettings
 
 Policy = Callable[[str], Path]

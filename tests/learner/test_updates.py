@@ -20,7 +20,7 @@ from tests.learner.support import (
 
 from guerdon.trainer.common import monitors
 from guerdon.trainer.common.services.types import Group
-from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.learner.learner import Learner
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,

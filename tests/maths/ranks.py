@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from guerdon.trainer.rl.algorithms.base import Reduce
+from guerdon.trainer.rl.learner.algorithms.base import Reduce
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from tests.maths.ranks import together
 from tests.maths.tokens import ALONE, Tokens, wild
 from torch import Tensor
 
-from guerdon.trainer.rl.advantages import (
+from guerdon.trainer.rl.learner.advantages import (
     Moments,
     RunningMoments,
     gae,

@@ -15,10 +15,21 @@ from tests.maths.ranks import together
 from tests.maths.support import settings
 from tests.maths.tokens import ALONE, Tokens, make, wild
 
-from guerdon.trainer.rl.advantages import gae, group_advantages, leave_one_out, token_rewards
-from guerdon.trainer.rl.algorithms import build
-from guerdon.trainer.rl.algorithms.base import Algorithm, LossParts, Reduce, StepBatch, summarise
-from guerdon.trainer.rl.losses import kl_estimate, segment_sum
+from guerdon.trainer.rl.learner.advantages import (
+    gae,
+    group_advantages,
+    leave_one_out,
+    token_rewards,
+)
+from guerdon.trainer.rl.learner.algorithms import build
+from guerdon.trainer.rl.learner.algorithms.base import (
+    Algorithm,
+    LossParts,
+    Reduce,
+    StepBatch,
+    summarise,
+)
+from guerdon.trainer.rl.learner.losses import kl_estimate, segment_sum
 from guerdon.trainer.rl.metrics import describe
 from guerdon.trainer.rl.settings import (
     GRPOSettings,

@@ -10,7 +10,7 @@ import torch
 from tests.maths.tree import Tree, random_rewards, random_table
 from torch import Tensor
 
-from guerdon.trainer.rl.losses import kl_loss, ppo_loss
+from guerdon.trainer.rl.learner.losses import kl_loss, ppo_loss
 
 TREE = Tree(vocabulary=3, depth=3)
 BANDIT = Tree(vocabulary=8, depth=1)

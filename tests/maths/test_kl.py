@@ -9,10 +9,10 @@ from tests.maths.tokens import ALONE
 from tests.maths.tree import Tree, random_table
 from torch import Tensor
 
-from guerdon.trainer.rl.algorithms import build
-from guerdon.trainer.rl.algorithms.base import StepBatch
-from guerdon.trainer.rl.kl import AdaptiveKL, FixedKL
-from guerdon.trainer.rl.losses import kl_estimate, segment_sum, sequence_kl
+from guerdon.trainer.rl.learner.algorithms import build
+from guerdon.trainer.rl.learner.algorithms.base import StepBatch
+from guerdon.trainer.rl.learner.kl import AdaptiveKL, FixedKL
+from guerdon.trainer.rl.learner.losses import kl_estimate, segment_sum, sequence_kl
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,

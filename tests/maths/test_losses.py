@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.maths.tokens import Tokens, make, wild
 from torch import Tensor
 
-from guerdon.trainer.rl.losses import (
+from guerdon.trainer.rl.learner.losses import (
     Aggregation,
     LossSum,
     behaviour_weight,

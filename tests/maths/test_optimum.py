@@ -13,7 +13,7 @@ from tests.maths.support import settings
 from tests.maths.tree import Learner, Tree, random_rewards, random_table
 from torch import Tensor
 
-from guerdon.trainer.rl.algorithms import build
+from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,

@@ -18,7 +18,7 @@ import torch
 from tests.maths.support import settings
 from tests.maths.tree import Learner, Tree, Way, random_rewards, random_table
 
-from guerdon.trainer.rl.algorithms import build
+from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.settings import PPOSettings
 
 TREE = Tree(vocabulary=3, depth=3)

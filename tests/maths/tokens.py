@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from guerdon.trainer.rl.algorithms.base import Alone, StepBatch
+from guerdon.trainer.rl.learner.algorithms.base import Alone, StepBatch
 
 ALONE = Alone()
 

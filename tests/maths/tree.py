@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from guerdon.trainer.rl.algorithms.base import Algorithm, Alone, Prepared, StepBatch
+from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Alone, Prepared, StepBatch
 
 ONE = Alone()
 Way = Literal["decoupled", "plain", "forgotten"]

@@ -14,7 +14,7 @@ from tests.rft.support import group_of, settings_of
 
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.types import Group, Sample
-from guerdon.trainer.rl.keeping import earned, keep
+from guerdon.trainer.rl.learner.rejection import earned, keep
 from guerdon.trainer.rl.settings import OnlineRFTSettings
 
 

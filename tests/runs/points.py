@@ -10,7 +10,7 @@ from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.rl.checkpoint import Checkpoints
 from guerdon.trainer.rl.folder import RLFolder
-from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.learner.learner import Learner
 from guerdon.trainer.rl.rollout.publishing import Publisher
 from guerdon.trainer.rl.rollout.rollouts import Rollouts
 

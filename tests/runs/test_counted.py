@@ -14,7 +14,7 @@ from tests.runs.whole import Finished, Recipe
 from guerdon.cli.main import main
 from guerdon.trainer.common.services.patience import Patience
 from guerdon.trainer.common.services.rewards import ServedReward
-from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.learner.learner import Learner
 
 pytestmark = pytest.mark.slow
 

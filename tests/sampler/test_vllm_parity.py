@@ -9,8 +9,8 @@ import pytest
 
 from guerdon.sampler.types import Canary, Completion, WeightUpdate
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
-from guerdon.trainer.rl.algorithms import build
-from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.learner.algorithms import build
+from guerdon.trainer.rl.learner.learner import Learner
 from guerdon.trainer.rl.settings import GRPOSettings
 
 pytest.importorskip("vllm")

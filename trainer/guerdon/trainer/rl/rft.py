@@ -36,7 +36,7 @@ from guerdon.trainer.reward.model import quiet
 from guerdon.trainer.rl import rft_model, sft
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
-from guerdon.trainer.rl.keeping import keep
+from guerdon.trainer.rl.learner.rejection import keep
 from guerdon.trainer.rl.metrics import MetricsLog
 from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress

@@ -36,11 +36,11 @@ from guerdon.trainer.common.policy_evaluation import Evaluation, evaluate
 from guerdon.trainer.common.samples import SampleTable
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.reward.model import quiet
-from guerdon.trainer.rl.algorithms import build
 from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
-from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.learner.algorithms import build
+from guerdon.trainer.rl.learner.learner import Learner
 from guerdon.trainer.rl.metrics import MetricsLog
 from guerdon.trainer.rl.plots import draw_plots
 from guerdon.trainer.rl.progress import Progress

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from guerdon.trainer.common.errors import DivergedError
-from guerdon.trainer.rl.learner import Learner
+from guerdon.trainer.rl.learner.learner import Learner
 
 _DISMISSED = "dismissed"
 

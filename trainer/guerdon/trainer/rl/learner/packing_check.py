@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guerdon.trainer.rl.packing import PackedRow, Unit, make_row
+from guerdon.trainer.rl.learner.packing import PackedRow, Unit, make_row
 
 TOLERANCE = 1e-3
 """Most that a log-probability may be off: float32 rounding stays a hundred times below."""

@@ -10,8 +10,8 @@ the paper has k3: see `losses.kl_loss`.
 
 from __future__ import annotations
 
-from guerdon.trainer.rl.advantages import group_advantages
-from guerdon.trainer.rl.algorithms.policy_gradient import Advantages, PolicyGradient, Step
+from guerdon.trainer.rl.learner.advantages import group_advantages
+from guerdon.trainer.rl.learner.algorithms.policy_gradient import Advantages, PolicyGradient, Step
 from guerdon.trainer.rl.settings import GRPOSettings
 
 

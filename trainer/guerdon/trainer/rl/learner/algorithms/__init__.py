@@ -14,7 +14,7 @@ from guerdon.trainer.rl.settings import (
 )
 
 if TYPE_CHECKING:
-    from guerdon.trainer.rl.algorithms.base import Algorithm
+    from guerdon.trainer.rl.learner.algorithms.base import Algorithm
 
 
 def build(settings: RunSettings) -> Algorithm:
@@ -23,11 +23,11 @@ def build(settings: RunSettings) -> Algorithm:
     Raises:
         ValueError: it is not one that a learner runs (RFT fine-tunes by TRL).
     """
-    from guerdon.trainer.rl.algorithms.grpo import GRPO
-    from guerdon.trainer.rl.algorithms.online_dpo import OnlineDPO
-    from guerdon.trainer.rl.algorithms.online_rft import OnlineRFT
-    from guerdon.trainer.rl.algorithms.ppo import PPO
-    from guerdon.trainer.rl.algorithms.rloo import RLOO
+    from guerdon.trainer.rl.learner.algorithms.grpo import GRPO
+    from guerdon.trainer.rl.learner.algorithms.online_dpo import OnlineDPO
+    from guerdon.trainer.rl.learner.algorithms.online_rft import OnlineRFT
+    from guerdon.trainer.rl.learner.algorithms.ppo import PPO
+    from guerdon.trainer.rl.learner.algorithms.rloo import RLOO
 
     match settings:
         case PPOSettings():

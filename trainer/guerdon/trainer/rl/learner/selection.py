@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guerdon.trainer.common.pair_selection import pick_pairs
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
-from guerdon.trainer.rl.keeping import earned, keep
+from guerdon.trainer.rl.learner.rejection import earned, keep
 from guerdon.trainer.rl.settings import KeepSettings, OnlineDPOSettings, RunSettings
 
 

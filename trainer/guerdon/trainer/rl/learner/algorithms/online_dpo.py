@@ -29,16 +29,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guerdon.trainer.rl.advantages import require_finite
-from guerdon.trainer.rl.algorithms.base import (
+from guerdon.trainer.rl.learner.advantages import require_finite
+from guerdon.trainer.rl.learner.algorithms.base import (
     LossParts,
     MicroBatch,
     Prepared,
     Reduce,
     StepBatch,
 )
-from guerdon.trainer.rl.algorithms.measured import check, divergence, mask_of, off_policy
-from guerdon.trainer.rl.losses import entropy_bonus, linear_loss, pair_loss, segment_sum
+from guerdon.trainer.rl.learner.algorithms.measured import check, divergence, mask_of, off_policy
+from guerdon.trainer.rl.learner.losses import entropy_bonus, linear_loss, pair_loss, segment_sum
 from guerdon.trainer.rl.settings import OnlineDPOSettings
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import torch
 
-from guerdon.trainer.rl.advantages import leave_one_out
-from guerdon.trainer.rl.algorithms.policy_gradient import Advantages, PolicyGradient, Step
-from guerdon.trainer.rl.losses import segment_sum
+from guerdon.trainer.rl.learner.advantages import leave_one_out
+from guerdon.trainer.rl.learner.algorithms.policy_gradient import Advantages, PolicyGradient, Step
+from guerdon.trainer.rl.learner.losses import segment_sum
 
 
 class RLOO(PolicyGradient):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from guerdon.trainer.rl.algorithms.base import Reduce
+    from guerdon.trainer.rl.learner.algorithms.base import Reduce
 
 GROUP_EPSILON = 1e-4
 """Added to a group's standard deviation, as TRL does."""

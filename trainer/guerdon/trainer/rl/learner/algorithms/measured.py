@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from guerdon.trainer.rl.advantages import require_finite
-from guerdon.trainer.rl.algorithms.base import Algorithm, Reduce, StepBatch
-from guerdon.trainer.rl.losses import importance, kl_estimate, off_policy_sums, sequence_kl
+from guerdon.trainer.rl.learner.advantages import require_finite
+from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Reduce, StepBatch
+from guerdon.trainer.rl.learner.losses import importance, kl_estimate, off_policy_sums, sequence_kl
 
 
 def mask_of(batch: StepBatch) -> Tensor:

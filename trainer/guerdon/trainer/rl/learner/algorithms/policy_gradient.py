@@ -13,23 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guerdon.trainer.rl.advantages import (
+from guerdon.trainer.rl.learner.advantages import (
     Moments,
     RunningMoments,
     moments,
     shape_rewards,
     whiten,
 )
-from guerdon.trainer.rl.algorithms.base import (
+from guerdon.trainer.rl.learner.algorithms.base import (
     LossParts,
     MicroBatch,
     Prepared,
     Reduce,
     StepBatch,
 )
-from guerdon.trainer.rl.algorithms.measured import check, divergence, mask_of, off_policy
-from guerdon.trainer.rl.kl import AdaptiveKL, FixedKL, KLController
-from guerdon.trainer.rl.losses import (
+from guerdon.trainer.rl.learner.algorithms.measured import check, divergence, mask_of, off_policy
+from guerdon.trainer.rl.learner.kl import AdaptiveKL, FixedKL, KLController
+from guerdon.trainer.rl.learner.losses import (
     entropy_bonus,
     kl_estimate,
     kl_loss,

@@ -24,9 +24,9 @@ from guerdon.trainer.common.language_model import (
     plain_attention,
     with_lora,
 )
-from guerdon.trainer.rl import packing
-from guerdon.trainer.rl.packing import PackedRow
-from guerdon.trainer.rl.probe import Probe
+from guerdon.trainer.rl.learner import packing
+from guerdon.trainer.rl.learner.packing import PackedRow
+from guerdon.trainer.rl.learner.packing_check import Probe
 from guerdon.trainer.rl.settings import PPOSettings, RunSettings
 
 logger = logging.getLogger(__name__)

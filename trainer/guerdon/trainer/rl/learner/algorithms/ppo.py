@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from guerdon.trainer.rl.advantages import gae, token_rewards
-from guerdon.trainer.rl.algorithms.base import LossParts, MicroBatch
-from guerdon.trainer.rl.algorithms.policy_gradient import Advantages, PolicyGradient, Step
-from guerdon.trainer.rl.losses import value_loss
+from guerdon.trainer.rl.learner.advantages import gae, token_rewards
+from guerdon.trainer.rl.learner.algorithms.base import LossParts, MicroBatch
+from guerdon.trainer.rl.learner.algorithms.policy_gradient import Advantages, PolicyGradient, Step
+from guerdon.trainer.rl.learner.losses import value_loss
 from guerdon.trainer.rl.settings import PPOSettings
 
 

@@ -15,15 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guerdon.trainer.rl.algorithms.base import (
+from guerdon.trainer.rl.learner.algorithms.base import (
     LossParts,
     MicroBatch,
     Prepared,
     Reduce,
     StepBatch,
 )
-from guerdon.trainer.rl.algorithms.measured import mask_of
-from guerdon.trainer.rl.losses import entropy_bonus, nll_loss, off_policy_sums, token_weights
+from guerdon.trainer.rl.learner.algorithms.measured import mask_of
+from guerdon.trainer.rl.learner.losses import (
+    entropy_bonus,
+    nll_loss,
+    off_policy_sums,
+    token_weights,
+)
 from guerdon.trainer.rl.settings import OnlineRFTSettings
 
 

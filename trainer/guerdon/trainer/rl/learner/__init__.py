@@ -1,0 +1,1 @@
+"""The learner: algorithms, losses, advantages, and the policy as it is computed."""
