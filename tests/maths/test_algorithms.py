@@ -30,7 +30,7 @@ from guerdon.trainer.rl.learner.algorithms.base import (
     summarise,
 )
 from guerdon.trainer.rl.learner.losses import kl_estimate, segment_sum
-from guerdon.trainer.rl.metrics import describe
+from guerdon.trainer.rl.report.metrics import describe
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,

@@ -15,8 +15,9 @@ from tests.recipes.support import KINDS
 
 from guerdon.trainer.common import samples
 from guerdon.trainer.common.settings_io import field_docs, field_types, required
-from guerdon.trainer.rl import metrics, report
 from guerdon.trainer.rl.cli import PANELS
+from guerdon.trainer.rl.report import metrics
+from guerdon.trainer.rl.report import summary as report
 
 PATH = Path(__file__).parents[2] / "docs" / "rl-reference.md"
 

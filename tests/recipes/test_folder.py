@@ -17,7 +17,7 @@ from tests.support.command import read_rows
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.samples import SampleTable
 from guerdon.trainer.rl.folder import RLFolder
-from guerdon.trainer.rl.metrics import MetricsLog
+from guerdon.trainer.rl.report.metrics import MetricsLog
 
 
 def folder_of(

@@ -11,7 +11,7 @@ from tests.recipes.test_shown import folder_of, summary_of
 
 from guerdon.trainer.common import samples
 from guerdon.trainer.common.samples import SampleTable
-from guerdon.trainer.rl import report
+from guerdon.trainer.rl.report import summary as report
 
 
 def test_the_page_is_up_to_date() -> None:

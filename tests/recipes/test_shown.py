@@ -20,10 +20,10 @@ from guerdon.trainer.common.policy_evaluation import evaluate
 from guerdon.trainer.common.samples import SampleTable
 from guerdon.trainer.common.trackers import Trackers, check_trackers
 from guerdon.trainer.rl.folder import RLFolder
-from guerdon.trainer.rl.metrics import describe
-from guerdon.trainer.rl.plots import FIGURES, PHASES, draw_plots
-from guerdon.trainer.rl.progress import SHOWN, Progress
-from guerdon.trainer.rl.report import make_summary, show_summary
+from guerdon.trainer.rl.report.metrics import describe
+from guerdon.trainer.rl.report.plots import FIGURES, PHASES, draw_plots
+from guerdon.trainer.rl.report.progress import SHOWN, Progress
+from guerdon.trainer.rl.report.summary import make_summary, show_summary
 
 ROW = {
     "step": 3, "reward": 0.5123, "kl": 1.234, "loss": -0.01, "entropy": 1.5, "length": 40.0,

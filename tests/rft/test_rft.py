@@ -31,7 +31,7 @@ from guerdon.trainer.common.services.scored_store import ScoredGroups
 from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.rl import rft
 from guerdon.trainer.rl.folder import RLFolder
-from guerdon.trainer.rl.metrics import describe
+from guerdon.trainer.rl.report.metrics import describe
 from guerdon.trainer.rl.rollout.rollouts import Rollouts
 from guerdon.trainer.rl.settings import RFTSettings
 

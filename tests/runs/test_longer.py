@@ -9,8 +9,8 @@ from tests.runs.processes import Service
 from tests.runs.whole import STEPS, Recipe, finished
 
 from guerdon.trainer.common.samples import before_and_after
-from guerdon.trainer.rl.metrics import KEYS
-from guerdon.trainer.rl.report import KEYS as SUMMARY_KEYS
+from guerdon.trainer.rl.report.metrics import KEYS
+from guerdon.trainer.rl.report.summary import KEYS as SUMMARY_KEYS
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.client import Item, RewardClient, TokenIds
 from guerdon.models import Manifest, weights_hash
-from guerdon.trainer.rl.metrics import KEYS, describe
+from guerdon.trainer.rl.report.metrics import KEYS, describe
 
 pytestmark = pytest.mark.slow
 

@@ -117,7 +117,7 @@ def _run(settings: RunSettings, *, resume: bool, overwrite: bool, dry_run: bool)
 
     from guerdon.trainer.common.trackers import check_trackers
     from guerdon.trainer.rl.folder import RLFolder
-    from guerdon.trainer.rl.report import show_summary
+    from guerdon.trainer.rl.report.summary import show_summary
 
     main = is_main()
     console = Console(stderr=not sys.stdout.isatty(), quiet=not main)

@@ -37,14 +37,14 @@ from guerdon.trainer.rl import rft_model, sft
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
 from guerdon.trainer.rl.learner.rejection import keep
-from guerdon.trainer.rl.metrics import MetricsLog
-from guerdon.trainer.rl.plots import draw_plots
-from guerdon.trainer.rl.progress import Progress
-from guerdon.trainer.rl.report import make_summary
+from guerdon.trainer.rl.report.metrics import MetricsLog
+from guerdon.trainer.rl.report.plots import draw_plots
+from guerdon.trainer.rl.report.progress import Progress
+from guerdon.trainer.rl.report.step_metrics import group_metrics
+from guerdon.trainer.rl.report.summary import make_summary
 from guerdon.trainer.rl.rft_state import RFTState, forget
 from guerdon.trainer.rl.rollout.connections import Connections
 from guerdon.trainer.rl.rollout.weights import Weights
-from guerdon.trainer.rl.rows import group_metrics
 from guerdon.trainer.rl.settings import RFTSettings
 
 STATE = "rft.json"

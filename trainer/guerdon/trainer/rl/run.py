@@ -41,13 +41,13 @@ from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
 from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.learner.learner import Learner
-from guerdon.trainer.rl.metrics import MetricsLog
-from guerdon.trainer.rl.plots import draw_plots
-from guerdon.trainer.rl.progress import Progress
-from guerdon.trainer.rl.report import make_summary
+from guerdon.trainer.rl.report.metrics import MetricsLog
+from guerdon.trainer.rl.report.plots import draw_plots
+from guerdon.trainer.rl.report.progress import Progress
+from guerdon.trainer.rl.report.step_metrics import group_metrics, speed_metrics
+from guerdon.trainer.rl.report.summary import make_summary
 from guerdon.trainer.rl.rollout.connections import Connections
 from guerdon.trainer.rl.rollout.utilisation import RolloutStats
-from guerdon.trainer.rl.rows import group_metrics, speed_metrics
 from guerdon.trainer.rl.settings import OnlineDPOSettings, RunSettings
 from guerdon.trainer.rl.team import Team
 

@@ -49,7 +49,7 @@ from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.reward.model import quiet
 from guerdon.trainer.rl import rft_model
 from guerdon.trainer.rl.learner.losses import kl_estimate
-from guerdon.trainer.rl.report import package_versions
+from guerdon.trainer.rl.report.summary import package_versions
 from guerdon.trainer.rl.rollout.connections import Connections
 from guerdon.trainer.rl.rollout.weights import Weights
 
