@@ -29,9 +29,9 @@ from guerdon.client.testing import FakeRewardServer
 from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.common.services.scored_store import ScoredGroups
 from guerdon.trainer.common.services.types import Group
-from guerdon.trainer.rl import rft
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.report.metrics import describe
+from guerdon.trainer.rl.rft import run as rft
 from guerdon.trainer.rl.rollout.rollouts import Rollouts
 from guerdon.trainer.rl.settings import RFTSettings
 

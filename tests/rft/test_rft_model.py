@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from guerdon.trainer.common.services.types import Sample
 from guerdon.trainer.common.trl import completions
 from guerdon.trainer.common.trl.completions import response_logprobs
-from guerdon.trainer.rl import rft_model
+from guerdon.trainer.rl.rft import model as rft_model
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.run_folder import last_checkpoint
 from guerdon.trainer.common.services.types import Sample
 from guerdon.trainer.common.trl import completions
-from guerdon.trainer.rl import sft
+from guerdon.trainer.rl.rft import fine_tuning as sft
 
 
 def load(folder: Path) -> Any:

@@ -140,7 +140,7 @@ def _train(
     settings: RunSettings, folder: Any, console: Any, *, resume: bool
 ) -> dict[str, Any]:  # pragma: no cover - by tests of whole runs, in processes of their own
     if isinstance(settings, RFTSettings):
-        from guerdon.trainer.rl import rft
+        from guerdon.trainer.rl.rft import run as rft
 
         return rft.train(settings, folder, console, resume=resume)
     from guerdon.trainer.rl import run

@@ -47,9 +47,9 @@ from guerdon.trainer.evaluate.policy.plots import draw_plots
 from guerdon.trainer.evaluate.policy.result import Measured, terms
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.reward.model import quiet
-from guerdon.trainer.rl import rft_model
 from guerdon.trainer.rl.learner.losses import kl_estimate
 from guerdon.trainer.rl.report.summary import package_versions
+from guerdon.trainer.rl.rft import model as rft_model
 from guerdon.trainer.rl.rollout.connections import Connections
 from guerdon.trainer.rl.rollout.weights import Weights
 

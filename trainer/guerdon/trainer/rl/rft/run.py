@@ -33,7 +33,6 @@ from guerdon.trainer.common.services.types import Group, Ints, Sample
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.common.trl.completions import response_logprobs
 from guerdon.trainer.reward.model import quiet
-from guerdon.trainer.rl import rft_model, sft
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
 from guerdon.trainer.rl.learner.rejection import keep
@@ -42,7 +41,9 @@ from guerdon.trainer.rl.report.plots import draw_plots
 from guerdon.trainer.rl.report.progress import Progress
 from guerdon.trainer.rl.report.step_metrics import group_metrics
 from guerdon.trainer.rl.report.summary import make_summary
-from guerdon.trainer.rl.rft_state import RFTState, forget
+from guerdon.trainer.rl.rft import fine_tuning as sft
+from guerdon.trainer.rl.rft import model as rft_model
+from guerdon.trainer.rl.rft.state import RFTState, forget
 from guerdon.trainer.rl.rollout.connections import Connections
 from guerdon.trainer.rl.rollout.weights import Weights
 from guerdon.trainer.rl.settings import RFTSettings

@@ -1,0 +1,1 @@
+"""RFT: sample once, keep the good completions, fine-tune on them."""
