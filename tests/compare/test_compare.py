@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.align.support import run as align_run
-from tests.align.support import settings_of
 from tests.compare.support import (
     START,
     scores,
@@ -22,6 +20,8 @@ from tests.compare.support import (
     write_reinforced,
     write_rows,
 )
+from tests.fine_tune.support import run as align_run
+from tests.fine_tune.support import settings_of
 from tests.support.command import read_rows
 from tests.support.tiny import tiny_checkpoint
 from tests.trainer.toy import write_toy

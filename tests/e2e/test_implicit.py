@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.align.support import inputs_of, run, settings_of
+from tests.fine_tune.support import inputs_of, run, settings_of
 from tests.support.command import read_rows
 from tests.support.load import metrics
 from tests.support.server import running_server

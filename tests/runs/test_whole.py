@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.align.support import log_ratio
+from tests.fine_tune.support import log_ratio
 from tests.runs.processes import Service
 from tests.runs.whole import STEPS, Finished, Recipe, finished
 from tests.support.server import running_server

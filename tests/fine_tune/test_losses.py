@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.align.support import answer_logprobs, inputs_of, log_ratio, settings_of
+from tests.fine_tune.support import answer_logprobs, inputs_of, log_ratio, settings_of
 from tests.trainer.toy import write_rows
 from torch import Tensor
 from transformers import AutoModelForCausalLM

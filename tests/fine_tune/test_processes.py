@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tests.align.support import settings_of
+from tests.fine_tune.support import settings_of
 from tests.runs.ranks import both_end_well, one_dies, one_refuses
 from tests.support.command import read_rows
 from tests.trainer.toy import write_rows

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.align.support import KINDS, answer_logprobs, inputs_of, log_ratio, run, settings_of
+from tests.fine_tune.support import KINDS, answer_logprobs, inputs_of, log_ratio, run, settings_of
 from tests.support.command import read_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 import pytest
-from tests.align.support import inputs_of, settings_of
+from tests.fine_tune.support import inputs_of, settings_of
 from tests.trainer.toy import toy_rows, write_rows
 from transformers import AutoTokenizer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.align.support import KINDS, inputs_of, run, settings_of
+from tests.fine_tune.support import KINDS, inputs_of, run, settings_of
 from tests.trainer.toy import toy_rows, write_rows
 
 from guerdon.trainer.common.errors import DataError
