@@ -39,9 +39,17 @@ def main() -> int:
 def audit(lock: Path) -> list[dict[str, Any]]:
     """What pip-audit says of each package of a file; nothing where it can't be asked."""
     command = [
-        sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", "--format=json",
-        "--timeout=10", "--progress-spinner=off", "--requirement", str(lock),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip_audit",
+        "--disable-pip",
+        "--require-hashes",
+        "--format=json",
+        "--timeout=10",
+        "--progress-spinner=off",
+        "--requirement",
+        str(lock),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=180)  # noqa: S603
     except subprocess.TimeoutExpired:

@@ -30,9 +30,11 @@ def main() -> None:
     """Run what is not done yet; any failure is one sentence and exit code 1."""
     parser = argparse.ArgumentParser(prog="make comparison", description=deploy.comparison.__doc__)
     parser.add_argument(
-        "--budget", choices=sorted(BUDGETS), default="small",
+        "--budget",
+        choices=sorted(BUDGETS),
+        default="small",
         help="small takes about 40 minutes on two CPU cores; tiny only shows that it works",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--output", type=Path, help="by default runs/comparison-BUDGET, with -seed-N but for seed 0"
     )
@@ -86,8 +88,9 @@ def compare(plan: Plan) -> None:
     if not all(stage.done for stage in plan.with_services("", "")):
         heading("Serve both reward models, and the policy")
         with ExitStack() as stack:
-            models = [word for name, path in plan.models.items()
-                      for word in ("--model", f"{name}={path}")]  # fmt: skip
+            models = [
+                word for name, path in plan.models.items() for word in ("--model", f"{name}={path}")
+            ]
             rewards = stack.enter_context(serving(["reward", *models], logs / "rewards.log"))
             sampler = stack.enter_context(
                 serving(["sampler", "--model", BASE], logs / "sampler.log")

@@ -35,7 +35,11 @@ BUDGETS = {
         dpo={"epochs": 2, "lr": 2e-5},
         orpo={"epochs": 2, "lr": 4e-5, "odds-weight": 0.5},
         rft={
-            "samples-per-prompt": 4, "keep": "top", "top": 1, "epochs": 2, "lr": 2e-5,
+            "samples-per-prompt": 4,
+            "keep": "top",
+            "top": 1,
+            "epochs": 2,
+            "lr": 2e-5,
             "eval-samples": 2,
         },
         ppo=policy.SETTINGS | {"steps": 6, "eval-every": 3, "eval-limit": 0, "checkpoint-every": 2},
@@ -48,13 +52,24 @@ BUDGETS = {
         dpo={"epochs": 1, "limit": 16, "eval-limit": 8},
         orpo={"epochs": 1, "limit": 16, "eval-limit": 8},
         rft={
-            "samples-per-prompt": 2, "keep": "top", "top": 1, "steps": 2, "batch-size": 8,
-            "eval-limit": 6, "eval-samples": 1,
+            "samples-per-prompt": 2,
+            "keep": "top",
+            "top": 1,
+            "steps": 2,
+            "batch-size": 8,
+            "eval-limit": 6,
+            "eval-samples": 1,
         },
-        ppo=policy.SETTINGS | {
-            "steps": 2, "prompts-per-step": 2, "samples-per-prompt": 2, "eval-every": 1,
-            "eval-limit": 6, "eval-samples": 1, "checkpoint-every": 1,
+        ppo=policy.SETTINGS
+        | {
+            "steps": 2,
+            "prompts-per-step": 2,
+            "samples-per-prompt": 2,
+            "eval-every": 1,
+            "eval-limit": 6,
+            "eval-samples": 1,
+            "checkpoint-every": 1,
         },
         evaluation={"samples-per-prompt": 1, "limit": 6},
     ),
-}  # fmt: skip
+}

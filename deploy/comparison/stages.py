@@ -59,22 +59,40 @@ class Plan:
         """What needs no service: both reward models, SFT, DPO, ORPO."""
         found = [
             self._stage(
-                f"Train the {what} reward model", ("train", "reward"), self.models[name],
-                ("guerdon.json", "model.safetensors"), self.budget.reward,
-                seed=self.seed + place, base=BASE, train=pairs, eval=DATA / "eval.jsonl",
+                f"Train the {what} reward model",
+                ("train", "reward"),
+                self.models[name],
+                ("guerdon.json", "model.safetensors"),
+                self.budget.reward,
+                seed=self.seed + place,
+                base=BASE,
+                train=pairs,
+                eval=DATA / "eval.jsonl",
             )
-            for place, (name, what, pairs) in enumerate((
-                ("proxy", "proxy", self.pairs[0]), ("heldout", "held-out", self.pairs[1]),
-            ))
-        ]  # fmt: skip
+            for place, (name, what, pairs) in enumerate(
+                (
+                    ("proxy", "proxy", self.pairs[0]),
+                    ("heldout", "held-out", self.pairs[1]),
+                )
+            )
+        ]
         for recipe, options in (
-            ("sft", self.budget.sft), ("dpo", self.budget.dpo), ("orpo", self.budget.orpo),
-        ):  # fmt: skip
-            found.append(self._stage(
-                f"Train by {recipe.upper()} on the proxy's pairs", ("train", recipe),
-                self.output / recipe, ("summary.json", "final"), options,
-                policy=BASE, train=self.pairs[0], eval=DATA / "eval.jsonl",
-            ))  # fmt: skip
+            ("sft", self.budget.sft),
+            ("dpo", self.budget.dpo),
+            ("orpo", self.budget.orpo),
+        ):
+            found.append(
+                self._stage(
+                    f"Train by {recipe.upper()} on the proxy's pairs",
+                    ("train", recipe),
+                    self.output / recipe,
+                    ("summary.json", "final"),
+                    options,
+                    policy=BASE,
+                    train=self.pairs[0],
+                    eval=DATA / "eval.jsonl",
+                )
+            )
         return found
 
     def with_services(self, rewards: str, sampler: str) -> list[Stage]:
@@ -85,25 +103,36 @@ class Plan:
             sampler: address of the sampler.
         """
         services = {
-            "sampler": sampler, "reward": f"{rewards}/proxy",
+            "sampler": sampler,
+            "reward": f"{rewards}/proxy",
             "heldout-reward": f"{rewards}/heldout",
-        }  # fmt: skip
+        }
         start = self.output / "start"
         found = [self._evaluation("the first policy", BASE, start, services)]
         for recipe, options in (("rft", self.budget.rft), ("ppo", self.budget.ppo)):
-            found.append(self._stage(
-                f"Train by {recipe.upper()} on the proxy's rewards", ("train", recipe),
-                self.output / recipe, ("summary.json", "final"),
-                {"max-tokens": MAX_TOKENS, "eval-limit": 0} | options, policy=BASE,
-                prompts=TASKS / "questions-train.jsonl",
-                **{"eval-prompts": TASKS / "questions-eval.jsonl"}, **services,
-            ))  # fmt: skip
+            found.append(
+                self._stage(
+                    f"Train by {recipe.upper()} on the proxy's rewards",
+                    ("train", recipe),
+                    self.output / recipe,
+                    ("summary.json", "final"),
+                    {"max-tokens": MAX_TOKENS, "eval-limit": 0} | options,
+                    policy=BASE,
+                    prompts=TASKS / "questions-train.jsonl",
+                    **{"eval-prompts": TASKS / "questions-eval.jsonl"},
+                    **services,
+                )
+            )
         for recipe in RUNS:
             folder = self.output / recipe
-            found.append(self._evaluation(
-                f"what {recipe.upper()} made", folder / "final", folder / "evaluation",
-                services | {"baseline": str(start)},
-            ))  # fmt: skip
+            found.append(
+                self._evaluation(
+                    f"what {recipe.upper()} made",
+                    folder / "final",
+                    folder / "evaluation",
+                    services | {"baseline": str(start)},
+                )
+            )
         return found
 
     def report(self) -> tuple[str, ...]:
@@ -115,15 +144,29 @@ class Plan:
         self, what: str, policy: str | Path, folder: Path, services: Mapping[str, str]
     ) -> Stage:
         return self._stage(
-            f"Evaluate {what}", ("eval", "policy"), folder, ("evaluation.json",),
-            {"max-tokens": MAX_TOKENS} | self.budget.evaluation, policy=policy, reference=BASE,
-            prompts=TASKS / "questions-eval.jsonl", by="category", **services,
-        )  # fmt: skip
+            f"Evaluate {what}",
+            ("eval", "policy"),
+            folder,
+            ("evaluation.json",),
+            {"max-tokens": MAX_TOKENS} | self.budget.evaluation,
+            policy=policy,
+            reference=BASE,
+            prompts=TASKS / "questions-eval.jsonl",
+            by="category",
+            **services,
+        )
 
     def _stage(
-        self, title: str, command: Sequence[str], folder: Path, ends: tuple[str, ...],
-        options: Options, *, seed: int | None = None, **files: str | Path,
-    ) -> Stage:  # fmt: skip
+        self,
+        title: str,
+        command: Sequence[str],
+        folder: Path,
+        ends: tuple[str, ...],
+        options: Options,
+        *,
+        seed: int | None = None,
+        **files: str | Path,
+    ) -> Stage:
         seed = self.seed if seed is None else seed
         given = {**files, **options, "seed": seed, "output": folder}
         words = [word for name, value in given.items() for word in (f"--{name}", str(value))]

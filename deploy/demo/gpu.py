@@ -27,10 +27,17 @@ def gpu_memory() -> tuple[float, float] | None:
     if program is None or visible in ("", "-1"):
         return None
     found = subprocess.run(
-        [program, "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits",
-         "-i", visible],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            program,
+            "--query-gpu=memory.free,memory.total",
+            "--format=csv,noheader,nounits",
+            "-i",
+            visible,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     numbers = found.stdout.strip().splitlines()[:1]
     if found.returncode != 0 or not numbers:
         return None

@@ -39,11 +39,23 @@ def train(folder: Path, sampler: str, reward: str, *, seed: int) -> None:
         DemoFailed: it failed.
     """
     command = [
-        "train", "ppo", "--policy", BASE, "--sampler", sampler, "--reward", reward,
-        "--prompts", str(TASKS / "questions-train.jsonl"),
-        "--eval-prompts", str(TASKS / "questions-eval.jsonl"),
-        "--seed", str(seed), "--output", str(folder),
-    ]  # fmt: skip
+        "train",
+        "ppo",
+        "--policy",
+        BASE,
+        "--sampler",
+        sampler,
+        "--reward",
+        reward,
+        "--prompts",
+        str(TASKS / "questions-train.jsonl"),
+        "--eval-prompts",
+        str(TASKS / "questions-eval.jsonl"),
+        "--seed",
+        str(seed),
+        "--output",
+        str(folder),
+    ]
     for name, value in SETTINGS.items():
         command += [f"--{name}", str(value)]
     if folder.exists():  # an interrupted demo goes on where it was

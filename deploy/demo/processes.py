@@ -68,9 +68,11 @@ def run_logged(command: Sequence[str], log: Path) -> None:
         handle.write(f"$ {words}\n")
         handle.flush()
         process = subprocess.Popen(
-            [str(GUERDON), *command], stdout=handle, stderr=handle,
+            [str(GUERDON), *command],
+            stdout=handle,
+            stderr=handle,
             env=environment_of(command, gpu_memory()),
-        )  # fmt: skip
+        )
         try:
             while process.poll() is None:
                 status.update(Text(clip(last_line(log), 100)))
@@ -112,15 +114,24 @@ def serving(command: Sequence[str], log: Path) -> Iterator[str]:
     ready_file.unlink(missing_ok=True)
     memory = gpu_memory()
     words = [
-        "serve", *command, "--port", "0", "--http-port", "0", "--ready-file", str(ready_file),
+        "serve",
+        *command,
+        "--port",
+        "0",
+        "--http-port",
+        "0",
+        "--ready-file",
+        str(ready_file),
         *(sampler_flags(memory) if command[0] == "sampler" else ()),
-    ]  # fmt: skip
+    ]
     console.print(f"$ {' '.join([relative(GUERDON), *map(shorten, words)])}", highlight=False)
     with log.open("w") as handle:
         process = subprocess.Popen(
-            [str(GUERDON), *words], stdout=handle, stderr=subprocess.STDOUT,
+            [str(GUERDON), *words],
+            stdout=handle,
+            stderr=subprocess.STDOUT,
             env=environment_of(words, memory),
-        )  # fmt: skip
+        )
         try:
             ports = wait_until_ready(process, ready_file, log)
             console.print(

@@ -29,10 +29,17 @@ def train(folder: Path, *, fresh: bool) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = [
-        "train", "reward", "--base", BASE_MODEL,
-        "--train", str(DATA / "train.jsonl"), "--eval", str(DATA / "eval.jsonl"),
-        "--output", str(folder),
-    ]  # fmt: skip
+        "train",
+        "reward",
+        "--base",
+        BASE_MODEL,
+        "--train",
+        str(DATA / "train.jsonl"),
+        "--eval",
+        str(DATA / "eval.jsonl"),
+        "--output",
+        str(folder),
+    ]
     if folder.exists():  # an interrupted demo goes on where it was
         command.append("--resume")
     run(command, "training the reward model failed; its message is above")
@@ -89,9 +96,11 @@ def show_scores(groups: list[Group], result: ScoreResult, prompts: int) -> None:
             score = scored.scores[i]
             table.add_row(
                 clip(group.prompt[-1]["content"], 90) if place == 0 else "",
-                clip(group.answers[i], 130), f"{score.score:+.3f}",
-                str(score.token_count), str(score.reused_tokens),
-            )  # fmt: skip
+                clip(group.answers[i], 130),
+                f"{score.score:+.3f}",
+                str(score.token_count),
+                str(score.reused_tokens),
+            )
     console.print(table)
     judged = [
         scored.scores[better].score > scored.scores[worse].score
@@ -117,8 +126,11 @@ def show_ranking(client: RewardClient, name: str, item: Item) -> None:
     result = client.rank(name, item.prompt, item.responses)
     for place, candidate in enumerate(result.ranking, start=1):
         text = item.responses[candidate.index]
-        console.print(f"  {place}. {candidate.score.score:+.3f}  {clip(str(text), 110)}",
-                      highlight=False, markup=False)  # fmt: skip
+        console.print(
+            f"  {place}. {candidate.score.score:+.3f}  {clip(str(text), 110)}",
+            highlight=False,
+            markup=False,
+        )
 
 
 def show_latency(client: RewardClient, name: str, items: list[Item], calls: int = 20) -> None:

@@ -26,8 +26,11 @@ def main() -> None:
     """Run those that were named, or all."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--model", help="a reward model's folder (default: a fresh head on "
-                        "SmolLM2-135M-Instruct; the speed is the same)")  # fmt: skip
+    parser.add_argument(
+        "--model",
+        help="a reward model's folder (default: a fresh head on "
+        "SmolLM2-135M-Instruct; the speed is the same)",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often each side runs")
     parser.add_argument("--texts", type=int, default=256, help="responses per round")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")

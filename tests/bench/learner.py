@@ -53,11 +53,16 @@ def run(settings: BenchSettings) -> None:
     found = load_prompts(str(TASKS / "questions-train.jsonl"), tokenizer, max_prompt_tokens=512)
     groups = real_groups(tokenizer, found)
     chosen = PPOSettings(
-        policy=BASE, sampler="localhost:1", prompts="-", eval_prompts="-", output="-",
-        verifier=("exact",), max_tokens=MAX_TOKENS,
+        policy=BASE,
+        sampler="localhost:1",
+        prompts="-",
+        eval_prompts="-",
+        output="-",
+        verifier=("exact",),
+        max_tokens=MAX_TOKENS,
         dtype="bfloat16" if settings.dtype == "bfloat16" else "float32",
         micro_batch_tokens=MICRO_BATCH_TOKENS,
-    )  # fmt: skip
+    )
     learner = Learner(chosen, build(chosen), folder)
     against_padded(settings, learner, groups)
     where_time_goes(settings, learner, groups)
@@ -74,13 +79,18 @@ def real_groups(tokenizer: Any, prompts: Prompts) -> list[Group]:
         drawn = [rng.integers(100, 40_000, n, np.int32) for n in rng.choice(lengths, SAMPLES)]
         samples = [
             Sample(
-                task_uid=task.uid, index=index, prompt_ids_P=task.prompt_ids_P,
-                response_ids_T=ids, behaviour_logprobs_T=np.full(len(ids), -4.0, np.float32),
-                versions_T=np.ones(len(ids), np.int32), finished=len(ids) < MAX_TOKENS, text="",
+                task_uid=task.uid,
+                index=index,
+                prompt_ids_P=task.prompt_ids_P,
+                response_ids_T=ids,
+                behaviour_logprobs_T=np.full(len(ids), -4.0, np.float32),
+                versions_T=np.ones(len(ids), np.int32),
+                finished=len(ids) < MAX_TOKENS,
+                text="",
                 reward=float(rng.normal()),
             )
             for index, ids in enumerate(drawn)
-        ]  # fmt: skip
+        ]
         groups.append(Group(task, samples))
     return groups
 

@@ -205,9 +205,11 @@ def overload(settings: BenchSettings) -> None:
             ("served in time / capacity", f"{answered / outcome.seconds / capacity:.2f}"),
             ("computed in vain", f"{computed - answered:.0f} of {computed:.0f}"),
             ("retry time, seconds", spread(outcome.retry_after or [0.0])),
-            ("health, milliseconds: median, 99 %, largest",
-             f"{median(health):.1f}, {health[int(0.99 * len(health))]:.1f}, {health[-1]:.1f}"),
+            (
+                "health, milliseconds: median, 99 %, largest",
+                f"{median(health):.1f}, {health[int(0.99 * len(health))]:.1f}, {health[-1]:.1f}",
+            ),
             ("memory grew by", f"{grown / 2**20:.0f} MiB"),
         ],
         settings.console,
-    )  # fmt: skip
+    )

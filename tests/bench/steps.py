@@ -60,19 +60,40 @@ def ppo(folder: Path, *, sampler: str, eta: int, **flags: object) -> Steps:
     folder.mkdir(parents=True)
     record, log, run = folder / "record.jsonl", folder / "log", folder / "run"
     command = [
-        sys.executable, "-m", "tests.bench.timed", str(record), "ppo", "--sampler", sampler,
-        "--prompts", str(TASKS / "questions-train.jsonl"),
-        "--eval-prompts", str(TASKS / "questions-eval.jsonl"), "--output", str(run),
-        "--max-staleness", str(eta), "--eval-every", "0", "--eval-limit", "2",
-        "--eval-samples", "1", "--no-plots",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "tests.bench.timed",
+        str(record),
+        "ppo",
+        "--sampler",
+        sampler,
+        "--prompts",
+        str(TASKS / "questions-train.jsonl"),
+        "--eval-prompts",
+        str(TASKS / "questions-eval.jsonl"),
+        "--output",
+        str(run),
+        "--max-staleness",
+        str(eta),
+        "--eval-every",
+        "0",
+        "--eval-limit",
+        "2",
+        "--eval-samples",
+        "1",
+        "--no-plots",
+    ]
     for name, value in flags.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     with log.open("wb") as handle:
         done = subprocess.run(
-            command, stdout=handle, stderr=subprocess.STDOUT, cwd=ROOT, timeout=RUN_SECONDS,
+            command,
+            stdout=handle,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            timeout=RUN_SECONDS,
             check=False,
-        )  # fmt: skip
+        )
     if done.returncode:
         raise RuntimeError(f"the run failed:\n{log.read_text(errors='replace')}")
     return _read(run, record)

@@ -36,17 +36,28 @@ def run(settings: BenchSettings) -> None:
     threads = torch.get_num_threads()
     base = resolve_model(BASE)
     sampler = running_sampler(
-        base, dtype=settings.dtype, threads=threads, kv_cache_gib=1, max_model_len=512,
-        max_num_seqs=64, environment={"OMP_NUM_THREADS": str(threads)},
-    )  # fmt: skip
+        base,
+        dtype=settings.dtype,
+        threads=threads,
+        kv_cache_gib=1,
+        max_model_len=512,
+        max_num_seqs=64,
+        environment={"OMP_NUM_THREADS": str(threads)},
+    )
     with serve(settings) as rewards, sampler as policy, tempfile.TemporaryDirectory() as scratch:
 
         def once(folder: Path, eta: int) -> Steps:
             return ppo(
-                folder, sampler=policy.address, eta=eta, policy=BASE, steps=STEPS,
-                reward=f"{rewards.address}/bench", checkpoint_every=STEPS, dtype=settings.dtype,
+                folder,
+                sampler=policy.address,
+                eta=eta,
+                policy=BASE,
+                steps=STEPS,
+                reward=f"{rewards.address}/bench",
+                checkpoint_every=STEPS,
+                dtype=settings.dtype,
                 **BATCH,
-            )  # fmt: skip
+            )
 
         found = by_turns(Path(scratch), settings.rounds, once)
     title = (
@@ -69,9 +80,16 @@ def overlap(settings: BenchSettings) -> None:
             sampler = FakePolicyServer(delay=(delay / 2, delay), dtype=settings.dtype)
             with sampler:
                 return ppo(
-                    folder, sampler=sampler.target, eta=eta, policy=BASE, steps=STEPS,
-                    verifier="length:24", checkpoint_every=0, dtype=settings.dtype, **BATCH,
-                )  # fmt: skip
+                    folder,
+                    sampler=sampler.target,
+                    eta=eta,
+                    policy=BASE,
+                    steps=STEPS,
+                    verifier="length:24",
+                    checkpoint_every=0,
+                    dtype=settings.dtype,
+                    **BATCH,
+                )
 
         alone = once(Path(scratch) / "alone", 0, NO_DELAY)
         delay = median([a + b for a, b in work(alone)])

@@ -116,7 +116,7 @@ BOMBS = {
     "searches": LONG % "{{ b.find('x') }}",
     "slices": LONG % "{% set x = b[::2] %}",
     "dicts": "{% for i in range(99999) %}{% set x = {}.fromkeys(range(9999)) %}{% endfor %}",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("template", BOMBS.values(), ids=BOMBS.keys())

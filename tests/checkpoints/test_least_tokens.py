@@ -44,10 +44,11 @@ def by_bytes() -> Tokenizer:
         ]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=600,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=[SPECIAL],
         show_progress=False,
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator([*TEXT, "\u0390" * 30, SPACES], trainer)
     return tokenizer
 

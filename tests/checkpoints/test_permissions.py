@@ -47,8 +47,10 @@ def read_as_stranger(*folders: Path) -> list[str]:
     """What is said of each folder, as a checkpoint and as a model."""
     done = subprocess.run(
         [sys.executable, "-c", READ_AS_STRANGER.format(uid=STRANGER), *map(str, folders)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return done.stdout.splitlines()
 
 

@@ -45,9 +45,14 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> PolicyEncoder:
     folder = tmp_path_factory.mktemp("smollm")
     for seed, name in enumerate("pr"):
         tiny_checkpoint(
-            folder / name, "llama", seed=seed, causal_lm=True, vocab_size=49152, tokenizer=False,
+            folder / name,
+            "llama",
+            seed=seed,
+            causal_lm=True,
+            vocab_size=49152,
+            tokenizer=False,
             max_positions=8192,
-        )  # fmt: skip
+        )
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(resolve_model("smollm2-135m-instruct") / file, folder / name / file)
     Manifest(kind="implicit", policy="p", reference="r", beta=0.1).write(folder)

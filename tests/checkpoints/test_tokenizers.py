@@ -232,9 +232,20 @@ def spm(folder: Path, max_pieces: int) -> sentencepiece.SentencePieceProcessor:
     text = folder.parent / "text.txt"
     text.write_text("\n".join(TEXT * 20), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(folder / "spm"), model_type="unigram",
-        vocab_size=max_pieces, hard_vocab_limit=False, minloglevel=2, byte_fallback=False,
-        pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece=hub.PAD, bos_piece=hub.CLS,
-        eos_piece=hub.SEP, unk_piece=hub.UNK,
-    )  # fmt: skip
+        input=str(text),
+        model_prefix=str(folder / "spm"),
+        model_type="unigram",
+        vocab_size=max_pieces,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        byte_fallback=False,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        pad_piece=hub.PAD,
+        bos_piece=hub.CLS,
+        eos_piece=hub.SEP,
+        unk_piece=hub.UNK,
+    )
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))

@@ -145,12 +145,11 @@ RULE = Message(role="system", content="Be brief.")
     [
         ("Why? ", conversation(["Why?"]), conversation(["Why? "])),
         ("Why?", [RULE, *conversation(["Why?\n"])], [RULE, *conversation(["Why?"])]),
-        ([RULE, *conversation(["Why?"])], conversation(["Why?"]),
-         [RULE, *conversation(["Why?"])]),
+        ([RULE, *conversation(["Why?"])], conversation(["Why?"]), [RULE, *conversation(["Why?"])]),
         ([RULE], conversation(["Why?"]), [RULE, *conversation(["Why?"])]),
         ("Why?", conversation(["Why?", "So.", "And?"]), conversation(["Why?", "So.", "And?"])),
     ],
-)  # fmt: skip
+)
 def test_a_prompt_beside_whole_conversations_is_said_once(
     prompt: Any, begins: list[Message], expected: list[Message]
 ) -> None:
@@ -173,12 +172,20 @@ def test_a_prompt_beside_whole_conversations_is_said_once(
         ("Why?", "good", ["How?", "bad"], "rejected: is a conversation that does not begin with"),
         (conversation(["a", "b", "c"]), ["c", "good"], "bad", "user: 'c' in place of user: 'a'"),
         (conversation(["a ", "b"]), ["a", "B", "c", "good"], "bad", "does not begin with the row"),
-        ([{**RULE, "content": "Be long."}, *conversation(["Why?"])], ["system", "Why?", "good"],
-         "bad", "chosen: begins with another system turn than the row's prompt"),
-        ("Why?", ["system", "Why?", "good"], ["Why?", "bad"],
-         "rejected: begins with another system turn than chosen"),
+        (
+            [{**RULE, "content": "Be long."}, *conversation(["Why?"])],
+            ["system", "Why?", "good"],
+            "bad",
+            "chosen: begins with another system turn than the row's prompt",
+        ),
+        (
+            "Why?",
+            ["system", "Why?", "good"],
+            ["Why?", "bad"],
+            "rejected: begins with another system turn than chosen",
+        ),
     ],
-)  # fmt: skip
+)
 def test_conversations_that_do_not_begin_with_the_prompt_are_refused(
     prompt: Any, chosen: Any, rejected: Any, message: str
 ) -> None:

@@ -49,8 +49,9 @@ async def sampler(kind: str, *, slow: bool = False) -> AsyncIterator[AsyncPolicy
     """A client of a sampler of the kind; slow ones take half a second for a completion."""
     async with AsyncExitStack() as stack:
         if kind == "fake":
-            fake = FakePolicyServer(delay=(0.5, 0.5) if slow else (0, 0), tensors=SPECS,
-                                    limit=LIMIT)  # fmt: skip
+            fake = FakePolicyServer(
+                delay=(0.5, 0.5) if slow else (0, 0), tensors=SPECS, limit=LIMIT
+            )
             target = (await stack.enter_async_context(fake)).target
         else:
             real = await stack.enter_async_context(start_sampler(max_in_flight=LIMIT))
@@ -79,8 +80,9 @@ async def test_completions(kind: str) -> None:
         items = [GenerateItem(PROMPT, n=5, id="a"), GenerateItem("two words", n=2)]
         found = await collect(client, *items, return_text=True)
         assert [(c.item, c.sample) for c in found] == [
-            *((0, i) for i in range(5)), *((1, i) for i in range(2))
-        ]  # fmt: skip
+            *((0, i) for i in range(5)),
+            *((1, i) for i in range(2)),
+        ]
         for completion in found:
             assert completion.id == ("a" if completion.item == 0 else "")
             assert 1 <= len(completion.token_ids) <= 9
@@ -282,7 +284,7 @@ WRONG = {
         begin(1, tensors=[policy_pb2.TensorSpec(name="a.weight", dtype="int8", shape=[4, 2])]),
         commit(),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -297,11 +299,13 @@ def test_a_wrong_update_is_refused_alike_and_changes_nothing(pair: Pair, name: s
 messages = st.one_of(
     st.builds(begin, st.integers(0, 9), reset=st.booleans()),
     st.builds(
-        chunk, st.integers(0, 2), st.sampled_from([0, 4, 6, 32]),
+        chunk,
+        st.integers(0, 2),
+        st.sampled_from([0, 4, 6, 32]),
         st.sampled_from([*DATA, DATA[0][:4], DATA[0][4:], b""]),
     ),
     st.builds(commit, st.sampled_from([WEIGHTS, b"else"])),
-)  # fmt: skip
+)
 streams = st.one_of(
     st.lists(messages, max_size=6),
     st.builds(
@@ -309,9 +313,11 @@ streams = st.one_of(
     ),
     st.builds(
         lambda version, extra, place: [*(u := list(update(version)))[:place], extra, *u[place:]],
-        st.integers(1, 99), messages, st.integers(0, 5),
+        st.integers(1, 99),
+        messages,
+        st.integers(0, 5),
     ),
-)  # fmt: skip
+)
 
 
 @given(st.lists(streams, min_size=1, max_size=3))

@@ -112,30 +112,40 @@ async def test_leaving_the_iteration_stops_the_call_at_once() -> None:
 ids = st.lists(st.integers(0, 2**32 - 1), max_size=4)
 replies = st.builds(
     policy_pb2.GenerateResponse,
-    item=st.integers(0, 3), sample=st.integers(0, 4), token_ids=ids,
+    item=st.integers(0, 3),
+    sample=st.integers(0, 4),
+    token_ids=ids,
     logprobs=st.lists(st.floats(-9, 0, width=32) | st.just(float("inf")), max_size=4),
     finish_reason=st.integers(0, 3),
     spans=st.lists(
-        st.builds(policy_pb2.VersionSpan, version=st.integers(0, 2**63), start=st.integers(0, 4),
-                  end=st.integers(0, 4)),
+        st.builds(
+            policy_pb2.VersionSpan,
+            version=st.integers(0, 2**63),
+            start=st.integers(0, 4),
+            end=st.integers(0, 4),
+        ),
         max_size=3,
     ),
-)  # fmt: skip
+)
 
 
 def good(item: int, sample: int) -> policy_pb2.GenerateResponse:
     return policy_pb2.GenerateResponse(
-        item=item, sample=sample, token_ids=[3, 2], logprobs=[-1.0, 0.0],
+        item=item,
+        sample=sample,
+        token_ids=[3, 2],
+        logprobs=[-1.0, 0.0],
         finish_reason=policy_pb2.FINISH_REASON_STOP,
         spans=[policy_pb2.VersionSpan(version=1, start=0, end=2)],
-    )  # fmt: skip
+    )
 
 
 sound = st.builds(good, st.integers(0, 2), st.integers(0, 3))
 items = st.lists(
     st.builds(GenerateItem, st.just(PROMPT), st.integers(1, 4), st.none() | st.just(5)),
-    min_size=1, max_size=3,
-)  # fmt: skip
+    min_size=1,
+    max_size=3,
+)
 
 
 @given(items, st.lists(st.lists(sound | replies, max_size=12), max_size=4))

@@ -31,7 +31,10 @@ def test_the_client_and_its_command_do_without_posix_modules(tmp_path: Path) -> 
         asked = ["score", "--model", "fake", "--server", server.target, source, "-o", out]
         done = subprocess.run(
             [sys.executable, "-c", CODE, *map(str, asked)],
-            capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text())["scores"] == [1.0, 2.0]

@@ -89,8 +89,12 @@ async def test_one_bad_item_fails_alone() -> None:
     async with FakeRewardServer(value) as server, AsyncRewardClient(server.target) as client:
         results = sorted(await collect(client, items), key=lambda r: r.index)
     assert [type(r.error).__name__ for r in results] == [
-        "NoneType", "Internal", "InvalidArgument", "InvalidArgument", "NoneType"
-    ]  # fmt: skip
+        "NoneType",
+        "Internal",
+        "InvalidArgument",
+        "InvalidArgument",
+        "NoneType",
+    ]
     assert results[4].values == [4.0]
     with pytest.raises(InvalidArgument):
         results[3].values  # noqa: B018

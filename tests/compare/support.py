@@ -92,16 +92,22 @@ def write_evaluation(
     (folder / "evaluation.json").write_text(json.dumps(values), encoding="utf-8")
     rows = [
         {
-            "prompt_index": i, "sample": j,
+            "prompt_index": i,
+            "sample": j,
             "prompt": [{"role": "user", "content": f"Question {i}?"}],
-            "response": f"{response} {i}.{j}", "reward": value, "parts": {"proxy": value},
-            "kl": kl, "tokens": 20, "finished": True, "refusal": 0,
+            "response": f"{response} {i}.{j}",
+            "reward": value,
+            "parts": {"proxy": value},
+            "kl": kl,
+            "tokens": 20,
+            "finished": True,
+            "refusal": 0,
             "category": FIELDS[i % len(FIELDS)],
             **({"heldout_reward": second[i][j]} if second else {}),
         }
         for i, row in enumerate(reward)
         for j, value in enumerate(row)
-    ]  # fmt: skip
+    ]
     write_rows(folder / "samples.jsonl", rows)
     return folder
 
@@ -118,10 +124,22 @@ def write_aligned(folder: Path, recipe: str = "dpo", **changes: Any) -> Path:
         "chosen_nll": 2.25,
         "implicit_accuracy": {"value": 0.75, "low": 0.66, "high": 0.82, "n": 94},
     }  # fmt: skip
-    return _run(folder, {"train": "pairs.jsonl"}, {
-        "algorithm": recipe, "policy": START, "steps": 44, "seed": 3, "before": before,
-        "after": after, "seconds": {"load": 1.0, "train": 119.0}, "versions": {}, "data": {},
-    } | changes)  # fmt: skip
+    return _run(
+        folder,
+        {"train": "pairs.jsonl"},
+        {
+            "algorithm": recipe,
+            "policy": START,
+            "steps": 44,
+            "seed": 3,
+            "before": before,
+            "after": after,
+            "seconds": {"load": 1.0, "train": 119.0},
+            "versions": {},
+            "data": {},
+        }
+        | changes,
+    )
 
 
 def write_reinforced(
@@ -141,15 +159,30 @@ def write_reinforced(
                         "distinct_2": 0.8}  # fmt: skip
 
     given = {
-        "prompts": "questions.jsonl", "eval_prompts": "own.jsonl", "max_tokens": 48,
-        "reward": ["127.0.0.1:1/proxy"], "verifier": [], "heldout_reward": [], "temperature": 1.0,
-    } | dict(settings or {})  # fmt: skip
-    _run(folder, given, {
-        "algorithm": recipe, "policy": START, "steps": 12, "seed": 0,
-        "before": measured(0.0, 0.0), "after": measured(1.0, 2.0),
-        "difference": {"reward": estimate([0.9, 1.1]).as_dict()},
-        "seconds": {"learn": 60.0, "wait": 30.0}, "warnings": [],
-    } | changes)  # fmt: skip
+        "prompts": "questions.jsonl",
+        "eval_prompts": "own.jsonl",
+        "max_tokens": 48,
+        "reward": ["127.0.0.1:1/proxy"],
+        "verifier": [],
+        "heldout_reward": [],
+        "temperature": 1.0,
+    } | dict(settings or {})
+    _run(
+        folder,
+        given,
+        {
+            "algorithm": recipe,
+            "policy": START,
+            "steps": 12,
+            "seed": 0,
+            "before": measured(0.0, 0.0),
+            "after": measured(1.0, 2.0),
+            "difference": {"reward": estimate([0.9, 1.1]).as_dict()},
+            "seconds": {"learn": 60.0, "wait": 30.0},
+            "warnings": [],
+        }
+        | changes,
+    )
     if curve:
         write_rows(folder / "metrics.jsonl", curve)
     return folder

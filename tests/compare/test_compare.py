@@ -179,8 +179,10 @@ def test_one_table_holds_every_measure(tmp_path: Path, compare: Compare) -> None
     assert "Not measured on prompts: sft." in page.text
     assert "Not measured on prompts: sft." in out
     subgroups = [row for row in page.cells if row[:1] == ["fact12 prompts"]]
-    by_rows = [estimate([float(np.mean(r)) for r in scores(N, mean, seed)[::2]]).mean
-               for mean, seed in ((-1.0, 1), (0.0, 3))]  # fmt: skip
+    by_rows = [
+        estimate([float(np.mean(r)) for r in scores(N, mean, seed)[::2]]).mean
+        for mean, seed in ((-1.0, 1), (0.0, 3))
+    ]
     assert [cell.replace("−", "-")[:5] for cell in subgroups[0][1:]] == [
         f"{mean:+.2f}" for mean in by_rows
     ]
@@ -193,12 +195,15 @@ def test_the_report_stands_on_its_own_and_runs_nothing_of_a_run(
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp;\u202e\x00$\\frac{"
     name = "<b onclick=alert(3)>$\\frac{x"
     run = evaluated(
-        write_reinforced(tmp_path / name, warnings=[evil]), 1.0, 1.0, 2.0, response=evil,
+        write_reinforced(tmp_path / name, warnings=[evil]),
+        1.0,
+        1.0,
+        2.0,
+        response=evil,
         subgroups={evil: {evil: {"reward": estimate([1.0, 2.0]).as_dict()}}},
         prompts={"source": evil, "sha256": "a" * 64, "count": N},
-    )  # fmt: skip
-    first = start(tmp_path, response=evil,
-                  prompts={"source": evil, "sha256": "a" * 64, "count": N})  # fmt: skip
+    )
+    first = start(tmp_path, response=evil, prompts={"source": evil, "sha256": "a" * 64, "count": N})
     report = tmp_path / "report.html"
     code, out, _ = compare(run, first, "-o", report)
     assert code == 0
@@ -262,10 +267,15 @@ def test_held_out_rewards_of_two_models_are_not_one(tmp_path: Path, compare: Com
 def curve() -> list[dict[str, float]]:
     rows: list[dict[str, float]] = [{"step": 1, "seconds": 2.0, "reward": 0.0}]
     for step in (0, 6, 12):
-        rows.append({
-            "step": step, "seconds": 1.0, "eval/reward": step / 12, "eval/kl": step / 6,
-            "eval/heldout_reward": -step / 12,
-        })  # fmt: skip
+        rows.append(
+            {
+                "step": step,
+                "seconds": 1.0,
+                "eval/reward": step / 12,
+                "eval/kl": step / 6,
+                "eval/heldout_reward": -step / 12,
+            }
+        )
     return rows
 
 
@@ -300,10 +310,11 @@ def test_a_curve_is_drawn_only_where_its_terms_are_those_of_the_evaluations(
         summary[part]["reward"]["n"] = N
     counts = {part: summary[part] for part in ("before", "after")}
     for name, settings, drawn in (
-        ("same", same, 3), ("hot", same | {"temperature": 2.0}, 0),
+        ("same", same, 3),
+        ("hot", same | {"temperature": 2.0}, 0),
         ("other", same | {"eval_prompts": "x.jsonl"}, 0),
         ("model", same | {"reward": ["h:1/another"]}, 0),
-    ):  # fmt: skip
+    ):
         run = write_reinforced(tmp_path / name, curve=curve(), settings=settings, **counts)
         write_evaluation(run / "evaluation", scores(N, 0.5, 3), kl=2.0)
         (group,) = as_json(compare, first, run)["groups"]
@@ -427,10 +438,26 @@ def _missing_rows(tmp: Path) -> tuple[Path, str]:
 
 @pytest.mark.parametrize(
     "make",
-    [_not_there, _file, _empty, _reward_model, _unfinished, _unfinished_evaluation,
-     _unfinished_start, _format, _json, _toml, _infinite, _no_reward, _row, _cut_row,
-     _missing_rows, _other_weights, _other_policy],
-)  # fmt: skip
+    [
+        _not_there,
+        _file,
+        _empty,
+        _reward_model,
+        _unfinished,
+        _unfinished_evaluation,
+        _unfinished_start,
+        _format,
+        _json,
+        _toml,
+        _infinite,
+        _no_reward,
+        _row,
+        _cut_row,
+        _missing_rows,
+        _other_weights,
+        _other_policy,
+    ],
+)
 def test_a_folder_that_is_no_whole_run_ends_in_one_sentence(
     make: Callable[[Path], tuple[Path, str]], tmp_path: Path, compare: Compare
 ) -> None:

@@ -30,10 +30,14 @@ from guerdon.trainer.reward.settings import RewardSettings
 from guerdon.trainer.rl.settings import PPOSettings, RFTSettings
 
 KINDS: dict[tuple[str, ...], type[Any]] = {
-    ("train", "reward"): RewardSettings, ("train", "sft"): SFTSettings,
-    ("train", "dpo"): DPOSettings, ("train", "orpo"): ORPOSettings,
-    ("train", "rft"): RFTSettings, ("train", "ppo"): PPOSettings, ("eval", "policy"): EvalSettings,
-}  # fmt: skip
+    ("train", "reward"): RewardSettings,
+    ("train", "sft"): SFTSettings,
+    ("train", "dpo"): DPOSettings,
+    ("train", "orpo"): ORPOSettings,
+    ("train", "rft"): RFTSettings,
+    ("train", "ppo"): PPOSettings,
+    ("eval", "policy"): EvalSettings,
+}
 
 
 def test_the_halves_share_no_prompt_and_leave_nothing_out(tmp_path: Path) -> None:
@@ -127,10 +131,19 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, started: list[str]) -> N
     comparison.compare(plan(tmp_path))
     words = [" ".join(command.split()[:2]) for command in started]
     assert words == [
-        "train reward", "train reward", "train sft", "train dpo", "train orpo", "serve reward",
-        "serve sampler", "eval policy", "train rft", "train ppo", *["eval policy"] * 5,
+        "train reward",
+        "train reward",
+        "train sft",
+        "train dpo",
+        "train orpo",
+        "serve reward",
+        "serve sampler",
+        "eval policy",
+        "train rft",
+        "train ppo",
+        *["eval policy"] * 5,
         f"compare {tmp_path}/start",
-    ]  # fmt: skip
+    ]
     started.clear()
     comparison.compare(plan(tmp_path))
     assert [command.split()[0] for command in started] == ["compare"]  # and no server
@@ -139,8 +152,10 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, started: list[str]) -> N
     (tmp_path / "ppo" / "config.toml").touch()
     comparison.compare(plan(tmp_path))
     assert [command.split()[:2] for command in started[:3]] == [
-        ["serve", "reward"], ["serve", "sampler"], ["train", "ppo"],
-    ]  # fmt: skip
+        ["serve", "reward"],
+        ["serve", "sampler"],
+        ["train", "ppo"],
+    ]
     assert started[2].endswith("--resume")
     assert len(started) == 4
 
@@ -162,9 +177,11 @@ def test_another_seed_is_another_comparison(
     ask("--budget", "tiny")
     ask()
     assert made == [
-        ("comparison-small", 0), ("comparison-small-seed-1", 1), ("comparison-tiny", 0),
         ("comparison-small", 0),
-    ]  # fmt: skip
+        ("comparison-small-seed-1", 1),
+        ("comparison-tiny", 0),
+        ("comparison-small", 0),
+    ]
     with pytest.raises(SystemExit):
         ask("--seed", "2", "--output", str(tmp_path / "runs" / "comparison-small"))
     assert "with budget small and seed 0: give another --output" in " ".join(

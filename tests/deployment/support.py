@@ -38,9 +38,13 @@ RULES = ("rules.yml", *ALERTS)
 RULE_TESTS = ("tests.yml", "sampler-tests.yml", "service-tests.yml")
 
 FOREIGN = {
-    "up", "process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds",
-    "process_max_fds", "process_start_time_seconds",
-}  # fmt: skip
+    "up",
+    "process_resident_memory_bytes",
+    "process_cpu_seconds_total",
+    "process_open_fds",
+    "process_max_fds",
+    "process_start_time_seconds",
+}
 """Metrics that are Prometheus's own, or of every process."""
 
 
@@ -159,9 +163,12 @@ def running_prometheus(
     file.write_text(yaml.safe_dump(config))
     port = free_port()
     command = [
-        program, f"--config.file={file}", f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn",
-    ]  # fmt: skip
+        program,
+        f"--config.file={file}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=warn",
+    ]
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:

@@ -75,9 +75,12 @@ def alertmanager(tmp_path: Path, receiver: Receiver) -> Iterator[str]:
     file, log = tmp_path / "alertmanager.yml", tmp_path / "alertmanager.log"
     file.write_text(yaml.safe_dump(configuration(receiver.url)))
     command = [
-        program, f"--config.file={file}", f"--storage.path={tmp_path / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address=",
-    ]  # fmt: skip
+        program,
+        f"--config.file={file}",
+        f"--storage.path={tmp_path / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--cluster.listen-address=",
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:

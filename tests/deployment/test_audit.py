@@ -41,7 +41,9 @@ def test_what_the_audit_says(
     (tmp_path / "pip_audit.py").write_text(answer)
     done = subprocess.run(
         [sys.executable, DEPLOY / "audit.py", *flags],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert done.returncode == code, done.stderr
     assert said in done.stdout

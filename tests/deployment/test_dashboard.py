@@ -129,16 +129,19 @@ def test_every_metric_is_on_the_dashboard(file: str) -> None:
 def test_promtool_accepts_the_configuration() -> None:
     done = subprocess.run(
         [need_program("promtool"), "check", "config", PROMETHEUS / "prometheus.yml"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_alerts_ring_on_their_fault_and_only_then() -> None:
     done = subprocess.run(
         [need_program("promtool"), "test", "rules", *RULE_TESTS],
-        capture_output=True, text=True, cwd=PROMETHEUS,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=PROMETHEUS,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

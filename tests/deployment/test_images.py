@@ -56,8 +56,10 @@ def flags_of(*command: str) -> set[str]:
     """The flags that `guerdon … --help` names."""
     done = subprocess.run(
         [sys.executable, "-m", "guerdon.cli.main", *command, "--help"],
-        capture_output=True, text=True, env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+    )
     assert done.returncode == 0, done.stderr
     return set(re.findall(r"--[a-z][a-z-]+", done.stdout))
 
@@ -107,8 +109,9 @@ def test_each_image_has_its_build_of_torch() -> None:
     (torch,) = re.findall(r"^torch_version=([\d.]+)", SETUP, re.MULTILINE)
     # setup.sh installs the same: another one would be downloaded, and replaced for vLLM's sake.
     assert set(re.findall(r'install .*"torch(.*?)"', SETUP)) == {
-        "==$torch_version", "==$torch_version+cpu"
-    }  # fmt: skip
+        "==$torch_version",
+        "==$torch_version+cpu",
+    }
     (vllm,) = re.findall(r"^vllm_version=([\d.]+)", SETUP, re.MULTILINE)
     for recipe in RECIPES:
         held = locked(recipe)

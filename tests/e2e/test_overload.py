@@ -40,9 +40,15 @@ BATCH = 8
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A model that is slow enough for one client to overload, with a short queue."""
     folder = tiny_checkpoint(
-        tmp_path_factory.mktemp("model"), "llama", hidden_size=256, intermediate_size=1024,
-        num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8, head_dim=32,
-    )  # fmt: skip
+        tmp_path_factory.mktemp("model"),
+        "llama",
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        head_dim=32,
+    )
     flags = {"max_queue_tokens": 40 * LENGTH, "max_batch_tokens": BATCH * LENGTH}
     with running_server({"m": folder}, **flags) as running:
         yield running
@@ -51,10 +57,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def questions(count: int) -> list[Item]:
     rng = np.random.default_rng(0)
     return [
-        Item(TokenIds(rng.integers(10, 200, LENGTH - 20).tolist()),
-             [TokenIds(rng.integers(10, 200, 20).tolist())])
+        Item(
+            TokenIds(rng.integers(10, 200, LENGTH - 20).tolist()),
+            [TokenIds(rng.integers(10, 200, 20).tolist())],
+        )
         for _ in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def test_twice_the_load(server: RunningServer) -> None:
@@ -67,9 +75,15 @@ def test_twice_the_load(server: RunningServer) -> None:
 
     with HealthProbe(server.address) as probe:
         outcome = asyncio.run(
-            offer(server.address, items, model="m", rate=2 * capacity, seconds=seconds,
-                  deadline=deadline)
-        )  # fmt: skip
+            offer(
+                server.address,
+                items,
+                model="m",
+                rate=2 * capacity,
+                seconds=seconds,
+                deadline=deadline,
+            )
+        )
     after = metrics(server.url)
 
     def grown(name: str, *labels: str) -> float:

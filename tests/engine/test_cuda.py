@@ -95,9 +95,16 @@ def test_the_kernels_of_a_gpu_compute_what_they_should(
     size: int, heads: tuple[int, int], dtype: torch.dtype
 ) -> None:
     call = AttentionCall(
-        causal=True, window=None, scale=size**-0.5, softcap=None, heads=heads[0],
-        key_heads=heads[1], size=size, value_size=size, dtype=dtype,
-    )  # fmt: skip
+        causal=True,
+        window=None,
+        scale=size**-0.5,
+        softcap=None,
+        heads=heads[0],
+        key_heads=heads[1],
+        size=size,
+        value_size=size,
+        dtype=dtype,
+    )
     shared = [Segment(0, 900), Segment(900, 200, 0, 900), Segment(1100, 1, 0, 900)]
     alone = [Segment(0, 1500), Segment(1500, 1), Segment(1501, 77)]
     for window in (None, 3, 512):

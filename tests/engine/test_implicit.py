@@ -219,9 +219,15 @@ def test_policy_and_reference_may_be_of_different_architectures(tmp_path: Path) 
 def test_beta_scales_and_the_info_says_what_it_is(folder: Make, tmp_path: Path) -> None:
     base = folder("llama")
     Manifest(
-        kind="implicit", policy=str(base / "policy"), reference=str(base / "reference"),
-        beta=2 * BETA, mean=0.5, std=2.0, base_model="tiny", max_tokens=99,
-    ).write(tmp_path)  # fmt: skip
+        kind="implicit",
+        policy=str(base / "policy"),
+        reference=str(base / "reference"),
+        beta=2 * BETA,
+        mean=0.5,
+        std=2.0,
+        base_model="tiny",
+        max_tokens=99,
+    ).write(tmp_path)
     one, two, pairs = load(base), load(tmp_path), draw(8, 3)
     single, double = (flat(m.score(encode(m, pairs))) for m in (one, two))
     np.testing.assert_allclose(double, 2 * single, rtol=1e-6)

@@ -172,9 +172,16 @@ def test_a_wrong_varlen_is_refused(
 
 
 CALL = AttentionCall(
-    causal=True, window=None, scale=0.125, softcap=None, heads=4, key_heads=2, size=64,
-    value_size=64, dtype=torch.bfloat16,
-)  # fmt: skip
+    causal=True,
+    window=None,
+    scale=0.125,
+    softcap=None,
+    heads=4,
+    key_heads=2,
+    size=64,
+    value_size=64,
+    dtype=torch.bfloat16,
+)
 TABLE = [Segment(0, 30), Segment(30, 9, 0, 30), Segment(39, 4, 0, 30), Segment(43, 17)]
 
 
@@ -186,9 +193,15 @@ def test_a_right_kernel_passes(
     heads: tuple[int, int], size: int, window: int | None, dtype: torch.dtype
 ) -> None:
     call = replace(
-        CALL, heads=heads[0], key_heads=heads[1], size=size, value_size=size, window=window,
-        scale=size**-0.5, dtype=dtype,
-    )  # fmt: skip
+        CALL,
+        heads=heads[0],
+        key_heads=heads[1],
+        size=size,
+        value_size=size,
+        window=window,
+        scale=size**-0.5,
+        dtype=dtype,
+    )
     check_kernels([call, replace(call, softcap=50.0)], [TABLE], torch.device("cpu"))
     alone = [Segment(0, 30), Segment(30, 17)]
     check_kernels([replace(call, causal=False)], [alone], torch.device("cpu"))

@@ -190,8 +190,9 @@ def test_an_ensemble_combines_its_members(aggregation: str, checkpoint: Make) ->
     np.testing.assert_allclose([s.spread for s in found], wanted.std(0, ddof=0), atol=1e-4)
     np.testing.assert_allclose([s.score for s in found], ENSEMBLES[aggregation](wanted), atol=2e-4)
     assert scores.stats.sequences == len(found)
-    assert scores.stats.computed_tokens == 3 * sum(one.tokens for one in batch if one.sequences > 1
-        ) + 3 * sum(one.lengths()[0] for one in batch if one.sequences == 1)  # fmt: skip
+    assert scores.stats.computed_tokens == 3 * sum(
+        one.tokens for one in batch if one.sequences > 1
+    ) + 3 * sum(one.lengths()[0] for one in batch if one.sequences == 1)
     model.close()
 
 

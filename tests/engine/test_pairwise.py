@@ -72,8 +72,10 @@ def test_scores_are_the_published_ones(model: RewardModel, published: Published)
     found = ranked(model, ScoreItem(PROMPT, ANSWERS))
     np.testing.assert_allclose(values(found), wanted, atol=1e-4)
     encode = published.tokenizer.encode
-    lengths = [len(encode(hub.MARKS[0] + PROMPT).ids) + len(encode(hub.MARKS[1] + answer).ids)
-               for answer in ANSWERS]  # fmt: skip
+    lengths = [
+        len(encode(hub.MARKS[0] + PROMPT).ids) + len(encode(hub.MARKS[1] + answer).ids)
+        for answer in ANSWERS
+    ]
     assert [score.token_count for score in found] == lengths
 
 
@@ -94,8 +96,10 @@ def test_several_tasks_are_averaged(tmp_path: Path) -> None:
 
 def test_neighbours_change_nothing(model: RewardModel, published: Published) -> None:
     """Comparisons of several items share padded batches, cut where the scheduler cuts."""
-    one, other = (model.encode(ScoreItem(PROMPT, a), Truncation.REJECT) for a in
-                  (ANSWERS, ("yes", "no " * 60)))  # fmt: skip
+    one, other = (
+        model.encode(ScoreItem(PROMPT, a), Truncation.REJECT)
+        for a in (ANSWERS, ("yes", "no " * 60))
+    )
     parts = model.score([one.part(0, 5), other, one.part(5, 12)]).items
     found = scores_of_candidates(one, [*parts[0], *parts[2]])
     np.testing.assert_allclose(values(found), published.scores(PROMPT, ANSWERS), atol=1e-4)

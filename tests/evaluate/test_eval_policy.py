@@ -64,15 +64,43 @@ class World:
     def run(self, policy: Path, output: str, *more: str) -> int:
         """The command's exit code."""
         at = self.rewards.target
-        return main([
-            "eval", "policy", "--policy", str(policy), "--reference", str(self.first),
-            "--sampler", self.sampler.target, "--reward", f"{at}/long",
-            "--reward", f"0.5*{at}/vowels", "--heldout-reward", f"{at}/judge",
-            "--harm", f"{at}/rude", "--harm-threshold", str(HARMFUL),
-            "--prompts", str(self.prompts), "--output", str(self.folder / output),
-            "--max-tokens", str(MOST), "--samples-per-prompt", str(SAMPLES),
-            "--dtype", "float32", "--patience", "5", "--by", "kind", *more,
-        ])  # fmt: skip
+        return main(
+            [
+                "eval",
+                "policy",
+                "--policy",
+                str(policy),
+                "--reference",
+                str(self.first),
+                "--sampler",
+                self.sampler.target,
+                "--reward",
+                f"{at}/long",
+                "--reward",
+                f"0.5*{at}/vowels",
+                "--heldout-reward",
+                f"{at}/judge",
+                "--harm",
+                f"{at}/rude",
+                "--harm-threshold",
+                str(HARMFUL),
+                "--prompts",
+                str(self.prompts),
+                "--output",
+                str(self.folder / output),
+                "--max-tokens",
+                str(MOST),
+                "--samples-per-prompt",
+                str(SAMPLES),
+                "--dtype",
+                "float32",
+                "--patience",
+                "5",
+                "--by",
+                "kind",
+                *more,
+            ]
+        )
 
     def found(self, output: str) -> Row:
         found: Row = json.loads((self.folder / output / "evaluation.json").read_text("utf-8"))
@@ -222,10 +250,14 @@ def test_kl_is_that_of_plain_transformers_and_of_the_recipes(
             ids = torch.tensor([prompt + response])
             begin = len(prompt)
             sums = [
-                model(input_ids=ids).logits[0, :-1].log_softmax(-1)
-                .gather(1, ids[0, 1:, None])[begin - 1 :].sum().item()
+                model(input_ids=ids)
+                .logits[0, :-1]
+                .log_softmax(-1)
+                .gather(1, ids[0, 1:, None])[begin - 1 :]
+                .sum()
+                .item()
                 for model in models
-            ]  # fmt: skip
+            ]
             expected.append(sums[0] - sums[1])
     written = [row["kl"] for row in world.rows("after")]
     assert written == pytest.approx(expected, abs=1e-4)
@@ -336,9 +368,13 @@ def test_what_a_kill_leaves_is_gone_on_from(world: World, tuned: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_refused_before_the_sampler_is_touched(
-    world: World, tuned: Path, tmp_path: Path, more: list[str], reason: str,
+    world: World,
+    tuned: Path,
+    tmp_path: Path,
+    more: list[str],
+    reason: str,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     updates = len(world.sampler.updates)
     arguments = ["--baseline", str(world.folder / "before"), "--output", str(tmp_path / "no")]
     assert world.run(tuned, "no", *arguments, *more) == 2

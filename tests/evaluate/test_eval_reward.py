@@ -60,7 +60,7 @@ def test_accuracy_overall_and_by_subset(
             "chosen": [says("x"), USER, says("9")],
             "rejected": [says("7")],
         },
-    ]  # fmt: skip
+    ]
     data = write_rows(tmp_path / "pairs.jsonl", rows)
     output = tmp_path / "scores.jsonl"
     found = evaluate(server, data, "-o", str(output), capfd=capfd)
@@ -69,8 +69,10 @@ def test_accuracy_overall_and_by_subset(
     # All are of one prompt, so nothing says how prompts differ.
     assert model["accuracy"] == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 6}
     assert {name: (p["value"], p["n"]) for name, p in model["subsets"].items()} == {
-        "": (1.0, 1), "a": (0.5, 2), "[/b]": (pytest.approx(1 / 3), 3),
-    }  # fmt: skip
+        "": (1.0, 1),
+        "a": (0.5, 2),
+        "[/b]": (pytest.approx(1 / 3), 3),
+    }
     assert (model["ties"], model["mean_margin"]) == (1, pytest.approx((2 - 1 + 0 + 2 - 1 + 2) / 6))
     assert model["sections"] == {}
     written = read_rows(output)
@@ -123,8 +125,22 @@ def test_what_the_server_refuses_stops_it_or_is_counted(
     assert "1.000" in printed
     assert main([*arguments[:-1], "unknown"]) == 1
     assert "unknown" in capfd.readouterr().err
-    assert main(["eval", "reward", str(data), "--server", "127.0.0.1:1", "--model", "fake",
-                 "--wait", "0"]) == 3  # fmt: skip
+    assert (
+        main(
+            [
+                "eval",
+                "reward",
+                str(data),
+                "--server",
+                "127.0.0.1:1",
+                "--model",
+                "fake",
+                "--wait",
+                "0",
+            ]
+        )
+        == 3
+    )
 
 
 def test_a_promotion_in_the_middle_changes_nothing(

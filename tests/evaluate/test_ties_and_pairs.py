@@ -38,11 +38,14 @@ def test_ties_by_upstreams_formula(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert ties == pytest.approx(
         {
             "score": 0.3 * 2 / 3 + 0.3 * 3 / 4 + 0.2 * 2 / 3 + 0.2 * 1 / 3 + 0.01 * gap,
-            "tied_accuracy": 2 / 3, "reference_accuracy": 3 / 4,
-            "margin_over_spread": 2 / 3, "both_margins_over_spread": 1 / 3,
-            "gap": gap, "prompts": 3,
+            "tied_accuracy": 2 / 3,
+            "reference_accuracy": 3 / 4,
+            "margin_over_spread": 2 / 3,
+            "both_margins_over_spread": 1 / 3,
+            "gap": gap,
+            "prompts": 3,
         }
-    )  # fmt: skip
+    )
 
 
 def test_ties_without_a_spread() -> None:

@@ -60,8 +60,10 @@ def test_reward_for_a_nat(
         return Estimate(mean, 0.1, low, 9.0, 5)
 
     found, reason = reward_per_kl(
-        of(4.0, 3.0), None if baseline is None else of(baseline, 0.0), of(*kl),
+        of(4.0, 3.0),
+        None if baseline is None else of(baseline, 0.0),
+        of(*kl),
         of_reference=of_reference,
-    )  # fmt: skip
+    )
     assert found == expected[0]
     assert reason.startswith(expected[1])

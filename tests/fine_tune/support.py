@@ -31,10 +31,17 @@ def settings_of(
 ) -> AlignSettings:
     """Settings with which a tiny policy learns in seconds."""
     values = {
-        "policy": str(policy), "train": str(toy[0]), "eval": str(toy[1]), "output": str(output),
-        "lr": 1e-3, "dtype": "float32", "sample_prompts": 2, "sample_tokens": 4, "log_every": 1,
+        "policy": str(policy),
+        "train": str(toy[0]),
+        "eval": str(toy[1]),
+        "output": str(output),
+        "lr": 1e-3,
+        "dtype": "float32",
+        "sample_prompts": 2,
+        "sample_tokens": 4,
+        "log_every": 1,
         "plots": False,
-    }  # fmt: skip
+    }
     return settings_io.build(KINDS[algorithm], values | more)
 
 

@@ -114,9 +114,18 @@ def test_bad_rows_are_named_and_counted(
     with data.open("ab") as file:
         file.write(b'{"prompt": "\xff"}\n')  # line 16
     arguments = [
-        "train", "dpo", "--policy", str(policy), "--train", str(data), "--eval", str(toy[1]),
-        "--output", str(tmp_path / "run"), "--dry-run",
-    ]  # fmt: skip
+        "train",
+        "dpo",
+        "--policy",
+        str(policy),
+        "--train",
+        str(data),
+        "--eval",
+        str(toy[1]),
+        "--output",
+        str(tmp_path / "run"),
+        "--dry-run",
+    ]
     assert main(arguments) == 2
     assert "line 7: rejected: is missing" in capfd.readouterr().err
     assert main([*arguments, "--bad-rows", "skip"]) == 0

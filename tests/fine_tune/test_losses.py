@@ -72,11 +72,13 @@ def test_dpo_is_its_closed_form(
             own = log_ratio(model, plain, row.prompt, ids)
             ratios.append(own.mean() if loss == "ipo" else own.sum())
         delta = ratios[0] - ratios[1]
-        losses.append({
-            "sigmoid": -F.logsigmoid(0.3 * delta),
-            "ipo": (delta - 1 / (2 * 0.3)) ** 2,
-            "hinge": torch.relu(1 - 0.3 * delta),
-        }[loss])  # fmt: skip
+        losses.append(
+            {
+                "sigmoid": -F.logsigmoid(0.3 * delta),
+                "ipo": (delta - 1 / (2 * 0.3)) ** 2,
+                "hinge": torch.relu(1 - 0.3 * delta),
+            }[loss]
+        )
     right = torch.stack(losses).mean()
     assert found.item() == pytest.approx(right.item(), abs=1e-4)
     found_gradient, right_gradient = gradient(model, found), gradient(model, right)
@@ -134,9 +136,16 @@ def test_dpo_reaches_the_log_odds_of_bradley_and_terry(policy: Path, tmp_path: P
     ]
     data = write_rows(tmp_path / "pairs.jsonl", rows)
     settings = settings_of(
-        "dpo", policy, (data, data), tmp_path / "run", beta=0.5, batch_size=10, epochs=150.0,
-        lr=1e-3, checkpoint_every=0,
-    )  # fmt: skip
+        "dpo",
+        policy,
+        (data, data),
+        tmp_path / "run",
+        beta=0.5,
+        batch_size=10,
+        epochs=150.0,
+        lr=1e-3,
+        checkpoint_every=0,
+    )
     model = load_lm(policy)
     inputs, trainer, _ = trainer_and_batch(settings, model, tmp_path)
     trainer.train()

@@ -35,10 +35,27 @@ def test_a_recipe_learns_and_leaves_a_whole_folder(
 ) -> None:
     output = tmp_path / "run"
     arguments = [
-        "train", algorithm, "--policy", str(policy), "--train", str(toy[0]), "--eval", str(toy[1]),
-        "--output", str(output), "--lr", "1e-3", "--epochs", "3", "--eval-every", "8",
-        "--sample-prompts", "2", "--sample-tokens", "4",
-    ]  # fmt: skip
+        "train",
+        algorithm,
+        "--policy",
+        str(policy),
+        "--train",
+        str(toy[0]),
+        "--eval",
+        str(toy[1]),
+        "--output",
+        str(output),
+        "--lr",
+        "1e-3",
+        "--epochs",
+        "3",
+        "--eval-every",
+        "8",
+        "--sample-prompts",
+        "2",
+        "--sample-tokens",
+        "4",
+    ]
     assert main(arguments) == 0
     printed = capfd.readouterr().err
     assert "24 rows of" in printed
@@ -65,8 +82,11 @@ def test_a_recipe_learns_and_leaves_a_whole_folder(
     assert all(0 < row["tokens"] <= 4 and row["sample"] == 0 for row in samples)
     assert [row["prompt_index"] for row in samples] == [0, 1, 0, 1]
     assert [(row["kind"], row["step"]) for row in samples] == [
-        ("before", 0), ("before", 0), ("after", 24), ("after", 24),
-    ]  # fmt: skip
+        ("before", 0),
+        ("before", 0),
+        ("after", 24),
+        ("after", 24),
+    ]
     pictures = {"training.png"} | ({"rewards.png"} if algorithm != "sft" else set())
     assert {path.name for path in (output / "plots").iterdir()} == pictures
     assert not (output / "checkpoints").exists()
@@ -96,9 +116,13 @@ def test_a_recipe_learns_and_leaves_a_whole_folder(
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
 )
 def test_a_resumed_run_equals_an_unbroken_one(
-    algorithm: str, more: dict[str, Any], policy: Path, toy: Toy, tmp_path: Path,
+    algorithm: str,
+    more: dict[str, Any],
+    policy: Path,
+    toy: Toy,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     more = more | {"checkpoint_every": 3, "limit": 40, "epochs": 2.0}
     whole = settings_of(algorithm, policy, toy, tmp_path / "whole", **more)
     summary, _ = run(whole)
@@ -146,13 +170,15 @@ def test_what_is_measured_is_what_is_saved(
             found = torch.cat([answer_logprobs(saved, *row) for row in rows])
             assert summary["after"]["nll"] == pytest.approx(-float(found.mean()), abs=1e-4)
             return
-        delta = torch.stack([
-            sum(
-                sign * log_ratio(saved, first, row.prompt, ids).sum()
-                for sign, ids in ((1, row.chosen), (-1, row.rejected))
-            )
-            for row in rows
-        ])  # fmt: skip
+        delta = torch.stack(
+            [
+                sum(
+                    sign * log_ratio(saved, first, row.prompt, ids).sum()
+                    for sign, ids in ((1, row.chosen), (-1, row.rejected))
+                )
+                for row in rows
+            ]
+        )
     assert summary["after"]["margin"] == pytest.approx(0.1 * float(delta.mean()), abs=1e-4)
     right = int((delta > 0).sum()) / len(rows)
     assert summary["after"]["implicit_accuracy"]["value"] == pytest.approx(right)

@@ -108,9 +108,13 @@ def rewards_loss(model: Any, task: Any) -> Tensor:
     ("batch", "accumulate"), [(6, 1), (2, 3), (4, 2)], ids=["whole", "thirds", "uneven"]
 )
 def test_a_step_is_one_mean_however_it_is_divided(
-    algorithm: str, batch: int, accumulate: int, begin: dict[str, Path], uneven: Path,
+    algorithm: str,
+    batch: int,
+    accumulate: int,
+    begin: dict[str, Path],
+    uneven: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     watch = Gradients()
     trainer, exact, loss = begun(
         algorithm, begin, uneven, tmp_path, watch, batch_size=batch, accumulate=accumulate

@@ -62,14 +62,18 @@ def make_group(
     ids = np.array(prompt, np.int32)
     samples = [
         Sample(
-            task_uid=uid, index=index, prompt_ids_P=ids,
+            task_uid=uid,
+            index=index,
+            prompt_ids_P=ids,
             response_ids_T=np.array(response, np.int32),
             behaviour_logprobs_T=-rng.uniform(0.5, 4.0, len(response)).astype(np.float32),
-            versions_T=np.ones(len(response), np.int32), finished=bool(rng.random() < 0.7),
-            text=f"answer {index}", reward=float(rng.normal()),
+            versions_T=np.ones(len(response), np.int32),
+            finished=bool(rng.random() < 0.7),
+            text=f"answer {index}",
+            reward=float(rng.normal()),
         )
         for index, response in enumerate(responses)
-    ]  # fmt: skip
+    ]
     return Group(Task(uid, PromptRow(uid, ()), ids), samples)
 
 

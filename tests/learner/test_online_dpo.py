@@ -142,9 +142,15 @@ def test_it_is_trl_s_on_the_same_pairs(policy: Policy, tmp_path: Path, loss: Any
     folder, groups = policy("llama"), wild_groups(6, 5, seed=2)
     pairs = extremes(groups)
     arguments = DPOConfig(
-        output_dir=str(tmp_path), beta=BETA, loss_type=[loss], max_length=None, use_cpu=True,
-        per_device_train_batch_size=len(pairs), bf16=False, report_to=[],
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        beta=BETA,
+        loss_type=[loss],
+        max_length=None,
+        use_cpu=True,
+        per_device_train_batch_size=len(pairs),
+        bf16=False,
+        report_to=[],
+    )
     rows = {
         "prompt": [""] * len(pairs),
         "prompt_ids": [better.prompt_ids_P.tolist() for better, _ in pairs],
@@ -153,11 +159,14 @@ def test_it_is_trl_s_on_the_same_pairs(policy: Policy, tmp_path: Path, loss: Any
     }
     model = moved(folder, torch.float32)
     trainer = DirectTrainer(
-        lengths=[1] * len(pairs), processes=ALONE, model=model, args=arguments,
+        lengths=[1] * len(pairs),
+        processes=ALONE,
+        model=model,
+        args=arguments,
         train_dataset=Dataset.from_dict(rows),
         ref_model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
         processing_class=AutoTokenizer.from_pretrained(folder),
-    )  # fmt: skip
+    )
     model.eval()
     theirs = trainer.compute_loss(model, next(iter(trainer.get_train_dataloader())))
     expected = gradient(model, theirs)

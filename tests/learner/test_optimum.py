@@ -47,10 +47,17 @@ def checkpoint(folder: Path, tree: Tree) -> Path:
     """
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=tree.vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=4, max_position_embeddings=16, initializer_range=0.3,
-        bos_token_id=None, eos_token_id=0, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=tree.vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=None,
+    )
     model = LlamaForCausalLM(config)
     torch.nn.init.normal_(model.lm_head.weight, std=0.5 * 32**-0.5)
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.3)
@@ -62,13 +69,18 @@ def samples(tree: Tree, rewards_C: Tensor) -> list[Sample]:
     """Every completion there is."""
     return [
         Sample(
-            task_uid=0, index=0, prompt_ids_P=PROMPT, response_ids_T=np.array(path, np.int32),
+            task_uid=0,
+            index=0,
+            prompt_ids_P=PROMPT,
+            response_ids_T=np.array(path, np.int32),
             behaviour_logprobs_T=np.zeros(len(path), np.float32),
-            versions_T=np.ones(len(path), np.int32), finished=path[-1] == 0, text=str(path),
+            versions_T=np.ones(len(path), np.int32),
+            finished=path[-1] == 0,
+            text=str(path),
             reward=float(rewards_C[place]),
         )
         for place, path in enumerate(tree.completions)
-    ]  # fmt: skip
+    ]
 
 
 def enumerate_policy(model: Any, all_C: list[Sample]) -> tuple[list[Tensor], Tensor]:
@@ -102,12 +114,17 @@ def draw(
             one = all_C[place]
             drawn.append(
                 Sample(
-                    task_uid=uid, index=index, prompt_ids_P=PROMPT,
+                    task_uid=uid,
+                    index=index,
+                    prompt_ids_P=PROMPT,
                     response_ids_T=one.response_ids_T,
-                    behaviour_logprobs_T=tokens[place].numpy(), versions_T=one.versions_T,
-                    finished=one.finished, text=one.text, reward=one.reward,
+                    behaviour_logprobs_T=tokens[place].numpy(),
+                    versions_T=one.versions_T,
+                    finished=one.finished,
+                    text=one.text,
+                    reward=one.reward,
                 )
-            )  # fmt: skip
+            )
         found.append(Group(Task(uid, PromptRow(0, ()), PROMPT), drawn))
     return found
 
@@ -170,11 +187,18 @@ def run_of(kind: Any, tree: Tree, **values: Any) -> Any:
     to 0.01 % within 50 steps. It is drawn no more, so only the others come to their proportions.
     """
     fixed: dict[str, Any] = {
-        "kl_coef": BETA, "temperature": TEMPERATURE, "lr_schedule": "linear",
+        "kl_coef": BETA,
+        "temperature": TEMPERATURE,
+        "lr_schedule": "linear",
         "lr": 1e-3 if tree is TREE else 3e-3,
-        "steps": 200 if tree is TREE else 120, "samples_per_prompt": 64, "max_grad_norm": 10.0,
-        "minibatches": 2, "micro_batch_tokens": 256, "max_prompt_tokens": 4, "max_tokens": 4,
-    }  # fmt: skip
+        "steps": 200 if tree is TREE else 120,
+        "samples_per_prompt": 64,
+        "max_grad_norm": 10.0,
+        "minibatches": 2,
+        "micro_batch_tokens": 256,
+        "max_prompt_tokens": 4,
+        "max_tokens": 4,
+    }
     return settings(kind, **(fixed | values))
 
 
@@ -255,10 +279,19 @@ def test_online_dpo_reaches_the_optimum_of_a_bradley_terry_oracle(tmp_path: Path
     """
     problem = Problem(tmp_path, BANDIT)
     run = settings(
-        OnlineDPOSettings, beta=BETA, temperature=TEMPERATURE, lr_schedule="linear", lr=3e-3,
-        steps=120, samples_per_prompt=2, unfinished=True, max_grad_norm=10.0,
-        micro_batch_tokens=256, max_prompt_tokens=4, max_tokens=4,
-    )  # fmt: skip
+        OnlineDPOSettings,
+        beta=BETA,
+        temperature=TEMPERATURE,
+        lr_schedule="linear",
+        lr=3e-3,
+        steps=120,
+        samples_per_prompt=2,
+        unfinished=True,
+        max_grad_norm=10.0,
+        micro_batch_tokens=256,
+        max_prompt_tokens=4,
+        max_tokens=4,
+    )
     learner = Learner(run, build(run), problem.start)
     for step in range(run.steps):
         tokens = learner_tokens(learner, problem.all_C)

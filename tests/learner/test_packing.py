@@ -55,20 +55,25 @@ def logprobs(learner: Learner, samples: list[Sample]) -> Tensor:
 @given(
     sizes=st.lists(
         st.tuples(st.integers(1, 9), st.lists(st.integers(1, 9), min_size=1, max_size=5)),
-        min_size=1, max_size=6,
+        min_size=1,
+        max_size=6,
     ),
     limit=st.integers(1, 60),
     share=st.booleans(),
-)  # fmt: skip
+)
 def test_rows_hold_every_token_once_and_no_padding(
     sizes: list[tuple[int, list[int]]], limit: int, share: bool
 ) -> None:
     rng = np.random.default_rng(0)
     groups = [
-        make_group(uid, rng.integers(0, 99, prompt).tolist(),
-                   [rng.integers(0, 99, length).tolist() for length in lengths], rng)
+        make_group(
+            uid,
+            rng.integers(0, 99, prompt).tolist(),
+            [rng.integers(0, 99, length).tolist() for length in lengths],
+            rng,
+        )
         for uid, (prompt, lengths) in enumerate(sizes)
-    ]  # fmt: skip
+    ]
     samples = all_samples(groups)
     offsets = _offsets(samples)
     rows = pack(samples, offsets, limit, share=share)
@@ -217,8 +222,11 @@ def test_an_attention_that_parts_is_not_used(
     for row in pack(samples, _offsets(samples), 100, share=False):
         (block,) = row.blocks
         assert len(block.gather_nT) == 1
-        sample = next(s for s in samples if s.response_ids_T.tolist() == row.targets_M.tolist()
-                      and s.tokens == len(row.tokens_M))  # fmt: skip
+        sample = next(
+            s
+            for s in samples
+            if s.response_ids_T.tolist() == row.targets_M.tolist() and s.tokens == len(row.tokens_M)
+        )
         found = module(row).logprobs_M.detach()
         right = plain_logprobs(model, sample).detach()
         torch.testing.assert_close(found, right, rtol=0, atol=1e-5)

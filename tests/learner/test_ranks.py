@@ -43,8 +43,13 @@ def together(
     env |= FSDP if request.param == "fsdp2" else {}
     done = subprocess.run(
         [sys.executable, "-m", *launch, *what],
-        cwd=ROOT, env=env, timeout=240, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=env,
+        timeout=240,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = torch.load(out)
     return request.param, found

@@ -104,9 +104,17 @@ def test_a_value_model_learns_of_equal_rewards(policy: Policy) -> None:
 
 def test_the_policy_begins_its_own_warm_up_after_the_value_models(policy: Policy) -> None:
     run = settings(
-        PPOSettings, value_warmup=2, warmup_steps=2, steps=6, lr_schedule="linear", lr=1e-3,
-        value_lr=1e-2, kl_coef=0.3, kl_target=1e-3, kl_horizon=1.0,
-    )  # fmt: skip
+        PPOSettings,
+        value_warmup=2,
+        warmup_steps=2,
+        steps=6,
+        lr_schedule="linear",
+        lr=1e-3,
+        value_lr=1e-2,
+        kl_coef=0.3,
+        kl_target=1e-3,
+        kl_horizon=1.0,
+    )
     learner = make_learner(policy("llama"), run)
     rows = [learner.step(wild_groups(2, 3, seed=seed)) for seed in range(6)]
     assert [row["lr"] for row in rows] == pytest.approx([0, 0, 5e-4, 1e-3, 1e-3, 5e-4])

@@ -64,9 +64,13 @@ def test_gae_by_hand() -> None:
     rewards_N = torch.tensor([0.0, 1.0, 2.0])
     values_N = torch.tensor([0.5, 0.4, 0.1])
     advantages_N, returns_N = gae(
-        rewards_N, values_N, torch.tensor([2, 1]), torch.ones(3, dtype=torch.bool),
-        gamma=0.5, lam=0.5,
-    )  # fmt: skip
+        rewards_N,
+        values_N,
+        torch.tensor([2, 1]),
+        torch.ones(3, dtype=torch.bool),
+        gamma=0.5,
+        lam=0.5,
+    )
     # δ = (0 + 0.5·0.4 − 0.5, 1 − 0.4, 2 − 0.1); A_0 = δ_0 + 0.25·δ_1
     assert advantages_N.tolist() == pytest.approx([-0.3 + 0.25 * 0.6, 0.6, 1.9])
     assert returns_N.tolist() == pytest.approx([0.35, 1.0, 2.0])

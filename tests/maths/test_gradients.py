@@ -53,9 +53,15 @@ def test_the_first_step_is_the_policy_gradient(seed: int) -> None:
     now_N = all_of.logprobs(logits)
     old_N = now_N.detach()
     made = ppo_loss(
-        now_N, old_N, old_N, REWARDS_C[all_of.owner_N], all_of.probability_N, all_of.mask_N,
-        clip=0.2, dual_clip=3.0,
-    )  # fmt: skip
+        now_N,
+        old_N,
+        old_N,
+        REWARDS_C[all_of.owner_N],
+        all_of.probability_N,
+        all_of.mask_N,
+        clip=0.2,
+        dual_clip=3.0,
+    )
     expected = policy_gradient(TREE, logits, REWARDS_C)
     torch.testing.assert_close(gradient(-made.loss, logits), expected, atol=1e-10, rtol=0)
     assert made.sums["clip_fraction"] == 0
@@ -71,9 +77,16 @@ def test_decoupled_with_equal_policies_is_ppo(clip_high: float, dual_clip: float
     now_N, old_N = all_of.logprobs(logits), all_of.logprobs(old)
     advantages_N = REWARDS_C[all_of.owner_N]
     made = ppo_loss(
-        now_N, old_N, old_N, advantages_N, all_of.probability_N, all_of.mask_N,
-        clip=0.2, clip_high=clip_high, dual_clip=dual_clip,
-    )  # fmt: skip
+        now_N,
+        old_N,
+        old_N,
+        advantages_N,
+        all_of.probability_N,
+        all_of.mask_N,
+        clip=0.2,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+    )
     loss = torch.zeros((), dtype=torch.float64)
     for token, (now, then) in enumerate(zip(now_N, old_N, strict=True)):
         ratio, advantage = (now - then).exp(), advantages_N[token]
@@ -98,9 +111,15 @@ def test_the_behaviour_weight_makes_expectations_those_of_the_proximal_policy(se
     all_of = Everything(BANDIT, behaviour)
     now_N = all_of.logprobs(logits)
     made = ppo_loss(
-        now_N, now_N.detach(), all_of.logprobs(behaviour), rewards_C, all_of.probability_N,
-        all_of.mask_N, clip=0.2, cap=FREE,
-    )  # fmt: skip
+        now_N,
+        now_N.detach(),
+        all_of.logprobs(behaviour),
+        rewards_C,
+        all_of.probability_N,
+        all_of.mask_N,
+        clip=0.2,
+        cap=FREE,
+    )
     expected = policy_gradient(BANDIT, logits, rewards_C)
     torch.testing.assert_close(gradient(-made.loss, logits), expected, atol=1e-10, rtol=0)
 
@@ -117,10 +136,15 @@ def test_the_behaviour_weight_is_right_for_each_token_at_its_state(seed: int) ->
     all_of = Everything(TREE, behaviour)
     now_N = all_of.logprobs(logits)
     made = ppo_loss(
-        now_N, now_N.detach(), all_of.logprobs(behaviour),
-        worth[all_of.states_N, all_of.tokens_N], all_of.probability_N, all_of.mask_N,
-        clip=0.2, cap=FREE,
-    )  # fmt: skip
+        now_N,
+        now_N.detach(),
+        all_of.logprobs(behaviour),
+        worth[all_of.states_N, all_of.tokens_N],
+        all_of.probability_N,
+        all_of.mask_N,
+        clip=0.2,
+        cap=FREE,
+    )
     visits = torch.zeros(TREE.states, dtype=torch.float64)
     visits = visits.index_add(0, all_of.states_N, all_of.probability_N)
     expected = gradient((visits[:, None] * logits.softmax(-1) * worth).sum(), logits)
@@ -148,9 +172,12 @@ def test_k2_as_a_loss_has_the_gradient_of_the_divergence(seed: int, off_policy: 
     behaviour = random_table(BANDIT, seed=60 + seed) if off_policy else logits.detach()
     all_of = Everything(BANDIT, behaviour)
     given = (
-        all_of.logprobs(logits), all_of.logprobs(reference), all_of.logprobs(behaviour),
-        all_of.probability_N, all_of.mask_N,
-    )  # fmt: skip
+        all_of.logprobs(logits),
+        all_of.logprobs(reference),
+        all_of.logprobs(behaviour),
+        all_of.probability_N,
+        all_of.mask_N,
+    )
     p, q = logits.log_softmax(-1), reference.log_softmax(-1)
     expected = gradient((p.exp() * (p - q)).sum(), logits)
     by_k2 = gradient(kl_loss(*given, estimator="k2", cap=FREE).loss, logits)

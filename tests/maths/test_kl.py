@@ -77,12 +77,16 @@ def stale_batch(tree: Tree, draws: int, now: Tensor, reference: Tensor) -> StepB
     )
     samples = len(places)
     return StepBatch(
-        lengths_S=lengths_S, groups_S=torch.arange(samples) // 4,
+        lengths_S=lengths_S,
+        groups_S=torch.arange(samples) // 4,
         rewards_S=torch.randn(samples, dtype=torch.float64),
-        finished_S=torch.ones(samples, dtype=torch.bool), behaviour_N=behaviour_N,
-        proximal_N=proximal_N, reference_N=reference_N, values_N=torch.zeros(len(states_N)),
+        finished_S=torch.ones(samples, dtype=torch.bool),
+        behaviour_N=behaviour_N,
+        proximal_N=proximal_N,
+        reference_N=reference_N,
+        values_N=torch.zeros(len(states_N)),
         pairs_K2=torch.zeros(0, 2, dtype=torch.int64),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -31,9 +31,18 @@ Loss = Callable[[Tokens, Tensor, Tensor], LossSum]
 
 def _ppo(mode: str) -> Loss:
     return lambda t, x, w: ppo_loss(
-        x, t.proximal_N, t.behaviour_N, t.advantages_N, w, t.mask_N,
-        clip=0.2, clip_high=0.3, dual_clip=2.0, cap=1.2, mode=mode,  # type: ignore[arg-type]
-    )  # fmt: skip
+        x,
+        t.proximal_N,
+        t.behaviour_N,
+        t.advantages_N,
+        w,
+        t.mask_N,
+        clip=0.2,
+        clip_high=0.3,
+        dual_clip=2.0,
+        cap=1.2,
+        mode=mode,  # type: ignore[arg-type]
+    )
 
 
 LOSSES: dict[str, tuple[str, Loss]] = {
@@ -53,9 +62,13 @@ def weights(tokens: Tokens, aggregation: Aggregation = "token") -> Tensor:
     """Of one process that has everything."""
     own = [part.any() for part in tokens.mask_N.split(tokens.lengths_S.tolist())]
     return token_weights(
-        tokens.lengths_S, tokens.mask_N, aggregation,
-        n_samples=float(sum(own)), n_tokens=float(tokens.mask_N.sum()), max_tokens=12,
-    )  # fmt: skip
+        tokens.lengths_S,
+        tokens.mask_N,
+        aggregation,
+        n_samples=float(sum(own)),
+        n_tokens=float(tokens.mask_N.sum()),
+        max_tokens=12,
+    )
 
 
 def evaluate(
@@ -188,9 +201,16 @@ def test_clipping_by_hand(
     now_N = (old_N + math.log(ratio)).requires_grad_()
     one_N = torch.ones(1, dtype=torch.float64)
     made = ppo_loss(
-        now_N, old_N, old_N, advantage * one_N, one_N, one_N.bool(),
-        clip=0.2, clip_high=0.3, dual_clip=3.0,
-    )  # fmt: skip
+        now_N,
+        old_N,
+        old_N,
+        advantage * one_N,
+        one_N,
+        one_N.bool(),
+        clip=0.2,
+        clip_high=0.3,
+        dual_clip=3.0,
+    )
     made.loss.backward()
     assert float(made.loss.detach()) == pytest.approx(loss)
     assert made.sums["clip_fraction"] == clipped

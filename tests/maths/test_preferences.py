@@ -50,9 +50,12 @@ def minimise(loss: Any, size: int) -> Tensor:
     """Logits at which a loss of them is least."""
     logits = torch.zeros(size, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS(
-        [logits], max_iter=2000, tolerance_grad=1e-13, tolerance_change=0.0,
+        [logits],
+        max_iter=2000,
+        tolerance_grad=1e-13,
+        tolerance_change=0.0,
         line_search_fn="strong_wolfe",
-    )  # fmt: skip
+    )
 
     def closure() -> Tensor:
         optimiser.zero_grad()
@@ -135,13 +138,21 @@ def test_trl_s_dpo_loss_is_the_formula(checkpoints: list[Path], tmp_path: Path) 
 
     policy, reference = (AutoModelForCausalLM.from_pretrained(path) for path in checkpoints)
     options = DPOConfig(
-        output_dir=str(tmp_path), beta=BETA, per_device_train_batch_size=3, use_cpu=True,
-        bf16=False, report_to=[], disable_dropout=True,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        beta=BETA,
+        per_device_train_batch_size=3,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        disable_dropout=True,
+    )
     trainer = DPOTrainer(
-        policy, reference, options, train_dataset=Dataset.from_list(PAIRS),
+        policy,
+        reference,
+        options,
+        train_dataset=Dataset.from_list(PAIRS),
         processing_class=AutoTokenizer.from_pretrained(checkpoints[0]),
-    )  # fmt: skip
+    )
     batch = next(iter(trainer.get_train_dataloader()))
     theirs = trainer.compute_loss(trainer.model, batch)
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
@@ -164,14 +175,19 @@ def test_trl_s_orpo_loss_is_the_formula(
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     options = ORPOConfig(
-        output_dir=str(tmp_path), beta=LAMBDA, per_device_train_batch_size=3, use_cpu=True,
-        bf16=False, report_to=[],
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        beta=LAMBDA,
+        per_device_train_batch_size=3,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+    )
     trainer = ORPOTrainer(
-        AutoModelForCausalLM.from_pretrained(checkpoints[0]), options,
+        AutoModelForCausalLM.from_pretrained(checkpoints[0]),
+        options,
         train_dataset=Dataset.from_list(PAIRS),
         processing_class=AutoTokenizer.from_pretrained(checkpoints[0]),
-    )  # fmt: skip
+    )
     batch = next(iter(trainer.get_train_dataloader()))
     theirs = trainer.compute_loss(trainer.model, batch)
     plain = AutoModelForCausalLM.from_pretrained(checkpoints[0])

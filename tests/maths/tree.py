@@ -93,9 +93,13 @@ class Learner:
         self.optimiser.param_groups[1]["lr"] = 3 * self.lr * left
 
     def step(
-        self, drawn_S: Tensor, groups_S: Tensor, behaviour: Tensor, way: Way = "decoupled",
+        self,
+        drawn_S: Tensor,
+        groups_S: Tensor,
+        behaviour: Tensor,
+        way: Way = "decoupled",
         pairs_K2: Tensor | None = None,
-    ) -> dict[str, float]:  # fmt: skip
+    ) -> dict[str, float]:
         """One step on completions that `behaviour` drew.
 
         The right way, as plain PPO (π_prox = π_μ), or with w forgotten (π_μ = π_prox).

@@ -134,11 +134,26 @@ class World:
 
     def arguments(self, *more: str) -> list[str]:
         return [
-            "data", "pairs", "--policy", str(self.policy), "--sampler", self.sampler.target,
-            "--reward", f"{self.rewards.target}/fake", "--prompts", str(self.prompts),
-            "--output", str(self.output), "--max-tokens", str(MOST), "--samples-per-prompt", "6",
-            "--patience", "5", *more,
-        ]  # fmt: skip
+            "data",
+            "pairs",
+            "--policy",
+            str(self.policy),
+            "--sampler",
+            self.sampler.target,
+            "--reward",
+            f"{self.rewards.target}/fake",
+            "--prompts",
+            str(self.prompts),
+            "--output",
+            str(self.output),
+            "--max-tokens",
+            str(MOST),
+            "--samples-per-prompt",
+            "6",
+            "--patience",
+            "5",
+            *more,
+        ]
 
     def pairs(self) -> list[dict[str, Any]]:
         return read_rows(self.output / "pairs.jsonl")
@@ -175,9 +190,18 @@ def test_pairs_of_the_policys_own_answers(
         assert "--resume goes on with it" in capfd.readouterr().err
     # And they are what DPO takes.
     train = [
-        "train", "dpo", "--policy", str(policy), "--train", str(world.output / "pairs.jsonl"),
-        "--eval", str(world.output / "pairs.jsonl"), "--output", str(tmp_path / "dpo"), "--dry-run",
-    ]  # fmt: skip
+        "train",
+        "dpo",
+        "--policy",
+        str(policy),
+        "--train",
+        str(world.output / "pairs.jsonl"),
+        "--eval",
+        str(world.output / "pairs.jsonl"),
+        "--output",
+        str(tmp_path / "dpo"),
+        "--dry-run",
+    ]
     assert main(train) == 0
 
 

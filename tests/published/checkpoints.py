@@ -113,8 +113,12 @@ def qwen_prm(folder: Path) -> Path:
         AutoConfig="configuration_qwen2_rm.Qwen2RMConfig",
         AutoModel="modeling_qwen2_rm.Qwen2ForProcessRewardModel",
     )
-    config = {"architectures": ["Qwen2ForProcessRewardModel"], "use_sliding_window": False,
-              "sliding_window": 131072, "max_window_layers": 28}  # fmt: skip
+    config = {
+        "architectures": ["Qwen2ForProcessRewardModel"],
+        "use_sliding_window": False,
+        "sliding_window": 131072,
+        "max_window_layers": 28,
+    }
     return _checkpoint(
         folder,
         "qwen2",
@@ -194,8 +198,10 @@ def urm(folder: Path) -> Path:
         head[f"weights.fc.{place}.weight"] = draw(outputs, WIDTH)
         head[f"weights.fc.{place}.bias"] = draw(outputs)
     name = "LlamaForSequenceClassificationWithNormal_Weights"
-    labels = {"id2label": {str(n): f"LABEL_{n}" for n in range(10)},
-              "label2id": {f"LABEL_{n}": n for n in range(10)}}  # fmt: skip
+    labels = {
+        "id2label": {str(n): f"LABEL_{n}" for n in range(10)},
+        "label2id": {f"LABEL_{n}": n for n in range(10)},
+    }
     code = _auto_map(AutoModelForSequenceClassification=f"modeling.{name}")
     config = {"architectures": [name]} | labels | code
     return _checkpoint(folder, "llama", head, config, (BEGIN, EOT, START, END), LLAMA3)

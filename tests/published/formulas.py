@@ -93,8 +93,10 @@ class Formula:
             values = values.reshape(OBJECTIVES, QUANTILES).mean(dim=1)
             for place in (0, 3, 6):
                 x = F.relu(t[f"gating.layers.{place}.weight"] @ x)
-                norm = {key: t[f"gating.layers.{place + 2}.{key}"]
-                        for key in ("weight", "bias", "running_mean", "running_var")}  # fmt: skip
+                norm = {
+                    key: t[f"gating.layers.{place + 2}.{key}"]
+                    for key in ("weight", "bias", "running_mean", "running_var")
+                }
                 x = (x - norm["running_mean"]) / torch.sqrt(norm["running_var"] + 1e-5)
                 x = x * norm["weight"] + norm["bias"]
             last = 9

@@ -222,9 +222,11 @@ def test_the_gate_reads_the_last_turn_that_is_written(
     assert item.readout[0][0] < len(item.prefix) <= item.readout[1][0]
     ids = rendered_ids(
         path,
-        [{"role": "user", "content": PROMPTS[0][0].content},
-         {"role": "assistant", "content": answer}],
-    )  # fmt: skip
+        [
+            {"role": "user", "content": PROMPTS[0][0].content},
+            {"role": "assistant", "content": answer},
+        ],
+    )
     wanted, _ = Formula(path).gated(ids, token_ids(path, PATTERN))
     assert flat(loaded, [item])[1].score == pytest.approx(wanted, abs=TOLERANCE)
 

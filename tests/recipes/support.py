@@ -21,9 +21,13 @@ from guerdon.trainer.rl.settings import (
 )
 
 KINDS: tuple[type[RunSettings], ...] = (
-    PPOSettings, GRPOSettings, RLOOSettings, RFTSettings, OnlineRFTSettings,
+    PPOSettings,
+    GRPOSettings,
+    RLOOSettings,
+    RFTSettings,
+    OnlineRFTSettings,
     OnlineDPOSettings,
-)  # fmt: skip
+)
 
 NEEDED: dict[str, Any] = {
     "policy": "m", "sampler": "localhost:1", "prompts": "p.jsonl", "eval_prompts": "e.jsonl",
@@ -56,11 +60,18 @@ def make_group(
         response = np.array(ids[i] if ids else [uid, i, 7], dtype=np.int32)
         samples.append(
             Sample(
-                uid, i, prompt_ids_P, response, np.full(len(response), -0.5, np.float32),
-                np.full(len(response), 2, np.int32), i % 2 == 0, f"{text} {i}", reward,
+                uid,
+                i,
+                prompt_ids_P,
+                response,
+                np.full(len(response), -0.5, np.float32),
+                np.full(len(response), 2, np.int32),
+                i % 2 == 0,
+                f"{text} {i}",
+                reward,
                 {name: values[i] for name, values in parts.items()},
             )
-        )  # fmt: skip
+        )
     return Group(task, samples)
 
 

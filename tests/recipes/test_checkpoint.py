@@ -71,9 +71,15 @@ arrays = st.builds(
 )
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 leaves = (
-    st.none() | st.booleans() | st.integers() | st.floats() | text | st.binary(max_size=8)
-    | tensors | arrays
-)  # fmt: skip
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | text
+    | st.binary(max_size=8)
+    | tensors
+    | arrays
+)
 trees = st.recursive(
     leaves,
     lambda inner: (
@@ -97,9 +103,14 @@ def test_trees_come_back_to_the_bit(tree: Any, tmp_path: Path) -> None:
 def test_views_of_the_same_memory(tmp_path: Path) -> None:
     base = torch.arange(6.0)
     tree = {
-        "whole": base, "again": base, "shaped": base.view(2, 3), "turned": base.view(2, 3).t(),
-        "part": base[2:], "bits": base.view(torch.int32), "weight": torch.nn.Parameter(base),
-    }  # fmt: skip
+        "whole": base,
+        "again": base,
+        "shaped": base.view(2, 3),
+        "turned": base.view(2, 3).t(),
+        "part": base[2:],
+        "bits": base.view(torch.int32),
+        "weight": torch.nn.Parameter(base),
+    }
     write_tree(tmp_path / "t", tree)
     found = read_tree(tmp_path / "t")
     for name, tensor in tree.items():
@@ -141,9 +152,11 @@ def test_optimiser_and_random_states_go_on_alike(tmp_path: Path) -> None:
 
     step()
     state = {
-        "layer": layer.state_dict(), "optimiser": optimiser.state_dict(),
-        "torch": torch.get_rng_state(), "numpy": generator.bit_generator.state,
-    }  # fmt: skip
+        "layer": layer.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "torch": torch.get_rng_state(),
+        "numpy": generator.bit_generator.state,
+    }
     state["layer"] = dict(state["layer"])
     write_tree(tmp_path / "t", state)
     step()
@@ -267,10 +280,15 @@ def damage(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        "one bit", "cut short", "missing part", "missing manifest", "half a manifest",
-        "another format", "renamed",
+        "one bit",
+        "cut short",
+        "missing part",
+        "missing manifest",
+        "half a manifest",
+        "another format",
+        "renamed",
     ],
-)  # fmt: skip
+)
 def test_a_damaged_newest_gives_way_to_the_one_before(kind: str, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(1, parts(1))
@@ -306,8 +324,12 @@ def test_killed_at_every_write(tmp_path: Path) -> None:
     """kill −9 at each moment of a save: what is there is whole, and the next save works."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.recipes.killed_saves", str(tmp_path)],
-        check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
     count = int(done.stdout)
     assert count >= 10  # folder, two parts, manifest, renames, and the old one's removal
     steps = []

@@ -21,17 +21,34 @@ from guerdon.trainer.rl.settings import GRPOSettings, PPOSettings, RunSettings
 
 def arguments(algorithm: str, policy: Path, prompts: Path, held_out: Path, run: Path) -> list[str]:
     return [
-        "train", algorithm, "--policy", str(policy), "--sampler", "localhost:1", "--prompts",
-        str(prompts), "--eval-prompts", str(held_out), "--output", str(run), "--reward",
-        "0.5*localhost:2/helpful", "--verifier", "exact",
-    ]  # fmt: skip
+        "train",
+        algorithm,
+        "--policy",
+        str(policy),
+        "--sampler",
+        "localhost:1",
+        "--prompts",
+        str(prompts),
+        "--eval-prompts",
+        str(held_out),
+        "--output",
+        str(run),
+        "--reward",
+        "0.5*localhost:2/helpful",
+        "--verifier",
+        "exact",
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_shows_the_whole_run_and_writes_nothing(
-    kind: type[RunSettings], policy: Path, prompts: Path, held_out: Path, tmp_path: Path,
+    kind: type[RunSettings],
+    policy: Path,
+    prompts: Path,
+    held_out: Path,
+    tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     run = tmp_path / "run"
     line = arguments(kind.algorithm, policy, prompts, held_out, run)
     assert main([*line, "--dry-run", "--steps", "7"]) == 0
@@ -49,18 +66,27 @@ def test_as_a_process(policy: Path, prompts: Path, held_out: Path, tmp_path: Pat
     line = arguments("ppo", policy, prompts, held_out, tmp_path / "run")
     first = subprocess.run(
         [*GUERDON, *line, "--dry-run", "--lr", "0.001"],
-        check=True, capture_output=True, env=environment(), timeout=120,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        env=environment(),
+        timeout=120,
+    )
     (tmp_path / "c.toml").write_bytes(first.stdout)
     again = subprocess.run(
         [*GUERDON, "train", "ppo", "--config", str(tmp_path / "c.toml"), "--dry-run"],
-        check=True, capture_output=True, env=environment(RANK="0"), timeout=120,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        env=environment(RANK="0"),
+        timeout=120,
+    )
     assert again.stdout == first.stdout
     other = subprocess.run(
         [*GUERDON, *line, "--dry-run"],
-        check=True, capture_output=True, env=environment(RANK="1"), timeout=120,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        env=environment(RANK="1"),
+        timeout=120,
+    )
     assert other.stdout == other.stderr == b""  # one process of a launcher's speaks
 
 
@@ -90,9 +116,15 @@ def test_odd_prompts_are_named(
     ],
 )
 def test_what_can_not_be_is_found_before_a_service_is_asked(
-    more: list[str], message: str, policy: Path, prompts: Path, held_out: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    more: list[str],
+    message: str,
+    policy: Path,
+    prompts: Path,
+    held_out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_prompts(tmp_path / "bad.jsonl", [{"prompt": "x", "answer": "1"}, {"text": "y"}])
     write_prompts(tmp_path / "unanswered.jsonl", [{"prompt": "x"}])
@@ -136,9 +168,14 @@ def kept_for_backward(config: LlamaConfig, tokens: int, amp: bool) -> int:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_activations_are_those_of_a_real_pass(dtype: str) -> None:
     config = LlamaConfig(
-        vocab_size=64, hidden_size=48, intermediate_size=112, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=48,
+        intermediate_size=112,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
     found = memory_estimate(settings_of(dtype=dtype, micro_batch_tokens=512), config)
     real = kept_for_backward(config, 512, dtype == "bfloat16")
     assert found.parts["activations of a micro-batch"] == pytest.approx(real, rel=0.02)

@@ -335,11 +335,20 @@ def test_samples_are_spread_over_prompts(tmp_path: Path) -> None:
         (0, 1),
     ]
     assert rows[3] == {
-        "step": 5, "kind": "train", "prompt_index": 0, "task": 0, "sample": 1,
-        "prompt": [{"role": "user", "content": "question 0"}], "response": "a good answer 1",
-        "reward": 2.0, "parts": {"helpful": 2.0}, "tokens": 3, "finished": False,
-        "versions": [2, 2], "answer": "0",
-    }  # fmt: skip
+        "step": 5,
+        "kind": "train",
+        "prompt_index": 0,
+        "task": 0,
+        "sample": 1,
+        "prompt": [{"role": "user", "content": "question 0"}],
+        "response": "a good answer 1",
+        "reward": 2.0,
+        "parts": {"helpful": 2.0},
+        "tokens": 3,
+        "finished": False,
+        "versions": [2, 2],
+        "answer": "0",
+    }
 
 
 def test_before_and_after_are_found(tmp_path: Path) -> None:

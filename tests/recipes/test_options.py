@@ -76,14 +76,34 @@ def test_every_setting_has_a_panel() -> None:
 
 def test_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     found = settings_from(
-        ["ppo", *ARGUMENTS, "--reward", "2*a:1/x", "--reward", "b:2/y", "--verifier", "exact",
-         "--no-whiten", "--kl-in", "loss", "--lr", "1e-6", "--steps", "7"],
+        [
+            "ppo",
+            *ARGUMENTS,
+            "--reward",
+            "2*a:1/x",
+            "--reward",
+            "b:2/y",
+            "--verifier",
+            "exact",
+            "--no-whiten",
+            "--kl-in",
+            "loss",
+            "--lr",
+            "1e-6",
+            "--steps",
+            "7",
+        ],
         monkeypatch,
-    )  # fmt: skip
+    )
     assert found == PPOSettings(
-        **NEEDED, reward=("2*a:1/x", "b:2/y"), verifier=("exact",), whiten=False, kl_in="loss",
-        lr=1e-6, steps=7,
-    )  # fmt: skip
+        **NEEDED,
+        reward=("2*a:1/x", "b:2/y"),
+        verifier=("exact",),
+        whiten=False,
+        kl_in="loss",
+        lr=1e-6,
+        steps=7,
+    )
 
 
 def test_the_command_line_wins_over_the_file(
@@ -96,8 +116,12 @@ def test_the_command_line_wins_over_the_file(
         monkeypatch,
     )
     assert (found.sampler, found.steps, found.lr, found.reward, found.plots) == (
-        "localhost:1", 3, 1.0, ("b:2/y",), False,
-    )  # fmt: skip
+        "localhost:1",
+        3,
+        1.0,
+        ("b:2/y",),
+        False,
+    )
 
 
 # --- files ---

@@ -97,10 +97,13 @@ def summary_of(folder: RLFolder, after: float) -> dict[str, Any]:
     history = [made(0, 0.0, 0.5), made(10, after / 2, 0.5), made(20, after, 0.5)]
     rows = [{"step": i, "reward": 0.0, "tokens": 100, "completions": 8} for i in range(1, 21)]
     return make_summary(
-        settings_of(output=str(folder.path)), rows=[*rows, history[2].metrics()],
-        evaluations=history, seconds={"learn": 12.345, "sample": 0.1},
-        faults={"sampler": 2, "reward": 0}, warnings=["step 20: something is odd"],
-    )  # fmt: skip
+        settings_of(output=str(folder.path)),
+        rows=[*rows, history[2].metrics()],
+        evaluations=history,
+        seconds={"learn": 12.345, "sample": 0.1},
+        faults={"sampler": 2, "reward": 0},
+        warnings=["step 20: something is odd"],
+    )
 
 
 def test_the_summary_holds_what_the_contract_asks_for(tmp_path: Path) -> None:

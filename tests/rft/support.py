@@ -40,12 +40,16 @@ def group_of(
     task = Task(uid, row, np.array(prompt, np.int32))
     samples = [
         Sample(
-            task_uid=uid, index=i, prompt_ids_P=task.prompt_ids_P,
+            task_uid=uid,
+            index=i,
+            prompt_ids_P=task.prompt_ids_P,
             response_ids_T=np.array(ids, np.int32),
             behaviour_logprobs_T=np.full(len(ids), -1.0, np.float32),
             versions_T=np.ones(len(ids), np.int32),
-            finished=finished, text=" ".join(map(str, ids)), reward=reward,
+            finished=finished,
+            text=" ".join(map(str, ids)),
+            reward=reward,
         )
         for i, (ids, reward) in enumerate(answers)
-    ]  # fmt: skip
+    ]
     return Group(task, samples)

@@ -62,12 +62,23 @@ def settings_for(
     tiny: Path, prompts: tuple[str, str], sampler: str, output: Path, **more: Any
 ) -> RFTSettings:
     values: dict[str, Any] = {
-        "policy": str(tiny), "sampler": sampler, "prompts": prompts[0], "eval_prompts": prompts[1],
-        "output": str(output), "verifier": ("regex:[ae]",), "samples_per_prompt": 8,
-        "max_tokens": TOKENS, "lr": 1e-3, "epochs": 8.0, "checkpoint_every": 4,
-        "eval_samples": 8, "plots": False, "patience": 10.0, "deterministic": True,
+        "policy": str(tiny),
+        "sampler": sampler,
+        "prompts": prompts[0],
+        "eval_prompts": prompts[1],
+        "output": str(output),
+        "verifier": ("regex:[ae]",),
+        "samples_per_prompt": 8,
+        "max_tokens": TOKENS,
+        "lr": 1e-3,
+        "epochs": 8.0,
+        "checkpoint_every": 4,
+        "eval_samples": 8,
+        "plots": False,
+        "patience": 10.0,
+        "deterministic": True,
         "keep_cut": True,
-    }  # fmt: skip
+    }
     if "steps" in more:  # the two exclude each other
         del values["epochs"]
     return rft_settings_of(**(values | more))
@@ -124,9 +135,12 @@ def test_a_whole_run_learns_what_was_accepted(
 
 
 def test_the_tokens_that_are_learned_are_those_that_were_drawn(
-    tiny: Path, prompts: tuple[str, str], living: LivingPolicy, tmp_path: Path,
+    tiny: Path,
+    prompts: tuple[str, str],
+    living: LivingPolicy,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     sent: set[tuple[int, ...]] = set()
     draw = living.server.draw
 
@@ -218,9 +232,13 @@ def prompts_here(files: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_run_that_was_killed_goes_on_where_it_was(
-    point: str, tiny: Path, living: LivingPolicy, unbroken: Path, tmp_path: Path,
+    point: str,
+    tiny: Path,
+    living: LivingPolicy,
+    unbroken: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     files = (unbroken.parent / "train.jsonl", unbroken.parent / "eval.jsonl")
     settings = settings_for(
         tiny, (str(files[0]), str(files[1])), living.server.target, tmp_path / "run", epochs=4.0
@@ -304,9 +322,17 @@ def test_served_rewards_and_a_held_out_one(
     with FakeRewardServer(vowels) as rewards:
         address = f"{rewards.target}/fake"
         settings = settings_for(
-            tiny, prompts, living.server.target, tmp_path / "run", verifier=(), steps=8,
-            reward=(f"0.5*{address}",), heldout_reward=(f"2*{address}",), keep="top", top=2,
-        )  # fmt: skip
+            tiny,
+            prompts,
+            living.server.target,
+            tmp_path / "run",
+            verifier=(),
+            steps=8,
+            reward=(f"0.5*{address}",),
+            heldout_reward=(f"2*{address}",),
+            keep="top",
+            top=2,
+        )
         summary, _ = run(settings)
     assert summary["kept"] == 20
     for when in ("before", "after"):
@@ -315,9 +341,12 @@ def test_served_rewards_and_a_held_out_one(
 
 
 def test_a_sampler_that_comes_back_is_given_its_weights_again(
-    tiny: Path, prompts: tuple[str, str], living: LivingPolicy, tmp_path: Path,
+    tiny: Path,
+    prompts: tuple[str, str],
+    living: LivingPolicy,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     draw = Rollouts.sample
 
     async def broken(self: Rollouts, *args: Any, stream: int, **how: Any) -> list[Group]:
@@ -388,9 +417,12 @@ def test_another_dtype_than_the_samplers_is_refused(
 
 @pytest.mark.slow
 def test_kill_9_while_sampling_and_while_fine_tuning(
-    tiny: Path, prompts: tuple[str, str], living: LivingPolicy, tmp_path: Path,
+    tiny: Path,
+    prompts: tuple[str, str],
+    living: LivingPolicy,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     output = tmp_path / "run"
     drawn, whole = [0], living.server.wait
 
@@ -404,12 +436,38 @@ def test_kill_9_while_sampling_and_while_fine_tuning(
     monkeypatch.setattr(living.server, "wait", wait)
     killed: list[bool] = []
     command = [
-        sys.executable, "-m", "guerdon.cli.main", "train", "rft", "--policy", str(tiny),
-        "--sampler", living.server.target, "--prompts", prompts[0], "--eval-prompts", prompts[1],
-        "--output", str(output), "--verifier", "regex:[ae]", "--max-tokens", str(TOKENS),
-        "--dtype", "float32", "--checkpoint-every", "5", "--steps", "150", "--no-plots",
-        "--eval-samples", "2", "--batch-size", "4", "--keep-cut",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "guerdon.cli.main",
+        "train",
+        "rft",
+        "--policy",
+        str(tiny),
+        "--sampler",
+        living.server.target,
+        "--prompts",
+        prompts[0],
+        "--eval-prompts",
+        prompts[1],
+        "--output",
+        str(output),
+        "--verifier",
+        "regex:[ae]",
+        "--max-tokens",
+        str(TOKENS),
+        "--dtype",
+        "float32",
+        "--checkpoint-every",
+        "5",
+        "--steps",
+        "150",
+        "--no-plots",
+        "--eval-samples",
+        "2",
+        "--batch-size",
+        "4",
+        "--keep-cut",
+    ]
 
     def killed_when(pattern: str, lines: int, *more: str) -> None:
         process = subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, env=environment())

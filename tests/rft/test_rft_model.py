@@ -32,9 +32,12 @@ def alone(folder: Path, sample: Sample, temperature: float) -> Any:
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("most", [1, 40, 512])
 def test_batches_give_what_transformers_gives_alone(
-    most: int, temperature: float, tiny: Path, samples: list[Sample],
+    most: int,
+    temperature: float,
+    tiny: Path,
+    samples: list[Sample],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(completions, "BATCH_TOKENS", most)
     found = response_logprobs(
         rft_model.load(tiny),

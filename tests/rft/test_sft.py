@@ -110,8 +110,16 @@ def test_length_by_steps_and_by_epochs(tiny: Path, samples: list[Sample], tmp_pa
 def test_the_rate_rises_and_does_what_was_asked(
     schedule: str, tiny: Path, samples: list[Sample], tmp_path: Path
 ) -> None:
-    _, log = tune(tiny, samples, tmp_path, lr_schedule=schedule, warmup_steps=2, lr=1e-3,
-                  batch_size=4, epochs=1.0)  # fmt: skip
+    _, log = tune(
+        tiny,
+        samples,
+        tmp_path,
+        lr_schedule=schedule,
+        warmup_steps=2,
+        lr=1e-3,
+        batch_size=4,
+        epochs=1.0,
+    )
     rates = [row["lr"] for row in log.rows]
     assert rates[:3] == pytest.approx([0, 5e-4, 1e-3])
     assert (rates[-1] == pytest.approx(1e-3)) == (schedule == "constant")

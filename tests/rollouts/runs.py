@@ -107,13 +107,19 @@ async def running(
     """A run that is closed in the end; call `begin`."""
     order = PromptOrder(prompts, settings.seed)
     policy = GroupSampler(
-        sampler, tokenizer(), max_tokens=settings.max_tokens, temperature=settings.temperature,
-        patience=settings.patience, request_timeout=settings.request_timeout,
-    )  # fmt: skip
-    rewards = RewardSource(
-        settings.reward, settings.verifier, patience=settings.patience,
+        sampler,
+        tokenizer(),
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        patience=settings.patience,
         request_timeout=settings.request_timeout,
-    )  # fmt: skip
+    )
+    rewards = RewardSource(
+        settings.reward,
+        settings.verifier,
+        patience=settings.patience,
+        request_timeout=settings.request_timeout,
+    )
     run = Run(settings, order, policy, Publisher(policy), version)
     run.rollouts = Rollouts(settings, order, policy, rewards, republish=run.republish)
     try:

@@ -86,8 +86,9 @@ async def test_tokens_from_files_or_the_environment_open_both_services(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     files = {
-        "token_file": token_file(tmp_path, TOKEN), "admin_token_file": token_file(tmp_path, ADMIN)
-    }  # fmt: skip
+        "token_file": token_file(tmp_path, TOKEN),
+        "admin_token_file": token_file(tmp_path, ADMIN),
+    }
     async with services(tmp_path) as where:
         by_file = await scored(tmp_path, **where, **files)
         monkeypatch.setenv("GUERDON_TOKEN", TOKEN)
@@ -131,8 +132,9 @@ async def test_each_service_refuses_what_lacks_its_token(tmp_path: Path) -> None
 async def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
     certificate, key = (authority := Authority(tmp_path, "ours")).sign("localhost")
     files = {
-        "token_file": token_file(tmp_path, TOKEN), "admin_token_file": token_file(tmp_path, ADMIN)
-    }  # fmt: skip
+        "token_file": token_file(tmp_path, TOKEN),
+        "admin_token_file": token_file(tmp_path, ADMIN),
+    }
     async with services(tmp_path, tls_certificate=certificate, tls_key=key) as where:
         groups = await scored(tmp_path, **where, **files, tls_ca=str(authority.certificate))
     assert len(groups) == 3

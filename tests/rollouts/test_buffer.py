@@ -30,14 +30,19 @@ def make_group(task: Task, *versions: list[int]) -> Group:
     """A sample for each list of its tokens' versions."""
     samples = [
         Sample(
-            task.uid, i, task.prompt_ids_P,
+            task.uid,
+            i,
+            task.prompt_ids_P,
             np.arange(len(spans), dtype=np.int32) + 10 * i,
             -np.arange(len(spans), dtype=np.float32),
             np.array(spans, dtype=np.int32),
-            finished=bool(i % 2), text=f"text {i}", reward=float(i), parts={"m": float(i)},
+            finished=bool(i % 2),
+            text=f"text {i}",
+            reward=float(i),
+            parts={"m": float(i)},
         )
         for i, spans in enumerate(versions)
-    ]  # fmt: skip
+    ]
     return Group(task, samples)
 
 

@@ -24,8 +24,11 @@ def small(
 ) -> Any:
     """Settings of short steps."""
     values: dict[str, Any] = {
-        "sampler": sampler.target, "prompts_per_step": 4, "samples_per_prompt": 3, "max_tokens": 4,
-    } | ({"reward": (f"{rewards.target}/fake",), "verifier": ()} if rewards else {})  # fmt: skip
+        "sampler": sampler.target,
+        "prompts_per_step": 4,
+        "samples_per_prompt": 3,
+        "max_tokens": 4,
+    } | ({"reward": (f"{rewards.target}/fake",), "verifier": ()} if rewards else {})
     return settings(**(values | changes))
 
 
@@ -170,10 +173,20 @@ async def test_what_the_sampler_cannot_mean_is_refused(tmp_path: Path) -> None:
 def tokens(groups: list[Group]) -> list[Any]:
     """All that a learner gets, but for how long it took."""
     return [
-        (group.task.uid, s.index, s.response_ids_T.tolist(), s.behaviour_logprobs_T.tolist(),
-         s.versions_T.tolist(), s.text, s.finished, s.reward, s.parts)
-        for group in groups for s in group.samples
-    ]  # fmt: skip
+        (
+            group.task.uid,
+            s.index,
+            s.response_ids_T.tolist(),
+            s.behaviour_logprobs_T.tolist(),
+            s.versions_T.tolist(),
+            s.text,
+            s.finished,
+            s.reward,
+            s.parts,
+        )
+        for group in groups
+        for s in group.samples
+    ]
 
 
 async def play(run: Run, steps: int, faults: FakePolicyServer | None = None) -> None:

@@ -24,9 +24,13 @@ def test_a_meter_counts_time_once_however_many_work() -> None:
 def test_stats_of_an_interval() -> None:
     first = RolloutStats(seconds=2.0, sampling_seconds=1.0, tokens=10, groups=1)
     last = RolloutStats(
-        seconds=12.0, sampling_seconds=9.0, scoring_seconds=2.5, waiting_seconds=1.0,
-        tokens=60, groups=4,
-    )  # fmt: skip
+        seconds=12.0,
+        sampling_seconds=9.0,
+        scoring_seconds=2.5,
+        waiting_seconds=1.0,
+        tokens=60,
+        groups=4,
+    )
     between = last - first
     assert (between.groups, between.tokens_per_second) == (3, 5.0)
     assert between.sampling_idle == pytest.approx(0.2)

@@ -24,9 +24,11 @@ def check_tokens(sample: Sample) -> None:
     """Each token is what the weights of its version draw, with their log-probability."""
     prompt = sample.prompt_ids_P.tolist()
     drawn = zip(
-        sample.response_ids_T.tolist(), sample.versions_T.tolist(),
-        sample.behaviour_logprobs_T.tolist(), strict=True,
-    )  # fmt: skip
+        sample.response_ids_T.tolist(),
+        sample.versions_T.tolist(),
+        sample.behaviour_logprobs_T.tolist(),
+        strict=True,
+    )
     for place, (token, version, logprob) in enumerate(drawn):
         value = sum(sum(bytes(data)) for data in as_bytes(weights(version).tensors()))
         if token != END:
@@ -54,9 +56,13 @@ async def test_kill_9_at_several_points_of_a_step(tmp_path: Path, eta: int) -> N
     with ExitStack() as stack:
         sampler = await asyncio.to_thread(stack.enter_context, formula_sampler(**flags))
         chosen = settings(
-            sampler=sampler.address, prompts_per_step=4, samples_per_prompt=3, max_tokens=6,
-            max_staleness=eta, patience=120.0,
-        )  # fmt: skip
+            sampler=sampler.address,
+            prompts_per_step=4,
+            samples_per_prompt=3,
+            max_tokens=6,
+            max_staleness=eta,
+            patience=120.0,
+        )
         async with running(chosen, prompts, sampler.address) as run:
             await run.begin()
             for number in range(9):

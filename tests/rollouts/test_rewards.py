@@ -23,10 +23,13 @@ def group(*texts: str, answer: str | None = None) -> Group:
     row = PromptRow(6, ({"role": "user", "content": "Why?"},), answer)
     task = Task(0, row, np.array([1, 2], dtype=np.int32))
     one = np.ones(3, dtype=np.int32)
-    return Group(task, [
-        Sample(0, i, task.prompt_ids_P, one, np.zeros(3, dtype=np.float32), one, True, text)
-        for i, text in enumerate(texts)
-    ])  # fmt: skip
+    return Group(
+        task,
+        [
+            Sample(0, i, task.prompt_ids_P, one, np.zeros(3, dtype=np.float32), one, True, text)
+            for i, text in enumerate(texts)
+        ],
+    )
 
 
 def source(*rewards: str, verifiers: tuple[str, ...] = (), **changes: Any) -> RewardSource:
@@ -38,9 +41,10 @@ async def test_a_group_is_one_item_and_its_reward_the_weighted_sum() -> None:
     async with FakeRewardServer(models=["long", "short"]) as server:
         server.add_revision("short", "rev-9", lambda prompt, response: -float(len(response)))
         rewards = source(
-            f"{server.target}/long", f"0.5*{server.target}/short",
+            f"{server.target}/long",
+            f"0.5*{server.target}/short",
             verifiers=("10*exact", "length:6"),
-        )  # fmt: skip
+        )
         await rewards.start()
         scored = await rewards.score(group("abcd", "", "42", answer="42"))
         await rewards.close()

@@ -97,10 +97,16 @@ async def test_a_sampler_that_cannot_take_the_prompts_is_refused_before_the_run(
 
 
 GOOD = Completion(
-    item=0, sample=0, id="", token_ids=np.array([5, 6], dtype=np.int32),
-    logprobs=np.array([-1, -2], dtype=np.float32), finish_reason="stop",
-    spans=(VersionSpan(2, 0, 2),), text="", prompt_token_ids=np.array([8, 9], dtype=np.int32),
-)  # fmt: skip
+    item=0,
+    sample=0,
+    id="",
+    token_ids=np.array([5, 6], dtype=np.int32),
+    logprobs=np.array([-1, -2], dtype=np.float32),
+    finish_reason="stop",
+    spans=(VersionSpan(2, 0, 2),),
+    text="",
+    prompt_token_ids=np.array([8, 9], dtype=np.int32),
+)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +134,10 @@ async def test_what_cannot_be_right_is_refused(changes: dict[str, Any], fault: s
 def test_seeds_differ_for_every_use() -> None:
     seeds = {
         sampling_seed(seed, stream, uid)
-        for seed in range(5) for stream in range(5) for uid in range(40)
-    }  # fmt: skip
+        for seed in range(5)
+        for stream in range(5)
+        for uid in range(40)
+    }
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert sampling_seed(1, 2, 3) == sampling_seed(1, 2, 3)

@@ -58,9 +58,17 @@ def drawn(*answers: Sequence[int]) -> Group:
         zeros = np.zeros(len(ids), np.int32)
         text = answer_text(WORDS, ids, finished=True)
         samples.append(
-            Sample(0, i, task.prompt_ids_P, np.array(ids, np.int32), zeros.astype(np.float32),
-                   zeros, True, text)
-        )  # fmt: skip
+            Sample(
+                0,
+                i,
+                task.prompt_ids_P,
+                np.array(ids, np.int32),
+                zeros.astype(np.float32),
+                zeros,
+                True,
+                text,
+            )
+        )
     return Group(task, samples)
 
 

@@ -24,10 +24,14 @@ async def test_no_token_is_older_than_the_bound(tmp_path: Path, eta: int) -> Non
     ):
         rewards.latency = 0.005
         chosen = settings(
-            sampler=sampler.target, reward=(f"{rewards.target}/fake",), verifier=(),
-            prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, max_tokens=3,
+            sampler=sampler.target,
+            reward=(f"{rewards.target}/fake",),
+            verifier=(),
+            prompts_per_step=PROMPTS,
+            samples_per_prompt=SAMPLES,
+            max_tokens=3,
             max_staleness=eta,
-        )  # fmt: skip
+        )
         async with running(chosen, prompts, sampler.target) as run:
             await run.begin()
             for _ in range(STEPS):

@@ -95,9 +95,12 @@ class ModelEngine:
         self._model = model.eval()
         config = model.config
         self.info = PolicyInfo(
-            model=str(self._folder), dtype="float32", max_tokens=config.max_position_embeddings,
-            vocab_size=config.vocab_size, eos_token_ids=(config.eos_token_id,),
-        )  # fmt: skip
+            model=str(self._folder),
+            dtype="float32",
+            max_tokens=config.max_position_embeddings,
+            vocab_size=config.vocab_size,
+            eos_token_ids=(config.eos_token_id,),
+        )
         self._shape = CheckpointShape(
             self._folder, dtype="float32", tied=config.tie_word_embeddings
         )
@@ -212,10 +215,13 @@ class ModelEngine:
         self.version, self.sha256 = update.version, staged.sha256
         self._deaths.at("switched")
         return Published(
-            canary_tokens=len(parted), canary_mean_difference=float(parted.mean()),
-            canary_max_difference=float(parted.max()), load_seconds=0.0, canary_seconds=0.0,
+            canary_tokens=len(parted),
+            canary_mean_difference=float(parted.mean()),
+            canary_max_difference=float(parted.max()),
+            load_seconds=0.0,
+            canary_seconds=0.0,
             pause_seconds=0.0,
-        )  # fmt: skip
+        )
 
     @torch.no_grad()
     def _parted(self, update: WeightUpdate) -> np.ndarray[Any, Any]:

@@ -15,10 +15,14 @@ def train_rank(
 ) -> int:  # in a process of its own
     """One rank's command, killed in a step if that is not 0."""
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    }
     from guerdon.cli.main import main
     from guerdon.trainer.common.trl.divergence_guard import Watched
 
@@ -48,11 +52,16 @@ def launch(
     port = free_port()
     ranks = [
         Child(
-            folder / f"{port}-{rank}.log", train_rank, list(arguments), rank, count, port,
+            folder / f"{port}-{rank}.log",
+            train_rank,
+            list(arguments),
+            rank,
+            count,
+            port,
             (dies or {}).get(rank, 0),
         )
         for rank in range(count)
-    ]  # fmt: skip
+    ]
     return [(rank.end(), rank.log()) for rank in ranks]
 
 

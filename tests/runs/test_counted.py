@@ -68,9 +68,8 @@ def outages(monkeypatch: pytest.MonkeyPatch) -> Outages:
 
 @pytest.mark.parametrize(("algorithm", "eta"), [("ppo", 0), ("grpo", 2)])
 def test_a_sampler_that_is_killed_while_the_learner_learns_and_later(
-    algorithm: str, eta: int, policy: Path, rewards: Service, tmp_path: Path,
-    outages: Outages,
-) -> None:  # fmt: skip
+    algorithm: str, eta: int, policy: Path, rewards: Service, tmp_path: Path, outages: Outages
+) -> None:
     # The first one is killed by the test; the others as they draw, and at points of an update.
     deaths = ["", "draw:11", "stage:2", "switched:2", "switch:2"]
     with sampler_service(tmp_path, policy, deaths) as sampler:
@@ -91,9 +90,8 @@ def test_a_sampler_that_is_killed_while_the_learner_learns_and_later(
 
 @pytest.mark.parametrize("eta", [0, 2])
 def test_a_reward_server_that_is_killed_with_a_call_in_its_hands(
-    eta: int, policy: Path, judge: Path, sampler: Service, tmp_path: Path,
-    outages: Outages,
-) -> None:  # fmt: skip
+    eta: int, policy: Path, judge: Path, sampler: Service, tmp_path: Path, outages: Outages
+) -> None:
     with reward_service(tmp_path, m=judge) as server:
         server.wait = outages.wait
 

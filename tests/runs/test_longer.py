@@ -40,13 +40,21 @@ def test_a_run_that_ended_goes_on_with_more_steps(
 
 FLAGS = {
     "ppo": [
-        "--value", "own", "--reward-scale", "running", "--dual-clip", "3", "--verifier",
-        "0.1*length:3", "--kl-in", "reward",
+        "--value",
+        "own",
+        "--reward-scale",
+        "running",
+        "--dual-clip",
+        "3",
+        "--verifier",
+        "0.1*length:3",
+        "--kl-in",
+        "reward",
     ],
     "grpo": ["--kl-in", "loss"],
     "online-rft": ["--threshold", "-100"],
     "online-dpo": ["--unfinished"],
-}  # fmt: skip
+}
 
 
 def test_every_documented_metric_is_written_by_some_recipe(
@@ -64,12 +72,16 @@ def test_every_documented_metric_is_written_by_some_recipe(
         assert set(SUMMARY_KEYS) - run.summary.keys() == {"kept", "kept_prompts"}
         assert run.summary.keys() <= set(SUMMARY_KEYS)
         held = [run.summary[when]["heldout_reward"]["mean"] for when in ("before", "after")]
-        named = [when["reward/m"]["mean"] for when in map(run.summary.get, ("before", "after"))
-                 if when and "reward/m" in when]  # fmt: skip
+        named = [
+            when["reward/m"]["mean"]
+            for when in map(run.summary.get, ("before", "after"))
+            if when and "reward/m" in when
+        ]
         if algorithm == "ppo":  # two rewards, of which one is the held-out one
             assert held == pytest.approx(named, abs=1e-4)
-    documented = {key for name, group in KEYS.items() if name != "fine-tuning (RFT)"
-                  for key in group}  # fmt: skip
+    documented = {
+        key for name, group in KEYS.items() if name != "fine-tuning (RFT)" for key in group
+    }
     templates = {key for key in documented if key.endswith("/NAME")}
     for template in templates:
         assert any(key.startswith(template.removesuffix("NAME")) for key in found), template

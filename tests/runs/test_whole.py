@@ -31,8 +31,15 @@ def check(run: Finished) -> set[str]:
     """What holds for all; the keys of its metrics."""
     run.check_books()
     names = {path.name for path in run.path.iterdir()}
-    assert names >= {"config.toml", "metrics.jsonl", "samples.jsonl", "summary.json", "plots",
-                     "checkpoints", "final"}  # fmt: skip
+    assert names >= {
+        "config.toml",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "summary.json",
+        "plots",
+        "checkpoints",
+        "final",
+    }
     assert list((run.path / "plots").glob("*.png"))
     model = AutoModelForCausalLM.from_pretrained(run.path / "final")
     tokenizer = AutoTokenizer.from_pretrained(run.path / "final")

@@ -69,9 +69,13 @@ class ReceivingEngine(FormulaEngine):
         self.tensors = load_file(staged.path)
         self.version, self.sha256 = update.version, staged.sha256
         return Published(
-            canary_tokens=0, canary_mean_difference=0.0, canary_max_difference=0.0,
-            load_seconds=0.0, canary_seconds=0.0, pause_seconds=0.0,
-        )  # fmt: skip
+            canary_tokens=0,
+            canary_mean_difference=0.0,
+            canary_max_difference=0.0,
+            load_seconds=0.0,
+            canary_seconds=0.0,
+            pause_seconds=0.0,
+        )
 
     async def shutdown(self) -> None:
         await super().shutdown()

@@ -115,9 +115,12 @@ def steps_of() -> list[bytes]:
     return [
         step.SerializeToString()
         for step in (
-            begin(version), chunk(0, 0, WEIGHTS[:32]), chunk(1, 0, WEIGHTS[32:]), commit(),
+            begin(version),
+            chunk(0, 0, WEIGHTS[:32]),
+            chunk(1, 0, WEIGHTS[32:]),
+            commit(),
         )
-    ]  # fmt: skip
+    ]
 
 
 @FUZZ

@@ -30,11 +30,16 @@ async def test_generate_gives_all_completions_in_order(served: Harness) -> None:
     length = length_of([7, 8], 0)
     tokens = [token_of(0, [7, 8], 0, i, 0) for i in range(length - 1)] + [END]
     assert found[0] == {
-        "item": 0, "id": "x", "sample": 0, "token_ids": tokens,
-        "logprobs": found[0]["logprobs"], "finish_reason": "stop",
+        "item": 0,
+        "id": "x",
+        "sample": 0,
+        "token_ids": tokens,
+        "logprobs": found[0]["logprobs"],
+        "finish_reason": "stop",
         "spans": [{"version": 0, "start": 0, "end": length}],
-        "text": " ".join(map(str, tokens[:-1])), "prompt_token_ids": [7, 8],
-    }  # fmt: skip
+        "text": " ".join(map(str, tokens[:-1])),
+        "prompt_token_ids": [7, 8],
+    }
     assert len(found[0]["logprobs"]) == length
     assert found[3]["prompt_token_ids"] == [1, 2]
     assert await served.metric('requests_total{code="OK",method="http_generate"}') == 1

@@ -377,12 +377,23 @@ async def test_paths_that_lead_out_of_the_shared_folders(tmp_path: Path) -> None
     (inside / "empty").mkdir()
     (inside / "loop").symlink_to(inside / "loop")
     bad = [
-        secret, outside / "nothing", inside / ".." / "out" / "model.safetensors",
-        inside / "link.safetensors", inside / "linked", inside / "linked" / "model.safetensors",
-        inside / "folder", inside / "model.bin", inside / "empty", inside / "loop",
-        inside / "nothing.safetensors", "model.safetensors", "", f"{inside}/\\0", "/",
+        secret,
+        outside / "nothing",
+        inside / ".." / "out" / "model.safetensors",
+        inside / "link.safetensors",
+        inside / "linked",
+        inside / "linked" / "model.safetensors",
+        inside / "folder",
+        inside / "model.bin",
+        inside / "empty",
+        inside / "loop",
+        inside / "nothing.safetensors",
+        "model.safetensors",
+        "",
+        f"{inside}/\\0",
+        "/",
         f"{inside}x",
-    ]  # fmt: skip
+    ]
     async with start_sampler(shared_dirs=[inside]) as served:
         for path in bad:
             with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -26,10 +26,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 def new_learner(folder: Path, temperature: float) -> Learner:
     """In float32, with a step large enough to be seen."""
     settings = GRPOSettings(
-        policy=str(folder), sampler="a:1", prompts="p", eval_prompts="p", output="o",
-        verifier=("exact",), dtype="float32", prompts_per_step=3, samples_per_prompt=8,
-        max_tokens=64, temperature=temperature, lr=1e-3,
-    )  # fmt: skip
+        policy=str(folder),
+        sampler="a:1",
+        prompts="p",
+        eval_prompts="p",
+        output="o",
+        verifier=("exact",),
+        dtype="float32",
+        prompts_per_step=3,
+        samples_per_prompt=8,
+        max_tokens=64,
+        temperature=temperature,
+        lr=1e-3,
+    )
     return Learner(settings, build(settings), folder)
 
 
@@ -60,11 +69,18 @@ def group_of(uid: int, prompt: Any, drawn: list[Completion]) -> Group:
     rewards = np.random.default_rng(uid).normal(size=len(drawn))
     samples = [
         Sample(
-            uid, c.index, prompt, c.token_ids, c.logprobs,
-            np.full(len(c.token_ids), c.spans[0].version, np.int32), True, "x", float(rewards[i]),
+            uid,
+            c.index,
+            prompt,
+            c.token_ids,
+            c.logprobs,
+            np.full(len(c.token_ids), c.spans[0].version, np.int32),
+            True,
+            "x",
+            float(rewards[i]),
         )
         for i, c in enumerate(drawn)
-    ]  # fmt: skip
+    ]
     return Group(task, samples)
 
 

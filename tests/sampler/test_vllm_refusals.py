@@ -168,9 +168,12 @@ async def test_the_cause_in_the_engines_process_is_in_the_sentence(tied_policy: 
     ],
 )
 async def test_a_processor_without_bfloat16_computes_in_float32(
-    instructions: dict[str, bool], asked: str, wanted: str, tied_policy: Path,
+    instructions: dict[str, bool],
+    asked: str,
+    wanted: str,
+    tied_policy: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: instructions)
     assert engine_arguments(tied_policy, EngineSettings(dtype=asked)).dtype == wanted

@@ -100,17 +100,19 @@ class Simulation:
         tokens = max(10, min(2000, int(self.rng.lognormvariate(4.98, 0.8))))  # mean 200
         try:
             ticket = self.admission.reserve(
-                model_name="m", priority=priority, text_bytes=4 * tokens, deadline=now + within,
+                model_name="m",
+                priority=priority,
+                text_bytes=4 * tokens,
+                deadline=now + within,
                 now=now,
-            )  # fmt: skip
+            )
             self.admission.settle(ticket, tokens, now=now)
         except Overloaded:
             self.tallies[priority].shed += tokens
             return
         self.scheduler.add(
-            "m", item_of(0, tokens), priority=priority, deadline=now + within, now=now,
-            owner=ticket,
-        )  # fmt: skip
+            "m", item_of(0, tokens), priority=priority, deadline=now + within, now=now, owner=ticket
+        )
 
     def _begin(self, now: float) -> None:
         formed = self.scheduler.next_batch(now)

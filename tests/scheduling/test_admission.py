@@ -66,9 +66,11 @@ class Books(RuleBasedStateMachine):
             others = {i: self.sum(i) - self.sum(i, priority) for i in (0, 1)}
             part = 1.0 if priority is ONLINE else 0.8
             assert (
-                tokens > part * 1000 or text > part * 3000
-                or tokens + others[0] > 1000 or text + others[1] > 3000
-            )  # fmt: skip
+                tokens > part * 1000
+                or text > part * 3000
+                or tokens + others[0] > 1000
+                or text + others[1] > 3000
+            )
             return None
         self.held[ticket] = (max(1, math.ceil(size / 2)), size)
         return ticket
@@ -279,10 +281,13 @@ def test_whoever_comes_back_when_told_mostly_finds_room(priority: PriorityClass,
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"max_queued_tokens": 0}, {"max_text_bytes": 0}, {"batch_fraction": 0.0},
-        {"batch_fraction": 1.1}, {"bytes_per_token": 0.0},
+        {"max_queued_tokens": 0},
+        {"max_text_bytes": 0},
+        {"batch_fraction": 0.0},
+        {"batch_fraction": 1.1},
+        {"bytes_per_token": 0.0},
     ],
-)  # fmt: skip
+)
 def test_limits_without_sense_are_refused_by_name(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         QueueLimits(**wrong)  # type: ignore[arg-type]
@@ -294,6 +299,4 @@ def test_a_burst_after_a_quiet_hour_is_not_taken_for_overload() -> None:
     for _ in range(200):
         admission.observe("m", 20, 0.01, now=0.0)
     for _ in range(100):
-        admission.reserve(
-            model_name="m", priority=ONLINE, text_bytes=60, deadline=0.2, now=0.0
-        )  # fmt: skip
+        admission.reserve(model_name="m", priority=ONLINE, text_bytes=60, deadline=0.2, now=0.0)

@@ -26,9 +26,12 @@ from guerdon.serving.identity import Caller
 ONLINE, BATCH = PriorityClass.ONLINE, PriorityClass.BATCH
 BATCHES = BatchLimits(max_batch_tokens=100, max_batch_sequences=20, batch_share=0.25, patience=10)
 QUEUE = QueueLimits(
-    max_queued_tokens=1000, max_text_bytes=3000, batch_fraction=0.5, caller_fraction=0.8,
+    max_queued_tokens=1000,
+    max_text_bytes=3000,
+    batch_fraction=0.5,
+    caller_fraction=0.8,
     bytes_per_token=2,
-)  # fmt: skip
+)
 GREEDY, MODEST = Caller(name="greedy", key="greedy"), Caller(name="modest", key="modest")
 
 
@@ -69,9 +72,10 @@ def test_also_when_others_were_skipped_over_for_their_length() -> None:
 @settings(max_examples=40, deadline=None)
 @example(seed=2424, keys="a", weights=[5.0, 5.0, 1.0, 0.5, 1.0])
 @given(
-    seed=st.integers(0, 2**32), keys=st.sampled_from(["a", "ab"]),
+    seed=st.integers(0, 2**32),
+    keys=st.sampled_from(["a", "ab"]),
     weights=st.lists(st.sampled_from([0.5, 1.0, 2.0, 5.0]), min_size=2, max_size=5),
-)  # fmt: skip
+)
 def test_each_gets_its_share_at_all_times_while_all_wait(
     seed: int, keys: str, weights: list[float]
 ) -> None:
@@ -86,9 +90,13 @@ def test_each_gets_its_share_at_all_times_while_all_wait(
                     size = rng.randint(1, 100)
                     deadline = rng.choice([None, rng.uniform(1, 100)])
                     scheduler.add(
-                        key, item_of(0, size), priority=ONLINE, deadline=deadline, now=0.0,
+                        key,
+                        item_of(0, size),
+                        priority=ONLINE,
+                        deadline=deadline,
+                        now=0.0,
                         caller=caller,
-                    )  # fmt: skip
+                    )
                     queued[caller.key, key] += size
         batch = scheduler.next_batch(0.0).batch
         assert batch is not None
@@ -204,9 +212,13 @@ def reserve(
     now: float = 0.0,
 ) -> Ticket:
     ticket = admission.reserve(
-        model_name="m", priority=priority, text_bytes=2 * tokens, deadline=deadline, now=now,
+        model_name="m",
+        priority=priority,
+        text_bytes=2 * tokens,
+        deadline=deadline,
+        now=now,
         caller=caller,
-    )  # fmt: skip
+    )
     admission.settle(ticket, tokens, now=now)
     return ticket
 
@@ -267,9 +279,14 @@ def test_text_that_waits_to_be_tokenised_has_shares_too() -> None:
 
     def text(size: int, caller: Caller) -> Ticket:
         return admission.reserve(
-            model_name="m", priority=ONLINE, text_bytes=size, deadline=None, now=0.0,
-            caller=caller, most=1,
-        )  # fmt: skip
+            model_name="m",
+            priority=ONLINE,
+            text_bytes=size,
+            deadline=None,
+            now=0.0,
+            caller=caller,
+            most=1,
+        )
 
     text(2000, GREEDY)
     text(400, GREEDY)

@@ -223,8 +223,13 @@ async def test_out_of_memory_splits_the_batch_down_to_what_fits() -> None:
     async with running() as (dispatcher, recorder):
         items = [item_of(9, 1, mark=n) for n in range(5)] + [item_of(10, 6, 6, 6, 6, mark=10)]
         assert scores_of(await score(dispatcher, model, *items)) == [
-            [0], [1], [2], [3], [4], [10, 11, 12, 13],
-        ]  # fmt: skip
+            [0],
+            [1],
+            [2],
+            [3],
+            [4],
+            [10, 11, 12, 13],
+        ]
         assert sorted(model.computed) == [0, 1, 2, 3, 4, 10, 11, 12, 13]
         assert set(recorder.failures) == {Failure.OUT_OF_MEMORY}
 

@@ -158,9 +158,11 @@ def served(scheduler: Scheduler, now: float = 0.0) -> list[Unit]:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    seed=st.integers(0, 2**32), share=st.floats(0.05, 0.6),
-    online_keys=st.sampled_from(["a", "ab"]), batch_keys=st.sampled_from(["a", "b", "abc"]),
-)  # fmt: skip
+    seed=st.integers(0, 2**32),
+    share=st.floats(0.05, 0.6),
+    online_keys=st.sampled_from(["a", "ab"]),
+    batch_keys=st.sampled_from(["a", "b", "abc"]),
+)
 def test_each_class_gets_its_share_at_all_times_while_both_wait(
     seed: int, share: float, online_keys: str, batch_keys: str
 ) -> None:
@@ -297,10 +299,14 @@ def test_work_that_is_gone_does_not_stay_in_memory_until_its_far_deadline() -> N
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"max_batch_tokens": 0}, {"max_batch_sequences": 0}, {"batch_share": 1.0},
-        {"batch_share": -0.1}, {"patience": 0.0}, {"patience": float("inf")},
+        {"max_batch_tokens": 0},
+        {"max_batch_sequences": 0},
+        {"batch_share": 1.0},
+        {"batch_share": -0.1},
+        {"patience": 0.0},
+        {"patience": float("inf")},
     ],
-)  # fmt: skip
+)
 def test_limits_without_sense_are_refused_by_name(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         BatchLimits(**wrong)  # type: ignore[arg-type]
@@ -377,9 +383,9 @@ def test_the_order_holds_while_thousands_come_and_leave(seed: int) -> None:
         action = rng.random()
         if action < 0.5 or not waiting:
             wait = rng.uniform(0.01, 4.9)  # due at its deadline, before its patience ends
-            waiting[scheduler.add(
-                "a", item_of(0, 1), priority=BATCH, deadline=100 + wait, now=100.0
-            )] = None  # fmt: skip
+            waiting[
+                scheduler.add("a", item_of(0, 1), priority=BATCH, deadline=100 + wait, now=100.0)
+            ] = None
         elif action < 0.8:
             unit = rng.choice(list(waiting)) if len(waiting) < 100 else next(iter(waiting))
             del waiting[unit]

@@ -62,19 +62,35 @@ def test_named_callers(tokens: Path) -> None:
     callers = Callers(named_tokens(tokens))
     found = callers.identify("Bearer t0ken-of-search", PEER, Role.SCORE)
     assert found == Caller(
-        name="search", key="search", share=3.0, max_calls=5, max_tokens=1000,
+        name="search",
+        key="search",
+        share=3.0,
+        max_calls=5,
+        max_tokens=1000,
         classes=frozenset({"online", "batch"}),
-    )  # fmt: skip
+    )
     jobs = callers.identify(b"bearer t0ken-of-jobs", "", Role.WEIGHTS)
     assert (jobs.name, jobs.classes, jobs.max_calls) == ("jobs", frozenset({"batch"}), None)
     assert callers.identify("Bearer t0ken-of-operator", PEER, None).name == "operator"
-    for header in (None, "", "Bearer", "Bearer t0ken-of-searc", "Basic t0ken-of-search",
-                   "Bearer é", f"Bearer {DIGEST}"):  # fmt: skip
+    for header in (
+        None,
+        "",
+        "Bearer",
+        "Bearer t0ken-of-searc",
+        "Basic t0ken-of-search",
+        "Bearer é",
+        f"Bearer {DIGEST}",
+    ):
         for role in (*Role, None):
             with pytest.raises(Unauthenticated):
                 callers.identify(header, PEER, role)
-    for token, role in (("search", Role.ADMIN), ("jobs", Role.ADMIN), ("operator", Role.SCORE),
-                        ("search", Role.WEIGHTS), ("search", Role.SAMPLE)):  # fmt: skip
+    for token, role in (
+        ("search", Role.ADMIN),
+        ("jobs", Role.ADMIN),
+        ("operator", Role.SCORE),
+        ("search", Role.WEIGHTS),
+        ("search", Role.SAMPLE),
+    ):
         with pytest.raises(PermissionDenied, match=f"'{token}' has not the role '{role.value}'"):
             callers.identify(f"Bearer t0ken-of-{token}", PEER, role)
 
@@ -131,8 +147,11 @@ def test_the_single_tokens() -> None:
     assert shared.identify(None, PEER, Role.ADMIN).name == "anonymous"
     both = Callers(single_tokens("for-all", "for-admin"))
     assert both.identify("Bearer for-admin", PEER, Role.WEIGHTS).name == "admin"
-    for token, role in (("for-all", Role.WEIGHTS), ("for-all", Role.ADMIN),
-                        ("for-admin", Role.SCORE)):  # fmt: skip
+    for token, role in (
+        ("for-all", Role.WEIGHTS),
+        ("for-all", Role.ADMIN),
+        ("for-admin", Role.SCORE),
+    ):
         with pytest.raises(PermissionDenied):
             both.identify(f"Bearer {token}", PEER, role)
     same = Callers(single_tokens("one", "one"))
@@ -170,8 +189,9 @@ async def test_roles_guard_every_door(tokens: Path) -> None:
         assert (await score(score_request(), metadata=bearer("search"))).items
         code, said = await failure(score(score_request(), metadata=bearer("operator")))
         assert (code, said) == (
-            grpc.StatusCode.PERMISSION_DENIED, "the caller 'operator' has not the role 'score'"
-        )  # fmt: skip
+            grpc.StatusCode.PERMISSION_DENIED,
+            "the caller 'operator' has not the role 'score'",
+        )
         rank = reward_pb2.RankRequest(model="m", prompt=common_pb2.Prompt(text="a"))
         stream = served.rewards.ScoreStream(iter([]), metadata=bearer("operator"))
         for call, expected in (

@@ -95,8 +95,11 @@ async def test_what_the_template_drops_is_in_every_reply(served: Harness) -> Non
     async with AsyncRewardClient(f"127.0.0.1:{served.ports.port}") as client:
         info = await client.get_model("drops")
         assert info.template_drops == (
-            "system_turn", "developer_turn", "earlier_reasoning", "answer_reasoning",
-        )  # fmt: skip
+            "system_turn",
+            "developer_turn",
+            "earlier_reasoning",
+            "answer_reasoning",
+        )
         assert (await client.get_model("shows")).template_drops == ()
         result = await client.score("drops", items)
         (first, second), (third, fourth) = (entry.scores for entry in result.items)
@@ -107,8 +110,9 @@ async def test_what_the_template_drops_is_in_every_reply(served: Harness) -> Non
         assert first.score == pytest.approx(third.score, abs=1e-5)
         streamed = [entry async for entry in client.score_stream("drops", items)]
         assert {entry.index: entry.scores and entry.scores[0].dropped for entry in streamed} == {
-            0: first.dropped, 1: (),
-        }  # fmt: skip
+            0: first.dropped,
+            1: (),
+        }
         ranked = await client.rank("drops", [SYSTEM, USER], ["Water.", "Rain."])
         assert [entry.score.dropped for entry in ranked.ranking] == [("system_turn",)] * 2
         for asked, field in ((items[0], "prompt"), (Item([USER], ["a", thought]), "responses[1]")):
@@ -134,10 +138,12 @@ async def test_control_tokens_are_refused_on_request(served: Harness) -> None:
     asked = {"model": "shows", "reject_control_tokens": True}
     for items, field in (
         (item(spelled, "b"), "items[0].prompt.text"),
-        (item([("user", "a"), ("user", spelled)], "b"),
-         "items[0].prompt.conversation.messages[1].content"),
+        (
+            item([("user", "a"), ("user", spelled)], "b"),
+            "items[0].prompt.conversation.messages[1].content",
+        ),
         (item("a", "b", spelled), "items[0].responses[1].text"),
-    ):  # fmt: skip
+    ):
         found, why = await refusal(served, items, **asked)
         assert found == field
         assert "spells '<|im_end|>', a control token of the model" in why

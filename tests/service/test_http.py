@@ -110,11 +110,16 @@ async def test_the_field_at_fault_is_named(served: Harness, asked: Any, field: s
 @pytest.mark.parametrize(
     "raw",
     [
-        b"{", b"", b"\xff\xfe{}", b'{"model": "\\ud800"}', b"[" * 50_000, b"nope",
+        b"{",
+        b"",
+        b"\xff\xfe{}",
+        b'{"model": "\\ud800"}',
+        b"[" * 50_000,
+        b"nope",
         b'{"model": "m", "items": [{"prompt": "\\ud800", "responses": ["a"]}]}',
         b'{"model": ' + b"9" * 6000 + b"}",
     ],
-)  # fmt: skip
+)
 async def test_invalid_json_is_400_and_the_server_goes_on(served: Harness, raw: bytes) -> None:
     reply = await served.http.post(
         "/v1/score", content=raw, headers={"content-type": "application/json"}

@@ -195,22 +195,26 @@ def test_a_message_is_let_through_a_few_times_and_counted() -> None:
         (b'{"model":"m","items":[' + b"[]," * 1_300_000 + b"[]]}", "body", "lists and objects"),
         (b'{"model":"m","items":[' + b"0," * 1_900_000 + b"0]}", "items", "the limit is 4096"),
         (
-            b'{"model":"m","items":[{"prompt":{"token_ids":[' + b"-1," * 600_000
+            b'{"model":"m","items":[{"prompt":{"token_ids":['
+            + b"-1," * 600_000
             + b'-1]},"responses":[{"token_ids":[1]}]}]}',
-            "items[0].prompt.token_ids[0]", "greater than or equal to 0",
+            "items[0].prompt.token_ids[0]",
+            "greater than or equal to 0",
         ),
         (
             b'{"model":"m","items":[{"prompt":"a","responses":[' + b'"",' * 1_300_000 + b'""]}]}',
-            "items", "the limit is 16384",
+            "items",
+            "the limit is 16384",
         ),
         (
             b"{" + b",".join(b'"%d":1' % i for i in range(300_000)) + b"}",
-            "body", "more than 32 fields",
+            "body",
+            "more than 32 fields",
         ),
         (b'{"a":"' + b'\\"' * 1_900_000, "body", "not valid JSON"),
     ],
     ids=["lists", "items", "tokens", "responses", "keys", "quotes"],
-)  # fmt: skip
+)
 async def test_a_large_body_ends_at_its_first_fault(
     served: Harness, body: bytes, field: str, said: str
 ) -> None:

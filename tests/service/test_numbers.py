@@ -175,13 +175,20 @@ def _tiny_std() -> Any:
 @pytest.mark.parametrize(
     "text",
     [
-        "drain_grace = nan", "drain_grace = inf", "drain_grace = -1", "port = 1.5",
-        "max_body_bytes = 9" + "0" * 400, "max_message_bytes = -5",
-        "[batching]\npatience = inf", "[batching]\nmax_batch_seconds = nan",
-        "[batching]\nbatch_share = nan", "[queue]\nbytes_per_token = nan",
-        "[queue]\nmax_queued_tokens = 1" + "0" * 400, "[queue]\nbatch_fraction = inf",
+        "drain_grace = nan",
+        "drain_grace = inf",
+        "drain_grace = -1",
+        "port = 1.5",
+        "max_body_bytes = 9" + "0" * 400,
+        "max_message_bytes = -5",
+        "[batching]\npatience = inf",
+        "[batching]\nmax_batch_seconds = nan",
+        "[batching]\nbatch_share = nan",
+        "[queue]\nbytes_per_token = nan",
+        "[queue]\nmax_queued_tokens = 1" + "0" * 400,
+        "[queue]\nbatch_fraction = inf",
     ],
-)  # fmt: skip
+)
 def test_a_setting_that_is_no_usable_number_is_refused_by_name(tmp_path: Path, text: str) -> None:
     file = tmp_path / "server.toml"
     file.write_text(text)

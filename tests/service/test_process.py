@@ -160,17 +160,39 @@ def test_sighup_reads_tokens_again_and_a_lame_duck_still_answers(
 def test_a_real_swap_over_tls_with_tokens(checkpoint: Path, tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-         "-keyout", key, "-out", certificate, "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+        ],
+        check=True,
+        capture_output=True,
+    )
     second = tiny_checkpoint(tmp_path / "second", "llama", seed=7)
     tokens = {"GUERDON_TOKEN": "for-scores", "GUERDON_ADMIN_TOKEN": "for-models"}
     with running_server(
-        {"m": checkpoint}, environment=tokens, dtype="float32", admin_port=-1,
-        tls_certificate=certificate, tls_key=key, host="0.0.0.0", load_from=tmp_path,
-    ) as server:  # fmt: skip
+        {"m": checkpoint},
+        environment=tokens,
+        dtype="float32",
+        admin_port=-1,
+        tls_certificate=certificate,
+        tls_key=key,
+        host="0.0.0.0",
+        load_from=tmp_path,
+    ) as server:
         trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
         scores = (("authorization", "Bearer for-scores"),)
         models = (("authorization", "Bearer for-models"),)

@@ -36,9 +36,20 @@ class Authority:
         self.certificate = self.folder / "ca.pem"
         self._key = self.folder / "ca.key"
         openssl(
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
-            "-keyout", self._key, "-out", self.certificate,
-        )  # fmt: skip
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            f"/CN={name}",
+            "-keyout",
+            self._key,
+            "-out",
+            self.certificate,
+        )
 
     def sign(self, name: str) -> tuple[Path, Path]:
         """A certificate for a host or a client, and its key."""
@@ -46,13 +57,34 @@ class Authority:
         certificate, extensions = self.folder / f"{name}.pem", self.folder / f"{name}.ext"
         extensions.write_text(f"subjectAltName=DNS:{name}\n")
         openssl(
-            "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}",
-            "-keyout", key, "-out", request,
-        )  # fmt: skip
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            f"/CN={name}",
+            "-keyout",
+            key,
+            "-out",
+            request,
+        )
         openssl(
-            "x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self._key,
-            "-CAcreateserial", "-days", "2", "-extfile", extensions, "-out", certificate,
-        )  # fmt: skip
+            "x509",
+            "-req",
+            "-in",
+            request,
+            "-CA",
+            self.certificate,
+            "-CAkey",
+            self._key,
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-extfile",
+            extensions,
+            "-out",
+            certificate,
+        )
         return certificate, key
 
 

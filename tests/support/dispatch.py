@@ -52,9 +52,15 @@ class MarkModel:
         value: Callable[[int], float] = float,
     ) -> None:
         self._info = ModelInfo(
-            name=name, revision="0" * 12, kind=ModelKind.SEQUENCE, architecture="none",
-            max_tokens=1 << 20, dtype="float32", device="cpu", compute_mode=ComputeMode.PACKED,
-        )  # fmt: skip
+            name=name,
+            revision="0" * 12,
+            kind=ModelKind.SEQUENCE,
+            architecture="none",
+            max_tokens=1 << 20,
+            dtype="float32",
+            device="cpu",
+            compute_mode=ComputeMode.PACKED,
+        )
         self._before = before
         self._value = value
         self.gate = threading.Event()

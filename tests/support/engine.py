@@ -121,9 +121,13 @@ class Served:
         return staging, staged
 
     async def publish(
-        self, tensors: Tensors, *, believed: Tensors | None = None, reset: bool = False,
+        self,
+        tensors: Tensors,
+        *,
+        believed: Tensors | None = None,
+        reset: bool = False,
         version: int = 0,
-    ) -> Published:  # fmt: skip
+    ) -> Published:
         """Stream new weights, with the canaries of what the trainer believes to have sent."""
         staging, staged = await self.stage(tensors)
         version = version or self.engine.version + 1
@@ -143,18 +147,27 @@ class Served:
         )
 
     async def draw(
-        self, prompt: np.ndarray[Any, Any] = PROMPT, *, n: int = 1, seed: int | None = None,
-        max_tokens: int = 16, **options: Any,
-    ) -> list[Completion]:  # fmt: skip
+        self,
+        prompt: np.ndarray[Any, Any] = PROMPT,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        max_tokens: int = 16,
+        **options: Any,
+    ) -> list[Completion]:
         """All completions of a prompt, in their order."""
         asked = Options(max_tokens=max_tokens, **options)
         found = [c async for c in self.engine.generate(prompt, asked, n=n, seed=seed)]
         return sorted(found, key=lambda completion: completion.index)
 
     def check(
-        self, completions: Sequence[Completion], prompt: np.ndarray[Any, Any] = PROMPT, *,
-        temperature: float = 1.0, most: float = 1e-3,
-    ) -> None:  # fmt: skip
+        self,
+        completions: Sequence[Completion],
+        prompt: np.ndarray[Any, Any] = PROMPT,
+        *,
+        temperature: float = 1.0,
+        most: float = 1e-3,
+    ) -> None:
         """Each token's log-probability is transformers' under the version that drew it."""
         assert completions
         for completion in completions:

@@ -138,9 +138,12 @@ class FormulaEngine:
     def __init__(self) -> None:
         self.behaviour = Behaviour()
         self.info = PolicyInfo(
-            model="formula", dtype="float32", max_tokens=MAX_TOKENS, vocab_size=VOCABULARY,
+            model="formula",
+            dtype="float32",
+            max_tokens=MAX_TOKENS,
+            vocab_size=VOCABULARY,
             eos_token_ids=(END,),
-        )  # fmt: skip
+        )
         self.version = 0
         self.sha256 = b""
         self.weights = 0
@@ -258,10 +261,13 @@ class FormulaEngine:
             self._resumed.set()
         tokens = sum(len(canary.logprobs) for canary in update.canaries)
         return Published(
-            canary_tokens=tokens, canary_mean_difference=1e-6 * bool(tokens),
-            canary_max_difference=2e-6 * bool(tokens), load_seconds=0.1, canary_seconds=0.05,
+            canary_tokens=tokens,
+            canary_mean_difference=1e-6 * bool(tokens),
+            canary_max_difference=2e-6 * bool(tokens),
+            load_seconds=0.1,
+            canary_seconds=0.05,
             pause_seconds=0.2,
-        )  # fmt: skip
+        )
 
 
 class WordTexts:

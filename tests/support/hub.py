@@ -81,8 +81,15 @@ def write_tokenizer(folder: Path, marks: tuple[str, ...] = ()) -> Tokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = deberta_rules(marks)
     tokenizer.save(str(folder / "tokenizer.json"))
-    names = {"cls_token": CLS, "sep_token": SEP, "pad_token": PAD, "unk_token": UNK,
-             "mask_token": MASK, "bos_token": CLS, "eos_token": SEP}  # fmt: skip
+    names = {
+        "cls_token": CLS,
+        "sep_token": SEP,
+        "pad_token": PAD,
+        "unk_token": UNK,
+        "mask_token": MASK,
+        "bos_token": CLS,
+        "eos_token": SEP,
+    }
     settings = {
         **names,
         "do_lower_case": False,
@@ -131,10 +138,18 @@ def pairrm(folder: Path, *, seed: int = 0, n_tasks: int = 1, **overrides: Any) -
     values = DEBERTA_V3 | _SIZES | {"vocab_size": tokenizer.get_vocab_size()}
     (folder / "config.json").write_text(
         json.dumps(
-            {**values, **ids, "architectures": ["DebertaV2PairRM"], "model_type": "deberta-v2",
-             "n_tasks": n_tasks, "drop_out": 0.05, "torch_dtype": "float32", **overrides}
+            {
+                **values,
+                **ids,
+                "architectures": ["DebertaV2PairRM"],
+                "model_type": "deberta-v2",
+                "n_tasks": n_tasks,
+                "drop_out": 0.05,
+                "torch_dtype": "float32",
+                **overrides,
+            }
         )
-    )  # fmt: skip
+    )
     with _quiet():
         from transformers import DebertaV2Model
     encoder = DebertaV2Model(DebertaV2Config(**values))

@@ -61,9 +61,11 @@ class RunningSampler:
 
 def sampler_command(model: str | Path, *, module: str = "", **flags: object) -> list[str]:
     """The command line, on free ports unless the flags say otherwise."""
-    command = [sys.executable, "-m", module] if module else [
-        sys.executable, "-m", "guerdon.serving", "sampler"
-    ]  # fmt: skip
+    command = (
+        [sys.executable, "-m", module]
+        if module
+        else [sys.executable, "-m", "guerdon.serving", "sampler"]
+    )
     if not module and gpu_memory() is not None:  # several tests' servers share it
         flags = {"gpu_memory_utilization": 0.15, **flags}
     for name, value in {"model": model, "port": 0, "http_port": 0, **flags}.items():

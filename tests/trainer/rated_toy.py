@@ -60,9 +60,12 @@ def attribute_settings(
     """Settings with which a tiny model learns the toy ratings."""
     named = {"attribute": ("helpful=1", "harsh=-0.5"), "lr": 1e-2}
     return AttributeSettings(
-        base=str(base), train=str(data[0]), eval=str(data[1]), output=str(output),
+        base=str(base),
+        train=str(data[0]),
+        eval=str(data[1]),
+        output=str(output),
         **(VALUES | named | more),
-    )  # fmt: skip
+    )
 
 
 def process_settings(
@@ -70,9 +73,8 @@ def process_settings(
 ) -> ProcessSettings:
     """Settings with which a tiny model learns the toy solutions."""
     return ProcessSettings(
-        base=str(base), train=str(data[0]), eval=str(data[1]), output=str(output),
-        **(VALUES | more),
-    )  # fmt: skip
+        base=str(base), train=str(data[0]), eval=str(data[1]), output=str(output), **(VALUES | more)
+    )
 
 
 def interrupt_rows_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

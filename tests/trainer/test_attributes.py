@@ -107,8 +107,10 @@ def test_it_learns(trained: tuple[Path, dict[str, Any]]) -> None:
     assert summary["attributes"]["harsh"]["r2"] > 0.5
     assert summary["rmse"] < 0.6 * summary["before"]["eval_rmse"]
     assert {p.name for p in (folder / "plots").iterdir()} == {
-        "training.png", "predicted.png", "calibration.png",
-    }  # fmt: skip
+        "training.png",
+        "predicted.png",
+        "calibration.png",
+    }
     rows = metrics(folder)
     assert rows[0].keys() >= {"loss", "lr", "grad_norm", "tokens", "epoch"}
     assert [row["step"] for row in rows if "eval_rmse" in row] == [40, 80]
@@ -136,9 +138,15 @@ def test_accumulation_changes_nothing(base: Path, data: tuple[Path, Path], tmp_p
     losses, weights = [], []
     for i, (batch, accumulate) in enumerate(((32, 1), (12, 3))):
         settings = attribute_settings(
-            base, data, tmp_path / str(i), batch_size=batch, accumulate=accumulate, epochs=2.0,
-            limit=32, eval_before=False,
-        )  # fmt: skip
+            base,
+            data,
+            tmp_path / str(i),
+            batch_size=batch,
+            accumulate=accumulate,
+            epochs=2.0,
+            limit=32,
+            eval_before=False,
+        )
         run(settings)
         losses.append([row["loss"] for row in metrics(tmp_path / str(i)) if "loss" in row])
         weights.append(load_file(tmp_path / str(i) / "model.safetensors"))
@@ -266,5 +274,7 @@ def test_names_with_dollars_are_drawn(tmp_path: Path) -> None:
     values = np.array([0.0, 1.0, 2.0])
     draw_attributes(tmp_path, [{"step": 1, "loss": 1.0}], {"$_{$": (values, values)})
     assert {p.name for p in tmp_path.iterdir()} == {
-        "training.png", "predicted.png", "calibration.png",
-    }  # fmt: skip
+        "training.png",
+        "predicted.png",
+        "calibration.png",
+    }

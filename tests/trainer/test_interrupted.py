@@ -87,16 +87,20 @@ def test_data_that_changed_is_not_resumed_on(
 
 @pytest.mark.parametrize("broken", [3, 11])
 def test_a_tracker_gets_every_line(
-    broken: int, base: Path, toy: tuple[Path, Path], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    broken: int, base: Path, toy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once, also where a run was broken before its first checkpoint or after it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = toy_settings(
-        base, toy, tmp_path / "run", tracker=("tensorboard",), eval_every=6, checkpoint_every=8,
+        base,
+        toy,
+        tmp_path / "run",
+        tracker=("tensorboard",),
+        eval_every=6,
+        checkpoint_every=8,
         limit=96,
-    )  # fmt: skip
+    )
     with monkeypatch.context() as patch:
         interrupt_at(patch, broken)
         with pytest.raises(KeyboardInterrupt):
@@ -178,11 +182,31 @@ def test_kill_leaves_no_model_and_the_run_can_go_on(
 ) -> None:
     output = tmp_path / "run"
     command = [
-        sys.executable, "-c", "from guerdon.cli.main import main; raise SystemExit(main())",
-        "train", "reward", "--base", str(base), "--train", str(toy[0]), "--eval", str(toy[1]),
-        "--output", str(output), "--lr", "3e-3", "--dtype", "float32", "--no-plots",
-        "--checkpoint-every", "10", "--log-every", "1", "--epochs", "40",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        "from guerdon.cli.main import main; raise SystemExit(main())",
+        "train",
+        "reward",
+        "--base",
+        str(base),
+        "--train",
+        str(toy[0]),
+        "--eval",
+        str(toy[1]),
+        "--output",
+        str(output),
+        "--lr",
+        "3e-3",
+        "--dtype",
+        "float32",
+        "--no-plots",
+        "--checkpoint-every",
+        "10",
+        "--log-every",
+        "1",
+        "--epochs",
+        "40",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -31,9 +31,12 @@ def with_margins(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("share", ["off", "on"])
 def test_the_loss_is_trls_and_the_papers(
-    share: str, base: Path, with_margins: tuple[Path, Path], tmp_path: Path,
+    share: str,
+    base: Path,
+    with_margins: tuple[Path, Path],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """-log σ(r₊ - r₋ - m) + λ·(r₊ + r₋)², on identical tensors."""
     monkeypatch.setenv("CI", "1")  # TRL's own trainer reports to its makers elsewhere
     settings = toy_settings(
@@ -48,20 +51,29 @@ def test_the_loss_is_trls_and_the_papers(
     batch = ours.data_collator(examples)
     assert batch["margin"].tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
     theirs = RewardTrainer(
-        model=model, processing_class=task.tokenizer, train_dataset=ours.train_dataset,
+        model=model,
+        processing_class=task.tokenizer,
+        train_dataset=ours.train_dataset,
         args=RewardConfig(
-            output_dir=str(tmp_path / "theirs"), center_rewards_coefficient=0.3, bf16=False,
-            report_to="none", use_cpu=True, max_length=None,
+            output_dir=str(tmp_path / "theirs"),
+            center_rewards_coefficient=0.3,
+            bf16=False,
+            report_to="none",
+            use_cpu=True,
+            max_length=None,
         ),
-    )  # fmt: skip
+    )
     plain = DataCollatorForPreference(task.tokenizer.pad_token_id)(examples)
     with torch.no_grad():
         loss = ours.compute_loss(model, dict(batch)).item()
         wanted = theirs.compute_loss(model, dict(plain)).item()
     found = score_pairs(
-        model, task.inputs.train.pairs[:6], pad_id=task.tokenizer.pad_token_id, share=False,
+        model,
+        task.inputs.train.pairs[:6],
+        pad_id=task.tokenizer.pad_token_id,
+        share=False,
         dtype="float32",
-    )  # fmt: skip
+    )
     margin = np.arange(6) / 2
     formula = np.logaddexp(0, -(found.delta - margin)) + 0.3 * (found.chosen + found.rejected) ** 2
     assert loss == pytest.approx(wanted, rel=1e-5)

@@ -62,9 +62,13 @@ def test_scores_in_training_are_those_of_one_at_a_time(
         assert sharing.may_share(model)
         assert sharing.agrees(model, tokens.pairs[:3], tokenizer.pad_token_id)
     found = score_pairs(
-        model, tokens.pairs, pad_id=tokenizer.pad_token_id, share=share, dtype="float32",
+        model,
+        tokens.pairs,
+        pad_id=tokenizer.pad_token_id,
+        share=share,
+        dtype="float32",
         batch_tokens=300,
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(
         found.chosen, alone(model, [p.chosen for p in tokens.pairs]), atol=1e-4
     )

@@ -40,16 +40,23 @@ def asked(row: dict[str, Any], marker: str) -> tuple[list[dict[str, str]], str]:
 
 def test_what_is_trained_is_served(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
     settings = process_settings(
-        base, data, tmp_path / "run", step_aggregation="product", by=("kind",), plots=True,
+        base,
+        data,
+        tmp_path / "run",
+        step_aggregation="product",
+        by=("kind",),
+        plots=True,
         epochs=3.0,
-    )  # fmt: skip
+    )
     summary, _ = run(settings)
     folder = tmp_path / "run"
     manifest = Manifest.read(folder)
     assert manifest is not None
     assert (manifest.kind, manifest.step_marker, manifest.step_aggregation) == (
-        "process", "<|step|>", "product",
-    )  # fmt: skip
+        "process",
+        "<|step|>",
+        "product",
+    )
     # The marker was not a token of the base: it is one now, and the model has a row for it.
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer("<|step|>", add_special_tokens=False)["input_ids"]) == 1
@@ -82,8 +89,10 @@ def test_what_is_trained_is_served(base: Path, data: tuple[Path, Path], tmp_path
     assert summary["first_error"]["erroneous"]["value"] == np.mean(wrong)
     assert summary["subgroups"]["kind"]["a"]["n"] == 20
     assert {p.name for p in (folder / "plots").iterdir()} == {
-        "training.png", "scores.png", "reliability.png",
-    }  # fmt: skip
+        "training.png",
+        "scores.png",
+        "reliability.png",
+    }
     train = served(folder, [asked(row, "<|step|>") for row in solution_rows(96, seed=1)])
     assert manifest.mean == pytest.approx(np.mean([s.score for s in train]), abs=1e-4)
     assert manifest.std == pytest.approx(np.std([s.score for s in train]), abs=1e-4)

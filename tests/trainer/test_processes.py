@@ -79,9 +79,13 @@ def both(make: Any, folder: Path, *, dies: int = 0) -> None:
     ids=["shared", "lora", "encoder"],
 )
 def test_two_processes_learn_the_preferences_that_one_learns(
-    encoder: bool, more: dict[str, Any], base: Path, encoder_base: Path, chatml: Path,
+    encoder: bool,
+    more: dict[str, Any],
+    base: Path,
+    encoder_base: Path,
+    chatml: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     pairs = [row | {"gap": i % 3} for i, row in enumerate(toy_rows(64, 1))]
     data = (
         write_rows(tmp_path / "train.jsonl", pairs),
@@ -101,9 +105,10 @@ def test_two_processes_learn_the_ratings_that_one_learns(
 ) -> None:
     """The loss is a mean over all targets, of which the processes have unequal shares."""
     rows, settings = (
-        (rated_rows, attribute_settings) if objective == "attributes"
+        (rated_rows, attribute_settings)
+        if objective == "attributes"
         else (solution_rows, process_settings)
-    )  # fmt: skip
+    )
     data: Files = (
         write_rows(tmp_path / "train.jsonl", rows(64, 1)),
         write_rows(tmp_path / "eval.jsonl", rows(21, 2)),

@@ -102,8 +102,11 @@ def test_files(trained: tuple[Path, dict[str, Any]]) -> None:
     modes = {path.stat().st_mode for path in folder.iterdir() if path.is_file()}
     assert modes == {(folder / "config.toml").stat().st_mode}
     assert {p.name for p in (folder / "plots").iterdir()} == {
-        "training.png", "reliability.png", "scores.png", "length.png",
-    }  # fmt: skip
+        "training.png",
+        "reliability.png",
+        "scores.png",
+        "length.png",
+    }
     saved = json.loads((folder / "summary.json").read_text())
     assert saved["accuracy"] == summary["accuracy"]
 

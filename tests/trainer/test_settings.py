@@ -24,8 +24,12 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     path.write_text('base = "file"\nlr = 1\nepochs = 2\nplots = false\n')
     found = load_settings(path, {**NEEDED, "base": None, "epochs": 3.0, "seed": None})
     assert (found.base, found.lr, found.epochs, found.plots, found.seed) == (
-        "file", 1.0, 3.0, False, 0,
-    )  # fmt: skip
+        "file",
+        1.0,
+        3.0,
+        False,
+        0,
+    )
 
 
 def test_toml_round_trip(tmp_path: Path) -> None:
@@ -100,9 +104,20 @@ def test_dry_run_checks_and_writes_nothing(
 ) -> None:
     data = write_toy(tmp_path / "d.jsonl", 5, seed=0)
     arguments = [
-        "train", "reward", "--base", str(base), "--train", str(data), "--eval", str(data),
-        "--output", str(tmp_path / "run"), "--dry-run", "--lr", "0.001",
-    ]  # fmt: skip
+        "train",
+        "reward",
+        "--base",
+        str(base),
+        "--train",
+        str(data),
+        "--eval",
+        str(data),
+        "--output",
+        str(tmp_path / "run"),
+        "--dry-run",
+        "--lr",
+        "0.001",
+    ]
     assert main(arguments) == 0
     shown, said = capfd.readouterr()
     assert "5 held-out pairs have a prompt that is trained on" in " ".join(said.split())
@@ -127,9 +142,18 @@ def test_errors_are_one_sentence(
 ) -> None:
     data = write_toy(tmp_path / "d.jsonl", 5, seed=0)
     arguments = [
-        "train", "reward", "--base", str(base), "--train", str(data), "--eval", str(data),
-        "--output", str(tmp_path / "run"), *more,
-    ]  # fmt: skip
+        "train",
+        "reward",
+        "--base",
+        str(base),
+        "--train",
+        str(data),
+        "--eval",
+        str(data),
+        "--output",
+        str(tmp_path / "run"),
+        *more,
+    ]
     assert main(arguments) in (1, 2)
     printed = capfd.readouterr().err
     assert message in " ".join(printed.split())
@@ -142,9 +166,17 @@ def test_bad_rows_exit_with_the_line(
 ) -> None:
     data = write_rows(tmp_path / "d.jsonl", [{"chosen": "x"}])
     arguments = [
-        "train", "reward", "--base", str(base), "--train", str(data), "--eval", str(data),
-        "--output", str(tmp_path / "run"),
-    ]  # fmt: skip
+        "train",
+        "reward",
+        "--base",
+        str(base),
+        "--train",
+        str(data),
+        "--eval",
+        str(data),
+        "--output",
+        str(tmp_path / "run"),
+    ]
     assert main(arguments) == 2
     assert "line 1: rejected: is missing" in " ".join(capfd.readouterr().err.split())
 
@@ -157,9 +189,20 @@ def test_bad_rows_that_are_skipped_are_named(
         tmp_path / "[d].jsonl", [good, {"chosen": "[/x]"}, good, good | {"chosen": " "}]
     )
     arguments = [
-        "train", "reward", "--base", str(base), "--train", str(data), "--eval", str(data),
-        "--output", str(tmp_path / "run"), "--bad-rows", "skip", "--dry-run",
-    ]  # fmt: skip
+        "train",
+        "reward",
+        "--base",
+        str(base),
+        "--train",
+        str(data),
+        "--eval",
+        str(data),
+        "--output",
+        str(tmp_path / "run"),
+        "--bad-rows",
+        "skip",
+        "--dry-run",
+    ]
     assert main(arguments) == 0
     printed = capfd.readouterr().err
     assert f"train: 3 pairs of {data}\n" in printed
@@ -213,9 +256,19 @@ def test_a_finished_run_is_trained_anew_with_overwrite(
 ) -> None:
     data = write_toy(tmp_path / "d.jsonl", 8, seed=0)
     arguments = [
-        "train", "reward", "--base", str(base), "--train", str(data), "--eval", str(data),
-        "--output", str(tmp_path / "run"), "--no-plots", "--no-eval-before",
-    ]  # fmt: skip
+        "train",
+        "reward",
+        "--base",
+        str(base),
+        "--train",
+        str(data),
+        "--eval",
+        str(data),
+        "--output",
+        str(tmp_path / "run"),
+        "--no-plots",
+        "--no-eval-before",
+    ]
     assert main(arguments) == 0
     weights = tmp_path / "run" / "model.safetensors"
     before = weights.stat().st_mtime_ns

@@ -56,9 +56,14 @@ def rank(
 
     connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     options = score_options(
-        priority, truncation, opt.Activation.NONE, False, timeout,
-        reject_dropped_text=reject_dropped_text, reject_control_tokens=reject_control_tokens,
-    )  # fmt: skip
+        priority,
+        truncation,
+        opt.Activation.NONE,
+        False,
+        timeout,
+        reject_dropped_text=reject_dropped_text,
+        reject_control_tokens=reject_control_tokens,
+    )
     if prompt is not None or candidate:
         if source is not None or output is not None:
             raise CommandError("--prompt and --candidate go without files.", ExitCode.USAGE)

@@ -74,9 +74,15 @@ class Connection:
     ) -> None:
         self.target = Target(target)
         self._remake = functools.partial(
-            Connection, self.target.endpoints, token=token, tls=tls, retry=retry,
-            timeout=timeout, clock=clock, max_reply_bytes=max_reply_bytes,
-        )  # fmt: skip
+            Connection,
+            self.target.endpoints,
+            token=token,
+            tls=tls,
+            retry=retry,
+            timeout=timeout,
+            clock=clock,
+            max_reply_bytes=max_reply_bytes,
+        )
         self.clock = clock
         self.retry = retry
         self.default_timeout = timeout

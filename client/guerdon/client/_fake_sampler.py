@@ -151,13 +151,17 @@ class Sampler(policy_pb2_grpc.PolicyServiceServicer):
         seed = item.seed if item.HasField("seed") else None
         ids, logprobs = fake.draw(prompt, seed, sample, request.options.max_tokens)
         reply = policy_pb2.GenerateResponse(
-            item=place, id=item.id, sample=sample, token_ids=ids, logprobs=logprobs,
+            item=place,
+            id=item.id,
+            sample=sample,
+            token_ids=ids,
+            logprobs=logprobs,
             prompt_token_ids=prompt,
             finish_reason=policy_pb2.FINISH_REASON_STOP
             if ids[-1] == fake.eos
             else policy_pb2.FINISH_REASON_LENGTH,
             text=" ".join(map(str, ids)) if request.return_text else "",
-        )  # fmt: skip
+        )
         reply.spans.extend(_spans(state.history[first:], len(ids)))
         return reply
 
@@ -195,10 +199,14 @@ class Sampler(policy_pb2_grpc.PolicyServiceServicer):
             canaries = tuple((list(c.token_ids), list(c.logprobs)) for c in commit.canaries)
             fake.updates.append(
                 ReceivedUpdate(
-                    begin.version, begin.reset, tuple(specs), tensors, begin.shared_path.path,
+                    begin.version,
+                    begin.reset,
+                    tuple(specs),
+                    tensors,
+                    begin.shared_path.path,
                     canaries,
                 )
-            )  # fmt: skip
+            )
         if fault is not None:
             raise Refused(fault.status)
         tokens = sum(len(c.logprobs) for c in commit.canaries)
@@ -211,10 +219,18 @@ class Sampler(policy_pb2_grpc.PolicyServiceServicer):
         except Refused as error:
             await _abort(context, error.status)
         return policy_pb2.GetPolicyResponse(
-            model="fake", instance=state.instance, weight_version=state.version,
-            weight_sha256=state.sha256, dtype=fake.dtype, max_tokens=2**20, vocab_size=2**20,
-            eos_token_ids=[fake.eos], running=state.running, limit=fake.limit, shared_path=True,
-        )  # fmt: skip
+            model="fake",
+            instance=state.instance,
+            weight_version=state.version,
+            weight_sha256=state.sha256,
+            dtype=fake.dtype,
+            max_tokens=2**20,
+            vocab_size=2**20,
+            eos_token_ids=[fake.eos],
+            running=state.running,
+            limit=fake.limit,
+            shared_path=True,
+        )
 
 
 def _spans(versions: Sequence[int], tokens: int) -> list[policy_pb2.VersionSpan]:

@@ -56,9 +56,13 @@ def options(
     check_number("options.top_p", top_p, _SMALLEST_FLOAT32, 1)
     check_number("options.top_k", top_k, 0, 2**31 - 1, whole=True)
     return policy_pb2.SamplingOptions(
-        temperature=temperature, max_tokens=max_tokens, top_p=top_p, top_k=top_k,
-        stop_token_ids=stop_token_ids, ignore_eos=ignore_eos,
-    )  # fmt: skip
+        temperature=temperature,
+        max_tokens=max_tokens,
+        top_p=top_p,
+        top_k=top_k,
+        stop_token_ids=stop_token_ids,
+        ignore_eos=ignore_eos,
+    )
 
 
 class Pending:
@@ -159,10 +163,16 @@ def _completion(reply: policy_pb2.GenerateResponse, place: int, sample: int, id:
     if reason is None:
         raise Internal(f"{where} does not say why it ended")
     return Completion(
-        item=place, sample=sample, id=id, token_ids=_ids(reply.token_ids, where),
-        logprobs=logprobs, finish_reason=reason, spans=spans, text=reply.text,
+        item=place,
+        sample=sample,
+        id=id,
+        token_ids=_ids(reply.token_ids, where),
+        logprobs=logprobs,
+        finish_reason=reason,
+        spans=spans,
+        text=reply.text,
         prompt_token_ids=_ids(reply.prompt_token_ids, where),
-    )  # fmt: skip
+    )
 
 
 def _ids(values: Sequence[int], where: str) -> npt.NDArray[np.int32]:
@@ -233,9 +243,17 @@ def update(reply: policy_pb2.UpdateWeightsResponse) -> WeightUpdate:
 def policy_info(reply: policy_pb2.GetPolicyResponse) -> PolicyInfo:
     """What a sampler says of itself."""
     return PolicyInfo(
-        model=reply.model, instance=reply.instance, weight_version=reply.weight_version,
-        weight_sha256=reply.weight_sha256, dtype=reply.dtype, max_tokens=reply.max_tokens,
-        vocab_size=reply.vocab_size, eos_token_ids=tuple(reply.eos_token_ids),
-        running=reply.running, waiting=reply.waiting, limit=reply.limit,
-        shared_path=reply.shared_path, nccl=reply.nccl,
-    )  # fmt: skip
+        model=reply.model,
+        instance=reply.instance,
+        weight_version=reply.weight_version,
+        weight_sha256=reply.weight_sha256,
+        dtype=reply.dtype,
+        max_tokens=reply.max_tokens,
+        vocab_size=reply.vocab_size,
+        eos_token_ids=tuple(reply.eos_token_ids),
+        running=reply.running,
+        waiting=reply.waiting,
+        limit=reply.limit,
+        shared_path=reply.shared_path,
+        nccl=reply.nccl,
+    )

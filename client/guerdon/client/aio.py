@@ -72,9 +72,14 @@ class AsyncClient:
         clock: Clock = Clock(),  # noqa: B008 - frozen
     ) -> None:
         self._connection = Connection(
-            target, token=token, tls=tls, retry=retry, timeout=timeout, clock=clock,
+            target,
+            token=token,
+            tls=tls,
+            retry=retry,
+            timeout=timeout,
+            clock=clock,
             max_reply_bytes=self._max_reply_bytes,
-        )  # fmt: skip
+        )
 
     async def __aenter__(self) -> Self:
         return self

@@ -125,10 +125,37 @@ def _pay_width(text: Any, width: Any = 80, *_: Any) -> None:
 
 STR_METHODS: dict[str, Callable[..., None] | None] = {
     **dict.fromkeys(
-        ("strip", "lstrip", "rstrip", "startswith", "endswith", "lower", "upper", "title",
-         "capitalize", "casefold", "swapcase", "find", "rfind", "index", "rindex", "count",
-         "isdigit", "isdecimal", "isnumeric", "isalpha", "isalnum", "isspace", "isupper",
-         "islower", "istitle", "partition", "rpartition", "removeprefix", "removesuffix")
+        (
+            "strip",
+            "lstrip",
+            "rstrip",
+            "startswith",
+            "endswith",
+            "lower",
+            "upper",
+            "title",
+            "capitalize",
+            "casefold",
+            "swapcase",
+            "find",
+            "rfind",
+            "index",
+            "rindex",
+            "count",
+            "isdigit",
+            "isdecimal",
+            "isnumeric",
+            "isalpha",
+            "isalnum",
+            "isspace",
+            "isupper",
+            "islower",
+            "istitle",
+            "partition",
+            "rpartition",
+            "removeprefix",
+            "removesuffix",
+        )
     ),
     **dict.fromkeys(("split", "rsplit"), _pay_split),
     **dict.fromkeys(("ljust", "rjust", "center", "zfill"), _pay_width),
@@ -136,7 +163,7 @@ STR_METHODS: dict[str, Callable[..., None] | None] = {
     "replace": _pay_replace,
     "join": _pay_join,
     "format": None,  # `wrap_str_format` pays
-}  # fmt: skip
+}
 """The methods of texts that a template may call, and what is paid beside the text's length."""
 
 METHODS: dict[type, frozenset[str]] = {
@@ -167,9 +194,35 @@ def _pay_json(value: Any, indent: Any = 0, **_: Any) -> None:
 
 FILTERS: dict[str, Callable[..., None] | None] = {
     **dict.fromkeys(
-        ("abs", "capitalize", "dictsort", "e", "escape", "float", "groupby", "int", "list", "lower",
-         "map", "max", "min", "reject", "rejectattr", "reverse", "round", "safe", "select",
-         "selectattr", "sort", "string", "title", "trim", "unique", "upper", "wordcount")
+        (
+            "abs",
+            "capitalize",
+            "dictsort",
+            "e",
+            "escape",
+            "float",
+            "groupby",
+            "int",
+            "list",
+            "lower",
+            "map",
+            "max",
+            "min",
+            "reject",
+            "rejectattr",
+            "reverse",
+            "round",
+            "safe",
+            "select",
+            "selectattr",
+            "sort",
+            "string",
+            "title",
+            "trim",
+            "unique",
+            "upper",
+            "wordcount",
+        )
     ),
     "center": _pay_width,
     "format": lambda text, *arguments, **named: pay_format(text, (*arguments, *named.values())),
@@ -177,7 +230,7 @@ FILTERS: dict[str, Callable[..., None] | None] = {
     "join": _pay_join_filter,
     "replace": _pay_replace,
     "tojson": _pay_json,
-}  # fmt: skip
+}
 """The filters that a template may use, and what is paid beside the value's length."""
 
 FREE_FILTERS = ("attr", "count", "d", "default", "first", "items", "last", "length")

@@ -85,16 +85,24 @@ class RewardServer:
         )
         self._calls = calls = CallMetrics(self._metrics, self.registry)
         self._service = RewardService(
-            self._scoring, self.registry, self.lifecycle, calls, config.limits,
+            self._scoring,
+            self.registry,
+            self.lifecycle,
+            calls,
+            config.limits,
             stream_items=config.stream_items,
-        )  # fmt: skip
+        )
         self._door = self._new_door()
         self._listener = Listener(config, self._service_names(), self._door)
         self._app = new_app(
-            "Guerdon reward server", importlib.metadata.version("guerdon"), self.lifecycle,
+            "Guerdon reward server",
+            importlib.metadata.version("guerdon"),
+            self.lifecycle,
             None if config.metrics_port >= 0 else prometheus,
-            door=self._door, roles=http.ROLES, max_body=config.max_body_bytes,
-        )  # fmt: skip
+            door=self._door,
+            roles=http.ROLES,
+            max_body=config.max_body_bytes,
+        )
         RewardRoutes(self._scoring, self.registry, self.lifecycle, calls, config.limits).add_to(
             self._app
         )
@@ -158,10 +166,13 @@ class RewardServer:
             self._add_admin(server)
             admin_port = await self._listener.bind(server, config.admin_host, config.admin_port)
         return RewardPorts(
-            host=config.host, port=port, http_port=await self._listener.start_http(self._app),
+            host=config.host,
+            port=port,
+            http_port=await self._listener.start_http(self._app),
             metrics_port=await self._listener.start_metrics(self._operations),
-            admin_host=config.admin_host, admin_port=admin_port,
-        )  # fmt: skip
+            admin_host=config.admin_host,
+            admin_port=admin_port,
+        )
 
     def _add_admin(self, server: grpc.aio.Server) -> None:
         sources = Sources(self._config.load_from, tuple(self._config.models.values()))

@@ -73,6 +73,8 @@ def learn_drops(render: Callable[[list[Turn]], str], model: str) -> tuple[Droppe
     if found:
         logger.warning(
             "the chat template of %s leaves out text of these kinds, so scores do not depend on "
-            "it: %s", model, ", ".join(found),
-        )  # fmt: skip
+            "it: %s",
+            model,
+            ", ".join(found),
+        )
     return found

@@ -32,33 +32,43 @@ class RewardMetrics:
         classed = ["model", "revision", "class"]
 
         self.requests = Counter(
-            "guerdon_requests", "Finished calls.", ["method", "model", "class", "code"],
+            "guerdon_requests",
+            "Finished calls.",
+            ["method", "model", "class", "code"],
             registry=registry,
-        )  # fmt: skip
+        )
         """`method` is the RPC's name (ScoreStream counts each item) or `http_score`, `http_rank`,
         `http_models`; `code` is the gRPC status name; unknown models are labelled `unknown`."""
         self.refused_calls = Counter(
-            "guerdon_refused_calls", "Calls refused from their headers alone.", ["method", "code"],
+            "guerdon_refused_calls",
+            "Calls refused from their headers alone.",
+            ["method", "code"],
             registry=registry,
-        )  # fmt: skip
+        )
         """`code` is UNAUTHENTICATED, PERMISSION_DENIED, or RESOURCE_EXHAUSTED (`max_calls`)."""
         self.in_flight = Gauge(
             "guerdon_requests_in_flight", "Calls being served.", ["method"], registry=registry
         )
 
         self.caller_requests = Counter(
-            "guerdon_caller_requests", "Finished calls by caller.", ["caller", "class", "code"],
+            "guerdon_caller_requests",
+            "Finished calls by caller.",
+            ["caller", "class", "code"],
             registry=registry,
-        )  # fmt: skip
+        )
         """`caller` is a name of the tokens file, else `shared`, `admin` or `anonymous`."""
         self.caller_in_flight = Gauge(
-            "guerdon_caller_requests_in_flight", "Calls being served, by caller.", ["caller"],
+            "guerdon_caller_requests_in_flight",
+            "Calls being served, by caller.",
+            ["caller"],
             registry=registry,
-        )  # fmt: skip
+        )
         self.caller_tokens = Counter(
-            "guerdon_caller_tokens", "Tokens scored by caller, shared prompts once.",
-            ["caller", "class"], registry=registry,
-        )  # fmt: skip
+            "guerdon_caller_tokens",
+            "Tokens scored by caller, shared prompts once.",
+            ["caller", "class"],
+            registry=registry,
+        )
 
         def seconds(name: str, what: str) -> Histogram:
             return Histogram(name, what, classed, buckets=LATENCY_BUCKETS, registry=registry)
@@ -69,37 +79,53 @@ class RewardMetrics:
         self.request_seconds = seconds("guerdon_request_seconds", "Call from arrival to reply.")
 
         self.queue_tokens = Gauge(
-            "guerdon_queue_tokens", "Tokens accepted and not yet computed.", ["class"],
+            "guerdon_queue_tokens",
+            "Tokens accepted and not yet computed.",
+            ["class"],
             registry=registry,
-        )  # fmt: skip
+        )
         self.queue_items = Gauge(
-            "guerdon_queue_items", "Items accepted and not yet computed.", ["class"],
+            "guerdon_queue_items",
+            "Items accepted and not yet computed.",
+            ["class"],
             registry=registry,
-        )  # fmt: skip
+        )
         self.queue_limit_tokens = Gauge(
             "guerdon_queue_limit_tokens", "Most tokens that may be queued.", registry=registry
         )
 
         self.batch_tokens = Histogram(
-            "guerdon_batch_tokens", "Tokens computed in a batch, padding included.", model,
-            buckets=TOKEN_BUCKETS, registry=registry,
-        )  # fmt: skip
+            "guerdon_batch_tokens",
+            "Tokens computed in a batch, padding included.",
+            model,
+            buckets=TOKEN_BUCKETS,
+            registry=registry,
+        )
         self.batch_sequences = Histogram(
-            "guerdon_batch_sequences", "Responses in a batch.", model,
-            buckets=SEQUENCE_BUCKETS, registry=registry,
-        )  # fmt: skip
+            "guerdon_batch_sequences",
+            "Responses in a batch.",
+            model,
+            buckets=SEQUENCE_BUCKETS,
+            registry=registry,
+        )
         self.computed_tokens = Counter(
-            "guerdon_computed_tokens", "Tokens computed, padding included.", model,
+            "guerdon_computed_tokens",
+            "Tokens computed, padding included.",
+            model,
             registry=registry,
-        )  # fmt: skip
+        )
         self.padding_tokens = Counter(
-            "guerdon_padding_tokens", "Tokens computed that were only padding.", model,
+            "guerdon_padding_tokens",
+            "Tokens computed that were only padding.",
+            model,
             registry=registry,
-        )  # fmt: skip
+        )
         self.reused_tokens = Counter(
-            "guerdon_reused_prompt_tokens", "Prompt tokens served from a shared prefix.", model,
+            "guerdon_reused_prompt_tokens",
+            "Prompt tokens served from a shared prefix.",
+            model,
             registry=registry,
-        )  # fmt: skip
+        )
         self.sequences = Counter(
             "guerdon_sequences", "Responses scored.", classed, registry=registry
         )
@@ -111,9 +137,11 @@ class RewardMetrics:
             "guerdon_shed", "Items refused for overload.", ["model", "class"], registry=registry
         )
         self.dropped = Counter(
-            "guerdon_dropped", "Accepted items that nobody waited for any more.",
-            ["model", "class", "reason", "stage"], registry=registry,
-        )  # fmt: skip
+            "guerdon_dropped",
+            "Accepted items that nobody waited for any more.",
+            ["model", "class", "reason", "stage"],
+            registry=registry,
+        )
         """`reason` is expired or cancelled; `stage` is `queued` (cost no forward pass) or
         `computing` (the answer came too late)."""
 
@@ -121,28 +149,38 @@ class RewardMetrics:
             "guerdon_score", "Raw scores given.", model, buckets=SCORE_BUCKETS, registry=registry
         )
         self.nonfinite_scores = Counter(
-            "guerdon_nonfinite_scores", "Scores that were NaN or infinite, never served.", model,
+            "guerdon_nonfinite_scores",
+            "Scores that were NaN or infinite, never served.",
+            model,
             registry=registry,
-        )  # fmt: skip
+        )
         self.batch_failures = Counter(
-            "guerdon_batch_failures", "Batches that failed.", ["model", "revision", "reason"],
+            "guerdon_batch_failures",
+            "Batches that failed.",
+            ["model", "revision", "reason"],
             registry=registry,
-        )  # fmt: skip
+        )
         """`reason` is exception, nonfinite or out_of_memory."""
 
         self.model_info = Gauge(
-            "guerdon_model_info", "1 for each loaded revision.",
-            ["model", "revision", "kind", "mode", "dtype", "device", "current"], registry=registry,
-        )  # fmt: skip
+            "guerdon_model_info",
+            "1 for each loaded revision.",
+            ["model", "revision", "kind", "mode", "dtype", "device", "current"],
+            registry=registry,
+        )
         """`mode` is packed or padded."""
         self.model_packed = Gauge(
-            "guerdon_model_packed", "1 if the model runs packed, 0 if padded.", model,
+            "guerdon_model_packed",
+            "1 if the model runs packed, 0 if padded.",
+            model,
             registry=registry,
-        )  # fmt: skip
+        )
         self.model_loads = Counter(
-            "guerdon_model_loads", "Attempts to load a model.", ["model", "outcome"],
+            "guerdon_model_loads",
+            "Attempts to load a model.",
+            ["model", "outcome"],
             registry=registry,
-        )  # fmt: skip
+        )
         """`outcome` is loaded, refused, failed or cancelled."""
         self.model_load_seconds = Histogram(
             "guerdon_model_load_seconds", "Loading a model, probes included.", ["model"],
@@ -150,9 +188,10 @@ class RewardMetrics:
         )  # fmt: skip
 
         self.engine_busy_seconds = Counter(
-            "guerdon_engine_busy_seconds", "Seconds the engine spent computing; its rate is the "
-            "busy fraction.", registry=registry,
-        )  # fmt: skip
+            "guerdon_engine_busy_seconds",
+            "Seconds the engine spent computing; its rate is the busy fraction.",
+            registry=registry,
+        )
         self.engine_up = Gauge(
             "guerdon_engine_up", "1 while the engine's thread takes work.", registry=registry
         )
@@ -160,6 +199,12 @@ class RewardMetrics:
     def of_revision(self) -> tuple[Counter | Histogram, ...]:
         """Those labelled by model and revision alone, and not described by the registry."""
         return (
-            self.batch_tokens, self.batch_sequences, self.computed_tokens, self.padding_tokens,
-            self.reused_tokens, self.truncations, self.scores, self.nonfinite_scores,
-        )  # fmt: skip
+            self.batch_tokens,
+            self.batch_sequences,
+            self.computed_tokens,
+            self.padding_tokens,
+            self.reused_tokens,
+            self.truncations,
+            self.scores,
+            self.nonfinite_scores,
+        )

@@ -85,9 +85,14 @@ class MetricsObserver:
         for each in revisions:
             info, revision = each.info, revision_label(each.info.revision)
             self._metrics.model_info.labels(
-                info.name, revision, info.kind.value, info.compute_mode.value,
-                info.dtype, info.device, str(each.current).lower(),
-            ).set(1)  # fmt: skip
+                info.name,
+                revision,
+                info.kind.value,
+                info.compute_mode.value,
+                info.dtype,
+                info.device,
+                str(each.current).lower(),
+            ).set(1)
             packed = info.compute_mode is ComputeMode.PACKED
             self._metrics.model_packed.labels(info.name, revision).set(1 if packed else 0)
 
@@ -96,10 +101,14 @@ class MetricsObserver:
         metrics = self._metrics
         labels = {"model": info.name, "revision": revision_label(info.revision)}
         for metric in (
-            *metrics.of_revision(), metrics.batch_failures, metrics.sequences,
-            metrics.queue_seconds, metrics.tokenize_seconds, metrics.compute_seconds,
+            *metrics.of_revision(),
+            metrics.batch_failures,
+            metrics.sequences,
+            metrics.queue_seconds,
+            metrics.tokenize_seconds,
+            metrics.compute_seconds,
             metrics.request_seconds,
-        ):  # fmt: skip
+        ):
             metric.remove_by_labels(labels)
         if last:
             for metric in (metrics.requests, metrics.shed, metrics.dropped):

@@ -142,9 +142,11 @@ class Registry:
 
     def infos(self) -> list[tuple[Revision, tuple[str, ...]]]:
         """Every revision and its name's aliases, ordered by name, then load time."""
-        return [(revision, self.aliases_of(name))
-                for name in sorted(self._revisions)
-                for revision in self._by_age(name)]  # fmt: skip
+        return [
+            (revision, self.aliases_of(name))
+            for name in sorted(self._revisions)
+            for revision in self._by_age(name)
+        ]
 
     def aliases_of(self, name: str) -> tuple[str, ...]:
         """The aliases that point to a name, sorted."""
@@ -320,10 +322,16 @@ class Registry:
         info = model.info
         logger.info(
             "loaded %s@%s in %.1f s: %s %s, %s on %s, %s%s",
-            name, info.revision[:12], time.monotonic() - start, info.architecture,
-            info.kind.value, info.dtype, info.device, info.compute_mode.value,
+            name,
+            info.revision[:12],
+            time.monotonic() - start,
+            info.architecture,
+            info.kind.value,
+            info.dtype,
+            info.device,
+            info.compute_mode.value,
             f" ({info.compute_mode_reason})" if info.compute_mode_reason else "",
-        )  # fmt: skip
+        )
         return model
 
     def _add(self, name: str, model: RewardModel, *, promote: bool) -> Revision:

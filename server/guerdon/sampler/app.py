@@ -94,10 +94,15 @@ class SamplerServer:
             engine, texts, metrics, config.limits, max_in_flight=config.max_in_flight
         )
         updates = Updates(
-            engine, metrics, self.lifecycle, config.limits, allowed=config.updates,
-            shared_dirs=config.shared_dirs, nccl=config.nccl,
+            engine,
+            metrics,
+            self.lifecycle,
+            config.limits,
+            allowed=config.updates,
+            shared_dirs=config.shared_dirs,
+            nccl=config.nccl,
             idle_seconds=config.update_idle_seconds,
-        )  # fmt: skip
+        )
         standing = Standing(
             engine, limit=config.max_in_flight, shared_path=updates.shared_path, nccl=updates.nccl
         )
@@ -108,10 +113,14 @@ class SamplerServer:
         )
         self._door = Door(self._callers, max_calls=config.max_calls, refused=metrics.refused_calls)
         self._app = new_app(
-            "Guerdon policy sampler", importlib.metadata.version("guerdon"), self.lifecycle,
+            "Guerdon policy sampler",
+            importlib.metadata.version("guerdon"),
+            self.lifecycle,
             None if config.metrics_port >= 0 else prometheus,
-            door=self._door, roles=http.ROLES, max_body=config.max_body_bytes,
-        )  # fmt: skip
+            door=self._door,
+            roles=http.ROLES,
+            max_body=config.max_body_bytes,
+        )
         PolicyRoutes(self._sampling, standing, self.lifecycle, calls, config.limits).add_to(
             self._app
         )

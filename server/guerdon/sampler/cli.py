@@ -17,9 +17,14 @@ _COMMAND = "guerdon serve sampler"
 _ENGINE = "Engine"
 _UPDATES = "Updates"
 _ENGINE_FLAGS = (
-    "dtype", "max_model_len", "max_num_seqs", "kv_cache_gib", "gpu_memory_utilization",
-    "tensor_parallel_size", "threads",
-)  # fmt: skip
+    "dtype",
+    "max_model_len",
+    "max_num_seqs",
+    "kv_cache_gib",
+    "gpu_memory_utilization",
+    "tensor_parallel_size",
+    "threads",
+)
 
 
 @app.command(epilog=command.EXIT_CODES)

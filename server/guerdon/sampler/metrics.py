@@ -53,9 +53,10 @@ class SamplerMetrics:
         self.completions = counter("completions", "Completions handed over.", ["reason"])
         """`reason` is stop or length."""
         self.completion_seconds = histogram(
-            "completion_seconds", "A completion, from its call's arrival to its end.",
+            "completion_seconds",
+            "A completion, from its call's arrival to its end.",
             SECONDS_BUCKETS,
-        )  # fmt: skip
+        )
         self.completion_tokens = histogram(
             "completion_tokens", "Tokens of a completion.", TOKEN_BUCKETS
         )
@@ -87,9 +88,11 @@ class SamplerMetrics:
         """`phase` is receive, load, canary or pause (while generation stood still)."""
         self.update_bytes = counter("update_bytes", "Bytes of tensors received over gRPC.")
         self.canary_difference = gauge(
-            "canary_difference", "Of log-probabilities, sampler against trainer, at the last "
-            "published update that had canaries.", ["of"],
-        )  # fmt: skip
+            "canary_difference",
+            "Of log-probabilities, sampler against trainer, at the last "
+            "published update that had canaries.",
+            ["of"],
+        )
         """`of` is mean or max; a refused update leaves it as it was."""
 
         self.engine_up = gauge("engine_up", "1 while the engine takes work.")

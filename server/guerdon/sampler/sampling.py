@@ -127,9 +127,11 @@ class Sampling:
     def _reserve(self, work: Work) -> Ticket:
         try:
             return self.admission.reserve(
-                work.completions, now=time.monotonic(), caller=current_caller(),
+                work.completions,
+                now=time.monotonic(),
+                caller=current_caller(),
                 tokens_each=work.options.max_tokens,
-            )  # fmt: skip
+            )
         except Overloaded:
             self._metrics.shed.inc(work.completions)
             raise

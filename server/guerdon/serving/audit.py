@@ -55,10 +55,13 @@ def called(method: str, caller: Caller, code: str, seconds: float) -> None:
         access_log.info(
             "call %s",
             _line(
-                method=method, caller=caller.name, key=caller.key, code=code,
+                method=method,
+                caller=caller.name,
+                key=caller.key,
+                code=code,
                 seconds=f"{seconds:.4f}",
             ),
-        )  # fmt: skip
+        )
 
 
 def _line(**values: str) -> str:

@@ -171,9 +171,12 @@ class Listener:
         if port < 0:
             return None
         server = HTTPServer(
-            app, host=self._settings.host, port=port, tls=tls,
+            app,
+            host=self._settings.host,
+            port=port,
+            tls=tls,
             connections=self._settings.http_connections,
-        )  # fmt: skip
+        )
         self._http.append(server)
         await server.start()
         return server.port

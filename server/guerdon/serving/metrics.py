@@ -41,24 +41,29 @@ class ServiceMetrics:
         self, registry: CollectorRegistry, lifecycle: Lifecycle, certificate: Path | None
     ) -> None:
         self.ready = Gauge(
-            "guerdon_ready", "1 while the server takes work: models loaded, not draining.",
+            "guerdon_ready",
+            "1 while the server takes work: models loaded, not draining.",
             registry=registry,
-        )  # fmt: skip
+        )
         self.ready.set_function(lambda: float(lifecycle.ready))
         self.memory_limit = Gauge(
-            "guerdon_memory_limit_bytes", "Memory of the container, else of the machine.",
+            "guerdon_memory_limit_bytes",
+            "Memory of the container, else of the machine.",
             registry=registry,
-        )  # fmt: skip
+        )
         self.memory_limit.set_function(memory_limit)
         self.reloads = Counter(
-            "guerdon_reloads", "Tokens and certificates that were read again, or failed to be.",
-            ["what", "outcome"], registry=registry,
-        )  # fmt: skip
+            "guerdon_reloads",
+            "Tokens and certificates that were read again, or failed to be.",
+            ["what", "outcome"],
+            registry=registry,
+        )
         """`what` is tokens or tls, `outcome` is reloaded or failed."""
         self.certificate_expiry = Gauge(
             "guerdon_certificate_expiry_timestamp_seconds",
-            "When the TLS certificate ends, in Unix time; +Inf without one.", registry=registry,
-        )  # fmt: skip
+            "When the TLS certificate ends, in Unix time; +Inf without one.",
+            registry=registry,
+        )
         self.certificate_expiry.set_function(lambda: certificate_end(certificate))
 
 

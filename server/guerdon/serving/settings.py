@@ -109,9 +109,11 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
         return Path(value).expanduser()
     if hint in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
         value = _number(hint, value, where)
-    if not isinstance(hint, type) or not isinstance(value, hint) or (
-        isinstance(value, bool) and hint is not bool
-    ):  # fmt: skip
+    if (
+        not isinstance(hint, type)
+        or not isinstance(value, hint)
+        or (isinstance(value, bool) and hint is not bool)
+    ):
         name = getattr(hint, "__name__", str(hint))
         raise SettingsError(f"{where} is {value!r}, it must be of type {name}")
     return value

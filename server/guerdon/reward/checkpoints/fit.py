@@ -20,10 +20,15 @@ _UNLIMITED = 10**9
 
 def check_fields(folder: Path, manifest: Manifest) -> None:
     """Nothing is said that the kind would ignore."""
-    for name, kind in (("attributes", "attributes"), ("step_marker", "process"),
-                       ("members", "ensemble"), ("policy", "implicit"),
-                       ("reference", "implicit"), ("reference_hash", "implicit"),
-                       ("beta", "implicit")):  # fmt: skip
+    for name, kind in (
+        ("attributes", "attributes"),
+        ("step_marker", "process"),
+        ("members", "ensemble"),
+        ("policy", "implicit"),
+        ("reference", "implicit"),
+        ("reference_hash", "implicit"),
+        ("beta", "implicit"),
+    ):
         if getattr(manifest, name) and manifest.kind != kind:
             raise CheckpointRefused(
                 f"{folder / MANIFEST_NAME} gives {name}, which only kind = {kind} has, but says "
@@ -58,8 +63,9 @@ def kind_of(
         )
     kind = ModelKind(manifest.kind if manifest else "sequence")
     if (kind is ModelKind.PROCESS) != tokenwise:
-        wanted = "ForTokenClassification" if kind is ModelKind.PROCESS else (
-            "ForSequenceClassification")  # fmt: skip
+        wanted = (
+            "ForTokenClassification" if kind is ModelKind.PROCESS else ("ForSequenceClassification")
+        )
         raise CheckpointRefused(
             f"{folder}/{MANIFEST_NAME} says kind = {kind.value}, which needs a {wanted} model, "
             f"but the checkpoint is a {architecture}"

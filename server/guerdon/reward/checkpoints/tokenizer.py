@@ -29,8 +29,15 @@ from guerdon.serving.errors import CheckpointRefused
 logger = logging.getLogger(__name__)
 
 RULES = "tokenizer.json"
-_FILES = (RULES, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", DEBERTA_FILE,
-          "sentencepiece.bpe.model")  # fmt: skip
+_FILES = (
+    RULES,
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    DEBERTA_FILE,
+    "sentencepiece.bpe.model",
+)
 _PROBES = (
     "What is 12 + 30?  It's 42.\n\n",
     " leading, and trailing ",
@@ -107,8 +114,10 @@ def _keep_rules(folder: Path, tokenizer: Any) -> None:
     if not _agree(tokenizer, saved, marked):  # tokenizer_config.json may say more of them
         logger.warning(
             "%s: around special tokens, %s reads a text otherwise than %s says",
-            folder, type(tokenizer).__name__, RULES,
-        )  # fmt: skip
+            folder,
+            type(tokenizer).__name__,
+            RULES,
+        )
 
 
 def _refuse_contradiction(folder: Path, tokenizer: Any, saved: Tokenizer) -> None:

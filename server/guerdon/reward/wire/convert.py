@@ -75,8 +75,10 @@ _ACTIVATION_PROTOS = {
 def options(message: reward_pb2.ScoreOptions, field: str = "options") -> types.ScoreOptions:
     """Options, with the defaults of the protocol."""
     for name, known in (
-        ("priority", _PRIORITIES), ("truncation", _TRUNCATIONS), ("activation", _ACTIVATIONS)
-    ):  # fmt: skip
+        ("priority", _PRIORITIES),
+        ("truncation", _TRUNCATIONS),
+        ("activation", _ACTIVATIONS),
+    ):
         if getattr(message, name) not in known:
             raise InvalidRequest(f"{field}.{name}", f"{getattr(message, name)} is not known")
     return types.ScoreOptions(

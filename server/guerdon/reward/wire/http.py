@@ -68,18 +68,29 @@ class RewardRoutes:
         """Add them."""
         router = APIRouter(prefix="/v1", tags=["reward"], route_class=body_route(self._parse))
         router.add_api_route(
-            "/score", self.score, methods=["POST"], response_model=schemas.ScoreBodyReply,
-            summary="Score the responses of items", responses=_ERRORS,
-        )  # fmt: skip
+            "/score",
+            self.score,
+            methods=["POST"],
+            response_model=schemas.ScoreBodyReply,
+            summary="Score the responses of items",
+            responses=_ERRORS,
+        )
         router.add_api_route(
-            "/rank", self.rank, methods=["POST"], response_model=schemas.RankBodyReply,
-            summary="Order candidates, best first", responses=_ERRORS,
-        )  # fmt: skip
+            "/rank",
+            self.rank,
+            methods=["POST"],
+            response_model=schemas.RankBodyReply,
+            summary="Order candidates, best first",
+            responses=_ERRORS,
+        )
         router.add_api_route(
-            "/models", self.models, methods=["GET"], response_model=schemas.ModelsReply,
+            "/models",
+            self.models,
+            methods=["GET"],
+            response_model=schemas.ModelsReply,
             summary="The loaded models",
             responses={code: _ERRORS[code] for code in (401, 503)},
-        )  # fmt: skip
+        )
         app.include_router(router)
 
     async def score(

@@ -229,8 +229,9 @@ def _count(value: Any, key: str) -> int:
 def item_of(body: ItemBody, limits: convert.Limits, field: str) -> types.ScoreItem:
     """One item in the domain's terms; `field` is its path in the request."""
     check_id(f"{field}.id", body.id, limits.max_id_length)
-    return _item(body.prompt, body.responses, limits, f"{field}.prompt", f"{field}.responses",
-                 body.id)  # fmt: skip
+    return _item(
+        body.prompt, body.responses, limits, f"{field}.prompt", f"{field}.responses", body.id
+    )
 
 
 def items_of(body: ScoreBody, limits: convert.Limits) -> list[types.ScoreItem]:

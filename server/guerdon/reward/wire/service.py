@@ -75,9 +75,14 @@ class RewardService:
     async def ScoreStream(self, context: Context) -> None:
         """Score items as they come; one at fault fails alone."""
         stream = ScoreStream(
-            context, self._scoring, self._lifecycle, self._calls, self._limits,
-            deadline=deadline_of(context), items_in_flight=self._stream_items,
-        )  # fmt: skip
+            context,
+            self._scoring,
+            self._lifecycle,
+            self._calls,
+            self._limits,
+            deadline=deadline_of(context),
+            items_in_flight=self._stream_items,
+        )
         await stream.run()
 
     async def _decode(self, kind: type[M], data: bytes) -> M:

@@ -124,9 +124,12 @@ class Llm:
         from vllm.sampling_params import RequestOutputKind
 
         sampling = SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False,
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-        )  # fmt: skip
+        )
         with _translated():
             last = await self._last(tokens, sampling, self._next("logprobs"))
         if last is None or not last.prompt_logprobs:

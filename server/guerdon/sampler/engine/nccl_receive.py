@@ -62,9 +62,12 @@ def new_engine(model: Passing, device: str) -> Any:
 def init_info(source: Nccl) -> dict[str, Any]:
     """How vLLM's engine joins: tensor by tensor, so that no two sides must agree on buffers."""
     return {
-        "master_address": source.master_address, "master_port": source.master_port,
-        "world_size": source.world_size, "rank_offset": source.rank_offset, "packed": False,
-    }  # fmt: skip
+        "master_address": source.master_address,
+        "master_port": source.master_port,
+        "world_size": source.world_size,
+        "rank_offset": source.rank_offset,
+        "packed": False,
+    }
 
 
 def update_info(specs: Sequence[TensorSpec]) -> dict[str, Any]:

@@ -60,8 +60,10 @@ def header_of(specs: Sequence[TensorSpec]) -> bytes:
     for spec in specs:
         end = at + size_of(spec)
         entries[spec.name] = {
-            "dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [at, end],
-        }  # fmt: skip
+            "dtype": _CODES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [at, end],
+        }
         at = end
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)

@@ -117,10 +117,13 @@ class Switch:
             ) from error
         self._take(staged, update, label)
         return Published(
-            canary_tokens=tokens, canary_mean_difference=mean, canary_max_difference=largest,
-            load_seconds=clock.laps["load"], pause_seconds=clock.laps["pause"],
+            canary_tokens=tokens,
+            canary_mean_difference=mean,
+            canary_max_difference=largest,
+            load_seconds=clock.laps["load"],
+            pause_seconds=clock.laps["pause"],
             canary_seconds=clock.now() - clock.laps["pause"],
-        )  # fmt: skip
+        )
 
     def _take(self, staged: StagedFile, update: WeightUpdate, label: str) -> None:
         """The new weights serve from now on; the file is what a later update goes back to."""

@@ -54,14 +54,21 @@ class PolicyRoutes:
         """Add them."""
         router = APIRouter(prefix="/v1", tags=["policy"], route_class=body_route(self._parse))
         router.add_api_route(
-            "/generate", self.generate, methods=["POST"], response_model=schemas.GenerateReply,
-            summary="Sample completions", responses=ERRORS,
-        )  # fmt: skip
+            "/generate",
+            self.generate,
+            methods=["POST"],
+            response_model=schemas.GenerateReply,
+            summary="Sample completions",
+            responses=ERRORS,
+        )
         router.add_api_route(
-            "/policy", self.policy, methods=["GET"], response_model=schemas.PolicyReply,
+            "/policy",
+            self.policy,
+            methods=["GET"],
+            response_model=schemas.PolicyReply,
             summary="The policy and the load",
             responses={code: ERRORS[code] for code in (401, 503)},
-        )  # fmt: skip
+        )
         app.include_router(router)
 
     async def generate(

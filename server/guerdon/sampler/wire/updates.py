@@ -144,9 +144,11 @@ class Updates:
             staged = await staging.finish(closing.sha256)
             receive = call.elapsed()
             update = WeightUpdate(
-                version=opening.version, reset=opening.reset, canaries=canaries,
+                version=opening.version,
+                reset=opening.reset,
+                canaries=canaries,
                 mean_tolerance=closing.mean_tolerance,
-            )  # fmt: skip
+            )
             published = await _to_the_end(self._publish(staged, update, receive))
         finally:
             staging.close()

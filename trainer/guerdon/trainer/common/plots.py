@@ -96,13 +96,19 @@ def _reliability(calibration: Calibration) -> Any:
     )
     for b in bins:
         ax.annotate(
-            f"{b.n}", (b.confidence, b.accuracy), textcoords="offset points", xytext=(5, -11),
-            fontsize=8, color=THIRD,
-        )  # fmt: skip
+            f"{b.n}",
+            (b.confidence, b.accuracy),
+            textcoords="offset points",
+            xytext=(5, -11),
+            fontsize=8,
+            color=THIRD,
+        )
     ax.set(
-        xlabel="confidence σ(|Δ|)", ylabel="share that is right", ylim=(-0.02, 1.05),
+        xlabel="confidence σ(|Δ|)",
+        ylabel="share that is right",
+        ylim=(-0.02, 1.05),
         title=f"Reliability (ECE {calibration.ece:.3f}, Brier {calibration.brier:.3f})",
-    )  # fmt: skip
+    )
     ax.legend(loc="lower right", title="numbers: pairs in the bin", title_fontsize=8)
     return figure
 

@@ -87,10 +87,15 @@ def load_pairs(
 
     rows = read_rows(source, parse, split=split, limit=limit, bad_rows=bad_rows)
     found = Preferences(
-        source=source, sha256=rows.sha256, pairs=[row[0] for row in rows.rows], lines=rows.lines,
-        bad=rows.bad, margins=[row[1] for row in rows.rows] if margin_key else [],
-        groups=[row[2] for row in rows.rows], unused_margins=sum(row[3] for row in rows.rows),
-    )  # fmt: skip
+        source=source,
+        sha256=rows.sha256,
+        pairs=[row[0] for row in rows.rows],
+        lines=rows.lines,
+        bad=rows.bad,
+        margins=[row[1] for row in rows.rows] if margin_key else [],
+        groups=[row[2] for row in rows.rows],
+        unused_margins=sum(row[3] for row in rows.rows),
+    )
     if not found.pairs:
         raise DataError(f"{source} holds no preference pair")
     _look(found)

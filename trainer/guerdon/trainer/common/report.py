@@ -40,8 +40,9 @@ def show_counts(counts: dict[str, Any], console: Console) -> None:
             spread = found["margins"]
             console.print(
                 f"  margins: {spread['least']:g} to {spread['largest']:g}, "
-                f"median {spread['p50']:g}", highlight=False,
-            )  # fmt: skip
+                f"median {spread['p50']:g}",
+                highlight=False,
+            )
         for key, text in _ODD:
             if found.get(key):
                 lines = found["lines"].get(key, ())

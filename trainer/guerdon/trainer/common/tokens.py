@@ -175,9 +175,10 @@ def rendered(
     for one in missing:
         if one.part not in may_drop:
             raise RowError(
-                "", f"turn {one.place + 1} ({one.role}) {one.reason}: a template that renders "
+                "",
+                f"turn {one.place + 1} ({one.role}) {one.reason}: a template that renders "
                 "messages whose content is a text is needed (--chat-template)",
-            )  # fmt: skip
+            )
     return text, bool(missing)
 
 

@@ -110,9 +110,10 @@ def _group(runs: Sequence[Run]) -> Group:
     tests = sum(_both(result.gains) for result in results)
     results = [
         dataclasses.replace(result, parting=part(result.gains, tests))
-        if _both(result.gains) else result
+        if _both(result.gains)
+        else result
         for result in results
-    ]  # fmt: skip
+    ]
     results.sort(key=lambda result: not result.run.is_start)  # the start first
     return Group(terms, tuple(results), start, tuple(_notes(results, start, terms)))
 
@@ -152,10 +153,12 @@ def _gains(before: Measured | None, after: Measured) -> dict[str, Estimate]:
 def _as_known(own: Terms, terms: Terms) -> Terms:
     """What a run measured itself on, in the words of evaluations: what it can't tell is theirs."""
     return dataclasses.replace(
-        own, own=terms.own, revisions=terms.revisions,
+        own,
+        own=terms.own,
+        revisions=terms.revisions,
         prompts=terms.prompts if own.source == terms.source else own.prompts,
         reference_sha256=terms.reference_sha256 if own.reference == terms.reference else "",
-    )  # fmt: skip
+    )
 
 
 def _both(gains: Mapping[str, Estimate]) -> bool:
@@ -237,8 +240,11 @@ def _notes(results: Sequence[Result], start: Run | None, terms: Terms) -> list[s
     bases = {run.base for run in trained if run.base}
     if len(bases) > 1:
         found.append(f"They began from different policies: {', '.join(sorted(bases))}.")
-    counts = {run.after.samples_per_prompt for run in [*trained, *([start] if start else [])]
-              if run.after and run.after.samples_per_prompt}  # fmt: skip
+    counts = {
+        run.after.samples_per_prompt
+        for run in [*trained, *([start] if start else [])]
+        if run.after and run.after.samples_per_prompt
+    }
     if len(counts) > 1:
         found.append(
             f"They drew different numbers of completions a prompt ({_listed(counts)}): distinct-n "

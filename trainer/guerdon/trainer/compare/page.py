@@ -215,9 +215,11 @@ def _card(name: str, answer: Answer, where: Places) -> Html:
     text = answer.response.strip()
     body = tag("p", _cut(text)) if text else tag("p", "an empty answer", class_="none")
     return tag(
-        "div", tag("header", _coloured(name, where), tag("span", score, class_="soft")), body,
+        "div",
+        tag("header", _coloured(name, where), tag("span", score, class_="soft")),
+        body,
         class_="answer",
-    )  # fmt: skip
+    )
 
 
 def _cut(text: str) -> str:
@@ -231,9 +233,10 @@ def _subgroups(group: Group, where: Places) -> list[Html | None]:
     drawn: list[Html | None] = [tag("h2", "By subgroup")]
     for part in found:
         head = tag(
-            "tr", tag("th", part.field),
+            "tr",
+            tag("th", part.field),
             *(tag("th", _coloured(name, where), scope="col") for name in part.runs),
-        )  # fmt: skip
+        )
         rows = [_row(row) for row in part.rows[:VALUES]]
         left = len(part.rows) - len(rows)
         table = tag("table", tag("thead", head), tag("tbody", *rows))

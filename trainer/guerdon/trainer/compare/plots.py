@@ -16,9 +16,11 @@ from guerdon.trainer.compare.runs import Point
 INK, FAINT, PAPER = "#0000f1", "#0000f2", "#0000f3"
 SERIES = tuple(f"#0000a{i}" for i in range(10))
 COLOURS = {
-    INK: "var(--ink)", FAINT: "var(--faint)", PAPER: "var(--paper)",
+    INK: "var(--ink)",
+    FAINT: "var(--faint)",
+    PAPER: "var(--paper)",
     **{colour: f"var(--c{i})" for i, colour in enumerate(SERIES)},
-}  # fmt: skip
+}
 """Stand-ins that matplotlib takes for colours, and what the page puts in their place."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "h")
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★", "⬟", "⬢")
@@ -90,9 +92,12 @@ def rewards_apart(group: Group, where: Places) -> Html | None:
             for of, style in ((_reward, "-"), (_heldout, "--")):
                 _curve(ax, _since_first(result.curve, of), colour, style)
         ax.plot(
-            [kl.mean, kl.mean], [found.proxy.mean, found.heldout.mean], color=colour, linewidth=1,
+            [kl.mean, kl.mean],
+            [found.proxy.mean, found.heldout.mean],
+            color=colour,
+            linewidth=1,
             alpha=0.5,
-        )  # fmt: skip
+        )
         _point(ax, kl, found.proxy, colour, marker, across=False)
         _point(ax, kl, found.heldout, colour, marker, across=False, hollow=True)
         labels.append((kl.mean, found.proxy.mean, result.run.name, colour))
@@ -124,14 +129,28 @@ def _look(result: Result, where: Places) -> tuple[str, str]:
 
 
 def _point(
-    ax: Any, kl: Estimate, value: Estimate, colour: str, marker: str, *,
-    across: bool = True, hollow: bool = False,
-) -> None:  # fmt: skip
+    ax: Any,
+    kl: Estimate,
+    value: Estimate,
+    colour: str,
+    marker: str,
+    *,
+    across: bool = True,
+    hollow: bool = False,
+) -> None:
     ax.errorbar(
-        [kl.mean], [value.mean], yerr=_half(value), xerr=_half(kl) if across else None,
-        fmt=marker, color=colour, markerfacecolor=PAPER if hollow else colour, markersize=7,
-        elinewidth=1.1, capsize=2.5, zorder=3,
-    )  # fmt: skip
+        [kl.mean],
+        [value.mean],
+        yerr=_half(value),
+        xerr=_half(kl) if across else None,
+        fmt=marker,
+        color=colour,
+        markerfacecolor=PAPER if hollow else colour,
+        markersize=7,
+        elinewidth=1.1,
+        capsize=2.5,
+        zorder=3,
+    )
 
 
 def _half(found: Estimate) -> Any:
@@ -144,9 +163,16 @@ def _curve(ax: Any, points: Sequence[tuple[float, float]], colour: str, style: s
     if len(points) > 1:
         kl, value = zip(*points, strict=True)
         ax.plot(
-            kl, value, color=colour, linewidth=1.3, alpha=0.6, marker=".", markersize=4,
-            linestyle=style, zorder=2,
-        )  # fmt: skip
+            kl,
+            value,
+            color=colour,
+            linewidth=1.3,
+            alpha=0.6,
+            marker=".",
+            markersize=4,
+            linestyle=style,
+            zorder=2,
+        )
 
 
 def _reward(point: Point) -> float | None:
@@ -184,9 +210,16 @@ def _label(figure: Any, ax: Any, labels: Sequence[tuple[float, float, str, str]]
         taken.append((x, place))
         short = name if len(name) <= NAME else f"{name[: NAME - 1]}…"
         ax.annotate(
-            short, (kl, value), xytext=(7, place - y - 3), textcoords="offset points",
-            color=colour, fontsize=9, parse_math=False, zorder=4, gid=f"name{len(taken)}",
-        )  # fmt: skip
+            short,
+            (kl, value),
+            xytext=(7, place - y - 3),
+            textcoords="offset points",
+            color=colour,
+            fontsize=9,
+            parse_math=False,
+            zorder=4,
+            gid=f"name{len(taken)}",
+        )
 
 
 def _svg(figure: Any, key: str, said: str) -> Html:

@@ -146,14 +146,19 @@ def read_evaluation(path: Path) -> tuple[Terms, Measured]:
     rows, answers = _samples(path / SAMPLES, whole)
     terms = _terms(table, heldout="heldout_reward" in estimates)
     return terms, Measured(
-        estimates, rows, {1: table.number("distinct_1"), 2: table.number("distinct_2")},
-        wins, against,
+        estimates,
+        rows,
+        {1: table.number("distinct_1"), 2: table.number("distinct_2")},
+        wins,
+        against,
         {
             name: {value: values.table(value).estimates() for value in values.values}
             for name, values in table.table("subgroups").tables()
         },
-        answers, table.integer("samples_per_prompt"), table.warnings(),
-    )  # fmt: skip
+        answers,
+        table.integer("samples_per_prompt"),
+        table.warnings(),
+    )
 
 
 def _terms(table: Table, *, heldout: bool) -> Terms:
@@ -162,13 +167,18 @@ def _terms(table: Table, *, heldout: bool) -> Terms:
     if not isinstance(revisions, dict):
         raise table.wrong("revisions", "is not an object")
     return Terms(
-        prompts.text("sha256"), prompts.text("source"), prompts.integer("count"),
+        prompts.text("sha256"),
+        prompts.text("source"),
+        prompts.integer("count"),
         rewards_of(table.texts("rewards")),
         (str(table.values.get("heldout") or "") or "a model") if heldout else "",
-        table.text("reference"), table.integer("max_tokens"), table.number("temperature"),
-        _canonical(revisions.get("rewards")), _canonical(revisions.get("heldout")),
+        table.text("reference"),
+        table.integer("max_tokens"),
+        table.number("temperature"),
+        _canonical(revisions.get("rewards")),
+        _canonical(revisions.get("heldout")),
         str(table.values.get("reference_sha256") or ""),
-    )  # fmt: skip
+    )
 
 
 def _canonical(value: Any) -> str:
@@ -230,12 +240,16 @@ def _trained(path: Path) -> Run:
     recipe = table.text("algorithm")
     seconds = table.table("seconds")
     run = Run(
-        path, path.name, recipe, table.text("policy"),
+        path,
+        path.name,
+        recipe,
+        table.text("policy"),
         str(settings.values.get("train") or settings.values.get("prompts") or ""),
-        table.integer("seed"), table.integer("steps"),
+        table.integer("seed"),
+        table.integer("steps"),
         sum(seconds.number(name) for name in seconds.values) / 60,
         warnings=table.warnings(),
-    )  # fmt: skip
+    )
     sampled = "reward" in table.table("before").values  # it measured itself on prompts
     return _reinforced(run, table, settings) if sampled else _aligned(run, table)
 
@@ -263,19 +277,26 @@ def _reinforced(run: Run, table: Table, settings: Table) -> Run:
     normalized = settings.values.get("reward_normalize") is True
     rewards = [(spec.weight, spec.described(normalized=normalized)) for spec in served]
     terms = Terms(
-        settings.text("eval_prompts"), settings.text("eval_prompts"), after.reward.n,
+        settings.text("eval_prompts"),
+        settings.text("eval_prompts"),
+        after.reward.n,
         tuple(sorted([*rewards, *rewards_of(settings.texts("verifier"))])),
-        " + ".join(spec.described(normalized=normalized) for spec in heldout), run.base,
-        settings.integer("max_tokens"), settings.number("temperature"), own=True,
-    )  # fmt: skip
+        " + ".join(spec.described(normalized=normalized) for spec in heldout),
+        run.base,
+        settings.integer("max_tokens"),
+        settings.number("temperature"),
+        own=True,
+    )
     pairs = _own_samples(run.path / SAMPLES)
     return dataclasses.replace(
-        run, terms=terms, curve_terms=terms,
+        run,
+        terms=terms,
+        curve_terms=terms,
         before=dataclasses.replace(before, answers={i: pair[0] for i, pair in pairs.items()}),
         after=dataclasses.replace(after, answers={i: pair[1] for i, pair in pairs.items()}),
         difference=table.table("difference").estimates(),
         curve=_curve(run.path / METRICS),
-    )  # fmt: skip
+    )
 
 
 def _evaluated(table: Table) -> Measured:
@@ -310,9 +331,11 @@ def _curve(path: Path) -> tuple[Point, ...]:
         return ()
     return tuple(
         Point(
-            table.integer("step"), table.number("eval/reward"), table.number("eval/kl"),
+            table.integer("step"),
+            table.number("eval/reward"),
+            table.number("eval/kl"),
             table.optional("eval/heldout_reward"),
         )
         for table in rows_of(path)
         if "eval/reward" in table.values and "eval/kl" in table.values
-    )  # fmt: skip
+    )

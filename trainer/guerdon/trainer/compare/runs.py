@@ -42,9 +42,15 @@ class Terms:
     def key(self) -> tuple[object, ...]:
         """Equal where rewards and KL may stand on the same axes."""
         return (
-            self.prompts, self.count, self.rewards, self.revisions,
-            self.reference_sha256 or self.reference, self.max_tokens, self.temperature, self.own,
-        )  # fmt: skip
+            self.prompts,
+            self.count,
+            self.rewards,
+            self.revisions,
+            self.reference_sha256 or self.reference,
+            self.max_tokens,
+            self.temperature,
+            self.own,
+        )
 
     @property
     def heldout_key(self) -> tuple[str, str]:

@@ -37,8 +37,9 @@ def show(groups: Sequence[Group], console: Console) -> None:
         for result in group.trained:
             if result.parting:
                 bad = result.parting.verdict in ("gamed", "unconfirmed")
-                _say(console, words.parting(result.run.name, result.parting),
-                     "yellow" if bad else "")  # fmt: skip
+                _say(
+                    console, words.parting(result.run.name, result.parting), "yellow" if bad else ""
+                )
         if words.together(group):
             _say(console, words.together(group), "dim")
         for text in group.notes:
@@ -111,12 +112,11 @@ def _result(result: Result) -> dict[str, Any]:
         "gain_per_kl": result.per_kl,
         "held_out_says": result.parting.verdict if result.parting else None,
         "curve": [dataclasses.asdict(point) for point in result.curve],
-        "implied_accuracy": run.accuracy and dict(
-            zip(("value", "low", "high"), run.accuracy, strict=True)
-        ),
+        "implied_accuracy": run.accuracy
+        and dict(zip(("value", "low", "high"), run.accuracy, strict=True)),
         "nll": run.nll and dict(zip(("before", "after"), run.nll, strict=True)),
         "warnings": list(run.warnings),
-    }  # fmt: skip
+    }
     return found | _measured(run)
 
 

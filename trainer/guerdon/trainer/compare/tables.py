@@ -60,9 +60,10 @@ def _row(group: Group, name: str, hint: str, make: Make, high: bool = False) -> 
     cells = [make(result) for result in group.results]
     if high:  # the start is no contestant
         values = {
-            i: value for i, result in enumerate(group.results)
+            i: value
+            for i, result in enumerate(group.results)
             if not result.run.is_start and (value := cells[i].value) is not None
-        }  # fmt: skip
+        }
         top = max(values, key=lambda i: values[i], default=-1)
         if list(values.values()).count(values.get(top, 0.0)) == 1 < len(values):
             cells[top] = replace(cells[top], best=True)
@@ -177,41 +178,61 @@ def _minutes(result: Result) -> Cell:
 
 
 _PARTS: tuple[tuple[str, tuple[tuple[str, str, Make, bool], ...]], ...] = (
-    ("The run", (
-        ("recipe", "", _text(recipe_of), False),
-        ("base policy", "what it began from", _text(lambda r: short(r.run.base)), False),
-        ("data", "what it was trained on", _text(lambda r: short(r.run.data)), False),
-        ("seed", "", _text(lambda r: r.run.seed), False),
-        ("steps", "of the optimiser", _text(lambda r: r.run.steps), False),
-        ("minutes", "of the whole run", _minutes, False),
-    )),
-    ("Reward", (
-        ("reward before", "of the start", _mean("reward", before=True), False),
-        ("reward", "mean over prompts", _mean("reward"), True),
-        ("gain", "prompt by prompt", _gain("reward"), True),
-        ("held-out reward", "by a model that training never saw", _mean("heldout_reward"), True),
-        ("held-out gain", "prompt by prompt", _gain("heldout_reward"), True),
-        ("held-out says", "see over-optimisation", _verdict, False),
-        ("win rate", "against the baseline; a half is even", _wins, True),
-    )),
-    ("Distance", (
-        ("KL", "nats a completion, from the reference", _mean("kl", sign=False), False),
-        ("gain per nat", "gain of reward over KL", _per_kl, True),
-    )),
-    ("Text", (
-        ("length", "tokens", _mean("length", sign=False), False),
-        ("finished", "ended by themselves", _share("finished"), False),
-        ("distinct-1", "different tokens over all", _distinct(1), False),
-        ("distinct-2", "the same for pairs", _distinct(2), False),
-        ("repetition", "share of repeated 4-grams", _share("repetition", 1), False),
-        ("refusals", "share of completions", _share("refusal"), False),
-        ("harmful", "share, by the classifier", _share("harmful"), False),
-    )),
-    ("Held-out pairs or answers", (
-        ("implied accuracy", "pairs that the implied reward gets right", _accuracy, False),
-        ("−log-likelihood", "nats a token of good answers", _nll, False),
-    )),
-)  # fmt: skip
+    (
+        "The run",
+        (
+            ("recipe", "", _text(recipe_of), False),
+            ("base policy", "what it began from", _text(lambda r: short(r.run.base)), False),
+            ("data", "what it was trained on", _text(lambda r: short(r.run.data)), False),
+            ("seed", "", _text(lambda r: r.run.seed), False),
+            ("steps", "of the optimiser", _text(lambda r: r.run.steps), False),
+            ("minutes", "of the whole run", _minutes, False),
+        ),
+    ),
+    (
+        "Reward",
+        (
+            ("reward before", "of the start", _mean("reward", before=True), False),
+            ("reward", "mean over prompts", _mean("reward"), True),
+            ("gain", "prompt by prompt", _gain("reward"), True),
+            (
+                "held-out reward",
+                "by a model that training never saw",
+                _mean("heldout_reward"),
+                True,
+            ),
+            ("held-out gain", "prompt by prompt", _gain("heldout_reward"), True),
+            ("held-out says", "see over-optimisation", _verdict, False),
+            ("win rate", "against the baseline; a half is even", _wins, True),
+        ),
+    ),
+    (
+        "Distance",
+        (
+            ("KL", "nats a completion, from the reference", _mean("kl", sign=False), False),
+            ("gain per nat", "gain of reward over KL", _per_kl, True),
+        ),
+    ),
+    (
+        "Text",
+        (
+            ("length", "tokens", _mean("length", sign=False), False),
+            ("finished", "ended by themselves", _share("finished"), False),
+            ("distinct-1", "different tokens over all", _distinct(1), False),
+            ("distinct-2", "the same for pairs", _distinct(2), False),
+            ("repetition", "share of repeated 4-grams", _share("repetition", 1), False),
+            ("refusals", "share of completions", _share("refusal"), False),
+            ("harmful", "share, by the classifier", _share("harmful"), False),
+        ),
+    ),
+    (
+        "Held-out pairs or answers",
+        (
+            ("implied accuracy", "pairs that the implied reward gets right", _accuracy, False),
+            ("−log-likelihood", "nats a token of good answers", _nll, False),
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,21 +258,26 @@ def subgroups(group: Group) -> list[Subgroups]:
             ]
             values = dict.fromkeys(value for values in by_run for value in values)
             rows = [
-                Row(value, _count(by_run, value), tuple(
-                    estimated(values.get(value, {}).get(measure)) for values in by_run
-                ))
+                Row(
+                    value,
+                    _count(by_run, value),
+                    tuple(estimated(values.get(value, {}).get(measure)) for values in by_run),
+                )
                 for value in values
-            ]  # fmt: skip
+            ]
             if any(cell.text != NONE for row in rows for cell in row.cells):
                 runs = tuple(run.name for run in having)
-                found.append(Subgroups(name, measure.replace("heldout_", "held-out "), runs,
-                                       tuple(rows)))  # fmt: skip
+                found.append(
+                    Subgroups(name, measure.replace("heldout_", "held-out "), runs, tuple(rows))
+                )
     return found
 
 
 def _count(by_run: list[Mapping[str, Mapping[str, Estimate]]], value: str) -> str:
     counts = {
-        found.n for values in by_run for name, found in values.get(value, {}).items()
+        found.n
+        for values in by_run
+        for name, found in values.get(value, {}).items()
         if name == "reward"
-    }  # fmt: skip
+    }
     return f"{max(counts)} prompts" if counts else ""

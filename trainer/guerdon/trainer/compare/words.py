@@ -67,9 +67,10 @@ def headlines(group: Group) -> list[str]:
         if len(ranked) > 1:
             found.append(_best(ranked[0], ranked[1], name, what))
     rising = [
-        result for result in group.trained
+        result
+        for result in group.trained
         if result.per_kl is not None and "reward" in result.gains and result.gains["reward"].rose
-    ]  # fmt: skip
+    ]
     if len(rising) > 1:
         found.append(_most_at_equal_kl(rising))
     return found

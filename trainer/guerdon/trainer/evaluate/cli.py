@@ -110,9 +110,15 @@ def _judge(
         total = sum(len(comparison.items()) for comparison in rows.rows)
         task = bar.add_task("", total=total)
         return judge(
-            client, name, rows.rows, places, in_flight=in_flight, options=options, skip=skip,
+            client,
+            name,
+            rows.rows,
+            places,
+            in_flight=in_flight,
+            options=options,
+            skip=skip,
             progress=lambda done: bar.update(task, completed=done),
-        )  # fmt: skip
+        )
 
 
 def _say(rows: Rows[Any], judged: list[Judged], output: Path | None, *, as_json: bool) -> None:
@@ -156,9 +162,7 @@ def _write(output: Path, rows: Rows[Any], judged: list[Judged]) -> None:
         row: dict[str, Any] = {"line": line, "subset": rows.rows[place].subset}
         for key, model in zip(("scores", "against"), judged, strict=False):
             scores = model.scores[place]
-            row[key] = scores and {
-                "chosen": scores[0].tolist(), "rejected": scores[1].tolist(),
-            }  # fmt: skip
+            row[key] = scores and {"chosen": scores[0].tolist(), "rejected": scores[1].tolist()}
             if place in model.refused:
                 row[f"{key}_error"] = model.refused[place]
         lines.append(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")

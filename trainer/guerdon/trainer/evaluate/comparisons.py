@@ -62,9 +62,11 @@ def parser(subset_field: str) -> Callable[[Mapping[str, Any]], Comparison]:
 
 
 def _texts(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(
-        isinstance(entry, str) for entry in value
-    )  # fmt: skip
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and all(isinstance(entry, str) for entry in value)
+    )
 
 
 def _several(row: Mapping[str, Any], subset: str) -> Comparison:

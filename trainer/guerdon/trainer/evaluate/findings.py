@@ -131,9 +131,10 @@ def agreement(comparisons: Sequence[Comparison], one: Judged, other: Judged) -> 
     Over what both have scored.
     """
     places = [
-        i for i, (a, b) in enumerate(zip(one.scores, other.scores, strict=True))
+        i
+        for i, (a, b) in enumerate(zip(one.scores, other.scores, strict=True))
         if a is not None and b is not None
-    ]  # fmt: skip
+    ]
     first, second = margins(one, places), margins(other, places)
     alike = np.sign(first) == np.sign(second)
     prompts = prompt_numbers(comparisons[i].prompt for i in places)

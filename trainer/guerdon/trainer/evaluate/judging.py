@@ -109,9 +109,9 @@ def _add(judged: Judged, comparison: Comparison, answers: Sequence[Score]) -> No
     the noise of floating-point numbers, which is no preference.
     """
     first: dict[str, float] = {}
-    scores = np.array([
-        first.setdefault(a.tokens_hash, a.score) if a.tokens_hash else a.score for a in answers
-    ])  # fmt: skip
+    scores = np.array(
+        [first.setdefault(a.tokens_hash, a.score) if a.tokens_hash else a.score for a in answers]
+    )
     tokens = np.array([a.token_count for a in answers], dtype=np.float64)
     hashes = [a.tokens_hash for a in answers]
     cut = len(comparison.chosen)

@@ -128,9 +128,14 @@ def read_inputs(settings: AlignSettings) -> AlignInputs:
         settings, tokenizer, size, settings.train, settings.train_split, settings.limit, ()
     )
     held_out = read(
-        settings, tokenizer, size, settings.eval, settings.eval_split, settings.eval_limit,
+        settings,
+        tokenizer,
+        size,
+        settings.eval,
+        settings.eval_split,
+        settings.eval_limit,
         settings.by,
-    )  # fmt: skip
+    )
     subgroups = places_by_group(settings.eval, settings.by, held_out.groups)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = max(train.longest, held_out.longest)
@@ -143,9 +148,14 @@ def read_inputs(settings: AlignSettings) -> AlignInputs:
 
 
 def _demonstrations(
-    settings: AlignSettings, tokenizer: Any, vocab_size: int, source: str, split: str, limit: int,
+    settings: AlignSettings,
+    tokenizer: Any,
+    vocab_size: int,
+    source: str,
+    split: str,
+    limit: int,
     by: Sequence[str],
-) -> Part[Completion]:  # fmt: skip
+) -> Part[Completion]:
     def parse(row: Mapping[str, Any]) -> tuple[Demonstration, dict[str, str]]:
         return parse_demonstration(row), groups_of(row, by)
 
@@ -156,9 +166,13 @@ def _demonstrations(
     rows, lines = [rows[i] for i in short], [found.lines[i] for i in short]
     groups = [groups[i] for i in short]
     encoded, shortened = encode(
-        tokenizer, [r.prompt for r in rows], [r.answer for r in rows], lines, source,
+        tokenizer,
+        [r.prompt for r in rows],
+        [r.answer for r in rows],
+        lines,
+        source,
         vocab_size=vocab_size,
-    )  # fmt: skip
+    )
     lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
     fitting, too_long = _fitting(lengths, lines, settings, source)
     known: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
@@ -170,18 +184,31 @@ def _demonstrations(
             duplicates.append(lines[i])
         known.add(key)
     return Part(
-        source, found.sha256, [encoded[i] for i in fitting], [rows[i].prompt for i in fitting],
+        source,
+        found.sha256,
+        [encoded[i] for i in fitting],
+        [rows[i].prompt for i in fitting],
         found.bad,
-        {"too_long": sorted(huge + too_long), "duplicates": duplicates,
-         "reasoning_dropped": shortened},
-        lengths, frozenset(prompt for prompt, _ in known), [groups[i] for i in fitting],
-    )  # fmt: skip
+        {
+            "too_long": sorted(huge + too_long),
+            "duplicates": duplicates,
+            "reasoning_dropped": shortened,
+        },
+        lengths,
+        frozenset(prompt for prompt, _ in known),
+        [groups[i] for i in fitting],
+    )
 
 
 def _pairs(
-    settings: AlignSettings, tokenizer: Any, vocab_size: int, source: str, split: str, limit: int,
+    settings: AlignSettings,
+    tokenizer: Any,
+    vocab_size: int,
+    source: str,
+    split: str,
+    limit: int,
     by: Sequence[str],
-) -> Part[PairTokens]:  # fmt: skip
+) -> Part[PairTokens]:
     found = load_pairs(source, split=split, limit=limit, bad_rows=settings.bad_rows, by=by)
     usable, lines, groups = [], [], []
     several: list[int] = []
@@ -228,15 +255,25 @@ def _pairs(
             f"{source}: no pair is left: both answers are the same tokens in all {len(fitting)}"
         )
     noted = {
-        "too_long": sorted(huge + too_long), "several_turns": several, "empty_answers": empty,
+        "too_long": sorted(huge + too_long),
+        "several_turns": several,
+        "empty_answers": empty,
         "same_tokens": [lines[i] for i in sorted(set(fitting) - set(kept))],
-        "duplicates": found.duplicate_lines, "contradictions": found.contradiction_lines,
+        "duplicates": found.duplicate_lines,
+        "contradictions": found.contradiction_lines,
         "reasoning_dropped": shortened,
-    }  # fmt: skip
+    }
     return Part(
-        source, found.sha256, [rows[i] for i in kept], [prompts[i] for i in kept], found.bad, noted,
-        lengths, frozenset(tuple(rows[i].prompt) for i in kept), [groups[i] for i in kept],
-    )  # fmt: skip
+        source,
+        found.sha256,
+        [rows[i] for i in kept],
+        [prompts[i] for i in kept],
+        found.bad,
+        noted,
+        lengths,
+        frozenset(tuple(rows[i].prompt) for i in kept),
+        [groups[i] for i in kept],
+    )
 
 
 def _characters(turns: Sequence[Message]) -> int:

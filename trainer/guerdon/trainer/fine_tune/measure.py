@@ -77,9 +77,11 @@ def likelihoods(
 
     def some(places: list[int]) -> list[float]:
         found = response_logprobs(
-            model, [completions[place] for place in places], dtype=dtype,
+            model,
+            [completions[place] for place in places],
+            dtype=dtype,
             progress=lambda done: progress(done * processes.count),
-        )  # fmt: skip
+        )
         return [float(row.astype(np.float64).sum()) for row in found]
 
     sizes = [len(prompt) + len(answer) for prompt, answer in completions]

@@ -61,7 +61,8 @@ def _rewards(chosen: Floats, rejected: Floats) -> Any:
     right.axvline(0, color=THIRD, linestyle="--", linewidth=1)
     share = float((delta > 0).mean())
     right.set(
-        xlabel="chosen − rejected", ylabel="held-out pairs",
+        xlabel="chosen − rejected",
+        ylabel="held-out pairs",
         title=f"Margins ({share:.0%} the right way round)",
-    )  # fmt: skip
+    )
     return figure

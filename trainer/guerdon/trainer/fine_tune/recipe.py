@@ -167,8 +167,12 @@ class _Run:
         inputs = self.inputs
         notes = asdict(settings) | {"lr": settings.learning_rate}
         leave_reward(
-            self.folder, policy=settings.policy, resolved=inputs.policy,
-            template=inputs.tokenizer.chat_template, beta=settings.beta, rewards=rewards,
+            self.folder,
+            policy=settings.policy,
+            resolved=inputs.policy,
+            template=inputs.tokenizer.chat_template,
+            beta=settings.beta,
+            rewards=rewards,
             train_data=f"{inputs.train.source} (sha256 {inputs.train.sha256})",
             training={
                 "settings": {k: v for k, v in notes.items() if k not in _SAID_ELSEWHERE},
@@ -176,7 +180,7 @@ class _Run:
                 "steps": steps,
                 "statistics_over_held_out_answers": len(rewards),
             },
-        )  # fmt: skip
+        )
 
 
 def _save(model: Any, inputs: AlignInputs, folder: Any) -> None:

@@ -41,10 +41,17 @@ def _answer(model: Any, ids: list[int], inputs: AlignInputs) -> Answer:
     ids_1P = torch.tensor([ids], device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
         out_1L = model.generate(
-            ids_1P, attention_mask=torch.ones_like(ids_1P), do_sample=False, use_cache=True,
-            max_new_tokens=settings.sample_tokens, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id, temperature=None, top_p=None, top_k=None,
-        )  # fmt: skip
+            ids_1P,
+            attention_mask=torch.ones_like(ids_1P),
+            do_sample=False,
+            use_cache=True,
+            max_new_tokens=settings.sample_tokens,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+        )
     said = out_1L[0, len(ids) :].tolist()
     finished = bool(said) and said[-1] == tokenizer.eos_token_id
     return Answer(
@@ -69,8 +76,12 @@ def write_samples(
     for kind, step, given in zip(("before", "after"), (0, steps), answers, strict=True):
         for place, said in enumerate(given):
             row = {
-                "step": step, "kind": kind, "prompt_index": place, "sample": 0,
-                "prompt": inputs.eval.turns[place], **said,
-            }  # fmt: skip
+                "step": step,
+                "kind": kind,
+                "prompt_index": place,
+                "sample": 0,
+                "prompt": inputs.eval.turns[place],
+                **said,
+            }
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_whole(path, "".join(lines))

@@ -14,9 +14,7 @@ from guerdon.trainer.common.trl.settings import FineTuneSettings
 class AlignSettings(FineTuneSettings):
     """What the three share."""
 
-    _not_negative: ClassVar[tuple[str, ...]] = (
-        *FineTuneSettings._not_negative, "sample_prompts",
-    )  # fmt: skip
+    _not_negative: ClassVar[tuple[str, ...]] = (*FineTuneSettings._not_negative, "sample_prompts")
     _positive: ClassVar[tuple[str, ...]] = (*FineTuneSettings._positive, "sample_tokens")
 
     policy: str
@@ -30,9 +28,8 @@ class AlignSettings(FineTuneSettings):
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
         refuse_idle(
-            self, ("sample_tokens",), used=self.sample_prompts,
-            because="where sample_prompts is 0",
-        )  # fmt: skip
+            self, ("sample_tokens",), used=self.sample_prompts, because="where sample_prompts is 0"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

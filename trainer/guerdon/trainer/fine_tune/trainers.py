@@ -50,9 +50,10 @@ def make_trainer(
         "bf16": settings.dtype == "bfloat16"
     }
     how: dict[str, Any] = {
-        "model": model, "processing_class": inputs.tokenizer,
+        "model": model,
+        "processing_class": inputs.tokenizer,
         "callbacks": [*callbacks, EpochOrder()],
-    }  # fmt: skip
+    }
     if settings.lora_r:
         alpha = settings.lora_alpha or 0.0
         how["peft_config"] = lora_config(model, settings.lora_r, alpha, settings.lora_dropout)
@@ -67,16 +68,21 @@ def make_trainer(
     how |= {"lengths": [row.longest for row in rows], "processes": processes}
     if isinstance(settings, ORPOSettings):
         odds = ORPOConfig(
-            **common, beta=settings.odds_weight, max_length=settings.max_length,
+            **common,
+            beta=settings.odds_weight,
+            max_length=settings.max_length,
             remove_unused_columns=False,
-        )  # fmt: skip
+        )
         return OddsRatioTrainer(args=odds, train_dataset=_for_orpo(rows), **how)
     assert isinstance(settings, DPOSettings)
     direct = DPOConfig(
-        **common, beta=settings.beta, loss_type=[settings.loss], max_length=None,
+        **common,
+        beta=settings.beta,
+        loss_type=[settings.loss],
+        max_length=None,
         label_smoothing=settings.label_smoothing,
         precompute_ref_log_probs=settings.precompute_reference,
-    )  # fmt: skip
+    )
     reference = None
     if keeps_reference(settings):
         reference = load_lm(inputs.policy).to(next(model.parameters()).device)
@@ -90,9 +96,11 @@ def _sft(
     size = common["per_device_train_batch_size"]
     packed = settings.packing == "auto" and size > 1 and keeps_apart(model, data)
     arguments = SFTConfig(
-        **common, max_length=None, padding_free=packed,
+        **common,
+        max_length=None,
+        padding_free=packed,
         dataset_kwargs={"skip_prepare_dataset": True},
-    )  # fmt: skip
+    )
     return CompletionTrainer(args=arguments, train_dataset=data, **how)
 
 

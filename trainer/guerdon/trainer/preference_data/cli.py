@@ -70,8 +70,9 @@ def _run(settings: PairsSettings, *, resume: bool, overwrite: bool) -> None:
     console.print(
         f"{found['pairs']} pairs of {found['completions']} answers to {found['prompts']} prompts; "
         f"margin {found['margin']['p50']:.3g} at the median; the chosen answer is the longer in "
-        f"{found['chosen_is_longer']:.0%}", highlight=False,
-    )  # fmt: skip
+        f"{found['chosen_is_longer']:.0%}",
+        highlight=False,
+    )
     left = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in found["left_out"].items() if n)
     if left:
         console.print(f"[yellow]left out: {left}[/yellow]", highlight=False)

@@ -35,10 +35,18 @@ PAIRS = "pairs.jsonl"
 class PairsFolder(RunFolder):
     """A run's folder: config.toml, scored.jsonl, pairs.jsonl, summary.json."""
 
-    may_change = frozenset({
-        "output", "sampler", "in_flight", *SERVICES, "pick", "min_margin", "max_per_prompt",
-        "unfinished",
-    })  # fmt: skip
+    may_change = frozenset(
+        {
+            "output",
+            "sampler",
+            "in_flight",
+            *SERVICES,
+            "pick",
+            "min_margin",
+            "max_per_prompt",
+            "unfinished",
+        }
+    )
     """A resumed run may pick otherwise of what was sampled."""
 
 
@@ -72,10 +80,13 @@ def _inputs(settings: PairsSettings) -> tuple[Any, Prompts]:
     policy, config = load_config(settings.policy)
     tokenizer = load_tokenizer(policy)
     prompts = load_prompts(
-        settings.prompts, tokenizer, max_prompt_tokens=settings.max_prompt_tokens,
-        limit=settings.limit, vocab_size=embeddings_of(config),
+        settings.prompts,
+        tokenizer,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        limit=settings.limit,
+        vocab_size=embeddings_of(config),
         control_tokens=settings.control_tokens,
-    )  # fmt: skip
+    )
     rewards = _rewards(settings, tokenizer, prompts)
     try:
         for verifier in rewards.verifiers:
@@ -87,23 +98,32 @@ def _inputs(settings: PairsSettings) -> tuple[Any, Prompts]:
 
 def _rewards(settings: PairsSettings, tokenizer: Any, prompts: Prompts) -> RewardSource:
     return RewardSource(
-        settings.reward, settings.verifier, normalize=settings.reward_normalize,
-        asking=Asking.of(settings, tokenizer, prompts), **reach(settings),
-    )  # fmt: skip
+        settings.reward,
+        settings.verifier,
+        normalize=settings.reward_normalize,
+        asking=Asking.of(settings, tokenizer, prompts),
+        **reach(settings),
+    )
 
 
 async def _draw(
-    settings: PairsSettings, tokenizer: Any, prompts: Prompts, scored: ScoredGroups,
+    settings: PairsSettings,
+    tokenizer: Any,
+    prompts: Prompts,
+    scored: ScoredGroups,
     console: Console,
-) -> None:  # fmt: skip
+) -> None:
     """Sample and score what is not there yet."""
     if not scored.missing:
         return
     rewards = _rewards(settings, tokenizer, prompts)
     sampler = GroupSampler(
-        settings.sampler, tokenizer, max_tokens=settings.max_tokens,
-        temperature=settings.temperature, **reach(settings),
-    )  # fmt: skip
+        settings.sampler,
+        tokenizer,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        **reach(settings),
+    )
     gate = asyncio.Semaphore(settings.in_flight)
     try:
         await rewards.start()
@@ -129,9 +149,11 @@ async def _draw(
 async def _group(sampler: GroupSampler, task: Task, settings: PairsSettings, version: int) -> Group:
     try:
         return await sampler.sample(
-            task, settings.samples_per_prompt, min_version=version,
+            task,
+            settings.samples_per_prompt,
+            min_version=version,
             seed=sampling_seed(settings.seed, 0, task.uid),
-        )  # fmt: skip
+        )
     except StaleSampler as error:
         raise TrainingError(
             f"the sampler was restarted with older weights: it served version {version} when this "

@@ -137,7 +137,9 @@ def _finish(
         | {"aggregation": settings.aggregation},
         "data": task.counts(),
         "training_set_scores": {
-            "mean": float(scores.mean()), "std": float(scores.std()), "responses": len(scores),
+            "mean": float(scores.mean()),
+            "std": float(scores.std()),
+            "responses": len(scores),
         },
         "steps": sum(part["steps"] for part in parts),
         "seed": settings.seed,
@@ -145,7 +147,7 @@ def _finish(
         "processes": task.processes.count,
         "versions": versions(),
         "seconds": phases.seconds,
-    }  # fmt: skip
+    }
     folder.publish(_manifest(task, folders, summary), summary)
     return summary
 
@@ -153,9 +155,13 @@ def _finish(
 def _member(task: PreferenceTask, folder: EnsembleFolder, place: int) -> PreferenceTask:
     """The same data with the next seed."""
     settings = replace(
-        task.settings, output=str(folder.path / MEMBERS / str(place)),
-        seed=task.settings.seed + place, ensemble=0, aggregation="mean", std_weight=1.0,
-    )  # fmt: skip
+        task.settings,
+        output=str(folder.path / MEMBERS / str(place)),
+        seed=task.settings.seed + place,
+        ensemble=0,
+        aggregation="mean",
+        std_weight=1.0,
+    )
     return PreferenceTask(replace(task.inputs, settings=settings))
 
 

@@ -41,18 +41,28 @@ class Inputs:
 
         def one(data: Preferences, tokens: TokenPairs) -> dict[str, Any]:
             return {
-                "source": data.source, "sha256": data.sha256, "pairs": len(tokens.pairs),
-                "bad_rows": len(data.bad), "too_long": tokens.too_long,
-                "same_tokens": tokens.same, "duplicates": data.duplicates,
-                "contradictions": data.contradictions, "empty_answers": len(data.empty_lines),
-                "longest_tokens": tokens.longest, "unused_margins": data.unused_margins,
+                "source": data.source,
+                "sha256": data.sha256,
+                "pairs": len(tokens.pairs),
+                "bad_rows": len(data.bad),
+                "too_long": tokens.too_long,
+                "same_tokens": tokens.same,
+                "duplicates": data.duplicates,
+                "contradictions": data.contradictions,
+                "empty_answers": len(data.empty_lines),
+                "longest_tokens": tokens.longest,
+                "unused_margins": data.unused_margins,
                 "reasoning_dropped": len(tokens.reasoning_dropped),
-                **where_odd(data.bad, {
-                    "duplicates": data.duplicate_lines, "contradictions": data.contradiction_lines,
-                    "empty_answers": data.empty_lines,
-                    "reasoning_dropped": tokens.reasoning_dropped,
-                }),
-            }  # fmt: skip
+                **where_odd(
+                    data.bad,
+                    {
+                        "duplicates": data.duplicate_lines,
+                        "contradictions": data.contradiction_lines,
+                        "empty_answers": data.empty_lines,
+                        "reasoning_dropped": tokens.reasoning_dropped,
+                    },
+                ),
+            }
 
         shared = shared_prompts(self.train_data, self.eval_data)
         return {
@@ -71,13 +81,19 @@ def read_inputs(settings: RewardSettings) -> Inputs:
     """
     base, tokenizer = base_and_tokenizer(settings)
     train_data = load_pairs(
-        settings.train, split=settings.train_split, limit=settings.limit,
-        bad_rows=settings.bad_rows, margin_key=settings.margin_key,
-    )  # fmt: skip
+        settings.train,
+        split=settings.train_split,
+        limit=settings.limit,
+        bad_rows=settings.bad_rows,
+        margin_key=settings.margin_key,
+    )
     eval_data = load_pairs(
-        settings.eval, split=settings.eval_split, limit=settings.eval_limit,
-        bad_rows=settings.bad_rows, by=settings.by,
-    )  # fmt: skip
+        settings.eval,
+        split=settings.eval_split,
+        limit=settings.eval_limit,
+        bad_rows=settings.bad_rows,
+        by=settings.by,
+    )
     train = tokenize_pairs(
         tokenizer, train_data, max_length=settings.max_length, too_long=settings.too_long
     )

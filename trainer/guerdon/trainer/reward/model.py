@@ -32,9 +32,12 @@ def load_base(folder: Path, tokenizer: Any, *, grow: bool) -> Any:
     try:
         with suppress_seqcls_warning():
             model = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, dtype=torch.float32,
-                use_safetensors=True, trust_remote_code=False,
-            )  # fmt: skip
+                folder,
+                num_labels=1,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise _cant_load(folder, error) from error
     return _fitted(model, tokenizer, grow=grow)
@@ -60,20 +63,25 @@ def load_with_head(
     try:
         with _silent():
             model, found = auto.from_pretrained(
-                folder, id2label=dict(enumerate(outputs)),
-                label2id={name: i for i, name in enumerate(outputs)}, dtype=torch.float32,
-                use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True,
+                folder,
+                id2label=dict(enumerate(outputs)),
+                label2id={name: i for i, name in enumerate(outputs)},
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
                 output_loading_info=True,
-            )  # fmt: skip
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise _cant_load(folder, error) from error
     # The report was silenced, so what it would have said is looked at here.
     new = set(found["missing_keys"]) | {key for key, *_ in found["mismatched_keys"]}
     prefix = f"{model.base_model_prefix}."
     body = sorted(
-        key for key in new | set(found["unexpected_keys"])
+        key
+        for key in new | set(found["unexpected_keys"])
         if key.startswith(prefix) and "pooler." not in key
-    )  # fmt: skip
+    )
     if body:
         raise TrainingError(f"{folder} does not hold the weights of its config: see {body[0]!r}")
     return _fitted(model, tokenizer, grow=grow), bool(new)

@@ -65,9 +65,13 @@ class _Scorer:
         if not self._share:
             return plain_scores(model, inputs["input_ids"], inputs["attention_mask"])
         batch = sharing.SharedBatch(
-            inputs["input_ids"], inputs["position_ids"], inputs["allowed"],
-            inputs["chosen_last"], inputs["rejected_last"], inputs["attention_mask"],
-        )  # fmt: skip
+            inputs["input_ids"],
+            inputs["position_ids"],
+            inputs["allowed"],
+            inputs["chosen_last"],
+            inputs["rejected_last"],
+            inputs["attention_mask"],
+        )
         return sharing.score_shared(model, batch)
 
 

@@ -54,8 +54,10 @@ class RewardSettings(RewardModelSettings):
     """Preference pairs, Bradley-Terry; perhaps several models of them."""
 
     _not_negative: ClassVar[tuple[str, ...]] = (
-        *RewardModelSettings._not_negative, "center", "ensemble",
-    )  # fmt: skip
+        *RewardModelSettings._not_negative,
+        "center",
+        "ensemble",
+    )
 
     objective: Literal["preference"] = "preference"
     center: float = 0.01

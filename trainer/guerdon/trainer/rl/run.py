@@ -121,10 +121,12 @@ class Run:
         self._faults_before: dict[str, int] = {}
         self._mark: tuple[float, RolloutStats, dict[str, float]] = (0.0, RolloutStats(), {})
         self._services = Connections(
-            settings, inputs, str(folder.path / "weights"),
+            settings,
+            inputs,
+            str(folder.path / "weights"),
             lambda dtype, canaries: self._off_loop("weights", dtype, canaries),
             on_lost=self._note_lost,
-        )  # fmt: skip
+        )
         self._rollouts = self._services.rollouts
 
     async def whole(self, *, resume: bool) -> dict[str, Any]:
@@ -257,9 +259,13 @@ class Run:
             with self._phase("plots"):
                 draw_plots(self.folder)
         summary = make_summary(
-            self.settings, rows=self._log.rows, evaluations=self._evaluations,
-            seconds=self._seconds, faults=self._faults, warnings=self._warnings,
-        )  # fmt: skip
+            self.settings,
+            rows=self._log.rows,
+            evaluations=self._evaluations,
+            seconds=self._seconds,
+            faults=self._faults,
+            warnings=self._warnings,
+        )
         self.folder.write_summary(summary)
         return summary
 
@@ -269,16 +275,21 @@ class Run:
             return
         prompts = self.inputs.prompts
         leave_reward(
-            self.folder, policy=settings.policy, resolved=self.inputs.policy,
-            template=self.inputs.tokenizer.chat_template, beta=settings.beta,
+            self.folder,
+            policy=settings.policy,
+            resolved=self.inputs.policy,
+            template=self.inputs.tokenizer.chat_template,
+            beta=settings.beta,
             train_data=f"{prompts.source} (sha256 {prompts.sha256})",
             training={
-                "algorithm": settings.algorithm, "loss": settings.loss,
+                "algorithm": settings.algorithm,
+                "loss": settings.loss,
                 "lr": settings.learning_rate,
-                "seed": settings.seed, "steps": self.learner.step_count,
+                "seed": settings.seed,
+                "steps": self.learner.step_count,
                 "rewards": dict(self._services.rewards.weights),
             },
-        )  # fmt: skip
+        )
 
     @property
     def _faults(self) -> dict[str, int]:

@@ -121,8 +121,13 @@ class RunSettings(DrawSettings):
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
         self._check_steps()
-        for name in ("prompts_per_step", "micro_batch_tokens", "eval_samples", "max_grad_norm",
-                     "keep_checkpoints"):  # fmt: skip
+        for name in (
+            "prompts_per_step",
+            "micro_batch_tokens",
+            "eval_samples",
+            "max_grad_norm",
+            "keep_checkpoints",
+        ):
             positive(self, name)
         if self.lr is not None:
             positive(self, "lr")
@@ -144,9 +149,11 @@ class RunSettings(DrawSettings):
         )
         refuse_idle(self, ("canary_tolerance",), used=self.canaries, because="where canaries is 0")
         refuse_idle(
-            self, ("keep_checkpoints",), used=self.checkpoint_every,
+            self,
+            ("keep_checkpoints",),
+            used=self.checkpoint_every,
             because="where checkpoint_every is 0",
-        )  # fmt: skip
+        )
         settle_dtype(self)
 
     def _check_steps(self) -> None:
@@ -346,9 +353,11 @@ class RFTSettings(KeepSettings):
         positive(self, "batch_size")
         refuse_idle(self, ("epochs",), used=not self.steps, because="where steps is given")
         refuse_idle(
-            self, ("prompts_per_step", "max_staleness", "eval_every"), used=False,
+            self,
+            ("prompts_per_step", "max_staleness", "eval_every"),
+            used=False,
             because="for rft, which samples once",
-        )  # fmt: skip
+        )
 
     def _check_steps(self) -> None:
         not_negative(self, "steps")

@@ -106,8 +106,12 @@ class _Writer:
         """Its name among the tensors; of views of the same memory, only equal ones are shared."""
         tensor = tensor.detach()
         place = (
-            tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(),
-        )  # fmt: skip
+            tensor.device,
+            tensor.data_ptr(),
+            tensor.dtype,
+            tuple(tensor.shape),
+            tensor.stride(),
+        )
         if tensor.numel() and place in self._stored:
             return self._stored[place]
         self._kept.append(tensor)

@@ -156,8 +156,11 @@ class Patience:
             return
         logger.warning(
             "%s at %s is away (%s); asking again for up to %g seconds",
-            self.service, self.address, error.message, self.seconds,
-        )  # fmt: skip
+            self.service,
+            self.address,
+            error.message,
+            self.seconds,
+        )
         self.away()
 
     def _note_overload(self, error: GuerdonError) -> None:
@@ -168,8 +171,10 @@ class Patience:
         self._overload_noted = now
         logger.warning(
             "%s at %s is overloaded (%s); waiting for as long as it says so",
-            self.service, self.address, error.message,
-        )  # fmt: skip
+            self.service,
+            self.address,
+            error.message,
+        )
 
     def _wait(self, error: GuerdonError, tries: int) -> float:
         ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries, 30))

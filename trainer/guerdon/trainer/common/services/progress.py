@@ -33,9 +33,13 @@ class DrawingBar:
     def __enter__(self) -> DrawingBar:
         if self._console.is_terminal and not self._console.quiet:
             self._bar = Bar(
-                TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                TextColumn("{task.description}"), console=self._console,
-            )  # fmt: skip
+                TextColumn("sampling"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=self._console,
+            )
             self._bar.add_task("", total=self._prompts, completed=self._done)
             self._bar.start()
         return self

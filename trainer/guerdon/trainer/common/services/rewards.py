@@ -104,9 +104,12 @@ class ServedReward:
         self._spec = spec
         # Our own patience counts and bounds the retries, so the client's are off.
         self._client = AsyncRewardClient(
-            spec.address, token=credentials.token, tls=credentials.tls, timeout=request_timeout,
+            spec.address,
+            token=credentials.token,
+            tls=credentials.tls,
+            timeout=request_timeout,
             retry=Retry(attempts=1),
-        )  # fmt: skip
+        )
 
     async def start(self) -> None:
         """Pin the revision.
@@ -158,10 +161,12 @@ class ServedReward:
         left = self._asking.too_long == "prompt-left"
         try:
             result = await self._client.score(
-                f"{self.model}@{self.revision}", [item],
-                priority="batch", truncation="prompt_left" if left else "reject",
+                f"{self.model}@{self.revision}",
+                [item],
+                priority="batch",
+                truncation="prompt_left" if left else "reject",
                 normalize=self._normalize,
-            )  # fmt: skip
+            )
         except NotFound as error:
             await self._still_there(error)
         scored = result.items[0]
@@ -176,8 +181,10 @@ class ServedReward:
             logger.warning(
                 "%s has a chat template that leaves out %s of the prompt of row %d or of a "
                 "completion to it, so the rewards don't depend on that",
-                self.patience.service, " and ".join(sorted(parts)).replace("_", " "), row.index + 1,
-            )  # fmt: skip
+                self.patience.service,
+                " and ".join(sorted(parts)).replace("_", " "),
+                row.index + 1,
+            )
 
     def _note(self, error: GuerdonError, row: PromptRow) -> None:
         """Count a completion that was refused.
@@ -190,8 +197,10 @@ class ServedReward:
             logger.warning(
                 "%s refuses a completion to the prompt of row %d, which gets the penalty "
                 "(refused_reward); others are counted: %s",
-                self.patience.service, row.index + 1, error.message,
-            )  # fmt: skip
+                self.patience.service,
+                row.index + 1,
+                error.message,
+            )
         if not self._scored and self.refusals >= _HOPELESS:
             raise ServiceRefused(
                 f"{self.patience.service} at {self.patience.address} refused all of the first "

@@ -55,8 +55,10 @@ class GroupSampler:
     ) -> None:
         # Our own patience counts and bounds the retries, so the client's are off.
         how: dict[str, Any] = {
-            "timeout": request_timeout, "retry": Retry(attempts=1), "tls": credentials.tls,
-        }  # fmt: skip
+            "timeout": request_timeout,
+            "retry": Retry(attempts=1),
+            "tls": credentials.tls,
+        }
         self.client = AsyncPolicyClient(address, token=credentials.token, **how)
         """The connection, which the publisher shares."""
         self.updates = self.client

@@ -79,8 +79,11 @@ class Checker:
             self.gave_up += 1
             logger.warning(
                 "a %s check ran over %g seconds or broke its process, and counts as not passed "
-                "(%d so far)", kind, self._seconds, self.gave_up,
-            )  # fmt: skip
+                "(%d so far)",
+                kind,
+                self._seconds,
+                self.gave_up,
+            )
         return None
 
     def _answer(self, question: bytes) -> bytes | None:
@@ -102,9 +105,12 @@ class Checker:
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "guerdon.trainer.common.services.sandbox"]
         process = subprocess.Popen(  # noqa: S603 - our own module
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
             start_new_session=True,  # Ctrl-C is for the run, which ends this in its own time
-        )  # fmt: skip
+        )
         self._process = process
         if _read_line(process, _START_SECONDS) != b'"ready"\n':
             self._stop()

@@ -67,8 +67,14 @@ class DrawSettings:
         """Refuse values that can't be, naming the key."""
         if not self.reward and not self.verifier:
             raise SettingsError("nothing gives rewards: set reward or verifier")
-        for name in ("samples_per_prompt", "max_tokens", "max_prompt_tokens", "temperature",
-                     "patience", "request_timeout"):  # fmt: skip
+        for name in (
+            "samples_per_prompt",
+            "max_tokens",
+            "max_prompt_tokens",
+            "temperature",
+            "patience",
+            "request_timeout",
+        ):
             positive(self, name)
         not_negative(self, "seed")
         if not math.isfinite(self.refused_reward):

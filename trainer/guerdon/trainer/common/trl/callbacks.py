@@ -102,9 +102,13 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         if not self._console.is_terminal or self._console.quiet:
             return
         self._bar = Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[last]}"), console=self._console,
-        )  # fmt: skip
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[last]}"),
+            console=self._console,
+        )
         self._bar.start()
         self._bar.add_task("", total=state.max_steps, completed=state.global_step, last="")
 

@@ -21,8 +21,12 @@ class FineTuneSettings:
     default_lora_lr: ClassVar[float] = 2e-4
     """And where LoRA's are."""
     _positive: ClassVar[tuple[str, ...]] = (
-        "epochs", "batch_size", "max_length", "accumulate", "log_every",
-    )  # fmt: skip
+        "epochs",
+        "batch_size",
+        "max_length",
+        "accumulate",
+        "log_every",
+    )
     _not_negative: ClassVar[tuple[str, ...]] = (
         "lora_r", "lora_dropout", "limit", "eval_limit", "warmup", "weight_decay",
         "checkpoint_every", "eval_every", "seed", "max_grad_norm",
@@ -118,9 +122,11 @@ class FineTuneSettings:
             self, ("lora_alpha", "lora_dropout"), used=self.lora_r, because="without lora_r"
         )
         refuse_idle(
-            self, ("keep_checkpoints",), used=self.checkpoint_every,
+            self,
+            ("keep_checkpoints",),
+            used=self.checkpoint_every,
             because="where checkpoint_every is 0",
-        )  # fmt: skip
+        )
         if not 0 < self.learning_rate < math.inf:
             raise SettingsError(f"lr is {self.lr}, it must be a positive number")
         settle_dtype(self)

@@ -131,10 +131,14 @@ def row_measures(row: Mapping[str, Any]) -> dict[str, float]:
     if len(parts) > 1:
         found |= {f"reward/{name}": value for name, value in parts.items()}
     for key, name in (
-        ("heldout_reward", "heldout_reward"), ("kl", "kl"), ("tokens", "length"),
-        ("finished", "finished"), ("repetition", "repetition"), ("refusal", "refusal"),
+        ("heldout_reward", "heldout_reward"),
+        ("kl", "kl"),
+        ("tokens", "length"),
+        ("finished", "finished"),
+        ("repetition", "repetition"),
+        ("refusal", "refusal"),
         ("harmful", "harmful"),
-    ):  # fmt: skip
+    ):
         if key in row:
             found[name] = row[key]
     return {name: float(value) for name, value in found.items()}

@@ -60,10 +60,13 @@ def read_inputs(settings: EvalSettings) -> EvalInputs:
     reference, reference_config = _policy(settings.reference)
     tokenizer = load_tokenizer(policy)
     prompts = load_prompts(
-        settings.prompts, tokenizer, max_prompt_tokens=settings.max_prompt_tokens,
-        limit=settings.limit, vocab_size=embeddings_of(config),
+        settings.prompts,
+        tokenizer,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        limit=settings.limit,
+        vocab_size=embeddings_of(config),
         control_tokens=settings.control_tokens,
-    )  # fmt: skip
+    )
     _check_verifiers(settings, prompts)
     for of in (config, reference_config):
         check_positions(of, settings.max_tokens, prompts.longest)

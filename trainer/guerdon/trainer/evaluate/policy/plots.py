@@ -62,9 +62,12 @@ def _by(field: str, values: Mapping[str, Mapping[str, Any]], found: Mapping[str,
     names = [f"{value or '(none)'}  n = {reward['n']}" for value, reward in shown]
     ax.set_yticks(range(len(shown)), [as_words(name) for name in names])
     ax.axvline(
-        found["measures"]["reward"]["mean"], color=THIRD, linestyle="--", linewidth=1,
+        found["measures"]["reward"]["mean"],
+        color=THIRD,
+        linestyle="--",
+        linewidth=1,
         label="all prompts",
-    )  # fmt: skip
+    )
     ax.set(xlabel="mean reward, 95 % interval", title=as_words(f"Reward by {field}"))
     figure.legend(loc="outside lower center")
     return figure

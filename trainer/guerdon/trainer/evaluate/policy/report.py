@@ -40,8 +40,9 @@ def show(found: Mapping[str, Any], output: Path, console: Console) -> None:
             if name != "against":
                 console.print(
                     f"win rate against {against} by {_name(name)}: {_share(rate)}",
-                    highlight=False, soft_wrap=True,
-                )  # fmt: skip
+                    highlight=False,
+                    soft_wrap=True,
+                )
     if found["reward_per_kl"] is not None:
         console.print(f"reward per nat of KL: {found['reward_per_kl']:+.3f}", highlight=False)
     elif rates is not None:
@@ -56,8 +57,10 @@ def show(found: Mapping[str, Any], output: Path, console: Console) -> None:
     spent = ", ".join(f"{k} {v:.0f}" for k, v in found["seconds"].items() if v >= 0.5)
     console.print(
         f"{found['completions']} completions of {found['prompts']['count']} prompts"
-        + (f"; seconds: {spent}" if spent else ""), highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        + (f"; seconds: {spent}" if spent else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(f"evaluation: {output}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -80,9 +83,10 @@ def _table(found: Mapping[str, Any]) -> Table:
 def _by(field: str, values: Mapping[str, Mapping[str, Any]]) -> Table:
     first = next(iter(values.values()))
     columns = [
-        name for name in ("reward", "heldout_reward", "win_rate", "kl", "length", "refusal",
-                          "harmful") if name in first
-    ]  # fmt: skip
+        name
+        for name in ("reward", "heldout_reward", "win_rate", "kl", "length", "refusal", "harmful")
+        if name in first
+    ]
     with_noise = ("reward", "win_rate")
     heads = ["win rate" if name == "win_rate" else name.replace("_", "-") for name in columns]
     table = Table(escape(field), "n", *heads)

@@ -143,19 +143,21 @@ class Measured:
         wins = self._wins(terms, baseline) if baseline else {}
         change = self._difference(terms, baseline) if baseline else {}
         ratio, reason = reward_per_kl(
-            every.reward, baseline.reward if baseline else None, every.estimates["kl"],
+            every.reward,
+            baseline.reward if baseline else None,
+            every.estimates["kl"],
             of_reference=baseline is not None and baseline.is_of(terms["reference_sha256"]),
-        )  # fmt: skip
+        )
         return {
             "completions": every.completions,
-            "measures": {
-                name: found.as_dict() for name, found in every.estimates.items()
-            },
+            "measures": {name: found.as_dict() for name, found in every.estimates.items()},
             "distinct_1": every.distinct_1,
             "distinct_2": every.distinct_2,
             "reward_per_kl": ratio,
             "reward_per_kl_reason": reason or None,
-            "win_rate": baseline and {"against": baseline.found["policy"]} | {
+            "win_rate": baseline
+            and {"against": baseline.found["policy"]}
+            | {
                 name: mean_of("win_rate", list(rates.values()), self._each).as_dict()
                 for name, rates in wins.items()
             },
@@ -163,7 +165,7 @@ class Measured:
             "subgroups": self._by_value(wins.get("reward")),
             "mismatch_kl": self.mismatch_kl,
             "warnings": self._warnings(change),
-        }  # fmt: skip
+        }
 
     def _warnings(self, change: Mapping[str, Estimate]) -> list[str]:
         found = []
@@ -195,9 +197,10 @@ class Measured:
             for name, value in row_measures(row).items():
                 mine.setdefault(name, {}).setdefault(row["prompt_index"], []).append(value)
         names = [
-            name for name in baseline.comparable(terms)
+            name
+            for name in baseline.comparable(terms)
             if name.partition("/")[0] in ("reward", "heldout_reward") and name in mine
-        ]  # fmt: skip
+        ]
         return {name: win_rates(mine[name], baseline.columns[name]) for name in names}
 
     def _difference(self, terms: Mapping[str, Any], baseline: Baseline) -> dict[str, Estimate]:
@@ -205,8 +208,9 @@ class Measured:
         ours = self.evaluation.prompts
         return {
             name: paired(baseline.means(name), ours[name])
-            for name in baseline.comparable(terms) if name in ours
-        }  # fmt: skip
+            for name in baseline.comparable(terms)
+            if name in ours
+        }
 
     def _by_value(self, wins: Mapping[int, float] | None) -> dict[str, Any]:
         measured: dict[str, Mapping[int, float]] = dict(self.evaluation.prompts)

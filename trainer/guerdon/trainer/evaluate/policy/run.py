@@ -73,8 +73,10 @@ def evaluate_policy(settings: EvalSettings, folder: EvalFolder, console: Console
     console.print(
         f"{len(inputs.prompts)} prompts of {inputs.prompts.source}, "
         f"at most {inputs.prompts.longest} tokens",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     folder.begin()
     with quiet():
         return _Run(settings, inputs, folder, console, baseline).whole()
@@ -188,9 +190,12 @@ class _Run:
                 bar.add(group)
 
             await services.rollouts.sample(
-                self.scored.missing, self.settings.samples_per_prompt, rewards=judges,
-                in_flight=self.settings.in_flight, on_group=on_group,
-            )  # fmt: skip
+                self.scored.missing,
+                self.settings.samples_per_prompt,
+                rewards=judges,
+                in_flight=self.settings.in_flight,
+                on_group=on_group,
+            )
 
     def _compute(self, name: str) -> None:
         """Log-probabilities by one of the policies, group by group: a resumed run's are the same.
@@ -207,9 +212,11 @@ class _Run:
             self._model = None  # not two of them at once
             for group in self._shown(f"log-probabilities by the {what}", missing):
                 found = response_logprobs(
-                    model, [sample.completion for sample in group.samples],
-                    temperature=self.settings.temperature, dtype=self.settings.dtype,
-                )  # fmt: skip
+                    model,
+                    [sample.completion for sample in group.samples],
+                    temperature=self.settings.temperature,
+                    dtype=self.settings.dtype,
+                )
                 values = {name: [float(x_T.astype(np.float64).sum()) for x_T in found]}
                 if own:
                     values[MISMATCH] = _mismatch(group, found)

@@ -69,8 +69,10 @@ class EvalSettings(DrawSettings):
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
         if self.harm and self.harm_threshold is None:
-            raise SettingsError("harm_threshold is missing: only you know from where a score of "
-                                "the classifier means harm")  # fmt: skip
+            raise SettingsError(
+                "harm_threshold is missing: only you know from where a score of "
+                "the classifier means harm"
+            )
         refuse_idle(self, ("harm_threshold",), used=self.harm, because="without harm")
         if self.harm_threshold is not None and not math.isfinite(self.harm_threshold):
             raise SettingsError(f"harm_threshold is {self.harm_threshold}, it must be a number")
@@ -90,6 +92,9 @@ class EvalSettings(DrawSettings):
         known = {field.name for field in dataclasses.fields(RunSettings)}
         same = {name: getattr(self, name) for name in known if hasattr(self, name)}
         return RunSettings(
-            **same, eval_prompts=self.prompts, eval_samples=self.samples_per_prompt,
-            eval_limit=self.limit, deterministic=True,
-        )  # fmt: skip
+            **same,
+            eval_prompts=self.prompts,
+            eval_samples=self.samples_per_prompt,
+            eval_limit=self.limit,
+            deterministic=True,
+        )

@@ -164,9 +164,7 @@ class AttributeTask(RowTask):
         """Targets, and which of them are known."""
         targets_NK = torch.tensor(labels_of(rows), dtype=torch.float32)
         known_NK = ~targets_NK.isnan()
-        return {
-            "targets": targets_NK.nan_to_num(), "labels": torch.where(known_NK, 0, IGNORED),
-        }  # fmt: skip
+        return {"targets": targets_NK.nan_to_num(), "labels": torch.where(known_NK, 0, IGNORED)}
 
     # Measuring
 
@@ -201,11 +199,11 @@ class AttributeTask(RowTask):
             "attributes": attributes,
             "weights": self.settings.weights,
             "score": score,
-            "above_chance": _above_zero(score["pearson"]) if score["n"] else any(
-                _above_zero(part["pearson"]) for part in attributes.values()
-            ),
+            "above_chance": _above_zero(score["pearson"])
+            if score["n"]
+            else any(_above_zero(part["pearson"]) for part in attributes.values()),
             "subgroups": self.subgroups(lambda places: self._group(found, places)),
-        }  # fmt: skip
+        }
 
     def _score(self, found: Floats, places: Any) -> dict[str, Any]:
         """Correlations of the weighted score, over rows whose weighted attributes are all known."""

@@ -38,9 +38,12 @@ def draw_attributes(
 
 
 def draw_steps(
-    folder: Path, rows: Sequence[dict[str, Any]], scores: Floats, right: Floats,
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    scores: Floats,
+    right: Floats,
     bins: Sequence[Mapping[str, Any]],
-) -> None:  # fmt: skip
+) -> None:
     """Write `training.png`, `scores.png` and `reliability.png`.
 
     Args:
@@ -64,9 +67,12 @@ def draw_steps(
     ax.plot([0, 1], [0, 1], color=THIRD, linestyle="--", linewidth=1, label="perfect")
     ax.plot([b["probability"] for b in some], [b["right"] for b in some], "o-", color=CHOSEN)
     ax.set(
-        xlabel="σ(score)", ylabel="share that is right", xlim=(-0.02, 1.02), ylim=(-0.02, 1.05),
+        xlabel="σ(score)",
+        ylabel="share that is right",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.05),
         title="Reliability",
-    )  # fmt: skip
+    )
     ax.legend(loc="lower right")
     save_figure(figure, folder / "reliability.png")
 

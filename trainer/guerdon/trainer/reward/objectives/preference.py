@@ -115,8 +115,9 @@ class PreferenceTask(Task):
         settings, share, pad_id = self.settings, self.share, self.tokenizer.pad_token_id
         pairs, margins = self.inputs.train.pairs, self.inputs.train_data.margins
         columns: dict[str, list[Any]] = {
-            "chosen_ids": [p.chosen for p in pairs], "rejected_ids": [p.rejected for p in pairs],
-        }  # fmt: skip
+            "chosen_ids": [p.chosen for p in pairs],
+            "rejected_ids": [p.rejected for p in pairs],
+        }
         if margins:
             columns["margin"] = [margins[p.row] for p in pairs]
         return PairTrainer(
@@ -146,9 +147,13 @@ class PreferenceTask(Task):
 
     def _scores(self, model: Any, dtype: str, pairs: Sequence[TokenPair]) -> PairScores:
         return score_pairs(
-            model, pairs, pad_id=self.tokenizer.pad_token_id, share=self.share, dtype=dtype,
+            model,
+            pairs,
+            pad_id=self.tokenizer.pad_token_id,
+            share=self.share,
+            dtype=dtype,
             processes=self.processes,
-        )  # fmt: skip
+        )
 
     def words(self, found: PairScores) -> str:
         """The accuracy."""
@@ -199,9 +204,13 @@ class PreferenceTask(Task):
 
         chosen, rejected = answer_tokens(self.inputs.eval)
         draw_all(
-            folder, rows=rows, scores=found, chosen_tokens=chosen, rejected_tokens=rejected,
+            folder,
+            rows=rows,
+            scores=found,
+            chosen_tokens=chosen,
+            rejected_tokens=rejected,
             calibration=measures.calibration(found.delta),
-        )  # fmt: skip
+        )
 
     def manifest_fields(self) -> dict[str, Any]:
         """A sequence model needs no more."""

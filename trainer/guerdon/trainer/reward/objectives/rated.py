@@ -87,12 +87,17 @@ class RatedInputs:
 
         def one(data: Rows[Rated], tokens: Tokens) -> dict[str, Any]:
             return {
-                "source": data.source, "sha256": data.sha256, "rows": len(tokens.rows),
-                "bad_rows": len(data.bad), "too_long": tokens.too_long,
-                "duplicates": _duplicates(data.rows), "longest_tokens": tokens.longest,
-                "reasoning_dropped": len(tokens.reasoning_dropped), "about": list(about(tokens)),
+                "source": data.source,
+                "sha256": data.sha256,
+                "rows": len(tokens.rows),
+                "bad_rows": len(data.bad),
+                "too_long": tokens.too_long,
+                "duplicates": _duplicates(data.rows),
+                "longest_tokens": tokens.longest,
+                "reasoning_dropped": len(tokens.reasoning_dropped),
+                "about": list(about(tokens)),
                 **where_odd(data.bad, {"reasoning_dropped": tokens.reasoning_dropped}),
-            }  # fmt: skip
+            }
 
         known = {json.dumps(row.prompt) for row in self.train_data.rows}
         leaked = sum(json.dumps(row.prompt) in known for row in self.eval_data.rows)
@@ -126,21 +131,28 @@ def read_rated(
     added = bool(marker) and _add_marker(tokenizer, marker)
     new = {tokenizer.convert_tokens_to_ids(marker)} if added else set()
     train_data = _read(
-        settings.train, lambda row: parse(row, ()), split=settings.train_split,
-        limit=settings.limit, bad_rows=settings.bad_rows,
-    )  # fmt: skip
+        settings.train,
+        lambda row: parse(row, ()),
+        split=settings.train_split,
+        limit=settings.limit,
+        bad_rows=settings.bad_rows,
+    )
     eval_data = _read(
-        settings.eval, lambda row: parse(row, settings.by), split=settings.eval_split,
-        limit=settings.eval_limit, bad_rows=settings.bad_rows,
-    )  # fmt: skip
+        settings.eval,
+        lambda row: parse(row, settings.by),
+        split=settings.eval_split,
+        limit=settings.eval_limit,
+        bad_rows=settings.bad_rows,
+    )
     # Held-out rows are all scored, as far as the model goes: leaving the long ones out
     # would flatter it.
     train, held_out = (
         tokenize(tokenizer, rows, max_length=limit, too_long=settings.too_long, marker=marker)
         for rows, limit in (
-            (train_data, settings.max_length), (eval_data, positions_of(config) or 1 << 30),
+            (train_data, settings.max_length),
+            (eval_data, positions_of(config) or 1 << 30),
         )
-    )  # fmt: skip
+    )
     for data, tokens in ((train_data, train), (eval_data, held_out)):
         lined = (
             (data.lines[row.row], [token for token in row.ids if token not in new])
@@ -183,9 +195,12 @@ def tokenize(
     """
     texts, shortened = render(tokenizer, [row.conversation for row in data.rows], data)
     encoded = tokenizer(
-        texts, add_special_tokens=False, return_attention_mask=False, verbose=False,
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        verbose=False,
         return_offsets_mapping=bool(marker),
-    )  # fmt: skip
+    )
     rows, dropped, longest = [], 0, 0
     for i, (line, row) in enumerate(zip(data.lines, data.rows, strict=True)):
         ids: list[int] = encoded["input_ids"][i]

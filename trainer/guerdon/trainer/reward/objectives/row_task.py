@@ -88,9 +88,12 @@ class RowTask(Task):
         """The model, ready to be trained."""
         set_seed(self.settings.seed)  # the new head is random
         model, new = load_with_head(
-            self.base, self.tokenizer, grow=self.grow, outputs=self.outputs,
+            self.base,
+            self.tokenizer,
+            grow=self.grow,
+            outputs=self.outputs,
             tokenwise=self.tokenwise,
-        )  # fmt: skip
+        )
         if new:
             self.begin_head(model.eval())
         return prepare(model, self.settings).to(self.processes.device())
@@ -103,11 +106,17 @@ class RowTask(Task):
             remove_unused_columns=False,
         )
         return RowTrainer(
-            model=model, args=arguments, loss=self.loss, targets=self.targets,
-            rows=self.inputs.train.rows, pad_id=self.tokenizer.pad_token_id,
-            compute_dtype=self.settings.dtype, processing_class=self.tokenizer,
-            processes=self.processes, callbacks=[*callbacks, EpochOrder()],
-        )  # fmt: skip
+            model=model,
+            args=arguments,
+            loss=self.loss,
+            targets=self.targets,
+            rows=self.inputs.train.rows,
+            pad_id=self.tokenizer.pad_token_id,
+            compute_dtype=self.settings.dtype,
+            processing_class=self.tokenizer,
+            processes=self.processes,
+            callbacks=[*callbacks, EpochOrder()],
+        )
 
     # Measuring
 

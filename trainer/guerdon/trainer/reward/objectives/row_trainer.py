@@ -94,9 +94,13 @@ class RowTrainer(Grouped, Trainer):  # type: ignore[misc]
         self._dtype = compute_dtype
         self._seen: dict[str, list[float]] = {}
         super().__init__(
-            model=model, args=args, train_dataset=list(rows), lengths=[len(r.ids) for r in rows],
-            data_collator=lambda batch: collate(batch, pad_id) | targets(batch), **kwargs,
-        )  # fmt: skip
+            model=model,
+            args=args,
+            train_dataset=list(rows),
+            lengths=[len(r.ids) for r in rows],
+            data_collator=lambda batch: collate(batch, pad_id) | targets(batch),
+            **kwargs,
+        )
         self.model_accepts_loss_kwargs = True  # so that targets are counted over a whole step
 
     def compute_loss(
@@ -130,9 +134,14 @@ class RowTrainer(Grouped, Trainer):  # type: ignore[misc]
 
 
 def row_outputs(
-    model: Any, rows: Sequence[RatedTokens], *, pad_id: int, dtype: str, batch_tokens: int = 4096,
+    model: Any,
+    rows: Sequence[RatedTokens],
+    *,
+    pad_id: int,
+    dtype: str,
+    batch_tokens: int = 4096,
     processes: Processes = ALONE,
-) -> list[Floats]:  # fmt: skip
+) -> list[Floats]:
     """The head's outputs for each row, of shape [places, K], in the order of the rows.
 
     Args:

@@ -102,11 +102,13 @@ def calibration(scores: Floats, right: Floats, bins: int = 10) -> dict[str, Any]
         n = int(inside.sum())
         found.append(
             {
-                "low": i / bins, "high": (i + 1) / bins, "n": n,
+                "low": i / bins,
+                "high": (i + 1) / bins,
+                "n": n,
                 "probability": float(chance[inside].mean()) if n else 0.0,
                 "right": float(right[inside].mean()) if n else 0.0,
             }
-        )  # fmt: skip
+        )
     signed = np.where(right == 1, scores, -scores)
     return {
         "ece": sum(b["n"] * abs(b["probability"] - b["right"]) for b in found) / len(scores),

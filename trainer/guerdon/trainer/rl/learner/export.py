@@ -44,9 +44,10 @@ class Shape:
             if hasattr(module, "lora_A") and _ADAPTER in getattr(module, "scaling", {})
         }
         transposed = {
-            _plain(name) for name, module in lm.named_modules()
+            _plain(name)
+            for name, module in lm.named_modules()
             if hasattr(module, "lora_A") and module.fan_in_fan_out
-        }  # fmt: skip
+        }
         seen: dict[int, str] = {}
         tied = set()
         for name, parameter in lm.named_parameters(remove_duplicate=False):
@@ -99,8 +100,8 @@ class Shape:
 
     @torch.no_grad()
     def canaries(
-        self, lm: Any, tensors: Mapping[str, Tensor], sequences: Sequence[Ints], ranks: Any,
-    ) -> list[Canary]:  # fmt: skip
+        self, lm: Any, tensors: Mapping[str, Tensor], sequences: Sequence[Ints], ranks: Any
+    ) -> list[Canary]:
         """Log-probabilities at temperature 1, by plain `transformers` with the published weights.
 
         The model's own code is called with the published tensors in the place of its own, so what

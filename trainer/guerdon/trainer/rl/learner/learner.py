@@ -72,9 +72,10 @@ class Learner:
         groups = [{"params": list(_trainable(self.module.lm))}]
         if value:
             rest = [
-                p for name, p in self.module.named_parameters()
+                p
+                for name, p in self.module.named_parameters()
                 if p.requires_grad and not name.startswith("lm.")
-            ]  # fmt: skip
+            ]
             groups.append({"params": rest})
         optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
@@ -255,9 +256,8 @@ class Learner:
     ) -> list[float]:
         """One optimiser step; the norms of its gradient, by parameter group."""
         chosen = [
-            i for i in chosen
-            if prepared.mask_N[offsets[i] : offsets[i] + samples[i].tokens].any()
-        ]  # fmt: skip
+            i for i in chosen if prepared.mask_N[offsets[i] : offsets[i] + samples[i].tokens].any()
+        ]
         part = [samples[i] for i in chosen]
         rows = self._pack(part, [offsets[i] for i in chosen])
         places_N = _tokens(samples, offsets, chosen)

@@ -61,14 +61,24 @@ class PackedRow:
     def to(self, device: torch.device) -> PackedRow:
         """The row on a device; `tokens_M` stays."""
         blocks = [
-            Block(b.start, b.prompt, b.gather_nT.to(device), b.scatter_R.to(device),
-                  b.mask_TK.to(device))
+            Block(
+                b.start,
+                b.prompt,
+                b.gather_nT.to(device),
+                b.scatter_R.to(device),
+                b.mask_TK.to(device),
+            )
             for b in self.blocks
-        ]  # fmt: skip
+        ]
         return PackedRow(
-            self.ids_L.to(device), self.positions_L.to(device), self.predict_M.to(device),
-            self.targets_M.to(device), self.tokens_M, blocks, self.idle,
-        )  # fmt: skip
+            self.ids_L.to(device),
+            self.positions_L.to(device),
+            self.predict_M.to(device),
+            self.targets_M.to(device),
+            self.tokens_M,
+            blocks,
+            self.idle,
+        )
 
 
 @dataclass(frozen=True, slots=True)

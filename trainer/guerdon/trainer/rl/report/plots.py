@@ -191,9 +191,16 @@ def _held_out(ax: Any, panel: Panel, rows: Rows) -> None:
         if any(errors):
             label = f"{label}, 95 %"
         ax.errorbar(
-            steps, values, yerr=errors if any(errors) else None, fmt="o-", capsize=3,
-            color=COLOURS[place], label=label, linewidth=1.5, markersize=5,
-        )  # fmt: skip
+            steps,
+            values,
+            yerr=errors if any(errors) else None,
+            fmt="o-",
+            capsize=3,
+            color=COLOURS[place],
+            label=label,
+            linewidth=1.5,
+            markersize=5,
+        )
 
 
 def _series(rows: Rows, key: str) -> tuple[list[float], list[float]]:

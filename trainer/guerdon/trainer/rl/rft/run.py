@@ -140,9 +140,12 @@ class RFTRun:
                     bar.add(group)
 
                 await services.rollouts.sample(
-                    self.scored.missing, self.settings.samples_per_prompt,
-                    rewards=services.rewards, stream=_DRAWN, on_group=on_group,
-                )  # fmt: skip
+                    self.scored.missing,
+                    self.settings.samples_per_prompt,
+                    rewards=services.rewards,
+                    stream=_DRAWN,
+                    on_group=on_group,
+                )
             self.state.survived(services.faults)
 
     def _keep(self) -> list[Sample]:
@@ -239,10 +242,14 @@ class RFTRun:
             with self.state.phase("plots"):
                 draw_plots(self.folder)
         summary = make_summary(
-            self.settings, rows=self.log.rows, evaluations=evaluations,
-            seconds=self.state.seconds, faults=self.state.faults, warnings=warn(evaluations),
+            self.settings,
+            rows=self.log.rows,
+            evaluations=evaluations,
+            seconds=self.state.seconds,
+            faults=self.state.faults,
+            warnings=warn(evaluations),
             more={"kept": len(kept), "kept_prompts": len({s.task_uid for s in kept})},
-        )  # fmt: skip
+        )
         self.folder.write_summary(summary)
         return summary
 

@@ -57,9 +57,12 @@ class Connections:
         self._publishing = asyncio.Lock()
         services = reach(settings)
         self._sampler = GroupSampler(
-            settings.sampler, inputs.tokenizer,
-            max_tokens=settings.max_tokens, temperature=settings.temperature, **services,
-        )  # fmt: skip
+            settings.sampler,
+            inputs.tokenizer,
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            **services,
+        )
         scoring = services | {
             "normalize": settings.reward_normalize,
             "asking": Asking.of(settings, inputs.tokenizer, inputs.prompts, inputs.eval_prompts),
@@ -68,13 +71,20 @@ class Connections:
         self.heldout = RewardSource(settings.heldout_reward, setting="heldout_reward", **scoring)
         """Measured and never trained on; may have nothing in it."""
         self._publisher = Publisher(
-            self._sampler, mode=settings.publish, shared_dir=_shared_dir(settings) or shared_dir,
+            self._sampler,
+            mode=settings.publish,
+            shared_dir=_shared_dir(settings) or shared_dir,
             canary_tolerance=settings.canary_tolerance,
-        )  # fmt: skip
+        )
         self.rollouts = Rollouts(
-            settings, PromptOrder(inputs.prompts, settings.seed), self._sampler, self.rewards,
-            republish=self._republish, fill=fill, last_version=settings.steps,
-        )  # fmt: skip
+            settings,
+            PromptOrder(inputs.prompts, settings.seed),
+            self._sampler,
+            self.rewards,
+            republish=self._republish,
+            fill=fill,
+            last_version=settings.steps,
+        )
         self._canaries = canary_sequences(inputs.eval_prompts, settings.canaries)
         self.dtype = "float32"
         """Of the published weights, once `start` has asked the sampler."""
@@ -134,9 +144,11 @@ class Connections:
             TrainingError: a service stayed away or refused.
         """
         groups = await self.rollouts.sample(
-            self._inputs.eval_prompts.tasks(), self._settings.eval_samples,
-            rewards=self.rewards, stream=stream,
-        )  # fmt: skip
+            self._inputs.eval_prompts.tasks(),
+            self._settings.eval_samples,
+            rewards=self.rewards,
+            stream=stream,
+        )
         if not self._settings.heldout_reward:
             return groups, None
         weights = self.heldout.weights

@@ -36,8 +36,14 @@ from guerdon.trainer.rl.rollout.weights import (
     write_shared,
 )
 
-__all__ = ["CANARY_TOKENS", "PublishRefused", "Published", "Publisher", "Weights",
-           "canary_sequences"]  # fmt: skip
+__all__ = [
+    "CANARY_TOKENS",
+    "PublishRefused",
+    "Published",
+    "Publisher",
+    "Weights",
+    "canary_sequences",
+]
 
 CANARY_TOKENS = 64
 """Most tokens of a canary: enough to see every layer, and quick to compute."""
@@ -169,9 +175,12 @@ class Publisher:
     ) -> WeightUpdate:
         if self._mode == "nccl":
             return await update_by_nccl(
-                self._updates, weights, self._patience.address,
-                mean_tolerance=self._tolerance, reset=reset,
-            )  # fmt: skip
+                self._updates,
+                weights,
+                self._patience.address,
+                mean_tolerance=self._tolerance,
+                reset=reset,
+            )
         return await self._updates.update_weights(
             weights.version,
             shared or as_bytes(weights.tensors()),

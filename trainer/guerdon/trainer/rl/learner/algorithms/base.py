@@ -182,16 +182,16 @@ class LossParts:
 class Algorithm(Protocol):
     """One way to learn from rewards. A step of the learner goes:
 
-        prepared = algorithm.prepare(batch, reduce)
-        for every epoch, for every minibatch of whole samples:
-            weights = algorithm.weights(its lengths_S, its mask, reduce)
-            unless the prepared tokens of the minibatch teach something, on any rank: leave it out
-            for every micro-batch of it:
-                parts = algorithm.loss(prepared.take(...), logprobs, entropy, values)
-                parts.total.backward()
-            optimiser step
-        metrics = prepared.metrics | summarise(sums, maxima, updates)
-    """  # fmt: skip
+    prepared = algorithm.prepare(batch, reduce)
+    for every epoch, for every minibatch of whole samples:
+        weights = algorithm.weights(its lengths_S, its mask, reduce)
+        unless the prepared tokens of the minibatch teach something, on any rank: leave it out
+        for every micro-batch of it:
+            parts = algorithm.loss(prepared.take(...), logprobs, entropy, values)
+            parts.total.backward()
+        optimiser step
+    metrics = prepared.metrics | summarise(sums, maxima, updates)
+    """
 
     needs_values: bool
     """Whether there is a value model."""
@@ -225,9 +225,12 @@ class Algorithm(Protocol):
         ...
 
     def loss(
-        self, micro: MicroBatch, logprobs_M: Tensor, entropy_M: Tensor | None = None,
+        self,
+        micro: MicroBatch,
+        logprobs_M: Tensor,
+        entropy_M: Tensor | None = None,
         values_M: Tensor | None = None,
-    ) -> LossParts:  # fmt: skip
+    ) -> LossParts:
         """The loss of some tokens, summed.
 
         Args:

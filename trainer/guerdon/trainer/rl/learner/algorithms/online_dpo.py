@@ -89,15 +89,22 @@ class OnlineDPO:
         return mask_N.to(torch.float32)
 
     def loss(
-        self, micro: MicroBatch, logprobs_M: Tensor, entropy_M: Tensor | None = None,
+        self,
+        micro: MicroBatch,
+        logprobs_M: Tensor,
+        entropy_M: Tensor | None = None,
         values_M: Tensor | None = None,
-    ) -> LossParts:  # fmt: skip
+    ) -> LossParts:
         """The tokens' share of the pairs' loss."""
         assert micro.losses_M is not None
         found = linear_loss(
-            logprobs_M, micro.proximal_M, -micro.advantages_M, micro.losses_M,
-            micro.weights_M, micro.mask_M,
-        )  # fmt: skip
+            logprobs_M,
+            micro.proximal_M,
+            -micro.advantages_M,
+            micro.losses_M,
+            micro.weights_M,
+            micro.mask_M,
+        )
         loss = found.loss.detach()
         sums = found.sums | {"loss": loss, "policy_loss": loss}
         if entropy_M is not None:

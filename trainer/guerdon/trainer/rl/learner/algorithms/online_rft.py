@@ -66,15 +66,22 @@ class OnlineRFT:
         """The mean over all kept tokens."""
         n_tokens = reduce.sum(mask_N.sum().to(torch.float64).reshape(1)).item()
         weights_N = token_weights(
-            lengths_S, mask_N, "token", n_samples=len(lengths_S), n_tokens=n_tokens,
+            lengths_S,
+            mask_N,
+            "token",
+            n_samples=len(lengths_S),
+            n_tokens=n_tokens,
             max_tokens=self._settings.max_tokens,
-        )  # fmt: skip
+        )
         return weights_N.to(torch.float32)
 
     def loss(
-        self, micro: MicroBatch, logprobs_M: Tensor, entropy_M: Tensor | None = None,
+        self,
+        micro: MicroBatch,
+        logprobs_M: Tensor,
+        entropy_M: Tensor | None = None,
         values_M: Tensor | None = None,
-    ) -> LossParts:  # fmt: skip
+    ) -> LossParts:
         """Negative log-likelihood of the kept tokens."""
         likelihood = nll_loss(logprobs_M, micro.weights_M, micro.mask_M)
         apart, largest = off_policy_sums(

@@ -97,9 +97,13 @@ class PolicyGradient(ABC):
         kl_coef = self._kl.value
         rewards_S, metrics = self._shape(batch, reduce)
         step = Step(
-            batch.lengths_S, batch.groups_S, mask_N, rewards_S, self._penalty(batch, kl_coef),
+            batch.lengths_S,
+            batch.groups_S,
+            mask_N,
+            rewards_S,
+            self._penalty(batch, kl_coef),
             batch.values_N,
-        )  # fmt: skip
+        )
         made = self.advantages(step)
         of_all = moments(made.advantages_N, mask_N, reduce)
         advantages_N = torch.where(mask_N, made.advantages_N, 0.0)
@@ -129,30 +133,48 @@ class PolicyGradient(ABC):
         counts = torch.stack([(own_S > 0).sum().to(torch.float64), own_S.sum()])
         n_samples, n_tokens = reduce.sum(counts).tolist()
         return token_weights(
-            lengths_S, mask_N, self._base.aggregation,
-            n_samples=n_samples, n_tokens=n_tokens, max_tokens=self._base.max_tokens,
-        ).to(torch.float32)  # fmt: skip
+            lengths_S,
+            mask_N,
+            self._base.aggregation,
+            n_samples=n_samples,
+            n_tokens=n_tokens,
+            max_tokens=self._base.max_tokens,
+        ).to(torch.float32)
 
     def loss(
-        self, micro: MicroBatch, logprobs_M: Tensor, entropy_M: Tensor | None = None,
+        self,
+        micro: MicroBatch,
+        logprobs_M: Tensor,
+        entropy_M: Tensor | None = None,
         values_M: Tensor | None = None,
-    ) -> LossParts:  # fmt: skip
+    ) -> LossParts:
         """See `Algorithm.loss`."""
         settings = self._base
         capped: Any = {"cap": settings.behaviour_cap, "mode": settings.behaviour_mode}
         clipped = ppo_loss(
-            logprobs_M, micro.proximal_M, micro.behaviour_M, micro.advantages_M,
-            micro.weights_M, micro.mask_M, clip=settings.clip, clip_high=settings.clip_high,
-            dual_clip=settings.dual_clip, **capped,
-        )  # fmt: skip
+            logprobs_M,
+            micro.proximal_M,
+            micro.behaviour_M,
+            micro.advantages_M,
+            micro.weights_M,
+            micro.mask_M,
+            clip=settings.clip,
+            clip_high=settings.clip_high,
+            dual_clip=settings.dual_clip,
+            **capped,
+        )
         loss, sums = clipped.loss, dict(clipped.sums)
         sums["policy_loss"] = clipped.loss.detach()
         if settings.kl_in == "loss" and self.needs_reference:
             assert micro.reference_M is not None
             divergence = kl_loss(
-                logprobs_M, micro.reference_M, micro.behaviour_M, micro.weights_M,
-                micro.mask_M, **capped,
-            )  # fmt: skip
+                logprobs_M,
+                micro.reference_M,
+                micro.behaviour_M,
+                micro.weights_M,
+                micro.mask_M,
+                **capped,
+            )
             loss = loss + micro.kl_coef * divergence.loss
             sums["kl_loss"] = divergence.loss.detach()
         if entropy_M is not None:
@@ -181,9 +203,12 @@ class PolicyGradient(ABC):
             self._rewards.update(moments(batch.rewards_S, all_S, reduce))
             metrics["reward_scale"] = scale = self._rewards.scale
         shaped_S = shape_rewards(
-            batch.rewards_S, batch.finished_S, scale=scale, clip=settings.reward_clip,
+            batch.rewards_S,
+            batch.finished_S,
+            scale=scale,
+            clip=settings.reward_clip,
             penalty=settings.missing_eos_penalty,
-        )  # fmt: skip
+        )
         metrics["reward_shaped"] = moments(shaped_S, all_S, reduce).mean
         return shaped_S, metrics
 

@@ -35,24 +35,35 @@ class PPO(PolicyGradient):
         rewards_N = token_rewards(step.rewards_S, step.lengths_S, step.mask_N, step.penalty_N)
         return Advantages(
             *gae(
-                rewards_N, step.values_N, step.lengths_S, step.mask_N,
-                gamma=self._settings.gamma, lam=self._settings.lam,
+                rewards_N,
+                step.values_N,
+                step.lengths_S,
+                step.mask_N,
+                gamma=self._settings.gamma,
+                lam=self._settings.lam,
             )
-        )  # fmt: skip
+        )
 
     def loss(
-        self, micro: MicroBatch, logprobs_M: Tensor, entropy_M: Tensor | None = None,
+        self,
+        micro: MicroBatch,
+        logprobs_M: Tensor,
+        entropy_M: Tensor | None = None,
         values_M: Tensor | None = None,
-    ) -> LossParts:  # fmt: skip
+    ) -> LossParts:
         """The clipped loss, and the value model's."""
         assert values_M is not None
         assert micro.values_M is not None
         assert micro.returns_M is not None
         policy = super().loss(micro, logprobs_M, entropy_M)
         critic = value_loss(
-            values_M, micro.values_M, micro.returns_M, micro.weights_M, micro.mask_M,
+            values_M,
+            micro.values_M,
+            micro.returns_M,
+            micro.weights_M,
+            micro.mask_M,
             clip=self._settings.clip_value,
-        )  # fmt: skip
+        )
         scaled = self._settings.value_coef * critic.loss
         sums = policy.sums | critic.sums
         sums["value_loss"] = critic.loss.detach()
