@@ -77,8 +77,8 @@ class Record:
 def main() -> int:
     """Put the clocks in place and train."""
     from guerdon.cli.main import main as guerdon
+    from guerdon.trainer.common.services.publishing import Publisher
     from guerdon.trainer.rl.learner.learner import Learner
-    from guerdon.trainer.rl.rollout.publishing import Publisher
 
     record = Record(Path(sys.argv[1]))
     for method, name in INNER.items():

@@ -25,10 +25,10 @@ from guerdon.trainer.common.monitors import (
 )
 from guerdon.trainer.common.policy_evaluation import Evaluation, compare, evaluate
 from guerdon.trainer.common.samples import SampleTable, before_and_after
+from guerdon.trainer.common.services.utilisation import RolloutStats
 from guerdon.trainer.common.statistics import estimate, paired
 from guerdon.trainer.rl.report.metrics import KEYS, MetricsLog, describe
 from guerdon.trainer.rl.report.step_metrics import group_metrics, speed_metrics
-from guerdon.trainer.rl.rollout.utilisation import RolloutStats
 
 # --- statistics ---
 

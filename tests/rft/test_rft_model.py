@@ -13,10 +13,10 @@ from tests.rft.support import rft_settings_of
 from tests.support.tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from guerdon.trainer.common import published_model as rft_model
 from guerdon.trainer.common.services.types import Sample
 from guerdon.trainer.common.trl import completions
 from guerdon.trainer.common.trl.completions import response_logprobs
-from guerdon.trainer.rl.rft import model as rft_model
 
 
 @torch.no_grad()

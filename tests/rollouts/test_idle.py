@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from guerdon.trainer.rl.rollout.utilisation import Meter, RolloutStats
+from guerdon.trainer.common.services.utilisation import Meter, RolloutStats
 
 
 def test_a_meter_counts_time_once_however_many_work() -> None:

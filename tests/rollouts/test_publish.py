@@ -22,8 +22,8 @@ from guerdon.client.testing import FakePolicyServer
 from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
 from guerdon.trainer.common.services.patience import ServiceGone
 from guerdon.trainer.common.services.prompts import load_prompts
+from guerdon.trainer.common.services.publishing import Publisher, PublishRefused, canary_sequences
 from guerdon.trainer.common.services.sampling import GroupSampler
-from guerdon.trainer.rl.rollout.publishing import Publisher, PublishRefused, canary_sequences
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from tests.support.formula_engine import END, logprob_of, token_of
 from tests.support.sampler import formula_sampler
 
 from guerdon.trainer.common.services.types import Sample
-from guerdon.trainer.rl.rollout.weights import as_bytes
+from guerdon.trainer.common.services.weights import as_bytes
 
 
 def check_tokens(sample: Sample) -> None:

@@ -6,12 +6,12 @@ import os
 import signal
 from typing import Any
 
+from guerdon.trainer.common.services.publishing import Publisher
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.rl.checkpoint import Checkpoints
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.learner.learner import Learner
-from guerdon.trainer.rl.rollout.publishing import Publisher
 from guerdon.trainer.rl.rollout.rollouts import Rollouts
 
 POINTS: dict[str, tuple[type, str]] = {

@@ -37,8 +37,8 @@ from guerdon.sampler.types import Nccl, Published, WeightUpdate
 from guerdon.serving.errors import UpdateRefused
 from guerdon.serving.settings import SettingsError
 from guerdon.trainer.common.errors import TrainingError
-from guerdon.trainer.rl.rollout.nccl import update_by_nccl
-from guerdon.trainer.rl.rollout.weights import Weights
+from guerdon.trainer.common.services.nccl import update_by_nccl
+from guerdon.trainer.common.services.weights import Weights
 
 ROOT = Path(__file__).parents[2]
 SPECS = [TensorSpec(spec.name, spec.dtype, spec.shape) for spec in MODEL]
@@ -89,7 +89,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
     from tests.support.nccl_cpu import put_in_place
 
-    from guerdon.trainer.rl.rollout import nccl
+    from guerdon.trainer.common.services import nccl
 
     put_in_place(monkeypatch.setattr)
     monkeypatch.setattr(nccl, "_device", lambda _weights: "cpu")
@@ -339,8 +339,8 @@ def test_the_calls_fit_vllms_own_signatures() -> None:
     from vllm.distributed.weight_transfer import base, nccl_common, nccl_engine
 
     from guerdon.sampler.engine import nccl_receive
-    from guerdon.trainer.rl.rollout.nccl import Told
-    from guerdon.trainer.rl.rollout.nccl_source import NamedTensors
+    from guerdon.trainer.common.services.nccl import Told
+    from guerdon.trainer.common.services.nccl_source import NamedTensors
 
     init = nccl_common.NCCLWeightTransferInitInfo(**nccl_receive.init_info(SOURCE))
     assert (init.rank_offset, init.world_size, init.packed) == (1, 2, False)

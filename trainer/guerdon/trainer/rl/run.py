@@ -34,6 +34,8 @@ from guerdon.trainer.common.monitors import (
 )
 from guerdon.trainer.common.policy_evaluation import Evaluation, evaluate
 from guerdon.trainer.common.samples import SampleTable
+from guerdon.trainer.common.services.connections import Connections
+from guerdon.trainer.common.services.utilisation import RolloutStats
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.reward.model import quiet
 from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
@@ -46,8 +48,6 @@ from guerdon.trainer.rl.report.plots import draw_plots
 from guerdon.trainer.rl.report.progress import Progress
 from guerdon.trainer.rl.report.step_metrics import group_metrics, speed_metrics
 from guerdon.trainer.rl.report.summary import make_summary
-from guerdon.trainer.rl.rollout.connections import Connections
-from guerdon.trainer.rl.rollout.utilisation import RolloutStats
 from guerdon.trainer.rl.settings import OnlineDPOSettings, RunSettings
 from guerdon.trainer.rl.team import Team
 

@@ -20,15 +20,18 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from guerdon.trainer.common import published_model as rft_model
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.policy_folder import SAMPLES
 from guerdon.trainer.common.run_folder import PLOTS, write_whole
+from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.credentials import reach
 from guerdon.trainer.common.services.progress import DrawingBar
 from guerdon.trainer.common.services.reward_requests import Asking
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints
+from guerdon.trainer.common.services.weights import Weights
 from guerdon.trainer.common.trl.completions import Floats, response_logprobs
 from guerdon.trainer.evaluate.policy.baseline import Baseline
 from guerdon.trainer.evaluate.policy.columns import (
@@ -49,9 +52,6 @@ from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.reward.model import quiet
 from guerdon.trainer.rl.learner.losses import kl_estimate
 from guerdon.trainer.rl.report.summary import package_versions
-from guerdon.trainer.rl.rft import model as rft_model
-from guerdon.trainer.rl.rollout.connections import Connections
-from guerdon.trainer.rl.rollout.weights import Weights
 
 
 def evaluate_policy(settings: EvalSettings, folder: EvalFolder, console: Console) -> dict[str, Any]:

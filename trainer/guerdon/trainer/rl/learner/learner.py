@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guerdon.trainer.common import weights_export as export
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.language_model import without_lora
 from guerdon.trainer.common.processes import partition, use_gpu
+from guerdon.trainer.common.services.publishing import Weights
 from guerdon.trainer.common.services.types import Group, Ints, Sample
-from guerdon.trainer.rl.learner import export
 from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, StepBatch, summarise
 from guerdon.trainer.rl.learner.distributed import Ranks, make_accelerator
 from guerdon.trainer.rl.learner.packing import PackedRow, idle_row, pack
 from guerdon.trainer.rl.learner.policy import frozen, new_policy, switch_attention
 from guerdon.trainer.rl.learner.schedule import learning_rates
 from guerdon.trainer.rl.learner.selection import kept_of, pairs_of
-from guerdon.trainer.rl.rollout.publishing import Weights
 from guerdon.trainer.rl.settings import PPOSettings, RunSettings
 
 _ADVICE = "try a smaller --lr"

@@ -8,7 +8,7 @@ import numpy as np
 
 from guerdon.trainer.common.monitors import distinct_n, repetition
 from guerdon.trainer.common.services.types import Group
-from guerdon.trainer.rl.rollout.utilisation import RolloutStats
+from guerdon.trainer.common.services.utilisation import RolloutStats
 
 
 def group_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:

@@ -22,14 +22,17 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from guerdon.trainer.common import published_model as rft_model
 from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.common.monitors import warn
 from guerdon.trainer.common.policy_evaluation import Evaluation, evaluate
 from guerdon.trainer.common.run_folder import last_checkpoint
 from guerdon.trainer.common.samples import SampleTable
+from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.progress import DrawingBar
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints, Sample
+from guerdon.trainer.common.services.weights import Weights
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.common.trl.completions import response_logprobs
 from guerdon.trainer.reward.model import quiet
@@ -42,10 +45,7 @@ from guerdon.trainer.rl.report.progress import Progress
 from guerdon.trainer.rl.report.step_metrics import group_metrics
 from guerdon.trainer.rl.report.summary import make_summary
 from guerdon.trainer.rl.rft import fine_tuning as sft
-from guerdon.trainer.rl.rft import model as rft_model
 from guerdon.trainer.rl.rft.state import RFTState, forget
-from guerdon.trainer.rl.rollout.connections import Connections
-from guerdon.trainer.rl.rollout.weights import Weights
 from guerdon.trainer.rl.settings import RFTSettings
 
 STATE = "rft.json"

@@ -24,8 +24,8 @@ from guerdon.trainer.common.services.prompts import PromptOrder
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler, StaleSampler, sampling_seed
 from guerdon.trainer.common.services.types import Group, Task
+from guerdon.trainer.common.services.utilisation import Meter, RolloutStats
 from guerdon.trainer.rl.rollout.buffer import Buffer
-from guerdon.trainer.rl.rollout.utilisation import Meter, RolloutStats
 from guerdon.trainer.rl.settings import RunSettings
 
 logger = logging.getLogger(__name__)

@@ -24,11 +24,11 @@ from guerdon.client import FailedPrecondition, GuerdonError, InvalidArgument
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import PolicyInfo, SharedPath, WeightUpdate
 from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
+from guerdon.trainer.common.services.nccl import check_nccl, update_by_nccl
 from guerdon.trainer.common.services.prompts import Prompts
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.types import Ints
-from guerdon.trainer.rl.rollout.nccl import check_nccl, update_by_nccl
-from guerdon.trainer.rl.rollout.weights import (
+from guerdon.trainer.common.services.weights import (
     Weights,
     as_bytes,
     checksum,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
-from guerdon.trainer.rl.rollout.weights import Weights
+from guerdon.trainer.common.services.weights import Weights
 
 
 class NamedTensors(WeightSource):  # type: ignore[misc]

@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from guerdon.client.policy_types import Canary, TensorSpec
 from guerdon.trainer.common.language_model import base_of, plain_attention
+from guerdon.trainer.common.services.publishing import Weights
 from guerdon.trainer.common.services.types import Ints
-from guerdon.trainer.rl.rollout.publishing import Weights
 
 _ADAPTER = "default"
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from guerdon.trainer.common.language_model import load_lm, with_lora
 from guerdon.trainer.common.processes import use_gpu
 from guerdon.trainer.common.services.types import Ints
+from guerdon.trainer.common.services.weights import Weights
+from guerdon.trainer.common.weights_export import Shape, as_checkpoint, as_weights
 from guerdon.trainer.reward.model import merged
-from guerdon.trainer.rl.learner.export import Shape, as_checkpoint, as_weights
-from guerdon.trainer.rl.rollout.weights import Weights
 from guerdon.trainer.rl.settings import RunSettings
 
 __all__ = ["adapted", "load", "merged", "save", "weights"]

@@ -11,14 +11,14 @@ from typing import Any
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.credentials import reach
 from guerdon.trainer.common.services.prompts import PromptOrder
+from guerdon.trainer.common.services.publishing import Publisher, canary_sequences
 from guerdon.trainer.common.services.reward_requests import Asking
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.types import Group, Ints
+from guerdon.trainer.common.services.weights import Weights
 from guerdon.trainer.rl.inputs import RunInputs
-from guerdon.trainer.rl.rollout.publishing import Publisher, canary_sequences
 from guerdon.trainer.rl.rollout.rollouts import Rollouts
-from guerdon.trainer.rl.rollout.weights import Weights
 from guerdon.trainer.rl.settings import RunSettings
 
 MakeWeights = Callable[[str, Sequence[Ints]], Awaitable[Weights]]

@@ -25,7 +25,7 @@ import torch
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import Nccl, WeightUpdate
 from guerdon.trainer.common.errors import SettingsError, TrainingError
-from guerdon.trainer.rl.rollout.weights import Weights
+from guerdon.trainer.common.services.weights import Weights
 
 _WORLD, _RANK = 2, 1
 """The trainer and the sampler, whose one receiver takes whole tensors for all of its GPUs."""
@@ -175,7 +175,7 @@ def _send(host: str, port: int, weights: Weights, device: str, taken: threading.
         NCCLTrainerWeightTransferEngine,
     )
 
-    from guerdon.trainer.rl.rollout.nccl_source import NamedTensors
+    from guerdon.trainer.common.services.nccl_source import NamedTensors
 
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # a thread begins with the first one
