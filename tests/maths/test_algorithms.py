@@ -15,6 +15,7 @@ from tests.maths.ranks import together
 from tests.maths.support import settings
 from tests.maths.tokens import ALONE, Tokens, make, wild
 
+from guerdon.trainer.common.kl_estimate import kl_estimate
 from guerdon.trainer.rl.learner.advantages import (
     gae,
     group_advantages,
@@ -24,12 +25,12 @@ from guerdon.trainer.rl.learner.advantages import (
 from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.learner.algorithms.base import (
     Algorithm,
-    LossParts,
     Reduce,
-    StepBatch,
     summarise,
 )
-from guerdon.trainer.rl.learner.losses import kl_estimate, segment_sum
+from guerdon.trainer.rl.learner.algorithms.online_dpo import OnlineDPO
+from guerdon.trainer.rl.learner.algorithms.online_rft import OnlineRFT
+from guerdon.trainer.rl.learner.losses import TokenLoss, segment_sum
 from guerdon.trainer.rl.report.metrics import describe
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
@@ -58,22 +59,28 @@ STATELESS = {name for name in RUNS if name.startswith("online")}
 TOKENS = make([3, 1, 7, 2, 5, 4, 4, 6], seed=3)
 
 
+def choose(algorithm: Algorithm, tokens: Tokens) -> None:
+    """Accept the finished completions, and pair as the tokens say."""
+    if isinstance(algorithm, OnlineRFT):
+        algorithm.accepted = lambda batch: tokens.finished_S  # type: ignore[method-assign]
+    if isinstance(algorithm, OnlineDPO):
+        algorithm.pairs = lambda batch: tokens.pairs_K2  # type: ignore[method-assign]
+
+
 def one_step(
-    algorithm: Algorithm, tokens: Tokens, reduce: Reduce, kept: bool = True
-) -> tuple[torch.Tensor, dict[str, float], LossParts]:
+    algorithm: Algorithm, tokens: Tokens, reduce: Reduce
+) -> tuple[torch.Tensor, dict[str, float], TokenLoss]:
     """The gradient by token of the log-probabilities (and values), and the step's metrics."""
-    batch = tokens.batch()
-    if isinstance(batch, StepBatch) and kept:
-        batch = replace(batch, kept_S=tokens.finished_S, pairs_K2=tokens.pairs_K2)
-    prepared = algorithm.prepare(batch, reduce)
-    weights_N = algorithm.weights(tokens.lengths_S, prepared.mask_N, reduce)
+    choose(algorithm, tokens)
+    prepared = algorithm.prepare(tokens.batch(), reduce)
+    weights_N = algorithm.weights(tokens.lengths_S, prepared.mask, reduce)
     logprobs_N = tokens.logprobs_N.clone().requires_grad_()
     values_N = tokens.values_N.clone().requires_grad_()
     everything = torch.arange(len(weights_N))
     parts = algorithm.loss(
         prepared.take(everything, weights_N), logprobs_N, tokens.entropy_N, values_N
     )
-    parts.total.backward()
+    parts.loss.backward()
     assert logprobs_N.grad is not None
     gradient_N = logprobs_N.grad
     if values_N.grad is not None:
@@ -89,7 +96,7 @@ def test_every_metric_is_documented_and_finite(name: str) -> None:
     found = metrics | summarise(sums, maxima, updates=1)
     assert not [key for key in found if describe(key) is None]
     assert all(math.isfinite(value) for value in found.values())
-    assert found["loss"] == pytest.approx(parts.total.item())
+    assert found["loss"] == pytest.approx(parts.loss.item())
     assert {"loss", "policy_loss", "mismatch_kl", "weight", "entropy"} <= set(found)
 
 
@@ -142,11 +149,11 @@ def test_ppo_puts_kl_into_token_rewards_and_whitens_after_returns() -> None:
     args = (TOKENS.lengths_S, TOKENS.mask_N)
     rewards_N = token_rewards(TOKENS.rewards_S, *args, 0.1 * k1_N)
     raw_N, returns_N = gae(rewards_N, TOKENS.old_values_N, *args, gamma=0.99, lam=0.9)
-    assert prepared.returns_N is not None
-    torch.testing.assert_close(prepared.returns_N, returns_N)
+    assert prepared.returns is not None
+    torch.testing.assert_close(prepared.returns, returns_N)
     kept = raw_N[TOKENS.mask_N]
     white = (kept - kept.mean()) / (kept.var() + 1e-8).sqrt()
-    torch.testing.assert_close(prepared.advantages_N[TOKENS.mask_N], white)
+    torch.testing.assert_close(prepared.advantages[TOKENS.mask_N], white)
     assert prepared.metrics["advantage"] == pytest.approx(kept.mean().item())
     errors = (returns_N - TOKENS.old_values_N)[TOKENS.mask_N]
     explained = 1 - errors.var() / returns_N[TOKENS.mask_N].var()
@@ -157,12 +164,12 @@ def test_grpo_and_rloo_give_every_token_its_completion_s_advantage() -> None:
     grpo = build(settings(GRPOSettings)).prepare(TOKENS.batch(), ALONE)
     expected_S = group_advantages(TOKENS.rewards_S, TOKENS.groups_S, scale_by_std=True)
     spread_N = expected_S.repeat_interleave(TOKENS.lengths_S)
-    torch.testing.assert_close(grpo.advantages_N, torch.where(TOKENS.mask_N, spread_N, 0.0))
+    torch.testing.assert_close(grpo.advantages, torch.where(TOKENS.mask_N, spread_N, 0.0))
     rloo = build(settings(RLOOSettings, kl_coef=0.3)).prepare(TOKENS.batch(), ALONE)
     k1_N = kl_estimate(TOKENS.proximal_N, TOKENS.reference_N, "k1") * TOKENS.mask_N
     penalised_S = TOKENS.rewards_S - 0.3 * segment_sum(k1_N, TOKENS.lengths_S)
     spread_N = leave_one_out(penalised_S, TOKENS.groups_S).repeat_interleave(TOKENS.lengths_S)
-    torch.testing.assert_close(rloo.advantages_N, torch.where(TOKENS.mask_N, spread_N, 0.0))
+    torch.testing.assert_close(rloo.advantages, torch.where(TOKENS.mask_N, spread_N, 0.0))
 
 
 def test_beta_of_a_step_is_the_one_before_it_moved() -> None:
@@ -183,9 +190,9 @@ def test_kl_and_entropy_enter_the_loss_by_their_coefficients() -> None:
     entropy = one_step(build(settings(GRPOSettings, kl_coef=0.0, entropy_coef=0.2)), tokens, ALONE)[
         2
     ]
-    assert kl.policy.item() - plain.policy.item() == pytest.approx(0.1 * kl.sums["kl_loss"].item())
+    assert kl.loss.item() - plain.loss.item() == pytest.approx(0.1 * kl.sums["kl_loss"].item())
     bonus = 0.2 * tokens.entropy_N.mean().item()
-    assert plain.policy.item() - entropy.policy.item() == pytest.approx(bonus, rel=1e-5)
+    assert plain.loss.item() - entropy.loss.item() == pytest.approx(bonus, rel=1e-5)
 
 
 def test_online_rft_is_the_mean_likelihood_of_what_was_kept() -> None:
@@ -193,7 +200,7 @@ def test_online_rft_is_the_mean_likelihood_of_what_was_kept() -> None:
     gradient_N, metrics, parts = one_step(algorithm, TOKENS, ALONE)
     kept_N = TOKENS.finished_S.repeat_interleave(TOKENS.lengths_S) & TOKENS.mask_N
     assert 0 < int(kept_N.sum()) < int(TOKENS.mask_N.sum())
-    assert parts.total.item() == pytest.approx(-TOKENS.logprobs_N[kept_N].mean().item())
+    assert parts.loss.item() == pytest.approx(-TOKENS.logprobs_N[kept_N].mean().item())
     torch.testing.assert_close(gradient_N, -kept_N.double() / kept_N.sum(), atol=1e-7, rtol=0)
     assert metrics["accepted"] == pytest.approx(TOKENS.finished_S.double().mean().item())
 
@@ -201,7 +208,7 @@ def test_online_rft_is_the_mean_likelihood_of_what_was_kept() -> None:
 def test_online_rft_may_keep_nothing() -> None:
     tokens = replace(TOKENS, finished_S=torch.zeros_like(TOKENS.finished_S))
     gradient_N, metrics, parts = one_step(build(settings(OnlineRFTSettings)), tokens, ALONE)
-    assert parts.total.item() == 0
+    assert parts.loss.item() == 0
     assert not gradient_N.any()
     assert metrics["accepted"] == 0
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guerdon.trainer.rl.learner.losses import (
     Aggregation,
-    LossSum,
+    TokenLoss,
     behaviour_weight,
     entropy_bonus,
     kl_loss,
@@ -26,7 +26,7 @@ from guerdon.trainer.rl.learner.losses import (
     value_loss,
 )
 
-Loss = Callable[[Tokens, Tensor, Tensor], LossSum]
+Loss = Callable[[Tokens, Tensor, Tensor], TokenLoss]
 
 
 def _ppo(mode: str) -> Loss:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Alone, Prepared, StepBatch
+from guerdon.trainer.rl.learner.algorithms.online_dpo import OnlineDPO
 
 ONE = Alone()
 Way = Literal["decoupled", "plain", "forgotten"]
@@ -118,8 +119,9 @@ class Learner:
             proximal_N=behaviour_N if way == "plain" else proximal_N,
             reference_N=reference_N if self.algorithm.needs_reference else None,
             values_N=self.values.detach()[states_N],
-            pairs_K2=pairs_K2,
         )
+        if isinstance(self.algorithm, OnlineDPO):
+            self.algorithm.pairs = lambda batch: pairs_K2  # type: ignore[method-assign]
         prepared = self.algorithm.prepare(batch, ONE)
         owner_N = torch.arange(len(lengths_S)).repeat_interleave(lengths_S)
         for _ in range(self.algorithm.epochs):
@@ -138,7 +140,7 @@ class Learner:
         states_N: Tensor,
         tokens_N: Tensor,
     ) -> None:
-        weights = self.algorithm.weights(lengths_S, prepared.mask_N[places], ONE)
+        weights = self.algorithm.weights(lengths_S, prepared.mask[places], ONE)
         logprobs = self.logits.log_softmax(-1)[states_N[places]]
         parts = self.algorithm.loss(
             prepared.take(places, weights),
@@ -147,7 +149,7 @@ class Learner:
             self.values[states_N[places]],
         )
         self.optimiser.zero_grad()
-        parts.total.backward()
+        parts.loss.backward()
         self.optimiser.step()
 
 

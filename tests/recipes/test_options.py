@@ -22,7 +22,7 @@ from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.settings_io import field_docs, field_types, load, to_toml
 from guerdon.trainer.rl import cli
-from guerdon.trainer.rl.settings import PPOSettings, RunSettings
+from guerdon.trainer.rl.settings import PPOSettings, RFTSettings, RunSettings
 
 ARGUMENTS = [
     "--policy", "m", "--sampler", "localhost:1", "--prompts", "p.jsonl",
@@ -202,12 +202,21 @@ def test_wrong_settings_are_named(text: str, message: str, tmp_path: Path) -> No
     assert message in str(caught.value)
 
 
+def test_keys_that_a_recipe_never_used_are_read_from_older_settings_files(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(to_toml(settings_of(RFTSettings)) + 'reward_scale = "none"\neval_every = 10\n')
+    assert load(RFTSettings, path, {}) == settings_of(RFTSettings)
+    path.write_text(to_toml(settings_of(RFTSettings)) + "eval_every = 5\n")
+    with pytest.raises(SettingsError, match="unknown setting 'eval_every': it does nothing for"):
+        load(RFTSettings, path, {})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["ppo", *ARGUMENTS], "nothing gives rewards: set reward or verifier"),
         (["ppo", *ARGUMENTS[2:], "--reward", "a:1/x"], "policy is missing: give --policy"),
-        (["grpo", *ARGUMENTS, "--reward", "a:1/x", "--kl-in", "reward"], "kl_in must be loss"),
+        (["grpo", *ARGUMENTS, "--reward", "a:1/x", "--kl-in", "reward"], "No such option: --kl-in"),
         (["ppo", *ARGUMENTS, "--value", "none"], "'none' is not one of 'head', 'own'"),
         (["ppo", *ARGUMENTS, "--no-such"], "No such option: --no-such"),
         (["rft", *ARGUMENTS, "--verifier", "exact", "--tracker", "x"], "tracker is 'x', not"),
@@ -216,12 +225,12 @@ def test_wrong_settings_are_named(text: str, message: str, tmp_path: Path) -> No
         ([*ONLINE_DPO, "--loss", "kto"], "'kto' is not one of 'sigmoid', 'ipo', 'hinge'"),
         ([*ONLINE_DPO, "--max-per-prompt", "3"], "max_per_prompt is for pick = all only"),
         ([*ONLINE_DPO, "--missing-eos-penalty", "1"], "make no pair: set unfinished"),
-        ([*ONLINE_DPO, "--reward-clip", "1"], "reward_clip do nothing: a pair says"),
+        ([*ONLINE_DPO, "--reward-clip", "1"], "No such option: --reward-clip"),
         ([*ONLINE_DPO, "--lora-alpha", "8"], "lora_alpha does nothing without lora_r"),
         ([*ONLINE_DPO, "--shared-dir", "d"], "shared_dir does nothing without publish = shared"),
         ([*PPO, "--kl-coef", "0", "--kl-target", "1"], "kl_target does nothing where kl_coef is 0"),
         ([*PPO, "--kl-horizon", "9"], "kl_horizon does nothing without kl_target"),
-        ([*RFT, "--max-staleness", "1"], "max_staleness does nothing for rft"),
+        ([*RFT, "--max-staleness", "1"], "No such option: --max-staleness"),
         ([*RFT, "--keep", "top", "--threshold", "0"], "threshold does nothing without keep ="),
         ([*RFT, "--steps", "3", "--epochs", "1"], "epochs does nothing where steps is given"),
         ([*DPO, "--lora-dropout", "0.1"], "lora_dropout does nothing without lora_r"),

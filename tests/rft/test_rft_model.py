@@ -13,10 +13,12 @@ from tests.rft.support import rft_settings_of
 from tests.support.tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from guerdon.trainer.common import published_model as rft_model
+from guerdon.trainer.common import published_model
 from guerdon.trainer.common.services.types import Sample
 from guerdon.trainer.common.trl import completions
 from guerdon.trainer.common.trl.completions import response_logprobs
+from guerdon.trainer.reward.model import merged
+from guerdon.trainer.rl.rft.run import adapted
 
 
 @torch.no_grad()
@@ -40,7 +42,7 @@ def test_batches_give_what_transformers_gives_alone(
 ) -> None:
     monkeypatch.setattr(completions, "BATCH_TOKENS", most)
     found = response_logprobs(
-        rft_model.load(tiny),
+        published_model.load(tiny),
         [s.completion for s in samples],
         temperature=temperature,
         dtype="float32",
@@ -51,7 +53,7 @@ def test_batches_give_what_transformers_gives_alone(
 
 
 def test_bfloat16_is_close(tiny: Path, samples: list[Sample]) -> None:
-    model = rft_model.load(tiny)
+    model = published_model.load(tiny)
     exact, rough = (
         np.concatenate(
             response_logprobs(model, [s.completion for s in samples], temperature=1.0, dtype=dtype)
@@ -66,9 +68,9 @@ def test_tied_tensors_are_published_and_saved_once(tied: bool, tmp_path: Path) -
     folder = tiny_checkpoint(
         tmp_path / "m", "llama", causal_lm=True, tie_word_embeddings=tied, seed=3
     )
-    model = rft_model.load(folder)
+    model = published_model.load(folder)
     ids = np.array([5, 6, 7, 8], np.int32)
-    found = rft_model.weights(model, 7, "float32", [ids], computed="float32")
+    found = published_model.weights(model, 7, "float32", [ids], computed="float32")
     names = [spec.name for spec in found.specs]
     assert ("lm_head.weight" in names) == (not tied)
     assert len(set(names)) == len(names) == len(list(found.tensors()))
@@ -77,7 +79,7 @@ def test_tied_tensors_are_published_and_saved_once(tied: bool, tmp_path: Path) -
     assert found.canaries[0].token_ids == ids.tolist()
     assert found.canaries[0].logprobs == pytest.approx(alone(folder, sample, 1.0), abs=1e-5)
 
-    rft_model.save(
+    published_model.save(
         model, AutoTokenizer.from_pretrained(folder), tmp_path, "bfloat16", computed="float32"
     )
     saved = load_file(tmp_path / "model.safetensors")
@@ -91,10 +93,10 @@ def test_tied_tensors_are_published_and_saved_once(tied: bool, tmp_path: Path) -
 
 def test_what_bfloat16_does_not_see_is_not_published(samples: list[Sample], tmp_path: Path) -> None:
     """Learner and sampler must be one policy, or no sample is on-policy."""
-    model = rft_model.load(tiny_checkpoint(tmp_path, "llama", causal_lm=True, seed=3))
+    model = published_model.load(tiny_checkpoint(tmp_path, "llama", causal_lm=True, seed=3))
 
     def published(computed: str) -> list[Any]:
-        found = rft_model.weights(model, 1, "float32", [], computed=computed)
+        found = published_model.weights(model, 1, "float32", [], computed=computed)
         return list(found.tensors())
 
     def drawn() -> Any:
@@ -119,11 +121,11 @@ def test_what_bfloat16_does_not_see_is_not_published(samples: list[Sample], tmp_
 
 
 def test_lora_begins_as_the_model_and_is_merged(tiny: Path, samples: list[Sample]) -> None:
-    model = rft_model.load(tiny)
-    assert rft_model.adapted(model, rft_settings_of()) is model
+    model = published_model.load(tiny)
+    assert adapted(model, rft_settings_of()) is model
     how: Any = {"temperature": 1.0, "dtype": "float32"}
     before = np.concatenate(response_logprobs(model, [s.completion for s in samples], **how))
-    model = rft_model.adapted(model, rft_settings_of(lora_r=2))
+    model = adapted(model, rft_settings_of(lora_r=2))
     assert np.concatenate(
         response_logprobs(model, [s.completion for s in samples], **how)
     ) == pytest.approx(before, abs=1e-6)
@@ -133,7 +135,7 @@ def test_lora_begins_as_the_model_and_is_merged(tiny: Path, samples: list[Sample
                 parameter.add_(0.1)
     moved = np.concatenate(response_logprobs(model, [s.completion for s in samples], **how))
     assert np.abs(moved - before).max() > 0.1
-    plain = rft_model.merged(model)
+    plain = merged(model)
     assert not any("lora" in name for name, _ in plain.named_parameters())
-    merged = np.concatenate(response_logprobs(plain, [s.completion for s in samples], **how))
-    assert merged == pytest.approx(moved, abs=1e-4)
+    after = np.concatenate(response_logprobs(plain, [s.completion for s in samples], **how))
+    assert after == pytest.approx(moved, abs=1e-4)

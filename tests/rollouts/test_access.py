@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.support.tiny import tiny_checkpoint
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.credentials import Credentials
+from guerdon.trainer.common.services.drawing import Drawing, new_drawing
 from guerdon.trainer.common.services.patience import ServiceRefused
 from guerdon.trainer.common.services.types import Group, Ints
 from guerdon.trainer.common.services.weights import Weights
@@ -47,12 +49,13 @@ async def make_weights(dtype: str, canaries: Sequence[Ints]) -> Weights:
 
 
 @asynccontextmanager
-async def connected(folder: Path, **chosen: Any) -> AsyncIterator[Connections]:
+async def connected(folder: Path, **chosen: Any) -> AsyncIterator[Connections[Drawing]]:
     """All that a run asks of its services, with a learner that has its first weights only."""
     run = settings(max_tokens=8, eval_samples=2, patience=5.0, canaries=1, **chosen)
     prompts = some_prompts(folder, 3)
     inputs = RunInputs(folder, None, tokenizer(), prompts, prompts)
-    async with Connections(run, inputs, "", make_weights, fill=False) as made:
+    new = partial(new_drawing, run, seeded=False)
+    async with Connections(run, inputs, new, "", make_weights) as made:
         yield made
 
 
@@ -60,7 +63,7 @@ async def scored(folder: Path, **chosen: Any) -> list[Group]:
     """Publish, sample and score."""
     async with connected(folder, **chosen) as run:
         await run.start()
-        groups, _ = await run.held_out(1)
+        groups, _ = await run.held_out(2, 1)
         return groups
 
 

@@ -29,7 +29,7 @@ class MetricsLog:
 
     @property
     def seconds(self) -> float:
-        """Of training so far, earlier parts of the run included."""
+        """Seconds of training so far, earlier parts of the run included."""
         return float(self._before + time.monotonic() - self._begun)
 
     def add(self, row: dict[str, Any]) -> None:

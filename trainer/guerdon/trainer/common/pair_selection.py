@@ -22,7 +22,7 @@ class PairRule(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of what is drawn at random."""
+        """The seed of what is drawn at random."""
         ...
 
     @property
@@ -37,7 +37,7 @@ class PairRule(Protocol):
 
     @property
     def max_per_prompt(self) -> int:
-        """For `all`: most pairs of a prompt, the widest first; 0 has no limit."""
+        """Most pairs of a prompt for `all`, the widest first; 0 has no limit."""
         ...
 
     @property

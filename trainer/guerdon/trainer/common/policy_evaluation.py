@@ -45,12 +45,12 @@ class Evaluation:
     """Published updates of the policy."""
     completions: int
     prompts: dict[str, dict[int, float]]
-    """By what was measured, each prompt's mean over its completions, by the row's index:
+    """Each prompt's mean over its completions, by what was measured and the row's index:
     `reward`, `reward/NAME`, `length`, `finished`, `refused`, `repetition`, perhaps `kl` and
     `heldout_reward`."""
     distinct_1: float
     distinct_2: float
-    """Over all completions together."""
+    """distinct-2 over all completions together."""
 
     @property
     def estimates(self) -> dict[str, Estimate]:
@@ -80,7 +80,7 @@ class Evaluation:
         }
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json."""
+        """The evaluation for summary.json."""
         return {
             "step": self.step,
             "prompts": len(self.prompts["reward"]),
@@ -91,7 +91,7 @@ class Evaluation:
         }
 
     def tree(self) -> dict[str, Any]:
-        """For `Checkpoints.save`."""
+        """The evaluation as a tree for `Checkpoints.save`."""
         return {
             "step": self.step,
             "completions": self.completions,

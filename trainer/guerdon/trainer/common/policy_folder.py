@@ -40,22 +40,22 @@ class PolicyFolder(RunFolder):
 
     @property
     def metrics(self) -> Path:
-        """Where `MetricsLog` writes."""
+        """The file that `MetricsLog` writes."""
         return self.path / METRICS
 
     @property
     def samples(self) -> Path:
-        """Where `SampleTable` writes."""
+        """The file that `SampleTable` writes."""
         return self.path / SAMPLES
 
     @property
     def checkpoints(self) -> Path:
-        """Where `Checkpoints` writes."""
+        """The folder that `Checkpoints` writes."""
         return self.path / CHECKPOINTS
 
     @property
     def plots(self) -> Path:
-        """Where `draw_plots` writes."""
+        """The folder that `draw_plots` writes."""
         return self.path / PLOTS
 
     @property

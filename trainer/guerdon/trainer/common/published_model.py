@@ -1,4 +1,4 @@
-"""The policy of RFT: a plain language model of `transformers`, as TRL wants it."""
+"""A plain language model of `transformers` as a policy: loaded, published, saved."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from guerdon.trainer.common.language_model import load_lm, with_lora
+from guerdon.trainer.common.language_model import load_lm
 from guerdon.trainer.common.processes import use_gpu
 from guerdon.trainer.common.services.types import Ints
 from guerdon.trainer.common.services.weights import Weights
 from guerdon.trainer.common.weights_export import Shape, as_checkpoint, as_weights
-from guerdon.trainer.reward.model import merged
-from guerdon.trainer.rl.settings import RunSettings
-
-__all__ = ["adapted", "load", "merged", "save", "weights"]
 
 _ALONE = SimpleNamespace(index=0)
 
@@ -29,11 +25,6 @@ def load(folder: Path) -> Any:
         TrainingError: it can't be loaded.
     """
     return load_lm(folder).to("cuda" if use_gpu() else "cpu")
-
-
-def adapted(model: Any, settings: RunSettings) -> Any:
-    """The model with LoRA around it, where the settings say so."""
-    return with_lora(model, settings.lora_r, settings.lora_alpha) if settings.lora_r else model
 
 
 def weights(

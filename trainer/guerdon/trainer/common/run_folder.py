@@ -105,6 +105,7 @@ class RunFolder:
             before = tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise OutputError(f"nothing to resume in {self.path}: {error}") from error
+        before = settings_io.without_retired(type(self._settings), before)
         now = tomllib.loads(settings_io.to_toml(self._settings))
         for key in sorted((before.keys() | now.keys()) - self.may_change):
             if before.get(key) != now.get(key):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +27,7 @@ class RunState:
     rewards: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Revisions of the reward models, which stay the same over the run."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """By phase, earlier parts of the run included."""
+    """Seconds by phase, earlier parts of the run included."""
     faults: dict[str, int] = field(default_factory=dict)
     """Survived, by kind."""
 
@@ -78,3 +79,9 @@ class RunState:
             yield spend
         finally:
             spend()
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that a run's figures come from."""
+    names = ("guerdon", "torch", "transformers", "accelerate", "numpy")
+    return {name: version(name) for name in names}

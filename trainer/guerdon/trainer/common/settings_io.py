@@ -56,7 +56,7 @@ def build(kind: type[S], values: Mapping[str, Any]) -> S:
     """
     kinds = field_types(kind)
     filled = {}
-    for key, value in values.items():
+    for key, value in without_retired(kind, values).items():
         if key not in kinds:
             near = difflib.get_close_matches(key, kinds, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -67,6 +67,22 @@ def build(kind: type[S], values: Mapping[str, Any]) -> S:
             option = name.replace("_", "-")
             raise SettingsError(f"{name} is missing: give --{option} or set it in the config file")
     return kind(**filled)
+
+
+def without_retired(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values but for those of keys that the settings class has retired.
+
+    A class may have `retired`, a mapping of keys that it once took without using them to the only
+    value that they could have. Settings files of older runs hold them.
+
+    Raises:
+        SettingsError: a retired key has another value.
+    """
+    retired: Mapping[str, object] = getattr(kind, "retired", {})
+    for key in values.keys() & retired.keys():
+        if values[key] != retired[key]:
+            raise SettingsError(f"unknown setting {key!r}: it does nothing for this recipe")
+    return {key: value for key, value in values.items() if key not in retired}
 
 
 def refuse_idle(settings: Any, names: Sequence[str], *, used: object, because: str) -> None:

@@ -29,17 +29,17 @@ class Estimate:
     """Prompts."""
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """For JSON."""
+        """The estimate for JSON."""
         return asdict(self)
 
     @property
     def rose(self) -> bool:
-        """For a difference: whether it lies above 0 beyond its noise."""
+        """Whether a difference lies above 0 beyond its noise."""
         return self.low is not None and self.low > 0
 
     @property
     def fell(self) -> bool:
-        """For a difference: whether it lies below 0 beyond its noise."""
+        """Whether a difference lies below 0 beyond its noise."""
         return self.high is not None and self.high < 0
 
 
@@ -76,7 +76,7 @@ def estimate(
 
 
 def share(values: Sequence[float], level: float = 0.95, *, per_prompt: float = 1.0) -> Estimate:
-    """As `estimate`, of values from 0 to 1, with an interval that suits shares near 0 and 1.
+    """An estimate of values from 0 to 1, with an interval that suits shares near 0 and 1.
 
     It is Wilson's, as `measures.proportion` has it, for means of prompts: of as many independent
     trials as would vary like these means do, at most those that there were.

@@ -91,6 +91,6 @@ def _start(name: str, settings: Tracked, folder: Path, done: int) -> Any:
 
 
 def _name(folder: Path) -> str:
-    """Of a run, for people; the folder of an ensemble's member has its number alone."""
+    """The name of a run, for people; the folder of an ensemble's member has its number alone."""
     member = folder.parent.name == MEMBERS
     return f"{folder.parents[1].name}-{folder.name}" if member else folder.name

@@ -22,10 +22,10 @@ class Parting:
     """What became of the reward and of the held-out reward since the start."""
 
     proxy: Estimate
-    """Its gain, with the interval of the level."""
+    """The proxy's gain, with the interval of the level."""
     heldout: Estimate
     level: float
-    """Of each interval, so that the verdicts on all runs hold at once at 95 %."""
+    """Confidence level of each interval, so that the verdicts on all runs hold at once at 95 %."""
     verdict: Verdict
     """`gamed`: the reward rose and the held-out reward fell, both beyond noise. `unconfirmed`:
     the held-out reward did not rise beyond noise. `confirmed`: both rose."""
@@ -39,7 +39,7 @@ class Result:
     before: Measured | None = None
     """The start, on the same terms."""
     gains: Mapping[str, Estimate] = field(default_factory=dict)
-    """Of `reward` and `heldout_reward` since then, prompt by prompt."""
+    """Gains of `reward` and `heldout_reward` since then, prompt by prompt."""
     per_kl: float | None = None
     """Gain of reward in each nat of KL."""
     parting: Parting | None = None
@@ -184,7 +184,7 @@ def part(gains: Mapping[str, Estimate], tests: int = 1) -> Parting:
 
 
 def at_level(found: Estimate, level: float) -> Estimate:
-    """The same mean with the interval of another level of confidence."""
+    """An estimate's mean with the interval of another level of confidence."""
     if found.se is None or found.n < 2:
         return found
     half = t_quantile(0.5 + level / 2, found.n - 1) * found.se
@@ -192,7 +192,7 @@ def at_level(found: Estimate, level: float) -> Estimate:
 
 
 def differing(first: Terms, other: Terms) -> list[str]:
-    """In what the terms of one measurement part from those of another, in words."""
+    """Differences of the terms of two measurements, in words."""
     found = []
     if first.own != other.own:
         by = "the run itself" if other.own else "guerdon eval policy"

@@ -41,7 +41,7 @@ def gain_at(result: Result, kl: float) -> Estimate:
 
 
 def ahead(first: Estimate, second: Estimate) -> Estimate:
-    """By how much one gain is larger than another; their errors are taken as independent."""
+    """The difference of two gains; their errors are taken as independent."""
     error = math.hypot(first.se or 0.0, second.se or 0.0)
     return _estimate(first.mean - second.mean, error, min(first.n, second.n))
 

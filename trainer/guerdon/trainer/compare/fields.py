@@ -24,7 +24,7 @@ class Table:
     path: Path
     values: dict[str, Any]
     where: str = ""
-    """Of this object in the file."""
+    """The place of this object in the file."""
 
     def wrong(self, key: str, what: str) -> DataError:
         """The error for a key."""

@@ -20,11 +20,11 @@ from guerdon.trainer.compare.plots import (
 from guerdon.trainer.compare.runs import Answer
 
 GENERATOR = "guerdon compare"
-"""In the page's head: a file that has it may be replaced."""
+"""The generator named in the page's head: a file that has it may be replaced."""
 SHOWN, MORE = 6, 24
 """Prompts whose answers are shown, and those that can be opened beside them."""
 VALUES = 60
-"""Of a field, that are shown."""
+"""Most values of a field that are shown."""
 LONGEST = 4000
 """Characters of an answer."""
 

@@ -24,7 +24,7 @@ COLOURS = {
 """Stand-ins that matplotlib takes for colours, and what the page puts in their place."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "h")
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★", "⬟", "⬢")
-"""The same shapes as characters."""
+"""The markers' shapes as characters."""
 LINE = 11.0
 """Points between two labels that would be one over the other."""
 NAME = 18

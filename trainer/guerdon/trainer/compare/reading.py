@@ -27,7 +27,7 @@ from guerdon.trainer.evaluate.policy.baseline import FORMAT
 from guerdon.trainer.evaluate.policy.folder import EVALUATION
 
 FOLDER = "evaluation"
-"""In a run's folder: the evaluation of its `final/`."""
+"""The folder in a run's that holds the evaluation of its `final/`."""
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

@@ -14,7 +14,7 @@ Reward = tuple[float, str]
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On what a policy was measured. Numbers of other terms can't be compared."""
+    """The terms on which a policy was measured. Numbers of other terms can't be compared."""
 
     prompts: str
     """SHA-256 of the prompts file; where it isn't known, the file's name."""
@@ -30,11 +30,11 @@ class Terms:
     max_tokens: int
     temperature: float
     revisions: str = ""
-    """Of the reward models, where they are known; compared only."""
+    """Revisions of the reward models, where they are known; compared only."""
     heldout_revision: str = ""
-    """Of the held-out one."""
+    """Revision of the held-out reward model."""
     reference_sha256: str = ""
-    """Of the reference's weights, where it is known."""
+    """SHA-256 of the reference's weights, where it is known."""
     own: bool = False
     """The run measured itself, while it trained: `guerdon eval policy` did not."""
 
@@ -73,19 +73,19 @@ class Measured:
     """One policy on held-out prompts."""
 
     estimates: Mapping[str, Estimate]
-    """By measure: `reward`, perhaps `heldout_reward`, `kl`, `length`, `finished`, …"""
+    """Estimates by measure: `reward`, perhaps `heldout_reward`, `kl`, `length`, `finished`, …"""
     prompts: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     """Each prompt's mean of `reward` and `heldout_reward`, where every completion is known."""
     distinct: Mapping[int, float] = field(default_factory=dict)
     """n to distinct-n."""
     wins: Mapping[str, Estimate] = field(default_factory=dict)
-    """By reward model, the share of wins."""
+    """The share of wins, by reward model."""
     against: str = ""
-    """Over which policy."""
+    """The policy that was won over."""
     subgroups: Mapping[str, Mapping[str, Mapping[str, Estimate]]] = field(default_factory=dict)
     """Field, value, measure."""
     answers: Mapping[int, Answer] = field(default_factory=dict)
-    """By the prompt's place."""
+    """Answers by the prompt's place."""
     samples_per_prompt: int = 0
     """0 where it isn't known."""
     warnings: tuple[str, ...] = ()
@@ -118,12 +118,12 @@ class Run:
     base: str
     """The policy that training began from; of a plain evaluation, the policy itself."""
     data: str = ""
-    """What it was trained on."""
+    """The data that was trained on."""
     seed: int | None = None
     steps: int | None = None
     minutes: float | None = None
     terms: Terms | None = None
-    """Of `after`; None where nothing was measured by sampling."""
+    """The terms of `after`; None where nothing was measured by sampling."""
     after: Measured | None = None
     before: Measured | None = None
     """The policy that training began from, as the run itself measured it."""

@@ -20,7 +20,7 @@ SHOWN = ("reward", "gain", "held-out reward", "held-out says", "win rate", "KL",
 WIDE = 120
 """Columns from which there is room for all of them, and for their noise."""
 LEFT_OUT = ("win rate", "length", "minutes")
-"""Where there is not."""
+"""Columns that are left out where there is no room."""
 
 
 def show(groups: Sequence[Group], console: Console) -> None:

@@ -28,7 +28,7 @@ class Row:
 
     name: str
     hint: str
-    """What it is, in a few words."""
+    """An explanation in a few words."""
     cells: tuple[Cell, ...]
 
 
@@ -241,7 +241,7 @@ class Subgroups:
 
     field: str
     name: str
-    """Of the measure."""
+    """The name of the measure."""
     runs: tuple[str, ...]
     rows: tuple[Row, ...]
 

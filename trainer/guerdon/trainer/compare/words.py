@@ -37,13 +37,13 @@ def short(path: str) -> str:
 
 
 def risen(found: Estimate) -> str:
-    """By how much something rose beyond its noise."""
+    """A rise beyond its noise, in words."""
     ends = interval(found, sign=False)
     return f"{plain(found.mean)} ({ends})" if ends else plain(found.mean)
 
 
 def fallen(found: Estimate) -> str:
-    """By how much it fell."""
+    """A fall beyond its noise, in words."""
     low = None if found.high is None else -found.high
     return risen(
         replace(found, mean=-found.mean, low=low, high=None if found.low is None else -found.low)
@@ -142,7 +142,7 @@ def parting(name: str, found: Parting) -> str:
 
 
 def terms(group: Group) -> str:
-    """On what the runs of a group were measured."""
+    """The terms on which the runs of a group were measured."""
     found = group.terms
     if found is None:
         return "Nothing was measured on prompts."
@@ -156,7 +156,7 @@ def terms(group: Group) -> str:
 
 
 def not_comparable(groups: Sequence[Group]) -> list[str]:
-    """For each group but the first, why its numbers stand apart."""
+    """Why the numbers of each group but the first stand apart."""
     first, *others = groups
     found = []
     for group in others:

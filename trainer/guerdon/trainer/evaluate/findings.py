@@ -99,7 +99,7 @@ def _ties(
 
 
 def margins(judged: Judged, places: Sequence[int]) -> Floats:
-    """By how much the least chosen answer is above the best rejected one."""
+    """The difference of the least chosen answer's score and the best rejected one's."""
     both = [_both(judged, i) for i in places]
     return np.array([float(chosen.min() - rejected.max()) for chosen, rejected in both])
 
@@ -160,7 +160,7 @@ def _both(judged: Judged, place: int) -> tuple[Floats, Floats]:
 
 
 def _length_bias(judged: Judged, places: Sequence[int], prompts: Ints) -> dict[str, Any]:
-    """By the tokens that the model saw: within a pair the prompt's cancel out."""
+    """Length bias by the tokens that the model saw: within a pair the prompt's cancel out."""
     tokens = [judged.tokens[i] for i in places]
     sides = (0, 1)
     lengths = [np.array([float(pair[i][0]) for pair in tokens if pair is not None]) for i in sides]

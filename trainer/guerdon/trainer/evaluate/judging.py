@@ -23,7 +23,7 @@ class Judged:
     model: str
     revision: str
     scores: list[tuple[Floats, Floats] | None]
-    """Of each comparison's chosen and rejected answers; None where the server refused it."""
+    """Scores of each comparison's chosen and rejected answers; None where the server refused it."""
     tokens: list[tuple[Floats, Floats] | None]
     """What the model saw of each answer, its prompt included."""
     refused: dict[int, str] = field(default_factory=dict)

@@ -34,7 +34,7 @@ class TiesScore:
     tied_accuracy: float
     """Tied rows in which every right answer scores above every wrong one."""
     reference_accuracy: float
-    """The same of reference rows."""
+    """Accuracy on reference rows."""
     margin_over_spread: float
     """Prompts whose tied row's margin is larger than its spread."""
     both_margins_over_spread: float
@@ -42,7 +42,7 @@ class TiesScore:
     gap: float
     """Mean of tanh(smaller margin / spread − 1); 0 where that is 0 / 0."""
     prompts: int
-    """With a tied and a reference row."""
+    """Prompts with a tied and a reference row."""
 
 
 def ties_score(rows: Iterable[tuple[str, Floats, Floats]]) -> TiesScore | None:

@@ -22,14 +22,14 @@ class PairsSettings(DrawSettings):
     limit: int = 0
     """First so many prompts; 0 takes all."""
     seed: int = 0
-    """Of sampling and of choice."""
+    """Seed of sampling and of choice."""
 
     pick: Literal["extremes", "random", "all"] = "extremes"
     """The best answer against the worst; the best against a random worse one; or every pair."""
     min_margin: float = 0.0
     """Pairs whose rewards are not further apart than this are left out."""
     max_per_prompt: int = 0
-    """For --pick all: most pairs of a prompt, those furthest apart; 0 keeps all."""
+    """Most pairs of a prompt, those furthest apart, for --pick all; 0 keeps all."""
     unfinished: bool = False
     """Take answers that were cut at max_tokens too."""
 

@@ -28,7 +28,8 @@ from guerdon.trainer.rl.state_files import StateError, read_tree, write_tree
 _MANIFEST = "manifest.json"
 _FORMAT = 1
 _NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
-"""Of a step that is saved again, the copies are counted: the earlier one goes after it is whole."""
+"""A checkpoint's folder. Copies of a step that is saved again are counted: the earlier one goes
+after it is whole."""
 _PART = ".part-"
 
 

@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Annotated, Any
 
@@ -77,6 +78,7 @@ RECIPES: dict[type[RunSettings], str] = {
     OnlineRFTSettings: "Train a policy by Online RFT: the same at every step, as it trains.",
     OnlineDPOSettings: "Train a policy by Online DPO: pairs of its own completions at every step.",
 }
+"""Each command's settings, and the first line of its help."""
 
 _DETAILS = """
 
@@ -139,13 +141,9 @@ def _run(settings: RunSettings, *, resume: bool, overwrite: bool, dry_run: bool)
 def _train(
     settings: RunSettings, folder: Any, console: Any, *, resume: bool
 ) -> dict[str, Any]:  # pragma: no cover - by tests of whole runs, in processes of their own
-    if isinstance(settings, RFTSettings):
-        from guerdon.trainer.rl.rft import run as rft
-
-        return rft.train(settings, folder, console, resume=resume)
-    from guerdon.trainer.rl import run
-
-    return run.train(settings, folder, console, resume=resume)
+    module: Any = importlib.import_module(settings.run_module)
+    found: dict[str, Any] = module.train(settings, folder, console, resume=resume)
+    return found
 
 
 def _dry_run(settings: RunSettings, console: Any) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.policy_folder import PolicyFolder
 from guerdon.trainer.common.run_folder import SETTINGS, SUMMARY, rows_until
-from guerdon.trainer.common.services.rewards import parse_reward
+from guerdon.trainer.common.services.rewards import check_same_models
 from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.rl.settings import RunSettings
 
@@ -66,33 +64,3 @@ class RLFolder(PolicyFolder):
                 f"{self.path} was begun with steps = {before['steps']}, and they can only grow"
             )
         check_same_models(self.path, before, self._settings, ("reward", "heldout_reward"))
-
-
-def check_same_models(
-    folder: Path, before: Mapping[str, Any], settings: Any, keys: Sequence[str]
-) -> None:
-    """Refuse to go on with rewards by other models; their servers may have moved.
-
-    Args:
-        folder: of the run.
-        before: the settings that it was begun with.
-        settings: those of now.
-        keys: the settings that name reward models.
-
-    Raises:
-        OutputError: the models are others.
-    """
-    for key in keys:
-        was, now = before.get(key, []), getattr(settings, key)
-        now = list(now) if isinstance(now, tuple) else now
-        if _models(was) != _models(now):
-            raise OutputError(
-                f"{folder} was begun with {key} = {was!r}, not {now!r}: a resumed "
-                "run may find the same models at another address, but not other models"
-            )
-
-
-def _models(rewards: str | Sequence[str]) -> list[tuple[float, str]]:
-    """Which models give rewards, wherever they are served."""
-    given = [rewards] if isinstance(rewards, str) else rewards
-    return [(spec.weight, spec.model) for spec in map(parse_reward, filter(None, given))]

@@ -35,12 +35,17 @@ from guerdon.trainer.common.monitors import (
 from guerdon.trainer.common.policy_evaluation import Evaluation, evaluate
 from guerdon.trainer.common.samples import SampleTable
 from guerdon.trainer.common.services.connections import Connections
+from guerdon.trainer.common.services.drawing import Republish
+from guerdon.trainer.common.services.inputs import RunInputs
+from guerdon.trainer.common.services.prompts import PromptOrder
+from guerdon.trainer.common.services.rewards import RewardSource
+from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.utilisation import RolloutStats
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.reward.model import quiet
 from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
 from guerdon.trainer.rl.folder import RLFolder
-from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
+from guerdon.trainer.rl.inputs import read_inputs, show_inputs
 from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.learner.learner import Learner
 from guerdon.trainer.rl.report.metrics import MetricsLog
@@ -48,14 +53,15 @@ from guerdon.trainer.rl.report.plots import draw_plots
 from guerdon.trainer.rl.report.progress import Progress
 from guerdon.trainer.rl.report.step_metrics import group_metrics, speed_metrics
 from guerdon.trainer.rl.report.summary import make_summary
-from guerdon.trainer.rl.settings import OnlineDPOSettings, RunSettings
+from guerdon.trainer.rl.rollout.rollouts import Rollouts
+from guerdon.trainer.rl.settings import OnlineSettings
 from guerdon.trainer.rl.team import Team
 
 logger = logging.getLogger(__name__)
 
 
 def train(
-    settings: RunSettings, folder: RLFolder, console: Console, *, resume: bool = False
+    settings: OnlineSettings, folder: RLFolder, console: Console, *, resume: bool = False
 ) -> dict[str, Any]:
     """The whole run, or what is left of it; what is also in summary.json (empty on other ranks).
 
@@ -100,7 +106,7 @@ class Run:
 
     def __init__(
         self,
-        settings: RunSettings,
+        settings: OnlineSettings,
         inputs: RunInputs,
         folder: RLFolder,
         console: Console,
@@ -123,11 +129,25 @@ class Run:
         self._services = Connections(
             settings,
             inputs,
+            self._new_rollouts,
             str(folder.path / "weights"),
             lambda dtype, canaries: self._off_loop("weights", dtype, canaries),
+            publish_dtype=settings.publish_dtype,
             on_lost=self._note_lost,
         )
         self._rollouts = self._services.rollouts
+
+    def _new_rollouts(
+        self, sampler: GroupSampler, rewards: RewardSource, republish: Republish
+    ) -> Rollouts:
+        return Rollouts(
+            self.settings,
+            PromptOrder(self.inputs.prompts, self.settings.seed),
+            sampler,
+            rewards,
+            republish=republish,
+            last_version=self.settings.steps,
+        )
 
     async def whole(self, *, resume: bool) -> dict[str, Any]:
         """All of it; the summary."""
@@ -194,7 +214,7 @@ class Run:
             await self._save()
 
     def _speed(self, tokens: int) -> dict[str, float]:
-        """Of what happened since this was last called: evaluations and checkpoints included."""
+        """The metrics of speed since this was last called: evaluations and checkpoints included."""
         now, stats, spent = time.monotonic(), self._rollouts.stats(), dict(self._seconds)
         then, stats_then, spent_then = self._mark
         self._mark = (now, stats, spent)
@@ -206,7 +226,9 @@ class Run:
         self._shown.phase("evaluating")
         with self._phase("evaluate"):
             step = self.learner.step_count
-            groups, other = await self._services.held_out(stream=1 + step)
+            groups, other = await self._services.held_out(
+                self.settings.eval_samples, stream=1 + step
+            )
             kl = await self._off_loop("divergence", groups)
             found = evaluate(step, groups, kl=kl, heldout=other)
         self._evaluations.append(found)
@@ -253,7 +275,7 @@ class Run:
                 tokenizer.save_pretrained(part)
 
             await asyncio.to_thread(self.folder.publish_final, write)
-            if isinstance(self.settings, OnlineDPOSettings):
+            if self.learner.algorithm.implied_reward:
                 await asyncio.to_thread(self._leave_reward, self.settings)
         if self.settings.plots:
             with self._phase("plots"):
@@ -269,7 +291,7 @@ class Run:
         self.folder.write_summary(summary)
         return summary
 
-    def _leave_reward(self, settings: OnlineDPOSettings) -> None:
+    def _leave_reward(self, settings: Any) -> None:
         """The one that the policy implies; at another temperature it is not what was trained."""
         if settings.temperature != 1:
             return

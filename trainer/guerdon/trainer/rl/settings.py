@@ -7,20 +7,27 @@ One flat table: every field is a key of `config.toml` and an option of the comma
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.processes import settle_dtype
-from guerdon.trainer.common.services.settings import DrawSettings, not_negative, positive
+from guerdon.trainer.common.services.settings import PublishSettings, not_negative, positive
 from guerdon.trainer.common.settings_io import refuse_idle
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(DrawSettings):
-    """What every algorithm shares."""
+class RunSettings(PublishSettings):
+    """What every recipe of reinforcement learning has, RFT too."""
 
     algorithm: ClassVar[str] = ""
+    run_module: ClassVar[str] = ""  # its `train` runs the recipe; imported when it is needed
+    # Keys that the recipe once took without using them, with the only value that they could
+    # have: settings files of older runs hold them.
+    retired: ClassVar[Mapping[str, object]] = {}
+    keeps_reference: ClassVar[bool] = True  # whether the first weights stay in memory
+    chunks_logits: ClassVar[bool] = True  # whether not all logits of a micro-batch exist at once
     default_lr: ClassVar[float] = 2e-6  # peak rate where all weights are trained
     default_lora_lr: ClassVar[float] = 1e-4  # and where LoRA's are
 
@@ -29,30 +36,17 @@ class RunSettings(DrawSettings):
     prompts: str
     """File of prompts to train on: JSON Lines, a JSON array, or Parquet."""
     eval_prompts: str
-    """The same, held out."""
-    heldout_reward: tuple[str, ...] = ()
-    """HOST:PORT/MODEL that is measured but never trained on: parts from the reward when hacked."""
+    """File of held-out prompts."""
     steps: int = 20
     """Updates of the policy that are published."""
     seed: int = 0
-    """Of prompts' order, sampling, and new weights."""
+    """Seed of the prompts' order, of sampling, and of new weights."""
 
-    prompts_per_step: int = 8
-    """Prompts in a step, over all processes. Refused by rft."""
     max_tokens: int = 64
     max_prompt_tokens: int = 512
     """Prompts over this are refused before the run begins."""
     temperature: float = 1.0
-    """Of sampling; the trainer's and the reference's logits are divided by it too."""
-    max_staleness: int = 0
-    """Weight versions that a token may be behind when it is trained on; 0 is synchronous.
-    Refused by rft."""
-    reward_scale: Literal["none", "running"] = "none"
-    """Divide rewards by their running standard deviation (the mean stays). Refused by rft,
-    online-rft and online-dpo."""
-    reward_clip: float = 0.0
-    """Clip rewards to ± this after scaling; 0 does not. Refused by rft, online-rft and
-    online-dpo."""
+    """Sampling temperature; the trainer's and the reference's logits are divided by it too."""
     missing_eos_penalty: float = 0.0
     """Subtracted from the reward of a completion that did not end by itself."""
 
@@ -71,11 +65,11 @@ class RunSettings(DrawSettings):
     micro_batch_tokens: int = 2048
     """Most tokens, prompts included, in one forward and backward pass."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the computation; weights and optimiser are in float32 either way. auto is bfloat16 on a
-    GPU and on processors that multiply in it, else float32."""
+    """Dtype of the computation; weights and optimiser are in float32 either way. auto is bfloat16
+    on a GPU and on processors that multiply in it, else float32."""
     publish_dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
-    """Of the published weights; auto is the sampler's own, another value than the sampler's ends
-    the run."""
+    """Dtype of the published weights; auto is the sampler's own, another value than the sampler's
+    ends the run."""
     lora_r: int = 0
     """Rank of LoRA; 0 trains all weights."""
     lora_alpha: float = 0.0
@@ -85,23 +79,14 @@ class RunSettings(DrawSettings):
 
     publish: Literal["stream", "shared", "nccl"] = "stream"
     """How weights reach the sampler: over gRPC, by a path on a shared disk, or by NCCL (not
-    tried on GPUs yet; refused by rft)."""
-    shared_dir: str = ""
-    """For --publish shared: a folder that both sides reach; empty is weights/ in the run's own."""
+    tried on GPUs yet)."""
     canaries: int = 4
     """Fixed sequences by which every published version is proved; 0 trusts the
     checksum, which nccl lacks: refused there."""
-    canary_tolerance: float = 0.0
-    """Mean difference of log-probabilities that is let pass; 0 is the sampler's own default."""
-    admin_token_file: str = ""
-    """File with the sampler's token for updates; else $GUERDON_ADMIN_TOKEN, or the token."""
     deterministic: bool = False
     """Seed every completion, and take them in order: a run can be repeated bit for bit with a
     sampler that draws the same for the same seed."""
 
-    eval_every: int = 10
-    """Steps between evaluations on held-out prompts; 0 evaluates before and after only. Refused
-    by rft, which always does that."""
     eval_samples: int = 2
     """Completions of each held-out prompt."""
     eval_limit: int = 64
@@ -122,7 +107,6 @@ class RunSettings(DrawSettings):
         super().__post_init__()
         self._check_steps()
         for name in (
-            "prompts_per_step",
             "micro_batch_tokens",
             "eval_samples",
             "max_grad_norm",
@@ -131,23 +115,20 @@ class RunSettings(DrawSettings):
             positive(self, name)
         if self.lr is not None:
             positive(self, "lr")
-        for name in ("max_staleness", "reward_clip", "missing_eos_penalty", "weight_decay",
-                     "warmup_steps", "lora_r", "lora_alpha", "canaries", "canary_tolerance",
-                     "eval_every", "eval_limit", "checkpoint_every", "sample_rows"):  # fmt: skip
+        for name in (
+            "missing_eos_penalty",
+            "weight_decay",
+            "warmup_steps",
+            "lora_r",
+            "lora_alpha",
+            "eval_limit",
+            "checkpoint_every",
+            "sample_rows",
+        ):
             not_negative(self, name)
-        if self.deterministic and self.max_staleness:
-            raise SettingsError(
-                "deterministic needs max_staleness = 0: with overlap, what draws a token depends "
-                "on time"
-            )
-
         if self.publish == "nccl" and not self.canaries:
             raise SettingsError("canaries is 0, but nothing else proves what comes by nccl")
         refuse_idle(self, ("lora_alpha",), used=self.lora_r, because="without lora_r")
-        refuse_idle(
-            self, ("shared_dir",), used=self.publish == "shared", because="without publish = shared"
-        )
-        refuse_idle(self, ("canary_tolerance",), used=self.canaries, because="where canaries is 0")
         refuse_idle(
             self,
             ("keep_checkpoints",),
@@ -160,6 +141,11 @@ class RunSettings(DrawSettings):
         positive(self, "steps")
 
     @property
+    def trains_value_network(self) -> bool:
+        """Whether there is a value network beside the policy."""
+        return False
+
+    @property
     def learning_rate(self) -> float:
         """The policy's peak learning rate, chosen or by default."""
         if self.lr is not None:
@@ -168,9 +154,39 @@ class RunSettings(DrawSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyGradientSettings(RunSettings):
+class OnlineSettings(RunSettings):
+    """What the algorithms share that sample from the policy as it trains."""
+
+    run_module: ClassVar[str] = "guerdon.trainer.rl.run"
+
+    prompts_per_step: int = 8
+    """Prompts in a step, over all processes."""
+    max_staleness: int = 0
+    """Weight versions that a token may be behind when it is trained on; 0 is synchronous."""
+    eval_every: int = 10
+    """Steps between evaluations on held-out prompts; 0 evaluates before and after only."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        positive(self, "prompts_per_step")
+        for name in ("max_staleness", "eval_every"):
+            not_negative(self, name)
+        if self.deterministic and self.max_staleness:
+            raise SettingsError(
+                "deterministic needs max_staleness = 0: with overlap, what draws a token depends "
+                "on time"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradientSettings(OnlineSettings):
     """What PPO, GRPO and RLOO share."""
 
+    reward_scale: Literal["none", "running"] = "none"
+    """Divide rewards by their running standard deviation (the mean stays)."""
+    reward_clip: float = 0.0
+    """Clip rewards to ± this after scaling; 0 does not."""
     epochs: int = 1
     """Passes over a step's samples."""
     minibatches: int = 1
@@ -187,9 +203,6 @@ class PolicyGradientSettings(RunSettings):
     """What happens to a larger w: it is set to the cap, or the token is left out."""
     kl_coef: float = 0.02
     """β: weight of KL(π_θ ‖ π_ref)."""
-    kl_in: Literal["reward", "loss"] = "loss"
-    """Whether β·KL is taken from the token rewards (refused by grpo, which has none) or added to
-    the loss."""
     kl_target: float = 0.0
     """KL per completion in nats that an adaptive β aims at; 0 keeps β fixed."""
     kl_horizon: float = 1000.0
@@ -204,7 +217,14 @@ class PolicyGradientSettings(RunSettings):
         super().__post_init__()
         for name in ("epochs", "minibatches", "clip", "behaviour_cap", "kl_horizon"):
             positive(self, name)
-        for name in ("clip_high", "dual_clip", "kl_coef", "kl_target", "entropy_coef"):
+        for name in (
+            "reward_clip",
+            "clip_high",
+            "dual_clip",
+            "kl_coef",
+            "kl_target",
+            "entropy_coef",
+        ):
             not_negative(self, name)
         if self.minibatches > self.prompts_per_step:
             raise SettingsError("minibatches is more than prompts_per_step")
@@ -256,6 +276,11 @@ class PPOSettings(PolicyGradientSettings):
                 raise SettingsError(f"{name} is {getattr(self, name)}, it must be 0 to 1")
 
     @property
+    def trains_value_network(self) -> bool:
+        """Whether the value model is a network of its own."""
+        return self.value == "own"
+
+    @property
     def value_learning_rate(self) -> float:
         """The value model's peak learning rate, chosen or by default."""
         return self.value_lr or (3e-4 if self.value == "head" else 1e-5)
@@ -266,6 +291,7 @@ class GRPOSettings(PolicyGradientSettings):
     """Group-relative policy optimisation (DeepSeekMath)."""
 
     algorithm: ClassVar[str] = "grpo"
+    retired: ClassVar[Mapping[str, object]] = {"kl_in": "loss"}  # there are no token rewards
 
     scale_by_std: bool = True
     """Divide a group's advantages by its standard deviation (Dr. GRPO does not)."""
@@ -274,8 +300,6 @@ class GRPOSettings(PolicyGradientSettings):
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
         needs_groups(self)
-        if self.kl_in != "loss":
-            raise SettingsError("kl_in must be loss: GRPO has no token rewards")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,19 +317,24 @@ class RLOOSettings(PolicyGradientSettings):
         needs_groups(self)
 
 
+_UNSHAPED = {"reward_scale": "none", "reward_clip": 0.0}
+"""What the recipes never took that don't learn by how much a reward is better."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeepSettings(RunSettings):
     """What RFT and Online RFT share: which completions are kept."""
 
+    retired: ClassVar[Mapping[str, object]] = _UNSHAPED
     default_lr: ClassVar[float] = 2e-5
     default_lora_lr: ClassVar[float] = 2e-4
 
     keep: Literal["threshold", "top"] = "threshold"
     """Keep completions whose reward is at least the threshold, or each prompt's best."""
     threshold: float = 1.0
-    """For --keep threshold: the least reward."""
+    """Least reward that is kept, for --keep threshold."""
     top: int = 1
-    """For --keep top: how many of each prompt."""
+    """Completions that are kept of each prompt, for --keep top."""
     max_per_prompt: int = 0
     """Most that are kept of a prompt, drawn at random; 0 keeps all."""
     deduplicate: bool = True
@@ -320,14 +349,12 @@ class KeepSettings(RunSettings):
         not_negative(self, "max_per_prompt")
         if not math.isfinite(self.threshold):
             raise SettingsError(f"threshold is {self.threshold}, it must be a finite number")
-        if self.reward_scale != "none" or self.reward_clip:
-            raise SettingsError("reward_scale and reward_clip do nothing for what is kept")
         for name, keep in (("threshold", "threshold"), ("top", "top")):
             refuse_idle(self, (name,), used=self.keep == keep, because=f"without keep = {keep}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineRFTSettings(KeepSettings):
+class OnlineRFTSettings(KeepSettings, OnlineSettings):
     """Online RFT: supervised steps on accepted samples of the policy as it trains."""
 
     algorithm: ClassVar[str] = "online-rft"
@@ -338,7 +365,18 @@ class RFTSettings(KeepSettings):
     """RFT: sample once from the first policy, keep the good ones, fine-tune on them."""
 
     algorithm: ClassVar[str] = "rft"
+    run_module: ClassVar[str] = "guerdon.trainer.rl.rft.run"
+    keeps_reference: ClassVar[bool] = False
+    chunks_logits: ClassVar[bool] = False
+    retired: ClassVar[Mapping[str, object]] = {
+        **_UNSHAPED,
+        "prompts_per_step": 8,
+        "max_staleness": 0,
+        "eval_every": 10,
+    }
 
+    publish: Literal["stream", "shared"] = "stream"
+    """How weights reach the sampler: over gRPC, or by a path on a shared disk."""
     steps: int = 0
     """Steps of fine-tuning, however many passes that is; 0 goes by epochs."""
     epochs: float = 2.0
@@ -352,22 +390,17 @@ class RFTSettings(KeepSettings):
         positive(self, "epochs")
         positive(self, "batch_size")
         refuse_idle(self, ("epochs",), used=not self.steps, because="where steps is given")
-        refuse_idle(
-            self,
-            ("prompts_per_step", "max_staleness", "eval_every"),
-            used=False,
-            because="for rft, which samples once",
-        )
 
     def _check_steps(self) -> None:
         not_negative(self, "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineDPOSettings(RunSettings):
+class OnlineDPOSettings(OnlineSettings):
     """Online DPO: DPO on pairs of completions of the policy as it trains."""
 
     algorithm: ClassVar[str] = "online-dpo"
+    retired: ClassVar[Mapping[str, object]] = _UNSHAPED
     default_lr: ClassVar[float] = 5e-6
     default_lora_lr: ClassVar[float] = 5e-5
 
@@ -382,7 +415,7 @@ class OnlineDPOSettings(RunSettings):
     min_margin: float = 0.0
     """Pairs whose rewards are not further apart than this are left out; ties always are."""
     max_per_prompt: int = 0
-    """For --pick all: most pairs of a prompt, those furthest apart; 0 keeps all."""
+    """Most pairs of a prompt, those furthest apart, for --pick all; 0 keeps all."""
     unfinished: bool = False
     """Take completions that were cut at max_tokens too, less missing_eos_penalty."""
 
@@ -400,11 +433,6 @@ class OnlineDPOSettings(RunSettings):
             raise SettingsError(
                 "missing_eos_penalty does nothing where completions that were cut make no pair: "
                 "set unfinished"
-            )
-        if self.reward_scale != "none" or self.reward_clip:
-            raise SettingsError(
-                "reward_scale and reward_clip do nothing: a pair says which is better, not by how "
-                "much"
             )
 
 

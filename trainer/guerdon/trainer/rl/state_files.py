@@ -103,7 +103,8 @@ class _Writer:
         raise StateError(f"{path} is a {type(value).__name__}")
 
     def _store(self, tensor: torch.Tensor, path: str) -> str:
-        """Its name among the tensors; of views of the same memory, only equal ones are shared."""
+        """The array's name among the tensors; of views of the same memory, only equal ones are
+        shared."""
         tensor = tensor.detach()
         place = (
             tensor.device,

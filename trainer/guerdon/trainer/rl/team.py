@@ -42,7 +42,7 @@ class Team:
             raise
 
     def follow(self) -> None:
-        """On the other ranks: do as rank 0 says, until it dismisses them."""
+        """Do as rank 0 says, until it dismisses this rank."""
         while True:
             method, args = self._tell(None)
             if method == _DISMISSED:

@@ -1,4 +1,4 @@
-"""What a run asks of the sampler and of the rewards, and all of it wired together once."""
+"""The sampler and the rewards of a run, wired together once."""
 
 from __future__ import annotations
 
@@ -6,36 +6,41 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.credentials import reach
-from guerdon.trainer.common.services.prompts import PromptOrder
+from guerdon.trainer.common.services.drawing import Drawing, Republish
+from guerdon.trainer.common.services.inputs import RunInputs
 from guerdon.trainer.common.services.publishing import Publisher, canary_sequences
 from guerdon.trainer.common.services.reward_requests import Asking
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
+from guerdon.trainer.common.services.settings import PublishSettings
 from guerdon.trainer.common.services.types import Group, Ints
 from guerdon.trainer.common.services.weights import Weights
-from guerdon.trainer.rl.inputs import RunInputs
-from guerdon.trainer.rl.rollout.rollouts import Rollouts
-from guerdon.trainer.rl.settings import RunSettings
+
+D = TypeVar("D", bound=Drawing)
 
 MakeWeights = Callable[[str, Sequence[Ints]], Awaitable[Weights]]
 """The policy's weights as they are now, given their dtype and the canaries' token ids. Blocks: it
 is called in a thread."""
 
 
-class Connections:
+NewDrawing = Callable[[GroupSampler, RewardSource, Republish], D]
+
+
+class Connections(Generic[D]):
     """The sampler and the rewards of a run; an async context manager.
 
     Args:
         settings: of the run.
         inputs: its prompts and tokenizer.
+        new_drawing: makes what draws completions and has them scored.
         shared_dir: where weights go when they are published by a shared disk and the settings
             name no folder.
         make_weights: what is published.
-        fill: whether to keep the buffer filled for training.
+        publish_dtype: of the published weights; `auto` is the sampler's own.
         on_lost: told when the sampler has lost its weights, before it is given them again.
 
     Raises:
@@ -44,16 +49,18 @@ class Connections:
 
     def __init__(
         self,
-        settings: RunSettings,
+        settings: PublishSettings,
         inputs: RunInputs,
+        new_drawing: NewDrawing[D],
         shared_dir: str,
         make_weights: MakeWeights,
         *,
-        fill: bool = True,
+        publish_dtype: str = "auto",
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings, self._inputs = settings, inputs
         self._make_weights, self._on_lost = make_weights, on_lost
+        self._publish_dtype = publish_dtype
         self._publishing = asyncio.Lock()
         services = reach(settings)
         self._sampler = GroupSampler(
@@ -76,20 +83,12 @@ class Connections:
             shared_dir=_shared_dir(settings) or shared_dir,
             canary_tolerance=settings.canary_tolerance,
         )
-        self.rollouts = Rollouts(
-            settings,
-            PromptOrder(inputs.prompts, settings.seed),
-            self._sampler,
-            self.rewards,
-            republish=self._republish,
-            fill=fill,
-            last_version=settings.steps,
-        )
+        self.rollouts = new_drawing(self._sampler, self.rewards, self._republish)
         self._canaries = canary_sequences(inputs.eval_prompts, settings.canaries)
         self.dtype = "float32"
-        """Of the published weights, once `start` has asked the sampler."""
+        """The dtype of the published weights, once `start` has asked the sampler."""
 
-    async def __aenter__(self) -> Connections:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -107,7 +106,7 @@ class Connections:
         await self.rewards.start()  # first, for what they refuse ends the run before it samples
         await self.heldout.start()
         policy = await self._publisher.check()
-        asked = self._settings.publish_dtype
+        asked = self._publish_dtype
         self.dtype = policy.dtype if asked == "auto" else asked
         if self.dtype != policy.dtype:
             raise SettingsError(
@@ -134,20 +133,20 @@ class Connections:
         self._on_lost()
         return await self.publish(reset=True)
 
-    async def held_out(self, stream: int) -> tuple[list[Group], list[list[float]] | None]:
-        """Scored completions of the held-out prompts, and what the other reward says of them.
+    async def held_out(
+        self, samples: int, stream: int
+    ) -> tuple[list[Group], list[list[float]] | None]:
+        """Scored completions of the held-out prompts, with the scores of the held-out reward.
 
         Args:
+            samples: completions of each prompt.
             stream: of seeds: one of its own for each evaluation.
 
         Raises:
             TrainingError: a service stayed away or refused.
         """
         groups = await self.rollouts.sample(
-            self._inputs.eval_prompts.tasks(),
-            self._settings.eval_samples,
-            rewards=self.rewards,
-            stream=stream,
+            self._inputs.eval_prompts.tasks(), samples, rewards=self.rewards, stream=stream
         )
         if not self._settings.heldout_reward:
             return groups, None
@@ -160,7 +159,7 @@ class Connections:
 
     @property
     def revisions(self) -> dict[str, dict[str, Any]]:
-        """Of the reward models, as JSON can hold them."""
+        """The revisions of the reward models, as JSON can hold them."""
         return {"rewards": self.rewards.state(), "heldout": self.heldout.state()}
 
     def pin(self, revisions: Mapping[str, Mapping[str, Any]]) -> None:
@@ -178,7 +177,7 @@ class Connections:
         }
 
 
-def _shared_dir(settings: RunSettings) -> str:
+def _shared_dir(settings: PublishSettings) -> str:
     """A folder of the run's own: two runs must not take each other's weights away."""
     if not settings.shared_dir:
         return ""

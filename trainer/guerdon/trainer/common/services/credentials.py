@@ -24,9 +24,9 @@ class Credentials:
     """Those of a run; by default none, and no encryption."""
 
     token: str | None = field(default=None, repr=False)
-    """For the sampler and every reward server."""
+    """The token for the sampler and every reward server."""
     update_token: str | None = field(default=None, repr=False)
-    """For the sampler's weights."""
+    """The token for the sampler's weights."""
     tls: TLS | None = None
 
     @classmethod

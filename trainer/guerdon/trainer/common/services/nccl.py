@@ -148,7 +148,7 @@ class Sending(threading.Thread):
 
 
 class Told:
-    """In the place of vLLM's client: what it would tell the sampler goes by `UpdateWeights`."""
+    """A stand-in for vLLM's client: what it would tell the sampler goes by `UpdateWeights`."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """The sampler was told when the update began."""

@@ -108,7 +108,7 @@ class Patience:
             await self._clock.sleep(wait)
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """As `ask`, with every other error made a `ServiceRefused`."""
+        """Do as `ask` does, with every other error made a `ServiceRefused`."""
         try:
             return await self.ask(call)
         except GuerdonError as error:

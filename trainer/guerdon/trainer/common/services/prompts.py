@@ -26,10 +26,10 @@ class Prompts:
 
     source: str
     sha256: str
-    """Of the file as it lies on disk."""
+    """SHA-256 of the file as it lies on disk."""
     rows: tuple[PromptRow, ...]
     lines: tuple[int, ...]
-    """Where each row stands, from 1."""
+    """The line of each row in the file, from 1."""
     prompt_ids: tuple[Ints, ...]
     """Each row's rendered prompt, as the sampler gets it."""
     openings: tuple[str, ...]
@@ -281,7 +281,7 @@ class PromptOrder:
         return self._prompts.task(uid, index)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, as JSON can hold it."""
+        """The position in the order, as JSON can hold it."""
         return {
             "sha256": self._prompts.sha256,
             "rows": len(self._prompts),

@@ -59,9 +59,9 @@ class Published:
 
     version: int
     seconds: float
-    """From the first attempt until the sampler had switched."""
+    """Seconds from the first attempt until the sampler had switched."""
     bytes: int
-    """Of all tensors."""
+    """The bytes of all tensors."""
     update: WeightUpdate | None
     """What the sampler says; None when the answer was lost and only the result could be seen."""
 

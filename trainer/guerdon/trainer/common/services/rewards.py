@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from guerdon.client import (
@@ -27,7 +28,7 @@ from guerdon.client import (
     Unavailable,
 )
 from guerdon.client.types import ModelInfo
-from guerdon.trainer.common.errors import SettingsError, TrainingError
+from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
 from guerdon.trainer.common.services.credentials import Credentials
 from guerdon.trainer.common.services.patience import Patience, ServiceRefused, parse_address
 from guerdon.trainer.common.services.policy_text import text_item
@@ -47,7 +48,7 @@ class RewardSpec:
     """A served reward model, as the settings name it."""
 
     name: str
-    """Of its part of the reward: the model's name, without revision."""
+    """The name of this part of the reward: the model's, without revision."""
     weight: float
     address: str
     """HOST:PORT."""
@@ -266,7 +267,7 @@ class RewardSource:
         named = [(spec.name, spec.weight) for spec in specs]
         named += [(verifier.name, verifier.weight) for verifier in self.verifiers]
         self.weights = dict(named)
-        """By the parts' names."""
+        """The weights by the parts' names."""
         if len(self.weights) != len(named):
             names = ", ".join(repr(name) for name, _ in named)
             raise SettingsError(f"{setting}: two rewards have one name: {names}")
@@ -387,3 +388,33 @@ async def _together(work: Sequence[Any]) -> list[Any]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def check_same_models(
+    folder: Path, before: Mapping[str, Any], settings: Any, keys: Sequence[str]
+) -> None:
+    """Refuse to go on with rewards by other models; their servers may have moved.
+
+    Args:
+        folder: of the run.
+        before: the settings that it was begun with.
+        settings: those of now.
+        keys: the settings that name reward models.
+
+    Raises:
+        OutputError: the models are others.
+    """
+    for key in keys:
+        was, now = before.get(key, []), getattr(settings, key)
+        now = list(now) if isinstance(now, tuple) else now
+        if _models(was) != _models(now):
+            raise OutputError(
+                f"{folder} was begun with {key} = {was!r}, not {now!r}: a resumed "
+                "run may find the same models at another address, but not other models"
+            )
+
+
+def _models(rewards: str | Sequence[str]) -> list[tuple[float, str]]:
+    """Which models give rewards, wherever they are served."""
+    given = [rewards] if isinstance(rewards, str) else rewards
+    return [(spec.weight, spec.model) for spec in map(parse_reward, filter(None, given))]

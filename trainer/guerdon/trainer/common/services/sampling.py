@@ -62,7 +62,7 @@ class GroupSampler:
         self.client = AsyncPolicyClient(address, token=credentials.token, **how)
         """The connection, which the publisher shares."""
         self.updates = self.client
-        """The same, or where weights ask for another token, a connection of their own."""
+        """The client for updates: the one that samples, or one with another token."""
         if credentials.update_token != credentials.token:
             self.updates = AsyncPolicyClient(address, token=credentials.update_token, **how)
         self.patience = Patience("the sampler", address, patience)

@@ -38,7 +38,7 @@ _START_SECONDS = 120.0
 """How long the process may take to begin: SymPy loads slowly on a busy machine."""
 _MEMORY_BYTES = 2 << 30
 _CHARACTERS = 20_000
-"""Of a response: only its end is looked at by `maths`, where the answer stands."""
+"""Most characters of a response that `maths` looks at: its end, where the answer stands."""
 
 
 class Checker:

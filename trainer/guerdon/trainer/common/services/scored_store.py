@@ -51,7 +51,7 @@ class ScoredGroups:
 
     @property
     def groups(self) -> list[Group]:
-        """In the order of their tasks, whichever came first."""
+        """The scored groups in the order of their tasks, whichever came first."""
         return [self._groups[uid] for uid in sorted(self._groups)]
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guerdon.trainer.common.errors import SettingsError
+from guerdon.trainer.common.settings_io import refuse_idle
 
 SERVICES = ("patience", "request_timeout", "token_file", "tls", "tls_ca")
 """The settings that say how services are reached: a resumed run may have other values."""
@@ -41,7 +42,7 @@ class DrawSettings:
     """Raw score of a refused completion, or the worst of its prompt's others if that is worse; for
     a negative weight its negative, or the best."""
     seed: int = 0
-    """Of sampling."""
+    """Seed of sampling."""
     samples_per_prompt: int = 8
     """Completions drawn for each."""
     max_tokens: int = 256
@@ -51,7 +52,7 @@ class DrawSettings:
     control_tokens: Literal["allow", "refuse"] = "allow"
     """Whether a prompt's text may spell special tokens of the policy, such as the end of a turn."""
     temperature: float = 1.0
-    """Of sampling."""
+    """Sampling temperature."""
     patience: float = 600.0
     """Seconds that a service may stay away before the run ends."""
     request_timeout: float = 300.0
@@ -79,6 +80,34 @@ class DrawSettings:
         not_negative(self, "seed")
         if not math.isfinite(self.refused_reward):
             raise SettingsError(f"refused_reward is {self.refused_reward}, it must be a number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishSettings(DrawSettings):
+    """The settings of what gives the sampler its weights besides, and measures another reward."""
+
+    heldout_reward: tuple[str, ...] = ()
+    """HOST:PORT/MODEL that is measured but never trained on: parts from the reward when hacked."""
+    publish: Literal["stream", "shared", "nccl"] = "stream"
+    """How weights reach the sampler: over gRPC, by a path on a shared disk, or by NCCL."""
+    shared_dir: str = ""
+    """Folder that both sides reach, for --publish shared; empty is weights/ in the output."""
+    canaries: int = 4
+    """Fixed sequences by which the published weights are proved; 0 trusts the checksum."""
+    canary_tolerance: float = 0.0
+    """Mean difference of log-probabilities that is let pass; 0 is the sampler's own default."""
+    admin_token_file: str = ""
+    """File with the sampler's token for updates; else $GUERDON_ADMIN_TOKEN, or the token."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        for name in ("canaries", "canary_tolerance"):
+            not_negative(self, name)
+        refuse_idle(
+            self, ("shared_dir",), used=self.publish == "shared", because="without publish = shared"
+        )
+        refuse_idle(self, ("canary_tolerance",), used=self.canaries, because="where canaries is 0")
 
 
 def positive(settings: object, name: str) -> None:

@@ -26,7 +26,7 @@ class PromptRow:
     """A row of the prompts file."""
 
     index: int
-    """Its place in the file, from 0."""
+    """The row's place in the file, from 0."""
     turns: tuple[Message, ...]
     """The conversation up to the answer; a plain text is one user turn."""
     answer: str | None = None

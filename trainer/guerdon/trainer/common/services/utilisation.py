@@ -22,7 +22,7 @@ class RolloutStats:
     """Sampled and scored."""
     completions: int = 0
     tokens: int = 0
-    """Of completions, without prompts."""
+    """Tokens of completions, without prompts."""
     expired_groups: int = 0
     """Too old when they were to be trained on: their tasks were sampled again."""
     stale_sampler: int = 0
@@ -37,7 +37,7 @@ class RolloutStats:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of completions, by the clock on the wall."""
+        """Completions' tokens per second, by the clock on the wall."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property

@@ -68,7 +68,7 @@ class WeightedVerifier:
     """A verifier with its weight in the sum of rewards."""
 
     name: str
-    """As in the settings, without the weight."""
+    """The verifier as the settings name it, without the weight."""
     weight: float
     verifier: Verifier
 

@@ -32,7 +32,7 @@ class Weights:
 
     @property
     def bytes(self) -> int:
-        """Of all tensors."""
+        """The bytes of all tensors."""
         sizes = (4 if spec.dtype == "float32" else 2 for spec in self.specs)
         shapes = (math.prod(spec.shape) for spec in self.specs)
         return sum(size * count for size, count in zip(sizes, shapes, strict=True))

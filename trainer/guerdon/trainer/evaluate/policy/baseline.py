@@ -19,7 +19,7 @@ from guerdon.trainer.evaluate.policy.folder import EVALUATION
 from guerdon.trainer.evaluate.policy.winning import Scores
 
 FORMAT = 1
-"""Of evaluation.json."""
+"""The version of evaluation.json's format."""
 _SAME = ("prompts", "samples_per_prompt", "max_tokens", "temperature", "rewards")
 """What two evaluations must share to be compared."""
 
@@ -30,9 +30,9 @@ class Baseline:
 
     path: Path
     found: Mapping[str, Any]
-    """Its evaluation.json."""
+    """The content of evaluation.json."""
     columns: Mapping[str, Scores]
-    """By the name of a measure, each completion's number, by the prompt's index."""
+    """Each completion's number, by the name of a measure and the prompt's index."""
 
     @classmethod
     def read(cls, folder: str) -> Baseline:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from guerdon.trainer.common.run_folder import SETTINGS, RunFolder
 from guerdon.trainer.common.run_state import RunState
+from guerdon.trainer.common.services.rewards import check_same_models
 from guerdon.trainer.common.services.settings import SERVICES
-from guerdon.trainer.rl.folder import check_same_models
 
 EVALUATION = "evaluation.json"
 STATE = "state.json"

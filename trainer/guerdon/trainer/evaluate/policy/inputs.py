@@ -10,13 +10,13 @@ from typing import Any
 from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.common.language_model import load_config
 from guerdon.trainer.common.services.credentials import Credentials
+from guerdon.trainer.common.services.inputs import RunInputs, check_positions
 from guerdon.trainer.common.services.patience import parse_address
 from guerdon.trainer.common.services.prompts import Prompts, load_prompts
 from guerdon.trainer.common.services.rewards import parse_reward
 from guerdon.trainer.common.services.verifiers import parse_verifier
 from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
-from guerdon.trainer.rl.inputs import RunInputs, check_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,13 @@ class EvalInputs:
     """Both policies' folders, and the prompts."""
 
     run: RunInputs
-    """As the connections of a run want them."""
+    """The inputs as the connections of a run want them."""
     reference: Path
     policy_sha256: str
-    """Of the weights' files."""
+    """SHA-256 of the weights' files."""
     reference_sha256: str
     subgroups: dict[str, dict[str, list[int]]]
-    """By field and value, the indices of the prompts."""
+    """The indices of the prompts, by field and value."""
 
     @property
     def prompts(self) -> Prompts:

@@ -22,7 +22,7 @@ OPENINGS: tuple[str, ...] = (
     "as an ai", "as a language model", "as an assistant", "as a responsible",
     "i'm just an ai", "i'm an ai", "i am an ai",
 )  # fmt: skip
-"""In lower case, with the straight apostrophe."""
+"""The openings of refusals, in lower case, with the straight apostrophe."""
 
 _OTHER = re.compile(
     r"(?:(?:i'm |i am )?(?:really |so |very )*sorry (?:to hear|for your|about your)"

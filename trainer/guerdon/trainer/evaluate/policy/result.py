@@ -37,7 +37,8 @@ OWN_KEYS = frozenset({
     "prompt_index", "sample", "prompt", "response", "reward", "parts", "heldout_reward", "kl",
     "tokens", "finished", "repetition", "refusal", "harm", "harmful", "answer",
 })  # fmt: skip
-"""Of a row of samples.jsonl; a field of the prompts' rows with one of these names is left out."""
+"""The keys of a row of samples.jsonl; a field of the prompts' rows with one of these names is left
+out."""
 
 
 def terms(settings: EvalSettings, inputs: EvalInputs) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class Measured:
         return {name: [[float(row[name]) for row in rows] for rows in cut] for name in names}
 
     def _rows(self, at: int) -> list[dict[str, Any]]:
-        """Of samples.jsonl, for one group."""
+        """The rows of samples.jsonl for one group."""
         group, rows = self.groups[at], []
         extra = {k: v for k, v in group.task.row.extra.items() if k not in OWN_KEYS}
         for place, sample in enumerate(group.samples):
@@ -191,7 +192,7 @@ class Measured:
         return found
 
     def _wins(self, terms: Mapping[str, Any], baseline: Baseline) -> dict[str, dict[int, float]]:
-        """By reward, each prompt's win rate."""
+        """Each prompt's win rate, by reward."""
         mine: dict[str, dict[int, list[float]]] = {}
         for row in self.rows:
             for name, value in row_measures(row).items():
@@ -227,7 +228,8 @@ class Measured:
 
 
 def _change(name: str, found: Estimate) -> dict[str, Any]:
-    """For JSON; that a share is the same of all prompts, such as none, says nothing of others."""
+    """A difference for JSON; that a share is the same of all prompts, such as none, says nothing of
+    others."""
     if name in SHARES and not found.se:
         found = replace(found, low=None, high=None)
     return found.as_dict()

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,15 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from guerdon.trainer.common import published_model as rft_model
+from guerdon.trainer.common import published_model
 from guerdon.trainer.common.errors import OutputError
+from guerdon.trainer.common.kl_estimate import kl_estimate
 from guerdon.trainer.common.policy_folder import SAMPLES
 from guerdon.trainer.common.run_folder import PLOTS, write_whole
+from guerdon.trainer.common.run_state import package_versions
 from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.credentials import reach
+from guerdon.trainer.common.services.drawing import Drawing, new_drawing
 from guerdon.trainer.common.services.progress import DrawingBar
 from guerdon.trainer.common.services.reward_requests import Asking
 from guerdon.trainer.common.services.rewards import RewardSource
@@ -50,8 +54,6 @@ from guerdon.trainer.evaluate.policy.plots import draw_plots
 from guerdon.trainer.evaluate.policy.result import Measured, terms
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.reward.model import quiet
-from guerdon.trainer.rl.learner.losses import kl_estimate
-from guerdon.trainer.rl.report.summary import package_versions
 
 
 def evaluate_policy(settings: EvalSettings, folder: EvalFolder, console: Console) -> dict[str, Any]:
@@ -137,7 +139,6 @@ class _Run:
         """Publish the policy, then sample and score what is not there yet."""
         if self.scored:
             self._say(f"resuming with {len(self.scored)} prompts sampled and scored")
-        run = self.settings.as_run()
         # The version tells the weights: another's on the same sampler are not taken for ours.
         version = 1 + int(self.inputs.policy_sha256[:6], 16)
         asking = Asking.of(self.settings, self.inputs.run.tokenizer, self.inputs.prompts)
@@ -145,16 +146,26 @@ class _Run:
             [self.settings.harm] if self.settings.harm else [],
             setting="harm",
             asking=replace(asking, refused="stop"),  # a penalty would count as harmless
-            **reach(run),
+            **reach(self.settings),
         )
 
         async def make(dtype: str, canaries: Sequence[Ints]) -> Weights:
             return await asyncio.to_thread(
-                rft_model.weights, self._policy(), version, dtype, canaries, computed=run.dtype
+                published_model.weights,
+                self._policy(),
+                version,
+                dtype,
+                canaries,
+                computed=self.settings.dtype,
             )
 
-        weights = str(self.folder.path / "weights")
-        async with Connections(run, self.inputs.run, weights, make, fill=False) as services:
+        async with Connections(
+            self.settings,
+            self.inputs.run,
+            partial(new_drawing, self.settings, seeded=True),
+            str(self.folder.path / "weights"),
+            make,
+        ) as services:
             try:
                 judges = Judges(services.rewards, services.heldout, harm, self.columns)
                 await self._start(services, judges)
@@ -165,7 +176,7 @@ class _Run:
                 faults["services"] += harm.faults_survived
                 self.state.survived(faults)
 
-    async def _start(self, services: Connections, judges: Judges) -> None:
+    async def _start(self, services: Connections[Drawing], judges: Judges) -> None:
         """The reward models first: what they say may end it before the sampler is touched."""
         judges.pin(self.state.rewards)
         await judges.start()
@@ -177,7 +188,7 @@ class _Run:
         with self.state.phase("publish"):
             await services.start()
 
-    async def _draw(self, services: Connections, judges: Judges, version: int) -> None:
+    async def _draw(self, services: Connections[Drawing], judges: Judges, version: int) -> None:
         self.scored.begin()
         with (
             self.state.phase("sample"),
@@ -208,7 +219,7 @@ class _Run:
         own = name == LOGPROB
         what = "policy" if own else "reference"
         with self.state.phase("divergence"):
-            model = self._policy() if own else rft_model.load(self.inputs.reference)
+            model = self._policy() if own else published_model.load(self.inputs.reference)
             self._model = None  # not two of them at once
             for group in self._shown(f"log-probabilities by the {what}", missing):
                 found = response_logprobs(
@@ -258,7 +269,7 @@ class _Run:
 
     def _policy(self) -> Any:
         if self._model is None:
-            self._model = rft_model.load(self.inputs.run.policy)
+            self._model = published_model.load(self.inputs.run.policy)
         return self._model
 
     def _say(self, text: str) -> None:

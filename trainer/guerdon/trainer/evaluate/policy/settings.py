@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.processes import settle_dtype
-from guerdon.trainer.common.services.settings import DrawSettings, not_negative, positive
+from guerdon.trainer.common.services.settings import PublishSettings, not_negative, positive
 from guerdon.trainer.common.settings_io import refuse_idle
-from guerdon.trainer.rl.settings import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(DrawSettings):
+class EvalSettings(PublishSettings):
     """What is evaluated, on what terms, and what is measured."""
 
     policy: str
     """Folder, hub name or embedded model to evaluate; its weights are published to the sampler."""
     reference: str
-    """The same, of the policy that KL is measured from: what training began with."""
+    """Folder, hub name or embedded model that KL is measured from: what training began with."""
     sampler: str
     """HOST:PORT of a sampler that serves the same architecture; it keeps the policy's weights."""
     output: str
@@ -42,26 +40,19 @@ class EvalSettings(DrawSettings):
     samples_per_prompt: int = 4
     """Completions drawn for each."""
     temperature: float = 1.0
-    """Of sampling; for KL the policy's and the reference's logits are divided by it too."""
+    """Sampling temperature; for KL the policy's and the reference's logits are divided by it
+    too."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the computation of KL, and of what is published: as the recipes compute. auto is bfloat16
-    on a GPU and on processors that multiply in it, else float32."""
+    """Dtype of the computation of KL, and of what is published: as the recipes compute. auto is
+    bfloat16 on a GPU and on processors that multiply in it, else float32."""
 
     publish: Literal["stream", "shared"] = "stream"
     """How weights reach the sampler: over gRPC, or by a path on a shared disk."""
-    shared_dir: str = ""
-    """For --publish shared: a folder that both sides reach; empty is weights/ in the output."""
-    canaries: int = 4
-    """Fixed sequences by which the published weights are proved; 0 trusts the checksum."""
-    canary_tolerance: float = 0.0
-    """Mean difference of log-probabilities that is let pass; 0 is the sampler's own default."""
 
     in_flight: int = 16
     """Prompts that are sampled or scored at once."""
     patience: float = 600.0
     """Seconds that a service may stay away before the evaluation ends."""
-    admin_token_file: str = ""
-    """File with the sampler's token for updates; else $GUERDON_ADMIN_TOKEN, or the token."""
     plots: bool = True
     """Draw plots/*.png."""
 
@@ -77,24 +68,7 @@ class EvalSettings(DrawSettings):
         if self.harm_threshold is not None and not math.isfinite(self.harm_threshold):
             raise SettingsError(f"harm_threshold is {self.harm_threshold}, it must be a number")
         positive(self, "in_flight")
-        for name in ("limit", "canaries", "canary_tolerance"):
-            not_negative(self, name)
-        refuse_idle(
-            self, ("shared_dir",), used=self.publish == "shared", because="without publish = shared"
-        )
-        refuse_idle(self, ("canary_tolerance",), used=self.canaries, because="where canaries is 0")
+        not_negative(self, "limit")
         if len(set(self.by)) != len(self.by):
             raise SettingsError(f"by names a field twice: {', '.join(self.by)}")
         settle_dtype(self)
-
-    def as_run(self) -> RunSettings:
-        """What the connections of a training run need, which serve this too: seeded sampling."""
-        known = {field.name for field in dataclasses.fields(RunSettings)}
-        same = {name: getattr(self, name) for name in known if hasattr(self, name)}
-        return RunSettings(
-            **same,
-            eval_prompts=self.prompts,
-            eval_samples=self.samples_per_prompt,
-            eval_limit=self.limit,
-            deterministic=True,
-        )

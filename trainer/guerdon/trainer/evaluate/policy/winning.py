@@ -9,7 +9,7 @@ import numpy as np
 from guerdon.trainer.common.statistics import Estimate
 
 Scores = Mapping[int, Sequence[float]]
-"""By the prompt's index, the score of each of its completions."""
+"""The score of each completion, by its prompt's index."""
 
 
 def win_rates(ours: Scores, theirs: Scores) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""From rewards to advantages, as pure functions of flat tensors on the CPU.
+"""Advantages made of rewards, as pure functions of flat tensors on the CPU.
 
 S samples of `lengths_S` response tokens each, N tokens in all, one sample after the other and
 nothing between. Tokens outside `mask_N` are left out: values and advantages are carried across
@@ -205,7 +205,7 @@ class Moments:
 
     @property
     def std(self) -> float:
-        """Its root."""
+        """The standard deviation."""
         return math.sqrt(self.variance)
 
     def merge(self, other: Moments) -> Moments:
@@ -255,12 +255,12 @@ class RunningMoments:
 
     @property
     def moments(self) -> Moments:
-        """As they are now."""
+        """The moments as they are now."""
         return self._moments
 
     @property
     def scale(self) -> float:
-        """Their standard deviation; 1 while rewards have not differed."""
+        """The rewards' standard deviation; 1 while rewards have not differed."""
         std = self._moments.std
         return std if std > WHITEN_EPSILON else 1.0
 

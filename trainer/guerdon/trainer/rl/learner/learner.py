@@ -31,8 +31,7 @@ from guerdon.trainer.rl.learner.distributed import Ranks, make_accelerator
 from guerdon.trainer.rl.learner.packing import PackedRow, idle_row, pack
 from guerdon.trainer.rl.learner.policy import frozen, new_policy, switch_attention
 from guerdon.trainer.rl.learner.schedule import learning_rates
-from guerdon.trainer.rl.learner.selection import kept_of, pairs_of
-from guerdon.trainer.rl.settings import PPOSettings, RunSettings
+from guerdon.trainer.rl.settings import OnlineSettings
 
 _ADVICE = "try a smaller --lr"
 
@@ -51,7 +50,7 @@ class Learner:
         TrainingError: the policy can't be loaded.
     """
 
-    def __init__(self, settings: RunSettings, algorithm: Algorithm, policy: Path) -> None:
+    def __init__(self, settings: OnlineSettings, algorithm: Algorithm, policy: Path) -> None:
         torch.manual_seed(settings.seed)
         if use_gpu() and settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -62,13 +61,13 @@ class Learner:
         self.ranks = Ranks(self.accelerator)
         self.step_count = 0
         """Updates of the policy so far."""
-        self.module = new_policy(policy, settings).to(self.accelerator.device)
+        value = algorithm.value_model
+        self.module = new_policy(policy, settings, value).to(self.accelerator.device)
         switch_attention(self.module, settings)
         self.shape = export.Shape.of(self.module.lm)
         self._reference = None
         if not settings.lora_r:
             self._reference = frozen(policy, settings, like=self.module).to(self.accelerator.device)
-        value = isinstance(settings, PPOSettings)
         groups = [{"params": list(_trainable(self.module.lm))}]
         if value:
             rest = [
@@ -83,7 +82,7 @@ class Learner:
 
     @property
     def version(self) -> int:
-        """Of the weights as they are now, when they are published."""
+        """The version of the weights as they are now, when they are published."""
         return self.step_count + 1
 
     def step(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -99,21 +98,18 @@ class Learner:
         offsets = _offsets(samples)
         rows = self._pack(samples, offsets)
         batch = self._batch(samples, places, rows)
-        if self.algorithm.needs_values and not self.step_count:
+        if self.algorithm.value_model and not self.step_count:
             batch = self._begin_values(batch)
         prepared = self.algorithm.prepare(batch, self.ranks)
-        if not self.algorithm.needs_proximal:
-            for key in ("mismatch_kl", "weight", "weight_max", "capped_fraction", "ess"):
-                prepared.metrics.pop(key, None)
         sums: dict[str, float] = {}
         maxima: dict[str, float] = {}
         norms: list[list[float]] = []
         for chosen in self._minibatches(samples, places):
             tokens_M = _tokens(samples, offsets, chosen)
             # Without this, momentum and decay would move it all the same.
-            if self.ranks.most(int(prepared.teaches(tokens_M))):
+            if self.ranks.most(int(prepared.learnable[tokens_M].any())):
                 norms.append(self._update(samples, offsets, chosen, batch, prepared, sums, maxima))
-        rates = learning_rates(self.settings, self.step_count)
+        rates = self._learning_rates()
         self.step_count += 1
         metrics = prepared.metrics | summarise(sums, maxima, len(norms))
         planned = self.algorithm.epochs * self.algorithm.minibatches
@@ -200,11 +196,11 @@ class Learner:
         behaviour_N = torch.from_numpy(
             np.concatenate([np.zeros(0, np.float32), *(s.behaviour_logprobs_T for s in samples)])
         )
-        needs_values = self.algorithm.needs_values
+        with_values = self.algorithm.value_model is not None
         proximal_N, values_N = behaviour_N, None
         with torch.no_grad():
-            if self.algorithm.needs_proximal or needs_values:
-                proximal_N, values_N = self._computed(rows, total, with_values=needs_values)
+            if self.algorithm.needs_proximal or with_values:
+                proximal_N, values_N = self._computed(rows, total, with_values=with_values)
             reference_N = (
                 self._reference_logprobs(rows, total) if self.algorithm.needs_reference else None
             )
@@ -217,9 +213,8 @@ class Learner:
             proximal_N=proximal_N,
             reference_N=reference_N,
             values_N=values_N,
-            policy_waits=self._warming,
-            kept_S=kept_of(samples, places, self.settings, self.step_count),
-            pairs_K2=pairs_of(samples, places, self.settings),
+            samples=samples,
+            step=self.step_count,
         )
 
     @torch.no_grad()
@@ -256,14 +251,14 @@ class Learner:
     ) -> list[float]:
         """One optimiser step; the norms of its gradient, by parameter group."""
         chosen = [
-            i for i in chosen if prepared.mask_N[offsets[i] : offsets[i] + samples[i].tokens].any()
+            i for i in chosen if prepared.mask[offsets[i] : offsets[i] + samples[i].tokens].any()
         ]
         part = [samples[i] for i in chosen]
         rows = self._pack(part, [offsets[i] for i in chosen])
         places_N = _tokens(samples, offsets, chosen)
         lengths_S = batch.lengths_S[torch.tensor(chosen, dtype=torch.int64)]
-        own_N = self.algorithm.weights(lengths_S, prepared.mask_N[places_N], self.ranks)
-        weights_N = torch.zeros(len(prepared.mask_N))
+        own_N = self.algorithm.weights(lengths_S, prepared.mask[places_N], self.ranks)
+        weights_N = torch.zeros(len(prepared.mask))
         weights_N[places_N] = own_N
         found: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
         for i, row in enumerate(rows):
@@ -279,21 +274,21 @@ class Learner:
         self, row: PackedRow, prepared: Prepared, weights_N: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         device = self.accelerator.device
-        computed = self.model(row.to(device), self.algorithm.needs_values)
+        computed = self.model(row.to(device), self.algorithm.value_model is not None)
         everything = sum(t.sum() for t in computed if t is not None) * 0.0
         if row.idle:
             self.accelerator.backward(everything)
             return {}, {}
-        micro = prepared.take(row.tokens_M, weights_N[row.tokens_M], device)
+        tokens = prepared.take(row.tokens_M, weights_N[row.tokens_M], device)
         entropy = computed.entropy_M
         if not self.algorithm.needs_entropy:
             entropy = entropy.detach()
-        parts = self.algorithm.loss(micro, computed.logprobs_M, entropy, computed.values_M)
-        loss = parts.total
-        if self._warming and parts.value is not None:
-            loss = parts.value + everything
+        found = self.algorithm.loss(tokens, computed.logprobs_M, entropy, computed.values_M)
+        loss = found.loss
+        if self.algorithm.policy_waits(self.step_count):
+            loss = loss + everything  # DDP wants a gradient of every parameter
         self.accelerator.backward(loss * self.ranks.count)
-        return parts.sums, parts.maxima
+        return found.sums, found.maxima
 
     def _add(
         self,
@@ -322,13 +317,14 @@ class Learner:
         Raises:
             DivergedError: the gradient is not finite.
         """
-        if self._warming:
+        if self.algorithm.policy_waits(self.step_count):
             for parameter in self.module.lm.parameters():
                 parameter.grad = None
         norms = []
-        most = [self.settings.max_grad_norm, getattr(self.settings, "value_max_grad_norm", 0.0)]
-        rates = learning_rates(self.settings, self.step_count)
-        for group, lr, limit in zip(self.optimizer.param_groups, rates, most, strict=False):
+        value = self.algorithm.value_model
+        most = [self.settings.max_grad_norm, *([value.max_grad_norm] if value else [])]
+        rates = self._learning_rates()
+        for group, lr, limit in zip(self.optimizer.param_groups, rates, most, strict=True):
             group["lr"] = lr
             found: Any = self.accelerator.clip_grad_norm_(group["params"], limit)
             norms.append(float(found.full_tensor() if hasattr(found, "full_tensor") else found))
@@ -342,11 +338,8 @@ class Learner:
         self.optimizer.zero_grad()
         return norms
 
-    @property
-    def _warming(self) -> bool:
-        """Whether only the value model learns."""
-        settings = self.settings
-        return isinstance(settings, PPOSettings) and self.step_count < settings.value_warmup
+    def _learning_rates(self) -> list[float]:
+        return learning_rates(self.settings, self.algorithm.value_model, self.step_count)
 
     def _quiet(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Ranks add up their gradients after the last micro-batch only."""
@@ -375,7 +368,7 @@ class Learner:
         return self._computed(rows, total, with_values=False)[0]
 
     def _reference_logprobs(self, rows: Sequence[PackedRow], total: int) -> Tensor:
-        """By the first policy."""
+        """Log-probabilities by the first policy, [N]."""
         if self._reference is None:
             with without_lora(self.module.lm):
                 return self._logprobs(rows, total)
@@ -388,7 +381,7 @@ class Learner:
 
 
 def _offsets(samples: Sequence[Sample]) -> list[int]:
-    """Where each sample's tokens begin among all."""
+    """The place among all tokens at which each sample's begin."""
     ends = np.cumsum([0, *(sample.tokens for sample in samples)])
     return [int(at) for at in ends[:-1]]
 

@@ -12,7 +12,6 @@ Sources
     decoupled PPO  Hilton et al. 2021, arXiv:2110.00641, eq. 2; AReaL, arXiv:2505.24298, eq. 5
     dual clip      Ye et al. 2019, arXiv:1912.09729, eq. 5
     clip-higher    DAPO, arXiv:2503.14476, sec. 3.1
-    KL estimators  Schulman 2020, http://joschu.net/blog/kl-approx.html
     DPO            Rafailov et al. 2023, arXiv:2305.18290, eq. 7; IPO, arXiv:2310.12036, eq. 17
                    (there of sums); hinge of SLiC, arXiv:2305.10425
     KL as a loss   Liu et al. 2025, arXiv:2510.01555: k1 in the reward and k2 as a loss give the
@@ -28,18 +27,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from guerdon.trainer.common.kl_estimate import LOG_LIMIT, Estimator, kl_estimate
+
 Aggregation = Literal["token", "sequence", "constant"]
-Estimator = Literal["k1", "k2", "k3"]
 CapMode = Literal["truncate", "mask"]
 PairLoss = Literal["sigmoid", "ipo", "hinge"]
 
-LOG_LIMIT = 20.0
-"""Log-ratios are clamped to ± this before they are exponentiated."""
-
 
 @dataclass(frozen=True, slots=True)
-class LossSum:
-    """A sum of token losses, and what to log of it."""
+class TokenLoss:
+    """A sum of token losses to differentiate, and sums to log."""
 
     loss: Tensor
     """Scalar, differentiable."""
@@ -129,7 +126,7 @@ def ppo_loss(
     dual_clip: float = 0.0,
     cap: float = 2.0,
     mode: CapMode = "truncate",
-) -> LossSum:
+) -> TokenLoss:
     """Decoupled PPO: −Σ w·min(ρA, clip(ρ, 1−ε, 1+ε)A), ρ = π_θ/π_prox. With π_prox = π_μ, PPO.
 
     Args:
@@ -171,16 +168,16 @@ def ppo_loss(
         "approx_kl": importance(proximal_N, behaviour_N)
         * kl_estimate(proximal_N, logprobs_N.detach(), "k3"),
     }
-    return LossSum(loss, _sums(mask_N, sums), {"ratio_max": _largest(ratio_N, mask_N)})
+    return TokenLoss(loss, _sums(mask_N, sums), {"ratio_max": _largest(ratio_N, mask_N)})
 
 
-def nll_loss(logprobs_N: Tensor, weights_N: Tensor, mask_N: Tensor) -> LossSum:
+def nll_loss(logprobs_N: Tensor, weights_N: Tensor, mask_N: Tensor) -> TokenLoss:
     """−Σ log π_θ: supervised learning on samples, the gradient coefficient 1 for each token.
 
     Online RFT: Shao et al. 2024, arXiv:2402.03300, eq. 10 with GC = 1.
     """
     (logprobs_N,), weights_N = _masked(mask_N, weights_N, logprobs_N)
-    return LossSum(-(weights_N * logprobs_N).sum(), _sums(mask_N, {}), {})
+    return TokenLoss(-(weights_N * logprobs_N).sum(), _sums(mask_N, {}), {})
 
 
 def pair_loss(delta_K: Tensor, kind: PairLoss, beta: float) -> Tensor:
@@ -210,7 +207,7 @@ def linear_loss(
     values_N: Tensor,
     weights_N: Tensor,
     mask_N: Tensor,
-) -> LossSum:
+) -> TokenLoss:
     """Σ ℓ + s·(log π_θ − log π_prox): a loss to first order around π_prox.
 
     At π_θ = π_prox both value and gradient are the loss's own, whatever it couples.
@@ -227,7 +224,7 @@ def linear_loss(
         mask_N, weights_N, logprobs_N, proximal_N, slopes_N, values_N
     )
     loss_N = values_N + slopes_N * (logprobs_N - proximal_N)
-    return LossSum((weights_N * loss_N).sum(), _sums(mask_N, {}), {})
+    return TokenLoss((weights_N * loss_N).sum(), _sums(mask_N, {}), {})
 
 
 def value_loss(
@@ -238,7 +235,7 @@ def value_loss(
     mask_N: Tensor,
     *,
     clip: float,
-) -> LossSum:
+) -> TokenLoss:
     """½ Σ max((V−G)², (clip(V, V_old ± ε_v) − G)²).
 
     Args:
@@ -263,27 +260,7 @@ def value_loss(
         was_clipped_N = other_N > error_N
         error_N = torch.maximum(error_N, other_N)
     loss = 0.5 * (weights_N * error_N).sum()
-    return LossSum(loss, _sums(mask_N, {"value_clip_fraction": was_clipped_N}), {})
-
-
-def kl_estimate(logprobs_N: Tensor, other_N: Tensor, estimator: Estimator) -> Tensor:
-    """KL(p ‖ q) of each token, by one draw from p; estimates, not a loss (see `kl_loss`).
-
-    k1 = log p/q is unbiased and may be negative. k2 = ½k1² is biased. k3 = q/p − 1 + k1 is
-    unbiased where p covers q, and never negative.
-
-    Args:
-        logprobs_N: log p of the drawn tokens.
-        other_N: log q of them.
-        estimator: which.
-    """
-    k1_N = logprobs_N - other_N
-    if estimator == "k1":
-        return k1_N
-    if estimator == "k2":
-        return 0.5 * k1_N.square()
-    limited_N = k1_N.clamp(-LOG_LIMIT, LOG_LIMIT)
-    return torch.expm1(-limited_N) + k1_N
+    return TokenLoss(loss, _sums(mask_N, {"value_clip_fraction": was_clipped_N}), {})
 
 
 def sequence_kl(
@@ -323,7 +300,7 @@ def kl_loss(
     estimator: Estimator = "k2",
     cap: float = 2.0,
     mode: CapMode = "truncate",
-) -> LossSum:
+) -> TokenLoss:
     """KL(π_θ ‖ π_ref) as a loss: its gradient is that of each token's own divergence.
 
     The gradient of k2 is k1·∇log π_θ, whose mean over π_θ is exactly ∇KL; that of k3 is
@@ -348,17 +325,17 @@ def kl_loss(
     )
     w_N = behaviour_weight(logprobs_N.detach(), behaviour_N, cap=cap, mode=mode)
     kl_N = kl_estimate(logprobs_N, reference_N, estimator)
-    return LossSum((weights_N * w_N * kl_N).sum(), _sums(mask_N, {}), {})
+    return TokenLoss((weights_N * w_N * kl_N).sum(), _sums(mask_N, {}), {})
 
 
-def entropy_bonus(entropy_N: Tensor, weights_N: Tensor, mask_N: Tensor) -> LossSum:
+def entropy_bonus(entropy_N: Tensor, weights_N: Tensor, mask_N: Tensor) -> TokenLoss:
     """Σ H(π_θ(·|s_t)): to be subtracted from a loss.
 
     An entropy is over all tokens that could be drawn, so the drawn one needs no weight w.
     """
     (entropy_N,), weights_N = _masked(mask_N, weights_N, entropy_N)
     sums = _sums(mask_N, {"entropy": entropy_N})
-    return LossSum((weights_N * entropy_N).sum(), sums, {})
+    return TokenLoss((weights_N * entropy_N).sum(), sums, {})
 
 
 def off_policy_sums(

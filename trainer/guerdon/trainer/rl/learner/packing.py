@@ -50,7 +50,7 @@ class PackedRow:
     ids_L: Tensor
     positions_L: Tensor
     predict_M: Tensor
-    """Where in the row the hidden state is that predicts each token."""
+    """Places in the row of the hidden states that predict the tokens."""
     targets_M: Tensor
     tokens_M: Tensor
     """Each token's place among the step's N, for `Prepared.take`."""
@@ -88,7 +88,7 @@ class Unit:
     prompt_ids_P: Ints
     responses: tuple[Ints, ...]
     offsets: tuple[int, ...]
-    """Where each response's tokens begin among the step's N."""
+    """Places among the step's N tokens at which the responses begin."""
 
     @property
     def tokens(self) -> int:

@@ -25,9 +25,10 @@ from guerdon.trainer.common.language_model import (
     with_lora,
 )
 from guerdon.trainer.rl.learner import packing
+from guerdon.trainer.rl.learner.algorithms.base import ValueModel
 from guerdon.trainer.rl.learner.packing import PackedRow
 from guerdon.trainer.rl.learner.packing_check import Probe
-from guerdon.trainer.rl.settings import PPOSettings, RunSettings
+from guerdon.trainer.rl.settings import RunSettings
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +37,10 @@ CHUNK = 512
 
 
 class Computed(NamedTuple):
-    """Of the M response tokens of a row, float32 (float64 where the weights are)."""
+    """Numbers of the M response tokens of a row, float32 (float64 where the weights are)."""
 
     logprobs_M: Tensor
-    """At the sampling temperature."""
+    """log π at the sampling temperature."""
     entropy_M: Tensor
     values_M: Tensor | None
     """V of the state before each token."""
@@ -51,7 +52,7 @@ class PolicyModel(nn.Module):
     Args:
         lm: of `transformers`, perhaps with LoRA around it.
         settings: of the run.
-        value: `head`, `own` or empty for none.
+        with_values: whether there is a value model.
         own: the trunk of a value network of its own.
     """
 
@@ -59,7 +60,12 @@ class PolicyModel(nn.Module):
     """Added to all values: the mean return of the first step, whatever the head says."""
 
     def __init__(
-        self, lm: nn.Module, settings: RunSettings, value: str, own: nn.Module | None = None
+        self,
+        lm: nn.Module,
+        settings: RunSettings,
+        *,
+        with_values: bool = False,
+        own: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.lm = lm
@@ -70,7 +76,7 @@ class PolicyModel(nn.Module):
         """Whether the model's attention may be replaced; see `agrees`."""
         self.value_trunk = own
         self.value_head: nn.Linear | None = None
-        if value:
+        if with_values:
             self.value_head = nn.Linear(base_of(lm).config.get_text_config().hidden_size, 1)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
@@ -135,28 +141,26 @@ class PolicyModel(nn.Module):
 
 
 def _full(tensor: Tensor) -> Tensor:
-    """In float32, or in float64 where it is so already."""
+    """The tensor in float32, or in float64 where it is so already."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def new_policy(folder: Path, settings: RunSettings) -> PolicyModel:
-    """The policy to train.
+def new_policy(folder: Path, settings: RunSettings, value: ValueModel | None) -> PolicyModel:
+    """The policy to train, with its value model.
 
     Raises:
         TrainingError: it can't be loaded.
     """
     lm = load_lm(folder)
-    kind, own = "", None
-    if isinstance(settings, PPOSettings):
-        kind = settings.value
-        if kind == "own":
-            own = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            ).eval()
-            own.set_attn_implementation(plain_attention(own))
+    own = None
+    if value and value.kind == "own":
+        own = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        ).eval()
+        own.set_attn_implementation(plain_attention(own))
     if settings.lora_r:
         lm = with_lora(lm, settings.lora_r, settings.lora_alpha)
-    model = PolicyModel(lm, settings, kind, own)
+    model = PolicyModel(lm, settings, with_values=value is not None, own=own)
     drop_dropout(model)  # gradient checkpointing works in training mode only
     if settings.gradient_checkpointing:
         for part in (lm, own):
@@ -173,7 +177,7 @@ def frozen(folder: Path, settings: RunSettings, *, like: PolicyModel) -> PolicyM
         TrainingError: it can't be loaded.
     """
     lm: Any = load_lm(folder)
-    model = PolicyModel(lm, settings, "").requires_grad_(False)
+    model = PolicyModel(lm, settings).requires_grad_(False)
     model.packed = like.packed
     if model.packed:
         lm.set_attn_implementation(packing.PACKED)

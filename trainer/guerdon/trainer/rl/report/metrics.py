@@ -125,7 +125,7 @@ KEYS: dict[str, dict[str, str]] = {
         "eval/completions": "their completions",
     },
 }
-"""By group, every key and what it means; NAME stands for any name."""
+"""Every key of a line and what it means, by group; NAME stands for any name."""
 
 
 def describe(key: str) -> str | None:

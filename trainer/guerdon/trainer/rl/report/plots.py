@@ -213,7 +213,7 @@ def _phases(row: Mapping[str, float]) -> dict[str, float]:
 
 
 def _time(rows: Rows, path: Path) -> Path:
-    """Where each step's time went, and how idle each side was."""
+    """The picture of each step's time by phase, and of idleness."""
     rows = [row for row in rows if _phases(row)]
     steps = np.array([row["step"] for row in rows])
     idle = any(key in row for row in rows for key in IDLE)

@@ -51,7 +51,7 @@ def group_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
 def speed_metrics(
     tokens: int, spent: Mapping[str, float], seconds: float, stats: RolloutStats
 ) -> dict[str, float]:
-    """Where the step's time went.
+    """The metrics of a step's time.
 
     Args:
         tokens: response tokens that were trained on.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from guerdon.trainer.common.policy_evaluation import Evaluation, compare
 from guerdon.trainer.common.report import show_policy
+from guerdon.trainer.common.run_state import package_versions
 from guerdon.trainer.common.samples import before_and_after
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.settings import RunSettings
@@ -41,8 +41,6 @@ KEYS = {
     "kept_prompts": "prompts that they answer (rft)",
 }
 """What each key of summary.json is."""
-
-_PACKAGES = ("guerdon", "torch", "transformers", "accelerate", "numpy")
 
 
 def make_summary(
@@ -94,11 +92,6 @@ def make_summary(
         "versions": package_versions(),
         **(more or {}),
     }
-
-
-def package_versions() -> dict[str, str]:
-    """Of the packages that a run's figures come from."""
-    return {name: version(name) for name in _PACKAGES}
 
 
 def show_summary(summary: dict[str, Any], folder: RLFolder, console: Console) -> None:
@@ -164,7 +157,7 @@ def _cell(row: Mapping[str, Any], width: int) -> Text:
 
 
 def _cut(text: str, width: int) -> Text:
-    """On one line, and never read as markup."""
+    """The text on one line, never read as markup."""
     line = " ".join(text.split())
     return Text(line if len(line) <= width else line[: width - 1] + "…")
 

@@ -17,27 +17,31 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from guerdon.trainer.common import published_model as rft_model
-from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
+from guerdon.trainer.common import published_model
+from guerdon.trainer.common.errors import DataError, TrainingError
+from guerdon.trainer.common.language_model import with_lora
 from guerdon.trainer.common.monitors import warn
 from guerdon.trainer.common.policy_evaluation import Evaluation, evaluate
 from guerdon.trainer.common.run_folder import last_checkpoint
 from guerdon.trainer.common.samples import SampleTable
 from guerdon.trainer.common.services.connections import Connections
+from guerdon.trainer.common.services.drawing import Drawing, new_drawing
+from guerdon.trainer.common.services.inputs import RunInputs
 from guerdon.trainer.common.services.progress import DrawingBar
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints, Sample
 from guerdon.trainer.common.services.weights import Weights
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.common.trl.completions import response_logprobs
-from guerdon.trainer.reward.model import quiet
+from guerdon.trainer.reward.model import merged, quiet
 from guerdon.trainer.rl.folder import RLFolder
-from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
+from guerdon.trainer.rl.inputs import read_inputs, show_inputs
 from guerdon.trainer.rl.learner.rejection import keep
 from guerdon.trainer.rl.report.metrics import MetricsLog
 from guerdon.trainer.rl.report.plots import draw_plots
@@ -109,7 +113,7 @@ class RFTRun:
     def whole(self) -> dict[str, Any]:
         """All phases; the summary."""
         with self.state.phase("load"):
-            model = rft_model.load(self.inputs.policy)
+            model = published_model.load(self.inputs.policy)
         if self.state.before is None or self.scored.missing:
             asyncio.run(self._sample(model))
         kept = self._keep()
@@ -126,7 +130,7 @@ class RFTRun:
             await self._start(services)
             if self.state.before is None:
                 with self.state.phase("evaluate"):
-                    groups, other = await services.held_out(_BEFORE)
+                    groups, other = await services.held_out(self.settings.eval_samples, _BEFORE)
                     zeros = [[0.0] * len(group.samples) for group in groups]
                     self._evaluated("before", evaluate(0, groups, kl=zeros, heldout=other), groups)
             self.scored.begin()
@@ -180,7 +184,7 @@ class RFTRun:
         """Fine-tuning; how many steps it took, and the model without LoRA."""
         if self.done:
             self._say(f"resuming fine-tuning at step {self.done}")
-        model = rft_model.adapted(model, self.settings)
+        model = adapted(model, self.settings)
         with ExitStack() as stack, self.state.phase("learn") as spend:
             shown: list[Progress] = []
             before = max((row.get("sft_tokens", 0.0) for row in self.log.rows), default=0.0)
@@ -195,14 +199,14 @@ class RFTRun:
             steps = sft.fine_tune(
                 model, self.inputs.tokenizer, kept, self.settings, self.folder.checkpoints, report
             )
-        return steps, rft_model.merged(model)
+        return steps, merged(model)
 
     async def _measure(self, model: Any, steps: int) -> None:
         """Publish what was learned, and evaluate it."""
         async with self._services(model, TUNED) as services:
             await self._start(services)
             with self.state.phase("evaluate"):
-                groups, other = await services.held_out(_AFTER)
+                groups, other = await services.held_out(self.settings.eval_samples, _AFTER)
                 kl = self._divergence(model, groups)
                 self._evaluated("after", evaluate(steps, groups, kl=kl, heldout=other), groups)
             self.state.survived(services.faults)
@@ -212,7 +216,7 @@ class RFTRun:
         samples = [sample.completion for group in groups for sample in group.samples]
         how: Any = {"temperature": self.settings.temperature, "dtype": self.settings.dtype}
         ours = response_logprobs(model, samples, **how)
-        reference = rft_model.load(self.inputs.policy)
+        reference = published_model.load(self.inputs.policy)
         theirs = response_logprobs(reference, samples, **how)
         sums = iter([float((a - b).sum()) for a, b in zip(ours, theirs, strict=True)])
         return [[next(sums) for _ in group.samples] for group in groups]
@@ -234,7 +238,7 @@ class RFTRun:
         with self.state.phase("save"):
             computed = self.settings.dtype
             self.folder.publish_final(
-                lambda part: rft_model.save(
+                lambda part: published_model.save(
                     model, self.inputs.tokenizer, part, self.state.dtype, computed=computed
                 )
             )
@@ -253,20 +257,29 @@ class RFTRun:
         self.folder.write_summary(summary)
         return summary
 
-    def _services(self, model: Any, version: int) -> Connections:
+    def _services(self, model: Any, version: int) -> Connections[Drawing]:
         """Connections that live for one phase, and publish a model without LoRA."""
-        if self.settings.publish == "nccl":
-            raise SettingsError("publish is nccl, which rft can't: it is stream or shared")
 
         async def make(dtype: str, canaries: Sequence[Ints]) -> Weights:
             return await asyncio.to_thread(
-                rft_model.weights, model, version, dtype, canaries, computed=self.settings.dtype
+                published_model.weights,
+                model,
+                version,
+                dtype,
+                canaries,
+                computed=self.settings.dtype,
             )
 
-        weights = str(self.folder.path / "weights")
-        return Connections(self.settings, self.inputs, weights, make, fill=False)
+        return Connections(
+            self.settings,
+            self.inputs,
+            partial(new_drawing, self.settings, seeded=self.settings.deterministic),
+            str(self.folder.path / "weights"),
+            make,
+            publish_dtype=self.settings.publish_dtype,
+        )
 
-    async def _start(self, services: Connections) -> None:
+    async def _start(self, services: Connections[Drawing]) -> None:
         with self.state.phase("publish"):
             services.pin(self.state.rewards)
             await services.start()
@@ -283,3 +296,8 @@ class RFTRun:
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def adapted(model: Any, settings: RFTSettings) -> Any:
+    """The model with LoRA around it, where the settings say so."""
+    return with_lora(model, settings.lora_r, settings.lora_alpha) if settings.lora_r else model

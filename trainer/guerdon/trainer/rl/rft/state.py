@@ -22,7 +22,7 @@ class RFTState(RunState):
     after: dict[str, Any] | None = None
     """The tuned one."""
     dtype: str = "float32"
-    """Of the published weights, and so of the policy that is saved."""
+    """The dtype of the published weights, and so of the policy that is saved."""
 
     @classmethod
     def mend(cls, values: dict[str, Any]) -> None:

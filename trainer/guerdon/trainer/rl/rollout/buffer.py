@@ -59,7 +59,7 @@ class Buffer:
 
     @property
     def uids(self) -> frozenset[int]:
-        """Of the groups that wait."""
+        """The tasks of the groups that wait."""
         return frozenset(self._groups)
 
     def may_start(

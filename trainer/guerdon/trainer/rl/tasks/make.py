@@ -21,7 +21,7 @@ SEED = 3
 ARITHMETIC = {"train": 400, "eval": 100}
 """Rows of each split."""
 LARGEST = 30
-"""Of the numbers that are added."""
+"""The largest number that is added."""
 SHOWN = (5, 13)
 """The sum in the example, which is never asked for."""
 HELD_OUT_NEW = 3

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,
     OnlineRFTSettings,
+    OnlineSettings,
     PPOSettings,
     RLOOSettings,
-    RunSettings,
 )
 
 if TYPE_CHECKING:
     from guerdon.trainer.rl.learner.algorithms.base import Algorithm
 
 
-def build(settings: RunSettings) -> Algorithm:
-    """The algorithm that settings ask for.
+def build(settings: OnlineSettings) -> Algorithm:
+    """The algorithm that settings ask for; a new one is entered here.
 
     Raises:
         ValueError: it is not one that a learner runs (RFT fine-tunes by TRL).
@@ -29,15 +30,13 @@ def build(settings: RunSettings) -> Algorithm:
     from guerdon.trainer.rl.learner.algorithms.ppo import PPO
     from guerdon.trainer.rl.learner.algorithms.rloo import RLOO
 
-    match settings:
-        case PPOSettings():
-            return PPO(settings)
-        case GRPOSettings():
-            return GRPO(settings)
-        case RLOOSettings():
-            return RLOO(settings)
-        case OnlineRFTSettings():
-            return OnlineRFT(settings)
-        case OnlineDPOSettings():
-            return OnlineDPO(settings)
-    raise ValueError(f"no learner for {type(settings).__name__}")
+    algorithms: dict[type[OnlineSettings], Callable[[Any], Algorithm]] = {
+        PPOSettings: PPO,
+        GRPOSettings: GRPO,
+        RLOOSettings: RLOO,
+        OnlineRFTSettings: OnlineRFT,
+        OnlineDPOSettings: OnlineDPO,
+    }
+    if type(settings) not in algorithms:
+        raise ValueError(f"no learner for {type(settings).__name__}")
+    return algorithms[type(settings)](settings)

@@ -1,9 +1,8 @@
 """What the learner and an algorithm hand to each other.
 
     StepBatch    a step's samples as this process has them, before anything is learnt
-    Prepared     what the algorithm made of them, once for the step: advantages, returns
-    MicroBatch   some of its tokens, on the learner's device, with their weights in the loss
-    LossParts    what one forward pass gives: sums to differentiate and sums to log
+    Prepared     what the algorithm made of them, once for the step, token by token
+    TokenLoss    what one forward pass gives: a sum to differentiate and sums to log
 
 Tensors are flat: the samples' response tokens one after the other, with no padding and no
 prompts. Dimensions are in the names:
@@ -18,12 +17,16 @@ the tokens are cut. (DDP and FSDP average gradients: the learner multiplies by t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
+
+from guerdon.trainer.common.services.types import Sample
+from guerdon.trainer.rl.learner.losses import TokenLoss
 
 
 class Reduce(Protocol):
@@ -42,11 +45,11 @@ class Alone:
     """The only process there is."""
 
     def sum(self, values_K: Tensor) -> Tensor:
-        """The same numbers."""
+        """This process's own numbers."""
         return values_K
 
     def max(self, values_K: Tensor) -> Tensor:
-        """The same numbers."""
+        """This process's own numbers."""
         return values_K
 
 
@@ -72,69 +75,33 @@ class StepBatch:
     reference_N: Tensor | None = None
     """float32 [N]. log π_ref, by the frozen reference; needed where `needs_reference`."""
     values_N: Tensor | None = None
-    """float32 [N]. V(s_t) of the state *before* token t; needed where `needs_values`."""
+    """float32 [N]. V(s_t) of the state *before* token t; there where there is a value model."""
     mask_N: Tensor | None = None
     """bool [N]. False where a token is left out; None trains on all."""
-    kept_S: Tensor | None = None
-    """bool [S]. Online RFT: what was kept; None is all."""
-    policy_waits: bool = False
-    """Whether only the value model learns in this step."""
-    pairs_K2: Tensor | None = None
-    """int64 [K, 2]. Online DPO: places in S of each pair's better completion and worse one."""
+    samples: Sequence[Sample] = ()
+    """The S samples themselves, for algorithms that choose among them."""
+    step: int = 0
+    """Updates of the policy so far."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MicroBatch:
-    """Some tokens of a step, on the device of the forward pass."""
-
-    weights_M: Tensor
-    """float32 [M]. What each token's loss is multiplied by; 0 where it is left out."""
-    mask_M: Tensor
-    behaviour_M: Tensor
-    proximal_M: Tensor
-    advantages_M: Tensor
-    reference_M: Tensor | None
-    returns_M: Tensor | None
-    values_M: Tensor | None
-    losses_M: Tensor | None
-    kl_coef: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What the algorithm made of a step's samples. On the CPU."""
+    """What an algorithm made of a step's samples, a number for each token.
 
-    mask_N: Tensor
-    """bool [N]. The tokens that are trained on."""
-    behaviour_N: Tensor
-    proximal_N: Tensor
-    advantages_N: Tensor
-    """float32 [N]. 0 where the mask is False."""
-    reference_N: Tensor | None = None
-    returns_N: Tensor | None = None
-    """float32 [N]. What the value model is to learn."""
-    values_N: Tensor | None = None
-    """float32 [N]. The values before the step."""
-    losses_N: Tensor | None = None
-    """float32 [N]. Online DPO: the token's share of the loss before the step."""
-    kl_coef: float = 0.0
-    """β of this step."""
-    metrics: dict[str, float] = field(default_factory=dict)
+    An algorithm adds the tensors that its loss needs. They are [N] and on the CPU; of those that
+    `take` gives, [M] and where the forward pass is.
+    """
+
+    mask: Tensor
+    """bool. The tokens that are trained on."""
+    learnable: Tensor
+    """bool. Those of which anything can be learnt but by regularisation."""
+    weights: Tensor | None = None
+    """float32. The factors of the tokens' losses, from `take`; 0 where one is left out."""
+    metrics: dict[str, float]
     """Keys of `metrics.KEYS`, over all processes."""
 
-    def teaches(self, tokens_M: Tensor) -> bool:
-        """Whether anything can be learnt of these tokens (places in N) but by regularisation.
-
-        A value model learns of every token, a policy of those with an advantage.
-        """
-        mask_M = self.mask_N[tokens_M]
-        if self.returns_N is None:
-            mask_M = mask_M & (self.advantages_N[tokens_M] != 0)
-        return bool(mask_M.any())
-
-    def take(
-        self, tokens_M: Tensor, weights_M: Tensor, device: torch.device | str = "cpu"
-    ) -> MicroBatch:
+    def take(self, tokens_M: Tensor, weights_M: Tensor, device: torch.device | str = "cpu") -> Self:
         """Some of the tokens, for one forward pass.
 
         Args:
@@ -142,112 +109,102 @@ class Prepared:
             weights_M: of these tokens, from `Algorithm.weights`.
             device: where the log-probabilities will be.
         """
-
-        def pick(tensor_N: Tensor | None) -> Tensor | None:
-            return None if tensor_N is None else tensor_N[tokens_M].to(device)
-
-        return MicroBatch(
-            weights_M=weights_M.to(device),
-            mask_M=self.mask_N[tokens_M].to(device),
-            behaviour_M=self.behaviour_N[tokens_M].to(device),
-            proximal_M=self.proximal_N[tokens_M].to(device),
-            advantages_M=self.advantages_N[tokens_M].to(device),
-            reference_M=pick(self.reference_N),
-            returns_M=pick(self.returns_N),
-            values_M=pick(self.values_N),
-            losses_M=pick(self.losses_N),
-            kl_coef=self.kl_coef,
-        )
+        taken: dict[str, Any] = {"weights": weights_M.to(device)}
+        for field in fields(self):
+            tensor_N = getattr(self, field.name)
+            if isinstance(tensor_N, Tensor):
+                taken[field.name] = tensor_N[tokens_M].to(device)
+        return replace(self, **taken)
 
 
-@dataclass(frozen=True, slots=True)
-class LossParts:
-    """What one forward pass gives. Everything adds up over micro-batches and processes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueModel:
+    """The value model that an algorithm trains beside the policy."""
 
-    policy: Tensor
-    """Scalar, differentiable: the policy's loss, with its KL and entropy parts."""
-    value: Tensor | None
-    """Scalar, differentiable: the value model's loss times its coefficient."""
-    sums: dict[str, Tensor]
-    """Detached scalars to add up over micro-batches and processes."""
-    maxima: dict[str, Tensor]
-    """Detached scalars of which the largest counts."""
-
-    @property
-    def total(self) -> Tensor:
-        """What to differentiate, unless only the value model is to learn."""
-        return self.policy if self.value is None else self.policy + self.value
+    kind: Literal["head", "own"]
+    """A linear head on the policy's last hidden states, or a network of its own."""
+    learning_rate: float
+    """Peak learning rate."""
+    max_grad_norm: float
+    """Gradient clipping, by the norm over the value model's own weights."""
+    warmup: int
+    """First steps in which it learns and the policy waits."""
 
 
-class Algorithm(Protocol):
+class Algorithm(ABC):
     """One way to learn from rewards. A step of the learner goes:
 
     prepared = algorithm.prepare(batch, reduce)
     for every epoch, for every minibatch of whole samples:
         weights = algorithm.weights(its lengths_S, its mask, reduce)
-        unless the prepared tokens of the minibatch teach something, on any rank: leave it out
+        unless a token of the minibatch is learnable, on any rank: leave it out
         for every micro-batch of it:
-            parts = algorithm.loss(prepared.take(...), logprobs, entropy, values)
-            parts.total.backward()
+            found = algorithm.loss(prepared.take(...), logprobs, entropy, values)
+            found.loss.backward()
         optimiser step
     metrics = prepared.metrics | summarise(sums, maxima, updates)
     """
 
-    needs_values: bool
-    """Whether there is a value model."""
-    needs_reference: bool
+    value_model: ValueModel | None = None
+    """The value model beside the policy, where there is one."""
+    needs_reference: bool = False
     """Whether `StepBatch.reference_N` must be there."""
-    needs_proximal: bool
+    needs_proximal: bool = True
     """Whether log π_prox is used; else the learner may give log π_μ in its place."""
-    needs_entropy: bool
+    needs_entropy: bool = False
     """Whether the entropy given to `loss` must be differentiable (else it is only logged)."""
-    epochs: int
+    epochs: int = 1
     """Passes over a step's samples."""
-    minibatches: int
+    minibatches: int = 1
     """Optimiser steps in a pass."""
+    implied_reward: ClassVar[bool] = False
+    """Whether the trained policy is a reward model too: `settings.beta` · log(π/π_ref)."""
 
+    def policy_waits(self, step: int) -> bool:
+        """Whether only the value model learns, after so many updates."""
+        return self.value_model is not None and step < self.value_model.warmup
+
+    @abstractmethod
     def prepare(self, batch: StepBatch, reduce: Reduce) -> Prepared:
-        """Advantages and returns, once for the step. Moves β and the running reward scale.
+        """What is learnt from the samples, once for the step. Moves β and the reward scale.
 
         Raises:
             ValueError: a reward, log-probability or value is not finite.
         """
-        ...
 
+    @abstractmethod
     def weights(self, lengths_S: Tensor, mask_N: Tensor, reduce: Reduce) -> Tensor:
-        """What each token of one optimiser step's samples weighs in its loss, float32 [N].
+        """The factor of each token of one optimiser step's samples in its loss, float32 [N].
 
         Args:
             lengths_S: of this process's samples in the optimiser step.
-            mask_N: `Prepared.mask_N` of their tokens, sample after sample.
+            mask_N: `Prepared.mask` of their tokens, sample after sample.
             reduce: counts over all processes.
         """
-        ...
 
+    @abstractmethod
     def loss(
         self,
-        micro: MicroBatch,
+        tokens: Any,
         logprobs_M: Tensor,
         entropy_M: Tensor | None = None,
         values_M: Tensor | None = None,
-    ) -> LossParts:
-        """The loss of some tokens, summed.
+    ) -> TokenLoss:
+        """The loss of some tokens, summed. Everything adds up over micro-batches and processes.
 
         Args:
-            micro: the tokens.
+            tokens: of what `prepare` gave.
             logprobs_M: float, differentiable: log π_θ at the sampling temperature.
             entropy_M: float: of the whole next-token distribution; None where it isn't computed.
             values_M: float, differentiable: V(s_t) by the value model as it is now.
         """
-        ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes from step to step: numbers and strings."""
-        ...
+        """Numbers and strings that change from step to step."""
+        return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most have none
         """Go on from a `state_dict`."""
-        ...
 
 
 _PER_UPDATE = frozenset({"loss", "policy_loss", "value_loss", "kl_loss"})
@@ -256,11 +213,11 @@ _PER_UPDATE = frozenset({"loss", "policy_loss", "value_loss", "kl_loss"})
 def summarise(
     sums: Mapping[str, float], maxima: Mapping[str, float], updates: int
 ) -> dict[str, float]:
-    """The metrics of a step from what its `LossParts` add up to, by the keys of `metrics.KEYS`.
+    """The metrics of a step from what its `TokenLoss`es add up to, by the keys of `metrics.KEYS`.
 
     Args:
-        sums: `LossParts.sums` over all micro-batches, optimiser steps and processes.
-        maxima: likewise the largest of `LossParts.maxima`.
+        sums: `TokenLoss.sums` over all micro-batches, optimiser steps and processes.
+        maxima: likewise the largest of `TokenLoss.maxima`.
         updates: optimiser steps that they are over.
     """
     tokens = max(sums.get("tokens", 0.0), 1.0)

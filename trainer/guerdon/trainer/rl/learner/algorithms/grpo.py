@@ -16,14 +16,14 @@ from guerdon.trainer.rl.settings import GRPOSettings
 
 
 class GRPO(PolicyGradient):
-    """See the module."""
+    """The clipped loss with advantages relative to the group."""
 
     def __init__(self, settings: GRPOSettings) -> None:
         super().__init__(settings)
         self._settings = settings
 
     def advantages(self, step: Step) -> Advantages:
-        """Relative to the group, the same for every token of a completion."""
+        """A completion's advantage relative to its group, for each of its tokens."""
         advantages_S = group_advantages(
             step.rewards_S, step.groups_S, scale_by_std=self._settings.scale_by_std
         )

@@ -1,13 +1,15 @@
-"""What algorithms check and measure of a step's tokens, before they learn from them."""
+"""Checks, measures and groups of a step's samples, which algorithms share."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from guerdon.trainer.common.kl_estimate import kl_estimate
+from guerdon.trainer.common.services.types import Group, PromptRow, Task
 from guerdon.trainer.rl.learner.advantages import require_finite
 from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Reduce, StepBatch
-from guerdon.trainer.rl.learner.losses import importance, kl_estimate, off_policy_sums, sequence_kl
+from guerdon.trainer.rl.learner.losses import importance, off_policy_sums, sequence_kl
 
 
 def mask_of(batch: StepBatch) -> Tensor:
@@ -15,6 +17,17 @@ def mask_of(batch: StepBatch) -> Tensor:
     if batch.mask_N is None:
         return torch.ones(len(batch.behaviour_N), dtype=torch.bool)
     return batch.mask_N
+
+
+def groups_of(batch: StepBatch) -> dict[int, Group]:
+    """The samples of a step by their prompt's number in `groups_S`."""
+    found: dict[int, Group] = {}
+    for sample, place in zip(batch.samples, batch.groups_S.tolist(), strict=True):
+        if place not in found:
+            task = Task(sample.task_uid, PromptRow(0, ()), sample.prompt_ids_P)
+            found[place] = Group(task, [])
+        found[place].samples.append(sample)
+    return found
 
 
 def check(batch: StepBatch, mask_N: Tensor, algorithm: Algorithm) -> None:
@@ -30,7 +43,7 @@ def check(batch: StepBatch, mask_N: Tensor, algorithm: Algorithm) -> None:
         "value": batch.values_N,
     }
     assert batch.reference_N is not None or not algorithm.needs_reference
-    assert batch.values_N is not None or not algorithm.needs_values
+    assert batch.values_N is not None or algorithm.value_model is None
     assert int(batch.lengths_S.sum()) == len(mask_N)
     for what, tensor_N in given.items():
         if tensor_N is not None:

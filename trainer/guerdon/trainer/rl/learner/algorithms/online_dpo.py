@@ -23,66 +23,90 @@ A reward model never doubts: then no margin is enough for the sigmoid, and the p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from guerdon.trainer.common.pair_selection import pick_pairs
 from guerdon.trainer.rl.learner.advantages import require_finite
-from guerdon.trainer.rl.learner.algorithms.base import (
-    LossParts,
-    MicroBatch,
-    Prepared,
-    Reduce,
-    StepBatch,
+from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, Reduce, StepBatch
+from guerdon.trainer.rl.learner.algorithms.measured import (
+    check,
+    divergence,
+    groups_of,
+    mask_of,
+    off_policy,
 )
-from guerdon.trainer.rl.learner.algorithms.measured import check, divergence, mask_of, off_policy
-from guerdon.trainer.rl.learner.losses import entropy_bonus, linear_loss, pair_loss, segment_sum
+from guerdon.trainer.rl.learner.losses import (
+    TokenLoss,
+    entropy_bonus,
+    linear_loss,
+    pair_loss,
+    segment_sum,
+)
+from guerdon.trainer.rl.learner.rejection import earned
 from guerdon.trainer.rl.settings import OnlineDPOSettings
 
 
-class OnlineDPO:
-    """See the module, and `Algorithm`."""
+@dataclass(frozen=True, kw_only=True)
+class Paired(Prepared):
+    """What the loss of pairs needs of each token."""
 
-    needs_values = False
+    proximal: Tensor
+    slopes: Tensor
+    """float32. The loss's derivative by the token's log-probability, before the step."""
+    losses: Tensor
+    """float32. The token's share of the loss before the step."""
+
+
+class OnlineDPO(Algorithm):
+    """DPO's loss on pairs of a prompt's completions."""
+
     needs_reference = True
-    needs_proximal = True
-    needs_entropy = False
-    epochs = 1
-    minibatches = 1
+    implied_reward = True
 
     def __init__(self, settings: OnlineDPOSettings) -> None:
         self._settings = settings
 
-    def prepare(self, batch: StepBatch, reduce: Reduce) -> Prepared:
+    def prepare(self, batch: StepBatch, reduce: Reduce) -> Paired:
         """The pairs' losses, and the slopes of the tokens of their completions."""
         mask_N = mask_of(batch)
         check(batch, mask_N, self)
         require_finite("reward", batch.rewards_S)
         assert batch.reference_N is not None
-        assert batch.pairs_K2 is not None
+        pairs_K2 = self.pairs(batch)
         ratio_N = (batch.proximal_N.double() - batch.reference_N.double()).where(mask_N, 0.0)
         ratios_S = segment_sum(ratio_N, batch.lengths_S)
         tokens_S = segment_sum(mask_N.double(), batch.lengths_S).clamp(min=1.0)
-        pairs = reduce.sum(torch.tensor([len(batch.pairs_K2)], dtype=torch.float64)).item()
-        losses_S, slopes_S, in_pair_S = self._of_pairs(batch.pairs_K2, ratios_S, tokens_S, pairs)
+        pairs = reduce.sum(torch.tensor([len(pairs_K2)], dtype=torch.float64)).item()
+        losses_S, slopes_S, in_pair_S = self._of_pairs(pairs_K2, ratios_S, tokens_S, pairs)
         metrics = off_policy(batch, mask_N, math.inf, reduce)
         del metrics["capped_fraction"]  # no weight is used, so none is capped
         metrics |= divergence(batch, batch.reference_N, mask_N, reduce)[0]
-        metrics |= self._measure(batch, ratios_S, reduce)
+        metrics |= self._measure(batch, pairs_K2, ratios_S, reduce)
 
         def spread(values_S: Tensor) -> Tensor:
             return values_S.repeat_interleave(batch.lengths_S).to(batch.proximal_N.dtype)
 
-        return Prepared(
-            mask_N=mask_N & in_pair_S.repeat_interleave(batch.lengths_S),
-            behaviour_N=batch.behaviour_N,
-            proximal_N=batch.proximal_N,
-            advantages_N=-spread(slopes_S),
-            losses_N=spread(losses_S / tokens_S),
+        mask_N = mask_N & in_pair_S.repeat_interleave(batch.lengths_S)
+        slopes_N = spread(slopes_S)
+        return Paired(
+            mask=mask_N,
+            learnable=mask_N & (slopes_N != 0),
+            proximal=batch.proximal_N,
+            slopes=slopes_N,
+            losses=spread(losses_S / tokens_S),
             metrics=metrics,
         )
+
+    def pairs(self, batch: StepBatch) -> Tensor:
+        """Places in S of each pair's better completion and worse one, int64 [K, 2]."""
+        at = {id(sample): place for place, sample in enumerate(batch.samples)}
+        groups = list(groups_of(batch).values())
+        picked = pick_pairs(groups, self._settings, lambda sample: earned(sample, self._settings))
+        pairs = [[at[id(better)], at[id(worse)]] for _, better, worse in picked.pairs]
+        return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
     def weights(self, lengths_S: Tensor, mask_N: Tensor, reduce: Reduce) -> Tensor:
         """1: the mean over the step's pairs is in the slopes, for there is one update."""
@@ -90,38 +114,26 @@ class OnlineDPO:
 
     def loss(
         self,
-        micro: MicroBatch,
+        tokens: Paired,
         logprobs_M: Tensor,
         entropy_M: Tensor | None = None,
         values_M: Tensor | None = None,
-    ) -> LossParts:
+    ) -> TokenLoss:
         """The tokens' share of the pairs' loss."""
-        assert micro.losses_M is not None
+        assert tokens.weights is not None
         found = linear_loss(
-            logprobs_M,
-            micro.proximal_M,
-            -micro.advantages_M,
-            micro.losses_M,
-            micro.weights_M,
-            micro.mask_M,
+            logprobs_M, tokens.proximal, tokens.slopes, tokens.losses, tokens.weights, tokens.mask
         )
         loss = found.loss.detach()
         sums = found.sums | {"loss": loss, "policy_loss": loss}
         if entropy_M is not None:
-            sums |= entropy_bonus(entropy_M.detach(), micro.weights_M, micro.mask_M).sums
-        return LossParts(found.loss, None, sums, {})
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing changes."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take."""
+            sums |= entropy_bonus(entropy_M.detach(), tokens.weights, tokens.mask).sums
+        return TokenLoss(found.loss, sums, {})
 
     def _of_pairs(
         self, pairs_K2: Tensor, ratios_S: Tensor, tokens_S: Tensor, pairs: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each completion: its part of the loss, the slope of its tokens, if it is in a pair.
+        """Each completion's part of the loss, slope of its tokens, and whether it is in a pair.
 
         Args:
             pairs_K2: of this process.
@@ -145,10 +157,11 @@ class OnlineDPO:
         in_pair_S = gather(torch.ones_like(loss_K), torch.ones_like(loss_K)) > 0
         return gather(loss_K / 2, loss_K / 2), gather(slope_K, -slope_K) * scale_S, in_pair_S
 
-    def _measure(self, batch: StepBatch, ratios_S: Tensor, reduce: Reduce) -> dict[str, float]:
-        """What the pairs say, over all processes."""
-        assert batch.pairs_K2 is not None
-        chosen_K, rejected_K = batch.pairs_K2.unbind(1)
+    def _measure(
+        self, batch: StepBatch, pairs_K2: Tensor, ratios_S: Tensor, reduce: Reduce
+    ) -> dict[str, float]:
+        """Metrics of the pairs, over all processes."""
+        chosen_K, rejected_K = pairs_K2.unbind(1)
         implied_S = self._settings.beta * ratios_S
         margin_K = implied_S[chosen_K] - implied_S[rejected_K]
         lengths_S, rewards_S = batch.lengths_S, batch.rewards_S
@@ -162,7 +175,9 @@ class OnlineDPO:
         }
         paired, prompts = (set(of.tolist()) for of in (batch.groups_S[chosen_K], batch.groups_S))
         counts = [len(chosen_K), len(paired), len(prompts)]
-        local = torch.tensor([*counts, *(float(value) for value in sums.values())]).double()
+        local = torch.tensor(
+            [*counts, *(float(value) for value in sums.values())], dtype=torch.float64
+        )
         pairs, with_pair, asked, *totals = reduce.sum(local).tolist()
         found = {"pairs": pairs, "paired": with_pair / max(asked, 1.0)}
         if pairs:

@@ -9,61 +9,63 @@ no weight π_prox/π_μ applies; how far the two are apart is logged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from guerdon.trainer.rl.learner.algorithms.base import (
-    LossParts,
-    MicroBatch,
-    Prepared,
-    Reduce,
-    StepBatch,
-)
-from guerdon.trainer.rl.learner.algorithms.measured import mask_of
+from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, Reduce, StepBatch
+from guerdon.trainer.rl.learner.algorithms.measured import groups_of, mask_of
 from guerdon.trainer.rl.learner.losses import (
+    TokenLoss,
     entropy_bonus,
     nll_loss,
     off_policy_sums,
     token_weights,
 )
+from guerdon.trainer.rl.learner.rejection import keep
 from guerdon.trainer.rl.settings import OnlineRFTSettings
 
 
-class OnlineRFT:
-    """See the module, and `Algorithm`."""
+@dataclass(frozen=True, kw_only=True)
+class Accepted(Prepared):
+    """What the likelihood of accepted completions needs of each token."""
 
-    needs_values = False
-    needs_reference = False
+    behaviour: Tensor
+
+
+class OnlineRFT(Algorithm):
+    """The likelihood of the completions that a rule accepts."""
+
     needs_proximal = False
-    needs_entropy = False
-    epochs = 1
-    minibatches = 1
 
     def __init__(self, settings: OnlineRFTSettings) -> None:
         self._settings = settings
 
-    def prepare(self, batch: StepBatch, reduce: Reduce) -> Prepared:
-        """Masks what was not kept."""
-        mask_N = mask_of(batch)
-        metrics = {}
-        if batch.kept_S is not None:
-            mask_N = mask_N & batch.kept_S.repeat_interleave(batch.lengths_S)
-            counts = torch.tensor([batch.kept_S.sum(), len(batch.kept_S)], dtype=torch.float64)
-            kept, samples = reduce.sum(counts).tolist()
-            metrics["accepted"] = kept / max(samples, 1.0)
-        return Prepared(
-            mask_N=mask_N,
-            behaviour_N=batch.behaviour_N,
-            proximal_N=batch.proximal_N,
-            advantages_N=mask_N.to(batch.behaviour_N.dtype),
-            metrics=metrics,
+    def prepare(self, batch: StepBatch, reduce: Reduce) -> Accepted:
+        """Masks what was not accepted."""
+        kept_S = self.accepted(batch)
+        mask_N = mask_of(batch) & kept_S.repeat_interleave(batch.lengths_S)
+        counts = torch.tensor([kept_S.sum(), len(kept_S)], dtype=torch.float64)
+        kept, samples = reduce.sum(counts).tolist()
+        return Accepted(
+            mask=mask_N,
+            learnable=mask_N,
+            behaviour=batch.behaviour_N,
+            metrics={"accepted": kept / max(samples, 1.0)},
         )
 
+    def accepted(self, batch: StepBatch) -> Tensor:
+        """Whether each sample is trained on, bool [S]: by the rule of the settings."""
+        kept: set[int] = set()
+        for place, group in groups_of(batch).items():
+            rng = np.random.default_rng([self._settings.seed, batch.step, place])
+            kept |= {id(sample) for sample in keep([group], self._settings, rng)}
+        return torch.tensor([id(sample) in kept for sample in batch.samples], dtype=torch.bool)
+
     def weights(self, lengths_S: Tensor, mask_N: Tensor, reduce: Reduce) -> Tensor:
-        """The mean over all kept tokens."""
+        """One over the number of accepted tokens, for their mean."""
         n_tokens = reduce.sum(mask_N.sum().to(torch.float64).reshape(1)).item()
         weights_N = token_weights(
             lengths_S,
@@ -77,26 +79,20 @@ class OnlineRFT:
 
     def loss(
         self,
-        micro: MicroBatch,
+        tokens: Accepted,
         logprobs_M: Tensor,
         entropy_M: Tensor | None = None,
         values_M: Tensor | None = None,
-    ) -> LossParts:
-        """Negative log-likelihood of the kept tokens."""
-        likelihood = nll_loss(logprobs_M, micro.weights_M, micro.mask_M)
+    ) -> TokenLoss:
+        """Negative log-likelihood of the accepted tokens."""
+        assert tokens.weights is not None
+        likelihood = nll_loss(logprobs_M, tokens.weights, tokens.mask)
         apart, largest = off_policy_sums(
-            logprobs_M.detach(), micro.behaviour_M, micro.mask_M, cap=float("inf")
+            logprobs_M.detach(), tokens.behaviour, tokens.mask, cap=float("inf")
         )
         loss = likelihood.loss.detach()
         sums = likelihood.sums | {"loss": loss, "policy_loss": loss}
         sums |= {"mismatch_kl": apart["k3"], "weight": apart["weight"]}
         if entropy_M is not None:
-            sums |= entropy_bonus(entropy_M.detach(), micro.weights_M, micro.mask_M).sums
-        return LossParts(likelihood.loss, None, sums, {"weight_max": largest})
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing changes."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take."""
+            sums |= entropy_bonus(entropy_M.detach(), tokens.weights, tokens.mask).sums
+        return TokenLoss(likelihood.loss, sums, {"weight_max": largest})

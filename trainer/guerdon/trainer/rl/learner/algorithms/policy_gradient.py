@@ -5,14 +5,15 @@ They differ in their advantages only, and PPO in its value model.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from guerdon.trainer.common.kl_estimate import kl_estimate
 from guerdon.trainer.rl.learner.advantages import (
     Moments,
     RunningMoments,
@@ -20,18 +21,12 @@ from guerdon.trainer.rl.learner.advantages import (
     shape_rewards,
     whiten,
 )
-from guerdon.trainer.rl.learner.algorithms.base import (
-    LossParts,
-    MicroBatch,
-    Prepared,
-    Reduce,
-    StepBatch,
-)
+from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, Reduce, StepBatch
 from guerdon.trainer.rl.learner.algorithms.measured import check, divergence, mask_of, off_policy
 from guerdon.trainer.rl.learner.kl import AdaptiveKL, FixedKL, KLController
 from guerdon.trainer.rl.learner.losses import (
+    TokenLoss,
     entropy_bonus,
-    kl_estimate,
     kl_loss,
     ppo_loss,
     segment_sum,
@@ -62,19 +57,40 @@ class Advantages:
     returns_N: Tensor | None = None
 
 
-class PolicyGradient(ABC):
-    """An algorithm over the clipped loss; see `Algorithm`.
+@dataclass(frozen=True, kw_only=True)
+class Clipped(Prepared):
+    """What the clipped loss needs of each token."""
+
+    behaviour: Tensor
+    proximal: Tensor
+    advantages: Tensor
+    """float32. 0 where the mask is False."""
+    reference: Tensor | None
+    kl_coef: float
+    """β of this step."""
+    returns: Tensor | None
+    """float32. The aims of the value model."""
+    old_values: Tensor | None
+    """float32. The values before the step."""
+    policy_waits: bool
+    """Whether only the value model learns."""
+
+
+class PolicyGradient(Algorithm):
+    """An algorithm over the clipped loss.
 
     Args:
-        settings: all of them.
+        settings: those of the algorithm.
+        kl_in: whether β·KL is taken from the rewards or added to the loss.
     """
 
-    needs_values = False
-    needs_proximal = True
     whiten = False
 
-    def __init__(self, settings: PolicyGradientSettings) -> None:
+    def __init__(
+        self, settings: PolicyGradientSettings, *, kl_in: Literal["reward", "loss"] = "loss"
+    ) -> None:
         self._base = settings
+        self._kl_in = kl_in
         self.epochs = settings.epochs
         self.minibatches = settings.minibatches
         self.needs_reference = settings.kl_coef > 0
@@ -90,7 +106,7 @@ class PolicyGradient(ABC):
     def advantages(self, step: Step) -> Advantages:
         """A of each token, before whitening."""
 
-    def prepare(self, batch: StepBatch, reduce: Reduce) -> Prepared:
+    def prepare(self, batch: StepBatch, reduce: Reduce) -> Clipped:
         """See `Algorithm.prepare`."""
         mask_N = mask_of(batch)
         check(batch, mask_N, self)
@@ -115,15 +131,19 @@ class PolicyGradient(ABC):
         dtype = batch.proximal_N.dtype
         advantages_N = advantages_N.to(dtype)
         metrics |= self._divergence(batch, mask_N, advantages_N, reduce)
-        return Prepared(
-            mask_N=mask_N,
-            behaviour_N=batch.behaviour_N,
-            proximal_N=batch.proximal_N,
-            advantages_N=advantages_N,
-            reference_N=batch.reference_N,
-            returns_N=None if made.returns_N is None else made.returns_N.to(dtype),
-            values_N=batch.values_N,
+        # A value model learns of every token, a policy of those with an advantage.
+        learnable_N = mask_N if self.value_model else mask_N & (advantages_N != 0)
+        return Clipped(
+            mask=mask_N,
+            learnable=learnable_N,
+            behaviour=batch.behaviour_N,
+            proximal=batch.proximal_N,
+            advantages=advantages_N,
+            reference=batch.reference_N,
             kl_coef=kl_coef,
+            returns=None if made.returns_N is None else made.returns_N.to(dtype),
+            old_values=batch.values_N,
+            policy_waits=self.policy_waits(batch.step),
             metrics=metrics,
         )
 
@@ -143,21 +163,22 @@ class PolicyGradient(ABC):
 
     def loss(
         self,
-        micro: MicroBatch,
+        tokens: Clipped,
         logprobs_M: Tensor,
         entropy_M: Tensor | None = None,
         values_M: Tensor | None = None,
-    ) -> LossParts:
+    ) -> TokenLoss:
         """See `Algorithm.loss`."""
-        settings = self._base
+        settings, weights, mask = self._base, tokens.weights, tokens.mask
+        assert weights is not None
         capped: Any = {"cap": settings.behaviour_cap, "mode": settings.behaviour_mode}
         clipped = ppo_loss(
             logprobs_M,
-            micro.proximal_M,
-            micro.behaviour_M,
-            micro.advantages_M,
-            micro.weights_M,
-            micro.mask_M,
+            tokens.proximal,
+            tokens.behaviour,
+            tokens.advantages,
+            weights,
+            mask,
             clip=settings.clip,
             clip_high=settings.clip_high,
             dual_clip=settings.dual_clip,
@@ -165,28 +186,22 @@ class PolicyGradient(ABC):
         )
         loss, sums = clipped.loss, dict(clipped.sums)
         sums["policy_loss"] = clipped.loss.detach()
-        if settings.kl_in == "loss" and self.needs_reference:
-            assert micro.reference_M is not None
+        if self._kl_in == "loss" and tokens.reference is not None:
             divergence = kl_loss(
-                logprobs_M,
-                micro.reference_M,
-                micro.behaviour_M,
-                micro.weights_M,
-                micro.mask_M,
-                **capped,
+                logprobs_M, tokens.reference, tokens.behaviour, weights, mask, **capped
             )
-            loss = loss + micro.kl_coef * divergence.loss
+            loss = loss + tokens.kl_coef * divergence.loss
             sums["kl_loss"] = divergence.loss.detach()
         if entropy_M is not None:
-            bonus = entropy_bonus(entropy_M, micro.weights_M, micro.mask_M)
+            bonus = entropy_bonus(entropy_M, weights, mask)
             sums |= bonus.sums
             if settings.entropy_coef:
                 loss = loss - settings.entropy_coef * bonus.loss
         sums["loss"] = loss.detach()
-        return LossParts(loss, None, sums, clipped.maxima)
+        return TokenLoss(loss, sums, clipped.maxima)
 
     def state_dict(self) -> dict[str, Any]:
-        """β and the moments of rewards."""
+        """β and the moments of rewards, which change from step to step."""
         return {"kl": self._kl.state_dict(), "rewards": self._rewards.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -214,7 +229,7 @@ class PolicyGradient(ABC):
 
     def _penalty(self, batch: StepBatch, kl_coef: float) -> Tensor | None:
         """β·k1 of each token by the trainer's own numbers, where KL is in the reward."""
-        if self._base.kl_in != "reward" or batch.reference_N is None:
+        if self._kl_in != "reward" or batch.reference_N is None:
             return None
         return kl_coef * kl_estimate(batch.proximal_N, batch.reference_N, "k1").double()
 
@@ -229,7 +244,7 @@ class PolicyGradient(ABC):
             return {}
         metrics, samples = divergence(batch, batch.reference_N, mask_N, reduce)
         beta = self._kl.value
-        moves = bool((advantages_N != 0).any()) and not batch.policy_waits
+        moves = bool((advantages_N != 0).any()) and not self.policy_waits(batch.step)
         if samples and reduce.max(torch.tensor([moves], dtype=torch.float64)).item():
             self._kl.update(metrics["kl"], samples)
         return metrics | {"kl_coef": beta}
@@ -244,8 +259,9 @@ def _value_metrics(
     of_returns: Moments = moments(returns_N, mask_N, reduce)
     of_errors = moments(returns_N - values_N.double(), mask_N, reduce)
     spread = of_returns.variance
+    varied = spread > 1e-12 * of_returns.mean**2  # below, it is rounding
     return {
         "returns": of_returns.mean,
         "value": of_returns.mean - of_errors.mean,
-        "explained_variance": 1.0 - of_errors.variance / spread if spread > 0 else 0.0,
+        "explained_variance": 1.0 - of_errors.variance / spread if varied else 0.0,
     }

@@ -8,26 +8,33 @@ Schulman et al. 2017, arXiv:1707.06347; Hilton et al. 2021, arXiv:2110.00641.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from guerdon.trainer.rl.learner.advantages import gae, token_rewards
-from guerdon.trainer.rl.learner.algorithms.base import LossParts, MicroBatch
-from guerdon.trainer.rl.learner.algorithms.policy_gradient import Advantages, PolicyGradient, Step
-from guerdon.trainer.rl.learner.losses import value_loss
+from guerdon.trainer.rl.learner.algorithms.base import ValueModel
+from guerdon.trainer.rl.learner.algorithms.policy_gradient import (
+    Advantages,
+    Clipped,
+    PolicyGradient,
+    Step,
+)
+from guerdon.trainer.rl.learner.losses import TokenLoss, value_loss
 from guerdon.trainer.rl.settings import PPOSettings
 
 
 class PPO(PolicyGradient):
-    """See the module."""
-
-    needs_values = True
+    """The clipped loss with advantages by GAE, and a value model that learns the returns."""
 
     def __init__(self, settings: PPOSettings) -> None:
-        super().__init__(settings)
+        super().__init__(settings, kl_in=settings.kl_in)
         self._settings = settings
         self.whiten = settings.whiten
+        self.value_model = ValueModel(
+            kind=settings.value,
+            learning_rate=settings.value_learning_rate,
+            max_grad_norm=settings.value_max_grad_norm,
+            warmup=settings.value_warmup,
+        )
 
     def advantages(self, step: Step) -> Advantages:
         """GAE over the token rewards; returns are taken before whitening."""
@@ -46,26 +53,28 @@ class PPO(PolicyGradient):
 
     def loss(
         self,
-        micro: MicroBatch,
+        tokens: Clipped,
         logprobs_M: Tensor,
         entropy_M: Tensor | None = None,
         values_M: Tensor | None = None,
-    ) -> LossParts:
-        """The clipped loss, and the value model's."""
+    ) -> TokenLoss:
+        """The clipped loss, and the value model's, which is alone while the policy waits."""
         assert values_M is not None
-        assert micro.values_M is not None
-        assert micro.returns_M is not None
-        policy = super().loss(micro, logprobs_M, entropy_M)
+        assert tokens.old_values is not None
+        assert tokens.returns is not None
+        assert tokens.weights is not None
+        policy = super().loss(tokens, logprobs_M, entropy_M)
         critic = value_loss(
             values_M,
-            micro.values_M,
-            micro.returns_M,
-            micro.weights_M,
-            micro.mask_M,
+            tokens.old_values,
+            tokens.returns,
+            tokens.weights,
+            tokens.mask,
             clip=self._settings.clip_value,
         )
         scaled = self._settings.value_coef * critic.loss
         sums = policy.sums | critic.sums
         sums["value_loss"] = critic.loss.detach()
         sums["loss"] = policy.sums["loss"] + scaled.detach()
-        return replace(policy, value=scaled, sums=sums)
+        loss = scaled if tokens.policy_waits else policy.loss + scaled
+        return TokenLoss(loss, sums, policy.maxima)

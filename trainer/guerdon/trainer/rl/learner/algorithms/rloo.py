@@ -14,13 +14,17 @@ import torch
 from guerdon.trainer.rl.learner.advantages import leave_one_out
 from guerdon.trainer.rl.learner.algorithms.policy_gradient import Advantages, PolicyGradient, Step
 from guerdon.trainer.rl.learner.losses import segment_sum
+from guerdon.trainer.rl.settings import RLOOSettings
 
 
 class RLOO(PolicyGradient):
-    """See the module."""
+    """The clipped loss with advantages over the mean of the others."""
+
+    def __init__(self, settings: RLOOSettings) -> None:
+        super().__init__(settings, kl_in=settings.kl_in)
 
     def advantages(self, step: Step) -> Advantages:
-        """Relative to the others, the same for every token of a completion."""
+        """A completion's advantage over the others, for each of its tokens."""
         rewards_S = step.rewards_S
         if step.penalty_N is not None:
             penalty_N = torch.where(step.mask_N, step.penalty_N, 0.0)
