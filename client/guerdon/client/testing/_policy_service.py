@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from guerdon.client._fake import Refused, make_status, retry_info
 from guerdon.client._policy_wire import size_of
 from guerdon.client.errors import InvalidArgument
 from guerdon.client.policy_types import TensorSpec
+from guerdon.client.testing._reward_service import Refused, make_status, retry_info
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
 if TYPE_CHECKING:
-    from guerdon.client._fake_policy import FakePolicyServer
+    from guerdon.client.testing._policy_server import FakePolicyServer
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,14 +1,4 @@
-"""FAKE servers for your tests: real gRPC on a loopback port, made-up scores and completions.
-
-    def test_the_longest_answer_wins():
-        with FakeRewardServer(lambda prompt, response: float(len(response))) as server:
-            with RewardClient(server.target) as rewards:
-                assert rewards.rank("fake", "Hi", ["a", "abc"]).ranking[0].index == 1
-
-They compute nothing: no model, no tokenizer. Your code talks to them through the real client and
-a real socket, so that faults (`fail`, `break_streams`, `restart`, `add_revision`) are real as well.
-`FakePolicyServer` is the same for the policy sampler, with versions of weights.
-"""
+"""The fake reward server; see `guerdon.client.testing`. What it answers: `_reward_service.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +13,9 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from guerdon.client._fake import (
+from guerdon.client._loop import run
+from guerdon.client.config import Clock
+from guerdon.client.testing._reward_service import (
     SERVER_OPTIONS,
     Admin,
     Context,
@@ -35,14 +27,8 @@ from guerdon.client._fake import (
     response_value,
     retry_info,
 )
-from guerdon.client._fake_policy import FakePolicyServer
-from guerdon.client._fake_sampler import ReceivedUpdate
-from guerdon.client._loop import run
-from guerdon.client.config import Clock
 from guerdon.client.types import TokenIds
 from guerdon.v1 import admin_pb2_grpc, reward_pb2, reward_pb2_grpc
-
-__all__ = ["FakeClock", "FakePolicyServer", "FakeRewardServer", "ReceivedUpdate", "RecordedCall"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from guerdon.client.types import FormattedText, TokenIds
 from guerdon.v1 import admin_pb2, admin_pb2_grpc, common_pb2, reward_pb2, reward_pb2_grpc
 
 if TYPE_CHECKING:
-    from guerdon.client.testing import FakeRewardServer
+    from guerdon.client.testing._reward_server import FakeRewardServer
 
 Context = Any
 """grpc.aio.ServicerContext; its type parameters differ from method to method."""

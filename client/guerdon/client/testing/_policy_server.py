@@ -1,4 +1,4 @@
-"""The fake policy sampler; see `guerdon.client.testing`. What it answers: `_fake_sampler.py`."""
+"""The fake policy sampler; see `guerdon.client.testing`. What it answers: `_policy_service.py`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from guerdon.client._fake import SERVER_OPTIONS, Refused
-from guerdon.client._fake_sampler import FakeState, ReceivedUpdate, Sampler, refused
 from guerdon.client._loop import run
 from guerdon.client.policy_types import TensorSpec
+from guerdon.client.testing._policy_service import FakeState, ReceivedUpdate, Sampler, refused
+from guerdon.client.testing._reward_service import SERVER_OPTIONS, Refused
 from guerdon.v1 import policy_pb2_grpc
 
 Policy = Callable[[Sequence[int], int | None, int], tuple[Sequence[int], Sequence[float]]]
