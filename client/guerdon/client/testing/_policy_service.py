@@ -10,15 +10,15 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 
 from guerdon.client._policy_wire import size_of
 from guerdon.client.errors import InvalidArgument
 from guerdon.client.policy_types import TensorSpec
-from guerdon.client.testing._reward_service import Refused, make_status, retry_info
+from guerdon.client.testing._server import Refused, abort, refused
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Sampler(policy_pb2_grpc.PolicyServiceServicer):
             if left is not None:
                 raise refused(grpc.StatusCode.UNAVAILABLE, "broken by the test")
         except Refused as error:
-            await _abort(context, error.status)
+            await abort(context, error.status)
         finally:
             for task in tasks:
                 task.cancel()
@@ -169,7 +169,7 @@ class Sampler(policy_pb2_grpc.PolicyServiceServicer):
         try:
             return await self._update(request_iterator)
         except Refused as error:
-            await _abort(context, error.status)
+            await abort(context, error.status)
 
     async def _update(self, requests: Any) -> policy_pb2.UpdateWeightsResponse:
         fake, state = self._fake, self._state
@@ -217,7 +217,7 @@ class Sampler(policy_pb2_grpc.PolicyServiceServicer):
         try:
             fake.receive("GetPolicy", request)
         except Refused as error:
-            await _abort(context, error.status)
+            await abort(context, error.status)
         return policy_pb2.GetPolicyResponse(
             model="fake",
             instance=state.instance,
@@ -340,17 +340,4 @@ def _wrong(field: str, description: str) -> Refused:
     violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
     detail = error_details_pb2.BadRequest(field_violations=[violation])
     message = f"{field}: {description}"
-    return Refused(make_status(grpc.StatusCode.INVALID_ARGUMENT, message, [detail]))
-
-
-def refused(code: grpc.StatusCode, message: str, *, retry_after: float | None = None) -> Refused:
-    """The error to answer with."""
-    details = [] if retry_after is None else [retry_info(retry_after)]
-    return Refused(make_status(code, message, details))
-
-
-async def _abort(context: Any, status: status_pb2.Status) -> NoReturn:
-    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
-    trailers = (("grpc-status-details-bin", status.SerializeToString()),)
-    await context.abort(code, status.message, trailers if status.details else ())
-    raise AssertionError("abort raises")
+    return refused(grpc.StatusCode.INVALID_ARGUMENT, message, [detail])
