@@ -27,9 +27,10 @@ class RunSettings(DrawSettings):
     policy: str
     """Folder, hub name or embedded model to begin from; the sampler must serve the same."""
     prompts: str
-    """File of prompts to train on: JSON Lines, a JSON array, or Parquet."""
+    """File of prompts to train on: JSON Lines, a JSON array, or Parquet; or questions-train or
+    arithmetic-train, the project's own."""
     eval_prompts: str
-    """The same, held out."""
+    """The same, held out; of the project's own, questions-eval or arithmetic-eval."""
     heldout_reward: tuple[str, ...] = ()
     """HOST:PORT/MODEL that is measured but never trained on: parts from the reward when hacked."""
     steps: int = 20
