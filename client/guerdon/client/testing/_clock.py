@@ -21,7 +21,7 @@ class FakeClock:
 
     @property
     def clock(self) -> Clock:
-        """For the `clock` argument of a client."""
+        """The `clock` argument for a client."""
         return Clock(now=lambda: self.time, sleep=self._sleep, uniform=self._uniform)
 
     async def _sleep(self, seconds: float) -> None:

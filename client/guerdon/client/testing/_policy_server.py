@@ -12,7 +12,7 @@ import grpc
 from google.rpc import status_pb2
 
 from guerdon.client.policy_types import TensorSpec
-from guerdon.client.testing._policy_service import FakeState, ReceivedUpdate, Sampler
+from guerdon.client.testing._policy_service import FakePolicyService, FakeState, ReceivedUpdate
 from guerdon.client.testing._server import FakeServer, refused
 from guerdon.v1 import policy_pb2_grpc
 
@@ -82,7 +82,9 @@ class FakePolicyServer(FakeServer):
     def add_services(self, server: grpc.aio.Server) -> None:
         """Put the sampler into a server: as a fresh process, with version 0."""
         self._state = FakeState()
-        policy_pb2_grpc.add_PolicyServiceServicer_to_server(Sampler(self, self._state), server)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(
+            FakePolicyService(self, self._state), server
+        )
 
     def fail_commits(
         self,
@@ -113,7 +115,7 @@ class FakePolicyServer(FakeServer):
         return self._commit_faults.popleft() if self._commit_faults else None
 
     async def wait(self) -> None:
-        """As long as a completion takes; a test may put something longer in its place."""
+        """Take as long as a completion does; a test may put something longer in its place."""
         low, high = self._delay
         await self._state.take_time(self._chance.uniform(low, high) if high else 0.0)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.rpc import error_details_pb2
 
-from guerdon.client._policy_wire import size_of
+from guerdon.client._policy_wire import tensor_bytes
 from guerdon.client.errors import InvalidArgument
 from guerdon.client.policy_types import TensorSpec
 from guerdon.client.testing._server import Refused, abort, refused
@@ -33,7 +33,7 @@ class ReceivedUpdate:
     reset: bool
     specs: tuple[TensorSpec, ...]
     tensors: dict[str, bytes]
-    """By name; empty for a shared path."""
+    """Each tensor's bytes by its name; empty for a shared path."""
     path: str
     canaries: tuple[tuple[list[int], list[float]], ...]
 
@@ -57,7 +57,7 @@ class FakeState:
         return self.history[-1]
 
     async def take_time(self, seconds: float) -> None:
-        """As long as a completion takes, or until an update with `reset`."""
+        """Wait as long as a completion takes, or until an update with `reset`."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(seconds, _wake, done)
@@ -82,7 +82,7 @@ def _wake(done: asyncio.Future[None]) -> None:
         done.set_result(None)
 
 
-class Sampler(policy_pb2_grpc.PolicyServiceServicer):
+class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
     """PolicyService, answered by the fake."""
 
     def __init__(self, fake: FakePolicyServer, state: FakeState) -> None:
@@ -269,7 +269,7 @@ def _check_specs(specs: Sequence[TensorSpec], own: Sequence[TensorSpec] | None) 
             raise _wrong(f"begin.tensors[{place}].name", f"{spec.name} is there twice")
         seen.add(spec.name)
         try:
-            size_of(spec)
+            tensor_bytes(spec)
         except InvalidArgument as error:
             raise _wrong(f"begin.tensors[{place}].dtype", error.message) from error
     if own is not None and specs:
@@ -302,12 +302,12 @@ def _take_chunk(chunk: Any, specs: Sequence[TensorSpec], tensors: Sequence[bytea
     if chunk.tensor >= len(specs):
         raise _wrong("chunk.tensor", f"is {chunk.tensor}, there are {len(specs)}")
     for before, spec in zip(tensors[: chunk.tensor], specs, strict=False):
-        if len(before) != size_of(spec):
+        if len(before) != tensor_bytes(spec):
             raise _wrong("chunk.tensor", f"comes before {spec.name} is whole")
     data, spec = tensors[chunk.tensor], specs[chunk.tensor]
     if chunk.offset != len(data):
         raise _wrong("chunk.offset", f"of {spec.name} is {chunk.offset}, it must be {len(data)}")
-    if len(data) + len(chunk.data) > size_of(spec):
+    if len(data) + len(chunk.data) > tensor_bytes(spec):
         raise _wrong("chunk.data", f"goes past the end of {spec.name}")
     data += chunk.data
 
@@ -321,7 +321,7 @@ def _check_commit(
         return
     digest = hashlib.sha256()
     for spec, data in zip(specs, tensors, strict=True):
-        if len(data) != size_of(spec):
+        if len(data) != tensor_bytes(spec):
             raise refused(grpc.StatusCode.FAILED_PRECONDITION, f"{spec.name} lacks bytes")
         digest.update(data)
     if digest.digest() != commit.sha256:

@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 
 from guerdon.client.testing._reward_service import (
-    Admin,
     Context,
-    Reward,
+    FakeAdminService,
+    FakeRewardService,
     ScoreFunction,
     prompt_value,
     response_value,
@@ -27,7 +27,7 @@ class RecordedCall:
     """A request that came in: a call, or an item of a stream."""
 
     method: str
-    """Such as `Score`."""
+    """The method's name, such as `Score`."""
     request: Any
     """The protobuf message."""
     time_remaining: float | None
@@ -79,8 +79,8 @@ class FakeRewardServer(FakeServer):
 
     def add_services(self, server: grpc.aio.Server) -> None:
         """Put the scoring and the administration into a server."""
-        reward_pb2_grpc.add_RewardServiceServicer_to_server(Reward(self), server)
-        admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(Admin(self), server)
+        reward_pb2_grpc.add_RewardServiceServicer_to_server(FakeRewardService(self), server)
+        admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(FakeAdminService(self), server)
 
     def add_revision(
         self,
@@ -139,7 +139,7 @@ class FakeRewardServer(FakeServer):
         return reply
 
     def describe(self, name: str, revision: str) -> reward_pb2.ModelInfo:
-        """What it says of a model."""
+        """The description of a revision, as GetModel answers it."""
         return reward_pb2.ModelInfo(
             name=name,
             revision=revision,

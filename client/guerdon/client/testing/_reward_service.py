@@ -24,7 +24,7 @@ ScoreFunction = Callable[[Any, Any], float]
 `TokenIds`), and returns a score."""
 
 
-class Reward(reward_pb2_grpc.RewardServiceServicer):
+class FakeRewardService(reward_pb2_grpc.RewardServiceServicer):
     """RewardService, answered by the fake."""
 
     def __init__(self, fake: FakeRewardServer) -> None:
@@ -114,7 +114,7 @@ class Reward(reward_pb2_grpc.RewardServiceServicer):
         return await serve(self._fake, "GetModel", request, context, answer)
 
 
-class Admin(admin_pb2_grpc.ModelAdminServiceServicer):
+class FakeAdminService(admin_pb2_grpc.ModelAdminServiceServicer):
     """ModelAdminService, answered by the fake: a loaded path becomes the revision's name."""
 
     def __init__(self, fake: FakeRewardServer) -> None:
