@@ -132,7 +132,7 @@ def test_the_projects_own_pairs_have_names(
     base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["train", "reward", "--base", str(base), "--output", str(tmp_path / "run")]
-    arguments += ["--train", "helpful-train", "--eval", "helpful-eval", "--bad-rows", "skip"]
+    arguments += ["--train", "helpful-train", "--eval", "helpful-eval"]
     assert main([*arguments, "--dry-run"]) == 0, capfd.readouterr().err
     shown, said = capfd.readouterr()
     assert tomllib.loads(shown)["train"] == "helpful-train"
