@@ -1,4 +1,4 @@
-"""Every Python example of docs/client.md runs as it stands, but for the servers' addresses."""
+"""Every Python example of the client's pages runs as it stands, but for the servers' addresses."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ from guerdon import client
 from guerdon.client import AsyncRewardClient, Item, Retry, RewardClient
 from guerdon.client.testing import FakePolicyServer, FakeRewardServer
 
-GUIDE = Path(__file__).parents[2] / "docs" / "client.md"
-FIRST, BEST, LOOP, STREAM, DRAW, WEIGHTS, TESTING, TESTING_POLICY = re.findall(
-    r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL
-)
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def examples(page: str) -> list[str]:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+FIRST, BEST, LOOP, STREAM, DRAW, WEIGHTS, TESTING, TESTING_POLICY = examples("client.md")
 
 
 def run_async(example: str, names: dict[str, Any]) -> dict[str, Any]:
@@ -39,6 +44,14 @@ def test_synchronous_examples(capsys: pytest.CaptureFixture[str]) -> None:
             names = {"rewards": rewards, "prompt": "q", "answers": ["a", "the longest", "bb"]}
             exec(BEST, names)
         assert capsys.readouterr().out == "the longest 11.0\n"
+
+
+def test_the_quickstart(capsys: pytest.CaptureFixture[str]) -> None:
+    asking, testing = examples("quickstart-score.md")
+    with FakeRewardServer(models=["helpful"]) as server:
+        exec(asking.replace("localhost:50051", server.target), {})
+    assert capsys.readouterr().out == "[18.0, 4.0]\n0 18.0\n"
+    exec(testing, {})
 
 
 def test_asynchronous_examples() -> None:

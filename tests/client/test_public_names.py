@@ -126,7 +126,9 @@ def test_details_are_decoded_and_strange_ones_left_out() -> None:
 
 def test_importing_the_client_loads_nothing_heavy() -> None:
     code = (
-        "import sys, guerdon.client, guerdon.client.testing\n"
+        "import sys, guerdon.client\n"
+        "assert 'guerdon.client.testing' not in sys.modules\n"
+        "import guerdon.client.testing\n"
         "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'typer', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

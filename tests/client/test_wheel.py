@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
+
+from guerdon.trainer.common.data_rows import PROJECT_DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +42,8 @@ def test_the_wheel_alone_is_a_client_without_torch(tmp_path: Path) -> None:
     build = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path)
     run(*build, ROOT, cwd=ROOT)
     (wheel,) = tmp_path.glob("guerdon-*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert {str(path.relative_to(ROOT / "trainer")) for path in PROJECT_DATA.values()} <= held
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     run(home / "bin" / "python", "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)

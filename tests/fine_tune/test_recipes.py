@@ -72,7 +72,7 @@ def test_a_recipe_learns_and_leaves_a_whole_folder(
     rows = read_rows(output / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [5, 10, 15, 20, 24]
     assert [row["step"] for row in rows if "eval_nll" in row] == [8, 16, 24]
-    documented = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    documented = (Path(__file__).parents[2] / "docs" / "training-on-files.md").read_text()
     assert {key for row in rows for key in row if f"`{key}`" not in documented} == set()
     assert set(summary) == set(KEYS)
     assert [row["step"] for row in summary["evaluations"]] == [8, 16, 24]

@@ -23,7 +23,7 @@ PATH = Path(__file__).parents[2] / "docs" / "rl-reference.md"
 
 HEAD = """# Reference of the reinforcement-learning recipes
 
-What [`guerdon train ppo|grpo|rloo|rft|online-rft|online-dpo`](training.md#training-a-policy)
+What [`guerdon train ppo|grpo|rloo|rft|online-rft|online-dpo`](training-rl.md)
 takes and writes. Made from the code by `python -m tests.recipes.reference`; a test holds it true.
 
 ## Settings

@@ -16,6 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from tests.rollouts.support import some_prompts, tokenizer, write_rows
 from tests.support.tiny import BOS, CHATML, EOS, tiny_tokenizer
 
+from guerdon.trainer.common.data_rows import PROJECT_DATA
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.common.services.prompts import PromptOrder, Prompts, load_prompts
 from guerdon.trainer.common.services.types import PromptRow, Task
@@ -119,10 +120,20 @@ def test_the_first_bad_row_is_named(tmp_path: Path, row: Any, reason: str) -> No
 
 
 def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"can't read .*none: No such file"):
+    with pytest.raises(DataError, match=r"can't read .*none: No such file.*: helpful-train, .*"):
         load(str(tmp_path / "none"))
     with pytest.raises(DataError, match="holds no prompt"):
         load(write_rows(tmp_path / "p", ["", ""]))
+
+
+def test_the_projects_own_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = load("questions-train")
+    assert (found.source, len(found)) == ("questions-train", 150)
+    assert found.sha256 == load(str(PROJECT_DATA["questions-train"])).sha256
+    assert {row.answer is None for row in load("arithmetic-eval").rows} == {False}
+    write_rows(tmp_path / "questions-train", [{"prompt": "Hi"}])
+    assert len(load("questions-train")) == 1  # a file goes before a name
 
 
 def test_parquet_is_read_and_what_samples_can_not_hold_is_refused(tmp_path: Path) -> None:

@@ -128,6 +128,17 @@ def test_dry_run_checks_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_projects_own_pairs_have_names(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "reward", "--base", str(base), "--output", str(tmp_path / "run")]
+    arguments += ["--train", "helpful-train", "--eval", "helpful-eval"]
+    assert main([*arguments, "--dry-run"]) == 0, capfd.readouterr().err
+    shown, said = capfd.readouterr()
+    assert tomllib.loads(shown)["train"] == "helpful-train"
+    assert "of helpful-eval" in " ".join(said.split())
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -33,9 +33,9 @@ def load(
     timeout: _Timeout = 600.0,
 ) -> None:
     """Load a checkpoint as a revision of a model."""
-    from guerdon.cli.connection import Connection
+    from guerdon.cli.connection import ServerOptions
 
-    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     with connection.admin() as client:
         model = client.load_model(name, path, promote=promote)
     state = "serving" if model.current else "loaded; `guerdon admin promote` makes it serve"
@@ -53,9 +53,9 @@ def unload(
     timeout: _Timeout = 600.0,
 ) -> None:
     """Unload a model, after the work accepted for it has finished."""
-    from guerdon.cli.connection import Connection
+    from guerdon.cli.connection import ServerOptions
 
-    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     with connection.admin() as client:
         for gone in client.unload_model(name, revision):
             typer.echo(f"{name}@{gone} unloaded")
@@ -75,11 +75,11 @@ def alias(
     timeout: _Timeout = 30.0,
 ) -> None:
     """Give a model another name, or take it away."""
-    from guerdon.cli.connection import Connection
+    from guerdon.cli.connection import ServerOptions
 
     if delete is (target is not None):
         raise CommandError("Give the model's name, or --delete.", ExitCode.USAGE)
-    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     with connection.admin() as client:
         if target is None:
             client.delete_alias(name)
@@ -104,9 +104,9 @@ def promote(
     timeout: _Timeout = 600.0,
 ) -> None:
     """Make a loaded revision the one that its name serves; nothing is dropped."""
-    from guerdon.cli.connection import Connection
+    from guerdon.cli.connection import ServerOptions
 
-    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     with connection.admin() as client:
         done = client.promote_model(name, revision, unload_previous=unload_previous)
     typer.echo(f"{name}: {done.previous_revision} -> {done.model.revision}")

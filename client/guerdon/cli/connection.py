@@ -1,4 +1,4 @@
-"""From options to a client, and from the client's errors to sentences and exit codes."""
+"""Clients made from options, and sentences and exit codes for the clients' errors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _Client = TypeVar(
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
-    """Where the server is and how to be let in."""
+class ServerOptions:
+    """The options that say where the server is and how to be let in."""
 
     server: str
     token: str | None
@@ -29,8 +29,8 @@ class Connection:
     patient: bool = True
     """Whether to try again, within the timeout, what an absent or busy server did not answer."""
 
-    def first(self, wait: float) -> Connection:
-        """For the first question, which waits `wait` seconds for a server that is not there yet."""
+    def first(self, wait: float) -> ServerOptions:
+        """Options of a first question, which waits `wait` seconds for a server to be there."""
         return replace(self, timeout=wait or self.timeout, patient=wait > 0)
 
     @asynccontextmanager
@@ -46,7 +46,7 @@ class Connection:
 
     @contextmanager
     def rewards(self) -> Iterator[api.RewardClient]:
-        """As `open`, for programs without an event loop.
+        """A client for programs without an event loop, closed at the end.
 
         Raises:
             CommandError: as for `open`.

@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
     ROWS_FAILED = 4
     """Done, but some rows have no score (`--on-error skip`)."""
     INTERRUPTED = 130
-    """Ctrl-C."""
+    """The user pressed Ctrl-C."""
 
 
 EPILOG = "\n\n".join(

@@ -16,7 +16,7 @@ from guerdon.cli.progress import Progress
 from guerdon.data import JsonLines, Line, NotJsonLines
 
 if TYPE_CHECKING:
-    from guerdon.cli.connection import Connection
+    from guerdon.cli.connection import ServerOptions
     from guerdon.client import ScoringOptions
 
 
@@ -25,7 +25,7 @@ class FileJob:
     """A command over the rows of a file."""
 
     command: str
-    connection: Connection
+    connection: ServerOptions
     model: str
     source: str | None
     output: Path | None

@@ -1,4 +1,4 @@
-"""Where rows go: standard output, or a file that survives `kill -9` at any moment.
+"""Outputs of rows: standard output, or a file that survives `kill -9` at any moment.
 
 A file is made in three steps, so that `out.jsonl` is whole or absent:
 
@@ -51,7 +51,7 @@ class Kept:
 
     rows: int = 0
     failed: int = 0
-    """Of these, rows with an error in place of scores."""
+    """Rows, of these, that have an error in place of scores."""
     complete: bool = False
 
 

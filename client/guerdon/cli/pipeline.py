@@ -1,4 +1,4 @@
-"""From lines of input to rows of output: scored as they come, written in their order.
+"""Lines of input become rows of output: scored as they come, written in their order.
 
 Memory holds only a window of rows, so an input of any length streams through.
 """

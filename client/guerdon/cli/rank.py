@@ -13,7 +13,7 @@ from guerdon.cli.errors import CommandError, ExitCode
 from guerdon.cli.job import FileJob, run
 
 if TYPE_CHECKING:
-    from guerdon.cli.connection import Connection
+    from guerdon.cli.connection import ServerOptions
     from guerdon.client import RankedCandidate, Score, ScoringOptions
 
 
@@ -52,9 +52,9 @@ def rank(
     A pairwise model compares every two answers in both orders, n·(n − 1) comparisons of n
     answers; its scores hold within their row only.
     """
-    from guerdon.cli.connection import Connection, score_options
+    from guerdon.cli.connection import ServerOptions, score_options
 
-    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     options = score_options(
         priority,
         truncation,
@@ -99,7 +99,7 @@ def rank(
 
 
 def _table(
-    connection: Connection,
+    connection: ServerOptions,
     model: str,
     prompt: str | None,
     candidates: Sequence[str],
@@ -126,7 +126,7 @@ def _table(
 
 
 async def _rank(
-    connection: Connection,
+    connection: ServerOptions,
     model: str,
     prompt: str,
     candidates: Sequence[str],

@@ -43,7 +43,7 @@ def score(
 
     With -o, an interrupted run is continued by the same command.
     """
-    from guerdon.cli.connection import Connection, score_options
+    from guerdon.cli.connection import ServerOptions, score_options
 
     made_by = {
         "truncation": truncation.value,
@@ -56,7 +56,7 @@ def score(
     return run(
         FileJob(
             command="score",
-            connection=Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout),
+            connection=ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout),
             model=model,
             source=source,
             output=output,

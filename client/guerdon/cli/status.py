@@ -13,7 +13,7 @@ from guerdon.cli import options as opt
 from guerdon.cli.errors import ExitCode
 
 if TYPE_CHECKING:
-    from guerdon.cli.connection import Connection
+    from guerdon.cli.connection import ServerOptions
 
 
 def models(
@@ -33,9 +33,9 @@ def models(
     """List the models that a server holds, or describe one."""
     import json
 
-    from guerdon.cli.connection import Connection
+    from guerdon.cli.connection import ServerOptions
 
-    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     found = asyncio.run(_models(connection, name))
     if as_json:
         shown: Any = found if name is None else found[0]
@@ -54,9 +54,9 @@ def health(
     timeout: opt.Timeout = 5.0,
 ) -> ExitCode:
     """Say whether a server takes requests: exit code 0 if it does, 1 if not, 3 if not there."""
-    from guerdon.cli.connection import Connection
+    from guerdon.cli.connection import ServerOptions
 
-    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     serving = asyncio.run(_health(connection))
     typer.echo("serving" if serving else "not serving")
     return ExitCode.OK if serving else ExitCode.FAILED
@@ -73,9 +73,9 @@ def policy(
     """Describe the policy that a sampler serves: its weights, its limits, its load."""
     import json
 
-    from guerdon.cli.connection import Connection
+    from guerdon.cli.connection import ServerOptions
 
-    connection = Connection(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
+    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     with connection.policy() as client:
         found = asdict(client.get_policy())
     found["weight_sha256"] = found["weight_sha256"].hex()
@@ -85,13 +85,13 @@ def policy(
         _describe(found)
 
 
-async def _models(connection: Connection, name: str | None) -> list[dict[str, Any]]:
+async def _models(connection: ServerOptions, name: str | None) -> list[dict[str, Any]]:
     async with connection.open() as client:
         found = await client.list_models() if name is None else [await client.get_model(name)]
     return [asdict(info) for info in found]
 
 
-async def _health(connection: Connection) -> bool:
+async def _health(connection: ServerOptions) -> bool:
     async with connection.open() as client:
         return bool(await client.health())
 

@@ -1,4 +1,4 @@
-"""From a target to a gRPC channel. Balancing is gRPC's own `round_robin`."""
+"""gRPC channels to a target. Balancing is gRPC's own `round_robin`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 
 
 class Target:
-    """Where the servers are.
+    """The addresses of the servers.
 
     Args:
         target: `host:port`; a gRPC target such as `dns:///rewards:50051` (all its addresses are

@@ -83,7 +83,7 @@ class Pending:
         self._prompts = [_wire.prompt(item.prompt) for item in self._items]
         self._came: list[set[int]] = [set() for _ in self._items]
         self._asked: list[tuple[int, int]] = []
-        """Of each item of the last request: its place in the call, and how many were asked for."""
+        """Each item of the last request: its place in the call, and how many were asked for."""
         self._seen: set[tuple[int, int]] = set()
 
     @property
@@ -184,8 +184,8 @@ def _ids(values: Sequence[int], where: str) -> npt.NDArray[np.int32]:
     return ids.astype(np.int32)
 
 
-def size_of(spec: TensorSpec) -> int:
-    """Bytes of a tensor.
+def tensor_bytes(spec: TensorSpec) -> int:
+    """The size of a tensor in bytes.
 
     Raises:
         InvalidArgument: its type is unknown.
@@ -203,7 +203,7 @@ def begin(
     check_number("version", version, 1, 2**63 - 1, whole=True)
     message = policy_pb2.BeginUpdate(version=version, reset=reset)
     for spec in specs:
-        size_of(spec)
+        tensor_bytes(spec)
         message.tensors.add(name=spec.name, dtype=spec.dtype, shape=spec.shape)
     if isinstance(source, SharedPath):
         message.shared_path.path = str(source.path)

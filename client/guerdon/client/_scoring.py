@@ -178,7 +178,7 @@ def check_items(items: Sequence[Item]) -> tuple[Item, ...]:
 
 
 def _in_callers_terms(error: InvalidArgument, part: Sequence[Slice]) -> InvalidArgument:
-    """The same error with the places of the whole call, not of the request."""
+    """An error of a request, with the places of the whole call instead of the request's."""
 
     def item_place(match: re.Match[str]) -> str:
         place = int(match[1])

@@ -84,7 +84,7 @@ class _Tensors:
         value = self._next()
         if value is _END:
             raise invalid("source", f"ends before {spec.name}")
-        view, expected = _bytes(value, spec), wire.size_of(spec)
+        view, expected = _bytes(value, spec), wire.tensor_bytes(spec)
         if len(view) != expected:
             raise invalid("source", f"{spec.name} has {len(view)} bytes, its spec says {expected}")
         self._digest.update(view)

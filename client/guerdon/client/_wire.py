@@ -188,7 +188,7 @@ def info(message: reward_pb2.ScoringInfo) -> t.ScoringInfo:
 
 
 def timing(message: common_pb2.Timing) -> t.Timing:
-    """Where the time went."""
+    """How long the parts of a request took."""
     return t.Timing(
         queue=_seconds(message.queue),
         tokenize=_seconds(message.tokenize),

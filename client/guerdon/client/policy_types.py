@@ -23,9 +23,9 @@ class GenerateItem:
     prompt: Prompt
     n: int = 1
     seed: int | None = None
-    """Makes the draw repeatable under the same weights."""
+    """A number that makes the draw repeatable under the same weights."""
     id: str = ""
-    """Comes back with each completion."""
+    """A label that comes back with each completion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class Completion:
     id: str
     token_ids: npt.NDArray[np.int32]
     logprobs: npt.NDArray[np.float32]
-    """Of each token, under the distribution that it was drawn from."""
+    """Each token's, under the distribution that it was drawn from."""
     finish_reason: FinishReason
     spans: tuple[VersionSpan, ...]
-    """In order, without gaps, over all tokens."""
+    """Versions in order, without gaps, over all tokens."""
     text: str
-    """Empty unless it was asked for."""
+    """The text; empty unless it was asked for."""
     prompt_token_ids: npt.NDArray[np.int32]
 
     @property
@@ -76,7 +76,7 @@ class TensorSpec:
 
     name: str
     dtype: str
-    """float32, bfloat16 or float16."""
+    """The type of its numbers: float32, bfloat16 or float16."""
     shape: tuple[int, ...]
 
 
@@ -86,7 +86,7 @@ class SharedPath:
 
     path: str | Path
     sha256: bytes
-    """Over the bytes of all tensors, in the order of the specs (of names where there are none)."""
+    """SHA-256 over all tensors' bytes, in the order of the specs (of names without specs)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Canary:
 
     token_ids: Sequence[int]
     logprobs: Sequence[float]
-    """Of each token after the first: T - 1 numbers."""
+    """Each token's after the first: T - 1 numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +117,9 @@ class WeightUpdate:
     canary_mean_difference: float
     canary_max_difference: float
     receive_seconds: float
-    """Until all bytes were there and checked."""
+    """Seconds until all bytes were there and checked."""
     pause_seconds: float
-    """In which generation stood still."""
+    """Seconds in which generation stood still."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +128,9 @@ class PolicyInfo:
 
     model: str
     instance: str
-    """Made anew at every start of the process."""
+    """An id that is made anew at every start of the process."""
     weight_version: int
-    """0 for the weights that it was started with."""
+    """The version that serves; 0 for the weights that it was started with."""
     weight_sha256: bytes
     dtype: str
     max_tokens: int

@@ -136,7 +136,7 @@ class Score:
     """What a model says of one response."""
 
     score: float
-    """Always a finite number."""
+    """The raw score unless asked otherwise; always a finite number."""
     steps: tuple[StepScore, ...] = ()
     """Process reward models: each step's raw score, in order."""
     attributes: Mapping[str, float] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class Score:
     token_count: int = 0
     """Tokens of prompt and response that the model saw."""
     reused_tokens: int = 0
-    """Of these, prompt tokens whose computation was shared with another response."""
+    """Prompt tokens, of these, whose computation was shared with another response."""
     truncated_tokens: int = 0
     """Prompt tokens dropped from the left to fit."""
     dropped: tuple[str, ...] = ()
@@ -195,7 +195,7 @@ class ScoringInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Where the time went, in seconds, as the server measured it.
+    """How long the parts of a call took, in seconds, as the server measured it.
 
     For a call that was cut into several requests: the longest `queue`, the sums of `tokenize`
     and `compute`, and `total` from the first sent to the last received, by the client's clock.
@@ -212,7 +212,7 @@ class ScoreResult:
     """The scores of a call, all by one revision."""
 
     items: tuple[ItemScores, ...]
-    """In the order asked."""
+    """Scores of the items, in the order asked."""
     info: ScoringInfo
     timing: Timing
 
@@ -231,7 +231,7 @@ class StreamResult:
     id: str
     """The item's own id."""
     scores: tuple[Score, ...] | None = None
-    """In the order of the item's responses; None if there is an error."""
+    """Scores in the order of the item's responses; None if there is an error."""
     error: GuerdonError | None = None
     info: ScoringInfo | None = None
     """What made the numbers; a stream that outlives a promotion sees two revisions, unless it
@@ -256,7 +256,7 @@ class RankedCandidate:
     """A candidate and its score."""
 
     index: int
-    """Its place in the candidates given, from 0."""
+    """The candidate's place among those given, from 0."""
     score: Score
 
 

@@ -17,7 +17,7 @@ _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _UNKEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 """Parts of a message that templates render: left out in silence, they would change a score."""
 _ANSWERS = ("messages", "response", "completion", "chosen")
-"""Where a row may hold an answer to learn from."""
+"""Keys of a row that may hold an answer to learn from."""
 _ROLE = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -44,7 +44,7 @@ class RowError(ValueError):
         self.line = line
 
     def at(self, line: int) -> RowError:
-        """The same error, with the line it was found in."""
+        """This error with the line that it was found in."""
         return RowError(self.field, self.reason, line=line)
 
     def __str__(self) -> str:

@@ -58,8 +58,8 @@ ADVICE = {
 """What to do with some formats that are not read."""
 
 
-def format_of(head: bytes) -> FileFormat:
-    """What a file is that begins so, decompressed from gzip; JSON Lines where nothing else shows.
+def recognise(head: bytes) -> FileFormat:
+    """The format of a file that begins so (gunzipped); JSON Lines where nothing else shows.
 
     Args:
         head: its first bytes, some thousand where there are so many.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from guerdon.data.conversations import RowError
-from guerdon.data.formats import ADVICE, FileFormat, format_of
+from guerdon.data.formats import ADVICE, FileFormat, recognise
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """A longer line is refused without being held in memory."""
@@ -43,7 +43,7 @@ class Line:
     """One line that is not blank: a row, or why it is none."""
 
     number: int
-    """From 1, blank lines counted."""
+    """The line's place from 1, blank lines counted."""
     row: dict[str, Any] | None
     error: RowError | None = None
 
@@ -179,7 +179,7 @@ def read_json_array(path: str | Path) -> list[dict[str, Any] | RowError]:
 
 def _format(stream: io.BufferedReader) -> FileFormat:
     try:
-        return format_of(stream.peek(_HEAD_BYTES)[:_HEAD_BYTES])
+        return recognise(stream.peek(_HEAD_BYTES)[:_HEAD_BYTES])
     except _DAMAGED:
         return FileFormat.JSON_LINES  # reading the lines says what is wrong
 

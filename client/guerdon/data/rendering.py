@@ -49,7 +49,7 @@ class Dropped(StrEnum):
     EARLIER_REASONING = "earlier_reasoning"
     """What stands before `</think>`, or another such mark, in a turn before the last."""
     ANSWER_REASONING = "answer_reasoning"
-    """The same in the last turn."""
+    """What stands before such a mark in the last turn."""
 
 
 REASONING = frozenset({Dropped.EARLIER_REASONING, Dropped.ANSWER_REASONING})
@@ -60,10 +60,10 @@ class Missing:
     """A text of a conversation that is not in what was rendered."""
 
     place: int
-    """Of its turn, from 0."""
+    """The turn's place, from 0."""
     role: str
     text: str
-    """How it begins."""
+    """The text's beginning."""
     part: Dropped | None
     """None where a turn's own text is missing, which is always an error."""
 
@@ -88,7 +88,7 @@ def missing_text(rendered: str, turns: Sequence[Message]) -> list[Missing]:
     start = 0
     for place, turn in enumerate(turns):
         system = turn["role"] in ("system", "developer")
-        end = _end_of(turn["content"], rendered, 0 if system else start)
+        end = _find_end(turn["content"], rendered, 0 if system else start)
         if end is None:
             missing, end = _looked_into(place, turn, rendered, start, last=place == len(turns) - 1)
             found += [missing] if missing else []
@@ -171,8 +171,8 @@ def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _end_of(text: str, rendered: str, start: int) -> int | None:
-    """Where a text ends in what was rendered, from `start` on; None where it is not."""
+def _find_end(text: str, rendered: str, start: int) -> int | None:
+    """The end of a text in what was rendered, from `start` on; None where it is not there."""
     text = text.strip()
     at = rendered.find(text, start)
     if at >= 0:
@@ -196,9 +196,9 @@ def _looked_into(
     if ends:
         reasoning = _REASONING_MARK.sub("", content[: ends[-1].start()])
         said = content[ends[-1].end() :]
-        shown = _end_of(reasoning, rendered, start)
-        end = _end_of(said, rendered, start)  # the first place: what follows is not before it
-        if shown is not None and end is not None and _end_of(said, rendered, shown) is not None:
+        shown = _find_end(reasoning, rendered, start)
+        end = _find_end(said, rendered, start)  # the first place: what follows is not before it
+        if shown is not None and end is not None and _find_end(said, rendered, shown) is not None:
             return None, end
         if end is not None and (said.strip() or not last):
             part = Dropped.ANSWER_REASONING if last else Dropped.EARLIER_REASONING

@@ -179,7 +179,7 @@ class _BoundedSandbox(ImmutableSandboxedEnvironment):
         return self.binop_table[operator](left, right)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Of the basic types only the known methods."""
+        """Whether a template may read an attribute: of basic types, the known methods only."""
         for kind in type(obj).__mro__:
             if kind in METHODS:
                 return attr in METHODS[kind]
@@ -250,8 +250,7 @@ def _stepped(values: Iterable[Any]) -> Iterator[Any]:
 
 def _paying(function: Any, due: Callable[..., None] | None) -> Callable[..., Any]:
     """A filter or test that pays for its value first."""
-    place = 1 if hasattr(function, "jinja_pass_arg") else 0
-    """Where the value is: some take the context first."""
+    place = 1 if hasattr(function, "jinja_pass_arg") else 0  # some take the context first
 
     @functools.wraps(function)
     def paying(*arguments: Any, **named: Any) -> Any:
@@ -274,7 +273,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As `transformers` has it: Jinja's own escapes HTML."""
+    """JSON as `transformers` has it: Jinja's own filter escapes HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

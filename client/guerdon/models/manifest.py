@@ -50,11 +50,11 @@ class Manifest:
 
     format: int = FORMAT_VERSION
     kind: str = "sequence"
-    """One of `KINDS`."""
+    """What kind of model it is, one of `KINDS`."""
     mean: float | None = None
     """Mean raw score of the responses in the training set."""
     std: float | None = None
-    """Standard deviation of the same; positive."""
+    """Standard deviation of those scores; positive."""
     template_hash: str = ""
     """What `template_hash` gives for the chat template it was trained with."""
     base_model: str = ""
@@ -92,9 +92,9 @@ class Manifest:
         """Refuse what cannot be served."""
         if self.format != FORMAT_VERSION:
             raise ManifestError(f"format is {self.format}, this version reads {FORMAT_VERSION}")
-        _one_of("kind", self.kind, KINDS)
-        _one_of("aggregation", self.aggregation, AGGREGATIONS)
-        _one_of("step_aggregation", self.step_aggregation, STEP_AGGREGATIONS)
+        _check_choice("kind", self.kind, KINDS)
+        _check_choice("aggregation", self.aggregation, AGGREGATIONS)
+        _check_choice("step_aggregation", self.step_aggregation, STEP_AGGREGATIONS)
         for name in ("mean", "std"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
@@ -167,7 +167,7 @@ class Manifest:
         part.replace(path)
 
 
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ManifestError(f"{name} is {value!r}, it must be one of {', '.join(known)}")
 

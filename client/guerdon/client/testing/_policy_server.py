@@ -1,4 +1,4 @@
-"""The fake policy sampler; see `guerdon.client.testing`. What it answers: `_fake_sampler.py`."""
+"""The fake policy sampler; see `guerdon.client.testing`. What it answers: `_policy_service.py`."""
 
 from __future__ import annotations
 
@@ -6,33 +6,19 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import grpc
 from google.rpc import status_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
 
-from guerdon.client._fake import SERVER_OPTIONS, Refused
-from guerdon.client._fake_sampler import FakeState, ReceivedUpdate, Sampler, refused
-from guerdon.client._loop import run
 from guerdon.client.policy_types import TensorSpec
+from guerdon.client.testing._policy_service import FakePolicyService, FakeState, ReceivedUpdate
+from guerdon.client.testing._server import FakeServer, refused
 from guerdon.v1 import policy_pb2_grpc
 
 Policy = Callable[[Sequence[int], int | None, int], tuple[Sequence[int], Sequence[float]]]
 """Takes the prompt's ids, the item's seed and the completion's number; returns token ids and
 their log-probabilities."""
-
-_SERVICE = "guerdon.v1.PolicyService"
-_MESSAGE_BYTES = 32 * 1024 * 1024
-"""The largest message that the real server takes, too."""
-
-
-@dataclass(slots=True)
-class _Fault:
-    status: status_pb2.Status
-    times: int
-    method: str | None
 
 
 @dataclass(slots=True)
@@ -41,7 +27,7 @@ class _CommitFault:
     applied: bool
 
 
-class FakePolicyServer:
+class FakePolicyServer(FakeServer):
     """A FAKE policy sampler: draws what you say, and fails when you say.
 
     Use it as a context manager, `with` or `async with`. Versions, spans, updates and refusals
@@ -58,6 +44,9 @@ class FakePolicyServer:
         tensors: the policy's own; an update of others is refused. Anything goes without.
     """
 
+    SERVICE = "guerdon.v1.PolicyService"
+    MESSAGE_BYTES = 32 * 1024 * 1024
+
     def __init__(
         self,
         policy: Policy | None = None,
@@ -68,6 +57,7 @@ class FakePolicyServer:
         limit: int = 100_000,
         tensors: Sequence[TensorSpec] | None = None,
     ) -> None:
+        super().__init__()
         self._policy = policy
         self._delay = delay
         self._chance = random.Random(0)  # noqa: S311 - a fake
@@ -82,92 +72,19 @@ class FakePolicyServer:
         self.drawn = 0
         """Completions that were sent."""
         self._state = FakeState()
-        self._faults: deque[_Fault] = deque()
         self._commit_faults: deque[_CommitFault] = deque()
-        self._breaks: deque[int] = deque()
-        self._server: grpc.aio.Server | None = None
-        self._health: health_aio.HealthServicer | None = None
-        self._port = 0
-
-    # Running
-
-    @property
-    def target(self) -> str:
-        """`host:port`."""
-        return f"127.0.0.1:{self._port}"
 
     @property
     def version(self) -> int:
-        """Of the weights that serve."""
+        """The version of the weights that serve."""
         return self._state.version
 
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.stop()
-
-    def __enter__(self) -> Self:
-        run(self.start())
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        run(self.stop())
-
-    async def start(self) -> None:
-        """Listen as a fresh process, with version 0; on the port of before, if there was one."""
+    def add_services(self, server: grpc.aio.Server) -> None:
+        """Put the sampler into a server: as a fresh process, with version 0."""
         self._state = FakeState()
-        server = grpc.aio.server(
-            options=[*SERVER_OPTIONS, ("grpc.max_receive_message_length", _MESSAGE_BYTES)]
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(
+            FakePolicyService(self, self._state), server
         )
-        policy_pb2_grpc.add_PolicyServiceServicer_to_server(Sampler(self, self._state), server)
-        self._health = health_aio.HealthServicer()
-        await self.set_serving(True)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        self._port = server.add_insecure_port(f"127.0.0.1:{self._port}")
-        await server.start()
-        self._server = server
-
-    async def stop(self) -> None:
-        """Break every call, and be away."""
-        if self._server is not None:
-            await self._server.stop(None)
-            self._server = None
-
-    async def restart(self) -> None:
-        """Break every call, and come back with version 0."""
-        await self.stop()
-        await self.start()
-
-    async def set_serving(self, serving: bool) -> None:
-        """What `grpc.health.v1` answers."""
-        assert self._health is not None, "the server has not been started"
-        kinds = health_pb2.HealthCheckResponse
-        for name in ("", _SERVICE):
-            await self._health.set(name, kinds.SERVING if serving else kinds.NOT_SERVING)
-
-    # Faults
-
-    def fail(
-        self,
-        code: grpc.StatusCode,
-        message: str = "injected by the test",
-        *,
-        times: int = 1,
-        method: str | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        """Answer the next calls (of a method: Generate, UpdateWeights, GetPolicy) with an error.
-
-        An update is refused at its `begin`.
-        """
-        error = refused(code, message, retry_after=retry_after)
-        self._faults.append(_Fault(error.status, times, method))
-
-    def break_streams(self, *, after: int, times: int = 1) -> None:
-        """End the next Generate calls with UNAVAILABLE, after so many completions each."""
-        self._breaks.extend([after] * times)
 
     def fail_commits(
         self,
@@ -192,19 +109,13 @@ class FakePolicyServer:
 
     def receive(self, method: str, request: Any) -> None:
         self.calls.append((method, request))
-        for fault in self._faults:
-            if fault.times > 0 and fault.method in (None, method):
-                fault.times -= 1
-                raise Refused(fault.status)
-
-    def take_break(self) -> int | None:
-        return self._breaks.popleft() if self._breaks else None
+        self.raise_fault(method)
 
     def take_commit_fault(self) -> _CommitFault | None:
         return self._commit_faults.popleft() if self._commit_faults else None
 
     async def wait(self) -> None:
-        """As long as a completion takes; a test may put something longer in its place."""
+        """Take as long as a completion does; a test may put something longer in its place."""
         low, high = self._delay
         await self._state.take_time(self._chance.uniform(low, high) if high else 0.0)
 

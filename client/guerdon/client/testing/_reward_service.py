@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from guerdon.client.testing._server import Refused, abort, refused
 from guerdon.client.types import FormattedText, TokenIds
 from guerdon.v1 import admin_pb2, admin_pb2_grpc, common_pb2, reward_pb2, reward_pb2_grpc
 
 if TYPE_CHECKING:
-    from guerdon.client.testing import FakeRewardServer
+    from guerdon.client.testing._reward_server import FakeRewardServer
 
 Context = Any
 """grpc.aio.ServicerContext; its type parameters differ from method to method."""
@@ -26,24 +24,7 @@ ScoreFunction = Callable[[Any, Any], float]
 `TokenIds`), and returns a score."""
 
 
-SERVER_OPTIONS = (
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_send_message_length", -1),
-    # As the real servers: clients may ping as often as their keepalive says.
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
-
-
-class Refused(Exception):
-    """The fake answers with an error."""
-
-    def __init__(self, status: status_pb2.Status) -> None:
-        super().__init__(status.message)
-        self.status = status
-
-
-class Reward(reward_pb2_grpc.RewardServiceServicer):
+class FakeRewardService(reward_pb2_grpc.RewardServiceServicer):
     """RewardService, answered by the fake."""
 
     def __init__(self, fake: FakeRewardServer) -> None:
@@ -96,8 +77,8 @@ class Reward(reward_pb2_grpc.RewardServiceServicer):
             name, revision, function = self._fake.find(request.model)
             reply.scores.item.CopyFrom(self._fake.score_item(request.item, function, "item"))
             reply.scores.info.CopyFrom(scoring_info(name, revision, request.options))
-        except Refused as refused:
-            reply.error.CopyFrom(refused.status)
+        except Refused as error:
+            reply.error.CopyFrom(error.status)
         replies.put_nowait(reply)
 
     async def Rank(self, request: Any, context: Context) -> Any:
@@ -133,7 +114,7 @@ class Reward(reward_pb2_grpc.RewardServiceServicer):
         return await serve(self._fake, "GetModel", request, context, answer)
 
 
-class Admin(admin_pb2_grpc.ModelAdminServiceServicer):
+class FakeAdminService(admin_pb2_grpc.ModelAdminServiceServicer):
     """ModelAdminService, answered by the fake: a loaded path becomes the revision's name."""
 
     def __init__(self, fake: FakeRewardServer) -> None:
@@ -169,7 +150,7 @@ class Admin(admin_pb2_grpc.ModelAdminServiceServicer):
     async def DeleteAlias(self, request: Any, context: Context) -> Any:
         async def answer() -> admin_pb2.DeleteAliasResponse:
             if self._fake.aliases.pop(request.alias, None) is None:
-                raise Refused(make_status(grpc.StatusCode.NOT_FOUND, "no such alias"))
+                raise refused(grpc.StatusCode.NOT_FOUND, "no such alias")
             return admin_pb2.DeleteAliasResponse()
 
         return await serve(self._fake, "DeleteAlias", request, context, answer)
@@ -194,11 +175,8 @@ async def serve(
     try:
         await fake.receive(method, request, context, context.time_remaining())
         return await answer()
-    except Refused as refused:
-        status = refused.status
-        code = getattr(grpc.StatusCode, code_pb2.Code.Name(status.code))
-        trailers = (("grpc-status-details-bin", status.SerializeToString()),)
-        await context.abort(code, status.message, trailers if status.details else ())
+    except Refused as error:
+        await abort(context, error.status)
 
 
 def prompt_value(prompt: common_pb2.Prompt) -> PromptValue:
@@ -228,19 +206,3 @@ def scoring_info(name: str, revision: str, options: Any) -> reward_pb2.ScoringIn
         normalized=options.normalize,
         compute_mode=reward_pb2.COMPUTE_MODE_PACKED,
     )
-
-
-def retry_info(seconds: float) -> error_details_pb2.RetryInfo:
-    """When to come back, as the test says: a negative time too."""
-    delay = Duration()
-    delay.FromNanoseconds(int(seconds * 1e9))
-    return error_details_pb2.RetryInfo(retry_delay=delay)
-
-
-def make_status(
-    code: grpc.StatusCode, message: str, details: Iterable[Message] = ()
-) -> status_pb2.Status:
-    status = status_pb2.Status(code=getattr(code_pb2, code.name), message=message)
-    for detail in details:
-        status.details.add().Pack(detail)
-    return status
