@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from guerdon.reward.call_metrics import CallMetrics
 from guerdon.reward.config import ServeConfig
 from guerdon.reward.loads import Loader
 from guerdon.reward.metrics import RewardMetrics
@@ -20,7 +21,6 @@ from guerdon.reward.scoring import Scoring
 from guerdon.reward.sources import Sources
 from guerdon.reward.wire import admin, http, service
 from guerdon.reward.wire.admin import ModelAdminService
-from guerdon.reward.wire.calls import CallMetrics
 from guerdon.reward.wire.http import RewardRoutes
 from guerdon.reward.wire.service import RewardService
 from guerdon.serving.callers import Role, read_callers

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 
+from guerdon.reward.call_metrics import revision_label
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.registry import Revision
 from guerdon.reward.scheduling.dispatcher import DropReason, DropStage, Failure
 from guerdon.reward.types import BatchStats, ComputeMode, ModelInfo, PriorityClass
-from guerdon.reward.wire.calls import revision_label
 
 
 class MetricsObserver:

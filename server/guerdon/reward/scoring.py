@@ -16,6 +16,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import ParamSpec, TypeVar
 
+from guerdon.reward.call_metrics import Call, revision_label
 from guerdon.reward.comparisons import scores_of_candidates
 from guerdon.reward.fair_pool import FairPool
 from guerdon.reward.metrics import RewardMetrics
@@ -34,7 +35,6 @@ from guerdon.reward.types import (
     ScoreOptions,
     TokenArray,
 )
-from guerdon.reward.wire.calls import Call, revision_label
 from guerdon.serving.errors import ComputeFailed, InvalidRequest, PermissionDenied, Unsupported
 from guerdon.serving.identity import current_caller
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from guerdon.reward.call_metrics import CallMetrics
 from guerdon.reward.registry import Registry, Revision
 from guerdon.reward.sources import Sources
 from guerdon.reward.types import PriorityClass
 from guerdon.reward.wire import convert
-from guerdon.reward.wire.calls import CallMetrics
 from guerdon.serving import audit
 from guerdon.serving.callers import Role
 from guerdon.serving.lifecycle import Lifecycle

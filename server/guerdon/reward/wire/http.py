@@ -12,11 +12,11 @@ from fastapi import APIRouter, Body, FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
+from guerdon.reward.call_metrics import Call, CallMetrics
 from guerdon.reward.registry import Registry
 from guerdon.reward.scoring import Scored, Scoring
 from guerdon.reward.types import ScoreItem
 from guerdon.reward.wire import schemas
-from guerdon.reward.wire.calls import Call, CallMetrics
 from guerdon.reward.wire.convert import Limits
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http import while_connected

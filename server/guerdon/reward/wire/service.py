@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from guerdon.reward.call_metrics import Call, CallMetrics
 from guerdon.reward.registry import Registry
 from guerdon.reward.scoring import Scored, Scoring
 from guerdon.reward.types import PriorityClass, ScoreItem
 from guerdon.reward.wire import convert
-from guerdon.reward.wire.calls import Call, CallMetrics
 from guerdon.reward.wire.stream import ScoreStream
 from guerdon.serving.callers import Role
 from guerdon.serving.lifecycle import Lifecycle

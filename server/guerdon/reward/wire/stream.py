@@ -13,9 +13,9 @@ from typing import cast
 
 import grpc
 
+from guerdon.reward.call_metrics import Call, CallMetrics
 from guerdon.reward.scoring import Scoring, in_item
 from guerdon.reward.wire import convert
-from guerdon.reward.wire.calls import Call, CallMetrics
 from guerdon.serving.convert import check_id, timeout
 from guerdon.serving.errors import Cancelled, DeadlinePassed, InvalidRequest, Unavailable
 from guerdon.serving.lifecycle import Lifecycle
