@@ -15,11 +15,6 @@ UNKNOWN = "unknown"
 """Label for models that are not loaded, so that callers cannot make up labels."""
 
 
-def revision_label(revision: str) -> str:
-    """The first characters of a revision, as metrics name it."""
-    return revision[:12]
-
-
 class Call(calls.Call):
     """With what is asked for."""
 
@@ -61,5 +56,5 @@ class CallMetrics:
         self._metrics.requests.labels(call.method, name, priority, code).inc()
         self._metrics.caller_requests.labels(call.caller.name, priority, code).inc()
         if call.info is not None and code == "OK":
-            revision = revision_label(call.info.revision)
+            revision = call.info.revision_label
             self._metrics.request_seconds.labels(name, revision, priority).observe(seconds)

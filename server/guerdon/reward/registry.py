@@ -323,7 +323,7 @@ class Registry:
         logger.info(
             "loaded %s@%s in %.1f s: %s %s, %s on %s, %s%s",
             name,
-            info.revision[:12],
+            info.revision_label,
             time.monotonic() - start,
             info.architecture,
             info.kind.value,
@@ -355,7 +355,7 @@ class Registry:
         known = self._revisions.get(info.name, {})
         if info.revision not in known:  # it may have been loaded again meanwhile
             self._observer.model_closed(info, last=not known)
-        logger.info("unloaded %s@%s", info.name, info.revision[:12])
+        logger.info("unloaded %s@%s", info.name, info.revision_label)
 
     def _end_loads(self, name: str) -> bool:
         """End the loads of a name; whether there were any."""

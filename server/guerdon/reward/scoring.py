@@ -16,7 +16,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import ParamSpec, TypeVar
 
-from guerdon.reward.call_metrics import Call, revision_label
+from guerdon.reward.call_metrics import Call
 from guerdon.reward.comparisons import scores_of_candidates
 from guerdon.reward.fair_pool import FairPool
 from guerdon.reward.metrics import RewardMetrics
@@ -230,7 +230,7 @@ class Scoring:
         self, call: Call, tokenize: float, tokens: int, results: Sequence[ItemResult]
     ) -> None:
         assert call.info is not None
-        model = (call.info.name, revision_label(call.info.revision))
+        model = (call.info.name, call.info.revision_label)
         classed = (*model, call.priority.value)
         metrics = self._metrics
         metrics.tokenize_seconds.labels(*classed).observe(tokenize)

@@ -211,6 +211,11 @@ class ModelInfo:
     """What the chat template leaves out of conversations, as far as samples show."""
     vocab_hash: str = ""
 
+    @property
+    def revision_label(self) -> str:
+        """The revision's first 12 characters, as logs and metrics show it."""
+        return self.revision[:12]
+
 
 @dataclass(frozen=True, slots=True)
 class BatchStats:

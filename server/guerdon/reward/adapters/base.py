@@ -132,6 +132,8 @@ class Adapter:
     """kind ATTRIBUTES: the outputs' names. The logits are the score, then these."""
     step_marker: str = ""
     """kind PROCESS: what ends a step, unless guerdon.json says another."""
+    marks: Callable[[PretrainedConfig], Mapping[str, int]] = lambda config: {}
+    """kind PAIRWISE: the tokens before the prompt and either answer, and their ids."""
     gate: str = ""
     """`Reads.GATE`: the text at whose last occurrence's first token the gate reads."""
     gate_ids: tuple[int, ...] = ()

@@ -20,7 +20,6 @@ from transformers import PretrainedConfig
 from guerdon.reward.adapters.base import Adapter, plain_config
 from guerdon.reward.types import ModelKind
 
-ARCHITECTURE: Final = "DebertaV2PairRM"
 MARKS: Final = {
     "<|source|>": "source_prefix_id",
     "<|candidate1|>": "cand1_prefix_id",
@@ -32,9 +31,9 @@ MAX_TOKENS: Final = 2048
 (`tokenize_pair` of llm_blender/blender/blender_utils.py)."""
 
 
-def marks_of(config: PretrainedConfig) -> tuple[int, ...]:
-    """The ids of `MARKS`, in their order."""
-    return tuple(int(getattr(config, name)) for name in MARKS.values())
+def marks(config: PretrainedConfig) -> dict[str, int]:
+    """The ids of `MARKS`."""
+    return {mark: int(getattr(config, name)) for mark, name in MARKS.items()}
 
 
 def _model() -> type[Any]:
@@ -54,10 +53,10 @@ def _config(values: Mapping[str, Any]) -> PretrainedConfig:
     if not isinstance(values.get("drop_out"), int | float):
         raise ValueError("it does not say drop_out")
     config = plain_config(values)
-    ids = marks_of(config)
+    ids = list(marks(config).values())
     if len(set(ids)) != len(ids) or max(ids) >= config.vocab_size:
         raise ValueError(
-            f"it gives the marks {', '.join(MARKS)} the ids {list(ids)}: they must be different "
+            f"it gives the marks {', '.join(MARKS)} the ids {ids}: they must be different "
             f"and below vocab_size ({config.vocab_size})"
         )
     return config
@@ -70,12 +69,13 @@ def _longest(config: PretrainedConfig) -> int | None:
 
 ADAPTER = Adapter(
     name="PairRM",
-    architecture=ARCHITECTURE,
+    architecture="DebertaV2PairRM",
     model_type="deberta-v2",
     kind=ModelKind.PAIRWISE,
     model=_model,
     code=frozenset(),
     config=_config,
     unused=(),
+    marks=marks,
     longest=_longest,
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from guerdon.reward.adapters import armorm, inf_orm, internlm2, pairrm, qrm, qwen_math, urm
 from guerdon.reward.adapters.base import Adapter
+from guerdon.reward.types import ModelKind
 
 ADAPTERS: tuple[Adapter, ...] = (
     qwen_math.REWARD,
@@ -19,6 +20,11 @@ ADAPTERS: tuple[Adapter, ...] = (
     pairrm.ADAPTER,
 )
 """At most one applies to any config."""
+
+
+def architectures(kind: ModelKind) -> str:
+    """The names of the published architectures of a kind, for people."""
+    return " or ".join(adapter.architecture for adapter in ADAPTERS if adapter.kind is kind)
 
 
 def find_adapter(values: Mapping[str, Any]) -> Adapter | None:

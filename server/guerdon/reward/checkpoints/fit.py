@@ -8,8 +8,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from guerdon.models import MANIFEST_NAME, Manifest, template_hash
-from guerdon.reward.adapters import Adapter
-from guerdon.reward.adapters.pairrm import ARCHITECTURE as PAIRRM
+from guerdon.reward.adapters import Adapter, architectures
 from guerdon.reward.checkpoints.model_config import is_tokenwise
 from guerdon.reward.types import ModelKind
 from guerdon.serving.errors import CheckpointRefused
@@ -51,8 +50,8 @@ def kind_of(
     """The kind of reward, if head and manifest agree on it."""
     if manifest is not None and manifest.kind == ModelKind.PAIRWISE.value:
         raise CheckpointRefused(
-            f"{folder}/{MANIFEST_NAME} says kind = pairwise, which needs a {PAIRRM} model, but "
-            f"the checkpoint is a {architecture}"
+            f"{folder}/{MANIFEST_NAME} says kind = pairwise, which needs a "
+            f"{architectures(ModelKind.PAIRWISE)} model, but the checkpoint is a {architecture}"
         )
     tokenwise = is_tokenwise(architecture, config)
     labels = int(config.num_labels)

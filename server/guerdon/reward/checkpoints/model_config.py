@@ -20,13 +20,13 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from guerdon.reward.adapters import Adapter, find_adapter
 from guerdon.reward.checkpoints.weight_files import TensorHeader
+from guerdon.reward.engine.language_head import is_language_model
 from guerdon.serving.errors import CheckpointRefused
 
 
@@ -169,11 +169,6 @@ def is_tokenwise(architecture: str, config: PretrainedConfig) -> bool:
     return architecture in ([names] if isinstance(names, str) else names) or (
         architecture.endswith("ForTokenClassification")
     )
-
-
-def is_language_model(architecture: str, config: PretrainedConfig) -> bool:
-    """Whether the model says how likely each next token is."""
-    return bool(architecture == MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type))
 
 
 def auto_class(architecture: str, config: PretrainedConfig) -> Any:

@@ -14,10 +14,10 @@ from pydantic import BaseModel
 
 from guerdon.reward.call_metrics import Call, CallMetrics
 from guerdon.reward.registry import Registry
+from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring import Scored, Scoring
 from guerdon.reward.types import ScoreItem
 from guerdon.reward.wire import schemas
-from guerdon.reward.wire.convert import Limits
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http import while_connected
 from guerdon.serving.http_bodies import body_route, parse_body
@@ -56,7 +56,7 @@ class RewardRoutes:
         registry: Registry,
         lifecycle: Lifecycle,
         calls: CallMetrics,
-        limits: Limits,
+        limits: RequestLimits,
     ) -> None:
         self._scoring = scoring
         self._registry = registry

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from guerdon.reward import types
+from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring import Scored
 from guerdon.reward.wire import convert
 from guerdon.serving.convert import check_id
@@ -210,7 +211,7 @@ class ModelsReply(BaseModel):
     models: list[ModelReply]
 
 
-def check_counts(value: Any, limits: convert.Limits) -> None:
+def check_counts(value: Any, limits: RequestLimits) -> None:
     """Refuse parsed JSON with too many items or responses, before a model looks at each."""
     if not isinstance(value, dict):
         return
@@ -226,7 +227,7 @@ def _count(value: Any, key: str) -> int:
     return len(found) if isinstance(found, list) else 0
 
 
-def item_of(body: ItemBody, limits: convert.Limits, field: str) -> types.ScoreItem:
+def item_of(body: ItemBody, limits: RequestLimits, field: str) -> types.ScoreItem:
     """One item in the domain's terms; `field` is its path in the request."""
     check_id(f"{field}.id", body.id, limits.max_id_length)
     return _item(
@@ -234,19 +235,19 @@ def item_of(body: ItemBody, limits: convert.Limits, field: str) -> types.ScoreIt
     )
 
 
-def items_of(body: ScoreBody, limits: convert.Limits) -> list[types.ScoreItem]:
+def items_of(body: ScoreBody, limits: RequestLimits) -> list[types.ScoreItem]:
     """The items of a request in the domain's terms."""
     convert.check_item_counts([len(item.responses) for item in body.items], limits)
     return [item_of(item, limits, f"items[{i}]") for i, item in enumerate(body.items)]
 
 
-def candidates_of(body: RankBody, limits: convert.Limits) -> types.ScoreItem:
+def candidates_of(body: RankBody, limits: RequestLimits) -> types.ScoreItem:
     """What is to be ranked, as one item."""
     return _item(body.prompt, body.candidates, limits, "prompt", "candidates", "")
 
 
 def _item(
-    prompt: Any, responses: list[Any], limits: convert.Limits, at_prompt: str, at: str, name: str
+    prompt: Any, responses: list[Any], limits: RequestLimits, at_prompt: str, at: str, name: str
 ) -> types.ScoreItem:
     convert.check_response_count(at, len(responses), limits)
     is_tokens = isinstance(prompt, TokenIdsBody)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from guerdon.reward.call_metrics import Call, CallMetrics
 from guerdon.reward.registry import Registry
+from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring import Scored, Scoring
 from guerdon.reward.types import PriorityClass, ScoreItem
 from guerdon.reward.wire import convert
@@ -35,7 +36,7 @@ class RewardService:
         registry: Registry,
         lifecycle: Lifecycle,
         calls: CallMetrics,
-        limits: convert.Limits,
+        limits: RequestLimits,
         *,
         stream_items: int,
     ) -> None:

@@ -14,6 +14,7 @@ from typing import cast
 import grpc
 
 from guerdon.reward.call_metrics import Call, CallMetrics
+from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring import Scoring, in_item
 from guerdon.reward.wire import convert
 from guerdon.serving.convert import check_id, timeout
@@ -38,7 +39,7 @@ class ScoreStream:
         scoring: Scoring,
         lifecycle: Lifecycle,
         calls: CallMetrics,
-        limits: convert.Limits,
+        limits: RequestLimits,
         *,
         deadline: float | None,
         items_in_flight: int,
