@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from guerdon.reward.sources import Sources
+from guerdon.reward.models.allowed_sources import Sources
 from guerdon.serving.errors import PermissionDenied
 from guerdon.v1 import admin_pb2, admin_pb2_grpc, reward_pb2
 

@@ -12,13 +12,13 @@ import grpc
 
 from guerdon.reward.call_metrics import CallMetrics
 from guerdon.reward.config import ServeConfig
-from guerdon.reward.loads import Loader
 from guerdon.reward.metrics import RewardMetrics
-from guerdon.reward.observer import MetricsObserver
-from guerdon.reward.registry import Registry
+from guerdon.reward.metrics_observer import MetricsObserver
+from guerdon.reward.models.allowed_sources import Sources
+from guerdon.reward.models.load_threads import Loader
+from guerdon.reward.models.registry import Registry
 from guerdon.reward.scheduling.dispatcher import Dispatcher, DispatchLimits
-from guerdon.reward.scoring import Scoring
-from guerdon.reward.sources import Sources
+from guerdon.reward.scoring.scorer import Scoring
 from guerdon.reward.wire import admin, http, service
 from guerdon.reward.wire.admin import ModelAdminService
 from guerdon.reward.wire.http import RewardRoutes
@@ -57,7 +57,7 @@ class RewardServer:
     """One reward server in this process. Make and run it on one event loop.
 
     Args:
-        loader: makes a model of a path; see `guerdon.reward.loads.Loader`.
+        loader: makes a model of a path; see `guerdon.reward.models.load_threads.Loader`.
 
     Raises:
         SettingsError: the settings cannot be served, or a file of them cannot be read.

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from guerdon.reward.metrics import RewardMetrics
-from guerdon.reward.registry import Registry
+from guerdon.reward.models.registry import Registry
 from guerdon.reward.types import ModelInfo, PriorityClass
 from guerdon.serving import calls
 

@@ -114,7 +114,7 @@ class EncodedItem:
     or all are 0, which is the model's own default."""
     candidates: tuple[int, ...] = ()
     """Pairwise: the tokens of each candidate with its prompt. The sequences then are not
-    responses but `guerdon.reward.comparisons.ordered_pairs` of them. Else empty."""
+    responses but `guerdon.reward.encoding.comparisons.ordered_pairs` of them. Else empty."""
     dropped: tuple[tuple[Dropped, ...], ...] = ()
     """What the chat template left out, for each response; empty where it left nothing out."""
     hashes: tuple[str, ...] = ()

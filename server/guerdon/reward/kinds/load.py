@@ -14,7 +14,9 @@ from guerdon.models import vocab_hash
 from guerdon.models.devices import set_up_cuda
 from guerdon.reward.checkpoints.checkpoint import Checkpoint, inspect_checkpoint
 from guerdon.reward.checkpoints.weights import load_weights
-from guerdon.reward.encoding import Encoder
+from guerdon.reward.encoding.encoder import Encoder
+from guerdon.reward.encoding.pair_encoder import PairEncoder
+from guerdon.reward.encoding.policy_encoder import PolicyEncoder
 from guerdon.reward.engine.device import (
     meaning_of,
     release_memory,
@@ -29,8 +31,6 @@ from guerdon.reward.kinds.implicit import ImplicitReward
 from guerdon.reward.kinds.network import NetworkReward
 from guerdon.reward.kinds.process import ProcessReward
 from guerdon.reward.kinds.sequence import SequenceReward
-from guerdon.reward.pair_encoding import PairEncoder
-from guerdon.reward.policy_encoding import PolicyEncoder
 from guerdon.reward.types import (
     ComputeMode,
     DeviceLost,

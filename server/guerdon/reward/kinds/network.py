@@ -19,7 +19,7 @@ from guerdon.reward.types import (
 
 
 class ItemEncoder(Protocol):
-    """Renders and tokenises; `guerdon.reward.encoding.Encoder` is one."""
+    """Renders and tokenises; `guerdon.reward.encoding.encoder.Encoder` is one."""
 
     def encode(
         self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from guerdon.reward.call_metrics import CallMetrics
-from guerdon.reward.registry import Registry, Revision
-from guerdon.reward.sources import Sources
+from guerdon.reward.models.allowed_sources import Sources
+from guerdon.reward.models.registry import Registry, Revision
 from guerdon.reward.types import PriorityClass
 from guerdon.reward.wire import convert
 from guerdon.serving import audit

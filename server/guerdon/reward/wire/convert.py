@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from guerdon.reward import types
 from guerdon.reward.request_limits import RequestLimits
-from guerdon.reward.scoring import Scored
+from guerdon.reward.scoring.scorer import Scored
 from guerdon.serving.convert import check_id, duration, prompt, tokens
 from guerdon.serving.errors import InvalidRequest
 from guerdon.v1 import common_pb2, reward_pb2

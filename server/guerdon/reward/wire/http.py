@@ -13,9 +13,9 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from guerdon.reward.call_metrics import Call, CallMetrics
-from guerdon.reward.registry import Registry
+from guerdon.reward.models.registry import Registry
 from guerdon.reward.request_limits import RequestLimits
-from guerdon.reward.scoring import Scored, Scoring
+from guerdon.reward.scoring.scorer import Scored, Scoring
 from guerdon.reward.types import ScoreItem
 from guerdon.reward.wire import schemas
 from guerdon.serving.errors import InvalidRequest

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from guerdon.reward import types
 from guerdon.reward.request_limits import RequestLimits
-from guerdon.reward.scoring import Scored
+from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.wire import convert
 from guerdon.serving.convert import check_id
 from guerdon.serving.errors import InvalidRequest

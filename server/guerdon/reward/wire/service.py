@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from guerdon.reward.call_metrics import Call, CallMetrics
-from guerdon.reward.registry import Registry
+from guerdon.reward.models.registry import Registry
 from guerdon.reward.request_limits import RequestLimits
-from guerdon.reward.scoring import Scored, Scoring
+from guerdon.reward.scoring.scorer import Scored, Scoring
 from guerdon.reward.types import PriorityClass, ScoreItem
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.stream import ScoreStream

@@ -15,7 +15,7 @@ import grpc
 
 from guerdon.reward.call_metrics import Call, CallMetrics
 from guerdon.reward.request_limits import RequestLimits
-from guerdon.reward.scoring import Scoring, in_item
+from guerdon.reward.scoring.scorer import Scoring, in_item
 from guerdon.reward.wire import convert
 from guerdon.serving.convert import check_id, timeout
 from guerdon.serving.errors import Cancelled, DeadlinePassed, InvalidRequest, Unavailable

@@ -17,11 +17,11 @@ from itertools import zip_longest
 from typing import ParamSpec, TypeVar
 
 from guerdon.reward.call_metrics import Call
-from guerdon.reward.comparisons import scores_of_candidates
-from guerdon.reward.fair_pool import FairPool
+from guerdon.reward.encoding.comparisons import scores_of_candidates
 from guerdon.reward.metrics import RewardMetrics
-from guerdon.reward.registry import Registry
+from guerdon.reward.models.registry import Registry
 from guerdon.reward.scheduling.dispatcher import Dispatcher, ItemResult, TooLarge
+from guerdon.reward.scoring.fair_pool import FairPool
 from guerdon.reward.types import (
     Activation,
     Dropped,

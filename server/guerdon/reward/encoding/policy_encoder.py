@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from guerdon.data import Message as Turn
-from guerdon.reward.chat_template import CONVERSATION, dropped_text
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
-from guerdon.reward.encoding import Encoder
-from guerdon.reward.sequences import TokenSequence
+from guerdon.reward.encoding.chat_template import CONVERSATION, dropped_text
+from guerdon.reward.encoding.encoder import Encoder
+from guerdon.reward.encoding.sequences import TokenSequence
 from guerdon.reward.types import Dropped, Message, ScoreItem, TokenArray
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 

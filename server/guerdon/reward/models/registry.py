@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-from guerdon.reward.loads import Loader, Loads
+from guerdon.reward.models.load_threads import Loader, Loads
 from guerdon.reward.types import ModelInfo, RewardModel
 from guerdon.serving.errors import (
     CheckpointRefused,

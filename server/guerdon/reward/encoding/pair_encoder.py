@@ -16,9 +16,9 @@ import numpy as np
 
 from guerdon.data import ControlTokens
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
-from guerdon.reward.comparisons import MAX_CANDIDATES, ordered_pairs
-from guerdon.reward.sequences import check_control_tokens, check_unicode, response_texts
-from guerdon.reward.text_tokens import TextTokenizer
+from guerdon.reward.encoding.comparisons import MAX_CANDIDATES, ordered_pairs
+from guerdon.reward.encoding.sequences import check_control_tokens, check_unicode, response_texts
+from guerdon.reward.encoding.text_tokenizer import TextTokenizer
 from guerdon.reward.types import EncodedItem, Message, Prompt, ScoreItem, TokenArray, Truncation
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 

@@ -18,7 +18,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from guerdon.reward.least_tokens import MAX_BYTES_PER_TOKEN, most_bytes_per_token
+from guerdon.reward.encoding.bytes_per_token import MAX_BYTES_PER_TOKEN, most_bytes_per_token
 from guerdon.reward.types import TokenArray
 from guerdon.serving.errors import CheckpointRefused
 

@@ -17,15 +17,15 @@ import numpy.typing as npt
 from guerdon.data import ControlTokens, roles_named_in
 from guerdon.data import Message as Turn
 from guerdon.models.chat_template import BROKEN, render_chat
-from guerdon.reward.chat_template import (
+from guerdon.reward.checkpoints.checkpoint import Checkpoint
+from guerdon.reward.encoding.chat_template import (
     CONVERSATION,
     check_roles,
     conversation_of,
     dropped_text,
     learn_drops,
 )
-from guerdon.reward.checkpoints.checkpoint import Checkpoint
-from guerdon.reward.sequences import (
+from guerdon.reward.encoding.sequences import (
     TokenSequence,
     check_control_tokens,
     check_unicode,
@@ -36,7 +36,7 @@ from guerdon.reward.sequences import (
     longest_field,
     response_texts,
 )
-from guerdon.reward.text_tokens import (
+from guerdon.reward.encoding.text_tokenizer import (
     TextTokenizer,
     TokenizedText,
     TooManyTokens,

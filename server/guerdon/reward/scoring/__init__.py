@@ -1,0 +1,1 @@
+"""From items to scores, in terms of the domain alone."""
