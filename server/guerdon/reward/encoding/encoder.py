@@ -7,23 +7,19 @@ has the rules for every form of prompt.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.data import ControlTokens, roles_named_in
-from guerdon.data import Message as Turn
-from guerdon.models.chat_template import BROKEN, render_chat
+from guerdon.data import ControlTokens
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.encoding.chat_template import (
     CONVERSATION,
+    ChatTemplate,
     check_roles,
-    conversation_of,
     dropped_text,
-    learn_drops,
 )
 from guerdon.reward.encoding.sequences import (
     TokenSequence,
@@ -55,8 +51,6 @@ from guerdon.reward.types import (
 )
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 
-logger = logging.getLogger(__name__)
-
 
 class Encoder:
     """Makes tokens of items for one checkpoint. Threads may share it.
@@ -76,9 +70,8 @@ class Encoder:
         self._marker_id = checkpoint.step_marker_id
         self._ending_id = checkpoint.ending_id
         self._gate_ids = np.array(checkpoint.gate_ids, dtype=np.int64)
-        self._has_template = bool(checkpoint.chat_template_hash)
+        self._template = ChatTemplate(tokenizer) if checkpoint.chat_template_hash else None
         self._control = ControlTokens(tokenizer, allowed=[self._marker])
-        self._roles = roles_named_in(tokenizer.get_chat_template()) if self._has_template else ()
         self._bos: int | None = tokenizer.bos_token_id
         self._leading = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
         self.template_hash = checkpoint.chat_template_hash
@@ -87,16 +80,14 @@ class Encoder:
         """The longest sequence."""
         self.vocab_size = int(checkpoint.config.get_text_config().vocab_size)
         """Rows of the model's embedding: every id is less."""
-        self.takes_pairs = not self._has_template and tokenizer.sep_token_id in self._text.between
+        self.takes_pairs = self._template is None and tokenizer.sep_token_id in self._text.between
         """Whether prompt and response are a text pair (BERT and its kin)."""
         self._uses_types = self._check_types(checkpoint)
         self.template_drops: tuple[Dropped, ...] = ()
         """What the chat template leaves out of conversations."""
-        if self._has_template:
-            self._check_template()
-            self.template_drops = learn_drops(
-                lambda turns: self._applied(CONVERSATION, turns), tokenizer.name_or_path
-            )
+        if self._template is not None:
+            self._check_template(self._template)
+            self.template_drops = self._template.learn_drops()
 
     def encode(
         self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
@@ -149,9 +140,11 @@ class Encoder:
             return "prompt.formatted_text", self._from_formatted(prompt.text, responses)
         if isinstance(prompt, str):
             check_unicode("prompt.text", prompt)
-            if self._has_template:
-                turns: tuple[Message, ...] = (Message("user", prompt),)
-                return "prompt.text", self._from_turns("prompt.text", turns, responses)
+            if self._template is not None:
+                turns = (Message("user", prompt),)
+                return "prompt.text", self._from_turns(
+                    self._template, "prompt.text", turns, responses
+                )
             if self.takes_pairs:
                 return "prompt.text", self._from_pairs(prompt, responses)
             return "prompt.text", self._from_plain(prompt, responses)
@@ -206,9 +199,9 @@ class Encoder:
         for place, turn in enumerate(turns):
             check_unicode(f"{CONVERSATION}.messages[{place}].role", turn.role)
             check_unicode(f"{CONVERSATION}.messages[{place}].content", turn.content)
-        check_roles(turns, self._roles)
-        if self._has_template:
-            return self._from_turns(CONVERSATION, turns, responses)
+        check_roles(turns, self._template.roles if self._template is not None else ())
+        if self._template is not None:
+            return self._from_turns(self._template, CONVERSATION, turns, responses)
         if self.takes_pairs and len(turns) == 1 and turns[0].role == "user":
             return self._from_pairs(turns[0].content, responses)
         raise InvalidRequest(
@@ -220,9 +213,13 @@ class Encoder:
         )
 
     def _from_turns(
-        self, field: str, turns: tuple[Message, ...], responses: list[str]
+        self,
+        template: ChatTemplate,
+        field: str,
+        turns: tuple[Message, ...],
+        responses: list[str],
     ) -> list[TokenSequence]:
-        rendered = [self._render(field, turns, response) for response in responses]
+        rendered = [template.render(field, turns, response) for response in responses]
         dropped = [
             dropped_text(field, turns, place, *both)
             for place, both in enumerate(zip(responses, rendered, strict=True))
@@ -234,56 +231,16 @@ class Encoder:
             twice = self._double_bos and leading(text.ids, {self._bos}) == 1
             ids = np.concatenate([text.ids[:1], text.ids]) if twice else text.ids
 
-            end = partial(self._response_start, field, turns, response, whole, text)
-            start = partial(_plus, end, int(twice))
-            found.append(TokenSequence(ids, start, dropped=left_out))
+            start = partial(_response_start, template, field, turns, response, whole, text)
+            found.append(TokenSequence(ids, partial(_plus, start, int(twice)), dropped=left_out))
         return found
 
-    # The chat template
-
-    def _render(self, field: str, turns: tuple[Message, ...], response: str) -> str:
-        return self._applied(field, conversation_of(turns, response))
-
-    def _applied(self, field: str, conversation: list[Turn], **how: bool) -> str:
-        try:
-            return render_chat(self._tokenizer, conversation, **how)
-        except Exception as error:  # a template is a program: it raises what it likes
-            raise InvalidRequest(field, f"is refused by the chat template: {error}") from error
-
-    def _response_start(
-        self,
-        field: str,
-        turns: tuple[Message, ...],
-        response: str,
-        rendered: str,
-        tokens: TokenizedText,
-    ) -> int:
-        """The token at which the response begins in the rendered conversation.
-
-        It is where this rendering parts from that of another response. The generation prompt
-        would not do: templates may end it with more than precedes a given answer.
-        """
-        other = "b" if response.lstrip().startswith("a") else "a"
-        return tokens.first_from(common_length([rendered, self._render(field, turns, other)]))
-
-    def _check_template(self) -> None:
-        """The template compiles, and shows the response."""
-        turns = (Message("user", "a"),)
-        try:
-            rendered = [self._render(CONVERSATION, turns, text) for text in ("b", "c")]
-        except InvalidRequest as error:
-            if isinstance(error.__cause__, BROKEN):
-                raise CheckpointRefused(f"the chat template is broken: {error.reason}") from error
-            return  # it may want a system turn, for example: requests will show
-        if "strftime_now" in self._tokenizer.get_chat_template():
-            logger.warning(
-                "the chat template of %s prints today's date: the same answer may get another "
-                "score tomorrow; fix the date in the template",
-                self._tokenizer.name_or_path,
-            )
-        if rendered[0] == rendered[1]:
-            raise CheckpointRefused("the chat template leaves the assistant's last turn out")
-        ids = self._text.one(rendered[0]).ids
+    def _check_template(self, template: ChatTemplate) -> None:
+        """The template writes what the model reads, and no more."""
+        rendered = template.sample()
+        if rendered is None:
+            return  # requests will show
+        ids = self._text.one(rendered).ids
         if len(self._gate_ids) and last_run(ids, self._gate_ids) is None:
             raise CheckpointRefused(
                 "the chat template does not write "
@@ -401,7 +358,7 @@ class Encoder:
         field = f"responses[{place}]"
         if isinstance(response, str):
             written = response.count(self._marker)
-            added = self._has_template and not isinstance(prompt, FormattedText)
+            added = self._template is not None and not isinstance(prompt, FormattedText)
             if written != len(found) and (written or not added):
                 raise InvalidRequest(
                     f"{field}.text",
@@ -413,6 +370,23 @@ class Encoder:
                 field, f"has no step marker {self._marker!r}: there is no step to score"
             )
         return found.astype(np.int64, copy=False)
+
+
+def _response_start(
+    template: ChatTemplate,
+    field: str,
+    turns: tuple[Message, ...],
+    response: str,
+    rendered: str,
+    tokens: TokenizedText,
+) -> int:
+    """The token at which the response begins in the rendered conversation.
+
+    It is where this rendering parts from that of another response. The generation prompt
+    would not do: templates may end it with more than precedes a given answer.
+    """
+    other = "b" if response.lstrip().startswith("a") else "a"
+    return tokens.first_from(common_length([rendered, template.render(field, turns, other)]))
 
 
 def _plus(count: Callable[[], int], more: int) -> int:
