@@ -19,7 +19,7 @@ from tests.engine.varlen import varlen_by_definition
 from tests.support.tiny import ARCHITECTURES
 
 from guerdon.reward.engine import attention
-from guerdon.reward.engine.asked import AttentionCall
+from guerdon.reward.engine.attention_record import AttentionCall
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
 from guerdon.reward.engine.kernels import check_kernels
 from guerdon.reward.engine.plan import Segment

@@ -26,8 +26,8 @@ from guerdon.models import (
     weights_hash,
 )
 from guerdon.reward.adapters import Adapter
-from guerdon.reward.checkpoints.agreement import check_members, check_same_reading
-from guerdon.reward.checkpoints.fit import (
+from guerdon.reward.checkpoints.compatibility import check_members, check_same_reading
+from guerdon.reward.checkpoints.consistency import (
     check_fields,
     check_template,
     gate,

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from guerdon.reward.engine.asked import AttentionCall, MaskFunction, note_call, note_mask
+from guerdon.reward.engine.attention_record import AttentionCall, MaskFunction, note_call, note_mask
 from guerdon.reward.engine.device import is_ampere
 from guerdon.reward.engine.plan import Bucket, Segment, make_buckets
 

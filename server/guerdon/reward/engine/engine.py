@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from guerdon.reward.engine.architecture import Traits, use_attention
 from guerdon.reward.engine.attention import PACKED, AttentionPlan, register
 from guerdon.reward.engine.device import meaning_of, release_memory
 from guerdon.reward.engine.heads import Logits, find_head
 from guerdon.reward.engine.language_head import LanguageHead, language_head
 from guerdon.reward.engine.plan import Layout, Places, lay_out, token_types
-from guerdon.reward.engine.traits import Traits, use_attention
 from guerdon.reward.types import (
     BatchStats,
     ComputeMode,

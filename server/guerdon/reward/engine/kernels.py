@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from guerdon.reward.engine.asked import AttentionCall
 from guerdon.reward.engine.attention import AttentionPlan, attend
+from guerdon.reward.engine.attention_record import AttentionCall
 from guerdon.reward.engine.plan import Segment
 from guerdon.serving.errors import CheckpointRefused
 

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from guerdon.reward.engine.asked import Asked, watch
+from guerdon.reward.engine.architecture import Traits, plain
+from guerdon.reward.engine.attention_record import Asked, watch
 from guerdon.reward.engine.device import meaning_of
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
 from guerdon.reward.engine.heads import MARKS, Logits, Reads
 from guerdon.reward.engine.kernels import Table, check_kernels
 from guerdon.reward.engine.settings import EngineSettings
-from guerdon.reward.engine.traits import Traits, plain
 from guerdon.reward.types import DeviceLost, EncodedItem, EngineOutOfMemory, TokenArray
 from guerdon.serving.errors import CheckpointRefused
 
