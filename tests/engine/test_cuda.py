@@ -117,13 +117,13 @@ def test_the_kernels_of_a_gpu_compute_what_they_should(
 
 ASSERTS = """
 import torch
-from guerdon.reward.engine.device import meaning_of
+from guerdon.reward.engine.device import interpret_error
 from guerdon.reward.types import DeviceLost
 try:
     table = torch.zeros(4, device="cuda")
     table[torch.tensor([9], device="cuda")].cpu()
 except Exception as error:
-    assert isinstance(meaning_of(error, torch.device("cuda")), DeviceLost), repr(error)
+    assert isinstance(interpret_error(error, torch.device("cuda")), DeviceLost), repr(error)
     print("lost")
 """
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping
 
 from guerdon.reward.metrics import RewardMetrics
-from guerdon.reward.models.registry import Revision
+from guerdon.reward.models.revision import Revision
 from guerdon.reward.scheduling.dispatcher import DropReason, DropStage, Failure
 from guerdon.reward.types import BatchStats, ComputeMode, ModelInfo, PriorityClass
 

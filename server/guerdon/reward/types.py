@@ -118,7 +118,7 @@ class EncodedItem:
     dropped: tuple[tuple[Dropped, ...], ...] = ()
     """What the chat template left out, for each response; empty where it left nothing out."""
     hashes: tuple[str, ...] = ()
-    """Of the tokens of each whole sequence, in hexadecimal; empty for comparisons."""
+    """Hashes of each whole sequence's tokens, in hexadecimal; empty for comparisons."""
 
     @property
     def tokens(self) -> int:
@@ -160,9 +160,9 @@ class ResponseScore:
     score: float
     steps: tuple[StepScore, ...] = ()
     attributes: tuple[float, ...] = ()
-    """In the order of `ModelInfo.attributes`."""
+    """Values in the order of `ModelInfo.attributes`."""
     members: tuple[float, ...] = ()
-    """In the order of `ModelInfo.members`."""
+    """Scores in the order of `ModelInfo.members`."""
     spread: float | None = None
     token_count: int = 0
     reused_tokens: int = 0
@@ -170,7 +170,7 @@ class ResponseScore:
     dropped: tuple[Dropped, ...] = ()
     """What the chat template left out of the conversation."""
     tokens_hash: str = ""
-    """Of the tokens that were scored; empty for a pairwise model."""
+    """A hash of the tokens that were scored; empty for a pairwise model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,7 @@ class BatchStats:
     computed_tokens: int
     """Tokens through the linear layers, padding included."""
     padding_tokens: int
-    """Of these, padding."""
+    """Padding among the computed tokens."""
     reused_tokens: int
     """Prompt tokens that were not computed again, because a prefix was shared."""
     sequences: int
@@ -248,7 +248,7 @@ class RewardModel(Protocol):
 
     @property
     def info(self) -> ModelInfo:
-        """What it is."""
+        """What is known of the model."""
         ...
 
     def encode(

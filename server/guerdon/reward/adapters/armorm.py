@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import LlamaModel, LlamaPreTrainedModel
 
-from guerdon.reward.adapters.base import Adapter, Published
+from guerdon.reward.adapters.base import Adapter, PublishedNetwork
 from guerdon.reward.adapters.gating import (
     GATE,
     GATE_IDS,
@@ -46,7 +46,7 @@ class _Gating(nn.Module):
         return softmax_gate(self.layers[-1](x), self.temperature, self.logit_scale)
 
 
-class LlamaForRewardModelWithGating(Published, LlamaPreTrainedModel):  # type: ignore[misc]
+class LlamaForRewardModelWithGating(PublishedNetwork, LlamaPreTrainedModel):  # type: ignore[misc]
     """A Llama body, a linear output for each attribute, and the gate."""
 
     reads = Reads.GATE

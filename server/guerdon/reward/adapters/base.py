@@ -21,7 +21,7 @@ Shapes = dict[str, tuple[int, ...]]
 """Tensors' names and shapes."""
 
 
-class Published:
+class PublishedNetwork:
     """The part of a published model that is written here; mixed into a `transformers` one.
 
     A class sets `reads` and `labels` and makes its `head()`; the body is `base_model`. Its
@@ -118,7 +118,7 @@ class Adapter:
     """What config.json says under `model_type`."""
     kind: ModelKind
     model: Callable[[], type[Any]]
-    """Gives the class written here: `Published`, and a `PreTrainedModel`."""
+    """Gives the class written here: `PublishedNetwork`, and a `PreTrainedModel`."""
     code: frozenset[str]
     """What `auto_map` may name, as `module.Class`, or `Class` where the module's name is not
     known here. It is never run."""

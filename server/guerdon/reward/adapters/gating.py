@@ -19,7 +19,7 @@ GATE: Final = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 """What ends the user's turn in Llama 3's chat template. The gate reads its first token, at its
 last occurrence in the whole sequence."""
 GATE_IDS: Final = (128009, 128006, 78191, 128007, 271)
-"""The same in Llama 3's vocabulary: what the published code looks for."""
+"""The ids of `GATE` in Llama 3's vocabulary: what the published code looks for."""
 
 HELPSTEER: Final = tuple(
     f"helpsteer-{name}"

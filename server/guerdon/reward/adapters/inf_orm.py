@@ -12,12 +12,12 @@ from typing import Any
 from torch import nn
 from transformers import LlamaModel, LlamaPreTrainedModel
 
-from guerdon.reward.adapters.base import Adapter, Published, two_layers
+from guerdon.reward.adapters.base import Adapter, PublishedNetwork, two_layers
 from guerdon.reward.engine.heads import Reads
 from guerdon.reward.types import ModelKind
 
 
-class INFORMForSequenceClassification(Published, LlamaPreTrainedModel):  # type: ignore[misc]
+class INFORMForSequenceClassification(PublishedNetwork, LlamaPreTrainedModel):  # type: ignore[misc]
     """A Llama body and a two-layer head."""
 
     reads = Reads.LAST

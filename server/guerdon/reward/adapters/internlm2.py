@@ -22,12 +22,12 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel, PretrainedConfig
 
-from guerdon.reward.adapters.base import Adapter, Published, Shapes
+from guerdon.reward.adapters.base import Adapter, PublishedNetwork, Shapes
 from guerdon.reward.engine.heads import Reads
 from guerdon.reward.types import ModelKind
 
 
-class InternLM2ForRewardModel(Published, LlamaPreTrainedModel):  # type: ignore[misc]
+class InternLM2ForRewardModel(PublishedNetwork, LlamaPreTrainedModel):  # type: ignore[misc]
     """A Llama body and one number at the last token."""
 
     reads = Reads.LAST
@@ -132,7 +132,7 @@ def _layout(config: PretrainedConfig) -> Shapes:
 def _convert(
     tensors: Iterable[tuple[str, torch.Tensor]], config: PretrainedConfig
 ) -> dict[str, torch.Tensor]:
-    """The same tensors under Llama's names, the fused projections cut apart."""
+    """The checkpoint's tensors under Llama's names, the fused projections cut apart."""
     state: dict[str, torch.Tensor] = {}
     for name, tensor in tensors:
         if ".attention.wqkv." in name:
@@ -148,7 +148,7 @@ def _convert(
 
 
 def _split(fused: torch.Tensor, config: PretrainedConfig) -> tuple[torch.Tensor, ...]:
-    """For each key head stand its queries, then its key, then its value."""
+    """Queries, keys and values, which are fused key head by key head."""
     group = config.num_attention_heads // config.num_key_value_heads
     size = config.hidden_size // config.num_attention_heads
     parts = fused.view(config.num_key_value_heads, group + 2, size, *fused.shape[1:])

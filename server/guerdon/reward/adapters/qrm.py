@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import LlamaModel, LlamaPreTrainedModel
 
-from guerdon.reward.adapters.base import Adapter, Published
+from guerdon.reward.adapters.base import Adapter, PublishedNetwork
 from guerdon.reward.adapters.gating import (
     GATE,
     GATE_IDS,
@@ -64,7 +64,7 @@ class _Expectations(nn.Module):
         return quantiles.view(len(rows), self.attributes, -1).mean(dim=2)
 
 
-class LlamaForQuantileRewardModelWithGating(Published, LlamaPreTrainedModel):  # type: ignore[misc]
+class LlamaForQuantileRewardModelWithGating(PublishedNetwork, LlamaPreTrainedModel):  # type: ignore[misc]
     """A Llama body, linear quantiles of each attribute, and the gate."""
 
     reads = Reads.GATE

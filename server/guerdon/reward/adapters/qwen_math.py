@@ -18,12 +18,12 @@ from typing import Any
 from torch import nn
 from transformers import Qwen2Model, Qwen2PreTrainedModel
 
-from guerdon.reward.adapters.base import Adapter, Published, two_layers
+from guerdon.reward.adapters.base import Adapter, PublishedNetwork, two_layers
 from guerdon.reward.engine.heads import Reads
 from guerdon.reward.types import ModelKind
 
 
-class _Qwen2Score(Published, Qwen2PreTrainedModel):  # type: ignore[misc]
+class _Qwen2Score(PublishedNetwork, Qwen2PreTrainedModel):  # type: ignore[misc]
     """A Qwen2 body and a two-layer head."""
 
     def __init__(self, config: Any) -> None:

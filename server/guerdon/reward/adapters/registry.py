@@ -19,7 +19,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     internlm2.ADAPTER,
     pairrm.ADAPTER,
 )
-"""At most one applies to any config."""
+"""All published models; at most one applies to any config."""
 
 
 def architectures(kind: ModelKind) -> str:

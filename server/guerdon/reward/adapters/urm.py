@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import LlamaModel, LlamaPreTrainedModel, PretrainedConfig
 
-from guerdon.reward.adapters.base import Adapter, Published, plain_config
+from guerdon.reward.adapters.base import Adapter, PublishedNetwork, plain_config
 from guerdon.reward.adapters.gating import HELPSTEER
 from guerdon.reward.engine.heads import Reads
 from guerdon.reward.types import ModelKind
@@ -56,7 +56,7 @@ class _WeightedMeans(nn.Module):
 
 
 class LlamaForSequenceClassificationWithNormal_Weights(
-    Published,
+    PublishedNetwork,
     LlamaPreTrainedModel,  # type: ignore[misc]
 ):
     """A Llama body, linear means and spreads, and the network of the weights."""

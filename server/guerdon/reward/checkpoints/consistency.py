@@ -44,7 +44,7 @@ def check_fields(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def kind_of(
+def reward_kind(
     folder: Path, architecture: str, config: PretrainedConfig, manifest: Manifest | None
 ) -> ModelKind:
     """The kind of reward, if head and manifest agree on it."""

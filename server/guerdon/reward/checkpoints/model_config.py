@@ -113,7 +113,7 @@ def read_config(folder: Path, adapter: Adapter | None = None) -> PretrainedConfi
         ) from error
 
 
-def architecture_of(
+def read_architecture(
     folder: Path, config: PretrainedConfig, adapter: Adapter | None = None, *, policy: bool = False
 ) -> str:
     """The class that the checkpoint says it is, if that is what would be loaded.

@@ -26,7 +26,7 @@ from guerdon.reward.encoding.sequences import (
     check_control_tokens,
     check_unicode,
     common_prefix,
-    hashes_of,
+    hash_sequences,
     last_run,
     leading,
     longest_field,
@@ -124,7 +124,7 @@ class Encoder:
             readout=readout,
             token_types=tuple(types) if any(t.any() for t in types) else (),
             dropped=dropped if any(dropped) else (),
-            hashes=hashes_of(sequences),
+            hashes=hash_sequences(sequences),
         )
 
     # Forms of prompts
@@ -333,7 +333,7 @@ class Encoder:
         )
 
     def _gate(self, field: str, sequence: TokenSequence) -> npt.NDArray[np.int64]:
-        """Where the gate reads: at the first token of its pattern's last occurrence, [1]."""
+        """The place that the gate reads, [1]: the first token of its pattern's last occurrence."""
         found = last_run(sequence.ids, self._gate_ids)
         if found is None:
             raise InvalidRequest(
@@ -347,7 +347,7 @@ class Encoder:
     def _markers(
         self, place: int, sequence: TokenSequence, response: Response, prompt: Prompt
     ) -> npt.NDArray[np.int64]:
-        """Where the step markers of the response are.
+        """Places of the response's step markers.
 
         A template may add markers to a response that has none of its own. Elsewhere one
         more than is written is the prompt's, as when its last token eats the response's

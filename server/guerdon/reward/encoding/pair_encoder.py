@@ -145,7 +145,7 @@ class PairEncoder:
         return ids
 
     def _marked(self, part: TokenArray, mark: str) -> TokenArray:
-        """The same part behind another mark."""
+        """A text's tokens behind another mark."""
         changed = part.copy()
         changed[_AT] = self._marks[mark]
         return changed

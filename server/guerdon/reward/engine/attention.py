@@ -90,7 +90,7 @@ class AttentionPlan:
         return self._masks[key]
 
     def varlen(self) -> Varlen:
-        """The same table as cumulative lengths."""
+        """The segment table as cumulative lengths."""
         if self._varlen is None:
             lengths = [s.length for s in self.segments]
             reach = [s.shared_length + s.length for s in self.segments]

@@ -33,7 +33,7 @@ Table = Sequence[Segment]
 """The segments of one row, in its order."""
 
 _MARKS = 3
-"""Where a segment's mark is: its first token, its last, a random one."""
+"""Places of a segment's mark: its first token, its last, a random one."""
 _UNMARKED = _MARKS
 """The pass in which all keys weigh the same."""
 _SHORT_WINDOW = 5

@@ -35,8 +35,8 @@ AGGREGATE: Final[dict[str, Callable[[Members, float], float]]] = {
     "min": lambda scores, weight: float(scores.min()),
     "mean_minus_std": lambda scores, weight: float(scores.mean() - weight * scores.std()),
 }
-"""By name, from the members' scores and λ. The standard deviation is the population's
-(ddof 0): of these members, not an estimate over others."""
+"""Aggregations by name: from the members' scores and λ to one. The standard deviation is the
+population's (ddof 0): of these members, not an estimate over others."""
 
 
 class EnsembleReward:
@@ -65,7 +65,7 @@ class EnsembleReward:
 
     @property
     def info(self) -> ModelInfo:
-        """What it is."""
+        """What is known of the ensemble."""
         return self._info
 
     def encode(

@@ -46,7 +46,7 @@ class ImplicitReward:
 
     @property
     def info(self) -> ModelInfo:
-        """What it is."""
+        """What is known of the policy and its reference."""
         return self._info
 
     def encode(
@@ -80,7 +80,7 @@ class ImplicitReward:
         self._engines = None
 
     def _reward(self, policy: Logits, reference: Logits) -> float:
-        """From the log-probabilities [T, 1] of a response's tokens."""
+        """The reward, from the log-probabilities [T, 1] of a response's tokens."""
         assert len(policy), "a response has at least one token"
         with np.errstate(invalid="ignore"):  # what is not finite is for the dispatcher to refuse
             ratios = policy.astype(np.float64) - reference.astype(np.float64)

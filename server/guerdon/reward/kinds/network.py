@@ -42,7 +42,7 @@ class NetworkReward(abc.ABC):
 
     @property
     def info(self) -> ModelInfo:
-        """What it is."""
+        """What is known of the network."""
         return self._info
 
     def encode(

@@ -44,17 +44,7 @@ DUE_BUCKETS = 32
 
 
 class TooLarge(InvalidRequest):
-    """A request that has no room even when nothing else waits: never worth a retry.
-
-    Args:
-        field: path of the field that is too large.
-        reason: what is too large, and the limit's name and value.
-        limit: the name of the limit.
-    """
-
-    def __init__(self, field: str, reason: str, *, limit: str) -> None:
-        super().__init__(field, reason)
-        self.limit = limit
+    """A request that has no room even when nothing else waits: never worth a retry."""
 
 
 @dataclass(slots=True, eq=False)
@@ -129,7 +119,7 @@ class Admission:
                 f"{text_bytes} bytes of text are more than the queue takes of one caller ({limit}, "
                 "by max_text_bytes and caller_fraction)"
             )
-            raise TooLarge("items", reason, limit="max_text_bytes")
+            raise TooLarge("items", reason)
         # An estimate proves nothing: what looks too large for the queue may fit when counted.
         estimate = text_bytes / self._queue.bytes_per_token
         account = self._accounts[priority].find(caller, now)
@@ -160,7 +150,7 @@ class Admission:
             reason = (
                 f"{tokens} tokens are more than the queue takes of one caller ({most}, by {by})"
             )
-            raise TooLarge("items", reason, limit="max_queued_tokens")
+            raise TooLarge("items", reason)
         self._check_tokens(ticket, tokens, now)
         if not self._busy():
             self._since = now
@@ -338,12 +328,12 @@ class Admission:
         return self._pace.fit(model_name) or self._pace.fit_all()
 
     def _seconds_per_token(self, model_name: str) -> float | None:
-        """While full batches are computed; None before any batch."""
+        """Seconds for each token of full batches; None before any batch."""
         fit = self._fit(model_name)
         return fit.overhead / self._batch.timed_tokens(fit) + fit.per_token if fit else None
 
     def _seconds(self, tokens: Mapping[str, float]) -> float:
-        """To compute so many tokens of each model."""
+        """Seconds to compute so many tokens of each model."""
         fits = ((count, self._fit(name)) for name, count in tokens.items())
         return sum(fit.seconds(n, self._batch.timed_tokens(fit)) for n, fit in fits if fit)
 

@@ -1,4 +1,4 @@
-"""From requests on the event loop to batches on the engine's thread, and back.
+"""The dispatcher: from requests on the event loop to the engine's thread, and back.
 
     dispatcher = Dispatcher(limits=DispatchLimits(), observer=observer)
     dispatcher.start()                                        # on the event loop

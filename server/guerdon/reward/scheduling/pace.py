@@ -27,7 +27,7 @@ class Fit:
     """Tokens of the batches that this was learnt from: a mean by token."""
 
     def seconds(self, tokens: float, batch_tokens: int) -> float:
-        """For so many queued tokens, computed in batches of up to `batch_tokens`."""
+        """The time of so many queued tokens, computed in batches of up to `batch_tokens`."""
         if tokens <= 0:
             return 0.0
         return self.overhead * max(1.0, tokens / batch_tokens) + self.per_token * tokens
@@ -59,12 +59,12 @@ class Pace:
             del self._sums[next(iter(self._sums))]
 
     def fit(self, name: str) -> Fit | None:
-        """Of a name, or None before its first batch."""
+        """The line of a name, or None before its first batch."""
         sums = self._sums.get(name)
         return sums.fit() if sums is not None else None
 
     def fit_all(self) -> Fit | None:
-        """Of all names together, for one that has not been seen; None before any batch."""
+        """The line of all names together, for one that has not been seen; None before any batch."""
         total = _Sums()
         for sums in self._sums.values():
             total = total.plus(sums)

@@ -21,7 +21,7 @@ LIGHT_SECONDS = 1.0
 """How long batches are kept short for a caller that asks for little, after its last call."""
 
 
-class Flow:
+class CallerQueue:
     """The units of one caller in a line."""
 
     def __init__(self) -> None:
@@ -68,19 +68,19 @@ class Flow:
         return itertools.chain(list(self._skipped), self._waiting.live_units())
 
 
-class Line:
+class ModelQueue:
     """The units of one model in one class: a flow for each caller."""
 
     def __init__(self, key: str, budgets: Budgets, shares: Shares) -> None:
         self.key = key
         self._budgets = budgets
         self._shares = shares
-        self._flows: dict[str, Flow] = {}
-        """By the caller's key; only those in which something waits."""
+        self._flows: dict[str, CallerQueue] = {}
+        """Queues by the caller's key; only those in which something waits."""
 
     def add(self, unit: Unit) -> None:
         """Take in a unit."""
-        self._flows.setdefault(unit.caller.key, Flow()).add(unit)
+        self._flows.setdefault(unit.caller.key, CallerQueue()).add(unit)
 
     def forget(self, unit: Unit) -> None:
         """Note that a unit in here waits no more."""
@@ -186,7 +186,7 @@ class ClassQueue:
         self._limits = limits
         self._shared_seconds = shared_seconds
         self._budgets = budgets
-        self.lines: dict[str, Line] = {}
+        self.lines: dict[str, ModelQueue] = {}
         """Only those in which something waits."""
         self.units = 0
         self.tokens = 0
@@ -203,7 +203,7 @@ class ClassQueue:
         """Take in a unit."""
         line = self.lines.get(unit.key)
         if line is None:
-            line = self.lines[unit.key] = Line(unit.key, self._budgets, self._shares)
+            line = self.lines[unit.key] = ModelQueue(unit.key, self._budgets, self._shares)
             # A model that comes back has no claim for the time in which it asked for nothing.
             self._served[unit.key] = max(self._served.get(unit.key, 0.0), self._floor)
         if unit.caller.key not in self._waiting:
@@ -221,7 +221,7 @@ class ClassQueue:
         self.tokens -= unit.tokens
         self._close(line)
 
-    def pick(self) -> Line:
+    def pick(self) -> ModelQueue:
         """The line whose turn it is; there is one."""
         if len(self.lines) == 1:
             line = next(iter(self.lines.values()))
@@ -230,10 +230,10 @@ class ClassQueue:
         self._floor = min(self._served[key] for key in self.lines)
         most = self._floor + self._limits.max_batch_tokens
         near = (line for key, line in self.lines.items() if self._served[key] <= most)
-        return min(near, key=Line.due)
+        return min(near, key=ModelQueue.due)
 
-    def take(self, line: Line, batch: Batch, credit: float, now: float) -> list[Part]:
-        """Move units of a line into a batch; see `Line.take`."""
+    def take(self, line: ModelQueue, batch: Batch, credit: float, now: float) -> list[Part]:
+        """Move units of a line into a batch; see `ModelQueue.take`."""
         short = self._light_ones_come(now)
         parts = line.take(batch, credit, now, self._shared_seconds, short=short)
         self._account(line, parts, now)
@@ -244,7 +244,7 @@ class ClassQueue:
         self._light = {k: when for k, when in self._light.items() if when > now - LIGHT_SECONDS}
         return any(len(self._waiting) > (key in self._waiting) for key in self._light)
 
-    def _account(self, line: Line, parts: list[Part], now: float) -> None:
+    def _account(self, line: ModelQueue, parts: list[Part], now: float) -> None:
         """Note what a batch took of a line."""
         for part in parts:
             self._served[line.key] += part.tokens
@@ -270,7 +270,7 @@ class ClassQueue:
             del self._waiting[key]
             self._shares.forget(self._waiting)
 
-    def _close(self, line: Line) -> None:
+    def _close(self, line: ModelQueue) -> None:
         if line.empty:
             del self.lines[line.key]
             # Revisions come and go: forget those that have no lead left to remember.

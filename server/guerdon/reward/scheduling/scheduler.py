@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from guerdon.reward.scheduling.limits import BatchLimits, Budgets
-from guerdon.reward.scheduling.queues import ClassQueue, Line
+from guerdon.reward.scheduling.queues import ClassQueue, ModelQueue
 from guerdon.reward.scheduling.units import Batch, LazyHeap, Part, Unit
 from guerdon.reward.types import EncodedItem, PriorityClass
 from guerdon.serving.identity import EVERYBODY, Caller
@@ -184,7 +184,9 @@ class Scheduler:
             # Alone, BATCH has had its share at once; away, it gathers no claim for later.
             self._credit = max(0.0, self._credit - for_batch) if for_batch else 0.0
 
-    def _take(self, queue: ClassQueue, line: Line, batch: Batch, credit: float, now: float) -> None:
+    def _take(
+        self, queue: ClassQueue, line: ModelQueue, batch: Batch, credit: float, now: float
+    ) -> None:
         for part in queue.take(line, batch, credit, now):
             if not part.unit.queued and part.unit.deadline is not None:
                 self._deadlines.forget()

@@ -1,1 +1,1 @@
-"""From items to scores, in terms of the domain alone."""
+"""Scoring items: what gRPC and HTTP have in common, in terms of the domain alone."""

@@ -49,7 +49,7 @@ class FairPool:
         self._long_running = 0
         self._shares = Shares()
         self._waiting: dict[tuple[str, bool], deque[_Job]] = {}
-        """By the caller's key, and whether the jobs are long; none of them is empty."""
+        """Jobs by their caller's key, and whether they are long; none of the queues is empty."""
         self._numbers = itertools.count()
 
     def close(self) -> None:

@@ -231,7 +231,7 @@ def scoring_info(scored: Scored) -> reward_pb2.ScoringInfo:
 
 
 def timing(scored: Scored, total: float) -> common_pb2.Timing:
-    """Where the time went; `total` is in seconds."""
+    """The times that a call took; `total` is in seconds."""
     return common_pb2.Timing(
         queue=duration(scored.queue_seconds),
         tokenize=duration(scored.tokenize_seconds),

@@ -61,7 +61,7 @@ class OptionsBody(Body):
     )
 
     def to_domain(self) -> types.ScoreOptions:
-        """As the service takes it."""
+        """The options as the service takes them."""
         return types.ScoreOptions(
             priority=types.PriorityClass(self.priority),
             truncation=types.Truncation(self.truncation),
@@ -144,7 +144,7 @@ class InfoReply(BaseModel):
 
 
 class TimingReply(BaseModel):
-    """Where the time went, in seconds."""
+    """The times that a call took, in seconds."""
 
     queue: float
     tokenize: float
@@ -227,7 +227,7 @@ def _count(value: Any, key: str) -> int:
     return len(found) if isinstance(found, list) else 0
 
 
-def item_of(body: ItemBody, limits: RequestLimits, field: str) -> types.ScoreItem:
+def to_item(body: ItemBody, limits: RequestLimits, field: str) -> types.ScoreItem:
     """One item in the domain's terms; `field` is its path in the request."""
     check_id(f"{field}.id", body.id, limits.max_id_length)
     return _item(
@@ -235,13 +235,13 @@ def item_of(body: ItemBody, limits: RequestLimits, field: str) -> types.ScoreIte
     )
 
 
-def items_of(body: ScoreBody, limits: RequestLimits) -> list[types.ScoreItem]:
+def to_items(body: ScoreBody, limits: RequestLimits) -> list[types.ScoreItem]:
     """The items of a request in the domain's terms."""
     convert.check_item_counts([len(item.responses) for item in body.items], limits)
-    return [item_of(item, limits, f"items[{i}]") for i, item in enumerate(body.items)]
+    return [to_item(item, limits, f"items[{i}]") for i, item in enumerate(body.items)]
 
 
-def candidates_of(body: RankBody, limits: RequestLimits) -> types.ScoreItem:
+def to_candidates(body: RankBody, limits: RequestLimits) -> types.ScoreItem:
     """What is to be ranked, as one item."""
     return _item(body.prompt, body.candidates, limits, "prompt", "candidates", "")
 
@@ -301,7 +301,7 @@ def info_reply(scored: Scored) -> InfoReply:
 
 
 def timing_reply(scored: Scored, total: float) -> TimingReply:
-    """Where the time went."""
+    """The times that a call took; `total` is in seconds."""
     return TimingReply(
         queue=scored.queue_seconds,
         tokenize=scored.tokenize_seconds,
