@@ -99,7 +99,7 @@ FOREIGN = {
 """For each folder and module of the reward server, the libraries that it must not import."""
 
 ADAPTER = "guerdon.reward.adapters."
-JOIN_LOOP_AND_THREAD = {"dispatcher.py", "worker.py", "accepted.py"}
+JOIN_LOOP_AND_THREAD = {"announcer.py", "calls.py", "dispatcher.py", "worker.py"}
 
 
 def in_room(path: Path) -> str:

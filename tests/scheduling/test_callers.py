@@ -15,10 +15,12 @@ from tests.support.dispatch import item_of
 
 from guerdon.reward.scheduling.admission import Admission, Ticket, TooLarge
 from guerdon.reward.scheduling.ledgers import MAX_CALLERS
+from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.scheduling.queues import MAX_SKIPPED
-from guerdon.reward.scheduling.scheduler import BatchLimits, Scheduler, Unit
+from guerdon.reward.scheduling.scheduler import Scheduler
 from guerdon.reward.scheduling.shares import MAX_REMEMBERED, Shares
+from guerdon.reward.scheduling.units import Unit
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import Overloaded
 from guerdon.serving.identity import Caller

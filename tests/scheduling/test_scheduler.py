@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 from tests.support.dispatch import item_of, marks
 
-from guerdon.reward.scheduling.scheduler import Batch, BatchLimits, Scheduler, Unit
+from guerdon.reward.scheduling.limits import BatchLimits
+from guerdon.reward.scheduling.scheduler import Scheduler
+from guerdon.reward.scheduling.units import Batch, Unit
 from guerdon.reward.types import PriorityClass
 
 ONLINE, BATCH = PriorityClass.ONLINE, PriorityClass.BATCH

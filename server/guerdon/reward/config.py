@@ -21,8 +21,8 @@ from typing import Any
 
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.request_limits import RequestLimits
+from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.queue_limits import QueueLimits
-from guerdon.reward.scheduling.scheduler import BatchLimits
 from guerdon.serving.config import ServerSettings, load_settings
 from guerdon.serving.credentials import is_loopback
 from guerdon.serving.settings import SettingsError

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.models.revision import Revision
-from guerdon.reward.scheduling.dispatcher import DropReason, DropStage, Failure
+from guerdon.reward.scheduling.events import DropReason, DropStage, Failure
 from guerdon.reward.types import BatchStats, ComputeMode, ModelInfo, PriorityClass
 
 

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from guerdon.reward.scheduling.ledgers import Account, Accounts
 from guerdon.reward.scheduling.limits import BatchLimits
@@ -49,7 +50,10 @@ class TooLarge(InvalidRequest):
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """The room that one request holds. Only the admission writes to it."""
+    """The room that one request holds, given back when its context is left.
+
+    Only the admission writes to it.
+    """
 
     model_name: str
     priority: PriorityClass
@@ -60,6 +64,17 @@ class Ticket:
     """Tokens held now."""
     text_bytes: int
     """Bytes held now: none once the tokens have been counted."""
+    on_close: Callable[[Ticket], None]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the room back, unless the engine was given the work. Closing twice does nothing."""
+        self.on_close(self)
 
 
 class Admission:
@@ -96,6 +111,7 @@ class Admission:
         now: float,
         caller: Caller = EVERYBODY,
         most: int | None = None,
+        on_close: Callable[[Ticket], None] | None = None,
     ) -> Ticket:
         """Hold room for a request before its tokens are known.
 
@@ -104,6 +120,7 @@ class Admission:
                 ids, `bytes_per_token` for each.
             caller: whose request it is.
             most: tokens beyond which it is refused once they are counted, if that is known.
+            on_close: closes the ticket when its context is left; `close` unless given.
 
         Raises:
             Overloaded: no room now, or none in time for its deadline.
@@ -126,7 +143,16 @@ class Admission:
         bounds = (self._queue.most_tokens(priority), account.caller.max_tokens, most)
         tokens = max(1, math.ceil(min([estimate, *(each for each in bounds if each is not None)])))
         bucket = self._bucket(self._batch.due(deadline, now))
-        ticket = Ticket(model_name, priority, account, deadline, bucket, tokens, text_bytes)
+        ticket = Ticket(
+            model_name,
+            priority,
+            account,
+            deadline,
+            bucket,
+            tokens,
+            text_bytes,
+            on_close or self.close,
+        )
         self._check_text(ticket, now)
         self._check_tokens(ticket, tokens, now)
         self._check_wait(ticket, tokens, now)

@@ -19,7 +19,9 @@ from guerdon.reward.call_metrics import ScoringCall
 from guerdon.reward.encoding.comparisons import scores_of_candidates
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.models.registry import Registry
-from guerdon.reward.scheduling.dispatcher import Dispatcher, ItemResult, TooLarge
+from guerdon.reward.scheduling.admission import TooLarge
+from guerdon.reward.scheduling.calls import ItemResult
+from guerdon.reward.scheduling.dispatcher import Dispatcher
 from guerdon.reward.scoring.fair_pool import FairPool
 from guerdon.reward.types import (
     Activation,
@@ -175,14 +177,12 @@ class Scorer:
                 deadline=call.deadline,
                 caller=call.caller,
                 most=_most_tokens(model.info, items),
-            ) as reservation:
+            ) as ticket:
                 started = time.monotonic()
                 encoded = await self._encode(call, model, items, options, locate)
                 tokenize = time.monotonic() - started
                 try:
-                    results = await self._dispatcher.score(
-                        reservation, revision.key, model, encoded
-                    )
+                    results = await self._dispatcher.score(ticket, revision.key, model, encoded)
                 except TooLarge as error:
                     if ranks:
                         raise InvalidRequest("candidates", error.reason) from error
