@@ -35,11 +35,11 @@ class INFORMForSequenceClassification(PublishedNetwork, LlamaPreTrainedModel):  
         return score
 
 
-ADAPTER = Adapter(
-    name="INF-ORM",
-    architecture="INFORMForSequenceClassification",
-    model_type="llama",
-    kind=ModelKind.SEQUENCE,
-    model=lambda: INFORMForSequenceClassification,
-    code=frozenset({"INFORMForSequenceClassification"}),
-)
+class INFORM(Adapter):
+    """INF-ORM-Llama3.1-70B."""
+
+    name = "INF-ORM"
+    architecture = "INFORMForSequenceClassification"
+    kind = ModelKind.SEQUENCE
+    code = (architecture,)
+    network = INFORMForSequenceClassification

@@ -30,7 +30,6 @@ from guerdon.reward.checkpoints.compatibility import check_members, check_same_r
 from guerdon.reward.checkpoints.consistency import (
     check_fields,
     check_template,
-    gate,
     longest_sequence,
     reward_kind,
     step_marker,
@@ -154,7 +153,7 @@ def _single(folder: Path, manifest: Manifest | None, *, policy: bool = False) ->
         if kind is ModelKind.PROCESS
         else None,
         ending_id=None if adapter is None else adapter.ending(config),
-        gate_ids=() if adapter is None else gate(folder, tokenizer, adapter),
+        gate_ids=() if adapter is None else adapter.gate(folder, tokenizer),
         adapter=adapter,
         stamp=before,
     )

@@ -120,21 +120,6 @@ def step_marker(folder: Path, tokenizer: PreTrainedTokenizerBase, manifest: Mani
     return int(ids[0])
 
 
-def gate(folder: Path, tokenizer: PreTrainedTokenizerBase, adapter: Adapter) -> tuple[int, ...]:
-    """The tokens at which the gate reads."""
-    if not adapter.gate:
-        return ()
-    found = tuple(tokenizer(adapter.gate, add_special_tokens=False)["input_ids"])
-    published = adapter.gate_ids if len(tokenizer) > max(adapter.gate_ids) else found
-    if found != published or tokenizer.unk_token_id in found:
-        raise CheckpointRefused(
-            f"the tokenizer of {folder} makes the tokens {list(found)} of {adapter.gate!r}, where "
-            f"the gate of {adapter.name} reads, and the published model's are "
-            f"{list(adapter.gate_ids)}: restore its tokenizer"
-        )
-    return found
-
-
 def longest_sequence(
     folder: Path,
     config: PretrainedConfig,

@@ -105,7 +105,7 @@ def read_config(folder: Path, adapter: Adapter | None = None) -> PretrainedConfi
     """The config, if this version of `transformers` or an adapter knows the model."""
     try:
         if adapter is not None:
-            return adapter.config(read_json(folder / "config.json") or {})
+            return adapter.read_config(read_json(folder / "config.json") or {})
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # an unknown model_type, or values that the class refuses
         raise CheckpointRefused(
@@ -189,7 +189,7 @@ def make_skeleton(
             model: PreTrainedModel = (
                 auto_class(architecture, config).from_config(config, trust_remote_code=False)
                 if adapter is None
-                else adapter.model()(config)
+                else adapter.network(config)
             )
     except Exception as error:
         raise CheckpointRefused(
@@ -207,8 +207,8 @@ def check_tensors(
     """The whole head is there and nothing is beside it. The rest is checked on loading."""
     name = type(skeleton).__name__
     body = f"{skeleton.base_model_prefix}."
-    if adapter is not None and adapter.layout is not None:
-        wanted = adapter.layout(skeleton.config)
+    if adapter is not None and (layout := adapter.layout(skeleton.config)) is not None:
+        wanted = layout
         extra = sorted(headers.keys() - wanted.keys())
     else:
         state = {key: tuple(t.shape) for key, t in skeleton.state_dict().items()}
