@@ -136,12 +136,16 @@ class EncodedItem:
 
     def part(self, start: int, stop: int) -> EncodedItem:
         """The responses from `start` to `stop` alone, with the same prefix."""
+        return self.select(range(start, stop))
+
+    def select(self, places: Sequence[int]) -> EncodedItem:
+        """Some of the responses alone, with the same prefix."""
         return EncodedItem(
             prefix=self.prefix,
-            suffixes=self.suffixes[start:stop],
-            truncated=self.truncated[start:stop],
-            readout=self.readout[start:stop],
-            token_types=self.token_types[start:stop],
+            suffixes=tuple(self.suffixes[j] for j in places),
+            truncated=tuple(self.truncated[j] for j in places),
+            readout=tuple(self.readout[j] for j in places) if self.readout else (),
+            token_types=tuple(self.token_types[j] for j in places) if self.token_types else (),
         )
 
 
@@ -228,6 +232,15 @@ class BatchStats:
     reused_tokens: int
     """Prompt tokens that were not computed again, because a prefix was shared."""
     sequences: int
+
+    def __add__(self, other: BatchStats) -> BatchStats:
+        """Both together."""
+        return BatchStats(
+            computed_tokens=self.computed_tokens + other.computed_tokens,
+            padding_tokens=self.padding_tokens + other.padding_tokens,
+            reused_tokens=self.reused_tokens + other.reused_tokens,
+            sequences=self.sequences + other.sequences,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class Engine(abc.ABC):
                 places = [place for _, owned in part for place in owned]
                 for (i, j), value, tokens in zip(places, logits, shared, strict=True):
                     results[i][j], reused[i][j] = value, tokens
-                total = _add(total, stats)
+                total += stats
             return BatchLogits(results, reused, total)
         except (RuntimeError, MemoryError) as error:
             meaning = interpret_error(error, self.model.device)
@@ -108,7 +108,7 @@ class Engine(abc.ABC):
                 groups.setdefault(key, []).append(j)
             for key, chosen in groups.items():
                 whole = len(chosen) == len(item.suffixes)
-                part = item if whole else _select(item, chosen)
+                part = item if whole else item.select(chosen)
                 parts.setdefault(key, []).append((part, [(i, j) for j in chosen]))
         yield from parts.values()
 
@@ -229,22 +229,3 @@ def _split(sequences: Sequence[TokenArray], limit: int) -> Iterator[list[int]]:
         batch.append(n)
     if batch:
         yield batch
-
-
-def _select(item: EncodedItem, chosen: Sequence[int]) -> EncodedItem:
-    return EncodedItem(
-        prefix=item.prefix,
-        suffixes=tuple(item.suffixes[j] for j in chosen),
-        truncated=tuple(item.truncated[j] for j in chosen),
-        readout=tuple(item.readout[j] for j in chosen) if item.readout else (),
-        token_types=tuple(item.token_types[j] for j in chosen) if item.token_types else (),
-    )
-
-
-def _add(a: BatchStats, b: BatchStats) -> BatchStats:
-    return BatchStats(
-        computed_tokens=a.computed_tokens + b.computed_tokens,
-        padding_tokens=a.padding_tokens + b.padding_tokens,
-        reused_tokens=a.reused_tokens + b.reused_tokens,
-        sequences=a.sequences + b.sequences,
-    )

@@ -13,8 +13,8 @@ import numpy as np
 
 from guerdon.reward.engine.engine import Engine
 from guerdon.reward.engine.heads import Logits
-from guerdon.reward.kinds.ensemble import total
-from guerdon.reward.kinds.network import ItemEncoder, token_count
+from guerdon.reward.kinds.ensemble import join_stats
+from guerdon.reward.kinds.network import ItemEncoder, with_counts
 from guerdon.reward.types import (
     BatchScores,
     EncodedItem,
@@ -61,17 +61,15 @@ class ImplicitReward:
         policy, reference = (engine.compute(items) for engine in self._engines)
         scores = [
             [
-                ResponseScore(
-                    score=self._reward(policy.logits[i][j], reference.logits[i][j]),
-                    token_count=token_count(item, j),
-                    reused_tokens=policy.reused[i][j],
-                    truncated_tokens=item.truncated[j],
+                with_counts(
+                    ResponseScore(score=self._reward(policy.logits[i][j], reference.logits[i][j])),
+                    *(item, j, policy.reused[i][j]),
                 )
                 for j in range(item.sequences)
             ]
             for i, item in enumerate(items)
         ]
-        return BatchScores(items=scores, stats=total([policy.stats, reference.stats]))
+        return BatchScores(items=scores, stats=join_stats([policy.stats, reference.stats]))
 
     def close(self) -> None:
         """Free the memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -57,7 +58,7 @@ class NetworkReward(abc.ABC):
         computed = self._engine.compute(items)
         scores = [
             [
-                self._response(item, j, logits, reused)
+                with_counts(self._response(item, j, logits), item, j, reused)
                 for j, (logits, reused) in enumerate(zip(rows, shared, strict=True))
             ]
             for item, rows, shared in zip(items, computed.logits, computed.reused, strict=True)
@@ -71,10 +72,15 @@ class NetworkReward(abc.ABC):
         self._engine = None
 
     @abc.abstractmethod
-    def _response(self, item: EncodedItem, j: int, logits: Logits, reused: int) -> ResponseScore:
-        """The score of response `j` from its logits [places, labels]."""
+    def _response(self, item: EncodedItem, j: int, logits: Logits) -> ResponseScore:
+        """The score of response `j` from its logits [places, labels], without counts."""
 
 
-def token_count(item: EncodedItem, j: int) -> int:
-    """Full length of response `j` with its prompt."""
-    return len(item.prefix) + len(item.suffixes[j])
+def with_counts(score: ResponseScore, item: EncodedItem, j: int, reused: int) -> ResponseScore:
+    """The score of response `j` with the numbers of its tokens."""
+    return dataclasses.replace(
+        score,
+        token_count=len(item.prefix) + len(item.suffixes[j]),
+        reused_tokens=reused,
+        truncated_tokens=item.truncated[j],
+    )
