@@ -127,6 +127,14 @@ def test_scheduling_is_pure_but_for_its_loop_and_thread() -> None:
         assert not found, f"{path} imports {found}"
 
 
+def test_no_module_of_scheduling_writes_private_fields_of_others() -> None:
+    for path in sorted((REWARD / "scheduling").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            written = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+            if written and node.attr.startswith("_"):
+                assert ast.unparse(node.value) == "self", f"{path}:{node.lineno}"
+
+
 def test_only_the_registry_of_adapters_knows_a_published_model() -> None:
     adapters = REWARD / "adapters"
     known = {path.stem for path in adapters.glob("[a-z]*.py")} - {"base", "gating", "registry"}

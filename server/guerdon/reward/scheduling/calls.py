@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from guerdon.reward.scheduling.admission import Ticket
 from guerdon.reward.scheduling.events import DropReason
-from guerdon.reward.scheduling.units import Unit
+from guerdon.reward.scheduling.units import QueuedItem
 from guerdon.reward.types import EncodedItem, ResponseScore, RewardModel
 
 
@@ -23,7 +23,7 @@ class ItemResult:
     """Seconds in the engine: the whole time of each batch that held some of it."""
 
 
-class Call:
+class DispatchedCall:
     """One `score` whose work has not ended, whether or not somebody still waits for it.
 
     Args:
@@ -50,7 +50,7 @@ class Call:
         self.caller = ticket.account.caller
         self.arrival = arrival
         self.future = future
-        self.items = [CallItem(self, item) for item in items]
+        self.items = [DispatchedItem(self, item) for item in items]
         self.left = len(items)
         """Items that have not ended."""
         self.abandoned = False
@@ -60,10 +60,10 @@ class Call:
         """Why nobody waits for it any more."""
 
 
-class CallItem:
+class DispatchedItem:
     """One item of a call, as its parts come back."""
 
-    def __init__(self, call: Call, encoded: EncodedItem) -> None:
+    def __init__(self, call: DispatchedCall, encoded: EncodedItem) -> None:
         self.call = call
         self.encoded = encoded
         self.scores: list[ResponseScore | None] = [None] * encoded.sequences
@@ -73,7 +73,7 @@ class CallItem:
         self.finished = 0.0
         self.unfinished = False
         """Whether some of it was dropped from the queue."""
-        self.unit: Unit[CallItem] | None = None
+        self.unit: QueuedItem[DispatchedItem] | None = None
         self.unreported = encoded.sequences
         """Responses that have not been reported. Only the engine's thread touches this and
         `unit`."""

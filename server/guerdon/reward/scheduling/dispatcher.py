@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from guerdon.reward.scheduling.admission import Admission, Ticket
 from guerdon.reward.scheduling.announcer import Announcer
-from guerdon.reward.scheduling.calls import Call, CallItem, ItemResult
+from guerdon.reward.scheduling.calls import DispatchedCall, DispatchedItem, ItemResult
 from guerdon.reward.scheduling.events import DispatchObserver, DropReason, DropStage, Failure
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.queue_limits import QueueLimits
@@ -79,8 +79,8 @@ class Dispatcher:
         """Whether the engine's thread was given up and has not ended."""
         self._draining = False
         self._tickets: set[Ticket] = set()
-        """Of requests that are still tokenised."""
-        self._calls: set[Call] = set()
+        """Tickets of requests that are still tokenised."""
+        self._calls: set[DispatchedCall] = set()
         self._items = dict.fromkeys(PriorityClass, 0)
         self._changed: list[asyncio.Future[None]] = []
         """Woken when work has ended."""
@@ -220,9 +220,9 @@ class Dispatcher:
 
     def _submit(
         self, ticket: Ticket, key: str, model: RewardModel, items: Sequence[EncodedItem], now: float
-    ) -> Call:
+    ) -> DispatchedCall:
         assert self._loop is not None
-        call = Call(key, model, items, ticket, now, self._loop.create_future())
+        call = DispatchedCall(key, model, items, ticket, now, self._loop.create_future())
         self._tickets.remove(ticket)
         self._calls.add(call)
         self._items[ticket.priority] += len(items)
@@ -230,7 +230,7 @@ class Dispatcher:
         self._announcer.tell_queue()
         return call
 
-    async def _wait(self, call: Call) -> list[ItemResult]:
+    async def _wait(self, call: DispatchedCall) -> list[ItemResult]:
         assert self._loop is not None
         deadline, timer = call.ticket.deadline, None
         if deadline is not None:
@@ -245,16 +245,18 @@ class Dispatcher:
             if timer is not None:
                 timer.cancel()
 
-    def _expire(self, call: Call) -> None:
+    def _expire(self, call: DispatchedCall) -> None:
         error = DeadlinePassed("the deadline passed before the request was computed")
         self._fail(call, error, DropReason.EXPIRED)
 
-    def _fail(self, call: Call, error: ServiceError, reason: DropReason | None = None) -> None:
+    def _fail(
+        self, call: DispatchedCall, error: ServiceError, reason: DropReason | None = None
+    ) -> None:
         if not call.future.done():
             call.future.set_exception(error)
             self._abandon(call, reason)
 
-    def _abandon(self, call: Call, reason: DropReason | None) -> None:
+    def _abandon(self, call: DispatchedCall, reason: DropReason | None) -> None:
         if not call.abandoned:
             call.abandoned = True
             call.reason = reason
@@ -299,7 +301,7 @@ class Dispatcher:
         if item.left == 0:
             self._end_item(item)
 
-    def _end_item(self, item: CallItem) -> None:
+    def _end_item(self, item: DispatchedItem) -> None:
         call, priority = item.call, item.call.ticket.priority
         self._admission.release(call.ticket, item.encoded.tokens)
         self._items[priority] -= 1
@@ -315,7 +317,7 @@ class Dispatcher:
             info = call.model.info
             self._announcer.tell(lambda observer: observer.dropped(info, priority, reason, stage))
 
-    def _end_call(self, call: Call) -> None:
+    def _end_call(self, call: DispatchedCall) -> None:
         self._calls.remove(call)
         self._wake()
 

@@ -91,7 +91,7 @@ class Room:
     sequences: int
     fit: Fit | None
 
-    def of_item(self, prefix: int) -> int:
+    def item_tokens(self, prefix: int) -> int:
         """Tokens of the largest part of an item with such a prefix."""
         return min(self.most, max(self.target, _PREFIX_SHARE * prefix))
 

@@ -54,7 +54,7 @@ class Pace:
         # Put last: the names of models that are gone come first, and are forgotten.
         sums = self._sums.pop(name, _Sums())
         sums = sums.faded(math.exp(-max(tokens / self._window, 1 / _MEMORY_BATCHES)))
-        self._sums[name] = sums.plus(_Sums.of(tokens, seconds))
+        self._sums[name] = sums.plus(_Sums.one(tokens, seconds))
         while len(self._sums) > MAX_NAMES:
             del self._sums[next(iter(self._sums))]
 
@@ -82,7 +82,7 @@ class _Sums:
     products: float = 0.0
 
     @classmethod
-    def of(cls, tokens: int, seconds: float) -> _Sums:
+    def one(cls, tokens: int, seconds: float) -> _Sums:
         return cls(1.0, tokens, seconds, float(tokens * tokens), tokens * seconds)
 
     def faded(self, by: float) -> _Sums:

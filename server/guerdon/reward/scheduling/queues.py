@@ -6,14 +6,12 @@ Pure, like `guerdon.reward.scheduling.scheduler`, which owns them and says which
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
-from collections.abc import Iterator
 from typing import Generic
 
 from guerdon.reward.scheduling.limits import BatchLimits, Budgets, Room
 from guerdon.reward.scheduling.shares import Shares
-from guerdon.reward.scheduling.units import Batch, LazyHeap, Owner, Part, Unit
+from guerdon.reward.scheduling.units import Batch, BatchPart, LazyHeap, Owner, QueuedItem
 
 MAX_SKIPPED = 64
 """Units that one batch may skip over: it bounds the work of `next_batch`."""
@@ -27,21 +25,21 @@ class CallerQueue(Generic[Owner]):
 
     def __init__(self) -> None:
         self._waiting = LazyHeap[Owner]()
-        self._skipped: list[Unit[Owner]] = []
+        self._skipped: list[QueuedItem[Owner]] = []
         """Units that go first, in this order. At most `MAX_SKIPPED` and one split unit."""
 
-    def add(self, unit: Unit[Owner]) -> None:
+    def add(self, unit: QueuedItem[Owner]) -> None:
         """Take in a unit."""
         self._waiting.push(unit.due, unit)
 
-    def forget(self, unit: Unit[Owner]) -> None:
+    def forget(self, unit: QueuedItem[Owner]) -> None:
         """Note that a unit in here waits no more."""
         if unit.skipped:
             self._skipped.remove(unit)
         else:
             self._waiting.forget()
 
-    def first(self) -> Unit[Owner] | None:
+    def first(self) -> QueuedItem[Owner] | None:
         """The unit that goes next."""
         return self._skipped[0] if self._skipped else self._waiting.peek()
 
@@ -52,7 +50,7 @@ class CallerQueue(Generic[Owner]):
         else:
             self._waiting.pop()
 
-    def put_back(self, units: list[Unit[Owner]]) -> None:
+    def put_back(self, units: list[QueuedItem[Owner]]) -> None:
         """Units that were skipped over: they go first from now on."""
         for unit in units:
             unit.skipped = True
@@ -63,10 +61,6 @@ class CallerQueue(Generic[Owner]):
         waiting = self._waiting.peek()
         dues = [unit.due for unit in self._skipped]
         return min([*dues, waiting.due] if waiting is not None else dues, default=math.inf)
-
-    def live_units(self) -> Iterator[Unit[Owner]]:
-        """All that wait, in no order."""
-        return itertools.chain(list(self._skipped), self._waiting.live_units())
 
 
 class ModelQueue(Generic[Owner]):
@@ -79,11 +73,11 @@ class ModelQueue(Generic[Owner]):
         self._callers: dict[str, CallerQueue[Owner]] = {}
         """Queues by the caller's key; only those in which something waits."""
 
-    def add(self, unit: Unit[Owner]) -> None:
+    def add(self, unit: QueuedItem[Owner]) -> None:
         """Take in a unit."""
         self._callers.setdefault(unit.caller.key, CallerQueue()).add(unit)
 
-    def forget(self, unit: Unit[Owner]) -> None:
+    def forget(self, unit: QueuedItem[Owner]) -> None:
         """Note that a unit in here waits no more."""
         self._callers[unit.caller.key].forget(unit)
         self._close(unit.caller.key)
@@ -102,15 +96,9 @@ class ModelQueue(Generic[Owner]):
         _, _, _, unit = min(self._turn(key) for key in self._callers)
         return _cut(unit, self._budgets.room(self.key))[1]
 
-    def live_units(self) -> Iterator[Unit[Owner]]:
-        """All that wait, in no order."""
-        return itertools.chain.from_iterable(
-            [list(waiting.live_units()) for waiting in self._callers.values()]
-        )
-
     def take(
         self, batch: Batch[Owner], credit: float, now: float, shared: float, *, short: bool
-    ) -> list[Part[Owner]]:
+    ) -> list[BatchPart[Owner]]:
         """Move units into the batch while there is room, credit, and time for those in it.
 
         Each next unit is of the caller that has had least. On credit they go strictly in
@@ -122,8 +110,8 @@ class ModelQueue(Generic[Owner]):
                 holds all the work of one caller and others wait.
             short: whether it is to be short.
         """
-        parts: list[Part[Owner]] = []
-        misfits: list[Unit[Owner]] = []
+        parts: list[BatchPart[Owner]] = []
+        misfits: list[QueuedItem[Owner]] = []
         room = self._budgets.room(self.key)
         if short:
             room = room.shared(shared)
@@ -158,14 +146,14 @@ class ModelQueue(Generic[Owner]):
         self._put_back(misfits)
         return parts
 
-    def _turn(self, key: str) -> tuple[float, float, int, Unit[Owner]]:
+    def _turn(self, key: str) -> tuple[float, float, int, QueuedItem[Owner]]:
         """What the next unit of a caller is ordered by, and the unit."""
         unit = self._callers[key].first()
         assert unit is not None
-        return self._shares.of(key), unit.due, unit.order, unit
+        return self._shares.served(key), unit.due, unit.order, unit
 
-    def _put_back(self, misfits: list[Unit[Owner]]) -> None:
-        by_caller: dict[str, list[Unit[Owner]]] = {}
+    def _put_back(self, misfits: list[QueuedItem[Owner]]) -> None:
+        by_caller: dict[str, list[QueuedItem[Owner]]] = {}
         for unit in misfits:
             by_caller.setdefault(unit.caller.key, []).append(unit)
         for key, units in by_caller.items():
@@ -200,7 +188,7 @@ class ClassQueue(Generic[Owner]):
         self._light: dict[str, float] = {}
         """When all the work of a caller had been taken up, by its key; the last second's."""
 
-    def add(self, unit: Unit[Owner]) -> None:
+    def add(self, unit: QueuedItem[Owner]) -> None:
         """Take in a unit."""
         queue = self.queues.get(unit.key)
         if queue is None:
@@ -213,7 +201,7 @@ class ClassQueue(Generic[Owner]):
         self._count(unit, 1)
         self.tokens += unit.tokens
 
-    def remove(self, unit: Unit[Owner]) -> None:
+    def remove(self, unit: QueuedItem[Owner]) -> None:
         """Drop a waiting unit."""
         queue = self.queues[unit.key]
         unit.queued = False
@@ -235,7 +223,7 @@ class ClassQueue(Generic[Owner]):
 
     def take(
         self, queue: ModelQueue[Owner], batch: Batch[Owner], credit: float, now: float
-    ) -> list[Part[Owner]]:
+    ) -> list[BatchPart[Owner]]:
         """Move units of a queue into a batch; see `ModelQueue.take`."""
         short = self._light_ones_come(now)
         parts = queue.take(batch, credit, now, self._shared_seconds, short=short)
@@ -247,7 +235,7 @@ class ClassQueue(Generic[Owner]):
         self._light = {k: when for k, when in self._light.items() if when > now - LIGHT_SECONDS}
         return any(len(self._waiting) > (key in self._waiting) for key in self._light)
 
-    def _account(self, queue: ModelQueue[Owner], parts: list[Part[Owner]], now: float) -> None:
+    def _account(self, queue: ModelQueue[Owner], parts: list[BatchPart[Owner]], now: float) -> None:
         """Note what a batch took of a queue."""
         for part in parts:
             self._served[queue.key] += part.tokens
@@ -259,13 +247,7 @@ class ClassQueue(Generic[Owner]):
                     self._light[part.unit.caller.key] = now
         self._close(queue)
 
-    def live_units(self) -> Iterator[Unit[Owner]]:
-        """All that wait, in no order."""
-        return itertools.chain.from_iterable(
-            [list(queue.live_units()) for queue in self.queues.values()]
-        )
-
-    def _count(self, unit: Unit[Owner], more: int) -> None:
+    def _count(self, unit: QueuedItem[Owner], more: int) -> None:
         key = unit.caller.key
         self.units += more
         self._waiting[key] = self._waiting.get(key, 0) + more
@@ -286,13 +268,13 @@ class ClassQueue(Generic[Owner]):
                 del self._served[key]
 
 
-def _cut(unit: Unit[Owner], room: Room) -> tuple[int, int]:
+def _cut(unit: QueuedItem[Owner], room: Room) -> tuple[int, int]:
     """The responses that an empty batch has room for: where they stop, and their tokens.
 
     At least one: a response that is longer than a batch runs alone.
     """
     prefix, suffixes = len(unit.item.prefix), unit.item.suffixes
-    most = room.of_item(prefix)
+    most = room.item_tokens(prefix)
     if unit.tokens <= most and unit.sequences <= room.sequences:
         return unit.item.sequences, unit.tokens
     stop, tokens = unit.taken + 1, prefix + len(suffixes[unit.taken])
@@ -307,7 +289,7 @@ def _has_room(batch: Batch[Owner], room: Room) -> bool:
     return batch.tokens < room.target and batch.sequences < room.sequences
 
 
-def _fits(unit: Unit[Owner], batch: Batch[Owner], room: Room, tokens: int) -> bool:
+def _fits(unit: QueuedItem[Owner], batch: Batch[Owner], room: Room, tokens: int) -> bool:
     if not batch.parts:
         return True
     # What must be split waits for an empty batch, so that its prefix is computed as few
@@ -319,16 +301,18 @@ def _fits(unit: Unit[Owner], batch: Batch[Owner], room: Room, tokens: int) -> bo
     )
 
 
-def _in_time(room: Room, unit: Unit[Owner], batch: Batch[Owner], now: float) -> Room:
+def _in_time(room: Room, unit: QueuedItem[Owner], batch: Batch[Owner], now: float) -> Room:
     """The room that leaves a unit of the batch its deadline."""
     return room if unit.deadline is None else room.within(batch.tokens, unit.deadline - now)
 
 
-def _place(unit: Unit[Owner], batch: Batch[Owner], stop: int, tokens: int) -> Part[Owner]:
+def _place(
+    unit: QueuedItem[Owner], batch: Batch[Owner], stop: int, tokens: int
+) -> BatchPart[Owner]:
     start = unit.taken
     whole = start == 0 and stop == unit.item.sequences
     item = unit.item if whole else unit.item.part(start, stop)
-    part = Part(unit, start, stop, item)
+    part = BatchPart(unit, start, stop, item)
     unit.taken = stop
     unit.queued = stop < unit.item.sequences
     unit.tokens -= tokens - (len(unit.item.prefix) if unit.queued else 0)

@@ -32,7 +32,7 @@ from typing import Generic
 
 from guerdon.reward.scheduling.limits import BatchLimits, Budgets
 from guerdon.reward.scheduling.queues import ClassQueue, ModelQueue
-from guerdon.reward.scheduling.units import Batch, LazyHeap, Owner, Unit
+from guerdon.reward.scheduling.units import Batch, LazyHeap, Owner, QueuedItem
 from guerdon.reward.types import EncodedItem, PriorityClass
 from guerdon.serving.identity import EVERYBODY, Caller
 
@@ -45,7 +45,7 @@ class Formed(Generic[Owner]):
     """What `Scheduler.next_batch` found."""
 
     batch: Batch[Owner] | None
-    expired: list[Unit[Owner]]
+    expired: list[QueuedItem[Owner]]
     """Units dropped because their deadline has passed. Some of a unit's responses may have
     been handed out earlier: `unit.taken` says how many."""
 
@@ -88,7 +88,7 @@ class Scheduler(Generic[Owner]):
         now: float,
         owner: Owner | None = None,
         caller: Caller = EVERYBODY,
-    ) -> Unit[Owner]:
+    ) -> QueuedItem[Owner]:
         """Take in one item.
 
         Raises:
@@ -96,7 +96,7 @@ class Scheduler(Generic[Owner]):
         """
         if not item.suffixes:
             raise ValueError("an item without a response")
-        unit = Unit(
+        unit = QueuedItem(
             key=key,
             item=item,
             priority=priority,
@@ -113,7 +113,7 @@ class Scheduler(Generic[Owner]):
             self._deadlines.push(deadline, unit)
         return unit
 
-    def cancel(self, unit: Unit[Owner]) -> bool:
+    def cancel(self, unit: QueuedItem[Owner]) -> bool:
         """Drop what still waits of a unit; say whether there was any."""
         if not unit.queued:
             return False
@@ -139,17 +139,10 @@ class Scheduler(Generic[Owner]):
         """Learn from a batch of so many tokens that did not fit in the engine's memory."""
         self._budgets.out_of_memory(key, tokens)
 
-    def clear(self) -> list[Unit[Owner]]:
-        """Drop everything that waits."""
-        units = [*self._online.live_units(), *self._batch.live_units()]
-        for unit in units:
-            self.cancel(unit)
-        return units
-
     def _class(self, priority: PriorityClass) -> ClassQueue[Owner]:
         return self._online if priority is PriorityClass.ONLINE else self._batch
 
-    def _expire(self, now: float) -> Iterator[Unit[Owner]]:
+    def _expire(self, now: float) -> Iterator[QueuedItem[Owner]]:
         while (unit := self._deadlines.peek()) is not None:
             assert unit.deadline is not None
             if unit.deadline > now:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -19,7 +17,7 @@ _SIFTED = 8
 
 
 @dataclass(slots=True, eq=False)
-class Unit(Generic[Owner]):
+class QueuedItem(Generic[Owner]):
     """One item that waits. Only the scheduler writes to it."""
 
     key: str
@@ -46,10 +44,10 @@ class Unit(Generic[Owner]):
 
 
 @dataclass(frozen=True, slots=True)
-class Part(Generic[Owner]):
+class BatchPart(Generic[Owner]):
     """The responses `start` to `stop` of a unit, in a batch."""
 
-    unit: Unit[Owner]
+    unit: QueuedItem[Owner]
     start: int
     stop: int
     item: EncodedItem
@@ -60,14 +58,14 @@ class Part(Generic[Owner]):
         """Tokens that are computed for it."""
         return self.item.tokens
 
-    def halves(self) -> list[Part[Owner]]:
+    def halves(self) -> list[BatchPart[Owner]]:
         """The first and the second half of its responses; there are at least two."""
         count, half = self.stop - self.start, (self.stop - self.start) // 2
         return [self._part(0, half), self._part(half, count)]
 
-    def _part(self, first: int, last: int) -> Part[Owner]:
+    def _part(self, first: int, last: int) -> BatchPart[Owner]:
         start = self.start
-        return Part(self.unit, start + first, start + last, self.item.part(first, last))
+        return BatchPart(self.unit, start + first, start + last, self.item.part(first, last))
 
 
 @dataclass(slots=True)
@@ -75,7 +73,7 @@ class Batch(Generic[Owner]):
     """Work of one model that is computed together."""
 
     key: str
-    parts: list[Part[Owner]] = field(default_factory=list)
+    parts: list[BatchPart[Owner]] = field(default_factory=list)
     tokens: int = 0
     sequences: int = 0
 
@@ -89,16 +87,16 @@ class LazyHeap(Generic[Owner]):
     """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[float, int, Unit[Owner]]] = []
-        self._old: list[tuple[float, int, Unit[Owner]]] = []
+        self._entries: list[tuple[float, int, QueuedItem[Owner]]] = []
+        self._old: list[tuple[float, int, QueuedItem[Owner]]] = []
         """What remains to be sifted."""
         self._dead = 0
 
-    def push(self, when: float, unit: Unit[Owner]) -> None:
+    def push(self, when: float, unit: QueuedItem[Owner]) -> None:
         """Put in a unit that waits."""
         heapq.heappush(self._entries, (when, unit.order, unit))
 
-    def peek(self) -> Unit[Owner] | None:
+    def peek(self) -> QueuedItem[Owner] | None:
         """The first unit that still waits."""
         heap = self._first_heap()
         return heap[0][2] if heap else None
@@ -119,12 +117,7 @@ class LazyHeap(Generic[Owner]):
             else:
                 self._dead -= 1
 
-    def live_units(self) -> Iterator[Unit[Owner]]:
-        """All that wait, in no order."""
-        entries = itertools.chain(self._entries, self._old)
-        return (unit for _, _, unit in entries if unit.queued)
-
-    def _first_heap(self) -> list[tuple[float, int, Unit[Owner]]]:
+    def _first_heap(self) -> list[tuple[float, int, QueuedItem[Owner]]]:
         """The one whose first entry comes first; units that wait no more are removed there."""
         for heap in (self._entries, self._old):
             while heap and not heap[0][2].queued:

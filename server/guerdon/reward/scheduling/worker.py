@@ -4,7 +4,7 @@ All models share one thread, for they share the device. The thread owns the sche
 reach it only through a queue of commands, and it answers only through `on_report`. So nothing
 is locked, and no caller waits for a batch to be formed.
 
-    commands: Call | Abandon | None (stop)  ─▶  Worker  ─▶  outcomes, once for each batch
+    commands: DispatchedCall | Abandon | None (stop)  ─▶  Worker  ─▶  outcomes, once for each batch
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from guerdon.reward.scheduling.calls import Call, CallItem
+from guerdon.reward.scheduling.calls import DispatchedCall, DispatchedItem
 from guerdon.reward.scheduling.events import Failure
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.scheduler import Scheduler
-from guerdon.reward.scheduling.units import Batch, Part, Unit
+from guerdon.reward.scheduling.units import Batch, BatchPart, QueuedItem
 from guerdon.reward.scheduling.watchdog import Running
 from guerdon.reward.types import (
     BatchScores,
@@ -35,21 +35,21 @@ from guerdon.serving.errors import ComputeFailed, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
 
-_Parts = list[Part[CallItem]]
+_Parts = list[BatchPart[DispatchedItem]]
 
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
     """A command to drop what still waits of a call."""
 
-    call: Call
+    call: DispatchedCall
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of responses `start` to `stop` of an item."""
 
-    item: CallItem
+    item: DispatchedItem
     start: int
     stop: int
     result: list[ResponseScore] | ServiceError | None
@@ -91,10 +91,10 @@ class Worker:
         clock: Callable[[], float],
     ) -> None:
         self._limits = limits
-        self._scheduler = Scheduler[CallItem](limits)
-        self._calls: set[Call] = set()
+        self._scheduler = Scheduler[DispatchedItem](limits)
+        self._calls: set[DispatchedCall] = set()
         """Those of which something has not been reported."""
-        self._commands: queue.SimpleQueue[Call | Abandon | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[DispatchedCall | Abandon | None] = queue.SimpleQueue()
         self._on_report = on_report
         self._on_exit = on_exit
         self._clock = clock
@@ -107,7 +107,7 @@ class Worker:
         """Begin to take work."""
         self._thread.start()
 
-    def send(self, command: Call | Abandon | None) -> None:
+    def send(self, command: DispatchedCall | Abandon | None) -> None:
         """Hand over work, take it back, or stop. Never blocks."""
         self._commands.put(command)
 
@@ -125,13 +125,13 @@ class Worker:
     def _take_commands(self) -> bool:
         """Take all that has come, waiting only if there is nothing to do; False to stop."""
         wait = len(self._scheduler) == 0
-        commands: list[Call | Abandon] = []
+        commands: list[DispatchedCall | Abandon] = []
         while wait or not self._commands.empty():
             command = self._commands.get()
             wait = False
             if command is None:
                 return False
-            if isinstance(command, Call):
+            if isinstance(command, DispatchedCall):
                 self._calls.add(command)
             commands.append(command)
         self._guard(lambda: self._follow(commands))
@@ -154,23 +154,23 @@ class Worker:
                 len(self._calls),
                 exc_info=True,
             )
-            self._scheduler = Scheduler[CallItem](self._limits)
+            self._scheduler = Scheduler[DispatchedItem](self._limits)
             lost = Unavailable("an internal error emptied the queue; ask again")
             for call in list(self._calls):
                 waiting = [item for item in call.items if item.unreported]
                 self._report([Outcome(item, 0, item.unreported, lost) for item in waiting])
 
-    def _follow(self, commands: Iterable[Call | Abandon]) -> None:
-        dropped: list[Unit[CallItem]] = []
+    def _follow(self, commands: Iterable[DispatchedCall | Abandon]) -> None:
+        dropped: list[QueuedItem[DispatchedItem]] = []
         for command in commands:
-            if isinstance(command, Call):
+            if isinstance(command, DispatchedCall):
                 self._accept(command)
             elif command.call in self._calls:
                 units = [item.unit for item in command.call.items if item.unit is not None]
                 dropped += [unit for unit in units if self._scheduler.cancel(unit)]
         self._dropped(dropped)
 
-    def _accept(self, call: Call) -> None:
+    def _accept(self, call: DispatchedCall) -> None:
         for item in call.items:
             item.unit = self._scheduler.add(
                 call.key,
@@ -196,12 +196,12 @@ class Worker:
                 self._calls.discard(item.call)
         self._on_report(outcomes, run)
 
-    def _dropped(self, units: Iterable[Unit[CallItem]]) -> None:
+    def _dropped(self, units: Iterable[QueuedItem[DispatchedItem]]) -> None:
         outcomes = [Outcome(_owner(unit), unit.taken, unit.item.sequences, None) for unit in units]
         if outcomes:
             self._report(outcomes)
 
-    def _compute(self, batch: Batch[CallItem]) -> None:
+    def _compute(self, batch: Batch[DispatchedItem]) -> None:
         waiting = [batch.parts]
         while waiting:
             wanted = self._wanted(waiting.pop())
@@ -313,10 +313,12 @@ def _outcomes(parts: _Parts, scores: BatchScores | None, failure: Failure | None
     return []
 
 
-def _outcome(part: Part[CallItem], result: list[ResponseScore] | ServiceError | None) -> Outcome:
+def _outcome(
+    part: BatchPart[DispatchedItem], result: list[ResponseScore] | ServiceError | None
+) -> Outcome:
     return Outcome(_owner(part.unit), part.start, part.stop, result)
 
 
-def _owner(unit: Unit[CallItem]) -> CallItem:
+def _owner(unit: QueuedItem[DispatchedItem]) -> DispatchedItem:
     assert unit.owner is not None
     return unit.owner
