@@ -7,7 +7,7 @@ has the rules for every form of prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -231,8 +231,10 @@ class Encoder:
             twice = self._double_bos and leading(text.ids, {self._bos}) == 1
             ids = np.concatenate([text.ids[:1], text.ids]) if twice else text.ids
 
-            start = partial(_response_start, template, field, turns, response, whole, text)
-            found.append(TokenSequence(ids, partial(_plus, start, int(twice)), dropped=left_out))
+            start = partial(
+                _response_start, template, field, turns, response, whole, text, int(twice)
+            )
+            found.append(TokenSequence(ids, start, dropped=left_out))
         return found
 
     def _check_template(self, template: ChatTemplate) -> None:
@@ -379,15 +381,13 @@ def _response_start(
     response: str,
     rendered: str,
     tokens: TokenizedText,
+    before: int,
 ) -> int:
-    """The token at which the response begins in the rendered conversation.
+    """The token at which the response begins in the rendered conversation, with those before it.
 
     It is where this rendering parts from that of another response. The generation prompt
     would not do: templates may end it with more than precedes a given answer.
     """
     other = "b" if response.lstrip().startswith("a") else "a"
-    return tokens.first_from(common_length([rendered, template.render(field, turns, other)]))
-
-
-def _plus(count: Callable[[], int], more: int) -> int:
-    return count() + more
+    shared = common_length([rendered, template.render(field, turns, other)])
+    return before + tokens.first_from(shared)

@@ -91,7 +91,7 @@ class FairPool:
         while self._running < self._threads:
             most_long = max(1, self._threads - 1)
             heads = [
-                (self._shares.of(key), jobs[0].number, jobs)
+                (self._shares.served(key), jobs[0].number, jobs)
                 for (key, long), jobs in self._waiting.items()
                 if not long or self._long_running < most_long
             ]

@@ -137,35 +137,18 @@ class Scorer:
         Args:
             call: gets the revision that it was resolved to.
             spec: a name, an alias, or `name@revision`.
-            locate: names the fields at fault as the request has them.
+            locate: names the fields at fault as the request has them. Only `in_ranking` lets a
+                pairwise model compare the responses.
 
         Raises:
             ServiceError: whatever stops it.
         """
-        return await self._run(call, spec, items, options, locate, ranks=False)
-
-    async def rank(
-        self, call: ScoringCall, spec: str, item: ScoreItem, options: ScoreOptions
-    ) -> Scored:
-        """Score the candidates of one item, by a pairwise model too; see `score`."""
-        return await self._run(call, spec, [item], options, in_ranking, ranks=True)
-
-    async def _run(
-        self,
-        call: ScoringCall,
-        spec: str,
-        items: Sequence[ScoreItem],
-        options: ScoreOptions,
-        locate: Locate,
-        *,
-        ranks: bool,
-    ) -> Scored:
         _check_class(call, options)
         revision = self._registry.resolve(spec)
         with revision.lease() as model:
             call.info = model.info
             _check_options(model.info, options)
-            if model.info.kind is ModelKind.PAIRWISE and not ranks:
+            if model.info.kind is ModelKind.PAIRWISE and locate is not in_ranking:
                 raise Unsupported(
                     f"model {model.info.name!r} compares answers with each other and has no score "
                     "for one: rank them instead"
@@ -184,7 +167,7 @@ class Scorer:
                 try:
                     results = await self._dispatcher.score(ticket, revision.key, model, encoded)
                 except TooLarge as error:
-                    if ranks:
+                    if locate is in_ranking:
                         raise InvalidRequest("candidates", error.reason) from error
                     raise
             results = [_of_responses(*both) for both in zip(encoded, results, strict=True)]
@@ -199,6 +182,12 @@ class Scorer:
                 tokenize_seconds=tokenize,
                 compute_seconds=max(result.compute_seconds for result in results),
             )
+
+    async def rank(
+        self, call: ScoringCall, spec: str, item: ScoreItem, options: ScoreOptions
+    ) -> Scored:
+        """Score the candidates of one item, by a pairwise model too; see `score`."""
+        return await self.score(call, spec, [item], options, in_ranking)
 
     async def _encode(
         self,

@@ -230,9 +230,7 @@ def _count(value: Any, key: str) -> int:
 def to_item(body: ItemBody, limits: RequestLimits, field: str) -> types.ScoreItem:
     """One item in the domain's terms; `field` is its path in the request."""
     check_id(f"{field}.id", body.id, limits.max_id_length)
-    return _item(
-        body.prompt, body.responses, limits, f"{field}.prompt", f"{field}.responses", body.id
-    )
+    return _item(body.prompt, body.responses, limits, f"{field}.responses", body.id)
 
 
 def to_items(body: ScoreBody, limits: RequestLimits) -> list[types.ScoreItem]:
@@ -243,11 +241,11 @@ def to_items(body: ScoreBody, limits: RequestLimits) -> list[types.ScoreItem]:
 
 def to_candidates(body: RankBody, limits: RequestLimits) -> types.ScoreItem:
     """What is to be ranked, as one item."""
-    return _item(body.prompt, body.candidates, limits, "prompt", "candidates", "")
+    return _item(body.prompt, body.candidates, limits, "candidates", "")
 
 
 def _item(
-    prompt: Any, responses: list[Any], limits: RequestLimits, at_prompt: str, at: str, name: str
+    prompt: Any, responses: list[Any], limits: RequestLimits, at: str, name: str
 ) -> types.ScoreItem:
     convert.check_response_count(at, len(responses), limits)
     is_tokens = isinstance(prompt, TokenIdsBody)
