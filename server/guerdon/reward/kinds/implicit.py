@@ -14,18 +14,16 @@ import numpy as np
 from guerdon.reward.engine.engine import Engine
 from guerdon.reward.engine.heads import Logits
 from guerdon.reward.kinds.ensemble import join_stats
-from guerdon.reward.kinds.network import ItemEncoder, with_counts
+from guerdon.reward.kinds.network import EngineReward, ItemEncoder, with_counts
 from guerdon.reward.types import (
     BatchScores,
     EncodedItem,
     ModelInfo,
     ResponseScore,
-    ScoreItem,
-    Truncation,
 )
 
 
-class ImplicitReward:
+class ImplicitReward(EngineReward):
     """A `RewardModel` made of two language models that read the same tokens.
 
     Args:
@@ -39,25 +37,11 @@ class ImplicitReward:
     def __init__(
         self, info: ModelInfo, encoder: ItemEncoder, policy: Engine, reference: Engine, beta: float
     ) -> None:
-        self._info = info
-        self._encoder = encoder
-        self._engines: tuple[Engine, Engine] | None = (policy, reference)
+        super().__init__(info, encoder, policy, reference)
         self._beta = beta
-
-    @property
-    def info(self) -> ModelInfo:
-        """What is known of the policy and its reference."""
-        return self._info
-
-    def encode(
-        self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
-    ) -> EncodedItem:
-        """Render and tokenise; see `RewardModel.encode`."""
-        return self._encoder.encode(item, truncation, reject_control_tokens=reject_control_tokens)
 
     def score(self, items: Sequence[EncodedItem]) -> BatchScores:
         """Compute one batch with both; see `RewardModel.score`."""
-        assert self._engines is not None, "score after close"
         policy, reference = (engine.compute(items) for engine in self._engines)
         scores = [
             [
@@ -70,12 +54,6 @@ class ImplicitReward:
             for i, item in enumerate(items)
         ]
         return BatchScores(items=scores, stats=join_stats([policy.stats, reference.stats]))
-
-    def close(self) -> None:
-        """Free the memory."""
-        for engine in self._engines or ():
-            engine.close()
-        self._engines = None
 
     def _reward(self, policy: Logits, reference: Logits) -> float:
         """The reward, from the log-probabilities [T, 1] of a response's tokens."""

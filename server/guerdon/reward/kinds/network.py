@@ -29,21 +29,22 @@ class ItemEncoder(Protocol):
         ...
 
 
-class NetworkReward(abc.ABC):
-    """A `RewardModel` over one engine; a kind says what a response's logits mean.
+class EngineReward(abc.ABC):
+    """A `RewardModel` over engines that read the same tokens.
 
     A score that is not finite is returned as it stands: whoever dispatches the batch
     fails the requests it belongs to.
     """
 
-    def __init__(self, info: ModelInfo, encoder: ItemEncoder, engine: Engine) -> None:
+    def __init__(self, info: ModelInfo, encoder: ItemEncoder, *engines: Engine) -> None:
         self._info = info
         self._encoder = encoder
-        self._engine: Engine | None = engine
+        self._engines = engines
+        """None of them once it is closed."""
 
     @property
     def info(self) -> ModelInfo:
-        """What is known of the network."""
+        """What is known of the model."""
         return self._info
 
     def encode(
@@ -52,10 +53,24 @@ class NetworkReward(abc.ABC):
         """Render and tokenise; see `RewardModel.encode`."""
         return self._encoder.encode(item, truncation, reject_control_tokens=reject_control_tokens)
 
+    @abc.abstractmethod
     def score(self, items: Sequence[EncodedItem]) -> BatchScores:
         """Compute one batch; see `RewardModel.score`."""
-        assert self._engine is not None, "score after close"
-        computed = self._engine.compute(items)
+
+    def close(self) -> None:
+        """Free the memory."""
+        engines, self._engines = self._engines, ()
+        for engine in engines:
+            engine.close()
+
+
+class NetworkReward(EngineReward):
+    """A `RewardModel` over one engine; a kind says what a response's logits mean."""
+
+    def score(self, items: Sequence[EncodedItem]) -> BatchScores:
+        """Compute one batch; see `RewardModel.score`."""
+        (engine,) = self._engines
+        computed = engine.compute(items)
         scores = [
             [
                 with_counts(self._response(item, j, logits), item, j, reused)
@@ -64,12 +79,6 @@ class NetworkReward(abc.ABC):
             for item, rows, shared in zip(items, computed.logits, computed.reused, strict=True)
         ]
         return BatchScores(items=scores, stats=computed.stats)
-
-    def close(self) -> None:
-        """Free the memory."""
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = None
 
     @abc.abstractmethod
     def _response(self, item: EncodedItem, j: int, logits: Logits) -> ResponseScore:
