@@ -14,6 +14,19 @@ from guerdon.v1 import common_pb2, reward_pb2
 MIXED_FORMS = "a prompt of token ids needs responses of token ids, and no other prompt takes them"
 
 
+_KINDS = {each: reward_pb2.ModelKind.Value(f"MODEL_KIND_{each.name}") for each in types.ModelKind}
+_MODES = {
+    each: reward_pb2.ComputeMode.Value(f"COMPUTE_MODE_{each.name}") for each in types.ComputeMode
+}
+_DROPPED = {
+    each: reward_pb2.DroppedText.Value(f"DROPPED_TEXT_{each.name}") for each in types.Dropped
+}
+_ACTIVATION_PROTOS = {
+    each: reward_pb2.Activation.Value(f"ACTIVATION_{each.name}") for each in types.Activation
+}
+_ACTIVATIONS = {proto: each for each, proto in _ACTIVATION_PROTOS.items()} | {
+    reward_pb2.ACTIVATION_UNSPECIFIED: types.Activation.NONE
+}
 _PRIORITIES = {
     common_pb2.PRIORITY_CLASS_UNSPECIFIED: types.PriorityClass.ONLINE,
     common_pb2.PRIORITY_CLASS_ONLINE: types.PriorityClass.ONLINE,
@@ -23,33 +36,6 @@ _TRUNCATIONS = {
     reward_pb2.TRUNCATION_UNSPECIFIED: types.Truncation.REJECT,
     reward_pb2.TRUNCATION_REJECT: types.Truncation.REJECT,
     reward_pb2.TRUNCATION_PROMPT_LEFT: types.Truncation.PROMPT_LEFT,
-}
-_ACTIVATIONS = {
-    reward_pb2.ACTIVATION_UNSPECIFIED: types.Activation.NONE,
-    reward_pb2.ACTIVATION_NONE: types.Activation.NONE,
-    reward_pb2.ACTIVATION_SIGMOID: types.Activation.SIGMOID,
-}
-_KINDS = {
-    types.ModelKind.SEQUENCE: reward_pb2.MODEL_KIND_SEQUENCE,
-    types.ModelKind.ATTRIBUTES: reward_pb2.MODEL_KIND_ATTRIBUTES,
-    types.ModelKind.PROCESS: reward_pb2.MODEL_KIND_PROCESS,
-    types.ModelKind.ENSEMBLE: reward_pb2.MODEL_KIND_ENSEMBLE,
-    types.ModelKind.PAIRWISE: reward_pb2.MODEL_KIND_PAIRWISE,
-    types.ModelKind.IMPLICIT: reward_pb2.MODEL_KIND_IMPLICIT,
-}
-_MODES = {
-    types.ComputeMode.PACKED: reward_pb2.COMPUTE_MODE_PACKED,
-    types.ComputeMode.PADDED: reward_pb2.COMPUTE_MODE_PADDED,
-}
-_DROPPED = {
-    types.Dropped.SYSTEM_TURN: reward_pb2.DROPPED_TEXT_SYSTEM_TURN,
-    types.Dropped.DEVELOPER_TURN: reward_pb2.DROPPED_TEXT_DEVELOPER_TURN,
-    types.Dropped.EARLIER_REASONING: reward_pb2.DROPPED_TEXT_EARLIER_REASONING,
-    types.Dropped.ANSWER_REASONING: reward_pb2.DROPPED_TEXT_ANSWER_REASONING,
-}
-_ACTIVATION_PROTOS = {
-    types.Activation.NONE: reward_pb2.ACTIVATION_NONE,
-    types.Activation.SIGMOID: reward_pb2.ACTIVATION_SIGMOID,
 }
 
 
