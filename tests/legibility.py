@@ -126,7 +126,7 @@ def files_of_a_score() -> int:
     from guerdon.client import RewardClient
     from guerdon.reward.app import RewardServer
     from guerdon.reward.config import load_config
-    from guerdon.reward.loading import new_loader
+    from guerdon.reward.models.loader import new_loader
 
     seen: set[str] = set()
 

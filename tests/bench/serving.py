@@ -25,7 +25,7 @@ from tests.support.server import RunningServer, running_server
 
 from guerdon.client import Item, RewardClient
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
-from guerdon.reward.encoding import Encoder
+from guerdon.reward.encoding.encoder import Encoder
 from guerdon.reward.types import EncodedItem, RewardModel, ScoreItem, Truncation
 from guerdon.v1 import reward_pb2, reward_pb2_grpc
 

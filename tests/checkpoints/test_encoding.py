@@ -30,7 +30,7 @@ from trl import RewardConfig, RewardTrainer
 
 from guerdon.models import Manifest, resolve_model
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
-from guerdon.reward.encoding import Encoder
+from guerdon.reward.encoding.encoder import Encoder
 from guerdon.reward.types import EncodedItem, FormattedText, Message, ScoreItem, Truncation
 from guerdon.serving.errors import InvalidRequest
 

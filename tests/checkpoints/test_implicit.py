@@ -14,7 +14,7 @@ from tests.support.tiny import CHATML, EOS, tiny_checkpoint, tiny_tokenizer
 
 from guerdon.models import Manifest, template_hash, weights_hash
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
-from guerdon.reward.policy_encoding import PolicyEncoder
+from guerdon.reward.encoding.policy_encoder import PolicyEncoder
 from guerdon.reward.types import FormattedText, ModelKind, ScoreItem, Truncation
 from guerdon.serving.errors import CheckpointRefused
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.tiny import tiny_checkpoint
 from transformers import AutoTokenizer
 
-from guerdon.reward.text_tokens import TextTokenizer
+from guerdon.reward.encoding.text_tokenizer import TextTokenizer
 
 LONG = "some words of a long text, " * 40_000
 

@@ -13,7 +13,7 @@ from tests.support.tiny import BOS, CHATML, EOS, TURN_END, tiny_checkpoint
 
 from guerdon.models import Manifest, resolve_model
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
-from guerdon.reward.policy_encoding import PolicyEncoder
+from guerdon.reward.encoding.policy_encoder import PolicyEncoder
 from guerdon.reward.types import EncodedItem, FormattedText, Message, ScoreItem, Truncation
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 from guerdon.trainer.fine_tune.tokens import encode as train_encode

@@ -14,7 +14,7 @@ from tests.support.tiny import ARCHITECTURES, BOS, CHATML, STEP, tiny_checkpoint
 
 from guerdon.models import Manifest
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
-from guerdon.reward.encoding import Encoder
+from guerdon.reward.encoding.encoder import Encoder
 from guerdon.reward.types import Attribute, ModelKind
 from guerdon.serving.errors import CheckpointRefused
 

@@ -61,36 +61,89 @@ def test_client_and_trainer_import_no_server(tree: str) -> None:
     assert not offenders
 
 
-def test_lower_layers_import_no_upper_ones() -> None:
-    """Wire → service → scheduler → engine: nobody knows what is above."""
-    wire = ("grpc", "fastapi", "starlette", "uvicorn", "guerdon.v1", "google.protobuf")
-    reward = ROOT / "server" / "guerdon" / "reward"
-    impure = (*wire, "torch", "transformers", "asyncio", "time", "threading", "socket")
-    scheduling = sorted((reward / "scheduling").glob("*.py"))
-    joins_loop_and_thread = {"dispatcher.py", "worker.py", "accepted.py"}
-    pure = [path for path in scheduling if path.name not in joins_loop_and_thread]
+REWARD = ROOT / "server" / "guerdon" / "reward"
+ROOMS: dict[str, set[str]] = {
+    "types": set(),
+    "engine": {"types"},
+    "adapters": {"engine", "types"},
+    "checkpoints": {"adapters", "engine", "types"},
+    "encoding": {"checkpoints", "types"},
+    "kinds": {"checkpoints", "encoding", "engine", "types"},
+    "scheduling": {"types"},
+    "models": {"engine", "kinds", "types"},
+    "metrics": set(),
+    "call_metrics": {"metrics", "models", "types"},
+    "metrics_observer": {"metrics", "models", "scheduling", "types"},
+    "request_limits": set(),
+    "scoring": {"call_metrics", "encoding", "metrics", "models", "scheduling", "types"},
+    "wire": {"call_metrics", "models", "request_limits", "scoring", "types"},
+    "config": {"engine", "request_limits", "scheduling"},
+    "app": {
+        *("call_metrics", "config", "metrics", "metrics_observer"),
+        *("models", "scheduling", "scoring", "wire"),
+    },
+    "cli": {"app", "config", "models"},
+}
+"""For each folder and module of the reward server, those whose modules it may import."""
+
+WIRE = ("grpc", "fastapi", "starlette", "uvicorn", "guerdon.v1", "google.protobuf")
+TORCH = ("torch", "transformers")
+WAITING = ("asyncio", "time", "threading", "socket")
+COMPUTING = ("engine", "adapters", "checkpoints", "encoding", "kinds")
+SERVING = ("scheduling", "models", "scoring", "metrics", "call_metrics", "metrics_observer")
+FOREIGN = {
+    "types": (*WIRE, *TORCH, *WAITING),
+    **dict.fromkeys(COMPUTING, (*WIRE, "asyncio")),
+    **dict.fromkeys(SERVING, (*WIRE, "torch")),
+}
+"""For each folder and module of the reward server, the libraries that it must not import."""
+
+ADAPTER = "guerdon.reward.adapters."
+JOIN_LOOP_AND_THREAD = {"announcer.py", "calls.py", "dispatcher.py", "worker.py"}
+
+
+def in_room(path: Path) -> str:
+    """The folder or module at the top of the reward server that a file belongs to."""
+    return path.relative_to(REWARD).parts[0].removesuffix(".py")
+
+
+def test_rooms_of_the_reward_server_import_only_those_below() -> None:
+    paths = [path for path in REWARD.rglob("*.py") if path != REWARD / "__init__.py"]
+    assert {in_room(path) for path in paths} == ROOMS.keys()
+    for path in paths:
+        room, names = in_room(path), imports(path)
+        others = {name.split(".")[2] for name in names if name.startswith("guerdon.reward.")}
+        assert others <= {room, *ROOMS[room]}, path
+        foreign = {n for n in names for p in FOREIGN.get(room, ()) if starts_with(n, p)}
+        assert not foreign, f"{path} imports {foreign}"
+
+
+def test_scheduling_is_pure_but_for_its_loop_and_thread() -> None:
+    paths = sorted((REWARD / "scheduling").glob("*.py"))
+    pure = [path for path in paths if path.name not in JOIN_LOOP_AND_THREAD]
     assert len(pure) >= 5
-    below = [
-        *(
-            path
-            for name in ("engine", "kinds", "checkpoints")
-            for path in (reward / name).glob("*")
-        ),
-        reward / "encoding.py",
-        reward / "text_tokens.py",
-    ]
-    upper = tuple(
-        f"guerdon.reward.{name}" for name in ("wire", "scheduling", "registry", "scoring", "app")
-    )
-    rules: dict[Path, tuple[str, ...]] = dict.fromkeys(
-        scheduling, (*wire, "torch", "transformers", "guerdon.reward.wire")
-    )
-    rules |= dict.fromkeys(pure, (*impure, "guerdon.reward.wire"))
-    rules[reward / "types.py"] = impure
-    rules |= {p: (*wire, *upper, "asyncio") for p in below if p.suffix == ".py"}
-    for path, packages in rules.items():
-        found = {n for n in imports(path) for p in packages if starts_with(n, p)}
-        assert not found, f"{path.name} imports {found}"
+    for path in pure:
+        found = {n for n in imports(path) for p in (*TORCH, *WAITING) if starts_with(n, p)}
+        assert not found, f"{path} imports {found}"
+
+
+def test_no_module_of_scheduling_writes_private_fields_of_others() -> None:
+    for path in sorted((REWARD / "scheduling").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            written = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+            if written and node.attr.startswith("_"):
+                assert ast.unparse(node.value) == "self", f"{path}:{node.lineno}"
+
+
+def test_only_the_registry_of_adapters_knows_a_published_model() -> None:
+    adapters = REWARD / "adapters"
+    known = {path.stem for path in adapters.glob("[a-z]*.py")} - {"base", "gating", "registry"}
+    assert len(known) >= 7
+    for path in REWARD.rglob("*.py"):
+        if path != adapters / "registry.py":
+            named = {each.split(".")[3] for each in imports(path) if each.startswith(ADAPTER)}
+            of_others = {n for n in named & known if not n.startswith(path.stem)}
+            assert not of_others, f"{path} imports {of_others}"
 
 
 def test_serving_knows_nothing_of_rewards() -> None:

@@ -19,7 +19,7 @@ from tests.engine.varlen import varlen_by_definition
 from tests.support.tiny import ARCHITECTURES
 
 from guerdon.reward.engine import attention
-from guerdon.reward.engine.asked import AttentionCall
+from guerdon.reward.engine.attention_record import AttentionCall
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
 from guerdon.reward.engine.kernels import check_kernels
 from guerdon.reward.engine.plan import Segment
@@ -117,13 +117,13 @@ def test_the_kernels_of_a_gpu_compute_what_they_should(
 
 ASSERTS = """
 import torch
-from guerdon.reward.engine.device import meaning_of
+from guerdon.reward.engine.device import interpret_error
 from guerdon.reward.types import DeviceLost
 try:
     table = torch.zeros(4, device="cuda")
     table[torch.tensor([9], device="cuda")].cpu()
 except Exception as error:
-    assert isinstance(meaning_of(error, torch.device("cuda")), DeviceLost), repr(error)
+    assert isinstance(interpret_error(error, torch.device("cuda")), DeviceLost), repr(error)
     print("lost")
 """
 

@@ -19,8 +19,8 @@ from tests.engine.support import load
 from tests.engine.varlen import varlen_by_definition, varlen_of_torch_2_11
 
 from guerdon.reward.engine import attention
-from guerdon.reward.engine.asked import AttentionCall
 from guerdon.reward.engine.attention import AttentionPlan
+from guerdon.reward.engine.attention_record import AttentionCall
 from guerdon.reward.engine.kernels import check_kernels
 from guerdon.reward.engine.plan import Segment
 from guerdon.reward.engine.probes import select_engine

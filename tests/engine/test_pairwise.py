@@ -16,7 +16,7 @@ from tests.support import hub
 from tests.support.pairrm import Published
 
 from guerdon.models import Manifest
-from guerdon.reward.comparisons import scores_of_candidates
+from guerdon.reward.encoding.comparisons import scores_of_candidates
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.kinds import load_model
 from guerdon.reward.types import (

@@ -208,11 +208,11 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
     """The tensors that a checkpoint with this config must hold."""
     adapter = find_adapter(CONFIGS[name])
     assert adapter is not None
-    config = adapter.config(CONFIGS[name])
-    if adapter.layout is not None:
-        return adapter.layout(config)
+    config = adapter.read_config(CONFIGS[name])
+    if (layout := adapter.layout(config)) is not None:
+        return layout
     with torch.device("meta"):
-        model = adapter.model()(config)
+        model = adapter.network(config)
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
 

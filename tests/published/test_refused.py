@@ -16,7 +16,7 @@ from tests.support.tiny import CHATML
 
 from guerdon.models import Manifest
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
-from guerdon.reward.encoding import Encoder
+from guerdon.reward.encoding.encoder import Encoder
 from guerdon.reward.types import ModelKind
 from guerdon.serving.errors import CheckpointRefused
 

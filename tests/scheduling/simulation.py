@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from tests.support.dispatch import item_of
 
 from guerdon.reward.scheduling.admission import Admission, Ticket
+from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.queue_limits import QueueLimits
-from guerdon.reward.scheduling.scheduler import Batch, BatchLimits, Scheduler, Unit
+from guerdon.reward.scheduling.scheduler import Scheduler
+from guerdon.reward.scheduling.units import Batch, QueuedItem
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import Overloaded
 
@@ -139,7 +141,7 @@ class Simulation:
                 tally.late += unit.item.tokens
 
 
-def _ticket(unit: Unit) -> Ticket:
+def _ticket(unit: QueuedItem) -> Ticket:
     assert isinstance(unit.owner, Ticket)
     return unit.owner
 

@@ -15,10 +15,12 @@ from tests.support.dispatch import item_of
 
 from guerdon.reward.scheduling.admission import Admission, Ticket, TooLarge
 from guerdon.reward.scheduling.ledgers import MAX_CALLERS
+from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.scheduling.queues import MAX_SKIPPED
-from guerdon.reward.scheduling.scheduler import BatchLimits, Scheduler, Unit
+from guerdon.reward.scheduling.scheduler import Scheduler
 from guerdon.reward.scheduling.shares import MAX_REMEMBERED, Shares
+from guerdon.reward.scheduling.units import QueuedItem
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import Overloaded
 from guerdon.serving.identity import Caller
@@ -35,12 +37,12 @@ QUEUE = QueueLimits(
 GREEDY, MODEST = Caller(name="greedy", key="greedy"), Caller(name="modest", key="modest")
 
 
-def one(scheduler: Scheduler, caller: Caller, tokens: int, **more: object) -> Unit:
+def one(scheduler: Scheduler, caller: Caller, tokens: int, **more: object) -> QueuedItem:
     options = {"priority": ONLINE, "deadline": None, "now": 0.0} | more
     return scheduler.add("a", item_of(0, tokens), caller=caller, **options)  # type: ignore[arg-type]
 
 
-def served(scheduler: Scheduler, now: float = 0.0) -> list[Unit]:
+def served(scheduler: Scheduler, now: float = 0.0) -> list[QueuedItem]:
     batch = scheduler.next_batch(now).batch
     assert batch is not None
     return [part.unit for part in batch.parts]

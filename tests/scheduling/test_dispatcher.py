@@ -13,18 +13,12 @@ from contextlib import asynccontextmanager
 import pytest
 from tests.support.dispatch import MarkModel, Recorder, item_of
 
-from guerdon.reward.scheduling.dispatcher import (
-    Dispatcher,
-    DispatchLimits,
-    DropReason,
-    DropStage,
-    Failure,
-    ItemResult,
-    Reservation,
-    TooLarge,
-)
+from guerdon.reward.scheduling.admission import Ticket, TooLarge
+from guerdon.reward.scheduling.calls import ItemResult
+from guerdon.reward.scheduling.dispatcher import Dispatcher, DispatchLimits
+from guerdon.reward.scheduling.events import DropReason, DropStage, Failure
+from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.queue_limits import QueueLimits
-from guerdon.reward.scheduling.scheduler import BatchLimits
 from guerdon.reward.scheduling.watchdog import Running, Watchdog, allowed_seconds
 from guerdon.reward.types import (
     DeviceLost,
@@ -578,7 +572,7 @@ async def test_all_classes_are_told_together() -> None:
     limits = DispatchLimits(queue=QueueLimits(max_queued_tokens=1000, bytes_per_token=1))
     async with running(limits) as (dispatcher, recorder):
 
-        def reserve(priority: PriorityClass, tokens: int) -> Reservation:
+        def reserve(priority: PriorityClass, tokens: int) -> Ticket:
             return dispatcher.reserve(
                 model_name="k", priority=priority, text_bytes=tokens, deadline=None
             )
@@ -603,10 +597,10 @@ async def test_an_observer_that_fails_costs_nobody_a_score() -> None:
             raise RuntimeError("observer")
 
     dispatcher = Dispatcher(limits=SMALL, observer=Failing())
-    logging.getLogger("guerdon.reward.scheduling.dispatcher").setLevel(logging.CRITICAL)
+    logging.getLogger("guerdon.reward.scheduling.announcer").setLevel(logging.CRITICAL)
     try:
         dispatcher.start()
         assert scores_of(await score(dispatcher, MarkModel(), item_of(5, 1, mark=4))) == [[4]]
         assert await dispatcher.stop(grace=10)
     finally:
-        logging.getLogger("guerdon.reward.scheduling.dispatcher").setLevel(logging.NOTSET)
+        logging.getLogger("guerdon.reward.scheduling.announcer").setLevel(logging.NOTSET)

@@ -18,7 +18,7 @@ from tests.scheduling.simulation import (
     overloaded,
 )
 
-from guerdon.reward.scheduling.scheduler import BatchLimits
+from guerdon.reward.scheduling.limits import BatchLimits
 
 
 @pytest.mark.parametrize("times", [CPU, GPU])

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from guerdon.reward.sources import Sources
+from guerdon.reward.models.allowed_sources import AllowedSources
 from guerdon.serving.errors import PermissionDenied
 from guerdon.v1 import admin_pb2, admin_pb2_grpc, reward_pb2
 
@@ -308,7 +308,7 @@ async def test_only_what_the_operator_allows_is_loaded(tmp_path: Path) -> None:
     ],
 )
 def test_names_of_models(allowed: tuple[str, ...], path: str, is_allowed: bool) -> None:
-    sources = Sources(allowed)
+    sources = AllowedSources(allowed)
     if is_allowed:
         assert sources.check(path) == path
     else:
@@ -318,4 +318,4 @@ def test_names_of_models(allowed: tuple[str, ...], path: str, is_allowed: bool) 
 
 def test_a_model_of_the_root_does_not_open_the_file_system() -> None:
     with pytest.raises(PermissionDenied):
-        Sources((), ("/usr",)).check("/etc")
+        AllowedSources((), ("/usr",)).check("/etc")

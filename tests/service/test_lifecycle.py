@@ -248,7 +248,7 @@ class EndsTheThread:
     """A command that no error handler of the engine's thread survives."""
 
     @property
-    def job(self) -> Any:
+    def call(self) -> Any:
         raise SystemExit
 
 

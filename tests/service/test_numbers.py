@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.support.sampler_service import start_sampler
 
 from guerdon.reward.config import load_config
-from guerdon.reward.scoring import transform
+from guerdon.reward.scoring.scorer import transform
 from guerdon.reward.types import ScoreOptions
 from guerdon.sampler.config import load_config as load_sampler_config
 from guerdon.serving.settings import SettingsError

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 import grpc
 
+from guerdon.reward.call_metrics import CallMetrics
 from guerdon.reward.config import ServeConfig
-from guerdon.reward.loads import Loader
 from guerdon.reward.metrics import RewardMetrics
-from guerdon.reward.observer import MetricsObserver
-from guerdon.reward.registry import Registry
+from guerdon.reward.metrics_observer import MetricsObserver
+from guerdon.reward.models.allowed_sources import AllowedSources
+from guerdon.reward.models.load_threads import Loader
+from guerdon.reward.models.registry import Registry
 from guerdon.reward.scheduling.dispatcher import Dispatcher, DispatchLimits
-from guerdon.reward.scoring import Scoring
-from guerdon.reward.sources import Sources
+from guerdon.reward.scoring.scorer import Scorer
 from guerdon.reward.wire import admin, http, service
 from guerdon.reward.wire.admin import ModelAdminService
-from guerdon.reward.wire.calls import CallMetrics
 from guerdon.reward.wire.http import RewardRoutes
 from guerdon.reward.wire.service import RewardService
 from guerdon.serving.callers import Role, read_callers
@@ -57,7 +57,7 @@ class RewardServer:
     """One reward server in this process. Make and run it on one event loop.
 
     Args:
-        loader: makes a model of a path; see `guerdon.reward.loads.Loader`.
+        loader: makes a model of a path; see `guerdon.reward.models.load_threads.Loader`.
 
     Raises:
         SettingsError: the settings cannot be served, or a file of them cannot be read.
@@ -80,7 +80,7 @@ class RewardServer:
             observer=observer,
         )
         self.registry = Registry(loader, observer, self._dispatcher.idle)
-        self._scoring = Scoring(
+        self._scoring = Scorer(
             self.registry, self._dispatcher, self._metrics, threads=config.encode_threads
         )
         self._calls = calls = CallMetrics(self._metrics, self.registry)
@@ -175,7 +175,7 @@ class RewardServer:
         )
 
     def _add_admin(self, server: grpc.aio.Server) -> None:
-        sources = Sources(self._config.load_from, tuple(self._config.models.values()))
+        sources = AllowedSources(self._config.load_from, tuple(self._config.models.values()))
         implementation = ModelAdminService(self.registry, sources, self.lifecycle, self._calls)
         door = self._new_door()  # of its own: administration is possible at overload
         server.add_generic_rpc_handlers(

@@ -145,7 +145,7 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
 
     from guerdon.reward.app import RewardPorts, RewardServer
     from guerdon.reward.config import load_config
-    from guerdon.reward.loading import new_loader
+    from guerdon.reward.models.loader import new_loader
 
     config = load_config(file, flags)
     set_up_logging(config.log_level, access=config.access_log)

@@ -9,7 +9,7 @@ default = "helpful"
 dtype = "bfloat16"
 [batching]                        # the keys of BatchLimits
 [queue]                           # the keys of QueueLimits
-[limits]                          # the keys of Limits
+[limits]                          # the keys of RequestLimits
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.reward.engine.settings import EngineSettings
+from guerdon.reward.request_limits import RequestLimits
+from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.queue_limits import QueueLimits
-from guerdon.reward.scheduling.scheduler import BatchLimits
-from guerdon.reward.wire.convert import Limits
 from guerdon.serving.config import ServerSettings, load_settings
 from guerdon.serving.credentials import is_loopback
 from guerdon.serving.settings import SettingsError
@@ -57,7 +57,7 @@ class ServeConfig(ServerSettings):
     engine: EngineSettings = field(default_factory=EngineSettings)
     batching: BatchLimits = field(default_factory=BatchLimits)
     queue: QueueLimits = field(default_factory=QueueLimits)
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be served."""

@@ -114,11 +114,11 @@ class EncodedItem:
     or all are 0, which is the model's own default."""
     candidates: tuple[int, ...] = ()
     """Pairwise: the tokens of each candidate with its prompt. The sequences then are not
-    responses but `guerdon.reward.comparisons.ordered_pairs` of them. Else empty."""
+    responses but `guerdon.reward.encoding.comparisons.ordered_pairs` of them. Else empty."""
     dropped: tuple[tuple[Dropped, ...], ...] = ()
     """What the chat template left out, for each response; empty where it left nothing out."""
     hashes: tuple[str, ...] = ()
-    """Of the tokens of each whole sequence, in hexadecimal; empty for comparisons."""
+    """Hashes of each whole sequence's tokens, in hexadecimal; empty for comparisons."""
 
     @property
     def tokens(self) -> int:
@@ -136,12 +136,16 @@ class EncodedItem:
 
     def part(self, start: int, stop: int) -> EncodedItem:
         """The responses from `start` to `stop` alone, with the same prefix."""
+        return self.select(range(start, stop))
+
+    def select(self, places: Sequence[int]) -> EncodedItem:
+        """Some of the responses alone, with the same prefix."""
         return EncodedItem(
             prefix=self.prefix,
-            suffixes=self.suffixes[start:stop],
-            truncated=self.truncated[start:stop],
-            readout=self.readout[start:stop],
-            token_types=self.token_types[start:stop],
+            suffixes=tuple(self.suffixes[j] for j in places),
+            truncated=tuple(self.truncated[j] for j in places),
+            readout=tuple(self.readout[j] for j in places) if self.readout else (),
+            token_types=tuple(self.token_types[j] for j in places) if self.token_types else (),
         )
 
 
@@ -160,9 +164,9 @@ class ResponseScore:
     score: float
     steps: tuple[StepScore, ...] = ()
     attributes: tuple[float, ...] = ()
-    """In the order of `ModelInfo.attributes`."""
+    """Values in the order of `ModelInfo.attributes`."""
     members: tuple[float, ...] = ()
-    """In the order of `ModelInfo.members`."""
+    """Scores in the order of `ModelInfo.members`."""
     spread: float | None = None
     token_count: int = 0
     reused_tokens: int = 0
@@ -170,7 +174,7 @@ class ResponseScore:
     dropped: tuple[Dropped, ...] = ()
     """What the chat template left out of the conversation."""
     tokens_hash: str = ""
-    """Of the tokens that were scored; empty for a pairwise model."""
+    """A hash of the tokens that were scored; empty for a pairwise model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +215,11 @@ class ModelInfo:
     """What the chat template leaves out of conversations, as far as samples show."""
     vocab_hash: str = ""
 
+    @property
+    def revision_label(self) -> str:
+        """The revision's first 12 characters, as logs and metrics show it."""
+        return self.revision[:12]
+
 
 @dataclass(frozen=True, slots=True)
 class BatchStats:
@@ -219,10 +228,19 @@ class BatchStats:
     computed_tokens: int
     """Tokens through the linear layers, padding included."""
     padding_tokens: int
-    """Of these, padding."""
+    """Padding among the computed tokens."""
     reused_tokens: int
     """Prompt tokens that were not computed again, because a prefix was shared."""
     sequences: int
+
+    def __add__(self, other: BatchStats) -> BatchStats:
+        """Both together."""
+        return BatchStats(
+            computed_tokens=self.computed_tokens + other.computed_tokens,
+            padding_tokens=self.padding_tokens + other.padding_tokens,
+            reused_tokens=self.reused_tokens + other.reused_tokens,
+            sequences=self.sequences + other.sequences,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +261,7 @@ class RewardModel(Protocol):
 
     @property
     def info(self) -> ModelInfo:
-        """What it is."""
+        """What is known of the model."""
         ...
 
     def encode(

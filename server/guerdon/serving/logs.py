@@ -8,7 +8,7 @@ import time
 
 
 class _Formatter(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO guerdon.reward.registry: loaded …`."""
+    """`2026-01-31T12:00:00.000Z INFO guerdon.reward.models.registry: loaded …`."""
 
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"

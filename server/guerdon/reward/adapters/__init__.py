@@ -18,6 +18,6 @@ A new model is one more module and one more name in `registry`.
 """
 
 from guerdon.reward.adapters.base import Adapter
-from guerdon.reward.adapters.registry import find_adapter
+from guerdon.reward.adapters.registry import architectures, find_adapter
 
-__all__ = ["Adapter", "find_adapter"]
+__all__ = ["Adapter", "architectures", "find_adapter"]

@@ -14,18 +14,14 @@ import torch
 from torch import nn
 from transformers import LlamaModel, LlamaPreTrainedModel
 
-from guerdon.reward.adapters.base import Adapter, Published
+from guerdon.reward.adapters.base import PublishedNetwork
 from guerdon.reward.adapters.gating import (
-    GATE,
-    GATE_IDS,
-    OBJECTIVES,
+    GatedAdapter,
     GatedHead,
-    gated_config,
     gating_settings,
     softmax_gate,
 )
 from guerdon.reward.engine.heads import Reads
-from guerdon.reward.types import ModelKind
 
 
 class _Gating(nn.Module):
@@ -46,7 +42,7 @@ class _Gating(nn.Module):
         return softmax_gate(self.layers[-1](x), self.temperature, self.logit_scale)
 
 
-class LlamaForRewardModelWithGating(Published, LlamaPreTrainedModel):  # type: ignore[misc]
+class LlamaForRewardModelWithGating(PublishedNetwork, LlamaPreTrainedModel):  # type: ignore[misc]
     """A Llama body, a linear output for each attribute, and the gate."""
 
     reads = Reads.GATE
@@ -66,21 +62,12 @@ class LlamaForRewardModelWithGating(Published, LlamaPreTrainedModel):  # type: i
         return GatedHead(self.regression_layer, self.gating, matrix, shows_transformed=False)
 
 
-def _applies(values: Mapping[str, Any]) -> bool:
-    # QRM has the same class name, and quantiles.
-    return "num_quantiles" not in values
+class ArmoRM(GatedAdapter):
+    """ArmoRM-Llama3-8B-v0.1."""
 
+    name = "ArmoRM"
+    network = LlamaForRewardModelWithGating
 
-ADAPTER = Adapter(
-    name="ArmoRM",
-    architecture="LlamaForRewardModelWithGating",
-    model_type="llama",
-    kind=ModelKind.ATTRIBUTES,
-    model=lambda: LlamaForRewardModelWithGating,
-    code=frozenset({"modeling_custom.LlamaForRewardModelWithGating"}),
-    applies=_applies,
-    config=gated_config,
-    attributes=OBJECTIVES,
-    gate=GATE,
-    gate_ids=GATE_IDS,
-)
+    def applies(self, values: Mapping[str, Any]) -> bool:
+        """Whether there are no quantiles, which QRM has under the same class name."""
+        return "num_quantiles" not in values

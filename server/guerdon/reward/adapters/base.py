@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from guerdon.models import Manifest
@@ -21,7 +22,7 @@ Shapes = dict[str, tuple[int, ...]]
 """Tensors' names and shapes."""
 
 
-class Published:
+class PublishedNetwork:
     """The part of a published model that is written here; mixed into a `transformers` one.
 
     A class sets `reads` and `labels` and makes its `head()`; the body is `base_model`. Its
@@ -51,7 +52,7 @@ class Published:
         return next(body.parameters()).dtype
 
     def head(self) -> nn.Module:
-        """From the hidden states that are read, in float32, to logits [N, labels].
+        """The layers from the hidden states that are read, in float32, to logits [N, labels].
 
         They are [N, H]; [N, 2, H] for `Reads.GATE`, and [N, 3, H] for `Reads.MARKS`.
         """
@@ -92,67 +93,80 @@ class Published:
         return getattr(self, "base_model")  # noqa: B009 - of the class it is mixed into
 
 
-def plain_config(values: Mapping[str, Any]) -> PretrainedConfig:
-    """The config of the `transformers` family that config.json names.
-
-    Without its code, and without the attention that it was trained with: the engine has its own.
-    """
-    known = {k: v for k, v in values.items() if k not in ("auto_map", "attn_implementation")}
-    return CONFIG_MAPPING[str(values["model_type"])].from_dict(known)
-
-
 def two_layers(hidden: int, labels: int) -> nn.Sequential:
     """Linear, ReLU, Linear: the `score` of Qwen2.5-Math's and INF-ORM's models."""
     return nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, labels))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Adapter:
-    """A published reward model, as its checkpoint folder describes it."""
+class Adapter(abc.ABC):
+    """A published reward model, as its checkpoint folder describes it: one class for each."""
 
-    name: str
-    """As people call it."""
-    architecture: str
+    name: ClassVar[str]
+    """The name that people call it by."""
+    architecture: ClassVar[str]
     """What config.json names under `architectures`."""
-    model_type: str
+    model_type: ClassVar[str] = "llama"
     """What config.json says under `model_type`."""
-    kind: ModelKind
-    model: Callable[[], type[Any]]
-    """Gives the class written here: `Published`, and a `PreTrainedModel`."""
-    code: frozenset[str]
+    kind: ClassVar[ModelKind]
+    code: ClassVar[Collection[str]] = ()
     """What `auto_map` may name, as `module.Class`, or `Class` where the module's name is not
     known here. It is never run."""
-    applies: Callable[[Mapping[str, Any]], bool] = lambda values: True
-    """Whether a config.json with this architecture is this model's: names are shared."""
-    config: Callable[[Mapping[str, Any]], PretrainedConfig] = plain_config
-    """From config.json; ValueError or KeyError when it can't be used."""
-    unused: tuple[str, ...] = ("lm_head.",)
+    unused: ClassVar[tuple[str, ...]] = ("lm_head.",)
     """Beginnings of the names of tensors that a checkpoint may hold and no score uses."""
-    attributes: tuple[str, ...] = ()
-    """kind ATTRIBUTES: the outputs' names. The logits are the score, then these."""
-    step_marker: str = ""
-    """kind PROCESS: what ends a step, unless guerdon.json says another."""
-    gate: str = ""
-    """`Reads.GATE`: the text at whose last occurrence's first token the gate reads."""
-    gate_ids: tuple[int, ...] = ()
-    """The token ids that the published code looks for instead, in its own vocabulary."""
-    longest: Callable[[PretrainedConfig], int | None] = lambda config: None
-    """Tokens that it takes where its positions have no end, unless guerdon.json says another."""
-    ending: Callable[[PretrainedConfig], int | None] = lambda config: None
-    """The token that every sequence must end with, added where it does not."""
-    layout: Callable[[PretrainedConfig], Shapes] | None = None
-    """The checkpoint's tensors where they are not those of `model`."""
-    convert: Callable[[Iterable[tuple[str, torch.Tensor]], PretrainedConfig], Any] | None = None
-    """With `layout`: from the checkpoint's tensors to a state dict of `model`."""
-    own_tokenizer: bool = False
-    """Its tokenizer is code too; only a tokenizer.json can be read."""
+    own_tokenizer: ClassVar[bool] = False
+    """Whether its tokenizer is code too, so that only a tokenizer.json can be read."""
+
+    def applies(self, values: Mapping[str, Any]) -> bool:
+        """Whether a config.json with this architecture is this model's: names are shared."""
+        return True
+
+    def read_config(self, values: Mapping[str, Any]) -> PretrainedConfig:
+        """The config of the `transformers` family that config.json names.
+
+        Without its code, and without the attention that it was trained with: the engine has its
+        own.
+
+        Raises:
+            ValueError, KeyError: it can't be used.
+        """
+        known = {k: v for k, v in values.items() if k not in ("auto_map", "attn_implementation")}
+        return CONFIG_MAPPING[str(values["model_type"])].from_dict(known)
+
+    @property
+    @abc.abstractmethod
+    def network(self) -> type[Any]:
+        """The class written here: a `PublishedNetwork`, and a `PreTrainedModel`."""
 
     @property
     def labels(self) -> int:
         """Numbers that the head gives for each place it reads."""
-        if self.kind is ModelKind.ATTRIBUTES:
-            return 1 + len(self.attributes)
-        return int(self.model().labels)
+        return int(self.network.labels)
+
+    def layout(self, config: PretrainedConfig) -> Shapes | None:
+        """The checkpoint's tensors where they are not those of the network."""
+        return None
+
+    def convert(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], config: PretrainedConfig
+    ) -> dict[str, torch.Tensor]:
+        """The network's tensors, made of those of the `layout`."""
+        return dict(tensors)
+
+    def longest(self, config: PretrainedConfig) -> int | None:
+        """Tokens that it takes where its positions have no end, unless guerdon.json says more."""
+        return None
+
+    def ending(self, config: PretrainedConfig) -> int | None:
+        """The token that every sequence must end with, added where it does not."""
+        return None
+
+    def gate(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        """The tokens at whose last occurrence's first one a gate reads; empty without a gate."""
+        return ()
+
+    def marks(self, config: PretrainedConfig) -> Mapping[str, int]:
+        """The tokens before the prompt and either answer, and their ids; empty unless pairwise."""
+        return {}
 
     def complete(self, manifest: Manifest | None) -> Manifest:
         """The manifest, with what is known of the model filled in.
@@ -167,20 +181,11 @@ class Adapter:
                 f"{what} can't be given for a published {self.name}, whose kind "
                 f"({self.kind.value}) and outputs are its own: leave it out of guerdon.json"
             )
-        if self.kind is ModelKind.PROCESS and not given.step_marker:
-            return dataclasses.replace(given, kind="process", step_marker=self.step_marker)
-        if self.kind is ModelKind.PAIRWISE:
-            if given.double_bos:
-                raise CheckpointRefused(
-                    f"double_bos can't be given for a published {self.name}: how its texts begin "
-                    "is its own"
-                )
-            return dataclasses.replace(given, kind="pairwise")
-        if self.kind is ModelKind.ATTRIBUTES:
-            # No weight is fixed: the gate gives them anew for every prompt.
-            weights = dict.fromkeys(self.attributes, 0.0)
-            return dataclasses.replace(given, kind="attributes", attributes=weights)
-        return given
+        return self.fill(given)
+
+    def fill(self, manifest: Manifest) -> Manifest:
+        """A manifest that says nothing wrong, with what is known of the model."""
+        return manifest
 
     def foreign_code(self, auto_map: object) -> str:
         """The first thing in an `auto_map` that is not this model's own code; empty if none."""
@@ -189,6 +194,24 @@ class Adapter:
             for reference in entry if isinstance(entry, list) else [entry]:
                 # `repository--module.Class` names the same code elsewhere.
                 found = str(reference).split("--")[-1]
-                if reference is not None and not {found, found.split(".")[-1]} & self.code:
+                if reference is not None and not {found, found.split(".")[-1]} & set(self.code):
                     return str(reference)
         return ""
+
+
+class AttributesAdapter(Adapter):
+    """A published model of several attributes. Its logits are the score, then the attributes."""
+
+    kind = ModelKind.ATTRIBUTES
+    attributes: ClassVar[tuple[str, ...]]
+    """The outputs' names."""
+
+    @property
+    def labels(self) -> int:
+        """The score and the attributes."""
+        return 1 + len(self.attributes)
+
+    def fill(self, manifest: Manifest) -> Manifest:
+        """The attributes; none has a fixed weight, which the model gives anew for every prompt."""
+        weights = dict.fromkeys(self.attributes, 0.0)
+        return dataclasses.replace(manifest, kind="attributes", attributes=weights)

@@ -7,19 +7,21 @@ to each attribute; the score is the weighted sum (ArmoRM, arXiv:2406.12845, sect
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from guerdon.reward.adapters.base import plain_config
+from guerdon.reward.adapters.base import AttributesAdapter
+from guerdon.serving.errors import CheckpointRefused
 
 GATE: Final = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 """What ends the user's turn in Llama 3's chat template. The gate reads its first token, at its
 last occurrence in the whole sequence."""
 GATE_IDS: Final = (128009, 128006, 78191, 128007, 271)
-"""The same in Llama 3's vocabulary: what the published code looks for."""
+"""The ids of `GATE` in Llama 3's vocabulary: what the published code looks for."""
 
 HELPSTEER: Final = tuple(
     f"helpsteer-{name}"
@@ -47,21 +49,44 @@ OBJECTIVES: Final = (
 _NEEDED: Final = ("num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden")
 
 
-def gated_config(values: Mapping[str, Any]) -> PretrainedConfig:
-    """The config of a Llama with a gate.
+class GatedAdapter(AttributesAdapter):
+    """A published Llama with a gate, in Llama 3's vocabulary."""
 
-    Raises:
-        ValueError: a key is missing, or there are not as many attributes as are published.
-    """
-    lacking = [name for name in _NEEDED if name not in values]
-    if lacking:
-        raise ValueError(f"it does not say {', '.join(lacking)}")
-    if values["num_objectives"] != len(OBJECTIVES):
-        raise ValueError(
-            f"num_objectives is {values['num_objectives']}, and the published model has "
-            f"{len(OBJECTIVES)}"
-        )
-    return plain_config(values)
+    architecture = "LlamaForRewardModelWithGating"
+    code = ("modeling_custom.LlamaForRewardModelWithGating",)
+    attributes = OBJECTIVES
+
+    def read_config(self, values: Mapping[str, Any]) -> PretrainedConfig:
+        """The config of a Llama with a gate.
+
+        Raises:
+            ValueError: a key is missing, or there are not as many attributes as are published.
+        """
+        lacking = [name for name in _NEEDED if name not in values]
+        if lacking:
+            raise ValueError(f"it does not say {', '.join(lacking)}")
+        if values["num_objectives"] != len(OBJECTIVES):
+            raise ValueError(
+                f"num_objectives is {values['num_objectives']}, and the published model has "
+                f"{len(OBJECTIVES)}"
+            )
+        return super().read_config(values)
+
+    def gate(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        """The tokens of `GATE`, if they are those that the published code looks for.
+
+        Raises:
+            CheckpointRefused: they are others.
+        """
+        found = tuple(tokenizer(GATE, add_special_tokens=False)["input_ids"])
+        published = GATE_IDS if len(tokenizer) > max(GATE_IDS) else found
+        if found != published or tokenizer.unk_token_id in found:
+            raise CheckpointRefused(
+                f"the tokenizer of {folder} makes the tokens {list(found)} of {GATE!r}, where "
+                f"the gate of {self.name} reads, and the published model's are "
+                f"{list(GATE_IDS)}: restore its tokenizer"
+            )
+        return found
 
 
 def gating_settings(config: PretrainedConfig) -> Mapping[str, Any]:

@@ -12,12 +12,12 @@ from typing import Any
 from torch import nn
 from transformers import LlamaModel, LlamaPreTrainedModel
 
-from guerdon.reward.adapters.base import Adapter, Published, two_layers
+from guerdon.reward.adapters.base import Adapter, PublishedNetwork, two_layers
 from guerdon.reward.engine.heads import Reads
 from guerdon.reward.types import ModelKind
 
 
-class INFORMForSequenceClassification(Published, LlamaPreTrainedModel):  # type: ignore[misc]
+class INFORMForSequenceClassification(PublishedNetwork, LlamaPreTrainedModel):  # type: ignore[misc]
     """A Llama body and a two-layer head."""
 
     reads = Reads.LAST
@@ -35,11 +35,11 @@ class INFORMForSequenceClassification(Published, LlamaPreTrainedModel):  # type:
         return score
 
 
-ADAPTER = Adapter(
-    name="INF-ORM",
-    architecture="INFORMForSequenceClassification",
-    model_type="llama",
-    kind=ModelKind.SEQUENCE,
-    model=lambda: INFORMForSequenceClassification,
-    code=frozenset({"INFORMForSequenceClassification"}),
-)
+class INFORM(Adapter):
+    """INF-ORM-Llama3.1-70B."""
+
+    name = "INF-ORM"
+    architecture = "INFORMForSequenceClassification"
+    kind = ModelKind.SEQUENCE
+    code = (architecture,)
+    network = INFORMForSequenceClassification

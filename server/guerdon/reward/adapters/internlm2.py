@@ -22,12 +22,12 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel, PretrainedConfig
 
-from guerdon.reward.adapters.base import Adapter, Published, Shapes
+from guerdon.reward.adapters.base import Adapter, PublishedNetwork, Shapes
 from guerdon.reward.engine.heads import Reads
 from guerdon.reward.types import ModelKind
 
 
-class InternLM2ForRewardModel(Published, LlamaPreTrainedModel):  # type: ignore[misc]
+class InternLM2ForRewardModel(PublishedNetwork, LlamaPreTrainedModel):  # type: ignore[misc]
     """A Llama body and one number at the last token."""
 
     reads = Reads.LAST
@@ -60,25 +60,6 @@ _SAME: Final = (
 """What both configs call alike. All must be given: the defaults of the two differ."""
 
 
-def _config(values: Mapping[str, Any]) -> PretrainedConfig:
-    """The Llama that computes the same."""
-    lacking = sorted({*_SAME, "bias", "rope_theta"} - values.keys())
-    if lacking:
-        raise ValueError(f"it does not say {', '.join(lacking)}")
-    if values["hidden_size"] % values["num_attention_heads"]:
-        raise ValueError("hidden_size is no multiple of num_attention_heads")
-    if not 0 <= values["reward_token_id"] < values["vocab_size"]:
-        raise ValueError(f"reward_token_id is {values['reward_token_id']}, outside the vocabulary")
-    return LlamaConfig(
-        **{name: values[name] for name in _SAME},
-        **{name: values.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-        attention_bias=values["bias"],
-        rope_parameters=_rope(values),
-        architectures=list(values["architectures"]),
-        num_labels=1,
-    )
-
-
 def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
     base = {"rope_theta": float(values["rope_theta"]), "rope_type": "default"}
     scaling = values.get("rope_scaling")
@@ -103,52 +84,8 @@ _NAMES: Final = {
 """Within a layer: the checkpoint's names, and Llama's. `attention.wqkv` becomes three."""
 
 
-def _layout(config: PretrainedConfig) -> Shapes:
-    """The checkpoint's tensors."""
-    width, middle = config.hidden_size, config.intermediate_size
-    heads, shared = config.num_attention_heads, config.num_key_value_heads
-    fused = (heads + 2 * shared) * (width // heads)
-    shapes: Shapes = {
-        "model.tok_embeddings.weight": (config.vocab_size, width),
-        "model.norm.weight": (width,),
-        "v_head.weight": (1, width),
-    }
-    layer: Shapes = {
-        "attention.wqkv.weight": (fused, width),
-        "attention.wo.weight": (width, width),
-        "feed_forward.w1.weight": (middle, width),
-        "feed_forward.w2.weight": (width, middle),
-        "feed_forward.w3.weight": (middle, width),
-        "attention_norm.weight": (width,),
-        "ffn_norm.weight": (width,),
-    }
-    if config.attention_bias:
-        layer |= {"attention.wqkv.bias": (fused,), "attention.wo.bias": (width,)}
-    for place in range(config.num_hidden_layers):
-        shapes |= {f"model.layers.{place}.{name}": shape for name, shape in layer.items()}
-    return shapes
-
-
-def _convert(
-    tensors: Iterable[tuple[str, torch.Tensor]], config: PretrainedConfig
-) -> dict[str, torch.Tensor]:
-    """The same tensors under Llama's names, the fused projections cut apart."""
-    state: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors:
-        if ".attention.wqkv." in name:
-            before, _, kind = name.partition("attention.wqkv.")
-            for part, value in zip("qkv", _split(tensor, config), strict=True):
-                state[f"{before}self_attn.{part}_proj.{kind}"] = value
-            continue
-        renamed = name.replace("model.tok_embeddings.", "model.embed_tokens.")
-        for theirs, ours in _NAMES.items():
-            renamed = renamed.replace(f".{theirs}.", f".{ours}.")
-        state[renamed] = tensor
-    return state
-
-
 def _split(fused: torch.Tensor, config: PretrainedConfig) -> tuple[torch.Tensor, ...]:
-    """For each key head stand its queries, then its key, then its value."""
+    """Queries, keys and values, which are fused key head by key head."""
     group = config.num_attention_heads // config.num_key_value_heads
     size = config.hidden_size // config.num_attention_heads
     parts = fused.view(config.num_key_value_heads, group + 2, size, *fused.shape[1:])
@@ -156,24 +93,85 @@ def _split(fused: torch.Tensor, config: PretrainedConfig) -> tuple[torch.Tensor,
     return tuple(part.reshape(-1, *fused.shape[1:]).contiguous() for part in cut)
 
 
-ADAPTER = Adapter(
-    name="InternLM2-reward",
-    architecture="InternLM2ForRewardModel",
-    model_type="internlm2",
-    kind=ModelKind.SEQUENCE,
-    model=lambda: InternLM2ForRewardModel,
-    code=frozenset(
-        {
-            "configuration_internlm2.InternLM2Config",
-            "modeling_internlm2.InternLM2ForRewardModel",
-            "tokenization_internlm2.InternLM2Tokenizer",
-            "tokenization_internlm2_fast.InternLM2TokenizerFast",
+class InternLM2Reward(Adapter):
+    """InternLM2-reward, 1.8b, 7b and 20b."""
+
+    name = "InternLM2-reward"
+    architecture = "InternLM2ForRewardModel"
+    model_type = "internlm2"
+    kind = ModelKind.SEQUENCE
+    code = (
+        "configuration_internlm2.InternLM2Config",
+        "modeling_internlm2.InternLM2ForRewardModel",
+        "tokenization_internlm2.InternLM2Tokenizer",
+        "tokenization_internlm2_fast.InternLM2TokenizerFast",
+    )
+    unused = ()
+    own_tokenizer = True
+    network = InternLM2ForRewardModel
+
+    def read_config(self, values: Mapping[str, Any]) -> PretrainedConfig:
+        """The Llama that computes the same."""
+        lacking = sorted({*_SAME, "bias", "rope_theta"} - values.keys())
+        if lacking:
+            raise ValueError(f"it does not say {', '.join(lacking)}")
+        if values["hidden_size"] % values["num_attention_heads"]:
+            raise ValueError("hidden_size is no multiple of num_attention_heads")
+        if not 0 <= values["reward_token_id"] < values["vocab_size"]:
+            raise ValueError(
+                f"reward_token_id is {values['reward_token_id']}, outside the vocabulary"
+            )
+        return LlamaConfig(
+            **{name: values[name] for name in _SAME},
+            **{name: values.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+            attention_bias=values["bias"],
+            rope_parameters=_rope(values),
+            architectures=list(values["architectures"]),
+            num_labels=1,
+        )
+
+    def layout(self, config: PretrainedConfig) -> Shapes:
+        """The checkpoint's tensors."""
+        width, middle = config.hidden_size, config.intermediate_size
+        heads, shared = config.num_attention_heads, config.num_key_value_heads
+        fused = (heads + 2 * shared) * (width // heads)
+        shapes: Shapes = {
+            "model.tok_embeddings.weight": (config.vocab_size, width),
+            "model.norm.weight": (width,),
+            "v_head.weight": (1, width),
         }
-    ),
-    config=_config,
-    unused=(),
-    ending=lambda config: int(config.reward_token_id),
-    layout=_layout,
-    convert=_convert,
-    own_tokenizer=True,
-)
+        layer: Shapes = {
+            "attention.wqkv.weight": (fused, width),
+            "attention.wo.weight": (width, width),
+            "feed_forward.w1.weight": (middle, width),
+            "feed_forward.w2.weight": (width, middle),
+            "feed_forward.w3.weight": (middle, width),
+            "attention_norm.weight": (width,),
+            "ffn_norm.weight": (width,),
+        }
+        if config.attention_bias:
+            layer |= {"attention.wqkv.bias": (fused,), "attention.wo.bias": (width,)}
+        for place in range(config.num_hidden_layers):
+            shapes |= {f"model.layers.{place}.{name}": shape for name, shape in layer.items()}
+        return shapes
+
+    def convert(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], config: PretrainedConfig
+    ) -> dict[str, torch.Tensor]:
+        """The checkpoint's tensors under Llama's names, the fused projections cut apart."""
+        state: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors:
+            if ".attention.wqkv." in name:
+                before, _, kind = name.partition("attention.wqkv.")
+                for part, value in zip("qkv", _split(tensor, config), strict=True):
+                    state[f"{before}self_attn.{part}_proj.{kind}"] = value
+                continue
+            renamed = name.replace("model.tok_embeddings.", "model.embed_tokens.")
+            for theirs, ours in _NAMES.items():
+                renamed = renamed.replace(f".{theirs}.", f".{ours}.")
+            state[renamed] = tensor
+        return state
+
+    def ending(self, config: PretrainedConfig) -> int | None:
+        """The reward token, which the head reads."""
+        return int(config.reward_token_id)

@@ -12,15 +12,17 @@ The network itself is in `pairrm_network`, which alone brings in DeBERTa.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
 from transformers import PretrainedConfig
 
-from guerdon.reward.adapters.base import Adapter, plain_config
+from guerdon.models import Manifest
+from guerdon.reward.adapters.base import Adapter
 from guerdon.reward.types import ModelKind
+from guerdon.serving.errors import CheckpointRefused
 
-ARCHITECTURE: Final = "DebertaV2PairRM"
 MARKS: Final = {
     "<|source|>": "source_prefix_id",
     "<|candidate1|>": "cand1_prefix_id",
@@ -32,50 +34,54 @@ MAX_TOKENS: Final = 2048
 (`tokenize_pair` of llm_blender/blender/blender_utils.py)."""
 
 
-def marks_of(config: PretrainedConfig) -> tuple[int, ...]:
-    """The ids of `MARKS`, in their order."""
-    return tuple(int(getattr(config, name)) for name in MARKS.values())
+class PairRM(Adapter):
+    """PairRM-hf."""
 
+    name = "PairRM"
+    architecture = "DebertaV2PairRM"
+    model_type = "deberta-v2"
+    kind = ModelKind.PAIRWISE
+    unused = ()
 
-def _model() -> type[Any]:
-    from guerdon.reward.adapters.pairrm_network import DebertaV2PairRM
-
-    return DebertaV2PairRM
-
-
-def _config(values: Mapping[str, Any]) -> PretrainedConfig:
-    """With what the published class reads from it."""
-    for name in (*MARKS.values(), "n_tasks"):
-        value = values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    def read_config(self, values: Mapping[str, Any]) -> PretrainedConfig:
+        """The config with what the published class reads from it."""
+        for name in (*MARKS.values(), "n_tasks"):
+            value = values.get(name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"it gives {name} = {value!r}, and a positive whole number is needed there"
+                )
+        if not isinstance(values.get("drop_out"), int | float):
+            raise ValueError("it does not say drop_out")
+        config = super().read_config(values)
+        ids = list(self.marks(config).values())
+        if len(set(ids)) != len(ids) or max(ids) >= config.vocab_size:
             raise ValueError(
-                f"it gives {name} = {value!r}, and a positive whole number is needed there"
+                f"it gives the marks {', '.join(MARKS)} the ids {ids}: they must be different "
+                f"and below vocab_size ({config.vocab_size})"
             )
-    if not isinstance(values.get("drop_out"), int | float):
-        raise ValueError("it does not say drop_out")
-    config = plain_config(values)
-    ids = marks_of(config)
-    if len(set(ids)) != len(ids) or max(ids) >= config.vocab_size:
-        raise ValueError(
-            f"it gives the marks {', '.join(MARKS)} the ids {list(ids)}: they must be different "
-            f"and below vocab_size ({config.vocab_size})"
-        )
-    return config
+        return config
 
+    @property
+    def network(self) -> type[Any]:
+        """A DeBERTa that reads three marks."""
+        from guerdon.reward.adapters.pairrm_network import DebertaV2PairRM
 
-def _longest(config: PretrainedConfig) -> int | None:
-    """Its positions are relative, without an end, unless the config says otherwise."""
-    return None if config.position_biased_input else MAX_TOKENS
+        return DebertaV2PairRM
 
+    def longest(self, config: PretrainedConfig) -> int | None:
+        """The longest in training: positions are relative unless the config says otherwise."""
+        return None if config.position_biased_input else MAX_TOKENS
 
-ADAPTER = Adapter(
-    name="PairRM",
-    architecture=ARCHITECTURE,
-    model_type="deberta-v2",
-    kind=ModelKind.PAIRWISE,
-    model=_model,
-    code=frozenset(),
-    config=_config,
-    unused=(),
-    longest=_longest,
-)
+    def marks(self, config: PretrainedConfig) -> Mapping[str, int]:
+        """The ids of `MARKS`."""
+        return {mark: int(getattr(config, name)) for mark, name in MARKS.items()}
+
+    def fill(self, manifest: Manifest) -> Manifest:
+        """The kind."""
+        if manifest.double_bos:
+            raise CheckpointRefused(
+                f"double_bos can't be given for a published {self.name}: how its texts begin "
+                "is its own"
+            )
+        return dataclasses.replace(manifest, kind="pairwise")

@@ -11,12 +11,12 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     DebertaV2PreTrainedModel,
 )
 
-from guerdon.reward.adapters.base import Published
+from guerdon.reward.adapters.base import PublishedNetwork
 from guerdon.reward.engine.heads import Reads
 
 
 class _Margins(nn.Module):
-    """By how much the first answer is preferred: the layers see either answer by itself."""
+    """How much the first answer is preferred; the layers see either answer by itself."""
 
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class _Margins(nn.Module):
         return margins
 
 
-class DebertaV2PairRM(Published, DebertaV2PreTrainedModel):  # type: ignore[misc]
+class DebertaV2PairRM(PublishedNetwork, DebertaV2PreTrainedModel):  # type: ignore[misc]
     """A DeBERTa body, and layers that read the prompt's mark with either answer's."""
 
     base_model_prefix = "pretrained_model"

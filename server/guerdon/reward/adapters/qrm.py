@@ -16,18 +16,14 @@ import torch
 from torch import nn
 from transformers import LlamaModel, LlamaPreTrainedModel
 
-from guerdon.reward.adapters.base import Adapter, Published
+from guerdon.reward.adapters.base import PublishedNetwork
 from guerdon.reward.adapters.gating import (
-    GATE,
-    GATE_IDS,
-    OBJECTIVES,
+    GatedAdapter,
     GatedHead,
-    gated_config,
     gating_settings,
     softmax_gate,
 )
 from guerdon.reward.engine.heads import Reads
-from guerdon.reward.types import ModelKind
 
 
 class _Gating(nn.Module):
@@ -64,7 +60,7 @@ class _Expectations(nn.Module):
         return quantiles.view(len(rows), self.attributes, -1).mean(dim=2)
 
 
-class LlamaForQuantileRewardModelWithGating(Published, LlamaPreTrainedModel):  # type: ignore[misc]
+class LlamaForQuantileRewardModelWithGating(PublishedNetwork, LlamaPreTrainedModel):  # type: ignore[misc]
     """A Llama body, linear quantiles of each attribute, and the gate."""
 
     reads = Reads.GATE
@@ -86,20 +82,12 @@ class LlamaForQuantileRewardModelWithGating(Published, LlamaPreTrainedModel):  #
         return GatedHead(values, self.gating, matrix, shows_transformed=True)
 
 
-def _applies(values: Mapping[str, Any]) -> bool:
-    return "num_quantiles" in values
+class QRM(GatedAdapter):
+    """QRM-Llama3.1-8B, and QRM-Llama3-8B."""
 
+    name = "QRM"
+    network = LlamaForQuantileRewardModelWithGating
 
-ADAPTER = Adapter(
-    name="QRM",
-    architecture="LlamaForRewardModelWithGating",
-    model_type="llama",
-    kind=ModelKind.ATTRIBUTES,
-    model=lambda: LlamaForQuantileRewardModelWithGating,
-    code=frozenset({"modeling_custom.LlamaForRewardModelWithGating"}),
-    applies=_applies,
-    config=gated_config,
-    attributes=OBJECTIVES,
-    gate=GATE,
-    gate_ids=GATE_IDS,
-)
+    def applies(self, values: Mapping[str, Any]) -> bool:
+        """Whether there are quantiles: ArmoRM has the same class name."""
+        return "num_quantiles" in values

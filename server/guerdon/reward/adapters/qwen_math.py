@@ -13,17 +13,19 @@ arXiv:2501.07301.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import nn
 from transformers import Qwen2Model, Qwen2PreTrainedModel
 
-from guerdon.reward.adapters.base import Adapter, Published, two_layers
+from guerdon.models import Manifest
+from guerdon.reward.adapters.base import Adapter, PublishedNetwork, two_layers
 from guerdon.reward.engine.heads import Reads
 from guerdon.reward.types import ModelKind
 
 
-class _Qwen2Score(Published, Qwen2PreTrainedModel):  # type: ignore[misc]
+class _Qwen2Score(PublishedNetwork, Qwen2PreTrainedModel):  # type: ignore[misc]
     """A Qwen2 body and a two-layer head."""
 
     def __init__(self, config: Any) -> None:
@@ -53,23 +55,29 @@ class Qwen2ForProcessRewardModel(_Qwen2Score):
     labels = 2
 
 
-_CONFIG = "configuration_qwen2_rm.Qwen2RMConfig"
+class Qwen25MathRM(Adapter):
+    """Qwen2.5-Math-RM-72B."""
 
-REWARD = Adapter(
-    name="Qwen2.5-Math-RM",
-    architecture="Qwen2ForRewardModel",
-    model_type="qwen2",
-    kind=ModelKind.SEQUENCE,
-    model=lambda: Qwen2ForRewardModel,
-    code=frozenset({_CONFIG, "modeling_qwen2_rm.Qwen2ForRewardModel"}),
-)
+    name = "Qwen2.5-Math-RM"
+    architecture = "Qwen2ForRewardModel"
+    model_type = "qwen2"
+    kind = ModelKind.SEQUENCE
+    code = ("configuration_qwen2_rm.Qwen2RMConfig", "modeling_qwen2_rm.Qwen2ForRewardModel")
+    network = Qwen2ForRewardModel
 
-PROCESS = Adapter(
-    name="Qwen2.5-Math-PRM",
-    architecture="Qwen2ForProcessRewardModel",
-    model_type="qwen2",
-    kind=ModelKind.PROCESS,
-    model=lambda: Qwen2ForProcessRewardModel,
-    code=frozenset({_CONFIG, "modeling_qwen2_rm.Qwen2ForProcessRewardModel"}),
-    step_marker="<extra_0>",
-)
+
+class Qwen25MathPRM(Adapter):
+    """Qwen2.5-Math-PRM-7B and -72B."""
+
+    name = "Qwen2.5-Math-PRM"
+    architecture = "Qwen2ForProcessRewardModel"
+    model_type = "qwen2"
+    kind = ModelKind.PROCESS
+    code = ("configuration_qwen2_rm.Qwen2RMConfig", "modeling_qwen2_rm.Qwen2ForProcessRewardModel")
+    network = Qwen2ForProcessRewardModel
+
+    def fill(self, manifest: Manifest) -> Manifest:
+        """The published step marker, unless guerdon.json says another."""
+        if manifest.step_marker:
+            return manifest
+        return dataclasses.replace(manifest, kind="process", step_marker="<extra_0>")

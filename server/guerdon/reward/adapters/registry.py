@@ -5,20 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from guerdon.reward.adapters import armorm, inf_orm, internlm2, pairrm, qrm, qwen_math, urm
+from guerdon.reward.adapters.armorm import ArmoRM
 from guerdon.reward.adapters.base import Adapter
+from guerdon.reward.adapters.inf_orm import INFORM
+from guerdon.reward.adapters.internlm2 import InternLM2Reward
+from guerdon.reward.adapters.pairrm import PairRM
+from guerdon.reward.adapters.qrm import QRM
+from guerdon.reward.adapters.qwen_math import Qwen25MathPRM, Qwen25MathRM
+from guerdon.reward.adapters.urm import URM
+from guerdon.reward.types import ModelKind
 
 ADAPTERS: tuple[Adapter, ...] = (
-    qwen_math.REWARD,
-    qwen_math.PROCESS,
-    inf_orm.ADAPTER,
-    armorm.ADAPTER,
-    qrm.ADAPTER,
-    urm.ADAPTER,
-    internlm2.ADAPTER,
-    pairrm.ADAPTER,
+    Qwen25MathRM(),
+    Qwen25MathPRM(),
+    INFORM(),
+    ArmoRM(),
+    QRM(),
+    URM(),
+    InternLM2Reward(),
+    PairRM(),
 )
-"""At most one applies to any config."""
+"""All published models; at most one applies to any config."""
+
+
+def architectures(kind: ModelKind) -> str:
+    """The names of the published architectures of a kind, for people."""
+    return " or ".join(adapter.architecture for adapter in ADAPTERS if adapter.kind is kind)
 
 
 def find_adapter(values: Mapping[str, Any]) -> Adapter | None:

@@ -16,10 +16,9 @@ import torch
 from torch import nn
 from transformers import LlamaModel, LlamaPreTrainedModel, PretrainedConfig
 
-from guerdon.reward.adapters.base import Adapter, Published, plain_config
+from guerdon.reward.adapters.base import AttributesAdapter, PublishedNetwork
 from guerdon.reward.adapters.gating import HELPSTEER
 from guerdon.reward.engine.heads import Reads
-from guerdon.reward.types import ModelKind
 
 
 class _Weights(nn.Module):
@@ -56,7 +55,7 @@ class _WeightedMeans(nn.Module):
 
 
 class LlamaForSequenceClassificationWithNormal_Weights(
-    Published,
+    PublishedNetwork,
     LlamaPreTrainedModel,  # type: ignore[misc]
 ):
     """A Llama body, linear means and spreads, and the network of the weights."""
@@ -76,24 +75,22 @@ class LlamaForSequenceClassificationWithNormal_Weights(
         return _WeightedMeans(self.score, self.weights)
 
 
-def _config(values: Mapping[str, Any]) -> PretrainedConfig:
-    config = plain_config(values)
-    wanted = 2 * len(HELPSTEER)
-    if config.num_labels != wanted:
-        raise ValueError(
-            f"num_labels is {config.num_labels}, and the published model has {wanted}: mean and "
-            f"spread of {len(HELPSTEER)} attributes"
-        )
-    return config
+class URM(AttributesAdapter):
+    """URM-LLaMa-3.1-8B."""
 
+    name = "URM"
+    architecture = "LlamaForSequenceClassificationWithNormal_Weights"
+    code = (architecture,)
+    attributes = HELPSTEER
+    network = LlamaForSequenceClassificationWithNormal_Weights
 
-ADAPTER = Adapter(
-    name="URM",
-    architecture="LlamaForSequenceClassificationWithNormal_Weights",
-    model_type="llama",
-    kind=ModelKind.ATTRIBUTES,
-    model=lambda: LlamaForSequenceClassificationWithNormal_Weights,
-    code=frozenset({"LlamaForSequenceClassificationWithNormal_Weights"}),
-    config=_config,
-    attributes=HELPSTEER,
-)
+    def read_config(self, values: Mapping[str, Any]) -> PretrainedConfig:
+        """A Llama's config with a mean and a spread of each attribute."""
+        config = super().read_config(values)
+        wanted = 2 * len(HELPSTEER)
+        if config.num_labels != wanted:
+            raise ValueError(
+                f"num_labels is {config.num_labels}, and the published model has {wanted}: mean "
+                f"and spread of {len(HELPSTEER)} attributes"
+            )
+        return config

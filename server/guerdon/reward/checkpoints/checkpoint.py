@@ -26,20 +26,19 @@ from guerdon.models import (
     weights_hash,
 )
 from guerdon.reward.adapters import Adapter
-from guerdon.reward.checkpoints.agreement import check_members, check_same_reading
-from guerdon.reward.checkpoints.fit import (
+from guerdon.reward.checkpoints.compatibility import check_members, check_same_reading
+from guerdon.reward.checkpoints.consistency import (
     check_fields,
     check_template,
-    gate,
-    kind_of,
     longest_sequence,
+    reward_kind,
     step_marker,
 )
 from guerdon.reward.checkpoints.model_config import (
-    architecture_of,
     check_config_file,
     check_tensors,
     make_skeleton,
+    read_architecture,
     read_config,
 )
 from guerdon.reward.checkpoints.tokenizer import read_tokenizer
@@ -78,7 +77,7 @@ class Checkpoint:
     gate_ids: tuple[int, ...] = ()
     """Gated models: the tokens at whose last occurrence the gate reads."""
     members: tuple[Checkpoint, ...] = ()
-    """Of an ensemble; of an implicit reward the policy and the reference."""
+    """An ensemble's members; an implicit reward's policy and reference."""
     adapter: Adapter | None = field(default=None, repr=False)
     """What computes a published model that `transformers` does not have."""
     stamp: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)
@@ -126,9 +125,9 @@ def _single(folder: Path, manifest: Manifest | None, *, policy: bool = False) ->
     before = stamp(all_files(folder, files))
     headers = read_headers(files)
     config = read_config(folder, adapter)
-    architecture = architecture_of(folder, config, adapter, policy=policy)
+    architecture = read_architecture(folder, config, adapter, policy=policy)
     if adapter is None:
-        kind = ModelKind.IMPLICIT if policy else kind_of(folder, architecture, config, manifest)
+        kind = ModelKind.IMPLICIT if policy else reward_kind(folder, architecture, config, manifest)
         manifest = manifest or Manifest()
     else:
         kind, manifest = adapter.kind, _completed(folder, adapter, manifest)
@@ -154,7 +153,7 @@ def _single(folder: Path, manifest: Manifest | None, *, policy: bool = False) ->
         if kind is ModelKind.PROCESS
         else None,
         ending_id=None if adapter is None else adapter.ending(config),
-        gate_ids=() if adapter is None else gate(folder, tokenizer, adapter),
+        gate_ids=() if adapter is None else adapter.gate(folder, tokenizer),
         adapter=adapter,
         stamp=before,
     )

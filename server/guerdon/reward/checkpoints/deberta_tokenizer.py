@@ -31,7 +31,7 @@ _NAMES = {"bos_token": "[CLS]", "eos_token": "[SEP]", "cls_token": "[CLS]", "sep
           "unk_token": "[UNK]", "pad_token": "[PAD]", "mask_token": "[MASK]"}  # fmt: skip
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _UNIGRAM, _CONTROL, _USER_DEFINED = 1, 3, 4
-"""In SentencePiece's sentencepiece_model.proto."""
+"""Types of models and pieces in SentencePiece's sentencepiece_model.proto."""
 
 
 def deberta_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -20,13 +20,13 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from guerdon.reward.adapters import Adapter, find_adapter
 from guerdon.reward.checkpoints.weight_files import TensorHeader
+from guerdon.reward.engine.language_head import is_language_model
 from guerdon.serving.errors import CheckpointRefused
 
 
@@ -105,7 +105,7 @@ def read_config(folder: Path, adapter: Adapter | None = None) -> PretrainedConfi
     """The config, if this version of `transformers` or an adapter knows the model."""
     try:
         if adapter is not None:
-            return adapter.config(read_json(folder / "config.json") or {})
+            return adapter.read_config(read_json(folder / "config.json") or {})
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # an unknown model_type, or values that the class refuses
         raise CheckpointRefused(
@@ -113,7 +113,7 @@ def read_config(folder: Path, adapter: Adapter | None = None) -> PretrainedConfi
         ) from error
 
 
-def architecture_of(
+def read_architecture(
     folder: Path, config: PretrainedConfig, adapter: Adapter | None = None, *, policy: bool = False
 ) -> str:
     """The class that the checkpoint says it is, if that is what would be loaded.
@@ -171,11 +171,6 @@ def is_tokenwise(architecture: str, config: PretrainedConfig) -> bool:
     )
 
 
-def is_language_model(architecture: str, config: PretrainedConfig) -> bool:
-    """Whether the model says how likely each next token is."""
-    return bool(architecture == MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type))
-
-
 def auto_class(architecture: str, config: PretrainedConfig) -> Any:
     """The `AutoModelFor…` that makes it."""
     if is_language_model(architecture, config):
@@ -194,7 +189,7 @@ def make_skeleton(
             model: PreTrainedModel = (
                 auto_class(architecture, config).from_config(config, trust_remote_code=False)
                 if adapter is None
-                else adapter.model()(config)
+                else adapter.network(config)
             )
     except Exception as error:
         raise CheckpointRefused(
@@ -212,8 +207,8 @@ def check_tensors(
     """The whole head is there and nothing is beside it. The rest is checked on loading."""
     name = type(skeleton).__name__
     body = f"{skeleton.base_model_prefix}."
-    if adapter is not None and adapter.layout is not None:
-        wanted = adapter.layout(skeleton.config)
+    if adapter is not None and (layout := adapter.layout(skeleton.config)) is not None:
+        wanted = layout
         extra = sorted(headers.keys() - wanted.keys())
     else:
         state = {key: tuple(t.shape) for key, t in skeleton.state_dict().items()}

@@ -44,7 +44,7 @@ class TensorHeader:
 
     shape: tuple[int, ...]
     dtype: str
-    """In the format's own words: F32, BF16, …"""
+    """The number type in the format's own words: F32, BF16, …"""
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -75,10 +75,10 @@ def _from_pretrained(checkpoint: Checkpoint, **settings: Any) -> Any:
         auto = auto_class(checkpoint.architecture, checkpoint.config)
         return auto.from_pretrained(checkpoint.folder, **settings)
     settings["config"] = checkpoint.config
-    if adapter.convert is None:
-        return adapter.model().from_pretrained(checkpoint.folder, **settings)
+    if adapter.layout(checkpoint.config) is None:
+        return adapter.network.from_pretrained(checkpoint.folder, **settings)
     state = adapter.convert(_tensors(checkpoint.folder), checkpoint.config)
-    return adapter.model().from_pretrained(None, state_dict=state, **settings)
+    return adapter.network.from_pretrained(None, state_dict=state, **settings)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from guerdon.reward.engine.asked import AttentionCall, MaskFunction, note_call, note_mask
+from guerdon.reward.engine.attention_record import AttentionCall, MaskFunction, note_call, note_mask
 from guerdon.reward.engine.device import is_ampere
 from guerdon.reward.engine.plan import Bucket, Segment, make_buckets
 
@@ -90,7 +90,7 @@ class AttentionPlan:
         return self._masks[key]
 
     def varlen(self) -> Varlen:
-        """The same table as cumulative lengths."""
+        """The segment table as cumulative lengths."""
         if self._varlen is None:
             lengths = [s.length for s in self.segments]
             reach = [s.shared_length + s.length for s in self.segments]

@@ -1,4 +1,4 @@
-"""Where and in which number type a model is computed, and what a device's errors mean."""
+"""Devices and number types that models are computed in, and what a device's errors mean."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def is_ampere(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def meaning_of(error: BaseException, device: torch.device) -> EngineOutOfMemory | DeviceLost | None:
+def interpret_error(
+    error: BaseException, device: torch.device
+) -> EngineOutOfMemory | DeviceLost | None:
     """What an error says of the device; None where it is of another kind."""
     text = str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

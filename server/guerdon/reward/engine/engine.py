@@ -1,4 +1,4 @@
-"""From encoded items to logits: the packed engine and the padded one.
+"""The packed engine and the padded one: from encoded items to logits.
 
 Both take the same items and give the same numbers; `guerdon.reward.engine.probes` holds
 them against plain `transformers` when a model is loaded.
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from guerdon.reward.engine.architecture import Architecture, use_attention
 from guerdon.reward.engine.attention import PACKED, AttentionPlan, register
-from guerdon.reward.engine.device import meaning_of, release_memory
+from guerdon.reward.engine.device import interpret_error, release_memory
 from guerdon.reward.engine.heads import Logits, find_head
 from guerdon.reward.engine.language_head import LanguageHead, language_head
 from guerdon.reward.engine.plan import Layout, Places, lay_out, token_types
-from guerdon.reward.engine.traits import Traits, use_attention
 from guerdon.reward.types import (
     BatchStats,
     ComputeMode,
@@ -29,14 +29,14 @@ from guerdon.reward.types import (
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
+class BatchLogits:
     """The logits of a batch, and what they cost."""
 
     logits: list[list[Logits]]
-    """For each item and response, [places read, labels]: one place, or one per step. Of language
-    models the log-probabilities of the response's tokens."""
+    """Logits [places read, labels] of each item's responses: one place, or one per step. Of
+    language models the log-probabilities of the response's tokens."""
     reused: list[list[int]]
-    """For each item and response, the prompt tokens that another response computed."""
+    """Prompt tokens of each item's responses that another response computed."""
     stats: BatchStats
 
 
@@ -53,10 +53,10 @@ class Engine(abc.ABC):
         self.model = model
         self.base = model.base_model
         self.head = language_head(model) or find_head(model)
-        self.traits = Traits.of(model)
+        self.architecture = Architecture.read(model)
         self.deterministic = deterministic
 
-    def compute(self, items: Sequence[EncodedItem]) -> Computed:
+    def compute(self, items: Sequence[EncodedItem]) -> BatchLogits:
         """The logits of each response of each item.
 
         Raises:
@@ -74,10 +74,10 @@ class Engine(abc.ABC):
                 places = [place for _, owned in part for place in owned]
                 for (i, j), value, tokens in zip(places, logits, shared, strict=True):
                     results[i][j], reused[i][j] = value, tokens
-                total = _add(total, stats)
-            return Computed(results, reused, total)
+                total += stats
+            return BatchLogits(results, reused, total)
         except (RuntimeError, MemoryError) as error:
-            meaning = meaning_of(error, self.model.device)
+            meaning = interpret_error(error, self.model.device)
             if meaning is None:
                 raise
         # Outside of the handler: the error, and the batch's tensors with it, are gone by now.
@@ -102,11 +102,13 @@ class Engine(abc.ABC):
         for i, item in enumerate(items):
             groups: dict[Hashable, list[int]] = {}
             for j, length in enumerate(item.lengths()):
-                key: Hashable = (i, j) if self.deterministic else self.traits.rope_group(length)
+                key: Hashable = (
+                    (i, j) if self.deterministic else self.architecture.rope_group(length)
+                )
                 groups.setdefault(key, []).append(j)
             for key, chosen in groups.items():
                 whole = len(chosen) == len(item.suffixes)
-                part = item if whole else _select(item, chosen)
+                part = item if whole else item.select(chosen)
                 parts.setdefault(key, []).append((part, [(i, j) for j in chosen]))
         yield from parts.values()
 
@@ -115,7 +117,7 @@ class Engine(abc.ABC):
         device = self.model.device
         if types is not None:
             kwargs["token_type_ids"] = torch.from_numpy(types).to(device)
-        if self.traits.causal:
+        if self.architecture.causal:
             kwargs["use_cache"] = False
         output = self.base(
             input_ids=torch.from_numpy(tokens).to(device),
@@ -145,9 +147,9 @@ class PackedEngine(Engine):
         super().__init__(model, deterministic=deterministic)
 
     def lay_out(self, items: Sequence[EncodedItem]) -> Layout:
-        """Where each token of a batch stands in the row."""
-        share = self.traits.causal and not self.deterministic
-        return lay_out(items, self.traits.positions, share=share)
+        """The row in which the tokens of a batch stand."""
+        share = self.architecture.causal and not self.deterministic
+        return lay_out(items, self.architecture.positions, share=share)
 
     def _forward(self, items: Sequence[EncodedItem]) -> _Forward:
         layout = self.lay_out(items)
@@ -167,7 +169,7 @@ class PaddedEngine(Engine):
         self, model: Any, *, deterministic: bool = False, max_batch_tokens: int = 16_384
     ) -> None:
         super().__init__(model, deterministic=deterministic)
-        self.attention = self.traits.padded_attention
+        self.attention = self.architecture.padded_attention
         self.max_batch_tokens = max_batch_tokens
 
     def _forward(self, items: Sequence[EncodedItem]) -> _Forward:
@@ -197,14 +199,14 @@ class PaddedEngine(Engine):
     ) -> tuple[torch.Tensor, Places, list[Places]]:
         """Hidden states [B * T, H] of one padded batch, its tokens, each sequence's places."""
         size, longest = len(sequences), max(map(len, sequences))
-        tokens = np.full((size, longest), self.traits.filler, dtype=np.int64)
+        tokens = np.full((size, longest), self.architecture.filler, dtype=np.int64)
         positions = np.zeros((size, longest), dtype=np.int64)
         mask = np.zeros((size, longest), dtype=np.int64)
         kinds = None if types is None else np.zeros((size, longest), dtype=np.int64)
         for row, sequence in enumerate(sequences):
             length = len(sequence)
             tokens[row, :length] = sequence
-            positions[row, :length] = self.traits.positions(sequence)
+            positions[row, :length] = self.architecture.positions(sequence)
             mask[row, :length] = 1
             if kinds is not None and types is not None:
                 kinds[row, :length] = types[row]
@@ -227,22 +229,3 @@ def _split(sequences: Sequence[TokenArray], limit: int) -> Iterator[list[int]]:
         batch.append(n)
     if batch:
         yield batch
-
-
-def _select(item: EncodedItem, chosen: Sequence[int]) -> EncodedItem:
-    return EncodedItem(
-        prefix=item.prefix,
-        suffixes=tuple(item.suffixes[j] for j in chosen),
-        truncated=tuple(item.truncated[j] for j in chosen),
-        readout=tuple(item.readout[j] for j in chosen) if item.readout else (),
-        token_types=tuple(item.token_types[j] for j in chosen) if item.token_types else (),
-    )
-
-
-def _add(a: BatchStats, b: BatchStats) -> BatchStats:
-    return BatchStats(
-        computed_tokens=a.computed_tokens + b.computed_tokens,
-        padding_tokens=a.padding_tokens + b.padding_tokens,
-        reused_tokens=a.reused_tokens + b.reused_tokens,
-        sequences=a.sequences + b.sequences,
-    )

@@ -174,7 +174,7 @@ class OwnHead(Protocol):
     labels: int
 
     def head(self) -> nn.Module:
-        """From the hidden states that are read to logits."""
+        """The layers from the hidden states that are read to logits."""
         ...
 
 

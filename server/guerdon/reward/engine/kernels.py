@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from guerdon.reward.engine.asked import AttentionCall
 from guerdon.reward.engine.attention import AttentionPlan, attend
+from guerdon.reward.engine.attention_record import AttentionCall
 from guerdon.reward.engine.plan import Segment
 from guerdon.serving.errors import CheckpointRefused
 
@@ -33,7 +33,7 @@ Table = Sequence[Segment]
 """The segments of one row, in its order."""
 
 _MARKS = 3
-"""Where a segment's mark is: its first token, its last, a random one."""
+"""Places of a segment's mark: its first token, its last, a random one."""
 _UNMARKED = _MARKS
 """The pass in which all keys weigh the same."""
 _SHORT_WINDOW = 5

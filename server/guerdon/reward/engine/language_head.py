@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from guerdon.reward.checkpoints.model_config import is_language_model
 from guerdon.reward.engine.heads import Logits, Reads
 from guerdon.reward.engine.plan import Places
 from guerdon.serving.errors import CheckpointRefused
@@ -135,6 +136,11 @@ def _without_body(model: Any, body: _Body) -> Any:
         elif module is not None and model.dtype != torch.float32:
             shell._modules[name] = copy.deepcopy(module).float()
     return shell
+
+
+def is_language_model(architecture: str, config: PretrainedConfig) -> bool:
+    """Whether the model says how likely each next token is."""
+    return bool(architecture == MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type))
 
 
 def language_head(model: Any) -> LanguageHead | None:

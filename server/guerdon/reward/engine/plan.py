@@ -1,4 +1,4 @@
-"""Where every token of a packed row stands, and who attends to whom. No model, no torch.
+"""Packed rows: where every token stands, and who attends to whom. No model, no torch.
 
 A packed row holds all tokens of a batch one after the other, with no padding. It is cut
 into *segments*: a run of tokens that attend to themselves, and possibly to a *shared*
@@ -54,11 +54,11 @@ class Layout:
     segments: tuple[Segment, ...]
     """They cover the row, in its order."""
     sequences: tuple[Places, ...]
-    """For each sequence, in the items' order, the places of its tokens in the row."""
+    """Places in the row of each sequence's tokens, in the items' order."""
     readout: tuple[npt.NDArray[np.int64], ...]
-    """For each sequence the places *in it* to read (process rewards), or empty."""
+    """Places *in each sequence* to read (process rewards), or empty."""
     reused: tuple[int, ...]
-    """For each sequence the tokens of it that another one computed."""
+    """Tokens of each sequence that another one computed."""
     stats: BatchStats
 
 

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from guerdon.reward.engine.asked import Asked, watch
-from guerdon.reward.engine.device import meaning_of
+from guerdon.reward.engine.architecture import Architecture, plain
+from guerdon.reward.engine.attention_record import AttentionRecord, record_attention
+from guerdon.reward.engine.device import interpret_error
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
 from guerdon.reward.engine.heads import MARKS, Logits, Reads
 from guerdon.reward.engine.kernels import Table, check_kernels
 from guerdon.reward.engine.settings import EngineSettings
-from guerdon.reward.engine.traits import Traits, plain
 from guerdon.reward.types import DeviceLost, EncodedItem, EngineOutOfMemory, TokenArray
 from guerdon.serving.errors import CheckpointRefused
 
@@ -33,7 +33,7 @@ FLOAT32_TOLERANCE = 1e-4
 """Largest difference of logits in float32, relative to the largest logit where that is
 above 1."""
 HALF_ALLOWANCE = 3.0
-"""In half precision: how many times plain transformers' own largest error is allowed."""
+"""How many times plain transformers' own largest error is allowed in half precision."""
 REFERENCE_PARAMETERS = 2_000_000_000
 """Up to this size a half-precision model is probed against a float32 copy of itself."""
 _NOT_OF_THE_MODEL = (MemoryError, EngineOutOfMemory, torch.OutOfMemoryError, DeviceLost)
@@ -65,7 +65,7 @@ def select_engine(model: Any, settings: EngineSettings, max_tokens: int) -> Sele
     except (CheckpointRefused, *_NOT_OF_THE_MODEL):
         raise
     except Exception as error:
-        if (meaning := meaning_of(error, model.device)) is not None:
+        if (meaning := interpret_error(error, model.device)) is not None:
             raise meaning from error
         raise CheckpointRefused(
             f"its probes can't be computed: {type(error).__name__}: {error}"
@@ -103,8 +103,8 @@ def _try_packed(
     model: Any, probes: _Probes, settings: EngineSettings
 ) -> tuple[PackedEngine | None, str, float]:
     engine = PackedEngine(model, deterministic=settings.deterministic)
-    if engine.traits.packable:
-        return None, engine.traits.packable, 0.0
+    if engine.architecture.not_packable:
+        return None, engine.architecture.not_packable, 0.0
     asked, raised = probes.ask(engine)
     # Also after an error: one that the kernel raised is no reason to serve without it.
     check_kernels(asked.calls, probes.tables(engine), model.device)
@@ -122,7 +122,7 @@ def _try_packed(
         if not found <= allowed:
             words = f"packed probe scores differ from plain transformers by {found:.2g}"
             return None, f"{words}, more than {allowed:.2g}", found
-    if lost := asked.lost():
+    if lost := asked.lost_mask():
         return None, lost, difference
     return engine, "", difference
 
@@ -138,7 +138,7 @@ class _Probes:
     def __init__(self, model: Any, max_tokens: int) -> None:
         self.model = model
         head = PaddedEngine(model).head  # refuses an unknown head before anything is computed
-        self.items = make_probes(Traits.of(model), _limit(model, max_tokens), head.reads)
+        self.items = make_probes(Architecture.read(model), _limit(model, max_tokens), head.reads)
         self.reference = _float32_copy(model)
         exact = self.reference if self.reference is not None else model
         self.wanted = _plain(exact, self.items, head.reads)
@@ -171,10 +171,10 @@ class _Probes:
         worst = np.maximum(np.abs(together - self.wanted), np.abs(alone - self.wanted))
         return float(worst.max())
 
-    def ask(self, engine: PackedEngine) -> tuple[Asked, str]:
+    def ask(self, engine: PackedEngine) -> tuple[AttentionRecord, str]:
         """What the model asks of its attention; and empty, or what it raised."""
         alone = next(item for item in self.items if item.sequences == 1)
-        with watch() as asked:
+        with record_attention() as asked:
             try:
                 engine.compute([alone])
             except _NOT_OF_THE_MODEL:
@@ -190,7 +190,7 @@ class _Probes:
         return [engine.lay_out(items).segments for items in (self.items, [longest], [group])]
 
     def exact_difference(self, kind: type[PackedEngine] | type[PaddedEngine]) -> float:
-        """The same for a float32 copy in such an engine; 0 where there is none.
+        """The largest difference of a float32 copy in such an engine; 0 where there is none.
 
         Half precision would hide an attention that is off by one token.
         """
@@ -199,13 +199,15 @@ class _Probes:
         return self.difference(kind(self.reference))
 
 
-def make_probes(traits: Traits, limit: int, reads: Reads) -> list[EncodedItem]:
+def make_probes(architecture: Architecture, limit: int, reads: Reads) -> list[EncodedItem]:
     """Random sequences of mixed lengths up to `limit`, and groups with a shared prompt.
 
     Some reach past the sliding window where `limit` lets them.
     """
     rng = np.random.default_rng(0)
-    edges = [edge for edge in (traits.window, traits.longrope_limit) if edge is not None]
+    edges = [
+        edge for edge in (architecture.window, architecture.longrope_limit) if edge is not None
+    ]
     far = min(limit, max([96, *(edge + 9 for edge in edges if edge + 9 <= limit)]))
     shapes = [(0, [n]) for n in (1, 2, 9, 17, 17, 40, far)]
     shapes += [(23, [5, 12, 1]), (7, [3, 3]), (max(0, far - 20), [20, 4])]
@@ -213,19 +215,23 @@ def make_probes(traits: Traits, limit: int, reads: Reads) -> list[EncodedItem]:
     for prefix, suffixes in shapes:
         prefix = min(prefix, limit // 2)
         suffixes = [min(n, limit - prefix) for n in suffixes]
-        items.append(_item(rng, traits, prefix, suffixes, reads))
+        items.append(_item(rng, architecture, prefix, suffixes, reads))
     return items
 
 
 def _item(
-    rng: np.random.Generator, traits: Traits, prefix: int, suffixes: Sequence[int], reads: Reads
+    rng: np.random.Generator,
+    architecture: Architecture,
+    prefix: int,
+    suffixes: Sequence[int],
+    reads: Reads,
 ) -> EncodedItem:
     def draw(n: int) -> Any:
-        return rng.integers(0, traits.vocabulary, n, dtype=np.int32)
+        return rng.integers(0, architecture.vocabulary, n, dtype=np.int32)
 
     readout: tuple[Any, ...] = ()
     types: tuple[Any, ...] = ()
-    if traits.token_types > 1:
+    if architecture.token_types > 1:
         # As of text pairs: the second text begins somewhere in the sequence.
         types = tuple(np.arange(prefix + n) >= (prefix + n) // 2 for n in suffixes)
         types = tuple(kind.astype(np.int32) for kind in types)

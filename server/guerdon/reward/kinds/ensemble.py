@@ -35,8 +35,8 @@ AGGREGATE: Final[dict[str, Callable[[Members, float], float]]] = {
     "min": lambda scores, weight: float(scores.min()),
     "mean_minus_std": lambda scores, weight: float(scores.mean() - weight * scores.std()),
 }
-"""By name, from the members' scores and λ. The standard deviation is the population's
-(ddof 0): of these members, not an estimate over others."""
+"""Aggregations by name: from the members' scores and λ to one. The standard deviation is the
+population's (ddof 0): of these members, not an estimate over others."""
 
 
 class EnsembleReward:
@@ -65,7 +65,7 @@ class EnsembleReward:
 
     @property
     def info(self) -> ModelInfo:
-        """What it is."""
+        """What is known of the ensemble."""
         return self._info
 
     def encode(
@@ -83,7 +83,7 @@ class EnsembleReward:
             [self._combine([batch.items[i][j] for batch in batches]) for j in range(item.sequences)]
             for i, item in enumerate(items)
         ]
-        return BatchScores(items=scores, stats=total([batch.stats for batch in batches]))
+        return BatchScores(items=scores, stats=join_stats([batch.stats for batch in batches]))
 
     def close(self) -> None:
         """Free the memory."""
@@ -106,11 +106,7 @@ class EnsembleReward:
         )
 
 
-def total(stats: Sequence[BatchStats]) -> BatchStats:
+def join_stats(stats: Sequence[BatchStats]) -> BatchStats:
     """The tokens of all members together; each response counts once."""
-    return BatchStats(
-        computed_tokens=sum(s.computed_tokens for s in stats),
-        padding_tokens=sum(s.padding_tokens for s in stats),
-        reused_tokens=sum(s.reused_tokens for s in stats),
-        sequences=stats[0].sequences,
-    )
+    first, *others = stats
+    return dataclasses.replace(sum(others, first), sequences=first.sequences)

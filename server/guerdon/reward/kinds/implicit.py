@@ -13,19 +13,17 @@ import numpy as np
 
 from guerdon.reward.engine.engine import Engine
 from guerdon.reward.engine.heads import Logits
-from guerdon.reward.kinds.ensemble import total
-from guerdon.reward.kinds.network import ItemEncoder, token_count
+from guerdon.reward.kinds.ensemble import join_stats
+from guerdon.reward.kinds.network import EngineReward, ItemEncoder, with_counts
 from guerdon.reward.types import (
     BatchScores,
     EncodedItem,
     ModelInfo,
     ResponseScore,
-    ScoreItem,
-    Truncation,
 )
 
 
-class ImplicitReward:
+class ImplicitReward(EngineReward):
     """A `RewardModel` made of two language models that read the same tokens.
 
     Args:
@@ -39,48 +37,26 @@ class ImplicitReward:
     def __init__(
         self, info: ModelInfo, encoder: ItemEncoder, policy: Engine, reference: Engine, beta: float
     ) -> None:
-        self._info = info
-        self._encoder = encoder
-        self._engines: tuple[Engine, Engine] | None = (policy, reference)
+        super().__init__(info, encoder, policy, reference)
         self._beta = beta
-
-    @property
-    def info(self) -> ModelInfo:
-        """What it is."""
-        return self._info
-
-    def encode(
-        self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
-    ) -> EncodedItem:
-        """Render and tokenise; see `RewardModel.encode`."""
-        return self._encoder.encode(item, truncation, reject_control_tokens=reject_control_tokens)
 
     def score(self, items: Sequence[EncodedItem]) -> BatchScores:
         """Compute one batch with both; see `RewardModel.score`."""
-        assert self._engines is not None, "score after close"
         policy, reference = (engine.compute(items) for engine in self._engines)
         scores = [
             [
-                ResponseScore(
-                    score=self._reward(policy.logits[i][j], reference.logits[i][j]),
-                    token_count=token_count(item, j),
-                    reused_tokens=policy.reused[i][j],
-                    truncated_tokens=item.truncated[j],
+                with_counts(
+                    ResponseScore(score=self._reward(policy.logits[i][j], reference.logits[i][j])),
+                    *(item, j, policy.reused[i][j]),
                 )
                 for j in range(item.sequences)
             ]
             for i, item in enumerate(items)
         ]
-        return BatchScores(items=scores, stats=total([policy.stats, reference.stats]))
-
-    def close(self) -> None:
-        """Free the memory."""
-        for engine in self._engines or ():
-            engine.close()
-        self._engines = None
+        return BatchScores(items=scores, stats=join_stats([policy.stats, reference.stats]))
 
     def _reward(self, policy: Logits, reference: Logits) -> float:
-        """From the log-probabilities [T, 1] of a response's tokens."""
+        """The reward, from the log-probabilities [T, 1] of a response's tokens."""
         assert len(policy), "a response has at least one token"
         with np.errstate(invalid="ignore"):  # what is not finite is for the dispatcher to refuse
             ratios = policy.astype(np.float64) - reference.astype(np.float64)

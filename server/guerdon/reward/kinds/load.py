@@ -1,4 +1,4 @@
-"""From a folder to a `RewardModel`, or a refusal that says why."""
+"""Loads a folder as a `RewardModel`, or refuses it and says why."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from guerdon.models import vocab_hash
 from guerdon.models.devices import set_up_cuda
 from guerdon.reward.checkpoints.checkpoint import Checkpoint, inspect_checkpoint
 from guerdon.reward.checkpoints.weights import load_weights
-from guerdon.reward.encoding import Encoder
+from guerdon.reward.encoding.encoder import Encoder
+from guerdon.reward.encoding.pair_encoder import PairEncoder
+from guerdon.reward.encoding.policy_encoder import PolicyEncoder
 from guerdon.reward.engine.device import (
-    meaning_of,
+    interpret_error,
     release_memory,
     resolve_device,
     resolve_dtype,
@@ -29,8 +31,6 @@ from guerdon.reward.kinds.implicit import ImplicitReward
 from guerdon.reward.kinds.network import NetworkReward
 from guerdon.reward.kinds.process import ProcessReward
 from guerdon.reward.kinds.sequence import SequenceReward
-from guerdon.reward.pair_encoding import PairEncoder
-from guerdon.reward.policy_encoding import PolicyEncoder
 from guerdon.reward.types import (
     ComputeMode,
     DeviceLost,
@@ -107,7 +107,7 @@ def _load_engine(
     except (CheckpointRefused, DeviceLost) as error:
         raise type(error)(_under(folder, str(error))) from error
     except (EngineOutOfMemory, RuntimeError, MemoryError) as error:
-        meaning = meaning_of(error, device)
+        meaning = interpret_error(error, device)
         if isinstance(meaning, DeviceLost):
             raise meaning from error
         if meaning is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from guerdon.reward.types import (
 
 
 class ItemEncoder(Protocol):
-    """Renders and tokenises; `guerdon.reward.encoding.Encoder` is one."""
+    """Renders and tokenises; `guerdon.reward.encoding.encoder.Encoder` is one."""
 
     def encode(
         self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
@@ -28,21 +29,22 @@ class ItemEncoder(Protocol):
         ...
 
 
-class NetworkReward(abc.ABC):
-    """A `RewardModel` over one engine; a kind says what a response's logits mean.
+class EngineReward(abc.ABC):
+    """A `RewardModel` over engines that read the same tokens.
 
     A score that is not finite is returned as it stands: whoever dispatches the batch
     fails the requests it belongs to.
     """
 
-    def __init__(self, info: ModelInfo, encoder: ItemEncoder, engine: Engine) -> None:
+    def __init__(self, info: ModelInfo, encoder: ItemEncoder, *engines: Engine) -> None:
         self._info = info
         self._encoder = encoder
-        self._engine: Engine | None = engine
+        self._engines = engines
+        """None of them once it is closed."""
 
     @property
     def info(self) -> ModelInfo:
-        """What it is."""
+        """What is known of the model."""
         return self._info
 
     def encode(
@@ -51,30 +53,43 @@ class NetworkReward(abc.ABC):
         """Render and tokenise; see `RewardModel.encode`."""
         return self._encoder.encode(item, truncation, reject_control_tokens=reject_control_tokens)
 
+    @abc.abstractmethod
     def score(self, items: Sequence[EncodedItem]) -> BatchScores:
         """Compute one batch; see `RewardModel.score`."""
-        assert self._engine is not None, "score after close"
-        computed = self._engine.compute(items)
+
+    def close(self) -> None:
+        """Free the memory."""
+        engines, self._engines = self._engines, ()
+        for engine in engines:
+            engine.close()
+
+
+class NetworkReward(EngineReward):
+    """A `RewardModel` over one engine; a kind says what a response's logits mean."""
+
+    def score(self, items: Sequence[EncodedItem]) -> BatchScores:
+        """Compute one batch; see `RewardModel.score`."""
+        (engine,) = self._engines
+        computed = engine.compute(items)
         scores = [
             [
-                self._response(item, j, logits, reused)
+                with_counts(self._response(item, j, logits), item, j, reused)
                 for j, (logits, reused) in enumerate(zip(rows, shared, strict=True))
             ]
             for item, rows, shared in zip(items, computed.logits, computed.reused, strict=True)
         ]
         return BatchScores(items=scores, stats=computed.stats)
 
-    def close(self) -> None:
-        """Free the memory."""
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = None
-
     @abc.abstractmethod
-    def _response(self, item: EncodedItem, j: int, logits: Logits, reused: int) -> ResponseScore:
-        """The score of response `j` from its logits [places, labels]."""
+    def _response(self, item: EncodedItem, j: int, logits: Logits) -> ResponseScore:
+        """The score of response `j` from its logits [places, labels], without counts."""
 
 
-def token_count(item: EncodedItem, j: int) -> int:
-    """Full length of response `j` with its prompt."""
-    return len(item.prefix) + len(item.suffixes[j])
+def with_counts(score: ResponseScore, item: EncodedItem, j: int, reused: int) -> ResponseScore:
+    """The score of response `j` with the numbers of its tokens."""
+    return dataclasses.replace(
+        score,
+        token_count=len(item.prefix) + len(item.suffixes[j]),
+        reused_tokens=reused,
+        truncated_tokens=item.truncated[j],
+    )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guerdon.reward.engine.heads import Logits
-from guerdon.reward.kinds.network import NetworkReward, token_count
+from guerdon.reward.kinds.network import NetworkReward
 from guerdon.reward.types import EncodedItem, ResponseScore, StepScore
 
 Steps = npt.NDArray[np.float64]
@@ -47,7 +47,7 @@ def step_scores(logits: Logits) -> Steps:
 class ProcessReward(NetworkReward):
     """A score for each step, and one for the response by `ModelInfo.step_aggregation`."""
 
-    def _response(self, item: EncodedItem, j: int, logits: Logits, reused: int) -> ResponseScore:
+    def _response(self, item: EncodedItem, j: int, logits: Logits) -> ResponseScore:
         steps = step_scores(logits)
         places = item.readout[j]
         # Nothing to aggregate is not a score of zero: not-a-number, so that it is refused.
@@ -57,7 +57,4 @@ class ProcessReward(NetworkReward):
             steps=tuple(
                 StepScore(float(s), int(place)) for s, place in zip(steps, places, strict=True)
             ),
-            token_count=token_count(item, j),
-            reused_tokens=reused,
-            truncated_tokens=item.truncated[j],
         )

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from guerdon.reward.scheduling.ledgers import Account, Accounts
 from guerdon.reward.scheduling.limits import BatchLimits
@@ -44,22 +45,15 @@ DUE_BUCKETS = 32
 
 
 class TooLarge(InvalidRequest):
-    """A request that has no room even when nothing else waits: never worth a retry.
-
-    Args:
-        field: path of the field that is too large.
-        reason: what is too large, and the limit's name and value.
-        limit: the name of the limit.
-    """
-
-    def __init__(self, field: str, reason: str, *, limit: str) -> None:
-        super().__init__(field, reason)
-        self.limit = limit
+    """A request that has no room even when nothing else waits: never worth a retry."""
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """The room that one request holds. Only the admission writes to it."""
+    """The room that one request holds, given back when its context is left.
+
+    Only the admission writes to it.
+    """
 
     model_name: str
     priority: PriorityClass
@@ -70,6 +64,17 @@ class Ticket:
     """Tokens held now."""
     text_bytes: int
     """Bytes held now: none once the tokens have been counted."""
+    on_close: Callable[[Ticket], None]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the room back, unless the engine was given the work. Closing twice does nothing."""
+        self.on_close(self)
 
 
 class Admission:
@@ -106,6 +111,7 @@ class Admission:
         now: float,
         caller: Caller = EVERYBODY,
         most: int | None = None,
+        on_close: Callable[[Ticket], None] | None = None,
     ) -> Ticket:
         """Hold room for a request before its tokens are known.
 
@@ -114,6 +120,7 @@ class Admission:
                 ids, `bytes_per_token` for each.
             caller: whose request it is.
             most: tokens beyond which it is refused once they are counted, if that is known.
+            on_close: closes the ticket when its context is left; `close` unless given.
 
         Raises:
             Overloaded: no room now, or none in time for its deadline.
@@ -129,14 +136,23 @@ class Admission:
                 f"{text_bytes} bytes of text are more than the queue takes of one caller ({limit}, "
                 "by max_text_bytes and caller_fraction)"
             )
-            raise TooLarge("items", reason, limit="max_text_bytes")
+            raise TooLarge("items", reason)
         # An estimate proves nothing: what looks too large for the queue may fit when counted.
         estimate = text_bytes / self._queue.bytes_per_token
         account = self._accounts[priority].find(caller, now)
         bounds = (self._queue.most_tokens(priority), account.caller.max_tokens, most)
         tokens = max(1, math.ceil(min([estimate, *(each for each in bounds if each is not None)])))
         bucket = self._bucket(self._batch.due(deadline, now))
-        ticket = Ticket(model_name, priority, account, deadline, bucket, tokens, text_bytes)
+        ticket = Ticket(
+            model_name,
+            priority,
+            account,
+            deadline,
+            bucket,
+            tokens,
+            text_bytes,
+            on_close or self.close,
+        )
         self._check_text(ticket, now)
         self._check_tokens(ticket, tokens, now)
         self._check_wait(ticket, tokens, now)
@@ -160,7 +176,7 @@ class Admission:
             reason = (
                 f"{tokens} tokens are more than the queue takes of one caller ({most}, by {by})"
             )
-            raise TooLarge("items", reason, limit="max_queued_tokens")
+            raise TooLarge("items", reason)
         self._check_tokens(ticket, tokens, now)
         if not self._busy():
             self._since = now
@@ -338,12 +354,12 @@ class Admission:
         return self._pace.fit(model_name) or self._pace.fit_all()
 
     def _seconds_per_token(self, model_name: str) -> float | None:
-        """While full batches are computed; None before any batch."""
+        """Seconds for each token of full batches; None before any batch."""
         fit = self._fit(model_name)
         return fit.overhead / self._batch.timed_tokens(fit) + fit.per_token if fit else None
 
     def _seconds(self, tokens: Mapping[str, float]) -> float:
-        """To compute so many tokens of each model."""
+        """Seconds to compute so many tokens of each model."""
         fits = ((count, self._fit(name)) for name, count in tokens.items())
         return sum(fit.seconds(n, self._batch.timed_tokens(fit)) for n, fit in fits if fit)
 

@@ -1,10 +1,10 @@
-"""From requests on the event loop to batches on the engine's thread, and back.
+"""The dispatcher: from requests on the event loop to the engine's thread, and back.
 
     dispatcher = Dispatcher(limits=DispatchLimits(), observer=observer)
     dispatcher.start()                                        # on the event loop
-    with dispatcher.reserve(model_name=…, priority=…, text_bytes=…, deadline=…) as reservation:
+    with dispatcher.reserve(model_name=…, priority=…, text_bytes=…, deadline=…) as ticket:
         items = …                                             # tokenise, off the event loop
-        results = await dispatcher.score(reservation, key, model, items)
+        results = await dispatcher.score(ticket, key, model, items)
     await dispatcher.idle(key)                                # then `model.close()` is safe
     await dispatcher.stop(grace=30)
 
@@ -23,43 +23,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from guerdon.reward.scheduling.accepted import Call, Item, ItemResult, Reservation, result_of
-from guerdon.reward.scheduling.admission import Admission, Ticket, TooLarge
-from guerdon.reward.scheduling.events import (
-    DispatchObserver,
-    DropReason,
-    DropStage,
-    Failure,
-)
+from guerdon.reward.scheduling.admission import Admission, Ticket
+from guerdon.reward.scheduling.announcer import Announcer
+from guerdon.reward.scheduling.calls import DispatchedCall, DispatchedItem, ItemResult
+from guerdon.reward.scheduling.events import DispatchObserver, DropReason, DropStage, Failure
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.scheduling.watchdog import Watchdog
-from guerdon.reward.scheduling.worker import Abandon, BatchRun, Job, Outcome, Report, Worker
-from guerdon.reward.types import (
-    EncodedItem,
-    PriorityClass,
-    RewardModel,
-)
+from guerdon.reward.scheduling.worker import Abandon, BatchRun, Outcome, Worker
+from guerdon.reward.types import EncodedItem, PriorityClass, RewardModel
 from guerdon.serving.deadlines import left_late
-from guerdon.serving.errors import (
-    DeadlinePassed,
-    Overloaded,
-    ServiceError,
-    Unavailable,
-)
+from guerdon.serving.errors import DeadlinePassed, Overloaded, ServiceError, Unavailable
 from guerdon.serving.identity import EVERYBODY, Caller
-
-__all__ = [
-    "DispatchLimits",
-    "DispatchObserver",
-    "Dispatcher",
-    "DropReason",
-    "DropStage",
-    "Failure",
-    "ItemResult",
-    "Reservation",
-    "TooLarge",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +63,12 @@ class Dispatcher:
         observer: DispatchObserver,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._limits = limits
-        self._observer = observer
+        self._announcer = Announcer(observer, self._count_queue)
         self._clock = clock
         self._admission = Admission(limits.queue, limits.batch)
         self._worker = Worker(
             limits.batch,
-            on_report=lambda report: self._post(self._deliver, report),
+            on_report=lambda outcomes, run: self._post(self._deliver, outcomes, run),
             on_exit=lambda failed: self._post(self._engine_ended, failed),
             clock=clock,
         )
@@ -104,12 +78,10 @@ class Dispatcher:
         self._hung = False
         """Whether the engine's thread was given up and has not ended."""
         self._draining = False
-        self._calls: dict[Job, Call] = {}
-        self._reservations: set[Reservation] = set()
+        self._tickets: set[Ticket] = set()
+        """Tickets of requests that are still tokenised."""
+        self._calls: set[DispatchedCall] = set()
         self._items = dict.fromkeys(PriorityClass, 0)
-        self._untold = False
-        """Whether the queue has changed since the observer was told."""
-        self._keys: dict[str, int] = {}
         self._changed: list[asyncio.Future[None]] = []
         """Woken when work has ended."""
 
@@ -118,18 +90,13 @@ class Dispatcher:
         """Whether it takes requests: started, not draining, and the engine's thread alive."""
         return self._up and not self._draining
 
-    @property
-    def limits(self) -> DispatchLimits:
-        """The limits in force."""
-        return self._limits
-
     def start(self) -> None:
         """Start the engine's thread; called once, on the event loop."""
         self._loop = asyncio.get_running_loop()
         self._worker.start()
         self._up = True
         self._look()
-        self._tell(lambda observer: observer.engine_changed(True))
+        self._announcer.tell(lambda observer: observer.engine_changed(True))
 
     def reserve(
         self,
@@ -140,7 +107,7 @@ class Dispatcher:
         deadline: float | None,
         caller: Caller = EVERYBODY,
         most: int | None = None,
-    ) -> Reservation:
+    ) -> Ticket:
         """Hold room for a request that is still to be tokenised.
 
         Args:
@@ -166,33 +133,28 @@ class Dispatcher:
                 now=self._clock(),
                 caller=caller,
                 most=most,
+                on_close=self._close_ticket,
             )
         except Overloaded:
-            self._tell(lambda observer: observer.shed(model_name, priority))
+            self._announcer.tell(lambda observer: observer.shed(model_name, priority))
             raise
-        reservation = Reservation(ticket, self._close_reservation)
-        self._reservations.add(reservation)
-        self._tell_queue()
-        return reservation
+        self._tickets.add(ticket)
+        self._announcer.tell_queue()
+        return ticket
 
     async def score(
         self,
-        reservation: Reservation,
+        ticket: Ticket,
         key: str,
         model: RewardModel,
         items: Sequence[EncodedItem],
-        *,
-        priority: PriorityClass | None = None,
-        deadline: float | None = None,
     ) -> list[ItemResult]:
-        """Have the items computed; results are in their order. Once for each reservation.
+        """Have the items computed; results are in their order. Once for each ticket.
 
         Cancelling the task drops what still waits.
 
         Args:
             key: names the model's revision: a batch holds one key, and a key has one model.
-            priority: as reserved; given otherwise, it is an error.
-            deadline: as reserved if it is None.
 
         Raises:
             Overloaded: there are more tokens than was estimated, and no room for them.
@@ -201,10 +163,8 @@ class Dispatcher:
             ComputeFailed: the model failed, or its score is not finite.
             Unavailable: the server stops, or the engine has stopped.
         """
-        ticket = reservation._ticket
-        assert not reservation._used, "a reservation is good for one call"
-        assert priority is None or priority is ticket.priority, "reserved for another class"
-        deadline = ticket.deadline if deadline is None else deadline
+        assert ticket in self._tickets, "a ticket is good for one call"
+        deadline = ticket.deadline
         now = self._clock()
         self._check_ready(self._up)
         if deadline is not None and deadline <= now:
@@ -213,16 +173,11 @@ class Dispatcher:
         if not items:
             return []
         self._settle(ticket, sum(item.tokens for item in items), now)
-        call = self._submit(
-            Job(key, model, items, ticket.priority, deadline, now, ticket.account.caller),
-            ticket,
-            reservation,
-        )
-        return await self._wait(call, deadline)
+        return await self._wait(self._submit(ticket, key, model, items, now))
 
     async def idle(self, key: str) -> None:
         """Wait until the engine holds no work of a key, not even for callers who have left."""
-        while key in self._keys:
+        while any(call.key == key for call in self._calls):
             await self._change()
 
     async def stop(self, grace: float) -> bool:
@@ -236,10 +191,10 @@ class Dispatcher:
         """
         self._draining = True
         end = self._clock() + grace
-        while self._up and (self._calls or self._reservations):
+        while self._up and (self._calls or self._tickets):
             if not await self._change(end - self._clock()):
                 break
-        for call in list(self._calls.values()):
+        for call in list(self._calls):
             self._fail(call, Unavailable("the server stopped before the request was done"))
         self._worker.send(None)
         # The batch in hand, if any, cannot be interrupted.
@@ -258,26 +213,26 @@ class Dispatcher:
         try:
             self._admission.settle(ticket, tokens, now=now)
         except Overloaded:
-            self._tell(lambda observer: observer.shed(ticket.model_name, ticket.priority))
+            self._announcer.tell(lambda observer: observer.shed(ticket.model_name, ticket.priority))
             raise
         finally:
-            self._tell_queue()
+            self._announcer.tell_queue()
 
-    def _submit(self, job: Job, ticket: Ticket, reservation: Reservation) -> Call:
-        reservation._used = True
-        items = [Item([None] * item.sequences, item.sequences) for item in job.items]
+    def _submit(
+        self, ticket: Ticket, key: str, model: RewardModel, items: Sequence[EncodedItem], now: float
+    ) -> DispatchedCall:
         assert self._loop is not None
-        call = Call(job, ticket, self._loop.create_future(), items, len(items))
-        self._calls[job] = call
-        self._keys[job.key] = self._keys.get(job.key, 0) + 1
-        self._items[job.priority] += len(items)
-        self._worker.send(job)
-        self._tell_queue()
+        call = DispatchedCall(key, model, items, ticket, now, self._loop.create_future())
+        self._tickets.remove(ticket)
+        self._calls.add(call)
+        self._items[ticket.priority] += len(items)
+        self._worker.send(call)
+        self._announcer.tell_queue()
         return call
 
-    async def _wait(self, call: Call, deadline: float | None) -> list[ItemResult]:
+    async def _wait(self, call: DispatchedCall) -> list[ItemResult]:
         assert self._loop is not None
-        timer = None
+        deadline, timer = call.ticket.deadline, None
         if deadline is not None:
             timer = self._loop.call_later(deadline - self._clock(), self._expire, call)
         try:
@@ -290,49 +245,47 @@ class Dispatcher:
             if timer is not None:
                 timer.cancel()
 
-    def _expire(self, call: Call) -> None:
+    def _expire(self, call: DispatchedCall) -> None:
         error = DeadlinePassed("the deadline passed before the request was computed")
         self._fail(call, error, DropReason.EXPIRED)
 
-    def _fail(self, call: Call, error: ServiceError, reason: DropReason | None = None) -> None:
+    def _fail(
+        self, call: DispatchedCall, error: ServiceError, reason: DropReason | None = None
+    ) -> None:
         if not call.future.done():
             call.future.set_exception(error)
             self._abandon(call, reason)
 
-    def _abandon(self, call: Call, reason: DropReason | None) -> None:
-        if not call.job.abandoned:
-            call.job.abandoned = True
+    def _abandon(self, call: DispatchedCall, reason: DropReason | None) -> None:
+        if not call.abandoned:
+            call.abandoned = True
             call.reason = reason
-            self._worker.send(Abandon(call.job))
+            self._worker.send(Abandon(call))
 
-    def _post(self, function: Callable[..., None], argument: object) -> None:
+    def _post(self, function: Callable[..., None], *arguments: object) -> None:
         """Run a function on the event loop; called on the engine's thread."""
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(function, argument)
+            self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the loop is closed, and with it went whoever waited
             logger.debug("the event loop is closed: a report is lost")
 
-    def _deliver(self, report: Report) -> None:
+    def _deliver(self, outcomes: list[Outcome], run: BatchRun | None) -> None:
         if self._hung:  # its callers were told that the engine has stopped
             return
-        names: set[str] = set()
-        for outcome in report.outcomes:
-            call = self._calls[outcome.job]
-            names.add(call.ticket.model_name)
-            self._record(call, outcome, report.run)
-        run = report.run
+        for outcome in outcomes:
+            self._record(outcome, run)
         if run is None:
             return
         if run.failure in (None, Failure.NONFINITE):
-            for name in names:
+            for name in {outcome.item.call.ticket.model_name for outcome in outcomes}:
                 self._admission.observe(name, run.tokens, run.seconds, now=run.finished)
         # After those who were just woken: telling is not worth their time.
         assert self._loop is not None
-        self._loop.call_soon(self._tell_run, run)
+        self._loop.call_soon(self._announcer.tell_run, run)
 
-    def _record(self, call: Call, outcome: Outcome, run: BatchRun | None) -> None:
-        item = call.items[outcome.index]
+    def _record(self, outcome: Outcome, run: BatchRun | None) -> None:
+        item, call = outcome.item, outcome.item.call
         item.left -= outcome.stop - outcome.start
         if run is not None:
             item.compute_seconds += run.seconds
@@ -346,39 +299,34 @@ class Dispatcher:
         else:
             item.scores[outcome.start : outcome.stop] = outcome.result
         if item.left == 0:
-            self._end_item(call, outcome.index)
+            self._end_item(item)
 
-    def _end_item(self, call: Call, index: int) -> None:
-        job, item = call.job, call.items[index]
-        self._admission.release(call.ticket, job.items[index].tokens)
-        self._items[job.priority] -= 1
+    def _end_item(self, item: DispatchedItem) -> None:
+        call, priority = item.call, item.call.ticket.priority
+        self._admission.release(call.ticket, item.encoded.tokens)
+        self._items[priority] -= 1
         call.left -= 1
         if call.left == 0:
             if not call.future.done():
-                call.future.set_result([result_of(each, job.arrival) for each in call.items])
+                call.future.set_result([each.result() for each in call.items])
             self._end_call(call)
-        self._tell_queue()
+        self._announcer.tell_queue()
         reason = call.reason
         if reason is not None:
             stage = DropStage.QUEUED if item.unfinished else DropStage.COMPUTING
-            info = job.model.info
-            self._tell(lambda observer: observer.dropped(info, job.priority, reason, stage))
+            info = call.model.info
+            self._announcer.tell(lambda observer: observer.dropped(info, priority, reason, stage))
 
-    def _end_call(self, call: Call) -> None:
-        del self._calls[call.job]
-        self._keys[call.job.key] -= 1
-        if not self._keys[call.job.key]:
-            del self._keys[call.job.key]
+    def _end_call(self, call: DispatchedCall) -> None:
+        self._calls.remove(call)
         self._wake()
 
-    def _close_reservation(self, reservation: Reservation) -> None:
-        if reservation not in self._reservations:
-            return
-        self._reservations.remove(reservation)
-        if not reservation._used:
-            self._admission.close(reservation._ticket)
-            self._tell_queue()
-        self._wake()
+    def _close_ticket(self, ticket: Ticket) -> None:
+        if ticket in self._tickets:
+            self._tickets.remove(ticket)
+            self._admission.close(ticket)
+            self._announcer.tell_queue()
+            self._wake()
 
     def _look(self) -> None:
         """Give the engine up when a batch hangs; look again later when it does not."""
@@ -402,13 +350,13 @@ class Dispatcher:
     def _give_up(self) -> None:
         """No batch will be computed any more: tell all who wait."""
         self._up = False
-        self._tell(lambda observer: observer.engine_changed(False))
-        for call in list(self._calls.values()):
+        self._announcer.tell(lambda observer: observer.engine_changed(False))
+        for call in list(self._calls):
             self._fail(call, Unavailable(_DEAD))
-            self._items[call.job.priority] -= call.left
+            self._items[call.ticket.priority] -= call.left
             self._admission.close(call.ticket)
             self._end_call(call)
-        self._tell_queue()
+        self._announcer.tell_queue()
         self._wake()
 
     async def _change(self, seconds: float | None = None) -> bool:
@@ -424,37 +372,8 @@ class Dispatcher:
             if not future.done():
                 future.set_result(None)
 
-    def _tell_queue(self) -> None:
-        """Tell soon, and once for all that changes until then: no caller waits for it.
-
-        All classes are told together: one of now beside one of before would be a sum that
-        never was.
-        """
-        assert self._loop is not None
-        if not self._untold:
-            self._untold = True
-            self._loop.call_soon(self._tell_queues)
-
-    def _tell_queues(self) -> None:
-        self._untold = False
-        queue = {each: (self._admission.tokens(each), self._items[each]) for each in PriorityClass}
-        self._tell(lambda observer: observer.queue_changed(queue))
-
-    def _tell_run(self, run: BatchRun) -> None:
-        info, stats, failure = run.model.info, run.stats, run.failure
-        if stats is not None:
-            self._tell(lambda observer: observer.batch_done(info, stats, run.seconds))
-        if run.nonfinite:
-            self._tell(lambda observer: observer.nonfinite(info, run.nonfinite))
-        if failure is not None:
-            seconds = run.seconds if stats is None else 0.0
-            self._tell(lambda observer: observer.batch_failed(info, failure, seconds))
-
-    def _tell(self, tell: Callable[[DispatchObserver], None]) -> None:
-        try:
-            tell(self._observer)
-        except Exception:
-            logger.exception("an observer failed")
+    def _count_queue(self) -> dict[PriorityClass, tuple[int, int]]:
+        return {each: (self._admission.tokens(each), self._items[each]) for each in PriorityClass}
 
 
 _DEAD = "the engine has stopped; the server must be restarted"

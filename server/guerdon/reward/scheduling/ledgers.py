@@ -63,7 +63,7 @@ class Accounts:
 
     def __init__(self) -> None:
         self.ledger = Ledger()
-        """Of all callers together."""
+        """What all callers hold together."""
         self.text_bytes = 0
         self._by_caller: dict[str, Account] = {}
 

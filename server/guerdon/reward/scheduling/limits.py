@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 MIN_TIMED_TOKENS = 512
 """A batch is not cut below this for the sake of time: small batches waste the engine."""
 MIN_SHARED_TOKENS = 128
-"""The same for batches that are kept short for callers with little work."""
+"""The bound of batches that are kept short for callers with little work."""
 _GROWTH = 4
 """How much larger than what was seen a batch may be, as far as time is concerned."""
 _PREFIX_SHARE = 8
@@ -91,19 +91,19 @@ class Room:
     sequences: int
     fit: Fit | None
 
-    def of_item(self, prefix: int) -> int:
+    def item_tokens(self, prefix: int) -> int:
         """Tokens of the largest part of an item with such a prefix."""
         return min(self.most, max(self.target, _PREFIX_SHARE * prefix))
 
     def shared(self, seconds: float) -> Room:
-        """The same with a target that is computed in so many seconds, but not a tiny one."""
+        """This room with a target that is computed in so many seconds, but not a tiny one."""
         if self.fit is None or self.fit.per_token <= 0:
             return self
         tokens = max(MIN_SHARED_TOKENS, (seconds - self.fit.overhead) / self.fit.per_token)
         return Room(self.most, int(min(self.target, tokens)), self.sequences, self.fit)
 
     def within(self, tokens: int, seconds: float) -> Room:
-        """The same with a target that is met within so many seconds from now.
+        """This room with a target that is met within so many seconds from now.
 
         Not where that would make less than half a batch of it: under overload the most
         urgent work is always about to be late, and batches that are cut down to save it cost

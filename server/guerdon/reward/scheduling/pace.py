@@ -27,7 +27,7 @@ class Fit:
     """Tokens of the batches that this was learnt from: a mean by token."""
 
     def seconds(self, tokens: float, batch_tokens: int) -> float:
-        """For so many queued tokens, computed in batches of up to `batch_tokens`."""
+        """The time of so many queued tokens, computed in batches of up to `batch_tokens`."""
         if tokens <= 0:
             return 0.0
         return self.overhead * max(1.0, tokens / batch_tokens) + self.per_token * tokens
@@ -54,17 +54,17 @@ class Pace:
         # Put last: the names of models that are gone come first, and are forgotten.
         sums = self._sums.pop(name, _Sums())
         sums = sums.faded(math.exp(-max(tokens / self._window, 1 / _MEMORY_BATCHES)))
-        self._sums[name] = sums.plus(_Sums.of(tokens, seconds))
+        self._sums[name] = sums.plus(_Sums.one(tokens, seconds))
         while len(self._sums) > MAX_NAMES:
             del self._sums[next(iter(self._sums))]
 
     def fit(self, name: str) -> Fit | None:
-        """Of a name, or None before its first batch."""
+        """The line of a name, or None before its first batch."""
         sums = self._sums.get(name)
         return sums.fit() if sums is not None else None
 
     def fit_all(self) -> Fit | None:
-        """Of all names together, for one that has not been seen; None before any batch."""
+        """The line of all names together, for one that has not been seen; None before any batch."""
         total = _Sums()
         for sums in self._sums.values():
             total = total.plus(sums)
@@ -82,7 +82,7 @@ class _Sums:
     products: float = 0.0
 
     @classmethod
-    def of(cls, tokens: int, seconds: float) -> _Sums:
+    def one(cls, tokens: int, seconds: float) -> _Sums:
         return cls(1.0, tokens, seconds, float(tokens * tokens), tokens * seconds)
 
     def faded(self, by: float) -> _Sums:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from guerdon.reward.types import PriorityClass
 
 _ROUNDING = 1e-6
-"""By how much sums of fractions may be off."""
+"""The most by which sums of fractions may be off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class QueueLimits:
         return max(1, int(most + _ROUNDING))
 
     def over_share(self, held: int, more: int, room: int, weight: float) -> float:
-        """By how much a caller would hold too much: what it must get done before there is room.
+        """The tokens or bytes that a caller must get done before there is room for more.
 
         Args:
             held: by the caller.

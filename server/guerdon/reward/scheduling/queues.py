@@ -6,13 +6,12 @@ Pure, like `guerdon.reward.scheduling.scheduler`, which owns them and says which
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
-from collections.abc import Iterator
+from typing import Generic
 
 from guerdon.reward.scheduling.limits import BatchLimits, Budgets, Room
 from guerdon.reward.scheduling.shares import Shares
-from guerdon.reward.scheduling.units import Batch, LazyHeap, Part, Unit
+from guerdon.reward.scheduling.units import Batch, BatchPart, LazyHeap, Owner, QueuedItem
 
 MAX_SKIPPED = 64
 """Units that one batch may skip over: it bounds the work of `next_batch`."""
@@ -21,26 +20,26 @@ LIGHT_SECONDS = 1.0
 """How long batches are kept short for a caller that asks for little, after its last call."""
 
 
-class Flow:
-    """The units of one caller in a line."""
+class CallerQueue(Generic[Owner]):
+    """The units of one caller that wait for one model."""
 
     def __init__(self) -> None:
-        self._waiting = LazyHeap()
-        self._skipped: list[Unit] = []
+        self._waiting = LazyHeap[Owner]()
+        self._skipped: list[QueuedItem[Owner]] = []
         """Units that go first, in this order. At most `MAX_SKIPPED` and one split unit."""
 
-    def add(self, unit: Unit) -> None:
+    def add(self, unit: QueuedItem[Owner]) -> None:
         """Take in a unit."""
         self._waiting.push(unit.due, unit)
 
-    def forget(self, unit: Unit) -> None:
+    def forget(self, unit: QueuedItem[Owner]) -> None:
         """Note that a unit in here waits no more."""
         if unit.skipped:
             self._skipped.remove(unit)
         else:
             self._waiting.forget()
 
-    def first(self) -> Unit | None:
+    def first(self) -> QueuedItem[Owner] | None:
         """The unit that goes next."""
         return self._skipped[0] if self._skipped else self._waiting.peek()
 
@@ -51,7 +50,7 @@ class Flow:
         else:
             self._waiting.pop()
 
-    def put_back(self, units: list[Unit]) -> None:
+    def put_back(self, units: list[QueuedItem[Owner]]) -> None:
         """Units that were skipped over: they go first from now on."""
         for unit in units:
             unit.skipped = True
@@ -63,53 +62,43 @@ class Flow:
         dues = [unit.due for unit in self._skipped]
         return min([*dues, waiting.due] if waiting is not None else dues, default=math.inf)
 
-    def live_units(self) -> Iterator[Unit]:
-        """All that wait, in no order."""
-        return itertools.chain(list(self._skipped), self._waiting.live_units())
 
-
-class Line:
-    """The units of one model in one class: a flow for each caller."""
+class ModelQueue(Generic[Owner]):
+    """The units of one model in one class: a queue for each caller."""
 
     def __init__(self, key: str, budgets: Budgets, shares: Shares) -> None:
         self.key = key
         self._budgets = budgets
         self._shares = shares
-        self._flows: dict[str, Flow] = {}
-        """By the caller's key; only those in which something waits."""
+        self._callers: dict[str, CallerQueue[Owner]] = {}
+        """Queues by the caller's key; only those in which something waits."""
 
-    def add(self, unit: Unit) -> None:
+    def add(self, unit: QueuedItem[Owner]) -> None:
         """Take in a unit."""
-        self._flows.setdefault(unit.caller.key, Flow()).add(unit)
+        self._callers.setdefault(unit.caller.key, CallerQueue()).add(unit)
 
-    def forget(self, unit: Unit) -> None:
+    def forget(self, unit: QueuedItem[Owner]) -> None:
         """Note that a unit in here waits no more."""
-        self._flows[unit.caller.key].forget(unit)
+        self._callers[unit.caller.key].forget(unit)
         self._close(unit.caller.key)
 
     @property
     def empty(self) -> bool:
         """Whether nothing waits."""
-        return not self._flows
+        return not self._callers
 
     def due(self) -> float:
-        """When the most urgent unit is due; the line is not empty."""
-        return min(flow.due() for flow in self._flows.values())
+        """When the most urgent unit is due; the queue is not empty."""
+        return min(waiting.due() for waiting in self._callers.values())
 
     def first_cost(self) -> int:
         """Tokens that the first unit would take in an empty batch."""
-        _, _, _, unit = min(self._turn(key) for key in self._flows)
+        _, _, _, unit = min(self._turn(key) for key in self._callers)
         return _cut(unit, self._budgets.room(self.key))[1]
 
-    def live_units(self) -> Iterator[Unit]:
-        """All that wait, in no order."""
-        return itertools.chain.from_iterable(
-            [list(flow.live_units()) for flow in self._flows.values()]
-        )
-
     def take(
-        self, batch: Batch, credit: float, now: float, shared: float, *, short: bool
-    ) -> list[Part]:
+        self, batch: Batch[Owner], credit: float, now: float, shared: float, *, short: bool
+    ) -> list[BatchPart[Owner]]:
         """Move units into the batch while there is room, credit, and time for those in it.
 
         Each next unit is of the caller that has had least. On credit they go strictly in
@@ -121,14 +110,14 @@ class Line:
                 holds all the work of one caller and others wait.
             short: whether it is to be short.
         """
-        parts: list[Part] = []
-        misfits: list[Unit] = []
+        parts: list[BatchPart[Owner]] = []
+        misfits: list[QueuedItem[Owner]] = []
         room = self._budgets.room(self.key)
         if short:
             room = room.shared(shared)
         for part in batch.parts:
             room = _in_time(room, part.unit, batch, now)
-        turns = [self._turn(key) for key in self._flows]
+        turns = [self._turn(key) for key in self._callers]
         heapq.heapify(turns)
         while turns and len(misfits) < MAX_SKIPPED and _has_room(batch, room):
             served, _, _, unit = turns[0]
@@ -136,8 +125,8 @@ class Line:
             fits = _fits(unit, batch, room, tokens)
             if tokens > credit or (credit < math.inf and not fits):
                 break
-            flow = self._flows[unit.caller.key]
-            flow.pop()
+            waiting = self._callers[unit.caller.key]
+            waiting.pop()
             if fits:
                 credit -= tokens
                 self._shares.charge(unit.caller, tokens)
@@ -146,7 +135,7 @@ class Line:
             if unit.queued:  # skipped over, or the rest of a split unit: it begins the next batch
                 misfits.append(unit)
             # Who is skipped over waits for its turn as if it had been served, but is not charged.
-            following = flow.first()
+            following = waiting.first()
             if following is None:
                 heapq.heappop(turns)
                 if turns and not unit.queued:
@@ -157,28 +146,28 @@ class Line:
         self._put_back(misfits)
         return parts
 
-    def _turn(self, key: str) -> tuple[float, float, int, Unit]:
+    def _turn(self, key: str) -> tuple[float, float, int, QueuedItem[Owner]]:
         """What the next unit of a caller is ordered by, and the unit."""
-        unit = self._flows[key].first()
+        unit = self._callers[key].first()
         assert unit is not None
-        return self._shares.of(key), unit.due, unit.order, unit
+        return self._shares.served(key), unit.due, unit.order, unit
 
-    def _put_back(self, misfits: list[Unit]) -> None:
-        by_caller: dict[str, list[Unit]] = {}
+    def _put_back(self, misfits: list[QueuedItem[Owner]]) -> None:
+        by_caller: dict[str, list[QueuedItem[Owner]]] = {}
         for unit in misfits:
             by_caller.setdefault(unit.caller.key, []).append(unit)
         for key, units in by_caller.items():
-            self._flows[key].put_back(units)
-        for key in list(self._flows):
+            self._callers[key].put_back(units)
+        for key in list(self._callers):
             self._close(key)
 
     def _close(self, key: str) -> None:
-        if self._flows[key].first() is None:
-            del self._flows[key]
+        if self._callers[key].first() is None:
+            del self._callers[key]
 
 
-class ClassQueue:
-    """The lines of one class, and how much each model and each caller has had."""
+class ClassQueue(Generic[Owner]):
+    """The queues of one class, and how much each model and each caller has had."""
 
     def __init__(
         self, limits: BatchLimits, budgets: Budgets, *, shared_seconds: float = math.inf
@@ -186,7 +175,7 @@ class ClassQueue:
         self._limits = limits
         self._shared_seconds = shared_seconds
         self._budgets = budgets
-        self.lines: dict[str, Line] = {}
+        self.queues: dict[str, ModelQueue[Owner]] = {}
         """Only those in which something waits."""
         self.units = 0
         self.tokens = 0
@@ -199,44 +188,46 @@ class ClassQueue:
         self._light: dict[str, float] = {}
         """When all the work of a caller had been taken up, by its key; the last second's."""
 
-    def add(self, unit: Unit) -> None:
+    def add(self, unit: QueuedItem[Owner]) -> None:
         """Take in a unit."""
-        line = self.lines.get(unit.key)
-        if line is None:
-            line = self.lines[unit.key] = Line(unit.key, self._budgets, self._shares)
+        queue = self.queues.get(unit.key)
+        if queue is None:
+            queue = self.queues[unit.key] = ModelQueue(unit.key, self._budgets, self._shares)
             # A model that comes back has no claim for the time in which it asked for nothing.
             self._served[unit.key] = max(self._served.get(unit.key, 0.0), self._floor)
         if unit.caller.key not in self._waiting:
             self._shares.enter(unit.caller)
-        line.add(unit)
+        queue.add(unit)
         self._count(unit, 1)
         self.tokens += unit.tokens
 
-    def remove(self, unit: Unit) -> None:
+    def remove(self, unit: QueuedItem[Owner]) -> None:
         """Drop a waiting unit."""
-        line = self.lines[unit.key]
+        queue = self.queues[unit.key]
         unit.queued = False
-        line.forget(unit)
+        queue.forget(unit)
         self._count(unit, -1)
         self.tokens -= unit.tokens
-        self._close(line)
+        self._close(queue)
 
-    def pick(self) -> Line:
-        """The line whose turn it is; there is one."""
-        if len(self.lines) == 1:
-            line = next(iter(self.lines.values()))
-            self._floor = self._served[line.key]
-            return line
-        self._floor = min(self._served[key] for key in self.lines)
+    def pick(self) -> ModelQueue[Owner]:
+        """The queue whose turn it is; there is one."""
+        if len(self.queues) == 1:
+            queue = next(iter(self.queues.values()))
+            self._floor = self._served[queue.key]
+            return queue
+        self._floor = min(self._served[key] for key in self.queues)
         most = self._floor + self._limits.max_batch_tokens
-        near = (line for key, line in self.lines.items() if self._served[key] <= most)
-        return min(near, key=Line.due)
+        near = (queue for key, queue in self.queues.items() if self._served[key] <= most)
+        return min(near, key=lambda each: each.due())
 
-    def take(self, line: Line, batch: Batch, credit: float, now: float) -> list[Part]:
-        """Move units of a line into a batch; see `Line.take`."""
+    def take(
+        self, queue: ModelQueue[Owner], batch: Batch[Owner], credit: float, now: float
+    ) -> list[BatchPart[Owner]]:
+        """Move units of a queue into a batch; see `ModelQueue.take`."""
         short = self._light_ones_come(now)
-        parts = line.take(batch, credit, now, self._shared_seconds, short=short)
-        self._account(line, parts, now)
+        parts = queue.take(batch, credit, now, self._shared_seconds, short=short)
+        self._account(queue, parts, now)
         return parts
 
     def _light_ones_come(self, now: float) -> bool:
@@ -244,25 +235,19 @@ class ClassQueue:
         self._light = {k: when for k, when in self._light.items() if when > now - LIGHT_SECONDS}
         return any(len(self._waiting) > (key in self._waiting) for key in self._light)
 
-    def _account(self, line: Line, parts: list[Part], now: float) -> None:
-        """Note what a batch took of a line."""
+    def _account(self, queue: ModelQueue[Owner], parts: list[BatchPart[Owner]], now: float) -> None:
+        """Note what a batch took of a queue."""
         for part in parts:
-            self._served[line.key] += part.tokens
+            self._served[queue.key] += part.tokens
             # The prefix of a unit that is split goes with every part, and with its rest.
             self.tokens -= part.tokens - (len(part.item.prefix) if part.unit.queued else 0)
             if not part.unit.queued:
                 self._count(part.unit, -1)
                 if part.unit.caller.key not in self._waiting:
                     self._light[part.unit.caller.key] = now
-        self._close(line)
+        self._close(queue)
 
-    def live_units(self) -> Iterator[Unit]:
-        """All that wait, in no order."""
-        return itertools.chain.from_iterable(
-            [list(line.live_units()) for line in self.lines.values()]
-        )
-
-    def _count(self, unit: Unit, more: int) -> None:
+    def _count(self, unit: QueuedItem[Owner], more: int) -> None:
         key = unit.caller.key
         self.units += more
         self._waiting[key] = self._waiting.get(key, 0) + more
@@ -270,26 +255,26 @@ class ClassQueue:
             del self._waiting[key]
             self._shares.forget(self._waiting)
 
-    def _close(self, line: Line) -> None:
-        if line.empty:
-            del self.lines[line.key]
+    def _close(self, queue: ModelQueue[Owner]) -> None:
+        if queue.empty:
+            del self.queues[queue.key]
             # Revisions come and go: forget those that have no lead left to remember.
             gone = [
                 key
                 for key, served in self._served.items()
-                if key not in self.lines and served <= self._floor
+                if key not in self.queues and served <= self._floor
             ]
             for key in gone:
                 del self._served[key]
 
 
-def _cut(unit: Unit, room: Room) -> tuple[int, int]:
+def _cut(unit: QueuedItem[Owner], room: Room) -> tuple[int, int]:
     """The responses that an empty batch has room for: where they stop, and their tokens.
 
     At least one: a response that is longer than a batch runs alone.
     """
     prefix, suffixes = len(unit.item.prefix), unit.item.suffixes
-    most = room.of_item(prefix)
+    most = room.item_tokens(prefix)
     if unit.tokens <= most and unit.sequences <= room.sequences:
         return unit.item.sequences, unit.tokens
     stop, tokens = unit.taken + 1, prefix + len(suffixes[unit.taken])
@@ -300,11 +285,11 @@ def _cut(unit: Unit, room: Room) -> tuple[int, int]:
     return stop, tokens
 
 
-def _has_room(batch: Batch, room: Room) -> bool:
+def _has_room(batch: Batch[Owner], room: Room) -> bool:
     return batch.tokens < room.target and batch.sequences < room.sequences
 
 
-def _fits(unit: Unit, batch: Batch, room: Room, tokens: int) -> bool:
+def _fits(unit: QueuedItem[Owner], batch: Batch[Owner], room: Room, tokens: int) -> bool:
     if not batch.parts:
         return True
     # What must be split waits for an empty batch, so that its prefix is computed as few
@@ -316,16 +301,18 @@ def _fits(unit: Unit, batch: Batch, room: Room, tokens: int) -> bool:
     )
 
 
-def _in_time(room: Room, unit: Unit, batch: Batch, now: float) -> Room:
+def _in_time(room: Room, unit: QueuedItem[Owner], batch: Batch[Owner], now: float) -> Room:
     """The room that leaves a unit of the batch its deadline."""
     return room if unit.deadline is None else room.within(batch.tokens, unit.deadline - now)
 
 
-def _place(unit: Unit, batch: Batch, stop: int, tokens: int) -> Part:
+def _place(
+    unit: QueuedItem[Owner], batch: Batch[Owner], stop: int, tokens: int
+) -> BatchPart[Owner]:
     start = unit.taken
     whole = start == 0 and stop == unit.item.sequences
     item = unit.item if whole else unit.item.part(start, stop)
-    part = Part(unit, start, stop, item, tokens)
+    part = BatchPart(unit, start, stop, item)
     unit.taken = stop
     unit.queued = stop < unit.item.sequences
     unit.tokens -= tokens - (len(unit.item.prefix) if unit.queued else 0)

@@ -28,30 +28,29 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic
 
 from guerdon.reward.scheduling.limits import BatchLimits, Budgets
-from guerdon.reward.scheduling.queues import ClassQueue, Line
-from guerdon.reward.scheduling.units import Batch, LazyHeap, Part, Unit
+from guerdon.reward.scheduling.queues import ClassQueue, ModelQueue
+from guerdon.reward.scheduling.units import Batch, LazyHeap, Owner, QueuedItem
 from guerdon.reward.types import EncodedItem, PriorityClass
 from guerdon.serving.identity import EVERYBODY, Caller
-
-__all__ = ["Batch", "BatchLimits", "Formed", "Part", "Scheduler", "Unit"]
 
 _ROUNDING = 1e-6
 """Tokens by which sums of credit may be off."""
 
 
 @dataclass(frozen=True, slots=True)
-class Formed:
+class Formed(Generic[Owner]):
     """What `Scheduler.next_batch` found."""
 
-    batch: Batch | None
-    expired: list[Unit]
+    batch: Batch[Owner] | None
+    expired: list[QueuedItem[Owner]]
     """Units dropped because their deadline has passed. Some of a unit's responses may have
     been handed out earlier: `unit.taken` says how many."""
 
 
-class Scheduler:
+class Scheduler(Generic[Owner]):
     """Holds accepted work and forms batches from it.
 
     Adding, cancelling and expiring cost O(log n) for n queued units, and a batch costs
@@ -61,10 +60,12 @@ class Scheduler:
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
         self._orders = itertools.count()
-        self._deadlines = LazyHeap()
+        self._deadlines = LazyHeap[Owner]()
         self._budgets = Budgets(limits)
-        self._online = ClassQueue(limits, self._budgets, shared_seconds=limits.shared_batch_seconds)
-        self._batch = ClassQueue(limits, self._budgets)
+        self._online = ClassQueue[Owner](
+            limits, self._budgets, shared_seconds=limits.shared_batch_seconds
+        )
+        self._batch = ClassQueue[Owner](limits, self._budgets)
         self._credit = 0.0
         share = limits.batch_share
         self._earning = share / (1 - share)
@@ -85,9 +86,9 @@ class Scheduler:
         priority: PriorityClass,
         deadline: float | None,
         now: float,
-        owner: object = None,
+        owner: Owner | None = None,
         caller: Caller = EVERYBODY,
-    ) -> Unit:
+    ) -> QueuedItem[Owner]:
         """Take in one item.
 
         Raises:
@@ -95,7 +96,7 @@ class Scheduler:
         """
         if not item.suffixes:
             raise ValueError("an item without a response")
-        unit = Unit(
+        unit = QueuedItem(
             key=key,
             item=item,
             priority=priority,
@@ -112,7 +113,7 @@ class Scheduler:
             self._deadlines.push(deadline, unit)
         return unit
 
-    def cancel(self, unit: Unit) -> bool:
+    def cancel(self, unit: QueuedItem[Owner]) -> bool:
         """Drop what still waits of a unit; say whether there was any."""
         if not unit.queued:
             return False
@@ -121,7 +122,7 @@ class Scheduler:
             self._deadlines.forget()
         return True
 
-    def next_batch(self, now: float) -> Formed:
+    def next_batch(self, now: float) -> Formed[Owner]:
         """Drop what has expired, and form a batch from the rest if there is any."""
         expired = list(self._expire(now))
         return Formed(self._form(now) if len(self) else None, expired)
@@ -138,17 +139,10 @@ class Scheduler:
         """Learn from a batch of so many tokens that did not fit in the engine's memory."""
         self._budgets.out_of_memory(key, tokens)
 
-    def clear(self) -> list[Unit]:
-        """Drop everything that waits."""
-        units = [*self._online.live_units(), *self._batch.live_units()]
-        for unit in units:
-            self.cancel(unit)
-        return units
-
-    def _class(self, priority: PriorityClass) -> ClassQueue:
+    def _class(self, priority: PriorityClass) -> ClassQueue[Owner]:
         return self._online if priority is PriorityClass.ONLINE else self._batch
 
-    def _expire(self, now: float) -> Iterator[Unit]:
+    def _expire(self, now: float) -> Iterator[QueuedItem[Owner]]:
         while (unit := self._deadlines.peek()) is not None:
             assert unit.deadline is not None
             if unit.deadline > now:
@@ -156,22 +150,22 @@ class Scheduler:
             self.cancel(unit)
             yield unit
 
-    def _form(self, now: float) -> Batch:
+    def _form(self, now: float) -> Batch[Owner]:
         contended = bool(self._online.units and self._batch.units)
         credit = self._credit + _ROUNDING if contended else math.inf
-        if self._batch.units and (line := self._batch.pick()).first_cost() <= credit:
-            batch = Batch(line.key)
-            self._take(self._batch, line, batch, credit, now)
+        if self._batch.units and (queue := self._batch.pick()).first_cost() <= credit:
+            batch = Batch[Owner](queue.key)
+            self._take(self._batch, queue, batch, credit, now)
             for_batch = batch.tokens
             # ONLINE work of the same model rides along, unless BATCH has been kept waiting for
             # so long that its credit would grow without bound.
-            companion = self._online.lines.get(line.key)
+            companion = self._online.queues.get(queue.key)
             if companion is not None and credit - for_batch < self._limits.max_batch_tokens:
                 self._take(self._online, companion, batch, math.inf, now)
         else:
-            line = self._online.pick()
-            batch = Batch(line.key)
-            self._take(self._online, line, batch, math.inf, now)
+            queue = self._online.pick()
+            batch = Batch[Owner](queue.key)
+            self._take(self._online, queue, batch, math.inf, now)
             for_batch = 0
         self._account(contended, for_batch, batch.tokens - for_batch)
         return batch
@@ -184,7 +178,14 @@ class Scheduler:
             # Alone, BATCH has had its share at once; away, it gathers no claim for later.
             self._credit = max(0.0, self._credit - for_batch) if for_batch else 0.0
 
-    def _take(self, queue: ClassQueue, line: Line, batch: Batch, credit: float, now: float) -> None:
-        for part in queue.take(line, batch, credit, now):
+    def _take(
+        self,
+        of_class: ClassQueue[Owner],
+        queue: ModelQueue[Owner],
+        batch: Batch[Owner],
+        credit: float,
+        now: float,
+    ) -> None:
+        for part in of_class.take(queue, batch, credit, now):
             if not part.unit.queued and part.unit.deadline is not None:
                 self._deadlines.forget()

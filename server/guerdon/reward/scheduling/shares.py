@@ -31,7 +31,7 @@ class Shares:
         """A caller that had nothing waiting has something now."""
         self._served[caller.key] = max(self._served.get(caller.key, 0.0), self._now)
 
-    def of(self, key: str) -> float:
+    def served(self, key: str) -> float:
         """What a caller has had."""
         return self._served[key]
 

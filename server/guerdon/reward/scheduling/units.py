@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import heapq
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from guerdon.reward.types import EncodedItem, PriorityClass
 from guerdon.serving.identity import Caller
+
+Owner = TypeVar("Owner")
+"""What whoever adds work wants back with it."""
 
 _SIFTED = 8
 """Entries of a heap that are sifted for each unit that leaves it."""
 
 
 @dataclass(slots=True, eq=False)
-class Unit:
+class QueuedItem(Generic[Owner]):
     """One item that waits. Only the scheduler writes to it."""
 
     key: str
@@ -25,8 +27,7 @@ class Unit:
     arrival: float
     due: float
     order: int
-    owner: object
-    """Whatever the caller wants back with it."""
+    owner: Owner | None
     caller: Caller
     tokens: int
     """Tokens not handed out yet, the prefix included."""
@@ -43,28 +44,41 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BatchPart(Generic[Owner]):
     """The responses `start` to `stop` of a unit, in a batch."""
 
-    unit: Unit
+    unit: QueuedItem[Owner]
     start: int
     stop: int
     item: EncodedItem
     """These responses alone, with the prefix."""
-    tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed for it."""
+        return self.item.tokens
+
+    def halves(self) -> list[BatchPart[Owner]]:
+        """The first and the second half of its responses; there are at least two."""
+        count, half = self.stop - self.start, (self.stop - self.start) // 2
+        return [self._part(0, half), self._part(half, count)]
+
+    def _part(self, first: int, last: int) -> BatchPart[Owner]:
+        start = self.start
+        return BatchPart(self.unit, start + first, start + last, self.item.part(first, last))
 
 
 @dataclass(slots=True)
-class Batch:
+class Batch(Generic[Owner]):
     """Work of one model that is computed together."""
 
     key: str
-    parts: list[Part] = field(default_factory=list)
+    parts: list[BatchPart[Owner]] = field(default_factory=list)
     tokens: int = 0
     sequences: int = 0
 
 
-class LazyHeap:
+class LazyHeap(Generic[Owner]):
     """Units by a time; those that wait no more are left in place until they surface or pile up.
 
     Far deadlines would otherwise keep finished work in memory. What has piled up is cleared
@@ -73,16 +87,16 @@ class LazyHeap:
     """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[float, int, Unit]] = []
-        self._old: list[tuple[float, int, Unit]] = []
+        self._entries: list[tuple[float, int, QueuedItem[Owner]]] = []
+        self._old: list[tuple[float, int, QueuedItem[Owner]]] = []
         """What remains to be sifted."""
         self._dead = 0
 
-    def push(self, when: float, unit: Unit) -> None:
+    def push(self, when: float, unit: QueuedItem[Owner]) -> None:
         """Put in a unit that waits."""
         heapq.heappush(self._entries, (when, unit.order, unit))
 
-    def peek(self) -> Unit | None:
+    def peek(self) -> QueuedItem[Owner] | None:
         """The first unit that still waits."""
         heap = self._first_heap()
         return heap[0][2] if heap else None
@@ -103,12 +117,7 @@ class LazyHeap:
             else:
                 self._dead -= 1
 
-    def live_units(self) -> Iterator[Unit]:
-        """All that wait, in no order."""
-        entries = itertools.chain(self._entries, self._old)
-        return (unit for _, _, unit in entries if unit.queued)
-
-    def _first_heap(self) -> list[tuple[float, int, Unit]]:
+    def _first_heap(self) -> list[tuple[float, int, QueuedItem[Owner]]]:
         """The one whose first entry comes first; units that wait no more are removed there."""
         for heap in (self._entries, self._old):
             while heap and not heap[0][2].queued:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _MULTIPLE = 20.0
 """How many times longer than foreseen a batch may take."""
 _UNMEASURED = 10.0
-"""As much more patience before a model's first batch has ended: kernels are loaded in it."""
+"""How much more patience a model's first batch is given: kernels are loaded in it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

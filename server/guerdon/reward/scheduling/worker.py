@@ -1,10 +1,10 @@
-"""The engine's thread: takes jobs, asks the scheduler for batches, computes them, reports.
+"""The engine's thread: takes calls, asks the scheduler for batches, computes them, reports.
 
 All models share one thread, for they share the device. The thread owns the scheduler; others
 reach it only through a queue of commands, and it answers only through `on_report`. So nothing
 is locked, and no caller waits for a batch to be formed.
 
-    commands: Job | Abandon | None (stop)  ─▶  Worker  ─▶  Report, once for each batch
+    commands: DispatchedCall | Abandon | None (stop)  ─▶  Worker  ─▶  outcomes, once for each batch
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import logging
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
+from guerdon.reward.scheduling.calls import DispatchedCall, DispatchedItem
 from guerdon.reward.scheduling.events import Failure
-from guerdon.reward.scheduling.scheduler import Batch, BatchLimits, Scheduler, Unit
+from guerdon.reward.scheduling.limits import BatchLimits
+from guerdon.reward.scheduling.scheduler import Scheduler
+from guerdon.reward.scheduling.units import Batch, BatchPart, QueuedItem
 from guerdon.reward.scheduling.watchdog import Running
 from guerdon.reward.types import (
     BatchScores,
@@ -25,68 +28,28 @@ from guerdon.reward.types import (
     DeviceLost,
     EncodedItem,
     EngineOutOfMemory,
-    PriorityClass,
     ResponseScore,
     RewardModel,
 )
 from guerdon.serving.errors import ComputeFailed, ServiceError, Unavailable
-from guerdon.serving.identity import EVERYBODY, Caller
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """The items of one request, all for one model."""
-
-    key: str
-    model: RewardModel
-    items: Sequence[EncodedItem]
-    priority: PriorityClass
-    deadline: float | None
-    arrival: float
-    caller: Caller = EVERYBODY
-    abandoned: bool = False
-    """Set on the event loop when nobody waits any more, and read here before each batch."""
-    units: list[Unit] = field(default_factory=list)
-    unreported: list[int] = field(default_factory=list)
-    """Responses of each item that have not been reported. Only the worker's thread touches
-    these two."""
+_Parts = list[BatchPart[DispatchedItem]]
 
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """Drop what still waits of a job."""
+    """A command to drop what still waits of a call."""
 
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Responses `start` to `stop` of one item of a job."""
-
-    job: Job
-    index: int
-    start: int
-    stop: int
-    item: EncodedItem
-
-    def halves(self) -> list[Piece]:
-        """The first and the second half of its responses; there are at least two."""
-        count, half = self.stop - self.start, (self.stop - self.start) // 2
-        return [self._part(0, half), self._part(half, count)]
-
-    def _part(self, first: int, last: int) -> Piece:
-        start = self.start
-        return Piece(self.job, self.index, start + first, start + last, self.item.part(first, last))
+    call: DispatchedCall
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of responses `start` to `stop` of an item."""
 
-    job: Job
-    index: int
+    item: DispatchedItem
     start: int
     stop: int
     result: list[ResponseScore] | ServiceError | None
@@ -101,7 +64,7 @@ class BatchRun:
     seconds: float
     finished: float
     tokens: int
-    """As queued: without padding."""
+    """Tokens as queued: without padding."""
     stats: BatchStats | None = None
     """None when it failed."""
     failure: Failure | None = None
@@ -109,19 +72,12 @@ class BatchRun:
     """Responses whose numbers are not all finite."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What has ended: with a batch, or without one when work was dropped."""
-
-    outcomes: list[Outcome]
-    run: BatchRun | None = None
-
-
 class Worker:
     """Runs the engine's thread.
 
     Args:
-        on_report: called on the thread with every report.
+        on_report: called on the thread with what has ended: with a batch, or without one when
+            work was dropped.
         on_exit: called on the thread as it ends, with whether it failed.
         clock: seconds; the same that deadlines are in.
     """
@@ -130,15 +86,15 @@ class Worker:
         self,
         limits: BatchLimits,
         *,
-        on_report: Callable[[Report], None],
+        on_report: Callable[[list[Outcome], BatchRun | None], None],
         on_exit: Callable[[bool], None],
         clock: Callable[[], float],
     ) -> None:
         self._limits = limits
-        self._scheduler = Scheduler(limits)
-        self._jobs: set[Job] = set()
+        self._scheduler = Scheduler[DispatchedItem](limits)
+        self._calls: set[DispatchedCall] = set()
         """Those of which something has not been reported."""
-        self._commands: queue.SimpleQueue[Job | Abandon | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[DispatchedCall | Abandon | None] = queue.SimpleQueue()
         self._on_report = on_report
         self._on_exit = on_exit
         self._clock = clock
@@ -151,7 +107,7 @@ class Worker:
         """Begin to take work."""
         self._thread.start()
 
-    def send(self, command: Job | Abandon | None) -> None:
+    def send(self, command: DispatchedCall | Abandon | None) -> None:
         """Hand over work, take it back, or stop. Never blocks."""
         self._commands.put(command)
 
@@ -169,15 +125,14 @@ class Worker:
     def _take_commands(self) -> bool:
         """Take all that has come, waiting only if there is nothing to do; False to stop."""
         wait = len(self._scheduler) == 0
-        commands: list[Job | Abandon] = []
+        commands: list[DispatchedCall | Abandon] = []
         while wait or not self._commands.empty():
             command = self._commands.get()
             wait = False
             if command is None:
                 return False
-            if isinstance(command, Job):
-                command.unreported = [item.sequences for item in command.items]
-                self._jobs.add(command)
+            if isinstance(command, DispatchedCall):
+                self._calls.add(command)
             commands.append(command)
         self._guard(lambda: self._follow(commands))
         return True
@@ -196,42 +151,36 @@ class Worker:
         except Exception:
             logger.critical(
                 "the scheduler failed; the %d calls in its queue are told to ask again",
-                len(self._jobs),
+                len(self._calls),
                 exc_info=True,
             )
-            self._scheduler = Scheduler(self._limits)
+            self._scheduler = Scheduler[DispatchedItem](self._limits)
             lost = Unavailable("an internal error emptied the queue; ask again")
-            for job in list(self._jobs):
-                self._report(
-                    [
-                        Outcome(job, index, 0, count, lost)
-                        for index, count in enumerate(job.unreported)
-                        if count
-                    ]
-                )
+            for call in list(self._calls):
+                waiting = [item for item in call.items if item.unreported]
+                self._report([Outcome(item, 0, item.unreported, lost) for item in waiting])
 
-    def _follow(self, commands: Iterable[Job | Abandon]) -> None:
-        dropped: list[Unit] = []
+    def _follow(self, commands: Iterable[DispatchedCall | Abandon]) -> None:
+        dropped: list[QueuedItem[DispatchedItem]] = []
         for command in commands:
-            if isinstance(command, Job):
+            if isinstance(command, DispatchedCall):
                 self._accept(command)
-            elif command.job in self._jobs:
-                dropped += [unit for unit in command.job.units if self._scheduler.cancel(unit)]
+            elif command.call in self._calls:
+                units = [item.unit for item in command.call.items if item.unit is not None]
+                dropped += [unit for unit in units if self._scheduler.cancel(unit)]
         self._dropped(dropped)
 
-    def _accept(self, job: Job) -> None:
-        job.units = [
-            self._scheduler.add(
-                job.key,
-                item,
-                priority=job.priority,
-                deadline=job.deadline,
-                now=job.arrival,
-                owner=(job, index),
-                caller=job.caller,
+    def _accept(self, call: DispatchedCall) -> None:
+        for item in call.items:
+            item.unit = self._scheduler.add(
+                call.key,
+                item.encoded,
+                priority=call.ticket.priority,
+                deadline=call.ticket.deadline,
+                now=call.arrival,
+                owner=item,
+                caller=call.caller,
             )
-            for index, item in enumerate(job.items)
-        ]
 
     def _compute_next(self) -> None:
         formed = self._scheduler.next_batch(self._clock())
@@ -241,55 +190,50 @@ class Worker:
 
     def _report(self, outcomes: list[Outcome], run: BatchRun | None = None) -> None:
         for outcome in outcomes:
-            unreported = outcome.job.unreported
-            unreported[outcome.index] -= outcome.stop - outcome.start
-            if not any(unreported):
-                self._jobs.discard(outcome.job)
-        self._on_report(Report(outcomes, run))
+            item = outcome.item
+            item.unreported -= outcome.stop - outcome.start
+            if not any(each.unreported for each in item.call.items):
+                self._calls.discard(item.call)
+        self._on_report(outcomes, run)
 
-    def _dropped(self, units: Iterable[Unit]) -> None:
-        outcomes = []
-        for unit in units:
-            job, index = _owner(unit)
-            outcomes.append(Outcome(job, index, unit.taken, unit.item.sequences, None))
+    def _dropped(self, units: Iterable[QueuedItem[DispatchedItem]]) -> None:
+        outcomes = [Outcome(_owner(unit), unit.taken, unit.item.sequences, None) for unit in units]
         if outcomes:
             self._report(outcomes)
 
-    def _compute(self, batch: Batch) -> None:
-        pieces = [
-            Piece(*_owner(part.unit), part.start, part.stop, part.item) for part in batch.parts
-        ]
-        waiting = [pieces]
+    def _compute(self, batch: Batch[DispatchedItem]) -> None:
+        waiting = [batch.parts]
         while waiting:
             wanted = self._wanted(waiting.pop())
             if wanted and self._compute_once(wanted) is Failure.OUT_OF_MEMORY:
-                waiting += reversed(self._split(wanted))
+                waiting += reversed(_split(wanted))
 
-    def _wanted(self, pieces: list[Piece]) -> list[Piece]:
+    def _wanted(self, parts: _Parts) -> _Parts:
         """Drop what nobody waits for: the last moment at which it costs no forward pass."""
         now = self._clock()
-        wanted: list[Piece] = []
-        dropped: list[Piece] = []
-        for piece in pieces:
-            deadline = piece.job.deadline
+        wanted: _Parts = []
+        dropped: _Parts = []
+        for part in parts:
+            deadline = part.unit.deadline
             late = deadline is not None and deadline <= now
-            (dropped if piece.job.abandoned or late else wanted).append(piece)
+            (dropped if _owner(part.unit).call.abandoned or late else wanted).append(part)
         if dropped:
-            self._report([_outcome(piece, None) for piece in dropped])
+            self._report([_outcome(part, None) for part in dropped])
         return wanted
 
-    def _compute_once(self, pieces: list[Piece]) -> Failure | None:
-        """Call the model and report, except for pieces that can be tried again in halves."""
-        model, key = pieces[0].job.model, pieces[0].job.key
-        tokens = sum(piece.item.tokens for piece in pieces)
+    def _compute_once(self, parts: _Parts) -> Failure | None:
+        """Call the model and report, except for parts that can be tried again in halves."""
+        call = _owner(parts[0].unit).call
+        model, key = call.model, call.key
+        tokens = sum(part.tokens for part in parts)
         self.running = Running(self._scheduler.batch_seconds(key, tokens))
         start = self._clock()
         try:
-            scores, nonfinite, failure = _call(model, [piece.item for piece in pieces])
+            scores, nonfinite, failure = _call(model, [part.item for part in parts])
         finally:
             self.running = None
         finished = self._clock()
-        outcomes = _outcomes(pieces, scores, failure)
+        outcomes = _outcomes(parts, scores, failure)
         if nonfinite:
             logger.error("%s gave %d scores that are not finite", key, nonfinite)
         run = BatchRun(
@@ -308,14 +252,15 @@ class Worker:
             self._scheduler.observe(key, run.tokens, run.seconds)
         return failure
 
-    def _split(self, pieces: list[Piece]) -> list[list[Piece]]:
-        if len(pieces) > 1:
-            half = len(pieces) // 2
-            return [pieces[:half], pieces[half:]]
-        piece = pieces[0]
-        if piece.stop - piece.start > 1:
-            return [[half] for half in piece.halves()]
-        return []
+
+def _split(parts: _Parts) -> list[_Parts]:
+    """Two halves of what did not fit in memory; none of a single response."""
+    if len(parts) > 1:
+        half = len(parts) // 2
+        return [parts[:half], parts[half:]]
+    if parts[0].item.sequences > 1:
+        return [[half] for half in parts[0].halves()]
+    return []
 
 
 def is_finite(score: ResponseScore) -> bool:
@@ -348,33 +293,32 @@ def _call(
     return scores, nonfinite, None
 
 
-def _outcomes(
-    pieces: list[Piece], scores: BatchScores | None, failure: Failure | None
-) -> list[Outcome]:
-    """One outcome for each piece whose end has come."""
+def _outcomes(parts: _Parts, scores: BatchScores | None, failure: Failure | None) -> list[Outcome]:
+    """One outcome for each part whose end has come."""
     if scores is not None:
         # Sequences of a batch do not attend to each other, so what made one of them NaN
         # (its own tokens through an overflow, say) says nothing against finite neighbours.
         # Weights that are NaN make every score NaN.
         nan = ComputeFailed("the model gave a score that is not a finite number")
         return [
-            _outcome(piece, rows if all(map(is_finite, rows)) else nan)
-            for piece, rows in zip(pieces, scores.items, strict=True)
+            _outcome(part, rows if all(map(is_finite, rows)) else nan)
+            for part, rows in zip(parts, scores.items, strict=True)
         ]
     if failure is Failure.EXCEPTION:
         error = ComputeFailed("the model failed on the batch that held this request")
-        return [_outcome(piece, error) for piece in pieces]
-    if len(pieces) == 1 and pieces[0].item.sequences == 1:
+        return [_outcome(part, error) for part in parts]
+    if len(parts) == 1 and parts[0].item.sequences == 1:
         error = ComputeFailed("one response alone does not fit in the engine's memory")
-        return [_outcome(pieces[0], error)]
+        return [_outcome(parts[0], error)]
     return []
 
 
-def _outcome(piece: Piece, result: list[ResponseScore] | ServiceError | None) -> Outcome:
-    return Outcome(piece.job, piece.index, piece.start, piece.stop, result)
+def _outcome(
+    part: BatchPart[DispatchedItem], result: list[ResponseScore] | ServiceError | None
+) -> Outcome:
+    return Outcome(_owner(part.unit), part.start, part.stop, result)
 
 
-def _owner(unit: Unit) -> tuple[Job, int]:
-    assert isinstance(unit.owner, tuple)
-    job, index = unit.owner
-    return job, index
+def _owner(unit: QueuedItem[DispatchedItem]) -> DispatchedItem:
+    assert unit.owner is not None
+    return unit.owner

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from guerdon.reward.registry import Registry, Revision
-from guerdon.reward.sources import Sources
+from guerdon.reward.call_metrics import CallMetrics
+from guerdon.reward.models.allowed_sources import AllowedSources
+from guerdon.reward.models.registry import Registry
+from guerdon.reward.models.revision import Revision
 from guerdon.reward.types import PriorityClass
 from guerdon.reward.wire import convert
-from guerdon.reward.wire.calls import CallMetrics
 from guerdon.serving import audit
 from guerdon.serving.callers import Role
 from guerdon.serving.lifecycle import Lifecycle
@@ -25,7 +26,7 @@ class ModelAdminService:
     """Implements every RPC of `guerdon.v1.ModelAdminService`."""
 
     def __init__(
-        self, registry: Registry, sources: Sources, lifecycle: Lifecycle, calls: CallMetrics
+        self, registry: Registry, sources: AllowedSources, lifecycle: Lifecycle, calls: CallMetrics
     ) -> None:
         self._registry = registry
         self._sources = sources
@@ -83,5 +84,5 @@ class ModelAdminService:
         return convert.model_info(
             revision.info,
             current=revision.current,
-            aliases=self._registry.aliases_of(revision.info.name),
+            aliases=self._registry.aliases(revision.info.name),
         )

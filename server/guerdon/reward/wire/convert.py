@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from guerdon.reward import types
-from guerdon.reward.scoring import Scored
+from guerdon.reward.request_limits import RequestLimits
+from guerdon.reward.scoring.scorer import Scored
 from guerdon.serving.convert import check_id, duration, prompt, tokens
 from guerdon.serving.errors import InvalidRequest
 from guerdon.v1 import common_pb2, reward_pb2
@@ -14,25 +14,19 @@ from guerdon.v1 import common_pb2, reward_pb2
 MIXED_FORMS = "a prompt of token ids needs responses of token ids, and no other prompt takes them"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How much one request may hold."""
-
-    max_items: int = 4096
-    """Items in a request."""
-    max_responses: int = 4096
-    """Responses in an item, and candidates to rank."""
-    max_total_responses: int = 16384
-    """Responses in a request, over all items."""
-    max_id_length: int = 256
-    """Characters in an item's id or a stream's request id."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_items", "max_responses", "max_total_responses", "max_id_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be positive")
-
-
+_KINDS = {each: reward_pb2.ModelKind.Value(f"MODEL_KIND_{each.name}") for each in types.ModelKind}
+_MODES = {
+    each: reward_pb2.ComputeMode.Value(f"COMPUTE_MODE_{each.name}") for each in types.ComputeMode
+}
+_DROPPED = {
+    each: reward_pb2.DroppedText.Value(f"DROPPED_TEXT_{each.name}") for each in types.Dropped
+}
+_ACTIVATION_PROTOS = {
+    each: reward_pb2.Activation.Value(f"ACTIVATION_{each.name}") for each in types.Activation
+}
+_ACTIVATIONS = {proto: each for each, proto in _ACTIVATION_PROTOS.items()} | {
+    reward_pb2.ACTIVATION_UNSPECIFIED: types.Activation.NONE
+}
 _PRIORITIES = {
     common_pb2.PRIORITY_CLASS_UNSPECIFIED: types.PriorityClass.ONLINE,
     common_pb2.PRIORITY_CLASS_ONLINE: types.PriorityClass.ONLINE,
@@ -42,33 +36,6 @@ _TRUNCATIONS = {
     reward_pb2.TRUNCATION_UNSPECIFIED: types.Truncation.REJECT,
     reward_pb2.TRUNCATION_REJECT: types.Truncation.REJECT,
     reward_pb2.TRUNCATION_PROMPT_LEFT: types.Truncation.PROMPT_LEFT,
-}
-_ACTIVATIONS = {
-    reward_pb2.ACTIVATION_UNSPECIFIED: types.Activation.NONE,
-    reward_pb2.ACTIVATION_NONE: types.Activation.NONE,
-    reward_pb2.ACTIVATION_SIGMOID: types.Activation.SIGMOID,
-}
-_KINDS = {
-    types.ModelKind.SEQUENCE: reward_pb2.MODEL_KIND_SEQUENCE,
-    types.ModelKind.ATTRIBUTES: reward_pb2.MODEL_KIND_ATTRIBUTES,
-    types.ModelKind.PROCESS: reward_pb2.MODEL_KIND_PROCESS,
-    types.ModelKind.ENSEMBLE: reward_pb2.MODEL_KIND_ENSEMBLE,
-    types.ModelKind.PAIRWISE: reward_pb2.MODEL_KIND_PAIRWISE,
-    types.ModelKind.IMPLICIT: reward_pb2.MODEL_KIND_IMPLICIT,
-}
-_MODES = {
-    types.ComputeMode.PACKED: reward_pb2.COMPUTE_MODE_PACKED,
-    types.ComputeMode.PADDED: reward_pb2.COMPUTE_MODE_PADDED,
-}
-_DROPPED = {
-    types.Dropped.SYSTEM_TURN: reward_pb2.DROPPED_TEXT_SYSTEM_TURN,
-    types.Dropped.DEVELOPER_TURN: reward_pb2.DROPPED_TEXT_DEVELOPER_TURN,
-    types.Dropped.EARLIER_REASONING: reward_pb2.DROPPED_TEXT_EARLIER_REASONING,
-    types.Dropped.ANSWER_REASONING: reward_pb2.DROPPED_TEXT_ANSWER_REASONING,
-}
-_ACTIVATION_PROTOS = {
-    types.Activation.NONE: reward_pb2.ACTIVATION_NONE,
-    types.Activation.SIGMOID: reward_pb2.ACTIVATION_SIGMOID,
 }
 
 
@@ -91,7 +58,7 @@ def options(message: reward_pb2.ScoreOptions, field: str = "options") -> types.S
     )
 
 
-def items(request: reward_pb2.ScoreRequest, limits: Limits) -> list[types.ScoreItem]:
+def items(request: reward_pb2.ScoreRequest, limits: RequestLimits) -> list[types.ScoreItem]:
     """The items of a request.
 
     Raises:
@@ -101,7 +68,7 @@ def items(request: reward_pb2.ScoreRequest, limits: Limits) -> list[types.ScoreI
     return [item(m, limits, f"items[{i}]") for i, m in enumerate(request.items)]
 
 
-def check_item_counts(responses: Sequence[int], limits: Limits) -> None:
+def check_item_counts(responses: Sequence[int], limits: RequestLimits) -> None:
     """Refuse a request with no items or too many, by the number of responses in each."""
     if not responses:
         raise InvalidRequest("items", "at least one is required")
@@ -116,7 +83,7 @@ def check_item_counts(responses: Sequence[int], limits: Limits) -> None:
         )
 
 
-def item(message: reward_pb2.ScoreItem, limits: Limits, field: str) -> types.ScoreItem:
+def item(message: reward_pb2.ScoreItem, limits: RequestLimits, field: str) -> types.ScoreItem:
     """One item; `field` is its path in the request."""
     check_id(f"{field}.id", message.id, limits.max_id_length)
     return types.ScoreItem(
@@ -126,7 +93,7 @@ def item(message: reward_pb2.ScoreItem, limits: Limits, field: str) -> types.Sco
     )
 
 
-def candidates(request: reward_pb2.RankRequest, limits: Limits) -> types.ScoreItem:
+def candidates(request: reward_pb2.RankRequest, limits: RequestLimits) -> types.ScoreItem:
     """What is to be ranked, as one item."""
     messages = request.candidates
     check_response_count("candidates", len(messages), limits)
@@ -140,7 +107,7 @@ def candidates(request: reward_pb2.RankRequest, limits: Limits) -> types.ScoreIt
 
 
 def responses(
-    message: reward_pb2.ScoreItem, field: str, limits: Limits
+    message: reward_pb2.ScoreItem, field: str, limits: RequestLimits
 ) -> tuple[types.Response, ...]:
     """The responses of an item."""
     check_response_count(field, len(message.responses), limits)
@@ -148,7 +115,7 @@ def responses(
     return tuple(_response(m, f"{field}[{i}]", is_tokens) for i, m in enumerate(message.responses))
 
 
-def check_response_count(field: str, count: int, limits: Limits) -> None:
+def check_response_count(field: str, count: int, limits: RequestLimits) -> None:
     """Refuse an item with no responses or too many."""
     if not count:
         raise InvalidRequest(field, "at least one is required")
@@ -250,7 +217,7 @@ def scoring_info(scored: Scored) -> reward_pb2.ScoringInfo:
 
 
 def timing(scored: Scored, total: float) -> common_pb2.Timing:
-    """Where the time went; `total` is in seconds."""
+    """The times that a call took; `total` is in seconds."""
     return common_pb2.Timing(
         queue=duration(scored.queue_seconds),
         tokenize=duration(scored.tokenize_seconds),

@@ -12,12 +12,12 @@ from fastapi import APIRouter, Body, FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from guerdon.reward.registry import Registry
-from guerdon.reward.scoring import Scored, Scoring
+from guerdon.reward.call_metrics import CallMetrics, ScoringCall
+from guerdon.reward.models.registry import Registry
+from guerdon.reward.request_limits import RequestLimits
+from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import ScoreItem
 from guerdon.reward.wire import schemas
-from guerdon.reward.wire.calls import Call, CallMetrics
-from guerdon.reward.wire.convert import Limits
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http import while_connected
 from guerdon.serving.http_bodies import body_route, parse_body
@@ -52,13 +52,13 @@ class RewardRoutes:
 
     def __init__(
         self,
-        scoring: Scoring,
+        scorer: Scorer,
         registry: Registry,
         lifecycle: Lifecycle,
         calls: CallMetrics,
-        limits: Limits,
+        limits: RequestLimits,
     ) -> None:
-        self._scoring = scoring
+        self._scorer = scorer
         self._registry = registry
         self._lifecycle = lifecycle
         self._calls = calls
@@ -101,13 +101,11 @@ class RewardRoutes:
             options = body.options.to_domain()
             call.asks(body.model, options.priority)
             size = len(await request.body())
-            items = await self._scoring.off_loop(size, schemas.items_of, body, self._limits)
+            items = await self._scorer.off_loop(size, schemas.to_items, body, self._limits)
             scored = await while_connected(
-                request, self._scoring.score(call, body.model, items, options)
+                request, self._scorer.score(call, body.model, items, options)
             )
-            return await self._scoring.off_loop(
-                scored.reply_size, _score_reply, items, scored, call
-            )
+            return await self._scorer.off_loop(scored.reply_size, _score_reply, items, scored, call)
 
     async def rank(
         self, request: Request, body: Annotated[schemas.RankBody, Body(examples=[_RANK])]
@@ -117,11 +115,11 @@ class RewardRoutes:
             options = body.options.to_domain()
             call.asks(body.model, options.priority)
             size = len(await request.body())
-            item = await self._scoring.off_loop(size, schemas.candidates_of, body, self._limits)
+            item = await self._scorer.off_loop(size, schemas.to_candidates, body, self._limits)
             scored = await while_connected(
-                request, self._scoring.rank(call, body.model, item, options)
+                request, self._scorer.rank(call, body.model, item, options)
             )
-            return await self._scoring.off_loop(
+            return await self._scorer.off_loop(
                 scored.reply_size, _rank_reply, scored, body.top_n, call
             )
 
@@ -143,7 +141,7 @@ class RewardRoutes:
         content_type = request.headers.get("content-type", "")
         check = partial(schemas.check_counts, limits=self._limits)
         try:
-            return await self._scoring.off_loop(
+            return await self._scorer.off_loop(
                 len(data), parse_body, kind, data, content_type, check
             )
         except InvalidRequest:
@@ -152,12 +150,12 @@ class RewardRoutes:
 
     def _track(
         self, method: str, body: schemas.ScoreBody | schemas.RankBody
-    ) -> AbstractContextManager[Call]:
+    ) -> AbstractContextManager[ScoringCall]:
         deadline = None if body.timeout is None else time.monotonic() + body.timeout
         return self._calls.track(method, deadline)
 
 
-def _score_reply(items: Sequence[ScoreItem], scored: Scored, call: Call) -> Response:
+def _score_reply(items: Sequence[ScoreItem], scored: Scored, call: ScoringCall) -> Response:
     replies = [
         schemas.ItemReply(id=item.id, scores=[schemas.score_reply(s, scored.info) for s in scores])
         for item, scores in zip(items, scored.items, strict=True)
@@ -171,7 +169,7 @@ def _score_reply(items: Sequence[ScoreItem], scored: Scored, call: Call) -> Resp
     )
 
 
-def _rank_reply(scored: Scored, top_n: int, call: Call) -> Response:
+def _rank_reply(scored: Scored, top_n: int, call: ScoringCall) -> Response:
     scores = scored.items[0]
     ranking = [
         schemas.RankedReply(index=i, score=schemas.score_reply(scores[i], scored.info))

@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from guerdon.reward import types
-from guerdon.reward.scoring import Scored
+from guerdon.reward.request_limits import RequestLimits
+from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.wire import convert
 from guerdon.serving.convert import check_id
 from guerdon.serving.errors import InvalidRequest
@@ -60,7 +61,7 @@ class OptionsBody(Body):
     )
 
     def to_domain(self) -> types.ScoreOptions:
-        """As the service takes it."""
+        """The options as the service takes them."""
         return types.ScoreOptions(
             priority=types.PriorityClass(self.priority),
             truncation=types.Truncation(self.truncation),
@@ -143,7 +144,7 @@ class InfoReply(BaseModel):
 
 
 class TimingReply(BaseModel):
-    """Where the time went, in seconds."""
+    """The times that a call took, in seconds."""
 
     queue: float
     tokenize: float
@@ -210,7 +211,7 @@ class ModelsReply(BaseModel):
     models: list[ModelReply]
 
 
-def check_counts(value: Any, limits: convert.Limits) -> None:
+def check_counts(value: Any, limits: RequestLimits) -> None:
     """Refuse parsed JSON with too many items or responses, before a model looks at each."""
     if not isinstance(value, dict):
         return
@@ -226,27 +227,25 @@ def _count(value: Any, key: str) -> int:
     return len(found) if isinstance(found, list) else 0
 
 
-def item_of(body: ItemBody, limits: convert.Limits, field: str) -> types.ScoreItem:
+def to_item(body: ItemBody, limits: RequestLimits, field: str) -> types.ScoreItem:
     """One item in the domain's terms; `field` is its path in the request."""
     check_id(f"{field}.id", body.id, limits.max_id_length)
-    return _item(
-        body.prompt, body.responses, limits, f"{field}.prompt", f"{field}.responses", body.id
-    )
+    return _item(body.prompt, body.responses, limits, f"{field}.responses", body.id)
 
 
-def items_of(body: ScoreBody, limits: convert.Limits) -> list[types.ScoreItem]:
+def to_items(body: ScoreBody, limits: RequestLimits) -> list[types.ScoreItem]:
     """The items of a request in the domain's terms."""
     convert.check_item_counts([len(item.responses) for item in body.items], limits)
-    return [item_of(item, limits, f"items[{i}]") for i, item in enumerate(body.items)]
+    return [to_item(item, limits, f"items[{i}]") for i, item in enumerate(body.items)]
 
 
-def candidates_of(body: RankBody, limits: convert.Limits) -> types.ScoreItem:
+def to_candidates(body: RankBody, limits: RequestLimits) -> types.ScoreItem:
     """What is to be ranked, as one item."""
-    return _item(body.prompt, body.candidates, limits, "prompt", "candidates", "")
+    return _item(body.prompt, body.candidates, limits, "candidates", "")
 
 
 def _item(
-    prompt: Any, responses: list[Any], limits: convert.Limits, at_prompt: str, at: str, name: str
+    prompt: Any, responses: list[Any], limits: RequestLimits, at: str, name: str
 ) -> types.ScoreItem:
     convert.check_response_count(at, len(responses), limits)
     is_tokens = isinstance(prompt, TokenIdsBody)
@@ -300,7 +299,7 @@ def info_reply(scored: Scored) -> InfoReply:
 
 
 def timing_reply(scored: Scored, total: float) -> TimingReply:
-    """Where the time went."""
+    """The times that a call took; `total` is in seconds."""
     return TimingReply(
         queue=scored.queue_seconds,
         tokenize=scored.tokenize_seconds,

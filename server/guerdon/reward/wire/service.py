@@ -1,15 +1,16 @@
-"""`RewardService` on the wire: messages in, messages out; what to compute is `Scoring`'s."""
+"""`RewardService` on the wire: messages in, messages out; what to compute is `Scorer`'s."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from guerdon.reward.registry import Registry
-from guerdon.reward.scoring import Scored, Scoring
+from guerdon.reward.call_metrics import CallMetrics, ScoringCall
+from guerdon.reward.models.registry import Registry
+from guerdon.reward.request_limits import RequestLimits
+from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import PriorityClass, ScoreItem
 from guerdon.reward.wire import convert
-from guerdon.reward.wire.calls import Call, CallMetrics
-from guerdon.reward.wire.stream import ScoreStream
+from guerdon.reward.wire.stream import ScoreStreamCall
 from guerdon.serving.callers import Role
 from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.wire import Context, M, deadline_of, decode
@@ -31,15 +32,15 @@ class RewardService:
 
     def __init__(
         self,
-        scoring: Scoring,
+        scorer: Scorer,
         registry: Registry,
         lifecycle: Lifecycle,
         calls: CallMetrics,
-        limits: convert.Limits,
+        limits: RequestLimits,
         *,
         stream_items: int,
     ) -> None:
-        self._scoring = scoring
+        self._scorer = scorer
         self._registry = registry
         self._lifecycle = lifecycle
         self._calls = calls
@@ -52,9 +53,9 @@ class RewardService:
             request = await self._decode(reward_pb2.ScoreRequest, data)
             options = convert.options(request.options)
             call.asks(request.model, options.priority)
-            items = await self._scoring.off_loop(len(data), convert.items, request, self._limits)
-            scored = await self._scoring.score(call, request.model, items, options)
-            return await self._scoring.off_loop(
+            items = await self._scorer.off_loop(len(data), convert.items, request, self._limits)
+            scored = await self._scorer.score(call, request.model, items, options)
+            return await self._scorer.off_loop(
                 scored.reply_size, score_response, items, scored, call
             )
 
@@ -64,19 +65,17 @@ class RewardService:
             request = await self._decode(reward_pb2.RankRequest, data)
             options = convert.options(request.options)
             call.asks(request.model, options.priority)
-            item = await self._scoring.off_loop(
-                len(data), convert.candidates, request, self._limits
-            )
-            scored = await self._scoring.rank(call, request.model, item, options)
-            return await self._scoring.off_loop(
+            item = await self._scorer.off_loop(len(data), convert.candidates, request, self._limits)
+            scored = await self._scorer.rank(call, request.model, item, options)
+            return await self._scorer.off_loop(
                 scored.reply_size, rank_response, scored, request.top_n, call
             )
 
     async def ScoreStream(self, context: Context) -> None:
         """Score items as they come; one at fault fails alone."""
-        stream = ScoreStream(
+        stream = ScoreStreamCall(
             context,
-            self._scoring,
+            self._scorer,
             self._lifecycle,
             self._calls,
             self._limits,
@@ -87,7 +86,7 @@ class RewardService:
 
     async def _decode(self, kind: type[M], data: bytes) -> M:
         """Parse a message, in a thread if it is large."""
-        return await self._scoring.off_loop(len(data), decode, kind, data)
+        return await self._scorer.off_loop(len(data), decode, kind, data)
 
     async def ListModels(self, data: bytes, context: Context) -> reward_pb2.ListModelsResponse:
         """Every loaded revision."""
@@ -106,14 +105,14 @@ class RewardService:
             request = decode(reward_pb2.GetModelRequest, data)
             call.asks(request.model, PriorityClass.ONLINE)
             revision = self._registry.resolve(request.model)
-            aliases = self._registry.aliases_of(revision.info.name)
+            aliases = self._registry.aliases(revision.info.name)
             return reward_pb2.GetModelResponse(
                 model=convert.model_info(revision.info, current=revision.current, aliases=aliases)
             )
 
 
 def score_response(
-    items: Sequence[ScoreItem], scored: Scored, call: Call
+    items: Sequence[ScoreItem], scored: Scored, call: ScoringCall
 ) -> reward_pb2.ScoreResponse:
     """The scores of a call's items."""
     return reward_pb2.ScoreResponse(
@@ -123,7 +122,7 @@ def score_response(
     )
 
 
-def rank_response(scored: Scored, top_n: int, call: Call) -> reward_pb2.RankResponse:
+def rank_response(scored: Scored, top_n: int, call: ScoringCall) -> reward_pb2.RankResponse:
     """The ordering of a scored item's responses."""
     scores = scored.items[0]
     return reward_pb2.RankResponse(

@@ -13,9 +13,10 @@ from typing import cast
 
 import grpc
 
-from guerdon.reward.scoring import Scoring, in_item
+from guerdon.reward.call_metrics import CallMetrics, ScoringCall
+from guerdon.reward.request_limits import RequestLimits
+from guerdon.reward.scoring.scorer import Scorer, in_item
 from guerdon.reward.wire import convert
-from guerdon.reward.wire.calls import Call, CallMetrics
 from guerdon.serving.convert import check_id, timeout
 from guerdon.serving.errors import Cancelled, DeadlinePassed, InvalidRequest, Unavailable
 from guerdon.serving.lifecycle import Lifecycle
@@ -24,7 +25,7 @@ from guerdon.serving.wire import Context, decode
 from guerdon.v1 import reward_pb2
 
 
-class ScoreStream:
+class ScoreStreamCall:
     """One stream.
 
     Args:
@@ -35,16 +36,16 @@ class ScoreStream:
     def __init__(
         self,
         context: Context,
-        scoring: Scoring,
+        scorer: Scorer,
         lifecycle: Lifecycle,
         calls: CallMetrics,
-        limits: convert.Limits,
+        limits: RequestLimits,
         *,
         deadline: float | None,
         items_in_flight: int,
     ) -> None:
         self._context = context
-        self._scoring = scoring
+        self._scorer = scorer
         self._lifecycle = lifecycle
         self._calls = calls
         self._limits = limits
@@ -103,7 +104,7 @@ class ScoreStream:
         try:
             with self._calls.track("ScoreStream", self._deadline) as call, self._lifecycle.admit():
                 call.arrival = arrival
-                request = await self._scoring.off_loop(
+                request = await self._scorer.off_loop(
                     len(data), decode, reward_pb2.ScoreStreamRequest, data
                 )
                 reply.request_id = request.request_id
@@ -131,7 +132,7 @@ class ScoreStream:
         return request_id
 
     async def _score(
-        self, call: Call, request: reward_pb2.ScoreStreamRequest, size: int
+        self, call: ScoringCall, request: reward_pb2.ScoreStreamRequest, size: int
     ) -> reward_pb2.StreamedScores:
         options = convert.options(request.options)
         call.asks(request.model, options.priority)
@@ -140,8 +141,8 @@ class ScoreStream:
             call.deadline = own if call.deadline is None else min(own, call.deadline)
         if call.late:
             raise DeadlinePassed("the item's time was over when it was read")
-        item = await self._scoring.off_loop(size, convert.item, request.item, self._limits, "item")
-        scored = await self._scoring.score(call, request.model, [item], options, in_item)
+        item = await self._scorer.off_loop(size, convert.item, request.item, self._limits, "item")
+        scored = await self._scorer.score(call, request.model, [item], options, in_item)
         return reward_pb2.StreamedScores(
             item=convert.item_scores([item], scored)[0],
             info=convert.scoring_info(scored),

@@ -1,4 +1,4 @@
-"""Where administration may load models from: folders, and names of models."""
+"""The allow-list of what administration may load: folders, and names of models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ANYTHING = "*"
 """The entry that allows every path and name."""
 
 
-class Sources:
+class AllowedSources:
     """An allow-list for the paths of `LoadModel`.
 
     Args:

@@ -8,8 +8,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from guerdon.models import MANIFEST_NAME, Manifest, template_hash
-from guerdon.reward.adapters import Adapter
-from guerdon.reward.adapters.pairrm import ARCHITECTURE as PAIRRM
+from guerdon.reward.adapters import Adapter, architectures
 from guerdon.reward.checkpoints.model_config import is_tokenwise
 from guerdon.reward.types import ModelKind
 from guerdon.serving.errors import CheckpointRefused
@@ -45,14 +44,14 @@ def check_fields(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def kind_of(
+def reward_kind(
     folder: Path, architecture: str, config: PretrainedConfig, manifest: Manifest | None
 ) -> ModelKind:
     """The kind of reward, if head and manifest agree on it."""
     if manifest is not None and manifest.kind == ModelKind.PAIRWISE.value:
         raise CheckpointRefused(
-            f"{folder}/{MANIFEST_NAME} says kind = pairwise, which needs a {PAIRRM} model, but "
-            f"the checkpoint is a {architecture}"
+            f"{folder}/{MANIFEST_NAME} says kind = pairwise, which needs a "
+            f"{architectures(ModelKind.PAIRWISE)} model, but the checkpoint is a {architecture}"
         )
     tokenwise = is_tokenwise(architecture, config)
     labels = int(config.num_labels)
@@ -119,21 +118,6 @@ def step_marker(folder: Path, tokenizer: PreTrainedTokenizerBase, manifest: Mani
             "unknown to the tokenizer"
         )
     return int(ids[0])
-
-
-def gate(folder: Path, tokenizer: PreTrainedTokenizerBase, adapter: Adapter) -> tuple[int, ...]:
-    """The tokens at which the gate reads."""
-    if not adapter.gate:
-        return ()
-    found = tuple(tokenizer(adapter.gate, add_special_tokens=False)["input_ids"])
-    published = adapter.gate_ids if len(tokenizer) > max(adapter.gate_ids) else found
-    if found != published or tokenizer.unk_token_id in found:
-        raise CheckpointRefused(
-            f"the tokenizer of {folder} makes the tokens {list(found)} of {adapter.gate!r}, where "
-            f"the gate of {adapter.name} reads, and the published model's are "
-            f"{list(adapter.gate_ids)}: restore its tokenizer"
-        )
-    return found
 
 
 def longest_sequence(

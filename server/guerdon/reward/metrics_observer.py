@@ -6,10 +6,9 @@ import itertools
 from collections.abc import Callable, Mapping
 
 from guerdon.reward.metrics import RewardMetrics
-from guerdon.reward.registry import Revision
-from guerdon.reward.scheduling.dispatcher import DropReason, DropStage, Failure
+from guerdon.reward.models.revision import Revision
+from guerdon.reward.scheduling.events import DropReason, DropStage, Failure
 from guerdon.reward.types import BatchStats, ComputeMode, ModelInfo, PriorityClass
-from guerdon.reward.wire.calls import revision_label
 
 
 class MetricsObserver:
@@ -42,7 +41,7 @@ class MetricsObserver:
 
     def batch_done(self, info: ModelInfo, stats: BatchStats, seconds: float) -> None:
         """A model computed a batch."""
-        model = (info.name, revision_label(info.revision))
+        model = (info.name, info.revision_label)
         metrics = self._metrics
         metrics.batch_tokens.labels(*model).observe(stats.computed_tokens)
         metrics.batch_sequences.labels(*model).observe(stats.sequences)
@@ -53,13 +52,13 @@ class MetricsObserver:
 
     def batch_failed(self, info: ModelInfo, reason: Failure, seconds: float) -> None:
         """A batch, or something in it, has no scores."""
-        labels = (info.name, revision_label(info.revision), reason.value)
+        labels = (info.name, info.revision_label, reason.value)
         self._metrics.batch_failures.labels(*labels).inc()
         self._metrics.engine_busy_seconds.inc(seconds)
 
     def nonfinite(self, info: ModelInfo, count: int) -> None:
         """Scores that are not finite numbers."""
-        labels = (info.name, revision_label(info.revision))
+        labels = (info.name, info.revision_label)
         self._metrics.nonfinite_scores.labels(*labels).inc(count)
 
     def engine_changed(self, up: bool) -> None:
@@ -79,11 +78,11 @@ class MetricsObserver:
         for name in {each.info.name for each in revisions}:
             self._begin_name(name)
         for each in revisions:
-            self._begin_revision(each.info.name, revision_label(each.info.revision))
+            self._begin_revision(each.info.name, each.info.revision_label)
         self._metrics.model_info.clear()
         self._metrics.model_packed.clear()
         for each in revisions:
-            info, revision = each.info, revision_label(each.info.revision)
+            info, revision = each.info, each.info.revision_label
             self._metrics.model_info.labels(
                 info.name,
                 revision,
@@ -99,7 +98,7 @@ class MetricsObserver:
     def model_closed(self, info: ModelInfo, *, last: bool) -> None:
         """Forget the series of a revision that nothing uses any more, so that they stay few."""
         metrics = self._metrics
-        labels = {"model": info.name, "revision": revision_label(info.revision)}
+        labels = {"model": info.name, "revision": info.revision_label}
         for metric in (
             *metrics.of_revision(),
             metrics.batch_failures,

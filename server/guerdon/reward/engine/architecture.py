@@ -16,7 +16,7 @@ from guerdon.serving.errors import CheckpointRefused
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Traits:
+class Architecture:
     """How one model counts positions, attends and pads."""
 
     causal: bool
@@ -27,7 +27,7 @@ class Traits:
     """The cap on attention logits, or None."""
     padded_attention: str
     """The attention implementation of `transformers` for padded batches."""
-    packable: str
+    not_packable: str
     """Empty, or why its attention cannot be replaced."""
     token_types: int
     """How many token types it tells apart; 0 or 1 when none."""
@@ -41,8 +41,8 @@ class Traits:
     """Sequences longer than this use the other set of rotary factors."""
 
     @classmethod
-    def of(cls, model: Any) -> Traits:
-        """The traits of a model of `transformers`.
+    def read(cls, model: Any) -> Architecture:
+        """What a model of `transformers` is like.
 
         Raises:
             CheckpointRefused: its scores depend on what is or was scored beside them.
@@ -63,7 +63,7 @@ class Traits:
             window=getattr(config, "sliding_window", None),
             softcap=softcap,
             padded_attention="sdpa" if fused else "eager",
-            packable="" if packable else f"{type(model).__name__} brings its own attention",
+            not_packable="" if packable else f"{type(model).__name__} brings its own attention",
             token_types=int(getattr(config, "type_vocab_size", None) or 0),
             vocabulary=int(config.vocab_size),
             filler=_filler(config),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from guerdon.models import ManifestError, ModelNotFound, resolve_model
 from guerdon.reward.engine.settings import EngineSettings
-from guerdon.reward.loads import Check, Loader
+from guerdon.reward.models.load_threads import Check, Loader
 from guerdon.reward.types import DeviceLost, RewardModel
 from guerdon.serving.errors import CheckpointRefused, EngineDied, NotFound
 

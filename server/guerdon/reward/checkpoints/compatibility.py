@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from guerdon.reward.checkpoints.checkpoint import Checkpoint
 
 
-def sizes(checkpoint: Checkpoint) -> tuple[int, int]:
+def _sizes(checkpoint: Checkpoint) -> tuple[int, int]:
     """How many tokens, and how many token types, the model tells apart."""
     config = checkpoint.config.get_text_config()
     return int(config.vocab_size), int(getattr(config, "type_vocab_size", None) or 0)
 
 
-def reading(checkpoint: Checkpoint) -> tuple[object, ...]:
+def _reading(checkpoint: Checkpoint) -> tuple[object, ...]:
     """What decides how a text becomes tokens."""
     tokenizer = checkpoint.tokenizer
     inputs = tuple(tokenizer.model_input_names)
@@ -54,8 +54,8 @@ def check_members(folder: Path, manifest: Manifest, members: list[Checkpoint]) -
         seen[member.revision] = name
         same = (
             ("chat template", member.chat_template_hash == first.chat_template_hash),
-            ("tokenizer", reading(member) == reading(first)),
-            ("vocabulary", sizes(member) == sizes(first)),
+            ("tokenizer", _reading(member) == _reading(first)),
+            ("vocabulary", _sizes(member) == _sizes(first)),
         )
         for what, equal in same:
             if not equal:
@@ -86,7 +86,7 @@ def check_same_reading(
     other_template = policy.chat_template_hash != reference.chat_template_hash
     for what, different in (
         ("tokenizer", _token_meanings(policy) != _token_meanings(reference)),
-        ("vocabulary (vocab_size)", sizes(policy) != sizes(reference)),
+        ("vocabulary (vocab_size)", _sizes(policy) != _sizes(reference)),
         ("chat template", other_template and not manifest.template_hash),
     ):
         if different:

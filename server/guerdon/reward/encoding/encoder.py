@@ -7,36 +7,32 @@ has the rules for every form of prompt.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.data import ControlTokens, roles_named_in
-from guerdon.data import Message as Turn
-from guerdon.models.chat_template import BROKEN, render_chat
-from guerdon.reward.chat_template import (
-    CONVERSATION,
-    check_roles,
-    conversation_of,
-    dropped_text,
-    learn_drops,
-)
+from guerdon.data import ControlTokens
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
-from guerdon.reward.sequences import (
+from guerdon.reward.encoding.chat_template import (
+    CONVERSATION,
+    ChatTemplate,
+    check_roles,
+    dropped_text,
+)
+from guerdon.reward.encoding.sequences import (
     TokenSequence,
     check_control_tokens,
     check_unicode,
     common_prefix,
-    hashes_of,
+    hash_sequences,
     last_run,
     leading,
     longest_field,
     response_texts,
 )
-from guerdon.reward.text_tokens import (
+from guerdon.reward.encoding.text_tokenizer import (
     TextTokenizer,
     TokenizedText,
     TooManyTokens,
@@ -54,8 +50,6 @@ from guerdon.reward.types import (
     Truncation,
 )
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
-
-logger = logging.getLogger(__name__)
 
 
 class Encoder:
@@ -76,9 +70,8 @@ class Encoder:
         self._marker_id = checkpoint.step_marker_id
         self._ending_id = checkpoint.ending_id
         self._gate_ids = np.array(checkpoint.gate_ids, dtype=np.int64)
-        self._has_template = bool(checkpoint.chat_template_hash)
+        self._template = ChatTemplate(tokenizer) if checkpoint.chat_template_hash else None
         self._control = ControlTokens(tokenizer, allowed=[self._marker])
-        self._roles = roles_named_in(tokenizer.get_chat_template()) if self._has_template else ()
         self._bos: int | None = tokenizer.bos_token_id
         self._leading = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
         self.template_hash = checkpoint.chat_template_hash
@@ -87,16 +80,14 @@ class Encoder:
         """The longest sequence."""
         self.vocab_size = int(checkpoint.config.get_text_config().vocab_size)
         """Rows of the model's embedding: every id is less."""
-        self.takes_pairs = not self._has_template and tokenizer.sep_token_id in self._text.between
+        self.takes_pairs = self._template is None and tokenizer.sep_token_id in self._text.between
         """Whether prompt and response are a text pair (BERT and its kin)."""
         self._uses_types = self._check_types(checkpoint)
         self.template_drops: tuple[Dropped, ...] = ()
         """What the chat template leaves out of conversations."""
-        if self._has_template:
-            self._check_template()
-            self.template_drops = learn_drops(
-                lambda turns: self._applied(CONVERSATION, turns), tokenizer.name_or_path
-            )
+        if self._template is not None:
+            self._check_template(self._template)
+            self.template_drops = self._template.learn_drops()
 
     def encode(
         self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
@@ -133,7 +124,7 @@ class Encoder:
             readout=readout,
             token_types=tuple(types) if any(t.any() for t in types) else (),
             dropped=dropped if any(dropped) else (),
-            hashes=hashes_of(sequences),
+            hashes=hash_sequences(sequences),
         )
 
     # Forms of prompts
@@ -149,9 +140,11 @@ class Encoder:
             return "prompt.formatted_text", self._from_formatted(prompt.text, responses)
         if isinstance(prompt, str):
             check_unicode("prompt.text", prompt)
-            if self._has_template:
-                turns: tuple[Message, ...] = (Message("user", prompt),)
-                return "prompt.text", self._from_turns("prompt.text", turns, responses)
+            if self._template is not None:
+                turns = (Message("user", prompt),)
+                return "prompt.text", self._from_turns(
+                    self._template, "prompt.text", turns, responses
+                )
             if self.takes_pairs:
                 return "prompt.text", self._from_pairs(prompt, responses)
             return "prompt.text", self._from_plain(prompt, responses)
@@ -206,9 +199,9 @@ class Encoder:
         for place, turn in enumerate(turns):
             check_unicode(f"{CONVERSATION}.messages[{place}].role", turn.role)
             check_unicode(f"{CONVERSATION}.messages[{place}].content", turn.content)
-        check_roles(turns, self._roles)
-        if self._has_template:
-            return self._from_turns(CONVERSATION, turns, responses)
+        check_roles(turns, self._template.roles if self._template is not None else ())
+        if self._template is not None:
+            return self._from_turns(self._template, CONVERSATION, turns, responses)
         if self.takes_pairs and len(turns) == 1 and turns[0].role == "user":
             return self._from_pairs(turns[0].content, responses)
         raise InvalidRequest(
@@ -220,9 +213,13 @@ class Encoder:
         )
 
     def _from_turns(
-        self, field: str, turns: tuple[Message, ...], responses: list[str]
+        self,
+        template: ChatTemplate,
+        field: str,
+        turns: tuple[Message, ...],
+        responses: list[str],
     ) -> list[TokenSequence]:
-        rendered = [self._render(field, turns, response) for response in responses]
+        rendered = [template.render(field, turns, response) for response in responses]
         dropped = [
             dropped_text(field, turns, place, *both)
             for place, both in enumerate(zip(responses, rendered, strict=True))
@@ -234,56 +231,18 @@ class Encoder:
             twice = self._double_bos and leading(text.ids, {self._bos}) == 1
             ids = np.concatenate([text.ids[:1], text.ids]) if twice else text.ids
 
-            end = partial(self._response_start, field, turns, response, whole, text)
-            start = partial(_plus, end, int(twice))
+            start = partial(
+                _response_start, template, field, turns, response, whole, text, int(twice)
+            )
             found.append(TokenSequence(ids, start, dropped=left_out))
         return found
 
-    # The chat template
-
-    def _render(self, field: str, turns: tuple[Message, ...], response: str) -> str:
-        return self._applied(field, conversation_of(turns, response))
-
-    def _applied(self, field: str, conversation: list[Turn], **how: bool) -> str:
-        try:
-            return render_chat(self._tokenizer, conversation, **how)
-        except Exception as error:  # a template is a program: it raises what it likes
-            raise InvalidRequest(field, f"is refused by the chat template: {error}") from error
-
-    def _response_start(
-        self,
-        field: str,
-        turns: tuple[Message, ...],
-        response: str,
-        rendered: str,
-        tokens: TokenizedText,
-    ) -> int:
-        """The token at which the response begins in the rendered conversation.
-
-        It is where this rendering parts from that of another response. The generation prompt
-        would not do: templates may end it with more than precedes a given answer.
-        """
-        other = "b" if response.lstrip().startswith("a") else "a"
-        return tokens.first_from(common_length([rendered, self._render(field, turns, other)]))
-
-    def _check_template(self) -> None:
-        """The template compiles, and shows the response."""
-        turns = (Message("user", "a"),)
-        try:
-            rendered = [self._render(CONVERSATION, turns, text) for text in ("b", "c")]
-        except InvalidRequest as error:
-            if isinstance(error.__cause__, BROKEN):
-                raise CheckpointRefused(f"the chat template is broken: {error.reason}") from error
-            return  # it may want a system turn, for example: requests will show
-        if "strftime_now" in self._tokenizer.get_chat_template():
-            logger.warning(
-                "the chat template of %s prints today's date: the same answer may get another "
-                "score tomorrow; fix the date in the template",
-                self._tokenizer.name_or_path,
-            )
-        if rendered[0] == rendered[1]:
-            raise CheckpointRefused("the chat template leaves the assistant's last turn out")
-        ids = self._text.one(rendered[0]).ids
+    def _check_template(self, template: ChatTemplate) -> None:
+        """The template writes what the model reads, and no more."""
+        rendered = template.sample()
+        if rendered is None:
+            return  # requests will show
+        ids = self._text.one(rendered).ids
         if len(self._gate_ids) and last_run(ids, self._gate_ids) is None:
             raise CheckpointRefused(
                 "the chat template does not write "
@@ -376,7 +335,7 @@ class Encoder:
         )
 
     def _gate(self, field: str, sequence: TokenSequence) -> npt.NDArray[np.int64]:
-        """Where the gate reads: at the first token of its pattern's last occurrence, [1]."""
+        """The place that the gate reads, [1]: the first token of its pattern's last occurrence."""
         found = last_run(sequence.ids, self._gate_ids)
         if found is None:
             raise InvalidRequest(
@@ -390,7 +349,7 @@ class Encoder:
     def _markers(
         self, place: int, sequence: TokenSequence, response: Response, prompt: Prompt
     ) -> npt.NDArray[np.int64]:
-        """Where the step markers of the response are.
+        """Places of the response's step markers.
 
         A template may add markers to a response that has none of its own. Elsewhere one
         more than is written is the prompt's, as when its last token eats the response's
@@ -401,7 +360,7 @@ class Encoder:
         field = f"responses[{place}]"
         if isinstance(response, str):
             written = response.count(self._marker)
-            added = self._has_template and not isinstance(prompt, FormattedText)
+            added = self._template is not None and not isinstance(prompt, FormattedText)
             if written != len(found) and (written or not added):
                 raise InvalidRequest(
                     f"{field}.text",
@@ -415,5 +374,20 @@ class Encoder:
         return found.astype(np.int64, copy=False)
 
 
-def _plus(count: Callable[[], int], more: int) -> int:
-    return count() + more
+def _response_start(
+    template: ChatTemplate,
+    field: str,
+    turns: tuple[Message, ...],
+    response: str,
+    rendered: str,
+    tokens: TokenizedText,
+    before: int,
+) -> int:
+    """The token at which the response begins in the rendered conversation, with those before it.
+
+    It is where this rendering parts from that of another response. The generation prompt
+    would not do: templates may end it with more than precedes a given answer.
+    """
+    other = "b" if response.lstrip().startswith("a") else "a"
+    shared = common_length([rendered, template.render(field, turns, other)])
+    return before + tokens.first_from(shared)

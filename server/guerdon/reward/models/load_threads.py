@@ -1,4 +1,4 @@
-"""Loads under way: each in a thread of its own, so that none waits for another or for the loop.
+"""Loads under way: each in a thread of its own, so that none waits for another or the loop.
 
 A load is ended by cancelling it. Its thread stops at its next step; a model that it still
 makes is closed at once.
@@ -21,7 +21,7 @@ Check = Callable[[], None]
 """A loader calls it between its steps. Raises `LoadEnded` when nobody wants the model any more."""
 
 Loader = Callable[[str, str, Check], RewardModel]
-"""From a path or model name and the name to serve it under; blocks, runs in a thread.
+"""Makes a model of a path or model name and the name to serve it under; blocks, in a thread.
 
 Raises:
     CheckpointRefused, NotFound, LoadEnded, or anything else for a failure of ours.
@@ -32,7 +32,7 @@ class LoadEnded(Exception):
     """The load was ended while it ran."""
 
 
-class Loads:
+class LoadThreads:
     """Runs a loader in threads. Used on one event loop."""
 
     def __init__(self, loader: Loader) -> None:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from guerdon.data import ControlTokens
-from guerdon.reward.adapters.pairrm import MARKS, marks_of
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
-from guerdon.reward.comparisons import MAX_CANDIDATES, ordered_pairs
-from guerdon.reward.sequences import check_control_tokens, check_unicode, response_texts
-from guerdon.reward.text_tokens import TextTokenizer
+from guerdon.reward.encoding.comparisons import MAX_CANDIDATES, ordered_pairs
+from guerdon.reward.encoding.sequences import check_control_tokens, check_unicode, response_texts
+from guerdon.reward.encoding.text_tokenizer import TextTokenizer
 from guerdon.reward.types import EncodedItem, Message, Prompt, ScoreItem, TokenArray, Truncation
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 
@@ -62,7 +61,8 @@ class PairEncoder:
         self._text = TextTokenizer(tokenizer)
         self._control = ControlTokens(tokenizer)
         self._separator = str(tokenizer.sep_token or tokenizer.eos_token)
-        self._marks = dict(zip(MARKS, marks_of(checkpoint.config), strict=True))
+        assert checkpoint.adapter is not None, "only published models compare answers"
+        self._marks = checkpoint.adapter.marks(checkpoint.config)
         self._source, self._first, self._second = self._marks
         self._vocab_size = int(checkpoint.config.vocab_size)
         self.max_tokens = checkpoint.max_tokens
@@ -145,7 +145,7 @@ class PairEncoder:
         return ids
 
     def _marked(self, part: TokenArray, mark: str) -> TokenArray:
-        """The same part behind another mark."""
+        """A text's tokens behind another mark."""
         changed = part.copy()
         changed[_AT] = self._marks[mark]
         return changed
@@ -180,7 +180,7 @@ class PairEncoder:
     def _check_marks(self, checkpoint: Checkpoint) -> None:
         """The tokenizer has the marks as tokens, and cuts alike behind each of them."""
         for probe in _PROBES:
-            parts = [self._text.one(mark + probe, special=True).ids for mark in MARKS]
+            parts = [self._text.one(mark + probe, special=True).ids for mark in self._marks]
             for (mark, token), ids in zip(self._marks.items(), parts, strict=True):
                 if len(ids) <= _AT or ids[_AT] != token:
                     raise CheckpointRefused(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from guerdon.reward.metrics import RewardMetrics
-from guerdon.reward.registry import Registry
+from guerdon.reward.models.registry import Registry
 from guerdon.reward.types import ModelInfo, PriorityClass
 from guerdon.serving import calls
 
@@ -15,20 +15,15 @@ UNKNOWN = "unknown"
 """Label for models that are not loaded, so that callers cannot make up labels."""
 
 
-def revision_label(revision: str) -> str:
-    """The first characters of a revision, as metrics name it."""
-    return revision[:12]
-
-
-class Call(calls.Call):
-    """With what is asked for."""
+class ScoringCall(calls.Call):
+    """A call of the reward service, with what it asks for."""
 
     def __init__(self, method: str, deadline: float | None) -> None:
         super().__init__(method, deadline)
         self.spec = ""
         self.priority = PriorityClass.ONLINE
         self.info: ModelInfo | None = None
-        """What it was resolved to."""
+        """The revision that it was resolved to."""
 
     def asks(self, spec: str, priority: PriorityClass) -> None:
         """Note what is asked for, for the labels."""
@@ -45,9 +40,9 @@ class CallMetrics:
         self._limits = calls.CallerLimits()
 
     @contextmanager
-    def track(self, method: str, deadline: float | None) -> Iterator[Call]:
+    def track(self, method: str, deadline: float | None) -> Iterator[ScoringCall]:
         """Count a call under the code that it ends with, and time it if it succeeds."""
-        call = Call(method, deadline)
+        call = ScoringCall(method, deadline)
         gauge, caller = self._metrics.in_flight, self._metrics.caller_in_flight
         with (
             calls.tracked(call, gauge, self._limits, partial(self._finish, call)),
@@ -55,11 +50,11 @@ class CallMetrics:
         ):
             yield call
 
-    def _finish(self, call: Call, code: str, seconds: float) -> None:
+    def _finish(self, call: ScoringCall, code: str, seconds: float) -> None:
         name = call.info.name if call.info else self._registry.canonical(call.spec) or UNKNOWN
         priority = call.priority.value
         self._metrics.requests.labels(call.method, name, priority, code).inc()
         self._metrics.caller_requests.labels(call.caller.name, priority, code).inc()
         if call.info is not None and code == "OK":
-            revision = revision_label(call.info.revision)
+            revision = call.info.revision_label
             self._metrics.request_seconds.labels(name, revision, priority).observe(seconds)

@@ -1,4 +1,4 @@
-"""From items to scores: resolve, reserve, encode, compute, normalise, activate.
+"""Scores items: resolves, reserves, encodes, computes, normalises, activates.
 
 What the gRPC and the HTTP side have in common, in terms of the domain alone.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,14 @@ from functools import partial
 from itertools import zip_longest
 from typing import ParamSpec, TypeVar
 
-from guerdon.reward.comparisons import scores_of_candidates
-from guerdon.reward.fair_pool import FairPool
+from guerdon.reward.call_metrics import ScoringCall
+from guerdon.reward.encoding.comparisons import scores_of_candidates
 from guerdon.reward.metrics import RewardMetrics
-from guerdon.reward.registry import Registry
-from guerdon.reward.scheduling.dispatcher import Dispatcher, ItemResult, TooLarge
+from guerdon.reward.models.registry import Registry
+from guerdon.reward.scheduling.admission import TooLarge
+from guerdon.reward.scheduling.calls import ItemResult
+from guerdon.reward.scheduling.dispatcher import Dispatcher
+from guerdon.reward.scoring.fair_pool import FairPool
 from guerdon.reward.types import (
     Activation,
     Dropped,
@@ -34,11 +36,8 @@ from guerdon.reward.types import (
     ScoreOptions,
     TokenArray,
 )
-from guerdon.reward.wire.calls import Call, revision_label
 from guerdon.serving.errors import ComputeFailed, InvalidRequest, PermissionDenied, Unsupported
 from guerdon.serving.identity import current_caller
-
-_ITEM_FIELD = re.compile(r"items\[(\d+)\]\.(.+)")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,14 +56,14 @@ class Scored:
     info: ModelInfo
     options: ScoreOptions
     items: list[list[ResponseScore]]
-    """In the order of the request; `score` is normalised and activated as asked."""
+    """Scores in the order of the request; `score` is normalised and activated as asked."""
     queue_seconds: float
     tokenize_seconds: float
     compute_seconds: float
 
     @property
     def reply_size(self) -> int:
-        """About the bytes of the reply, for `Scoring.off_loop`."""
+        """About the bytes of the reply, for `Scorer.off_loop`."""
         return 64 * sum(map(len, self.items))
 
     def ranking(self, top_n: int = 0) -> list[int]:
@@ -74,26 +73,30 @@ class Scored:
         return order[:top_n] if top_n else order
 
 
-Locate = Callable[[int, str], str]
-"""From an item's place and a field below the item to the field's path in the request."""
+Locate = Callable[[int, InvalidRequest], InvalidRequest]
+"""Gives an item's error, whose field is below the item, the field's path in the request; called
+with the item's place."""
 
 
-def in_items(place: int, field: str) -> str:
-    """For a request with a list of items."""
-    return f"items[{place}].{field}"
+def in_items(place: int, error: InvalidRequest) -> InvalidRequest:
+    """The error of a request with a list of items."""
+    return error.under(f"items[{place}]")
 
 
-def in_item(_place: int, field: str) -> str:
-    """For an item of a stream."""
-    return f"item.{field}"
+def in_item(_place: int, error: InvalidRequest) -> InvalidRequest:
+    """The error of an item of a stream."""
+    return error.under("item")
 
 
-def in_ranking(_place: int, field: str) -> str:
-    """For a request that holds one prompt and its candidates itself."""
-    return field.replace("responses", "candidates", 1) if field.startswith("responses") else field
+def in_ranking(_place: int, error: InvalidRequest) -> InvalidRequest:
+    """The error of a request that holds one prompt and its candidates itself."""
+    field = error.field
+    if field.startswith("responses"):
+        field = field.replace("responses", "candidates", 1)
+    return InvalidRequest(field, error.reason)
 
 
-class Scoring:
+class Scorer:
     """Scores items with the registry's models through the dispatcher.
 
     Args:
@@ -123,7 +126,7 @@ class Scoring:
 
     async def score(
         self,
-        call: Call,
+        call: ScoringCall,
         spec: str,
         items: Sequence[ScoreItem],
         options: ScoreOptions,
@@ -134,33 +137,18 @@ class Scoring:
         Args:
             call: gets the revision that it was resolved to.
             spec: a name, an alias, or `name@revision`.
-            locate: makes field paths of the request of those below an item.
+            locate: names the fields at fault as the request has them. Only `in_ranking` lets a
+                pairwise model compare the responses.
 
         Raises:
             ServiceError: whatever stops it.
         """
-        return await self._run(call, spec, items, options, locate, ranks=False)
-
-    async def rank(self, call: Call, spec: str, item: ScoreItem, options: ScoreOptions) -> Scored:
-        """Score the candidates of one item, by a pairwise model too; see `score`."""
-        return await self._run(call, spec, [item], options, in_ranking, ranks=True)
-
-    async def _run(
-        self,
-        call: Call,
-        spec: str,
-        items: Sequence[ScoreItem],
-        options: ScoreOptions,
-        locate: Locate,
-        *,
-        ranks: bool,
-    ) -> Scored:
         _check_class(call, options)
         revision = self._registry.resolve(spec)
         with revision.lease() as model:
             call.info = model.info
             _check_options(model.info, options)
-            if model.info.kind is ModelKind.PAIRWISE and not ranks:
+            if model.info.kind is ModelKind.PAIRWISE and locate is not in_ranking:
                 raise Unsupported(
                     f"model {model.info.name!r} compares answers with each other and has no score "
                     "for one: rank them instead"
@@ -172,16 +160,16 @@ class Scoring:
                 deadline=call.deadline,
                 caller=call.caller,
                 most=_most_tokens(model.info, items),
-            ) as reservation:
+            ) as ticket:
                 started = time.monotonic()
                 encoded = await self._encode(call, model, items, options, locate)
                 tokenize = time.monotonic() - started
                 try:
-                    results = await self._dispatcher.score(
-                        reservation, revision.key, model, encoded
-                    )
+                    results = await self._dispatcher.score(ticket, revision.key, model, encoded)
                 except TooLarge as error:
-                    raise _relocate(error, locate) from error
+                    if locate is in_ranking:
+                        raise InvalidRequest("candidates", error.reason) from error
+                    raise
             results = [_of_responses(*both) for both in zip(encoded, results, strict=True)]
             tokens = sum(item.tokens for item in encoded)
             # Once the reply is on its way: counting is not worth the caller's time.
@@ -195,9 +183,15 @@ class Scoring:
                 compute_seconds=max(result.compute_seconds for result in results),
             )
 
+    async def rank(
+        self, call: ScoringCall, spec: str, item: ScoreItem, options: ScoreOptions
+    ) -> Scored:
+        """Score the candidates of one item, by a pairwise model too; see `score`."""
+        return await self.score(call, spec, [item], options, in_ranking)
+
     async def _encode(
         self,
-        call: Call,
+        call: ScoringCall,
         model: RewardModel,
         items: Sequence[ScoreItem],
         options: ScoreOptions,
@@ -217,7 +211,7 @@ class Scoring:
                     _check_dropped(item, options)
                     encoded.append(item)
                 except InvalidRequest as error:
-                    raise InvalidRequest(locate(place, error.field), error.reason) from error
+                    raise locate(place, error) from error
             return encoded
 
         encoded: list[EncodedItem] = []
@@ -227,10 +221,10 @@ class Scoring:
         return encoded
 
     def _observe(
-        self, call: Call, tokenize: float, tokens: int, results: Sequence[ItemResult]
+        self, call: ScoringCall, tokenize: float, tokens: int, results: Sequence[ItemResult]
     ) -> None:
         assert call.info is not None
-        model = (call.info.name, revision_label(call.info.revision))
+        model = (call.info.name, call.info.revision_label)
         classed = (*model, call.priority.value)
         metrics = self._metrics
         metrics.tokenize_seconds.labels(*classed).observe(tokenize)
@@ -275,15 +269,6 @@ def _check_dropped(item: EncodedItem, options: ScoreOptions) -> None:
             )
 
 
-def _relocate(error: InvalidRequest, locate: Locate) -> InvalidRequest:
-    """An error of the dispatcher, with its field as the request has it."""
-    found = _ITEM_FIELD.fullmatch(error.field)
-    if found is None:
-        whole = locate is in_ranking and error.field == "items"
-        return InvalidRequest("candidates", error.reason) if whole else error
-    return InvalidRequest(locate(int(found[1]), found[2]), error.reason)
-
-
 def _text_bytes(item: ScoreItem) -> int:
     """Bytes of an item's text, the prompt once; a token id counts as four."""
     prompt = item.prompt
@@ -292,11 +277,11 @@ def _text_bytes(item: ScoreItem) -> int:
     elif isinstance(prompt, FormattedText):
         size = len(prompt.text.encode())
     else:
-        size = _bytes_of(prompt)
-    return size + sum(_bytes_of(response) for response in item.responses)
+        size = _count_bytes(prompt)
+    return size + sum(map(_count_bytes, item.responses))
 
 
-def _bytes_of(text: str | TokenArray) -> int:
+def _count_bytes(text: str | TokenArray) -> int:
     return len(text.encode()) if isinstance(text, str) else _BYTES_PER_TOKEN_ID * len(text)
 
 
@@ -307,7 +292,7 @@ def _most_tokens(info: ModelInfo, items: Sequence[ScoreItem]) -> int:
     return info.max_tokens * sum(n * (n - 1) if pairwise else n for n in counts)
 
 
-def _check_class(call: Call, options: ScoreOptions) -> None:
+def _check_class(call: ScoringCall, options: ScoreOptions) -> None:
     allowed = call.caller.classes
     if options.priority.value not in allowed:
         raise PermissionDenied(

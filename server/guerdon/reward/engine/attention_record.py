@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 MaskFunction = Callable[[int, int, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of `transformers.masking_utils`: batch, head, query and key places to "may attend"."""
+"""A mask of `transformers.masking_utils`: batch, head, query and key places to "may attend"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,13 @@ class AttentionCall:
     key_heads: int
     """Heads of keys and values; each serves `heads // key_heads` query heads."""
     size: int
-    """Of a query and a key."""
+    """Numbers in a query, and in a key."""
     value_size: int
     dtype: torch.dtype
 
 
 @dataclass(slots=True, eq=False)
-class Asked:
+class AttentionRecord:
     """What a model asked for in a forward pass."""
 
     masks: list[tuple[MaskFunction, int | None]] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Asked:
     calls: set[AttentionCall] = field(default_factory=set)
     """Each kind of attention that was asked for."""
 
-    def lost(self) -> str:
+    def lost_mask(self) -> str:
         """Empty if every mask is one that some layer's attention computed, else a reason.
 
         Some architectures put their window (or a chunk) into the mask alone. Packed, it
@@ -64,20 +64,20 @@ def _seen(q: torch.Tensor, k: torch.Tensor, call: AttentionCall) -> torch.Tensor
 
 
 class _Watch(threading.local):
-    asked: Asked | None = None
+    asked: AttentionRecord | None = None
 
 
 _watch = _Watch()
 
 
 @contextmanager
-def watch() -> Iterator[Asked]:
+def record_attention() -> Iterator[AttentionRecord]:
     """What packed forward passes of this thread ask for while it lasts.
 
     To be checked on one sequence alone: for several, `transformers` puts its own idea of
     where they part into the masks.
     """
-    _watch.asked = Asked()
+    _watch.asked = AttentionRecord()
     try:
         yield _watch.asked
     finally:

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.data import Message as Turn
-from guerdon.reward.chat_template import CONVERSATION, dropped_text
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
-from guerdon.reward.encoding import Encoder
-from guerdon.reward.sequences import TokenSequence
+from guerdon.reward.encoding.chat_template import CONVERSATION, ChatTemplate, dropped_text
+from guerdon.reward.encoding.encoder import Encoder
+from guerdon.reward.encoding.sequences import TokenSequence
 from guerdon.reward.types import Dropped, Message, ScoreItem, TokenArray
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 
@@ -46,7 +45,7 @@ class PolicyEncoder(Encoder):
     def _from_conversation(
         self, turns: tuple[Message, ...], responses: list[str]
     ) -> list[TokenSequence]:
-        if turns and not self._has_template:
+        if turns and self._template is None:
             raise _no_template(CONVERSATION)
         return super()._from_conversation(turns, responses)
 
@@ -58,13 +57,17 @@ class PolicyEncoder(Encoder):
         return [_joined(start, self._text.one(response).ids) for response in responses]
 
     def _from_turns(
-        self, field: str, turns: tuple[Message, ...], responses: list[str]
+        self,
+        template: ChatTemplate,
+        field: str,
+        turns: tuple[Message, ...],
+        responses: list[str],
     ) -> list[TokenSequence]:
-        before = self._render_prompt(field, turns)
+        before = template.render_prompt(field, turns)
         start = self._text.one(before).ids
         found = []
         for place, response in enumerate(responses):
-            whole = self._render(field, turns, response)
+            whole = template.render(field, turns, response)
             dropped = dropped_text(field, turns, place, response, whole)
             if not whole.startswith(before):
                 raise InvalidRequest(
@@ -75,11 +78,6 @@ class PolicyEncoder(Encoder):
             ids = self._ended(self._text.one(whole[len(before) :]).ids)
             found.append(_joined(start, ids, dropped))
         return found
-
-    def _render_prompt(self, field: str, turns: tuple[Message, ...]) -> str:
-        """The turns, ready for an answer."""
-        conversation = [Turn(role=turn.role, content=turn.content) for turn in turns]
-        return self._applied(field, conversation, add_generation_prompt=True)
 
     def _ended(self, ids: TokenArray) -> TokenArray:
         """Up to the last end token, which is added where there is none."""
@@ -109,12 +107,12 @@ class PolicyEncoder(Encoder):
             found.append(np.arange(end, len(sequence.ids)))
         return tuple(found)
 
-    def _check_template(self) -> None:
-        super()._check_template()
+    def _check_template(self, template: ChatTemplate) -> None:
+        super()._check_template(template)
         turns = (Message("user", "a"),)
         try:
-            before = self._render_prompt(CONVERSATION, turns)
-            whole = self._render(CONVERSATION, turns, "b")
+            before = template.render_prompt(CONVERSATION, turns)
+            whole = template.render(CONVERSATION, turns, "b")
         except InvalidRequest:
             return  # it may want a system turn, for example: requests will show
         if not whole.startswith(before):

@@ -48,7 +48,7 @@ def check_control_tokens(item: ScoreItem, tokens: ControlTokens) -> None:
             raise InvalidRequest(field, f"spells {found!r}, a control token of the model")
 
 
-def hashes_of(sequences: Sequence[TokenSequence]) -> tuple[str, ...]:
+def hash_sequences(sequences: Sequence[TokenSequence]) -> tuple[str, ...]:
     """A hash of what the model sees of each sequence."""
     found = []
     for sequence in sequences:
@@ -108,7 +108,7 @@ def leading(ids: TokenArray, tokens: Collection[int | None]) -> int:
 
 
 def last_run(ids: TokenArray, run: npt.NDArray[np.int64]) -> int | None:
-    """Where the last occurrence of a run of tokens begins."""
+    """The place at which the last occurrence of a run of tokens begins."""
     if len(ids) < len(run):
         return None
     windows = np.lib.stride_tricks.sliding_window_view(ids, len(run))

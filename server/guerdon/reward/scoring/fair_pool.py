@@ -49,7 +49,7 @@ class FairPool:
         self._long_running = 0
         self._shares = Shares()
         self._waiting: dict[tuple[str, bool], deque[_Job]] = {}
-        """By the caller's key, and whether the jobs are long; none of them is empty."""
+        """Jobs by their caller's key, and whether they are long; none of the queues is empty."""
         self._numbers = itertools.count()
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class FairPool:
         while self._running < self._threads:
             most_long = max(1, self._threads - 1)
             heads = [
-                (self._shares.of(key), jobs[0].number, jobs)
+                (self._shares.served(key), jobs[0].number, jobs)
                 for (key, long), jobs in self._waiting.items()
                 if not long or self._long_running < most_long
             ]

@@ -60,7 +60,7 @@ def _steps(rule: Mapping[str, Any] | None, parts: str) -> Iterator[Mapping[str, 
 
 
 def _shrinks(step: Mapping[str, Any]) -> int | None:
-    """By which factor a normalizer may shorten a text, in bytes; None if there is no bound."""
+    """The factor by which a normalizer may shorten a text, in bytes; None if there is no bound."""
     if step["type"] == "NFC":
         return _NFC_SHRINKS
     if step["type"] == "Prepend":

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import itertools
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-from guerdon.reward.loads import Loader, Loads
+from guerdon.reward.models.load_threads import Loader, LoadThreads
+from guerdon.reward.models.revision import Revision
 from guerdon.reward.types import ModelInfo, RewardModel
 from guerdon.serving.errors import (
     CheckpointRefused,
@@ -55,48 +54,6 @@ class RegistryObserver(Protocol):
         ...
 
 
-class Revision:
-    """A loaded revision and the leases on it."""
-
-    _numbers = itertools.count()
-
-    def __init__(self, model: RewardModel) -> None:
-        self.model = model
-        self.key = f"{model.info.name}@{model.info.revision}#{next(self._numbers)}"
-        """Unique to this load, for the dispatcher: a batch holds one key."""
-        self.loaded_at = time.time()
-        self.current = False
-        self._leases = 0
-        self._free = asyncio.Event()
-        self._free.set()
-
-    @property
-    def info(self) -> ModelInfo:
-        """What it is."""
-        return self.model.info
-
-    @property
-    def leases(self) -> int:
-        """Requests that it is being used for."""
-        return self._leases
-
-    @contextmanager
-    def lease(self) -> Iterator[RewardModel]:
-        """Keep the model in memory while it is used."""
-        self._leases += 1
-        self._free.clear()
-        try:
-            yield self.model
-        finally:
-            self._leases -= 1
-            if self._leases == 0:
-                self._free.set()
-
-    async def wait_free(self) -> None:
-        """Return when nobody uses it any more."""
-        await self._free.wait()
-
-
 class Registry:
     """The loaded models of a server.
 
@@ -113,7 +70,7 @@ class Registry:
         wait_idle: Callable[[str], Awaitable[None]],
     ) -> None:
         self._wait_idle = wait_idle
-        self._loads = Loads(loader)
+        self._loads = LoadThreads(loader)
         self._loading: dict[asyncio.Task[Any], str] = {}
         self._observer = observer
         self._revisions: dict[str, dict[str, Revision]] = {}
@@ -143,12 +100,12 @@ class Registry:
     def infos(self) -> list[tuple[Revision, tuple[str, ...]]]:
         """Every revision and its name's aliases, ordered by name, then load time."""
         return [
-            (revision, self.aliases_of(name))
+            (revision, self.aliases(name))
             for name in sorted(self._revisions)
             for revision in self._by_age(name)
         ]
 
-    def aliases_of(self, name: str) -> tuple[str, ...]:
+    def aliases(self, name: str) -> tuple[str, ...]:
         """The aliases that point to a name, sorted."""
         return tuple(sorted(a for a, target in self._aliases.items() if target == name))
 
@@ -323,7 +280,7 @@ class Registry:
         logger.info(
             "loaded %s@%s in %.1f s: %s %s, %s on %s, %s%s",
             name,
-            info.revision[:12],
+            info.revision_label,
             time.monotonic() - start,
             info.architecture,
             info.kind.value,
@@ -355,7 +312,7 @@ class Registry:
         known = self._revisions.get(info.name, {})
         if info.revision not in known:  # it may have been loaded again meanwhile
             self._observer.model_closed(info, last=not known)
-        logger.info("unloaded %s@%s", info.name, info.revision[:12])
+        logger.info("unloaded %s@%s", info.name, info.revision_label)
 
     def _end_loads(self, name: str) -> bool:
         """End the loads of a name; whether there were any."""
@@ -372,7 +329,7 @@ class Registry:
 
     def _forget(self, name: str) -> None:
         del self._revisions[name], self._current[name]
-        for alias in self.aliases_of(name):
+        for alias in self.aliases(name):
             del self._aliases[alias]
 
     def _require(self, name: str) -> dict[str, Revision]:

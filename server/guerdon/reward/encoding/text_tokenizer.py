@@ -18,7 +18,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from guerdon.reward.least_tokens import MAX_BYTES_PER_TOKEN, most_bytes_per_token
+from guerdon.reward.encoding.bytes_per_token import MAX_BYTES_PER_TOKEN, most_bytes_per_token
 from guerdon.reward.types import TokenArray
 from guerdon.serving.errors import CheckpointRefused
 
@@ -94,7 +94,7 @@ class TextTokenizer:
         self._added, self._cuts = _added_tokens(self._backend)
         self._bytes_per_token = most_bytes_per_token(self._backend)
         self._allowed = threading.local()
-        """Of each thread: `tokens`, the most that a text may have."""
+        """Each thread's `tokens`, the most that a text may have."""
         self._verify(tokenizer)
         self._split = not self._backend.encode_special_tokens and self._split_is_exact()
         self.between: tuple[int, ...] = ()
@@ -156,12 +156,13 @@ class TextTokenizer:
         return found
 
     def _encode(self, text: str | tuple[str, str], *, special: bool = False) -> Encoding:
-        """As `encode` does, which holds the interpreter's lock: 3 s for a text of 4 MB, in which
-        not even health would be answered. `encode_batch` lets go of it."""
+        """The library's encoding of a text or a pair."""
         allowed: int | None = getattr(self._allowed, "tokens", None)
         if allowed is not None:
             texts = (text,) if isinstance(text, str) else text
             self._check_bytes(sum(len(each.encode()) for each in texts), allowed)
+        # `encode` holds the interpreter's lock: 3 s for a text of 4 MB, in which not even health
+        # would be answered. `encode_batch` lets go of it.
         return self._backend.encode_batch([text], add_special_tokens=special)[0]
 
     def _check_bytes(self, size: int, allowed: int) -> None:
@@ -175,7 +176,7 @@ class TextTokenizer:
             raise TooManyTokens(f"it has {least} tokens or more, and the model takes {allowed}")
 
     def _cut(self, texts: Sequence[str]) -> int:
-        """Where to cut all texts: in front of the last added token that they share, or 0."""
+        """The place to cut all texts at: in front of the last added token that they share, or 0."""
         common = common_length(texts)
         starts: set[int] | None = None
         for text in texts:

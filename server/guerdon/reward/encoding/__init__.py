@@ -1,0 +1,1 @@
+"""Rendering and tokenising: from items to the tokens that a model reads."""

@@ -1,0 +1,131 @@
+"""Chat templates: what they make of a conversation, and what they leave out of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from guerdon.data import Message as Turn
+from guerdon.data import dropped_by, missing_text, roles_named_in, unknown_role
+from guerdon.models.chat_template import BROKEN, render_chat
+from guerdon.reward.types import Dropped, Message
+from guerdon.serving.errors import CheckpointRefused, InvalidRequest
+
+logger = logging.getLogger(__name__)
+
+CONVERSATION = "prompt.conversation"
+"""The field of a prompt that is a conversation."""
+
+
+class ChatTemplate:
+    """A checkpoint's chat template. Threads may share it.
+
+    Args:
+        tokenizer: that has one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self.roles = roles_named_in(tokenizer.get_chat_template())
+        """Roles that it names, besides the usual ones."""
+
+    def render(self, field: str, turns: Sequence[Message], response: str) -> str:
+        """The text of a prompt and its response.
+
+        Raises:
+            InvalidRequest: of the field, if the template refuses them.
+        """
+        return self._apply(field, _conversation(turns, response))
+
+    def render_prompt(self, field: str, turns: Sequence[Message]) -> str:
+        """The text of a prompt, ready for a response; see `render`."""
+        return self._apply(field, _conversation(turns), add_generation_prompt=True)
+
+    def _apply(self, field: str, conversation: list[Turn], **how: bool) -> str:
+        try:
+            return render_chat(self._tokenizer, conversation, **how)
+        except Exception as error:  # a template is a program: it raises what it likes
+            raise InvalidRequest(field, f"is refused by the chat template: {error}") from error
+
+    def sample(self) -> str | None:
+        """A short conversation's text, or None if the template wants other turns than a user's.
+
+        Raises:
+            CheckpointRefused: the template does not compile, or does not show the response.
+        """
+        turns = (Message("user", "a"),)
+        try:
+            rendered = [self.render(CONVERSATION, turns, text) for text in ("b", "c")]
+        except InvalidRequest as error:
+            if isinstance(error.__cause__, BROKEN):
+                raise CheckpointRefused(f"the chat template is broken: {error.reason}") from error
+            return None
+        if "strftime_now" in self._tokenizer.get_chat_template():
+            logger.warning(
+                "the chat template of %s prints today's date: the same answer may get another "
+                "score tomorrow; fix the date in the template",
+                self._tokenizer.name_or_path,
+            )
+        if rendered[0] == rendered[1]:
+            raise CheckpointRefused("the chat template leaves the assistant's last turn out")
+        return rendered[0]
+
+    def learn_drops(self) -> tuple[Dropped, ...]:
+        """Find by samples what the template leaves out, and say so once."""
+        found = dropped_by(lambda turns: self._apply(CONVERSATION, turns))
+        if found:
+            logger.warning(
+                "the chat template of %s leaves out text of these kinds, so scores do not depend "
+                "on it: %s",
+                self._tokenizer.name_or_path,
+                ", ".join(found),
+            )
+        return found
+
+
+def _conversation(turns: Sequence[Message], response: str | None = None) -> list[Turn]:
+    """A prompt, and a response if there is one, as chat templates take them."""
+    said = [Turn(role=turn.role, content=turn.content) for turn in turns]
+    return said if response is None else [*said, Turn(role="assistant", content=response)]
+
+
+def check_roles(turns: Sequence[Message], known: Collection[str]) -> None:
+    """Refuse roles that no model knows: many templates print any role.
+
+    Args:
+        turns: of a conversation.
+        known: roles that the model's template names, besides the usual ones.
+
+    Raises:
+        InvalidRequest: naming the turn.
+    """
+    for place, turn in enumerate(turns):
+        wrong = unknown_role(turn.role, known)
+        if wrong:
+            raise InvalidRequest(f"{CONVERSATION}.messages[{place}].role", wrong)
+
+
+def dropped_text(
+    field: str, turns: tuple[Message, ...], place: int, response: str, rendered: str
+) -> tuple[Dropped, ...]:
+    """What the template left out of a conversation on purpose.
+
+    Args:
+        field: of the prompt.
+        turns: of the prompt.
+        place: of the response in the item.
+        response: its text.
+        rendered: what the template made of both.
+
+    Raises:
+        InvalidRequest: it left out something else, so that the score would be of another text.
+    """
+    missing = missing_text(rendered, _conversation(turns, response))
+    for one in missing:
+        if one.part is None:
+            at = f"{field}.messages[{one.place}].content" if field == CONVERSATION else field
+            at = at if one.place < len(turns) else f"responses[{place}].text"
+            raise InvalidRequest(at, one.reason)
+    return tuple(one.part for one in missing if one.part is not None)

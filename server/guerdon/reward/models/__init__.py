@@ -1,0 +1,1 @@
+"""Which models are served: their names, their revisions, and how they are loaded."""
