@@ -83,9 +83,9 @@ def reward(
 def _run(settings: RewardModelSettings, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
     from rich.console import Console
 
-    from guerdon.trainer.common.report import show_counts, show_summary
     from guerdon.trainer.common.run_folder import SUMMARY, EnsembleFolder, RewardFolder
     from guerdon.trainer.common.trackers import check_trackers
+    from guerdon.trainer.reward.report import show_counts, show_summary
 
     main = is_main()
     console = Console(stderr=not sys.stdout.isatty(), quiet=not main)
@@ -125,8 +125,8 @@ def _run(settings: RewardModelSettings, *, resume: bool, overwrite: bool, dry_ru
 
 
 def _dry_run(settings: RewardModelSettings, console: Any) -> None:
-    from guerdon.trainer.common.report import show_counts
     from guerdon.trainer.reward.objectives.read import read_task
+    from guerdon.trainer.reward.report import show_counts
 
     show_counts(read_task(settings).counts(), console)
     typer.echo(settings.to_toml())  # alone on standard output: it can be a file

@@ -20,10 +20,11 @@ from transformers import PrinterCallback, set_seed
 
 from guerdon.trainer.common.data_rows import hashes_of
 from guerdon.trainer.common.implicit_manifest import leave_reward
-from guerdon.trainer.common.language_model import check_lora, load_lm
+from guerdon.trainer.common.language_model import check_lora, load_lm, merged
 from guerdon.trainer.common.measures import Floats
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.trackers import Trackers
+from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl import fine_tuning
 from guerdon.trainer.common.trl.callbacks import Evaluations, LoggedMetrics, ProgressBar
 from guerdon.trainer.fine_tune.folder import AlignFolder
@@ -34,7 +35,6 @@ from guerdon.trainer.fine_tune.samples import Answer, answer, write_samples
 from guerdon.trainer.fine_tune.settings import DPOSettings
 from guerdon.trainer.fine_tune.state import Begun
 from guerdon.trainer.fine_tune.trainers import make_trainer
-from guerdon.trainer.reward.model import merged, quiet
 
 _SAID_ELSEWHERE = ("output", "policy", "train")
 """Settings that a reward's manifest names, or that mean nothing to who serves it."""

@@ -26,8 +26,9 @@ from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measures import Floats, Ints
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.run_folder import MEMBERS, PLOTS, SUMMARY, EnsembleFolder
+from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.fine_tuning import Phases, check_shares, versions
-from guerdon.trainer.reward.model import load_base, quiet
+from guerdon.trainer.reward.model import load_base
 from guerdon.trainer.reward.objectives.preference import PreferenceTask, group_measures
 from guerdon.trainer.reward.objectives.task import Task
 from guerdon.trainer.reward.recipe import train_reward

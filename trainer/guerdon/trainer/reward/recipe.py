@@ -7,9 +7,11 @@ from typing import Any
 from rich.console import Console
 from transformers import PrinterCallback
 
+from guerdon.trainer.common.language_model import merged
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.run_folder import CHECKPOINTS, METRICS, PLOTS, RewardFolder
 from guerdon.trainer.common.trackers import Trackers
+from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.callbacks import Evaluations, LoggedMetrics, ProgressBar
 from guerdon.trainer.common.trl.fine_tuning import (
     Phases,
@@ -18,7 +20,6 @@ from guerdon.trainer.common.trl.fine_tuning import (
     round_weights,
     versions,
 )
-from guerdon.trainer.reward.model import merged, quiet
 from guerdon.trainer.reward.objectives.task import Task
 
 

@@ -35,7 +35,7 @@ from guerdon.trainer.common.monitors import (
 from guerdon.trainer.common.policy_evaluation import Evaluation, evaluate
 from guerdon.trainer.common.samples import SampleTable
 from guerdon.trainer.common.trackers import Trackers
-from guerdon.trainer.reward.model import quiet
+from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs

@@ -29,6 +29,7 @@ from guerdon.trainer.common.services.reward_requests import Asking
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints
+from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.completions import Floats, response_logprobs
 from guerdon.trainer.evaluate.policy.baseline import Baseline
 from guerdon.trainer.evaluate.policy.columns import (
@@ -46,7 +47,6 @@ from guerdon.trainer.evaluate.policy.judging import Judges, check_version
 from guerdon.trainer.evaluate.policy.plots import draw_plots
 from guerdon.trainer.evaluate.policy.result import Measured, terms
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
-from guerdon.trainer.reward.model import quiet
 from guerdon.trainer.rl.learner.losses import kl_estimate
 from guerdon.trainer.rl.report.summary import package_versions
 from guerdon.trainer.rl.rft import model as rft_model

@@ -200,7 +200,7 @@ class PreferenceTask(Task):
 
     def draw(self, folder: Path, rows: Sequence[dict[str, Any]], found: PairScores) -> None:
         """The run's pictures."""
-        from guerdon.trainer.common.plots import draw_all
+        from guerdon.trainer.reward.plots import draw_all
 
         chosen, rejected = answer_tokens(self.inputs.eval)
         draw_all(

@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from guerdon.trainer.common.language_model import load_lm, with_lora
+from guerdon.trainer.common.language_model import load_lm, merged, with_lora
 from guerdon.trainer.common.processes import use_gpu
 from guerdon.trainer.common.services.types import Ints
-from guerdon.trainer.reward.model import merged
 from guerdon.trainer.rl.learner.export import Shape, as_checkpoint, as_weights
 from guerdon.trainer.rl.rollout.weights import Weights
 from guerdon.trainer.rl.settings import RunSettings

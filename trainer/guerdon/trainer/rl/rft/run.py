@@ -31,8 +31,8 @@ from guerdon.trainer.common.services.progress import DrawingBar
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints, Sample
 from guerdon.trainer.common.trackers import Trackers
+from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.completions import response_logprobs
-from guerdon.trainer.reward.model import quiet
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs, show_inputs
 from guerdon.trainer.rl.learner.rejection import keep
