@@ -17,9 +17,9 @@ from tests.trainer.toy import toy_settings
 
 from guerdon.models import Manifest
 from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
-from guerdon.trainer.common.run_folder import EnsembleFolder
 from guerdon.trainer.common.trl import length_grouped
 from guerdon.trainer.reward.ensemble import train_ensemble
+from guerdon.trainer.reward.folder import EnsembleFolder
 from guerdon.trainer.reward.objectives import preference
 from guerdon.trainer.reward.objectives.read import read_task
 from guerdon.trainer.reward.report import show_summary

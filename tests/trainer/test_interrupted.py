@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.toy import metrics, run, toy_settings
 
 from guerdon.trainer.common.errors import DivergedError, OutputError
-from guerdon.trainer.common.run_folder import RewardFolder
 from guerdon.trainer.reward import pair_trainer
+from guerdon.trainer.reward.folder import RewardFolder
 from guerdon.trainer.reward.objectives.read import read_task
 from guerdon.trainer.reward.recipe import train_reward
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from tests.support.command import read_rows
 
-from guerdon.trainer.common.run_folder import RewardFolder
+from guerdon.trainer.reward.folder import RewardFolder
 from guerdon.trainer.reward.objectives.read import read_task
 from guerdon.trainer.reward.recipe import train_reward
 from guerdon.trainer.reward.settings import RewardSettings

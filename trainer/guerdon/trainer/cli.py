@@ -83,8 +83,9 @@ def reward(
 def _run(settings: RewardModelSettings, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
     from rich.console import Console
 
-    from guerdon.trainer.common.run_folder import SUMMARY, EnsembleFolder, RewardFolder
+    from guerdon.trainer.common.run_folder import SUMMARY
     from guerdon.trainer.common.trackers import check_trackers
+    from guerdon.trainer.reward.folder import EnsembleFolder, RewardFolder
     from guerdon.trainer.reward.report import show_counts, show_summary
 
     main = is_main()

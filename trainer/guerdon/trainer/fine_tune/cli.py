@@ -100,7 +100,7 @@ def _run(settings: AlignSettings, *, resume: bool, overwrite: bool, dry_run: boo
         with processes.agreed():
             check_trackers(settings.tracker)
             folder = AlignFolder(settings, resume=resume, overwrite=overwrite, main=main)
-        if processes.gather(folder.finished)[0]:
+        if processes.gather(folder.finished and not overwrite)[0]:
             console.print("this run ended already")
             show_summary(folder.summary(), folder, console)
             return

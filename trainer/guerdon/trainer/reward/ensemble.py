@@ -25,9 +25,10 @@ from guerdon.trainer.common import measures
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measures import Floats, Ints
 from guerdon.trainer.common.processes import ALONE, Processes
-from guerdon.trainer.common.run_folder import MEMBERS, PLOTS, SUMMARY, EnsembleFolder
+from guerdon.trainer.common.run_folder import MEMBERS, PLOTS, SUMMARY
 from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.fine_tuning import Phases, check_shares, versions
+from guerdon.trainer.reward.folder import EnsembleFolder
 from guerdon.trainer.reward.model import load_base
 from guerdon.trainer.reward.objectives.preference import PreferenceTask, group_measures
 from guerdon.trainer.reward.objectives.task import Task

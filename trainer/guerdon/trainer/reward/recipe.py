@@ -9,7 +9,7 @@ from transformers import PrinterCallback
 
 from guerdon.trainer.common.language_model import merged
 from guerdon.trainer.common.processes import ALONE, Processes
-from guerdon.trainer.common.run_folder import CHECKPOINTS, METRICS, PLOTS, RewardFolder
+from guerdon.trainer.common.run_folder import CHECKPOINTS, METRICS, PLOTS
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.callbacks import Evaluations, LoggedMetrics, ProgressBar
@@ -20,6 +20,7 @@ from guerdon.trainer.common.trl.fine_tuning import (
     round_weights,
     versions,
 )
+from guerdon.trainer.reward.folder import RewardFolder
 from guerdon.trainer.reward.objectives.task import Task
 
 
