@@ -118,9 +118,9 @@ def _run(settings: RewardModelSettings, *, resume: bool, overwrite: bool, dry_ru
 
             summary = train_ensemble(task, folder, console, processes)
         else:
-            from guerdon.trainer.reward.recipe import train_reward
+            from guerdon.trainer.common.trl.recipe import fine_tune
 
-            summary = train_reward(task, folder, console, processes)
+            summary = fine_tune(task, folder, console, processes)
     if main:
         show_summary(summary, folder, console)
 

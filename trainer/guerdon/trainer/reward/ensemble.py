@@ -25,14 +25,14 @@ from guerdon.trainer.common import measures
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measures import Floats, Ints
 from guerdon.trainer.common.processes import ALONE, Processes
-from guerdon.trainer.common.run_folder import MEMBERS, PLOTS, SUMMARY
+from guerdon.trainer.common.run_folder import MEMBERS, SUMMARY
 from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.fine_tuning import Phases, check_shares, versions
+from guerdon.trainer.common.trl.recipe import fine_tune
 from guerdon.trainer.reward.folder import EnsembleFolder
 from guerdon.trainer.reward.model import load_base
 from guerdon.trainer.reward.objectives.preference import PreferenceTask, group_measures
-from guerdon.trainer.reward.objectives.task import Task
-from guerdon.trainer.reward.recipe import train_reward
+from guerdon.trainer.reward.objectives.task import RewardTask
 from guerdon.trainer.reward.scoring import PairScores
 
 _Scores = npt.NDArray[np.float64]
@@ -47,12 +47,12 @@ AGGREGATE: Final[dict[str, Callable[[_Scores, float], Floats]]] = {
 
 
 def train_ensemble(
-    task: Task, folder: EnsembleFolder, console: Console, processes: Processes = ALONE
+    task: RewardTask[Any], folder: EnsembleFolder, console: Console, processes: Processes = ALONE
 ) -> dict[str, Any]:
     """Train the members one after another, and measure them together.
 
     Members that are whole are kept, one in the middle is gone on with. Arguments and what is
-    returned are as for `train_reward`.
+    returned are as for `fine_tune`.
 
     Raises:
         OutputError: the folder can't be written to.
@@ -75,7 +75,7 @@ def train_ensemble(
             continue
         console.print(seed, highlight=False)
         with phases(f"member {i}"):
-            train_reward(member, place, console, processes)
+            fine_tune(member, place, console, processes)
     folders = [Path(member.settings.output) for member in tasks]
     with phases("evaluate together"), quiet():
         held_out, train = _measured(task, folders)
@@ -125,7 +125,7 @@ def _finish(
     together = _combined(held_out, settings.aggregation, settings.std_weight)
     if settings.plots:
         with phases("plots"):
-            task.draw(folder.path / PLOTS, [], together)
+            task.draw(folder.plots, [], together)
 
     parts = [json.loads((path / SUMMARY).read_text("utf-8")) for path in folders]
     scores = AGGREGATE[settings.aggregation](

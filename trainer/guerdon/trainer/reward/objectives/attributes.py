@@ -94,7 +94,7 @@ def squared_error(logits_NK: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, 
     return error_NK.square().sum(), {}
 
 
-class AttributeTask(RowTask):
+class AttributeTask(RowTask[Floats]):
     """Several numbers of an answer, and their weighted sum."""
 
     kind = "attributes"

@@ -30,13 +30,13 @@ from guerdon.trainer.common.trl.length_grouped import EpochOrder
 from guerdon.trainer.reward import shared_prefix as sharing
 from guerdon.trainer.reward.inputs import Inputs
 from guerdon.trainer.reward.model import load_base, prepare
-from guerdon.trainer.reward.objectives.task import Task
+from guerdon.trainer.reward.objectives.task import RewardTask
 from guerdon.trainer.reward.pair_trainer import PairTrainer, shared_collator
 from guerdon.trainer.reward.scoring import PairScores, score_pairs
 from guerdon.trainer.reward.settings import RewardSettings
 
 
-class PreferenceTask(Task):
+class PreferenceTask(RewardTask[PairScores]):
     """The better and the worse of two answers, by TRL's `RewardTrainer`."""
 
     kind = "sequence"

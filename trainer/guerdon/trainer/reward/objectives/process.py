@@ -101,7 +101,7 @@ def step_cross_entropy(
     return functional.cross_entropy(logits_N2, labels_N, reduction="sum"), {"accuracy": hits}
 
 
-class ProcessTask(RowTask):
+class ProcessTask(RowTask[list[Floats]]):
     """The steps of a solution, and what they amount to."""
 
     kind = "process"

@@ -15,13 +15,14 @@ from guerdon.trainer.common.measures import Floats
 from guerdon.trainer.common.row_notes import measured_by_group, places_by_group
 from guerdon.trainer.common.trl.fine_tuning import common_arguments
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
+from guerdon.trainer.common.trl.task import Measured
 from guerdon.trainer.reward.model import load_with_head, prepare
 from guerdon.trainer.reward.objectives.rated import RatedInputs, RatedTokens, Tokens, described
 from guerdon.trainer.reward.objectives.row_trainer import RowTrainer, row_outputs
-from guerdon.trainer.reward.objectives.task import Task
+from guerdon.trainer.reward.objectives.task import RewardTask
 
 
-class RowTask(Task):
+class RowTask(RewardTask[Measured]):
     """A task over single answers."""
 
     tokenwise: bool
