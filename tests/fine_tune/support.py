@@ -11,9 +11,10 @@ from rich.console import Console
 from torch import Tensor
 
 from guerdon.trainer.common import settings_io
+from guerdon.trainer.common.trl.recipe import fine_tune
 from guerdon.trainer.fine_tune.folder import AlignFolder
-from guerdon.trainer.fine_tune.inputs import AlignInputs, read_inputs
-from guerdon.trainer.fine_tune.recipe import train
+from guerdon.trainer.fine_tune.inputs import AlignInputs
+from guerdon.trainer.fine_tune.read import read_task
 from guerdon.trainer.fine_tune.settings import (
     AlignSettings,
     DPOSettings,
@@ -50,11 +51,11 @@ def run(settings: AlignSettings, *, resume: bool = False) -> tuple[dict[str, Any
     printed = io.StringIO()
     folder = AlignFolder(settings, resume=resume, overwrite=False)
     console = Console(file=printed, width=200)
-    return train(inputs_of(settings), folder, console), printed.getvalue()
+    return fine_tune(read_task(settings), folder, console), printed.getvalue()
 
 
 def inputs_of(settings: AlignSettings) -> AlignInputs:
-    return read_inputs(settings)
+    return read_task(settings).inputs
 
 
 def answer_logprobs(model: Any, prompt: list[int], answer: list[int]) -> Tensor:

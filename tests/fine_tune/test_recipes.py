@@ -21,9 +21,9 @@ from guerdon.trainer.common.settings_io import field_types
 from guerdon.trainer.common.trl.divergence_guard import Watched
 from guerdon.trainer.fine_tune.cli import PANELS
 from guerdon.trainer.fine_tune.folder import AlignFolder
-from guerdon.trainer.fine_tune.held_out import HeldOut
-from guerdon.trainer.fine_tune.memory import memory_estimate
+from guerdon.trainer.fine_tune.read import read_task
 from guerdon.trainer.fine_tune.report import KEYS
+from guerdon.trainer.fine_tune.task import PolicyTask
 
 Toy = tuple[Path, Path]
 WEIGHTS = "final/model.safetensors"
@@ -140,7 +140,7 @@ def test_a_resumed_run_equals_an_unbroken_one(
             run(broken)
     assert not AlignFolder(broken, resume=True, overwrite=False).finished
     with monkeypatch.context() as patch:
-        patch.setattr(HeldOut, "begin", None)  # it was measured, and answered
+        patch.setattr(PolicyTask, "measure_first", None)  # it was measured, and answered
         resumed, printed = run(broken, resume=True)
     assert "resuming at step 6" in printed
     assert resumed["before"] == summary["before"]
@@ -237,12 +237,12 @@ def test_a_dry_run_shows_settings_and_memory(
     shown, said = capfd.readouterr()
     assert shown.strip() == file.read_text().strip()
     assert "memory of one process" in said
-    inputs = inputs_of(settings)
-    estimate = memory_estimate(inputs)
+    task = read_task(settings)
+    estimate = task.memory_estimate()
     count = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(policy).parameters())
     assert estimate.parts["weights, float32"] == 4 * count
     assert ("reference, float32" in estimate.parts) == (algorithm == "dpo")
-    assert memory_estimate(inputs, 2).total < estimate.total
+    assert task.memory_estimate(2).total < estimate.total
     assert not (tmp_path / "run").exists()
 
 

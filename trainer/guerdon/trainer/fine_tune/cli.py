@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from guerdon.trainer.common import settings_io
-from guerdon.trainer.common.processes import is_main, launched, start
+from guerdon.trainer.common.processes import is_main, start
 from guerdon.trainer.common.settings_options import (
     Config,
     Overwrite,
@@ -87,7 +87,7 @@ def _run(settings: AlignSettings, *, resume: bool, overwrite: bool, dry_run: boo
 
     from guerdon.trainer.common.trackers import check_trackers
     from guerdon.trainer.fine_tune.folder import AlignFolder
-    from guerdon.trainer.fine_tune.report import show_counts, show_summary
+    from guerdon.trainer.fine_tune.report import show_summary
 
     main = is_main()
     console = Console(stderr=not sys.stdout.isatty(), quiet=not main)
@@ -105,24 +105,21 @@ def _run(settings: AlignSettings, *, resume: bool, overwrite: bool, dry_run: boo
             show_summary(folder.summary(), folder, console)
             return
 
-        from guerdon.trainer.fine_tune.inputs import read_inputs
-        from guerdon.trainer.fine_tune.recipe import train
+        from guerdon.trainer.common.trl.recipe import fine_tune
+        from guerdon.trainer.fine_tune.read import read_task
 
         with processes.agreed():
-            inputs = read_inputs(settings)
-        show_counts(inputs.counts(), console)
-        summary = train(inputs, folder, console, processes)
+            task = read_task(settings)
+        task.show_counts(console)
+        summary = fine_tune(task, folder, console, processes)
     if main:
         show_summary(summary, folder, console)
 
 
 def _dry_run(settings: AlignSettings, console: Any) -> None:
-    from guerdon.trainer.common.memory import show_memory
-    from guerdon.trainer.fine_tune.inputs import read_inputs
-    from guerdon.trainer.fine_tune.memory import memory_estimate
-    from guerdon.trainer.fine_tune.report import show_counts
+    from guerdon.trainer.fine_tune.read import read_task
 
-    inputs = read_inputs(settings)
-    show_counts(inputs.counts(), console)
+    task = read_task(settings)
+    task.show_counts(console)
     typer.echo(settings_io.to_toml(settings))  # alone on standard output: it can be a file
-    show_memory(memory_estimate(inputs, launched()), console)
+    task.show_memory(console)

@@ -17,7 +17,7 @@ from guerdon.trainer.common.preferences import load_pairs
 from guerdon.trainer.common.row_notes import groups_of, places_by_group
 from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer
 from guerdon.trainer.common.trl.completions import Completion
-from guerdon.trainer.fine_tune.settings import AlignSettings, SFTSettings
+from guerdon.trainer.fine_tune.settings import AlignSettings
 from guerdon.trainer.fine_tune.tokens import encode
 
 T = TypeVar("T")
@@ -111,8 +111,12 @@ def length_of(row: Completion | PairTokens) -> int:
     return row.longest if isinstance(row, PairTokens) else len(row[0]) + len(row[1])
 
 
-def read_inputs(settings: AlignSettings) -> AlignInputs:
+def read_inputs(settings: AlignSettings, read: Callable[..., Part[Any]]) -> AlignInputs:
     """Load and check the data and the tokenizer: everything that can be wrong before training.
+
+    Args:
+        settings: of the run.
+        read: `demonstrations` or `pairs`.
 
     Raises:
         TrainingError: something is; says what.
@@ -122,8 +126,6 @@ def read_inputs(settings: AlignSettings) -> AlignInputs:
     size = embeddings_of(config)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked: any token will do
-    read: Callable[..., Part[Any]]
-    read = _demonstrations if isinstance(settings, SFTSettings) else _pairs
     train = read(
         settings, tokenizer, size, settings.train, settings.train_split, settings.limit, ()
     )
@@ -147,7 +149,7 @@ def read_inputs(settings: AlignSettings) -> AlignInputs:
     return AlignInputs(settings, policy, config, tokenizer, train, held_out, subgroups)
 
 
-def _demonstrations(
+def demonstrations(
     settings: AlignSettings,
     tokenizer: Any,
     vocab_size: int,
@@ -156,6 +158,8 @@ def _demonstrations(
     limit: int,
     by: Sequence[str],
 ) -> Part[Completion]:
+    """The answers of a source as token ids, and what was left out of it."""
+
     def parse(row: Mapping[str, Any]) -> tuple[Demonstration, dict[str, str]]:
         return parse_demonstration(row), groups_of(row, by)
 
@@ -200,7 +204,7 @@ def _demonstrations(
     )
 
 
-def _pairs(
+def pairs(
     settings: AlignSettings,
     tokenizer: Any,
     vocab_size: int,
@@ -209,6 +213,7 @@ def _pairs(
     limit: int,
     by: Sequence[str],
 ) -> Part[PairTokens]:
+    """The preference pairs of a source as token ids, and what was left out of it."""
     found = load_pairs(source, split=split, limit=limit, bad_rows=settings.bad_rows, by=by)
     usable, lines, groups = [], [], []
     several: list[int] = []
