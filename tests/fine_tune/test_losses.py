@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from guerdon.trainer.common.language_model import load_lm
-from guerdon.trainer.fine_tune.read import read_task
+from guerdon.trainer.fine_tune.read_task import read_task
 
 Toy = tuple[Path, Path]
 

@@ -18,10 +18,10 @@ from guerdon.cli.main import main
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import DivergedError, OutputError
 from guerdon.trainer.common.settings_io import field_types
-from guerdon.trainer.common.trl.divergence_guard import Watched
+from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 from guerdon.trainer.fine_tune.cli import PANELS
-from guerdon.trainer.fine_tune.folder import AlignFolder
-from guerdon.trainer.fine_tune.read import read_task
+from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
+from guerdon.trainer.fine_tune.read_task import read_task
 from guerdon.trainer.fine_tune.report import KEYS
 from guerdon.trainer.fine_tune.task import PolicyTask
 
@@ -127,7 +127,7 @@ def test_a_resumed_run_equals_an_unbroken_one(
     whole = settings_of(algorithm, policy, toy, tmp_path / "whole", **more)
     summary, _ = run(whole)
     broken = settings_of(algorithm, policy, toy, tmp_path / "broken", **more)
-    step = Watched.training_step
+    step = DivergenceGuard.training_step
     with monkeypatch.context() as patch:
 
         def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -135,10 +135,10 @@ def test_a_resumed_run_equals_an_unbroken_one(
                 raise KeyboardInterrupt
             return step(self, *args, **kwargs)
 
-        patch.setattr(Watched, "training_step", interrupted)
+        patch.setattr(DivergenceGuard, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(broken)
-    assert not AlignFolder(broken, resume=True, overwrite=False).finished
+    assert not TunedPolicyFolder(broken, resume=True, overwrite=False).finished
     with monkeypatch.context() as patch:
         patch.setattr(PolicyTask, "measure_first", None)  # it was measured, and answered
         resumed, printed = run(broken, resume=True)
@@ -198,7 +198,7 @@ def test_data_that_changed_is_not_resumed_on(
     train.write_bytes(toy[0].read_bytes())
     settings = settings_of("sft", policy, (train, toy[1]), tmp_path / "run", limit=16)
     with monkeypatch.context() as patch:
-        patch.setattr(Watched, "training_step", _interrupt)
+        patch.setattr(DivergenceGuard, "training_step", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(settings)
     with train.open("ab") as file:

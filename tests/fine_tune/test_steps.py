@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from guerdon.trainer.common.language_model import load_lm
-from guerdon.trainer.fine_tune import read as fine_tune
-from guerdon.trainer.reward.objectives.read import read_task
+from guerdon.trainer.fine_tune import read_task as fine_tune
+from guerdon.trainer.reward.objectives.read_task import read_task
 
 ALGORITHMS = ("sft", "dpo", "orpo", "reward")
 

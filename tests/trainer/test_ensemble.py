@@ -21,7 +21,7 @@ from guerdon.trainer.common.trl import length_grouped
 from guerdon.trainer.reward.ensemble import train_ensemble
 from guerdon.trainer.reward.folder import EnsembleFolder
 from guerdon.trainer.reward.objectives import preference
-from guerdon.trainer.reward.objectives.read import read_task
+from guerdon.trainer.reward.objectives.read_task import read_task
 from guerdon.trainer.reward.report import show_summary
 from guerdon.trainer.reward.settings import RewardSettings
 

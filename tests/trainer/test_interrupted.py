@@ -21,7 +21,7 @@ from guerdon.trainer.common.errors import DivergedError, OutputError
 from guerdon.trainer.common.trl.recipe import fine_tune
 from guerdon.trainer.reward import pair_trainer
 from guerdon.trainer.reward.folder import RewardFolder
-from guerdon.trainer.reward.objectives.read import read_task
+from guerdon.trainer.reward.objectives.read_task import read_task
 
 WEIGHTS = "model.safetensors"
 

@@ -13,7 +13,7 @@ from tests.support.command import read_rows
 
 from guerdon.trainer.common.trl.recipe import fine_tune
 from guerdon.trainer.reward.folder import RewardFolder
-from guerdon.trainer.reward.objectives.read import read_task
+from guerdon.trainer.reward.objectives.read_task import read_task
 from guerdon.trainer.reward.settings import RewardSettings
 
 WORDS = ["rain", "sun", "egg", "water", "Rome", "Paris", "tens", "help", "eight", "put", "hot"]

@@ -47,7 +47,7 @@ class Source(Protocol):
         """Of the file; empty for a data set."""
 
 
-def hashes_of(*parts: Source) -> dict[str, str]:
+def hashes_by_source(*parts: Source) -> dict[str, str]:
     """SHA-256 of each part, by its source."""
     return {part.source: part.sha256 for part in parts}
 

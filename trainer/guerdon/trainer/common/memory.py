@@ -61,7 +61,7 @@ def show_memory(found: MemoryEstimate, console: Console) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelMemory:
     """Of a language model, as far as its memory goes."""
 
     parameters: int
@@ -109,7 +109,7 @@ def _attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def measure(config: Any, dtype: str, lora_r: int) -> Shape:
+def measure(config: Any, dtype: str, lora_r: int) -> ModelMemory:
     """Build the model without memory, and see what it keeps of a token.
 
     Args:
@@ -139,7 +139,7 @@ def measure(config: Any, dtype: str, lora_r: int) -> Shape:
         raise TrainingError(f"can't estimate the memory of {config.model_type}: {error}") from error
     per_token = (sizes[1] - sizes[0]) // (_LONG - _SHORT)
     layers = int(text.num_hidden_layers)
-    return Shape(
+    return ModelMemory(
         parameters=parameters,
         trunk=trunk,
         lora=lora,

@@ -11,7 +11,7 @@ from guerdon.data import Message, Pair, RowError, parse_pair
 from guerdon.trainer.common.data_rows import read_rows
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.common.measures import Ints, numbered
-from guerdon.trainer.common.row_notes import groups_of, margin_of
+from guerdon.trainer.common.row_notes import group_values, read_margin
 
 
 @dataclass(kw_only=True)
@@ -81,9 +81,9 @@ def load_pairs(
     """
 
     def parse(row: Mapping[str, Any]) -> tuple[Pair, float, dict[str, str], bool]:
-        margin = margin_of(row, margin_key) if margin_key else 0.0
+        margin = read_margin(row, margin_key) if margin_key else 0.0
         unused = not margin_key and row.get("margin") is not None
-        return parse_pair(row), margin, groups_of(row, by), unused
+        return parse_pair(row), margin, group_values(row, by), unused
 
     rows = read_rows(source, parse, split=split, limit=limit, bad_rows=bad_rows)
     found = Preferences(

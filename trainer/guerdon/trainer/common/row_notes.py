@@ -41,7 +41,7 @@ def finite(value: Any, field: str) -> float:
     return found
 
 
-def margin_of(row: Mapping[str, Any], field: str) -> float:
+def read_margin(row: Mapping[str, Any], field: str) -> float:
     """By how much the better answer of a row is better.
 
     Raises:
@@ -53,7 +53,7 @@ def margin_of(row: Mapping[str, Any], field: str) -> float:
     return found
 
 
-def groups_of(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, str]:
+def group_values(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, str]:
     """The row's value of each field, as text.
 
     Raises:
@@ -93,7 +93,7 @@ def places_by_group(
     Args:
         source: of the rows, for the message.
         fields: what to break down by.
-        groups: of each row, as `groups_of` gives them.
+        groups: of each row, as `group_values` gives them.
 
     Raises:
         DataError: no row has the field.

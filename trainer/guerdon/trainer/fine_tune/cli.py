@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from guerdon.trainer.common.trl.command import FineTuneCommand
 from guerdon.trainer.fine_tune.settings import (
-    AlignSettings,
     DPOSettings,
     ORPOSettings,
+    PolicySettings,
     SFTSettings,
 )
 
@@ -54,18 +54,18 @@ class PolicyCommand(FineTuneCommand):
     panels = PANELS
     dry_run_help = "Check the data, show settings and memory, and train nothing."
 
-    def __init__(self, options: type[AlignSettings], summary: str) -> None:
+    def __init__(self, options: type[PolicySettings], summary: str) -> None:
         self.options, self.help = options, summary + _DETAILS
 
-    def folder(self, settings: AlignSettings) -> type[FineTuneFolder]:
+    def folder(self, settings: PolicySettings) -> type[FineTuneFolder]:
         """The kind of folder that has a policy in the end."""
-        from guerdon.trainer.fine_tune.folder import AlignFolder
+        from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 
-        return AlignFolder
+        return TunedPolicyFolder
 
-    def read_task(self, settings: AlignSettings) -> PolicyTask[Any]:
+    def read_task(self, settings: PolicySettings) -> PolicyTask[Any]:
         """Load and check the data and the tokenizer."""
-        from guerdon.trainer.fine_tune.read import read_task
+        from guerdon.trainer.fine_tune.read_task import read_task
 
         return read_task(settings)
 

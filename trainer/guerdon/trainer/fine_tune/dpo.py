@@ -12,10 +12,10 @@ from trl import DPOConfig, DPOTrainer
 
 from guerdon.trainer.common.implicit_manifest import leave_reward
 from guerdon.trainer.common.language_model import load_lm
-from guerdon.trainer.common.trl.pair_mean import PairMean
-from guerdon.trainer.common.trl.task import Outcome
-from guerdon.trainer.fine_tune.folder import AlignFolder
-from guerdon.trainer.fine_tune.inputs import AlignInputs, PairTokens
+from guerdon.trainer.common.trl.mean_over_pairs import MeanOverPairs
+from guerdon.trainer.common.trl.task import TrainingOutcome
+from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
+from guerdon.trainer.fine_tune.inputs import PairTokens, PolicyInputs
 from guerdon.trainer.fine_tune.measure import PairLikelihoods
 from guerdon.trainer.fine_tune.pairs import PairTask
 from guerdon.trainer.fine_tune.settings import DPOSettings
@@ -29,7 +29,7 @@ class DPOTask(PairTask):
 
     settings: DPOSettings
 
-    def __init__(self, inputs: AlignInputs) -> None:
+    def __init__(self, inputs: PolicyInputs) -> None:
         super().__init__(inputs)
         self.beta = self.settings.beta
         # LoRA's reference is the policy without it.
@@ -53,7 +53,9 @@ class DPOTask(PairTask):
             reference = load_lm(self.inputs.policy).to(next(model.parameters()).device)
         return DirectTrainer(args=config, ref_model=reference, train_dataset=_dataset(rows), **more)
 
-    def leave_reward(self, folder: AlignFolder, outcome: Outcome[PairLikelihoods]) -> None:
+    def leave_reward(
+        self, folder: TunedPolicyFolder, outcome: TrainingOutcome[PairLikelihoods]
+    ) -> None:
         """Write what serves the reward that the policy implies."""
         settings, inputs = self.settings, self.inputs
         rewards = np.concatenate(outcome.after.rewards(self.reference, self.beta))
@@ -75,7 +77,7 @@ class DPOTask(PairTask):
         )
 
 
-class DirectTrainer(PairMean, DPOTrainer):  # type: ignore[misc]
+class DirectTrainer(MeanOverPairs, DPOTrainer):  # type: ignore[misc]
     """TRL's loss (eq. 7 of arXiv:2305.18290), metrics, optimiser, checkpoints and resume."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:

@@ -7,7 +7,7 @@ from guerdon.trainer.common.run_folder import SUMMARY
 from guerdon.trainer.common.trl.folder import FineTuneFolder
 
 
-class AlignFolder(FineTuneFolder, PolicyFolder):
+class TunedPolicyFolder(FineTuneFolder, PolicyFolder):
     """A run's folder. Making the object looks only; `begin` writes."""
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from guerdon.trainer.common.trl.completions import IGNORED
-from guerdon.trainer.common.trl.pair_mean import PairMean
+from guerdon.trainer.common.trl.mean_over_pairs import MeanOverPairs
 from guerdon.trainer.fine_tune.inputs import PairTokens
 from guerdon.trainer.fine_tune.pairs import PairTask
 from guerdon.trainer.fine_tune.settings import ORPOSettings
@@ -38,7 +38,7 @@ class ORPOTask(PairTask):
         return OddsRatioTrainer(args=config, train_dataset=data, **more)
 
 
-class OddsRatioTrainer(PairMean, ORPOTrainer):  # type: ignore[misc]
+class OddsRatioTrainer(MeanOverPairs, ORPOTrainer):  # type: ignore[misc]
     """TRL's loss (eq. 6 of arXiv:2403.07691): the likelihood is that of prompt and answer."""
 
     _tokens_a_pair: float | None = None

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guerdon.trainer.common.report import listed, say, share, show_groups, show_policy
-from guerdon.trainer.fine_tune.folder import AlignFolder
+from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 
 NOTED = {
     "too_long": "left out as too long",
@@ -59,7 +59,7 @@ def show_counts(counts: dict[str, Any], console: Console) -> None:
             say(console, f"  {many} held out with a prompt that is trained on", "yellow")
 
 
-def show_summary(summary: dict[str, Any], folder: AlignFolder, console: Console) -> None:
+def show_summary(summary: dict[str, Any], folder: TunedPolicyFolder, console: Console) -> None:
     """The result as a short table, and what to do with it."""
     before, after = summary["before"], summary["after"]
     table = Table("held out", "before", "after")

@@ -6,7 +6,11 @@ from typing import Any
 
 from trl import SFTConfig
 
-from guerdon.trainer.common.trl.completions import CompletionTrainer, dataset_of, keeps_apart
+from guerdon.trainer.common.trl.completions import (
+    CompletionTrainer,
+    completion_dataset,
+    keeps_apart,
+)
 from guerdon.trainer.fine_tune.measure import (
     Likelihoods,
     likelihoods,
@@ -27,7 +31,7 @@ class SFTTask(PolicyTask[Likelihoods]):
         self, model: Any, arguments: dict[str, Any], more: dict[str, Any]
     ) -> CompletionTrainer:
         """TRL's trainer, with batches in one row where the model keeps their answers apart."""
-        data = dataset_of(self.inputs.train.rows)
+        data = completion_dataset(self.inputs.train.rows)
         several = arguments["per_device_train_batch_size"] > 1
         packed = self.settings.packing == "auto" and several and keeps_apart(model, data)
         config = SFTConfig(

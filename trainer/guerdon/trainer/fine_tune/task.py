@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 from rich.console import Console
 from transformers import set_seed
 
-from guerdon.trainer.common.data_rows import hashes_of
+from guerdon.trainer.common.data_rows import hashes_by_source
 from guerdon.trainer.common.language_model import check_lora, load_lm, lora_config
 from guerdon.trainer.common.measures import numbered
 from guerdon.trainer.common.memory import PER_LOGIT, MemoryEstimate, measure, show_memory
@@ -21,15 +21,20 @@ from guerdon.trainer.common.row_notes import measured_by_group
 from guerdon.trainer.common.run_folder import write_whole
 from guerdon.trainer.common.trl.callbacks import counted
 from guerdon.trainer.common.trl.completions import BATCH_TOKENS
-from guerdon.trainer.common.trl.fine_tuning import Phases, common_arguments, in_dtype, versions
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
-from guerdon.trainer.common.trl.task import FineTuneTask, Outcome
-from guerdon.trainer.fine_tune.folder import AlignFolder
-from guerdon.trainer.fine_tune.inputs import AlignInputs, prompt_of
+from guerdon.trainer.common.trl.task import FineTuneTask, TrainingOutcome
+from guerdon.trainer.common.trl.trainer_arguments import (
+    Phases,
+    in_dtype,
+    trainer_arguments,
+    versions,
+)
+from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
+from guerdon.trainer.fine_tune.inputs import PolicyInputs, prompt_ids
 from guerdon.trainer.fine_tune.plots import draw_plots
 from guerdon.trainer.fine_tune.report import show_counts
-from guerdon.trainer.fine_tune.samples import Answer, answer, write_samples
-from guerdon.trainer.fine_tune.settings import AlignSettings
+from guerdon.trainer.fine_tune.samples import SampledAnswer, answer_prompts, write_samples
+from guerdon.trainer.fine_tune.settings import PolicySettings
 
 STATE = "begun.json"
 
@@ -57,7 +62,7 @@ class BeforeTraining:
 
     before: dict[str, Any] = field(default_factory=dict)
     """Likelihoods of the held-out rows by the first policy."""
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[SampledAnswer] = field(default_factory=list)
     """The first policy's answers to the first of them."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by phase, earlier parts of the run included."""
@@ -76,7 +81,7 @@ class BeforeTraining:
         write_whole(folder / STATE, json.dumps(asdict(self), ensure_ascii=False))
 
 
-class PolicyTask(FineTuneTask[Found, AlignFolder]):
+class PolicyTask(FineTuneTask[Found, TunedPolicyFolder]):
     """A way of training a policy on answers or on pairs of them, with its data, checked.
 
     Args:
@@ -89,23 +94,23 @@ class PolicyTask(FineTuneTask[Found, AlignFolder]):
     """Whether the loss makes all logits of a batch at once; others fold them up in tiles."""
     keeps_reference: bool = False
     """Whether a second model is held in memory."""
-    settings: AlignSettings
+    settings: PolicySettings
     reference: Found
     """The held-out rows by the policy that training began from."""
 
-    def __init__(self, inputs: AlignInputs) -> None:
+    def __init__(self, inputs: PolicyInputs) -> None:
         self.inputs, self.settings = inputs, inputs.settings
-        self.prompts = numbered(tuple(prompt_of(row)) for row in inputs.eval.rows)
+        self.prompts = numbered(tuple(prompt_ids(row)) for row in inputs.eval.rows)
         """The prompt of each held-out row; equal numbers are one prompt."""
         self._state = BeforeTraining()
-        self._answers: list[Answer] = []
+        self._answers: list[SampledAnswer] = []
 
     # Data
 
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the training and the held-out data, by their sources."""
-        return hashes_of(self.inputs.train, self.inputs.eval)
+        return hashes_by_source(self.inputs.train, self.inputs.eval)
 
     def show_counts(self, console: Console) -> None:
         """Say how much data there is, and what is odd about it."""
@@ -149,7 +154,7 @@ class PolicyTask(FineTuneTask[Found, AlignFolder]):
     def make_trainer(self, model: Any, checkpoints: Path, callbacks: Sequence[Any]) -> Any:
         """TRL's trainer over token ids; wraps the model where LoRA is asked for."""
         settings = self.settings
-        arguments: dict[str, Any] = common_arguments(settings, checkpoints, self.processes)
+        arguments: dict[str, Any] = trainer_arguments(settings, checkpoints, self.processes)
         arguments["bf16"] = settings.dtype == "bfloat16"
         more: dict[str, Any] = {
             "model": model,
@@ -173,12 +178,12 @@ class PolicyTask(FineTuneTask[Found, AlignFolder]):
             more: its own arguments.
         """
 
-    def take_up(self, folder: AlignFolder) -> dict[str, float]:
+    def take_up(self, folder: TunedPolicyFolder) -> dict[str, float]:
         """Read what an earlier part of the run left beside checkpoints; its seconds by phase."""
         self._state = BeforeTraining.read(folder.checkpoints)
         return self._state.seconds
 
-    def save_progress(self, folder: AlignFolder) -> None:
+    def save_progress(self, folder: TunedPolicyFolder) -> None:
         """Write what a resumed run takes up, just before training."""
         self._state.save(folder.checkpoints)
 
@@ -203,7 +208,7 @@ class PolicyTask(FineTuneTask[Found, AlignFolder]):
         else:
             self.reference = self.measure_first(model)
             self._state.before = self.reference.tree()
-            self._state.answers = answer(model, self.inputs, self.processes)
+            self._state.answers = answer_prompts(model, self.inputs, self.processes)
         return self.reference
 
     def measure_first(self, model: Any) -> Found:
@@ -213,7 +218,7 @@ class PolicyTask(FineTuneTask[Found, AlignFolder]):
     def measure_after(self, model: Any) -> Found:
         """Likelihoods by the trained policy, as it is saved, and its answers."""
         found = self._with_bar(model, self.settings.saved_dtype, "measuring what it learned")
-        self._answers = answer(model, self.inputs, self.processes)
+        self._answers = answer_prompts(model, self.inputs, self.processes)
         return found
 
     def _with_bar(self, model: Any, dtype: str, words: str) -> Found:
@@ -239,7 +244,7 @@ class PolicyTask(FineTuneTask[Found, AlignFolder]):
     def warnings(self, now: Found) -> list[str]:
         """What a person should know before using the policy."""
 
-    def summary(self, outcome: Outcome[Found]) -> dict[str, Any]:
+    def summary(self, outcome: TrainingOutcome[Found]) -> dict[str, Any]:
         """What goes into summary.json but for the seconds, which go on."""
         settings, now, rows = self.settings, outcome.after, outcome.rows
         return {
@@ -268,8 +273,8 @@ class PolicyTask(FineTuneTask[Found, AlignFolder]):
 
     def save(
         self,
-        folder: AlignFolder,
-        outcome: Outcome[Found],
+        folder: TunedPolicyFolder,
+        outcome: TrainingOutcome[Found],
         summary: dict[str, Any],
         phases: Phases,
     ) -> None:
@@ -282,7 +287,7 @@ class PolicyTask(FineTuneTask[Found, AlignFolder]):
         summary["seconds"] = phases.seconds | {"train": round(outcome.train_seconds, 2)}
         folder.write_summary(summary)
 
-    def leave_reward(self, folder: AlignFolder, outcome: Outcome[Found]) -> None:
+    def leave_reward(self, folder: TunedPolicyFolder, outcome: TrainingOutcome[Found]) -> None:
         """Write what serves the reward that the policy implies."""
 
     def _save_model(self, model: Any, folder: Path) -> None:

@@ -77,7 +77,7 @@ class RewardCommand(FineTuneCommand):
 
     def read_task(self, settings: RewardModelSettings) -> RewardTask[Any]:
         """Load and check the data and the tokenizer."""
-        from guerdon.trainer.reward.objectives.read import read_task
+        from guerdon.trainer.reward.objectives.read_task import read_task
 
         return read_task(settings)
 

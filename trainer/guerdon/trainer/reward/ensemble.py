@@ -27,8 +27,8 @@ from guerdon.trainer.common.measures import Floats, Ints
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.run_folder import MEMBERS, SUMMARY
 from guerdon.trainer.common.transformers_logging import quiet
-from guerdon.trainer.common.trl.fine_tuning import Phases, check_shares, versions
 from guerdon.trainer.common.trl.recipe import fine_tune
+from guerdon.trainer.common.trl.trainer_arguments import Phases, check_shares, versions
 from guerdon.trainer.reward.folder import EnsembleFolder
 from guerdon.trainer.reward.model import load_base
 from guerdon.trainer.reward.objectives.preference import PreferenceTask, group_measures

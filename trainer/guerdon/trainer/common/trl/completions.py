@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import SFTTrainer
 
-from guerdon.trainer.common.trl.divergence_guard import Watched
+from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 
 Completion: TypeAlias = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of the response to it."""
@@ -30,11 +30,11 @@ BATCH_TOKENS = 512
 """In one pass that only measures: the whole vocabulary's logits of so many tokens are made."""
 
 
-class CompletionTrainer(Watched, SFTTrainer):  # type: ignore[misc]
+class CompletionTrainer(DivergenceGuard, SFTTrainer):  # type: ignore[misc]
     """TRL's loss, optimiser, checkpoints and resume; stops at the first loss that is no number."""
 
 
-def dataset_of(completions: Sequence[Completion]) -> Dataset:
+def completion_dataset(completions: Sequence[Completion]) -> Dataset:
     """Rows of `input_ids` and `labels`: prompt and response, and the response alone."""
     return Dataset.from_dict(
         {

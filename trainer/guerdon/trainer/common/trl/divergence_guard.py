@@ -11,7 +11,7 @@ from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.processes import ALONE, Processes
 
 
-class Watched:
+class DivergenceGuard:
     """Put before one of TRL's trainers in a class's bases."""
 
     processes: Processes = ALONE

@@ -21,8 +21,8 @@ from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.callbacks import Evaluations, LoggedMetrics, ProgressBar
-from guerdon.trainer.common.trl.fine_tuning import Phases, check_shares, round_weights
-from guerdon.trainer.common.trl.task import FineTuneTask, Folder, Measured, Outcome
+from guerdon.trainer.common.trl.task import FineTuneTask, Folder, Measured, TrainingOutcome
+from guerdon.trainer.common.trl.trainer_arguments import Phases, check_shares, round_weights
 
 
 def fine_tune(
@@ -76,7 +76,7 @@ def fine_tune(
     summary: dict[str, Any] = {}
     with processes.agreed():
         if processes.main:
-            outcome = Outcome(model, before, after, log.rows, steps, train_seconds)
+            outcome = TrainingOutcome(model, before, after, log.rows, steps, train_seconds)
             summary = task.summary(outcome)
             if settings.plots:
                 with phases("plots"):

@@ -11,9 +11,9 @@ from typing import Any, Generic, TypeVar
 from rich.console import Console
 
 from guerdon.trainer.common.processes import ALONE, Processes
-from guerdon.trainer.common.trl.fine_tuning import Phases
 from guerdon.trainer.common.trl.folder import FineTuneFolder
 from guerdon.trainer.common.trl.settings import FineTuneSettings
+from guerdon.trainer.common.trl.trainer_arguments import Phases
 
 Measured = TypeVar("Measured")
 """What a model makes of the held-out rows: scores, predictions or likelihoods."""
@@ -21,7 +21,7 @@ Folder = TypeVar("Folder", bound=FineTuneFolder)
 
 
 @dataclass
-class Outcome(Generic[Measured]):
+class TrainingOutcome(Generic[Measured]):
     """A trained model, and how it came about."""
 
     model: Any
@@ -119,7 +119,7 @@ class FineTuneTask(abc.ABC, Generic[Measured, Folder]):
     # The result
 
     @abc.abstractmethod
-    def summary(self, outcome: Outcome[Measured]) -> dict[str, Any]:
+    def summary(self, outcome: TrainingOutcome[Measured]) -> dict[str, Any]:
         """What goes into summary.json but for the seconds, which go on."""
 
     @abc.abstractmethod
@@ -136,7 +136,7 @@ class FineTuneTask(abc.ABC, Generic[Measured, Folder]):
     def save(
         self,
         folder: Folder,
-        outcome: Outcome[Measured],
+        outcome: TrainingOutcome[Measured],
         summary: dict[str, Any],
         phases: Phases,
     ) -> None:

@@ -19,14 +19,14 @@ from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from guerdon.trainer.common import measures
-from guerdon.trainer.common.data_rows import hashes_of
+from guerdon.trainer.common.data_rows import hashes_by_source
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measures import Floats, Ints
 from guerdon.trainer.common.preferences import prompt_numbers
 from guerdon.trainer.common.row_notes import measured_by_group, places_by_group
 from guerdon.trainer.common.tokens import TokenPair, TokenPairs
-from guerdon.trainer.common.trl.fine_tuning import common_arguments
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
+from guerdon.trainer.common.trl.trainer_arguments import trainer_arguments
 from guerdon.trainer.reward import shared_prefix as sharing
 from guerdon.trainer.reward.inputs import Inputs
 from guerdon.trainer.reward.model import load_base, prepare
@@ -76,7 +76,7 @@ class PreferenceTask(RewardTask[PairScores]):
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the training and the held-out data, by their sources."""
-        return hashes_of(self.inputs.train_data, self.inputs.eval_data)
+        return hashes_by_source(self.inputs.train_data, self.inputs.eval_data)
 
     @property
     def longest_eval(self) -> int:
@@ -127,7 +127,7 @@ class PreferenceTask(RewardTask[PairScores]):
             lengths=[len(p.chosen) + len(p.rejected) - (p.shared if share else 0) for p in pairs],
             model=model,
             args=RewardConfig(
-                **common_arguments(settings, checkpoints, self.processes),
+                **trainer_arguments(settings, checkpoints, self.processes),
                 bf16=False,  # `PairTrainer` casts itself, and keeps the head in float32
                 center_rewards_coefficient=settings.center or None,
                 max_length=None,  # the pairs were filtered, and counted, before

@@ -14,8 +14,8 @@ from rich.console import Console
 from guerdon.models import Manifest, template_hash
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats
-from guerdon.trainer.common.trl.fine_tuning import Phases, in_dtype, versions
-from guerdon.trainer.common.trl.task import FineTuneTask, Measured, Outcome
+from guerdon.trainer.common.trl.task import FineTuneTask, Measured, TrainingOutcome
+from guerdon.trainer.common.trl.trainer_arguments import Phases, in_dtype, versions
 from guerdon.trainer.reward.folder import RewardFolder
 from guerdon.trainer.reward.model import max_positions
 from guerdon.trainer.reward.report import show_counts
@@ -113,7 +113,7 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
 
     # The result
 
-    def summary(self, outcome: Outcome[Measured]) -> dict[str, Any]:
+    def summary(self, outcome: TrainingOutcome[Measured]) -> dict[str, Any]:
         """What goes into summary.json but for the seconds, which go on."""
         return {
             "objective": self.settings.objective,
@@ -131,7 +131,7 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
     def save(
         self,
         folder: RewardFolder,
-        outcome: Outcome[Measured],
+        outcome: TrainingOutcome[Measured],
         summary: dict[str, Any],
         phases: Phases,
     ) -> None:

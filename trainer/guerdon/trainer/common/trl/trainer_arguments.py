@@ -53,7 +53,7 @@ def check_shares(settings: FineTuneSettings, processes: Processes) -> None:
         )
 
 
-def common_arguments(
+def trainer_arguments(
     settings: FineTuneSettings, checkpoints: Path, processes: Processes = ALONE
 ) -> dict[str, Any]:
     """What every config of TRL's is told: optimiser, order, checkpoints, and to be silent."""

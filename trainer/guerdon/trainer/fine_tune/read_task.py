@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from guerdon.trainer.fine_tune.inputs import demonstrations, pairs, read_inputs
-from guerdon.trainer.fine_tune.settings import AlignSettings, DPOSettings, SFTSettings
+from guerdon.trainer.fine_tune.settings import DPOSettings, PolicySettings, SFTSettings
 from guerdon.trainer.fine_tune.task import PolicyTask
 
 
-def read_task(settings: AlignSettings) -> PolicyTask[Any]:
+def read_task(settings: PolicySettings) -> PolicyTask[Any]:
     """Load and check the data and the tokenizer: everything that can be wrong before training.
 
     Raises:
