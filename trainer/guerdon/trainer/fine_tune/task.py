@@ -19,15 +19,13 @@ from guerdon.trainer.common.memory import PER_LOGIT, MemoryEstimate, measure, sh
 from guerdon.trainer.common.processes import launched
 from guerdon.trainer.common.row_notes import measured_by_group
 from guerdon.trainer.common.run_folder import write_whole
+from guerdon.trainer.common.timed_phase import rounded, timed_phase
 from guerdon.trainer.common.trl.callbacks import counted
 from guerdon.trainer.common.trl.completions import BATCH_TOKENS
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
 from guerdon.trainer.common.trl.task import FineTuneTask, TrainingOutcome
 from guerdon.trainer.common.trl.trainer_arguments import (
-    Phases,
-    in_dtype,
     trainer_arguments,
-    versions,
 )
 from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 from guerdon.trainer.fine_tune.inputs import PolicyInputs, prompt_ids
@@ -264,7 +262,6 @@ class PolicyTask(FineTuneTask[Found, TunedPolicyFolder]):
             "data": self.inputs.counts(),
             "processes": self.processes.count,
             "warnings": self.warnings(now),
-            "versions": versions(),
         }
 
     def draw(self, folder: Path, rows: Sequence[dict[str, Any]], found: Found) -> None:
@@ -276,15 +273,15 @@ class PolicyTask(FineTuneTask[Found, TunedPolicyFolder]):
         folder: TunedPolicyFolder,
         outcome: TrainingOutcome[Found],
         summary: dict[str, Any],
-        phases: Phases,
+        seconds: dict[str, float],
     ) -> None:
         """Write the policy, its answers and the summary, which gets the seconds by phase."""
         answers = [self._state.answers, self._answers]
         write_samples(folder.samples, self.inputs, answers, outcome.steps)
-        with phases("save"):
+        with timed_phase(seconds, "save"):
             folder.publish_final(lambda part: self._save_model(outcome.model, part))
             self.leave_reward(folder, outcome)
-        summary["seconds"] = phases.seconds | {"train": round(outcome.train_seconds, 2)}
+        summary["seconds"] = rounded(seconds | {"train": outcome.train_seconds})
         folder.write_summary(summary)
 
     def leave_reward(self, folder: TunedPolicyFolder, outcome: TrainingOutcome[Found]) -> None:
@@ -292,7 +289,6 @@ class PolicyTask(FineTuneTask[Found, TunedPolicyFolder]):
 
     def _save_model(self, model: Any, folder: Path) -> None:
         model.config.use_cache = True
-        model = in_dtype(model, self.settings.saved_dtype)
         # What a tuned model was once sampled with is no reason to refuse to save it.
         model.generation_config.do_sample = model.generation_config.do_sample or any(
             getattr(model.generation_config, name, None) not in (None, default)

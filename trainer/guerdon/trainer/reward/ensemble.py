@@ -26,9 +26,9 @@ from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measures import Floats, Ints
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.run_folder import MEMBERS, SUMMARY
+from guerdon.trainer.common.timed_phase import rounded, timed_phase
 from guerdon.trainer.common.transformers_logging import quiet
-from guerdon.trainer.common.trl.recipe import fine_tune
-from guerdon.trainer.common.trl.trainer_arguments import Phases, check_shares, versions
+from guerdon.trainer.common.trl.recipe import check_shares, fine_tune, package_versions
 from guerdon.trainer.reward.folder import EnsembleFolder
 from guerdon.trainer.reward.model import load_base
 from guerdon.trainer.reward.objectives.preference import PreferenceTask, group_measures
@@ -59,7 +59,7 @@ def train_ensemble(
         TrainingError: a member can't be trained, or two came out the same.
     """
     assert isinstance(task, PreferenceTask)
-    settings, phases = task.settings, Phases()
+    settings, seconds = task.settings, dict[str, float]()
     task.processes = processes
     with processes.agreed():
         check_shares(settings, processes)
@@ -74,15 +74,15 @@ def train_ensemble(
             console.print(f"{seed} is trained already", highlight=False)
             continue
         console.print(seed, highlight=False)
-        with phases(f"member {i}"):
+        with timed_phase(seconds, f"member {i}"):
             fine_tune(member, place, console, processes)
     folders = [Path(member.settings.output) for member in tasks]
-    with phases("evaluate together"), quiet():
+    with timed_phase(seconds, "evaluate together"), quiet():
         held_out, train = _measured(task, folders)
     summary: dict[str, Any] = {}
     with processes.agreed():
         if processes.main:
-            summary = _finish(task, folder, folders, held_out, train, phases)
+            summary = _finish(task, folder, folders, held_out, train, seconds)
     return summary
 
 
@@ -113,7 +113,7 @@ def _finish(
     folders: Sequence[Path],
     held_out: Sequence[PairScores],
     train: Sequence[Floats],
-    phases: Phases,
+    seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Write all that the run leaves; the summary."""
     settings = task.settings
@@ -124,7 +124,7 @@ def _finish(
     ]
     together = _combined(held_out, settings.aggregation, settings.std_weight)
     if settings.plots:
-        with phases("plots"):
+        with timed_phase(seconds, "plots"):
             task.draw(folder.plots, [], together)
 
     parts = [json.loads((path / SUMMARY).read_text("utf-8")) for path in folders]
@@ -147,8 +147,8 @@ def _finish(
         "seed": settings.seed,
         "parameters": sum(part["parameters"] for part in parts),
         "processes": task.processes.count,
-        "versions": versions(),
-        "seconds": phases.seconds,
+        "versions": package_versions(),
+        "seconds": rounded(seconds),
     }
     folder.publish(_manifest(task, folders, summary), summary)
     return summary

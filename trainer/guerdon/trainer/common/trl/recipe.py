@@ -11,18 +11,22 @@ its part of the rows; the first one prints and writes.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
+import torch
 from rich.console import Console
 from transformers import PrinterCallback
 
+from guerdon.trainer.common.errors import SettingsError, TrainingError
 from guerdon.trainer.common.language_model import merged
 from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.timed_phase import timed_phase
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.callbacks import Evaluations, LoggedMetrics, ProgressBar
+from guerdon.trainer.common.trl.settings import FineTuneSettings
 from guerdon.trainer.common.trl.task import FineTuneTask, Folder, Measured, TrainingOutcome
-from guerdon.trainer.common.trl.trainer_arguments import Phases, check_shares, round_weights
 
 
 def fine_tune(
@@ -54,38 +58,72 @@ def fine_tune(
         folder.begin()
         folder.check_data(folder.checkpoints, task.hashes)
     with processes.agreed():  # the folder is there now for all of them
-        phases = Phases(task.take_up(folder))
-    with phases("load"), quiet():
+        seconds = task.take_up(folder)
+    with timed_phase(seconds, "load"), quiet():
         with processes.agreed():
             model = task.load()
         task.settle()
     before: Measured | None = None
     if task.eval_before:
-        with phases("evaluate before"), processes.alike():
+        with timed_phase(seconds, "evaluate before"), processes.alike():
             before = task.measure_before(model)
             console.print(f"before training: {task.words(before)}", highlight=False)
-    with phases("train"), quiet(), processes.alike():
+    with timed_phase(seconds, "train"), quiet(), processes.alike():
         model, log, steps = _train(model, task, folder)
     train_seconds = log.seconds
-    with phases("evaluate after"), processes.alike():
+    with timed_phase(seconds, "evaluate after"), processes.alike():
         model = merged(model).eval()
-        round_weights(model, settings.saved_dtype)
+        if settings.saved_dtype == "bfloat16":
+            _round(model)
         after = task.measure_after(model)
     with processes.alike():
-        task.measure_more(model, phases)
+        task.measure_more(model, seconds)
     summary: dict[str, Any] = {}
     with processes.agreed():
         if processes.main:
             outcome = TrainingOutcome(model, before, after, log.rows, steps, train_seconds)
-            summary = task.summary(outcome)
+            summary = task.summary(outcome) | {"versions": package_versions()}
             if settings.plots:
-                with phases("plots"):
+                with timed_phase(seconds, "plots"):
                     task.draw(folder.plots, log.rows, after)
+            if settings.saved_dtype == "bfloat16":
+                model.to(torch.bfloat16)
             with quiet():
-                task.save(folder, outcome, summary, phases)
+                task.save(folder, outcome, summary, seconds)
             if not settings.keep_checkpoints:
                 folder.remove_checkpoints()
     return summary
+
+
+def check_shares(settings: FineTuneSettings, processes: Processes) -> None:
+    """Refuse a batch that the processes can't share, and GPUs that nobody would use.
+
+    Raises:
+        SettingsError: the batch does not divide.
+        TrainingError: there are more GPUs than the one process takes.
+    """
+    if settings.batch_size % processes.count:
+        raise SettingsError(
+            f"batch_size is {settings.batch_size}, which {processes.count} processes can't share "
+            "evenly"
+        )
+    if processes.count == 1 and torch.cuda.device_count() > 1:
+        raise TrainingError(
+            "several GPUs are visible: start one process for each by accelerate launch or "
+            "torchrun, or set CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that training depends on."""
+    return {name: version(name) for name in ("guerdon", "torch", "transformers", "trl", "peft")}
+
+
+@torch.no_grad()
+def _round(model: Any) -> None:
+    """Round the weights to what will be saved, so that the saved model is what is measured."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(torch.bfloat16))
 
 
 def _train(

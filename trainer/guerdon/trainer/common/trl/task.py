@@ -13,7 +13,6 @@ from rich.console import Console
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.trl.folder import FineTuneFolder
 from guerdon.trainer.common.trl.settings import FineTuneSettings
-from guerdon.trainer.common.trl.trainer_arguments import Phases
 
 Measured = TypeVar("Measured")
 """What a model makes of the held-out rows: scores, predictions or likelihoods."""
@@ -25,7 +24,7 @@ class TrainingOutcome(Generic[Measured]):
     """A trained model, and how it came about."""
 
     model: Any
-    """Without LoRA, its weights rounded to what is saved."""
+    """The model without LoRA, its weights rounded to what is saved."""
     before: Measured | None
     """The held-out rows by the model that training began from; None where nothing was measured."""
     after: Measured
@@ -105,8 +104,8 @@ class FineTuneTask(abc.ABC, Generic[Measured, Folder]):
         """What the trained model, as it is saved, makes of the held-out rows."""
         return self.measure(model, self.settings.saved_dtype)
 
-    def measure_more(self, model: Any, phases: Phases) -> None:
-        """Measure what else the result needs, in phases of its own."""
+    def measure_more(self, model: Any, seconds: dict[str, float]) -> None:
+        """Measure what else the result needs, in phases of its own, whose seconds are added."""
 
     @abc.abstractmethod
     def words(self, found: Measured) -> str:
@@ -120,7 +119,7 @@ class FineTuneTask(abc.ABC, Generic[Measured, Folder]):
 
     @abc.abstractmethod
     def summary(self, outcome: TrainingOutcome[Measured]) -> dict[str, Any]:
-        """What goes into summary.json but for the seconds, which go on."""
+        """What goes into summary.json but for seconds, which go on, and packages' versions."""
 
     @abc.abstractmethod
     def draw(self, folder: Path, rows: Sequence[dict[str, Any]], found: Measured) -> None:
@@ -138,9 +137,9 @@ class FineTuneTask(abc.ABC, Generic[Measured, Folder]):
         folder: Folder,
         outcome: TrainingOutcome[Measured],
         summary: dict[str, Any],
-        phases: Phases,
+        seconds: dict[str, float],
     ) -> None:
-        """Write the model and the summary, which gets the seconds by phase.
+        """Write the model, in the type that is saved, and the summary, which gets the seconds.
 
         Raises:
             OutputError: the system refuses.

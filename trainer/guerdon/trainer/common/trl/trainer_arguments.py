@@ -1,56 +1,12 @@
-"""What reward models, SFT, DPO and ORPO do alike around TRL's trainers."""
+"""Arguments that all trainers of TRL and transformers are given alike."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from guerdon.trainer.common.errors import SettingsError, TrainingError
 from guerdon.trainer.common.processes import ALONE, WAIT, Processes, use_gpu
 from guerdon.trainer.common.trl.settings import FineTuneSettings
-
-
-@dataclass
-class Phases:
-    """Seconds by phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time a phase, also one that an error ends."""
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            spent = time.monotonic() - begun
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
-
-
-def check_shares(settings: FineTuneSettings, processes: Processes) -> None:
-    """Refuse a batch that the processes can't share, and GPUs that nobody would use.
-
-    Raises:
-        SettingsError: the batch does not divide.
-        TrainingError: there are more GPUs than the one process takes.
-    """
-    if settings.batch_size % processes.count:
-        raise SettingsError(
-            f"batch_size is {settings.batch_size}, which {processes.count} processes can't share "
-            "evenly"
-        )
-    if processes.count == 1 and torch.cuda.device_count() > 1:
-        raise TrainingError(
-            "several GPUs are visible: start one process for each by accelerate launch or "
-            "torchrun, or set CUDA_VISIBLE_DEVICES=0"
-        )
 
 
 def trainer_arguments(
@@ -81,21 +37,3 @@ def trainer_arguments(
         "ddp_find_unused_parameters": False,
         "ddp_timeout": int(WAIT.total_seconds()),
     }
-
-
-def round_weights(model: Any, dtype: str) -> None:
-    """Round the weights to what will be saved, so that the saved model is what is measured."""
-    if dtype == "bfloat16":
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(parameter.to(torch.bfloat16))
-
-
-def in_dtype(model: Any, dtype: str) -> Any:
-    """The model as it is saved."""
-    return model.to(torch.bfloat16) if dtype == "bfloat16" else model
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that training depends on."""
-    return {name: version(name) for name in ("guerdon", "torch", "transformers", "trl", "peft")}

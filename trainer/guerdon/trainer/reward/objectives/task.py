@@ -14,8 +14,8 @@ from rich.console import Console
 from guerdon.models import Manifest, template_hash
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.timed_phase import rounded, timed_phase
 from guerdon.trainer.common.trl.task import FineTuneTask, Measured, TrainingOutcome
-from guerdon.trainer.common.trl.trainer_arguments import Phases, in_dtype, versions
 from guerdon.trainer.reward.folder import RewardFolder
 from guerdon.trainer.reward.model import max_positions
 from guerdon.trainer.reward.report import show_counts
@@ -90,9 +90,9 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
     def train_scores(self, model: Any, dtype: str, places: Sequence[int]) -> Floats:
         """The scores that the server would give to these training rows."""
 
-    def measure_more(self, model: Any, phases: Phases) -> None:
+    def measure_more(self, model: Any, seconds: dict[str, float]) -> None:
         """Measure mean and standard deviation of raw scores over the training set, or a sample."""
-        with phases("statistics"):
+        with timed_phase(seconds, "statistics"):
             dtype = self.settings.saved_dtype
             scores = self.train_scores(model, dtype, self.statistics_places())
         std = float(scores.std())
@@ -125,7 +125,6 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
             "seed": self.settings.seed,
             "parameters": sum(p.numel() for p in outcome.model.parameters()),
             "processes": self.processes.count,
-            "versions": versions(),
         }
 
     def save(
@@ -133,13 +132,12 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
         folder: RewardFolder,
         outcome: TrainingOutcome[Measured],
         summary: dict[str, Any],
-        phases: Phases,
+        seconds: dict[str, float],
     ) -> None:
         """Write the model and the summary, which gets the seconds by phase."""
-        summary["seconds"] = phases.seconds
+        summary["seconds"] = rounded(seconds)
         manifest = self.manifest(outcome.model, summary)
-        model = in_dtype(outcome.model, self.settings.saved_dtype)
-        folder.publish(model, self.tokenizer, manifest, summary)
+        folder.publish(outcome.model, self.tokenizer, manifest, summary)
 
     @abc.abstractmethod
     def manifest_fields(self) -> dict[str, Any]:
