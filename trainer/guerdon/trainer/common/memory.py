@@ -29,7 +29,7 @@ class MemoryEstimate:
     parameters: int
     """Weights of the policy."""
     trainable: int
-    """Of them, or of LoRA's, those that are trained."""
+    """The weights, of the policy or of LoRA, that are trained."""
     parts: dict[str, int]
     """Bytes by name."""
 
@@ -62,12 +62,12 @@ def show_memory(found: MemoryEstimate, console: Console) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
-    """Of a language model, as far as its memory goes."""
+    """The sizes of a language model by which its memory goes."""
 
     parameters: int
     """Weights."""
     trunk: int
-    """Of them, without the language model's head."""
+    """Weights without the language model's head."""
     lora: int
     """Weights of LoRA, beside them."""
     layers: int

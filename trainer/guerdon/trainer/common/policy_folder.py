@@ -32,7 +32,7 @@ class PolicyFolder(RunFolder):
 
     @property
     def samples(self) -> Path:
-        """Where `SampleTable` writes."""
+        """The file of completions to read."""
         return self.path / SAMPLES
 
     @property

@@ -12,7 +12,7 @@ from rich.table import Table
 from guerdon.trainer.common.policy_folder import PolicyFolder
 
 _MOST_GROUPS = 20
-"""Of a field's values, the largest so many are shown; summary.json has all."""
+"""The number of groups that are shown, the largest ones; summary.json has all."""
 
 
 def listed(lines: Sequence[int], count: int) -> str:
@@ -26,7 +26,7 @@ def say(console: Console, text: str, style: str = "") -> None:
 
 
 def show_policy(folder: PolicyFolder, console: Console) -> None:
-    """Where the policy is, and how the reward that it implies is served, if it was left."""
+    """Say where the policy is, and how the reward that it implies is served, if it was left."""
     say(console, f"policy: {folder.final}")
     if folder.reward.is_dir():
         say(console, f"its implied reward: guerdon serve reward --model mine={folder.reward}")

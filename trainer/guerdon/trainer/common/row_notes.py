@@ -42,7 +42,7 @@ def finite(value: Any, field: str) -> float:
 
 
 def read_margin(row: Mapping[str, Any], field: str) -> float:
-    """By how much the better answer of a row is better.
+    """The margin by which the better answer of a row is better.
 
     Raises:
         RowError: it is no finite number, or below 0, which would prefer the other answer.
@@ -88,7 +88,7 @@ def measured_by_group(
 def places_by_group(
     source: str, fields: Sequence[str], groups: Sequence[Mapping[str, str]]
 ) -> dict[str, dict[str, list[int]]]:
-    """For each field and each of its values the places of the rows that have it.
+    """The places of the rows that have a value, by field and value.
 
     Args:
         source: of the rows, for the message.

@@ -26,7 +26,7 @@ class RunState:
     rewards: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Revisions of the reward models, which stay the same over the run."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """By phase, earlier parts of the run included."""
+    """Seconds by phase, earlier parts of the run included."""
     faults: dict[str, int] = field(default_factory=dict)
     """Survived, by kind."""
 

@@ -55,7 +55,7 @@ class DataSplit(Generic[T]):
     """Tokens of each sequence, those too long included."""
     prompts: frozenset[tuple[int, ...]]
     groups: list[dict[str, str]]
-    """Of `rows`, the value of each field that was asked for."""
+    """Values of the fields that were asked for, of each of `rows`."""
 
     @property
     def longest(self) -> int:
@@ -84,7 +84,7 @@ class PolicyInputs:
     settings: PolicySettings
     policy: Path
     config: Any
-    """Of the policy, of `transformers`."""
+    """The policy's config, of `transformers`."""
     tokenizer: Any
     train: DataSplit[Any]
     eval: DataSplit[Any]
@@ -92,7 +92,7 @@ class PolicyInputs:
     """Places of held-out rows, by `--by` and its values."""
 
     def counts(self) -> dict[str, Any]:
-        """Of both parts."""
+        """How many rows both parts have, and what is odd about them."""
         known = self.train.prompts
         shared = sum(tuple(prompt_ids(row)) in known for row in self.eval.rows)
         return {

@@ -1,4 +1,4 @@
-"""From settings to a task: policy, tokenizer and data, checked."""
+"""Reads the policy, tokenizer and data that settings name, checked, into a task."""
 
 from __future__ import annotations
 

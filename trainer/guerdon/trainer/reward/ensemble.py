@@ -36,14 +36,14 @@ from guerdon.trainer.reward.objectives.task import RewardTask
 from guerdon.trainer.reward.scoring import PairScores
 
 _Scores = npt.NDArray[np.float64]
-"""Of every member for every answer, shape [M, N]."""
+"""Scores of every answer by every member, shape [M, N]."""
 
 AGGREGATE: Final[dict[str, Callable[[_Scores, float], Floats]]] = {
     "mean": lambda scores, weight: scores.mean(0),
     "min": lambda scores, weight: scores.min(0),
     "mean_minus_std": lambda scores, weight: scores.mean(0) - weight * scores.std(0),
 }
-"""As the server has them: λ is the weight of the population's standard deviation."""
+"""The server's aggregations; λ is the weight of the population's standard deviation."""
 
 
 def train_ensemble(
@@ -155,7 +155,7 @@ def _finish(
 
 
 def _member(task: PreferenceTask, folder: EnsembleFolder, place: int) -> PreferenceTask:
-    """The same data with the next seed."""
+    """The task of one member: the same data with a seed of its own."""
     settings = replace(
         task.settings,
         output=str(folder.path / MEMBERS / str(place)),

@@ -27,7 +27,7 @@ IGNORED = -100
 _TOLERANCE = 1e-3
 """Nats by which packed sequences may differ from those alone, in float32."""
 BATCH_TOKENS = 512
-"""In one pass that only measures: the whole vocabulary's logits of so many tokens are made."""
+"""Tokens in a pass that only measures: so many times the vocabulary's logits are made."""
 
 
 class CompletionTrainer(DivergenceGuard, SFTTrainer):  # type: ignore[misc]
@@ -132,7 +132,7 @@ def _length(completion: Completion) -> int:
 def _batch_logprobs(
     model: Any, completions: Sequence[Completion], temperature: float, dtype: str
 ) -> list[Floats]:
-    """Of completions in rows of L tokens, padded on the right: causal attention never sees that."""
+    """log π of completions in rows padded on the right, which causal attention never sees."""
     device = next(model.parameters()).device
     longest = max(map(_length, completions))
     ids_BL = torch.zeros((len(completions), longest), dtype=torch.long)

@@ -46,7 +46,7 @@ class FineTuneTask(abc.ABC, Generic[Measured, Folder]):
     processes: Processes = ALONE
     """The run's: all load the model, and each trains on and measures a part."""
     console: Console = Console(quiet=True)
-    """Where a person sees how measuring goes on."""
+    """The terminal on which a person sees how measuring goes on."""
 
     # Data
 

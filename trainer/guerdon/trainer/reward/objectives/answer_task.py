@@ -107,7 +107,7 @@ class AnswerTask(RewardTask[Measured]):
     def make_trainer(
         self, model: Any, checkpoints: Path, callbacks: Sequence[Any]
     ) -> AnswerTrainer:
-        """Over token ids."""
+        """The trainer over token ids."""
         arguments = TrainingArguments(
             **trainer_arguments(self.settings, checkpoints, self.processes),
             bf16=False,  # `AnswerTrainer` casts itself, and keeps the head in float32

@@ -24,10 +24,10 @@ from guerdon.trainer.reward.objectives.rated_answers import TokenizedAnswer
 from guerdon.trainer.reward.scoring import autocast, length_batches
 
 IGNORED = -100
-"""In `labels`: what has no target. The trainer counts the others, to divide the loss by them."""
+"""The entry of `labels` without a target. The trainer counts the others, to divide by them."""
 
 AnswerLoss = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, float]]]
-"""From logits [N, K] and the batch: the sum of the loss over what has a target, and metrics."""
+"""The sum of the loss over what has a target, and metrics, of logits [N, K] and the batch."""
 
 
 def read_logits(model: Any, batch: dict[str, Tensor]) -> Tensor:

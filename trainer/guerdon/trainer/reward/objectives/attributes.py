@@ -224,7 +224,7 @@ class AttributeTask(AnswerTask[Floats]):
         }
 
     def _group(self, found: Floats, places: list[int]) -> dict[str, Any]:
-        """Of the rows of one group: the score's correlation, and each attribute's RMSE."""
+        """The score's correlation and each attribute's RMSE over the rows of one group."""
         error_NK = (found[places] - self._true_NK[places]) ** 2
         parts = {
             f"{name}_rmse": _rmse_or_none(column[~np.isnan(column)])

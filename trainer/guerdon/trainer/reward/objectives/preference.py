@@ -52,7 +52,7 @@ class PreferenceTask(RewardTask[PairScores]):
         self.prompts = prompt_numbers(
             inputs.eval_data.pairs[pair.row].prompt for pair in inputs.eval.pairs
         )
-        """Of the held-out pairs; equal numbers are one prompt."""
+        """The prompt of each held-out pair; equal numbers are one prompt."""
         self._groups = places_by_group(
             inputs.eval_data.source,
             self.settings.by,

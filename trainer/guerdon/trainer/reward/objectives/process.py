@@ -216,7 +216,7 @@ class ProcessTask(AnswerTask[list[Floats]]):
         draw_steps(folder, rows, scores, right, bins)
 
     def manifest_fields(self) -> dict[str, Any]:
-        """Where steps end, and how they become one score."""
+        """The token that ends a step, and how steps become one score."""
         return {
             "step_marker": self.settings.step_marker,
             "step_aggregation": self.settings.step_aggregation,

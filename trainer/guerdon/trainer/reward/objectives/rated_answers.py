@@ -32,7 +32,7 @@ class RatedAnswer:
     targets: tuple[float | None, ...]
     """One for each attribute, None where it is not known; or one for each step, 1 or 0."""
     groups: dict[str, str]
-    """Its value of each field that results are broken down by."""
+    """The row's value of each field that results are broken down by."""
 
     @property
     def conversation(self) -> list[Message]:
@@ -42,14 +42,14 @@ class RatedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedAnswer:
-    """The same as tokens."""
+    """An answer and its prompt as tokens, with its targets."""
 
     ids: list[int]
     places: list[int]
     """The tokens at which the head is read: the last one, or every step's marker."""
     targets: tuple[float | None, ...]
     row: int
-    """Its place among all rows of the data."""
+    """The place of the answer among all rows of the data."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""From settings to a task: data and tokenizer, checked."""
+"""Reads the tokenizer and data that settings name, checked, into a task."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
 
     @abc.abstractmethod
     def manifest_fields(self) -> dict[str, Any]:
-        """Of the kind alone."""
+        """Fields of the manifest that only this kind of model has."""
 
     def manifest(self, model: Any, summary: dict[str, Any]) -> Manifest:
         """What serving needs."""
