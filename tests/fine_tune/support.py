@@ -11,24 +11,25 @@ from rich.console import Console
 from torch import Tensor
 
 from guerdon.trainer.common import settings_io
-from guerdon.trainer.fine_tune.folder import AlignFolder
-from guerdon.trainer.fine_tune.inputs import AlignInputs, read_inputs
-from guerdon.trainer.fine_tune.recipe import train
+from guerdon.trainer.common.trl.recipe import fine_tune
+from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
+from guerdon.trainer.fine_tune.inputs import PolicyInputs
+from guerdon.trainer.fine_tune.read_task import read_task
 from guerdon.trainer.fine_tune.settings import (
-    AlignSettings,
     DPOSettings,
     ORPOSettings,
+    PolicySettings,
     SFTSettings,
 )
 
-KINDS: dict[str, type[AlignSettings]] = {
+KINDS: dict[str, type[PolicySettings]] = {
     kind.algorithm: kind for kind in (SFTSettings, DPOSettings, ORPOSettings)
 }
 
 
 def settings_of(
     algorithm: str, policy: Path, toy: tuple[Path, Path], output: Path, **more: Any
-) -> AlignSettings:
+) -> PolicySettings:
     """Settings with which a tiny policy learns in seconds."""
     values = {
         "policy": str(policy),
@@ -45,16 +46,16 @@ def settings_of(
     return settings_io.build(KINDS[algorithm], values | more)
 
 
-def run(settings: AlignSettings, *, resume: bool = False) -> tuple[dict[str, Any], str]:
+def run(settings: PolicySettings, *, resume: bool = False) -> tuple[dict[str, Any], str]:
     """The summary, and what was printed."""
     printed = io.StringIO()
-    folder = AlignFolder(settings, resume=resume, overwrite=False)
+    folder = TunedPolicyFolder(settings, resume=resume, overwrite=False)
     console = Console(file=printed, width=200)
-    return train(inputs_of(settings), folder, console), printed.getvalue()
+    return fine_tune(read_task(settings), folder, console), printed.getvalue()
 
 
-def inputs_of(settings: AlignSettings) -> AlignInputs:
-    return read_inputs(settings)
+def inputs_of(settings: PolicySettings) -> PolicyInputs:
+    return read_task(settings).inputs
 
 
 def answer_logprobs(model: Any, prompt: list[int], answer: list[int]) -> Tensor:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.fine_tune.support import answer_logprobs, inputs_of, log_ratio, settings_of
+from tests.fine_tune.support import answer_logprobs, log_ratio, settings_of
 from tests.trainer.toy import write_rows
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from guerdon.trainer.common.language_model import load_lm
-from guerdon.trainer.fine_tune.trainers import make_trainer
+from guerdon.trainer.fine_tune.read_task import read_task
 
 Toy = tuple[Path, Path]
 
@@ -31,10 +31,10 @@ def moved(folder: Path) -> Any:
 
 
 def trainer_and_batch(settings: Any, model: Any, tmp_path: Path) -> tuple[Any, Any, Any]:
-    inputs = inputs_of(settings)
-    trainer = make_trainer(model, inputs, tmp_path / "checkpoints", [])
+    task = read_task(settings)
+    trainer = task.make_trainer(model, tmp_path / "checkpoints", [])
     batch = next(iter(trainer.get_train_dataloader()))
-    return inputs, trainer, batch
+    return task.inputs, trainer, batch
 
 
 def rows_of(inputs: Any, batch: Any) -> list[Any]:

@@ -15,14 +15,14 @@ from tests.trainer.toy import write_rows
 
 from guerdon.cli.main import main
 from guerdon.trainer.common import settings_io
-from guerdon.trainer.fine_tune.settings import AlignSettings
+from guerdon.trainer.fine_tune.settings import PolicySettings
 
 Toy = tuple[Path, Path]
 
 pytestmark = pytest.mark.slow
 
 
-def arguments(settings: AlignSettings, folder: Path, *more: str) -> list[str]:
+def arguments(settings: PolicySettings, folder: Path, *more: str) -> list[str]:
     """Of `guerdon train`."""
     file = folder / f"{Path(settings.output).name}.toml"
     file.write_text(settings_io.to_toml(settings))

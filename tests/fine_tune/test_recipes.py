@@ -18,12 +18,12 @@ from guerdon.cli.main import main
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import DivergedError, OutputError
 from guerdon.trainer.common.settings_io import field_types
-from guerdon.trainer.common.trl.divergence_guard import Watched
+from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 from guerdon.trainer.fine_tune.cli import PANELS
-from guerdon.trainer.fine_tune.folder import AlignFolder
-from guerdon.trainer.fine_tune.held_out import HeldOut
-from guerdon.trainer.fine_tune.memory import memory_estimate
+from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
+from guerdon.trainer.fine_tune.read_task import read_task
 from guerdon.trainer.fine_tune.report import KEYS
+from guerdon.trainer.fine_tune.task import PolicyTask
 
 Toy = tuple[Path, Path]
 WEIGHTS = "final/model.safetensors"
@@ -127,7 +127,7 @@ def test_a_resumed_run_equals_an_unbroken_one(
     whole = settings_of(algorithm, policy, toy, tmp_path / "whole", **more)
     summary, _ = run(whole)
     broken = settings_of(algorithm, policy, toy, tmp_path / "broken", **more)
-    step = Watched.training_step
+    step = DivergenceGuard.training_step
     with monkeypatch.context() as patch:
 
         def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -135,12 +135,12 @@ def test_a_resumed_run_equals_an_unbroken_one(
                 raise KeyboardInterrupt
             return step(self, *args, **kwargs)
 
-        patch.setattr(Watched, "training_step", interrupted)
+        patch.setattr(DivergenceGuard, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(broken)
-    assert not AlignFolder(broken, resume=True, overwrite=False).finished
+    assert not TunedPolicyFolder(broken, resume=True, overwrite=False).finished
     with monkeypatch.context() as patch:
-        patch.setattr(HeldOut, "begin", None)  # it was measured, and answered
+        patch.setattr(PolicyTask, "measure_first", None)  # it was measured, and answered
         resumed, printed = run(broken, resume=True)
     assert "resuming at step 6" in printed
     assert resumed["before"] == summary["before"]
@@ -198,7 +198,7 @@ def test_data_that_changed_is_not_resumed_on(
     train.write_bytes(toy[0].read_bytes())
     settings = settings_of("sft", policy, (train, toy[1]), tmp_path / "run", limit=16)
     with monkeypatch.context() as patch:
-        patch.setattr(Watched, "training_step", _interrupt)
+        patch.setattr(DivergenceGuard, "training_step", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(settings)
     with train.open("ab") as file:
@@ -237,12 +237,12 @@ def test_a_dry_run_shows_settings_and_memory(
     shown, said = capfd.readouterr()
     assert shown.strip() == file.read_text().strip()
     assert "memory of one process" in said
-    inputs = inputs_of(settings)
-    estimate = memory_estimate(inputs)
+    task = read_task(settings)
+    estimate = task.memory_estimate()
     count = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(policy).parameters())
     assert estimate.parts["weights, float32"] == 4 * count
     assert ("reference, float32" in estimate.parts) == (algorithm == "dpo")
-    assert memory_estimate(inputs, 2).total < estimate.total
+    assert task.memory_estimate(2).total < estimate.total
     assert not (tmp_path / "run").exists()
 
 

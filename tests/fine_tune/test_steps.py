@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.fine_tune.support import answer_logprobs, inputs_of, settings_of
+from tests.fine_tune.support import answer_logprobs, settings_of
 from tests.trainer.toy import WORDS, toy_rows, toy_settings, write_rows
 from torch import Tensor
 from transformers import TrainerCallback
 
 from guerdon.trainer.common.language_model import load_lm
-from guerdon.trainer.fine_tune.trainers import make_trainer
-from guerdon.trainer.reward.objectives.read import read_task
+from guerdon.trainer.fine_tune import read_task as fine_tune
+from guerdon.trainer.reward.objectives.read_task import read_task
 
 ALGORITHMS = ("sft", "dpo", "orpo", "reward")
 
@@ -58,15 +58,16 @@ def begun(
         exact = copy.deepcopy(model).double()
         return task.make_trainer(model, folder, [watch]), exact, lambda m: rewards_loss(m, task)
     settings = settings_of(algorithm, begin["policy"], (data, data), folder / "run", **more)
-    inputs, model = inputs_of(settings), load_lm(begin["policy"])
+    task, model = fine_tune.read_task(settings), load_lm(begin["policy"])
     torch.manual_seed(0)
     with torch.no_grad():  # some way from the reference
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     reference = load_lm(begin["policy"], torch.float64)
     exact = copy.deepcopy(model).double()  # TRL patches the model that it is given
-    trainer = make_trainer(model, inputs, folder, [watch])
-    return trainer, exact, lambda m: policy_loss(algorithm, m, reference, inputs.train.rows)
+    trainer = task.make_trainer(model, folder, [watch])
+    rows = task.inputs.train.rows
+    return trainer, exact, lambda m: policy_loss(algorithm, m, reference, rows)
 
 
 def policy_loss(algorithm: str, model: Any, reference: Any, rows: Any) -> Tensor:

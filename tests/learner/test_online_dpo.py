@@ -17,7 +17,7 @@ from trl import DPOConfig
 
 from guerdon.trainer.common.processes import ALONE
 from guerdon.trainer.common.services.types import Group, Sample
-from guerdon.trainer.fine_tune.trainers import DirectTrainer
+from guerdon.trainer.fine_tune.dpo import DirectTrainer
 from guerdon.trainer.rl.learner.learner import Learner
 from guerdon.trainer.rl.settings import OnlineDPOSettings
 

@@ -177,7 +177,7 @@ def test_a_loss_that_is_no_number_ends_it(
 
 
 def test_a_model_without_positions_is_not_packed(tmp_path: Path, samples: list[Sample]) -> None:
-    rows = completions.dataset_of([s.completion for s in samples])
+    rows = completions.completion_dataset([s.completion for s in samples])
     for architecture in ("llama", "gpt2", "qwen3"):
         folder = tiny_checkpoint(tmp_path / architecture, architecture, causal_lm=True)
         model = load(folder)

@@ -8,5 +8,5 @@ import transformers  # noqa: F401
 import guerdon.cli.main
 import guerdon.reward.cli
 import guerdon.sampler.app
-import guerdon.trainer.fine_tune.recipe
+import guerdon.trainer.common.trl.recipe
 import guerdon.trainer.rl.run  # noqa: F401

@@ -24,9 +24,9 @@ def train_rank(
         "OMP_NUM_THREADS": "1",
     }
     from guerdon.cli.main import main
-    from guerdon.trainer.common.trl.divergence_guard import Watched
+    from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 
-    step = Watched.training_step
+    step = DivergenceGuard.training_step
 
     def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == dies_at:
@@ -34,7 +34,7 @@ def train_rank(
         return step(self, *args, **kwargs)
 
     if dies_at:
-        Watched.training_step = killed  # type: ignore[method-assign]
+        DivergenceGuard.training_step = killed  # type: ignore[method-assign]
     return main(["train", *arguments])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.trainer.toy import WORDS
 
-from guerdon.trainer.reward.objectives import row_trainer
+from guerdon.trainer.reward.objectives import answer_trainer
 from guerdon.trainer.reward.settings import AttributeSettings, ProcessSettings
 
 VALUES: dict[str, Any] = {
@@ -79,11 +79,11 @@ def process_settings(
 
 def interrupt_rows_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make training end as by Ctrl-C."""
-    whole = row_trainer.RowTrainer.training_step
+    whole = answer_trainer.AnswerTrainer.training_step
 
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == step:
             raise KeyboardInterrupt
         return whole(self, *args, **kwargs)
 
-    monkeypatch.setattr(row_trainer.RowTrainer, "training_step", training_step)
+    monkeypatch.setattr(answer_trainer.AnswerTrainer, "training_step", training_step)

@@ -18,10 +18,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from guerdon.models import Manifest
 from guerdon.trainer.common.errors import DataError, SettingsError
+from guerdon.trainer.reward.objectives.answer_trainer import IGNORED
 from guerdon.trainer.reward.objectives.attributes import AttributeTask, squared_error
 from guerdon.trainer.reward.objectives.plots import draw_attributes
-from guerdon.trainer.reward.objectives.read import read_task
-from guerdon.trainer.reward.objectives.row_trainer import IGNORED
+from guerdon.trainer.reward.objectives.read_task import read_task
 from guerdon.trainer.reward.shared_prefix import parts
 
 EVAL = rated_rows(40, seed=2)

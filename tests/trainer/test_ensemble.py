@@ -17,12 +17,12 @@ from tests.trainer.toy import toy_settings
 
 from guerdon.models import Manifest
 from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
-from guerdon.trainer.common.report import show_summary
-from guerdon.trainer.common.run_folder import EnsembleFolder
 from guerdon.trainer.common.trl import length_grouped
 from guerdon.trainer.reward.ensemble import train_ensemble
+from guerdon.trainer.reward.folder import EnsembleFolder
 from guerdon.trainer.reward.objectives import preference
-from guerdon.trainer.reward.objectives.read import read_task
+from guerdon.trainer.reward.objectives.read_task import read_task
+from guerdon.trainer.reward.report import show_summary
 from guerdon.trainer.reward.settings import RewardSettings
 
 
@@ -48,7 +48,7 @@ def test_an_ensemble_is_resumed_by_the_member_and_served(
 ) -> None:
     settings = settings_of(base, toy, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("guerdon.trainer.reward.ensemble.train_reward", _once())
+        patch.setattr("guerdon.trainer.reward.ensemble.fine_tune", _once())
         with pytest.raises(KeyboardInterrupt):
             together(settings)
     first = tmp_path / "run" / "members" / "0" / "model.safetensors"
@@ -110,8 +110,8 @@ def test_an_ensemble_is_resumed_by_the_member_and_served(
 
 
 def _once() -> Any:
-    """`train_reward`, of which the second call is interrupted."""
-    from guerdon.trainer.reward.recipe import train_reward
+    """`fine_tune`, of which the second call is interrupted."""
+    from guerdon.trainer.common.trl.recipe import fine_tune
 
     calls: list[int] = []
 
@@ -119,7 +119,7 @@ def _once() -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return train_reward(*args)
+        return fine_tune(*args)
 
     return train
 

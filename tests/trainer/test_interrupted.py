@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.toy import metrics, run, toy_settings
 
 from guerdon.trainer.common.errors import DivergedError, OutputError
-from guerdon.trainer.common.run_folder import RewardFolder
+from guerdon.trainer.common.trl.recipe import fine_tune
 from guerdon.trainer.reward import pair_trainer
-from guerdon.trainer.reward.objectives.read import read_task
-from guerdon.trainer.reward.recipe import train_reward
+from guerdon.trainer.reward.folder import RewardFolder
+from guerdon.trainer.reward.objectives.read_task import read_task
 
 WEIGHTS = "model.safetensors"
 
@@ -81,7 +81,7 @@ def test_data_that_changed_is_not_resumed_on(
     with pytest.raises(OutputError, match=r"eval.jsonl has changed since the run in"):
         run(settings, resume=True)
     folder = RewardFolder(settings, resume=False, overwrite=True)
-    train_reward(read_task(settings), folder, Console(quiet=True))
+    fine_tune(read_task(settings), folder, Console(quiet=True))
     assert folder.finished
 
 

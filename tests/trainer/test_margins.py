@@ -18,7 +18,7 @@ from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.common.measures import accuracy, calibration, temperature
 from guerdon.trainer.common.preferences import load_pairs
 from guerdon.trainer.reward.objectives.preference import PreferenceTask
-from guerdon.trainer.reward.objectives.read import read_task
+from guerdon.trainer.reward.objectives.read_task import read_task
 from guerdon.trainer.reward.scoring import score_pairs
 
 

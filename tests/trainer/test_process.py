@@ -17,9 +17,9 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from guerdon.models import Manifest
 from guerdon.trainer.common.errors import DataError, SettingsError
+from guerdon.trainer.reward.objectives.answer_trainer import collate, read_logits
 from guerdon.trainer.reward.objectives.process import ProcessTask, step_cross_entropy
-from guerdon.trainer.reward.objectives.read import read_task
-from guerdon.trainer.reward.objectives.row_trainer import collate, read_logits
+from guerdon.trainer.reward.objectives.read_task import read_task
 
 EVAL = solution_rows(40, seed=2)
 

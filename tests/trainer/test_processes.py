@@ -19,7 +19,7 @@ from guerdon.cli.main import main
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.processes import ALONE
-from guerdon.trainer.reward.ddp_calls import inside
+from guerdon.trainer.reward.ddp_calls import call_through_ddp
 
 Files = tuple[Path, Path]
 
@@ -129,10 +129,10 @@ def test_parts_of_a_model_on_a_gpu_are_computed_inside_ddp(tmp_path: Path) -> No
         wrapped.device_ids, wrapped.device_type = [0], "cpu"  # as with a GPU
         rows = torch.ones(3, 2)
         for _ in range(2):
-            found = inside(wrapped, lambda inner: inner(rows) + inner.bias)
+            found = call_through_ddp(wrapped, lambda inner: inner(rows) + inner.bias)
             assert torch.equal(found, model(rows) + model.bias)
         with pytest.raises(ZeroDivisionError):
-            inside(wrapped, lambda inner: inner(rows) / (1 // 0))
+            call_through_ddp(wrapped, lambda inner: inner(rows) / (1 // 0))
         assert torch.equal(wrapped(rows), model(rows)), "the model has its own forward pass again"
     finally:
         torch.distributed.destroy_process_group()

@@ -216,8 +216,8 @@ def test_a_model_that_learned_nothing_is_named(
 
     from rich.console import Console
 
-    from guerdon.trainer.common.report import show_summary
-    from guerdon.trainer.common.run_folder import RewardFolder
+    from guerdon.trainer.reward.folder import RewardFolder
+    from guerdon.trainer.reward.report import show_summary
 
     settings = toy_settings(base, toy, tmp_path / "run", lr=1e-12, epochs=0.1)
     summary, _ = run(settings)

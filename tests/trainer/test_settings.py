@@ -12,6 +12,7 @@ from rich.console import Console
 from tests.trainer.toy import write_rows, write_toy
 
 from guerdon.cli.main import main
+from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.report import show_groups
 from guerdon.trainer.reward.settings import AllSettings, RewardSettings, load_settings
@@ -35,7 +36,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
 def test_toml_round_trip(tmp_path: Path) -> None:
     settings = RewardSettings(**{**NEEDED, "train": 'a "b" \\ c.jsonl'}, lora_r=4, lr=3e-5)
     path = tmp_path / "c.toml"
-    path.write_text(settings.to_toml())
+    path.write_text(settings_io.to_toml(settings))
     assert load_settings(path, {}) == settings
 
 
@@ -83,7 +84,9 @@ def test_the_number_type_is_one_that_this_machine_is_fast_in(
     for given in ({}, {"dtype": "auto"}):
         settings = load_settings(None, NEEDED | given)
         assert (settings.dtype, settings.saved_dtype) == (wanted, wanted)
-        assert f'dtype = "{wanted}"' in settings.to_toml().splitlines()  # what a resumed run reads
+        assert (
+            f'dtype = "{wanted}"' in settings_io.to_toml(settings).splitlines()
+        )  # what a resumed run reads
     assert load_settings(None, NEEDED | {"dtype": "float32"}).dtype == "float32"
 
 
@@ -91,8 +94,10 @@ def test_every_setting_has_an_option(capsys: pytest.CaptureFixture[str]) -> None
     import dataclasses
     import inspect
 
-    from guerdon.trainer.cli import reward
+    from guerdon.trainer.cli import app
 
+    (reward,) = (each.callback for each in app.registered_commands if each.name == "reward")
+    assert reward is not None
     options = {name.rstrip("_") for name in inspect.signature(reward).parameters}
     fields = {field.name for field in dataclasses.fields(AllSettings)}
     assert options - fields == {"config", "resume", "overwrite", "dry_run"}
@@ -258,7 +263,7 @@ def test_every_objective_round_trips(tmp_path: Path) -> None:
         {"ensemble": 3, "aggregation": "mean_minus_std", "std_weight": 0.5, "margin_key": "m"},
     ):
         settings = load_settings(None, NEEDED | more)
-        path.write_text(settings.to_toml())
+        path.write_text(settings_io.to_toml(settings))
         assert load_settings(path, {}) == settings
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from tests.support.command import read_rows
 
-from guerdon.trainer.common.run_folder import RewardFolder
-from guerdon.trainer.reward.objectives.read import read_task
-from guerdon.trainer.reward.recipe import train_reward
+from guerdon.trainer.common.trl.recipe import fine_tune
+from guerdon.trainer.reward.folder import RewardFolder
+from guerdon.trainer.reward.objectives.read_task import read_task
 from guerdon.trainer.reward.settings import RewardSettings
 
 WORDS = ["rain", "sun", "egg", "water", "Rome", "Paris", "tens", "help", "eight", "put", "hot"]
@@ -62,7 +62,7 @@ def run(settings: RewardSettings, *, resume: bool = False) -> tuple[dict[str, An
     """A whole run in this process; its summary and what it printed."""
     folder = RewardFolder(settings, resume=resume, overwrite=False)
     text = io.StringIO()
-    summary = train_reward(read_task(settings), folder, Console(file=text, width=100))
+    summary = fine_tune(read_task(settings), folder, Console(file=text, width=100))
     return summary, text.getvalue()
 
 

@@ -39,10 +39,10 @@ class Rows(Generic[T]):
 
     source: str
     sha256: str = ""
-    """Of the file; empty for a `datasets` data set."""
+    """The file's SHA-256; empty for a `datasets` data set."""
     rows: list[T] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
-    """Where each row stood, from 1."""
+    """The line at which each row stood, from 1."""
     bad: list[RowError] = field(default_factory=list)
     """The rows that were skipped, with their lines."""
 
@@ -56,16 +56,16 @@ class Source(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Of the file; empty for a data set."""
+        """The file's SHA-256; empty for a data set."""
 
 
-def hashes_of(*parts: Source) -> dict[str, str]:
+def hashes_by_source(*parts: Source) -> dict[str, str]:
     """SHA-256 of each part, by its source."""
     return {part.source: part.sha256 for part in parts}
 
 
 def where_odd(bad: Sequence[RowError], noted: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Where bad and odd rows stand, and what is wrong with the first of the bad ones.
+    """Lines of bad and odd rows, and what is wrong with the first of the bad ones.
 
     Args:
         bad: rows that were skipped.

@@ -133,3 +133,8 @@ def without_lora(lm: Any) -> AbstractContextManager[Any]:
     """The first policy, for as long as the context lasts: only for models with LoRA."""
     found: AbstractContextManager[Any] = lm.disable_adapter()
     return found
+
+
+def merged(model: Any) -> Any:
+    """A plain model of `transformers`, with LoRA's weights added to those of the base."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model

@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 LEVEL = 0.95
-"""Of confidence, where none is named."""
+"""The level of confidence, where none is named."""
 Z95 = float(ndtri(0.975))
 """The normal distribution's 97.5 % quantile."""
 FEW = 5
@@ -188,9 +188,9 @@ class Temperature:
     value: float
     """T that makes -log σ(Δ/T) least over all pairs; over 1, the model is too sure of itself."""
     log_loss: float
-    """Of σ(Δ/T), each half of the pairs with the T of the other half."""
+    """The mean of -log σ(Δ/T), each half of the pairs with the T of the other half."""
     ece: float
-    """The same."""
+    """The expected calibration error of σ(Δ/T), likewise by halves."""
 
 
 def temperature(delta: Floats) -> Temperature | None:
@@ -205,7 +205,7 @@ def temperature(delta: Floats) -> Temperature | None:
 
 
 def _temperature(delta: Floats) -> float | None:
-    """Where the derivative of the (convex) mean of -log σ(aΔ) is zero, as 1/a."""
+    """The T = 1/a at which the derivative of the (convex) mean of -log σ(aΔ) is zero."""
 
     def slope(log_a: float) -> float:
         a = math.exp(log_a)

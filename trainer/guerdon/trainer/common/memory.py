@@ -29,7 +29,7 @@ class MemoryEstimate:
     parameters: int
     """Weights of the policy."""
     trainable: int
-    """Of them, or of LoRA's, those that are trained."""
+    """The weights, of the policy or of LoRA, that are trained."""
     parts: dict[str, int]
     """Bytes by name."""
 
@@ -61,13 +61,13 @@ def show_memory(found: MemoryEstimate, console: Console) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """Of a language model, as far as its memory goes."""
+class ModelMemory:
+    """The sizes of a language model by which its memory goes."""
 
     parameters: int
     """Weights."""
     trunk: int
-    """Of them, without the language model's head."""
+    """Weights without the language model's head."""
     lora: int
     """Weights of LoRA, beside them."""
     layers: int
@@ -109,7 +109,7 @@ def _attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def measure(config: Any, dtype: str, lora_r: int) -> Shape:
+def measure(config: Any, dtype: str, lora_r: int) -> ModelMemory:
     """Build the model without memory, and see what it keeps of a token.
 
     Args:
@@ -139,7 +139,7 @@ def measure(config: Any, dtype: str, lora_r: int) -> Shape:
         raise TrainingError(f"can't estimate the memory of {config.model_type}: {error}") from error
     per_token = (sizes[1] - sizes[0]) // (_LONG - _SHORT)
     layers = int(text.num_hidden_layers)
-    return Shape(
+    return ModelMemory(
         parameters=parameters,
         trunk=trunk,
         lora=lora,

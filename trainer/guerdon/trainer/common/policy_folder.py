@@ -20,15 +20,7 @@ from typing import Any
 
 from guerdon.models import apply_umask
 from guerdon.trainer.common.errors import OutputError
-from guerdon.trainer.common.run_folder import (
-    CHECKPOINTS,
-    METRICS,
-    PLOTS,
-    SUMMARY,
-    RunFolder,
-    sync,
-    write_whole,
-)
+from guerdon.trainer.common.run_folder import SUMMARY, RunFolder, sync, write_whole
 
 SAMPLES = "samples.jsonl"
 FINAL = "final"
@@ -39,24 +31,9 @@ class PolicyFolder(RunFolder):
     """A run's folder whose result is a policy in `final/`."""
 
     @property
-    def metrics(self) -> Path:
-        """The file that `MetricsLog` writes."""
-        return self.path / METRICS
-
-    @property
     def samples(self) -> Path:
-        """The file that `SampleTable` writes."""
+        """The file of completions to read."""
         return self.path / SAMPLES
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder that `Checkpoints` writes."""
-        return self.path / CHECKPOINTS
-
-    @property
-    def plots(self) -> Path:
-        """The folder that `draw_plots` writes."""
-        return self.path / PLOTS
 
     @property
     def final(self) -> Path:
@@ -67,18 +44,6 @@ class PolicyFolder(RunFolder):
     def reward(self) -> Path:
         """DPO: the reward that the policy implies, for `guerdon serve reward`."""
         return self.path / REWARD
-
-    def summary(self) -> dict[str, Any]:
-        """What summary.json says.
-
-        Raises:
-            OutputError: it can't be read.
-        """
-        try:
-            found: dict[str, Any] = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise OutputError(f"can't read {self.path / SUMMARY}: {error}") from error
-        return found
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, whole."""

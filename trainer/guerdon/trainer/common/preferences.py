@@ -11,7 +11,7 @@ from guerdon.data import Message, Pair, RowError, parse_pair
 from guerdon.trainer.common.data_rows import read_rows
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.common.measures import Ints, numbered
-from guerdon.trainer.common.row_notes import groups_of, margin_of
+from guerdon.trainer.common.row_notes import group_values, read_margin
 
 
 @dataclass(kw_only=True)
@@ -20,22 +20,22 @@ class Preferences:
 
     source: str
     sha256: str = ""
-    """Of the file; empty for a `datasets` data set."""
+    """The file's SHA-256; empty for a `datasets` data set."""
     pairs: list[Pair] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
-    """Where each pair stood, from 1."""
+    """The line at which each pair stood, from 1."""
     bad: list[RowError] = field(default_factory=list)
     """The rows that were skipped, with their lines."""
     duplicate_lines: list[int] = field(default_factory=list)
-    """Where pairs stand that occurred before, word for word. They are kept."""
+    """Lines of pairs that occurred before, word for word. They are kept."""
     contradiction_lines: list[int] = field(default_factory=list)
-    """Where pairs stand whose opposite occurred before. They are kept."""
+    """Lines of pairs whose opposite occurred before. They are kept."""
     empty_lines: list[int] = field(default_factory=list)
-    """Where pairs stand of which an answer says nothing. They are kept."""
+    """Lines of pairs of which an answer says nothing. They are kept."""
     margins: list[float] = field(default_factory=list)
-    """Of each pair; empty when none were asked for."""
+    """The margin of each pair; empty when none were asked for."""
     groups: list[dict[str, str]] = field(default_factory=list)
-    """Of each pair, its value of each field that was asked for."""
+    """Values of the fields that were asked for, of each pair."""
     unused_margins: int = 0
     """Rows with a field `margin` that was not asked for."""
 
@@ -81,9 +81,9 @@ def load_pairs(
     """
 
     def parse(row: Mapping[str, Any]) -> tuple[Pair, float, dict[str, str], bool]:
-        margin = margin_of(row, margin_key) if margin_key else 0.0
+        margin = read_margin(row, margin_key) if margin_key else 0.0
         unused = not margin_key and row.get("margin") is not None
-        return parse_pair(row), margin, groups_of(row, by), unused
+        return parse_pair(row), margin, group_values(row, by), unused
 
     rows = read_rows(source, parse, split=split, limit=limit, bad_rows=bad_rows)
     found = Preferences(

@@ -116,7 +116,7 @@ class Processes:
         return self.index == 0
 
     def device(self) -> Any:
-        """Where this process computes, a `torch.device`."""
+        """The `torch.device` on which this process computes."""
         import torch
 
         if self.count > 1:
@@ -217,7 +217,7 @@ def _others_there() -> Iterator[None]:
 
 
 ALONE = Processes()
-"""For what runs in one process."""
+"""The one process of a run that has no others."""
 
 
 @contextmanager

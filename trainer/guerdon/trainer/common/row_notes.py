@@ -41,8 +41,8 @@ def finite(value: Any, field: str) -> float:
     return found
 
 
-def margin_of(row: Mapping[str, Any], field: str) -> float:
-    """By how much the better answer of a row is better.
+def read_margin(row: Mapping[str, Any], field: str) -> float:
+    """The margin by which the better answer of a row is better.
 
     Raises:
         RowError: it is no finite number, or below 0, which would prefer the other answer.
@@ -53,7 +53,7 @@ def margin_of(row: Mapping[str, Any], field: str) -> float:
     return found
 
 
-def groups_of(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, str]:
+def group_values(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, str]:
     """The row's value of each field, as text.
 
     Raises:
@@ -88,12 +88,12 @@ def measured_by_group(
 def places_by_group(
     source: str, fields: Sequence[str], groups: Sequence[Mapping[str, str]]
 ) -> dict[str, dict[str, list[int]]]:
-    """For each field and each of its values the places of the rows that have it.
+    """The places of the rows that have a value, by field and value.
 
     Args:
         source: of the rows, for the message.
         fields: what to break down by.
-        groups: of each row, as `groups_of` gives them.
+        groups: of each row, as `group_values` gives them.
 
     Raises:
         DataError: no row has the field.

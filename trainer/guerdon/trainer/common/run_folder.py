@@ -1,18 +1,4 @@
-"""The folder of a run: what may be there before, and the model that appears in the end.
-
-`RunFolder` is what every recipe's folder has; `RewardFolder` is that of `guerdon train reward`
-(and of each member of an `EnsembleFolder`):
-
-    config.toml    the settings, resolved
-    metrics.jsonl  a line for each logged step
-    checkpoints/   for --resume; removed when the run ends well
-    summary.json   what was measured
-    plots/         the same as pictures
-    guerdon.json, config.json, tokenizer…, model.safetensors   the model
-
-The model's files are written aside and moved in one by one, the weights last: a folder
-without weights can't be served, so no half model ever can.
-"""
+"""The folder of a run: what may be there before, and what every recipe writes."""
 
 from __future__ import annotations
 
@@ -24,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guerdon.models import MANIFEST_NAME, apply_umask
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import OutputError
 
@@ -35,8 +20,6 @@ CHECKPOINTS = "checkpoints"
 PLOTS = "plots"
 DATA = "data.json"
 MEMBERS = "members"
-_PART = ".model.part"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 class RunFolder:
@@ -76,6 +59,33 @@ class RunFolder:
             raise OutputError(
                 f"{self.path} is not empty: --resume goes on with it, --overwrite begins anew"
             )
+
+    @property
+    def metrics(self) -> Path:
+        """The file of logged numbers."""
+        return self.path / METRICS
+
+    @property
+    def checkpoints(self) -> Path:
+        """The checkpoints from which a run is resumed."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def plots(self) -> Path:
+        """The pictures."""
+        return self.path / PLOTS
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says.
+
+        Raises:
+            OutputError: it can't be read.
+        """
+        try:
+            found: dict[str, Any] = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OutputError(f"can't read {self.path / SUMMARY}: {error}") from error
+        return found
 
     def begin(self) -> None:
         """Make the folder, remove what shall be overwritten, and write the settings.
@@ -142,101 +152,6 @@ class RunFolder:
     def metrics_until(self, step: int) -> list[dict[str, Any]]:
         """The metrics of an earlier part of the run; what came after `step` is forgotten."""
         return rows_until(self.path / METRICS, step) if self._main else []
-
-
-class RewardFolder(RunFolder):
-    """The folder of `guerdon train reward`, which is the model's too."""
-
-    may_change = frozenset({"output", "keep_checkpoints", "tracker", "plots"})
-
-    @property
-    def finished(self) -> bool:
-        """Whether a whole model is there."""
-        weights = any((self.path / name).exists() for name in _WEIGHTS)
-        return weights and (self.path / MANIFEST_NAME).exists()
-
-    def _clear(self) -> None:
-        for name in _WEIGHTS:  # first what makes it servable
-            (self.path / name).unlink(missing_ok=True)
-        super()._clear()
-
-    def last_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint, or None."""
-        return last_checkpoint(self.path / CHECKPOINTS)
-
-    def publish(self, model: Any, tokenizer: Any, manifest: Any, summary: dict[str, Any]) -> None:
-        """Put the model and the summary into the folder; the weights appear last.
-
-        Raises:
-            OutputError: the system refuses.
-        """
-        try:
-            self._publish(model, tokenizer, manifest, summary)
-        except OSError as error:
-            raise OutputError(f"can't write to {self.path}: {error}") from error
-
-    def _publish(self, model: Any, tokenizer: Any, manifest: Any, summary: dict[str, Any]) -> None:
-        part = self.path / _PART
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        model.save_pretrained(part, safe_serialization=True)
-        tokenizer.save_pretrained(part)
-        manifest.write(part)
-        write_whole(part / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-        apply_umask(*part.glob("*.safetensors"))
-        last = {name: i for i, name in enumerate(_WEIGHTS)}
-        for file in part.iterdir():
-            sync(file)
-        for file in sorted(part.iterdir(), key=lambda f: (last.get(f.name, -1), f.name)):
-            file.replace(self.path / file.name)
-        sync(self.path)
-        part.rmdir()
-
-    def remove_checkpoints(self) -> None:
-        """What is no longer needed once the model is there."""
-        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
-
-
-class EnsembleFolder(RunFolder):
-    """The folder of `guerdon train reward --ensemble N`.
-
-    Each member has a folder of its own in `members/`; the ensemble's `guerdon.json` comes last,
-    and without it the folder can't be served.
-    """
-
-    may_change = RewardFolder.may_change
-
-    @property
-    def finished(self) -> bool:
-        """Whether the ensemble is whole."""
-        return (self.path / MANIFEST_NAME).exists()
-
-    def _clear(self) -> None:
-        (self.path / MANIFEST_NAME).unlink(missing_ok=True)  # first what makes it servable
-        super()._clear()
-
-    def member(self, settings: Any) -> RewardFolder:
-        """The folder of a member; what is there of it is gone on with."""
-        path = Path(settings.output)
-        resume = (path / SETTINGS).exists()
-        if not resume and self._main:  # it may have ended while it wrote them
-            (path / f".{SETTINGS}.part").unlink(missing_ok=True)
-        return RewardFolder(settings, resume=resume, overwrite=False, main=self._main)
-
-    def publish(self, manifest: Any, summary: dict[str, Any]) -> None:
-        """Write the summary, and what makes it an ensemble.
-
-        Raises:
-            OutputError: the system refuses.
-        """
-        try:
-            write_whole(self.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-            sync(self.path / SUMMARY)
-            manifest.write(self.path)
-            sync(self.path / MANIFEST_NAME)
-            sync(self.path)
-        except OSError as error:
-            raise OutputError(f"can't write to {self.path}: {error}") from error
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Self
 
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.run_folder import write_whole
+from guerdon.trainer.common.timed_phase import timed_phase
 
 
 @dataclass
@@ -64,24 +64,11 @@ class RunState:
             self.faults[kind] = self.faults.get(kind, 0) + count
         self.save()
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[Callable[[], None]]:
+    def phase(self, name: str) -> AbstractContextManager[Callable[[], None]]:
         """Time a phase. What it gives may be called to add up, and save, what was spent so far."""
-        begun = [time.monotonic()]
-
-        def spend() -> None:
-            now = time.monotonic()
-            self.seconds[name] = self.seconds.get(name, 0.0) + now - begun[0]
-            begun[0] = now
-            self.save()
-
-        try:
-            yield spend
-        finally:
-            spend()
+        return timed_phase(self.seconds, name, self.save)
 
 
-def package_versions() -> dict[str, str]:
-    """The versions of the packages that a run's figures come from."""
-    names = ("guerdon", "torch", "transformers", "accelerate", "numpy")
-    return {name: version(name) for name in names}
+def package_versions(*packages: str) -> dict[str, str]:
+    """The versions of Guerdon and of packages that a run's figures come from."""
+    return {name: version(name) for name in ("guerdon", *packages)}

@@ -30,7 +30,7 @@ class TokenPair:
     """Tokens of the chosen answer alone, without the prompt."""
     rejected_answer: int
     row: int = 0
-    """Its place among all pairs of the data."""
+    """The place of the pair among all pairs of the data."""
 
     @property
     def shared(self) -> int:

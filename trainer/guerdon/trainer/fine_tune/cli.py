@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from guerdon.trainer.common import settings_io
-from guerdon.trainer.common.processes import is_main, launched, start
-from guerdon.trainer.common.settings_options import (
-    Config,
-    Overwrite,
-    Resume,
-    add_settings,
-    plain_errors,
-)
+from guerdon.trainer.common.trl.command import FineTuneCommand
 from guerdon.trainer.fine_tune.settings import (
-    AlignSettings,
     DPOSettings,
     ORPOSettings,
+    PolicySettings,
     SFTSettings,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from guerdon.trainer.common.trl.folder import FineTuneFolder
+    from guerdon.trainer.fine_tune.task import PolicyTask
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The run": ("policy", "train", "eval", "output", "seed"),
@@ -42,87 +37,54 @@ PANELS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Headings of `--help`, in this order; every field of every settings class is under one."""
 
-RECIPES: dict[type[AlignSettings], str] = {
-    SFTSettings: "Fine-tune a policy on answers: instruction tuning, prompts without loss.",
-    DPOSettings: "Train a policy on preference pairs by DPO, against a frozen reference.",
-    ORPOSettings: "Train a policy on preference pairs by ORPO: likelihood and odds, no reference.",
-}
-
 _DETAILS = """
 
 Every option is also a key of the TOML file that --config names, with _ for -; the command line
 wins. No service is needed."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `guerdon train`."""
-    for kind, summary in RECIPES.items():
-        app.command(kind.algorithm, help=summary + _DETAILS)(_command(kind))
+class PolicyCommand(FineTuneCommand):
+    """`guerdon train sft`, `dpo` or `orpo`.
 
+    Args:
+        options: the settings.
+        summary: the first line of its help.
+    """
 
-def _command(kind: type[AlignSettings]) -> Any:
-    @add_settings(kind, PANELS)
-    def command(
-        given: dict[str, Any],
-        *,
-        config: Config = None,
-        resume: Resume = False,
-        overwrite: Overwrite = False,
-        dry_run: Annotated[
-            bool,
-            typer.Option(
-                "--dry-run", help="Check the data, show settings and memory, and train nothing."
-            ),
-        ] = False,
-    ) -> None:
-        with plain_errors():
-            settings = settings_io.load(kind, config, given)
-            _run(settings, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    panels = PANELS
+    dry_run_help = "Check the data, show settings and memory, and train nothing."
 
-    return command
+    def __init__(self, options: type[PolicySettings], summary: str) -> None:
+        self.options, self.help = options, summary + _DETAILS
 
+    def folder(self, settings: PolicySettings) -> type[FineTuneFolder]:
+        """The kind of folder that has a policy in the end."""
+        from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 
-def _run(settings: AlignSettings, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
-    from rich.console import Console
+        return TunedPolicyFolder
 
-    from guerdon.trainer.common.trackers import check_trackers
-    from guerdon.trainer.fine_tune.folder import AlignFolder
-    from guerdon.trainer.fine_tune.report import show_counts, show_summary
+    def read_task(self, settings: PolicySettings) -> PolicyTask[Any]:
+        """Load and check the data and the tokenizer."""
+        from guerdon.trainer.fine_tune.read_task import read_task
 
-    main = is_main()
-    console = Console(stderr=not sys.stdout.isatty(), quiet=not main)
-    if dry_run:
-        if main:
-            check_trackers(settings.tracker)
-            _dry_run(settings, console)
-        return
-    with start() as processes:
-        with processes.agreed():
-            check_trackers(settings.tracker)
-            folder = AlignFolder(settings, resume=resume, overwrite=overwrite, main=main)
-        if processes.gather(folder.finished)[0]:
-            console.print("this run ended already")
-            show_summary(folder.summary(), folder, console)
-            return
+        return read_task(settings)
 
-        from guerdon.trainer.fine_tune.inputs import read_inputs
-        from guerdon.trainer.fine_tune.recipe import train
+    def show_summary(self, summary: dict[str, Any], folder: Any, console: Console) -> None:
+        """Show the measures before and after as a table, and where the policy is."""
+        from guerdon.trainer.fine_tune.report import show_summary
 
-        with processes.agreed():
-            inputs = read_inputs(settings)
-        show_counts(inputs.counts(), console)
-        summary = train(inputs, folder, console, processes)
-    if main:
         show_summary(summary, folder, console)
 
 
-def _dry_run(settings: AlignSettings, console: Any) -> None:
-    from guerdon.trainer.common.memory import show_memory
-    from guerdon.trainer.fine_tune.inputs import read_inputs
-    from guerdon.trainer.fine_tune.memory import memory_estimate
-    from guerdon.trainer.fine_tune.report import show_counts
-
-    inputs = read_inputs(settings)
-    show_counts(inputs.counts(), console)
-    typer.echo(settings_io.to_toml(settings))  # alone on standard output: it can be a file
-    show_memory(memory_estimate(inputs, launched()), console)
+COMMANDS = (
+    PolicyCommand(
+        SFTSettings, "Fine-tune a policy on answers: instruction tuning, prompts without loss."
+    ),
+    PolicyCommand(
+        DPOSettings, "Train a policy on preference pairs by DPO, against a frozen reference."
+    ),
+    PolicyCommand(
+        ORPOSettings,
+        "Train a policy on preference pairs by ORPO: likelihood and odds, no reference.",
+    ),
+)

@@ -14,10 +14,10 @@ from guerdon.trainer.common.data_rows import read_rows, where_odd
 from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.common.language_model import load_config
 from guerdon.trainer.common.preferences import load_pairs
-from guerdon.trainer.common.row_notes import groups_of, places_by_group
+from guerdon.trainer.common.row_notes import group_values, places_by_group
 from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer
 from guerdon.trainer.common.trl.completions import Completion
-from guerdon.trainer.fine_tune.settings import AlignSettings, SFTSettings
+from guerdon.trainer.fine_tune.settings import PolicySettings
 from guerdon.trainer.fine_tune.tokens import encode
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class PairTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Part(Generic[T]):
+class DataSplit(Generic[T]):
     """The training data, or what is held out."""
 
     source: str
@@ -55,13 +55,13 @@ class Part(Generic[T]):
     """Tokens of each sequence, those too long included."""
     prompts: frozenset[tuple[int, ...]]
     groups: list[dict[str, str]]
-    """Of `rows`, the value of each field that was asked for."""
+    """Values of the fields that were asked for, of each of `rows`."""
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence that is used."""
         rows: list[Any] = self.rows
-        return max(map(length_of, rows))
+        return max(map(longest_sequence, rows))
 
     def counts(self) -> dict[str, Any]:
         """How many rows there are, and all that was left out or looks odd."""
@@ -78,41 +78,45 @@ class Part(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class AlignInputs:
+class PolicyInputs:
     """What a run starts from, checked. Rows are `Completion`s for SFT, else `PairTokens`."""
 
-    settings: AlignSettings
+    settings: PolicySettings
     policy: Path
     config: Any
-    """Of the policy, of `transformers`."""
+    """The policy's config, of `transformers`."""
     tokenizer: Any
-    train: Part[Any]
-    eval: Part[Any]
+    train: DataSplit[Any]
+    eval: DataSplit[Any]
     subgroups: dict[str, dict[str, list[int]]]
     """Places of held-out rows, by `--by` and its values."""
 
     def counts(self) -> dict[str, Any]:
-        """Of both parts."""
+        """How many rows both parts have, and what is odd about them."""
         known = self.train.prompts
-        shared = sum(tuple(prompt_of(row)) in known for row in self.eval.rows)
+        shared = sum(tuple(prompt_ids(row)) in known for row in self.eval.rows)
         return {
             "train": self.train.counts(),
             "eval": self.eval.counts() | {"prompts_in_train": shared},
         }
 
 
-def prompt_of(row: Completion | PairTokens) -> Sequence[int]:
+def prompt_ids(row: Completion | PairTokens) -> Sequence[int]:
     """The prompt's token ids."""
     return row.prompt if isinstance(row, PairTokens) else row[0]
 
 
-def length_of(row: Completion | PairTokens) -> int:
+def longest_sequence(row: Completion | PairTokens) -> int:
     """Tokens of the row's longest sequence."""
     return row.longest if isinstance(row, PairTokens) else len(row[0]) + len(row[1])
 
 
-def read_inputs(settings: AlignSettings) -> AlignInputs:
+def read_inputs(settings: PolicySettings, read: Callable[..., DataSplit[Any]]) -> PolicyInputs:
     """Load and check the data and the tokenizer: everything that can be wrong before training.
+
+    Args:
+        settings: of the run.
+        read: `demonstrations` or `pairs`.
 
     Raises:
         TrainingError: something is; says what.
@@ -122,8 +126,6 @@ def read_inputs(settings: AlignSettings) -> AlignInputs:
     size = embeddings_of(config)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked: any token will do
-    read: Callable[..., Part[Any]]
-    read = _demonstrations if isinstance(settings, SFTSettings) else _pairs
     train = read(
         settings, tokenizer, size, settings.train, settings.train_split, settings.limit, ()
     )
@@ -144,20 +146,22 @@ def read_inputs(settings: AlignSettings) -> AlignInputs:
             f"the longest row has {longest} tokens, but the policy has {positions} positions: "
             f"--max-length {positions} leaves such rows out"
         )
-    return AlignInputs(settings, policy, config, tokenizer, train, held_out, subgroups)
+    return PolicyInputs(settings, policy, config, tokenizer, train, held_out, subgroups)
 
 
-def _demonstrations(
-    settings: AlignSettings,
+def demonstrations(
+    settings: PolicySettings,
     tokenizer: Any,
     vocab_size: int,
     source: str,
     split: str,
     limit: int,
     by: Sequence[str],
-) -> Part[Completion]:
+) -> DataSplit[Completion]:
+    """The answers of a source as token ids, and what was left out of it."""
+
     def parse(row: Mapping[str, Any]) -> tuple[Demonstration, dict[str, str]]:
-        return parse_demonstration(row), groups_of(row, by)
+        return parse_demonstration(row), group_values(row, by)
 
     found = read_rows(source, parse, split=split, limit=limit, bad_rows=settings.bad_rows)
     rows, groups = [row for row, _ in found.rows], [group for _, group in found.rows]
@@ -183,7 +187,7 @@ def _demonstrations(
         if key in known:
             duplicates.append(lines[i])
         known.add(key)
-    return Part(
+    return DataSplit(
         source,
         found.sha256,
         [encoded[i] for i in fitting],
@@ -200,15 +204,16 @@ def _demonstrations(
     )
 
 
-def _pairs(
-    settings: AlignSettings,
+def pairs(
+    settings: PolicySettings,
     tokenizer: Any,
     vocab_size: int,
     source: str,
     split: str,
     limit: int,
     by: Sequence[str],
-) -> Part[PairTokens]:
+) -> DataSplit[PairTokens]:
+    """The preference pairs of a source as token ids, and what was left out of it."""
     found = load_pairs(source, split=split, limit=limit, bad_rows=settings.bad_rows, by=by)
     usable, lines, groups = [], [], []
     several: list[int] = []
@@ -263,7 +268,7 @@ def _pairs(
         "contradictions": found.contradiction_lines,
         "reasoning_dropped": shortened,
     }
-    return Part(
+    return DataSplit(
         source,
         found.sha256,
         [rows[i] for i in kept],
@@ -281,7 +286,11 @@ def _characters(turns: Sequence[Message]) -> int:
 
 
 def _short(
-    sizes: Sequence[int], lines: Sequence[int], settings: AlignSettings, tokenizer: Any, source: str
+    sizes: Sequence[int],
+    lines: Sequence[int],
+    settings: PolicySettings,
+    tokenizer: Any,
+    source: str,
 ) -> tuple[list[int], list[int]]:
     """The rows that may fit, and the lines of those that have too many characters to.
 
@@ -304,7 +313,7 @@ def _short(
 
 
 def _fitting(
-    lengths: Sequence[int], lines: Sequence[int], settings: AlignSettings, source: str
+    lengths: Sequence[int], lines: Sequence[int], settings: PolicySettings, source: str
 ) -> tuple[list[int], list[int]]:
     """The rows that are not too long, and the lines of those that are.
 

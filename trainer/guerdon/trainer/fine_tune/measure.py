@@ -24,14 +24,14 @@ from guerdon.trainer.fine_tune.inputs import PairTokens
 
 @dataclass(frozen=True, slots=True)
 class Likelihoods:
-    """Of answers, in the order of the rows: sums of log-probabilities in nats, float64."""
+    """Log-probabilities of answers in nats, summed over tokens, in the order of the rows."""
 
     sums: Floats
     tokens: Floats
 
     @property
     def means(self) -> Floats:
-        """By the token."""
+        """Mean log-probability of a token of each answer."""
         found: Floats = self.sums / self.tokens
         return found
 
@@ -42,15 +42,15 @@ class Likelihoods:
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any]) -> Likelihoods:
-        """From what `tree` gave."""
+        """The likelihoods that gave a tree."""
         return cls(np.array(tree["sums"]), np.array(tree["tokens"]))
 
     def of(self, places: Sequence[int]) -> Likelihoods:
-        """Of some of the answers."""
+        """The likelihoods of some of the answers."""
         return Likelihoods(self.sums[places], self.tokens[places])
 
     def tree(self) -> dict[str, Any]:
-        """For JSON."""
+        """The likelihoods for JSON."""
         return {"sums": self.sums.tolist(), "tokens": self.tokens.tolist()}
 
 
@@ -61,7 +61,7 @@ def likelihoods(
     processes: Processes = ALONE,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Likelihoods:
-    """Of the answers; the model is left in the mode that it was in.
+    """Likelihoods of answers; the model is left in the mode that it was in.
 
     Args:
         model: the same in every process.
@@ -94,22 +94,22 @@ def likelihoods(
 
 @dataclass(frozen=True, slots=True)
 class PairLikelihoods:
-    """Of both answers of each pair."""
+    """Likelihoods of both answers of each pair."""
 
     chosen: Likelihoods
     rejected: Likelihoods
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any]) -> PairLikelihoods:
-        """From what `tree` gave."""
+        """The likelihoods that gave a tree."""
         return cls(Likelihoods.from_tree(tree["chosen"]), Likelihoods.from_tree(tree["rejected"]))
 
     def of(self, places: Sequence[int]) -> PairLikelihoods:
-        """Of some of the pairs."""
+        """The likelihoods of some of the pairs."""
         return PairLikelihoods(self.chosen.of(places), self.rejected.of(places))
 
     def tree(self) -> dict[str, Any]:
-        """For JSON."""
+        """The likelihoods for JSON."""
         return {"chosen": self.chosen.tree(), "rejected": self.rejected.tree()}
 
     def rewards(self, reference: PairLikelihoods, beta: float) -> tuple[Floats, Floats]:
@@ -123,7 +123,7 @@ class PairLikelihoods:
 def pair_likelihoods(
     model: Any, rows: Sequence[PairTokens], dtype: str, *more: Any
 ) -> PairLikelihoods:
-    """Of both answers of each pair; the other arguments are as for `likelihoods`."""
+    """Likelihoods of both answers of each pair; the other arguments are as for `likelihoods`."""
     return PairLikelihoods(
         likelihoods(model, [(row.prompt, row.chosen) for row in rows], dtype, *more),
         likelihoods(model, [(row.prompt, row.rejected) for row in rows], dtype, *more),
@@ -190,5 +190,5 @@ def pair_differences(
 
 
 def sft_differences(now: Likelihoods, reference: Likelihoods, prompts: Ints) -> dict[str, Any]:
-    """The same of held-out answers: `answer_nll` is the mean over answers, not tokens."""
+    """after − before of held-out answers: `answer_nll` is the mean over answers, not tokens."""
     return {"answer_nll": estimate(reference.means - now.means, prompts=prompts).as_dict()}

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from guerdon.trainer.common.report import listed, say, share, show_groups, show_policy
-from guerdon.trainer.fine_tune.folder import AlignFolder
-
-if TYPE_CHECKING:  # they load torch, which showing a summary need not
-    from guerdon.trainer.fine_tune.held_out import HeldOut
-    from guerdon.trainer.fine_tune.inputs import AlignInputs
+from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 
 NOTED = {
     "too_long": "left out as too long",
@@ -47,46 +42,6 @@ KEYS = {
 """What each key of summary.json is."""
 
 
-def make_summary(
-    inputs: AlignInputs,
-    measure: HeldOut,
-    after: dict[str, Any],
-    rows: Sequence[Mapping[str, float]],
-    steps: int,
-    processes: int = 1,
-) -> dict[str, Any]:
-    """What goes into summary.json but for the seconds, which go on.
-
-    Args:
-        inputs: of the run.
-        measure: of both policies.
-        after: what it said of the second one.
-        rows: of metrics.jsonl.
-        steps: of the training.
-        processes: that trained.
-    """
-    from guerdon.trainer.common.trl import fine_tuning
-
-    settings = inputs.settings
-    return {
-        "algorithm": settings.algorithm,
-        "policy": settings.policy,
-        "steps": steps,
-        "seed": settings.seed,
-        "before": measure.before,
-        "after": after,
-        "difference": measure.difference(),
-        "subgroups": measure.subgroups(),
-        "evaluations": [dict(row) for row in rows if "eval_nll" in row],
-        "tokens": int(max((row.get("tokens", 0) for row in rows), default=0)),
-        "rows": len(inputs.train.rows),
-        "data": inputs.counts(),
-        "processes": processes,
-        "warnings": measure.warnings(),
-        "versions": fine_tuning.versions(),
-    }
-
-
 def show_counts(counts: dict[str, Any], console: Console) -> None:
     """The data's sizes and lengths, and a warning for all that is odd."""
     for split in ("train", "eval"):
@@ -104,7 +59,7 @@ def show_counts(counts: dict[str, Any], console: Console) -> None:
             say(console, f"  {many} held out with a prompt that is trained on", "yellow")
 
 
-def show_summary(summary: dict[str, Any], folder: AlignFolder, console: Console) -> None:
+def show_summary(summary: dict[str, Any], folder: TunedPolicyFolder, console: Console) -> None:
     """The result as a short table, and what to do with it."""
     before, after = summary["before"], summary["after"]
     table = Table("held out", "before", "after")

@@ -12,10 +12,10 @@ import torch
 from guerdon.trainer.common.processes import ALONE, Processes
 from guerdon.trainer.common.run_folder import write_whole
 from guerdon.trainer.common.services.policy_text import answer_text
-from guerdon.trainer.fine_tune.inputs import AlignInputs, prompt_of
+from guerdon.trainer.fine_tune.inputs import PolicyInputs, prompt_ids
 
 
-class Answer(TypedDict):
+class SampledAnswer(TypedDict):
     """What a policy said."""
 
     response: str
@@ -24,18 +24,20 @@ class Answer(TypedDict):
 
 
 @torch.no_grad()
-def answer(model: Any, inputs: AlignInputs, processes: Processes = ALONE) -> list[Answer]:
+def answer_prompts(
+    model: Any, inputs: PolicyInputs, processes: Processes = ALONE
+) -> list[SampledAnswer]:
     """The likeliest answer, token by token, to each of the first held-out prompts."""
     settings = inputs.settings
-    prompts = [list(prompt_of(row)) for row in inputs.eval.rows[: settings.sample_prompts]]
+    prompts = [list(prompt_ids(row)) for row in inputs.eval.rows[: settings.sample_prompts]]
 
-    def some(places: list[int]) -> list[Answer]:
+    def some(places: list[int]) -> list[SampledAnswer]:
         return [_answer(model, prompts[place], inputs) for place in places]
 
     return processes.deal([len(ids) for ids in prompts], some)
 
 
-def _answer(model: Any, ids: list[int], inputs: AlignInputs) -> Answer:
+def _answer(model: Any, ids: list[int], inputs: PolicyInputs) -> SampledAnswer:
     settings, tokenizer = inputs.settings, inputs.tokenizer
     device = next(model.parameters()).device
     ids_1P = torch.tensor([ids], device=device)
@@ -54,7 +56,7 @@ def _answer(model: Any, ids: list[int], inputs: AlignInputs) -> Answer:
         )
     said = out_1L[0, len(ids) :].tolist()
     finished = bool(said) and said[-1] == tokenizer.eos_token_id
-    return Answer(
+    return SampledAnswer(
         response=answer_text(tokenizer, said, finished=finished),
         tokens=len(said),
         finished=finished,
@@ -62,7 +64,7 @@ def _answer(model: Any, ids: list[int], inputs: AlignInputs) -> Answer:
 
 
 def write_samples(
-    path: Path, inputs: AlignInputs, answers: Sequence[Sequence[Answer]], steps: int
+    path: Path, inputs: PolicyInputs, answers: Sequence[Sequence[SampledAnswer]], steps: int
 ) -> None:
     """Write the answers before and after; the rows are as the other recipes'.
 

@@ -11,7 +11,7 @@ from guerdon.trainer.common.trl.settings import FineTuneSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignSettings(FineTuneSettings):
+class PolicySettings(FineTuneSettings):
     """What the three share."""
 
     _not_negative: ClassVar[tuple[str, ...]] = (*FineTuneSettings._not_negative, "sample_prompts")
@@ -33,7 +33,7 @@ class AlignSettings(FineTuneSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTSettings(AlignSettings):
+class SFTSettings(PolicySettings):
     """Supervised fine-tuning."""
 
     algorithm: ClassVar[str] = "sft"
@@ -48,18 +48,13 @@ class SFTSettings(AlignSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceSettings(AlignSettings):
-    """What DPO and ORPO share."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPOSettings(PreferenceSettings):
+class DPOSettings(PolicySettings):
     """Direct preference optimisation."""
 
     algorithm: ClassVar[str] = "dpo"
     default_lr: ClassVar[float] = 5e-6
     default_lora_lr: ClassVar[float] = 5e-5
-    _positive: ClassVar[tuple[str, ...]] = (*PreferenceSettings._positive, "beta")
+    _positive: ClassVar[tuple[str, ...]] = (*PolicySettings._positive, "beta")
 
     lr: float | None = None
     """Peak learning rate; by default 5e-6, and 5e-5 for LoRA."""
@@ -86,13 +81,13 @@ class DPOSettings(PreferenceSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ORPOSettings(PreferenceSettings):
+class ORPOSettings(PolicySettings):
     """Odds-ratio preference optimisation: no reference."""
 
     algorithm: ClassVar[str] = "orpo"
     default_lr: ClassVar[float] = 1e-5
     default_lora_lr: ClassVar[float] = 1e-4
-    _positive: ClassVar[tuple[str, ...]] = (*PreferenceSettings._positive, "odds_weight")
+    _positive: ClassVar[tuple[str, ...]] = (*PolicySettings._positive, "odds_weight")
 
     lr: float | None = None
     """Peak learning rate; by default 1e-5, and 1e-4 for LoRA."""

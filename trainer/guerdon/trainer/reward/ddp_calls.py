@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 
-def inside(model: Any, compute: Callable[[Any], Tensor]) -> Tensor:
+def call_through_ddp(model: Any, compute: Callable[[Any], Tensor]) -> Tensor:
     """What `compute` makes of the model, as if it were the model's forward pass.
 
     DDP averages the gradients of what its own forward pass computed; of a decoder and a head that

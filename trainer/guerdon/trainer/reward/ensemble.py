@@ -25,39 +25,42 @@ from guerdon.trainer.common import measures
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measures import Floats, Ints
 from guerdon.trainer.common.processes import ALONE, Processes
-from guerdon.trainer.common.run_folder import MEMBERS, PLOTS, SUMMARY, EnsembleFolder
-from guerdon.trainer.common.trl.fine_tuning import Phases, check_shares, versions
-from guerdon.trainer.reward.model import load_base, quiet
+from guerdon.trainer.common.run_folder import MEMBERS, SUMMARY
+from guerdon.trainer.common.run_state import package_versions
+from guerdon.trainer.common.timed_phase import rounded, timed_phase
+from guerdon.trainer.common.transformers_logging import quiet
+from guerdon.trainer.common.trl.recipe import PACKAGES, check_shares, fine_tune
+from guerdon.trainer.reward.folder import EnsembleFolder
+from guerdon.trainer.reward.model import load_base
 from guerdon.trainer.reward.objectives.preference import PreferenceTask, group_measures
-from guerdon.trainer.reward.objectives.task import Task
-from guerdon.trainer.reward.recipe import train_reward
+from guerdon.trainer.reward.objectives.task import RewardTask
 from guerdon.trainer.reward.scoring import PairScores
 
 _Scores = npt.NDArray[np.float64]
-"""Of every member for every answer, shape [M, N]."""
+"""Scores of every answer by every member, shape [M, N]."""
 
 AGGREGATE: Final[dict[str, Callable[[_Scores, float], Floats]]] = {
     "mean": lambda scores, weight: scores.mean(0),
     "min": lambda scores, weight: scores.min(0),
     "mean_minus_std": lambda scores, weight: scores.mean(0) - weight * scores.std(0),
 }
-"""As the server has them: λ is the weight of the population's standard deviation."""
+"""The server's aggregations; λ is the weight of the population's standard deviation."""
 
 
 def train_ensemble(
-    task: Task, folder: EnsembleFolder, console: Console, processes: Processes = ALONE
+    task: RewardTask[Any], folder: EnsembleFolder, console: Console, processes: Processes = ALONE
 ) -> dict[str, Any]:
     """Train the members one after another, and measure them together.
 
     Members that are whole are kept, one in the middle is gone on with. Arguments and what is
-    returned are as for `train_reward`.
+    returned are as for `fine_tune`.
 
     Raises:
         OutputError: the folder can't be written to.
         TrainingError: a member can't be trained, or two came out the same.
     """
     assert isinstance(task, PreferenceTask)
-    settings, phases = task.settings, Phases()
+    settings, seconds = task.settings, dict[str, float]()
     task.processes = processes
     with processes.agreed():
         check_shares(settings, processes)
@@ -72,15 +75,15 @@ def train_ensemble(
             console.print(f"{seed} is trained already", highlight=False)
             continue
         console.print(seed, highlight=False)
-        with phases(f"member {i}"):
-            train_reward(member, place, console, processes)
+        with timed_phase(seconds, f"member {i}"):
+            fine_tune(member, place, console, processes)
     folders = [Path(member.settings.output) for member in tasks]
-    with phases("evaluate together"), quiet():
+    with timed_phase(seconds, "evaluate together"), quiet():
         held_out, train = _measured(task, folders)
     summary: dict[str, Any] = {}
     with processes.agreed():
         if processes.main:
-            summary = _finish(task, folder, folders, held_out, train, phases)
+            summary = _finish(task, folder, folders, held_out, train, seconds)
     return summary
 
 
@@ -111,7 +114,7 @@ def _finish(
     folders: Sequence[Path],
     held_out: Sequence[PairScores],
     train: Sequence[Floats],
-    phases: Phases,
+    seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Write all that the run leaves; the summary."""
     settings = task.settings
@@ -122,8 +125,8 @@ def _finish(
     ]
     together = _combined(held_out, settings.aggregation, settings.std_weight)
     if settings.plots:
-        with phases("plots"):
-            task.draw(folder.path / PLOTS, [], together)
+        with timed_phase(seconds, "plots"):
+            task.draw(folder.plots, [], together)
 
     parts = [json.loads((path / SUMMARY).read_text("utf-8")) for path in folders]
     scores = AGGREGATE[settings.aggregation](
@@ -145,15 +148,15 @@ def _finish(
         "seed": settings.seed,
         "parameters": sum(part["parameters"] for part in parts),
         "processes": task.processes.count,
-        "versions": versions(),
-        "seconds": phases.seconds,
+        "versions": package_versions(*PACKAGES),
+        "seconds": rounded(seconds),
     }
     folder.publish(_manifest(task, folders, summary), summary)
     return summary
 
 
 def _member(task: PreferenceTask, folder: EnsembleFolder, place: int) -> PreferenceTask:
-    """The same data with the next seed."""
+    """The task of one member: the same data with a seed of its own."""
     settings = replace(
         task.settings,
         output=str(folder.path / MEMBERS / str(place)),

@@ -99,7 +99,7 @@ def read_inputs(settings: RewardSettings) -> Inputs:
     )
     # Held-out pairs are all scored, as far as the model goes: leaving the long ones out
     # would flatter it.
-    config = config_of(base)
+    config = load_base_config(base)
     known = embeddings_of(config)
     longest = positions_of(config) or 1 << 30
     held_out = tokenize_pairs(tokenizer, eval_data, max_length=longest, too_long=settings.too_long)
@@ -124,7 +124,7 @@ def base_and_tokenizer(settings: RewardModelSettings) -> tuple[Path, Any]:
     return base, load_tokenizer(base, settings.chat_template)
 
 
-def config_of(base: Path) -> Any:
+def load_base_config(base: Path) -> Any:
     """The base's config, of `transformers`.
 
     Raises:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
-from transformers.utils import logging as transformers_logging
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from guerdon.trainer.common.errors import SettingsError, TrainingError
 from guerdon.trainer.common.language_model import drop_dropout
+from guerdon.trainer.common.transformers_logging import errors_only
 from guerdon.trainer.reward import shared_prefix as sharing
 from guerdon.trainer.reward.settings import RewardModelSettings
 
@@ -61,7 +59,7 @@ def load_with_head(
     """
     auto: Any = AutoModelForTokenClassification if tokenwise else AutoModelForSequenceClassification
     try:
-        with _silent():
+        with errors_only():
             model, found = auto.from_pretrained(
                 folder,
                 id2label=dict(enumerate(outputs)),
@@ -95,7 +93,7 @@ def _cant_load(folder: Path, error: Exception) -> TrainingError:
 def _fitted(model: Any, tokenizer: Any, *, grow: bool) -> Any:
     """The model, which knows the tokenizer's pad token and has embeddings for all tokens."""
     if grow and len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        with _silent():  # about how the new rows begin: at the mean of the others
+        with errors_only():  # about how the new rows begin: at the mean of the others
             model.resize_token_embeddings(len(tokenizer))
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -153,35 +151,3 @@ def _freeze(model: Any, count: int) -> None:
     model.get_input_embeddings().requires_grad_(False)
     for layer in layers[:count]:
         layer.requires_grad_(False)
-
-
-def merged(model: Any) -> Any:
-    """A plain model of `transformers`, with LoRA's weights added to those of the base."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without transformers' report of what a checkpoint lacks."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars of transformers and datasets: our programs have their own."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    mapped = not datasets.are_progress_bars_disabled()
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-        if mapped:
-            datasets.enable_progress_bars()

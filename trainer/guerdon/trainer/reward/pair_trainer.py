@@ -12,19 +12,19 @@ from torch import Tensor
 from trl import RewardTrainer
 
 from guerdon.trainer.common.tokens import TokenPair
-from guerdon.trainer.common.trl.pair_mean import PairMean
+from guerdon.trainer.common.trl.mean_over_pairs import MeanOverPairs
 from guerdon.trainer.reward import shared_prefix as sharing
-from guerdon.trainer.reward.ddp_calls import inside
+from guerdon.trainer.reward.ddp_calls import call_through_ddp
 from guerdon.trainer.reward.scoring import autocast, plain_scores
 
 
-class PairTrainer(PairMean, RewardTrainer):  # type: ignore[misc]
+class PairTrainer(MeanOverPairs, RewardTrainer):  # type: ignore[misc]
     """Pairwise loss, metrics, optimiser, checkpoints and resume are TRL's.
 
     Args:
         share: compute what both answers of a pair share once.
         compute_dtype: `bfloat16` or `float32`; weights are in float32 either way.
-        **kwargs: as for `PairMean` and `RewardTrainer`.
+        **kwargs: as for `MeanOverPairs` and `RewardTrainer`.
     """
 
     def __init__(self, *, share: bool, compute_dtype: str, **kwargs: Any) -> None:
@@ -47,7 +47,7 @@ class PairTrainer(PairMean, RewardTrainer):  # type: ignore[misc]
         self._tokens += int(inputs["attention_mask"].sum())
         score = _Scorer(model, self._share and "allowed" in inputs, self._compute_dtype)
         found = super().compute_loss(score, inputs, return_outputs, num_items_in_batch)
-        self._metrics["train"].pop("num_tokens", None)  # `Grouped` counts them
+        self._metrics["train"].pop("num_tokens", None)  # `LengthGroupedTrainer` counts them
         return found
 
 
@@ -59,7 +59,9 @@ class _Scorer:
 
     def __call__(self, **inputs: Any) -> SimpleNamespace:
         with autocast(self._model, self._dtype):
-            return SimpleNamespace(logits=inside(self._model, partial(self._scores, inputs)))
+            return SimpleNamespace(
+                logits=call_through_ddp(self._model, partial(self._scores, inputs))
+            )
 
     def _scores(self, inputs: dict[str, Any], model: Any) -> Tensor:
         if not self._share:

@@ -44,10 +44,6 @@ class RewardModelSettings(FineTuneSettings):
     stats_pairs: int = 1000
     """Most training pairs (or rows) that are scored for the mean and std of the manifest."""
 
-    def to_toml(self) -> str:
-        """The settings as TOML; keys whose value is None are left out."""
-        return settings_io.to_toml(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSettings(RewardModelSettings):

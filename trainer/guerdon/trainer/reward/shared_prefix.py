@@ -28,7 +28,7 @@ class SharedBatch(NamedTuple):
     allowed_B1LL: Tensor
     """True where a query (third axis) may see a key (fourth)."""
     chosen_last_B: Tensor
-    """Where each chosen sequence ends."""
+    """The place at which each chosen sequence ends."""
     rejected_last_B: Tensor
     real_BL: Tensor
     """1 for tokens, 0 for padding."""

@@ -42,7 +42,7 @@ from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.utilisation import RolloutStats
 from guerdon.trainer.common.trackers import Trackers
-from guerdon.trainer.reward.model import quiet
+from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import read_inputs, show_inputs

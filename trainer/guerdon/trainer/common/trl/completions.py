@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import SFTTrainer
 
-from guerdon.trainer.common.trl.divergence_guard import Watched
+from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 
 Completion: TypeAlias = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of the response to it."""
@@ -27,14 +27,14 @@ IGNORED = -100
 _TOLERANCE = 1e-3
 """Nats by which packed sequences may differ from those alone, in float32."""
 BATCH_TOKENS = 512
-"""In one pass that only measures: the whole vocabulary's logits of so many tokens are made."""
+"""Tokens in a pass that only measures: so many times the vocabulary's logits are made."""
 
 
-class CompletionTrainer(Watched, SFTTrainer):  # type: ignore[misc]
+class CompletionTrainer(DivergenceGuard, SFTTrainer):  # type: ignore[misc]
     """TRL's loss, optimiser, checkpoints and resume; stops at the first loss that is no number."""
 
 
-def dataset_of(completions: Sequence[Completion]) -> Dataset:
+def completion_dataset(completions: Sequence[Completion]) -> Dataset:
     """Rows of `input_ids` and `labels`: prompt and response, and the response alone."""
     return Dataset.from_dict(
         {
@@ -132,7 +132,7 @@ def _length(completion: Completion) -> int:
 def _batch_logprobs(
     model: Any, completions: Sequence[Completion], temperature: float, dtype: str
 ) -> list[Floats]:
-    """Of completions in rows of L tokens, padded on the right: causal attention never sees that."""
+    """log π of completions in rows padded on the right, which causal attention never sees."""
     device = next(model.parameters()).device
     longest = max(map(_length, completions))
     ids_BL = torch.zeros((len(completions), longest), dtype=torch.long)

@@ -1,4 +1,4 @@
-"""What every trainer of TRL's gets from us: a loss that is watched, and no words to anyone."""
+"""A guard against losses that are no number, for all trainers of TRL; nothing is reported."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.processes import ALONE, Processes
 
 
-class Watched:
+class DivergenceGuard:
     """Put before one of TRL's trainers in a class's bases."""
 
     processes: Processes = ALONE
-    """Of the run."""
+    """The processes of the run."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, forward and backward.

@@ -10,13 +10,13 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 from guerdon.trainer.common.processes import ALONE, Processes
-from guerdon.trainer.common.trl.divergence_guard import Watched
+from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 
 _MEGABATCH = 16
 """Batches that are sorted by length together; few enough that epochs differ."""
 
 
-class LengthGrouped(Sampler[int]):
+class LengthGroupedSampler(Sampler[int]):
     """Batches of like lengths in random order, which wastes little on padding.
 
     The order is a function of seed and epoch alone (not of a global generator, as in
@@ -71,7 +71,7 @@ class EpochOrder(TrainerCallback):  # type: ignore[misc]
             batches.sampler.set_epoch(int(state.epoch or 0))
 
 
-class Grouped(Watched):
+class LengthGroupedTrainer(DivergenceGuard):
     """Put before a trainer: takes like lengths together, by the same order in a resumed run and in
     every process. The callback `EpochOrder` belongs to it.
 
@@ -102,4 +102,4 @@ class Grouped(Watched):
         ours: Any = self
         # Accelerate gives each process its part of every batch.
         batch = ours.args.train_batch_size * self.processes.count
-        return LengthGrouped(self._lengths, batch, seed=ours.args.seed)
+        return LengthGroupedSampler(self._lengths, batch, seed=ours.args.seed)

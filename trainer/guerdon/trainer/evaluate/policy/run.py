@@ -36,6 +36,7 @@ from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints
 from guerdon.trainer.common.services.weights import Weights
+from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.completions import Floats, response_logprobs
 from guerdon.trainer.evaluate.policy.baseline import Baseline
 from guerdon.trainer.evaluate.policy.columns import (
@@ -53,7 +54,6 @@ from guerdon.trainer.evaluate.policy.judging import Judges, check_version
 from guerdon.trainer.evaluate.policy.plots import draw_plots
 from guerdon.trainer.evaluate.policy.result import Measured, terms
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
-from guerdon.trainer.reward.model import quiet
 
 
 def evaluate_policy(settings: EvalSettings, folder: EvalFolder, console: Console) -> dict[str, Any]:
@@ -249,7 +249,7 @@ class _Run:
             "baseline": self.settings.baseline or None,
             "faults": self.state.faults,
             "seconds": {name: round(spent, 2) for name, spent in self.state.seconds.items()},
-            "versions": package_versions(),
+            "versions": package_versions("torch", "transformers", "accelerate", "numpy"),
         }
         lines = [json.dumps(row, allow_nan=False, ensure_ascii=False) for row in measured.rows]
         with self._writing():

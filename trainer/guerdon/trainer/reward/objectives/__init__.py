@@ -1,5 +1,5 @@
 """What a reward model can learn: preference pairs, attributes of an answer, steps of a solution.
 
-Each objective is a `Task` (`objectives.task`): its data, loss, measures, and what serving must
-know. The recipe around them is `guerdon.trainer.reward.recipe`.
+Each objective is a `RewardTask` (`objectives.task`): its data, loss, measures, and what serving
+must know. The recipe around them is `guerdon.trainer.common.trl.recipe`.
 """

@@ -20,18 +20,18 @@ from torch import Tensor
 from guerdon.data import RowError, parse_demonstration
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.common.measures import Floats
-from guerdon.trainer.common.row_notes import finite, groups_of
+from guerdon.trainer.common.row_notes import finite, group_values
 from guerdon.trainer.reward import shared_prefix as sharing
 from guerdon.trainer.reward.objectives import regression
-from guerdon.trainer.reward.objectives.rated import (
-    Rated,
-    RatedInputs,
-    RatedTokens,
-    Tokens,
-    read_rated,
+from guerdon.trainer.reward.objectives.answer_task import AnswerTask
+from guerdon.trainer.reward.objectives.answer_trainer import IGNORED
+from guerdon.trainer.reward.objectives.rated_answers import (
+    AnswerInputs,
+    RatedAnswer,
+    TokenizedAnswer,
+    TokenizedAnswers,
+    read_answers,
 )
-from guerdon.trainer.reward.objectives.row_task import RowTask
-from guerdon.trainer.reward.objectives.row_trainer import IGNORED
 from guerdon.trainer.reward.settings import AttributeSettings
 
 
@@ -43,15 +43,15 @@ def read_attributes(settings: AttributeSettings) -> AttributeTask:
     """
     names, others = list(settings.weights), set[str]()
 
-    def parse(row: Mapping[str, Any], by: Sequence[str]) -> Rated:
-        return parse_rated(row, names, others, by)
+    def parse(row: Mapping[str, Any], by: Sequence[str]) -> RatedAnswer:
+        return parse_ratings(row, names, others, by)
 
-    return AttributeTask(read_rated(settings, parse), tuple(sorted(others)))
+    return AttributeTask(read_answers(settings, parse), tuple(sorted(others)))
 
 
-def parse_rated(
+def parse_ratings(
     row: Mapping[str, Any], names: Sequence[str], others: set[str], by: Sequence[str]
-) -> Rated:
+) -> RatedAnswer:
     """The answer of a row and its ratings.
 
     The text is `messages`, or `prompt` and `response`; the ratings are numbers under
@@ -79,7 +79,7 @@ def parse_rated(
     )
     if all(target is None for target in targets):
         raise RowError("attributes", f"has none of {', '.join(names)}")
-    return Rated(text.prompt, text.answer, targets, groups_of(row, by))
+    return RatedAnswer(text.prompt, text.answer, targets, group_values(row, by))
 
 
 def squared_error(logits_NK: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
@@ -94,7 +94,7 @@ def squared_error(logits_NK: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, 
     return error_NK.square().sum(), {}
 
 
-class AttributeTask(RowTask):
+class AttributeTask(AnswerTask[Floats]):
     """Several numbers of an answer, and their weighted sum."""
 
     kind = "attributes"
@@ -102,14 +102,14 @@ class AttributeTask(RowTask):
     tokenwise = False
     settings: AttributeSettings
 
-    def __init__(self, inputs: RatedInputs, others: tuple[str, ...]) -> None:
+    def __init__(self, inputs: AnswerInputs, others: tuple[str, ...]) -> None:
         super().__init__(inputs)
         self._others = others
         self.names = list(self.settings.weights)
         self._weights_K = np.array(list(self.settings.weights.values()))
-        self._true_NK = labels_of(inputs.eval.rows)
+        self._true_NK = target_matrix(inputs.eval.rows)
         for data, rows in ((inputs.train_data, inputs.train), (inputs.eval_data, inputs.eval)):
-            self._check_known(data.source, labels_of(rows.rows))
+            self._check_known(data.source, target_matrix(rows.rows))
 
     def _check_known(self, source: str, labels_NK: Floats) -> None:
         for name, column in zip(self.names, labels_NK.T, strict=True):
@@ -117,9 +117,9 @@ class AttributeTask(RowTask):
                 found = f"; its rows have {', '.join(self._others)} too" if self._others else ""
                 raise DataError(f"{source}: no row has the attribute {name!r}{found}")
 
-    def about(self, tokens: Tokens) -> list[str]:
+    def about(self, tokens: TokenizedAnswers) -> list[str]:
         """How many labels there are of each attribute, and how they spread."""
-        labels_NK = labels_of(tokens.rows)
+        labels_NK = target_matrix(tokens.rows)
         lines = []
         for name, column in zip(self.names, labels_NK.T, strict=True):
             known = column[~np.isnan(column)]
@@ -152,7 +152,9 @@ class AttributeTask(RowTask):
             some = self.inputs.train.rows[:: max(1, len(self.inputs.train.rows) // 32)][:32]
             h_ND = torch.cat([_hidden(found[0], row) for row in some])
             h_D = h_ND.mean(0)
-            means_K = torch.tensor(np.nanmean(labels_of(self.inputs.train.rows), axis=0)).float()
+            means_K = torch.tensor(
+                np.nanmean(target_matrix(self.inputs.train.rows), axis=0)
+            ).float()
             missing_K = means_K - h_D @ head.weight.T
             head.weight += missing_K[:, None] * h_D / h_D.square().sum()
 
@@ -160,9 +162,9 @@ class AttributeTask(RowTask):
         """The mean squared error."""
         return squared_error(logits, batch)
 
-    def targets(self, rows: Sequence[RatedTokens]) -> dict[str, Tensor]:
+    def targets(self, rows: Sequence[TokenizedAnswer]) -> dict[str, Tensor]:
         """Targets, and which of them are known."""
-        targets_NK = torch.tensor(labels_of(rows), dtype=torch.float32)
+        targets_NK = torch.tensor(target_matrix(rows), dtype=torch.float32)
         known_NK = ~targets_NK.isnan()
         return {"targets": targets_NK.nan_to_num(), "labels": torch.where(known_NK, 0, IGNORED)}
 
@@ -172,8 +174,8 @@ class AttributeTask(RowTask):
         """Predictions for the held-out rows, [N, K]."""
         return self._predicted(model, dtype, self.inputs.eval.rows)
 
-    def _predicted(self, model: Any, dtype: str, rows: Sequence[RatedTokens]) -> Floats:
-        return np.concatenate(self.outputs_of(model, dtype, rows))
+    def _predicted(self, model: Any, dtype: str, rows: Sequence[TokenizedAnswer]) -> Floats:
+        return np.concatenate(self.head_outputs(model, dtype, rows))
 
     def words(self, found: Floats) -> str:
         """The RMSE."""
@@ -222,10 +224,10 @@ class AttributeTask(RowTask):
         }
 
     def _group(self, found: Floats, places: list[int]) -> dict[str, Any]:
-        """Of the rows of one group: the score's correlation, and each attribute's RMSE."""
+        """The score's correlation and each attribute's RMSE over the rows of one group."""
         error_NK = (found[places] - self._true_NK[places]) ** 2
         parts = {
-            f"{name}_rmse": _rmse_of(column[~np.isnan(column)])
+            f"{name}_rmse": _rmse_or_none(column[~np.isnan(column)])
             for name, column in zip(self.names, error_NK.T, strict=True)
         }
         return {"n": len(places), "score_pearson": self._score(found, places)["pearson"], **parts}
@@ -248,12 +250,12 @@ class AttributeTask(RowTask):
         return {"attributes": self.settings.weights}
 
 
-def labels_of(rows: Sequence[RatedTokens]) -> npt.NDArray[np.float64]:
+def target_matrix(rows: Sequence[TokenizedAnswer]) -> npt.NDArray[np.float64]:
     """The targets [N, K], NaN where one is not known."""
     return np.array([row.targets for row in rows], dtype=np.float64)
 
 
-def _hidden(decoder: Any, row: RatedTokens) -> Tensor:
+def _hidden(decoder: Any, row: TokenizedAnswer) -> Tensor:
     """The last token's hidden state, [1, D]."""
     found: Tensor = decoder(input_ids=torch.tensor([row.ids]), use_cache=False).last_hidden_state
     return found[:, -1].float()
@@ -263,5 +265,5 @@ def _above_zero(found: Mapping[str, Any] | None) -> bool:
     return bool(found and found["low"] is not None and found["low"] > 0)
 
 
-def _rmse_of(squared: Floats) -> dict[str, Any] | None:
+def _rmse_or_none(squared: Floats) -> dict[str, Any] | None:
     return asdict(regression.rmse(squared)) if len(squared) else None

@@ -19,24 +19,24 @@ from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from guerdon.trainer.common import measures
-from guerdon.trainer.common.data_rows import hashes_of
+from guerdon.trainer.common.data_rows import hashes_by_source
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measures import Floats, Ints
 from guerdon.trainer.common.preferences import prompt_numbers
 from guerdon.trainer.common.row_notes import measured_by_group, places_by_group
 from guerdon.trainer.common.tokens import TokenPair, TokenPairs
-from guerdon.trainer.common.trl.fine_tuning import common_arguments
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
+from guerdon.trainer.common.trl.trainer_arguments import trainer_arguments
 from guerdon.trainer.reward import shared_prefix as sharing
 from guerdon.trainer.reward.inputs import Inputs
 from guerdon.trainer.reward.model import load_base, prepare
-from guerdon.trainer.reward.objectives.task import Task
+from guerdon.trainer.reward.objectives.task import RewardTask
 from guerdon.trainer.reward.pair_trainer import PairTrainer, shared_collator
 from guerdon.trainer.reward.scoring import PairScores, score_pairs
 from guerdon.trainer.reward.settings import RewardSettings
 
 
-class PreferenceTask(Task):
+class PreferenceTask(RewardTask[PairScores]):
     """The better and the worse of two answers, by TRL's `RewardTrainer`."""
 
     kind = "sequence"
@@ -52,7 +52,7 @@ class PreferenceTask(Task):
         self.prompts = prompt_numbers(
             inputs.eval_data.pairs[pair.row].prompt for pair in inputs.eval.pairs
         )
-        """Of the held-out pairs; equal numbers are one prompt."""
+        """The prompt of each held-out pair; equal numbers are one prompt."""
         self._groups = places_by_group(
             inputs.eval_data.source,
             self.settings.by,
@@ -76,7 +76,7 @@ class PreferenceTask(Task):
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the training and the held-out data, by their sources."""
-        return hashes_of(self.inputs.train_data, self.inputs.eval_data)
+        return hashes_by_source(self.inputs.train_data, self.inputs.eval_data)
 
     @property
     def longest_eval(self) -> int:
@@ -127,7 +127,7 @@ class PreferenceTask(Task):
             lengths=[len(p.chosen) + len(p.rejected) - (p.shared if share else 0) for p in pairs],
             model=model,
             args=RewardConfig(
-                **common_arguments(settings, checkpoints, self.processes),
+                **trainer_arguments(settings, checkpoints, self.processes),
                 bf16=False,  # `PairTrainer` casts itself, and keeps the head in float32
                 center_rewards_coefficient=settings.center or None,
                 max_length=None,  # the pairs were filtered, and counted, before
@@ -200,7 +200,7 @@ class PreferenceTask(Task):
 
     def draw(self, folder: Path, rows: Sequence[dict[str, Any]], found: PairScores) -> None:
         """The run's pictures."""
-        from guerdon.trainer.common.plots import draw_all
+        from guerdon.trainer.reward.plots import draw_all
 
         chosen, rejected = answer_tokens(self.inputs.eval)
         draw_all(

@@ -21,16 +21,16 @@ from guerdon.data import RowError, parse_prompt
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.common.measures import Bounded, Floats, Ints
 from guerdon.trainer.common.preferences import prompt_numbers
-from guerdon.trainer.common.row_notes import groups_of
+from guerdon.trainer.common.row_notes import group_values
 from guerdon.trainer.reward.objectives import step_measures
-from guerdon.trainer.reward.objectives.rated import (
-    Rated,
-    RatedInputs,
-    RatedTokens,
-    Tokens,
-    read_rated,
+from guerdon.trainer.reward.objectives.answer_task import AnswerTask
+from guerdon.trainer.reward.objectives.rated_answers import (
+    AnswerInputs,
+    RatedAnswer,
+    TokenizedAnswer,
+    TokenizedAnswers,
+    read_answers,
 )
-from guerdon.trainer.reward.objectives.row_task import RowTask
 from guerdon.trainer.reward.settings import ProcessSettings
 
 
@@ -41,13 +41,13 @@ def read_process(settings: ProcessSettings) -> ProcessTask:
         TrainingError: something is wrong; says what.
     """
 
-    def parse(row: Mapping[str, Any], by: Sequence[str]) -> Rated:
+    def parse(row: Mapping[str, Any], by: Sequence[str]) -> RatedAnswer:
         return parse_steps(row, settings.step_marker, by)
 
-    return ProcessTask(read_rated(settings, parse, marker=settings.step_marker))
+    return ProcessTask(read_answers(settings, parse, marker=settings.step_marker))
 
 
-def parse_steps(row: Mapping[str, Any], marker: str, by: Sequence[str]) -> Rated:
+def parse_steps(row: Mapping[str, Any], marker: str, by: Sequence[str]) -> RatedAnswer:
     """The solution of a row with `prompt`, `completions` (its steps) and `labels`.
 
     The answer is the steps, each with the marker after it and nothing else between.
@@ -75,7 +75,7 @@ def parse_steps(row: Mapping[str, Any], marker: str, by: Sequence[str]) -> Rated
         _check_step(i, step, label, marker)
     answer = "".join(f"{step}{marker}" for step in steps)
     targets = tuple(float(label) for label in labels)
-    return Rated(parse_prompt(row["prompt"]), answer, targets, groups_of(row, by))
+    return RatedAnswer(parse_prompt(row["prompt"]), answer, targets, group_values(row, by))
 
 
 def _check_step(place: int, step: Any, label: Any, marker: str) -> None:
@@ -101,7 +101,7 @@ def step_cross_entropy(
     return functional.cross_entropy(logits_N2, labels_N, reduction="sum"), {"accuracy": hits}
 
 
-class ProcessTask(RowTask):
+class ProcessTask(AnswerTask[list[Floats]]):
     """The steps of a solution, and what they amount to."""
 
     kind = "process"
@@ -110,7 +110,7 @@ class ProcessTask(RowTask):
     outputs = ("wrong", "right")
     settings: ProcessSettings
 
-    def __init__(self, inputs: RatedInputs) -> None:
+    def __init__(self, inputs: AnswerInputs) -> None:
         super().__init__(inputs)
         self._right = [np.array(row.targets, dtype=np.float64) for row in inputs.eval.rows]
         self._prompts = prompt_numbers(
@@ -122,7 +122,7 @@ class ProcessTask(RowTask):
                 kind = "right" if 1.0 in labels else "wrong"
                 raise DataError(f"{data.source}: every step is {kind}, there is nothing to tell")
 
-    def about(self, tokens: Tokens) -> list[str]:
+    def about(self, tokens: TokenizedAnswers) -> list[str]:
         """How many steps there are, and how many are right."""
         labels = [label for row in tokens.rows for label in row.targets]
         clean = sum(all(row.targets) for row in tokens.rows)
@@ -137,7 +137,7 @@ class ProcessTask(RowTask):
         """The cross-entropy."""
         return step_cross_entropy(logits, batch)
 
-    def targets(self, rows: Sequence[RatedTokens]) -> dict[str, Tensor]:
+    def targets(self, rows: Sequence[TokenizedAnswer]) -> dict[str, Tensor]:
         """A label for each step."""
         return {"labels": torch.tensor([int(t or 0) for row in rows for t in row.targets])}
 
@@ -147,8 +147,8 @@ class ProcessTask(RowTask):
         """Raw scores of each held-out solution's steps."""
         return self._scores(model, dtype, self.inputs.eval.rows)
 
-    def _scores(self, model: Any, dtype: str, rows: Sequence[RatedTokens]) -> list[Floats]:
-        found = self.outputs_of(model, dtype, rows)
+    def _scores(self, model: Any, dtype: str, rows: Sequence[TokenizedAnswer]) -> list[Floats]:
+        found = self.head_outputs(model, dtype, rows)
         return [logits_S2[:, 1] - logits_S2[:, 0] for logits_S2 in found]
 
     def words(self, found: list[Floats]) -> str:
@@ -216,7 +216,7 @@ class ProcessTask(RowTask):
         draw_steps(folder, rows, scores, right, bins)
 
     def manifest_fields(self) -> dict[str, Any]:
-        """Where steps end, and how they become one score."""
+        """The token that ends a step, and how steps become one score."""
         return {
             "step_marker": self.settings.step_marker,
             "step_aggregation": self.settings.step_aggregation,

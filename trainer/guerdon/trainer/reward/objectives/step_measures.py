@@ -32,7 +32,7 @@ AGGREGATE: Final[dict[str, Callable[[Floats], float]]] = {
     "last": lambda steps: float(steps[-1]),
     "product": lambda steps: float(-np.logaddexp(0.0, -steps).sum()),
 }
-"""From raw scores of a solution's steps to its own, as the server has them."""
+"""The server's ways to make a solution's score of the raw scores of its steps."""
 
 
 def share(hits: Floats, owners: Ints) -> Bounded:

@@ -1,4 +1,4 @@
-"""What an objective gives to the recipe."""
+"""What training a reward model adds to the recipe, and what an objective gives to that."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from guerdon.models import Manifest, template_hash
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats
-from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.timed_phase import rounded, timed_phase
+from guerdon.trainer.common.trl.task import FineTuneTask, Measured, TrainingOutcome
+from guerdon.trainer.reward.folder import RewardFolder
 from guerdon.trainer.reward.model import max_positions
+from guerdon.trainer.reward.report import show_counts
 from guerdon.trainer.reward.settings import RewardModelSettings
 
 
-class Task(abc.ABC):
+class RewardTask(FineTuneTask[Measured, RewardFolder]):
     """An objective with its data, checked; nothing is computed when it is made.
 
     Args:
@@ -29,27 +33,33 @@ class Task(abc.ABC):
     """
 
     kind: str
-    """Of the manifest."""
+    """The manifest's `kind`."""
     headline: str
     """The measure of a run that a single number stands for; a key of `summarise`'s."""
     unit: str = "rows"
     """What the data holds."""
-    processes: Processes = ALONE
-    """Of the run: all of them load the model, and each trains on and measures a part."""
+    settings: RewardModelSettings
 
     def __init__(
         self, settings: RewardModelSettings, base: Path, tokenizer: Any, *, grow: bool
     ) -> None:
         self.settings = settings
+        self.eval_before = settings.eval_before
         self.base = base
         self.tokenizer = tokenizer
         self.grow = grow
+        self.training_set_scores: dict[str, float] = {}
+        """Statistics of raw scores over the training set, once they are measured."""
 
     # Data
 
     @abc.abstractmethod
     def counts(self) -> dict[str, Any]:
         """Sizes of the data, and all that was left out or looks odd."""
+
+    def show_counts(self, console: Console) -> None:
+        """Say how much data there is, and what is odd about it."""
+        show_counts(self.counts(), console)
 
     @property
     @abc.abstractmethod
@@ -63,54 +73,16 @@ class Task(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the training and the held-out data, by their sources."""
-
-    @property
-    @abc.abstractmethod
     def longest_eval(self) -> int:
         """Tokens of the longest held-out sequence."""
-
-    # Training
-
-    @abc.abstractmethod
-    def load(self) -> Any:
-        """The model in float32, ready to be trained, on its device.
-
-        Raises:
-            TrainingError: it can't be loaded.
-        """
-
-    def settle(self) -> None:  # noqa: B027 - most have nothing to agree on
-        """Agree with the other processes on what each found out in `load`; all of them call it."""
-
-    @abc.abstractmethod
-    def make_trainer(self, model: Any, checkpoints: Path, callbacks: Sequence[Any]) -> Any:
-        """A `transformers` trainer."""
 
     # Measuring
 
     @abc.abstractmethod
-    def measure(self, model: Any, dtype: str) -> Any:
-        """What the model says of the held-out rows.
-
-        Raises:
-            DivergedError: a score is not a finite number.
-        """
-
-    @abc.abstractmethod
-    def words(self, found: Any) -> str:
-        """The same in a few words."""
-
-    @abc.abstractmethod
-    def logged(self, found: Any) -> dict[str, float]:
-        """The numbers of an evaluation in the middle, by their names in metrics.jsonl."""
-
-    @abc.abstractmethod
-    def summarise(self, found: Any) -> dict[str, Any]:
+    def summarise(self, found: Measured) -> dict[str, Any]:
         """All that summary.json says of the held-out rows; `above_chance` among it."""
 
-    def before(self, found: Any) -> dict[str, Any]:
+    def before(self, found: Measured | None) -> dict[str, Any]:
         """What summary.json says of the model before training; nothing was measured: None."""
         return {"before": None if found is None else self.logged(found)}
 
@@ -118,19 +90,18 @@ class Task(abc.ABC):
     def train_scores(self, model: Any, dtype: str, places: Sequence[int]) -> Floats:
         """The scores that the server would give to these training rows."""
 
-    @abc.abstractmethod
-    def draw(self, folder: Path, rows: Sequence[dict[str, Any]], found: Any) -> None:
-        """The run's pictures."""
-
-    def statistics(self, model: Any, dtype: str) -> dict[str, float]:
-        """Mean and standard deviation of raw scores over the training set, or a sample of it."""
-        scores = self.train_scores(model, dtype, self.statistics_places())
+    def measure_more(self, model: Any, seconds: dict[str, float]) -> None:
+        """Measure mean and standard deviation of raw scores over the training set, or a sample."""
+        with timed_phase(seconds, "statistics"):
+            dtype = self.settings.saved_dtype
+            scores = self.train_scores(model, dtype, self.statistics_places())
         std = float(scores.std())
         if not std > 0:
             raise DivergedError(
                 "all training answers have the same score: the model learned nothing"
             )
-        return {"mean": float(scores.mean()), "std": std, "responses": len(scores)}
+        mean = float(scores.mean())
+        self.training_set_scores = {"mean": mean, "std": std, "responses": len(scores)}
 
     def statistics_places(self) -> list[int]:
         """The training rows that the statistics are taken over."""
@@ -140,11 +111,37 @@ class Task(abc.ABC):
         random = np.random.default_rng(self.settings.seed)
         return [int(i) for i in np.sort(random.choice(count, most, replace=False))]
 
-    # What is left behind
+    # The result
+
+    def summary(self, outcome: TrainingOutcome[Measured]) -> dict[str, Any]:
+        """What goes into summary.json but for the seconds, which go on."""
+        return {
+            "objective": self.settings.objective,
+            **self.before(outcome.before),
+            **self.summarise(outcome.after),
+            "data": self.counts(),
+            "training_set_scores": self.training_set_scores,
+            "steps": outcome.steps,
+            "seed": self.settings.seed,
+            "parameters": sum(p.numel() for p in outcome.model.parameters()),
+            "processes": self.processes.count,
+        }
+
+    def save(
+        self,
+        folder: RewardFolder,
+        outcome: TrainingOutcome[Measured],
+        summary: dict[str, Any],
+        seconds: dict[str, float],
+    ) -> None:
+        """Write the model and the summary, which gets the seconds by phase."""
+        summary["seconds"] = rounded(seconds)
+        manifest = self.manifest(outcome.model, summary)
+        folder.publish(outcome.model, self.tokenizer, manifest, summary)
 
     @abc.abstractmethod
     def manifest_fields(self) -> dict[str, Any]:
-        """Of the kind alone."""
+        """Fields of the manifest that only this kind of model has."""
 
     def manifest(self, model: Any, summary: dict[str, Any]) -> Manifest:
         """What serving needs."""

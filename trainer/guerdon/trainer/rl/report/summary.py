@@ -89,7 +89,7 @@ def make_summary(
         "seconds": {name: round(spent, 2) for name, spent in seconds.items()},
         "faults": dict(faults),
         "warnings": list(warnings),
-        "versions": package_versions(),
+        "versions": package_versions("torch", "transformers", "accelerate", "numpy"),
         **(more or {}),
     }
 

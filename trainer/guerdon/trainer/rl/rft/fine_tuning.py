@@ -20,7 +20,7 @@ from guerdon.trainer.common.run_folder import last_checkpoint
 from guerdon.trainer.common.services.types import Sample
 from guerdon.trainer.common.trl.completions import (
     CompletionTrainer,
-    dataset_of,
+    completion_dataset,
     keeps_apart,
     micro_batch,
 )
@@ -62,7 +62,7 @@ def fine_tune(
     Raises:
         DivergedError: the loss is not a finite number.
     """
-    rows = dataset_of([sample.completion for sample in samples])
+    rows = completion_dataset([sample.completion for sample in samples])
     packed = keeps_apart(model, rows)
     trainer = CompletionTrainer(
         model=model,

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from guerdon.trainer.common import published_model
 from guerdon.trainer.common.errors import DataError, TrainingError
-from guerdon.trainer.common.language_model import with_lora
+from guerdon.trainer.common.language_model import merged, with_lora
 from guerdon.trainer.common.monitors import warn
 from guerdon.trainer.common.policy_evaluation import Evaluation, evaluate
 from guerdon.trainer.common.run_folder import last_checkpoint
@@ -38,8 +38,8 @@ from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints, Sample
 from guerdon.trainer.common.services.weights import Weights
 from guerdon.trainer.common.trackers import Trackers
+from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.completions import response_logprobs
-from guerdon.trainer.reward.model import merged, quiet
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import read_inputs, show_inputs
 from guerdon.trainer.rl.learner.rejection import keep

@@ -10,24 +10,30 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
-from guerdon.trainer.common.data_rows import hashes_of
+from guerdon.trainer.common.data_rows import hashes_by_source
 from guerdon.trainer.common.measures import Floats
 from guerdon.trainer.common.row_notes import measured_by_group, places_by_group
-from guerdon.trainer.common.trl.fine_tuning import common_arguments
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
+from guerdon.trainer.common.trl.task import Measured
+from guerdon.trainer.common.trl.trainer_arguments import trainer_arguments
 from guerdon.trainer.reward.model import load_with_head, prepare
-from guerdon.trainer.reward.objectives.rated import RatedInputs, RatedTokens, Tokens, described
-from guerdon.trainer.reward.objectives.row_trainer import RowTrainer, row_outputs
-from guerdon.trainer.reward.objectives.task import Task
+from guerdon.trainer.reward.objectives.answer_trainer import AnswerTrainer, answer_outputs
+from guerdon.trainer.reward.objectives.rated_answers import (
+    AnswerInputs,
+    TokenizedAnswer,
+    TokenizedAnswers,
+    described,
+)
+from guerdon.trainer.reward.objectives.task import RewardTask
 
 
-class RowTask(Task):
+class AnswerTask(RewardTask[Measured]):
     """A task over single answers."""
 
     tokenwise: bool
     """Whether the head reads every token, not the last one alone."""
 
-    def __init__(self, inputs: RatedInputs) -> None:
+    def __init__(self, inputs: AnswerInputs) -> None:
         super().__init__(inputs.settings, inputs.base, inputs.tokenizer, grow=inputs.grow)
         self.inputs = inputs
         self._groups = places_by_group(
@@ -39,7 +45,7 @@ class RowTask(Task):
     # Data
 
     @abc.abstractmethod
-    def about(self, tokens: Tokens) -> list[str]:
+    def about(self, tokens: TokenizedAnswers) -> list[str]:
         """Lines on what the targets are."""
 
     def counts(self) -> dict[str, Any]:
@@ -59,7 +65,7 @@ class RowTask(Task):
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the training and the held-out data, by their sources."""
-        return hashes_of(self.inputs.train_data, self.inputs.eval_data)
+        return hashes_by_source(self.inputs.train_data, self.inputs.eval_data)
 
     @property
     def longest_eval(self) -> int:
@@ -78,7 +84,7 @@ class RowTask(Task):
         """The sum of the loss over all targets of a batch, and metrics to log."""
 
     @abc.abstractmethod
-    def targets(self, rows: Sequence[RatedTokens]) -> dict[str, Tensor]:
+    def targets(self, rows: Sequence[TokenizedAnswer]) -> dict[str, Tensor]:
         """`labels`, and what else the loss reads."""
 
     def begin_head(self, model: Any) -> None:
@@ -98,14 +104,16 @@ class RowTask(Task):
             self.begin_head(model.eval())
         return prepare(model, self.settings).to(self.processes.device())
 
-    def make_trainer(self, model: Any, checkpoints: Path, callbacks: Sequence[Any]) -> RowTrainer:
-        """Over token ids."""
+    def make_trainer(
+        self, model: Any, checkpoints: Path, callbacks: Sequence[Any]
+    ) -> AnswerTrainer:
+        """The trainer over token ids."""
         arguments = TrainingArguments(
-            **common_arguments(self.settings, checkpoints, self.processes),
-            bf16=False,  # `RowTrainer` casts itself, and keeps the head in float32
+            **trainer_arguments(self.settings, checkpoints, self.processes),
+            bf16=False,  # `AnswerTrainer` casts itself, and keeps the head in float32
             remove_unused_columns=False,
         )
-        return RowTrainer(
+        return AnswerTrainer(
             model=model,
             args=arguments,
             loss=self.loss,
@@ -120,13 +128,13 @@ class RowTask(Task):
 
     # Measuring
 
-    def outputs_of(self, model: Any, dtype: str, rows: Sequence[RatedTokens]) -> list[Floats]:
+    def head_outputs(self, model: Any, dtype: str, rows: Sequence[TokenizedAnswer]) -> list[Floats]:
         """The head's outputs for each row, of shape [places, K].
 
         Raises:
             DivergedError: one is not a finite number.
         """
-        return row_outputs(
+        return answer_outputs(
             model, rows, pad_id=self.tokenizer.pad_token_id, dtype=dtype, processes=self.processes
         )
 

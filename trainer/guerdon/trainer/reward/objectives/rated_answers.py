@@ -19,12 +19,12 @@ from guerdon.trainer.common.tokens import (
     render,
     token_ids,
 )
-from guerdon.trainer.reward.inputs import base_and_tokenizer, config_of, positions_of
+from guerdon.trainer.reward.inputs import base_and_tokenizer, load_base_config, positions_of
 from guerdon.trainer.reward.settings import RewardModelSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Rated:
+class RatedAnswer:
     """An answer to a prompt, and its targets."""
 
     prompt: list[Message]
@@ -32,7 +32,7 @@ class Rated:
     targets: tuple[float | None, ...]
     """One for each attribute, None where it is not known; or one for each step, 1 or 0."""
     groups: dict[str, str]
-    """Its value of each field that results are broken down by."""
+    """The row's value of each field that results are broken down by."""
 
     @property
     def conversation(self) -> list[Message]:
@@ -41,22 +41,22 @@ class Rated:
 
 
 @dataclass(frozen=True, slots=True)
-class RatedTokens:
-    """The same as tokens."""
+class TokenizedAnswer:
+    """An answer and its prompt as tokens, with its targets."""
 
     ids: list[int]
     places: list[int]
     """The tokens at which the head is read: the last one, or every step's marker."""
     targets: tuple[float | None, ...]
     row: int
-    """Its place among all rows of the data."""
+    """The place of the answer among all rows of the data."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TokenizedAnswers:
     """All rows that fit, and how many did not."""
 
-    rows: list[RatedTokens]
+    rows: list[TokenizedAnswer]
     too_long: int
     longest: int
     """Tokens of the longest sequence, those left out included."""
@@ -65,7 +65,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class RatedInputs:
+class AnswerInputs:
     """What a run starts from, checked."""
 
     settings: RewardModelSettings
@@ -73,19 +73,19 @@ class RatedInputs:
     tokenizer: Any
     grow: bool
     """Whether a token was added to the vocabulary."""
-    train_data: Rows[Rated]
-    eval_data: Rows[Rated]
-    train: Tokens
-    eval: Tokens
+    train_data: Rows[RatedAnswer]
+    eval_data: Rows[RatedAnswer]
+    train: TokenizedAnswers
+    eval: TokenizedAnswers
 
-    def counts(self, about: Callable[[Tokens], Sequence[str]]) -> dict[str, Any]:
+    def counts(self, about: Callable[[TokenizedAnswers], Sequence[str]]) -> dict[str, Any]:
         """How many rows there are, and all that was left out or looks odd.
 
         Args:
             about: lines on what the targets are.
         """
 
-        def one(data: Rows[Rated], tokens: Tokens) -> dict[str, Any]:
+        def one(data: Rows[RatedAnswer], tokens: TokenizedAnswers) -> dict[str, Any]:
             return {
                 "source": data.source,
                 "sha256": data.sha256,
@@ -107,12 +107,12 @@ class RatedInputs:
         }
 
 
-def read_rated(
+def read_answers(
     settings: RewardModelSettings,
-    parse: Callable[[Mapping[str, Any], Sequence[str]], Rated],
+    parse: Callable[[Mapping[str, Any], Sequence[str]], RatedAnswer],
     *,
     marker: str = "",
-) -> RatedInputs:
+) -> AnswerInputs:
     """Load and check the data and the tokenizer.
 
     Args:
@@ -126,7 +126,7 @@ def read_rated(
         TrainingError: something is wrong; says what.
     """
     base, tokenizer = base_and_tokenizer(settings)
-    config = config_of(base)
+    config = load_base_config(base)
     known = embeddings_of(config)
     added = bool(marker) and _add_marker(tokenizer, marker)
     new = {tokenizer.convert_tokens_to_ids(marker)} if added else set()
@@ -161,12 +161,14 @@ def read_rated(
         check_all_embedded(tokenizer, lined, known, data.source)
     sequences = (row.ids for t in (train, held_out) for row in t.rows)
     grow = choose_pad_token(tokenizer, sequences, known)
-    return RatedInputs(
+    return AnswerInputs(
         settings, base, tokenizer, grow or added, train_data, eval_data, train, held_out
     )
 
 
-def _read(source: str, parse: Callable[[Mapping[str, Any]], Rated], **how: Any) -> Rows[Rated]:
+def _read(
+    source: str, parse: Callable[[Mapping[str, Any]], RatedAnswer], **how: Any
+) -> Rows[RatedAnswer]:
     found = read_rows(source, parse, **how)
     if not found.rows:
         raise DataError(f"{source} holds no row")
@@ -185,8 +187,8 @@ def _add_marker(tokenizer: Any, marker: str) -> bool:
 
 
 def tokenize(
-    tokenizer: Any, data: Rows[Rated], *, max_length: int, too_long: str, marker: str = ""
-) -> Tokens:
+    tokenizer: Any, data: Rows[RatedAnswer], *, max_length: int, too_long: str, marker: str = ""
+) -> TokenizedAnswers:
     """Token ids of all rows, and where the head is read.
 
     Raises:
@@ -223,13 +225,13 @@ def tokenize(
                     f"{len(places)} of its tokens are step markers {marker!r}: the marker must be "
                     "a token of its own that the template does not write"
                 )
-        rows.append(RatedTokens(ids, places, row.targets, i))
+        rows.append(TokenizedAnswer(ids, places, row.targets, i))
     if not rows:
         raise DataError(f"{data.source}: no row is left under {max_length} tokens")
-    return Tokens(rows, dropped, longest, shortened)
+    return TokenizedAnswers(rows, dropped, longest, shortened)
 
 
-def _answer_start(tokenizer: Any, row: Rated, text: str) -> int:
+def _answer_start(tokenizer: Any, row: RatedAnswer, text: str) -> int:
     """The character at which the answer begins: where another answer's text parts from this.
 
     The server finds it in the same way.
@@ -250,12 +252,12 @@ def _marked(
     return [i for i, (token, (_, end)) in enumerate(pairs) if token == wanted and end > start]
 
 
-def described(data: Rows[Rated]) -> str:
+def described(data: Rows[RatedAnswer]) -> str:
     """The source, with its SHA-256 where it is a file."""
     return f"{data.source} sha256:{data.sha256}" if data.sha256 else data.source
 
 
-def _duplicates(rows: Sequence[Rated]) -> int:
+def _duplicates(rows: Sequence[RatedAnswer]) -> int:
     """Answers that occurred before, word for word, rated alike or not."""
     seen: set[str] = set()
     found = 0

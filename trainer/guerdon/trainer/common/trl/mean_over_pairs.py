@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from guerdon.trainer.common.trl.length_grouped import Grouped
+from guerdon.trainer.common.trl.length_grouped import LengthGroupedTrainer
 
 
-class PairMean(Grouped):
+class MeanOverPairs(LengthGroupedTrainer):
     """Put before a trainer of TRL's whose loss is the mean over the pairs of a micro-batch.
 
     TRL takes the mean of these means, over micro-batches and processes, so that a pair of a short

@@ -1,9 +1,11 @@
-"""From settings to a task: data and tokenizer, checked."""
+"""Reads the tokenizer and data that settings name, checked, into a task."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from guerdon.trainer.reward.inputs import read_inputs
-from guerdon.trainer.reward.objectives.task import Task
+from guerdon.trainer.reward.objectives.task import RewardTask
 from guerdon.trainer.reward.settings import (
     AttributeSettings,
     ProcessSettings,
@@ -12,7 +14,7 @@ from guerdon.trainer.reward.settings import (
 )
 
 
-def read_task(settings: RewardModelSettings) -> Task:
+def read_task(settings: RewardModelSettings) -> RewardTask[Any]:
     """Load and check the data and the tokenizer: everything that can be wrong before training.
 
     Raises:

@@ -17,17 +17,17 @@ from transformers import Trainer, TrainingArguments
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats
 from guerdon.trainer.common.processes import ALONE, Processes
-from guerdon.trainer.common.trl.length_grouped import Grouped
+from guerdon.trainer.common.trl.length_grouped import LengthGroupedTrainer
 from guerdon.trainer.reward import shared_prefix as sharing
-from guerdon.trainer.reward.ddp_calls import inside
-from guerdon.trainer.reward.objectives.rated import RatedTokens
+from guerdon.trainer.reward.ddp_calls import call_through_ddp
+from guerdon.trainer.reward.objectives.rated_answers import TokenizedAnswer
 from guerdon.trainer.reward.scoring import autocast, length_batches
 
 IGNORED = -100
-"""In `labels`: what has no target. The trainer counts the others, to divide the loss by them."""
+"""The entry of `labels` without a target. The trainer counts the others, to divide by them."""
 
-RowLoss = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, float]]]
-"""From logits [N, K] and the batch: the sum of the loss over what has a target, and metrics."""
+AnswerLoss = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, float]]]
+"""The sum of the loss over what has a target, and metrics, of logits [N, K] and the batch."""
 
 
 def read_logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -48,7 +48,7 @@ def read_logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return (logits[rows_N] if logits.dim() == 2 else logits[rows_N, places_N]).float()
 
 
-def collate(rows: Sequence[RatedTokens], pad_id: int) -> dict[str, Tensor]:
+def collate(rows: Sequence[TokenizedAnswer], pad_id: int) -> dict[str, Tensor]:
     """What `read_logits` reads: right-padded rows, and the N places of the head."""
     longest = max(len(row.ids) for row in rows)
     return {
@@ -61,7 +61,7 @@ def collate(rows: Sequence[RatedTokens], pad_id: int) -> dict[str, Tensor]:
     }
 
 
-class RowTrainer(Grouped, Trainer):  # type: ignore[misc]
+class AnswerTrainer(LengthGroupedTrainer, Trainer):  # type: ignore[misc]
     """Optimiser, schedule, checkpoints and resume are `transformers`'.
 
     The loss of an optimiser step is the mean over all its targets, however they are spread over
@@ -73,7 +73,7 @@ class RowTrainer(Grouped, Trainer):  # type: ignore[misc]
         rows: the training rows.
         pad_id: a token that ends no sequence.
         compute_dtype: `bfloat16` or `float32`; weights are in float32 either way.
-        **kwargs: as for `Grouped` and `Trainer`.
+        **kwargs: as for `LengthGroupedTrainer` and `Trainer`.
     """
 
     loss_is_scaled_for_ga = True
@@ -83,9 +83,9 @@ class RowTrainer(Grouped, Trainer):  # type: ignore[misc]
         *,
         model: Any,
         args: TrainingArguments,
-        loss: RowLoss,
-        targets: Callable[[Sequence[RatedTokens]], dict[str, Tensor]],
-        rows: Sequence[RatedTokens],
+        loss: AnswerLoss,
+        targets: Callable[[Sequence[TokenizedAnswer]], dict[str, Tensor]],
+        rows: Sequence[TokenizedAnswer],
         pad_id: int,
         compute_dtype: str,
         **kwargs: Any,
@@ -112,7 +112,7 @@ class RowTrainer(Grouped, Trainer):  # type: ignore[misc]
     ) -> Any:
         """The sum over this batch's targets, divided by the number of the whole step's."""
         with autocast(model, self._dtype):
-            logits_NK = inside(model, lambda inner: read_logits(inner, inputs))
+            logits_NK = call_through_ddp(model, lambda inner: read_logits(inner, inputs))
         total, metrics = self._loss(logits_NK, inputs)
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"] != IGNORED).sum()
@@ -133,9 +133,9 @@ class RowTrainer(Grouped, Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
 
-def row_outputs(
+def answer_outputs(
     model: Any,
-    rows: Sequence[RatedTokens],
+    rows: Sequence[TokenizedAnswer],
     *,
     pad_id: int,
     dtype: str,
@@ -170,7 +170,7 @@ def row_outputs(
 
 
 def _outputs(
-    model: Any, rows: Sequence[RatedTokens], pad_id: int, batch_tokens: int
+    model: Any, rows: Sequence[TokenizedAnswer], pad_id: int, batch_tokens: int
 ) -> list[Floats]:
     found: dict[int, Floats] = {}
     device = next(model.parameters()).device
