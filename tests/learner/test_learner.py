@@ -200,7 +200,7 @@ def test_nothing_is_learnt_from_what_is_not_finite(
         parts = real(*args)
         if what == "loss":
             return replace(parts, sums=parts.sums | {"loss": torch.tensor(math.inf)})
-        return replace(parts, policy=parts.policy * math.nan)
+        return replace(parts, loss=parts.loss * math.nan)
 
     with monkeypatch.context() as patched:
         patched.setattr(learner.algorithm, "loss", bad)

@@ -145,7 +145,7 @@ def _full(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def new_policy(folder: Path, settings: RunSettings, value: ValueModel | None) -> PolicyModel:
+def new_policy(folder: Path, settings: RunSettings, value: ValueModel | None = None) -> PolicyModel:
     """The policy to train, with its value model.
 
     Raises:
