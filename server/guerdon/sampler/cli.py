@@ -152,11 +152,12 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
     config = load_config(file, flags)
     set_up_logging(config.log_level, access=config.access_log)
 
-    from guerdon.sampler.app import SamplerServer, callers_of
+    from guerdon.sampler.app import SamplerServer
     from guerdon.sampler.loading import load_policy
+    from guerdon.serving.callers import read_callers
     from guerdon.serving.ports import Ports
 
-    callers_of(config)  # what is wrong with them is said before the model is looked at
+    read_callers(config)  # what is wrong with them is said before the model is looked at
 
     def on_ready(ports: Ports) -> None:
         command.announce(ports, config.model, config.ready_file)

@@ -186,8 +186,15 @@ def read_tokens(settings: ServerSettings) -> Tokens:
     """The tokens of a server's settings: of the tokens file, or the single ones.
 
     Raises:
-        SettingsError: a file cannot be read, something in it cannot be, or there are both.
+        SettingsError: a file cannot be read, something in it cannot be, there are both, or other
+            machines could do without a token what the service guards.
     """
+    tokens = _read_tokens(settings)
+    settings.check_exposure(admin_token=tokens.own_admin)
+    return tokens
+
+
+def _read_tokens(settings: ServerSettings) -> Tokens:
     token = read_token(TOKEN_VARIABLE, settings.token_file)
     admin = read_token(ADMIN_TOKEN_VARIABLE, settings.admin_token_file)
     if settings.tokens is None:
