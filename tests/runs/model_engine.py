@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tests.support.formula_engine import spans_of
 from transformers import AutoModelForCausalLM
 
-from guerdon.sampler.engine.specs import CheckpointShape
+from guerdon.sampler.engine.checkpoint_tensors import CheckpointShape
 from guerdon.sampler.engine.staging import FileStaging, StagedFile, StagingArea
 from guerdon.sampler.requests import Options
 from guerdon.sampler.types import (

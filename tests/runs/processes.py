@@ -48,7 +48,7 @@ def serve_sampler(arguments: Sequence[str], dies: str, seconds_per_token: float)
 
     from guerdon.sampler import loading
     from guerdon.sampler.cli import app
-    from guerdon.sampler.texts import ModelTexts
+    from guerdon.sampler.tokenizer import ModelTexts
 
     def load(config: Any) -> Any:
         folder = Path(config.model)

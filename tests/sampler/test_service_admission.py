@@ -15,8 +15,8 @@ from guerdon.sampler.admission import (
     Admission,
     Ticket,
 )
+from guerdon.serving.access.identity import Caller
 from guerdon.serving.errors import InvalidRequest, Overloaded
-from guerdon.serving.identity import Caller
 
 
 def retry_after(admission: Admission, completions: int, now: float) -> float:

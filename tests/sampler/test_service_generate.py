@@ -23,7 +23,7 @@ from tests.support.sampler_service import (
 )
 from tests.support.tiny import CHATML, STEP, tiny_tokenizer
 
-from guerdon.sampler.texts import ModelTexts
+from guerdon.sampler.tokenizer import ModelTexts
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
 

@@ -20,8 +20,8 @@ from guerdon.reward.scheduling.queues import MAX_SKIPPED
 from guerdon.reward.scheduling.scheduler import BatchLimits, Scheduler, Unit
 from guerdon.reward.scheduling.shares import MAX_REMEMBERED, Shares
 from guerdon.reward.types import PriorityClass
+from guerdon.serving.access.identity import Caller
 from guerdon.serving.errors import Overloaded
-from guerdon.serving.identity import Caller
 
 ONLINE, BATCH = PriorityClass.ONLINE, PriorityClass.BATCH
 BATCHES = BatchLimits(max_batch_tokens=100, max_batch_sequences=20, batch_share=0.25, patience=10)

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from guerdon.reward.config import ServeConfig, load_config
-from guerdon.serving.callers import (
+from guerdon.serving.access.callers import (
     Caller,
     Callers,
     Role,

@@ -16,8 +16,8 @@ from tests.support.formula_engine import MODEL, FormulaEngine, WordTexts
 
 from guerdon.sampler.app import SamplerServer
 from guerdon.sampler.config import load_config
-from guerdon.sampler.texts import Texts
-from guerdon.serving.ports import Ports
+from guerdon.sampler.tokenizer import Texts
+from guerdon.serving.process.ports import Ports
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
 WEIGHTS = bytes(range(38))

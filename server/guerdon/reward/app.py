@@ -20,11 +20,11 @@ from guerdon.reward.wire.admin import ModelAdminService
 from guerdon.reward.wire.calls import CallMetrics
 from guerdon.reward.wire.http import RewardRoutes
 from guerdon.reward.wire.service import RewardService
-from guerdon.serving.callers import Role
-from guerdon.serving.lifecycle import Phase
-from guerdon.serving.ports import Ports
-from guerdon.serving.server import Server
-from guerdon.serving.wire import generic_handler
+from guerdon.serving.access.callers import Role
+from guerdon.serving.process.lifecycle import Phase
+from guerdon.serving.process.ports import Ports
+from guerdon.serving.process.server import Server
+from guerdon.serving.wire.handlers import generic_handler
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.serving import command, options
+from guerdon.serving import options
 from guerdon.serving.errors import EngineDied
-from guerdon.serving.logs import set_up_logging
+from guerdon.serving.process import command
+from guerdon.serving.process.logs import set_up_logging
 from guerdon.serving.settings import SettingsError
 
 app = typer.Typer(add_completion=False)

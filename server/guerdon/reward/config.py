@@ -23,8 +23,8 @@ from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.scheduling.scheduler import BatchLimits
 from guerdon.reward.wire.convert import Limits
+from guerdon.serving.access.credentials import is_loopback
 from guerdon.serving.config import ServerSettings, load_settings
-from guerdon.serving.credentials import is_loopback
 from guerdon.serving.settings import SettingsError
 
 

@@ -35,8 +35,8 @@ from guerdon.reward.types import (
     TokenArray,
 )
 from guerdon.reward.wire.calls import Call, revision_label
+from guerdon.serving.access.identity import current_caller
 from guerdon.serving.errors import ComputeFailed, InvalidRequest, PermissionDenied, Unsupported
-from guerdon.serving.identity import current_caller
 
 _ITEM_FIELD = re.compile(r"items\[(\d+)\]\.(.+)")
 

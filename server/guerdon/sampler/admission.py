@@ -15,8 +15,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import InvalidRequest, Overloaded
-from guerdon.serving.identity import EVERYBODY, Caller
 
 MIN_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 30.0

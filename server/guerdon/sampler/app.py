@@ -12,19 +12,19 @@ from guerdon.sampler.config import SamplerConfig
 from guerdon.sampler.metrics import SamplerMetrics
 from guerdon.sampler.requests import Options
 from guerdon.sampler.sampling import Sampling, check_completion
-from guerdon.sampler.standing import Standing
-from guerdon.sampler.texts import Texts
+from guerdon.sampler.status import Standing
+from guerdon.sampler.tokenizer import Texts
 from guerdon.sampler.types import PolicyEngine
 from guerdon.sampler.wire import http, service
 from guerdon.sampler.wire.calls import Calls
 from guerdon.sampler.wire.http import PolicyRoutes
 from guerdon.sampler.wire.service import PolicyService
 from guerdon.sampler.wire.updates import Updates
-from guerdon.serving.callers import Role
+from guerdon.serving.access.callers import Role
 from guerdon.serving.errors import CheckpointRefused, ServiceError
-from guerdon.serving.ports import Ports
-from guerdon.serving.server import Server
-from guerdon.serving.wire import generic_handler
+from guerdon.serving.process.ports import Ports
+from guerdon.serving.process.server import Server
+from guerdon.serving.wire.handlers import generic_handler
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from guerdon.sampler.limits import Limits
 from guerdon.sampler.requests import Item, Options, Work
-from guerdon.serving.convert import check_id
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.prompts import FormattedText, Message, TokenArray
+from guerdon.serving.wire.convert import check_id
 
 MAX_SEED = 2**64 - 1
 MIN_TEMPERATURE = 0.01

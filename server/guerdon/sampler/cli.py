@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.serving import command, options
-from guerdon.serving.logs import set_up_logging
+from guerdon.serving import options
+from guerdon.serving.process import command
+from guerdon.serving.process.logs import set_up_logging
 
 app = typer.Typer(add_completion=False)
 
@@ -154,8 +155,8 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
 
     from guerdon.sampler.app import SamplerServer
     from guerdon.sampler.loading import load_policy
-    from guerdon.serving.callers import read_callers
-    from guerdon.serving.ports import Ports
+    from guerdon.serving.access.callers import read_callers
+    from guerdon.serving.process.ports import Ports
 
     read_callers(config)  # what is wrong with them is said before the model is looked at
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from guerdon.sampler.engine.settings import EngineSettings
 from guerdon.sampler.limits import Limits
+from guerdon.serving.access.credentials import is_loopback
 from guerdon.serving.config import MIB, ServerSettings, load_settings
-from guerdon.serving.credentials import is_loopback
 from guerdon.serving.settings import SettingsError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from guerdon.models import ModelNotFound, resolve_model
 from guerdon.sampler.config import SamplerConfig
-from guerdon.sampler.texts import ModelTexts, Texts
+from guerdon.sampler.tokenizer import ModelTexts, Texts
 from guerdon.sampler.types import PolicyEngine
 from guerdon.serving.errors import NotFound
 from guerdon.serving.settings import SettingsError

@@ -25,11 +25,11 @@ from guerdon.sampler.admission import Admission, Ticket
 from guerdon.sampler.limits import Limits
 from guerdon.sampler.metrics import SamplerMetrics
 from guerdon.sampler.requests import Work
-from guerdon.sampler.texts import Texts
+from guerdon.sampler.tokenizer import Texts
 from guerdon.sampler.types import Completion, FinishReason, PolicyEngine
+from guerdon.serving.access.identity import current_caller
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import ComputeFailed, DeadlinePassed, Outdated, Overloaded
-from guerdon.serving.identity import current_caller
 from guerdon.serving.prompts import TokenArray
 
 P = ParamSpec("P")

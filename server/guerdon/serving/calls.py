@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 from prometheus_client import Gauge
 
-from guerdon.serving import audit
+from guerdon.serving.access import audit
+from guerdon.serving.access.identity import Caller, current_caller
 from guerdon.serving.deadlines import left_late
 from guerdon.serving.errors import Overloaded
-from guerdon.serving.identity import Caller, current_caller
 from guerdon.serving.status import code_of
 
 LIMIT_RETRY_SECONDS = 0.5

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from guerdon.serving.credentials import TLSFiles
+from guerdon.serving.access.credentials import TLSFiles
 from guerdon.serving.settings import SettingsError, build, read_toml
 
 MIB = 1024 * 1024
@@ -36,7 +36,7 @@ class ServerSettings:
     tls_client_ca: Path | None = None
     """Clients must show a certificate that it signed."""
     tokens: Path | None = None
-    """TOML file of named callers and their tokens; see `guerdon.serving.callers`."""
+    """TOML file of named callers and their tokens; see `guerdon.serving.access.callers`."""
     token_file: Path | None = None
     """Holds the bearer token of callers; else $GUERDON_TOKEN."""
     admin_token_file: Path | None = None

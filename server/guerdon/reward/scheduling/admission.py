@@ -27,8 +27,8 @@ from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.pace import Fit, Pace
 from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.types import PriorityClass
+from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
-from guerdon.serving.identity import EVERYBODY, Caller
 
 MIN_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 30.0

@@ -40,6 +40,7 @@ from guerdon.reward.types import (
     PriorityClass,
     RewardModel,
 )
+from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.deadlines import left_late
 from guerdon.serving.errors import (
     DeadlinePassed,
@@ -47,7 +48,6 @@ from guerdon.serving.errors import (
     ServiceError,
     Unavailable,
 )
-from guerdon.serving.identity import EVERYBODY, Caller
 
 __all__ = [
     "DispatchLimits",

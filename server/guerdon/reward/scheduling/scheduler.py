@@ -33,7 +33,7 @@ from guerdon.reward.scheduling.limits import BatchLimits, Budgets
 from guerdon.reward.scheduling.queues import ClassQueue, Line
 from guerdon.reward.scheduling.units import Batch, LazyHeap, Part, Unit
 from guerdon.reward.types import EncodedItem, PriorityClass
-from guerdon.serving.identity import EVERYBODY, Caller
+from guerdon.serving.access.identity import EVERYBODY, Caller
 
 __all__ = ["Batch", "BatchLimits", "Formed", "Part", "Scheduler", "Unit"]
 

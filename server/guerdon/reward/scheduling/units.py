@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from guerdon.reward.types import EncodedItem, PriorityClass
-from guerdon.serving.identity import Caller
+from guerdon.serving.access.identity import Caller
 
 _SIFTED = 8
 """Entries of a heap that are sifted for each unit that leaves it."""

@@ -29,8 +29,8 @@ from guerdon.reward.types import (
     ResponseScore,
     RewardModel,
 )
+from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import ComputeFailed, ServiceError, Unavailable
-from guerdon.serving.identity import EVERYBODY, Caller
 
 logger = logging.getLogger(__name__)
 

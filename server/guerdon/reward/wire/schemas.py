@@ -14,9 +14,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from guerdon.reward import types
 from guerdon.reward.scoring import Scored
 from guerdon.reward.wire import convert
-from guerdon.serving.convert import check_id
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.schemas import (
+from guerdon.serving.http.schemas import (
     MAX_UINT32,
     TIMEOUT,
     Body,
@@ -25,6 +24,7 @@ from guerdon.serving.schemas import (
     TokenIdsBody,
     prompt_of,
 )
+from guerdon.serving.wire.convert import check_id
 
 
 def _response_form(value: Any) -> str:

@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from guerdon.sampler.engine.specs import size_of
+from guerdon.sampler.engine.checkpoint_tensors import size_of
 from guerdon.sampler.engine.staging import FileStaging, StagedFile
 from guerdon.sampler.types import Nccl, TensorSpec
 from guerdon.serving.errors import InvalidRequest, UpdateRefused

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from guerdon.sampler.engine.specs import header_of, size_of
+from guerdon.sampler.engine.checkpoint_tensors import header_of, size_of
 from guerdon.sampler.types import TensorSpec
 from guerdon.serving.errors import InvalidRequest, UpdateRefused
 

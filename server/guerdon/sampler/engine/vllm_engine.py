@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from guerdon.sampler.engine.checkpoint_tensors import CheckpointShape, read_specs, weight_files
 from guerdon.sampler.engine.llm import Llm
 from guerdon.sampler.engine.nccl import NcclReceiver, NcclStaging, check_nccl
 from guerdon.sampler.engine.settings import EngineSettings
-from guerdon.sampler.engine.specs import CheckpointShape, read_specs, weight_files
 from guerdon.sampler.engine.staging import FileStaging, StagedFile, StagingArea
 from guerdon.sampler.engine.switch import Switch
 from guerdon.sampler.requests import Options

@@ -6,8 +6,8 @@ from guerdon.sampler.limits import Limits
 from guerdon.sampler.requests import Item, Options, Work
 from guerdon.sampler.sampling import Drawn
 from guerdon.sampler.types import FinishReason
-from guerdon.serving.convert import prompt
 from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.wire.convert import prompt
 from guerdon.v1 import policy_pb2
 
 

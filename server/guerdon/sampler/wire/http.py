@@ -13,15 +13,15 @@ from pydantic import BaseModel
 
 from guerdon.sampler.limits import Limits
 from guerdon.sampler.sampling import Drawn, Sampling
-from guerdon.sampler.standing import Standing
+from guerdon.sampler.status import Standing
 from guerdon.sampler.wire import schemas
 from guerdon.sampler.wire.calls import Calls
+from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.http import while_connected
-from guerdon.serving.http_bodies import body_route, parse_body
-from guerdon.serving.identity import Role
-from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.schemas import ERRORS
+from guerdon.serving.http.app import while_connected
+from guerdon.serving.http.bodies import body_route, parse_body
+from guerdon.serving.http.schemas import ERRORS
+from guerdon.serving.process.lifecycle import Lifecycle
 
 _EXAMPLE = {
     "items": [{"prompt": [{"role": "user", "content": "What is rain?"}], "n": 2}],

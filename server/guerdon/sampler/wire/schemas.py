@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field
 from guerdon.sampler import requests
 from guerdon.sampler.limits import Limits
 from guerdon.sampler.sampling import Drawn
-from guerdon.sampler.standing import Policy
+from guerdon.sampler.status import Policy
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.schemas import (
+from guerdon.serving.http.schemas import (
     MAX_UINT32,
     MAX_UINT64,
     TIMEOUT,

@@ -11,14 +11,14 @@ import grpc
 from guerdon.sampler.limits import Limits
 from guerdon.sampler.requests import Work
 from guerdon.sampler.sampling import Drawn, Sampling
-from guerdon.sampler.standing import Standing
+from guerdon.sampler.status import Standing
 from guerdon.sampler.wire import convert
 from guerdon.sampler.wire.calls import Calls
 from guerdon.sampler.wire.updates import Updates
-from guerdon.serving.callers import Role
+from guerdon.serving.access.callers import Role
 from guerdon.serving.errors import Cancelled
-from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.wire import Context, deadline_of, decode
+from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.wire.handlers import Context, deadline_of, decode
 from guerdon.v1 import policy_pb2
 
 SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]

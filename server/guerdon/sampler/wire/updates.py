@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 
 from guerdon.sampler.limits import Limits
 from guerdon.sampler.metrics import SamplerMetrics
-from guerdon.sampler.shared import shared_files
+from guerdon.sampler.shared_path import shared_files
 from guerdon.sampler.types import PolicyEngine, Published, StagedWeights, Staging, WeightUpdate
-from guerdon.sampler.wire import begin
-from guerdon.sampler.wire.steps import Steps
+from guerdon.sampler.wire import update_messages
+from guerdon.sampler.wire.update_stream import Steps
 from guerdon.serving.calls import Call
-from guerdon.serving.convert import duration
 from guerdon.serving.errors import (
     DeadlinePassed,
     Interrupted,
@@ -28,8 +27,9 @@ from guerdon.serving.errors import (
     Unavailable,
     UpdateRefused,
 )
-from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.wire import Context
+from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.wire.convert import duration
+from guerdon.serving.wire.handlers import Context
 from guerdon.v1 import policy_pb2
 
 R = TypeVar("R")
@@ -105,7 +105,7 @@ class Updates:
         source, outcome = "none", ""
         try:
             opening = await steps.begin()
-            begin.check_begin(opening, self._limits, self._engine.version)
+            update_messages.check_begin(opening, self._limits, self._engine.version)
             source = opening.WhichOneof("source") or "none"
             with self._alone(opening.version):
                 reply = await self._receive(opening, steps, call)
@@ -140,7 +140,7 @@ class Updates:
         staging = await self._stage(opening)
         try:
             closing = await self._fill(staging, steps, opening)
-            canaries = begin.canaries(closing, self._limits, self._engine.info)
+            canaries = update_messages.canaries(closing, self._limits, self._engine.info)
             staged = await staging.finish(closing.sha256)
             receive = call.elapsed()
             update = WeightUpdate(
@@ -163,7 +163,7 @@ class Updates:
 
     async def _stage(self, opening: policy_pb2.BeginUpdate) -> Staging:
         """Where the tensors go until they are checked."""
-        specs = begin.specs(opening)
+        specs = update_messages.specs(opening)
         source = opening.WhichOneof("source")
         if source == "shared_path":
             files = await asyncio.to_thread(
@@ -173,7 +173,7 @@ class Updates:
         if source == "nccl":
             if not self.nccl:
                 raise UpdateRefused("updates by NCCL are off, or this sampler has no GPU")
-            return await self._engine.stage_nccl(begin.nccl(opening), specs)
+            return await self._engine.stage_nccl(update_messages.nccl(opening), specs)
         return await self._engine.stage_stream(specs)
 
     async def _fill(
@@ -185,7 +185,7 @@ class Updates:
             step = await steps.next()
             kind = step.WhichOneof("step")
             if kind == "commit":
-                begin.check_commit(step.commit, checksum=not opening.HasField("nccl"))
+                update_messages.check_commit(step.commit, checksum=not opening.HasField("nccl"))
                 return step.commit
             if kind == "begin":
                 raise InvalidRequest("begin", "comes once, first")

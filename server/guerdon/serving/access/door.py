@@ -16,8 +16,9 @@ from typing import Any
 import grpc
 from prometheus_client import Counter as CounterMetric
 
-from guerdon.serving import audit, status
-from guerdon.serving.callers import Caller, Callers, Role
+from guerdon.serving import status
+from guerdon.serving.access import audit
+from guerdon.serving.access.callers import Caller, Callers, Role
 from guerdon.serving.errors import Overloaded, PermissionDenied, ServiceError, Unauthenticated
 
 Metadata = Iterable[tuple[str, str | bytes]]

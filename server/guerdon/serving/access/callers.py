@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from guerdon.serving.access.credentials import ADMIN_TOKEN_VARIABLE, TOKEN_VARIABLE, read_token
+from guerdon.serving.access.identity import ANONYMOUS, Caller, Role, current_caller, set_caller
 from guerdon.serving.config import ServerSettings
-from guerdon.serving.credentials import ADMIN_TOKEN_VARIABLE, TOKEN_VARIABLE, read_token
 from guerdon.serving.errors import PermissionDenied, Unauthenticated
-from guerdon.serving.identity import ANONYMOUS, Caller, Role, current_caller, set_caller
 from guerdon.serving.settings import SettingsError, build, read_toml
 
 __all__ = [

@@ -9,8 +9,8 @@ import grpc
 
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import DeadlinePassed, Interrupted, InvalidRequest, Unavailable
-from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.wire import Context, decode
+from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.wire.handlers import Context, decode
 from guerdon.v1 import policy_pb2
 
 

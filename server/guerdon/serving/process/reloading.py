@@ -15,9 +15,9 @@ from pathlib import Path
 
 from prometheus_client import Counter
 
-from guerdon.serving.callers import Callers, read_tokens
+from guerdon.serving.access.callers import Callers, read_tokens
 from guerdon.serving.config import ServerSettings
-from guerdon.serving.listening import Listener
+from guerdon.serving.process.listening import Listener
 from guerdon.serving.settings import SettingsError
 
 logger = logging.getLogger(__name__)

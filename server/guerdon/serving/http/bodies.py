@@ -20,8 +20,9 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from guerdon.serving import audit
-from guerdon.serving.door import Door
+from guerdon.serving.access import audit
+from guerdon.serving.access.door import Door
+from guerdon.serving.access.identity import Role, set_caller
 from guerdon.serving.errors import (
     InvalidRequest,
     Overloaded,
@@ -29,7 +30,6 @@ from guerdon.serving.errors import (
     ServiceError,
     Unauthenticated,
 )
-from guerdon.serving.identity import Role, set_caller
 from guerdon.serving.status import describe
 
 B = TypeVar("B", bound=BaseModel)

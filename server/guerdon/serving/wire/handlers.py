@@ -18,12 +18,13 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from guerdon.serving import audit, status
-from guerdon.serving.callers import Callers, Role, current_caller, set_caller
+from guerdon.serving import status
+from guerdon.serving.access import audit
+from guerdon.serving.access.callers import Callers, Role, current_caller, set_caller
+from guerdon.serving.access.door import Door, authorization_of, guarded
 from guerdon.serving.deadlines import MAX_TIMEOUT
-from guerdon.serving.door import Door, authorization_of, guarded
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.wire_format import MAX_FIELDS, TooManyFields, Walk
+from guerdon.serving.wire.fields import MAX_FIELDS, TooManyFields, Walk
 
 M = TypeVar("M", bound=Message)
 Context = grpc.aio.ServicerContext[bytes, Message]

@@ -15,7 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from guerdon.serving import status
-from guerdon.serving.door import Door
+from guerdon.serving.access.door import Door
 from guerdon.serving.errors import NotFound, Overloaded
 
 SERVICE_NAME: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

@@ -13,17 +13,17 @@ import grpc
 from fastapi import FastAPI
 from prometheus_client import Counter
 
-from guerdon.serving.callers import Role, read_callers
+from guerdon.serving.access.callers import Role, read_callers
+from guerdon.serving.access.credentials import warn_if_open
+from guerdon.serving.access.door import Door
 from guerdon.serving.config import ServerSettings
-from guerdon.serving.credentials import warn_if_open
-from guerdon.serving.door import Door
 from guerdon.serving.errors import EngineDied
-from guerdon.serving.http import new_app, new_operations_app
-from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.listening import Listener
+from guerdon.serving.http.app import new_app, new_operations_app
 from guerdon.serving.metrics import ServiceMetrics, new_registry
-from guerdon.serving.ports import Ports
-from guerdon.serving.reloading import reloads_of
+from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.process.listening import Listener
+from guerdon.serving.process.ports import Ports
+from guerdon.serving.process.reloading import reloads_of
 
 P = TypeVar("P", bound=Ports)
 
