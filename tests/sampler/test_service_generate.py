@@ -23,7 +23,7 @@ from tests.support.sampler_service import (
 )
 from tests.support.tiny import CHATML, STEP, tiny_tokenizer
 
-from guerdon.sampler.tokenizer import ModelTexts
+from guerdon.sampler.tokenizer import CheckpointTokenizer
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
 
@@ -61,7 +61,7 @@ def test_a_text_keeps_its_special_tokens(tmp_path: Path) -> None:
     words = tiny_tokenizer(chat_template=CHATML)
     words.save_pretrained(tmp_path)
     ids = words(f"Paris {STEP} is", add_special_tokens=False)["input_ids"]
-    assert ModelTexts(tmp_path).decode(np.array(ids, np.int32)) == f"Paris {STEP} is"
+    assert CheckpointTokenizer(tmp_path).decode(np.array(ids, np.int32)) == f"Paris {STEP} is"
 
 
 async def test_turns_that_the_policy_would_not_see_are_refused_by_name(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ async def test_turns_that_the_policy_would_not_see_are_refused_by_name(tmp_path:
     ).replace("message['content'] +", "message['content'].split('</think>')[-1] +")
     assert forgets.count("!= 'system'") == forgets.count("</think>") == 1
     tiny_tokenizer(chat_template=forgets).save_pretrained(tmp_path)
-    async with start_sampler(ModelTexts(tmp_path)) as served:
+    async with start_sampler(CheckpointTokenizer(tmp_path)) as served:
         for turns, field, reason in (
             ([("human", "Hi")], ".messages[0].role", "'human'"),
             ([("system", "Be brief."), ("user", "Hi")], "", "turn 1 (system)"),

@@ -10,13 +10,12 @@ import numpy as np
 
 from guerdon.sampler.config import SamplerConfig
 from guerdon.sampler.metrics import SamplerMetrics
-from guerdon.sampler.requests import Options
 from guerdon.sampler.sampling import Sampling, check_completion
-from guerdon.sampler.status import Standing
-from guerdon.sampler.tokenizer import Texts
-from guerdon.sampler.types import PolicyEngine
+from guerdon.sampler.status import StatusReader
+from guerdon.sampler.tokenizer import Tokenizer
+from guerdon.sampler.types import PolicyEngine, SamplingOptions
 from guerdon.sampler.wire import http, service
-from guerdon.sampler.wire.calls import Calls
+from guerdon.sampler.wire.calls import CallMetrics
 from guerdon.sampler.wire.http import PolicyRoutes
 from guerdon.sampler.wire.service import PolicyService
 from guerdon.sampler.wire.updates import Updates
@@ -39,7 +38,7 @@ async def start(engine: PolicyEngine) -> None:
     prompt = np.zeros(1, dtype=np.int32)
     try:
         async with contextlib.aclosing(
-            engine.generate(prompt, Options(max_tokens=1, ignore_eos=True), n=1, seed=0)
+            engine.generate(prompt, SamplingOptions(max_tokens=1, ignore_eos=True), n=1, seed=0)
         ) as drawn:
             async for completion in drawn:
                 check_completion(completion)
@@ -54,20 +53,20 @@ class SamplerServer(Server[Ports]):
 
     Args:
         engine: not started yet.
-        texts: the tokenizer's side of the same policy.
+        tokenizer: that of the same policy.
     """
 
     title = "Guerdon policy sampler"
     role = Role.SAMPLE
 
-    def __init__(self, config: SamplerConfig, engine: PolicyEngine, texts: Texts) -> None:
+    def __init__(self, config: SamplerConfig, engine: PolicyEngine, tokenizer: Tokenizer) -> None:
         super().__init__(config)
         self.engine = engine
         self._metrics = metrics = SamplerMetrics(self._prometheus)
         metrics.limit.set(config.max_in_flight)
-        calls = Calls(metrics)
+        calls = CallMetrics(metrics)
         self._sampling = Sampling(
-            engine, texts, metrics, config.limits, max_in_flight=config.max_in_flight
+            engine, tokenizer, metrics, config.limits, max_in_flight=config.max_in_flight
         )
         updates = Updates(
             engine,
@@ -79,17 +78,17 @@ class SamplerServer(Server[Ports]):
             nccl=config.nccl,
             idle_seconds=config.update_idle_seconds,
         )
-        standing = Standing(
+        status = StatusReader(
             engine, limit=config.max_in_flight, shared_path=updates.shared_path, nccl=updates.nccl
         )
         metrics.running.set_function(lambda: engine.load()[0])
         metrics.waiting.set_function(lambda: engine.load()[1])
         self._service = PolicyService(
-            self._sampling, updates, standing, self.lifecycle, calls, config.limits
+            self._sampling, updates, status, self.lifecycle, calls, config.limits
         )
         self._door = self._new_door(metrics.refused_calls)
         app = self._open(self._door, (service.SERVICE.full_name,), http.ROLES)
-        PolicyRoutes(self._sampling, standing, self.lifecycle, calls, config.limits).add_to(app)
+        PolicyRoutes(self._sampling, status, self.lifecycle, calls, config.limits).add_to(app)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """The one service."""

@@ -164,7 +164,7 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
         command.announce(ports, config.model, config.ready_file)
 
     async def run() -> None:
-        engine, texts = load_policy(config)
-        await SamplerServer(config, engine, texts).run(on_ready)
+        engine, tokenizer = load_policy(config)
+        await SamplerServer(config, engine, tokenizer).run(on_ready)
 
     asyncio.run(run())

@@ -5,7 +5,7 @@ model = "/models/policy"          # folder, hub name, or embedded name
 shared_dirs = ["/shared/weights"]
 [engine]                          # the keys of EngineSettings
 dtype = "bfloat16"
-[limits]                          # the keys of Limits
+[limits]                          # the keys of RequestLimits
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.sampler.engine.settings import EngineSettings
-from guerdon.sampler.limits import Limits
+from guerdon.sampler.limits import RequestLimits
 from guerdon.serving.access.credentials import is_loopback
 from guerdon.serving.config import MIB, ServerSettings, load_settings
 from guerdon.serving.settings import SettingsError
@@ -48,7 +48,7 @@ class SamplerConfig(ServerSettings):
     encode_threads: int = 2
     """Threads that render and tokenise prompts of text, and check tensors."""
     engine: EngineSettings = field(default_factory=EngineSettings)
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be served."""

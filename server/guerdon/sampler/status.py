@@ -9,7 +9,7 @@ from guerdon.sampler.types import PolicyEngine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class PolicyStatus:
     """The fields of `GetPolicyResponse`."""
 
     model: str
@@ -27,7 +27,7 @@ class Policy:
     nccl: bool
 
 
-class Standing:
+class StatusReader:
     """Looks it up.
 
     Args:
@@ -41,11 +41,11 @@ class Standing:
         self._nccl = nccl
         self._instance = secrets.token_hex(16)
 
-    def now(self) -> Policy:
+    def read(self) -> PolicyStatus:
         """As of now."""
         engine = self._engine
         running, waiting = engine.load()
-        return Policy(
+        return PolicyStatus(
             model=engine.info.model,
             instance=self._instance,
             weight_version=engine.version,

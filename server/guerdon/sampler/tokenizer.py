@@ -1,4 +1,4 @@
-"""Texts to tokens and back, for callers who don't bring token ids."""
+"""Tokenizer to tokens and back, for callers who don't bring token ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 from guerdon.serving.prompts import FormattedText, Message, Prompt, TokenArray
 
 
-class Texts(Protocol):
+class Tokenizer(Protocol):
     """The tokenizer's side of a policy. Used by one thread at a time."""
 
     def encode(self, prompt: Prompt, field: str) -> TokenArray:
@@ -28,7 +28,7 @@ class Texts(Protocol):
         """The text of tokens, special tokens included."""
 
 
-class ModelTexts:
+class CheckpointTokenizer:
     """By a checkpoint's own tokenizer and chat template.
 
     A conversation is rendered with the generation prompt and tokenised with nothing added;

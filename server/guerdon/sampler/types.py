@@ -14,9 +14,45 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.sampler.requests import Options
+from guerdon.serving.prompts import Prompt, TokenArray
 
-TokenArray = npt.NDArray[np.int32]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateItem:
+    """One prompt and how many completions it gets."""
+
+    prompt: Prompt
+    n: int = 1
+    seed: int | None = None
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """How completions are drawn."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all tokens."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """A whole call."""
+
+    items: Sequence[GenerateItem]
+    options: SamplingOptions
+    min_version: int = 0
+    return_text: bool = False
+
+    @property
+    def completions(self) -> int:
+        """Of all items."""
+        return sum(item.n for item in self.items)
 
 
 class FinishReason(enum.Enum):
@@ -50,7 +86,7 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyInfo:
+class EngineInfo:
     """What is served."""
 
     model: str
@@ -89,7 +125,7 @@ class WeightUpdate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
+class PublishResult:
     """New weights serve."""
 
     canary_tokens: int
@@ -101,7 +137,7 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Nccl:
+class NcclSource:
     """Where the tensors are broadcast from."""
 
     master_address: str
@@ -149,7 +185,7 @@ class PolicyEngine(Protocol):
         """End it, started or not."""
 
     @property
-    def info(self) -> PolicyInfo:
+    def info(self) -> EngineInfo:
         """What is served."""
 
     @property
@@ -164,7 +200,7 @@ class PolicyEngine(Protocol):
         """Completions that are being drawn, and that wait. (0, 0) before the start."""
 
     def generate(
-        self, prompt: TokenArray, options: Options, *, n: int, seed: int | None
+        self, prompt: TokenArray, options: SamplingOptions, *, n: int, seed: int | None
     ) -> AsyncGenerator[Completion, None]:
         """The completions of one prompt, each as it ends, in any order.
 
@@ -191,10 +227,10 @@ class PolicyEngine(Protocol):
             specs: what the files hold, or empty for whatever they hold.
         """
 
-    async def stage_nccl(self, source: Nccl, specs: tuple[TensorSpec, ...]) -> Staging:
+    async def stage_nccl(self, source: NcclSource, specs: tuple[TensorSpec, ...]) -> Staging:
         """Tensors that a trainer broadcasts; as `stage_stream`."""
 
-    async def publish(self, staged: StagedWeights, update: WeightUpdate) -> Published:
+    async def publish(self, staged: StagedWeights, update: WeightUpdate) -> PublishResult:
         """Load, compare canaries, switch; or go back to the old weights, whatever happens.
 
         It is awaited to its end, even if the caller has left.

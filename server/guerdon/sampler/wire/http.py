@@ -11,11 +11,11 @@ from fastapi import APIRouter, Body, FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from guerdon.sampler.limits import Limits
+from guerdon.sampler.limits import RequestLimits
 from guerdon.sampler.sampling import Drawn, Sampling
-from guerdon.sampler.status import Standing
+from guerdon.sampler.status import StatusReader
 from guerdon.sampler.wire import schemas
-from guerdon.sampler.wire.calls import Calls
+from guerdon.sampler.wire.calls import CallMetrics
 from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.app import while_connected
@@ -39,13 +39,13 @@ class PolicyRoutes:
     def __init__(
         self,
         sampling: Sampling,
-        standing: Standing,
+        status: StatusReader,
         lifecycle: Lifecycle,
-        calls: Calls,
-        limits: Limits,
+        calls: CallMetrics,
+        limits: RequestLimits,
     ) -> None:
         self._sampling = sampling
-        self._standing = standing
+        self._status = status
         self._lifecycle = lifecycle
         self._calls = calls
         self._limits = limits
@@ -82,8 +82,8 @@ class PolicyRoutes:
             async def keep(drawn: Drawn) -> None:
                 replies.append(schemas.completion_reply(drawn, text=body.return_text))
 
-            work = await self._sampling.off_loop(len(await request.body()), body.to_work)
-            await while_connected(request, self._sampling.draw(call, work, keep))
+            asked = await self._sampling.off_loop(len(await request.body()), body.to_request)
+            await while_connected(request, self._sampling.draw(call, asked, keep))
             replies.sort(key=lambda reply: (reply.item, reply.sample))
             return _reply(schemas.GenerateReply(completions=replies))
 
@@ -103,7 +103,7 @@ class PolicyRoutes:
     async def policy(self) -> Response:
         """As `GetPolicy`."""
         with self._calls.track("http_policy", None), self._lifecycle.admit():
-            return _reply(schemas.policy_reply(self._standing.now()))
+            return _reply(schemas.policy_reply(self._status.read()))
 
 
 def _reply(body: BaseModel) -> Response:

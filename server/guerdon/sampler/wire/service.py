@@ -8,12 +8,12 @@ from collections.abc import Mapping
 
 import grpc
 
-from guerdon.sampler.limits import Limits
-from guerdon.sampler.requests import Work
+from guerdon.sampler.limits import RequestLimits
 from guerdon.sampler.sampling import Drawn, Sampling
-from guerdon.sampler.status import Standing
+from guerdon.sampler.status import StatusReader
+from guerdon.sampler.types import GenerateRequest
 from guerdon.sampler.wire import convert
-from guerdon.sampler.wire.calls import Calls
+from guerdon.sampler.wire.calls import CallMetrics
 from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.access.callers import Role
 from guerdon.serving.errors import Cancelled
@@ -37,14 +37,14 @@ class PolicyService:
         self,
         sampling: Sampling,
         updates: Updates,
-        standing: Standing,
+        status: StatusReader,
         lifecycle: Lifecycle,
-        calls: Calls,
-        limits: Limits,
+        calls: CallMetrics,
+        limits: RequestLimits,
     ) -> None:
         self._sampling = sampling
         self._updates = updates
-        self._standing = standing
+        self._status = status
         self._lifecycle = lifecycle
         self._calls = calls
         self._limits = limits
@@ -59,11 +59,11 @@ class PolicyService:
                 raise Cancelled("the caller has left") from error
 
         with self._calls.track("Generate", deadline_of(context)) as call, self._lifecycle.admit():
-            work = await self._sampling.off_loop(len(data), self._work, data)
-            await self._sampling.draw(call, work, write)
+            request = await self._sampling.off_loop(len(data), self._read, data)
+            await self._sampling.draw(call, request, write)
 
-    def _work(self, data: bytes) -> Work:
-        return convert.work(decode(policy_pb2.GenerateRequest, data), self._limits)
+    def _read(self, data: bytes) -> GenerateRequest:
+        return convert.generate_request(decode(policy_pb2.GenerateRequest, data), self._limits)
 
     async def UpdateWeights(self, context: Context) -> policy_pb2.UpdateWeightsResponse:
         """Take new weights; returning says that they serve."""
@@ -75,4 +75,4 @@ class PolicyService:
         """What is served, and the load."""
         with self._calls.track("GetPolicy", deadline_of(context)), self._lifecycle.admit():
             decode(policy_pb2.GetPolicyRequest, data)
-            return policy_pb2.GetPolicyResponse(**dataclasses.asdict(self._standing.now()))
+            return policy_pb2.GetPolicyResponse(**dataclasses.asdict(self._status.read()))

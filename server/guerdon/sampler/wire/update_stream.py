@@ -14,7 +14,7 @@ from guerdon.serving.wire.handlers import Context, decode
 from guerdon.v1 import policy_pb2
 
 
-class Steps:
+class UpdateStream:
     """Reads the stream of one call of `UpdateWeights`.
 
     Args:

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from guerdon.sampler.limits import Limits
+from guerdon.sampler.limits import RequestLimits
 from guerdon.sampler.metrics import SamplerMetrics
 from guerdon.sampler.shared_path import shared_files
-from guerdon.sampler.types import PolicyEngine, Published, StagedWeights, Staging, WeightUpdate
+from guerdon.sampler.types import PolicyEngine, PublishResult, StagedWeights, Staging, WeightUpdate
 from guerdon.sampler.wire import update_messages
-from guerdon.sampler.wire.update_stream import Steps
+from guerdon.sampler.wire.update_stream import UpdateStream
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import (
     DeadlinePassed,
@@ -52,7 +52,7 @@ _OUTCOMES: Sequence[tuple[type[BaseException], str]] = (
 )
 
 
-def outcome_of(error: BaseException) -> str:
+def update_outcome(error: BaseException) -> str:
     """How the metrics call the end of an update that failed."""
     return next((name for kind, name in _OUTCOMES if isinstance(error, kind)), "failed")
 
@@ -72,7 +72,7 @@ class Updates:
         engine: PolicyEngine,
         metrics: SamplerMetrics,
         lifecycle: Lifecycle,
-        limits: Limits,
+        limits: RequestLimits,
         *,
         allowed: bool,
         shared_dirs: Sequence[Path],
@@ -101,18 +101,18 @@ class Updates:
         """
         if not self._allowed:
             raise UpdateRefused("this sampler takes no updates (--no-updates)")
-        steps = Steps(context, self._lifecycle, call, self._idle)
+        stream = UpdateStream(context, self._lifecycle, call, self._idle)
         source, outcome = "none", ""
         try:
-            opening = await steps.begin()
+            opening = await stream.begin()
             update_messages.check_begin(opening, self._limits, self._engine.version)
             source = opening.WhichOneof("source") or "none"
             with self._alone(opening.version):
-                reply = await self._receive(opening, steps, call)
+                reply = await self._receive(opening, stream, call)
             outcome = "published"
             return reply
         except BaseException as error:
-            outcome = outcome_of(error)
+            outcome = update_outcome(error)
             logger.warning("update not published (%s): %s", outcome, error)
             raise
         finally:
@@ -134,12 +134,12 @@ class Updates:
             self._under_way = None
 
     async def _receive(
-        self, opening: policy_pb2.BeginUpdate, steps: Steps, call: Call
+        self, opening: policy_pb2.BeginUpdate, stream: UpdateStream, call: Call
     ) -> policy_pb2.UpdateWeightsResponse:
         """Everything up to the commit, then the switch."""
         staging = await self._stage(opening)
         try:
-            closing = await self._fill(staging, steps, opening)
+            closing = await self._fill(staging, stream, opening)
             canaries = update_messages.canaries(closing, self._limits, self._engine.info)
             staged = await staging.finish(closing.sha256)
             receive = call.elapsed()
@@ -163,7 +163,7 @@ class Updates:
 
     async def _stage(self, opening: policy_pb2.BeginUpdate) -> Staging:
         """Where the tensors go until they are checked."""
-        specs = update_messages.specs(opening)
+        specs = update_messages.tensor_specs(opening)
         source = opening.WhichOneof("source")
         if source == "shared_path":
             files = await asyncio.to_thread(
@@ -173,16 +173,16 @@ class Updates:
         if source == "nccl":
             if not self.nccl:
                 raise UpdateRefused("updates by NCCL are off, or this sampler has no GPU")
-            return await self._engine.stage_nccl(update_messages.nccl(opening), specs)
+            return await self._engine.stage_nccl(update_messages.nccl_source(opening), specs)
         return await self._engine.stage_stream(specs)
 
     async def _fill(
-        self, staging: Staging, steps: Steps, opening: policy_pb2.BeginUpdate
+        self, staging: Staging, stream: UpdateStream, opening: policy_pb2.BeginUpdate
     ) -> policy_pb2.CommitUpdate:
         """Take chunks until the commit."""
         streamed = opening.HasField("stream")
         while True:
-            step = await steps.next()
+            step = await stream.next()
             kind = step.WhichOneof("step")
             if kind == "commit":
                 update_messages.check_commit(step.commit, checksum=not opening.HasField("nccl"))
@@ -196,7 +196,7 @@ class Updates:
 
     async def _publish(
         self, staged: StagedWeights, update: WeightUpdate, receive: float
-    ) -> Published:
+    ) -> PublishResult:
         """The switch, and its figures."""
         metrics = self._metrics
         published = await self._engine.publish(staged, update)
