@@ -267,7 +267,7 @@ async def test_what_is_no_error_of_ours_reveals_nothing(served: Harness) -> None
             raise RuntimeError("secret path /etc")
             yield
 
-    served.server._sampling._engine = Odd(served.engine)  # type: ignore[assignment]
+    served.server._sampler._engine = Odd(served.engine)  # type: ignore[assignment]
     error = await refusal(served, request())
     assert error.code() is grpc.StatusCode.INTERNAL
     assert "secret" not in error.details()
@@ -290,7 +290,7 @@ async def test_more_than_fits_is_shed_with_a_time_to_come_back() -> None:
         served.engine.behaviour.gate.set()
         assert len(await accepted) == 6
         assert len(await second) == 2
-        assert served.server._sampling.admission.held == 0
+        assert served.server._sampler.admission.held == 0
 
 
 async def test_who_does_not_read_holds_its_room() -> None:
@@ -304,7 +304,7 @@ async def test_who_does_not_read_holds_its_room() -> None:
         stub: Any = policy_pb2_grpc.PolicyServiceStub(channel)
         call = stub.Generate(request(*[item(*prompt, n=250)] * 4))
         await until(lambda: served.engine.behaviour.drawn == 1000)
-        admission = served.server._sampling.admission
+        admission = served.server._sampler.admission
         await asyncio.sleep(0.2)
         held = admission.held
         assert 300 < held <= 1000

@@ -20,7 +20,7 @@ from guerdon.reward.wire.admin import ModelAdminService
 from guerdon.reward.wire.calls import CallMetrics
 from guerdon.reward.wire.http import RewardRoutes
 from guerdon.reward.wire.service import RewardService
-from guerdon.serving.access.callers import Role
+from guerdon.serving.access.identity import Role
 from guerdon.serving.process.lifecycle import Phase
 from guerdon.serving.process.ports import Ports
 from guerdon.serving.process.server import Server

@@ -21,7 +21,7 @@ from guerdon.serving.errors import InvalidRequest, Overloaded
 MIN_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 30.0
 UNKNOWN_RETRY_SECONDS = 1.0
-"""Before any completion has ended."""
+"""Seconds until a retry, before any completion has ended."""
 _MEMORY_SECONDS = 30.0
 """Seconds of work after which an old completion counts 1/e."""
 _MOST_ACCOUNTS = 256
@@ -65,14 +65,10 @@ class Admission:
     def __init__(self, limit: int) -> None:
         assert limit > 0
         self.limit = limit
-        self._held = 0
+        self.held = 0
+        """Completions accepted and not yet handed over."""
         self._pace = _Pace()
         self._accounts: dict[str, Account] = {}
-
-    @property
-    def held(self) -> int:
-        """Completions accepted and not yet handed over."""
-        return self._held
 
     def reserve(
         self,
@@ -107,7 +103,7 @@ class Admission:
                 f"max_tokens of {caller.name!r} is {most}: send fewer at a time",
             )
         account = self._account(caller, now)
-        excess, over = self._held + completions - self.limit, self._over(account, completions, now)
+        excess, over = self.held + completions - self.limit, self._over(account, completions, now)
         if most is not None:
             tokens_over = account.tokens + completions * tokens_each - most
             over = max(over, math.ceil(tokens_over / tokens_each))
@@ -116,11 +112,11 @@ class Admission:
             excess = max(excess, math.ceil(over * self._competition(account, now)))
             after = self._promise(account, excess, completions, now)
             raise Overloaded(
-                f"{self._held} completions are running or waiting, {account.completions} of them "
+                f"{self.held} completions are running or waiting, {account.completions} of them "
                 f"the caller's own; the limit is {self.limit}, shared among callers",
                 retry_after=after,
             )
-        self._pace.passed(now, busy=self._held > 0)
+        self._pace.passed(now, busy=self.held > 0)
         ticket = Ticket(account, tokens_each, 0)
         self._add(ticket, completions)
         return ticket
@@ -133,7 +129,7 @@ class Admission:
 
     def close(self, ticket: Ticket, *, now: float) -> None:
         """Give back all that a ticket still holds: those ended early. Twice does nothing."""
-        self._pace.passed(now, busy=self._held > 0)
+        self._pace.passed(now, busy=self.held > 0)
         self._give_back(ticket, ticket.completions)
 
     def _give_back(self, ticket: Ticket, completions: int) -> None:
@@ -144,10 +140,10 @@ class Admission:
         ticket.completions += completions
         ticket.account.completions += completions
         ticket.account.tokens += completions * ticket.tokens_each
-        self._held += completions
+        self.held += completions
 
     def _account(self, caller: Caller, now: float) -> Account:
-        """The caller's, with the limits that it has now."""
+        """The caller's account, with the limits that it has now."""
         if len(self._accounts) >= _MOST_ACCOUNTS:
             accounts = self._accounts.items()
             self._accounts = {key: each for key, each in accounts if not each.idle(now)}
@@ -165,7 +161,7 @@ class Admission:
         return 1 + sum(each.caller.share for each in self._others(account, now)) / own
 
     def _over(self, account: Account, completions: int, now: float) -> int:
-        """By how many completions a caller would hold more than its share of the room.
+        """The completions that a caller would hold beyond its share of the room.
 
         A call of one who holds nothing is never over: it might be larger than the share.
         """

@@ -8,18 +8,18 @@ import logging
 import grpc
 import numpy as np
 
+from guerdon.sampler.call_metrics import CallMetrics
 from guerdon.sampler.config import SamplerConfig
 from guerdon.sampler.metrics import SamplerMetrics
-from guerdon.sampler.sampling import Sampling, check_completion
+from guerdon.sampler.sampling import Sampler, check_completion
 from guerdon.sampler.status import StatusReader
 from guerdon.sampler.tokenizer import Tokenizer
 from guerdon.sampler.types import PolicyEngine, SamplingOptions
 from guerdon.sampler.wire import http, service
-from guerdon.sampler.wire.calls import CallMetrics
 from guerdon.sampler.wire.http import PolicyRoutes
 from guerdon.sampler.wire.service import PolicyService
 from guerdon.sampler.wire.updates import Updates
-from guerdon.serving.access.callers import Role
+from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import CheckpointRefused, ServiceError
 from guerdon.serving.process.ports import Ports
 from guerdon.serving.process.server import Server
@@ -65,7 +65,7 @@ class SamplerServer(Server[Ports]):
         self._metrics = metrics = SamplerMetrics(self._prometheus)
         metrics.limit.set(config.max_in_flight)
         calls = CallMetrics(metrics)
-        self._sampling = Sampling(
+        self._sampler = Sampler(
             engine, tokenizer, metrics, config.limits, max_in_flight=config.max_in_flight
         )
         updates = Updates(
@@ -84,11 +84,11 @@ class SamplerServer(Server[Ports]):
         metrics.running.set_function(lambda: engine.load()[0])
         metrics.waiting.set_function(lambda: engine.load()[1])
         self._service = PolicyService(
-            self._sampling, updates, status, self.lifecycle, calls, config.limits
+            self._sampler, updates, status, self.lifecycle, calls, config.limits
         )
         self._door = self._new_door(metrics.refused_calls)
         app = self._open(self._door, (service.SERVICE.full_name,), http.ROLES)
-        PolicyRoutes(self._sampling, status, self.lifecycle, calls, config.limits).add_to(app)
+        PolicyRoutes(self._sampler, status, self.lifecycle, calls, config.limits).add_to(app)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """The one service."""
@@ -116,5 +116,5 @@ class SamplerServer(Server[Ports]):
     async def stop(self) -> None:
         """Close the ports, then end the engine."""
         await super().stop()
-        self._sampling.close()
+        self._sampler.close()
         await self.engine.shutdown()

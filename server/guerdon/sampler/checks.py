@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.sampler.limits import RequestLimits
+from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.types import GenerateItem, GenerateRequest, SamplingOptions
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.prompts import FormattedText, Message, TokenArray

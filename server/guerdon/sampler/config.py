@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.sampler.engine.settings import EngineSettings
-from guerdon.sampler.limits import RequestLimits
+from guerdon.sampler.request_limits import RequestLimits
 from guerdon.serving.access.credentials import is_loopback
 from guerdon.serving.config import MIB, ServerSettings, load_settings
 from guerdon.serving.settings import SettingsError

@@ -22,8 +22,8 @@ import numpy as np
 
 from guerdon.sampler import checks
 from guerdon.sampler.admission import Admission, Ticket
-from guerdon.sampler.limits import RequestLimits
 from guerdon.sampler.metrics import SamplerMetrics
+from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.tokenizer import Tokenizer
 from guerdon.sampler.types import Completion, FinishReason, GenerateRequest, PolicyEngine
 from guerdon.serving.access.identity import current_caller
@@ -53,7 +53,7 @@ HandOver = Callable[[Drawn], Awaitable[None]]
 """Gets each completion, one at a time."""
 
 
-class Sampling:
+class Sampler:
     """Draws completions through the engine, within the limits.
 
     Args:

@@ -28,7 +28,7 @@ class PolicyStatus:
 
 
 class StatusReader:
-    """Looks it up.
+    """Reads the policy's status from its engine.
 
     Args:
         limit: most completions running and waiting.
@@ -42,7 +42,7 @@ class StatusReader:
         self._instance = secrets.token_hex(16)
 
     def read(self) -> PolicyStatus:
-        """As of now."""
+        """The status now."""
         engine = self._engine
         running, waiting = engine.load()
         return PolicyStatus(

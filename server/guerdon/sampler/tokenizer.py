@@ -1,4 +1,4 @@
-"""Tokenizer to tokens and back, for callers who don't bring token ids."""
+"""Texts to tokens and back, for callers who don't bring token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guerdon.serving.prompts import FormattedText, Message, Prompt, TokenArray
 
 
 class Tokenizer(Protocol):
-    """The tokenizer's side of a policy. Used by one thread at a time."""
+    """Turns a policy's texts to tokens and back. Used by one thread at a time."""
 
     def encode(self, prompt: Prompt, field: str) -> TokenArray:
         """The prompt's tokens, generation prompt included.
@@ -29,7 +29,7 @@ class Tokenizer(Protocol):
 
 
 class CheckpointTokenizer:
-    """By a checkpoint's own tokenizer and chat template.
+    """A checkpoint's own tokenizer and chat template.
 
     A conversation is rendered with the generation prompt and tokenised with nothing added;
     so is a text, as one user turn, where there is a template. Without one, a text gets the

@@ -42,7 +42,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
-    """A whole call."""
+    """One call: prompts, and how completions of them are drawn."""
 
     items: Sequence[GenerateItem]
     options: SamplingOptions
@@ -51,7 +51,7 @@ class GenerateRequest:
 
     @property
     def completions(self) -> int:
-        """Of all items."""
+        """Completions of all items."""
         return sum(item.n for item in self.items)
 
 
@@ -87,7 +87,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What is served."""
+    """What an engine serves, whatever its weights are."""
 
     model: str
     dtype: str
@@ -126,7 +126,7 @@ class WeightUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishResult:
-    """New weights serve."""
+    """The figures of an update whose weights serve now."""
 
     canary_tokens: int
     canary_mean_difference: float
@@ -138,7 +138,7 @@ class PublishResult:
 
 @dataclass(frozen=True, slots=True)
 class NcclSource:
-    """Where the tensors are broadcast from."""
+    """The trainer's end of an NCCL group, which broadcasts the tensors."""
 
     master_address: str
     master_port: int
@@ -151,7 +151,7 @@ class StagedWeights(Protocol):
 
 
 class Staging(Protocol):
-    """Where the tensors of one update go until they are checked. Touches nothing that serves."""
+    """A place for the tensors of one update until they are checked. Touches nothing that serves."""
 
     async def write(self, tensor: int, offset: int, data: bytes) -> None:
         """Take a piece of a tensor; pieces come in order, tensor after tensor.
@@ -190,11 +190,11 @@ class PolicyEngine(Protocol):
 
     @property
     def version(self) -> int:
-        """Of the weights that serve; 0 for those it was started with."""
+        """Version of the weights that serve; 0 for those it was started with."""
 
     @property
     def sha256(self) -> bytes:
-        """Of the last update; empty before the first."""
+        """SHA-256 of the last update; empty before the first."""
 
     def load(self) -> tuple[int, int]:
         """Completions that are being drawn, and that wait. (0, 0) before the start."""

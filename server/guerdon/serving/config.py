@@ -20,10 +20,10 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """Where a server listens, what guards it, how it ends."""
+    """The settings that every server has."""
 
     host: str = "127.0.0.1"
-    """Where gRPC and HTTP listen. Only this machine can reach the default."""
+    """Address that gRPC and HTTP listen on. Only this machine can reach the default."""
     port: int
     """gRPC; 0 picks a free one."""
     http_port: int

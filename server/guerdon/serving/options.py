@@ -95,5 +95,5 @@ def admin_token_option(what_for: str = "") -> Any:
 
 
 def pick(given: Mapping[str, Any], *more: str) -> dict[str, Any]:
-    """Of a command's arguments, those whose settings have the same name."""
+    """The arguments of a command whose settings have the same name."""
     return {name: given[name] for name in (*SHARED, *more)}

@@ -11,7 +11,7 @@ from guerdon.reward.types import PriorityClass
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.calls import CallMetrics
 from guerdon.serving.access import audit
-from guerdon.serving.access.callers import Role
+from guerdon.serving.access.identity import Role
 from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.wire.handlers import Context, M, deadline_of, decode
 from guerdon.v1 import admin_pb2, reward_pb2

@@ -10,7 +10,7 @@ from guerdon.reward.types import PriorityClass, ScoreItem
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.calls import Call, CallMetrics
 from guerdon.reward.wire.stream import ScoreStream
-from guerdon.serving.access.callers import Role
+from guerdon.serving.access.identity import Role
 from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.wire.handlers import Context, M, deadline_of, decode
 from guerdon.v1 import reward_pb2

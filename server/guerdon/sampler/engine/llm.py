@@ -45,7 +45,7 @@ class Llm:
             raise CheckpointRefused(f"vLLM can't serve {folder}: {reason}") from error
 
     def _start(self, folder: Path, settings: EngineSettings) -> None:
-        """In a thread: importing vLLM alone takes seconds."""
+        """Start vLLM; called in a thread, since importing it alone takes seconds."""
         quiet_environment(settings)
         self._failure.announce()
         from vllm.v1.engine.async_llm import AsyncLLM

@@ -32,7 +32,7 @@ _KNOCK_SECONDS = 60.0
 
 
 class Passing:
-    """In the place of vLLM's model: writes what it is to load."""
+    """A stand-in for vLLM's model that writes what it is to load."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out

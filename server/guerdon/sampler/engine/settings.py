@@ -12,8 +12,8 @@ class EngineSettings:
     """What vLLM is told. The defaults fit a small model on a few CPU cores, and one GPU."""
 
     dtype: str = "auto"
-    """Of the computation; auto is the checkpoint's own, but float32 on processors that have no
-    instructions for bfloat16."""
+    """Number type of the computation; auto is the checkpoint's own, but float32 on processors that
+    have no instructions for bfloat16."""
     max_model_len: int = 0
     """Most tokens of prompt and completion; 0 is the model's own limit, at most 4,096 on a CPU."""
     max_num_seqs: int = 0
@@ -29,7 +29,7 @@ class EngineSettings:
     threads: int = 0
     """CPU threads of torch; 0 is all cores."""
     seed: int = 0
-    """Of completions that come without a seed of their own."""
+    """Seed of completions that come without one of their own."""
 
     def __post_init__(self) -> None:
         """Refuse values that can't be."""

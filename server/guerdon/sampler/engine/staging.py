@@ -1,4 +1,4 @@
-"""Where the tensors of an update go until they are checked: a safetensors file of our own.
+"""A safetensors file of our own, in which the tensors of an update lie until they are checked.
 
 It lies in shared memory where there is room, else in the temporary folder. Files that a dead
 process left behind are removed at the next start.

@@ -46,13 +46,13 @@ class Switch:
     def __init__(self, llm: Llm, info: EngineInfo, original: Sequence[Path]) -> None:
         self._llm, self._info, self._original = llm, info, original
         self._versions = {"0": 0}
-        """By vLLM's label of the weights. A version that is tried twice has two labels."""
+        """Versions by vLLM's label of the weights. One that is tried twice has two labels."""
         self._label = "0"
         self._attempts = 0
         self._good: StagedFile | None = None
         self._updating = asyncio.Lock()
         self.sha256 = b""
-        """Of the last update; empty before the first."""
+        """SHA-256 of the last update; empty before the first."""
         self.history = 0
         """Counts the updates with `reset`."""
         self.settled = asyncio.Event()
@@ -65,7 +65,7 @@ class Switch:
 
     @property
     def version(self) -> int:
-        """Of the weights that serve."""
+        """Version of the weights that serve."""
         return self._versions[self._label]
 
     def published_version(self, label: str) -> int | None:

@@ -93,12 +93,12 @@ class VLLMEngine:
 
     @property
     def version(self) -> int:
-        """Of the weights that serve."""
+        """Version of the weights that serve."""
         return 0 if self._switch is None else self._switch.version
 
     @property
     def sha256(self) -> bytes:
-        """Of the last update; empty before the first."""
+        """SHA-256 of the last update; empty before the first."""
         return b"" if self._switch is None else self._switch.sha256
 
     def load(self) -> tuple[int, int]:

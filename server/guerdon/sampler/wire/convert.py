@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guerdon.sampler.limits import RequestLimits
+from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn
 from guerdon.sampler.types import FinishReason, GenerateItem, GenerateRequest, SamplingOptions
 from guerdon.serving.errors import InvalidRequest

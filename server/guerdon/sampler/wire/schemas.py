@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from guerdon.sampler import types
-from guerdon.sampler.limits import RequestLimits
+from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn
 from guerdon.sampler.status import PolicyStatus
 from guerdon.serving.errors import InvalidRequest
@@ -62,7 +62,7 @@ class GenerateBody(Body):
     timeout: float | None = TIMEOUT
 
     def to_request(self) -> types.GenerateRequest:
-        """As the service takes it."""
+        """The request as the service takes it."""
         options = self.options
         return types.GenerateRequest(
             items=[
@@ -156,7 +156,7 @@ def completion_reply(drawn: Drawn, *, text: bool) -> CompletionReply:
 
 
 def policy_reply(policy: PolicyStatus) -> PolicyReply:
-    """What is served."""
+    """The status as JSON."""
     return PolicyReply(
         model=policy.model,
         instance=policy.instance,

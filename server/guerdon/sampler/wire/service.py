@@ -1,4 +1,4 @@
-"""`PolicyService` on the wire: messages in, messages out; what to draw is `Sampling`'s."""
+"""`PolicyService` on the wire: messages in, messages out; what to draw is `Sampler`'s."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Mapping
 
 import grpc
 
-from guerdon.sampler.limits import RequestLimits
-from guerdon.sampler.sampling import Drawn, Sampling
+from guerdon.sampler.call_metrics import CallMetrics
+from guerdon.sampler.request_limits import RequestLimits
+from guerdon.sampler.sampling import Drawn, Sampler
 from guerdon.sampler.status import StatusReader
 from guerdon.sampler.types import GenerateRequest
 from guerdon.sampler.wire import convert
-from guerdon.sampler.wire.calls import CallMetrics
 from guerdon.sampler.wire.updates import Updates
-from guerdon.serving.access.callers import Role
+from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import Cancelled
 from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.wire.handlers import Context, deadline_of, decode
@@ -35,14 +35,14 @@ class PolicyService:
 
     def __init__(
         self,
-        sampling: Sampling,
+        sampler: Sampler,
         updates: Updates,
         status: StatusReader,
         lifecycle: Lifecycle,
         calls: CallMetrics,
         limits: RequestLimits,
     ) -> None:
-        self._sampling = sampling
+        self._sampler = sampler
         self._updates = updates
         self._status = status
         self._lifecycle = lifecycle
@@ -59,8 +59,8 @@ class PolicyService:
                 raise Cancelled("the caller has left") from error
 
         with self._calls.track("Generate", deadline_of(context)) as call, self._lifecycle.admit():
-            request = await self._sampling.off_loop(len(data), self._read, data)
-            await self._sampling.draw(call, request, write)
+            request = await self._sampler.off_loop(len(data), self._read, data)
+            await self._sampler.draw(call, request, write)
 
     def _read(self, data: bytes) -> GenerateRequest:
         return convert.generate_request(decode(policy_pb2.GenerateRequest, data), self._limits)

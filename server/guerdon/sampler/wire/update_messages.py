@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from guerdon.sampler import checks
-from guerdon.sampler.limits import RequestLimits
+from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.types import Canary, EngineInfo, NcclSource, TensorSpec
 from guerdon.serving.errors import InvalidRequest
 from guerdon.v1 import policy_pb2
@@ -62,7 +62,7 @@ def _check_nccl(message: policy_pb2.NcclSource) -> None:
 
 
 def nccl_source(message: policy_pb2.BeginUpdate) -> NcclSource:
-    """Where the tensors are broadcast from."""
+    """The group that an update by NCCL names."""
     source = message.nccl
     return NcclSource(
         source.master_address, source.master_port, source.world_size, source.rank_offset

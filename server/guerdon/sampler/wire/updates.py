@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from guerdon.sampler.limits import RequestLimits
 from guerdon.sampler.metrics import SamplerMetrics
+from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.shared_path import shared_files
 from guerdon.sampler.types import PolicyEngine, PublishResult, StagedWeights, Staging, WeightUpdate
 from guerdon.sampler.wire import update_messages
@@ -136,7 +136,7 @@ class Updates:
     async def _receive(
         self, opening: policy_pb2.BeginUpdate, stream: UpdateStream, call: Call
     ) -> policy_pb2.UpdateWeightsResponse:
-        """Everything up to the commit, then the switch."""
+        """Take everything up to the commit, then switch."""
         staging = await self._stage(opening)
         try:
             closing = await self._fill(staging, stream, opening)
@@ -162,7 +162,7 @@ class Updates:
         )
 
     async def _stage(self, opening: policy_pb2.BeginUpdate) -> Staging:
-        """Where the tensors go until they are checked."""
+        """Begin a staging: the place of the tensors until they are checked."""
         specs = update_messages.tensor_specs(opening)
         source = opening.WhichOneof("source")
         if source == "shared_path":
@@ -197,7 +197,7 @@ class Updates:
     async def _publish(
         self, staged: StagedWeights, update: WeightUpdate, receive: float
     ) -> PublishResult:
-        """The switch, and its figures."""
+        """Switch, and count the update's figures."""
         metrics = self._metrics
         published = await self._engine.publish(staged, update)
         metrics.weight_version.set(update.version)

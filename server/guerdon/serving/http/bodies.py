@@ -35,11 +35,11 @@ from guerdon.serving.status import describe
 B = TypeVar("B", bound=BaseModel)
 
 BODY_SECONDS = 60.0
-"""For a whole body."""
+"""Seconds that a whole body may take."""
 DISCARD_SECONDS = 10.0
-"""For what a refused caller still sends: closing on a sender resets the answer too."""
+"""Seconds in which a refused caller's bytes are read: closing on a sender resets the answer."""
 DISCARD_PAUSE = 0.05
-"""Seconds between two pieces of it: strangers who send all they can get little of the loop."""
+"""Seconds between two reads of them: strangers who send all they can get little of the loop."""
 HELD_BODIES = 16
 """Bodies of the largest size that are in memory at a time; beyond, requests are shed."""
 MAX_PARTS = 100_000

@@ -99,7 +99,7 @@ class Reloads:
             self._counter.labels(what, "reloaded").inc()
 
 
-def reloads_of(
+def new_reloads(
     settings: ServerSettings, callers: Callers, listener: Listener, counter: Counter
 ) -> Reloads:
     """The tokens and certificates of a server."""

@@ -13,9 +13,10 @@ import grpc
 from fastapi import FastAPI
 from prometheus_client import Counter
 
-from guerdon.serving.access.callers import Role, read_callers
+from guerdon.serving.access.callers import read_callers
 from guerdon.serving.access.credentials import warn_if_open
 from guerdon.serving.access.door import Door
+from guerdon.serving.access.identity import Role
 from guerdon.serving.config import ServerSettings
 from guerdon.serving.errors import EngineDied
 from guerdon.serving.http.app import new_app, new_operations_app
@@ -23,7 +24,7 @@ from guerdon.serving.metrics import ServiceMetrics, new_registry
 from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.process.listening import Listener
 from guerdon.serving.process.ports import Ports
-from guerdon.serving.process.reloading import reloads_of
+from guerdon.serving.process.reloading import new_reloads
 
 P = TypeVar("P", bound=Ports)
 
@@ -39,9 +40,9 @@ class Server(ABC, Generic[P]):
     """
 
     title: ClassVar[str]
-    """Its name in the description of the HTTP side."""
+    """The service's name in the description of the HTTP side."""
     role: ClassVar[Role]
-    """What a caller needs for its main work."""
+    """The role that callers of the service's main work need."""
 
     def __init__(self, config: ServerSettings) -> None:
         self._settings = config
@@ -74,7 +75,7 @@ class Server(ABC, Generic[P]):
             max_body=settings.max_body_bytes,
         )
         self._operations = new_operations_app(self.lifecycle, self._prometheus, door)
-        self._reloads = reloads_of(settings, self._callers, self._listener, self._common.reloads)
+        self._reloads = new_reloads(settings, self._callers, self._listener, self._common.reloads)
         return self._app
 
     @abstractmethod
