@@ -12,16 +12,12 @@ ended of late, behind all of its caller's that was sent away before.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import InvalidRequest, Overloaded
+from guerdon.serving.retries import UNKNOWN_RETRY_SECONDS, competition, promise_room
 
-MIN_RETRY_SECONDS = 0.05
-MAX_RETRY_SECONDS = 30.0
-UNKNOWN_RETRY_SECONDS = 1.0
-"""Seconds until a retry, before any completion has ended."""
 _MEMORY_SECONDS = 30.0
 """Seconds of work after which an old completion counts 1/e."""
 _MOST_ACCOUNTS = 256
@@ -151,14 +147,8 @@ class Admission:
         account.caller = caller
         return account
 
-    def _others(self, account: Account, now: float) -> Iterator[Account]:
-        """The accounts of other callers who hold or want room."""
-        return (e for e in self._accounts.values() if e is not account and not e.idle(now))
-
     def _competition(self, account: Account, now: float) -> float:
-        """The shares of all who hold or want room, over the caller's own."""
-        own = account.caller.share
-        return 1 + sum(each.caller.share for each in self._others(account, now)) / own
+        return competition(account, self._accounts.values(), now)
 
     def _over(self, account: Account, completions: int, now: float) -> int:
         """The completions that a caller would hold beyond its share of the room.
@@ -171,22 +161,14 @@ class Admission:
         return max(0, math.ceil(account.completions + completions - share))
 
     def _promise(self, account: Account, excess: int, completions: int, now: float) -> float:
-        """Seconds until there should be room, behind all of its own that was sent away before.
-
-        Without their place in a line, everyone would be told of the same room and come back
-        for it at the same moment. Each caller has a line of its own, that moves at its share of
-        the pace.
-        """
+        """Seconds until there should be room for a call."""
         self._pace.passed(now, busy=True)
         each = self._pace.seconds_each
         if each is None:
             account.slot = max(account.slot, now + UNKNOWN_RETRY_SECONDS)
             return UNKNOWN_RETRY_SECONDS
-        start = max(now + excess * each, account.slot)
-        taken = completions * each * self._competition(account, now)
-        # What is put off beyond the longest wait is not promised: the line cannot grow.
-        account.slot = min(start + taken, now + MAX_RETRY_SECONDS)
-        return min(max(start - now, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+        use = completions * each * self._competition(account, now)
+        return promise_room(account, wait=excess * each, use=use, now=now)
 
 
 class _Pace:
