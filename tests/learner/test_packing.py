@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.language_model import plain_attention
 from guerdon.trainer.common.services.types import Sample
+from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.learner.learner import Learner, _offsets
 from guerdon.trainer.rl.learner.packing import idle_row, pack
 from guerdon.trainer.rl.learner.packing_check import Probe
@@ -142,7 +143,7 @@ def test_gradients_are_those_of_a_naive_computation(
     The norms of Llama and Granite round to float32 even so.
     """
     run = settings(PPOSettings, temperature=1.3)
-    module = new_policy(policy(architecture), run).double()
+    module = new_policy(policy(architecture), run, build(run).value_model).double()
     switch_attention(module, run)
     assert module.value_head is not None
     torch.nn.init.normal_(module.value_head.weight)

@@ -21,20 +21,20 @@ from safetensors.torch import load_file
 from tests.support.formula_engine import spans_of
 from transformers import AutoModelForCausalLM
 
-from guerdon.sampler.engine.specs import CheckpointShape
+from guerdon.sampler.engine.checkpoint_tensors import CheckpointShape
 from guerdon.sampler.engine.staging import FileStaging, StagedFile, StagingArea
-from guerdon.sampler.requests import Options
 from guerdon.sampler.types import (
     Completion,
+    EngineInfo,
     FinishReason,
-    Nccl,
-    PolicyInfo,
-    Published,
+    NcclSource,
+    PublishResult,
+    SamplingOptions,
     TensorSpec,
-    TokenArray,
     WeightUpdate,
 )
 from guerdon.serving.errors import Interrupted, UpdateRefused
+from guerdon.serving.prompts import TokenArray
 
 TOLERANCE = 1e-4
 """Mean difference of canaries that is let pass."""
@@ -94,7 +94,7 @@ class ModelEngine:
         model: Any = AutoModelForCausalLM.from_pretrained(self._folder, dtype=torch.float32)
         self._model = model.eval()
         config = model.config
-        self.info = PolicyInfo(
+        self.info = EngineInfo(
             model=str(self._folder),
             dtype="float32",
             max_tokens=config.max_position_embeddings,
@@ -120,7 +120,7 @@ class ModelEngine:
         raise AssertionError
 
     async def generate(
-        self, prompt: TokenArray, options: Options, *, n: int, seed: int | None
+        self, prompt: TokenArray, options: SamplingOptions, *, n: int, seed: int | None
     ) -> AsyncGenerator[Completion, None]:
         """The completions of one prompt, each as it ends."""
         chances = [
@@ -140,7 +140,7 @@ class ModelEngine:
             await asyncio.gather(*drawing, return_exceptions=True)
 
     async def _draw(
-        self, prompt: TokenArray, options: Options, index: int, chance: random.Random
+        self, prompt: TokenArray, options: SamplingOptions, index: int, chance: random.Random
     ) -> Completion:
         assert options.top_p == 1.0, "it draws from the whole distribution only"
         assert not options.top_k
@@ -195,11 +195,11 @@ class ModelEngine:
         await staging.copy(files)
         return staging
 
-    async def stage_nccl(self, source: Nccl, specs: tuple[TensorSpec, ...]) -> FileStaging:
+    async def stage_nccl(self, source: NcclSource, specs: tuple[TensorSpec, ...]) -> FileStaging:
         """Not taken."""
         raise UpdateRefused("there is no GPU here")
 
-    async def publish(self, staged: object, update: WeightUpdate) -> Published:
+    async def publish(self, staged: object, update: WeightUpdate) -> PublishResult:
         """Load, compare canaries, switch; or go back."""
         assert isinstance(staged, StagedFile)
         before = {name: t.clone() for name, t in self._model.state_dict().items()}
@@ -214,7 +214,7 @@ class ModelEngine:
         self._history += update.reset
         self.version, self.sha256 = update.version, staged.sha256
         self._deaths.at("switched")
-        return Published(
+        return PublishResult(
             canary_tokens=len(parted),
             canary_mean_difference=float(parted.mean()),
             canary_max_difference=float(parted.max()),

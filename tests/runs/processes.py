@@ -48,11 +48,11 @@ def serve_sampler(arguments: Sequence[str], dies: str, seconds_per_token: float)
 
     from guerdon.sampler import loading
     from guerdon.sampler.cli import app
-    from guerdon.sampler.texts import ModelTexts
+    from guerdon.sampler.tokenizer import CheckpointTokenizer
 
     def load(config: Any) -> Any:
         folder = Path(config.model)
-        return ModelEngine(folder, Deaths(dies), seconds_per_token), ModelTexts(folder)
+        return ModelEngine(folder, Deaths(dies), seconds_per_token), CheckpointTokenizer(folder)
 
     loading.load_policy = load
     app(list(arguments), prog_name="guerdon serve sampler")

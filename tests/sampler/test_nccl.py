@@ -33,7 +33,7 @@ from guerdon.sampler.config import SamplerConfig
 from guerdon.sampler.engine.nccl import NcclReceiver, NcclStaging, check_nccl
 from guerdon.sampler.engine.staging import StagedFile, StagingArea
 from guerdon.sampler.loading import load_policy
-from guerdon.sampler.types import Nccl, Published, WeightUpdate
+from guerdon.sampler.types import NcclSource, PublishResult, WeightUpdate
 from guerdon.serving.errors import UpdateRefused
 from guerdon.serving.settings import SettingsError
 from guerdon.trainer.common.errors import TrainingError
@@ -42,7 +42,7 @@ from guerdon.trainer.common.services.weights import Weights
 
 ROOT = Path(__file__).parents[2]
 SPECS = [TensorSpec(spec.name, spec.dtype, spec.shape) for spec in MODEL]
-SOURCE = Nccl("127.0.0.1", 1, world_size=2, rank_offset=1)
+SOURCE = NcclSource("127.0.0.1", 1, world_size=2, rank_offset=1)
 
 
 class ReceivingEngine(FormulaEngine):
@@ -60,15 +60,17 @@ class ReceivingEngine(FormulaEngine):
     def process(self) -> int | None:
         return None if self.receiver._process is None else self.receiver._process.pid
 
-    async def stage_nccl(self, source: Nccl, specs: Sequence[types.TensorSpec]) -> NcclStaging:
+    async def stage_nccl(
+        self, source: NcclSource, specs: Sequence[types.TensorSpec]
+    ) -> NcclStaging:
         assert list(specs) == list(MODEL)
         return await self.receiver.stage(self.area.new(specs), source, specs)
 
-    async def publish(self, staged: object, update: WeightUpdate) -> Published:
+    async def publish(self, staged: object, update: WeightUpdate) -> PublishResult:
         assert isinstance(staged, StagedFile)
         self.tensors = load_file(staged.path)
         self.version, self.sha256 = update.version, staged.sha256
-        return Published(
+        return PublishResult(
             canary_tokens=0,
             canary_mean_difference=0.0,
             canary_max_difference=0.0,
@@ -311,12 +313,12 @@ async def test_a_receiver_that_cannot_be_started_is_a_refusal() -> None:
     ("gpu", "source", "says"),
     [
         (False, SOURCE, "no CUDA GPU"),
-        (True, Nccl("a", 1, world_size=3, rank_offset=1), "rank 1 of 3"),
-        (True, Nccl("a", 1, world_size=4, rank_offset=2), "rank 2 of 4"),
+        (True, NcclSource("a", 1, world_size=3, rank_offset=1), "rank 1 of 3"),
+        (True, NcclSource("a", 1, world_size=4, rank_offset=2), "rank 2 of 4"),
     ],
 )
 def test_what_cannot_be_received_is_refused_in_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, gpu: bool, source: Nccl, says: str
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, source: NcclSource, says: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     with pytest.raises(UpdateRefused, match=says):

@@ -107,7 +107,7 @@ def test_any_bytes_to_generate(outside: Outside, data: bytes) -> None:
         assert sorted((r.item, r.sample) for r in found) == [
             (i, k) for i, each in enumerate(asked.items) for k in range(each.n or 1)
         ]
-    assert outside.harness.server._sampling.admission.held == 0
+    assert outside.harness.server._sampler.admission.held == 0
 
 
 def steps_of() -> list[bytes]:

@@ -23,7 +23,7 @@ from tests.support.sampler_service import (
 )
 from tests.support.tiny import CHATML, STEP, tiny_tokenizer
 
-from guerdon.sampler.texts import ModelTexts
+from guerdon.sampler.tokenizer import CheckpointTokenizer
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
 
@@ -61,7 +61,7 @@ def test_a_text_keeps_its_special_tokens(tmp_path: Path) -> None:
     words = tiny_tokenizer(chat_template=CHATML)
     words.save_pretrained(tmp_path)
     ids = words(f"Paris {STEP} is", add_special_tokens=False)["input_ids"]
-    assert ModelTexts(tmp_path).decode(np.array(ids, np.int32)) == f"Paris {STEP} is"
+    assert CheckpointTokenizer(tmp_path).decode(np.array(ids, np.int32)) == f"Paris {STEP} is"
 
 
 async def test_turns_that_the_policy_would_not_see_are_refused_by_name(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ async def test_turns_that_the_policy_would_not_see_are_refused_by_name(tmp_path:
     ).replace("message['content'] +", "message['content'].split('</think>')[-1] +")
     assert forgets.count("!= 'system'") == forgets.count("</think>") == 1
     tiny_tokenizer(chat_template=forgets).save_pretrained(tmp_path)
-    async with start_sampler(ModelTexts(tmp_path)) as served:
+    async with start_sampler(CheckpointTokenizer(tmp_path)) as served:
         for turns, field, reason in (
             ([("human", "Hi")], ".messages[0].role", "'human'"),
             ([("system", "Be brief."), ("user", "Hi")], "", "turn 1 (system)"),
@@ -267,7 +267,7 @@ async def test_what_is_no_error_of_ours_reveals_nothing(served: Harness) -> None
             raise RuntimeError("secret path /etc")
             yield
 
-    served.server._sampling._engine = Odd(served.engine)  # type: ignore[assignment]
+    served.server._sampler._engine = Odd(served.engine)  # type: ignore[assignment]
     error = await refusal(served, request())
     assert error.code() is grpc.StatusCode.INTERNAL
     assert "secret" not in error.details()
@@ -290,7 +290,7 @@ async def test_more_than_fits_is_shed_with_a_time_to_come_back() -> None:
         served.engine.behaviour.gate.set()
         assert len(await accepted) == 6
         assert len(await second) == 2
-        assert served.server._sampling.admission.held == 0
+        assert served.server._sampler.admission.held == 0
 
 
 async def test_who_does_not_read_holds_its_room() -> None:
@@ -304,7 +304,7 @@ async def test_who_does_not_read_holds_its_room() -> None:
         stub: Any = policy_pb2_grpc.PolicyServiceStub(channel)
         call = stub.Generate(request(*[item(*prompt, n=250)] * 4))
         await until(lambda: served.engine.behaviour.drawn == 1000)
-        admission = served.server._sampling.admission
+        admission = served.server._sampler.admission
         await asyncio.sleep(0.2)
         held = admission.held
         assert 300 < held <= 1000

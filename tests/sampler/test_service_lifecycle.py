@@ -12,7 +12,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from tests.support.formula_engine import FormulaEngine, WordTexts
+from tests.support.formula_engine import FormulaEngine, WordTokenizer
 from tests.support.sampler_service import (
     Harness,
     begin,
@@ -150,7 +150,7 @@ async def test_a_policy_that_is_refused_ends_the_start() -> None:
     engine = FormulaEngine()
     engine.behaviour.start_error = CheckpointRefused("the folder holds no weights")
     config = load_config(None, {"model": "x", "port": 0, "http_port": -1})
-    server = SamplerServer(config, engine, WordTexts())
+    server = SamplerServer(config, engine, WordTokenizer())
     with pytest.raises(CheckpointRefused, match="no weights"):
         await server.run(lambda ports: None, signals=False)
     assert engine.stopped
@@ -161,7 +161,7 @@ async def test_an_engine_that_starts_and_cannot_draw_is_refused(fault: str) -> N
     engine = FormulaEngine()
     setattr(engine.behaviour, fault, True)
     config = load_config(None, {"model": "x", "port": 0, "http_port": -1})
-    server = SamplerServer(config, engine, WordTexts())
+    server = SamplerServer(config, engine, WordTokenizer())
     with pytest.raises(CheckpointRefused, match="can't draw a token of formula: the engine"):
         await server.run(lambda ports: None, signals=False)
     assert engine.stopped
@@ -172,7 +172,7 @@ async def test_the_server_listens_and_is_not_ready_while_the_engine_starts() -> 
     started = asyncio.Event()
     engine.start = started.wait  # type: ignore[assignment, method-assign]
     config = load_config(None, {"model": "x", "port": 0, "http_port": 0})
-    server = SamplerServer(config, engine, WordTexts())
+    server = SamplerServer(config, engine, WordTokenizer())
     ready = asyncio.Event()
     running = asyncio.create_task(server.run(lambda ports: ready.set(), signals=False))
     await until(lambda: len(server._listener._http) == 1)
@@ -188,7 +188,7 @@ async def test_a_signal_while_the_engine_starts_ends_the_start() -> None:
     engine = FormulaEngine()
     engine.start = asyncio.Event().wait  # type: ignore[assignment, method-assign]
     config = load_config(None, {"model": "x", "port": 0, "http_port": -1})
-    server = SamplerServer(config, engine, WordTexts())
+    server = SamplerServer(config, engine, WordTokenizer())
     running = asyncio.create_task(server.run(lambda ports: None, signals=False))
     await asyncio.sleep(0.1)
     server.lifecycle.start_draining()
@@ -286,7 +286,7 @@ def test_open_updates_need_a_token_of_their_own(monkeypatch: pytest.MonkeyPatch)
 
     def make(**flags: Any) -> None:
         config = load_config(None, {"model": "x", "host": "0.0.0.0", **flags})
-        SamplerServer(config, FormulaEngine(), WordTexts())
+        SamplerServer(config, FormulaEngine(), WordTokenizer())
 
     with pytest.raises(SettingsError, match="could replace the weights"):
         make()

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from guerdon.sampler.requests import Options
-from guerdon.sampler.types import FinishReason
+from guerdon.sampler.types import FinishReason, SamplingOptions
 
 pytest.importorskip("vllm")
 
@@ -72,7 +71,7 @@ async def test_no_more_is_drawn_than_there_is_room_for(served: Served) -> None:
 
 async def test_cancelling_stops_vllm_too(served: Served) -> None:
     async def all_of() -> None:
-        options = Options(max_tokens=900, ignore_eos=True)
+        options = SamplingOptions(max_tokens=900, ignore_eos=True)
         async for _ in served.engine.generate(PROMPT, options, n=6, seed=None):
             pass
 

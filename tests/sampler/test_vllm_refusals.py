@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from guerdon.sampler.engine.launch import engine_arguments, reason_of
+from guerdon.sampler.engine.launch import engine_arguments, start_failure
 from guerdon.sampler.engine.settings import EngineSettings
 from guerdon.sampler.engine.switch import Switch
 from guerdon.sampler.engine.vllm_engine import VLLMEngine
@@ -113,15 +113,15 @@ async def test_the_load_is_split_by_vllms_own_limit(served: Served) -> None:
 
 
 async def test_an_engine_that_fails_at_its_start_is_not_explained_by_a_process_list() -> None:
-    said = reason_of(
+    said = start_failure(
         RuntimeError(
             "Engine core initialization failed. See root cause above. "
             "Failed core proc(s): {'EngineCore': 1}"
         )
     )
     assert said == "its engine's process failed at its start, and wrote why to the log above"
-    assert reason_of(OSError("no file x\nand more")) == "no file x"
-    assert reason_of(ValueError()) == "ValueError"
+    assert start_failure(OSError("no file x\nand more")) == "no file x"
+    assert start_failure(ValueError()) == "ValueError"
 
 
 async def test_a_start_that_fails_says_the_useful_sentence(tied_policy: Path) -> None:

@@ -22,8 +22,8 @@ from guerdon.reward.scheduling.scheduler import Scheduler
 from guerdon.reward.scheduling.shares import MAX_REMEMBERED, Shares
 from guerdon.reward.scheduling.units import QueuedItem
 from guerdon.reward.types import PriorityClass
+from guerdon.serving.access.identity import Caller
 from guerdon.serving.errors import Overloaded
-from guerdon.serving.identity import Caller
 
 ONLINE, BATCH = PriorityClass.ONLINE, PriorityClass.BATCH
 BATCHES = BatchLimits(max_batch_tokens=100, max_batch_sequences=20, batch_share=0.25, patience=10)

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from guerdon.serving.logs import set_up_logging
+from guerdon.serving.process.logs import set_up_logging
 from guerdon.v1 import admin_pb2
 
 from .conftest import start_server, until

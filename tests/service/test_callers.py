@@ -11,15 +11,14 @@ import grpc
 import pytest
 
 from guerdon.reward.config import ServeConfig, load_config
-from guerdon.serving.callers import (
-    Caller,
+from guerdon.serving.access.callers import (
     Callers,
-    Role,
-    address_of,
     named_tokens,
+    peer_address,
     read_tokens,
     single_tokens,
 )
+from guerdon.serving.access.identity import Caller, Role
 from guerdon.serving.errors import PermissionDenied, Unauthenticated
 from guerdon.serving.settings import SettingsError
 from guerdon.v1 import common_pb2, reward_pb2
@@ -170,7 +169,7 @@ def test_the_single_tokens() -> None:
     ],
 )  # fmt: skip
 def test_addresses(peer: str, address: str) -> None:
-    assert address_of(peer) == address
+    assert peer_address(peer) == address
 
 
 def bearer(token: str) -> list[tuple[str, str]]:

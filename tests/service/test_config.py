@@ -11,7 +11,7 @@ from tests.support.server import serve_command
 
 from guerdon.cli.main import main
 from guerdon.reward.config import ServeConfig, load_config
-from guerdon.serving.credentials import is_loopback, read_token
+from guerdon.serving.access.credentials import is_loopback, read_token
 from guerdon.serving.settings import SettingsError
 
 FILE = """

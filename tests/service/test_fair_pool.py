@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from guerdon.reward.scoring.fair_pool import LONG_BYTES, FairPool
-from guerdon.serving.identity import Caller
+from guerdon.serving.access.identity import Caller
 
 GREEDY, MODEST, HEAVY = Caller(key="greedy"), Caller(key="modest"), Caller(key="heavy", share=3)
 

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from guerdon.reward.wire.schemas import RankBody, ScoreBody
 from guerdon.sampler.wire.schemas import GenerateBody
-from guerdon.serving import http_bodies, http_server
-from guerdon.serving.logs import RateLimit
+from guerdon.serving.http import bodies, server
+from guerdon.serving.process.logs import RateLimit
 
 from .conftest import Harness, start_server
 
@@ -96,8 +96,8 @@ async def test_open_paths_take_no_body(served: Harness) -> None:
 async def test_a_body_that_does_not_come_is_not_waited_for(
     served: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_bodies, "BODY_SECONDS", 0.1)
-    monkeypatch.setattr(http_bodies, "DISCARD_SECONDS", 0.1)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(bodies, "DISCARD_SECONDS", 0.1)
     async with connected(served, POST + b"Content-Length: 100\r\n\r\n{") as wire:
         assert (await wire.answer())[0] == 408
         assert await wire.reader.read() == b""
@@ -105,7 +105,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
 
 
 async def test_bodies_are_bounded_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_bodies, "HELD_BODIES", 1)
+    monkeypatch.setattr(bodies, "HELD_BODIES", 1)
     async with start_server(max_body_bytes=1000) as served:
         async with connected(served, POST + b"Content-Length: 1000\r\n\r\n" + b" " * 900):
             while True:  # until the half of a body has been read
@@ -124,7 +124,7 @@ async def test_bodies_are_bounded_all_together(monkeypatch: pytest.MonkeyPatch) 
 async def test_headers_that_do_not_come_are_not_waited_for(
     served: Harness, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr(http_server, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.2)
     async with connected(served, sent) as wire:
         await wire.reader.read()  # ends when the server closes
     await healthy(served)
@@ -172,7 +172,7 @@ async def test_a_shortage_of_descriptors_is_outlived_and_not_written_without_end
             raise OSError(errno.EMFILE, "Too many open files")
         return await real(listener)
 
-    monkeypatch.setattr(http_server, "_ACCEPT_PAUSE", 0.001)
+    monkeypatch.setattr(server, "_ACCEPT_PAUSE", 0.001)
     monkeypatch.setattr(loop, "sock_accept", accept)
     await healthy(served)  # the accept under way takes this one, the next ones fail
     while next(failures, None) is not None:  # noqa: ASYNC110 - nobody sets an event for it

@@ -15,8 +15,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from guerdon.reward.app import RewardServer
 from guerdon.reward.config import load_config
 from guerdon.serving.errors import EngineDied
-from guerdon.serving.lifecycle import Lifecycle, Phase
 from guerdon.serving.metrics import ServiceMetrics, new_registry
+from guerdon.serving.process.lifecycle import Lifecycle, Phase
 from guerdon.v1 import admin_pb2, common_pb2, reward_pb2
 
 from .conftest import Harness, start_server, until

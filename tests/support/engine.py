@@ -21,8 +21,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from guerdon.sampler.engine.vllm_engine import VLLMEngine
-from guerdon.sampler.requests import Options
-from guerdon.sampler.types import Canary, Completion, Published, TensorSpec, WeightUpdate
+from guerdon.sampler.types import (
+    Canary,
+    Completion,
+    PublishResult,
+    SamplingOptions,
+    TensorSpec,
+    WeightUpdate,
+)
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -127,7 +133,7 @@ class Served:
         believed: Tensors | None = None,
         reset: bool = False,
         version: int = 0,
-    ) -> Published:
+    ) -> PublishResult:
         """Stream new weights, with the canaries of what the trainer believes to have sent."""
         staging, staged = await self.stage(tensors)
         version = version or self.engine.version + 1
@@ -156,7 +162,7 @@ class Served:
         **options: Any,
     ) -> list[Completion]:
         """All completions of a prompt, in their order."""
-        asked = Options(max_tokens=max_tokens, **options)
+        asked = SamplingOptions(max_tokens=max_tokens, **options)
         found = [c async for c in self.engine.generate(prompt, asked, n=n, seed=seed)]
         return sorted(found, key=lambda completion: completion.index)
 

@@ -16,16 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from guerdon.sampler.requests import Options
 from guerdon.sampler.types import (
     Completion,
+    EngineInfo,
     FinishReason,
-    Nccl,
-    PolicyInfo,
-    Published,
+    NcclSource,
+    PublishResult,
+    SamplingOptions,
     Staging,
     TensorSpec,
-    TokenArray,
     VersionSpan,
     WeightUpdate,
 )
@@ -36,7 +35,7 @@ from guerdon.serving.errors import (
     Unavailable,
     UpdateRefused,
 )
-from guerdon.serving.prompts import FormattedText, Prompt
+from guerdon.serving.prompts import FormattedText, Prompt, TokenArray
 
 VOCABULARY = 1000
 MAX_TOKENS = 256
@@ -137,7 +136,7 @@ class FormulaEngine:
 
     def __init__(self) -> None:
         self.behaviour = Behaviour()
-        self.info = PolicyInfo(
+        self.info = EngineInfo(
             model="formula",
             dtype="float32",
             max_tokens=MAX_TOKENS,
@@ -175,7 +174,7 @@ class FormulaEngine:
         return (0, self.running) if not self._resumed.is_set() else (self.running, 0)
 
     async def generate(
-        self, prompt: TokenArray, options: Options, *, n: int, seed: int | None
+        self, prompt: TokenArray, options: SamplingOptions, *, n: int, seed: int | None
     ) -> AsyncGenerator[Completion, None]:
         self.running += n
         left = n
@@ -199,7 +198,9 @@ class FormulaEngine:
                 task.cancel()
             await asyncio.gather(*drawing, return_exceptions=True)
 
-    async def _draw(self, prompt: TokenArray, options: Options, i: int, seed: int) -> Completion:
+    async def _draw(
+        self, prompt: TokenArray, options: SamplingOptions, i: int, seed: int
+    ) -> Completion:
         length = MAX_TOKENS if options.ignore_eos else length_of(prompt.tolist(), i)
         most = min(options.max_tokens, MAX_TOKENS - len(prompt))
         tokens: list[int] = []
@@ -245,10 +246,10 @@ class FormulaEngine:
         await staging.write(1, 0, data[32:])
         return staging
 
-    async def stage_nccl(self, source: Nccl, specs: tuple[TensorSpec, ...]) -> Staging:
+    async def stage_nccl(self, source: NcclSource, specs: tuple[TensorSpec, ...]) -> Staging:
         raise UpdateRefused("there is no GPU here")
 
-    async def publish(self, staged: object, update: WeightUpdate) -> Published:
+    async def publish(self, staged: object, update: WeightUpdate) -> PublishResult:
         assert isinstance(staged, FormulaWeights)
         self._resumed.clear()
         try:
@@ -260,7 +261,7 @@ class FormulaEngine:
         finally:
             self._resumed.set()
         tokens = sum(len(canary.logprobs) for canary in update.canaries)
-        return Published(
+        return PublishResult(
             canary_tokens=tokens,
             canary_mean_difference=1e-6 * bool(tokens),
             canary_max_difference=2e-6 * bool(tokens),
@@ -270,7 +271,7 @@ class FormulaEngine:
         )
 
 
-class WordTexts:
+class WordTokenizer:
     """A token for each word; what it decodes is the ids."""
 
     def encode(self, prompt: Prompt, field: str) -> TokenArray:

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.serving import command, options
+from guerdon.reward.config import ServeConfig, load_config
+from guerdon.serving import options
 from guerdon.serving.errors import EngineDied
-from guerdon.serving.logs import set_up_logging
+from guerdon.serving.process import command
+from guerdon.serving.process.logs import set_up_logging
 from guerdon.serving.settings import SettingsError
 
 app = typer.Typer(add_completion=False)
@@ -21,8 +23,36 @@ app = typer.Typer(add_completion=False)
 _COMMAND = "guerdon serve reward"
 
 
+_PANELS = {
+    "": (*options.LISTENING, "admin_port", "admin_host", *options.ENDING),
+    "Security": ("load_from", *options.SECURITY),
+    "Engine": (
+        "engine.dtype", "engine.device", "engine.mode", "engine.threads", "engine.deterministic",
+    ),
+    "Queue": ("batching.max_batch_tokens", "queue.max_queued_tokens", "encode_threads"),
+}  # fmt: skip
+_OTHER = {
+    "load_from": {"metavar": "DIR|NAME"},
+    "engine.dtype": {"help": "auto, float32, bfloat16 or float16."},
+    "engine.device": {"help": "auto, cpu, cuda, cuda:1, …"},
+    "engine.mode": {"help": "auto, packed or padded."},
+    "engine.threads": {"help": "CPU threads of torch."},
+    "engine.deterministic": {
+        "help": "Compute each response alone, so that scores are bit-reproducible. Slower."
+    },
+    "batching.max_batch_tokens": {"help": "Most tokens in a batch."},
+    "queue.max_queued_tokens": {
+        "flag": "--max-queue-tokens",
+        "help": "Most tokens that may wait; beyond, calls are shed.",
+    },
+}
+
+
 @app.command(epilog=command.EXIT_CODES)
+@options.server_options(ServeConfig, _PANELS, _OTHER)
 def reward(
+    flags: dict[str, Any],
+    *,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -35,78 +65,6 @@ def reward(
         typer.Option(metavar="ALIAS=NAME", help="Another name for a model. Repeat it."),
     ] = None,
     config: options.Config = None,
-    host: options.Host = None,
-    port: Annotated[int | None, options.port_option(50051)] = None,
-    http_port: Annotated[int | None, options.http_port_option(8080)] = None,
-    metrics_port: options.MetricsPort = None,
-    admin_port: Annotated[
-        int | None,
-        typer.Option(
-            help="Serve ModelAdminService on this port of --admin-host; 0 picks a free one. "
-            "Without it, it is served on --port if there is an admin token, else not at all."
-        ),
-    ] = None,
-    admin_host: Annotated[
-        str | None, typer.Option(help="Address of the admin port. (default: 127.0.0.1)")
-    ] = None,
-    load_from: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="DIR|NAME",
-            help="Folder or model's name (* stands for anything) that administration may load. "
-            "Repeat it. (default: what --model names, and what lies beside it)",
-            rich_help_panel="Security",
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="auto, float32, bfloat16 or float16. (default: auto)", rich_help_panel="Engine"
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="auto, cpu, cuda, cuda:1, … (default: auto)", rich_help_panel="Engine"),
-    ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(help="auto, packed or padded. (default: auto)", rich_help_panel="Engine"),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads of torch.", rich_help_panel="Engine")
-    ] = None,
-    deterministic: Annotated[
-        bool | None,
-        typer.Option(
-            "--deterministic",
-            help="Compute each response alone, so that scores are bit-reproducible. Slower.",
-            rich_help_panel="Engine",
-        ),
-    ] = None,
-    max_batch_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens in a batch.", rich_help_panel="Queue")
-    ] = None,
-    max_queue_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Most tokens that may wait; beyond, calls are shed.", rich_help_panel="Queue"
-        ),
-    ] = None,
-    encode_threads: Annotated[
-        int | None,
-        typer.Option(help="Threads that tokenise. (default: 2)", rich_help_panel="Queue"),
-    ] = None,
-    tls_certificate: options.TlsCertificate = None,
-    tls_key: options.TlsKey = None,
-    tls_client_ca: options.TlsClientCa = None,
-    tokens: options.Tokens = None,
-    token_file: Annotated[Path | None, options.token_option("scoring")] = None,
-    admin_token_file: Annotated[Path | None, options.admin_token_option()] = None,
-    lame_duck: options.LameDuck = None,
-    drain_grace: options.DrainGrace = None,
-    ready_file: options.ReadyFile = None,
-    log_level: options.LogLevel = None,
-    access_log: options.AccessLog = None,
 ) -> None:
     """Serve reward models over gRPC, with HTTP beside it.
 
@@ -120,19 +78,7 @@ def reward(
     would give wrong scores is refused with the reason. SIGTERM finishes what was
     accepted and exits.
     """
-    flags: dict[str, Any] = {
-        "models": _pairs("--model", model),
-        "aliases": _pairs("--alias", alias),
-        "load_from": load_from or None,
-        "engine.dtype": dtype,
-        "engine.device": device,
-        "engine.mode": mode,
-        "engine.threads": threads,
-        "engine.deterministic": deterministic,
-        "batching.max_batch_tokens": max_batch_tokens,
-        "queue.max_queued_tokens": max_queue_tokens,
-    }
-    flags |= options.pick(locals(), "admin_port", "admin_host", "encode_threads")
+    flags |= {"models": _pairs("--model", model), "aliases": _pairs("--alias", alias)}
     command.serve(_COMMAND, lambda: _serve(config, flags))
 
 
@@ -144,7 +90,6 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
     from guerdon.reward.app import RewardPorts, RewardServer
-    from guerdon.reward.config import load_config
     from guerdon.reward.models.loader import new_loader
 
     config = load_config(file, flags)

@@ -23,8 +23,8 @@ from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.queue_limits import QueueLimits
+from guerdon.serving.access.credentials import is_loopback
 from guerdon.serving.config import ServerSettings, load_settings
-from guerdon.serving.credentials import is_loopback
 from guerdon.serving.settings import SettingsError
 
 
@@ -33,24 +33,27 @@ class ServeConfig(ServerSettings):
     """Everything that the server needs to know."""
 
     port: int = 50051
-    """gRPC; 0 picks a free one."""
+    """gRPC port; 0 picks a free one."""
     http_port: int = 8080
-    """HTTP; 0 picks a free one, -1 serves none."""
+    """HTTP port; 0 picks a free one, -1 serves none."""
+    token_file: Path | None = None
+    """Holds the bearer token for scoring; else $GUERDON_TOKEN."""
     models: Mapping[str, str] = field(default_factory=dict)
     """Name to folder, hub name or embedded name. May be empty when admin is served."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Alias to model name."""
     admin_host: str = "127.0.0.1"
-    """Where ModelAdminService listens when it has a port of its own."""
+    """Address of the admin port."""
     admin_port: int = -1
-    """Port of its own for ModelAdminService; 0 picks a free one, -1 gives it none."""
+    """Serve ModelAdminService on this port of --admin-host; 0 picks a free one. Without it, it is
+    served on --port if there is an admin token, else not at all."""
     load_from: tuple[str, ...] = ()
-    """What administration may load: folders, and names of models (`*` stands for anything).
-    When empty: what `models` names, and the folders beside those."""
+    """Folder or model's name (* stands for anything) that administration may load. Repeat it.
+    (default: what --model names, and what lies beside it)"""
     stream_items: int = 256
     """Items in flight on one ScoreStream."""
     encode_threads: int = 2
-    """Threads that render and tokenise."""
+    """Threads that tokenise."""
     hang_seconds: float = 60.0
     """A batch that takes longer than this, and 20 times as long as its size should take, ends the
     process for a restart. Before a model's first batch has ended, ten times this."""

@@ -197,7 +197,7 @@ class RewardMetrics:
         )
 
     def of_revision(self) -> tuple[Counter | Histogram, ...]:
-        """Those labelled by model and revision alone, and not described by the registry."""
+        """The metrics labelled by model and revision alone, and not described by the registry."""
         return (
             self.batch_tokens,
             self.batch_sequences,

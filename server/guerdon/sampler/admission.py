@@ -12,16 +12,12 @@ ended of late, behind all of its caller's that was sent away before.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import InvalidRequest, Overloaded
-from guerdon.serving.identity import EVERYBODY, Caller
+from guerdon.serving.retries import UNKNOWN_RETRY_SECONDS, competition, promise_room
 
-MIN_RETRY_SECONDS = 0.05
-MAX_RETRY_SECONDS = 30.0
-UNKNOWN_RETRY_SECONDS = 1.0
-"""Before any completion has ended."""
 _MEMORY_SECONDS = 30.0
 """Seconds of work after which an old completion counts 1/e."""
 _MOST_ACCOUNTS = 256
@@ -65,14 +61,10 @@ class Admission:
     def __init__(self, limit: int) -> None:
         assert limit > 0
         self.limit = limit
-        self._held = 0
+        self.held = 0
+        """Completions accepted and not yet handed over."""
         self._pace = _Pace()
         self._accounts: dict[str, Account] = {}
-
-    @property
-    def held(self) -> int:
-        """Completions accepted and not yet handed over."""
-        return self._held
 
     def reserve(
         self,
@@ -107,7 +99,7 @@ class Admission:
                 f"max_tokens of {caller.name!r} is {most}: send fewer at a time",
             )
         account = self._account(caller, now)
-        excess, over = self._held + completions - self.limit, self._over(account, completions, now)
+        excess, over = self.held + completions - self.limit, self._over(account, completions, now)
         if most is not None:
             tokens_over = account.tokens + completions * tokens_each - most
             over = max(over, math.ceil(tokens_over / tokens_each))
@@ -116,11 +108,11 @@ class Admission:
             excess = max(excess, math.ceil(over * self._competition(account, now)))
             after = self._promise(account, excess, completions, now)
             raise Overloaded(
-                f"{self._held} completions are running or waiting, {account.completions} of them "
+                f"{self.held} completions are running or waiting, {account.completions} of them "
                 f"the caller's own; the limit is {self.limit}, shared among callers",
                 retry_after=after,
             )
-        self._pace.passed(now, busy=self._held > 0)
+        self._pace.passed(now, busy=self.held > 0)
         ticket = Ticket(account, tokens_each, 0)
         self._add(ticket, completions)
         return ticket
@@ -133,7 +125,7 @@ class Admission:
 
     def close(self, ticket: Ticket, *, now: float) -> None:
         """Give back all that a ticket still holds: those ended early. Twice does nothing."""
-        self._pace.passed(now, busy=self._held > 0)
+        self._pace.passed(now, busy=self.held > 0)
         self._give_back(ticket, ticket.completions)
 
     def _give_back(self, ticket: Ticket, completions: int) -> None:
@@ -144,10 +136,10 @@ class Admission:
         ticket.completions += completions
         ticket.account.completions += completions
         ticket.account.tokens += completions * ticket.tokens_each
-        self._held += completions
+        self.held += completions
 
     def _account(self, caller: Caller, now: float) -> Account:
-        """The caller's, with the limits that it has now."""
+        """The caller's account, with the limits that it has now."""
         if len(self._accounts) >= _MOST_ACCOUNTS:
             accounts = self._accounts.items()
             self._accounts = {key: each for key, each in accounts if not each.idle(now)}
@@ -155,17 +147,11 @@ class Admission:
         account.caller = caller
         return account
 
-    def _others(self, account: Account, now: float) -> Iterator[Account]:
-        """The accounts of other callers who hold or want room."""
-        return (e for e in self._accounts.values() if e is not account and not e.idle(now))
-
     def _competition(self, account: Account, now: float) -> float:
-        """The shares of all who hold or want room, over the caller's own."""
-        own = account.caller.share
-        return 1 + sum(each.caller.share for each in self._others(account, now)) / own
+        return competition(account, self._accounts.values(), now)
 
     def _over(self, account: Account, completions: int, now: float) -> int:
-        """By how many completions a caller would hold more than its share of the room.
+        """The completions that a caller would hold beyond its share of the room.
 
         A call of one who holds nothing is never over: it might be larger than the share.
         """
@@ -175,22 +161,14 @@ class Admission:
         return max(0, math.ceil(account.completions + completions - share))
 
     def _promise(self, account: Account, excess: int, completions: int, now: float) -> float:
-        """Seconds until there should be room, behind all of its own that was sent away before.
-
-        Without their place in a line, everyone would be told of the same room and come back
-        for it at the same moment. Each caller has a line of its own, that moves at its share of
-        the pace.
-        """
+        """Seconds until there should be room for a call."""
         self._pace.passed(now, busy=True)
         each = self._pace.seconds_each
         if each is None:
             account.slot = max(account.slot, now + UNKNOWN_RETRY_SECONDS)
             return UNKNOWN_RETRY_SECONDS
-        start = max(now + excess * each, account.slot)
-        taken = completions * each * self._competition(account, now)
-        # What is put off beyond the longest wait is not promised: the line cannot grow.
-        account.slot = min(start + taken, now + MAX_RETRY_SECONDS)
-        return min(max(start - now, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+        use = completions * each * self._competition(account, now)
+        return promise_room(account, wait=excess * each, use=use, now=now)
 
 
 class _Pace:

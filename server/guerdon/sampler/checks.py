@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.sampler.limits import Limits
-from guerdon.sampler.requests import Item, Options, Work
-from guerdon.serving.convert import check_id
+from guerdon.sampler.request_limits import RequestLimits
+from guerdon.sampler.types import GenerateItem, GenerateRequest, SamplingOptions
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.prompts import FormattedText, Message, TokenArray
+from guerdon.serving.wire.convert import check_id
 
 MAX_SEED = 2**64 - 1
 MIN_TEMPERATURE = 0.01
@@ -26,7 +26,9 @@ MAX_CHARACTERS_PER_TOKEN = 64
 needs."""
 
 
-def check_work(work: Work, limits: Limits, vocab_size: int, max_tokens: int) -> None:
+def check_request(
+    request: GenerateRequest, limits: RequestLimits, vocab_size: int, max_tokens: int
+) -> None:
     """Refuse a request with a field that is wrong.
 
     Args:
@@ -36,18 +38,20 @@ def check_work(work: Work, limits: Limits, vocab_size: int, max_tokens: int) -> 
     Raises:
         InvalidRequest: with the field's path.
     """
-    check_options(work.options, limits, vocab_size)
-    if not work.items:
+    check_options(request.options, limits, vocab_size)
+    if not request.items:
         raise InvalidRequest("items", "at least one is required")
-    if len(work.items) > limits.max_items:
+    if len(request.items) > limits.max_items:
         raise InvalidRequest(
-            "items", f"there are {len(work.items)}, the limit is {limits.max_items}"
+            "items", f"there are {len(request.items)}, the limit is {limits.max_items}"
         )
-    for place, item in enumerate(work.items):
+    for place, item in enumerate(request.items):
         check_item(item, f"items[{place}]", limits, vocab_size, max_tokens)
 
 
-def check_item(item: Item, field: str, limits: Limits, vocab_size: int, max_tokens: int) -> None:
+def check_item(
+    item: GenerateItem, field: str, limits: RequestLimits, vocab_size: int, max_tokens: int
+) -> None:
     """Refuse an item with a field that is wrong."""
     check_id(f"{field}.id", item.id, limits.max_id_length)
     if not 1 <= item.n <= limits.max_samples:
@@ -102,7 +106,7 @@ def check_room(tokens: TokenArray, field: str, max_tokens: int) -> None:
         )
 
 
-def check_options(options: Options, limits: Limits, vocab_size: int) -> None:
+def check_options(options: SamplingOptions, limits: RequestLimits, vocab_size: int) -> None:
     """Refuse options that cannot be."""
     if options.max_tokens < 1:  # more than the model takes is cut to what it takes
         raise InvalidRequest("options.max_tokens", "is required, and must be at least 1")

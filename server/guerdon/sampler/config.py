@@ -5,7 +5,7 @@ model = "/models/policy"          # folder, hub name, or embedded name
 shared_dirs = ["/shared/weights"]
 [engine]                          # the keys of EngineSettings
 dtype = "bfloat16"
-[limits]                          # the keys of Limits
+[limits]                          # the keys of RequestLimits
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.sampler.engine.settings import EngineSettings
-from guerdon.sampler.limits import Limits
+from guerdon.sampler.request_limits import RequestLimits
+from guerdon.serving.access.credentials import is_loopback
 from guerdon.serving.config import MIB, ServerSettings, load_settings
-from guerdon.serving.credentials import is_loopback
 from guerdon.serving.settings import SettingsError
 
 
@@ -27,28 +27,31 @@ class SamplerConfig(ServerSettings):
     """Everything that the sampler needs to know."""
 
     port: int = 50052
-    """gRPC; 0 picks a free one."""
+    """gRPC port; 0 picks a free one."""
     http_port: int = 8081
-    """HTTP; 0 picks a free one, -1 serves none."""
+    """HTTP port; 0 picks a free one, -1 serves none."""
+    token_file: Path | None = None
+    """Holds the bearer token for sampling; else $GUERDON_TOKEN."""
+    admin_token_file: Path | None = None
+    """Holds the admin token for updates; else $GUERDON_ADMIN_TOKEN."""
     max_message_bytes: int = 32 * MIB
     """Largest gRPC message taken: bounds the chunks of tensors."""
     model: str = ""
-    """The policy to begin with: folder, hub name, or embedded name."""
+    """The policy to begin with: a folder or a hub name."""
     max_in_flight: int = 512
     """Most completions running and waiting; beyond, calls are shed."""
     updates: bool = True
-    """Whether weights can be replaced."""
+    """Let the weights be replaced."""
     shared_dirs: tuple[Path, ...] = ()
-    """Folders below which updates by shared path may read; none without."""
+    """Take weights from files below this folder. Repeat it."""
     nccl: bool = False
-    """Whether updates by NCCL are taken, on a CUDA GPU. The sampler connects to the address that
-    they name. Not tried on any GPU yet."""
+    """Take weights by NCCL, between two CUDA GPUs. Not tried on any yet."""
     update_idle_seconds: float = 60.0
-    """An update whose trainer is silent for so long is given up."""
+    """Give up an update whose trainer is silent for so long."""
     encode_threads: int = 2
     """Threads that render and tokenise prompts of text, and check tensors."""
     engine: EngineSettings = field(default_factory=EngineSettings)
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be served."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from guerdon.models import ModelNotFound, resolve_model
 from guerdon.sampler.config import SamplerConfig
-from guerdon.sampler.texts import ModelTexts, Texts
+from guerdon.sampler.tokenizer import CheckpointTokenizer, Tokenizer
 from guerdon.sampler.types import PolicyEngine
 from guerdon.serving.errors import NotFound
 from guerdon.serving.settings import SettingsError
 
 
-def load_policy(config: SamplerConfig) -> tuple[PolicyEngine, Texts]:
+def load_policy(config: SamplerConfig) -> tuple[PolicyEngine, Tokenizer]:
     """The engine of the settings' policy, not started, and its tokenizer.
 
     Raises:
@@ -24,11 +24,11 @@ def load_policy(config: SamplerConfig) -> tuple[PolicyEngine, Texts]:
         folder = resolve_model(config.model)
     except ModelNotFound as error:
         raise NotFound(str(error)) from error
-    texts = ModelTexts(folder)
+    tokenizer = CheckpointTokenizer(folder)
 
     from guerdon.sampler.engine import new_engine
 
-    return new_engine(folder, config.model, config.engine), texts
+    return new_engine(folder, config.model, config.engine), tokenizer
 
 
 def _check_cuda() -> None:

@@ -13,7 +13,7 @@ SECONDS_BUCKETS: Sequence[float] = (
     0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180,
     300, 600,
 )  # fmt: skip
-"""From a twentieth of a second to ten minutes: a completion is drawn token by token."""
+"""A twentieth of a second to ten minutes: a completion is drawn token by token."""
 TOKEN_BUCKETS: Sequence[float] = tuple(float(2**k) for k in range(16))
 UPDATE_BUCKETS: Sequence[float] = (
     0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600,
@@ -42,10 +42,10 @@ class SamplerMetrics:
         self.caller_requests = counter("caller_requests", "Finished calls.", ["caller", "code"])
         """`caller` is a name of the tokens file, else `shared`, `admin` or `anonymous`."""
         self.refused_calls = counter(
-            "refused_calls", "Calls refused from their headers alone.", ["method", "code"]
+            "refused_calls", "CallMetrics refused from their headers alone.", ["method", "code"]
         )
         """`code` is UNAUTHENTICATED, PERMISSION_DENIED, or RESOURCE_EXHAUSTED (`max_calls`)."""
-        self.in_flight = gauge("requests_in_flight", "Calls being served.", ["method"])
+        self.in_flight = gauge("requests_in_flight", "CallMetrics being served.", ["method"])
         self.generate_seconds = histogram(
             "generate_seconds", "Generate from arrival to its last completion.", SECONDS_BUCKETS
         )

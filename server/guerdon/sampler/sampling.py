@@ -1,6 +1,6 @@
 """Serves one call: check it, admit it, tokenise, let the engine draw, hand completions over.
 
-    work ─ checks ─ admission ─▶ a task per item ─▶ engine ─▶ the caller, in any order
+    request ─ checks ─ admission ─▶ a task per item ─▶ engine ─▶ the caller, in any order
 
 When the call ends early (its deadline, the caller's leaving, an item that failed), its tasks
 end, and a task that ends tells the engine to stop drawing.
@@ -22,14 +22,13 @@ import numpy as np
 
 from guerdon.sampler import checks
 from guerdon.sampler.admission import Admission, Ticket
-from guerdon.sampler.limits import Limits
 from guerdon.sampler.metrics import SamplerMetrics
-from guerdon.sampler.requests import Work
-from guerdon.sampler.texts import Texts
-from guerdon.sampler.types import Completion, FinishReason, PolicyEngine
+from guerdon.sampler.request_limits import RequestLimits
+from guerdon.sampler.tokenizer import Tokenizer
+from guerdon.sampler.types import Completion, FinishReason, GenerateRequest, PolicyEngine
+from guerdon.serving.access.identity import current_caller
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import ComputeFailed, DeadlinePassed, Outdated, Overloaded
-from guerdon.serving.identity import current_caller
 from guerdon.serving.prompts import TokenArray
 
 P = ParamSpec("P")
@@ -54,7 +53,7 @@ HandOver = Callable[[Drawn], Awaitable[None]]
 """Gets each completion, one at a time."""
 
 
-class Sampling:
+class Sampler:
     """Draws completions through the engine, within the limits.
 
     Args:
@@ -64,19 +63,19 @@ class Sampling:
     def __init__(
         self,
         engine: PolicyEngine,
-        texts: Texts,
+        tokenizer: Tokenizer,
         metrics: SamplerMetrics,
-        limits: Limits,
+        limits: RequestLimits,
         *,
         max_in_flight: int,
     ) -> None:
         self._engine = engine
-        self._texts = texts
+        self._tokenizer = tokenizer
         self._metrics = metrics
         self._limits = limits
         self.admission = Admission(max_in_flight)
         # One thread: a tokenizer's calls share state.
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="texts")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     def close(self) -> None:
         """Stop the thread."""
@@ -91,62 +90,62 @@ class Sampling:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, partial(function, *args, **kwargs))
 
-    async def draw(self, call: Call, work: Work, hand_over: HandOver) -> None:
-        """Hand over every completion that the work asks for, each as it ends.
+    async def draw(self, call: Call, request: GenerateRequest, hand_over: HandOver) -> None:
+        """Hand over every completion that the request asks for, each as it ends.
 
         Raises:
             ServiceError: whatever stops it: a wrong field, weights that are too old, no room,
                 the deadline, an engine that failed or was told to begin a new history.
         """
         info = self._engine.info
-        checks.check_work(work, self._limits, info.vocab_size, info.max_tokens)
-        self._check_version(work)
+        checks.check_request(request, self._limits, info.vocab_size, info.max_tokens)
+        self._check_version(request)
         if call.late:
             raise DeadlinePassed("the deadline had passed when the request arrived")
-        ticket = self._reserve(work)
+        ticket = self._reserve(request)
         try:
             async with asyncio.timeout(_seconds_left(call)):
-                prompts = await self._encode(work)
-                self._check_version(work)  # again: an update may have begun a new history
+                prompts = await self._encode(request)
+                self._check_version(request)  # again: an update may have begun a new history
                 self._metrics.prompt_tokens.inc(sum(map(len, prompts)))
-                await self._draw_all(call, work, prompts, ticket, hand_over)
+                await self._draw_all(call, request, prompts, ticket, hand_over)
         except TimeoutError as error:
             raise DeadlinePassed("the deadline passed before all completions were drawn") from error
         finally:
             self._close(call, ticket)
         self._metrics.generate_seconds.observe(call.elapsed())
 
-    def _check_version(self, work: Work) -> None:
+    def _check_version(self, request: GenerateRequest) -> None:
         serving = self._engine.version
-        if serving < work.min_version:
+        if serving < request.min_version:
             raise Outdated(
-                f"the sampler serves version {serving}, older than {work.min_version}: "
+                f"the sampler serves version {serving}, older than {request.min_version}: "
                 "publish again"
             )
 
-    def _reserve(self, work: Work) -> Ticket:
+    def _reserve(self, request: GenerateRequest) -> Ticket:
         try:
             return self.admission.reserve(
-                work.completions,
+                request.completions,
                 now=time.monotonic(),
                 caller=current_caller(),
-                tokens_each=work.options.max_tokens,
+                tokens_each=request.options.max_tokens,
             )
         except Overloaded:
-            self._metrics.shed.inc(work.completions)
+            self._metrics.shed.inc(request.completions)
             raise
 
-    async def _encode(self, work: Work) -> list[TokenArray]:
+    async def _encode(self, request: GenerateRequest) -> list[TokenArray]:
         """The prompts' tokens; texts are tokenised in the thread."""
         info = self._engine.info
         prompts = []
-        for place, item in enumerate(work.items):
+        for place, item in enumerate(request.items):
             if isinstance(item.prompt, np.ndarray):
-                prompts.append(item.prompt)  # looked at by `check_work`
+                prompts.append(item.prompt)  # looked at by `check_request`
                 continue
             field = f"items[{place}].prompt"
             tokens = await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._texts.encode, item.prompt, field
+                self._pool, self._tokenizer.encode, item.prompt, field
             )
             checks.check_tokens(tokens, field, info.vocab_size)
             checks.check_room(tokens, field, info.max_tokens)
@@ -156,7 +155,7 @@ class Sampling:
     async def _draw_all(
         self,
         call: Call,
-        work: Work,
+        request: GenerateRequest,
         prompts: Sequence[TokenArray],
         ticket: Ticket,
         hand_over: HandOver,
@@ -164,11 +163,11 @@ class Sampling:
         one_at_a_time = asyncio.Lock()
 
         async def draw(place: int) -> None:
-            item, prompt = work.items[place], prompts[place]
-            drawing = self._completions(work, place, prompt)
+            item, prompt = request.items[place], prompts[place]
+            drawing = self._completions(request, place, prompt)
             async with contextlib.aclosing(drawing):
                 async for completion in drawing:
-                    text = await self._text(work, completion)
+                    text = await self._text(request, completion)
                     async with one_at_a_time:
                         await hand_over(Drawn(place, item.id, prompt, completion, text))
                     # Its room is free now that it was handed over: who is slow to take
@@ -178,18 +177,18 @@ class Sampling:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for place in range(len(work.items)):
+                for place in range(len(request.items)):
                     group.create_task(draw(place))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
     async def _completions(
-        self, work: Work, place: int, prompt: TokenArray
+        self, request: GenerateRequest, place: int, prompt: TokenArray
     ) -> AsyncGenerator[Completion, None]:
         """All of one item's, each looked at; the engine stops when this is closed."""
-        item = work.items[place]
+        item = request.items[place]
         missing = set(range(item.n))
-        drawn = self._engine.generate(prompt, work.options, n=item.n, seed=item.seed)
+        drawn = self._engine.generate(prompt, request.options, n=item.n, seed=item.seed)
         async with contextlib.aclosing(drawn):
             async for completion in drawn:
                 check_completion(completion)
@@ -202,14 +201,14 @@ class Sampling:
                 f"the engine ended after {item.n - len(missing)} of {item.n} completions"
             )
 
-    async def _text(self, work: Work, completion: Completion) -> str:
-        if not work.return_text:
+    async def _text(self, request: GenerateRequest, completion: Completion) -> str:
+        if not request.return_text:
             return ""
         tokens = completion.token_ids
         if completion.finish_reason is FinishReason.STOP:
             tokens = tokens[:-1]  # the token that ended it is no part of what it says
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._texts.decode, tokens)
+        return await loop.run_in_executor(self._pool, self._tokenizer.decode, tokens)
 
     def _observe(self, call: Call, completion: Completion) -> None:
         metrics = self._metrics

@@ -14,9 +14,45 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.sampler.requests import Options
+from guerdon.serving.prompts import Prompt, TokenArray
 
-TokenArray = npt.NDArray[np.int32]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateItem:
+    """One prompt and how many completions it gets."""
+
+    prompt: Prompt
+    n: int = 1
+    seed: int | None = None
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """How completions are drawn."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all tokens."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """One call: prompts, and how completions of them are drawn."""
+
+    items: Sequence[GenerateItem]
+    options: SamplingOptions
+    min_version: int = 0
+    return_text: bool = False
+
+    @property
+    def completions(self) -> int:
+        """Completions of all items."""
+        return sum(item.n for item in self.items)
 
 
 class FinishReason(enum.Enum):
@@ -50,8 +86,8 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyInfo:
-    """What is served."""
+class EngineInfo:
+    """What an engine serves, whatever its weights are."""
 
     model: str
     dtype: str
@@ -89,8 +125,8 @@ class WeightUpdate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """New weights serve."""
+class PublishResult:
+    """The figures of an update whose weights serve now."""
 
     canary_tokens: int
     canary_mean_difference: float
@@ -101,8 +137,8 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Nccl:
-    """Where the tensors are broadcast from."""
+class NcclSource:
+    """The trainer's end of an NCCL group, which broadcasts the tensors."""
 
     master_address: str
     master_port: int
@@ -115,7 +151,7 @@ class StagedWeights(Protocol):
 
 
 class Staging(Protocol):
-    """Where the tensors of one update go until they are checked. Touches nothing that serves."""
+    """A place for the tensors of one update until they are checked. Touches nothing that serves."""
 
     async def write(self, tensor: int, offset: int, data: bytes) -> None:
         """Take a piece of a tensor; pieces come in order, tensor after tensor.
@@ -149,22 +185,22 @@ class PolicyEngine(Protocol):
         """End it, started or not."""
 
     @property
-    def info(self) -> PolicyInfo:
+    def info(self) -> EngineInfo:
         """What is served."""
 
     @property
     def version(self) -> int:
-        """Of the weights that serve; 0 for those it was started with."""
+        """Version of the weights that serve; 0 for those it was started with."""
 
     @property
     def sha256(self) -> bytes:
-        """Of the last update; empty before the first."""
+        """SHA-256 of the last update; empty before the first."""
 
     def load(self) -> tuple[int, int]:
         """Completions that are being drawn, and that wait. (0, 0) before the start."""
 
     def generate(
-        self, prompt: TokenArray, options: Options, *, n: int, seed: int | None
+        self, prompt: TokenArray, options: SamplingOptions, *, n: int, seed: int | None
     ) -> AsyncGenerator[Completion, None]:
         """The completions of one prompt, each as it ends, in any order.
 
@@ -191,10 +227,10 @@ class PolicyEngine(Protocol):
             specs: what the files hold, or empty for whatever they hold.
         """
 
-    async def stage_nccl(self, source: Nccl, specs: tuple[TensorSpec, ...]) -> Staging:
+    async def stage_nccl(self, source: NcclSource, specs: tuple[TensorSpec, ...]) -> Staging:
         """Tensors that a trainer broadcasts; as `stage_stream`."""
 
-    async def publish(self, staged: StagedWeights, update: WeightUpdate) -> Published:
+    async def publish(self, staged: StagedWeights, update: WeightUpdate) -> PublishResult:
         """Load, compare canaries, switch; or go back to the old weights, whatever happens.
 
         It is awaited to its end, even if the caller has left.

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 from prometheus_client import Gauge
 
-from guerdon.serving import audit
+from guerdon.serving.access import audit
+from guerdon.serving.access.identity import Caller, current_caller
 from guerdon.serving.deadlines import left_late
 from guerdon.serving.errors import Overloaded
-from guerdon.serving.identity import Caller, current_caller
-from guerdon.serving.status import code_of
+from guerdon.serving.status import status_code
 
 LIMIT_RETRY_SECONDS = 0.5
 """When to come back after a call too many: one of its own should have ended."""
@@ -25,7 +25,7 @@ class Call:
     def __init__(self, method: str, deadline: float | None) -> None:
         self.method = method
         self.deadline = deadline
-        """On `time.monotonic`'s clock."""
+        """The time by which the caller wants its reply, on `time.monotonic`'s clock."""
         self.arrival = time.monotonic()
         self.caller = current_caller()
 
@@ -44,7 +44,7 @@ class CallerLimits:
 
     def __init__(self) -> None:
         self._calls: dict[str, int] = {}
-        """By the caller's key; only of callers that have a limit, and calls."""
+        """Calls being served, by the caller's key; only of callers that have a limit, and calls."""
 
     @contextmanager
     def hold(self, caller: Caller) -> Iterator[None]:
@@ -95,7 +95,7 @@ def tracked(
         code = "DEADLINE_EXCEEDED" if call.late else "CANCELLED"
         raise
     except Exception as error:
-        code = code_of(error).name
+        code = status_code(error).name
         raise
     finally:
         gauge.dec()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from guerdon.serving.credentials import TLSFiles
+from guerdon.serving.access.credentials import TLSFiles
 from guerdon.serving.settings import SettingsError, build, read_toml
 
 MIB = 1024 * 1024
@@ -20,27 +20,29 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """Where a server listens, what guards it, how it ends."""
+    """The settings that every server has."""
 
     host: str = "127.0.0.1"
-    """Where gRPC and HTTP listen. Only this machine can reach the default."""
+    """Address to listen on."""
     port: int
-    """gRPC; 0 picks a free one."""
+    """gRPC port; 0 picks a free one."""
     http_port: int
-    """HTTP; 0 picks a free one, -1 serves none."""
+    """HTTP port; 0 picks a free one, -1 serves none."""
     metrics_port: int = -1
-    """Metrics and probes over plain HTTP, for those who can show no certificate; 0 picks a free
-    one. -1: metrics are served on the HTTP port."""
+    """Metrics and probes on this port, over plain HTTP whatever the others use; 0 picks a free
+    one. (default: on the HTTP port)"""
     tls_certificate: Path | None = None
+    """PEM file."""
     tls_key: Path | None = None
+    """PEM file."""
     tls_client_ca: Path | None = None
-    """Clients must show a certificate that it signed."""
+    """PEM file: clients must show a certificate it signed."""
     tokens: Path | None = None
-    """TOML file of named callers and their tokens; see `guerdon.serving.callers`."""
+    """TOML file of named callers: their tokens, roles, classes, shares and limits."""
     token_file: Path | None = None
     """Holds the bearer token of callers; else $GUERDON_TOKEN."""
     admin_token_file: Path | None = None
-    """Holds the bearer token for administration; else $GUERDON_ADMIN_TOKEN."""
+    """Holds the admin token; else $GUERDON_ADMIN_TOKEN."""
     max_message_bytes: int = 16 * MIB
     """Largest gRPC message taken."""
     max_body_bytes: int = 4 * MIB
@@ -50,15 +52,15 @@ class ServerSettings:
     max_calls: int = 4096
     """Most gRPC calls being served at a time; beyond, calls are shed."""
     lame_duck: float = 0.0
-    """Seconds after SIGTERM in which calls are still taken while the health service says
-    NOT_SERVING, so that load balancers look elsewhere before the port closes."""
+    """Seconds after SIGTERM in which calls are still taken while health says NOT_SERVING."""
     drain_grace: float = 30.0
     """Seconds that accepted work gets after SIGTERM."""
     ready_file: Path | None = None
-    """Gets the real ports as JSON when the server is ready."""
+    """Write the real ports here as JSON when ready."""
     log_level: str = "info"
+    """debug, info, warning or error."""
     access_log: bool = False
-    """Whether the log has a line for every call, with its caller, status and seconds."""
+    """Log every call, with its caller, status and seconds."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be served."""
@@ -124,7 +126,8 @@ def load_settings(
     """The settings of a file, with flags on top.
 
     Args:
-        flags: by the setting's name, `engine.dtype` for one in a table; None means not given.
+        flags: by the setting's name, `engine.dtype` for one in a table; None, and an empty list,
+            mean not given.
         merged: tables of which a flag replaces entries of the same name only.
 
     Raises:
@@ -132,7 +135,7 @@ def load_settings(
     """
     values = read_toml(file) if file is not None else {}
     for name, value in flags.items():
-        if value is None:
+        if value is None or value == []:
             continue
         table, _, key = name.rpartition(".")
         target = values.setdefault(table, {}) if table else values

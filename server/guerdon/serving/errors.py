@@ -41,7 +41,7 @@ class InvalidRequest(ServiceError):
         self.reason = reason
 
     def under(self, prefix: str) -> InvalidRequest:
-        """The same error, seen from the message that holds the field."""
+        """This error, seen from the message that holds the field."""
         return InvalidRequest(f"{prefix}.{self.field}" if self.field else prefix, self.reason)
 
 

@@ -16,7 +16,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from guerdon.serving.lifecycle import Lifecycle
+from guerdon.serving.process.lifecycle import Lifecycle
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 

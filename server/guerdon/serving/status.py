@@ -77,7 +77,7 @@ class ErrorStatus:
         return HTTP_CODES[self.code]
 
     def to_proto(self) -> status_pb2.Status:
-        """As `google.rpc.Status` with its details."""
+        """A `google.rpc.Status` with its details."""
         status = status_pb2.Status(
             code=getattr(code_pb2, self.code.name), message=_clip(self.message)
         )
@@ -99,7 +99,7 @@ class ErrorStatus:
         return []
 
     def to_json(self) -> dict[str, Any]:
-        """As the body of an HTTP answer."""
+        """The body of an HTTP answer."""
         error: dict[str, Any] = {"code": self.code.name, "message": _clip(self.message)}
         if self.field:
             error["field"] = _clip(self.field)
@@ -124,7 +124,7 @@ def describe(error: BaseException) -> ErrorStatus:
     """
     if isinstance(error, errors.ServiceError):
         return ErrorStatus(
-            code=code_of(error),
+            code=status_code(error),
             message=str(error),
             field=(error.field or "request") if isinstance(error, errors.InvalidRequest) else "",
             retry_after=error.retry_after if isinstance(error, errors.Overloaded) else None,
@@ -139,7 +139,7 @@ def describe(error: BaseException) -> ErrorStatus:
     )
 
 
-def code_of(error: BaseException) -> grpc.StatusCode:
+def status_code(error: BaseException) -> grpc.StatusCode:
     """The status code for an error; INTERNAL for one that is ours."""
     for kind, code in _CODES:
         if isinstance(error, kind):

@@ -28,13 +28,10 @@ from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.pace import Fit, Pace
 from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.types import PriorityClass
+from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
-from guerdon.serving.identity import EVERYBODY, Caller
+from guerdon.serving.retries import UNKNOWN_RETRY_SECONDS, competition, promise_room
 
-MIN_RETRY_SECONDS = 0.05
-MAX_RETRY_SECONDS = 30.0
-UNKNOWN_RETRY_SECONDS = 1.0
-"""Before any batch has been measured."""
 WAIT_MARGIN = 1.5
 """How much longer than foreseen a call is taken to last when it is held to its deadline. With
 less, more calls are computed in vain at overload than are shed in vain below it (simulated)."""
@@ -263,28 +260,18 @@ class Admission:
         return own / max([own, *(each.caller.share for each in accounts if each.ledger.total)])
 
     def _competition(self, ticket: Ticket, now: float) -> float:
-        """The shares of all who hold or were promised room of its class, over a caller's own."""
-        own = ticket.account.caller.share
-        accounts = self._accounts[ticket.priority].others(ticket.account)
-        return 1 + sum(each.caller.share for each in accounts if not each.idle(now)) / own
+        account = ticket.account
+        return competition(account, self._accounts[ticket.priority].others(account), now)
 
     def _promise(self, ticket: Ticket, excess: float, tokens: int, now: float) -> float:
-        """Seconds until there should be room, behind all of its own that was sent away before.
-
-        Without their place in a line, everyone would be told of the same room and come back
-        for it at the same moment. Who cannot come back before its deadline takes no place.
-        Each caller has a line of its own, that moves at its share of the pace.
-        """
+        """Seconds until there should be room for a request."""
         each = self._seconds_per_token(ticket.model_name)
         if each is None:
             return UNKNOWN_RETRY_SECONDS
-        account = ticket.account
-        start = max(now + excess * each, account.slot)
-        if ticket.deadline is None or start < ticket.deadline:
-            # What is put off beyond the longest wait is not promised: the line cannot grow.
-            taken = tokens * each * self._competition(ticket, now)
-            account.slot = min(start + taken, now + MAX_RETRY_SECONDS)
-        return min(max(start - now, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+        use = tokens * each * self._competition(ticket, now)
+        return promise_room(
+            ticket.account, wait=excess * each, use=use, now=now, deadline=ticket.deadline
+        )
 
     def _check_wait(self, ticket: Ticket, tokens: int, now: float) -> None:
         """Refuse what would be done too late.

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from guerdon.serving.identity import EVERYBODY, Caller
+from guerdon.serving.access.identity import EVERYBODY, Caller
 
 MAX_CALLERS = 256
 """Callers that are told apart at a time in a class; all beyond are one caller together."""

@@ -34,7 +34,7 @@ from guerdon.reward.scheduling.limits import BatchLimits, Budgets
 from guerdon.reward.scheduling.queues import ClassQueue, ModelQueue
 from guerdon.reward.scheduling.units import Batch, LazyHeap, Owner, QueuedItem
 from guerdon.reward.types import EncodedItem, PriorityClass
-from guerdon.serving.identity import EVERYBODY, Caller
+from guerdon.serving.access.identity import EVERYBODY, Caller
 
 _ROUNDING = 1e-6
 """Tokens by which sums of credit may be off."""

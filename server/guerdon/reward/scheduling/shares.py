@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from guerdon.serving.identity import Caller
+from guerdon.serving.access.identity import Caller
 
 MAX_REMEMBERED = 1024
 """Callers whose lead is remembered: addresses of strangers are endless."""

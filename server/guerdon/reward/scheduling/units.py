@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from guerdon.reward.types import EncodedItem, PriorityClass
-from guerdon.serving.identity import Caller
+from guerdon.serving.access.identity import Caller
 
 Owner = TypeVar("Owner")
 """What whoever adds work wants back with it."""

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from guerdon.reward.scheduling.shares import Shares
-from guerdon.serving.identity import Caller
+from guerdon.serving.access.identity import Caller
 
 R = TypeVar("R")
 

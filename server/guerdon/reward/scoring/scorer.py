@@ -36,8 +36,8 @@ from guerdon.reward.types import (
     ScoreOptions,
     TokenArray,
 )
+from guerdon.serving.access.identity import current_caller
 from guerdon.serving.errors import ComputeFailed, InvalidRequest, PermissionDenied, Unsupported
-from guerdon.serving.identity import current_caller
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -11,10 +11,10 @@ from guerdon.reward.models.registry import Registry
 from guerdon.reward.models.revision import Revision
 from guerdon.reward.types import PriorityClass
 from guerdon.reward.wire import convert
-from guerdon.serving import audit
-from guerdon.serving.callers import Role
-from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.wire import Context, M, deadline_of, decode
+from guerdon.serving.access import audit
+from guerdon.serving.access.identity import Role
+from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.wire.handlers import Context, M, deadline_of, decode
 from guerdon.v1 import admin_pb2, reward_pb2
 
 SERVICE = admin_pb2.DESCRIPTOR.services_by_name["ModelAdminService"]

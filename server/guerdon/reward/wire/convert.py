@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from guerdon.reward import types
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored
-from guerdon.serving.convert import check_id, duration, prompt, tokens
 from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.wire.convert import check_id, duration, prompt, tokens
 from guerdon.v1 import common_pb2, reward_pb2
 
 MIXED_FORMS = "a prompt of token ids needs responses of token ids, and no other prompt takes them"

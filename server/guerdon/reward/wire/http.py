@@ -18,12 +18,12 @@ from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import ScoreItem
 from guerdon.reward.wire import schemas
+from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.http import while_connected
-from guerdon.serving.http_bodies import body_route, parse_body
-from guerdon.serving.identity import Role
-from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.schemas import ERRORS, ErrorReply
+from guerdon.serving.http.app import while_connected
+from guerdon.serving.http.bodies import body_route, parse_body
+from guerdon.serving.http.schemas import ERRORS, ErrorReply
+from guerdon.serving.process.lifecycle import Lifecycle
 
 _ERRORS = {**ERRORS, 404: {"model": ErrorReply, "description": "No such model."}}
 _METHODS = {"/v1/score": "http_score", "/v1/rank": "http_rank"}

@@ -15,9 +15,8 @@ from guerdon.reward import types
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.wire import convert
-from guerdon.serving.convert import check_id
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.schemas import (
+from guerdon.serving.http.schemas import (
     MAX_UINT32,
     TIMEOUT,
     Body,
@@ -26,6 +25,7 @@ from guerdon.serving.schemas import (
     TokenIdsBody,
     prompt_of,
 )
+from guerdon.serving.wire.convert import check_id
 
 
 def _response_form(value: Any) -> str:

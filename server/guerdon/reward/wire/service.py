@@ -11,9 +11,9 @@ from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import PriorityClass, ScoreItem
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.stream import ScoreStreamCall
-from guerdon.serving.callers import Role
-from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.wire import Context, M, deadline_of, decode
+from guerdon.serving.access.identity import Role
+from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.wire.handlers import Context, M, deadline_of, decode
 from guerdon.v1 import reward_pb2
 
 SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"]

@@ -17,11 +17,11 @@ from guerdon.reward.call_metrics import CallMetrics, ScoringCall
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scorer, in_item
 from guerdon.reward.wire import convert
-from guerdon.serving.convert import check_id, timeout
 from guerdon.serving.errors import Cancelled, DeadlinePassed, InvalidRequest, Unavailable
-from guerdon.serving.lifecycle import Lifecycle
+from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.status import describe
-from guerdon.serving.wire import Context, decode
+from guerdon.serving.wire.convert import check_id, timeout
+from guerdon.serving.wire.handlers import Context, decode
 from guerdon.v1 import reward_pb2
 
 

@@ -58,7 +58,7 @@ def report_failures() -> None:
             logger.addHandler(_Reporter(Path(file)))
 
 
-def sentence_of(error: BaseException) -> str:
+def error_sentence(error: BaseException) -> str:
     """What an exception of vLLM says, without the frame that pydantic puts around it."""
     from pydantic import ValidationError
 
@@ -82,6 +82,6 @@ class _Reporter(logging.Handler):
             return
         try:
             with self._file.open("x", encoding="utf-8") as file:
-                file.write(f"{sentence_of(error)}\n")
+                file.write(f"{error_sentence(error)}\n")
         except OSError:
             pass  # another was first, or the sampler has gone

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.models.devices import cpu_multiplies_bfloat16
-from guerdon.sampler.engine.failure import sentence_of
+from guerdon.sampler.engine.failure import error_sentence
 from guerdon.sampler.engine.plugin import BACKEND, SAMPLER
 from guerdon.sampler.engine.quiet import keep_quiet
 from guerdon.sampler.engine.settings import EngineSettings
@@ -81,14 +81,14 @@ def engine_arguments(folder: Path, settings: EngineSettings) -> Any:
     )
 
 
-def reason_of(error: Exception, told: str = "") -> str:
+def start_failure(error: Exception, told: str = "") -> str:
     """What vLLM's start failed of.
 
     Args:
         error: raised in this process.
         told: what the engine's process said of its own failure.
     """
-    text = sentence_of(error)
+    text = error_sentence(error)
     if text.startswith("Engine core initialization failed"):
         return told or "its engine's process failed at its start, and wrote why to the log above"
     return text

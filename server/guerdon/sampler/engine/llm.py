@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from guerdon.sampler.engine.failure import FailureFile
-from guerdon.sampler.engine.launch import engine_arguments, quiet_environment, reason_of
+from guerdon.sampler.engine.launch import engine_arguments, quiet_environment, start_failure
 from guerdon.sampler.engine.settings import EngineSettings
-from guerdon.sampler.types import TokenArray
 from guerdon.serving.errors import CheckpointRefused, ComputeFailed, Unavailable
+from guerdon.serving.prompts import TokenArray
 
 _END_SECONDS = 20.0
 """vLLM's processes are killed after that; its own 5 are not enough for a busy machine."""
@@ -41,11 +41,11 @@ class Llm:
         try:
             await asyncio.shield(self._starting)
         except (ValueError, RuntimeError, OSError) as error:
-            reason = reason_of(error, self._failure.read())
+            reason = start_failure(error, self._failure.read())
             raise CheckpointRefused(f"vLLM can't serve {folder}: {reason}") from error
 
     def _start(self, folder: Path, settings: EngineSettings) -> None:
-        """In a thread: importing vLLM alone takes seconds."""
+        """Start vLLM; called in a thread, since importing it alone takes seconds."""
         quiet_environment(settings)
         self._failure.announce()
         from vllm.v1.engine.async_llm import AsyncLLM

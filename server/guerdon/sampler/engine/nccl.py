@@ -14,9 +14,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from guerdon.sampler.engine.specs import size_of
+from guerdon.sampler.engine.checkpoint_tensors import tensor_bytes
 from guerdon.sampler.engine.staging import FileStaging, StagedFile
-from guerdon.sampler.types import Nccl, TensorSpec
+from guerdon.sampler.types import NcclSource, TensorSpec
 from guerdon.serving.errors import InvalidRequest, UpdateRefused
 
 JOINED = b"joined\n"
@@ -28,7 +28,7 @@ _COMMAND = (sys.executable, "-m", "guerdon.sampler.engine.nccl_receive")
 _WORLD, _RANK = 2, 1
 
 
-def check_nccl(source: Nccl) -> None:
+def check_nccl(source: NcclSource) -> None:
     """Refuse what can't be received.
 
     Raises:
@@ -59,7 +59,7 @@ class NcclReceiver:
         self._ending: set[asyncio.Future[None]] = set()
 
     async def stage(
-        self, file: FileStaging, source: Nccl, specs: Sequence[TensorSpec]
+        self, file: FileStaging, source: NcclSource, specs: Sequence[TensorSpec]
     ) -> NcclStaging:
         """Begin to receive: the trainer waits for us.
 
@@ -175,7 +175,7 @@ class NcclStaging:
             why = said.decode(errors="replace").strip() or "its receiver ended"
             raise UpdateRefused(f"the sampler could not join the trainer's NCCL group: {why}")
         for place, spec in enumerate(self._specs):
-            size = size_of(spec)
+            size = tensor_bytes(spec)
             for offset in range(0, size, _PIECE):
                 piece = await self._tensors.readexactly(min(_PIECE, size - offset))
                 await self._file.write(place, offset, piece)

@@ -26,13 +26,13 @@ from typing import Any, BinaryIO
 import torch
 
 from guerdon.sampler.engine.nccl import JOINED
-from guerdon.sampler.types import Nccl, TensorSpec
+from guerdon.sampler.types import NcclSource, TensorSpec
 
 _KNOCK_SECONDS = 60.0
 
 
 class Passing:
-    """In the place of vLLM's model: writes what it is to load."""
+    """A stand-in for vLLM's model that writes what it is to load."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
@@ -53,13 +53,13 @@ def new_engine(model: Passing, device: str) -> Any:
     # Only these are asked for: the rank among the sampler's workers, which is one process here.
     alone: Any = SimpleNamespace(data_parallel_index=0, world_size=1, rank=0)
     config: Any = SimpleNamespace(parallel_config=alone, model_config=None)
-    standing: Any = model
+    loads_weights: Any = model
     return NCCLWeightTransferEngine(
-        WeightTransferConfig(backend="nccl"), config, torch.device(device), standing
+        WeightTransferConfig(backend="nccl"), config, torch.device(device), loads_weights
     )
 
 
-def init_info(source: Nccl) -> dict[str, Any]:
+def init_info(source: NcclSource) -> dict[str, Any]:
     """How vLLM's engine joins: tensor by tensor, so that no two sides must agree on buffers."""
     return {
         "master_address": source.master_address,
@@ -79,7 +79,7 @@ def update_info(specs: Sequence[TensorSpec]) -> dict[str, Any]:
     }
 
 
-def join(engine: Any, source: Nccl) -> None:
+def join(engine: Any, source: NcclSource) -> None:
     """Tell the trainer that we are there, and make the group with it.
 
     Raises:
@@ -103,7 +103,7 @@ def serve(asked: dict[str, Any], out: BinaryIO, *, device: str) -> Any:
     Raises:
         Exception: whatever went wrong; the process is of no more use.
     """
-    source = Nccl(**asked["source"])
+    source = NcclSource(**asked["source"])
     specs = [TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in asked["specs"]]
     engine = new_engine(Passing(out), device)
     try:

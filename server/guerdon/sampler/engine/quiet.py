@@ -21,7 +21,7 @@ _NEEDLESS: dict[str, tuple[str, ...]] = {
     "vllm.platforms.cpu": ("Triton is not installed", "Reset SSM cache type to float32"),
     "vllm.triton_utils.importing": ("Triton is installed, but doesn't include CPU backend",),
 }  # fmt: skip
-"""By logger, parts of the messages."""
+"""Parts of the messages that are left out, by logger."""
 
 
 class _Filter(logging.Filter):

@@ -9,27 +9,27 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What vLLM is told. The defaults fit a small model on a few CPU cores, and one GPU."""
+    """What vLLM is told; 0 stands for what the machine makes the default."""
 
     dtype: str = "auto"
-    """Of the computation; auto is the checkpoint's own, but float32 on processors that have no
+    """float32, bfloat16, float16, or auto: the checkpoint's own, but float32 on processors without
     instructions for bfloat16."""
     max_model_len: int = 0
-    """Most tokens of prompt and completion; 0 is the model's own limit, at most 4,096 on a CPU."""
+    """Most tokens of prompt and completion. (default: the model's, on a CPU up to 4096)"""
     max_num_seqs: int = 0
-    """Most completions drawn at a time; 0 is 64 on a CPU and 256 on a GPU."""
+    """Most completions drawn at a time; others wait. (default: 64 on a CPU, 256 on a GPU)"""
     kv_cache_gib: int = 2
-    """Memory for keys and values on a CPU, in whole GiB: vLLM takes no parts."""
+    """Memory for keys and values on a CPU, in GiB."""
     gpu_memory_utilization: float = 0.9
-    """Share of a GPU's memory that vLLM takes."""
+    """Share of a GPU's memory to take."""
     tensor_parallel_size: int = 1
     """GPUs that share the model."""
     enforce_eager: bool | None = None
     """Run without compiling; None is True on a CPU, where compiling takes a minute."""
     threads: int = 0
-    """CPU threads of torch; 0 is all cores."""
+    """CPU threads of torch. (default: all cores)"""
     seed: int = 0
-    """Of completions that come without a seed of their own."""
+    """Seed of completions that come without one of their own."""
 
     def __post_init__(self) -> None:
         """Refuse values that can't be."""

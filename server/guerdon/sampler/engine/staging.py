@@ -1,4 +1,4 @@
-"""Where the tensors of an update go until they are checked: a safetensors file of our own.
+"""A safetensors file of our own, in which the tensors of an update lie until they are checked.
 
 It lies in shared memory where there is room, else in the temporary folder. Files that a dead
 process left behind are removed at the next start.
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from guerdon.sampler.engine.specs import header_of, size_of
+from guerdon.sampler.engine.checkpoint_tensors import safetensors_header, tensor_bytes
 from guerdon.sampler.types import TensorSpec
 from guerdon.serving.errors import InvalidRequest, UpdateRefused
 
@@ -47,7 +47,7 @@ class StagingArea:
         Raises:
             UpdateRefused: there is no room.
         """
-        needed = sum(map(size_of, specs))
+        needed = sum(map(tensor_bytes, specs))
         free = {folder: shutil.disk_usage(folder).free for folder in self._folders}
         folder = next((f for f in free if free[f] > needed + _SPARE), None)
         if folder is None:
@@ -87,7 +87,7 @@ class FileStaging:
         self._digest = hashlib.sha256()
         self._tensor, self._offset = 0, 0
         self._file: BinaryIO | None = path.open("wb")
-        self._file.write(header_of(specs))
+        self._file.write(safetensors_header(specs))
         self._staged: StagedFile | None = None
 
     @property
@@ -105,7 +105,7 @@ class FileStaging:
             raise InvalidRequest("chunk.tensor", f"{spec.name} is out of order")
         if offset != self._offset:
             raise InvalidRequest("chunk.offset", f"of {spec.name} is {offset}, not {self._offset}")
-        if offset + len(data) > size_of(spec):
+        if offset + len(data) > tensor_bytes(spec):
             raise InvalidRequest("chunk.data", f"goes past the end of {spec.name}")
         await asyncio.to_thread(self._put, data)
         self._offset += len(data)
@@ -116,7 +116,7 @@ class FileStaging:
         self._file.write(data)
 
     def _pass_over_whole(self) -> None:
-        while self._tensor < len(self._specs) and self._offset == size_of(
+        while self._tensor < len(self._specs) and self._offset == tensor_bytes(
             self._specs[self._tensor]
         ):
             self._tensor, self._offset = self._tensor + 1, 0
@@ -126,7 +126,7 @@ class FileStaging:
         self._pass_over_whole()
         if self._tensor < len(self._specs):
             spec = self._specs[self._tensor]
-            missing = size_of(spec) - self._offset
+            missing = tensor_bytes(spec) - self._offset
             raise UpdateRefused(f"{spec.name} lacks {missing} of its bytes")
         if self._digest.digest() != sha256:
             raise UpdateRefused("the checksum is not that of the tensors that came")

@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from guerdon.sampler.engine.llm import Llm
 from guerdon.sampler.engine.staging import StagedFile
-from guerdon.sampler.types import Canary, PolicyInfo, Published, TokenArray, WeightUpdate
+from guerdon.sampler.types import Canary, EngineInfo, PublishResult, WeightUpdate
 from guerdon.serving.errors import Unavailable, UpdateRefused
+from guerdon.serving.prompts import TokenArray
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +43,16 @@ class Switch:
         original: the safetensors files that it was started with.
     """
 
-    def __init__(self, llm: Llm, info: PolicyInfo, original: Sequence[Path]) -> None:
+    def __init__(self, llm: Llm, info: EngineInfo, original: Sequence[Path]) -> None:
         self._llm, self._info, self._original = llm, info, original
         self._versions = {"0": 0}
-        """By vLLM's label of the weights. A version that is tried twice has two labels."""
+        """Versions by vLLM's label of the weights. One that is tried twice has two labels."""
         self._label = "0"
         self._attempts = 0
         self._good: StagedFile | None = None
         self._updating = asyncio.Lock()
         self.sha256 = b""
-        """Of the last update; empty before the first."""
+        """SHA-256 of the last update; empty before the first."""
         self.history = 0
         """Counts the updates with `reset`."""
         self.settled = asyncio.Event()
@@ -64,10 +65,10 @@ class Switch:
 
     @property
     def version(self) -> int:
-        """Of the weights that serve."""
+        """Version of the weights that serve."""
         return self._versions[self._label]
 
-    def version_of(self, label: str) -> int | None:
+    def published_version(self, label: str) -> int | None:
         """The version that vLLM calls so; None if it was refused or is not decided."""
         return self._versions.get(label)
 
@@ -75,7 +76,7 @@ class Switch:
         """Give the weights of the start their label."""
         await self._llm.label(self._label)
 
-    async def publish(self, staged: StagedFile, update: WeightUpdate) -> Published:
+    async def publish(self, staged: StagedFile, update: WeightUpdate) -> PublishResult:
         """Load, compare canaries, switch; or go back to the weights of before.
 
         Raises:
@@ -92,7 +93,7 @@ class Switch:
 
     async def _switch(
         self, staged: StagedFile, update: WeightUpdate, before: npt.NDArray[np.float64]
-    ) -> Published:
+    ) -> PublishResult:
         self._attempts += 1
         label = f"{update.version}.{self._attempts}"
         clock = _Clock()
@@ -116,7 +117,7 @@ class Switch:
                 "the engine could not load the weights, or compute the canaries"
             ) from error
         self._take(staged, update, label)
-        return Published(
+        return PublishResult(
             canary_tokens=tokens,
             canary_mean_difference=mean,
             canary_max_difference=largest,

@@ -26,7 +26,7 @@ class FilesInit(WeightTransferInitInfo):  # type: ignore[misc]
 
 @dataclass
 class FilesUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """Where the weights are: every tensor of the checkpoint."""
+    """The files that hold every tensor of the checkpoint."""
 
     paths: list[str]
 
@@ -50,7 +50,7 @@ class FileTransfer(WeightTransferEngine[FilesInit, FilesUpdate]):  # type: ignor
         model.load_weights(_tensors(update_info.paths))
 
     def update_weights(self, update_info: dict[str, object]) -> None:
-        """As the base class does, also where there is no accelerator to wait for."""
+        """Load tensors like the base class, also where there is no accelerator to wait for."""
         self.receive_weights(self.parse_update_info(update_info))
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()

@@ -13,26 +13,26 @@ from typing import Any
 
 import numpy as np
 
+from guerdon.sampler.engine.checkpoint_tensors import CheckpointShape, read_specs, weight_files
 from guerdon.sampler.engine.llm import Llm
 from guerdon.sampler.engine.nccl import NcclReceiver, NcclStaging, check_nccl
 from guerdon.sampler.engine.settings import EngineSettings
-from guerdon.sampler.engine.specs import CheckpointShape, read_specs, weight_files
 from guerdon.sampler.engine.staging import FileStaging, StagedFile, StagingArea
 from guerdon.sampler.engine.switch import Switch
-from guerdon.sampler.requests import Options
 from guerdon.sampler.types import (
     Completion,
+    EngineInfo,
     FinishReason,
-    Nccl,
-    PolicyInfo,
-    Published,
+    NcclSource,
+    PublishResult,
+    SamplingOptions,
     StagedWeights,
     TensorSpec,
-    TokenArray,
     VersionSpan,
     WeightUpdate,
 )
 from guerdon.serving.errors import ComputeFailed, Interrupted, Unavailable, UpdateRefused
+from guerdon.serving.prompts import TokenArray
 
 _MOST_TRIES = 20
 """Draws of one completion: each but the last was ended by an update that was refused."""
@@ -51,7 +51,7 @@ class VLLMEngine:
         self._folder, self._name, self._settings = folder, name, settings
         self._llm = Llm()
         self._receiver = NcclReceiver()
-        self._info: PolicyInfo | None = None
+        self._info: EngineInfo | None = None
         self._switch: Switch | None = None
         self._area: StagingArea | None = None
         self._shape: CheckpointShape | None = None
@@ -64,7 +64,7 @@ class VLLMEngine:
         await self._llm.start(self._folder, self._settings)
         config = self._llm.config.model_config
         text = config.hf_config.get_text_config()
-        self._info = PolicyInfo(
+        self._info = EngineInfo(
             model=self._name,
             dtype=str(config.dtype).removeprefix("torch."),
             max_tokens=int(config.max_model_len),
@@ -86,19 +86,19 @@ class VLLMEngine:
             self._area.close()
 
     @property
-    def info(self) -> PolicyInfo:
+    def info(self) -> EngineInfo:
         """What is served."""
         assert self._info is not None, "the engine was not started"
         return self._info
 
     @property
     def version(self) -> int:
-        """Of the weights that serve."""
+        """Version of the weights that serve."""
         return 0 if self._switch is None else self._switch.version
 
     @property
     def sha256(self) -> bytes:
-        """Of the last update; empty before the first."""
+        """SHA-256 of the last update; empty before the first."""
         return b"" if self._switch is None else self._switch.sha256
 
     def load(self) -> tuple[int, int]:
@@ -118,7 +118,7 @@ class VLLMEngine:
     # Drawing
 
     async def generate(
-        self, prompt: TokenArray, options: Options, *, n: int, seed: int | None
+        self, prompt: TokenArray, options: SamplingOptions, *, n: int, seed: int | None
     ) -> AsyncGenerator[Completion, None]:
         """The completions of one prompt, each as it ends."""
         room = self.info.max_tokens - len(prompt)
@@ -134,7 +134,7 @@ class VLLMEngine:
                 task.cancel()
             await asyncio.gather(*drawing, return_exceptions=True)
 
-    def _sampling(self, options: Options, room: int, seed: int | None, index: int) -> Any:
+    def _sampling(self, options: SamplingOptions, room: int, seed: int | None, index: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -200,14 +200,14 @@ class VLLMEngine:
             raise
         return staging
 
-    async def stage_nccl(self, source: Nccl, specs: tuple[TensorSpec, ...]) -> NcclStaging:
+    async def stage_nccl(self, source: NcclSource, specs: tuple[TensorSpec, ...]) -> NcclStaging:
         """Tensors that a trainer broadcasts, taken by a process of its own."""
         _, shape, area = self._ready()
         check_nccl(source)
         shape.check(specs)
         return await self._receiver.stage(area.new(specs), source, specs)
 
-    async def publish(self, staged: StagedWeights, update: WeightUpdate) -> Published:
+    async def publish(self, staged: StagedWeights, update: WeightUpdate) -> PublishResult:
         """Load, compare canaries, switch; or go back to the old weights."""
         assert isinstance(staged, StagedFile)
         return await self._ready()[0].publish(staged, update)
@@ -229,7 +229,7 @@ def _completion(output: Any, index: int, switch: Switch) -> Completion | None:
         raise ComputeFailed("the engine gave a log-probability that is not a finite number")
     spans: list[VersionSpan] = []
     for span in output.weight_versions or ():
-        version = switch.version_of(str(span.version))
+        version = switch.published_version(str(span.version))
         if version is None:
             return None
         spans.append(VersionSpan(version, int(span.start), int(span.end)))

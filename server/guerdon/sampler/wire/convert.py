@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from guerdon.sampler.limits import Limits
-from guerdon.sampler.requests import Item, Options, Work
+from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn
-from guerdon.sampler.types import FinishReason
-from guerdon.serving.convert import prompt
+from guerdon.sampler.types import FinishReason, GenerateItem, GenerateRequest, SamplingOptions
 from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.wire.convert import prompt
 from guerdon.v1 import policy_pb2
 
 
-def work(request: policy_pb2.GenerateRequest, limits: Limits) -> Work:
-    """What a request asks for; `checks.check_work` looks at the values.
+def generate_request(message: policy_pb2.GenerateRequest, limits: RequestLimits) -> GenerateRequest:
+    """What a request asks for; `checks.check_request` looks at the values.
 
     Raises:
         InvalidRequest: something that is required is missing, or there is too much.
     """
-    if not request.HasField("options"):
+    if not message.HasField("options"):
         raise InvalidRequest("options", "is required")
-    if len(request.items) > limits.max_items:  # before any is looked at
+    if len(message.items) > limits.max_items:  # before any is looked at
         raise InvalidRequest(
-            "items", f"there are {len(request.items)}, the limit is {limits.max_items}"
+            "items", f"there are {len(message.items)}, the limit is {limits.max_items}"
         )
-    return Work(
-        items=[_item(message, f"items[{i}]") for i, message in enumerate(request.items)],
-        options=_options(request.options),
-        min_version=request.min_version,
-        return_text=request.return_text,
+    return GenerateRequest(
+        items=[_item(item, f"items[{i}]") for i, item in enumerate(message.items)],
+        options=_options(message.options),
+        min_version=message.min_version,
+        return_text=message.return_text,
     )
 
 
-def _item(message: policy_pb2.GenerateItem, field: str) -> Item:
-    return Item(
+def _item(message: policy_pb2.GenerateItem, field: str) -> GenerateItem:
+    return GenerateItem(
         prompt=prompt(message.prompt, f"{field}.prompt"),
         n=message.n or 1,
         seed=message.seed if message.HasField("seed") else None,
@@ -40,8 +39,8 @@ def _item(message: policy_pb2.GenerateItem, field: str) -> Item:
     )
 
 
-def _options(message: policy_pb2.SamplingOptions) -> Options:
-    return Options(
+def _options(message: policy_pb2.SamplingOptions) -> SamplingOptions:
+    return SamplingOptions(
         max_tokens=message.max_tokens,
         temperature=message.temperature if message.HasField("temperature") else 1.0,
         top_p=message.top_p if message.HasField("top_p") else 1.0,

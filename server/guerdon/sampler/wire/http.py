@@ -11,17 +11,17 @@ from fastapi import APIRouter, Body, FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from guerdon.sampler.limits import Limits
-from guerdon.sampler.sampling import Drawn, Sampling
-from guerdon.sampler.standing import Standing
+from guerdon.sampler.call_metrics import CallMetrics
+from guerdon.sampler.request_limits import RequestLimits
+from guerdon.sampler.sampling import Drawn, Sampler
+from guerdon.sampler.status import StatusReader
 from guerdon.sampler.wire import schemas
-from guerdon.sampler.wire.calls import Calls
+from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.http import while_connected
-from guerdon.serving.http_bodies import body_route, parse_body
-from guerdon.serving.identity import Role
-from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.schemas import ERRORS
+from guerdon.serving.http.app import while_connected
+from guerdon.serving.http.bodies import body_route, parse_body
+from guerdon.serving.http.schemas import ERRORS
+from guerdon.serving.process.lifecycle import Lifecycle
 
 _EXAMPLE = {
     "items": [{"prompt": [{"role": "user", "content": "What is rain?"}], "n": 2}],
@@ -38,20 +38,20 @@ class PolicyRoutes:
 
     def __init__(
         self,
-        sampling: Sampling,
-        standing: Standing,
+        sampler: Sampler,
+        status: StatusReader,
         lifecycle: Lifecycle,
-        calls: Calls,
-        limits: Limits,
+        calls: CallMetrics,
+        limits: RequestLimits,
     ) -> None:
-        self._sampling = sampling
-        self._standing = standing
+        self._sampler = sampler
+        self._status = status
         self._lifecycle = lifecycle
         self._calls = calls
         self._limits = limits
 
     def add_to(self, app: FastAPI) -> None:
-        """Add them."""
+        """Add the routes of `/v1`."""
         router = APIRouter(prefix="/v1", tags=["policy"], route_class=body_route(self._parse))
         router.add_api_route(
             "/generate",
@@ -82,8 +82,8 @@ class PolicyRoutes:
             async def keep(drawn: Drawn) -> None:
                 replies.append(schemas.completion_reply(drawn, text=body.return_text))
 
-            work = await self._sampling.off_loop(len(await request.body()), body.to_work)
-            await while_connected(request, self._sampling.draw(call, work, keep))
+            asked = await self._sampler.off_loop(len(await request.body()), body.to_request)
+            await while_connected(request, self._sampler.draw(call, asked, keep))
             replies.sort(key=lambda reply: (reply.item, reply.sample))
             return _reply(schemas.GenerateReply(completions=replies))
 
@@ -93,7 +93,7 @@ class PolicyRoutes:
         content_type = request.headers.get("content-type", "")
         check = partial(schemas.check_counts, limits=self._limits)
         try:
-            return await self._sampling.off_loop(
+            return await self._sampler.off_loop(
                 len(data), parse_body, kind, data, content_type, check
             )
         except InvalidRequest:
@@ -101,9 +101,9 @@ class PolicyRoutes:
                 raise
 
     async def policy(self) -> Response:
-        """As `GetPolicy`."""
+        """Answer like `GetPolicy`."""
         with self._calls.track("http_policy", None), self._lifecycle.admit():
-            return _reply(schemas.policy_reply(self._standing.now()))
+            return _reply(schemas.policy_reply(self._status.read()))
 
 
 def _reply(body: BaseModel) -> Response:

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from guerdon.sampler import requests
-from guerdon.sampler.limits import Limits
+from guerdon.sampler import types
+from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn
-from guerdon.sampler.standing import Policy
+from guerdon.sampler.status import PolicyStatus
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.schemas import (
+from guerdon.serving.http.schemas import (
     MAX_UINT32,
     MAX_UINT64,
     TIMEOUT,
@@ -61,15 +61,17 @@ class GenerateBody(Body):
     return_text: bool = Field(default=True, description="Return each completion's text too.")
     timeout: float | None = TIMEOUT
 
-    def to_work(self) -> requests.Work:
-        """As the service takes it."""
+    def to_request(self) -> types.GenerateRequest:
+        """The request as the service takes it."""
         options = self.options
-        return requests.Work(
+        return types.GenerateRequest(
             items=[
-                requests.Item(prompt=prompt_of(item.prompt), n=item.n, seed=item.seed, id=item.id)
+                types.GenerateItem(
+                    prompt=prompt_of(item.prompt), n=item.n, seed=item.seed, id=item.id
+                )
                 for item in self.items
             ],
-            options=requests.Options(
+            options=types.SamplingOptions(
                 max_tokens=options.max_tokens,
                 temperature=options.temperature,
                 top_p=options.top_p,
@@ -82,7 +84,7 @@ class GenerateBody(Body):
         )
 
 
-def check_counts(value: Any, limits: Limits) -> None:
+def check_counts(value: Any, limits: RequestLimits) -> None:
     """Refuse parsed JSON with too many items, before a model looks at each."""
     items = value.get("items") if isinstance(value, dict) else None
     if isinstance(items, list) and len(items) > limits.max_items:
@@ -153,8 +155,8 @@ def completion_reply(drawn: Drawn, *, text: bool) -> CompletionReply:
     )
 
 
-def policy_reply(policy: Policy) -> PolicyReply:
-    """What is served."""
+def policy_reply(policy: PolicyStatus) -> PolicyReply:
+    """The status as JSON."""
     return PolicyReply(
         model=policy.model,
         instance=policy.instance,

@@ -1,4 +1,4 @@
-"""`PolicyService` on the wire: messages in, messages out; what to draw is `Sampling`'s."""
+"""`PolicyService` on the wire: messages in, messages out; what to draw is `Sampler`'s."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Mapping
 
 import grpc
 
-from guerdon.sampler.limits import Limits
-from guerdon.sampler.requests import Work
-from guerdon.sampler.sampling import Drawn, Sampling
-from guerdon.sampler.standing import Standing
+from guerdon.sampler.call_metrics import CallMetrics
+from guerdon.sampler.request_limits import RequestLimits
+from guerdon.sampler.sampling import Drawn, Sampler
+from guerdon.sampler.status import StatusReader
+from guerdon.sampler.types import GenerateRequest
 from guerdon.sampler.wire import convert
-from guerdon.sampler.wire.calls import Calls
 from guerdon.sampler.wire.updates import Updates
-from guerdon.serving.callers import Role
+from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import Cancelled
-from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.wire import Context, deadline_of, decode
+from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.wire.handlers import Context, deadline_of, decode
 from guerdon.v1 import policy_pb2
 
 SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
@@ -35,16 +35,16 @@ class PolicyService:
 
     def __init__(
         self,
-        sampling: Sampling,
+        sampler: Sampler,
         updates: Updates,
-        standing: Standing,
+        status: StatusReader,
         lifecycle: Lifecycle,
-        calls: Calls,
-        limits: Limits,
+        calls: CallMetrics,
+        limits: RequestLimits,
     ) -> None:
-        self._sampling = sampling
+        self._sampler = sampler
         self._updates = updates
-        self._standing = standing
+        self._status = status
         self._lifecycle = lifecycle
         self._calls = calls
         self._limits = limits
@@ -59,11 +59,11 @@ class PolicyService:
                 raise Cancelled("the caller has left") from error
 
         with self._calls.track("Generate", deadline_of(context)) as call, self._lifecycle.admit():
-            work = await self._sampling.off_loop(len(data), self._work, data)
-            await self._sampling.draw(call, work, write)
+            request = await self._sampler.off_loop(len(data), self._read, data)
+            await self._sampler.draw(call, request, write)
 
-    def _work(self, data: bytes) -> Work:
-        return convert.work(decode(policy_pb2.GenerateRequest, data), self._limits)
+    def _read(self, data: bytes) -> GenerateRequest:
+        return convert.generate_request(decode(policy_pb2.GenerateRequest, data), self._limits)
 
     async def UpdateWeights(self, context: Context) -> policy_pb2.UpdateWeightsResponse:
         """Take new weights; returning says that they serve."""
@@ -75,4 +75,4 @@ class PolicyService:
         """What is served, and the load."""
         with self._calls.track("GetPolicy", deadline_of(context)), self._lifecycle.admit():
             decode(policy_pb2.GetPolicyRequest, data)
-            return policy_pb2.GetPolicyResponse(**dataclasses.asdict(self._standing.now()))
+            return policy_pb2.GetPolicyResponse(**dataclasses.asdict(self._status.read()))

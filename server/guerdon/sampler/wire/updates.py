@@ -13,14 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from guerdon.sampler.limits import Limits
 from guerdon.sampler.metrics import SamplerMetrics
-from guerdon.sampler.shared import shared_files
-from guerdon.sampler.types import PolicyEngine, Published, StagedWeights, Staging, WeightUpdate
-from guerdon.sampler.wire import begin
-from guerdon.sampler.wire.steps import Steps
+from guerdon.sampler.request_limits import RequestLimits
+from guerdon.sampler.shared_path import shared_files
+from guerdon.sampler.types import PolicyEngine, PublishResult, StagedWeights, Staging, WeightUpdate
+from guerdon.sampler.wire import update_messages
+from guerdon.sampler.wire.update_stream import UpdateStream
 from guerdon.serving.calls import Call
-from guerdon.serving.convert import duration
 from guerdon.serving.errors import (
     DeadlinePassed,
     Interrupted,
@@ -28,8 +27,9 @@ from guerdon.serving.errors import (
     Unavailable,
     UpdateRefused,
 )
-from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.wire import Context
+from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.wire.convert import duration
+from guerdon.serving.wire.handlers import Context
 from guerdon.v1 import policy_pb2
 
 R = TypeVar("R")
@@ -52,7 +52,7 @@ _OUTCOMES: Sequence[tuple[type[BaseException], str]] = (
 )
 
 
-def outcome_of(error: BaseException) -> str:
+def update_outcome(error: BaseException) -> str:
     """How the metrics call the end of an update that failed."""
     return next((name for kind, name in _OUTCOMES if isinstance(error, kind)), "failed")
 
@@ -72,7 +72,7 @@ class Updates:
         engine: PolicyEngine,
         metrics: SamplerMetrics,
         lifecycle: Lifecycle,
-        limits: Limits,
+        limits: RequestLimits,
         *,
         allowed: bool,
         shared_dirs: Sequence[Path],
@@ -101,18 +101,18 @@ class Updates:
         """
         if not self._allowed:
             raise UpdateRefused("this sampler takes no updates (--no-updates)")
-        steps = Steps(context, self._lifecycle, call, self._idle)
+        stream = UpdateStream(context, self._lifecycle, call, self._idle)
         source, outcome = "none", ""
         try:
-            opening = await steps.begin()
-            begin.check_begin(opening, self._limits, self._engine.version)
+            opening = await stream.begin()
+            update_messages.check_begin(opening, self._limits, self._engine.version)
             source = opening.WhichOneof("source") or "none"
             with self._alone(opening.version):
-                reply = await self._receive(opening, steps, call)
+                reply = await self._receive(opening, stream, call)
             outcome = "published"
             return reply
         except BaseException as error:
-            outcome = outcome_of(error)
+            outcome = update_outcome(error)
             logger.warning("update not published (%s): %s", outcome, error)
             raise
         finally:
@@ -134,13 +134,13 @@ class Updates:
             self._under_way = None
 
     async def _receive(
-        self, opening: policy_pb2.BeginUpdate, steps: Steps, call: Call
+        self, opening: policy_pb2.BeginUpdate, stream: UpdateStream, call: Call
     ) -> policy_pb2.UpdateWeightsResponse:
-        """Everything up to the commit, then the switch."""
+        """Take everything up to the commit, then switch."""
         staging = await self._stage(opening)
         try:
-            closing = await self._fill(staging, steps, opening)
-            canaries = begin.canaries(closing, self._limits, self._engine.info)
+            closing = await self._fill(staging, stream, opening)
+            canaries = update_messages.canaries(closing, self._limits, self._engine.info)
             staged = await staging.finish(closing.sha256)
             receive = call.elapsed()
             update = WeightUpdate(
@@ -162,8 +162,8 @@ class Updates:
         )
 
     async def _stage(self, opening: policy_pb2.BeginUpdate) -> Staging:
-        """Where the tensors go until they are checked."""
-        specs = begin.specs(opening)
+        """Begin a staging: the place of the tensors until they are checked."""
+        specs = update_messages.tensor_specs(opening)
         source = opening.WhichOneof("source")
         if source == "shared_path":
             files = await asyncio.to_thread(
@@ -173,19 +173,19 @@ class Updates:
         if source == "nccl":
             if not self.nccl:
                 raise UpdateRefused("updates by NCCL are off, or this sampler has no GPU")
-            return await self._engine.stage_nccl(begin.nccl(opening), specs)
+            return await self._engine.stage_nccl(update_messages.nccl_source(opening), specs)
         return await self._engine.stage_stream(specs)
 
     async def _fill(
-        self, staging: Staging, steps: Steps, opening: policy_pb2.BeginUpdate
+        self, staging: Staging, stream: UpdateStream, opening: policy_pb2.BeginUpdate
     ) -> policy_pb2.CommitUpdate:
         """Take chunks until the commit."""
         streamed = opening.HasField("stream")
         while True:
-            step = await steps.next()
+            step = await stream.next()
             kind = step.WhichOneof("step")
             if kind == "commit":
-                begin.check_commit(step.commit, checksum=not opening.HasField("nccl"))
+                update_messages.check_commit(step.commit, checksum=not opening.HasField("nccl"))
                 return step.commit
             if kind == "begin":
                 raise InvalidRequest("begin", "comes once, first")
@@ -196,8 +196,8 @@ class Updates:
 
     async def _publish(
         self, staged: StagedWeights, update: WeightUpdate, receive: float
-    ) -> Published:
-        """The switch, and its figures."""
+    ) -> PublishResult:
+        """Switch, and count the update's figures."""
         metrics = self._metrics
         published = await self._engine.publish(staged, update)
         metrics.weight_version.set(update.version)

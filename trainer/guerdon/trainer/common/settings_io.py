@@ -7,21 +7,20 @@ here keys and types are checked, so that every message names the key.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
-import functools
-import inspect
 import json
 import math
-import textwrap
 import tomllib
 import types
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
+from guerdon.cli.settings_options import field_docs as field_docs
+from guerdon.cli.settings_options import field_types as field_types
+from guerdon.cli.settings_options import required as required
 from guerdon.trainer.common.errors import SettingsError
 
 S = TypeVar("S")
@@ -125,45 +124,6 @@ def to_toml(settings: Any) -> str:
         if getattr(settings, field.name) is not None
     ]
     return "\n".join(lines) + "\n"
-
-
-def field_types(kind: type[Any]) -> dict[str, Any]:
-    """Each field's type, in the order of the fields."""
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
-def required(kind: type[Any]) -> list[str]:
-    """The fields that have no default."""
-    return [
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-
-
-def field_docs(kind: type[Any]) -> dict[str, str]:
-    """The docstring under each field, as one line; a class's own win over its bases'."""
-    found: dict[str, str] = {}
-    for owner in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(owner):
-            found.update(_docs_of(owner))
-    return found
-
-
-@functools.cache
-def _docs_of(owner: Hashable) -> dict[str, str]:
-    body = ast.parse(textwrap.dedent(inspect.getsource(cast(type, owner)))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for node, after in zip(body.body, body.body[1:], strict=False):
-        match node, after:
-            case (
-                ast.AnnAssign(target=ast.Name(id=name)),
-                ast.Expr(value=ast.Constant(value=str(text))),
-            ):
-                found[name] = " ".join(text.split())
-    return found
 
 
 def typed(key: str, value: Any, kind: Any) -> Any:

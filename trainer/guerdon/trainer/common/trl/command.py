@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +15,6 @@ from guerdon.trainer.common.processes import is_main, start
 from guerdon.trainer.common.settings_options import (
     Config,
     Overwrite,
-    Panels,
     Resume,
     add_settings,
     plain_errors,
@@ -35,7 +34,7 @@ class FineTuneCommand(abc.ABC):
 
     options: type[FineTuneSettings]
     """The class whose fields are the options."""
-    panels: Panels
+    panels: Mapping[str, Sequence[str]]
     """Headings of `--help`."""
     help: str
     dry_run_help: ClassVar[str]

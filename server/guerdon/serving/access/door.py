@@ -16,14 +16,16 @@ from typing import Any
 import grpc
 from prometheus_client import Counter as CounterMetric
 
-from guerdon.serving import audit, status
-from guerdon.serving.callers import Caller, Callers, Role
+from guerdon.serving import status
+from guerdon.serving.access import audit
+from guerdon.serving.access.callers import Callers
+from guerdon.serving.access.identity import Caller, Role
 from guerdon.serving.errors import Overloaded, PermissionDenied, ServiceError, Unauthenticated
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
-def authorization_of(metadata: Any) -> str | bytes | None:
+def authorization_header(metadata: Any) -> str | bytes | None:
     """The header `authorization` of a call."""
     return next((value for key, value in metadata or () if key == "authorization"), None)
 
@@ -84,20 +86,20 @@ class Door:
             Overloaded: too many calls are being served.
         """
         try:
-            self.callers.identify(authorization_of(metadata), "", role)
+            self.callers.identify(authorization_header(metadata), "", role)
             if self._calls >= self._max_calls:
                 raise Overloaded(
                     f"the server serves {self._calls} calls already, max_calls allows no more",
                     retry_after=_soon(),
                 )
         except ServiceError as error:
-            self.refused.labels(method, status.code_of(error).name).inc()
+            self.refused.labels(method, status.status_code(error).name).inc()
             raise
 
     def knows(self, metadata: Metadata | None) -> bool:
         """Whether a caller has shown a token, or needs none."""
         try:
-            self.callers.identify(authorization_of(metadata), "", None)
+            self.callers.identify(authorization_header(metadata), "", None)
         except ServiceError:
             return False
         return True
@@ -144,7 +146,7 @@ def guarded(
 def _refusal(method: str, error: Exception) -> grpc.RpcMethodHandler[Any, Any]:
     async def refuse(_messages: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         if isinstance(error, Unauthenticated | PermissionDenied):
-            audit.refused(method, context.peer(), status.code_of(error).name)
+            audit.refused(method, context.peer(), status.status_code(error).name)
         await status.abort(context, status.describe(error))
 
     return grpc.stream_stream_rpc_method_handler(refuse)

@@ -25,7 +25,7 @@ _EMBEDDINGS = (
 """What an output layer that is tied shares, as checkpoints name it."""
 
 
-def size_of(spec: TensorSpec) -> int:
+def tensor_bytes(spec: TensorSpec) -> int:
     """Bytes of a tensor."""
     return math.prod(spec.shape) * BYTES[spec.dtype]
 
@@ -53,12 +53,12 @@ def read_specs(path: Path) -> dict[str, TensorSpec]:
     return found
 
 
-def header_of(specs: Sequence[TensorSpec]) -> bytes:
+def safetensors_header(specs: Sequence[TensorSpec]) -> bytes:
     """The beginning of a safetensors file whose tensors follow one after the other."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for spec in specs:
-        end = at + size_of(spec)
+        end = at + tensor_bytes(spec)
         entries[spec.name] = {
             "dtype": _CODES[spec.dtype],
             "shape": list(spec.shape),

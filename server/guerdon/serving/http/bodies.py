@@ -20,8 +20,9 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from guerdon.serving import audit
-from guerdon.serving.door import Door
+from guerdon.serving.access import audit
+from guerdon.serving.access.door import Door
+from guerdon.serving.access.identity import Role, set_caller
 from guerdon.serving.errors import (
     InvalidRequest,
     Overloaded,
@@ -29,17 +30,16 @@ from guerdon.serving.errors import (
     ServiceError,
     Unauthenticated,
 )
-from guerdon.serving.identity import Role, set_caller
 from guerdon.serving.status import describe
 
 B = TypeVar("B", bound=BaseModel)
 
 BODY_SECONDS = 60.0
-"""For a whole body."""
+"""Seconds that a whole body may take."""
 DISCARD_SECONDS = 10.0
-"""For what a refused caller still sends: closing on a sender resets the answer too."""
+"""Seconds in which a refused caller's bytes are read: closing on a sender resets the answer."""
 DISCARD_PAUSE = 0.05
-"""Seconds between two pieces of it: strangers who send all they can get little of the loop."""
+"""Seconds between two reads of them: strangers who send all they can get little of the loop."""
 HELD_BODIES = 16
 """Bodies of the largest size that are in memory at a time; beyond, requests are shed."""
 MAX_PARTS = 100_000

@@ -9,12 +9,12 @@ import grpc
 
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import DeadlinePassed, Interrupted, InvalidRequest, Unavailable
-from guerdon.serving.lifecycle import Lifecycle
-from guerdon.serving.wire import Context, decode
+from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.wire.handlers import Context, decode
 from guerdon.v1 import policy_pb2
 
 
-class Steps:
+class UpdateStream:
     """Reads the stream of one call of `UpdateWeights`.
 
     Args:

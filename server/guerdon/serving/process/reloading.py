@@ -15,9 +15,9 @@ from pathlib import Path
 
 from prometheus_client import Counter
 
-from guerdon.serving.callers import Callers, read_tokens
+from guerdon.serving.access.callers import Callers, read_tokens
 from guerdon.serving.config import ServerSettings
-from guerdon.serving.listening import Listener
+from guerdon.serving.process.listening import Listener
 from guerdon.serving.settings import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -99,15 +99,13 @@ class Reloads:
             self._counter.labels(what, "reloaded").inc()
 
 
-def reloads_of(
+def new_reloads(
     settings: ServerSettings, callers: Callers, listener: Listener, counter: Counter
 ) -> Reloads:
     """The tokens and certificates of a server."""
 
     def reload_tokens() -> None:
-        tokens = read_tokens(settings)
-        settings.check_exposure(admin_token=tokens.own_admin)
-        callers.replace(tokens)
+        callers.replace(read_tokens(settings))
 
     certificates = settings.tls.files if settings.tls is not None else ()
     parts = {

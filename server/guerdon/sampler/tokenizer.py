@@ -14,8 +14,8 @@ from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 from guerdon.serving.prompts import FormattedText, Message, Prompt, TokenArray
 
 
-class Texts(Protocol):
-    """The tokenizer's side of a policy. Used by one thread at a time."""
+class Tokenizer(Protocol):
+    """Turns a policy's texts to tokens and back. Used by one thread at a time."""
 
     def encode(self, prompt: Prompt, field: str) -> TokenArray:
         """The prompt's tokens, generation prompt included.
@@ -28,8 +28,8 @@ class Texts(Protocol):
         """The text of tokens, special tokens included."""
 
 
-class ModelTexts:
-    """By a checkpoint's own tokenizer and chat template.
+class CheckpointTokenizer:
+    """A checkpoint's own tokenizer and chat template.
 
     A conversation is rendered with the generation prompt and tokenised with nothing added;
     so is a text, as one user turn, where there is a template. Without one, a text gets the

@@ -12,12 +12,12 @@ import grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from guerdon.serving import health
-from guerdon.serving.callers import Role
+from guerdon.serving.access.credentials import LoadedTLS
+from guerdon.serving.access.door import Door, guarded
+from guerdon.serving.access.identity import Role
 from guerdon.serving.config import ServerSettings
-from guerdon.serving.credentials import LoadedTLS
-from guerdon.serving.door import Door, guarded
-from guerdon.serving.http_server import HTTPServer
+from guerdon.serving.http.server import HTTPServer
+from guerdon.serving.wire import health
 
 REPLY_GRACE = 1.0
 """Seconds that replies which are made get to leave the process."""
@@ -124,7 +124,7 @@ class Listener:
         return bound
 
     def _grpc_credentials(self, first: LoadedTLS) -> grpc.ServerCredentials:
-        """For a secure port: each handshake takes the certificates that are in force."""
+        """Credentials of a secure port: each handshake takes the certificates that are in force."""
         served = first
 
         def changed() -> Any:

@@ -15,7 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from guerdon.serving import status
-from guerdon.serving.door import Door
+from guerdon.serving.access.door import Door
 from guerdon.serving.errors import NotFound, Overloaded
 
 SERVICE_NAME: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -50,7 +50,7 @@ class Health:
             self._serving = serving
             self._changed.notify_all()
 
-    def status_of(self, service: str) -> Any:
+    def service_status(self, service: str) -> Any:
         """What is said of a service."""
         if service not in self._services:
             return Response.SERVICE_UNKNOWN
@@ -61,7 +61,7 @@ class Health:
         if service not in self._services:
             error = NotFound("there is no such service")
             await status.abort(context, status.describe(error))
-        return Response(status=self.status_of(service))
+        return Response(status=self.service_status(service))
 
     async def watch(self, service: str, context: Context) -> None:
         """Write the state of a service, and again whenever it changes."""
@@ -71,10 +71,10 @@ class Health:
         self._watches += 1
         try:
             while True:
-                said = self.status_of(service)
+                said = self.service_status(service)
                 await context.write(Response(status=said))
                 async with self._changed:
-                    while self.status_of(service) == said:
+                    while self.service_status(service) == said:
                         await self._changed.wait()
         finally:
             self._watches -= 1

@@ -17,18 +17,18 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from guerdon.serving.credentials import LoadedTLS
-from guerdon.serving.logs import RateLimit
+from guerdon.serving.access.credentials import LoadedTLS
+from guerdon.serving.process.logs import RateLimit
 
 logger = logging.getLogger(__name__)
 
 HEADER_BYTES = 16 * 1024
 """Most bytes of a request's line and headers."""
 HEADER_SECONDS = 10.0
-"""For the headers of a request, from the connection's or the last answer's time on; also for
-the TLS handshake."""
+"""Seconds that the headers of a request may take, from the connection's or the last answer's
+time on; also those of the TLS handshake."""
 IDLE_SECONDS = 5
-"""Between an answer and the first byte of the next request."""
+"""Seconds between an answer and the first byte of the next request."""
 _BACKLOG = 128
 _ACCEPT_PAUSE = 0.2
 """Seconds without accepting after that has failed, as for want of file descriptors."""

@@ -10,7 +10,7 @@ from guerdon.sampler.metrics import SamplerMetrics
 from guerdon.serving.calls import Call, CallerLimits, tracked
 
 
-class Calls:
+class CallMetrics:
     """Counts calls by method and by the code that they end with."""
 
     def __init__(self, metrics: SamplerMetrics) -> None:

@@ -18,12 +18,14 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from guerdon.serving import audit, status
-from guerdon.serving.callers import Callers, Role, current_caller, set_caller
+from guerdon.serving import status
+from guerdon.serving.access import audit
+from guerdon.serving.access.callers import Callers
+from guerdon.serving.access.door import Door, authorization_header, guarded
+from guerdon.serving.access.identity import Role, current_caller, set_caller
 from guerdon.serving.deadlines import MAX_TIMEOUT
-from guerdon.serving.door import Door, authorization_of, guarded
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.wire_format import MAX_FIELDS, TooManyFields, Walk
+from guerdon.serving.wire.fields import MAX_FIELDS, TooManyFields, Walk
 
 M = TypeVar("M", bound=Message)
 Context = grpc.aio.ServicerContext[bytes, Message]
@@ -107,7 +109,7 @@ def _identify(callers: Callers, role: Role | None, context: Context) -> None:
     Raises:
         Unauthenticated, PermissionDenied: the call may not go on.
     """
-    given = authorization_of(context.invocation_metadata())
+    given = authorization_header(context.invocation_metadata())
     set_caller(callers.identify(given, context.peer(), role))
 
 
@@ -125,7 +127,7 @@ def _audited(method: str, role: Role | None, context: Context) -> Iterator[None]
         code = "CANCELLED"
         raise
     except Exception as error:
-        code = status.code_of(error).name
+        code = status.status_code(error).name
         raise
     finally:
         audit.administered(method, current_caller(), context.peer(), code)

@@ -40,7 +40,7 @@ class TLSFiles:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All of them."""
+        """The paths of all files that there are."""
         return (self.certificate, self.key, *([self.client_ca] if self.client_ca else []))
 
     def load(self) -> LoadedTLS:
@@ -82,12 +82,12 @@ class TLSFiles:
 
 @dataclass(frozen=True)
 class LoadedTLS:
-    """The same certificates for both protocols."""
+    """Certificates that were read, in the form that each protocol takes."""
 
     context: ssl.SSLContext
-    """For HTTP."""
+    """The form that HTTP takes."""
     grpc: Any
-    """`grpc.ServerCertificateConfiguration`."""
+    """A `grpc.ServerCertificateConfiguration`."""
 
 
 def _no_password() -> str:

@@ -9,8 +9,8 @@ import json
 import logging
 from contextvars import ContextVar
 
-from guerdon.serving.identity import Caller
-from guerdon.serving.logs import RateLimit
+from guerdon.serving.access.identity import Caller
+from guerdon.serving.process.logs import RateLimit
 
 audit_log = logging.getLogger("guerdon.audit")
 access_log = logging.getLogger("guerdon.access")

@@ -9,7 +9,7 @@ from guerdon.sampler.types import PolicyEngine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class PolicyStatus:
     """The fields of `GetPolicyResponse`."""
 
     model: str
@@ -27,8 +27,8 @@ class Policy:
     nccl: bool
 
 
-class Standing:
-    """Looks it up.
+class StatusReader:
+    """Reads the policy's status from its engine.
 
     Args:
         limit: most completions running and waiting.
@@ -41,11 +41,11 @@ class Standing:
         self._nccl = nccl
         self._instance = secrets.token_hex(16)
 
-    def now(self) -> Policy:
-        """As of now."""
+    def read(self) -> PolicyStatus:
+        """The status now."""
         engine = self._engine
         running, waiting = engine.load()
-        return Policy(
+        return PolicyStatus(
             model=engine.info.model,
             instance=self._instance,
             weight_version=engine.version,

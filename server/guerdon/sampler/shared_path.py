@@ -48,7 +48,7 @@ def shared_files(path: str, folders: Sequence[Path]) -> list[Path]:
 
 
 def _inside(path: str, allowed: Sequence[Path]) -> Path | None:
-    """Where a path really leads, if that is below one of the folders."""
+    """The place that a path really leads to, if that is below one of the folders."""
     if "\0" in path or not Path(path).is_absolute():
         return None
     try:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Phase(enum.Enum):
-    """Where in its life the server is."""
+    """A part of a server's life."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -35,49 +35,40 @@ class Lifecycle:
     """Counts accepted work and knows whether more may come. Used on one event loop."""
 
     def __init__(self) -> None:
-        self._phase = Phase.STARTING
-        self._accepted = 0
+        self.phase = Phase.STARTING
+        self.accepted = 0
+        """Calls and stream items that are being served."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._leaving = asyncio.Event()
         self._draining = asyncio.Event()
 
     @property
-    def phase(self) -> Phase:
-        """Where in its life the server is."""
-        return self._phase
-
-    @property
-    def accepted(self) -> int:
-        """Calls and stream items that are being served."""
-        return self._accepted
-
-    @property
     def ready(self) -> bool:
         """Whether callers should choose this server."""
-        return self._phase is Phase.SERVING
+        return self.phase is Phase.SERVING
 
     @property
     def accepting(self) -> bool:
         """Whether new work is accepted."""
-        return self._phase in (Phase.SERVING, Phase.LEAVING)
+        return self.phase in (Phase.SERVING, Phase.LEAVING)
 
     def start_serving(self) -> None:
         """Accept work, unless a signal has come before."""
-        if self._phase is Phase.STARTING:
-            self._phase = Phase.SERVING
+        if self.phase is Phase.STARTING:
+            self.phase = Phase.SERVING
 
     def start_leaving(self) -> None:
         """Say that other servers should be chosen; a server that is starting drains at once."""
-        if self._phase is Phase.STARTING:
+        if self.phase is Phase.STARTING:
             self.start_draining()
-        elif self._phase is Phase.SERVING:
-            self._phase = Phase.LEAVING
+        elif self.phase is Phase.SERVING:
+            self.phase = Phase.LEAVING
             self._leaving.set()
 
     def start_draining(self) -> None:
         """Accept no more work."""
-        self._phase = Phase.DRAINING
+        self.phase = Phase.DRAINING
         self._leaving.set()
         self._draining.set()
 
@@ -88,7 +79,7 @@ class Lifecycle:
             Unavailable: the server is starting or draining.
         """
         if not self.accepting:
-            raise Unavailable(f"the server is {self._phase.value}; try another one")
+            raise Unavailable(f"the server is {self.phase.value}; try another one")
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -98,13 +89,13 @@ class Lifecycle:
             Unavailable: the server is starting or draining.
         """
         self.check_accepting()
-        self._accepted += 1
+        self.accepted += 1
         self._idle.clear()
         try:
             yield
         finally:
-            self._accepted -= 1
-            if self._accepted == 0:
+            self.accepted -= 1
+            if self.accepted == 0:
                 self._idle.set()
 
     async def wait_leaving(self) -> None:
@@ -128,7 +119,7 @@ class Lifecycle:
             async with asyncio.timeout(grace):
                 await self._idle.wait()
         except TimeoutError:
-            logger.warning("%d calls were not finished after %.1f s", self._accepted, grace)
+            logger.warning("%d calls were not finished after %.1f s", self.accepted, grace)
             return False
         return True
 
@@ -142,5 +133,5 @@ class Lifecycle:
         if self._leaving.is_set():
             logger.warning("second signal (%s): exiting at once", number.name)
             os._exit(128 + number)
-        logger.info("%s: leaving, %d calls being served", number.name, self._accepted)
+        logger.info("%s: leaving, %d calls being served", number.name, self.accepted)
         self.start_leaving()

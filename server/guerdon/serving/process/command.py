@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 
 from guerdon.serving.errors import EngineDied, ServiceError
-from guerdon.serving.ports import Ports
+from guerdon.serving.process.ports import Ports
 from guerdon.serving.settings import SettingsError
 
 DIED = 1

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from guerdon.sampler import checks
-from guerdon.sampler.limits import Limits
-from guerdon.sampler.types import Canary, Nccl, PolicyInfo, TensorSpec
+from guerdon.sampler.request_limits import RequestLimits
+from guerdon.sampler.types import Canary, EngineInfo, NcclSource, TensorSpec
 from guerdon.serving.errors import InvalidRequest
 from guerdon.v1 import policy_pb2
 
@@ -18,7 +18,7 @@ _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 2**48
 
 
-def check_begin(message: policy_pb2.BeginUpdate, limits: Limits, serving: int) -> None:
+def check_begin(message: policy_pb2.BeginUpdate, limits: RequestLimits, serving: int) -> None:
     """Refuse a `begin` that can't be.
 
     Args:
@@ -61,13 +61,15 @@ def _check_nccl(message: policy_pb2.NcclSource) -> None:
         )
 
 
-def nccl(message: policy_pb2.BeginUpdate) -> Nccl:
-    """Where the tensors are broadcast from."""
+def nccl_source(message: policy_pb2.BeginUpdate) -> NcclSource:
+    """The group that an update by NCCL names."""
     source = message.nccl
-    return Nccl(source.master_address, source.master_port, source.world_size, source.rank_offset)
+    return NcclSource(
+        source.master_address, source.master_port, source.world_size, source.rank_offset
+    )
 
 
-def specs(message: policy_pb2.BeginUpdate) -> tuple[TensorSpec, ...]:
+def tensor_specs(message: policy_pb2.BeginUpdate) -> tuple[TensorSpec, ...]:
     """The tensors that are announced.
 
     Raises:
@@ -110,7 +112,7 @@ def check_commit(message: policy_pb2.CommitUpdate, *, checksum: bool) -> None:
 
 
 def canaries(
-    message: policy_pb2.CommitUpdate, limits: Limits, info: PolicyInfo
+    message: policy_pb2.CommitUpdate, limits: RequestLimits, info: EngineInfo
 ) -> tuple[Canary, ...]:
     """The sequences to be compared.
 
@@ -133,7 +135,7 @@ def canaries(
     )
 
 
-def _canary(message: policy_pb2.Canary, field: str, info: PolicyInfo) -> Canary:
+def _canary(message: policy_pb2.Canary, field: str, info: EngineInfo) -> Canary:
     # The engine draws one token after the sequence, for which there must be room.
     if not 2 <= len(message.token_ids) < info.max_tokens:
         raise InvalidRequest(

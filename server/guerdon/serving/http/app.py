@@ -16,12 +16,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
-from guerdon.serving.door import Door
+from guerdon.serving.access.door import Door
+from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import Cancelled, InvalidRequest, ServiceError
-from guerdon.serving.http_bodies import Bodies
-from guerdon.serving.identity import Role
-from guerdon.serving.lifecycle import Lifecycle
+from guerdon.serving.http.bodies import Bodies
 from guerdon.serving.metrics import exposition
+from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.status import describe
 
 R = TypeVar("R")

@@ -1,8 +1,9 @@
 """Protobuf's wire format, as far as it is needed around protobuf's own parser.
 
-A message is looked over before it is parsed, for two bytes can become an object of a hundred;
-and after its parser has refused it, to name the text that is not UTF-8. Both go through the
-fields one by one, keep nothing of them, and stop after `MAX_FIELDS`.
+A message is looked over before it is parsed, and after its parser has refused it, to name the
+text that is not UTF-8. Both go through the fields one by one, keep nothing of them, and stop
+after `MAX_FIELDS`. The library does neither: upb bounds no fields (an empty message of two bytes
+takes 64 once parsed, 90 in an `UnknownFieldSet`), and its `DecodeError` names the type alone.
 """
 
 from __future__ import annotations

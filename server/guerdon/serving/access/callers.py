@@ -24,16 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from guerdon.serving.access.credentials import ADMIN_TOKEN_VARIABLE, TOKEN_VARIABLE, read_token
+from guerdon.serving.access.identity import ANONYMOUS, Caller, Role
 from guerdon.serving.config import ServerSettings
-from guerdon.serving.credentials import ADMIN_TOKEN_VARIABLE, TOKEN_VARIABLE, read_token
 from guerdon.serving.errors import PermissionDenied, Unauthenticated
-from guerdon.serving.identity import ANONYMOUS, Caller, Role, current_caller, set_caller
 from guerdon.serving.settings import SettingsError, build, read_toml
-
-__all__ = [
-    "Caller", "CallerSettings", "Callers", "Role", "Tokens", "current_caller", "read_callers",
-    "read_tokens", "set_caller",
-]  # fmt: skip
 
 SHARED = "shared"
 """What metrics call whoever shows the one token that all share."""
@@ -52,7 +47,7 @@ class CallerSettings:
     """One caller of a tokens file."""
 
     token: str = ""
-    """Its bearer token, in clear."""
+    """The caller's bearer token, in clear."""
     token_sha256: str = ""
     """Instead of the token, its SHA-256 in hexadecimal digits: `sha256sum` of it."""
     roles: tuple[Role, ...] = ()
@@ -85,7 +80,7 @@ class CallerSettings:
     @property
     def digest(self) -> bytes:
         """SHA-256 of its token."""
-        return bytes.fromhex(self.token_sha256) if self.token_sha256 else digest_of(self.token)
+        return bytes.fromhex(self.token_sha256) if self.token_sha256 else token_digest(self.token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +99,12 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class AccessTokens:
     """The tokens that are known, and what is asked for without one."""
 
     holders: Mapping[bytes, Holder]
-    """By the SHA-256 of the token. What the time of a look-up tells is of the digest, from which
-    nobody gets to a token."""
+    """Holders by the SHA-256 of their token. What the time of a look-up tells is of the digest,
+    from which nobody gets to a token."""
     guarded: frozenset[Role | None]
     """The roles that need a token. None stands for what any caller may ask."""
     own_admin: bool
@@ -119,10 +114,10 @@ class Tokens:
 class Callers:
     """Tells callers apart. `replace` puts other tokens in force for the calls that follow."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: AccessTokens) -> None:
         self._tokens = tokens
 
-    def replace(self, tokens: Tokens) -> None:
+    def replace(self, tokens: AccessTokens) -> None:
         """Put other tokens in force."""
         self._tokens = tokens
 
@@ -150,7 +145,7 @@ class Callers:
         """
         tokens = self._tokens
         if role not in tokens.guarded:
-            return Caller(key=address_of(peer))
+            return Caller(key=peer_address(peer))
         if authorization is None:
             raise Unauthenticated("a bearer token is needed")
         holder = self._holder(authorization)
@@ -161,7 +156,7 @@ class Callers:
                 f"the caller {holder.caller.name!r} has not the role {role.value!r}"
             )
         if holder.by_address:
-            return Caller(name=holder.caller.name, key=address_of(peer))
+            return Caller(name=holder.caller.name, key=peer_address(peer))
         return holder.caller
 
     def _holder(self, authorization: str | bytes) -> Holder | None:
@@ -182,12 +177,19 @@ def read_callers(settings: ServerSettings) -> Callers:
     return Callers(read_tokens(settings))
 
 
-def read_tokens(settings: ServerSettings) -> Tokens:
+def read_tokens(settings: ServerSettings) -> AccessTokens:
     """The tokens of a server's settings: of the tokens file, or the single ones.
 
     Raises:
-        SettingsError: a file cannot be read, something in it cannot be, or there are both.
+        SettingsError: a file cannot be read, something in it cannot be, there are both, or other
+            machines could do without a token what the service guards.
     """
+    tokens = _read_tokens(settings)
+    settings.check_exposure(admin_token=tokens.own_admin)
+    return tokens
+
+
+def _read_tokens(settings: ServerSettings) -> AccessTokens:
     token = read_token(TOKEN_VARIABLE, settings.token_file)
     admin = read_token(ADMIN_TOKEN_VARIABLE, settings.admin_token_file)
     if settings.tokens is None:
@@ -204,7 +206,7 @@ def read_tokens(settings: ServerSettings) -> Tokens:
     return named_tokens(settings.tokens)
 
 
-def single_tokens(token: str, admin: str) -> Tokens:
+def single_tokens(token: str, admin: str) -> AccessTokens:
     """One token that all callers share, and one for administration; empty ones ask for nothing.
 
     Without an admin token, weights take the shared one, and administration takes none.
@@ -219,16 +221,16 @@ def single_tokens(token: str, admin: str) -> Tokens:
         if not text:
             continue
         guarded |= roles
-        digest = digest_of(text)
+        digest = token_digest(text)
         if digest in holders:  # one token for both
             roles = roles | holders[digest].roles
         holders[digest] = Holder(Caller(name=name), frozenset(roles), by_address=True)
     if token:
         guarded.add(None)
-    return Tokens(holders, frozenset(guarded), own_admin=bool(admin))
+    return AccessTokens(holders, frozenset(guarded), own_admin=bool(admin))
 
 
-def named_tokens(path: Path) -> Tokens:
+def named_tokens(path: Path) -> AccessTokens:
     """The callers of a tokens file. Whatever they do needs a token then.
 
     Raises:
@@ -256,15 +258,15 @@ def named_tokens(path: Path) -> Tokens:
             max_tokens=settings.max_tokens,
         )
         holders[settings.digest] = Holder(caller, frozenset(settings.roles))
-    return Tokens(holders, frozenset({*Role, None}), own_admin=True)
+    return AccessTokens(holders, frozenset({*Role, None}), own_admin=True)
 
 
-def digest_of(token: str) -> bytes:
+def token_digest(token: str) -> bytes:
     """SHA-256 of a token."""
     return hashlib.sha256(token.encode()).digest()
 
 
-def address_of(peer: str) -> str:
+def peer_address(peer: str) -> str:
     """The address of a peer without its port, so that its connections are one caller.
 
     Args:

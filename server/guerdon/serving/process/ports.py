@@ -1,4 +1,4 @@
-"""Where a server really listens, told to scripts and to people."""
+"""The ports that a server got, told to scripts and to people."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Ports:
         return places
 
     def sentence(self, what: str) -> str:
-        """For people: what is served, and where."""
+        """One line for people: what is served, and where."""
         return f"ready: {what}; {', '.join(self.places())}"
 
     def to_json(self) -> str:
-        """For scripts: hosts, ports, the process's number."""
+        """JSON for scripts: hosts, ports, the process's number."""
         return json.dumps({**dataclasses.asdict(self), "pid": os.getpid()}) + "\n"

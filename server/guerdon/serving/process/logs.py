@@ -44,7 +44,7 @@ class RateLimit(logging.Filter):
         self._most = most
         self._seconds = seconds
         self._windows: dict[str, tuple[float, int]] = {}
-        """Of each message: when its window began, and how often it came since."""
+        """When the window of each message began, and how often it came since."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is written."""

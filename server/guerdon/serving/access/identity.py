@@ -35,7 +35,7 @@ class Caller:
     classes: frozenset[str] = frozenset({"online", "batch"})
     """Classes that it may ask for."""
     share: float = 1.0
-    """Its weight among the callers of a class."""
+    """The caller's weight among those of a class."""
     max_calls: int | None = None
     """Most calls, and items of streams, that are served at a time."""
     max_tokens: int | None = None

@@ -1,0 +1,1 @@
+"""Who may call: TLS, tokens, callers and their limits, refusals from headers alone, audit."""

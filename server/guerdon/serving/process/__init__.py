@@ -1,0 +1,1 @@
+"""A server's process: ports, life from start to drain, reloads, logs."""

@@ -1,0 +1,1 @@
+"""gRPC and protobuf: handlers over raw bytes, messages that services share, health."""
