@@ -99,7 +99,7 @@ class DirectTrainer(MeanOverPairs, DPOTrainer):  # type: ignore[misc]
                 found.update(zip(batch, zip(*both, strict=True), strict=True))
             return [found[place] for place in places]
 
-        chosen, rejected = zip(*self.processes.deal(self._lengths, some), strict=True)
+        chosen, rejected = zip(*self.processes.share_out(self._lengths, some), strict=True)
         dataset = dataset.add_column("ref_chosen_logps", list(chosen))
         return dataset.add_column("ref_rejected_logps", list(rejected))
 

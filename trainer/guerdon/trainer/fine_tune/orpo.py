@@ -51,7 +51,7 @@ class OddsRatioTrainer(MeanOverPairs, ORPOTrainer):  # type: ignore[misc]
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
         """The micro-batches of an optimiser step, and its pairs; counts its tokens."""
         batches, pairs = super().get_batch_samples(*args, **kwargs)
-        tokens = self.processes.gather(sum(_predicted(batch) for batch in batches))
+        tokens = self.processes.all_gather(sum(_predicted(batch) for batch in batches))
         self._tokens_a_pair = sum(tokens) / pairs if pairs else None
         return batches, pairs
 

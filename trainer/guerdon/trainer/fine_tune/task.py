@@ -260,7 +260,7 @@ class PolicyTask(FineTuneTask[Found, TunedPolicyFolder]):
             "tokens": int(max((row.get("tokens", 0) for row in rows), default=0)),
             "rows": len(self.inputs.train.rows),
             "data": self.inputs.counts(),
-            "processes": self.processes.count,
+            "processes": self.processes.world_size,
             "warnings": self.warnings(now),
         }
 

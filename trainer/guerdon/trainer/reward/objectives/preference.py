@@ -108,7 +108,7 @@ class PreferenceTask(RewardTask[PairScores]):
 
     def settle(self) -> None:
         """Prompts are shared in all processes or in none."""
-        self.share = not self.processes.any(not self.share)
+        self.share = not self.processes.any_rank(not self.share)
 
     def make_trainer(self, model: Any, checkpoints: Path, callbacks: Sequence[Any]) -> PairTrainer:
         """TRL's, over token ids."""

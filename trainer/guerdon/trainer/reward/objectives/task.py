@@ -124,7 +124,7 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
             "steps": outcome.steps,
             "seed": self.settings.seed,
             "parameters": sum(p.numel() for p in outcome.model.parameters()),
-            "processes": self.processes.count,
+            "processes": self.processes.world_size,
         }
 
     def save(
