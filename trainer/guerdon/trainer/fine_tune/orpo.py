@@ -24,10 +24,11 @@ class ORPOTask(PairTask):
     all_logits = True
     settings: ORPOSettings
 
-    def pair_trainer(
+    def trainer(
         self, model: Any, arguments: dict[str, Any], more: dict[str, Any]
     ) -> OddsRatioTrainer:
         """TRL's trainer."""
+        self.prepare(model, arguments, more)
         config = ORPOConfig(
             **arguments,
             beta=self.settings.odds_weight,
