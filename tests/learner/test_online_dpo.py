@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig
 
-from guerdon.trainer.common.processes import ALONE
+from guerdon.trainer.common.process_group import SINGLE_PROCESS
 from guerdon.trainer.common.services.types import Group, Sample
 from guerdon.trainer.fine_tune.dpo import DirectTrainer
 from guerdon.trainer.rl.learner.learner import Learner
@@ -160,7 +160,7 @@ def test_it_is_trl_s_on_the_same_pairs(policy: Policy, tmp_path: Path, loss: Any
     model = moved(folder, torch.float32)
     trainer = DirectTrainer(
         lengths=[1] * len(pairs),
-        processes=ALONE,
+        processes=SINGLE_PROCESS,
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict(rows),

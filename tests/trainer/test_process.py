@@ -109,7 +109,7 @@ def test_the_loss_is_that_of_the_models_own_labels(
     )
     task = read_task(settings)
     assert isinstance(task, ProcessTask)
-    assert not task.grow  # the tokenizer has this marker
+    assert not task.inputs.grow  # the tokenizer has this marker
     model = task.load().eval()
     rows = task.inputs.train.rows[:6]
     batch = collate(rows, task.tokenizer.pad_token_id) | task.targets(rows)

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from guerdon.cli.main import main
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.common.processes import ALONE
+from guerdon.trainer.common.process_group import SINGLE_PROCESS
 from guerdon.trainer.reward.ddp_calls import call_through_ddp
 
 Files = tuple[Path, Path]
@@ -170,4 +170,4 @@ def test_a_driver_that_is_too_old_is_not_replaced_by_the_cpu(
 ) -> None:
     pretend_old_driver(monkeypatch, tmp_path)
     with pytest.raises(SettingsError, match="driver on your system is too old"):
-        ALONE.device()
+        SINGLE_PROCESS.device()

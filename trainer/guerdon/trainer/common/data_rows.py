@@ -59,6 +59,11 @@ class Source(Protocol):
         """The file's SHA-256; empty for a data set."""
 
 
+def described(data: Source) -> str:
+    """The source, with its SHA-256 where it is a file."""
+    return f"{data.source} sha256:{data.sha256}" if data.sha256 else data.source
+
+
 def hashes_by_source(*parts: Source) -> dict[str, str]:
     """SHA-256 of each part, by its source."""
     return {part.source: part.sha256 for part in parts}

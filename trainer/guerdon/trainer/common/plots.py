@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +42,19 @@ def smoothed(values: Sequence[float], keep: float = 0.8) -> list[float]:
         weight = keep * weight + (1 - keep)
         found.append(total / weight)
     return found
+
+
+def draw_curve(ax: Any, rows: Sequence[Mapping[str, Any]], key: str, name: str) -> None:
+    """A number of metrics.jsonl over the steps: as logged, smoothed, and on what is held out."""
+    logged, held_out = (
+        [(row["step"], row[each]) for row in rows if each in row] for each in (key, f"eval_{key}")
+    )
+    if logged:
+        steps, values = zip(*logged, strict=True)
+        ax.plot(steps, values, color=CHOSEN, alpha=0.35, label="logged")
+        ax.plot(steps, smoothed(values), color=CHOSEN, label="smoothed")
+    if held_out:
+        ax.plot(*zip(*held_out, strict=True), "o-", color=REJECTED, label="held out")
+    ax.set(xlabel="step", ylabel=name, title=f"{name[0].upper()}{name[1:]}")
+    if logged or held_out:
+        ax.legend()

@@ -49,11 +49,6 @@ class Preferences:
         """How many pairs contradict one before them."""
         return len(self.contradiction_lines)
 
-    @property
-    def described(self) -> str:
-        """The source, with its SHA-256 where it is a file."""
-        return f"{self.source} sha256:{self.sha256}" if self.sha256 else self.source
-
 
 def load_pairs(
     source: str,

@@ -201,6 +201,12 @@ def embeddings_of(config: Any) -> int:
     return int(config.get_text_config().vocab_size)
 
 
+def max_positions(config: Any) -> int | None:
+    """The longest sequence that a model takes, where its config, of `transformers`, says so."""
+    value = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(value) if value else None
+
+
 def check_embedded(tokenizer: Any, ids: Sequence[int], vocab_size: int) -> None:
     """Refuse tokens for which the model has no embedding.
 

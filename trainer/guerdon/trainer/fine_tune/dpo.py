@@ -35,10 +35,9 @@ class DPOTask(PairTask):
         # LoRA's reference is the policy without it.
         self.keeps_reference = not (self.settings.lora_r or self.settings.precompute_reference)
 
-    def pair_trainer(
-        self, model: Any, arguments: dict[str, Any], more: dict[str, Any]
-    ) -> DirectTrainer:
+    def trainer(self, model: Any, arguments: dict[str, Any], more: dict[str, Any]) -> DirectTrainer:
         """TRL's trainer, with a second model where one is kept."""
+        self.prepare(model, arguments, more)
         settings, rows = self.settings, self.inputs.train.rows
         config = DPOConfig(
             **arguments,
@@ -99,7 +98,7 @@ class DirectTrainer(MeanOverPairs, DPOTrainer):  # type: ignore[misc]
                 found.update(zip(batch, zip(*both, strict=True), strict=True))
             return [found[place] for place in places]
 
-        chosen, rejected = zip(*self.processes.deal(self._lengths, some), strict=True)
+        chosen, rejected = zip(*self.processes.share_out(self._lengths, some), strict=True)
         dataset = dataset.add_column("ref_chosen_logps", list(chosen))
         return dataset.add_column("ref_rejected_logps", list(rejected))
 

@@ -15,7 +15,7 @@ from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.common.language_model import load_config
 from guerdon.trainer.common.preferences import load_pairs
 from guerdon.trainer.common.row_notes import group_values, places_by_group
-from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer
+from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer, max_positions
 from guerdon.trainer.common.trl.completions import Completion
 from guerdon.trainer.fine_tune.settings import PolicySettings
 from guerdon.trainer.fine_tune.tokens import encode
@@ -139,7 +139,7 @@ def read_inputs(settings: PolicySettings, read: Callable[..., DataSplit[Any]]) -
         settings.by,
     )
     subgroups = places_by_group(settings.eval, settings.by, held_out.groups)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = max_positions(config)
     longest = max(train.longest, held_out.longest)
     if positions and longest > positions:
         raise SettingsError(

@@ -16,7 +16,7 @@ import numpy as np
 
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats, Ints, accuracy, calibration
-from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.statistics import estimate
 from guerdon.trainer.common.trl.completions import Completion, response_logprobs
 from guerdon.trainer.fine_tune.inputs import PairTokens
@@ -58,7 +58,7 @@ def likelihoods(
     model: Any,
     completions: Sequence[Completion],
     dtype: str,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Likelihoods:
     """Likelihoods of answers; the model is left in the mode that it was in.
@@ -80,12 +80,12 @@ def likelihoods(
             model,
             [completions[place] for place in places],
             dtype=dtype,
-            progress=lambda done: progress(done * processes.count),
+            progress=lambda done: progress(done * processes.world_size),
         )
         return [float(row.astype(np.float64).sum()) for row in found]
 
     sizes = [len(prompt) + len(answer) for prompt, answer in completions]
-    sums = np.array(processes.deal(sizes, some))
+    sums = np.array(processes.share_out(sizes, some))
     model.train(training)
     if not np.isfinite(sums).all():
         raise DivergedError("the policy gives log-probabilities that are not finite numbers")

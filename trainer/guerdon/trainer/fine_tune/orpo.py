@@ -24,10 +24,11 @@ class ORPOTask(PairTask):
     all_logits = True
     settings: ORPOSettings
 
-    def pair_trainer(
+    def trainer(
         self, model: Any, arguments: dict[str, Any], more: dict[str, Any]
     ) -> OddsRatioTrainer:
         """TRL's trainer."""
+        self.prepare(model, arguments, more)
         config = ORPOConfig(
             **arguments,
             beta=self.settings.odds_weight,
@@ -51,7 +52,7 @@ class OddsRatioTrainer(MeanOverPairs, ORPOTrainer):  # type: ignore[misc]
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
         """The micro-batches of an optimiser step, and its pairs; counts its tokens."""
         batches, pairs = super().get_batch_samples(*args, **kwargs)
-        tokens = self.processes.gather(sum(_predicted(batch) for batch in batches))
+        tokens = self.processes.all_gather(sum(_predicted(batch) for batch in batches))
         self._tokens_a_pair = sum(tokens) / pairs if pairs else None
         return batches, pairs
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,27 +22,19 @@ _OF_A_GROUP = ("implicit_accuracy", "margin", "likelihood_accuracy", "mean_likel
 class PairTask(PolicyTask[PairLikelihoods]):
     """Preference pairs, learned by DPO or ORPO."""
 
+    measured = PairLikelihoods
     sequences = 2
     beta: float = 1.0
     """The factor of implied rewards."""
 
-    def trainer(self, model: Any, arguments: dict[str, Any], more: dict[str, Any]) -> Any:
-        """TRL's trainer, with dropout in LoRA alone."""
+    def prepare(self, model: Any, arguments: dict[str, Any], more: dict[str, Any]) -> None:
+        """Leave dropout to LoRA alone, and tell the trainer how long the pairs are."""
         # The reference has no dropout either. TRL's own switch would come after LoRA, and end its
         # too.
         drop_dropout(model)
         arguments["disable_dropout"] = False
-        lengths = [row.longest for row in self.inputs.train.rows]
-        more |= {"lengths": lengths, "processes": self.processes}
-        return self.pair_trainer(model, arguments, more)
-
-    @abc.abstractmethod
-    def pair_trainer(self, model: Any, arguments: dict[str, Any], more: dict[str, Any]) -> Any:
-        """TRL's trainer; arguments as for `trainer`."""
-
-    def stored(self, tree: dict[str, Any]) -> PairLikelihoods:
-        """Likelihoods that an earlier part of the run computed."""
-        return PairLikelihoods.from_tree(tree)
+        more["lengths"] = [row.longest for row in self.inputs.train.rows]
+        more["processes"] = self.processes
 
     def likelihoods(self, model: Any, dtype: str, progress: Any) -> PairLikelihoods:
         """Likelihoods of both answers of the held-out pairs."""

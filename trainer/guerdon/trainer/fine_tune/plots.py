@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from guerdon.trainer.common.measures import Floats
-from guerdon.trainer.common.plots import CHOSEN, REJECTED, THIRD, figure_of, save_figure, smoothed
+from guerdon.trainer.common.plots import CHOSEN, REJECTED, THIRD, draw_curve, figure_of, save_figure
 
 Rows = Sequence[dict[str, Any]]
 
@@ -32,18 +32,7 @@ def _training(rows: Rows) -> Any:
     second = next((k for k in ("accuracy", "token_accuracy") if any(k in r for r in rows)), "")
     figure, axes = figure_of(2 if second else 1)
     for ax, key in zip(np.atleast_1d(axes), ("loss", second), strict=False):
-        logged = [(row["step"], row[key]) for row in rows if key in row]
-        if logged:
-            steps, values = zip(*logged, strict=True)
-            ax.plot(steps, values, color=CHOSEN, alpha=0.35, label="logged")
-            ax.plot(steps, smoothed(values), color=CHOSEN, label="smoothed")
-        held_out = [(row["step"], row[f"eval_{key}"]) for row in rows if f"eval_{key}" in row]
-        if held_out:
-            ax.plot(*zip(*held_out, strict=True), "o-", color=REJECTED, label="held out")
-        name = key.replace("_", " ")
-        ax.set(xlabel="step", ylabel=name, title=name.capitalize())
-        if logged or held_out:
-            ax.legend()
+        draw_curve(ax, rows, key, key.replace("_", " "))
     return figure
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.run_folder import write_whole
 from guerdon.trainer.common.services.policy_text import answer_text
 from guerdon.trainer.fine_tune.inputs import PolicyInputs, prompt_ids
@@ -25,7 +25,7 @@ class SampledAnswer(TypedDict):
 
 @torch.no_grad()
 def answer_prompts(
-    model: Any, inputs: PolicyInputs, processes: Processes = ALONE
+    model: Any, inputs: PolicyInputs, processes: ProcessGroup = SINGLE_PROCESS
 ) -> list[SampledAnswer]:
     """The likeliest answer, token by token, to each of the first held-out prompts."""
     settings = inputs.settings
@@ -34,7 +34,7 @@ def answer_prompts(
     def some(places: list[int]) -> list[SampledAnswer]:
         return [_answer(model, prompts[place], inputs) for place in places]
 
-    return processes.deal([len(ids) for ids in prompts], some)
+    return processes.share_out([len(ids) for ids in prompts], some)
 
 
 def _answer(model: Any, ids: list[int], inputs: PolicyInputs) -> SampledAnswer:

@@ -24,6 +24,7 @@ from guerdon.trainer.fine_tune.task import PolicyTask
 class SFTTask(PolicyTask[Likelihoods]):
     """Answers, learned without the prompts before them."""
 
+    measured = Likelihoods
     sequences = 1
     settings: SFTSettings
 
@@ -43,10 +44,6 @@ class SFTTask(PolicyTask[Likelihoods]):
         trainer = CompletionTrainer(args=config, train_dataset=data, **more)
         trainer.processes = self.processes
         return trainer
-
-    def stored(self, tree: dict[str, Any]) -> Likelihoods:
-        """Likelihoods that an earlier part of the run computed."""
-        return Likelihoods.from_tree(tree)
 
     def likelihoods(self, model: Any, dtype: str, progress: Any) -> Likelihoods:
         """Likelihoods of the held-out answers."""

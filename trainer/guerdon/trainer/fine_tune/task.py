@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from rich.console import Console
 from transformers import set_seed
@@ -29,6 +29,7 @@ from guerdon.trainer.common.trl.trainer_arguments import (
 )
 from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 from guerdon.trainer.fine_tune.inputs import PolicyInputs, prompt_ids
+from guerdon.trainer.fine_tune.measure import Likelihoods, PairLikelihoods
 from guerdon.trainer.fine_tune.plots import draw_plots
 from guerdon.trainer.fine_tune.report import show_counts
 from guerdon.trainer.fine_tune.samples import SampledAnswer, answer_prompts, write_samples
@@ -37,21 +38,8 @@ from guerdon.trainer.fine_tune.settings import PolicySettings
 STATE = "begun.json"
 
 
-class Stored(Protocol):
-    """Likelihoods of held-out rows, which a resumed run need not compute again."""
-
-    @classmethod
-    def from_tree(cls, tree: dict[str, Any]) -> Self:
-        """The likelihoods that gave a tree."""
-
-    def tree(self) -> dict[str, Any]:
-        """The likelihoods for JSON."""
-
-    def of(self, places: Sequence[int]) -> Self:
-        """The likelihoods of some of the rows."""
-
-
-Found = TypeVar("Found", bound=Stored)
+Found = TypeVar("Found", Likelihoods, PairLikelihoods)
+"""What a policy makes of the held-out rows: of answers, or of pairs of them."""
 
 
 @dataclass
@@ -86,6 +74,8 @@ class PolicyTask(FineTuneTask[Found, TunedPolicyFolder]):
         inputs: of the run.
     """
 
+    measured: type[Found]
+    """The class of what is measured."""
     sequences: ClassVar[int]
     """Sequences in a row of the data."""
     all_logits: ClassVar[bool] = False
@@ -188,10 +178,6 @@ class PolicyTask(FineTuneTask[Found, TunedPolicyFolder]):
     # Measuring
 
     @abc.abstractmethod
-    def stored(self, tree: dict[str, Any]) -> Found:
-        """Likelihoods that an earlier part of the run computed."""
-
-    @abc.abstractmethod
     def likelihoods(self, model: Any, dtype: str, progress: Any) -> Found:
         """Likelihoods of the held-out rows; `progress` is told how many sequences more are done."""
 
@@ -202,7 +188,7 @@ class PolicyTask(FineTuneTask[Found, TunedPolicyFolder]):
     def measure_before(self, model: Any) -> Found:
         """Likelihoods by the first policy, unless an earlier part of the run knows."""
         if self._state.before:
-            self.reference = self.stored(self._state.before)
+            self.reference = self.measured.from_tree(self._state.before)
         else:
             self.reference = self.measure_first(model)
             self._state.before = self.reference.tree()
@@ -260,7 +246,7 @@ class PolicyTask(FineTuneTask[Found, TunedPolicyFolder]):
             "tokens": int(max((row.get("tokens", 0) for row in rows), default=0)),
             "rows": len(self.inputs.train.rows),
             "data": self.inputs.counts(),
-            "processes": self.processes.count,
+            "processes": self.processes.world_size,
             "warnings": self.warnings(now),
         }
 

@@ -17,7 +17,7 @@ from guerdon.trainer.reward.settings import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from guerdon.trainer.common.processes import Processes
+    from guerdon.trainer.common.process_group import ProcessGroup
     from guerdon.trainer.common.trl.folder import FineTuneFolder
     from guerdon.trainer.reward.objectives.task import RewardTask
 
@@ -82,7 +82,7 @@ class RewardCommand(FineTuneCommand):
         return read_task(settings)
 
     def train(
-        self, task: Any, folder: Any, console: Console, processes: Processes
+        self, task: Any, folder: Any, console: Console, processes: ProcessGroup
     ) -> dict[str, Any]:
         """Train one model, or an ensemble of them; the summary."""
         from guerdon.trainer.reward.folder import EnsembleFolder

@@ -24,7 +24,7 @@ from guerdon.models import Manifest, template_hash
 from guerdon.trainer.common import measures
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measures import Floats, Ints
-from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.run_folder import MEMBERS, SUMMARY
 from guerdon.trainer.common.run_state import package_versions
 from guerdon.trainer.common.timed_phase import rounded, timed_phase
@@ -48,7 +48,10 @@ AGGREGATE: Final[dict[str, Callable[[_Scores, float], Floats]]] = {
 
 
 def train_ensemble(
-    task: RewardTask[Any], folder: EnsembleFolder, console: Console, processes: Processes = ALONE
+    task: RewardTask[Any],
+    folder: EnsembleFolder,
+    console: Console,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Train the members one after another, and measure them together.
 
@@ -62,16 +65,16 @@ def train_ensemble(
     assert isinstance(task, PreferenceTask)
     settings, seconds = task.settings, dict[str, float]()
     task.processes = processes
-    with processes.agreed():
+    with processes.fail_together():
         check_shares(settings, processes)
         folder.begin()
         folder.check_data(folder.path / MEMBERS, task.hashes)
     tasks = [_member(task, folder, i) for i in range(settings.ensemble)]
     for i, member in enumerate(tasks):
-        with processes.agreed():
+        with processes.fail_together():
             place = folder.member(member.settings)
         seed = f"member {i} (seed {member.settings.seed})"
-        if processes.gather(place.finished)[0]:
+        if processes.all_gather(place.finished)[0]:
             console.print(f"{seed} is trained already", highlight=False)
             continue
         console.print(seed, highlight=False)
@@ -81,7 +84,7 @@ def train_ensemble(
     with timed_phase(seconds, "evaluate together"), quiet():
         held_out, train = _measured(task, folders)
     summary: dict[str, Any] = {}
-    with processes.agreed():
+    with processes.fail_together():
         if processes.main:
             summary = _finish(task, folder, folders, held_out, train, seconds)
     return summary
@@ -93,16 +96,16 @@ def _measured(
     """Each member's scores of the held-out pairs, and of those that statistics are taken over."""
     processes, dtype = task.processes, task.settings.saved_dtype
     held_out, train = [], []
-    with processes.agreed():
+    with processes.fail_together():
         if processes.main:  # it reads all the weights
             _check_different(folders)
     for path in folders:
-        with processes.agreed():
+        with processes.fail_together():
             model = load_base(path, task.tokenizer, grow=False)
             task.share = task.decide_sharing(model)
         task.settle()
         model = model.to(processes.device())
-        with processes.alike():
+        with processes.one_error():
             held_out.append(task.measure(model, dtype))
             train.append(task.train_scores(model, dtype, task.statistics_places()))
     return held_out, train
@@ -147,7 +150,7 @@ def _finish(
         "steps": sum(part["steps"] for part in parts),
         "seed": settings.seed,
         "parameters": sum(part["parameters"] for part in parts),
-        "processes": task.processes.count,
+        "processes": task.processes.world_size,
         "versions": package_versions(*PACKAGES),
         "seconds": rounded(seconds),
     }

@@ -17,13 +17,14 @@ from guerdon.trainer.common.tokens import (
     choose_pad_token,
     embeddings_of,
     load_tokenizer,
+    max_positions,
     tokenize_pairs,
 )
 from guerdon.trainer.reward.settings import RewardModelSettings, RewardSettings
 
 
 @dataclass
-class Inputs:
+class PairInputs:
     """What a run starts from, checked."""
 
     settings: RewardSettings
@@ -73,7 +74,7 @@ class Inputs:
         }
 
 
-def read_inputs(settings: RewardSettings) -> Inputs:
+def read_inputs(settings: RewardSettings) -> PairInputs:
     """Load and check the data and the tokenizer: everything that can be wrong before training.
 
     Raises:
@@ -101,14 +102,14 @@ def read_inputs(settings: RewardSettings) -> Inputs:
     # would flatter it.
     config = load_base_config(base)
     known = embeddings_of(config)
-    longest = positions_of(config) or 1 << 30
+    longest = max_positions(config) or 1 << 30
     held_out = tokenize_pairs(tokenizer, eval_data, max_length=longest, too_long=settings.too_long)
     for data, tokens in ((train_data, train), (eval_data, held_out)):
         lined = ((data.lines[p.row], ids) for p in tokens.pairs for ids in (p.chosen, p.rejected))
         check_all_embedded(tokenizer, lined, known, data.source)
     sequences = (ids for t in (train, held_out) for p in t.pairs for ids in (p.chosen, p.rejected))
     grow = choose_pad_token(tokenizer, sequences, known)
-    return Inputs(settings, base, tokenizer, grow, train_data, eval_data, train, held_out)
+    return PairInputs(settings, base, tokenizer, grow, train_data, eval_data, train, held_out)
 
 
 def base_and_tokenizer(settings: RewardModelSettings) -> tuple[Path, Any]:
@@ -136,9 +137,3 @@ def load_base_config(base: Path) -> Any:
         return AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TrainingError(f"can't read the config of {base}: {error}") from error
-
-
-def positions_of(config: Any) -> int | None:
-    """The longest sequence that the base takes, where its config says so."""
-    value = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(value) if value else None

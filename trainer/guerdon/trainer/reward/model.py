@@ -101,12 +101,6 @@ def _fitted(model: Any, tokenizer: Any, *, grow: bool) -> Any:
     return model
 
 
-def max_positions(model: Any) -> int | None:
-    """The longest sequence that the model takes, where its config says so."""
-    value = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(value) if value else None
-
-
 def prepare(model: Any, settings: RewardModelSettings) -> Any:
     """The model with LoRA around it, or with its lowest layers frozen, as the settings say.
 

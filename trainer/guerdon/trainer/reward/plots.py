@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from guerdon.trainer.common.measures import Calibration, Floats
-from guerdon.trainer.common.plots import CHOSEN, REJECTED, THIRD, figure_of, save_figure, smoothed
+from guerdon.trainer.common.plots import CHOSEN, REJECTED, THIRD, draw_curve, figure_of, save_figure
 from guerdon.trainer.reward.scoring import PairScores
 
 
@@ -37,16 +37,8 @@ def _training(rows: Sequence[dict[str, Any]]) -> Any:
         (left, "loss", np.log(2), "pairwise loss"),
         (right, "accuracy", 0.5, "pairwise accuracy"),
     ):
-        steps = [row["step"] for row in rows if key in row]
-        values = [row[key] for row in rows if key in row]
-        ax.plot(steps, values, color=CHOSEN, alpha=0.35, label="logged")
-        ax.plot(steps, smoothed(values), color=CHOSEN, label="smoothed")
-        held_out = [(row["step"], row[f"eval_{key}"]) for row in rows if f"eval_{key}" in row]
-        if held_out:
-            ax.plot(*zip(*held_out, strict=True), "o-", color=REJECTED, label="held out")
         ax.axhline(chance, color=THIRD, linestyle="--", linewidth=1, label="chance")
-        ax.set(xlabel="step", ylabel=name, title=name.capitalize())
-        ax.legend()
+        draw_curve(ax, rows, key, name)
     right.set_ylim(0, 1.02)
     return figure
 

@@ -12,7 +12,7 @@ import torch
 
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats
-from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.tokens import TokenPair
 from guerdon.trainer.reward import shared_prefix as sharing
 
@@ -43,7 +43,7 @@ def score_pairs(
     share: bool,
     dtype: str,
     batch_tokens: int = 4096,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> PairScores:
     """Score both answers of every pair.
 
@@ -72,7 +72,7 @@ def score_pairs(
     was_training = model.training
     model.eval()
     with torch.inference_mode(), autocast(model, dtype):
-        both_N2 = np.array(processes.deal(sizes, score)).reshape(-1, 2)
+        both_N2 = np.array(processes.share_out(sizes, score)).reshape(-1, 2)
     model.train(was_training)
     if not np.isfinite(both_N2).all():
         raise DivergedError("the model gives scores that are not finite numbers")

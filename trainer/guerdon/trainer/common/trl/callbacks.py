@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from transformers import TrainerCallback
 
 from guerdon.trainer.common.metrics_log import MetricsLog
@@ -99,16 +106,9 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Shows the bar."""
-        if not self._console.is_terminal or self._console.quiet:
+        self._bar = terminal_bar(self._console, "training", TextColumn("{task.fields[last]}"))
+        if not self._bar:
             return
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[last]}"),
-            console=self._console,
-        )
         self._bar.start()
         self._bar.add_task("", total=state.max_steps, completed=state.global_step, last="")
 
@@ -138,6 +138,16 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
             self._bar = None
 
 
+def terminal_bar(
+    console: Console, words: str, *more: ProgressColumn, **how: Any
+) -> Progress | None:
+    """A bar that counts what is done, on a terminal only; a quiet console shows nothing."""
+    if not console.is_terminal or console.quiet:
+        return None
+    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *more)
+    return Progress(*columns, console=console, **how)
+
+
 @contextmanager
 def counted(console: Console, words: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar beside something long, on a terminal only; gives what tells it how many more are done.
@@ -147,11 +157,11 @@ def counted(console: Console, words: str, total: int) -> Iterator[Callable[[int]
         words: what is being done.
         total: how many there are.
     """
-    if not console.is_terminal or console.quiet:
+    bar = terminal_bar(console, words, transient=True)
+    if bar is None:
         yield lambda done: None
         return
-    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with bar:
         task = bar.add_task("", total=total)
         yield lambda done: bar.advance(task, done)
 

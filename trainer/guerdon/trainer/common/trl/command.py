@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import typer
 
 from guerdon.trainer.common import settings_io
-from guerdon.trainer.common.processes import is_main, start
+from guerdon.trainer.common.process_group import process_group
+from guerdon.trainer.common.processes import is_main
 from guerdon.trainer.common.settings_options import (
     Config,
     Overwrite,
@@ -24,7 +25,7 @@ from guerdon.trainer.common.trl.settings import FineTuneSettings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from guerdon.trainer.common.processes import Processes
+    from guerdon.trainer.common.process_group import ProcessGroup
     from guerdon.trainer.common.trl.folder import FineTuneFolder
     from guerdon.trainer.common.trl.task import FineTuneTask
 
@@ -60,7 +61,7 @@ class FineTuneCommand(abc.ABC):
         """
 
     def train(
-        self, task: Any, folder: Any, console: Console, processes: Processes
+        self, task: Any, folder: Any, console: Console, processes: ProcessGroup
     ) -> dict[str, Any]:
         """Train, measure, save; the summary."""
         from guerdon.trainer.common.trl.recipe import fine_tune
@@ -93,16 +94,16 @@ class FineTuneCommand(abc.ABC):
                 typer.echo(settings_io.to_toml(settings))  # alone there: it can be a file
                 task.show_memory(console)
             return
-        with start() as processes:
-            with processes.agreed():
+        with process_group() as processes:
+            with processes.fail_together():
                 check_trackers(settings.tracker)
                 kind = self.folder(settings)
                 folder = kind(settings, resume=resume, overwrite=overwrite, main=main)
-            if processes.gather(folder.finished and not overwrite)[0]:
+            if processes.all_gather(folder.finished and not overwrite)[0]:
                 console.print("this run ended already")
                 summary = folder.summary() if main else {}
             else:
-                with processes.agreed():
+                with processes.fail_together():
                     task = self.read_task(settings)
                 task.show_counts(console)
                 summary = self.train(task, folder, console, processes)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from guerdon.trainer.common.errors import DivergedError
-from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 class DivergenceGuard:
     """Put before one of TRL's trainers in a class's bases."""
 
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
     """The processes of the run."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -26,7 +26,7 @@ class DivergenceGuard:
         ours: Any = super()
         loss: Tensor = ours.training_step(*args, **kwargs)
         # Where one process has such a loss, all of them end, and none waits for it.
-        if self.processes.any(not torch.isfinite(loss)):
+        if self.processes.any_rank(not torch.isfinite(loss)):
             state: Any = self.state  # type: ignore[attr-defined]
             raise DivergedError(
                 f"the loss is not a finite number at step {state.global_step + 1}: "

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
-from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 
 _MEGABATCH = 16
@@ -82,7 +82,7 @@ class LengthGroupedTrainer(DivergenceGuard):
     """
 
     def __init__(
-        self, *, lengths: Sequence[int], processes: Processes = ALONE, **kwargs: Any
+        self, *, lengths: Sequence[int], processes: ProcessGroup = SINGLE_PROCESS, **kwargs: Any
     ) -> None:
         self._lengths = lengths
         self.processes = processes
@@ -92,7 +92,7 @@ class LengthGroupedTrainer(DivergenceGuard):
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """The trainer's, with the tokens: TRL loses some where the last batch is not full."""
-        tokens = sum(self.processes.gather(self._tokens))
+        tokens = sum(self.processes.all_gather(self._tokens))
         if "loss" in logs and tokens:  # not every trainer counts its own
             logs["num_tokens"] = tokens
         ours: Any = super()
@@ -101,5 +101,5 @@ class LengthGroupedTrainer(DivergenceGuard):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         ours: Any = self
         # Accelerate gives each process its part of every batch.
-        batch = ours.args.train_batch_size * self.processes.count
+        batch = ours.args.train_batch_size * self.processes.world_size
         return LengthGroupedSampler(self._lengths, batch, seed=ours.args.seed)

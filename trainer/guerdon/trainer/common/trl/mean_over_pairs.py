@@ -28,7 +28,7 @@ class MeanOverPairs(LengthGroupedTrainer):
         """The micro-batches of an optimiser step, and its pairs over all processes."""
         ours: Any = super()
         batches, _ = ours.get_batch_samples(epoch_iterator, num_batches, device)
-        pairs = self.processes.gather(sum(self.pairs_in(batch) for batch in batches))
+        pairs = self.processes.all_gather(sum(self.pairs_in(batch) for batch in batches))
         return batches, sum(pairs)
 
     def compute_loss(
@@ -46,5 +46,5 @@ class MeanOverPairs(LengthGroupedTrainer):
         found = ours.compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if num_items_in_batch is None:
             return found
-        part = self.pairs_in(inputs) * self.processes.count / num_items_in_batch
+        part = self.pairs_in(inputs) * self.processes.world_size / num_items_in_batch
         return (found[0] * part, found[1]) if return_outputs else found * part

@@ -19,7 +19,7 @@ from transformers import PrinterCallback
 
 from guerdon.trainer.common.errors import SettingsError, TrainingError
 from guerdon.trainer.common.language_model import merged
-from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.run_state import package_versions
 from guerdon.trainer.common.timed_phase import timed_phase
 from guerdon.trainer.common.trackers import Trackers
@@ -36,7 +36,7 @@ def fine_tune(
     task: FineTuneTask[Measured, Folder],
     folder: Folder,
     console: Console,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Train, measure, save; the summary that is also written to summary.json.
 
@@ -56,33 +56,33 @@ def fine_tune(
     """
     settings = task.settings
     task.processes, task.console = processes, console
-    with processes.agreed():
+    with processes.fail_together():
         check_shares(settings, processes)
         folder.begin()
         folder.check_data(folder.checkpoints, task.hashes)
-    with processes.agreed():  # the folder is there now for all of them
+    with processes.fail_together():  # the folder is there now for all of them
         seconds = task.take_up(folder)
     with timed_phase(seconds, "load"), quiet():
-        with processes.agreed():
+        with processes.fail_together():
             model = task.load()
         task.settle()
     before: Measured | None = None
     if task.eval_before:
-        with timed_phase(seconds, "evaluate before"), processes.alike():
+        with timed_phase(seconds, "evaluate before"), processes.one_error():
             before = task.measure_before(model)
             console.print(f"before training: {task.words(before)}", highlight=False)
-    with timed_phase(seconds, "train"), quiet(), processes.alike():
+    with timed_phase(seconds, "train"), quiet(), processes.one_error():
         model, log, steps = _train(model, task, folder)
     train_seconds = log.seconds
-    with timed_phase(seconds, "evaluate after"), processes.alike():
+    with timed_phase(seconds, "evaluate after"), processes.one_error():
         model = merged(model).eval()
         if settings.saved_dtype == "bfloat16":
             _round(model)
         after = task.measure_after(model)
-    with processes.alike():
+    with processes.one_error():
         task.measure_more(model, seconds)
     summary: dict[str, Any] = {}
-    with processes.agreed():
+    with processes.fail_together():
         if processes.main:
             outcome = TrainingOutcome(model, before, after, log.rows, steps, train_seconds)
             summary = task.summary(outcome) | {"versions": package_versions(*PACKAGES)}
@@ -98,19 +98,19 @@ def fine_tune(
     return summary
 
 
-def check_shares(settings: FineTuneSettings, processes: Processes) -> None:
+def check_shares(settings: FineTuneSettings, processes: ProcessGroup) -> None:
     """Refuse a batch that the processes can't share, and GPUs that nobody would use.
 
     Raises:
         SettingsError: the batch does not divide.
         TrainingError: there are more GPUs than the one process takes.
     """
-    if settings.batch_size % processes.count:
+    if settings.batch_size % processes.world_size:
         raise SettingsError(
-            f"batch_size is {settings.batch_size}, which {processes.count} processes can't share "
-            "evenly"
+            f"batch_size is {settings.batch_size}, which {processes.world_size} processes "
+            "can't share evenly"
         )
-    if processes.count == 1 and torch.cuda.device_count() > 1:
+    if processes.world_size == 1 and torch.cuda.device_count() > 1:
         raise TrainingError(
             "several GPUs are visible: start one process for each by accelerate launch or "
             "torchrun, or set CUDA_VISIBLE_DEVICES=0"

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from rich.console import Console
 
-from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.trl.folder import FineTuneFolder
 from guerdon.trainer.common.trl.settings import FineTuneSettings
 
@@ -43,7 +43,7 @@ class FineTuneTask(abc.ABC, Generic[Measured, Folder]):
     settings: FineTuneSettings
     eval_before: bool = True
     """Whether the model is measured before training too."""
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
     """The run's: all load the model, and each trains on and measures a part."""
     console: Console = Console(quiet=True)
     """The terminal on which a person sees how measuring goes on."""

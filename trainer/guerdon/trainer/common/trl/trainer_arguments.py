@@ -5,18 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.common.processes import ALONE, WAIT, Processes, use_gpu
+from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
+from guerdon.trainer.common.processes import WAIT, use_gpu
 from guerdon.trainer.common.trl.settings import FineTuneSettings
 
 
 def trainer_arguments(
-    settings: FineTuneSettings, checkpoints: Path, processes: Processes = ALONE
+    settings: FineTuneSettings, checkpoints: Path, processes: ProcessGroup = SINGLE_PROCESS
 ) -> dict[str, Any]:
     """What every config of TRL's is told: optimiser, order, checkpoints, and to be silent."""
     return {
         "output_dir": str(checkpoints),
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.batch_size // processes.count,
+        "per_device_train_batch_size": settings.batch_size // processes.world_size,
         "gradient_accumulation_steps": settings.accumulate,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "cosine",

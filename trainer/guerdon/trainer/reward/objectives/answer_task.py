@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
-from guerdon.trainer.common.data_rows import hashes_by_source
 from guerdon.trainer.common.measures import Floats
-from guerdon.trainer.common.row_notes import measured_by_group, places_by_group
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
 from guerdon.trainer.common.trl.task import Measured
 from guerdon.trainer.common.trl.trainer_arguments import trainer_arguments
@@ -22,7 +20,6 @@ from guerdon.trainer.reward.objectives.rated_answers import (
     AnswerInputs,
     TokenizedAnswer,
     TokenizedAnswers,
-    described,
 )
 from guerdon.trainer.reward.objectives.task import RewardTask
 
@@ -34,13 +31,9 @@ class AnswerTask(RewardTask[Measured]):
     """Whether the head reads every token, not the last one alone."""
 
     def __init__(self, inputs: AnswerInputs) -> None:
-        super().__init__(inputs.settings, inputs.base, inputs.tokenizer, grow=inputs.grow)
+        groups = [inputs.eval_data.rows[row.row].groups for row in inputs.eval.rows]
+        super().__init__(inputs, inputs.train.rows, inputs.eval.rows, groups)
         self.inputs = inputs
-        self._groups = places_by_group(
-            inputs.eval_data.source,
-            self.settings.by,
-            [inputs.eval_data.rows[row.row].groups for row in inputs.eval.rows],
-        )
 
     # Data
 
@@ -51,26 +44,6 @@ class AnswerTask(RewardTask[Measured]):
     def counts(self) -> dict[str, Any]:
         """Sizes of the data, and all that was left out or looks odd."""
         return self.inputs.counts(self.about)
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """How many training and held-out rows there are."""
-        return len(self.inputs.train.rows), len(self.inputs.eval.rows)
-
-    @property
-    def train_described(self) -> str:
-        """The training data, for the manifest."""
-        return described(self.inputs.train_data)
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the training and the held-out data, by their sources."""
-        return hashes_by_source(self.inputs.train_data, self.inputs.eval_data)
-
-    @property
-    def longest_eval(self) -> int:
-        """Tokens of the longest held-out sequence."""
-        return self.inputs.eval.longest
 
     # Training
 
@@ -94,9 +67,9 @@ class AnswerTask(RewardTask[Measured]):
         """The model, ready to be trained."""
         set_seed(self.settings.seed)  # the new head is random
         model, new = load_with_head(
-            self.base,
+            self.inputs.base,
             self.tokenizer,
-            grow=self.grow,
+            grow=self.inputs.grow,
             outputs=self.outputs,
             tokenwise=self.tokenwise,
         )
@@ -137,7 +110,3 @@ class AnswerTask(RewardTask[Measured]):
         return answer_outputs(
             model, rows, pad_id=self.tokenizer.pad_token_id, dtype=dtype, processes=self.processes
         )
-
-    def subgroups(self, of: Callable[[list[int]], dict[str, Any]]) -> dict[str, Any]:
-        """What is measured of the rows of each group, by field and value."""
-        return measured_by_group(self._groups, of)

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats
-from guerdon.trainer.common.processes import ALONE, Processes
+from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.trl.length_grouped import LengthGroupedTrainer
 from guerdon.trainer.reward import shared_prefix as sharing
 from guerdon.trainer.reward.ddp_calls import call_through_ddp
@@ -117,7 +117,7 @@ class AnswerTrainer(LengthGroupedTrainer, Trainer):  # type: ignore[misc]
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"] != IGNORED).sum()
         else:  # of all processes, over which DDP will take the mean
-            total = total * self.processes.count
+            total = total * self.processes.world_size
         self._tokens += int(inputs["attention_mask"].sum())
         for key, value in metrics.items():
             self._seen.setdefault(key, []).append(value)
@@ -126,7 +126,7 @@ class AnswerTrainer(LengthGroupedTrainer, Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means of the loss's metrics since the last line."""
-        parts = self.processes.gather(self._seen)
+        parts = self.processes.all_gather(self._seen)
         for key in self._seen:
             logs[key] = float(np.mean([value for seen in parts for value in seen.get(key, ())]))
         self._seen.clear()
@@ -140,7 +140,7 @@ def answer_outputs(
     pad_id: int,
     dtype: str,
     batch_tokens: int = 4096,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> list[Floats]:
     """The head's outputs for each row, of shape [places, K], in the order of the rows.
 
@@ -162,7 +162,7 @@ def answer_outputs(
     was_training = model.training
     model.eval()
     with torch.inference_mode(), autocast(model, dtype):
-        found = processes.deal([len(row.ids) for row in rows], outputs)
+        found = processes.share_out([len(row.ids) for row in rows], outputs)
     model.train(was_training)
     if not all(np.isfinite(part).all() for part in found):
         raise DivergedError("the model gives scores that are not finite numbers")

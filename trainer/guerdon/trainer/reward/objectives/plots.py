@@ -14,9 +14,9 @@ from guerdon.trainer.common.plots import (
     REJECTED,
     THIRD,
     as_words,
+    draw_curve,
     figure_of,
     save_figure,
-    smoothed,
 )
 from guerdon.trainer.reward.objectives import regression
 
@@ -79,16 +79,8 @@ def draw_steps(
 
 def _training(rows: Sequence[dict[str, Any]], name: str) -> Any:
     figure, ax = figure_of()
-    logged = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-    held_out = [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
-    if logged:
-        steps, values = zip(*logged, strict=True)
-        ax.plot(steps, values, color=CHOSEN, alpha=0.35, label="logged")
-        ax.plot(steps, smoothed(values), color=CHOSEN, label="smoothed")
-    if held_out:
-        ax.plot(*zip(*held_out, strict=True), "o-", color=REJECTED, label="held out")
-    ax.set(xlabel="step", ylabel=name, title=f"{name[0].upper()}{name[1:]}", ylim=(0, None))
-    ax.legend()
+    draw_curve(ax, rows, "loss", name)
+    ax.set_ylim(0, None)
     return figure
 
 

@@ -19,16 +19,14 @@ from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from guerdon.trainer.common import measures
-from guerdon.trainer.common.data_rows import hashes_by_source
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measures import Floats, Ints
 from guerdon.trainer.common.preferences import prompt_numbers
-from guerdon.trainer.common.row_notes import measured_by_group, places_by_group
 from guerdon.trainer.common.tokens import TokenPair, TokenPairs
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
 from guerdon.trainer.common.trl.trainer_arguments import trainer_arguments
 from guerdon.trainer.reward import shared_prefix as sharing
-from guerdon.trainer.reward.inputs import Inputs
+from guerdon.trainer.reward.inputs import PairInputs
 from guerdon.trainer.reward.model import load_base, prepare
 from guerdon.trainer.reward.objectives.task import RewardTask
 from guerdon.trainer.reward.pair_trainer import PairTrainer, shared_collator
@@ -44,8 +42,9 @@ class PreferenceTask(RewardTask[PairScores]):
     unit = "pairs"
     settings: RewardSettings
 
-    def __init__(self, inputs: Inputs) -> None:
-        super().__init__(inputs.settings, inputs.base, inputs.tokenizer, grow=inputs.grow)
+    def __init__(self, inputs: PairInputs) -> None:
+        groups = [inputs.eval_data.groups[pair.row] for pair in inputs.eval.pairs]
+        super().__init__(inputs, inputs.train.pairs, inputs.eval.pairs, groups)
         self.inputs = inputs
         self.share = False
         """Whether pairs are computed in one row each; known when the model is loaded."""
@@ -53,42 +52,17 @@ class PreferenceTask(RewardTask[PairScores]):
             inputs.eval_data.pairs[pair.row].prompt for pair in inputs.eval.pairs
         )
         """The prompt of each held-out pair; equal numbers are one prompt."""
-        self._groups = places_by_group(
-            inputs.eval_data.source,
-            self.settings.by,
-            [inputs.eval_data.groups[pair.row] for pair in inputs.eval.pairs],
-        )
 
     def counts(self) -> dict[str, Any]:
         """Sizes of the data, and all that was left out or looks odd."""
         return self.inputs.counts()
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """How many training and held-out pairs there are."""
-        return len(self.inputs.train.pairs), len(self.inputs.eval.pairs)
-
-    @property
-    def train_described(self) -> str:
-        """The training data, for the manifest."""
-        return self.inputs.train_data.described
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the training and the held-out data, by their sources."""
-        return hashes_by_source(self.inputs.train_data, self.inputs.eval_data)
-
-    @property
-    def longest_eval(self) -> int:
-        """Tokens of the longest held-out sequence."""
-        return self.inputs.eval.longest
 
     # Training
 
     def load(self) -> Any:
         """The model, ready to be trained; decides whether pairs share their prompts."""
         set_seed(self.settings.seed)  # the new head is random
-        model = load_base(self.base, self.tokenizer, grow=self.grow)
+        model = load_base(self.inputs.base, self.tokenizer, grow=self.inputs.grow)
         self.share = self.decide_sharing(model)
         return prepare(model, self.settings).to(self.processes.device())
 
@@ -108,7 +82,7 @@ class PreferenceTask(RewardTask[PairScores]):
 
     def settle(self) -> None:
         """Prompts are shared in all processes or in none."""
-        self.share = not self.processes.any(not self.share)
+        self.share = not self.processes.any_rank(not self.share)
 
     def make_trainer(self, model: Any, checkpoints: Path, callbacks: Sequence[Any]) -> PairTrainer:
         """TRL's, over token ids."""
@@ -186,9 +160,8 @@ class PreferenceTask(RewardTask[PairScores]):
             "length_bias": asdict(
                 measures.length_bias(found.chosen, found.rejected, chosen, rejected, self.prompts)
             ),
-            "subgroups": measured_by_group(
-                self._groups,
-                lambda places: group_measures(found.delta[places], self.prompts[places]),
+            "subgroups": self.subgroups(
+                lambda places: group_measures(found.delta[places], self.prompts[places])
             ),
             "shared_prompts": self.share,
         }

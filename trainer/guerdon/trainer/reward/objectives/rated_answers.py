@@ -16,10 +16,11 @@ from guerdon.trainer.common.tokens import (
     check_all_embedded,
     choose_pad_token,
     embeddings_of,
+    max_positions,
     render,
     token_ids,
 )
-from guerdon.trainer.reward.inputs import base_and_tokenizer, load_base_config, positions_of
+from guerdon.trainer.reward.inputs import base_and_tokenizer, load_base_config
 from guerdon.trainer.reward.settings import RewardModelSettings
 
 
@@ -150,7 +151,7 @@ def read_answers(
         tokenize(tokenizer, rows, max_length=limit, too_long=settings.too_long, marker=marker)
         for rows, limit in (
             (train_data, settings.max_length),
-            (eval_data, positions_of(config) or 1 << 30),
+            (eval_data, max_positions(config) or 1 << 30),
         )
     )
     for data, tokens in ((train_data, train), (eval_data, held_out)):
@@ -250,11 +251,6 @@ def _marked(
     wanted = token_ids(tokenizer, [marker])[0][0]
     pairs = zip(ids, offsets, strict=True)
     return [i for i, (token, (_, end)) in enumerate(pairs) if token == wanted and end > start]
-
-
-def described(data: Rows[RatedAnswer]) -> str:
-    """The source, with its SHA-256 where it is a file."""
-    return f"{data.source} sha256:{data.sha256}" if data.sha256 else data.source
 
 
 def _duplicates(rows: Sequence[RatedAnswer]) -> int:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from guerdon.models import Manifest, template_hash
+from guerdon.trainer.common.data_rows import described, hashes_by_source
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.row_notes import measured_by_group, places_by_group
 from guerdon.trainer.common.timed_phase import rounded, timed_phase
+from guerdon.trainer.common.tokens import max_positions
 from guerdon.trainer.common.trl.task import FineTuneTask, Measured, TrainingOutcome
 from guerdon.trainer.reward.folder import RewardFolder
-from guerdon.trainer.reward.model import max_positions
+from guerdon.trainer.reward.inputs import PairInputs
+from guerdon.trainer.reward.objectives.rated_answers import AnswerInputs
 from guerdon.trainer.reward.report import show_counts
 from guerdon.trainer.reward.settings import RewardModelSettings
 
@@ -26,10 +29,10 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
     """An objective with its data, checked; nothing is computed when it is made.
 
     Args:
-        settings: of the run.
-        base: folder that training begins from.
-        tokenizer: with a pad token that occurs in no sequence.
-        grow: whether a token was added to it.
+        inputs: data, tokenizer and base; the tokenizer's pad token occurs in no sequence.
+        train_rows: the training rows that are used, as tokens.
+        eval_rows: the held-out rows that are used, as tokens.
+        groups: values of the fields of `--by`, of each of `eval_rows`.
     """
 
     kind: str
@@ -41,13 +44,17 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
     settings: RewardModelSettings
 
     def __init__(
-        self, settings: RewardModelSettings, base: Path, tokenizer: Any, *, grow: bool
+        self,
+        inputs: PairInputs | AnswerInputs,
+        train_rows: Sequence[Any],
+        eval_rows: Sequence[Any],
+        groups: Sequence[Mapping[str, str]],
     ) -> None:
-        self.settings = settings
-        self.eval_before = settings.eval_before
-        self.base = base
-        self.tokenizer = tokenizer
-        self.grow = grow
+        self.settings = inputs.settings
+        self.eval_before = inputs.settings.eval_before
+        self.tokenizer = inputs.tokenizer
+        self._inputs, self._train_rows, self._eval_rows = inputs, train_rows, eval_rows
+        self._groups = places_by_group(inputs.eval_data.source, self.settings.by, groups)
         self.training_set_scores: dict[str, float] = {}
         """Statistics of raw scores over the training set, once they are measured."""
 
@@ -62,25 +69,24 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
         show_counts(self.counts(), console)
 
     @property
-    @abc.abstractmethod
-    def sizes(self) -> tuple[int, int]:
-        """How many training and held-out rows there are."""
-
-    @property
-    @abc.abstractmethod
     def train_described(self) -> str:
         """The training data, for the manifest."""
+        return described(self._inputs.train_data)
 
     @property
-    @abc.abstractmethod
-    def longest_eval(self) -> int:
-        """Tokens of the longest held-out sequence."""
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the training and the held-out data, by their sources."""
+        return hashes_by_source(self._inputs.train_data, self._inputs.eval_data)
 
     # Measuring
 
     @abc.abstractmethod
     def summarise(self, found: Measured) -> dict[str, Any]:
         """All that summary.json says of the held-out rows; `above_chance` among it."""
+
+    def subgroups(self, of: Callable[[list[int]], dict[str, Any]]) -> dict[str, Any]:
+        """What is measured of the rows of each group, by field and value."""
+        return measured_by_group(self._groups, of)
 
     def before(self, found: Measured | None) -> dict[str, Any]:
         """What summary.json says of the model before training; nothing was measured: None."""
@@ -105,7 +111,7 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
 
     def statistics_places(self) -> list[int]:
         """The training rows that the statistics are taken over."""
-        count, most = self.sizes[0], self.settings.stats_pairs
+        count, most = len(self._train_rows), self.settings.stats_pairs
         if count <= most:
             return list(range(count))
         random = np.random.default_rng(self.settings.seed)
@@ -124,7 +130,7 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
             "steps": outcome.steps,
             "seed": self.settings.seed,
             "parameters": sum(p.numel() for p in outcome.model.parameters()),
-            "processes": self.processes.count,
+            "processes": self.processes.world_size,
         }
 
     def save(
@@ -149,8 +155,8 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
         # --max-length bounds what is trained on. What is served is bounded by the positions alone,
         # unless the model has none that end.
         longest = None
-        if max_positions(model) is None:
-            longest = max(self.settings.max_length, self.longest_eval)
+        if max_positions(model.config) is None:
+            longest = max(self.settings.max_length, self._inputs.eval.longest)
         return Manifest(
             kind=self.kind,
             mean=statistics["mean"],
@@ -168,9 +174,9 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
         values = asdict(self.settings) | {"lr": self.settings.learning_rate}
         return {
             "settings": {k: v for k, v in values.items() if k not in ("output", "base", "train")},
-            self.unit: self.sizes[0],
+            self.unit: len(self._train_rows),
             "steps": summary["steps"],
-            f"held_out_{self.unit}": self.sizes[1],
+            f"held_out_{self.unit}": len(self._eval_rows),
             f"held_out_{self.headline}": summary[self.headline],
             "statistics_over_responses": summary["training_set_scores"]["responses"],
             "seed": self.settings.seed,
