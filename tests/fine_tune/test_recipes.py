@@ -22,11 +22,29 @@ from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 from guerdon.trainer.fine_tune.cli import PANELS
 from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 from guerdon.trainer.fine_tune.read_task import read_task
-from guerdon.trainer.fine_tune.report import KEYS
 from guerdon.trainer.fine_tune.task import PolicyTask
 
 Toy = tuple[Path, Path]
 WEIGHTS = "final/model.safetensors"
+KEYS = {
+    "algorithm": "sft, dpo or orpo",
+    "policy": "what training began from",
+    "steps": "of the optimiser",
+    "seed": "of the settings",
+    "before": "the policy on the held-out rows before training",
+    "after": "the same after training",
+    "difference": "after − before, row by row, as `mean`, `se`, `low`, `high` (95 %), `n`",
+    "subgroups": "what the trained policy makes of the rows of each value of each `--by`",
+    "evaluations": "the lines of evaluations in the middle, as in metrics.jsonl",
+    "tokens": "trained on, prompts and repeated passes included",
+    "rows": "in the training data",
+    "data": "sizes and counts of both parts, with the lines of what is odd",
+    "seconds": "of the whole run by phase, earlier parts of a resumed run included",
+    "processes": "that trained",
+    "warnings": "what to know before using the policy",
+    "versions": "of the packages",
+}
+"""What each key of summary.json is."""
 
 
 @pytest.mark.parametrize("algorithm", KINDS)

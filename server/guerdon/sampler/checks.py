@@ -15,7 +15,7 @@ from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.types import GenerateItem, GenerateRequest, SamplingOptions
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.prompts import FormattedText, Message, TokenArray
-from guerdon.serving.wire.convert import check_id
+from guerdon.serving.wire.convert import check_count, check_id
 
 MAX_SEED = 2**64 - 1
 MIN_TEMPERATURE = 0.01
@@ -41,10 +41,7 @@ def check_request(
     check_options(request.options, limits, vocab_size)
     if not request.items:
         raise InvalidRequest("items", "at least one is required")
-    if len(request.items) > limits.max_items:
-        raise InvalidRequest(
-            "items", f"there are {len(request.items)}, the limit is {limits.max_items}"
-        )
+    check_count("items", len(request.items), limits.max_items)
     for place, item in enumerate(request.items):
         check_item(item, f"items[{place}]", limits, vocab_size, max_tokens)
 
@@ -124,11 +121,7 @@ def check_options(options: SamplingOptions, limits: RequestLimits, vocab_size: i
         raise InvalidRequest(
             "options.top_k", f"is {options.top_k}, it must be between 0 and {vocab_size}"
         )
-    if len(options.stop_token_ids) > limits.max_stop_tokens:
-        raise InvalidRequest(
-            "options.stop_token_ids",
-            f"there are {len(options.stop_token_ids)}, the limit is {limits.max_stop_tokens}",
-        )
+    check_count("options.stop_token_ids", len(options.stop_token_ids), limits.max_stop_tokens)
     for place, token in enumerate(options.stop_token_ids):
         if not 0 <= token < vocab_size:
             raise InvalidRequest(

@@ -6,7 +6,7 @@ from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn
 from guerdon.sampler.types import FinishReason, GenerateItem, GenerateRequest, SamplingOptions
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.wire.convert import prompt
+from guerdon.serving.wire.convert import check_count, prompt
 from guerdon.v1 import policy_pb2
 
 
@@ -18,10 +18,7 @@ def generate_request(message: policy_pb2.GenerateRequest, limits: RequestLimits)
     """
     if not message.HasField("options"):
         raise InvalidRequest("options", "is required")
-    if len(message.items) > limits.max_items:  # before any is looked at
-        raise InvalidRequest(
-            "items", f"there are {len(message.items)}, the limit is {limits.max_items}"
-        )
+    check_count("items", len(message.items), limits.max_items)  # before any is looked at
     return GenerateRequest(
         items=[_item(item, f"items[{i}]") for i, item in enumerate(message.items)],
         options=_options(message.options),

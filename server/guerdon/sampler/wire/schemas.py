@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -10,7 +11,6 @@ from guerdon.sampler import types
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn
 from guerdon.sampler.status import PolicyStatus
-from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.schemas import (
     MAX_UINT32,
     MAX_UINT64,
@@ -20,6 +20,7 @@ from guerdon.serving.http.schemas import (
     Text,
     prompt_of,
 )
+from guerdon.serving.wire.convert import check_count
 
 
 class ItemBody(Body):
@@ -87,8 +88,8 @@ class GenerateBody(Body):
 def check_counts(value: Any, limits: RequestLimits) -> None:
     """Refuse parsed JSON with too many items, before a model looks at each."""
     items = value.get("items") if isinstance(value, dict) else None
-    if isinstance(items, list) and len(items) > limits.max_items:
-        raise InvalidRequest("items", f"there are {len(items)}, the limit is {limits.max_items}")
+    if isinstance(items, list):
+        check_count("items", len(items), limits.max_items)
 
 
 class SpanReply(BaseModel):
@@ -157,18 +158,5 @@ def completion_reply(drawn: Drawn, *, text: bool) -> CompletionReply:
 
 def policy_reply(policy: PolicyStatus) -> PolicyReply:
     """The status as JSON."""
-    return PolicyReply(
-        model=policy.model,
-        instance=policy.instance,
-        weight_version=policy.weight_version,
-        weight_sha256=policy.weight_sha256.hex(),
-        dtype=policy.dtype,
-        max_tokens=policy.max_tokens,
-        vocab_size=policy.vocab_size,
-        eos_token_ids=list(policy.eos_token_ids),
-        running=policy.running,
-        waiting=policy.waiting,
-        limit=policy.limit,
-        shared_path=policy.shared_path,
-        nccl=policy.nccl,
-    )
+    fields = dataclasses.asdict(policy)
+    return PolicyReply(**{**fields, "weight_sha256": policy.weight_sha256.hex()})

@@ -10,6 +10,7 @@ from guerdon.sampler import checks
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.types import Canary, EngineInfo, NcclSource, TensorSpec
 from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.wire.convert import check_count
 from guerdon.v1 import policy_pb2
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -43,10 +44,7 @@ def check_begin(message: policy_pb2.BeginUpdate, limits: RequestLimits, serving:
         raise InvalidRequest("begin.tensors", "at least one is required")
     if source == "nccl":
         _check_nccl(message.nccl)
-    if len(message.tensors) > limits.max_tensors:
-        raise InvalidRequest(
-            "begin.tensors", f"there are {len(message.tensors)}, the limit is {limits.max_tensors}"
-        )
+    check_count("begin.tensors", len(message.tensors), limits.max_tensors)
 
 
 def _check_nccl(message: policy_pb2.NcclSource) -> None:
@@ -119,11 +117,7 @@ def canaries(
     Raises:
         InvalidRequest: names the canary.
     """
-    if len(message.canaries) > limits.max_canaries:
-        raise InvalidRequest(
-            "commit.canaries",
-            f"there are {len(message.canaries)}, the limit is {limits.max_canaries}",
-        )
+    check_count("commit.canaries", len(message.canaries), limits.max_canaries)
     total = sum(len(canary.token_ids) for canary in message.canaries)
     if total > limits.max_canary_tokens:
         raise InvalidRequest(

@@ -63,6 +63,12 @@ def check_id(field: str, value: str, most: int) -> None:
         raise InvalidRequest(field, f"has {len(value)} characters, the limit is {most}")
 
 
+def check_count(field: str, count: int, most: int) -> None:
+    """Refuse more of something than a request may hold."""
+    if count > most:
+        raise InvalidRequest(field, f"there are {count}, the limit is {most}")
+
+
 def duration(seconds: float) -> Duration:
     """Seconds as a protobuf duration, in whole microseconds."""
     micros = round(max(seconds, 0.0) * 1e6)

@@ -85,9 +85,9 @@ def generic_handler(
         function = getattr(implementation, method.name)
         check = partial(_identify, door.callers, roles[method.name])
         audited = partial(_audited, method.name, roles[method.name])
-        guard = _guard_requests if method.client_streaming else _guard_request
+        call = _guard(function, door, check, audited, streamed=method.client_streaming)
         make = _HANDLERS[method.client_streaming, method.server_streaming]
-        handlers[method.name] = make(guard(function, door, check, audited), None, _serialize)
+        handlers[method.name] = make(call, None, _serialize)
     return guarded(grpc.method_handlers_generic_handler(service.full_name, handlers), door, roles)
 
 
@@ -133,36 +133,22 @@ def _audited(method: str, role: Role | None, context: Context) -> Iterator[None]
         audit.administered(method, current_caller(), context.peer(), code)
 
 
-def _guard_request(
-    function: Callable[[bytes, Context], Awaitable[Any]],
+def _guard(
+    function: Callable[..., Awaitable[Any]],
     door: Door,
     check: Callable[[Context], None],
     audited: Callable[[Context], AbstractContextManager[None]],
+    *,
+    streamed: bool,
 ) -> Any:
-    async def call(data: bytes, context: Context) -> Any:
+    """A handler of gRPC's: one whose requests are streamed gets the context alone."""
+
+    async def call(data: Any, context: Context) -> Any:
         try:
             with door.serving():
                 check(context)
                 with door.sharing(current_caller()), audited(context):
-                    return await function(data, context)
-        except Exception as error:
-            await status.abort(context, status.describe(error))
-
-    return call
-
-
-def _guard_requests(
-    function: Callable[[Context], Awaitable[Any]],
-    door: Door,
-    check: Callable[[Context], None],
-    audited: Callable[[Context], AbstractContextManager[None]],
-) -> Any:
-    async def call(_requests: object, context: Context) -> Any:
-        try:
-            with door.serving():
-                check(context)
-                with door.sharing(current_caller()), audited(context):
-                    return await function(context)
+                    return await (function(context) if streamed else function(data, context))
         except Exception as error:
             await status.abort(context, status.describe(error))
 

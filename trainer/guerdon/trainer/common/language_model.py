@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +138,10 @@ def without_lora(lm: Any) -> AbstractContextManager[Any]:
 def merged(model: Any) -> Any:
     """A plain model of `transformers`, with LoRA's weights added to those of the base."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def autocast(model: Any, dtype: str) -> AbstractContextManager[Any]:
+    """A part that computes in `dtype`, over weights in float32."""
+    if dtype == "float32":
+        return nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, dtype=getattr(torch, dtype))

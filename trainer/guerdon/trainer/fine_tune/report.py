@@ -21,26 +21,6 @@ NOTED = {
 }
 """Kinds of rows that are left out or odd, as they are counted and said."""
 
-KEYS = {
-    "algorithm": "sft, dpo or orpo",
-    "policy": "what training began from",
-    "steps": "of the optimiser",
-    "seed": "of the settings",
-    "before": "the policy on the held-out rows before training",
-    "after": "the same after training",
-    "difference": "after − before, row by row, as `mean`, `se`, `low`, `high` (95 %), `n`",
-    "subgroups": "what the trained policy makes of the rows of each value of each `--by`",
-    "evaluations": "the lines of evaluations in the middle, as in metrics.jsonl",
-    "tokens": "trained on, prompts and repeated passes included",
-    "rows": "in the training data",
-    "data": "sizes and counts of both parts, with the lines of what is odd",
-    "seconds": "of the whole run by phase, earlier parts of a resumed run included",
-    "processes": "that trained",
-    "warnings": "what to know before using the policy",
-    "versions": "of the packages",
-}
-"""What each key of summary.json is."""
-
 
 def show_counts(counts: dict[str, Any], console: Console) -> None:
     """The data's sizes and lengths, and a warning for all that is odd."""

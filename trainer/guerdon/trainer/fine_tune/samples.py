@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from guerdon.trainer.common.language_model import autocast
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.run_folder import write_whole
 from guerdon.trainer.common.services.policy_text import answer_text
@@ -41,7 +42,7 @@ def _answer(model: Any, ids: list[int], inputs: PolicyInputs) -> SampledAnswer:
     settings, tokenizer = inputs.settings, inputs.tokenizer
     device = next(model.parameters()).device
     ids_1P = torch.tensor([ids], device=device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+    with autocast(model, settings.dtype):
         out_1L = model.generate(
             ids_1P,
             attention_mask=torch.ones_like(ids_1P),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from guerdon.trainer.common.errors import DivergedError
+from guerdon.trainer.common.language_model import autocast
 from guerdon.trainer.common.measures import Floats
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.tokens import TokenPair
@@ -77,14 +77,6 @@ def score_pairs(
     if not np.isfinite(both_N2).all():
         raise DivergedError("the model gives scores that are not finite numbers")
     return PairScores(both_N2[:, 0], both_N2[:, 1])
-
-
-@contextlib.contextmanager
-def autocast(model: Any, dtype: str) -> Iterator[None]:
-    """Computation in bfloat16 over weights in float32, or all in float32."""
-    kind = next(model.parameters()).device.type
-    with torch.autocast(kind, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-        yield
 
 
 def length_batches(sizes: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

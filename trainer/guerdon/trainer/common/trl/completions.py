@@ -6,7 +6,6 @@ What RFT, SFT and the preference recipes share. Nothing is tokenised here, and n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import SFTTrainer
 
+from guerdon.trainer.common.language_model import autocast
 from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 
 Completion: TypeAlias = tuple[Sequence[int], Sequence[int]]
@@ -118,13 +118,6 @@ def response_logprobs(
     return [found[i] for i in range(len(completions))]
 
 
-def _autocast(model: Any, dtype: str) -> AbstractContextManager[Any]:
-    """Computes in `dtype` with weights in float32."""
-    if dtype == "float32":
-        return nullcontext()
-    return torch.autocast(next(model.parameters()).device.type, dtype=getattr(torch, dtype))
-
-
 def _length(completion: Completion) -> int:
     return len(completion[0]) + len(completion[1])
 
@@ -142,7 +135,7 @@ def _batch_logprobs(
         ids_BL[i, : len(ids)] = torch.from_numpy(ids)
         real_BL[i, : len(ids)] = 1
     ids_BL = ids_BL.to(device)
-    with _autocast(model, dtype):
+    with autocast(model, dtype):
         logits_BLV = model(
             input_ids=ids_BL, attention_mask=real_BL.to(device), use_cache=False
         ).logits

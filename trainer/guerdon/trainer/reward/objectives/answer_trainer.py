@@ -15,13 +15,14 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from guerdon.trainer.common.errors import DivergedError
+from guerdon.trainer.common.language_model import autocast
 from guerdon.trainer.common.measures import Floats
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.trl.length_grouped import LengthGroupedTrainer
 from guerdon.trainer.reward import shared_prefix as sharing
 from guerdon.trainer.reward.ddp_calls import call_through_ddp
 from guerdon.trainer.reward.objectives.rated_answers import TokenizedAnswer
-from guerdon.trainer.reward.scoring import autocast, length_batches
+from guerdon.trainer.reward.scoring import length_batches
 
 IGNORED = -100
 """The entry of `labels` without a target. The trainer counts the others, to divide by them."""
