@@ -5,39 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guerdon.cli.errors import CommandError, ExitCode
 from guerdon.cli.output import FileOutput, Kept, Output, open_output
-from guerdon.cli.pipeline import Annotate, Job, Pipeline, each_line, open_input
+from guerdon.cli.pipeline import Pipeline, RowJob, each_line, open_input
 from guerdon.cli.progress import Progress
 from guerdon.data import JsonLines, Line, NotJsonLines
 
 if TYPE_CHECKING:
     from guerdon.cli.connection import ServerOptions
-    from guerdon.client import ScoringOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileJob:
+class FileJob(RowJob):
     """A command over the rows of a file."""
 
     command: str
     connection: ServerOptions
-    model: str
-    source: str | None
     output: Path | None
-    annotate: Annotate
-    in_flight: int
-    skip: bool
     restart: bool
     wait: float
     """Seconds to wait for a server that is not there yet, or is starting."""
     progress: bool | None
-    score_options: ScoringOptions
-    """Keyword arguments of the client's `score_stream`."""
     made_by: Mapping[str, Any]
     """Options that change what is written; a run is resumed only under the same."""
 
@@ -52,7 +44,7 @@ def run(job: FileJob) -> ExitCode:
     try:
         lines, live = open_input(job.source)
     except NotJsonLines as error:
-        name = "standard input" if job.source in (None, "-") else job.source
+        name = job.source if job.path else "standard input"
         raise CommandError(f"{name}: {error}", ExitCode.USAGE) from error
     with lines:
         return asyncio.run(_run(job, lines, live))
@@ -75,8 +67,7 @@ async def _run(job: FileJob, lines: JsonLines, live: bool) -> ExitCode:
             **job.made_by,
         }
         output = open_output(job.output, made_by, restart=job.restart)
-        path = None if job.source in (None, "-") else Path(job.source)
-        with closing(output), Progress(job.progress, path) as progress:
+        with closing(output), Progress(job.progress, job.path) as progress:
             rest = iter(lines)
             kept = output.kept(rest)
             if kept.complete:
@@ -84,15 +75,7 @@ async def _run(job: FileJob, lines: JsonLines, live: bool) -> ExitCode:
                 return _code(kept, progress)
             progress.resumed(kept.rows)
             pipeline = Pipeline(
-                Job(
-                    model=info.pinned,
-                    source=str(path or "standard input"),
-                    annotate=job.annotate,
-                    in_flight=job.in_flight,
-                    skip=job.skip,
-                    score_options=job.score_options,
-                    pairwise=pairwise,
-                ),
+                replace(job, model=info.pinned, pairwise=pairwise),
                 output,
                 progress,
                 lines.position,

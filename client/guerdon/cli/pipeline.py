@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guerdon.cli.errors import CommandError, ExitCode
@@ -31,13 +32,13 @@ Annotate = Callable[[Sequence["Score"]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class RowJob:
     """What to do with every row."""
 
     model: str
-    """`name@revision`, so that a promotion half-way can't mix revisions."""
-    source: str
-    """The input's name, for messages."""
+    """A name; `name@revision` so that a promotion half-way can't mix revisions."""
+    source: str | None
+    """The input's path; none, or `-`, for standard input."""
     annotate: Annotate
     in_flight: int
     skip: bool
@@ -46,6 +47,11 @@ class Job:
     """Keyword arguments of the client's `score_stream`."""
     pairwise: bool = False
     """Whether the model only ranks: it is asked for one row at a time."""
+
+    @property
+    def path(self) -> Path | None:
+        """The input's path; None for standard input."""
+        return None if self.source in (None, "-") else Path(self.source)
 
 
 @dataclass(slots=True)
@@ -71,7 +77,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, job: Job, output: Output, progress: Progress, position: Callable[[], int]
+        self, job: RowJob, output: Output, progress: Progress, position: Callable[[], int]
     ) -> None:
         self._job = job
         self._output = output
@@ -184,7 +190,7 @@ class Pipeline:
             return row.error
         from guerdon.cli.connection import remedy
 
-        where = f"{self._job.source}, line {row.line.number}"
+        where = f"{self._job.path or 'standard input'}, line {row.line.number}"
         return CommandError(f"{where}: {_reason(row.error)}{remedy(row.error)}", ExitCode.USAGE)
 
     def _finished(self, row: _Row) -> bytes:
