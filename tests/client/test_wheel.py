@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from guerdon.trainer.common.data_rows import PROJECT_DATA
+from guerdon.trainer.common.data.rows import PROJECT_DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.common.statistics import estimate
+from guerdon.trainer.common.measuring.statistics import estimate
 
 Scores = Sequence[Sequence[float]]
 """By prompt, of each completion."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from guerdon.trainer.common.statistics import Estimate
+from guerdon.trainer.common.measuring.statistics import Estimate
 from guerdon.trainer.compare.comparing import Group, Result
 from guerdon.trainer.compare.equal_kl import gain_at
 from guerdon.trainer.compare.runs import Measured, Point, Run

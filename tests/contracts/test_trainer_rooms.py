@@ -7,21 +7,25 @@ from tests.contracts.test_layout import ROOT, imports
 
 TRAINER = ROOT / "trainer" / "guerdon" / "trainer"
 
+SHARED = {"common", "common.data", "common.measuring", "common.models", "common.services"}
 ROOMS: dict[str, set[str]] = {
     "common": set(),
-    "common.services": {"common"},
-    "common.trl": {"common"},
+    "common.data": {"common", "common.measuring"},
+    "common.services": {"common", "common.data"},
+    "common.measuring": {"common", "common.services"},
+    "common.models": {"common", "common.measuring", "common.services"},
+    "common.trl": {"common", "common.data", "common.measuring", "common.models"},
     "demo_data": set(),
-    "reward": {"common", "common.trl"},
-    "fine_tune": {"common", "common.trl", "common.services"},
-    "preference_data": {"common", "common.services"},
-    "evaluate": {"common", "common.services", "common.trl"},
-    "compare": {"common", "common.services", "evaluate"},
-    "rl": {"common", "common.services", "rl.learner", "rl.report", "rl.rollout"},
+    "reward": {*SHARED, "common.trl"},
+    "fine_tune": {*SHARED, "common.trl"},
+    "preference_data": SHARED,
+    "evaluate": {*SHARED, "common.trl"},
+    "compare": {*SHARED, "evaluate"},
+    "rl": {*SHARED, "rl.learner", "rl.report", "rl.rollout"},
     "rl.rollout": {"common", "common.services", "rl"},
-    "rl.learner": {"common", "common.services", "rl"},
-    "rl.report": {"common", "rl"},
-    "rl.rft": {"common", "common.services", "common.trl", "rl", "rl.learner", "rl.report"},
+    "rl.learner": {*SHARED, "rl"},
+    "rl.report": {*SHARED, "rl"},
+    "rl.rft": {*SHARED, "common.trl", "rl", "rl.learner", "rl.report"},
     "rl.tasks": {"demo_data"},
 }
 """For each folder, those whose modules it may import. Deeper folders belong to these."""

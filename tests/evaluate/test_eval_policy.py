@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.cli.main import main
 from guerdon.client.testing import FakeRewardServer
-from guerdon.trainer.common.measures import t_quantile
+from guerdon.trainer.common.measuring.measures import t_quantile
+from guerdon.trainer.common.measuring.statistics import share
 from guerdon.trainer.common.services.prompts import load_prompts
 from guerdon.trainer.common.services.scored_store import ScoredGroups
-from guerdon.trainer.common.statistics import share
 from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.learner.learner import Learner
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from guerdon.trainer.common.measures import t_quantile, wilson
-from guerdon.trainer.common.statistics import Estimate, estimate, share
+from guerdon.trainer.common.measuring.measures import t_quantile, wilson
+from guerdon.trainer.common.measuring.statistics import Estimate, estimate, share
 from guerdon.trainer.evaluate.policy.winning import reward_per_kl, win_rates
 
 

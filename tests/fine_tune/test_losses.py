@@ -14,7 +14,7 @@ from tests.trainer.toy import write_rows
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from guerdon.trainer.common.language_model import load_lm
+from guerdon.trainer.common.models.language_model import load_lm
 from guerdon.trainer.fine_tune.read_task import read_task
 
 Toy = tuple[Path, Path]

@@ -16,7 +16,7 @@ from tests.trainer.toy import WORDS, toy_rows, toy_settings, write_rows
 from torch import Tensor
 from transformers import TrainerCallback
 
-from guerdon.trainer.common.language_model import load_lm
+from guerdon.trainer.common.models.language_model import load_lm
 from guerdon.trainer.fine_tune import read_task as fine_tune
 from guerdon.trainer.reward.objectives.read_task import read_task
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from guerdon.trainer.common.errors import TrainingError
-from guerdon.trainer.common.language_model import plain_attention
+from guerdon.trainer.common.models.language_model import plain_attention
 from guerdon.trainer.common.services.types import Sample
 from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.learner.learner import Learner, _offsets

@@ -18,7 +18,7 @@ from tests.learner.support import (
     wild_groups,
 )
 
-from guerdon.trainer.common import monitors
+from guerdon.trainer.common.measuring import monitors
 from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.rl.learner.learner import Learner
 from guerdon.trainer.rl.settings import (

@@ -15,7 +15,7 @@ from tests.maths.ranks import together
 from tests.maths.support import settings
 from tests.maths.tokens import ALONE, Tokens, make, wild
 
-from guerdon.trainer.common.kl_estimate import kl_estimate
+from guerdon.trainer.common.measuring.kl_estimate import kl_estimate
 from guerdon.trainer.rl.learner.advantages import (
     gae,
     group_advantages,

@@ -9,7 +9,7 @@ from tests.maths.tokens import ALONE
 from tests.maths.tree import Tree, random_table
 from torch import Tensor
 
-from guerdon.trainer.common.kl_estimate import kl_estimate
+from guerdon.trainer.common.measuring.kl_estimate import kl_estimate
 from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.learner.algorithms.base import StepBatch
 from guerdon.trainer.rl.learner.algorithms.online_dpo import OnlineDPO

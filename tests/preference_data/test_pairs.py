@@ -20,7 +20,7 @@ from guerdon.cli.main import main
 from guerdon.client.testing import FakePolicyServer, FakeRewardServer
 from guerdon.data import parse_pair
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.common.pair_selection import pick_pairs
+from guerdon.trainer.common.services.pair_selection import pick_pairs
 from guerdon.trainer.common.services.types import Sample
 from guerdon.trainer.preference_data.settings import PairsSettings
 

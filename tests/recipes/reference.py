@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.recipes.support import KINDS
 
-from guerdon.trainer.common import samples
+from guerdon.trainer.common.measuring import samples
 from guerdon.trainer.common.settings_io import field_docs, field_types, required
 from guerdon.trainer.rl.cli import PANELS
 from guerdon.trainer.rl.report import metrics

@@ -15,7 +15,7 @@ from tests.recipes.support import make_group, settings_of
 from tests.support.command import read_rows
 
 from guerdon.trainer.common.errors import OutputError
-from guerdon.trainer.common.samples import SampleTable
+from guerdon.trainer.common.measuring.samples import SampleTable
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.report.metrics import MetricsLog
 

@@ -13,8 +13,8 @@ from tests.recipes.support import make_group
 from tests.support.command import read_rows
 
 from guerdon.trainer.common.errors import DivergedError
-from guerdon.trainer.common.measures import t_quantile
-from guerdon.trainer.common.monitors import (
+from guerdon.trainer.common.measuring.measures import t_quantile
+from guerdon.trainer.common.measuring.monitors import (
     distinct_n,
     ngrams,
     parted,
@@ -23,10 +23,10 @@ from guerdon.trainer.common.monitors import (
     unpaired,
     warn,
 )
-from guerdon.trainer.common.policy_evaluation import Evaluation, compare, evaluate
-from guerdon.trainer.common.samples import SampleTable, before_and_after
+from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, compare, evaluate
+from guerdon.trainer.common.measuring.samples import SampleTable, before_and_after
+from guerdon.trainer.common.measuring.statistics import estimate, paired
 from guerdon.trainer.common.services.utilisation import RolloutStats
-from guerdon.trainer.common.statistics import estimate, paired
 from guerdon.trainer.rl.report.metrics import KEYS, MetricsLog, describe
 from guerdon.trainer.rl.report.step_metrics import group_metrics, speed_metrics
 

@@ -9,8 +9,8 @@ from tests.recipes.reference import PATH, whole
 from tests.recipes.support import make_group
 from tests.recipes.test_shown import folder_of, summary_of
 
-from guerdon.trainer.common import samples
-from guerdon.trainer.common.samples import SampleTable
+from guerdon.trainer.common.measuring import samples
+from guerdon.trainer.common.measuring.samples import SampleTable
 from guerdon.trainer.rl.report import summary as report
 
 

@@ -16,8 +16,8 @@ from tests.recipes.support import make_group, settings_of
 from tests.recipes.test_measuring import made
 
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.common.policy_evaluation import evaluate
-from guerdon.trainer.common.samples import SampleTable
+from guerdon.trainer.common.measuring.policy_evaluation import evaluate
+from guerdon.trainer.common.measuring.samples import SampleTable
 from guerdon.trainer.common.trackers import Trackers, check_trackers
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.report.metrics import describe

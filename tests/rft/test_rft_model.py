@@ -13,8 +13,8 @@ from tests.rft.support import rft_settings_of
 from tests.support.tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from guerdon.trainer.common import published_model
-from guerdon.trainer.common.language_model import merged
+from guerdon.trainer.common.models import published_model
+from guerdon.trainer.common.models.language_model import merged
 from guerdon.trainer.common.services.types import Sample
 from guerdon.trainer.common.trl import completions
 from guerdon.trainer.common.trl.completions import response_logprobs

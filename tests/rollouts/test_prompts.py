@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from tests.rollouts.support import some_prompts, tokenizer, write_rows
 from tests.support.tiny import BOS, CHATML, EOS, tiny_tokenizer
 
-from guerdon.trainer.common.data_rows import PROJECT_DATA
+from guerdon.trainer.common.data.rows import PROJECT_DATA
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.common.services.prompts import PromptOrder, Prompts, load_prompts
 from guerdon.trainer.common.services.types import PromptRow, Task

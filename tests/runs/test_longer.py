@@ -8,7 +8,7 @@ import pytest
 from tests.runs.processes import Service
 from tests.runs.whole import STEPS, Recipe, finished
 
-from guerdon.trainer.common.samples import before_and_after
+from guerdon.trainer.common.measuring.samples import before_and_after
 from guerdon.trainer.rl.report.metrics import KEYS
 from guerdon.trainer.rl.report.summary import KEYS as SUMMARY_KEYS
 

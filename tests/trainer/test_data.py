@@ -12,14 +12,14 @@ from tests.support.tiny import tiny_checkpoint, tiny_tokenizer
 from tests.trainer.toy import toy_rows, write_rows
 from transformers import AutoTokenizer
 
-from guerdon.trainer.common.errors import DataError, SettingsError
-from guerdon.trainer.common.preferences import Preferences, load_pairs, shared_prompts
-from guerdon.trainer.common.tokens import (
+from guerdon.trainer.common.data.preferences import Preferences, load_pairs, shared_prompts
+from guerdon.trainer.common.data.tokens import (
     NEW_PAD_TOKEN,
     choose_pad_token,
     load_tokenizer,
     tokenize_pairs,
 )
+from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.reward.inputs import read_inputs
 from guerdon.trainer.reward.settings import RewardSettings
 

@@ -14,9 +14,9 @@ from tests.trainer.toy import metrics, run, toy_rows, toy_settings, write_rows
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
+from guerdon.trainer.common.data.preferences import load_pairs
 from guerdon.trainer.common.errors import DataError, SettingsError
-from guerdon.trainer.common.measures import accuracy, calibration, temperature
-from guerdon.trainer.common.preferences import load_pairs
+from guerdon.trainer.common.measuring.measures import accuracy, calibration, temperature
 from guerdon.trainer.reward.objectives.preference import PreferenceTask
 from guerdon.trainer.reward.objectives.read_task import read_task
 from guerdon.trainer.reward.scoring import score_pairs

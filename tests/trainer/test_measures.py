@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from guerdon.trainer.common.measures import (
+from guerdon.trainer.common.measuring.measures import (
     accuracy,
     calibration,
     length_bias,
@@ -17,7 +17,7 @@ from guerdon.trainer.common.measures import (
     t_quantile,
     wilson,
 )
-from guerdon.trainer.common.statistics import share as prompt_share
+from guerdon.trainer.common.measuring.statistics import share as prompt_share
 
 
 def test_wilson_matches_published_values() -> None:

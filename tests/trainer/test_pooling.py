@@ -14,15 +14,15 @@ from tests.support.tiny import tiny_checkpoint
 from tests.trainer.toy import run, toy_rows, toy_settings, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from guerdon.trainer.common.errors import TrainingError
-from guerdon.trainer.common.preferences import load_pairs
-from guerdon.trainer.common.tokens import (
+from guerdon.trainer.common.data.preferences import load_pairs
+from guerdon.trainer.common.data.tokens import (
     TokenPair,
     TokenPairs,
     choose_pad_token,
     load_tokenizer,
     tokenize_pairs,
 )
+from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.reward import shared_prefix as sharing
 from guerdon.trainer.reward.model import load_base
 from guerdon.trainer.reward.scoring import score_pairs

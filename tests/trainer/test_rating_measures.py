@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from guerdon.trainer.common.measures import wilson
+from guerdon.trainer.common.measuring.measures import wilson
 from guerdon.trainer.reward.objectives import regression, step_measures
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from guerdon.trainer.common.measures import t_quantile
-from guerdon.trainer.common.monitors import LONGER, parted_rewards
-from guerdon.trainer.common.statistics import Estimate, paired
+from guerdon.trainer.common.measuring.measures import t_quantile
+from guerdon.trainer.common.measuring.monitors import LONGER, parted_rewards
+from guerdon.trainer.common.measuring.statistics import Estimate, paired
 from guerdon.trainer.compare.runs import Measured, Point, Run, Terms
 from guerdon.trainer.evaluate.policy.winning import reward_per_kl
 

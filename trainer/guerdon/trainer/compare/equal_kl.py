@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from guerdon.trainer.common.statistics import Estimate
+from guerdon.trainer.common.measuring.statistics import Estimate
 from guerdon.trainer.compare.comparing import LEVEL, Result, at_level
 
 

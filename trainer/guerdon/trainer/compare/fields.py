@@ -11,7 +11,7 @@ from typing import Any
 
 from guerdon.data import RowError, read_jsonl
 from guerdon.trainer.common.errors import DataError
-from guerdon.trainer.common.statistics import Estimate
+from guerdon.trainer.common.measuring.statistics import Estimate
 
 
 @dataclass(frozen=True, slots=True)

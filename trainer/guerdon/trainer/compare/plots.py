@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from guerdon.trainer.common.plots import figure_of
-from guerdon.trainer.common.statistics import Estimate
+from guerdon.trainer.common.measuring.plots import figure_of
+from guerdon.trainer.common.measuring.statistics import Estimate
 from guerdon.trainer.compare.comparing import Group, Result
 from guerdon.trainer.compare.html import Html
 from guerdon.trainer.compare.runs import Point

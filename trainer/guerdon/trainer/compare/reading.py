@@ -15,10 +15,10 @@ from typing import Any
 
 from guerdon.models import MANIFEST_NAME
 from guerdon.trainer.common.errors import DataError
-from guerdon.trainer.common.policy_evaluation import Evaluation
+from guerdon.trainer.common.measuring.policy_evaluation import Evaluation
+from guerdon.trainer.common.measuring.samples import before_and_after
 from guerdon.trainer.common.policy_folder import FINAL, SAMPLES
 from guerdon.trainer.common.run_folder import METRICS, SETTINGS, SUMMARY
-from guerdon.trainer.common.samples import before_and_after
 from guerdon.trainer.common.services.rewards import parse_reward
 from guerdon.trainer.common.services.verifiers import split_weight
 from guerdon.trainer.compare.fields import Table, read_json, rows_of

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from guerdon.trainer.common.statistics import Estimate
+from guerdon.trainer.common.measuring.statistics import Estimate
 
 Reward = tuple[float, str]
 """Weight, and the name of a served model or of a rule."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from guerdon.trainer.common.statistics import Estimate
+from guerdon.trainer.common.measuring.statistics import Estimate
 from guerdon.trainer.compare.comparing import Group, Result
 from guerdon.trainer.compare.words import NONE, VERDICTS, interval, plain, short, signed
 

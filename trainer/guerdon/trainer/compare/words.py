@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from guerdon.trainer.common.statistics import Estimate, paired
+from guerdon.trainer.common.measuring.statistics import Estimate, paired
 from guerdon.trainer.compare.comparing import Group, Parting, Result, differing, reward_words
 from guerdon.trainer.compare.equal_kl import ahead, gain_at, smallest_kl
 

@@ -15,7 +15,7 @@ from guerdon.trainer.evaluate.policy.cli import policy
 
 if TYPE_CHECKING:
     from guerdon.client import RewardClient
-    from guerdon.trainer.common.data_rows import Rows
+    from guerdon.trainer.common.data.rows import Rows
     from guerdon.trainer.evaluate.judging import Judged
 
 app = typer.Typer(help="Evaluate served reward models, and policies.", no_args_is_help=True)
@@ -83,7 +83,7 @@ def reward(
 
 
 def _read(data: str, split: str, subset_field: str, limit: int, *, skip: bool) -> Rows[Any]:
-    from guerdon.trainer.common.data_rows import read_rows
+    from guerdon.trainer.common.data.rows import read_rows
     from guerdon.trainer.common.errors import DataError
     from guerdon.trainer.evaluate.comparisons import parser
 

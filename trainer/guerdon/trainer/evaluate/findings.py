@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.common.measures import (
+from guerdon.trainer.common.data.preferences import prompt_numbers
+from guerdon.trainer.common.measuring.measures import (
     Floats,
     Ints,
     accuracy,
@@ -21,7 +22,6 @@ from guerdon.trainer.common.measures import (
     proportion,
     ranks,
 )
-from guerdon.trainer.common.preferences import prompt_numbers
 from guerdon.trainer.evaluate.comparisons import Comparison
 from guerdon.trainer.evaluate.judging import Judged
 from guerdon.trainer.evaluate.paired_test import paired_test

@@ -12,7 +12,7 @@ import numpy as np
 from guerdon.cli.connection import remedy
 from guerdon.client import GuerdonError, RewardClient, Score, ScoringOptions
 from guerdon.trainer.common.errors import DataError
-from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.measuring.measures import Floats
 from guerdon.trainer.evaluate.comparisons import Comparison
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.measuring.measures import Floats
 
 _ID = re.compile(r"(ref|tied):(\d+)")
 

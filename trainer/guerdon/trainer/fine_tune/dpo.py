@@ -10,8 +10,8 @@ import numpy as np
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from guerdon.trainer.common.implicit_manifest import leave_reward
-from guerdon.trainer.common.language_model import load_lm
+from guerdon.trainer.common.models.implicit_manifest import leave_reward
+from guerdon.trainer.common.models.language_model import load_lm
 from guerdon.trainer.common.trl.mean_over_pairs import MeanOverPairs
 from guerdon.trainer.common.trl.task import TrainingOutcome
 from guerdon.trainer.fine_tune.folder import TunedPolicyFolder

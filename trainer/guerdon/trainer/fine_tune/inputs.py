@@ -10,12 +10,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from guerdon.data import Demonstration, Message, RowError, parse_demonstration
-from guerdon.trainer.common.data_rows import read_rows, where_odd
+from guerdon.trainer.common.data.preferences import load_pairs
+from guerdon.trainer.common.data.row_notes import group_values, places_by_group
+from guerdon.trainer.common.data.rows import read_rows, where_odd
+from guerdon.trainer.common.data.tokens import embeddings_of, load_tokenizer, max_positions
 from guerdon.trainer.common.errors import DataError, SettingsError
-from guerdon.trainer.common.language_model import load_config
-from guerdon.trainer.common.preferences import load_pairs
-from guerdon.trainer.common.row_notes import group_values, places_by_group
-from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer, max_positions
+from guerdon.trainer.common.models.language_model import load_config
 from guerdon.trainer.common.trl.completions import Completion
 from guerdon.trainer.fine_tune.settings import PolicySettings
 from guerdon.trainer.fine_tune.tokens import encode

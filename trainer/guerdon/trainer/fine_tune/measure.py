@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from guerdon.trainer.common.errors import DivergedError
-from guerdon.trainer.common.measures import Floats, Ints, accuracy, calibration
+from guerdon.trainer.common.measuring.measures import Floats, Ints, accuracy, calibration
+from guerdon.trainer.common.measuring.statistics import estimate
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
-from guerdon.trainer.common.statistics import estimate
 from guerdon.trainer.common.trl.completions import Completion, response_logprobs
 from guerdon.trainer.fine_tune.inputs import PairTokens
 

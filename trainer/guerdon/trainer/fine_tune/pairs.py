@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.common.language_model import drop_dropout
+from guerdon.trainer.common.models.language_model import drop_dropout
 from guerdon.trainer.fine_tune.measure import (
     PairLikelihoods,
     pair_differences,

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from guerdon.trainer.common.language_model import autocast
+from guerdon.trainer.common.models.language_model import autocast
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.run_folder import write_whole
 from guerdon.trainer.common.services.policy_text import answer_text

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, TypeVar
 from rich.console import Console
 from transformers import set_seed
 
-from guerdon.trainer.common.data_rows import hashes_by_source
-from guerdon.trainer.common.language_model import check_lora, load_lm, lora_config
-from guerdon.trainer.common.measures import numbered
-from guerdon.trainer.common.memory import PER_LOGIT, MemoryEstimate, measure, show_memory
+from guerdon.trainer.common.data.row_notes import measured_by_group
+from guerdon.trainer.common.data.rows import hashes_by_source
+from guerdon.trainer.common.measuring.measures import numbered
+from guerdon.trainer.common.models.language_model import check_lora, load_lm, lora_config
+from guerdon.trainer.common.models.memory import PER_LOGIT, MemoryEstimate, measure, show_memory
 from guerdon.trainer.common.processes import launched
-from guerdon.trainer.common.row_notes import measured_by_group
 from guerdon.trainer.common.run_folder import write_whole
 from guerdon.trainer.common.timed_phase import rounded, timed_phase
 from guerdon.trainer.common.trl.callbacks import counted

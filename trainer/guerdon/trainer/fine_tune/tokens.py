@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from guerdon.data import Message, RowError
+from guerdon.trainer.common.data.tokens import check_all_embedded, rendered, token_ids
 from guerdon.trainer.common.errors import DataError, SettingsError
-from guerdon.trainer.common.tokens import check_all_embedded, rendered, token_ids
 from guerdon.trainer.common.trl.completions import Completion
 
 

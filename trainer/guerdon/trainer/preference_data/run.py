@@ -12,12 +12,13 @@ from typing import Any
 
 from rich.console import Console
 
+from guerdon.trainer.common.data.tokens import embeddings_of, load_tokenizer
 from guerdon.trainer.common.errors import DataError, TrainingError
-from guerdon.trainer.common.language_model import load_config
-from guerdon.trainer.common.measures import percentiles
-from guerdon.trainer.common.pair_selection import Picked, pick_pairs
+from guerdon.trainer.common.measuring.measures import percentiles
+from guerdon.trainer.common.models.language_model import load_config
 from guerdon.trainer.common.run_folder import SUMMARY, RunFolder, write_whole
 from guerdon.trainer.common.services.credentials import reach
+from guerdon.trainer.common.services.pair_selection import Picked, pick_pairs
 from guerdon.trainer.common.services.progress import DrawingBar
 from guerdon.trainer.common.services.prompts import Prompts, load_prompts
 from guerdon.trainer.common.services.reward_requests import Asking
@@ -26,7 +27,6 @@ from guerdon.trainer.common.services.sampling import GroupSampler, StaleSampler,
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.common.services.types import Group, Task
-from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer
 from guerdon.trainer.preference_data.settings import PairsSettings
 
 PAIRS = "pairs.jsonl"

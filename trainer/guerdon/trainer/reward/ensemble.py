@@ -21,14 +21,14 @@ import numpy.typing as npt
 from rich.console import Console
 
 from guerdon.models import Manifest, template_hash
-from guerdon.trainer.common import measures
 from guerdon.trainer.common.errors import TrainingError
-from guerdon.trainer.common.measures import Floats, Ints
+from guerdon.trainer.common.measuring import measures
+from guerdon.trainer.common.measuring.measures import Floats, Ints
+from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.run_folder import MEMBERS, SUMMARY
 from guerdon.trainer.common.run_state import package_versions
 from guerdon.trainer.common.timed_phase import rounded, timed_phase
-from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.recipe import PACKAGES, check_shares, fine_tune
 from guerdon.trainer.reward.folder import EnsembleFolder
 from guerdon.trainer.reward.model import load_base

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.models import ModelNotFound, resolve_model
-from guerdon.trainer.common.data_rows import where_odd
-from guerdon.trainer.common.errors import TrainingError
-from guerdon.trainer.common.measures import percentiles
-from guerdon.trainer.common.preferences import Preferences, load_pairs, shared_prompts
-from guerdon.trainer.common.tokens import (
+from guerdon.trainer.common.data.preferences import Preferences, load_pairs, shared_prompts
+from guerdon.trainer.common.data.rows import where_odd
+from guerdon.trainer.common.data.tokens import (
     TokenPairs,
     check_all_embedded,
     choose_pad_token,
@@ -20,6 +18,8 @@ from guerdon.trainer.common.tokens import (
     max_positions,
     tokenize_pairs,
 )
+from guerdon.trainer.common.errors import TrainingError
+from guerdon.trainer.common.measuring.measures import percentiles
 from guerdon.trainer.reward.settings import RewardModelSettings, RewardSettings
 
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from guerdon.trainer.common.errors import SettingsError, TrainingError
-from guerdon.trainer.common.language_model import drop_dropout
-from guerdon.trainer.common.transformers_logging import errors_only
+from guerdon.trainer.common.models.language_model import drop_dropout
+from guerdon.trainer.common.models.transformers_logging import errors_only
 from guerdon.trainer.reward import shared_prefix as sharing
 from guerdon.trainer.reward.settings import RewardModelSettings
 

@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.common.measures import Calibration, Floats
-from guerdon.trainer.common.plots import CHOSEN, REJECTED, THIRD, draw_curve, figure_of, save_figure
+from guerdon.trainer.common.measuring.measures import Calibration, Floats
+from guerdon.trainer.common.measuring.plots import (
+    CHOSEN,
+    REJECTED,
+    THIRD,
+    draw_curve,
+    figure_of,
+    save_figure,
+)
 from guerdon.trainer.reward.scoring import PairScores
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from guerdon.trainer.common.data.tokens import TokenPair
 from guerdon.trainer.common.errors import DivergedError
-from guerdon.trainer.common.language_model import autocast
-from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.measuring.measures import Floats
+from guerdon.trainer.common.models.language_model import autocast
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
-from guerdon.trainer.common.tokens import TokenPair
 from guerdon.trainer.reward import shared_prefix as sharing
 
 

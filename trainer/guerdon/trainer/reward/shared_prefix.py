@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from guerdon.trainer.common.tokens import TokenPair
+from guerdon.trainer.common.data.tokens import TokenPair
 
 
 class SharedBatch(NamedTuple):

@@ -6,14 +6,14 @@ from typing import Any
 
 from rich.console import Console
 
-from guerdon.trainer.common.language_model import load_config
+from guerdon.trainer.common.data.tokens import embeddings_of, load_tokenizer
+from guerdon.trainer.common.models.language_model import load_config
 from guerdon.trainer.common.services.credentials import Credentials
 from guerdon.trainer.common.services.inputs import RunInputs, check_positions
 from guerdon.trainer.common.services.patience import parse_address
 from guerdon.trainer.common.services.prompts import load_prompts
 from guerdon.trainer.common.services.rewards import parse_reward
 from guerdon.trainer.common.services.verifiers import parse_verifier
-from guerdon.trainer.common.tokens import embeddings_of, load_tokenizer
 from guerdon.trainer.rl.settings import RunSettings
 
 

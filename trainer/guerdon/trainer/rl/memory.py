@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from guerdon.trainer.common.memory import PER_LOGIT, MemoryEstimate, measure
+from guerdon.trainer.common.models.memory import PER_LOGIT, MemoryEstimate, measure
 from guerdon.trainer.rl.learner.policy import CHUNK
 from guerdon.trainer.rl.settings import RunSettings
 

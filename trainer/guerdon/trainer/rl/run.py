@@ -23,8 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
-from guerdon.trainer.common.implicit_manifest import leave_reward
-from guerdon.trainer.common.monitors import (
+from guerdon.trainer.common.measuring.monitors import (
     nothing_kept,
     parted,
     rounded_for_sampler,
@@ -32,8 +31,10 @@ from guerdon.trainer.common.monitors import (
     unpaired,
     warn,
 )
-from guerdon.trainer.common.policy_evaluation import Evaluation, evaluate
-from guerdon.trainer.common.samples import SampleTable
+from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, evaluate
+from guerdon.trainer.common.measuring.samples import SampleTable
+from guerdon.trainer.common.models.implicit_manifest import leave_reward
+from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.drawing import Republish
 from guerdon.trainer.common.services.inputs import RunInputs
@@ -42,7 +43,6 @@ from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.utilisation import RolloutStats
 from guerdon.trainer.common.trackers import Trackers
-from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import read_inputs, show_inputs

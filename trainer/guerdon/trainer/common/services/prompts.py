@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from guerdon.data import ControlTokens, RowError, check_text, check_turns, parse_prompt
-from guerdon.trainer.common.data_rows import file_rows, file_sha256
+from guerdon.trainer.common.data.rows import file_rows, file_sha256
+from guerdon.trainer.common.data.tokens import check_embedded, rendered
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.common.services.policy_text import opening
 from guerdon.trainer.common.services.types import Ints, PromptRow, Task
-from guerdon.trainer.common.tokens import check_embedded, rendered
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import SFTTrainer
 
-from guerdon.trainer.common.language_model import autocast
+from guerdon.trainer.common.models.language_model import autocast
 from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 
 Completion: TypeAlias = tuple[Sequence[int], Sequence[int]]

@@ -12,8 +12,8 @@ import numpy as np
 
 from guerdon.data import RowError, read_jsonl
 from guerdon.trainer.common.errors import DataError
+from guerdon.trainer.common.measuring.statistics import Estimate, estimate
 from guerdon.trainer.common.policy_folder import SAMPLES
-from guerdon.trainer.common.statistics import Estimate, estimate
 from guerdon.trainer.evaluate.policy.columns import HARM, HELDOUT
 from guerdon.trainer.evaluate.policy.folder import EVALUATION
 from guerdon.trainer.evaluate.policy.winning import Scores

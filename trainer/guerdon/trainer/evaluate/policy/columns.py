@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.trainer.common.errors import OutputError
-from guerdon.trainer.common.policy_evaluation import PerSample
+from guerdon.trainer.common.measuring.policy_evaluation import PerSample
 from guerdon.trainer.common.services.scored_store import whole_rows
 from guerdon.trainer.common.services.types import Group
 

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.common.plots import CHOSEN, REJECTED, THIRD, as_words, figure_of, save_figure
+from guerdon.trainer.common.measuring.plots import (
+    CHOSEN,
+    REJECTED,
+    THIRD,
+    as_words,
+    figure_of,
+    save_figure,
+)
 from guerdon.trainer.evaluate.policy.baseline import Baseline
 
 MOST = 30

@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from guerdon.trainer.common import monitors
-from guerdon.trainer.common.policy_evaluation import (
+from guerdon.trainer.common.data.row_notes import measured_by_group
+from guerdon.trainer.common.measuring import monitors
+from guerdon.trainer.common.measuring.policy_evaluation import (
     SHARES,
     Evaluation,
     PerSample,
     evaluate,
     mean_of,
 )
-from guerdon.trainer.common.row_notes import measured_by_group
-from guerdon.trainer.common.samples import sample_row
+from guerdon.trainer.common.measuring.samples import sample_row
+from guerdon.trainer.common.measuring.statistics import Estimate, paired
 from guerdon.trainer.common.services.rewards import parse_reward
 from guerdon.trainer.common.services.types import Group
-from guerdon.trainer.common.statistics import Estimate, paired
 from guerdon.trainer.evaluate.policy.baseline import FORMAT, Baseline, row_measures
 from guerdon.trainer.evaluate.policy.columns import (
     HARM,

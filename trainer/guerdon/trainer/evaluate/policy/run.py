@@ -21,9 +21,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from guerdon.trainer.common import published_model
 from guerdon.trainer.common.errors import OutputError
-from guerdon.trainer.common.kl_estimate import kl_estimate
+from guerdon.trainer.common.measuring.kl_estimate import kl_estimate
+from guerdon.trainer.common.models import published_model
+from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.policy_folder import SAMPLES
 from guerdon.trainer.common.run_folder import PLOTS, write_whole
 from guerdon.trainer.common.run_state import package_versions
@@ -36,7 +37,6 @@ from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints
 from guerdon.trainer.common.services.weights import Weights
-from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.completions import Floats, response_logprobs
 from guerdon.trainer.evaluate.policy.baseline import Baseline
 from guerdon.trainer.evaluate.policy.columns import (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from guerdon.trainer.common.statistics import Estimate
+from guerdon.trainer.common.measuring.statistics import Estimate
 
 Scores = Mapping[int, Sequence[float]]
 """The score of each completion, by its prompt's index."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
-from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.measuring.measures import Floats
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
 from guerdon.trainer.common.trl.task import Measured
 from guerdon.trainer.common.trl.trainer_arguments import trainer_arguments

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from guerdon.trainer.common.errors import DivergedError
-from guerdon.trainer.common.language_model import autocast
-from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.measuring.measures import Floats
+from guerdon.trainer.common.models.language_model import autocast
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.trl.length_grouped import LengthGroupedTrainer
 from guerdon.trainer.reward import shared_prefix as sharing

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from guerdon.data import RowError, parse_demonstration
+from guerdon.trainer.common.data.row_notes import finite, group_values
 from guerdon.trainer.common.errors import DataError
-from guerdon.trainer.common.measures import Floats
-from guerdon.trainer.common.row_notes import finite, group_values
+from guerdon.trainer.common.measuring.measures import Floats
 from guerdon.trainer.reward import shared_prefix as sharing
 from guerdon.trainer.reward.objectives import regression
 from guerdon.trainer.reward.objectives.answer_task import AnswerTask

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.common.measures import Floats
-from guerdon.trainer.common.plots import (
+from guerdon.trainer.common.measuring.measures import Floats
+from guerdon.trainer.common.measuring.plots import (
     CHOSEN,
     REJECTED,
     THIRD,

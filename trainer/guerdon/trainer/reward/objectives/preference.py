@@ -18,11 +18,11 @@ from transformers import set_seed
 from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from guerdon.trainer.common import measures
+from guerdon.trainer.common.data.preferences import prompt_numbers
+from guerdon.trainer.common.data.tokens import TokenPair, TokenPairs
 from guerdon.trainer.common.errors import TrainingError
-from guerdon.trainer.common.measures import Floats, Ints
-from guerdon.trainer.common.preferences import prompt_numbers
-from guerdon.trainer.common.tokens import TokenPair, TokenPairs
+from guerdon.trainer.common.measuring import measures
+from guerdon.trainer.common.measuring.measures import Floats, Ints
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
 from guerdon.trainer.common.trl.trainer_arguments import trainer_arguments
 from guerdon.trainer.reward import shared_prefix as sharing

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from guerdon.data import RowError, parse_prompt
+from guerdon.trainer.common.data.preferences import prompt_numbers
+from guerdon.trainer.common.data.row_notes import group_values
 from guerdon.trainer.common.errors import DataError
-from guerdon.trainer.common.measures import Bounded, Floats, Ints
-from guerdon.trainer.common.preferences import prompt_numbers
-from guerdon.trainer.common.row_notes import group_values
+from guerdon.trainer.common.measuring.measures import Bounded, Floats, Ints
 from guerdon.trainer.reward.objectives import step_measures
 from guerdon.trainer.reward.objectives.answer_task import AnswerTask
 from guerdon.trainer.reward.objectives.rated_answers import (

@@ -10,9 +10,8 @@ from typing import Any
 
 from guerdon.data import Message
 from guerdon.models.chat_template import render_chat
-from guerdon.trainer.common.data_rows import Rows, read_rows, where_odd
-from guerdon.trainer.common.errors import DataError
-from guerdon.trainer.common.tokens import (
+from guerdon.trainer.common.data.rows import Rows, read_rows, where_odd
+from guerdon.trainer.common.data.tokens import (
     check_all_embedded,
     choose_pad_token,
     embeddings_of,
@@ -20,6 +19,7 @@ from guerdon.trainer.common.tokens import (
     render,
     token_ids,
 )
+from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.reward.inputs import base_and_tokenizer, load_base_config
 from guerdon.trainer.reward.settings import RewardModelSettings
 

@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.common.measures import Z95, Bounded, Floats, pearson, ranks, t_quantile
-from guerdon.trainer.common.statistics import estimate
+from guerdon.trainer.common.measuring.measures import (
+    Z95,
+    Bounded,
+    Floats,
+    pearson,
+    ranks,
+    t_quantile,
+)
+from guerdon.trainer.common.measuring.statistics import estimate
 
 _LEAST = 4
 """Rows below which no interval of a correlation can be given."""

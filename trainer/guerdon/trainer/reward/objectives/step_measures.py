@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.trainer.common.measures import (
+from guerdon.trainer.common.measuring.measures import (
     Z95,
     Bounded,
     Floats,

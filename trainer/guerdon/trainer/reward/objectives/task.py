@@ -11,12 +11,12 @@ import numpy as np
 from rich.console import Console
 
 from guerdon.models import Manifest, template_hash
-from guerdon.trainer.common.data_rows import described, hashes_by_source
+from guerdon.trainer.common.data.row_notes import measured_by_group, places_by_group
+from guerdon.trainer.common.data.rows import described, hashes_by_source
+from guerdon.trainer.common.data.tokens import max_positions
 from guerdon.trainer.common.errors import DivergedError
-from guerdon.trainer.common.measures import Floats
-from guerdon.trainer.common.row_notes import measured_by_group, places_by_group
+from guerdon.trainer.common.measuring.measures import Floats
 from guerdon.trainer.common.timed_phase import rounded, timed_phase
-from guerdon.trainer.common.tokens import max_positions
 from guerdon.trainer.common.trl.task import FineTuneTask, Measured, TrainingOutcome
 from guerdon.trainer.reward.folder import RewardFolder
 from guerdon.trainer.reward.inputs import PairInputs

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guerdon.trainer.common import weights_export as export
 from guerdon.trainer.common.errors import DivergedError
-from guerdon.trainer.common.language_model import without_lora
+from guerdon.trainer.common.models import weights_export as export
+from guerdon.trainer.common.models.language_model import without_lora
 from guerdon.trainer.common.processes import partition, use_gpu
 from guerdon.trainer.common.services.publishing import Weights
 from guerdon.trainer.common.services.types import Group, Ints, Sample

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from guerdon.trainer.common.kl_estimate import LOG_LIMIT, Estimator, kl_estimate
+from guerdon.trainer.common.measuring.kl_estimate import LOG_LIMIT, Estimator, kl_estimate
 
 Aggregation = Literal["token", "sequence", "constant"]
 CapMode = Literal["truncate", "mask"]

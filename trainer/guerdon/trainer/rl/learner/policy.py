@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 
 from guerdon.trainer.common.errors import TrainingError
-from guerdon.trainer.common.language_model import (
+from guerdon.trainer.common.models.language_model import (
     base_of,
     drop_dropout,
     load_lm,

@@ -10,8 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.common.measures import Z95
-from guerdon.trainer.common.plots import CHOSEN, REJECTED, THIRD, figure_of, save_figure, smoothed
+from guerdon.trainer.common.measuring.measures import Z95
+from guerdon.trainer.common.measuring.plots import (
+    CHOSEN,
+    REJECTED,
+    THIRD,
+    figure_of,
+    save_figure,
+    smoothed,
+)
 from guerdon.trainer.rl.folder import RLFolder
 
 COLOURS = (CHOSEN, REJECTED, "#4c956c", "#e09f3e", "#7b4f9d", THIRD)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from guerdon.trainer.common.monitors import distinct_n, repetition
+from guerdon.trainer.common.measuring.monitors import distinct_n, repetition
 from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.common.services.utilisation import RolloutStats
 

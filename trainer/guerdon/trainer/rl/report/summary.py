@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from guerdon.trainer.common.policy_evaluation import Evaluation, compare
+from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, compare
+from guerdon.trainer.common.measuring.samples import before_and_after
 from guerdon.trainer.common.report import show_policy
 from guerdon.trainer.common.run_state import package_versions
-from guerdon.trainer.common.samples import before_and_after
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.settings import RunSettings
 

@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from guerdon.trainer.common import published_model
 from guerdon.trainer.common.errors import DataError, TrainingError
-from guerdon.trainer.common.language_model import merged, with_lora
-from guerdon.trainer.common.monitors import warn
-from guerdon.trainer.common.policy_evaluation import Evaluation, evaluate
+from guerdon.trainer.common.measuring.monitors import warn
+from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, evaluate
+from guerdon.trainer.common.measuring.samples import SampleTable
+from guerdon.trainer.common.models import published_model
+from guerdon.trainer.common.models.language_model import merged, with_lora
+from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.run_folder import last_checkpoint
-from guerdon.trainer.common.samples import SampleTable
 from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.drawing import Drawing, new_drawing
 from guerdon.trainer.common.services.inputs import RunInputs
@@ -38,7 +39,6 @@ from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints, Sample
 from guerdon.trainer.common.services.weights import Weights
 from guerdon.trainer.common.trackers import Trackers
-from guerdon.trainer.common.transformers_logging import quiet
 from guerdon.trainer.common.trl.completions import response_logprobs
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import read_inputs, show_inputs

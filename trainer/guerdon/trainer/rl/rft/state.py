@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.common.policy_evaluation import Evaluation
+from guerdon.trainer.common.measuring.policy_evaluation import Evaluation
 from guerdon.trainer.common.run_folder import write_whole
 from guerdon.trainer.common.run_state import RunState
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from guerdon.trainer.common.kl_estimate import kl_estimate
+from guerdon.trainer.common.measuring.kl_estimate import kl_estimate
 from guerdon.trainer.common.services.types import Group, PromptRow, Task
 from guerdon.trainer.rl.learner.advantages import require_finite
 from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Reduce, StepBatch

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guerdon.trainer.common.pair_selection import pick_pairs
+from guerdon.trainer.common.services.pair_selection import pick_pairs
 from guerdon.trainer.rl.learner.advantages import require_finite
 from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, Reduce, StepBatch
 from guerdon.trainer.rl.learner.algorithms.measured import (

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from guerdon.trainer.common.kl_estimate import kl_estimate
+from guerdon.trainer.common.measuring.kl_estimate import kl_estimate
 from guerdon.trainer.rl.learner.advantages import (
     Moments,
     RunningMoments,

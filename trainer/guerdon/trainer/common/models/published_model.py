@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from guerdon.trainer.common.language_model import load_lm
+from guerdon.trainer.common.models.language_model import load_lm
+from guerdon.trainer.common.models.weights_export import Shape, as_checkpoint, as_weights
 from guerdon.trainer.common.processes import use_gpu
 from guerdon.trainer.common.services.types import Ints
 from guerdon.trainer.common.services.weights import Weights
-from guerdon.trainer.common.weights_export import Shape, as_checkpoint, as_weights
 
 _ALONE = SimpleNamespace(index=0)
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from guerdon.trainer.common.measures import FEW, Floats, Ints, t_quantile, wilson
+from guerdon.trainer.common.measuring.measures import FEW, Floats, Ints, t_quantile, wilson
 
 
 @dataclass(frozen=True, slots=True)

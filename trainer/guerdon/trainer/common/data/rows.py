@@ -20,7 +20,7 @@ _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 """Files of a folder that `datasets` saved; one of Parquet files, as hubs have them, lacks them."""
 _PARQUET_BATCH = 256
 
-_HERE = Path(__file__).parents[1]
+_HERE = Path(__file__).parents[2]
 PROJECT_DATA = {
     "helpful-train": _HERE / "demo_data" / "train.jsonl",
     "helpful-eval": _HERE / "demo_data" / "eval.jsonl",

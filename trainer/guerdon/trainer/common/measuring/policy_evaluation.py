@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.common.monitors import distinct_n, repetition
+from guerdon.trainer.common.measuring.monitors import distinct_n, repetition
+from guerdon.trainer.common.measuring.statistics import Estimate, estimate, paired, share
 from guerdon.trainer.common.services.types import Group
-from guerdon.trainer.common.statistics import Estimate, estimate, paired, share
 
 SHARES = frozenset({"finished", "refusal", "harmful", "win_rate"})
 """Measures that are from 0 to 1, and may well be 0 or 1 at all prompts."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guerdon.data import Message, Pair, RowError, parse_pair
-from guerdon.trainer.common.data_rows import read_rows
+from guerdon.trainer.common.data.row_notes import group_values, read_margin
+from guerdon.trainer.common.data.rows import read_rows
 from guerdon.trainer.common.errors import DataError
-from guerdon.trainer.common.measures import Ints, numbered
-from guerdon.trainer.common.row_notes import group_values, read_margin
+from guerdon.trainer.common.measuring.measures import Ints, numbered
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.models import EMBEDDED_MODELS, Manifest, template_hash, weights_hash
-from guerdon.trainer.common.measures import Floats
+from guerdon.trainer.common.measuring.measures import Floats
 from guerdon.trainer.common.policy_folder import PolicyFolder
 
 

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from guerdon.data import REASONING, Dropped, Message, RowError, missing_text
 from guerdon.models.chat_template import render_chat
+from guerdon.trainer.common.data.preferences import Preferences
 from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
-from guerdon.trainer.common.preferences import Preferences
 
 NEW_PAD_TOKEN = "<|guerdon_pad|>"  # noqa: S105 - a token of the vocabulary
 

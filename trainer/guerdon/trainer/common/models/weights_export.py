@@ -15,7 +15,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
 from guerdon.client.policy_types import Canary, TensorSpec
-from guerdon.trainer.common.language_model import base_of, plain_attention
+from guerdon.trainer.common.models.language_model import base_of, plain_attention
 from guerdon.trainer.common.services.publishing import Weights
 from guerdon.trainer.common.services.types import Ints
 

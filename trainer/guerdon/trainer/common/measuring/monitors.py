@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guerdon.trainer.common.statistics import Estimate, paired
+from guerdon.trainer.common.measuring.statistics import Estimate, paired
 
 if TYPE_CHECKING:
-    from guerdon.trainer.common.policy_evaluation import Evaluation
+    from guerdon.trainer.common.measuring.policy_evaluation import Evaluation
 
 LONGER = 1.5
 """Times the first length: from here on a growth beyond the noise is warned of."""

@@ -1,0 +1,1 @@
+"""Rows of training data: read, checked, turned into tokens, and paired."""

@@ -1,0 +1,1 @@
+"""Language models: loaded, measured in memory, and saved as they are served and published."""
