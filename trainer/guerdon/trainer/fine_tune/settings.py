@@ -64,7 +64,8 @@ class DPOSettings(PolicySettings):
     """The paper's (arXiv:2305.18290), IPO's (arXiv:2310.12036, over mean log-probabilities as in
     TRL), or SLiC's hinge (arXiv:2305.10425)."""
     label_smoothing: float = 0.0
-    """For sigmoid: share of the pairs that are taken to be the wrong way round (cDPO)."""
+    """Label smoothing for sigmoid: share of the pairs that are taken to be the wrong way round
+    (cDPO)."""
     precompute_reference: bool = False
     """Compute the reference's log-probabilities once, before training, and let it go: less
     memory, less time where there are several epochs."""

@@ -19,7 +19,7 @@ class FineTuneSettings:
     default_lr: ClassVar[float] = 3e-5
     """Peak learning rate where all weights are trained."""
     default_lora_lr: ClassVar[float] = 2e-4
-    """And where LoRA's are."""
+    """Peak learning rate where LoRA's weights are trained."""
     _positive: ClassVar[tuple[str, ...]] = (
         "epochs",
         "batch_size",
@@ -37,20 +37,21 @@ class FineTuneSettings:
     """JSON Lines, JSON array (gzipped or not) or Parquet file, a `datasets` data set, or
     helpful-train, the project's own pairs."""
     eval: str
-    """The same, held out; helpful-eval are the project's own pairs."""
+    """Held-out data, in a form that the data to train on may have; helpful-eval are the project's
+    own pairs."""
     output: str
     """Folder of the run."""
 
     train_split: str = "train"
     """Split of a `datasets` data set; files have none."""
     eval_split: str = "test"
-    """The same for what is held out."""
+    """Split of the held-out data, where they are a `datasets` data set."""
     chat_template: str = ""
     """Jinja file that replaces the model's chat template; empty keeps it."""
     limit: int = 0
     """Train on the first so many rows only; 0 takes all."""
     eval_limit: int = 0
-    """The same for what is held out."""
+    """Most held-out rows; 0 takes all."""
     max_length: int = 1024
     """Tokens of the longest sequence, prompt and answer."""
     too_long: Literal["drop", "error"] = "drop"
@@ -75,20 +76,21 @@ class FineTuneSettings:
     lora_r: int = 0
     """Rank of LoRA; 0 trains all weights."""
     lora_alpha: float | None = None
-    """By default twice the rank."""
+    """LoRA's α; by default twice the rank."""
     lora_dropout: float = 0.0
-    """Of LoRA's updates while they are trained. The model's own dropout is off, but for sft."""
+    """Dropout of LoRA's updates while they are trained. The model's own dropout is off, but for
+    sft."""
     gradient_checkpointing: bool = False
     """Less memory, more time."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the computation; weights and optimiser are in float32 either way. auto is bfloat16 on a
-    GPU and on processors that multiply in it, else float32."""
+    """Dtype of the computation; weights and optimiser are in float32 either way. auto is bfloat16
+    on a GPU and on processors that multiply in it, else float32."""
     save_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the saved weights, and of the final measurements. `auto` is `dtype`: what was trained
-    is the function of weights rounded to that, and small updates that rounding undid come
+    """Dtype of the saved weights, and of the final measurements. `auto` is `dtype`: what was
+    trained is the function of weights rounded to that, and small updates that rounding undid come
     back, unmeasured, in a wider type."""
     seed: int = 0
-    """Of new weights, the order and dropout."""
+    """Seed of new weights, the order and dropout."""
 
     log_every: int = 5
     """Steps between lines in metrics.jsonl."""
