@@ -23,6 +23,7 @@ from deploy.demo.policy import TASKS
 from deploy.demo.reward import DATA
 from tests.support.command import read_rows
 
+from guerdon.cli.settings_options import field_types
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.fine_tune.settings import DPOSettings, ORPOSettings, SFTSettings
@@ -62,7 +63,7 @@ def plan(output: Path, budget: str = "small") -> Plan:
 def settings_of(stage: Stage) -> Any:
     """The settings that a stage's command resolves to."""
     kind = KINDS[stage.command[:2]]
-    types = settings_io.field_types(kind)
+    types = field_types(kind)
     values: dict[str, Any] = {}
     for option, word in zip(stage.command[2::2], stage.command[3::2], strict=True):
         name = option.removeprefix("--").replace("-", "_")

@@ -15,9 +15,9 @@ from tests.support.command import read_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.cli.main import main
+from guerdon.cli.settings_options import field_types
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import DivergedError, OutputError
-from guerdon.trainer.common.settings_io import field_types
 from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 from guerdon.trainer.fine_tune.cli import PANELS
 from guerdon.trainer.fine_tune.folder import TunedPolicyFolder

@@ -17,10 +17,11 @@ from tests.recipes.support import KINDS, NEEDED, REWARD, settings_of
 from typer.testing import CliRunner
 
 from guerdon.cli.main import main
+from guerdon.cli.settings_options import field_docs, field_types
 from guerdon.trainer.cli import app
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.common.settings_io import field_docs, field_types, load, to_toml
+from guerdon.trainer.common.settings_io import load, to_toml
 from guerdon.trainer.rl import cli
 from guerdon.trainer.rl.settings import PPOSettings, RFTSettings, RunSettings
 

@@ -18,9 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from guerdon.cli.settings_options import field_docs as field_docs
-from guerdon.cli.settings_options import field_types as field_types
-from guerdon.cli.settings_options import required as required
+from guerdon.cli.settings_options import field_types, required
 from guerdon.trainer.common.errors import SettingsError
 
 S = TypeVar("S")

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from guerdon.cli.errors import CommandError, ExitCode
-from guerdon.cli.settings_options import add_settings as add_settings
 from guerdon.trainer.common.errors import (
     DataError,
     OutputError,

@@ -7,15 +7,10 @@ from typing import Any
 
 import typer
 
+from guerdon.cli.settings_options import add_settings
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.services.settings import SERVICES
-from guerdon.trainer.common.settings_options import (
-    Config,
-    Overwrite,
-    Resume,
-    add_settings,
-    plain_errors,
-)
+from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors
 from guerdon.trainer.preference_data.settings import PairsSettings
 
 PANELS: dict[str, tuple[str, ...]] = {

@@ -10,16 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
+from guerdon.cli.settings_options import add_settings
 from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.process_group import process_group
 from guerdon.trainer.common.processes import is_main
-from guerdon.trainer.common.settings_options import (
-    Config,
-    Overwrite,
-    Resume,
-    add_settings,
-    plain_errors,
-)
+from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors
 from guerdon.trainer.common.trl.settings import FineTuneSettings
 
 if TYPE_CHECKING:
