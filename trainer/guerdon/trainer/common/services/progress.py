@@ -1,4 +1,4 @@
-"""What a person sees of RFT's sampling."""
+"""The progress of sampling, for a person."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scored.jsonl: what RFT sampled and scored, written as it comes.
+"""scored.jsonl: completions with their rewards, written as they come.
 
     {"prompts": SHA-256, "samples": n}                              the first line
     {"task": uid, "samples": [{tokens, log-probabilities, …}, …]}   a group in each other
