@@ -27,12 +27,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from guerdon.client._loop import run as run_there
 from guerdon.client.testing import FakeRewardServer
 from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
+from guerdon.trainer.common.services.drawing import Drawing
 from guerdon.trainer.common.services.scored_store import ScoredGroups
 from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.report.metrics import describe
 from guerdon.trainer.rl.rft import run as rft
-from guerdon.trainer.rl.rollout.rollouts import Rollouts
 from guerdon.trainer.rl.settings import RFTSettings
 
 TOKENS = 5
@@ -347,9 +347,9 @@ def test_a_sampler_that_comes_back_is_given_its_weights_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    draw = Rollouts.sample
+    draw = Drawing.sample
 
-    async def broken(self: Rollouts, *args: Any, stream: int, **how: Any) -> list[Group]:
+    async def broken(self: Drawing, *args: Any, stream: int, **how: Any) -> list[Group]:
         if stream == rft._DRAWN:
             restarts.append(asyncio.ensure_future(asyncio.to_thread(restart_when_it_draws)))
         return await draw(self, *args, stream=stream, **how)
@@ -360,7 +360,7 @@ def test_a_sampler_that_comes_back_is_given_its_weights_again(
         run_there(living.server.restart())
 
     restarts: list[Any] = []
-    monkeypatch.setattr(Rollouts, "sample", broken)
+    monkeypatch.setattr(Drawing, "sample", broken)
     living.server._delay = (0.3, 0.4)
     settings = settings_for(
         tiny, prompts, living.server.target, tmp_path / "run", steps=2, patience=30.0
