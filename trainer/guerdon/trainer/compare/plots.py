@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from guerdon.trainer.common.measuring.plots import figure_of
 from guerdon.trainer.common.measuring.statistics import Estimate
 from guerdon.trainer.compare.comparing import Group, Result
-from guerdon.trainer.compare.html import Html
 from guerdon.trainer.compare.runs import Point
 
 INK, FAINT, PAPER = "#0000f1", "#0000f2", "#0000f3"
@@ -45,7 +46,7 @@ def look(place: int) -> tuple[int, int]:
     return place % len(SERIES), (place + place // len(SERIES)) % len(MARKERS)
 
 
-def reward_against_kl(group: Group, where: Places, measure: str = "reward") -> Html | None:
+def reward_against_kl(group: Group, where: Places, measure: str = "reward") -> Markup | None:
     """A point for each run with its 95 % intervals, and its curve while it trained.
 
     None where fewer than two policies have both the measure and KL.
@@ -72,7 +73,7 @@ def reward_against_kl(group: Group, where: Places, measure: str = "reward") -> H
     return _svg(figure, f"kl-{measure}", f"{what} against KL, a point for each run")
 
 
-def rewards_apart(group: Group, where: Places) -> Html | None:
+def rewards_apart(group: Group, where: Places) -> Markup | None:
     """Gain of the reward (filled) and of the held-out reward (hollow) against KL, by run.
 
     None where no run has both.
@@ -222,7 +223,7 @@ def _label(figure: Any, ax: Any, labels: Sequence[tuple[float, float, str, str]]
         )
 
 
-def _svg(figure: Any, key: str, said: str) -> Html:
+def _svg(figure: Any, key: str, said: str) -> Markup:
     """The figure as an element of a page: no header, ids of its own, colours of the page."""
     import matplotlib as mpl
 
@@ -238,4 +239,5 @@ def _svg(figure: Any, key: str, said: str) -> Html:
     text = re.sub(r"<style type=.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", text)
     text = re.sub("|".join(COLOURS), lambda found: COLOURS[found[0]], text)
-    return Html(text.replace("<svg", f'<svg role="img" aria-label="{said}"', 1))
+    text = text.replace("<svg", f'<svg role="img" aria-label="{said}"', 1)
+    return Markup(text)  # noqa: S704 - by matplotlib, which escapes names
