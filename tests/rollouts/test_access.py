@@ -22,7 +22,7 @@ from tests.support.tiny import tiny_checkpoint
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.credentials import Credentials
-from guerdon.trainer.common.services.drawing import Drawing, new_drawing
+from guerdon.trainer.common.services.drawing import Drawing
 from guerdon.trainer.common.services.patience import ServiceRefused
 from guerdon.trainer.common.services.types import Group, Ints
 from guerdon.trainer.common.services.weights import Weights
@@ -54,7 +54,7 @@ async def connected(folder: Path, **chosen: Any) -> AsyncIterator[Connections[Dr
     run = settings(max_tokens=8, eval_samples=2, patience=5.0, canaries=1, **chosen)
     prompts = some_prompts(folder, 3)
     inputs = RunInputs(folder, None, tokenizer(), prompts, prompts)
-    new = partial(new_drawing, run, seeded=False)
+    new = partial(Drawing, run, seeded=False)
     async with Connections(run, inputs, new, "", make_weights) as made:
         yield made
 

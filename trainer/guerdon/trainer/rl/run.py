@@ -16,9 +16,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from rich.console import Console
@@ -42,6 +41,7 @@ from guerdon.trainer.common.services.prompts import PromptOrder
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.utilisation import RolloutStats
+from guerdon.trainer.common.timed_phase import timed_phase
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
 from guerdon.trainer.rl.folder import RLFolder
@@ -336,10 +336,5 @@ class Run:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.learning, self.team.call, method, *args)
 
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - begun
+    def _phase(self, name: str) -> AbstractContextManager[object]:
+        return timed_phase(self._seconds, name)

@@ -51,8 +51,8 @@ class Drawing:
         settings: DrawSettings,
         sampler: GroupSampler,
         rewards: RewardSource,
-        *,
         republish: Republish,
+        *,
         seeded: bool,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -212,18 +212,6 @@ class Drawing:
             pending.discard(stale)
             for task in done - {stale}:
                 task.result()
-
-
-def new_drawing(
-    settings: DrawSettings,
-    sampler: GroupSampler,
-    rewards: RewardSource,
-    republish: Republish,
-    *,
-    seeded: bool,
-) -> Drawing:
-    """A `Drawing` of a run's services; see `Connections`."""
-    return Drawing(settings, sampler, rewards, republish=republish, seeded=seeded)
 
 
 async def cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:

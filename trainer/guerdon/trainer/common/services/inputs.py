@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guerdon.trainer.common.data.tokens import max_positions
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.prompts import Prompts
 
@@ -40,7 +41,7 @@ def check_positions(config: Any, max_tokens: int, longest: int) -> None:
     Raises:
         SettingsError: both together are too long.
     """
-    known = getattr(config.get_text_config(), "max_position_embeddings", None)
+    known = max_positions(config)
     if known and longest + max_tokens > known:
         raise SettingsError(
             f"the longest prompt has {longest} tokens and max_tokens is {max_tokens}, "

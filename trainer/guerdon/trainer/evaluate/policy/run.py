@@ -30,7 +30,7 @@ from guerdon.trainer.common.run_folder import PLOTS, write_whole
 from guerdon.trainer.common.run_state import package_versions
 from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.credentials import reach
-from guerdon.trainer.common.services.drawing import Drawing, new_drawing
+from guerdon.trainer.common.services.drawing import Drawing
 from guerdon.trainer.common.services.progress import DrawingBar
 from guerdon.trainer.common.services.reward_requests import Asking
 from guerdon.trainer.common.services.rewards import RewardSource
@@ -162,7 +162,7 @@ class _Run:
         async with Connections(
             self.settings,
             self.inputs.run,
-            partial(new_drawing, self.settings, seeded=True),
+            partial(Drawing, self.settings, seeded=True),
             str(self.folder.path / "weights"),
             make,
         ) as services:

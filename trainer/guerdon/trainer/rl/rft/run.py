@@ -32,7 +32,7 @@ from guerdon.trainer.common.models.language_model import merged, with_lora
 from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.run_folder import last_checkpoint
 from guerdon.trainer.common.services.connections import Connections
-from guerdon.trainer.common.services.drawing import Drawing, new_drawing
+from guerdon.trainer.common.services.drawing import Drawing
 from guerdon.trainer.common.services.inputs import RunInputs
 from guerdon.trainer.common.services.progress import DrawingBar
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
@@ -273,7 +273,7 @@ class RFTRun:
         return Connections(
             self.settings,
             self.inputs,
-            partial(new_drawing, self.settings, seeded=self.settings.deterministic),
+            partial(Drawing, self.settings, seeded=self.settings.deterministic),
             str(self.folder.path / "weights"),
             make,
             publish_dtype=self.settings.publish_dtype,
