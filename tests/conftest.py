@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Generator
 
 import pytest
 from deploy.demo.gpu import gpu_memory, too_small
@@ -22,3 +24,20 @@ def pytest_configure() -> None:
     """Say at once that a GPU is too small, not test by test."""
     if reason := too_small(_MEMORY, _NEEDED_GIB):
         pytest.exit(reason, returncode=2)
+
+
+def pytest_collection_finish() -> None:
+    """Take what the imports left out of garbage collections: a quarter of the tests' time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, None, None]:
+    """The same after each file, for what its tests were the first to import."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
