@@ -41,3 +41,8 @@ def pytest_runtest_teardown(
     if nextitem is None or nextitem.path != item.path:
         gc.collect()
         gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter's end collect it all, or libraries tell of leaks."""
+    gc.unfreeze()

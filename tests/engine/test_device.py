@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,18 @@ def test_loading_switches_cudnn_attention_off(checkpoint: Make) -> None:
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_a_closed_model_is_freed_though_the_server_froze_its_heap(checkpoint: Make) -> None:
+    model = load_model(checkpoint("llama"), name="m", settings=EngineSettings(device="cpu"))
+    network = model._engines[0].model
+    network.__dict__["itself"] = network  # as modules that hold each other
+    alive = weakref.ref(network)
+    del network
+    gc.collect()
+    gc.freeze()
+    model.close()
+    assert alive() is None
 
 
 def test_means_add_nothing_by_index(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import time
 from typing import Any
@@ -250,6 +251,14 @@ class EndsTheThread:
     @property
     def call(self) -> Any:
         raise SystemExit
+
+
+async def test_collections_pass_over_what_was_there_when_it_became_ready() -> None:
+    """Walking it would be a pause for every call, longer the more was imported."""
+    gc.unfreeze()
+    async with start_server():
+        walked = len(gc.get_objects())
+        assert gc.get_freeze_count() > 2 * walked
 
 
 async def test_a_dead_engine_ends_the_process_with_an_error() -> None:

@@ -7,6 +7,7 @@ them against plain `transformers` when a model is loaded.
 from __future__ import annotations
 
 import abc
+import gc
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,12 @@ class Engine(abc.ABC):
         """Free the model's memory. Nothing can be computed afterwards."""
         device = self.model.device
         del self.model, self.base, self.head
+        if (
+            gc.get_freeze_count()
+        ):  # the server froze its heap, and modules hold each other in circles
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
         release_memory(device)
 
     @abc.abstractmethod
