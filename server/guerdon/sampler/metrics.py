@@ -42,10 +42,10 @@ class SamplerMetrics:
         self.caller_requests = counter("caller_requests", "Finished calls.", ["caller", "code"])
         """`caller` is a name of the tokens file, else `shared`, `admin` or `anonymous`."""
         self.refused_calls = counter(
-            "refused_calls", "CallMetrics refused from their headers alone.", ["method", "code"]
+            "refused_calls", "Calls refused from their headers alone.", ["method", "code"]
         )
         """`code` is UNAUTHENTICATED, PERMISSION_DENIED, or RESOURCE_EXHAUSTED (`max_calls`)."""
-        self.in_flight = gauge("requests_in_flight", "CallMetrics being served.", ["method"])
+        self.in_flight = gauge("requests_in_flight", "Calls being served.", ["method"])
         self.generate_seconds = histogram(
             "generate_seconds", "Generate from arrival to its last completion.", SECONDS_BUCKETS
         )

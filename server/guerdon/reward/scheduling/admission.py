@@ -30,7 +30,7 @@ from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
-from guerdon.serving.retries import UNKNOWN_RETRY_SECONDS, competition, promise_room
+from guerdon.serving.waiting import competition, promise_room
 
 WAIT_MARGIN = 1.5
 """How much longer than foreseen a call is taken to last when it is held to its deadline. With
@@ -265,12 +265,14 @@ class Admission:
 
     def _promise(self, ticket: Ticket, excess: float, tokens: int, now: float) -> float:
         """Seconds until there should be room for a request."""
-        each = self._seconds_per_token(ticket.model_name)
-        if each is None:
-            return UNKNOWN_RETRY_SECONDS
-        use = tokens * each * self._competition(ticket, now)
         return promise_room(
-            ticket.account, wait=excess * each, use=use, now=now, deadline=ticket.deadline
+            ticket.account,
+            self._accounts[ticket.priority].others(ticket.account),
+            excess=excess,
+            size=tokens,
+            seconds_each=self._seconds_per_token(ticket.model_name),
+            now=now,
+            deadline=ticket.deadline,
         )
 
     def _check_wait(self, ticket: Ticket, tokens: int, now: float) -> None:

@@ -33,13 +33,13 @@ from guerdon.reward.scheduling.watchdog import Watchdog
 from guerdon.reward.scheduling.worker import Abandon, BatchRun, Outcome, Worker
 from guerdon.reward.types import EncodedItem, PriorityClass, RewardModel
 from guerdon.serving.access.identity import EVERYBODY, Caller
-from guerdon.serving.deadlines import left_late
 from guerdon.serving.errors import (
     DeadlinePassed,
     Overloaded,
     ServiceError,
     Unavailable,
 )
+from guerdon.serving.waiting import left_late
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,11 @@ from typing import cast
 
 import grpc
 
-from guerdon.reward.call_metrics import CallMetrics, ScoringCall
+from guerdon.reward.call_metrics import ScoringCall, ScoringCalls
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scorer, in_item
 from guerdon.reward.wire import convert
 from guerdon.serving.errors import Cancelled, DeadlinePassed, InvalidRequest, Unavailable
-from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.status import describe
 from guerdon.serving.wire.convert import check_id, timeout
 from guerdon.serving.wire.handlers import Context, decode
@@ -37,8 +36,7 @@ class ScoreStreamCall:
         self,
         context: Context,
         scorer: Scorer,
-        lifecycle: Lifecycle,
-        calls: CallMetrics,
+        calls: ScoringCalls,
         limits: RequestLimits,
         *,
         deadline: float | None,
@@ -46,7 +44,7 @@ class ScoreStreamCall:
     ) -> None:
         self._context = context
         self._scorer = scorer
-        self._lifecycle = lifecycle
+        self._lifecycle = calls.lifecycle
         self._calls = calls
         self._limits = limits
         self._deadline = deadline
@@ -102,7 +100,7 @@ class ScoreStreamCall:
         reply = reward_pb2.ScoreStreamResponse()
         held = ""
         try:
-            with self._calls.track("ScoreStream", self._deadline) as call, self._lifecycle.admit():
+            with self._calls.serve("ScoreStream", self._deadline) as call:
                 call.arrival = arrival
                 request = await self._scorer.off_loop(
                     len(data), decode, reward_pb2.ScoreStreamRequest, data

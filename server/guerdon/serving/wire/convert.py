@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 
-from guerdon.serving.deadlines import MAX_TIMEOUT
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.prompts import MAX_TOKEN_ID, FormattedText, Message, Prompt, TokenArray
+from guerdon.serving.waiting import MAX_TIMEOUT
 from guerdon.v1 import common_pb2
 
 _CHUNK = 16_384

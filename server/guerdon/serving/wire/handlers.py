@@ -23,8 +23,8 @@ from guerdon.serving.access import audit
 from guerdon.serving.access.callers import Callers
 from guerdon.serving.access.door import Door, authorization_header, guarded
 from guerdon.serving.access.identity import Role, current_caller, set_caller
-from guerdon.serving.deadlines import MAX_TIMEOUT
 from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.waiting import MAX_TIMEOUT
 from guerdon.serving.wire.fields import MAX_FIELDS, TooManyFields, Walk
 
 M = TypeVar("M", bound=Message)
