@@ -183,6 +183,21 @@ async def test_a_request_that_never_fits_the_queue_is_not_told_to_retry() -> Non
         await served.still_serves()
 
 
+@pytest.mark.parametrize("limit", ["max_queued_tokens", "max_text_bytes"])
+async def test_a_ranking_that_never_fits_the_queue_names_its_candidates(limit: str) -> None:
+    async with start_server(queue={limit: 64}) as served:
+        asked = reward_pb2.RankRequest(
+            model="m", prompt=prompt("w " * 300), candidates=[response("a"), response("b")]
+        )
+        error = await refused(served.rewards.Rank, asked)
+        assert field_at_fault(details(error)) == "candidates"
+        assert limit in (error.details() or "")
+        body = {"model": "m", "prompt": "w " * 300, "candidates": ["a", "b"]}
+        reply = await served.http.post("/v1/rank", json=body)
+        assert reply.json()["error"]["field"] == "candidates"
+        await served.still_serves()
+
+
 async def test_a_response_longer_than_a_batch_is_scored_alone() -> None:
     async with start_server(batching={"max_batch_tokens": 16}) as served:
         long = " ".join("abcdefghijklmnopqrstuvw")

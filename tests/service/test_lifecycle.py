@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from typing import Any
@@ -265,10 +266,14 @@ async def test_a_dead_engine_ends_the_process_with_an_error() -> None:
 
 
 async def test_a_taken_port_is_refused(served: Harness) -> None:
-    for flags in ({"port": served.ports.port}, {"port": 0, "http_port": served.ports.http_port}):
-        config = load_config(None, {"models": {"m": "first"}, "http_port": 0, **flags})
+    taken = served.ports.port, served.ports.http_port, served.ports.admin_port
+    for port, name in itertools.product(taken, ("port", "http_port", "metrics_port", "admin_port")):
+        flags = {"port": 0, "http_port": 0, name: port}
+        loader = FakeLoader()
+        server = RewardServer(load_config(None, {"models": {"m": "first"}, **flags}), loader)
         with pytest.raises(OSError):
-            await RewardServer(config, FakeLoader()).run(lambda ports: None, signals=False)
+            await server.run(lambda ports: None, signals=False)
+        assert not loader.behaviour.loads  # said before any model is loaded
 
 
 async def test_a_load_under_way_holds_up_neither_the_drain_nor_an_unload(served: Harness) -> None:

@@ -17,7 +17,7 @@ from tests.support.formula_engine import MODEL, FormulaEngine, WordTokenizer
 from guerdon.sampler.app import SamplerServer
 from guerdon.sampler.config import load_config
 from guerdon.sampler.tokenizer import Tokenizer
-from guerdon.serving.process.ports import Ports
+from guerdon.serving.process.listening import Ports
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
 WEIGHTS = bytes(range(38))

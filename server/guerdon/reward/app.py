@@ -22,7 +22,7 @@ from guerdon.reward.wire.http import RewardRoutes
 from guerdon.reward.wire.service import RewardService
 from guerdon.serving.access.identity import Role
 from guerdon.serving.process.lifecycle import Phase
-from guerdon.serving.process.ports import Ports
+from guerdon.serving.process.listening import Ports
 from guerdon.serving.process.server import Server
 from guerdon.serving.wire.handlers import generic_handler
 

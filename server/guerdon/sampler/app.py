@@ -12,16 +12,16 @@ from guerdon.sampler.call_metrics import SamplerCalls
 from guerdon.sampler.config import SamplerConfig
 from guerdon.sampler.metrics import SamplerMetrics
 from guerdon.sampler.sampling import Sampler, check_completion
-from guerdon.sampler.status import StatusReader
 from guerdon.sampler.tokenizer import Tokenizer
 from guerdon.sampler.types import PolicyEngine, SamplingOptions
 from guerdon.sampler.wire import http, service
 from guerdon.sampler.wire.http import PolicyRoutes
 from guerdon.sampler.wire.service import PolicyService
+from guerdon.sampler.wire.status import StatusReader
 from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import CheckpointRefused, ServiceError
-from guerdon.serving.process.ports import Ports
+from guerdon.serving.process.listening import Ports
 from guerdon.serving.process.server import Server
 from guerdon.serving.wire.handlers import generic_handler
 

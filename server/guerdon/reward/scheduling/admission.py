@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from guerdon.reward.scheduling.ledgers import Account, Accounts
-from guerdon.reward.scheduling.limits import BatchLimits
+from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.scheduling.pace import Fit, Pace
-from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
@@ -93,10 +92,6 @@ class Admission:
     def text_bytes(self, priority: PriorityClass) -> int:
         """Bytes of text that a class holds."""
         return self._accounts[priority].text_bytes
-
-    def callers(self, priority: PriorityClass) -> list[str]:
-        """The keys of the callers that are told apart in a class."""
-        return self._accounts[priority].callers()
 
     def reserve(
         self,

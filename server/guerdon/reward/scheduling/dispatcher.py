@@ -27,8 +27,7 @@ from guerdon.reward.scheduling.admission import Admission, Ticket
 from guerdon.reward.scheduling.announcer import Announcer
 from guerdon.reward.scheduling.calls import DispatchedCall, DispatchedItem, ItemResult
 from guerdon.reward.scheduling.events import DispatchObserver, DropReason, DropStage, Failure
-from guerdon.reward.scheduling.limits import BatchLimits
-from guerdon.reward.scheduling.queue_limits import QueueLimits
+from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.scheduling.watchdog import Watchdog
 from guerdon.reward.scheduling.worker import Abandon, BatchRun, Outcome, Worker
 from guerdon.reward.types import EncodedItem, PriorityClass, RewardModel

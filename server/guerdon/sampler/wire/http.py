@@ -12,8 +12,8 @@ from fastapi.responses import Response
 from guerdon.sampler.call_metrics import SamplerCalls
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn, Sampler
-from guerdon.sampler.status import StatusReader
 from guerdon.sampler.wire import schemas
+from guerdon.sampler.wire.status import StatusReader
 from guerdon.serving.access.identity import Role
 from guerdon.serving.calls import Call
 from guerdon.serving.http.routes import Routes, json_reply, while_connected

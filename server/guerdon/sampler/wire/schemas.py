@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -10,7 +9,6 @@ from pydantic import BaseModel, Field
 from guerdon.sampler import types
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn
-from guerdon.sampler.status import PolicyStatus
 from guerdon.serving.http.schemas import (
     MAX_UINT32,
     MAX_UINT64,
@@ -21,6 +19,7 @@ from guerdon.serving.http.schemas import (
     prompt_of,
 )
 from guerdon.serving.wire.convert import check_count
+from guerdon.v1 import policy_pb2
 
 
 class ItemBody(Body):
@@ -156,7 +155,11 @@ def completion_reply(drawn: Drawn, *, text: bool) -> CompletionReply:
     )
 
 
-def policy_reply(policy: PolicyStatus) -> PolicyReply:
+def policy_reply(message: policy_pb2.GetPolicyResponse) -> PolicyReply:
     """The status as JSON."""
-    fields = dataclasses.asdict(policy)
-    return PolicyReply(**{**fields, "weight_sha256": policy.weight_sha256.hex()})
+    fields = {name: getattr(message, name) for name in PolicyReply.model_fields}
+    fields |= {
+        "weight_sha256": message.weight_sha256.hex(),
+        "eos_token_ids": list(message.eos_token_ids),
+    }
+    return PolicyReply(**fields)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Mapping
 
 import grpc
@@ -11,9 +10,9 @@ import grpc
 from guerdon.sampler.call_metrics import SamplerCalls
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn, Sampler
-from guerdon.sampler.status import StatusReader
 from guerdon.sampler.types import GenerateRequest
 from guerdon.sampler.wire import convert
+from guerdon.sampler.wire.status import StatusReader
 from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import Cancelled
@@ -72,4 +71,4 @@ class PolicyService:
         """What is served, and the load."""
         with self._calls.serve("GetPolicy", deadline_of(context)):
             decode(policy_pb2.GetPolicyRequest, data)
-            return policy_pb2.GetPolicyResponse(**dataclasses.asdict(self._status.read()))
+            return self._status.read()
