@@ -25,7 +25,7 @@ from guerdon.serving.http.schemas import (
     TokenIdsBody,
     prompt_of,
 )
-from guerdon.serving.wire.convert import check_id
+from guerdon.serving.wire.convert import check_id, field_values
 
 
 def _response_form(value: Any) -> str:
@@ -310,28 +310,9 @@ def timing_reply(scored: Scored, total: float) -> TimingReply:
 
 def model_reply(info: types.ModelInfo, *, current: bool, aliases: tuple[str, ...]) -> ModelReply:
     """A loaded revision."""
-    return ModelReply(
-        name=info.name,
-        revision=info.revision,
-        current=current,
-        aliases=list(aliases),
-        kind=info.kind.value,
-        architecture=info.architecture,
-        base_model=info.base_model,
-        max_tokens=info.max_tokens,
-        dtype=info.dtype,
-        device=info.device,
-        compute_mode=info.compute_mode.value,
-        compute_mode_reason=info.compute_mode_reason,
-        probe_max_difference=info.probe_max_difference,
-        chat_template_hash=info.chat_template_hash,
-        mean=info.mean,
-        std=info.std,
-        attributes={a.name: a.weight for a in info.attributes},
-        members=list(info.members),
-        aggregation=info.aggregation,
-        step_aggregation=info.step_aggregation,
-        parameters=info.parameters,
-        template_drops=list(info.template_drops),
-        vocab_hash=info.vocab_hash,
-    )
+    other = {
+        "kind": info.kind.value,
+        "compute_mode": info.compute_mode.value,
+        "attributes": {a.name: a.weight for a in info.attributes},
+    }
+    return ModelReply(current=current, aliases=list(aliases), **field_values(info) | other)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 
@@ -67,6 +70,11 @@ def check_count(field: str, count: int, most: int) -> None:
     """Refuse more of something than a request may hold."""
     if count > most:
         raise InvalidRequest(field, f"there are {count}, the limit is {most}")
+
+
+def field_values(record: Any) -> dict[str, Any]:
+    """The fields of a record by name, for a message that has them too."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
 def duration(seconds: float) -> Duration:
