@@ -111,7 +111,15 @@ def _table(
 
     if not prompt or not candidates:
         raise CommandError("--prompt and --candidate go together.", ExitCode.USAGE)
-    ranked = asyncio.run(_rank(connection, model, prompt, candidates, top_n, wait, options))
+
+    async def ask() -> Sequence[RankedCandidate]:
+        async with connection.first(wait).open() as client:
+            await client.get_model(model)
+        async with connection.open() as client:
+            ranking = await client.rank(model, prompt, candidates, top_n=top_n or None, **options)
+            return ranking.ranking
+
+    ranked = asyncio.run(ask())
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("#", justify="right")
     table.add_column("score", justify="right")
@@ -120,19 +128,3 @@ def _table(
         table.add_row(str(place), f"{entry.score.score:.4f}", Text(candidates[entry.index]))
     Console().print(table)
     return ExitCode.OK
-
-
-async def _rank(
-    connection: ServerOptions,
-    model: str,
-    prompt: str,
-    candidates: Sequence[str],
-    top_n: int,
-    wait: float,
-    options: ScoringOptions,
-) -> Sequence[RankedCandidate]:
-    async with connection.first(wait).open() as client:
-        await client.get_model(model)
-    async with connection.open() as client:
-        ranking = await client.rank(model, prompt, candidates, top_n=top_n or None, **options)
-        return ranking.ranking

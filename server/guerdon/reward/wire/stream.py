@@ -20,7 +20,7 @@ from guerdon.reward.wire import convert
 from guerdon.serving.errors import Cancelled, DeadlinePassed, InvalidRequest, Unavailable
 from guerdon.serving.status import describe
 from guerdon.serving.wire.convert import check_id, timeout
-from guerdon.serving.wire.handlers import Context, decode
+from guerdon.serving.wire.handlers import Context, decode, send
 from guerdon.v1 import reward_pb2
 
 
@@ -113,10 +113,7 @@ class ScoreStreamCall:
         finally:
             self._ids.discard(held)
         async with self._writing:
-            try:
-                await self._context.write(reply)
-            except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
-                raise Cancelled("the caller has left") from error
+            await send(self._context, reply)
         self._room.release()
 
     def _hold(self, request_id: str) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-
-import grpc
 
 from guerdon.sampler.call_metrics import SamplerCalls
 from guerdon.sampler.request_limits import RequestLimits
@@ -15,8 +12,7 @@ from guerdon.sampler.wire import convert
 from guerdon.sampler.wire.status import StatusReader
 from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.access.identity import Role
-from guerdon.serving.errors import Cancelled
-from guerdon.serving.wire.handlers import Context, deadline_of, decode
+from guerdon.serving.wire.handlers import Context, deadline_of, decode, send
 from guerdon.v1 import policy_pb2
 
 SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
@@ -49,10 +45,7 @@ class PolicyService:
         """Write each completion as it ends; returning says that all have come."""
 
         async def write(drawn: Drawn) -> None:
-            try:
-                await context.write(convert.response(drawn))
-            except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
-                raise Cancelled("the caller has left") from error
+            await send(context, convert.response(drawn))
 
         with self._calls.serve("Generate", deadline_of(context)) as call:
             request = await self._sampler.off_loop(len(data), self._read, data)
