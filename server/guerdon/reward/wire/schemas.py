@@ -266,21 +266,14 @@ def _response(body: str | TokenIdsBody, field: str, is_tokens: bool) -> types.Re
 
 def score_reply(score: types.ResponseScore, info: types.ModelInfo) -> ScoreReply:
     """What a model says of one response."""
-    return ScoreReply(
-        score=score.score,
-        steps=[StepReply(score=s.score, token_index=s.token_index) for s in score.steps],
-        attributes=[
-            AttributeReply(name=a.name, value=v)
+    other = {
+        "steps": [field_values(step) for step in score.steps],
+        "attributes": [
+            {"name": a.name, "value": v}
             for a, v in zip(info.attributes, score.attributes, strict=False)
         ],
-        members=list(score.members),
-        spread=score.spread,
-        token_count=score.token_count,
-        reused_tokens=score.reused_tokens,
-        truncated_tokens=score.truncated_tokens,
-        dropped=list(score.dropped),
-        tokens_hash=score.tokens_hash,
-    )
+    }
+    return ScoreReply(**field_values(score) | other)
 
 
 def info_reply(scored: Scored) -> InfoReply:

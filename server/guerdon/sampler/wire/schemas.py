@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from guerdon.sampler import types
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn
+from guerdon.sampler.wire.convert import completion_fields
 from guerdon.serving.http.schemas import (
     MAX_UINT32,
     MAX_UINT64,
@@ -141,17 +142,10 @@ class PolicyReply(BaseModel):
 
 def completion_reply(drawn: Drawn, *, text: bool) -> CompletionReply:
     """A completion."""
-    completion = drawn.completion
     return CompletionReply(
-        item=drawn.item,
-        id=drawn.id,
-        sample=completion.index,
-        token_ids=completion.token_ids.tolist(),
-        logprobs=completion.logprobs.tolist(),
-        finish_reason=completion.finish_reason.value,
-        spans=[SpanReply(version=s.version, start=s.start, end=s.end) for s in completion.spans],
+        finish_reason=drawn.completion.finish_reason.value,
         text=drawn.text if text else None,
-        prompt_token_ids=drawn.prompt.tolist(),
+        **completion_fields(drawn),
     )
 
 
