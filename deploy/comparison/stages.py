@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deploy.comparison.budgets import MAX_TOKENS, Budget, Options
 from deploy.demo.policy import BASE, TASKS
+from deploy.demo.processes import flags
 from deploy.demo.reward import DATA
 
 RUNS = ("sft", "dpo", "orpo", "rft", "ppo")
@@ -169,5 +170,4 @@ class Plan:
     ) -> Stage:
         seed = self.seed if seed is None else seed
         given = {**files, **options, "seed": seed, "output": folder}
-        words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-        return Stage(title, (*command, *words), folder, ends)
+        return Stage(title, (*command, *flags(given)), folder, ends)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo.console import ROOT, DemoFailed, console, relative
-from deploy.demo.processes import run
+from deploy.demo.processes import flags, run
 
 TASKS = ROOT / "trainer" / "guerdon" / "trainer" / "rl" / "tasks"
 BASE = "smollm2-135m-instruct"
@@ -38,26 +38,17 @@ def train(folder: Path, sampler: str, reward: str, *, seed: int) -> None:
     Raises:
         DemoFailed: it failed.
     """
-    command = [
-        "train",
-        "ppo",
-        "--policy",
-        BASE,
-        "--sampler",
-        sampler,
-        "--reward",
-        reward,
-        "--prompts",
-        str(TASKS / "questions-train.jsonl"),
-        "--eval-prompts",
-        str(TASKS / "questions-eval.jsonl"),
-        "--seed",
-        str(seed),
-        "--output",
-        str(folder),
-    ]
-    for name, value in SETTINGS.items():
-        command += [f"--{name}", str(value)]
+    options = {
+        "policy": BASE,
+        "sampler": sampler,
+        "reward": reward,
+        "prompts": TASKS / "questions-train.jsonl",
+        "eval-prompts": TASKS / "questions-eval.jsonl",
+        "seed": seed,
+        "output": folder,
+        **SETTINGS,
+    }
+    command = ["train", "ppo", *flags(options)]
     if folder.exists():  # an interrupted demo goes on where it was
         command.append("--resume")
     run(command, "PPO failed; its message is above")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,23 @@ def check_gpu() -> None:
         raise DemoFailed(reason)
 
 
+def flags(options: Mapping[str, object]) -> list[str]:
+    """Options as a command line has them."""
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def shown(command: Sequence[str]) -> str:
+    """A command as a user in the repository would type it."""
+    return f"$ {' '.join([relative(GUERDON), *map(shorten, command)])}"
+
+
 def run(command: Sequence[str], failure: str) -> None:
     """A command in the foreground.
 
     Raises:
         DemoFailed: it left with another exit code than 0.
     """
-    words = " ".join([relative(GUERDON), *map(shorten, command)])
-    console.print(f"$ {words}", highlight=False, markup=False)
+    console.print(shown(command), highlight=False, markup=False)
     environment = environment_of(command, gpu_memory())
     if subprocess.run([str(GUERDON), *command], env=environment, check=False).returncode != 0:
         raise DemoFailed(failure)
@@ -62,10 +71,10 @@ def run_logged(command: Sequence[str], log: Path) -> None:
         DemoFailed: it left with another exit code than 0.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = " ".join([relative(GUERDON), *map(shorten, command)])
-    console.print(f"$ {words} > {relative(log)}", highlight=False, markup=False, soft_wrap=True)
+    line = shown(command)
+    console.print(f"{line} > {relative(log)}", highlight=False, markup=False, soft_wrap=True)
     with log.open("a") as handle, console.status("") as status:
-        handle.write(f"$ {words}\n")
+        handle.write(f"{line}\n")
         handle.flush()
         process = subprocess.Popen(
             [str(GUERDON), *command],
@@ -113,18 +122,10 @@ def serving(command: Sequence[str], log: Path) -> Iterator[str]:
     ready_file = log.with_suffix(".json")
     ready_file.unlink(missing_ok=True)
     memory = gpu_memory()
-    words = [
-        "serve",
-        *command,
-        "--port",
-        "0",
-        "--http-port",
-        "0",
-        "--ready-file",
-        str(ready_file),
-        *(sampler_flags(memory) if command[0] == "sampler" else ()),
-    ]
-    console.print(f"$ {' '.join([relative(GUERDON), *map(shorten, words)])}", highlight=False)
+    words = ["serve", *command, *flags({"port": 0, "http-port": 0, "ready-file": ready_file})]
+    if command[0] == "sampler":
+        words += sampler_flags(memory)
+    console.print(shown(words), highlight=False)
     with log.open("w") as handle:
         process = subprocess.Popen(
             [str(GUERDON), *words],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.demo.console import ROOT, clip, console, relative
-from deploy.demo.processes import run
+from deploy.demo.processes import flags, run
 from rich.table import Table
 
 from guerdon.client import Item, RewardClient, ScoreResult
@@ -28,18 +28,8 @@ def train(folder: Path, *, fresh: bool) -> Path:
         console.print(f"Using {relative(folder)} of an earlier run (--fresh trains again).")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        "train",
-        "reward",
-        "--base",
-        BASE_MODEL,
-        "--train",
-        str(DATA / "train.jsonl"),
-        "--eval",
-        str(DATA / "eval.jsonl"),
-        "--output",
-        str(folder),
-    ]
+    data = {"train": DATA / "train.jsonl", "eval": DATA / "eval.jsonl"}
+    command = ["train", "reward", *flags({"base": BASE_MODEL, **data, "output": folder})]
     if folder.exists():  # an interrupted demo goes on where it was
         command.append("--resume")
     run(command, "training the reward model failed; its message is above")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -14,7 +14,7 @@ RATE = "$__rate_interval"
 WIDTH = 24
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Query:
     """One line, or family of lines, of a panel."""
 
@@ -24,13 +24,14 @@ class Query:
     """lines, heatmap or table."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Panel:
     """One picture."""
 
     title: str
     about: str
     queries: Sequence[Query]
+    _: KW_ONLY
     unit: str = "short"
     kind: str = "timeseries"
     width: int = 8
@@ -47,84 +48,126 @@ class Panel:
 Rows = Sequence[tuple[str, Sequence[Panel]]]
 
 
-def rate(metric: str, labels: str, by: str) -> str:
+def rate(metric: str, labels: str, by: str = "") -> str:
     """Per second, summed."""
-    return f"sum by ({by}) (rate({metric}{{{labels}}}[{RATE}]))"
+    group = f" by ({by}) " if by else ""
+    return f"sum{group}(rate({metric}{{{labels}}}[{RATE}]))"
 
 
 def quantile(q: float, metric: str, labels: str, by: str) -> str:
     """A quantile of a histogram over the rate interval."""
-    labels_and_bound = f"{by}, le" if by else "le"
-    return f"histogram_quantile({q}, {rate(f'{metric}_bucket', labels, labels_and_bound)})"
+    return f"histogram_quantile({q}, {rate(f'{metric}_bucket', labels, f'{by}, le'.lstrip(', '))})"
+
+
+def names(by: str) -> str:
+    """The legend that tells series apart by labels."""
+    return " ".join(f"{{{{{label.strip()}}}}}" for label in by.split(",") if label)
+
+
+def rates(metric: str, labels: str, by: str) -> Query:
+    """Per second, by labels."""
+    return Query(rate(metric, labels, by), names(by))
+
+
+def sums(metric: str, by: str, labels: str = ONE) -> Query:
+    """The sum of a gauge, by labels."""
+    return Query(f"sum by ({by}) ({metric}{{{labels}}})", names(by))
+
+
+def quantiles(
+    metric: str, labels: str, by: str = "", qs: Sequence[float] = (0.5, 0.95, 0.99)
+) -> list[Query]:
+    """p50, p95, … of a histogram, by labels."""
+    return [Query(quantile(q, metric, labels, by), f"p{q * 100:g} {names(by)}".strip()) for q in qs]
+
+
+def stat(title: str, about: str, query: Query, **other: Any) -> Panel:
+    """A number that is seen at once."""
+    return Panel(title, about, [query], **{"kind": "stat", "width": 4, "height": 4} | other)
+
+
+def engines_up(what: str, prefix: str) -> Panel:
+    """Whether all engines take work."""
+    return stat(
+        "Engines up",
+        f"{what} whose engine takes work. Red: some don't.",
+        Query(f"min({prefix}_engine_up{{{ONE}}})", "all up"),
+        mappings={"1": ("all up", "green"), "0": ("DOWN", "red")},
+    )
+
+
+def failures(prefix: str, labels: str) -> Panel:
+    """The part of the calls that failed by a fault of the server."""
+    requests = f"{prefix}_requests_total"
+    failed = rate(requests, f'{labels}, code=~"INTERNAL|UNKNOWN|DATA_LOSS"')
+    return stat(
+        "Failures of ours",
+        "Calls that ended with INTERNAL, UNKNOWN or DATA_LOSS.",
+        Query(f"({failed} or vector(0)) / {rate(requests, labels)}"),
+        unit="percentunit",
+        thresholds=[("orange", 0.001), ("red", 0.01)],
+    )
+
+
+def outcomes(about: str, prefix: str, labels: str, *, width: int = 8) -> Panel:
+    """Calls by status code, those that were refused unread among them."""
+    refused = rate(f"{prefix}_refused_calls_total", ONE, "code") + " or vector(0)"
+    return Panel(
+        "Calls by outcome",
+        f"gRPC status. RESOURCE_EXHAUSTED is overload{about}",
+        [
+            rates(f"{prefix}_requests_total", labels, "code"),
+            Query(refused, "{{code}} (from headers)"),
+        ],
+        unit="reqps",
+        stack=True,
+        width=width,
+    )
 
 
 def process_panels(job: str) -> list[Panel]:
     """Whether the processes take work, and what they take of their machines."""
+    of_job = f'{{job="{job}", {ONE}}}'
 
     def each(metric: str, what: str = "") -> Query:
-        return Query(expr=f'{metric}{{job="{job}", {ONE}}}', legend=f"{{{{instance}}}}{what}")
+        return Query(f"{metric}{of_job}", f"{{{{instance}}}}{what}")
 
+    certificate = f"guerdon_certificate_expiry_timestamp_seconds{of_job} - time()"
     return [
         Panel(
-            title="Ready",
-            unit="short",
-            width=8,
-            about="1 while a server takes work: models loaded, not draining.",
-            queries=[each("guerdon_ready")],
+            "Ready",
+            "1 while a server takes work: models loaded, not draining.",
+            [each("guerdon_ready")],
         ),
         Panel(
-            title="File descriptors",
-            unit="short",
-            width=8,
-            about="Open, and the most that may be: without one no connection is taken.",
-            queries=[each("process_open_fds"), each("process_max_fds", " limit")],
+            "File descriptors",
+            "Open, and the most that may be: without one no connection is taken.",
+            [each("process_open_fds"), each("process_max_fds", " limit")],
         ),
         Panel(
-            title="Certificate",
+            "Certificate",
+            "Time until the TLS certificate ends; ten years at most, and without TLS.",
+            [Query(f"clamp_max({certificate}, 10 * 365 * 86400)", "{{instance}}")],
             unit="s",
-            width=8,
-            about="Time until the TLS certificate ends; ten years at most, and without TLS.",
-            queries=[
-                Query(
-                    expr="clamp_max(guerdon_certificate_expiry_timestamp_seconds"
-                    f'{{job="{job}", {ONE}}} - time(), 10 * 365 * 86400)',
-                    legend="{{instance}}",
-                )
-            ],
         ),
         Panel(
-            title="Certificates and tokens read again",
-            unit="short",
+            "Certificates and tokens read again",
+            "Since the start. After a failure what was before is in force; the log says why.",
+            [each("guerdon_reloads_total", " {{what}} {{outcome}}")],
             width=24,
-            about="Since the start. After a failure what was before is in force; the log says why.",
-            queries=[
-                Query(
-                    expr=f'guerdon_reloads_total{{job="{job}", {ONE}}}',
-                    legend="{{instance}} {{what}} {{outcome}}",
-                )
-            ],
         ),
         Panel(
-            title="Memory",
+            "Memory",
+            "Resident memory of the server's process, and the most that it may be.",
+            [each("process_resident_memory_bytes"), each("guerdon_memory_limit_bytes", " limit")],
             unit="bytes",
             width=12,
-            about="Resident memory of the server's process, and the most that it may be.",
-            queries=[
-                each("process_resident_memory_bytes"),
-                each("guerdon_memory_limit_bytes", " limit"),
-            ],
         ),
         Panel(
-            title="CPU",
-            unit="short",
+            "CPU",
+            "Cores in use.",
+            [Query(f"rate(process_cpu_seconds_total{of_job}[{RATE}])", "{{instance}}")],
             width=12,
-            about="Cores in use.",
-            queries=[
-                Query(
-                    expr=f'rate(process_cpu_seconds_total{{job="{job}", {ONE}}}[{RATE}])',
-                    legend="{{instance}}",
-                )
-            ],
         ),
     ]
 

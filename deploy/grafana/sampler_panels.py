@@ -2,262 +2,178 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from pictures import ONE, RATE, Dashboard, Panel, Query, process_panels, quantile, rate
+from pictures import (
+    ONE,
+    Dashboard,
+    Panel,
+    Query,
+    engines_up,
+    failures,
+    outcomes,
+    process_panels,
+    quantiles,
+    rate,
+    rates,
+    stat,
+    sums,
+)
 
 S = "guerdon_sampler"
 
 
-def quantiles(metric: str, qs: Sequence[float] = (0.5, 0.95, 0.99)) -> list[Query]:
-    """p50, p95, … of a histogram, over all samplers."""
-    return [Query(expr=quantile(q, f"{S}_{metric}", ONE, ""), legend=f"p{q * 100:g}") for q in qs]
-
-
 def total(metric: str, legend: str) -> Query:
     """Per second, over all samplers."""
-    return Query(expr=f"sum(rate({S}_{metric}_total{{{ONE}}}[{RATE}]))", legend=legend)
+    return Query(rate(f"{S}_{metric}_total", ONE), legend)
 
+
+VERSION = Query(f"{S}_weight_version{{{ONE}}}", "{{instance}}")
+NOT_PUBLISHED = f'sum(increase({S}_updates_total{{{ONE}, outcome!="published"}}[1h]))'
+MIXED, ALL = (rate(f"{S}_{each}_total", ONE) for each in ("mixed_completions", "completions"))
+PHASES, UPDATES = (rate(f"{S}_update_seconds_{part}", ONE, "phase") for part in ("sum", "count"))
 
 OVERVIEW = [
-    Panel(
-        title="Engines up",
-        kind="stat",
-        width=4,
-        height=4,
-        about="Samplers whose engine takes work. Red: some don't.",
-        queries=[Query(expr=f"min({S}_engine_up{{{ONE}}})", legend="all up")],
-        mappings={"1": ("all up", "green"), "0": ("DOWN", "red")},
-    ),
-    Panel(
-        title="Tokens drawn",
-        kind="stat",
+    engines_up("Samplers", S),
+    stat(
+        "Tokens drawn",
+        "Per second, of completions that were handed over.",
+        total("generated_tokens", ""),
         unit="cps",
-        width=4,
-        height=4,
-        about="Per second, of completions that were handed over.",
-        queries=[total("generated_tokens", "")],
     ),
-    Panel(
-        title="Failures of ours",
-        kind="stat",
+    failures(S, ONE),
+    stat(
+        "Fullest",
+        "Completions running and waiting over the limit, where it is worst.",
+        Query(f"max(({S}_running{{{ONE}}} + {S}_waiting{{{ONE}}}) / {S}_limit{{{ONE}}})"),
         unit="percentunit",
-        width=4,
-        height=4,
-        about="Calls that ended with INTERNAL, UNKNOWN or DATA_LOSS.",
-        queries=[
-            Query(
-                expr=f"(sum(rate({S}_requests_total{{"
-                f'{ONE}, code=~"INTERNAL|UNKNOWN|DATA_LOSS"}}[{RATE}])) or vector(0))'
-                f" / sum(rate({S}_requests_total{{{ONE}}}[{RATE}]))"
-            )
-        ],
-        thresholds=[("orange", 0.001), ("red", 0.01)],
-    ),
-    Panel(
-        title="Fullest",
-        kind="stat",
-        unit="percentunit",
-        width=4,
-        height=4,
-        about="Completions running and waiting over the limit, where it is worst.",
-        queries=[
-            Query(expr=f"max(({S}_running{{{ONE}}} + {S}_waiting{{{ONE}}}) / {S}_limit{{{ONE}}})")
-        ],
         thresholds=[("orange", 0.8), ("red", 0.95)],
     ),
-    Panel(
-        title="Weight version",
-        kind="stat",
-        width=4,
-        height=4,
-        about="The weights that serve. 0: those it was started with.",
-        queries=[Query(expr=f"{S}_weight_version{{{ONE}}}", legend="{{instance}}")],
-    ),
-    Panel(
-        title="Updates not published",
-        kind="stat",
-        width=4,
-        height=4,
-        about="In the last hour. The weights before them serve on; the log says why.",
-        queries=[
-            Query(
-                expr=f'sum(increase({S}_updates_total{{{ONE}, outcome!="published"}}[1h]))'
-                " or vector(0)"
-            )
-        ],
+    stat("Weight version", "The weights that serve. 0: those it was started with.", VERSION),
+    stat(
+        "Updates not published",
+        "In the last hour. The weights before them serve on; the log says why.",
+        Query(f"{NOT_PUBLISHED} or vector(0)"),
         thresholds=[("red", 1)],
     ),
 ]
 
 TRAFFIC = [
     Panel(
-        title="Calls by method",
+        "Calls by method",
+        "Finished calls.",
+        [rates(f"{S}_requests_total", ONE, "method")],
         unit="reqps",
-        about="Finished calls.",
-        queries=[Query(expr=rate(f"{S}_requests_total", ONE, "method"), legend="{{method}}")],
+        stack=True,
+    ),
+    outcomes("; FAILED_PRECONDITION asks for newer weights, as after a restart.", S, ONE),
+    Panel(
+        "Calls in flight", "Calls being served now.", [sums(f"{S}_requests_in_flight", "method")]
+    ),
+    Panel(
+        "Calls by caller",
+        "Names are those of the tokens file; anonymous and shared are many.",
+        [rates(f"{S}_caller_requests_total", ONE, "caller")],
+        unit="reqps",
         stack=True,
     ),
     Panel(
-        title="Calls by outcome",
-        unit="reqps",
-        about="gRPC status. RESOURCE_EXHAUSTED is overload; FAILED_PRECONDITION asks for newer "
-        "weights, as after a restart.",
-        queries=[
-            Query(expr=rate(f"{S}_requests_total", ONE, "code"), legend="{{code}}"),
-            Query(
-                expr=rate(f"{S}_refused_calls_total", ONE, "code") + " or vector(0)",
-                legend="{{code}} (from headers)",
-            ),
-        ],
-        stack=True,
-    ),
-    Panel(
-        title="Calls in flight",
-        about="Calls being served now.",
-        queries=[
-            Query(expr=f"sum by (method) ({S}_requests_in_flight{{{ONE}}})", legend="{{method}}")
-        ],
-    ),
-    Panel(
-        title="Calls by caller",
-        unit="reqps",
-        about="Names are those of the tokens file; anonymous and shared are many.",
-        queries=[
-            Query(expr=rate(f"{S}_caller_requests_total", ONE, "caller"), legend="{{caller}}")
-        ],
-        stack=True,
-    ),
-    Panel(
-        title="Tokens",
+        "Tokens",
+        "Drawn, and of prompts (each prompt once, however many completions it gets).",
+        [total("generated_tokens", "drawn"), total("prompt_tokens", "prompts")],
         unit="cps",
-        about="Drawn, and of prompts (each prompt once, however many completions it gets).",
-        queries=[total("generated_tokens", "drawn"), total("prompt_tokens", "prompts")],
     ),
     Panel(
-        title="Completions by finish reason",
+        "Completions by finish reason",
+        "length: cut at max_tokens. Many of them: the policy doesn't end by itself.",
+        [rates(f"{S}_completions_total", ONE, "reason")],
         unit="cps",
-        about="length: cut at max_tokens. Many of them: the policy doesn't end by itself.",
-        queries=[Query(expr=rate(f"{S}_completions_total", ONE, "reason"), legend="{{reason}}")],
         stack=True,
     ),
     Panel(
-        title="Under several versions",
+        "Under several versions",
+        "Part of the completions during which the weights changed.",
+        [Query(f"{MIXED} / ({ALL} > 0)")],
         unit="percentunit",
         maximum=1,
-        about="Part of the completions during which the weights changed.",
-        queries=[
-            Query(
-                expr=f"sum(rate({S}_mixed_completions_total{{{ONE}}}[{RATE}]))"
-                f" / (sum(rate({S}_completions_total{{{ONE}}}[{RATE}])) > 0)"
-            )
-        ],
     ),
 ]
 
 LATENCY = [
     Panel(
-        title="Whole call",
+        "Whole call",
+        "Generate, from arrival to its last completion.",
+        quantiles(f"{S}_generate_seconds", ONE),
         unit="s",
         logarithmic=True,
-        about="Generate, from arrival to its last completion.",
-        queries=quantiles("generate_seconds"),
     ),
     Panel(
-        title="A completion",
+        "A completion",
+        "From its call's arrival to its end.",
+        quantiles(f"{S}_completion_seconds", ONE),
         unit="s",
         logarithmic=True,
-        about="From its call's arrival to its end.",
-        queries=quantiles("completion_seconds"),
     ),
     Panel(
-        title="Tokens of a completion",
-        about="A length that grows without the reward: a policy that games it.",
-        queries=quantiles("completion_tokens", (0.1, 0.5, 0.9)),
+        "Tokens of a completion",
+        "A length that grows without the reward: a policy that games it.",
+        quantiles(f"{S}_completion_tokens", ONE, qs=(0.1, 0.5, 0.9)),
     ),
 ]
 
 ADMISSION = [
     Panel(
-        title="Running, waiting and limit",
-        about="Completions. Waiting grows while an update stops generation.",
-        queries=[
-            Query(expr=f"sum({S}_running{{{ONE}}})", legend="running"),
-            Query(expr=f"sum({S}_waiting{{{ONE}}})", legend="waiting"),
-            Query(expr=f"sum({S}_limit{{{ONE}}})", legend="limit"),
-        ],
+        "Running, waiting and limit",
+        "Completions. Waiting grows while an update stops generation.",
+        [Query(f"sum({S}_{each}{{{ONE}}})", each) for each in ("running", "waiting", "limit")],
     ),
     Panel(
-        title="Shed",
+        "Shed",
+        "Completions refused for overload, with a time to come back.",
+        [total("shed", "shed")],
         unit="cps",
-        about="Completions refused for overload, with a time to come back.",
-        queries=[total("shed", "shed")],
     ),
     Panel(
-        title="Dropped",
-        unit="cps",
-        about="Accepted completions that were not handed over: expired (the deadline), "
+        "Dropped",
+        "Accepted completions that were not handed over: expired (the deadline), "
         "cancelled (the caller left), failed.",
-        queries=[Query(expr=rate(f"{S}_dropped_total", ONE, "reason"), legend="{{reason}}")],
+        [rates(f"{S}_dropped_total", ONE, "reason")],
+        unit="cps",
         stack=True,
     ),
 ]
 
 WEIGHTS = [
+    Panel("Weight version", "A step back to 0 is a restart.", [VERSION], width=6),
     Panel(
-        title="Weight version",
-        about="A step back to 0 is a restart.",
-        queries=[Query(expr=f"{S}_weight_version{{{ONE}}}", legend="{{instance}}")],
-        width=6,
-    ),
-    Panel(
-        title="Updates",
+        "Updates",
+        "By source and outcome.",
+        [rates(f"{S}_updates_total", ONE, "source, outcome")],
         unit="cps",
-        about="By source and outcome.",
-        queries=[
-            Query(
-                expr=rate(f"{S}_updates_total", ONE, "source, outcome"),
-                legend="{{source}} {{outcome}}",
-            )
-        ],
         stack=True,
         width=6,
     ),
     Panel(
-        title="Update, by phase (mean)",
-        unit="s",
-        about="receive: from begin until the bytes are there and checked. pause: while "
+        "Update, by phase (mean)",
+        "receive: from begin until the bytes are there and checked. pause: while "
         "generation stands still for the load; canaries are compared while it goes on.",
-        queries=[
-            Query(
-                expr=f"{rate(f'{S}_update_seconds_sum', ONE, 'phase')}"
-                f" / ({rate(f'{S}_update_seconds_count', ONE, 'phase')} > 0)",
-                legend="{{phase}}",
-            )
-        ],
+        [Query(f"{PHASES} / ({UPDATES} > 0)", "{{phase}}")],
+        unit="s",
         width=6,
     ),
     Panel(
-        title="Canary difference",
-        logarithmic=True,
-        about="Of log-probabilities, sampler against trainer, at the last update. About 1e-6 "
+        "Canary difference",
+        "Of log-probabilities, sampler against trainer, at the last update. About 1e-6 "
         "in float32 and under 0.02 (mean) in bfloat16; more is refused.",
-        queries=[Query(expr=f"max by (of) ({S}_canary_difference{{{ONE}}})", legend="{{of}}")],
+        [Query(f"max by (of) ({S}_canary_difference{{{ONE}}})", "{{of}}")],
+        logarithmic=True,
         width=6,
     ),
+    Panel("Tensors received", "Over gRPC.", [total("update_bytes", "bytes")], unit="Bps", width=12),
     Panel(
-        title="Tensors received",
-        unit="Bps",
-        about="Over gRPC.",
-        queries=[total("update_bytes", "bytes")],
-        width=12,
-    ),
-    Panel(
-        title="Policies",
+        "Policies",
+        "What each sampler serves.",
+        [Query(f"{S}_policy_info{{{ONE}}}", style="table")],
         kind="table",
         width=12,
-        about="What each sampler serves.",
-        queries=[Query(expr=f"{S}_policy_info{{{ONE}}}", style="table")],
     ),
 ]
 

@@ -96,33 +96,33 @@ def test_policy_of_a_sampler(run: Run, server: Server) -> None:
 def test_health_speaks_by_its_exit_code(run: Run, server: Server) -> None:
     well = run("health")
     assert (well.returncode, well.stdout) == (0, b"serving\n")
-    server.set_serving(False)
+    server.say_not_serving()
     ill = run("health")
     assert (ill.returncode, ill.stdout) == (1, b"not serving\n")
-    server.stop()
+    server.close()
     gone = run("health", "--timeout", 1)
     assert (gone.returncode, gone.stderr.count(b"\n")) == (3, 1)
 
 
 def test_admin_calls(run: Run, server: Server) -> None:
     assert run("admin", "load", "rm", "/models/rm", "--promote").returncode == 0
-    assert run("admin", "unload", "rm", "--revision", REVISION).returncode == 0
     assert run("admin", "alias", "best", "rm").returncode == 0
     assert run("admin", "alias", "best", "--delete").returncode == 0
     done = run("admin", "promote", "rm", REVISION[:8], "--unload-previous")
-    assert done.stdout.decode() == f"rm: fedcba9876543210 -> {REVISION}\n"
-    assert server.admin.calls == [
+    assert done.stdout.decode() == f"rm: /models/rm -> {REVISION}\n"
+    assert run("admin", "unload", "rm", "--revision", REVISION).returncode == 0
+    assert [call.request for call in server.calls] == [
         admin_pb2.LoadModelRequest(name="rm", path="/models/rm", promote=True),
-        admin_pb2.UnloadModelRequest(name="rm", revision=REVISION),
         admin_pb2.SetAliasRequest(alias="best", name="rm"),
         admin_pb2.DeleteAliasRequest(alias="best"),
         admin_pb2.PromoteModelRequest(name="rm", revision=REVISION[:8], unload_previous=True),
+        admin_pb2.UnloadModelRequest(name="rm", revision=REVISION),
     ]
     refused = run("admin", "load", "rm", "missing")
     assert (refused.returncode, refused.stderr.count(b"\n")) == (1, 1)
     assert b"there is no score head" in refused.stderr
     assert run("admin", "alias", "best").returncode == 2
-    server.stop()
+    server.close()
     assert run("admin", "alias", "best", "rm", "--timeout", 1).returncode == 3
 
 

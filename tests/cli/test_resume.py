@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.support.command import Run, Start, read_rows, write_jsonl
-from tests.support.formula_server import Server, text_score
+from tests.support.formula_server import REVISION, Server, text_score
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": f"Question {i}?", "responses": [f"answer {i}", "other"]} for i in range(400)
@@ -54,12 +54,12 @@ def begin_and_end(
     start: Start, server: Server, source: Path, out: Path, how: signal.Signals
 ) -> subprocess.Popen[bytes]:
     """A run that is ended by a signal in the middle."""
-    server.reward.delay_s = 0.03
+    server.delay_s = 0.03
     process = start("score", "--model", "rm", source, "-o", out)
     wait_for_rows(process, out, 50)
     process.send_signal(how)
     process.wait(30)
-    server.reward.delay_s = 0.0
+    server.delay_s = 0.0
     assert not out.exists()
     return process
 
@@ -73,11 +73,11 @@ def test_a_killed_run_is_continued(
     assert 50 <= kept < len(ROWS)
     with part_of(out).open("ab") as file:  # what a crash in the middle of a write leaves
         file.write(tail)
-    server.reward.seen.clear()
+    server.seen.clear()
     done = run("score", "--model", "rm", source, "-o", out)
     assert done.returncode == 0, done.stderr
     assert read_rows(out) == EXPECTED
-    assert len(server.reward.seen) == len(ROWS) - kept  # finished rows were not scored again
+    assert len(server.seen) == len(ROWS) - kept  # finished rows were not scored again
     assert f"{kept} rows are there".encode() in done.stderr
     assert not part_of(out).exists()
 
@@ -111,10 +111,10 @@ def test_ctrl_c_exits_with_130_and_keeps_the_rows(
 def test_a_server_that_dies_ends_the_run_and_another_finishes_it(
     start: Start, server: Server, source: Path, out: Path
 ) -> None:
-    server.reward.delay_s = 0.005
+    server.delay_s = 0.005
     process = start("score", "--model", "rm", "--timeout", 1, source, "-o", out)
     wait_for_rows(process, out, 50)
-    server.stop()
+    server.close()
     _, error = process.communicate(timeout=60)
     assert process.returncode == 3, error
     assert error.decode().count("\n") <= 2
@@ -122,13 +122,10 @@ def test_a_server_that_dies_ends_the_run_and_another_finishes_it(
     assert not out.exists()
     kept = read_rows(part_of(out))
     assert kept == EXPECTED[: len(kept)]
-    again = Server(server.port)
-    try:
+    with server:
         process = start("score", "--model", "rm", source, "-o", out)
         _, error = process.communicate(timeout=60)
         assert process.returncode == 0, error
-    finally:
-        again.stop()
     assert read_rows(out) == EXPECTED
 
 
@@ -147,9 +144,9 @@ def test_a_finished_run_has_nothing_left_to_do(
     assert run(*command).returncode == 0
     state = json.loads(state_of(out).read_bytes())
     assert (state["status"], state["rows"]) == ("complete", len(ROWS))
-    server.reward.seen.clear()
+    server.seen.clear()
     done = run(*command)
-    assert (done.returncode, server.reward.seen) == (0, [])
+    assert (done.returncode, server.seen) == (0, [])
     assert b"is complete already (400 rows)" in done.stderr
     state_of(out).write_text(json.dumps({**state, "status": "publishing"}))  # killed in between
     assert run(*command).returncode == 0
@@ -188,7 +185,8 @@ def test_what_is_not_of_this_run_is_refused(
     refused("score", "--model", "rm", short, because="more rows than this input")
     refused("score", "--model", "rm", "--normalize", source, because="begun with normalize false")
     refused("rank", "--model", "rm", source, because='begun with command "score"')
-    server.reward.revision = "ffff456789abcdef"
+    server.add_revision("rm", "ffff456789abcdef")
+    server.remove_revision("rm", REVISION)
     refused("score", "--model", "rm", source, because='begun with revision "0123456789abcdef"')
     done = run("score", "--model", "rm", "--restart", source, "-o", out)
     assert (done.returncode, read_rows(out)) == (0, EXPECTED)
@@ -219,13 +217,13 @@ def test_a_damaged_part_file_is_not_built_upon(
 def test_two_runs_at_once_do_not_share_an_output(
     start: Start, run: Run, server: Server, source: Path, out: Path
 ) -> None:
-    server.reward.delay_s = 0.03
+    server.delay_s = 0.03
     process = start("score", "--model", "rm", source, "-o", out)
     wait_for_rows(process, out, 20)
     second = run("score", "--model", "rm", source, "-o", out)
     assert second.returncode == 2
     assert b"Another guerdon is writing" in second.stderr
-    server.reward.delay_s = 0.0
+    server.delay_s = 0.0
     assert process.wait(60) == 0
     assert read_rows(out) == EXPECTED
 
@@ -234,13 +232,13 @@ def test_the_old_output_stays_whole_until_the_new_one_is(
     start: Start, run: Run, server: Server, source: Path, out: Path
 ) -> None:
     assert run("score", "--model", "rm", source, "-o", out).returncode == 0
-    server.reward.delay_s = 0.005
+    server.delay_s = 0.005
     process = start("score", "--model", "rm", "--restart", source, "-o", out)
     wait_for_rows(process, out, 20)
     process.kill()
     process.wait()
     assert read_rows(out) == EXPECTED
-    server.reward.delay_s = 0.0
+    server.delay_s = 0.0
     assert run("score", "--model", "rm", source, "-o", out).returncode == 0
     assert read_rows(out) == EXPECTED
     assert not part_of(out).exists()
@@ -249,10 +247,11 @@ def test_the_old_output_stays_whole_until_the_new_one_is(
 def test_a_revision_that_leaves_in_the_middle_ends_the_run(
     start: Start, server: Server, source: Path, out: Path
 ) -> None:
-    server.reward.delay_s = 0.03
+    server.delay_s = 0.03
     process = start("score", "--model", "rm", source, "-o", out)
     wait_for_rows(process, out, 20)
-    server.reward.revision = "ffff456789abcdef"
+    server.add_revision("rm", "ffff456789abcdef")
+    server.remove_revision("rm", REVISION)
     _, error = process.communicate(timeout=60)
     assert (process.returncode, out.exists()) == (1, False)
     assert b"no model 'rm@0123456789abcdef' is loaded" in error

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from tests.support.command import Run, Start, read_rows, write_jsonl
 from tests.support.formula_server import REVISION, Server, chat_score, text_score
@@ -35,8 +36,8 @@ def test_rows_come_back_in_order_with_their_scores(
     assert read_rows(out) == [scored(row) for row in ROWS]
     assert b"300 rows" in done.stderr
     assert not out.with_name("out.jsonl.part").exists()
-    assert {request.model for request in server.reward.seen} == {f"rm@{REVISION}"}
-    assert {request.options.priority for request in server.reward.seen} == {
+    assert {request.model for request in server.seen} == {f"rm@{REVISION}"}
+    assert {request.options.priority for request in server.seen} == {
         reward_pb2.ScoreOptions(priority="PRIORITY_CLASS_BATCH").priority
     }
 
@@ -176,19 +177,19 @@ def test_a_slow_row_holds_back_only_a_window_of_others(
     process = start("score", "--model", "rm", "--in-flight", 4, source, "-o", out)
     window = 4 * 4  # items in flight × rows held for each
     for _ in range(600):
-        if len(server.reward.seen) >= window - 1:
+        if len(server.seen) >= window - 1:
             break
         time.sleep(0.05)
     time.sleep(0.5)
-    assert len(server.reward.seen) == window - 1  # all but the held one; no more were taken
+    assert len(server.seen) == window - 1  # all but the held one; no more were taken
     assert out.with_name("out.jsonl.part").read_bytes() == b""
-    server.reward.release.set()
+    server.release.set()
     assert process.wait(60) == 0
     assert read_rows(out) == [scored(row) for row in rows]
 
 
 def test_what_is_wrong_for_every_row_is_not_skipped(run: Run, server: Server) -> None:
-    server.reward.normalizable = False
+    server.fail(grpc.StatusCode.FAILED_PRECONDITION, "the model has no statistics")
     row = json.dumps(ROWS[0]).encode()
     done = run("score", "--model", "rm", "--normalize", "--on-error", "skip", input=row)
     assert (done.returncode, done.stdout) == (1, b"")
@@ -208,14 +209,14 @@ def test_options_reach_the_server(run: Run, server: Server) -> None:
     row = json.dumps(ROWS[3]).encode()
     done = run("score", "--model", "rm", *options, "--details", "--token", "secret", input=row)
     assert done.returncode == 0, done.stderr
-    asked = server.reward.seen[0].options
+    asked = server.seen[0].options
     assert asked == reward_pb2.ScoreOptions(
         priority="PRIORITY_CLASS_ONLINE",
         truncation="TRUNCATION_PROMPT_LEFT",
         activation="ACTIVATION_SIGMOID",
         normalize=True,
     )
-    assert server.reward.metadata[0]["authorization"] == "Bearer secret"
+    assert server.calls[-1].metadata["authorization"] == "Bearer secret"
     (result,) = read_rows(done.stdout)
     assert len(result["details"]) == len(result["scores"]) == 4
     detail = result["details"][0]
@@ -251,7 +252,7 @@ def test_unknown_model_and_unreachable_server(run: Run, server: Server) -> None:
     unknown = run("score", "--model", "nobody", input=row)
     assert (unknown.returncode, unknown.stderr.count(b"\n")) == (1, 1)
     assert b"no model 'nobody' is loaded" in unknown.stderr
-    server.stop()
+    server.close()
     gone = run("score", "--model", "rm", "--timeout", 2, "--wait", 0, input=row)
     assert (gone.returncode, gone.stderr.count(b"\n")) == (3, 1)
     assert server.target.encode() in gone.stderr

@@ -15,18 +15,15 @@ def test_score_waits_for_a_server_that_is_starting(
     start: Start, server: Server, tmp_path: Path
 ) -> None:
     source, out = write_jsonl(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
-    server.stop()
+    server.close()
     process = start("score", "--model", "rm", source, "-o", out)
     assert process.stderr is not None
     said = process.stderr.readline().decode()
     assert said.startswith(f"{server.target}: cannot connect to "), said
     assert "; trying again for up to " in said
-    again = Server(server.port)
-    try:
+    with server:
         _, error = process.communicate(timeout=60)
         assert process.returncode == 0, error
-    finally:
-        again.stop()
     assert [len(row["scores"]) for row in read_rows(out)] == [2]
 
 
@@ -36,14 +33,14 @@ def test_the_wait_is_bounded(
     run: Run, server: Server, tmp_path: Path, command: str, wait: int, lines: int
 ) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", ROWS)
-    server.stop()
+    server.close()
     done = run(command, "--model", "rm", source, "--wait", wait)
     assert (done.returncode, done.stderr.count(b"\n")) == (3, lines), done.stderr
     assert done.stderr.splitlines()[-1].startswith(b"guerdon: cannot connect to ")
 
 
 def test_ranking_candidates_waits_no_longer(run: Run, server: Server) -> None:
-    server.stop()
+    server.close()
     asked = ("--prompt", "q", "--candidate", "a", "--wait", 0)
     done = run("rank", "--model", "rm", *asked)
     assert (done.returncode, done.stderr.count(b"\n")) == (3, 1), done.stderr

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from guerdon.sampler.admission import Admission, Ticket
 from guerdon.serving.access.identity import Caller
 from guerdon.serving.errors import InvalidRequest, Overloaded
-from guerdon.serving.retries import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, UNKNOWN_RETRY_SECONDS
+from guerdon.serving.waiting import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, UNKNOWN_RETRY_SECONDS
 
 
 def retry_after(admission: Admission, completions: int, now: float) -> float:

@@ -12,15 +12,8 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from tests.support.formula_engine import END, MAX_TOKENS, VOCABULARY, length_of, token_of
-from tests.support.sampler_service import (
-    Harness,
-    details,
-    field_at_fault,
-    item,
-    request,
-    start_sampler,
-    until,
-)
+from tests.support.in_process import details, field_at_fault, until
+from tests.support.sampler_service import Harness, item, request, start_sampler
 from tests.support.tiny import CHATML, STEP, tiny_tokenizer
 
 from guerdon.sampler.tokenizer import CheckpointTokenizer
@@ -79,7 +72,7 @@ async def test_turns_that_the_policy_would_not_see_are_refused_by_name(tmp_path:
         ):
             error = await refusal(served, request(conversation(*turns)))
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert field_at_fault(error) == f"items[0].prompt.conversation{field}"
+            assert field_at_fault(details(error)) == f"items[0].prompt.conversation{field}"
             assert reason in error.details()
         assert served.engine.behaviour.drawn == 0
         kept = conversation(("user", "Hi"), ("assistant", "<think>a</think>b"), ("user", "Why?"))
@@ -175,7 +168,7 @@ async def test_a_wrong_field_is_named(served: Harness, name: str) -> None:
     message, field = WRONG[name]
     error = await refusal(served, message)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error.details()
-    assert field_at_fault(error) == field
+    assert field_at_fault(details(error)) == field
     assert served.engine.behaviour.drawn == 0
     await served.still_serves()
     assert await served.metric('requests_total{code="INVALID_ARGUMENT",method="Generate"}') == 1
@@ -192,7 +185,7 @@ async def test_bytes_that_are_no_request(served: Harness) -> None:
             async for _ in method(data):
                 pass
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert field_at_fault(caught.value) == field
+        assert field_at_fault(details(caught.value)) == field
     await served.still_serves()
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from tests.support.formula_engine import END, length_of, token_of
-from tests.support.sampler_service import Harness, start_sampler, until
+from tests.support.in_process import until
+from tests.support.sampler_service import Harness, start_sampler
 
 
 @pytest.fixture

@@ -10,18 +10,10 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.support.formula_engine import FormulaEngine, WordTokenizer
-from tests.support.sampler_service import (
-    Harness,
-    begin,
-    item,
-    request,
-    start_sampler,
-    until,
-    update,
-)
+from tests.support.in_process import NOT_SERVING, SERVING, until
+from tests.support.sampler_service import Harness, begin, item, request, start_sampler, update
 
 from guerdon.sampler.app import SamplerServer
 from guerdon.sampler.config import load_config
@@ -29,8 +21,6 @@ from guerdon.serving.errors import CheckpointRefused, EngineDied
 from guerdon.serving.settings import SettingsError
 from guerdon.v1 import policy_pb2, policy_pb2_grpc
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 NAMES = ("", "guerdon.v1.PolicyService")
 POLICY = policy_pb2.GetPolicyRequest()
 
@@ -41,20 +31,9 @@ async def served() -> Any:
         yield harness
 
 
-async def health(served: Harness, service: str = "") -> Any:
-    stub: Any = health_pb2_grpc.HealthStub(served.channel)
-    return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status
-
-
-async def until_health(served: Harness, service: str, value: Any) -> None:
-    """Wait until a service's health is so."""
-    while await health(served, service) != value:  # noqa: ASYNC110 - it asks the server
-        await asyncio.sleep(0.01)
-
-
 async def test_health_and_reflection(served: Harness) -> None:
     for name in NAMES:
-        assert await health(served, name) == SERVING
+        assert await served.health(name) == SERVING
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(served.channel)
     asked = reflection_pb2.ServerReflectionRequest(list_services="")
     reply = await stub.ServerReflectionInfo(iter([asked]), timeout=10).read()
@@ -80,7 +59,7 @@ async def test_draining_finishes_what_was_accepted(served: Harness) -> None:
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     await until(lambda: served.engine.behaviour.staged == 0)
     for name in NAMES:
-        assert await health(served, name) == NOT_SERVING
+        assert await served.health(name) == NOT_SERVING
     for call in (served.generate(item()), served.publish(1), served.policy.GetPolicy(POLICY)):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
@@ -101,7 +80,7 @@ async def test_a_sampler_that_leaves_says_so_before_it_refuses_calls() -> None:
             assert "guerdon_ready 0.0" in (await probe.get(f"{plain}/metrics")).text
         await served.still_serves()
         for name in NAMES:
-            await until_health(served, name, NOT_SERVING)
+            await served.until_health(name, NOT_SERVING)
         await served.still_serves()
         served.server.lifecycle.start_draining()
         await asyncio.wait_for(served.finished, 30)

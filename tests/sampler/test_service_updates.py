@@ -11,17 +11,16 @@ from typing import Any
 import grpc
 import pytest
 from tests.support.formula_engine import token_of
+from tests.support.in_process import details, field_at_fault, until
 from tests.support.sampler_service import (
     WEIGHTS,
     Harness,
     begin,
     chunk,
     commit,
-    field_at_fault,
     item,
     request,
     start_sampler,
-    until,
     update,
 )
 
@@ -161,7 +160,7 @@ async def test_a_begin_that_cannot_be(served: Harness, name: str) -> None:
     message, field = BEGINS[name]
     error = await refusal(served, iter([message]))
     assert error.code() is INVALID, error.details()
-    assert field_at_fault(error) == field
+    assert field_at_fault(details(error)) == field
     await usable(served, 0)
 
 
@@ -250,7 +249,7 @@ async def test_a_version_must_be_newer_unless_it_begins_a_history(served: Harnes
     for version in (5, 4, 1):
         error = await refusal(served, update(version, OTHER))
         assert error.code() is INVALID
-        assert field_at_fault(error) == "begin.version"
+        assert field_at_fault(details(error)) == "begin.version"
         assert (await policy(served)).weight_sha256 == hashlib.sha256(WEIGHTS).digest()
     await served.publish(1, OTHER, reset=True)
     assert (await policy(served)).weight_version == 1
@@ -399,7 +398,7 @@ async def test_paths_that_lead_out_of_the_shared_folders(tmp_path: Path) -> None
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await shared(served, path)
             assert caught.value.code() is INVALID, path
-            assert field_at_fault(caught.value) == "begin.shared_path.path"
+            assert field_at_fault(details(caught.value)) == "begin.shared_path.path"
         # What is outside isn't told apart from what isn't there.
         answers = set()
         for path in (secret, outside / "nothing"):

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from tests.support.dispatch import item_of
 
 from guerdon.reward.scheduling.admission import Admission, Ticket
-from guerdon.reward.scheduling.limits import BatchLimits
-from guerdon.reward.scheduling.queue_limits import QueueLimits
+from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.scheduling.scheduler import Scheduler
 from guerdon.reward.scheduling.units import Batch, QueuedItem
 from guerdon.reward.types import PriorityClass

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from guerdon.reward.scheduling.admission import Admission, Ticket, TooLarge
-from guerdon.reward.scheduling.limits import BatchLimits
-from guerdon.reward.scheduling.queue_limits import QueueLimits
+from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
 

@@ -127,13 +127,9 @@ class Books(RuleBasedStateMachine):
     @invariant()
     def counts(self) -> None:
         assert len(self.scheduler) == len(self.waiting)
-        for priority in PriorityClass:
-            tokens = sum(
-                len(u.item.prefix) + sum(len(s) for s in u.item.suffixes[-len(left) :])
-                for u, left in self.waiting.items()
-                if u.priority is priority
-            )
-            assert self.scheduler.queued_tokens(priority) == tokens
+        for unit, left in self.waiting.items():
+            suffixes = unit.item.suffixes[-len(left) :]
+            assert unit.tokens == len(unit.item.prefix) + sum(len(suffix) for suffix in suffixes)
 
     def teardown(self) -> None:
         self.now = 0.0  # so that nothing more expires: what is left must all be computed, once

@@ -9,12 +9,13 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.support.in_process import until
 
 from guerdon.reward.models.allowed_sources import AllowedSources
 from guerdon.serving.errors import PermissionDenied
 from guerdon.v1 import admin_pb2, admin_pb2_grpc, reward_pb2
 
-from .conftest import Harness, start_server, until
+from .conftest import Harness, start_server
 from .fake import expected_score, revision_of, words
 from .messages import item, score_request
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.support.in_process import until
 
 from guerdon.serving.process.logs import RateLimit, set_up_logging
 from guerdon.v1 import admin_pb2
 
-from .conftest import start_server, until
+from .conftest import start_server
 from .messages import score_request
 
 TOKEN = "a-secret-token"

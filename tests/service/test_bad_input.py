@@ -9,11 +9,12 @@ import grpc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.in_process import details, field_at_fault
 
 from guerdon.v1 import admin_pb2, common_pb2, reward_pb2
 
 from .conftest import Harness, start_server
-from .messages import details, field_at_fault, item, prompt, response, score_request
+from .messages import item, prompt, response, score_request
 
 Item = reward_pb2.ScoreItem
 
@@ -180,6 +181,21 @@ async def test_a_request_that_never_fits_the_queue_is_not_told_to_retry() -> Non
         error = await refused(served.rewards.Score, score_request(item("w " * 300, "a")))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "max_queued_tokens" in (error.details() or "")
+        await served.still_serves()
+
+
+@pytest.mark.parametrize("limit", ["max_queued_tokens", "max_text_bytes"])
+async def test_a_ranking_that_never_fits_the_queue_names_its_candidates(limit: str) -> None:
+    async with start_server(queue={limit: 64}) as served:
+        asked = reward_pb2.RankRequest(
+            model="m", prompt=prompt("w " * 300), candidates=[response("a"), response("b")]
+        )
+        error = await refused(served.rewards.Rank, asked)
+        assert field_at_fault(details(error)) == "candidates"
+        assert limit in (error.details() or "")
+        body = {"model": "m", "prompt": "w " * 300, "candidates": ["a", "b"]}
+        reply = await served.http.post("/v1/rank", json=body)
+        assert reply.json()["error"]["field"] == "candidates"
         await served.still_serves()
 
 

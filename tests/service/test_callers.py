@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.support.in_process import until
 
 from guerdon.reward.config import ServeConfig, load_config
 from guerdon.serving.access.callers import (
@@ -23,7 +24,7 @@ from guerdon.serving.errors import PermissionDenied, Unauthenticated
 from guerdon.serving.settings import SettingsError
 from guerdon.v1 import common_pb2, reward_pb2
 
-from .conftest import start_server, until
+from .conftest import start_server
 from .fake import MAX_TOKENS
 from .messages import item, score_request
 

@@ -10,12 +10,13 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.support.in_process import details, retry_seconds, until
 from tests.support.sampler_service import start_sampler
 
 from guerdon.v1 import admin_pb2
 
-from .conftest import Harness, start_server, until
-from .messages import details, item, retry_seconds, score_request
+from .conftest import Harness, start_server
+from .messages import item, score_request
 
 HEALTH = health_pb2.HealthCheckResponse
 SCORE = "/guerdon.v1.RewardService/Score"

@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 import pytest
+from tests.support.in_process import until
 
-from .conftest import Harness, start_server, until
+from .conftest import Harness, start_server
 from .fake import expected_score, revision_of, words
 
 REVISION = revision_of("first")

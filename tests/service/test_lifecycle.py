@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import math
 import time
 from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.support.in_process import NOT_SERVING, SERVING, details, retry_seconds, until
 
 from guerdon.reward.app import RewardServer
 from guerdon.reward.config import load_config
@@ -20,31 +21,18 @@ from guerdon.serving.metrics import ServiceMetrics, new_registry
 from guerdon.serving.process.lifecycle import Lifecycle, Phase
 from guerdon.v1 import admin_pb2, common_pb2, reward_pb2
 
-from .conftest import Harness, start_server, until
+from .conftest import Harness, start_server
 from .fake import FakeLoader
-from .messages import details, item, retry_seconds, score_request
+from .messages import item, score_request
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICES = ("", "guerdon.v1.RewardService", "guerdon.v1.ModelAdminService")
-
-
-async def health(served: Harness, service: str = "") -> Any:
-    stub: Any = health_pb2_grpc.HealthStub(served.channel)
-    return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status
-
-
-async def until_health(served: Harness, service: str, value: Any) -> None:
-    """Wait until a service's health is so."""
-    while await health(served, service) != value:  # noqa: ASYNC110 - it asks the server
-        await asyncio.sleep(0.01)
 
 
 async def test_health_of_the_whole_and_of_each_service(served: Harness) -> None:
     for service in SERVICES:
-        assert await health(served, service) == SERVING
+        assert await served.health(service) == SERVING
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await health(served, "nobody")
+        await served.health("nobody")
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -67,7 +55,7 @@ async def test_draining_finishes_what_was_accepted(served: Harness) -> None:
     served.server.lifecycle.start_draining()
     await asyncio.sleep(0.05)
     for service in SERVICES:
-        assert await health(served, service) == NOT_SERVING
+        assert await served.health(service) == NOT_SERVING
     for call in (
         served.rewards.Score(score_request()),
         served.rewards.ListModels(reward_pb2.ListModelsRequest()),
@@ -85,7 +73,7 @@ async def test_a_server_that_leaves_says_so_before_it_refuses_calls() -> None:
     async with start_server(lame_duck=1e6) as served:
         served.server.lifecycle.start_leaving()
         for service in SERVICES:
-            await until_health(served, service, NOT_SERVING)
+            await served.until_health(service, NOT_SERVING)
         ready = await served.http.get("/readyz")
         assert (ready.status_code, ready.text) == (503, "leaving\n")
         assert (await served.rewards.Score(score_request())).items
@@ -162,7 +150,7 @@ async def test_health_answers_while_the_engine_and_the_threads_are_busy(served: 
     worst = 0.0
     for _ in range(50):
         start = time.monotonic()
-        assert await health(served) == SERVING
+        assert await served.health() == SERVING
         worst = max(worst, time.monotonic() - start)
     assert worst < 1.0  # blocked by the engine it would be for ever; the bench has the figure
     served.behaviour.gate.set()
@@ -274,10 +262,14 @@ async def test_a_dead_engine_ends_the_process_with_an_error() -> None:
 
 
 async def test_a_taken_port_is_refused(served: Harness) -> None:
-    for flags in ({"port": served.ports.port}, {"port": 0, "http_port": served.ports.http_port}):
-        config = load_config(None, {"models": {"m": "first"}, "http_port": 0, **flags})
+    taken = served.ports.port, served.ports.http_port, served.ports.admin_port
+    for port, name in itertools.product(taken, ("port", "http_port", "metrics_port", "admin_port")):
+        flags = {"port": 0, "http_port": 0, name: port}
+        loader = FakeLoader()
+        server = RewardServer(load_config(None, {"models": {"m": "first"}, **flags}), loader)
         with pytest.raises(OSError):
-            await RewardServer(config, FakeLoader()).run(lambda ports: None, signals=False)
+            await server.run(lambda ports: None, signals=False)
+        assert not loader.behaviour.loads  # said before any model is loaded
 
 
 async def test_a_load_under_way_holds_up_neither_the_drain_nor_an_unload(served: Harness) -> None:

@@ -6,10 +6,11 @@ import asyncio
 
 import grpc
 import pytest
+from tests.support.in_process import until
 
 from guerdon.v1 import admin_pb2
 
-from .conftest import Harness, until
+from .conftest import Harness
 from .fake import revision_of
 from .messages import score_request
 

@@ -13,6 +13,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.in_process import details, field_at_fault
 from tests.support.sampler_service import start_sampler
 
 from guerdon.reward.config import load_config
@@ -24,7 +25,7 @@ from guerdon.v1 import reward_pb2
 
 from .conftest import Harness, start_server
 from .fake import FakeLoader
-from .messages import details, field_at_fault, item, score_request
+from .messages import item, score_request
 
 YEAR = 365 * 86_400
 SCORE = {"model": "m", "items": [{"prompt": "a", "responses": ["b"]}]}

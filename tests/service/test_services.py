@@ -25,12 +25,26 @@ def test_our_services_are_registered() -> None:
     assert all(isinstance(entry.load(), typer.Typer) for entry in SERVICES)
 
 
-def test_services_are_listed_and_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    added = EntryPoint("gateway", "nowhere.cli:app", cli.GROUP)
-    monkeypatch.setattr(cli, "entry_points", lambda *, group: [*SERVICES, added])
+def test_services_are_listed_and_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "relay_service.py").write_text('"""Pass calls on."""\nraise RuntimeError\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    added = [
+        EntryPoint("gateway", "nowhere.cli:app", cli.GROUP),
+        EntryPoint("relay", "relay_service:app", cli.GROUP),
+    ]
+    monkeypatch.setattr(cli, "entry_points", lambda *, group: [*SERVICES, *added])
     shown = CliRunner().invoke(cli.new_app(), ["--help"])
     assert shown.exit_code == 0
-    for words in ("reward", "Serve reward models", "sampler", "gateway", "Added by nowhere.cli"):
+    for words in (
+        "reward",
+        "Serve reward models",
+        "sampler",
+        "gateway",
+        "Added by nowhere.cli",
+        "Pass calls on.",
+    ):
         assert words in shown.output
 
 

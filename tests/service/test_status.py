@@ -8,11 +8,10 @@ import logging
 import grpc
 import pytest
 from google.rpc import code_pb2
+from tests.support.in_process import field_at_fault, retry_seconds
 
 from guerdon.serving import errors
 from guerdon.serving.status import HTTP_CODES, describe
-
-from .messages import field_at_fault, retry_seconds
 
 TABLE = [
     (errors.InvalidRequest("items[0]", "is wrong"), "INVALID_ARGUMENT", 400),

@@ -10,12 +10,13 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from tests.support.in_process import field_at_fault, until
 
 from guerdon.v1 import reward_pb2
 
-from .conftest import Harness, start_server, until
+from .conftest import Harness, start_server
 from .fake import expected_score, revision_of, words
-from .messages import field_at_fault, item
+from .messages import item
 
 REVISION = revision_of("first")
 

@@ -4,41 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
-import httpx
-from google.rpc import error_details_pb2, status_pb2
 from tests.support.formula_engine import MODEL, FormulaEngine, WordTokenizer
+from tests.support.in_process import InProcess, serving
 
 from guerdon.sampler.app import SamplerServer
 from guerdon.sampler.config import load_config
 from guerdon.sampler.tokenizer import Tokenizer
-from guerdon.serving.process.ports import Ports
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
 WEIGHTS = bytes(range(38))
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another task does; the test's own time limit bounds it."""
-    while not condition():  # noqa: ASYNC110 - nobody sets an event for it
-        await asyncio.sleep(0.002)
-
-
 @dataclass
-class Harness:
+class Harness(InProcess):
     """A running sampler and ways to reach it."""
 
-    server: SamplerServer
     engine: FormulaEngine
-    ports: Ports
-    channel: grpc.aio.Channel
-    http: httpx.AsyncClient
-    finished: asyncio.Task[None]
 
     @property
     def policy(self) -> Any:
@@ -56,12 +42,8 @@ class Harness:
         return reply
 
     async def metric(self, line: str) -> float:
-        """The value of one line of /metrics, 0 when it is not there."""
-        text = (await self.http.get("/metrics")).text
-        for found in text.splitlines():
-            if found.startswith(f"guerdon_sampler_{line} "):
-                return float(found.rsplit(" ", 1)[1])
-        return 0.0
+        """The value of one of the sampler's lines of /metrics, 0 when it is not there."""
+        return await super().metric(f"guerdon_sampler_{line}")
 
     async def still_serves(self) -> None:
         """Fails unless a plain call is answered."""
@@ -74,27 +56,17 @@ async def start_sampler(tokenizer: Tokenizer | None = None, **flags: Any) -> Asy
     settings = {"model": "formula", "port": 0, "http_port": 0, "drain_grace": 10.0, **flags}
     engine = FormulaEngine()
     server = SamplerServer(load_config(None, settings), engine, tokenizer or WordTokenizer())
-    ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
-    finished = asyncio.create_task(server.run(ready.set_result, signals=False))
-    both: set[asyncio.Future[Any]] = {ready, finished}
-    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-    if finished.done():
-        finished.result()
-    ports = ready.result()
-    engine.behaviour.drawn = 0  # the start draws a token to see that it can
-    async with (
-        grpc.aio.insecure_channel(f"127.0.0.1:{ports.port}") as channel,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports.http_port}", timeout=30) as http,
-    ):
+    async with serving(server) as running:
+        engine.behaviour.drawn = 0  # the start draws a token to see that it can
         try:
-            yield Harness(server, engine, ports, channel, http, finished)
+            yield Harness(**vars(running), engine=engine)
         finally:
             engine.behaviour.gate.set()
             engine.behaviour.publish_gate.set()
             server.lifecycle.start_draining()
-            await asyncio.wait({finished})
-            if not finished.cancelled():
-                finished.exception()
+            await asyncio.wait({running.finished})
+            if not running.finished.cancelled():
+                running.finished.exception()
 
 
 def item(*tokens: int, **fields: Any) -> policy_pb2.GenerateItem:
@@ -150,22 +122,3 @@ def update(
     yield chunk(0, 10, data[10:32])
     yield chunk(1, 0, data[32:])
     yield commit(data, canaries=canaries)
-
-
-def details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
-    """The rich status of a failed call; checks that it repeats the plain one."""
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            assert isinstance(value, bytes)
-            status = status_pb2.Status.FromString(value)
-            assert status.code == error.code().value[0]
-            assert status.message == error.details()
-            return status
-    raise AssertionError(f"no details: {error!r}")
-
-
-def field_at_fault(error: grpc.aio.AioRpcError) -> str:
-    """The field that google.rpc.BadRequest names."""
-    bad = error_details_pb2.BadRequest()
-    assert details(error).details[0].Unpack(bad)
-    return str(bad.field_violations[0].field)

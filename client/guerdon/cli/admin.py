@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from guerdon.cli import options as opt
 from guerdon.cli.errors import EPILOG, CommandError, ExitCode
+
+if TYPE_CHECKING:
+    from guerdon.cli.connection import ServerOptions
 
 app = typer.Typer(
     help="Load, unload, alias and promote models on a running server.",
@@ -22,20 +25,15 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")]
 
 
 @app.command("load", epilog=EPILOG)
+@opt.connects(timeout=600.0, server=opt.AdminServer, token=opt.AdminToken, limit=_Timeout)
 def load(
+    *,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The name to serve it under.")],
     path: Annotated[str, typer.Argument(help="A folder on the server, or a model's name.")],
     promote: Annotated[bool, typer.Option("--promote", help="Serve it at once.")] = False,
-    server: opt.AdminServer = opt.DEFAULT_SERVER,
-    token: opt.AdminToken = None,
-    tls: opt.Tls = False,
-    tls_ca: opt.TlsCa = None,
-    timeout: _Timeout = 600.0,
+    connection: ServerOptions,
 ) -> None:
     """Load a checkpoint as a revision of a model."""
-    from guerdon.cli.connection import ServerOptions
-
-    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     with connection.admin() as client:
         model = client.load_model(name, path, promote=promote)
     state = "serving" if model.current else "loaded; `guerdon admin promote` makes it serve"
@@ -43,43 +41,33 @@ def load(
 
 
 @app.command("unload", epilog=EPILOG)
+@opt.connects(timeout=600.0, server=opt.AdminServer, token=opt.AdminToken, limit=_Timeout)
 def unload(
+    *,
     name: _Name,
     revision: Annotated[str, typer.Option(help="A revision; all of them when not given.")] = "",
-    server: opt.AdminServer = opt.DEFAULT_SERVER,
-    token: opt.AdminToken = None,
-    tls: opt.Tls = False,
-    tls_ca: opt.TlsCa = None,
-    timeout: _Timeout = 600.0,
+    connection: ServerOptions,
 ) -> None:
     """Unload a model, after the work accepted for it has finished."""
-    from guerdon.cli.connection import ServerOptions
-
-    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     with connection.admin() as client:
         for gone in client.unload_model(name, revision):
             typer.echo(f"{name}@{gone} unloaded")
 
 
 @app.command("alias", epilog=EPILOG)
+@opt.connects(timeout=30.0, server=opt.AdminServer, token=opt.AdminToken, limit=_Timeout)
 def alias(
+    *,
     name: Annotated[str, typer.Argument(metavar="ALIAS", help="The other name.")],
     target: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="The model it is to mean.")
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Remove the alias.")] = False,
-    server: opt.AdminServer = opt.DEFAULT_SERVER,
-    token: opt.AdminToken = None,
-    tls: opt.Tls = False,
-    tls_ca: opt.TlsCa = None,
-    timeout: _Timeout = 30.0,
+    connection: ServerOptions,
 ) -> None:
     """Give a model another name, or take it away."""
-    from guerdon.cli.connection import ServerOptions
-
     if delete is (target is not None):
         raise CommandError("Give the model's name, or --delete.", ExitCode.USAGE)
-    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     with connection.admin() as client:
         if target is None:
             client.delete_alias(name)
@@ -89,7 +77,9 @@ def alias(
 
 
 @app.command("promote", epilog=EPILOG)
+@opt.connects(timeout=600.0, server=opt.AdminServer, token=opt.AdminToken, limit=_Timeout)
 def promote(
+    *,
     name: _Name,
     revision: Annotated[
         str, typer.Argument(help="A loaded revision, or at least its first 8 characters.")
@@ -97,16 +87,9 @@ def promote(
     unload_previous: Annotated[
         bool, typer.Option("--unload-previous", help="Unload the former one when it is idle.")
     ] = False,
-    server: opt.AdminServer = opt.DEFAULT_SERVER,
-    token: opt.AdminToken = None,
-    tls: opt.Tls = False,
-    tls_ca: opt.TlsCa = None,
-    timeout: _Timeout = 600.0,
+    connection: ServerOptions,
 ) -> None:
     """Make a loaded revision the one that its name serves; nothing is dropped."""
-    from guerdon.cli.connection import ServerOptions
-
-    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     with connection.admin() as client:
         done = client.promote_model(name, revision, unload_previous=unload_previous)
     typer.echo(f"{name}: {done.previous_revision} -> {done.model.revision}")

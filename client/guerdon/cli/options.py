@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import typing
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -154,3 +158,48 @@ Details = Annotated[
         "--details", help="Add `details`: steps, attributes, members, token counts per response."
     ),
 ]
+
+
+def connects(
+    *, timeout: float, server: Any = Server, token: Any = Token, limit: Any = Timeout
+) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator that gives a command its server's options in the place of `connection`.
+
+    The command gets a `guerdon.cli.connection.ServerOptions` for it.
+
+    Args:
+        timeout: the default.
+        server: the option for the address; `token` and `limit` are those for token and timeout.
+    """
+    address = DEFAULT_SAMPLER if server is Sampler else DEFAULT_SERVER
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
+        for name, option, default in (
+            ("server", server, address),
+            ("token", token, None),
+            ("tls", Tls, False),
+            ("tls_ca", TlsCa, None),
+            ("timeout", limit, timeout),
+        )
+    ]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        known = {"ServerOptions": Any}  # imported when it is needed
+        hints = typing.get_type_hints(function, localns=known, include_extras=True)
+        parameters: list[inspect.Parameter] = []
+        for own in inspect.signature(function).parameters.values():
+            declared = own.replace(annotation=hints[own.name])
+            parameters += options if own.name == "connection" else [declared]
+
+        @functools.wraps(function)
+        def command(**given: Any) -> Any:
+            from guerdon.cli.connection import ServerOptions
+
+            connection = ServerOptions(**{each.name: given.pop(each.name) for each in options})
+            return function(connection=connection, **given)
+
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {each.name: each.annotation for each in parameters}
+        return command
+
+    return decorate

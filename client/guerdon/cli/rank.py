@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from guerdon.client import RankedCandidate, Score, ScoringOptions
 
 
+@opt.connects(timeout=600.0)
 def rank(
+    *,
     model: opt.Model,
     source: opt.Input = None,
     output: opt.OutputFile = None,
@@ -28,11 +30,7 @@ def rank(
         list[str] | None, typer.Option(help="An answer to --prompt; give it several times.")
     ] = None,
     top_n: Annotated[int, typer.Option(min=0, help="How many to show; 0 for all.")] = 0,
-    server: opt.Server = opt.DEFAULT_SERVER,
-    token: opt.Token = None,
-    tls: opt.Tls = False,
-    tls_ca: opt.TlsCa = None,
-    timeout: opt.Timeout = 600.0,
+    connection: ServerOptions,
     wait: opt.Wait = opt.DEFAULT_WAIT,
     priority: opt.PriorityOption = opt.Priority.BATCH,
     truncation: opt.TruncationOption = opt.Truncation.REJECT,
@@ -52,15 +50,14 @@ def rank(
     A pairwise model compares every two answers in both orders, n·(n − 1) comparisons of n
     answers; its scores hold within their row only.
     """
-    from guerdon.cli.connection import ServerOptions, score_options
+    from guerdon.cli.connection import score_options
 
-    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     options = score_options(
         priority,
         truncation,
         opt.Activation.NONE,
         False,
-        timeout,
+        connection.timeout,
         reject_dropped_text=reject_dropped_text,
         reject_control_tokens=reject_control_tokens,
     )
@@ -114,7 +111,15 @@ def _table(
 
     if not prompt or not candidates:
         raise CommandError("--prompt and --candidate go together.", ExitCode.USAGE)
-    ranked = asyncio.run(_rank(connection, model, prompt, candidates, top_n, wait, options))
+
+    async def ask() -> Sequence[RankedCandidate]:
+        async with connection.first(wait).open() as client:
+            await client.get_model(model)
+        async with connection.open() as client:
+            ranking = await client.rank(model, prompt, candidates, top_n=top_n or None, **options)
+            return ranking.ranking
+
+    ranked = asyncio.run(ask())
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("#", justify="right")
     table.add_column("score", justify="right")
@@ -123,19 +128,3 @@ def _table(
         table.add_row(str(place), f"{entry.score.score:.4f}", Text(candidates[entry.index]))
     Console().print(table)
     return ExitCode.OK
-
-
-async def _rank(
-    connection: ServerOptions,
-    model: str,
-    prompt: str,
-    candidates: Sequence[str],
-    top_n: int,
-    wait: float,
-    options: ScoringOptions,
-) -> Sequence[RankedCandidate]:
-    async with connection.first(wait).open() as client:
-        await client.get_model(model)
-    async with connection.open() as client:
-        ranking = await client.rank(model, prompt, candidates, top_n=top_n or None, **options)
-        return ranking.ranking

@@ -10,18 +10,17 @@ from guerdon.cli import options as opt
 from guerdon.cli.job import FileJob, run
 
 if TYPE_CHECKING:
+    from guerdon.cli.connection import ServerOptions
     from guerdon.client import Score
 
 
+@opt.connects(timeout=600.0)
 def score(
+    *,
     model: opt.Model,
     source: opt.Input = None,
     output: opt.OutputFile = None,
-    server: opt.Server = opt.DEFAULT_SERVER,
-    token: opt.Token = None,
-    tls: opt.Tls = False,
-    tls_ca: opt.TlsCa = None,
-    timeout: opt.Timeout = 600.0,
+    connection: ServerOptions,
     wait: opt.Wait = opt.DEFAULT_WAIT,
     priority: opt.PriorityOption = opt.Priority.BATCH,
     truncation: opt.TruncationOption = opt.Truncation.REJECT,
@@ -43,7 +42,7 @@ def score(
 
     With -o, an interrupted run is continued by the same command.
     """
-    from guerdon.cli.connection import ServerOptions, score_options
+    from guerdon.cli.connection import score_options
 
     made_by = {
         "truncation": truncation.value,
@@ -56,7 +55,7 @@ def score(
     return run(
         FileJob(
             command="score",
-            connection=ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout),
+            connection=connection,
             model=model,
             source=source,
             output=output,
@@ -71,7 +70,7 @@ def score(
                 truncation,
                 activation,
                 normalize,
-                timeout,
+                connection.timeout,
                 reject_dropped_text=reject_dropped_text,
                 reject_control_tokens=reject_control_tokens,
             ),

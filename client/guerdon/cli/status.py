@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from guerdon.cli.connection import ServerOptions
 
 
+@opt.connects(timeout=10.0)
 def models(
+    *,
     name: Annotated[
         str | None,
         typer.Argument(metavar="[NAME]", help="One model, by name, alias or name@revision."),
@@ -24,18 +26,11 @@ def models(
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON: a list, or one object for NAME.")
     ] = False,
-    server: opt.Server = opt.DEFAULT_SERVER,
-    token: opt.Token = None,
-    tls: opt.Tls = False,
-    tls_ca: opt.TlsCa = None,
-    timeout: opt.Timeout = 10.0,
+    connection: ServerOptions,
 ) -> None:
     """List the models that a server holds, or describe one."""
     import json
 
-    from guerdon.cli.connection import ServerOptions
-
-    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     found = asyncio.run(_models(connection, name))
     if as_json:
         shown: Any = found if name is None else found[0]
@@ -46,36 +41,26 @@ def models(
         _list(found)
 
 
+@opt.connects(timeout=5.0)
 def health(
-    server: opt.Server = opt.DEFAULT_SERVER,
-    token: opt.Token = None,
-    tls: opt.Tls = False,
-    tls_ca: opt.TlsCa = None,
-    timeout: opt.Timeout = 5.0,
+    *,
+    connection: ServerOptions,
 ) -> ExitCode:
     """Say whether a server takes requests: exit code 0 if it does, 1 if not, 3 if not there."""
-    from guerdon.cli.connection import ServerOptions
-
-    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     serving = asyncio.run(_health(connection))
     typer.echo("serving" if serving else "not serving")
     return ExitCode.OK if serving else ExitCode.FAILED
 
 
+@opt.connects(timeout=10.0, server=opt.Sampler)
 def policy(
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="JSON: one object.")] = False,
-    server: opt.Sampler = opt.DEFAULT_SAMPLER,
-    token: opt.Token = None,
-    tls: opt.Tls = False,
-    tls_ca: opt.TlsCa = None,
-    timeout: opt.Timeout = 10.0,
+    connection: ServerOptions,
 ) -> None:
     """Describe the policy that a sampler serves: its weights, its limits, its load."""
     import json
 
-    from guerdon.cli.connection import ServerOptions
-
-    connection = ServerOptions(server, token=token, tls=tls, tls_ca=tls_ca, timeout=timeout)
     with connection.policy() as client:
         found = asdict(client.get_policy())
     found["weight_sha256"] = found["weight_sha256"].hex()

@@ -230,11 +230,9 @@ def canary(value: Canary) -> policy_pb2.Canary:
 
 def update(reply: policy_pb2.UpdateWeightsResponse) -> WeightUpdate:
     """What an update's reply says."""
-    return WeightUpdate(
-        version=reply.version,
-        canary_tokens=reply.canary_tokens,
-        canary_mean_difference=reply.canary_mean_difference,
-        canary_max_difference=reply.canary_max_difference,
+    return _wire.record(
+        WeightUpdate,
+        reply,
         receive_seconds=reply.receive.ToMicroseconds() / 1e6,
         pause_seconds=reply.pause.ToMicroseconds() / 1e6,
     )
@@ -242,18 +240,4 @@ def update(reply: policy_pb2.UpdateWeightsResponse) -> WeightUpdate:
 
 def policy_info(reply: policy_pb2.GetPolicyResponse) -> PolicyInfo:
     """What a sampler says of itself."""
-    return PolicyInfo(
-        model=reply.model,
-        instance=reply.instance,
-        weight_version=reply.weight_version,
-        weight_sha256=reply.weight_sha256,
-        dtype=reply.dtype,
-        max_tokens=reply.max_tokens,
-        vocab_size=reply.vocab_size,
-        eos_token_ids=tuple(reply.eos_token_ids),
-        running=reply.running,
-        waiting=reply.waiting,
-        limit=reply.limit,
-        shared_path=reply.shared_path,
-        nccl=reply.nccl,
-    )
+    return _wire.record(PolicyInfo, reply)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from dataclasses import fields
+from typing import Any, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from guerdon.client import types as t
 from guerdon.client.config import ScoringOptions
 from guerdon.client.errors import Internal, invalid
 from guerdon.v1 import common_pb2, reward_pb2
+
+R = TypeVar("R")
 
 _OVERHEAD = 16
 """Bytes of tags and lengths around one text or list, at most."""
@@ -175,14 +179,10 @@ def info(message: reward_pb2.ScoringInfo) -> t.ScoringInfo:
     """
     if not message.model or not message.revision:
         raise Internal("the server does not say which model and revision made the scores")
-    return t.ScoringInfo(
-        model=message.model,
-        revision=message.revision,
+    return record(
+        t.ScoringInfo,
+        message,
         activation="sigmoid" if message.activation == reward_pb2.ACTIVATION_SIGMOID else "none",
-        normalized=message.normalized,
-        mean=message.mean if message.HasField("mean") else None,
-        std=message.std if message.HasField("std") else None,
-        chat_template_hash=message.chat_template_hash,
         compute_mode=_compute_mode(message.compute_mode),
     )
 
@@ -214,31 +214,31 @@ def rank_result(message: reward_pb2.RankResponse, candidates: int, top_n: int) -
 def model_info(message: reward_pb2.ModelInfo) -> t.ModelInfo:
     """A model."""
     kind = reward_pb2.ModelKind.Name(message.kind).removeprefix("MODEL_KIND_").lower()
-    return t.ModelInfo(
-        name=message.name,
-        revision=message.revision,
-        current=message.current,
-        aliases=tuple(message.aliases),
-        kind=cast(t.ModelKind, kind),
-        architecture=message.architecture,
-        base_model=message.base_model,
-        max_tokens=message.max_tokens,
-        dtype=message.dtype,
-        device=message.device,
+    return record(
+        t.ModelInfo,
+        message,
+        kind=kind,
         compute_mode=_compute_mode(message.compute_mode),
-        compute_mode_reason=message.compute_mode_reason,
-        probe_max_difference=message.probe_max_difference,
-        chat_template_hash=message.chat_template_hash,
-        mean=message.mean if message.HasField("mean") else None,
-        std=message.std if message.HasField("std") else None,
         attributes=tuple(t.AttributeInfo(a.name, a.weight) for a in message.attributes),
-        members=tuple(message.members),
-        aggregation=message.aggregation,
-        step_aggregation=message.step_aggregation,
-        parameters=message.parameters,
         template_drops=_dropped(message.template_drops),
-        vocab_hash=message.vocab_hash,
     )
+
+
+def record(kind: type[R], message: Message, /, **others: Any) -> R:
+    """A message as a record: lists become tuples, and what is not set None.
+
+    Args:
+        others: fields that the message has in another form.
+    """
+    found = {}
+    for name in (each.name for each in fields(cast(Any, kind)) if each.name not in others):
+        field, value = message.DESCRIPTOR.fields_by_name[name], getattr(message, name)
+        if field.is_repeated:
+            value = tuple(value)
+        elif field.has_presence and not message.HasField(name):
+            value = None
+        found[name] = value
+    return kind(**found, **others)
 
 
 def merge_timing(parts: Sequence[t.Timing], total: float) -> t.Timing:

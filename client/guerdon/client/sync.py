@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 from guerdon.client._connection import UNSET, Unset
 from guerdon.client._loop import background_loop, run
@@ -42,7 +42,22 @@ from guerdon.client.types import (
 class _SyncClient:
     """Opening and closing."""
 
+    _kind: ClassVar[type[AsyncClient]]
     _client: AsyncClient
+
+    def __init__(
+        self,
+        target: str | Sequence[str],
+        *,
+        token: str | None = None,
+        tls: TLS | None = None,
+        retry: Retry = Retry(),  # noqa: B008 - frozen
+        timeout: float | None = DEFAULT_TIMEOUT,
+        clock: Clock = Clock(),  # noqa: B008 - frozen
+    ) -> None:
+        self._client = self._kind(
+            target, token=token, tls=tls, retry=retry, timeout=timeout, clock=clock
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -183,19 +198,8 @@ class PolicyClient(_SyncClient):
     Everything is as in `AsyncPolicyClient`, without the awaiting.
     """
 
-    def __init__(
-        self,
-        target: str | Sequence[str],
-        *,
-        token: str | None = None,
-        tls: TLS | None = None,
-        retry: Retry = Retry(),  # noqa: B008 - frozen
-        timeout: float | None = DEFAULT_TIMEOUT,
-        clock: Clock = Clock(),  # noqa: B008 - frozen
-    ) -> None:
-        self._client: AsyncPolicyClient = AsyncPolicyClient(
-            target, token=token, tls=tls, retry=retry, timeout=timeout, clock=clock
-        )
+    _kind = AsyncPolicyClient
+    _client: AsyncPolicyClient
 
     def generate(self, items: Sequence[GenerateItem], **options: Any) -> list[Completion]:
         """All completions, by item and sample; see `AsyncPolicyClient.generate`."""
@@ -217,19 +221,8 @@ class PolicyClient(_SyncClient):
 class AdminClient(_SyncClient):
     """Loads, names and swaps models on a running server; see `AsyncAdminClient`."""
 
-    def __init__(
-        self,
-        target: str | Sequence[str],
-        *,
-        token: str | None = None,
-        tls: TLS | None = None,
-        retry: Retry = Retry(),  # noqa: B008 - frozen
-        timeout: float | None = DEFAULT_TIMEOUT,
-        clock: Clock = Clock(),  # noqa: B008 - frozen
-    ) -> None:
-        self._client: AsyncAdminClient = AsyncAdminClient(
-            target, token=token, tls=tls, retry=retry, timeout=timeout, clock=clock
-        )
+    _kind = AsyncAdminClient
+    _client: AsyncAdminClient
 
     def load_model(
         self,

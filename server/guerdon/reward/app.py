@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from guerdon.reward.call_metrics import CallMetrics
+from guerdon.reward.call_metrics import ScoringCalls
 from guerdon.reward.config import ServeConfig
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.metrics_observer import MetricsObserver
@@ -22,7 +22,7 @@ from guerdon.reward.wire.http import RewardRoutes
 from guerdon.reward.wire.service import RewardService
 from guerdon.serving.access.identity import Role
 from guerdon.serving.process.lifecycle import Phase
-from guerdon.serving.process.ports import Ports
+from guerdon.serving.process.listening import Ports
 from guerdon.serving.process.server import Server
 from guerdon.serving.wire.handlers import generic_handler
 
@@ -70,8 +70,8 @@ class RewardServer(Server[RewardPorts]):
         self._scoring = Scorer(
             self.registry, self._dispatcher, metrics, threads=config.encode_threads
         )
-        self._calls = CallMetrics(metrics, self.registry)
-        parts = (self._scoring, self.registry, self.lifecycle, self._calls, config.limits)
+        self._calls = ScoringCalls(metrics, self.registry, self.lifecycle)
+        parts = (self._scoring, self.registry, self._calls, config.limits)
         self._service = RewardService(*parts, stream_items=config.stream_items)
         self._door = self._new_door(metrics.refused_calls)
         app = self._open(self._door, self._service_names(), http.ROLES)
@@ -97,7 +97,7 @@ class RewardServer(Server[RewardPorts]):
 
     def _admin(self) -> grpc.GenericRpcHandler:
         sources = AllowedSources(self._config.load_from, tuple(self._config.models.values()))
-        implementation = ModelAdminService(self.registry, sources, self.lifecycle, self._calls)
+        implementation = ModelAdminService(self.registry, sources, self._calls)
         # A door of its own: administration is possible at overload.
         door = self._new_door(self._metrics.refused_calls)
         return generic_handler(admin.SERVICE, implementation, door, admin.ROLES)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.models.registry import Registry
 from guerdon.reward.types import ModelInfo, PriorityClass
-from guerdon.serving import calls
+from guerdon.serving.calls import Call, CallTracker
+from guerdon.serving.process.lifecycle import Lifecycle
 
 UNKNOWN = "unknown"
 """Label for models that are not loaded, so that callers cannot make up labels."""
 
 
-class ScoringCall(calls.Call):
+class ScoringCall(Call):
     """A call of the reward service, with what it asks for."""
 
     def __init__(self, method: str, deadline: float | None) -> None:
@@ -31,26 +31,30 @@ class ScoringCall(calls.Call):
         self.priority = priority
 
 
-class CallMetrics:
-    """Wires calls to the metrics."""
+class ScoringCalls(CallTracker[ScoringCall]):
+    """Counts calls under the code that they end with, and times those that succeed."""
 
-    def __init__(self, metrics: RewardMetrics, registry: Registry) -> None:
+    def __init__(self, metrics: RewardMetrics, registry: Registry, lifecycle: Lifecycle) -> None:
+        super().__init__(lifecycle, metrics.in_flight)
         self._metrics = metrics
         self._registry = registry
-        self._limits = calls.CallerLimits()
 
     @contextmanager
     def track(self, method: str, deadline: float | None) -> Iterator[ScoringCall]:
-        """Count a call under the code that it ends with, and time it if it succeeds."""
-        call = ScoringCall(method, deadline)
-        gauge, caller = self._metrics.in_flight, self._metrics.caller_in_flight
+        """Follow a call to its end, also by its caller."""
+        gauge = self._metrics.caller_in_flight
         with (
-            calls.tracked(call, gauge, self._limits, partial(self._finish, call)),
-            caller.labels(call.caller.name).track_inprogress(),
+            super().track(method, deadline) as call,
+            gauge.labels(call.caller.name).track_inprogress(),
         ):
             yield call
 
-    def _finish(self, call: ScoringCall, code: str, seconds: float) -> None:
+    def new_call(self, method: str, deadline: float | None) -> ScoringCall:
+        """A call that arrives now."""
+        return ScoringCall(method, deadline)
+
+    def count(self, call: ScoringCall, code: str, seconds: float) -> None:
+        """Count it by model, class and caller."""
         name = call.info.name if call.info else self._registry.canonical(call.spec) or UNKNOWN
         priority = call.priority.value
         self._metrics.requests.labels(call.method, name, priority, code).inc()

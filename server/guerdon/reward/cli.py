@@ -1,4 +1,4 @@
-"""`guerdon serve reward`: the flags, and the errors as one plain sentence."""
+"""Serve reward models over gRPC, with HTTP beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from guerdon.reward.config import ServeConfig, load_config
-from guerdon.serving import options
 from guerdon.serving.errors import EngineDied
 from guerdon.serving.process import command
 from guerdon.serving.process.logs import set_up_logging
@@ -24,8 +23,8 @@ _COMMAND = "guerdon serve reward"
 
 
 _PANELS = {
-    "": (*options.LISTENING, "admin_port", "admin_host", *options.ENDING),
-    "Security": ("load_from", *options.SECURITY),
+    "": (*command.LISTENING, "admin_port", "admin_host", *command.ENDING),
+    "Security": ("load_from", *command.SECURITY),
     "Engine": (
         "engine.dtype", "engine.device", "engine.mode", "engine.threads", "engine.deterministic",
     ),
@@ -49,7 +48,7 @@ _OTHER = {
 
 
 @app.command(epilog=command.EXIT_CODES)
-@options.server_options(ServeConfig, _PANELS, _OTHER)
+@command.server_options(ServeConfig, _PANELS, _OTHER)
 def reward(
     flags: dict[str, Any],
     *,
@@ -64,7 +63,7 @@ def reward(
         list[str] | None,
         typer.Option(metavar="ALIAS=NAME", help="Another name for a model. Repeat it."),
     ] = None,
-    config: options.Config = None,
+    config: command.Config = None,
 ) -> None:
     """Serve reward models over gRPC, with HTTP beside it.
 

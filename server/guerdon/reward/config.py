@@ -21,8 +21,7 @@ from typing import Any
 
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.request_limits import RequestLimits
-from guerdon.reward.scheduling.limits import BatchLimits
-from guerdon.reward.scheduling.queue_limits import QueueLimits
+from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.serving.access.credentials import is_loopback
 from guerdon.serving.config import ServerSettings, load_settings
 from guerdon.serving.settings import SettingsError

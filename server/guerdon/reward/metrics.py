@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from guerdon.serving.metrics import Declared
 
 LATENCY_BUCKETS: Sequence[float] = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1,
@@ -28,173 +30,102 @@ class RewardMetrics:
     """The metrics of one server process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        declared = Declared(registry, "guerdon")
+        counter, gauge, histogram = declared.counter, declared.gauge, declared.histogram
         model = ["model", "revision"]
         classed = ["model", "revision", "class"]
 
-        self.requests = Counter(
-            "guerdon_requests",
-            "Finished calls.",
-            ["method", "model", "class", "code"],
-            registry=registry,
-        )
+        self.requests = counter("requests", "Finished calls.", ["method", "model", "class", "code"])
         """`method` is the RPC's name (ScoreStream counts each item) or `http_score`, `http_rank`,
         `http_models`; `code` is the gRPC status name; unknown models are labelled `unknown`."""
-        self.refused_calls = Counter(
-            "guerdon_refused_calls",
-            "Calls refused from their headers alone.",
-            ["method", "code"],
-            registry=registry,
+        self.refused_calls = counter(
+            "refused_calls", "Calls refused from their headers alone.", ["method", "code"]
         )
         """`code` is UNAUTHENTICATED, PERMISSION_DENIED, or RESOURCE_EXHAUSTED (`max_calls`)."""
-        self.in_flight = Gauge(
-            "guerdon_requests_in_flight", "Calls being served.", ["method"], registry=registry
-        )
+        self.in_flight = gauge("requests_in_flight", "Calls being served.", ["method"])
 
-        self.caller_requests = Counter(
-            "guerdon_caller_requests",
-            "Finished calls by caller.",
-            ["caller", "class", "code"],
-            registry=registry,
+        self.caller_requests = counter(
+            "caller_requests", "Finished calls by caller.", ["caller", "class", "code"]
         )
         """`caller` is a name of the tokens file, else `shared`, `admin` or `anonymous`."""
-        self.caller_in_flight = Gauge(
-            "guerdon_caller_requests_in_flight",
-            "Calls being served, by caller.",
-            ["caller"],
-            registry=registry,
+        self.caller_in_flight = gauge(
+            "caller_requests_in_flight", "Calls being served, by caller.", ["caller"]
         )
-        self.caller_tokens = Counter(
-            "guerdon_caller_tokens",
-            "Tokens scored by caller, shared prompts once.",
-            ["caller", "class"],
-            registry=registry,
+        self.caller_tokens = counter(
+            "caller_tokens", "Tokens scored by caller, shared prompts once.", ["caller", "class"]
         )
 
         def seconds(name: str, what: str) -> Histogram:
-            return Histogram(name, what, classed, buckets=LATENCY_BUCKETS, registry=registry)
+            return histogram(f"{name}_seconds", what, LATENCY_BUCKETS, classed)
 
-        self.queue_seconds = seconds("guerdon_queue_seconds", "Item waiting for a batch.")
-        self.tokenize_seconds = seconds("guerdon_tokenize_seconds", "Item being tokenised.")
-        self.compute_seconds = seconds("guerdon_compute_seconds", "Item in the engine.")
-        self.request_seconds = seconds("guerdon_request_seconds", "Call from arrival to reply.")
+        self.queue_seconds = seconds("queue", "Item waiting for a batch.")
+        self.tokenize_seconds = seconds("tokenize", "Item being tokenised.")
+        self.compute_seconds = seconds("compute", "Item in the engine.")
+        self.request_seconds = seconds("request", "Call from arrival to reply.")
 
-        self.queue_tokens = Gauge(
-            "guerdon_queue_tokens",
-            "Tokens accepted and not yet computed.",
-            ["class"],
-            registry=registry,
+        self.queue_tokens = gauge(
+            "queue_tokens", "Tokens accepted and not yet computed.", ["class"]
         )
-        self.queue_items = Gauge(
-            "guerdon_queue_items",
-            "Items accepted and not yet computed.",
-            ["class"],
-            registry=registry,
-        )
-        self.queue_limit_tokens = Gauge(
-            "guerdon_queue_limit_tokens", "Most tokens that may be queued.", registry=registry
-        )
+        self.queue_items = gauge("queue_items", "Items accepted and not yet computed.", ["class"])
+        self.queue_limit_tokens = gauge("queue_limit_tokens", "Most tokens that may be queued.")
 
-        self.batch_tokens = Histogram(
-            "guerdon_batch_tokens",
-            "Tokens computed in a batch, padding included.",
-            model,
-            buckets=TOKEN_BUCKETS,
-            registry=registry,
+        self.batch_tokens = histogram(
+            "batch_tokens", "Tokens computed in a batch, padding included.", TOKEN_BUCKETS, model
         )
-        self.batch_sequences = Histogram(
-            "guerdon_batch_sequences",
-            "Responses in a batch.",
-            model,
-            buckets=SEQUENCE_BUCKETS,
-            registry=registry,
+        self.batch_sequences = histogram(
+            "batch_sequences", "Responses in a batch.", SEQUENCE_BUCKETS, model
         )
-        self.computed_tokens = Counter(
-            "guerdon_computed_tokens",
-            "Tokens computed, padding included.",
-            model,
-            registry=registry,
+        self.computed_tokens = counter(
+            "computed_tokens", "Tokens computed, padding included.", model
         )
-        self.padding_tokens = Counter(
-            "guerdon_padding_tokens",
-            "Tokens computed that were only padding.",
-            model,
-            registry=registry,
+        self.padding_tokens = counter(
+            "padding_tokens", "Tokens computed that were only padding.", model
         )
-        self.reused_tokens = Counter(
-            "guerdon_reused_prompt_tokens",
-            "Prompt tokens served from a shared prefix.",
-            model,
-            registry=registry,
+        self.reused_tokens = counter(
+            "reused_prompt_tokens", "Prompt tokens served from a shared prefix.", model
         )
-        self.sequences = Counter(
-            "guerdon_sequences", "Responses scored.", classed, registry=registry
-        )
-        self.truncations = Counter(
-            "guerdon_truncations", "Responses whose prompt was cut.", model, registry=registry
-        )
+        self.sequences = counter("sequences", "Responses scored.", classed)
+        self.truncations = counter("truncations", "Responses whose prompt was cut.", model)
 
-        self.shed = Counter(
-            "guerdon_shed", "Items refused for overload.", ["model", "class"], registry=registry
-        )
-        self.dropped = Counter(
-            "guerdon_dropped",
+        self.shed = counter("shed", "Items refused for overload.", ["model", "class"])
+        self.dropped = counter(
+            "dropped",
             "Accepted items that nobody waited for any more.",
             ["model", "class", "reason", "stage"],
-            registry=registry,
         )
         """`reason` is expired or cancelled; `stage` is `queued` (cost no forward pass) or
         `computing` (the answer came too late)."""
 
-        self.scores = Histogram(
-            "guerdon_score", "Raw scores given.", model, buckets=SCORE_BUCKETS, registry=registry
+        self.scores = histogram("score", "Raw scores given.", SCORE_BUCKETS, model)
+        self.nonfinite_scores = counter(
+            "nonfinite_scores", "Scores that were NaN or infinite, never served.", model
         )
-        self.nonfinite_scores = Counter(
-            "guerdon_nonfinite_scores",
-            "Scores that were NaN or infinite, never served.",
-            model,
-            registry=registry,
-        )
-        self.batch_failures = Counter(
-            "guerdon_batch_failures",
-            "Batches that failed.",
-            ["model", "revision", "reason"],
-            registry=registry,
+        self.batch_failures = counter(
+            "batch_failures", "Batches that failed.", ["model", "revision", "reason"]
         )
         """`reason` is exception, nonfinite or out_of_memory."""
 
-        self.model_info = Gauge(
-            "guerdon_model_info",
+        self.model_info = gauge(
+            "model_info",
             "1 for each loaded revision.",
             ["model", "revision", "kind", "mode", "dtype", "device", "current"],
-            registry=registry,
         )
         """`mode` is packed or padded."""
-        self.model_packed = Gauge(
-            "guerdon_model_packed",
-            "1 if the model runs packed, 0 if padded.",
-            model,
-            registry=registry,
-        )
-        self.model_loads = Counter(
-            "guerdon_model_loads",
-            "Attempts to load a model.",
-            ["model", "outcome"],
-            registry=registry,
-        )
+        self.model_packed = gauge("model_packed", "1 if the model runs packed, 0 if padded.", model)
+        self.model_loads = counter("model_loads", "Attempts to load a model.", ["model", "outcome"])
         """`outcome` is loaded, refused, failed or cancelled."""
-        self.model_load_seconds = Histogram(
-            "guerdon_model_load_seconds", "Loading a model, probes included.", ["model"],
-            buckets=(0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600), registry=registry,
-        )  # fmt: skip
+        self.model_load_seconds = histogram(
+            "model_load_seconds",
+            "Loading a model, probes included.",
+            (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600),
+            ["model"],
+        )
 
-        self.engine_busy_seconds = Counter(
-            "guerdon_engine_busy_seconds",
+        self.engine_busy_seconds = counter(
+            "engine_busy_seconds",
             "Seconds the engine spent computing; its rate is the busy fraction.",
-            registry=registry,
         )
-        self.engine_up = Gauge(
-            "guerdon_engine_up", "1 while the engine's thread takes work.", registry=registry
-        )
+        self.engine_up = gauge("engine_up", "1 while the engine's thread takes work.")
 
     def of_revision(self) -> tuple[Counter | Histogram, ...]:
         """The metrics labelled by model and revision alone, and not described by the registry."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import InvalidRequest, Overloaded
-from guerdon.serving.retries import UNKNOWN_RETRY_SECONDS, competition, promise_room
+from guerdon.serving.waiting import UNKNOWN_RETRY_SECONDS, competition, promise_room
 
 _MEMORY_SECONDS = 30.0
 """Seconds of work after which an old completion counts 1/e."""
@@ -166,9 +166,10 @@ class Admission:
         each = self._pace.seconds_each
         if each is None:
             account.slot = max(account.slot, now + UNKNOWN_RETRY_SECONDS)
-            return UNKNOWN_RETRY_SECONDS
-        use = completions * each * self._competition(account, now)
-        return promise_room(account, wait=excess * each, use=use, now=now)
+        everybody = self._accounts.values()
+        return promise_room(
+            account, everybody, excess=excess, size=completions, seconds_each=each, now=now
+        )
 
 
 class _Pace:

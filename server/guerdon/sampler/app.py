@@ -8,20 +8,20 @@ import logging
 import grpc
 import numpy as np
 
-from guerdon.sampler.call_metrics import CallMetrics
+from guerdon.sampler.call_metrics import SamplerCalls
 from guerdon.sampler.config import SamplerConfig
 from guerdon.sampler.metrics import SamplerMetrics
 from guerdon.sampler.sampling import Sampler, check_completion
-from guerdon.sampler.status import StatusReader
 from guerdon.sampler.tokenizer import Tokenizer
 from guerdon.sampler.types import PolicyEngine, SamplingOptions
 from guerdon.sampler.wire import http, service
 from guerdon.sampler.wire.http import PolicyRoutes
 from guerdon.sampler.wire.service import PolicyService
+from guerdon.sampler.wire.status import StatusReader
 from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import CheckpointRefused, ServiceError
-from guerdon.serving.process.ports import Ports
+from guerdon.serving.process.listening import Ports
 from guerdon.serving.process.server import Server
 from guerdon.serving.wire.handlers import generic_handler
 
@@ -64,7 +64,7 @@ class SamplerServer(Server[Ports]):
         self.engine = engine
         self._metrics = metrics = SamplerMetrics(self._prometheus)
         metrics.limit.set(config.max_in_flight)
-        calls = CallMetrics(metrics)
+        calls = SamplerCalls(metrics, self.lifecycle)
         self._sampler = Sampler(
             engine, tokenizer, metrics, config.limits, max_in_flight=config.max_in_flight
         )
@@ -83,12 +83,10 @@ class SamplerServer(Server[Ports]):
         )
         metrics.running.set_function(lambda: engine.load()[0])
         metrics.waiting.set_function(lambda: engine.load()[1])
-        self._service = PolicyService(
-            self._sampler, updates, status, self.lifecycle, calls, config.limits
-        )
+        self._service = PolicyService(self._sampler, updates, status, calls, config.limits)
         self._door = self._new_door(metrics.refused_calls)
         app = self._open(self._door, (service.SERVICE.full_name,), http.ROLES)
-        PolicyRoutes(self._sampler, status, self.lifecycle, calls, config.limits).add_to(app)
+        PolicyRoutes(self._sampler, status, calls, config.limits).add_to(app)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """The one service."""

@@ -1,4 +1,4 @@
-"""`guerdon serve sampler`: the flags, and the errors as one plain sentence."""
+"""Sample a policy over gRPC, with HTTP beside it; its weights may change meanwhile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from guerdon.sampler.config import SamplerConfig, load_config
-from guerdon.serving import options
 from guerdon.serving.process import command
 from guerdon.serving.process.logs import set_up_logging
 
@@ -17,18 +16,18 @@ app = typer.Typer(add_completion=False)
 
 _COMMAND = "guerdon serve sampler"
 _PANELS = {
-    "": (*options.LISTENING, "max_in_flight", *options.ENDING),
+    "": (*command.LISTENING, "max_in_flight", *command.ENDING),
     "Engine": (
         "engine.dtype", "engine.max_model_len", "engine.max_num_seqs", "engine.kv_cache_gib",
         "engine.gpu_memory_utilization", "engine.tensor_parallel_size", "engine.threads",
     ),
     "Updates": ("updates", "shared_dirs", "nccl", "update_idle_seconds"),
-    "Security": options.SECURITY,
+    "Security": command.SECURITY,
 }  # fmt: skip
 
 
 @app.command(epilog=command.EXIT_CODES)
-@options.server_options(SamplerConfig, _PANELS, {"shared_dirs": {"flag": "--shared-dir"}})
+@command.server_options(SamplerConfig, _PANELS, {"shared_dirs": {"flag": "--shared-dir"}})
 def sampler(
     flags: dict[str, Any],
     *,
@@ -36,7 +35,7 @@ def sampler(
         str | None,
         typer.Option(metavar="DIR", help="The policy to begin with: a folder or a hub name."),
     ] = None,
-    config: options.Config = None,
+    config: command.Config = None,
 ) -> None:
     """Sample a policy over gRPC, with HTTP beside it; its weights may change meanwhile.
 
@@ -60,7 +59,7 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
     from guerdon.sampler.app import SamplerServer
     from guerdon.sampler.loading import load_policy
     from guerdon.serving.access.callers import read_callers
-    from guerdon.serving.process.ports import Ports
+    from guerdon.serving.process.listening import Ports
 
     read_callers(config)  # what is wrong with them is said before the model is looked at
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
+
+from guerdon.serving.metrics import Declared
 
 SECONDS_BUCKETS: Sequence[float] = (
     0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180,
@@ -24,28 +26,18 @@ class SamplerMetrics:
     """The metrics of one server process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, what: str, labels: Sequence[str] = ()) -> Counter:
-            return Counter(f"guerdon_sampler_{name}", what, labels, registry=registry)
-
-        def gauge(name: str, what: str, labels: Sequence[str] = ()) -> Gauge:
-            return Gauge(f"guerdon_sampler_{name}", what, labels, registry=registry)
-
-        def histogram(
-            name: str, what: str, buckets: Sequence[float], labels: Sequence[str] = ()
-        ) -> Histogram:
-            return Histogram(
-                f"guerdon_sampler_{name}", what, labels, buckets=buckets, registry=registry
-            )
+        declared = Declared(registry, "guerdon_sampler")
+        counter, gauge, histogram = declared.counter, declared.gauge, declared.histogram
 
         self.requests = counter("requests", "Finished calls.", ["method", "code"])
         """`method` is the RPC's name, `http_generate` or `http_policy`; `code` the gRPC status."""
         self.caller_requests = counter("caller_requests", "Finished calls.", ["caller", "code"])
         """`caller` is a name of the tokens file, else `shared`, `admin` or `anonymous`."""
         self.refused_calls = counter(
-            "refused_calls", "CallMetrics refused from their headers alone.", ["method", "code"]
+            "refused_calls", "Calls refused from their headers alone.", ["method", "code"]
         )
         """`code` is UNAUTHENTICATED, PERMISSION_DENIED, or RESOURCE_EXHAUSTED (`max_calls`)."""
-        self.in_flight = gauge("requests_in_flight", "CallMetrics being served.", ["method"])
+        self.in_flight = gauge("requests_in_flight", "Calls being served.", ["method"])
         self.generate_seconds = histogram(
             "generate_seconds", "Generate from arrival to its last completion.", SECONDS_BUCKETS
         )

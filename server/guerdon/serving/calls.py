@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 from prometheus_client import Gauge
 
 from guerdon.serving.access import audit
 from guerdon.serving.access.identity import Caller, current_caller
-from guerdon.serving.deadlines import left_late
 from guerdon.serving.errors import Overloaded
+from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.status import status_code
+from guerdon.serving.waiting import left_late
 
 LIMIT_RETRY_SECONDS = 0.5
 """When to come back after a call too many: one of its own should have ended."""
@@ -39,67 +42,84 @@ class Call:
         return left_late(self.deadline, time.monotonic())
 
 
-class CallerLimits:
-    """Holds callers to the number of calls that each may have served at a time."""
+C = TypeVar("C", bound=Call)
 
-    def __init__(self) -> None:
-        self._calls: dict[str, int] = {}
+
+class CallTracker(ABC, Generic[C]):
+    """Follows calls to their end, and holds callers to the calls that each may have at a time.
+
+    Args:
+        in_flight: counts calls by method while they are served.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, in_flight: Gauge) -> None:
+        self.lifecycle = lifecycle
+        self._in_flight = in_flight
+        self._held: dict[str, int] = {}
         """Calls being served, by the caller's key; only of callers that have a limit, and calls."""
 
+    @abstractmethod
+    def new_call(self, method: str, deadline: float | None) -> C:
+        """A call that arrives now."""
+
+    @abstractmethod
+    def count(self, call: C, code: str, seconds: float) -> None:
+        """A call has ended with a status code, so many seconds after its arrival."""
+
     @contextmanager
-    def hold(self, caller: Caller) -> Iterator[None]:
-        """Count a call of a caller while it is served.
+    def serve(self, method: str, deadline: float | None) -> Iterator[C]:
+        """Follow a call, and hold the server open while it is served.
 
         Raises:
-            Overloaded: the caller has as many calls as it may.
+            Overloaded: its caller has as many calls as it may.
+            Unavailable: the server is starting or draining.
         """
+        with self.track(method, deadline) as call, self.lifecycle.admit():
+            yield call
+
+    @contextmanager
+    def track(self, method: str, deadline: float | None) -> Iterator[C]:
+        """Follow a call to its end.
+
+        Raises:
+            Overloaded: its caller has as many calls as it may.
+        """
+        call = self.new_call(method, deadline)
+        gauge = self._in_flight.labels(method)
+        gauge.inc()
+        code = "OK"
+        try:
+            with self._hold(call.caller):
+                yield call
+        except asyncio.CancelledError:
+            # grpc cancels the handler when the deadline passes as well as when the caller leaves.
+            code = "DEADLINE_EXCEEDED" if call.late else "CANCELLED"
+            raise
+        except Exception as error:
+            code = status_code(error).name
+            raise
+        finally:
+            gauge.dec()
+            # Once the reply is on its way: counting is not worth the caller's time.
+            loop, seconds = asyncio.get_running_loop(), call.elapsed()
+            loop.call_soon(self.count, call, code, seconds)
+            loop.call_soon(audit.called, method, call.caller, code, seconds)
+
+    @contextmanager
+    def _hold(self, caller: Caller) -> Iterator[None]:
         if caller.max_calls is None:
             yield
             return
-        calls = self._calls.get(caller.key, 0)
+        calls = self._held.get(caller.key, 0)
         if calls >= caller.max_calls:
             raise Overloaded(
                 f"{calls} calls of {caller.name!r} are being served, which is its max_calls",
                 retry_after=LIMIT_RETRY_SECONDS,
             )
-        self._calls[caller.key] = calls + 1
+        self._held[caller.key] = calls + 1
         try:
             yield
         finally:
-            self._calls[caller.key] -= 1
-            if not self._calls[caller.key]:
-                del self._calls[caller.key]
-
-
-@contextmanager
-def tracked(
-    call: Call, in_flight: Gauge, limits: CallerLimits, finish: Callable[[str, float], None]
-) -> Iterator[None]:
-    """Follow a call to its end.
-
-    Args:
-        in_flight: counts calls by method while they are served.
-        finish: gets the name of the status code and the seconds since the call's arrival.
-
-    Raises:
-        Overloaded: its caller has as many calls as it may.
-    """
-    gauge = in_flight.labels(call.method)
-    gauge.inc()
-    code = "OK"
-    try:
-        with limits.hold(call.caller):
-            yield
-    except asyncio.CancelledError:
-        # grpc cancels the handler when the deadline passes as well as when the caller leaves.
-        code = "DEADLINE_EXCEEDED" if call.late else "CANCELLED"
-        raise
-    except Exception as error:
-        code = status_code(error).name
-        raise
-    finally:
-        gauge.dec()
-        # Once the reply is on its way: counting is not worth the caller's time.
-        loop, seconds = asyncio.get_running_loop(), call.elapsed()
-        loop.call_soon(finish, code, seconds)
-        loop.call_soon(audit.called, call.method, call.caller, code, seconds)
+            self._held[caller.key] -= 1
+            if not self._held[caller.key]:
+                del self._held[caller.key]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 
 import typer
 
 GROUP = "guerdon.services"
 """The entry-point group: `name = module:typer_app` becomes `guerdon serve name …`."""
-
-_HELP = {
-    "reward": "Serve reward models over gRPC, with HTTP beside it.",
-    "sampler": "Sample a policy over gRPC, with HTTP beside it; its weights may change meanwhile.",
-}
-"""Help of our own services, so that `guerdon serve --help` imports none of them."""
 
 # The service's own command parses the arguments, so that nothing of it is loaded for others.
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -30,13 +27,24 @@ def new_app() -> typer.Typer:
     )
     app.callback()(_serve)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        summary = _HELP.get(entry.name, f"Added by {entry.module}.")
-        app.command(entry.name, help=summary, context_settings=_PASS_ON)(_command(entry))
+        app.command(entry.name, help=_summary(entry), context_settings=_PASS_ON)(_command(entry))
     return app
 
 
 def _serve() -> None:
     """Run a server in the foreground until SIGTERM."""
+
+
+def _summary(entry: EntryPoint) -> str:
+    """The first line of the docstring of a service's module, which is not imported for it."""
+    try:
+        spec = find_spec(entry.module)
+    except ImportError:
+        spec = None
+    if spec is None or spec.origin is None:
+        return f"Added by {entry.module}."
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+    return docstring.splitlines()[0] if docstring else f"Added by {entry.module}."
 
 
 def _command(entry: EntryPoint) -> Callable[[typer.Context], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -11,6 +12,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     GCCollector,
+    Histogram,
     PlatformCollector,
     ProcessCollector,
 )
@@ -30,6 +32,29 @@ def new_registry() -> CollectorRegistry:
     return registry
 
 
+class Declared:
+    """Declares the metrics of a registry, all with one prefix before their names."""
+
+    def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
+        self._registry = registry
+        self._prefix = prefix
+
+    def counter(self, name: str, what: str, labels: Sequence[str] = ()) -> Counter:
+        """A number that only grows."""
+        return Counter(f"{self._prefix}_{name}", what, labels, registry=self._registry)
+
+    def gauge(self, name: str, what: str, labels: Sequence[str] = ()) -> Gauge:
+        """A number that goes up and down."""
+        return Gauge(f"{self._prefix}_{name}", what, labels, registry=self._registry)
+
+    def histogram(
+        self, name: str, what: str, buckets: Sequence[float], labels: Sequence[str] = ()
+    ) -> Histogram:
+        """How many numbers fell into each bucket."""
+        name = f"{self._prefix}_{name}"
+        return Histogram(name, what, labels, buckets=buckets, registry=self._registry)
+
+
 class ServiceMetrics:
     """Whether a service takes work, and what it will run out of.
 
@@ -40,29 +65,23 @@ class ServiceMetrics:
     def __init__(
         self, registry: CollectorRegistry, lifecycle: Lifecycle, certificate: Path | None
     ) -> None:
-        self.ready = Gauge(
-            "guerdon_ready",
-            "1 while the server takes work: models loaded, not draining.",
-            registry=registry,
-        )
+        declared = Declared(registry, "guerdon")
+        counter, gauge = declared.counter, declared.gauge
+        self.ready = gauge("ready", "1 while the server takes work: models loaded, not draining.")
         self.ready.set_function(lambda: float(lifecycle.ready))
-        self.memory_limit = Gauge(
-            "guerdon_memory_limit_bytes",
-            "Memory of the container, else of the machine.",
-            registry=registry,
+        self.memory_limit = gauge(
+            "memory_limit_bytes", "Memory of the container, else of the machine."
         )
         self.memory_limit.set_function(memory_limit)
-        self.reloads = Counter(
-            "guerdon_reloads",
+        self.reloads = counter(
+            "reloads",
             "Tokens and certificates that were read again, or failed to be.",
             ["what", "outcome"],
-            registry=registry,
         )
         """`what` is tokens or tls, `outcome` is reloaded or failed."""
-        self.certificate_expiry = Gauge(
-            "guerdon_certificate_expiry_timestamp_seconds",
+        self.certificate_expiry = gauge(
+            "certificate_expiry_timestamp_seconds",
             "When the TLS certificate ends, in Unix time; +Inf without one.",
-            registry=registry,
         )
         self.certificate_expiry.set_function(lambda: certificate_end(certificate))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -24,24 +25,37 @@ ScoreFunction = Callable[[Any, Any], float]
 `TokenIds`), and returns a score."""
 
 
+def answered(answer: Callable[[Any, Any], Any]) -> Any:
+    """An RPC whose requests the fake receives, and may refuse, before they are answered."""
+
+    @functools.wraps(answer)
+    async def call(self: Any, request: Any, context: Context) -> Any:
+        try:
+            left = context.time_remaining()
+            await self._fake.receive(answer.__name__, request, context, left)
+            return answer(self, request)
+        except Refused as error:
+            await abort(context, error.status)
+
+    return call
+
+
 class FakeRewardService(reward_pb2_grpc.RewardServiceServicer):
     """RewardService, answered by the fake."""
 
     def __init__(self, fake: FakeRewardServer) -> None:
         self._fake = fake
 
-    async def Score(self, request: Any, context: Context) -> Any:
-        async def answer() -> reward_pb2.ScoreResponse:
-            name, revision, function = self._fake.find(request.model)
-            return reward_pb2.ScoreResponse(
-                items=[
-                    self._fake.score_item(item, function, f"items[{i}]")
-                    for i, item in enumerate(request.items)
-                ],
-                info=scoring_info(name, revision, request.options),
-            )
-
-        return await serve(self._fake, "Score", request, context, answer)
+    @answered
+    def Score(self, request: Any) -> reward_pb2.ScoreResponse:
+        name, revision, function = self._fake.find(request.model)
+        return reward_pb2.ScoreResponse(
+            items=[
+                self._fake.score_item(item, function, f"items[{i}]")
+                for i, item in enumerate(request.items)
+            ],
+            info=scoring_info(name, revision, request.options),
+        )
 
     async def ScoreStream(  # type: ignore[override] # grpc.aio's other way: context.write
         self, request_iterator: Any, context: Context
@@ -81,37 +95,31 @@ class FakeRewardService(reward_pb2_grpc.RewardServiceServicer):
             reply.error.CopyFrom(error.status)
         replies.put_nowait(reply)
 
-    async def Rank(self, request: Any, context: Context) -> Any:
-        async def answer() -> reward_pb2.RankResponse:
-            name, revision, function = self._fake.find(request.model)
-            item = reward_pb2.ScoreItem(prompt=request.prompt, responses=request.candidates)
-            scores = self._fake.score_item(item, function, "").scores
-            order = sorted(range(len(scores)), key=lambda place: -scores[place].score)
-            reply = reward_pb2.RankResponse(info=scoring_info(name, revision, request.options))
-            for place in order[: request.top_n or None]:
-                reply.ranking.add(index=place, score=scores[place])
-            return reply
+    @answered
+    def Rank(self, request: Any) -> reward_pb2.RankResponse:
+        name, revision, function = self._fake.find(request.model)
+        item = reward_pb2.ScoreItem(prompt=request.prompt, responses=request.candidates)
+        scores = self._fake.score_item(item, function, "").scores
+        order = sorted(range(len(scores)), key=lambda place: -scores[place].score)
+        reply = reward_pb2.RankResponse(info=scoring_info(name, revision, request.options))
+        for place in order[: request.top_n or None]:
+            reply.ranking.add(index=place, score=scores[place])
+        return reply
 
-        return await serve(self._fake, "Rank", request, context, answer)
+    @answered
+    def ListModels(self, request: Any) -> reward_pb2.ListModelsResponse:
+        return reward_pb2.ListModelsResponse(
+            models=[
+                self._fake.describe(name, revision)
+                for name, model in sorted(self._fake.models.items())
+                for revision in model.revisions
+            ]
+        )
 
-    async def ListModels(self, request: Any, context: Context) -> Any:
-        async def answer() -> reward_pb2.ListModelsResponse:
-            return reward_pb2.ListModelsResponse(
-                models=[
-                    self._fake.describe(name, revision)
-                    for name, model in sorted(self._fake.models.items())
-                    for revision in model.revisions
-                ]
-            )
-
-        return await serve(self._fake, "ListModels", request, context, answer)
-
-    async def GetModel(self, request: Any, context: Context) -> Any:
-        async def answer() -> reward_pb2.GetModelResponse:
-            name, revision, _ = self._fake.find(request.model)
-            return reward_pb2.GetModelResponse(model=self._fake.describe(name, revision))
-
-        return await serve(self._fake, "GetModel", request, context, answer)
+    @answered
+    def GetModel(self, request: Any) -> reward_pb2.GetModelResponse:
+        name, revision, _ = self._fake.find(request.model)
+        return reward_pb2.GetModelResponse(model=self._fake.describe(name, revision))
 
 
 class FakeAdminService(admin_pb2_grpc.ModelAdminServiceServicer):
@@ -120,63 +128,39 @@ class FakeAdminService(admin_pb2_grpc.ModelAdminServiceServicer):
     def __init__(self, fake: FakeRewardServer) -> None:
         self._fake = fake
 
-    async def LoadModel(self, request: Any, context: Context) -> Any:
-        async def answer() -> admin_pb2.LoadModelResponse:
-            self._fake.add_revision(request.name, request.path, promote=request.promote)
-            model = self._fake.describe(request.name, request.path)
-            return admin_pb2.LoadModelResponse(model=model)
+    @answered
+    def LoadModel(self, request: Any) -> admin_pb2.LoadModelResponse:
+        self._fake.add_revision(request.name, request.path, promote=request.promote)
+        model = self._fake.describe(request.name, request.path)
+        return admin_pb2.LoadModelResponse(model=model)
 
-        return await serve(self._fake, "LoadModel", request, context, answer)
+    @answered
+    def UnloadModel(self, request: Any) -> admin_pb2.UnloadModelResponse:
+        name, _, _ = self._fake.find(request.name)
+        gone = [request.revision] if request.revision else [*self._fake.models[name].revisions]
+        for revision in gone:
+            self._fake.find(f"{name}@{revision}")
+            self._fake.remove_revision(name, revision)
+        return admin_pb2.UnloadModelResponse(revisions=gone)
 
-    async def UnloadModel(self, request: Any, context: Context) -> Any:
-        async def answer() -> admin_pb2.UnloadModelResponse:
-            name, _, _ = self._fake.find(request.name)
-            gone = [request.revision] if request.revision else [*self._fake.models[name].revisions]
-            for revision in gone:
-                self._fake.find(f"{name}@{revision}")
-                self._fake.remove_revision(name, revision)
-            return admin_pb2.UnloadModelResponse(revisions=gone)
+    @answered
+    def SetAlias(self, request: Any) -> admin_pb2.SetAliasResponse:
+        self._fake.find(request.name)
+        self._fake.aliases[request.alias] = request.name
+        return admin_pb2.SetAliasResponse()
 
-        return await serve(self._fake, "UnloadModel", request, context, answer)
+    @answered
+    def DeleteAlias(self, request: Any) -> admin_pb2.DeleteAliasResponse:
+        if self._fake.aliases.pop(request.alias, None) is None:
+            raise refused(grpc.StatusCode.NOT_FOUND, "no such alias")
+        return admin_pb2.DeleteAliasResponse()
 
-    async def SetAlias(self, request: Any, context: Context) -> Any:
-        async def answer() -> admin_pb2.SetAliasResponse:
-            self._fake.find(request.name)
-            self._fake.aliases[request.alias] = request.name
-            return admin_pb2.SetAliasResponse()
-
-        return await serve(self._fake, "SetAlias", request, context, answer)
-
-    async def DeleteAlias(self, request: Any, context: Context) -> Any:
-        async def answer() -> admin_pb2.DeleteAliasResponse:
-            if self._fake.aliases.pop(request.alias, None) is None:
-                raise refused(grpc.StatusCode.NOT_FOUND, "no such alias")
-            return admin_pb2.DeleteAliasResponse()
-
-        return await serve(self._fake, "DeleteAlias", request, context, answer)
-
-    async def PromoteModel(self, request: Any, context: Context) -> Any:
-        async def answer() -> admin_pb2.PromoteModelResponse:
-            name, revision, _ = self._fake.find(f"{request.name}@{request.revision}")
-            previous, self._fake.models[name].current = self._fake.models[name].current, revision
-            model = self._fake.describe(name, revision)
-            return admin_pb2.PromoteModelResponse(model=model, previous_revision=previous)
-
-        return await serve(self._fake, "PromoteModel", request, context, answer)
-
-
-async def serve(
-    fake: FakeRewardServer,
-    method: str,
-    request: Any,
-    context: Context,
-    answer: Callable[[], Awaitable[Any]],
-) -> Any:
-    try:
-        await fake.receive(method, request, context, context.time_remaining())
-        return await answer()
-    except Refused as error:
-        await abort(context, error.status)
+    @answered
+    def PromoteModel(self, request: Any) -> admin_pb2.PromoteModelResponse:
+        name, revision, _ = self._fake.find(f"{request.name}@{request.revision}")
+        previous, self._fake.models[name].current = self._fake.models[name].current, revision
+        model = self._fake.describe(name, revision)
+        return admin_pb2.PromoteModelResponse(model=model, previous_revision=previous)
 
 
 def prompt_value(prompt: common_pb2.Prompt) -> PromptValue:

@@ -23,6 +23,7 @@ class Revision:
         self.loaded_at = time.time()
         self.current = False
         self._leases = 0
+        """Requests that it is being used for."""
         self._free = asyncio.Event()
         self._free.set()
 
@@ -30,11 +31,6 @@ class Revision:
     def info(self) -> ModelInfo:
         """What is known of the model."""
         return self.model.info
-
-    @property
-    def leases(self) -> int:
-        """Requests that it is being used for."""
-        return self._leases
 
     @contextmanager
     def lease(self) -> Iterator[RewardModel]:

@@ -24,13 +24,12 @@ from dataclasses import dataclass
 from typing import Self
 
 from guerdon.reward.scheduling.ledgers import Account, Accounts
-from guerdon.reward.scheduling.limits import BatchLimits
+from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.scheduling.pace import Fit, Pace
-from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
-from guerdon.serving.retries import UNKNOWN_RETRY_SECONDS, competition, promise_room
+from guerdon.serving.waiting import competition, promise_room
 
 WAIT_MARGIN = 1.5
 """How much longer than foreseen a call is taken to last when it is held to its deadline. With
@@ -93,10 +92,6 @@ class Admission:
     def text_bytes(self, priority: PriorityClass) -> int:
         """Bytes of text that a class holds."""
         return self._accounts[priority].text_bytes
-
-    def callers(self, priority: PriorityClass) -> list[str]:
-        """The keys of the callers that are told apart in a class."""
-        return self._accounts[priority].callers()
 
     def reserve(
         self,
@@ -265,12 +260,14 @@ class Admission:
 
     def _promise(self, ticket: Ticket, excess: float, tokens: int, now: float) -> float:
         """Seconds until there should be room for a request."""
-        each = self._seconds_per_token(ticket.model_name)
-        if each is None:
-            return UNKNOWN_RETRY_SECONDS
-        use = tokens * each * self._competition(ticket, now)
         return promise_room(
-            ticket.account, wait=excess * each, use=use, now=now, deadline=ticket.deadline
+            ticket.account,
+            self._accounts[ticket.priority].others(ticket.account),
+            excess=excess,
+            size=tokens,
+            seconds_each=self._seconds_per_token(ticket.model_name),
+            now=now,
+            deadline=ticket.deadline,
         )
 
     def _check_wait(self, ticket: Ticket, tokens: int, now: float) -> None:

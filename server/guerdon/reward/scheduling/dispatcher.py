@@ -27,19 +27,18 @@ from guerdon.reward.scheduling.admission import Admission, Ticket
 from guerdon.reward.scheduling.announcer import Announcer
 from guerdon.reward.scheduling.calls import DispatchedCall, DispatchedItem, ItemResult
 from guerdon.reward.scheduling.events import DispatchObserver, DropReason, DropStage, Failure
-from guerdon.reward.scheduling.limits import BatchLimits
-from guerdon.reward.scheduling.queue_limits import QueueLimits
+from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.scheduling.watchdog import Watchdog
 from guerdon.reward.scheduling.worker import Abandon, BatchRun, Outcome, Worker
 from guerdon.reward.types import EncodedItem, PriorityClass, RewardModel
 from guerdon.serving.access.identity import EVERYBODY, Caller
-from guerdon.serving.deadlines import left_late
 from guerdon.serving.errors import (
     DeadlinePassed,
     Overloaded,
     ServiceError,
     Unavailable,
 )
+from guerdon.serving.waiting import left_late
 
 logger = logging.getLogger(__name__)
 

@@ -81,10 +81,6 @@ class Accounts:
             account.caller = caller  # its share may have been set anew
         return account
 
-    def callers(self) -> list[str]:
-        """The keys of those who have an account."""
-        return list(self._by_caller)
-
     def held(self, key: str) -> int:
         """Tokens that a caller holds."""
         account = self._by_caller.get(key)

@@ -178,7 +178,6 @@ class ClassQueue(Generic[Owner]):
         self.queues: dict[str, ModelQueue[Owner]] = {}
         """Only those in which something waits."""
         self.units = 0
-        self.tokens = 0
         self._served: dict[str, float] = {}
         self._floor = 0.0
         """What the least served of the waiting models had had when it was last looked at."""
@@ -199,7 +198,6 @@ class ClassQueue(Generic[Owner]):
             self._shares.enter(unit.caller)
         queue.add(unit)
         self._count(unit, 1)
-        self.tokens += unit.tokens
 
     def remove(self, unit: QueuedItem[Owner]) -> None:
         """Drop a waiting unit."""
@@ -207,7 +205,6 @@ class ClassQueue(Generic[Owner]):
         unit.queued = False
         queue.forget(unit)
         self._count(unit, -1)
-        self.tokens -= unit.tokens
         self._close(queue)
 
     def pick(self) -> ModelQueue[Owner]:
@@ -239,8 +236,6 @@ class ClassQueue(Generic[Owner]):
         """Note what a batch took of a queue."""
         for part in parts:
             self._served[queue.key] += part.tokens
-            # The prefix of a unit that is split goes with every part, and with its rest.
-            self.tokens -= part.tokens - (len(part.item.prefix) if part.unit.queued else 0)
             if not part.unit.queued:
                 self._count(part.unit, -1)
                 if part.unit.caller.key not in self._waiting:
@@ -315,6 +310,7 @@ def _place(
     part = BatchPart(unit, start, stop, item)
     unit.taken = stop
     unit.queued = stop < unit.item.sequences
+    # The prefix of a unit that is split goes with every part, and with its rest.
     unit.tokens -= tokens - (len(unit.item.prefix) if unit.queued else 0)
     batch.parts.append(part)
     batch.tokens += tokens

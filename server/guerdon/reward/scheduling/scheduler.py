@@ -74,10 +74,6 @@ class Scheduler(Generic[Owner]):
         """Units that wait."""
         return self._online.units + self._batch.units
 
-    def queued_tokens(self, priority: PriorityClass) -> int:
-        """Tokens of a class that wait."""
-        return self._class(priority).tokens
-
     def add(
         self,
         key: str,

@@ -23,10 +23,6 @@ class Shares:
         self._now = 0.0
         """What the caller that was served last had had before."""
 
-    def __len__(self) -> int:
-        """Callers that are remembered."""
-        return len(self._served)
-
     def enter(self, caller: Caller) -> None:
         """A caller that had nothing waiting has something now."""
         self._served[caller.key] = max(self._served.get(caller.key, 0.0), self._now)

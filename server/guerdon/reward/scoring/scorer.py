@@ -164,12 +164,7 @@ class Scorer:
                 started = time.monotonic()
                 encoded = await self._encode(call, model, items, options, locate)
                 tokenize = time.monotonic() - started
-                try:
-                    results = await self._dispatcher.score(ticket, revision.key, model, encoded)
-                except TooLarge as error:
-                    if locate is in_ranking:
-                        raise InvalidRequest("candidates", error.reason) from error
-                    raise
+                results = await self._dispatcher.score(ticket, revision.key, model, encoded)
             results = [_of_responses(*both) for both in zip(encoded, results, strict=True)]
             tokens = sum(item.tokens for item in encoded)
             # Once the reply is on its way: counting is not worth the caller's time.
@@ -187,7 +182,10 @@ class Scorer:
         self, call: ScoringCall, spec: str, item: ScoreItem, options: ScoreOptions
     ) -> Scored:
         """Score the candidates of one item, by a pairwise model too; see `score`."""
-        return await self.score(call, spec, [item], options, in_ranking)
+        try:
+            return await self.score(call, spec, [item], options, in_ranking)
+        except TooLarge as error:
+            raise InvalidRequest("candidates", error.reason) from error
 
     async def _encode(
         self,

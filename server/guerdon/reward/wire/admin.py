@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from guerdon.reward.call_metrics import CallMetrics
+from guerdon.reward.call_metrics import ScoringCalls
 from guerdon.reward.models.allowed_sources import AllowedSources
 from guerdon.reward.models.registry import Registry
 from guerdon.reward.models.revision import Revision
@@ -13,7 +13,6 @@ from guerdon.reward.types import PriorityClass
 from guerdon.reward.wire import convert
 from guerdon.serving.access import audit
 from guerdon.serving.access.identity import Role
-from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.wire.handlers import Context, M, deadline_of, decode
 from guerdon.v1 import admin_pb2, reward_pb2
 
@@ -25,12 +24,9 @@ ROLES: Mapping[str, Role | None] = {method.name: Role.ADMIN for method in SERVIC
 class ModelAdminService:
     """Implements every RPC of `guerdon.v1.ModelAdminService`."""
 
-    def __init__(
-        self, registry: Registry, sources: AllowedSources, lifecycle: Lifecycle, calls: CallMetrics
-    ) -> None:
+    def __init__(self, registry: Registry, sources: AllowedSources, calls: ScoringCalls) -> None:
         self._registry = registry
         self._sources = sources
-        self._lifecycle = lifecycle
         self._calls = calls
 
     async def LoadModel(self, data: bytes, context: Context) -> admin_pb2.LoadModelResponse:
@@ -73,7 +69,7 @@ class ModelAdminService:
         """The request of a call that is counted, however it ends."""
         method = kind.DESCRIPTOR.name.removesuffix("Request")
         with self._calls.track(method, deadline_of(context)) as call:
-            self._lifecycle.check_accepting()
+            self._calls.lifecycle.check_accepting()
             request = decode(kind, data)
             asked = getattr(request, "name", "")  # DeleteAliasRequest has none
             call.asks(asked, PriorityClass.ONLINE)

@@ -8,7 +8,7 @@ from guerdon.reward import types
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.wire.convert import check_id, duration, prompt, tokens
+from guerdon.serving.wire.convert import check_id, duration, field_values, prompt, tokens
 from guerdon.v1 import common_pb2, reward_pb2
 
 MIXED_FORMS = "a prompt of token ids needs responses of token ids, and no other prompt takes them"
@@ -162,33 +162,15 @@ def model_info(
     info: types.ModelInfo, *, current: bool, aliases: tuple[str, ...]
 ) -> reward_pb2.ModelInfo:
     """A loaded revision."""
-    return reward_pb2.ModelInfo(
-        name=info.name,
-        revision=info.revision,
-        current=current,
-        aliases=aliases,
-        kind=_KINDS[info.kind],
-        architecture=info.architecture,
-        base_model=info.base_model,
-        max_tokens=info.max_tokens,
-        dtype=info.dtype,
-        device=info.device,
-        compute_mode=_MODES[info.compute_mode],
-        compute_mode_reason=info.compute_mode_reason,
-        probe_max_difference=info.probe_max_difference,
-        chat_template_hash=info.chat_template_hash,
-        mean=info.mean,
-        std=info.std,
-        attributes=[
+    other = {
+        "kind": _KINDS[info.kind],
+        "compute_mode": _MODES[info.compute_mode],
+        "attributes": [
             reward_pb2.AttributeInfo(name=a.name, weight=a.weight) for a in info.attributes
         ],
-        members=info.members,
-        aggregation=info.aggregation,
-        step_aggregation=info.step_aggregation,
-        parameters=info.parameters,
-        template_drops=[_DROPPED[part] for part in info.template_drops],
-        vocab_hash=info.vocab_hash,
-    )
+        "template_drops": [_DROPPED[part] for part in info.template_drops],
+    }
+    return reward_pb2.ModelInfo(current=current, aliases=aliases, **field_values(info) | other)
 
 
 def item_scores(items: Sequence[types.ScoreItem], scored: Scored) -> list[reward_pb2.ItemScores]:

@@ -25,7 +25,7 @@ from guerdon.serving.http.schemas import (
     TokenIdsBody,
     prompt_of,
 )
-from guerdon.serving.wire.convert import check_id
+from guerdon.serving.wire.convert import check_id, field_values
 
 
 def _response_form(value: Any) -> str:
@@ -266,21 +266,14 @@ def _response(body: str | TokenIdsBody, field: str, is_tokens: bool) -> types.Re
 
 def score_reply(score: types.ResponseScore, info: types.ModelInfo) -> ScoreReply:
     """What a model says of one response."""
-    return ScoreReply(
-        score=score.score,
-        steps=[StepReply(score=s.score, token_index=s.token_index) for s in score.steps],
-        attributes=[
-            AttributeReply(name=a.name, value=v)
+    other = {
+        "steps": [field_values(step) for step in score.steps],
+        "attributes": [
+            {"name": a.name, "value": v}
             for a, v in zip(info.attributes, score.attributes, strict=False)
         ],
-        members=list(score.members),
-        spread=score.spread,
-        token_count=score.token_count,
-        reused_tokens=score.reused_tokens,
-        truncated_tokens=score.truncated_tokens,
-        dropped=list(score.dropped),
-        tokens_hash=score.tokens_hash,
-    )
+    }
+    return ScoreReply(**field_values(score) | other)
 
 
 def info_reply(scored: Scored) -> InfoReply:
@@ -310,28 +303,9 @@ def timing_reply(scored: Scored, total: float) -> TimingReply:
 
 def model_reply(info: types.ModelInfo, *, current: bool, aliases: tuple[str, ...]) -> ModelReply:
     """A loaded revision."""
-    return ModelReply(
-        name=info.name,
-        revision=info.revision,
-        current=current,
-        aliases=list(aliases),
-        kind=info.kind.value,
-        architecture=info.architecture,
-        base_model=info.base_model,
-        max_tokens=info.max_tokens,
-        dtype=info.dtype,
-        device=info.device,
-        compute_mode=info.compute_mode.value,
-        compute_mode_reason=info.compute_mode_reason,
-        probe_max_difference=info.probe_max_difference,
-        chat_template_hash=info.chat_template_hash,
-        mean=info.mean,
-        std=info.std,
-        attributes={a.name: a.weight for a in info.attributes},
-        members=list(info.members),
-        aggregation=info.aggregation,
-        step_aggregation=info.step_aggregation,
-        parameters=info.parameters,
-        template_drops=list(info.template_drops),
-        vocab_hash=info.vocab_hash,
-    )
+    other = {
+        "kind": info.kind.value,
+        "compute_mode": info.compute_mode.value,
+        "attributes": {a.name: a.weight for a in info.attributes},
+    }
+    return ModelReply(current=current, aliases=list(aliases), **field_values(info) | other)

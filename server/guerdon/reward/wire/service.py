@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from guerdon.reward.call_metrics import CallMetrics, ScoringCall
+from guerdon.reward.call_metrics import ScoringCall, ScoringCalls
 from guerdon.reward.models.registry import Registry
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored, Scorer
@@ -12,7 +12,6 @@ from guerdon.reward.types import PriorityClass, ScoreItem
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.stream import ScoreStreamCall
 from guerdon.serving.access.identity import Role
-from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.wire.handlers import Context, M, deadline_of, decode
 from guerdon.v1 import reward_pb2
 
@@ -34,22 +33,20 @@ class RewardService:
         self,
         scorer: Scorer,
         registry: Registry,
-        lifecycle: Lifecycle,
-        calls: CallMetrics,
+        calls: ScoringCalls,
         limits: RequestLimits,
         *,
         stream_items: int,
     ) -> None:
         self._scorer = scorer
         self._registry = registry
-        self._lifecycle = lifecycle
         self._calls = calls
         self._limits = limits
         self._stream_items = stream_items
 
     async def Score(self, data: bytes, context: Context) -> reward_pb2.ScoreResponse:
         """Score items; one at fault fails the call."""
-        with self._calls.track("Score", deadline_of(context)) as call, self._lifecycle.admit():
+        with self._calls.serve("Score", deadline_of(context)) as call:
             request = await self._decode(reward_pb2.ScoreRequest, data)
             options = convert.options(request.options)
             call.asks(request.model, options.priority)
@@ -61,7 +58,7 @@ class RewardService:
 
     async def Rank(self, data: bytes, context: Context) -> reward_pb2.RankResponse:
         """Order candidates, best first; ties stay in the order of the request."""
-        with self._calls.track("Rank", deadline_of(context)) as call, self._lifecycle.admit():
+        with self._calls.serve("Rank", deadline_of(context)) as call:
             request = await self._decode(reward_pb2.RankRequest, data)
             options = convert.options(request.options)
             call.asks(request.model, options.priority)
@@ -76,7 +73,6 @@ class RewardService:
         stream = ScoreStreamCall(
             context,
             self._scorer,
-            self._lifecycle,
             self._calls,
             self._limits,
             deadline=deadline_of(context),
@@ -90,7 +86,7 @@ class RewardService:
 
     async def ListModels(self, data: bytes, context: Context) -> reward_pb2.ListModelsResponse:
         """Every loaded revision."""
-        with self._calls.track("ListModels", deadline_of(context)), self._lifecycle.admit():
+        with self._calls.serve("ListModels", deadline_of(context)):
             decode(reward_pb2.ListModelsRequest, data)
             return reward_pb2.ListModelsResponse(
                 models=[
@@ -101,7 +97,7 @@ class RewardService:
 
     async def GetModel(self, data: bytes, context: Context) -> reward_pb2.GetModelResponse:
         """One loaded revision."""
-        with self._calls.track("GetModel", deadline_of(context)) as call, self._lifecycle.admit():
+        with self._calls.serve("GetModel", deadline_of(context)) as call:
             request = decode(reward_pb2.GetModelRequest, data)
             call.asks(request.model, PriorityClass.ONLINE)
             revision = self._registry.resolve(request.model)

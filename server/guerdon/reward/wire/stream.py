@@ -13,15 +13,14 @@ from typing import cast
 
 import grpc
 
-from guerdon.reward.call_metrics import CallMetrics, ScoringCall
+from guerdon.reward.call_metrics import ScoringCall, ScoringCalls
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scorer, in_item
 from guerdon.reward.wire import convert
 from guerdon.serving.errors import Cancelled, DeadlinePassed, InvalidRequest, Unavailable
-from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.status import describe
 from guerdon.serving.wire.convert import check_id, timeout
-from guerdon.serving.wire.handlers import Context, decode
+from guerdon.serving.wire.handlers import Context, decode, send
 from guerdon.v1 import reward_pb2
 
 
@@ -37,8 +36,7 @@ class ScoreStreamCall:
         self,
         context: Context,
         scorer: Scorer,
-        lifecycle: Lifecycle,
-        calls: CallMetrics,
+        calls: ScoringCalls,
         limits: RequestLimits,
         *,
         deadline: float | None,
@@ -46,7 +44,7 @@ class ScoreStreamCall:
     ) -> None:
         self._context = context
         self._scorer = scorer
-        self._lifecycle = lifecycle
+        self._lifecycle = calls.lifecycle
         self._calls = calls
         self._limits = limits
         self._deadline = deadline
@@ -102,7 +100,7 @@ class ScoreStreamCall:
         reply = reward_pb2.ScoreStreamResponse()
         held = ""
         try:
-            with self._calls.track("ScoreStream", self._deadline) as call, self._lifecycle.admit():
+            with self._calls.serve("ScoreStream", self._deadline) as call:
                 call.arrival = arrival
                 request = await self._scorer.off_loop(
                     len(data), decode, reward_pb2.ScoreStreamRequest, data
@@ -115,10 +113,7 @@ class ScoreStreamCall:
         finally:
             self._ids.discard(held)
         async with self._writing:
-            try:
-                await self._context.write(reply)
-            except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
-                raise Cancelled("the caller has left") from error
+            await send(self._context, reply)
         self._room.release()
 
     def _hold(self, request_id: str) -> str:

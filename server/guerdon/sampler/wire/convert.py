@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn
 from guerdon.sampler.types import FinishReason, GenerateItem, GenerateRequest, SamplingOptions
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.wire.convert import check_count, prompt
+from guerdon.serving.wire.convert import check_count, field_values, prompt
 from guerdon.v1 import policy_pb2
 
 
@@ -55,18 +57,22 @@ _REASONS = {
 
 def response(drawn: Drawn) -> policy_pb2.GenerateResponse:
     """A completion as a message."""
-    completion = drawn.completion
     return policy_pb2.GenerateResponse(
-        item=drawn.item,
-        id=drawn.id,
-        sample=completion.index,
-        token_ids=completion.token_ids.tolist(),
-        logprobs=completion.logprobs.tolist(),
-        finish_reason=_REASONS[completion.finish_reason],
-        spans=[
-            policy_pb2.VersionSpan(version=span.version, start=span.start, end=span.end)
-            for span in completion.spans
-        ],
+        finish_reason=_REASONS[drawn.completion.finish_reason],
         text=drawn.text,
-        prompt_token_ids=drawn.prompt.tolist(),
+        **completion_fields(drawn),
     )
+
+
+def completion_fields(drawn: Drawn) -> dict[str, Any]:
+    """The fields of a completion that are the same in a message and in JSON."""
+    completion = drawn.completion
+    return {
+        "item": drawn.item,
+        "id": drawn.id,
+        "sample": completion.index,
+        "token_ids": completion.token_ids.tolist(),
+        "logprobs": completion.logprobs.tolist(),
+        "spans": [field_values(span) for span in completion.spans],
+        "prompt_token_ids": drawn.prompt.tolist(),
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -10,7 +9,7 @@ from pydantic import BaseModel, Field
 from guerdon.sampler import types
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn
-from guerdon.sampler.status import PolicyStatus
+from guerdon.sampler.wire.convert import completion_fields
 from guerdon.serving.http.schemas import (
     MAX_UINT32,
     MAX_UINT64,
@@ -21,6 +20,7 @@ from guerdon.serving.http.schemas import (
     prompt_of,
 )
 from guerdon.serving.wire.convert import check_count
+from guerdon.v1 import policy_pb2
 
 
 class ItemBody(Body):
@@ -142,21 +142,18 @@ class PolicyReply(BaseModel):
 
 def completion_reply(drawn: Drawn, *, text: bool) -> CompletionReply:
     """A completion."""
-    completion = drawn.completion
     return CompletionReply(
-        item=drawn.item,
-        id=drawn.id,
-        sample=completion.index,
-        token_ids=completion.token_ids.tolist(),
-        logprobs=completion.logprobs.tolist(),
-        finish_reason=completion.finish_reason.value,
-        spans=[SpanReply(version=s.version, start=s.start, end=s.end) for s in completion.spans],
+        finish_reason=drawn.completion.finish_reason.value,
         text=drawn.text if text else None,
-        prompt_token_ids=drawn.prompt.tolist(),
+        **completion_fields(drawn),
     )
 
 
-def policy_reply(policy: PolicyStatus) -> PolicyReply:
+def policy_reply(message: policy_pb2.GetPolicyResponse) -> PolicyReply:
     """The status as JSON."""
-    fields = dataclasses.asdict(policy)
-    return PolicyReply(**{**fields, "weight_sha256": policy.weight_sha256.hex()})
+    fields = {name: getattr(message, name) for name in PolicyReply.model_fields}
+    fields |= {
+        "weight_sha256": message.weight_sha256.hex(),
+        "eos_token_ids": list(message.eos_token_ids),
+    }
+    return PolicyReply(**fields)

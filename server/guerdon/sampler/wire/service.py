@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
 from collections.abc import Mapping
 
-import grpc
-
-from guerdon.sampler.call_metrics import CallMetrics
+from guerdon.sampler.call_metrics import SamplerCalls
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn, Sampler
-from guerdon.sampler.status import StatusReader
 from guerdon.sampler.types import GenerateRequest
 from guerdon.sampler.wire import convert
+from guerdon.sampler.wire.status import StatusReader
 from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.access.identity import Role
-from guerdon.serving.errors import Cancelled
-from guerdon.serving.process.lifecycle import Lifecycle
-from guerdon.serving.wire.handlers import Context, deadline_of, decode
+from guerdon.serving.wire.handlers import Context, deadline_of, decode, send
 from guerdon.v1 import policy_pb2
 
 SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
@@ -38,14 +32,12 @@ class PolicyService:
         sampler: Sampler,
         updates: Updates,
         status: StatusReader,
-        lifecycle: Lifecycle,
-        calls: CallMetrics,
+        calls: SamplerCalls,
         limits: RequestLimits,
     ) -> None:
         self._sampler = sampler
         self._updates = updates
         self._status = status
-        self._lifecycle = lifecycle
         self._calls = calls
         self._limits = limits
 
@@ -53,12 +45,9 @@ class PolicyService:
         """Write each completion as it ends; returning says that all have come."""
 
         async def write(drawn: Drawn) -> None:
-            try:
-                await context.write(convert.response(drawn))
-            except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
-                raise Cancelled("the caller has left") from error
+            await send(context, convert.response(drawn))
 
-        with self._calls.track("Generate", deadline_of(context)) as call, self._lifecycle.admit():
+        with self._calls.serve("Generate", deadline_of(context)) as call:
             request = await self._sampler.off_loop(len(data), self._read, data)
             await self._sampler.draw(call, request, write)
 
@@ -68,11 +57,11 @@ class PolicyService:
     async def UpdateWeights(self, context: Context) -> policy_pb2.UpdateWeightsResponse:
         """Take new weights; returning says that they serve."""
         deadline = deadline_of(context)
-        with self._calls.track("UpdateWeights", deadline) as call, self._lifecycle.admit():
+        with self._calls.serve("UpdateWeights", deadline) as call:
             return await self._updates.take(context, call)
 
     async def GetPolicy(self, data: bytes, context: Context) -> policy_pb2.GetPolicyResponse:
         """What is served, and the load."""
-        with self._calls.track("GetPolicy", deadline_of(context)), self._lifecycle.admit():
+        with self._calls.serve("GetPolicy", deadline_of(context)):
             decode(policy_pb2.GetPolicyRequest, data)
-            return policy_pb2.GetPolicyResponse(**dataclasses.asdict(self._status.read()))
+            return self._status.read()

@@ -6,10 +6,9 @@ Every service gets `/healthz`, `/readyz`, `/metrics`, `/openapi.json` and `/docs
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -18,13 +17,11 @@ from starlette.exceptions import HTTPException
 
 from guerdon.serving.access.door import Door
 from guerdon.serving.access.identity import Role
-from guerdon.serving.errors import Cancelled, InvalidRequest, ServiceError
+from guerdon.serving.errors import InvalidRequest, ServiceError
 from guerdon.serving.http.bodies import Bodies
 from guerdon.serving.metrics import exposition
 from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.status import describe
-
-R = TypeVar("R")
 
 _DOCS_PAGE = Path(__file__).with_name("docs.html")
 
@@ -127,24 +124,6 @@ def error_response(error: BaseException) -> JSONResponse:
 
 async def _on_error(_request: Request, error: Exception) -> Response:
     return error_response(error)
-
-
-async def while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
-    """Do the work of a request whose body is read, unless the caller leaves: that cancels it.
-
-    Raises:
-        Cancelled: the caller has left.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(request.receive())  # the body is read: only a disconnect comes
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Cancelled("the caller has left")
-        return working.result()
-    finally:
-        leaving.cancel()
-        working.cancel()
 
 
 async def _on_http_exception(_request: Request, error: Exception) -> Response:

@@ -1,21 +1,14 @@
-"""HTTP requests before a route sees them: who may come in, and how bodies are read and parsed.
+"""HTTP requests before a route sees them: who may come in, and how bodies are read.
 
 A request is refused from its headers alone, before its body is read. Bodies are bounded in
-size, in time, and all together; they are parsed and checked in a thread, for JSON can hold
-the event loop up, which gRPC and the health checks share.
+size, in time, and all together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
 
-from fastapi import Request, Response
-from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,8 +25,6 @@ from guerdon.serving.errors import (
 )
 from guerdon.serving.status import describe
 
-B = TypeVar("B", bound=BaseModel)
-
 BODY_SECONDS = 60.0
 """Seconds that a whole body may take."""
 DISCARD_SECONDS = 10.0
@@ -42,12 +33,11 @@ DISCARD_PAUSE = 0.05
 """Seconds between two reads of them: strangers who send all they can get little of the loop."""
 HELD_BODIES = 16
 """Bodies of the largest size that are in memory at a time; beyond, requests are shed."""
-MAX_PARTS = 100_000
-"""Most lists and objects in a body: each takes a hundred times the memory of its brackets."""
-MAX_KEYS = 32
-"""Most keys of an object: no body has so many fields, and each unknown one makes an error."""
 
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
+
+def method_name(path: str) -> str:
+    """What metrics and logs call the method of a path."""
+    return f"http_{path.rpartition('/')[2]}"
 
 
 class Bodies:
@@ -87,7 +77,7 @@ class Bodies:
             return
         except ServiceError as error:
             status = describe(error)
-            method = f"http_{scope['path'].rpartition('/')[2]}"
+            method = method_name(scope["path"])
             self._door.refused.labels(method, status.code.name).inc()
             if isinstance(error, Unauthenticated | PermissionDenied):
                 audit.refused(method, (scope.get("client") or ("",))[0], status.code.name)
@@ -217,89 +207,3 @@ class _Body:
 
 def _refusal(code: int, name: str, message: str) -> JSONResponse:
     return JSONResponse({"error": {"code": name, "message": message}}, code)
-
-
-def body_route(parse: Callable[[Request, Any], Awaitable[Any]]) -> type[APIRoute]:
-    """A class of routes whose JSON bodies are parsed by `parse`, given the request and the model.
-
-    FastAPI describes such a route as any other, and would parse on the event loop.
-    """
-
-    class BodyRoute(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Any]:
-            if self.body_field is None:
-                return super().get_route_handler()
-            model, endpoint = self.body_field.field_info.annotation, self.endpoint
-
-            async def handle(request: Request) -> Response:
-                response: Response = await endpoint(request, await parse(request, model))
-                return response
-
-            return handle
-
-    return BodyRoute
-
-
-def parse_body(kind: type[B], data: bytes, content_type: str, check: Callable[[Any], None]) -> B:
-    """A body as its model.
-
-    Args:
-        check: looks at the parsed JSON before the model does: bounds on how much there is.
-
-    Raises:
-        InvalidRequest: names the first field at fault.
-    """
-    media = content_type.partition(";")[0].strip().lower()
-    if media != "application/json" and not re.fullmatch(r"application/[\w.+-]+\+json", media):
-        raise InvalidRequest("body", "must be JSON, with the content-type application/json")
-    if not data:
-        raise InvalidRequest("body", "is required")
-    _check_parts(data)
-    try:
-        value = json.loads(data, object_hook=_check_keys)
-    except json.JSONDecodeError as error:
-        raise InvalidRequest("body", f"is not valid JSON: {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, a number without end, too deep
-        raise InvalidRequest("body", "cannot be parsed as JSON") from error
-    check(value)
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise _first_fault(error) from None
-
-
-def _check_parts(data: bytes) -> None:
-    """Refuse a body with too many lists and objects; brackets in strings are text."""
-    if data.count(b"[") + data.count(b"{") > MAX_PARTS:
-        data = _STRING.sub(b"", data)
-        if data.count(b"[") + data.count(b"{") > MAX_PARTS:
-            raise InvalidRequest("body", f"holds more than {MAX_PARTS} lists and objects")
-
-
-def _check_keys(value: dict[str, Any]) -> dict[str, Any]:
-    if len(value) > MAX_KEYS:
-        raise InvalidRequest("body", f"has an object with more than {MAX_KEYS} fields")
-    return value
-
-
-def _first_fault(error: ValidationError) -> InvalidRequest:
-    """The first fault that pydantic found, as the path of a field and a sentence."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    reasons = {"extra_forbidden": "is not a known field", "missing": "is required"}
-    message = str(first["msg"]).removeprefix("Value error, ")
-    reason = reasons.get(first["type"], message[:1].lower() + message[1:])
-    return InvalidRequest(_path(first["loc"]), reason)
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    """`("items", 0, "prompt", "@text")` as `items[0].prompt`.
-
-    Parts that begin with @ are tags of unions, no fields.
-    """
-    path = ""
-    for part in location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif not part.startswith("@"):
-            path += f".{part}" if path else part
-    return path or "body"

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from guerdon.serving.deadlines import MAX_TIMEOUT
 from guerdon.serving.prompts import MAX_TOKEN_ID, FormattedText, Message, Prompt
+from guerdon.serving.waiting import MAX_TIMEOUT
 
 
 class Body(BaseModel):

@@ -23,8 +23,7 @@ from guerdon.serving.errors import EngineDied
 from guerdon.serving.http.app import new_app, new_operations_app
 from guerdon.serving.metrics import ServiceMetrics, new_registry
 from guerdon.serving.process.lifecycle import Lifecycle
-from guerdon.serving.process.listening import Listener
-from guerdon.serving.process.ports import Ports
+from guerdon.serving.process.listening import Listener, Ports
 from guerdon.serving.process.reloading import new_reloads
 
 P = TypeVar("P", bound=Ports)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 
-from guerdon.serving.deadlines import MAX_TIMEOUT
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.prompts import MAX_TOKEN_ID, FormattedText, Message, Prompt, TokenArray
+from guerdon.serving.waiting import MAX_TIMEOUT
 from guerdon.v1 import common_pb2
 
 _CHUNK = 16_384
@@ -67,6 +70,11 @@ def check_count(field: str, count: int, most: int) -> None:
     """Refuse more of something than a request may hold."""
     if count > most:
         raise InvalidRequest(field, f"there are {count}, the limit is {most}")
+
+
+def field_values(record: Any) -> dict[str, Any]:
+    """The fields of a record by name, for a message that has them too."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
 def duration(seconds: float) -> Duration:

@@ -23,8 +23,8 @@ from guerdon.serving.access import audit
 from guerdon.serving.access.callers import Callers
 from guerdon.serving.access.door import Door, authorization_header, guarded
 from guerdon.serving.access.identity import Role, current_caller, set_caller
-from guerdon.serving.deadlines import MAX_TIMEOUT
-from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.errors import Cancelled, InvalidRequest
+from guerdon.serving.waiting import MAX_TIMEOUT
 from guerdon.serving.wire.fields import MAX_FIELDS, TooManyFields, Walk
 
 M = TypeVar("M", bound=Message)
@@ -131,6 +131,18 @@ def _audited(method: str, role: Role | None, context: Context) -> Iterator[None]
         raise
     finally:
         audit.administered(method, current_caller(), context.peer(), code)
+
+
+async def send(context: Context, message: Message) -> None:
+    """Write a reply to a stream.
+
+    Raises:
+        Cancelled: the caller has left.
+    """
+    try:
+        await context.write(message)
+    except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
+        raise Cancelled("the caller has left") from error
 
 
 def _guard(
