@@ -23,8 +23,7 @@ from deploy.demo.policy import TASKS
 from deploy.demo.reward import DATA
 from tests.support.command import read_rows
 
-from guerdon.cli.settings_options import field_types
-from guerdon.trainer.common import settings_io
+from guerdon.cli.settings import build, field_types
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.fine_tune.settings import DPOSettings, ORPOSettings, SFTSettings
 from guerdon.trainer.reward.settings import RewardSettings
@@ -75,7 +74,7 @@ def settings_of(stage: Stage) -> Any:
         elif "int" in text:
             value = int(word)
         values[name] = (value,) if "tuple" in text else value
-    return settings_io.build(kind, values)
+    return build(kind, values)
 
 
 @pytest.mark.parametrize("budget", sorted(BUDGETS))

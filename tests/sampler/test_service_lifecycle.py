@@ -23,10 +23,10 @@ from tests.support.sampler_service import (
     update,
 )
 
+from guerdon.cli.settings import SettingsError
 from guerdon.sampler.app import SamplerServer
 from guerdon.sampler.config import load_config
 from guerdon.serving.errors import CheckpointRefused, EngineDied
-from guerdon.serving.settings import SettingsError
 from guerdon.v1 import policy_pb2, policy_pb2_grpc
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

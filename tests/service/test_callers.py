@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from guerdon.cli.settings import SettingsError
 from guerdon.reward.config import ServeConfig, load_config
 from guerdon.serving.access.callers import (
     Callers,
@@ -20,7 +21,6 @@ from guerdon.serving.access.callers import (
 )
 from guerdon.serving.access.identity import Caller, Role
 from guerdon.serving.errors import PermissionDenied, Unauthenticated
-from guerdon.serving.settings import SettingsError
 from guerdon.v1 import common_pb2, reward_pb2
 
 from .conftest import start_server, until

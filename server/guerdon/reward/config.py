@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from guerdon.cli.settings import SettingsError, load
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.serving.access.credentials import is_loopback
-from guerdon.serving.config import ServerSettings, load_settings
-from guerdon.serving.settings import SettingsError
+from guerdon.serving.config import ServerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,4 +87,4 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> ServeConfig:
     Raises:
         SettingsError: a key is unknown or a value cannot be.
     """
-    return load_settings(ServeConfig, file, flags, merged=("models", "aliases"))
+    return load(ServeConfig, file, flags, merged=("models", "aliases"))

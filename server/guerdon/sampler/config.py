@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from guerdon.cli.settings import SettingsError, load
 from guerdon.sampler.engine.settings import EngineSettings
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.serving.access.credentials import is_loopback
-from guerdon.serving.config import MIB, ServerSettings, load_settings
-from guerdon.serving.settings import SettingsError
+from guerdon.serving.config import MIB, ServerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> SamplerConfig:
     Raises:
         SettingsError: a key is unknown, a value cannot be, or no model is named.
     """
-    config = load_settings(SamplerConfig, file, flags)
+    config = load(SamplerConfig, file, flags)
     if not config.model:
         raise SettingsError("no policy to serve: give --model with a folder or a name")
     return config

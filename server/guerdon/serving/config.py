@@ -7,13 +7,10 @@ hold both.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from guerdon.serving.access.credentials import TLSFiles
-from guerdon.serving.settings import SettingsError, build, read_toml
 
 MIB = 1024 * 1024
 
@@ -115,31 +112,3 @@ class ServerSettings:
         return TLSFiles(
             certificate=self.tls_certificate, key=self.tls_key, client_ca=self.tls_client_ca
         )
-
-
-S = TypeVar("S", bound=ServerSettings)
-
-
-def load_settings(
-    kind: type[S], file: Path | None, flags: Mapping[str, Any], *, merged: Collection[str] = ()
-) -> S:
-    """The settings of a file, with flags on top.
-
-    Args:
-        flags: by the setting's name, `engine.dtype` for one in a table; None, and an empty list,
-            mean not given.
-        merged: tables of which a flag replaces entries of the same name only.
-
-    Raises:
-        SettingsError: a key is unknown or a value cannot be.
-    """
-    values = read_toml(file) if file is not None else {}
-    for name, value in flags.items():
-        if value is None or value == []:
-            continue
-        table, _, key = name.rpartition(".")
-        target = values.setdefault(table, {}) if table else values
-        if not isinstance(target, dict):
-            raise SettingsError(f"{table} must be a table")
-        target[key] = {**target.get(key, {}), **value} if key in merged else value
-    return build(kind, values)

@@ -27,7 +27,7 @@ def server_options(
 ) -> Callable[[Callable[..., None]], Any]:
     """A decorator that gives a server's command the options of its settings, after its own.
 
-    The command gets what was given as its first argument, a dict as `load_settings` takes it.
+    The command gets what was given as its first argument, a dict as the settings' `load` takes it.
 
     Args:
         panels: heading of the help to settings; see `setting_options`.

@@ -119,10 +119,10 @@ class ProcessGroup:
         Raises:
             TrainingError: the first that any process raised; the others raise `SaidElsewhere`.
         """
-        mine: TrainingError | None = None
+        mine: TrainingError | SettingsError | None = None
         try:
             yield
-        except TrainingError as error:
+        except (TrainingError, SettingsError) as error:
             mine = error
         found = self.all_gather(None if mine is None else str(mine))
         speaker = next((i for i, text in enumerate(found) if text is not None), None)
@@ -145,7 +145,7 @@ class ProcessGroup:
                 yield
         except ProcessGone:  # perhaps the first
             raise
-        except TrainingError as error:
+        except (TrainingError, SettingsError) as error:
             if self.main:
                 raise
             raise SaidElsewhere(str(error)) from error

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.common import settings_io
+from guerdon.cli.settings import to_toml, without_retired
 from guerdon.trainer.common.errors import OutputError
 
 SETTINGS = "config.toml"
@@ -99,7 +99,7 @@ class RunFolder:
             if self._overwrite and self.path.is_dir():
                 self._clear()
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / SETTINGS, settings_io.to_toml(self._settings))
+            write_whole(self.path / SETTINGS, to_toml(self._settings))
         except OSError as error:
             raise OutputError(f"can't write to {self.path}: {error}") from error
 
@@ -115,8 +115,8 @@ class RunFolder:
             before = tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise OutputError(f"nothing to resume in {self.path}: {error}") from error
-        before = settings_io.without_retired(type(self._settings), before)
-        now = tomllib.loads(settings_io.to_toml(self._settings))
+        before = without_retired(type(self._settings), before)
+        now = tomllib.loads(to_toml(self._settings))
         for key in sorted((before.keys() | now.keys()) - self.may_change):
             if before.get(key) != now.get(key):
                 raise OutputError(

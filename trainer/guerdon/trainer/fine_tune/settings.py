@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from guerdon.cli.settings import refuse_idle
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.common.settings_io import refuse_idle
 from guerdon.trainer.common.trl.settings import FineTuneSettings
 
 

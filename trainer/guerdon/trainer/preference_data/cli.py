@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
+from guerdon.cli.settings import load
 from guerdon.cli.settings_options import add_settings
-from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors
 from guerdon.trainer.preference_data.settings import PairsSettings
@@ -50,7 +50,7 @@ def pairs(
     comes: --resume goes on, and may pick otherwise of what is there.
     """
     with plain_errors():
-        settings = settings_io.load(PairsSettings, config, given)
+        settings = load(PairsSettings, config, given)
         _run(settings, resume=resume, overwrite=overwrite)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from guerdon.trainer.common import settings_io
+from guerdon.cli.settings import build, given, typed
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.trl.settings import FineTuneSettings
 
@@ -153,8 +153,8 @@ def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> RewardMo
         SettingsError: the file can't be read, a key or a value is wrong, or a key belongs to
             another objective.
     """
-    values = settings_io.given(config, overrides)
-    name = settings_io.typed("objective", values.get("objective", "preference"), Objective)
+    values = given(config, overrides)
+    name = typed("objective", values.get("objective", "preference"), Objective)
     kind = OBJECTIVES[name]
     for key in values:
         owners = [other for other, owner in OBJECTIVES.items() if key in _fields(owner)]
@@ -162,7 +162,7 @@ def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> RewardMo
             raise SettingsError(
                 f"{key} is a setting of --objective {owners[0]}, and this is {name}"
             )
-    return settings_io.build(kind, values)
+    return build(kind, values)
 
 
 def _fields(kind: type[RewardModelSettings]) -> set[str]:

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from guerdon.cli.settings import refuse_idle
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.common.settings_io import refuse_idle
 
 SERVICES = ("patience", "request_timeout", "token_file", "tls", "tls_ca")
 """The settings that say how services are reached: a resumed run may have other values."""

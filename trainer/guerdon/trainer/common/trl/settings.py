@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from guerdon.cli.settings import refuse_idle
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.processes import settle_dtype
-from guerdon.trainer.common.settings_io import refuse_idle
 
 
 @dataclass(frozen=True, kw_only=True)
