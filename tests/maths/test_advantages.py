@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.maths.ranks import together
-from tests.maths.tokens import ALONE, Tokens, wild
+from tests.maths.ranks import ALONE, together
+from tests.maths.tokens import Tokens, wild
 from torch import Tensor
 
 from guerdon.trainer.rl.learner.advantages import (

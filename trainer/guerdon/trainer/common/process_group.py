@@ -84,6 +84,17 @@ class ProcessGroup:
             dist.all_gather_object(found, value)
         return found
 
+    def from_main(self, value: T) -> T:
+        """What the first process has; all of them must ask. Blocks."""
+        if self.world_size == 1:
+            return value
+        import torch.distributed as dist
+
+        found = [value]
+        with _meeting():
+            dist.broadcast_object_list(found, src=0, device=self.device())
+        return found[0]
+
     def any_rank(self, mine: bool) -> bool:
         """Whether it is so in at least one process; all of them must ask. Blocks."""
         if self.world_size == 1:

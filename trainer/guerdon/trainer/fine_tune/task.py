@@ -18,9 +18,9 @@ from guerdon.trainer.common.measuring.measures import numbered
 from guerdon.trainer.common.models.language_model import check_lora, load_lm, lora_config
 from guerdon.trainer.common.models.memory import PER_LOGIT, MemoryEstimate, measure, show_memory
 from guerdon.trainer.common.processes import launched
+from guerdon.trainer.common.progress import Bar
 from guerdon.trainer.common.run_folder import write_whole
 from guerdon.trainer.common.timed_phase import rounded, timed_phase
-from guerdon.trainer.common.trl.callbacks import counted
 from guerdon.trainer.common.trl.completions import BATCH_TOKENS
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
 from guerdon.trainer.common.trl.task import FineTuneTask, TrainingOutcome
@@ -207,8 +207,8 @@ class PolicyTask(FineTuneTask[Found, TunedPolicyFolder]):
 
     def _with_bar(self, model: Any, dtype: str, words: str) -> Found:
         sequences = len(self.inputs.eval.rows) * self.sequences
-        with counted(self.console, words, sequences) as progress:
-            return self.likelihoods(model, dtype, progress)
+        with Bar(self.console, words, sequences, transient=True) as bar:
+            return self.likelihoods(model, dtype, lambda done: bar.advance(bar.task_ids[0], done))
 
     # The result
 

@@ -323,7 +323,7 @@ class Run:
         self._log.add(row)
         assert self.trackers is not None
         self.trackers.log(self._log.rows[-1])
-        self._shown.update(self._log.rows[-1])
+        self._shown.add(self._log.rows[-1])
 
     def _warn(self, text: str) -> None:
         """Say it, once in a run."""

@@ -100,7 +100,7 @@ class Shape:
 
     @torch.no_grad()
     def canaries(
-        self, lm: Any, tensors: Mapping[str, Tensor], sequences: Sequence[Ints], ranks: Any
+        self, lm: Any, tensors: Mapping[str, Tensor], sequences: Sequence[Ints]
     ) -> list[Canary]:
         """Log-probabilities at temperature 1, by plain `transformers` with the published weights.
 
@@ -108,7 +108,7 @@ class Shape:
         is compared with the sampler is the very weights that are sent to it. They are computed in
         float32, whatever they are rounded to: that halves the difference to a sampler in bfloat16.
         """
-        if not sequences or not tensors or ranks.index:
+        if not sequences or not tensors:
             return []
         device = next(iter(tensors.values())).device
         model = _skeleton(lm)

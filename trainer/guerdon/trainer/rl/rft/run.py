@@ -193,7 +193,7 @@ class RFTRun:
                 if not shown:
                     shown.append(stack.enter_context(Progress(self.console, steps, step - 1)))
                 tokens = before + row["sft_tokens"]  # TRL counts from the last start on
-                shown[0].update(self._logged({"step": step, **row, "sft_tokens": tokens}))
+                shown[0].add(self._logged({"step": step, **row, "sft_tokens": tokens}))
                 spend()
 
             steps = sft.fine_tune(
@@ -228,7 +228,7 @@ class RFTRun:
         self.samples.add(found.step, groups, kind)
         row = self._logged(found.metrics())
         with Progress(self.console, found.step) as shown:
-            shown.update(row)
+            shown.add(row)
         setattr(self.state, kind, found.tree())
         self.state.save()
 
