@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.support.sampler import RunningSampler, formula_sampler
+from tests.support.sampler import RunningServer, formula_sampler
 from tests.support.sampler_service import begin, item, request, update
 
 from guerdon.v1 import policy_pb2_grpc
@@ -28,7 +28,7 @@ from .support import (
 LIMIT = 24
 
 
-def work(sampler: RunningSampler, stop: threading.Event) -> None:
+def work(sampler: RunningServer, stop: threading.Event) -> None:
     """Calls of every sort, more than fit, and weights that change, until `stop`."""
     with grpc.insecure_channel(sampler.address) as channel:
         stub = policy_pb2_grpc.PolicyServiceStub(channel)

@@ -9,8 +9,8 @@ import pytest
 from tests.support.tiny import tiny_checkpoint
 
 from guerdon.cli.main import main
-from guerdon.cli.settings import load
 from guerdon.reward.config import load_config
+from guerdon.settings import load
 from guerdon.trainer.rl.settings import PPOSettings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

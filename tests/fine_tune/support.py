@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from guerdon.cli.settings import build
+from guerdon.settings import build
 from guerdon.trainer.common.trl.recipe import fine_tune
 from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 from guerdon.trainer.fine_tune.inputs import PolicyInputs

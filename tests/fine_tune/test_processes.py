@@ -14,7 +14,7 @@ from tests.support.command import read_rows
 from tests.trainer.toy import write_rows
 
 from guerdon.cli.main import main
-from guerdon.cli.settings import to_toml
+from guerdon.settings import to_toml
 from guerdon.trainer.fine_tune.settings import PolicySettings
 
 Toy = tuple[Path, Path]

@@ -15,7 +15,7 @@ from tests.support.command import read_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.cli.main import main
-from guerdon.cli.settings import field_types, to_toml
+from guerdon.settings import field_types, to_toml
 from guerdon.trainer.common.errors import DivergedError, OutputError
 from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 from guerdon.trainer.fine_tune.cli import PANELS

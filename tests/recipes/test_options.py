@@ -17,8 +17,8 @@ from tests.recipes.support import KINDS, NEEDED, REWARD, settings_of
 from typer.testing import CliRunner
 
 from guerdon.cli.main import main
-from guerdon.cli.settings import build, field_types, load, to_toml
 from guerdon.cli.settings_options import field_docs
+from guerdon.settings import build, field_types, load, to_toml
 from guerdon.trainer.cli import app
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.rl import cli

@@ -12,8 +12,8 @@ import pytest
 from deploy.demo import policy, processes, reward
 from deploy.demo.console import ROOT, DemoFailed, clip, relative, shorten
 
-from guerdon.cli.settings import field_types, typed
 from guerdon.data import read_jsonl
+from guerdon.settings import field_types, typed
 from guerdon.trainer.common.services.prompts import parse_row
 from guerdon.trainer.rl.settings import PPOSettings
 

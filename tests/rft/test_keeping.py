@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.rft.support import group_of, settings_of
 
-from guerdon.cli.settings import build, to_toml
+from guerdon.settings import build, to_toml
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.types import Group, Sample
 from guerdon.trainer.rl.learner.rejection import earned, keep

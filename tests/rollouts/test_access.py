@@ -19,7 +19,7 @@ from tests.support.sampler_service import start_sampler
 from tests.support.server import running_server
 from tests.support.tiny import tiny_checkpoint
 
-from guerdon.cli.settings import to_toml
+from guerdon.settings import to_toml
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.credentials import Credentials

@@ -24,7 +24,6 @@ from tests.support.formula_engine import MODEL, FormulaEngine
 from tests.support.sampler import running_sampler
 from tests.support.sampler_service import Harness, start_sampler
 
-from guerdon.cli.settings import SettingsError
 from guerdon.client import GuerdonError
 from guerdon.client.errors import FailedPrecondition
 from guerdon.client.policy import AsyncPolicyClient
@@ -36,6 +35,7 @@ from guerdon.sampler.engine.staging import StagedFile, StagingArea
 from guerdon.sampler.loading import load_policy
 from guerdon.sampler.types import NcclSource, PublishResult, WeightUpdate
 from guerdon.serving.errors import UpdateRefused
+from guerdon.settings import SettingsError
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.services.nccl import update_by_nccl
 from guerdon.trainer.common.services.weights import Weights

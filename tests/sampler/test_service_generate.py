@@ -14,13 +14,13 @@ from google.rpc import error_details_pb2
 from tests.support.formula_engine import END, MAX_TOKENS, VOCABULARY, length_of, token_of
 from tests.support.sampler_service import (
     Harness,
-    details,
     field_at_fault,
     item,
     request,
     start_sampler,
     until,
 )
+from tests.support.statuses import details
 from tests.support.tiny import CHATML, STEP, tiny_tokenizer
 
 from guerdon.sampler.tokenizer import CheckpointTokenizer

@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.support.formula_engine import FormulaEngine, WordTokenizer
 from tests.support.sampler_service import (
@@ -22,15 +21,14 @@ from tests.support.sampler_service import (
     until,
     update,
 )
+from tests.support.statuses import NOT_SERVING, SERVING, health, until_health
 
-from guerdon.cli.settings import SettingsError
 from guerdon.sampler.app import SamplerServer
 from guerdon.sampler.config import load_config
 from guerdon.serving.errors import CheckpointRefused, EngineDied
+from guerdon.settings import SettingsError
 from guerdon.v1 import policy_pb2, policy_pb2_grpc
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 NAMES = ("", "guerdon.v1.PolicyService")
 POLICY = policy_pb2.GetPolicyRequest()
 
@@ -39,17 +37,6 @@ POLICY = policy_pb2.GetPolicyRequest()
 async def served() -> Any:
     async with start_sampler() as harness:
         yield harness
-
-
-async def health(served: Harness, service: str = "") -> Any:
-    stub: Any = health_pb2_grpc.HealthStub(served.channel)
-    return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status
-
-
-async def until_health(served: Harness, service: str, value: Any) -> None:
-    """Wait until a service's health is so."""
-    while await health(served, service) != value:  # noqa: ASYNC110 - it asks the server
-        await asyncio.sleep(0.01)
 
 
 async def test_health_and_reflection(served: Harness) -> None:

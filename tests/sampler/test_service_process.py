@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from tests.support.sampler import RunningSampler, formula_sampler, sampler_command
+from tests.support.sampler import RunningServer, formula_sampler, sampler_command
 from tests.support.sampler_service import item, request, update
 
 from guerdon.v1 import policy_pb2, policy_pb2_grpc
@@ -25,13 +25,13 @@ def draw(address: str, *items: Any, **options: Any) -> list[policy_pb2.GenerateR
         return list(stub.Generate(request(*items, **options), timeout=60))
 
 
-def publish(sampler: RunningSampler, version: int) -> policy_pb2.UpdateWeightsResponse:
+def publish(sampler: RunningServer, version: int) -> policy_pb2.UpdateWeightsResponse:
     with grpc.insecure_channel(sampler.address) as channel:
         stub = policy_pb2_grpc.PolicyServiceStub(channel)
         return stub.UpdateWeights(update(version), timeout=30)
 
 
-def drawing(sampler: RunningSampler, calls: int) -> list[Future[Any]]:
+def drawing(sampler: RunningServer, calls: int) -> list[Future[Any]]:
     """Calls of four completions each, all of them in flight."""
     pool = ThreadPoolExecutor(calls)
     futures = [

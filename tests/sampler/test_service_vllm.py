@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.sampler import RunningSampler, running_sampler
+from tests.support.sampler import RunningServer, running_sampler
 from tests.support.sampler_service import item, request
 from tests.support.tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sampler(folder: Path) -> Iterator[RunningSampler]:
+def sampler(folder: Path) -> Iterator[RunningServer]:
     with running_sampler(folder, dtype="float32", threads=1, kv_cache_gib=1) as running:
         yield running
         assert running.stop() == 0
@@ -41,7 +41,7 @@ def sampler(folder: Path) -> Iterator[RunningSampler]:
 
 
 @pytest.fixture
-def policy(sampler: RunningSampler) -> Iterator[Any]:
+def policy(sampler: RunningServer) -> Iterator[Any]:
     with grpc.insecure_channel(sampler.address) as channel:
         yield policy_pb2_grpc.PolicyServiceStub(channel)
 

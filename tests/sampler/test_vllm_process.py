@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from tests.support.sampler import RunningSampler, running_sampler, sampler_command
+from tests.support.sampler import RunningServer, running_sampler, sampler_command
 
 from guerdon.client import GuerdonError, Retry, TokenIds
 from guerdon.client.policy import AsyncPolicyClient
@@ -65,13 +65,13 @@ def wait_gone(pids: dict[int, str]) -> None:
         time.sleep(0.1)
 
 
-def engine_processes(sampler: RunningSampler) -> dict[int, str]:
+def engine_processes(sampler: RunningServer) -> dict[int, str]:
     found = descendants(sampler.process.pid)
     assert any("VLLM" in name for name in found.values()), found
     return found
 
 
-async def drive(sampler: RunningSampler, folder: Path) -> None:
+async def drive(sampler: RunningServer, folder: Path) -> None:
     """Draw, publish, draw again."""
     plain = Plain(folder)
     new = drawn(load_file(folder / "model.safetensors"), seed=21)
@@ -94,7 +94,7 @@ async def drive(sampler: RunningSampler, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def samplers(tied_policy: Path) -> Iterator[list[RunningSampler]]:
+def samplers(tied_policy: Path) -> Iterator[list[RunningServer]]:
     """One for each test that ends it, started together: each takes its time alone."""
     contexts = [running_sampler(tied_policy, **FLAGS) for _ in range(3)]
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(contexts)) as pool:
@@ -102,7 +102,7 @@ def samplers(tied_policy: Path) -> Iterator[list[RunningSampler]]:
 
 
 def test_it_serves_the_client_and_leaves_nothing_at_sigterm(
-    samplers: list[RunningSampler], tied_policy: Path
+    samplers: list[RunningServer], tied_policy: Path
 ) -> None:
     sampler = samplers[0]
     asyncio.run(drive(sampler, tied_policy))
@@ -137,14 +137,14 @@ def test_sigterm_during_the_start_leaves_nothing(tied_policy: Path, tmp_path: Pa
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_its_engine_leaves_with_it_when_it_is_killed(samplers: list[RunningSampler]) -> None:
+def test_its_engine_leaves_with_it_when_it_is_killed(samplers: list[RunningServer]) -> None:
     below = engine_processes(samplers[1])
     samplers[1].kill()
     wait_gone(below)
 
 
-def test_it_fails_and_leaves_when_its_engine_is_killed(samplers: list[RunningSampler]) -> None:
-    async def draw(sampler: RunningSampler, core: int) -> None:
+def test_it_fails_and_leaves_when_its_engine_is_killed(samplers: list[RunningServer]) -> None:
+    async def draw(sampler: RunningServer, core: int) -> None:
         item = GenerateItem(TokenIds(PROMPT.tolist()), n=4)
         async with AsyncPolicyClient(sampler.address, retry=Retry(attempts=1)) as policy:
 

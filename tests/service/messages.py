@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from guerdon.v1 import common_pb2, reward_pb2
@@ -40,18 +39,6 @@ def score_request(*items: reward_pb2.ScoreItem, model: str = "m", **options: Any
     return reward_pb2.ScoreRequest(
         model=model, items=items or [item()], options=reward_pb2.ScoreOptions(**options)
     )
-
-
-def details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
-    """The rich status of a failed call; checks that it repeats the plain one."""
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            assert isinstance(value, bytes)
-            status = status_pb2.Status.FromString(value)
-            assert status.code == error.code().value[0]
-            assert status.message == error.details()
-            return status
-    raise AssertionError(f"no details: {error!r}")
 
 
 def field_at_fault(status: status_pb2.Status) -> str:

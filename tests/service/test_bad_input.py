@@ -9,11 +9,12 @@ import grpc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.statuses import details
 
 from guerdon.v1 import admin_pb2, common_pb2, reward_pb2
 
 from .conftest import Harness, start_server
-from .messages import details, field_at_fault, item, prompt, response, score_request
+from .messages import field_at_fault, item, prompt, response, score_request
 
 Item = reward_pb2.ScoreItem
 

@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 import pytest
 
-from guerdon.cli.settings import SettingsError
 from guerdon.reward.config import ServeConfig, load_config
 from guerdon.serving.access.callers import (
     Callers,
@@ -21,6 +20,7 @@ from guerdon.serving.access.callers import (
 )
 from guerdon.serving.access.identity import Caller, Role
 from guerdon.serving.errors import PermissionDenied, Unauthenticated
+from guerdon.settings import SettingsError
 from guerdon.v1 import common_pb2, reward_pb2
 
 from .conftest import start_server, until

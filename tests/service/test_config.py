@@ -10,9 +10,9 @@ import pytest
 from tests.support.server import serve_command
 
 from guerdon.cli.main import main
-from guerdon.cli.settings import SettingsError
 from guerdon.reward.config import ServeConfig, load_config
 from guerdon.serving.access.credentials import is_loopback, read_token
+from guerdon.settings import SettingsError
 
 FILE = """
 port = 1234

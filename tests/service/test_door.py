@@ -11,11 +11,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.sampler_service import start_sampler
+from tests.support.statuses import details
 
 from guerdon.v1 import admin_pb2
 
 from .conftest import Harness, start_server, until
-from .messages import details, item, retry_seconds, score_request
+from .messages import item, retry_seconds, score_request
 
 HEALTH = health_pb2.HealthCheckResponse
 SCORE = "/guerdon.v1.RewardService/Score"

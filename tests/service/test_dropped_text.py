@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.support.statuses import details
 from tests.support.tiny import CHATML, tiny_checkpoint
 from tests.trainer.toy import write_rows
 
@@ -22,7 +23,7 @@ from guerdon.v1 import reward_pb2
 
 from .conftest import Harness, start_server
 from .fake import Behaviour
-from .messages import details, field_at_fault, item, score_request
+from .messages import field_at_fault, item, score_request
 
 NO_SYSTEM = (
     "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>{{ m['content'] }}<|im_end|>"

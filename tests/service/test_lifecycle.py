@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.support.statuses import NOT_SERVING, SERVING, details, health, until_health
 
 from guerdon.reward.app import RewardServer
 from guerdon.reward.config import load_config
@@ -21,22 +21,9 @@ from guerdon.v1 import admin_pb2, common_pb2, reward_pb2
 
 from .conftest import Harness, start_server, until
 from .fake import FakeLoader
-from .messages import details, item, retry_seconds, score_request
+from .messages import item, retry_seconds, score_request
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICES = ("", "guerdon.v1.RewardService", "guerdon.v1.ModelAdminService")
-
-
-async def health(served: Harness, service: str = "") -> Any:
-    stub: Any = health_pb2_grpc.HealthStub(served.channel)
-    return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status
-
-
-async def until_health(served: Harness, service: str, value: Any) -> None:
-    """Wait until a service's health is so."""
-    while await health(served, service) != value:  # noqa: ASYNC110 - it asks the server
-        await asyncio.sleep(0.01)
 
 
 async def test_health_of_the_whole_and_of_each_service(served: Harness) -> None:

@@ -14,17 +14,18 @@ from google.protobuf.duration_pb2 import Duration
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.sampler_service import start_sampler
+from tests.support.statuses import details
 
-from guerdon.cli.settings import SettingsError
 from guerdon.reward.config import load_config
 from guerdon.reward.scoring.scorer import transform
 from guerdon.reward.types import ScoreOptions
 from guerdon.sampler.config import load_config as load_sampler_config
+from guerdon.settings import SettingsError
 from guerdon.v1 import reward_pb2
 
 from .conftest import Harness, start_server
 from .fake import FakeLoader
-from .messages import details, field_at_fault, item, score_request
+from .messages import field_at_fault, item, score_request
 
 YEAR = 365 * 86_400
 SCORE = {"model": "m", "items": [{"prompt": "a", "responses": ["b"]}]}

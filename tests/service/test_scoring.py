@@ -7,12 +7,13 @@ import math
 
 import grpc
 import pytest
+from tests.support.statuses import details
 
 from guerdon.v1 import reward_pb2
 
 from .conftest import Harness, start_server
 from .fake import expected_score, revision_of, words
-from .messages import details, field_at_fault, item, prompt, response, score_request
+from .messages import field_at_fault, item, prompt, response, score_request
 
 REVISION = revision_of("first")
 

@@ -11,52 +11,15 @@ Flags are given as keywords: `max_in_flight=8` is `--max-in-flight 8`.
 from __future__ import annotations
 
 import contextlib
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.demo.gpu import gpu_memory
-from tests.support.server import running_process
+from tests.support.server import RunningServer, running_process
 
 START_SECONDS = 300.0
 """An engine compiles and warms up, on cores that other tests use too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunningSampler:
-    """A sampler that takes work."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-    http_port: int
-    log_file: Path
-
-    @property
-    def address(self) -> str:
-        """Of PolicyService."""
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def url(self) -> str:
-        """Of the HTTP side."""
-        return f"http://127.0.0.1:{self.http_port}"
-
-    def log(self) -> str:
-        """What it has written to standard output and error so far."""
-        return self.log_file.read_text(errors="replace")
-
-    def stop(self, timeout: float = 60.0) -> int:
-        """SIGTERM; its exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout)
-
-    def kill(self) -> None:
-        """SIGKILL, as a machine that loses power."""
-        self.process.kill()
-        self.process.wait()
 
 
 def sampler_command(model: str | Path, *, module: str = "", **flags: object) -> list[str]:
@@ -81,7 +44,7 @@ def running_sampler(
     environment: Mapping[str, str] | None = None,
     module: str = "",
     **flags: object,
-) -> Iterator[RunningSampler]:
+) -> Iterator[RunningServer]:
     """Start it, wait until it is ready, kill it at the end if it still runs.
 
     Args:
@@ -94,19 +57,14 @@ def running_sampler(
     def command(ready: Path) -> list[str]:
         return sampler_command(model, module=module, ready_file=ready, **flags)
 
-    with running_process(command, environment or {}, START_SECONDS) as (process, ports, log):
-        yield RunningSampler(
-            process=process,
-            port=ports["port"] or 0,
-            http_port=ports["http_port"] or 0,
-            log_file=log,
-        )
+    with running_process(command, environment or {}, START_SECONDS) as sampler:
+        yield sampler
 
 
 @contextlib.contextmanager
 def formula_sampler(
     *, seconds_per_token: float = 0.0, environment: Mapping[str, str] | None = None, **flags: object
-) -> Iterator[RunningSampler]:
+) -> Iterator[RunningServer]:
     """The same command with the engine of `tests.support.formula_engine`."""
     variables = {"FORMULA_SECONDS_PER_TOKEN": str(seconds_per_token), **(environment or {})}
     with running_sampler(

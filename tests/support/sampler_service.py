@@ -11,8 +11,9 @@ from typing import Any
 
 import grpc
 import httpx
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 from tests.support.formula_engine import MODEL, FormulaEngine, WordTokenizer
+from tests.support.statuses import details
 
 from guerdon.sampler.app import SamplerServer
 from guerdon.sampler.config import load_config
@@ -150,18 +151,6 @@ def update(
     yield chunk(0, 10, data[10:32])
     yield chunk(1, 0, data[32:])
     yield commit(data, canaries=canaries)
-
-
-def details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
-    """The rich status of a failed call; checks that it repeats the plain one."""
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            assert isinstance(value, bytes)
-            status = status_pb2.Status.FromString(value)
-            assert status.code == error.code().value[0]
-            assert status.message == error.details()
-            return status
-    raise AssertionError(f"no details: {error!r}")
 
 
 def field_at_fault(error: grpc.aio.AioRpcError) -> str:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """A server that takes work."""
+    """A server, of rewards or a sampler, that takes work."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -36,7 +36,7 @@ class RunningServer:
 
     @property
     def address(self) -> str:
-        """Of RewardService."""
+        """Of the gRPC side."""
         return f"127.0.0.1:{self.port}"
 
     @property
@@ -58,6 +58,11 @@ class RunningServer:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)
 
+    def kill(self) -> None:
+        """SIGKILL, as a machine that loses power."""
+        self.process.kill()
+        self.process.wait()
+
 
 @contextlib.contextmanager
 def running_server(
@@ -75,14 +80,8 @@ def running_server(
     def command(ready: Path) -> list[str]:
         return serve_command(models, ready_file=ready, **flags)
 
-    with running_process(command, environment or {}) as (process, ports, log):
-        yield RunningServer(
-            process=process,
-            port=ports["port"] or 0,
-            http_port=ports["http_port"] or 0,
-            admin_port=ports["admin_port"] or 0,
-            log_file=log,
-        )
+    with running_process(command, environment or {}) as server:
+        yield server
 
 
 @contextlib.contextmanager
@@ -90,8 +89,8 @@ def running_process(
     command: Callable[[Path], list[str]],
     environment: Mapping[str, str],
     seconds: float = START_SECONDS,
-) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, int | None], Path]]:
-    """A server's process, its ports, and its log; it is killed at the end if it still runs.
+) -> Iterator[RunningServer]:
+    """A server's process; it is killed at the end if it still runs.
 
     Args:
         command: makes the command line, given the ready file.
@@ -107,7 +106,14 @@ def running_process(
                 cwd=ROOT,
             )
         try:
-            yield process, _wait(process, ready, log, seconds), log
+            ports = _wait(process, ready, log, seconds)
+            yield RunningServer(
+                process=process,
+                port=ports["port"] or 0,
+                http_port=ports["http_port"] or 0,
+                admin_port=ports.get("admin_port") or 0,
+                log_file=log,
+            )
         finally:
             if process.poll() is None:
                 process.kill()

@@ -16,7 +16,7 @@ from tests.trainer.toy import metrics, toy_rows, toy_settings, write_rows
 from torch.nn.parallel import DistributedDataParallel
 
 from guerdon.cli.main import main
-from guerdon.cli.settings import to_toml
+from guerdon.settings import to_toml
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.process_group import SINGLE_PROCESS
 from guerdon.trainer.reward.ddp_calls import call_through_ddp

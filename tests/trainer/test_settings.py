@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.trainer.toy import write_rows, write_toy
 
 from guerdon.cli.main import main
-from guerdon.cli.settings import to_toml
+from guerdon.settings import to_toml
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.report import show_groups
 from guerdon.trainer.reward.settings import AllSettings, RewardSettings, load_settings
@@ -148,7 +148,7 @@ def test_the_projects_own_pairs_have_names(
         (["--lr", "0"], "lr is 0.0, it must be a positive number"),
         (["--train", "none.jsonl"], "there is no file 'none.jsonl'"),
         (["--base", "./nowhere"], "there is no folder './nowhere'"),
-        (["--max-length", "5"], "no pair is left under 5 tokens"),
+        (["--max-length", "5"], "no row is left under 5 tokens"),
     ],
 )
 def test_errors_are_one_sentence(

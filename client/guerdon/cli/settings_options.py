@@ -17,7 +17,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from guerdon.cli.settings import field_types, required
+from guerdon.settings import field_types, required
 
 Panels = Mapping[str, Sequence[str]]
 

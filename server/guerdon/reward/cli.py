@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.cli.settings import SettingsError
 from guerdon.reward.config import ServeConfig, load_config
 from guerdon.serving import options
 from guerdon.serving.errors import EngineDied
 from guerdon.serving.process import command
 from guerdon.serving.process.logs import set_up_logging
+from guerdon.settings import SettingsError
 
 app = typer.Typer(add_completion=False)
 

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guerdon.cli.settings import SettingsError, load
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.queue_limits import QueueLimits
 from guerdon.serving.access.credentials import is_loopback
 from guerdon.serving.config import ServerSettings
+from guerdon.settings import SettingsError, load, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class ServeConfig(ServerSettings):
         """Refuse what cannot be served."""
         super().__post_init__()
         self.check_port("admin_port", least=-1)
-        self.check_positive("stream_items", "encode_threads", "hang_seconds")
+        positive(self, "stream_items", "encode_threads", "hang_seconds")
 
     def check_exposure(self, *, admin_token: bool) -> None:
         """Refuse to let other machines administer models without a credential.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from guerdon.cli.settings import SettingsError
 from guerdon.models import ModelNotFound, resolve_model
 from guerdon.sampler.config import SamplerConfig
 from guerdon.sampler.tokenizer import CheckpointTokenizer, Tokenizer
 from guerdon.sampler.types import PolicyEngine
 from guerdon.serving.errors import NotFound
+from guerdon.settings import SettingsError
 
 
 def load_policy(config: SamplerConfig) -> tuple[PolicyEngine, Tokenizer]:

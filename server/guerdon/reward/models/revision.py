@@ -31,11 +31,6 @@ class Revision:
         """What is known of the model."""
         return self.model.info
 
-    @property
-    def leases(self) -> int:
-        """Requests that it is being used for."""
-        return self._leases
-
     @contextmanager
     def lease(self) -> Iterator[RewardModel]:
         """Keep the model in memory while it is used."""

@@ -13,7 +13,7 @@ from guerdon.reward.wire import convert
 from guerdon.reward.wire.stream import ScoreStreamCall
 from guerdon.serving.access.identity import Role
 from guerdon.serving.process.lifecycle import Lifecycle
-from guerdon.serving.wire.handlers import Context, M, deadline_of, decode
+from guerdon.serving.wire.handlers import Context, M, call_deadline, decode
 from guerdon.v1 import reward_pb2
 
 SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"]
@@ -49,7 +49,7 @@ class RewardService:
 
     async def Score(self, data: bytes, context: Context) -> reward_pb2.ScoreResponse:
         """Score items; one at fault fails the call."""
-        with self._calls.track("Score", deadline_of(context)) as call, self._lifecycle.admit():
+        with self._calls.track("Score", call_deadline(context)) as call, self._lifecycle.admit():
             request = await self._decode(reward_pb2.ScoreRequest, data)
             options = convert.options(request.options)
             call.asks(request.model, options.priority)
@@ -61,7 +61,7 @@ class RewardService:
 
     async def Rank(self, data: bytes, context: Context) -> reward_pb2.RankResponse:
         """Order candidates, best first; ties stay in the order of the request."""
-        with self._calls.track("Rank", deadline_of(context)) as call, self._lifecycle.admit():
+        with self._calls.track("Rank", call_deadline(context)) as call, self._lifecycle.admit():
             request = await self._decode(reward_pb2.RankRequest, data)
             options = convert.options(request.options)
             call.asks(request.model, options.priority)
@@ -79,7 +79,7 @@ class RewardService:
             self._lifecycle,
             self._calls,
             self._limits,
-            deadline=deadline_of(context),
+            deadline=call_deadline(context),
             items_in_flight=self._stream_items,
         )
         await stream.run()
@@ -90,7 +90,7 @@ class RewardService:
 
     async def ListModels(self, data: bytes, context: Context) -> reward_pb2.ListModelsResponse:
         """Every loaded revision."""
-        with self._calls.track("ListModels", deadline_of(context)), self._lifecycle.admit():
+        with self._calls.track("ListModels", call_deadline(context)), self._lifecycle.admit():
             decode(reward_pb2.ListModelsRequest, data)
             return reward_pb2.ListModelsResponse(
                 models=[
@@ -101,7 +101,7 @@ class RewardService:
 
     async def GetModel(self, data: bytes, context: Context) -> reward_pb2.GetModelResponse:
         """One loaded revision."""
-        with self._calls.track("GetModel", deadline_of(context)) as call, self._lifecycle.admit():
+        with self._calls.track("GetModel", call_deadline(context)) as call, self._lifecycle.admit():
             request = decode(reward_pb2.GetModelRequest, data)
             call.asks(request.model, PriorityClass.ONLINE)
             revision = self._registry.resolve(request.model)

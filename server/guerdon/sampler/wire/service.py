@@ -18,7 +18,7 @@ from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import Cancelled
 from guerdon.serving.process.lifecycle import Lifecycle
-from guerdon.serving.wire.handlers import Context, deadline_of, decode
+from guerdon.serving.wire.handlers import Context, call_deadline, decode
 from guerdon.v1 import policy_pb2
 
 SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
@@ -58,7 +58,7 @@ class PolicyService:
             except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
                 raise Cancelled("the caller has left") from error
 
-        with self._calls.track("Generate", deadline_of(context)) as call, self._lifecycle.admit():
+        with self._calls.track("Generate", call_deadline(context)) as call, self._lifecycle.admit():
             request = await self._sampler.off_loop(len(data), self._read, data)
             await self._sampler.draw(call, request, write)
 
@@ -67,12 +67,12 @@ class PolicyService:
 
     async def UpdateWeights(self, context: Context) -> policy_pb2.UpdateWeightsResponse:
         """Take new weights; returning says that they serve."""
-        deadline = deadline_of(context)
+        deadline = call_deadline(context)
         with self._calls.track("UpdateWeights", deadline) as call, self._lifecycle.admit():
             return await self._updates.take(context, call)
 
     async def GetPolicy(self, data: bytes, context: Context) -> policy_pb2.GetPolicyResponse:
         """What is served, and the load."""
-        with self._calls.track("GetPolicy", deadline_of(context)), self._lifecycle.admit():
+        with self._calls.track("GetPolicy", call_deadline(context)), self._lifecycle.admit():
             decode(policy_pb2.GetPolicyRequest, data)
             return policy_pb2.GetPolicyResponse(**dataclasses.asdict(self._status.read()))

@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from guerdon.cli.settings import SettingsError, build, read_toml
 from guerdon.serving.access.credentials import ADMIN_TOKEN_VARIABLE, TOKEN_VARIABLE, read_token
 from guerdon.serving.access.identity import ANONYMOUS, Caller, Role
 from guerdon.serving.config import ServerSettings
 from guerdon.serving.errors import PermissionDenied, Unauthenticated
+from guerdon.settings import SettingsError, build, read_toml
 
 SHARED = "shared"
 """What metrics call whoever shows the one token that all share."""

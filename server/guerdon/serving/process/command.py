@@ -9,9 +9,9 @@ from typing import NoReturn
 
 import typer
 
-from guerdon.cli.settings import SettingsError
 from guerdon.serving.errors import EngineDied, ServiceError
 from guerdon.serving.process.ports import Ports
+from guerdon.settings import SettingsError
 
 DIED = 1
 """Exit code when nothing can be computed any more."""

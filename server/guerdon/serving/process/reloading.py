@@ -15,10 +15,10 @@ from pathlib import Path
 
 from prometheus_client import Counter
 
-from guerdon.cli.settings import SettingsError
 from guerdon.serving.access.callers import Callers, read_tokens
 from guerdon.serving.config import ServerSettings
 from guerdon.serving.process.listening import Listener
+from guerdon.settings import SettingsError
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guerdon.cli.settings import SettingsError as SettingsError
+from guerdon.settings import SettingsError as SettingsError
 
 
 class TrainingError(Exception):

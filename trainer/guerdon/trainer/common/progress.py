@@ -56,7 +56,3 @@ class Bar(Progress):
     def move(self, done: int | None = None, text: str | None = None) -> None:
         """Show how many are done, and a few words beside it."""
         self.update(self._task, completed=done, description=text)
-
-    def say(self, text: str) -> None:
-        """Say something as a line."""
-        self.console.print(text, highlight=False, soft_wrap=True)

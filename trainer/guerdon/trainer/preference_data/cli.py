@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
-from guerdon.cli.settings import load
 from guerdon.cli.settings_options import add_settings
+from guerdon.settings import load
 from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors
 from guerdon.trainer.preference_data.settings import PairsSettings
@@ -57,18 +57,19 @@ def pairs(
 def _run(settings: PairsSettings, *, resume: bool, overwrite: bool) -> None:
     from rich.console import Console
 
+    from guerdon.trainer.common.report import say
     from guerdon.trainer.preference_data.run import PAIRS, PairsFolder, collect
 
     console = Console(stderr=not sys.stdout.isatty())
     folder = PairsFolder(settings, resume=resume, overwrite=overwrite)
     found = collect(settings, folder, console)
-    console.print(
+    say(
+        console,
         f"{found['pairs']} pairs of {found['completions']} answers to {found['prompts']} prompts; "
         f"margin {found['margin']['p50']:.3g} at the median; the chosen answer is the longer in "
         f"{found['chosen_is_longer']:.0%}",
-        highlight=False,
     )
     left = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in found["left_out"].items() if n)
     if left:
-        console.print(f"[yellow]left out: {left}[/yellow]", highlight=False)
-    console.print(f"pairs: {folder.path / PAIRS}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"left out: {left}", "yellow")
+    say(console, f"pairs: {folder.path / PAIRS}")

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from guerdon.trainer.common.metrics_log import MetricsLog
 from guerdon.trainer.common.progress import Bar
+from guerdon.trainer.common.report import say
 
 _KEYS = {
     "loss": "loss",
@@ -117,7 +118,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         shown += [f"{key} {row[key]:.2f}" for key in ("accuracy", "margin") if key in row]
         self._last = ", ".join(shown)
         if self._bar and self._bar.disable:
-            self._bar.say(f"step {state.global_step}/{state.max_steps}: {self._last}")
+            say(self._console, f"step {state.global_step}/{state.max_steps}: {self._last}")
 
     def stop(self) -> None:
         """Takes the bar away, also after an error."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
-from guerdon.cli.settings import load, to_toml
 from guerdon.cli.settings_options import add_settings
+from guerdon.settings import load, to_toml
 from guerdon.trainer.common.process_group import process_group
 from guerdon.trainer.common.processes import is_main
 from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.cli.settings import load
 from guerdon.cli.settings_options import add_settings
+from guerdon.settings import load
 from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors
 from guerdon.trainer.evaluate.policy.settings import EvalSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from guerdon.trainer.reward.inputs import read_inputs
+from guerdon.trainer.reward.inputs import read_pairs
 from guerdon.trainer.reward.objectives.attributes import read_attributes
 from guerdon.trainer.reward.objectives.preference import PreferenceTask
 from guerdon.trainer.reward.objectives.process import read_process
@@ -13,7 +13,7 @@ from guerdon.trainer.reward.objectives.task import RewardTask
 from guerdon.trainer.reward.settings import RewardModelSettings
 
 _READERS: dict[str, Callable[[Any], RewardTask[Any]]] = {
-    "preference": lambda settings: PreferenceTask(read_inputs(settings)),
+    "preference": lambda settings: PreferenceTask(read_pairs(settings)),
     "attributes": read_attributes,
     "process": read_process,
 }

@@ -24,8 +24,8 @@ from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.models import weights_export as export
 from guerdon.trainer.common.models.language_model import without_lora
 from guerdon.trainer.common.processes import partition, use_gpu
-from guerdon.trainer.common.services.publishing import Weights
 from guerdon.trainer.common.services.types import Group, Ints, Sample
+from guerdon.trainer.common.services.weights import Weights
 from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, StepBatch, summarise
 from guerdon.trainer.rl.learner.distributed import Ranks, make_accelerator
 from guerdon.trainer.rl.learner.packing import PackedRow, idle_row, pack

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guerdon.trainer.common.progress import Bar
+from guerdon.trainer.common.report import say
 
 SHOWN: tuple[tuple[str, str, str], ...] = (
     ("reward", "reward", "+.3f"),
@@ -43,13 +44,13 @@ class Progress(Bar):
     def add(self, row: Mapping[str, float]) -> None:
         """Show a metrics line: of a step, or of an evaluation."""
         if any(key.startswith("eval/") for key in row):
-            self.say(f"step {row['step']:.0f}: {_evaluated(row)}")
+            say(self.console, f"step {row['step']:.0f}: {_evaluated(row)}")
             return
         self._last = row
         self.move(int(row["step"]))
         if self.disable:
             shown = ", ".join(f"{name} {text}" for name, text in _written(row))
-            self.say(f"step {row['step']:.0f}/{self._steps}: {shown}")
+            say(self.console, f"step {row['step']:.0f}/{self._steps}: {shown}")
 
     def phase(self, name: str) -> None:
         """Say what is going on now; only a terminal shows it."""
@@ -57,7 +58,7 @@ class Progress(Bar):
 
     def note(self, text: str) -> None:
         """Say something that stays on the screen: a fault survived, a warning."""
-        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(self.console, text, "yellow")
 
     def table(self) -> Table:
         """The newest numbers, for the terminal."""

@@ -120,7 +120,7 @@ def build(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
             )
     try:
         return kind(**filled)
-    except ValueError as error:
+    except (ValueError, SettingsError) as error:
         raise SettingsError(f"{where}: {error}" if where else str(error)) from error
 
 
@@ -157,6 +157,30 @@ def refuse_idle(settings: Any, names: Sequence[str], *, used: object, because: s
             raise SettingsError(f"{field.name} does nothing {because}")
 
 
+def positive(settings: object, *names: str) -> None:
+    """Refuse settings that must be more than nothing and finite.
+
+    Raises:
+        SettingsError: one is not.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if not 0 < value < math.inf:
+            raise SettingsError(f"{name} is {value}, it must be positive")
+
+
+def not_negative(settings: object, *names: str) -> None:
+    """Refuse settings that must be 0 or more and finite.
+
+    Raises:
+        SettingsError: one is not.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if not 0 <= value < math.inf:
+            raise SettingsError(f"{name} is {value}, it must not be negative")
+
+
 def typed(key: str, value: Any, kind: Any) -> Any:
     """The value, when it has the key's type; an integer may stand for a float.
 
@@ -167,7 +191,9 @@ def typed(key: str, value: Any, kind: Any) -> Any:
     if origin is types.UnionType:  # with None
         inner = next(each for each in arguments if each is not types.NoneType)
         return None if value is None else typed(key, value, inner)
-    if dataclasses.is_dataclass(kind) or origin is Mapping:
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind) or origin in (Mapping, dict):
         if not isinstance(value, Mapping):
             raise SettingsError(f"{key} must be a table")
         if origin is None:
@@ -178,13 +204,13 @@ def typed(key: str, value: Any, kind: Any) -> Any:
             raise SettingsError(f"{key} is {value!r}, it must be a list")
         return tuple(typed(f"{key}[{i}]", part, arguments[0]) for i, part in enumerate(value))
     if origin is Literal:
-        return _one_of(key, value, arguments)
+        return _choice(key, value, arguments)
     if issubclass(kind, enum.Enum):
-        return kind(_one_of(key, value, [member.value for member in kind]))
+        return kind(_choice(key, value, [member.value for member in kind]))
     return _scalar(key, value, kind)
 
 
-def _one_of(key: str, value: Any, known: Sequence[Any]) -> Any:
+def _choice(key: str, value: Any, known: Sequence[Any]) -> Any:
     if value not in known:
         raise SettingsError(f"{key} is {value!r}, it must be one of {', '.join(known)}")
     return value
