@@ -13,7 +13,7 @@ from pathlib import Path
 
 import deploy.comparison
 from deploy.comparison.budgets import BUDGETS
-from deploy.comparison.halves import write_halves
+from deploy.comparison.split_pairs import write_halves
 from deploy.comparison.stages import Plan, Stage
 from deploy.demo.console import ROOT, DemoFailed, console, heading, relative
 from deploy.demo.policy import BASE

@@ -29,7 +29,7 @@ from tests.trainer.toy import write_toy
 from guerdon.cli import plugins
 from guerdon.cli.main import main
 from guerdon.trainer.common.measuring.statistics import estimate, paired
-from guerdon.trainer.compare.comparing import at_level
+from guerdon.trainer.compare.comparison import at_level
 
 N = 24
 Compare = Callable[..., tuple[int, str, str]]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from deploy.comparison import __main__ as comparison
 from deploy.comparison.budgets import BUDGETS
-from deploy.comparison.halves import halves, key, write_halves
+from deploy.comparison.split_pairs import key, split_pairs, write_halves
 from deploy.comparison.stages import RUNS, Plan, Stage
 from deploy.demo import processes
 from deploy.demo.console import DemoFailed
@@ -23,8 +23,7 @@ from deploy.demo.policy import TASKS
 from deploy.demo.reward import DATA
 from tests.support.command import read_rows
 
-from guerdon.cli.settings_options import field_types
-from guerdon.trainer.common import settings_io
+from guerdon.settings import build, field_types
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.fine_tune.settings import DPOSettings, ORPOSettings, SFTSettings
 from guerdon.trainer.reward.settings import RewardSettings
@@ -43,7 +42,7 @@ KINDS: dict[tuple[str, ...], type[Any]] = {
 
 def test_the_halves_share_no_prompt_and_leave_nothing_out(tmp_path: Path) -> None:
     rows = read_rows(DATA / "train.jsonl")
-    first, second = halves(rows)
+    first, second = split_pairs(rows)
     assert sorted(map(json.dumps, first + second)) == sorted(map(json.dumps, rows))
     assert not {key(row) for row in first} & {key(row) for row in second}
     assert {row["category"] for row in first} == {row["category"] for row in second}
@@ -75,7 +74,7 @@ def settings_of(stage: Stage) -> Any:
         elif "int" in text:
             value = int(word)
         values[name] = (value,) if "tuple" in text else value
-    return settings_io.build(kind, values)
+    return build(kind, values)
 
 
 @pytest.mark.parametrize("budget", sorted(BUDGETS))

@@ -10,7 +10,7 @@ from tests.support.tiny import tiny_checkpoint
 
 from guerdon.cli.main import main
 from guerdon.reward.config import load_config
-from guerdon.trainer.common.settings_io import load
+from guerdon.settings import load
 from guerdon.trainer.rl.settings import PPOSettings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

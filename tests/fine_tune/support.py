@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from guerdon.trainer.common import settings_io
+from guerdon.settings import build
 from guerdon.trainer.common.trl.recipe import fine_tune
 from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 from guerdon.trainer.fine_tune.inputs import PolicyInputs
@@ -43,7 +43,7 @@ def settings_of(
         "log_every": 1,
         "plots": False,
     }
-    return settings_io.build(KINDS[algorithm], values | more)
+    return build(KINDS[algorithm], values | more)
 
 
 def run(settings: PolicySettings, *, resume: bool = False) -> tuple[dict[str, Any], str]:

@@ -132,13 +132,15 @@ def test_bad_rows_are_named_and_counted(
     printed = " ".join(capfd.readouterr().err.split())
     assert "train: 8 rows of" in printed
     for words in (
-        "5 malformed, and skipped: line 7, 8, 9, 10, 16",
+        "5 malformed rows were skipped: line 7, 8, 9, 10, 16",
         "line 7: rejected: is missing", "line 8: rejected: is the same as chosen",
         "line 9: chosen: does not end with the assistant's turn", "line 10: is not JSON",
         "line 16: is not valid UTF-8 (byte 13)",
-        "1 left out as too long: line 15", "1 left out, as an answer has several turns: line 13",
-        "1 left out, as an answer is empty: line 14", "1 occur again, and are kept: line 11",
-        "1 contradict one before, and are kept: line 12", "p50", "longest",
+        "1 rows were left out as too long: line 15",
+        "1 rows were left out: an answer has several turns: line 13",
+        "1 rows have an empty answer, and are left out: line 14",
+        "1 rows occur more than once: line 11", "1 rows contradict another one: line 12",
+        "p50", "longest",
     ):  # fmt: skip
         assert words in printed, words
     assert not (tmp_path / "run").exists()

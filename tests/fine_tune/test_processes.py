@@ -14,7 +14,7 @@ from tests.support.command import read_rows
 from tests.trainer.toy import write_rows
 
 from guerdon.cli.main import main
-from guerdon.trainer.common import settings_io
+from guerdon.settings import to_toml
 from guerdon.trainer.fine_tune.settings import PolicySettings
 
 Toy = tuple[Path, Path]
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 def arguments(settings: PolicySettings, folder: Path, *more: str) -> list[str]:
     """Of `guerdon train`."""
     file = folder / f"{Path(settings.output).name}.toml"
-    file.write_text(settings_io.to_toml(settings))
+    file.write_text(to_toml(settings))
     return [settings.algorithm, "--config", str(file), *more]
 
 

@@ -15,8 +15,7 @@ from tests.support.command import read_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.cli.main import main
-from guerdon.cli.settings_options import field_types
-from guerdon.trainer.common import settings_io
+from guerdon.settings import field_types, to_toml
 from guerdon.trainer.common.errors import DivergedError, OutputError
 from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 from guerdon.trainer.fine_tune.cli import PANELS
@@ -250,7 +249,7 @@ def test_a_dry_run_shows_settings_and_memory(
 ) -> None:
     settings = settings_of(algorithm, policy, toy, tmp_path / "run")
     file = tmp_path / "run.toml"
-    file.write_text(settings_io.to_toml(settings))
+    file.write_text(to_toml(settings))
     assert main(["train", algorithm, "--config", str(file), "--dry-run"]) == 0
     shown, said = capfd.readouterr()
     assert shown.strip() == file.read_text().strip()

@@ -49,25 +49,14 @@ def result(folder: Path, case: str) -> dict[str, Any]:
     found["tensors"] = dict(zip([s.name for s in weights.specs], weights.tensors(), strict=True))
     found["canaries"] = [canary.logprobs for canary in weights.canaries]
     resumed = make_learner(folder, run, exact=True)
-    resumed.load_state(_from_rank_0(resumed, state))
+    resumed.load_state(resumed.ranks.from_main(state))  # as from a file that every rank reads
     found["resumed"] = resumed.step(more)
-    found["main"] = learner.accelerator.is_main_process
+    found["main"] = learner.ranks.main
     found["packed"] = learner.module.packed
     found["sharded"] = sum(isinstance(p, DTensor) for p in learner.model.parameters())
     found["parameters"] = len(list(learner.model.parameters()))
     found["wrapper"] = type(learner.model).__name__
     return found
-
-
-def _from_rank_0(learner: Any, state: Any) -> Any:
-    """As from a file that rank 0 wrote and every rank reads."""
-    if learner.ranks.count == 1:
-        return state
-    from accelerate.utils import broadcast_object_list
-
-    box = [state]
-    broadcast_object_list(box, from_process=0)
-    return box[0]
 
 
 if __name__ == "__main__":

@@ -35,6 +35,18 @@ class _Rank:
         return self._gather(values_K).amax(0)
 
 
+class Alone:
+    """The only process there is."""
+
+    def sum(self, values_K: Tensor) -> Tensor:
+        return values_K
+
+    max = sum
+
+
+ALONE = Alone()
+
+
 def together(ranks: int, work: Callable[[int, Reduce], T]) -> list[T]:
     """What each rank's work returns; one that reduces more often than another fails."""
     barrier, slots = Barrier(ranks), [torch.zeros(0)] * ranks

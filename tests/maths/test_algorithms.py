@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tests.maths.ranks import together
+from tests.maths.ranks import ALONE, together
 from tests.maths.support import settings
-from tests.maths.tokens import ALONE, Tokens, make, wild
+from tests.maths.tokens import Tokens, make, wild
 
 from guerdon.trainer.common.measuring.kl_estimate import kl_estimate
 from guerdon.trainer.rl.learner.advantages import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.maths.ranks import ALONE
 from tests.maths.support import settings
-from tests.maths.tokens import ALONE
 from tests.maths.tree import Tree, random_table
 from torch import Tensor
 

@@ -8,9 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from guerdon.trainer.rl.learner.algorithms.base import Alone, StepBatch
-
-ALONE = Alone()
+from guerdon.trainer.rl.learner.algorithms.base import StepBatch
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from tests.maths.ranks import ALONE
 from torch import Tensor
 
-from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Alone, Prepared, StepBatch
+from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, StepBatch
 from guerdon.trainer.rl.learner.algorithms.online_dpo import OnlineDPO
 
-ONE = Alone()
 Way = Literal["decoupled", "plain", "forgotten"]
 
 
@@ -122,7 +122,7 @@ class Learner:
         )
         if isinstance(self.algorithm, OnlineDPO):
             self.algorithm.pairs = lambda batch: pairs_K2  # type: ignore[method-assign]
-        prepared = self.algorithm.prepare(batch, ONE)
+        prepared = self.algorithm.prepare(batch, ALONE)
         owner_N = torch.arange(len(lengths_S)).repeat_interleave(lengths_S)
         for _ in range(self.algorithm.epochs):
             order = torch.randperm(len(drawn_S), generator=self.generator)
@@ -140,7 +140,7 @@ class Learner:
         states_N: Tensor,
         tokens_N: Tensor,
     ) -> None:
-        weights = self.algorithm.weights(lengths_S, prepared.mask[places], ONE)
+        weights = self.algorithm.weights(lengths_S, prepared.mask[places], ALONE)
         logprobs = self.logits.log_softmax(-1)[states_N[places]]
         parts = self.algorithm.loss(
             prepared.take(places, weights),

@@ -13,7 +13,8 @@ from typing import Any
 
 from tests.recipes.support import KINDS
 
-from guerdon.cli.settings_options import field_docs, field_types, required
+from guerdon.cli.settings_options import field_docs
+from guerdon.settings import field_types, required
 from guerdon.trainer.common.measuring import samples
 from guerdon.trainer.rl.cli import PANELS
 from guerdon.trainer.rl.report import metrics

@@ -14,7 +14,7 @@ from tests.support.tiny import tiny_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from guerdon.cli.main import main
-from guerdon.trainer.common.settings_io import build, to_toml
+from guerdon.settings import build, to_toml
 from guerdon.trainer.rl.memory import memory_estimate
 from guerdon.trainer.rl.settings import GRPOSettings, PPOSettings, RunSettings
 

@@ -16,8 +16,8 @@ from tests.support.command import read_rows
 
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.measuring.samples import SampleTable
+from guerdon.trainer.common.metrics_log import MetricsLog
 from guerdon.trainer.rl.folder import RLFolder
-from guerdon.trainer.rl.report.metrics import MetricsLog
 
 
 def folder_of(

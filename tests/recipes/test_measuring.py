@@ -26,8 +26,9 @@ from guerdon.trainer.common.measuring.monitors import (
 from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, compare, evaluate
 from guerdon.trainer.common.measuring.samples import SampleTable, before_and_after
 from guerdon.trainer.common.measuring.statistics import estimate, paired
+from guerdon.trainer.common.metrics_log import MetricsLog
 from guerdon.trainer.common.services.utilisation import RolloutStats
-from guerdon.trainer.rl.report.metrics import KEYS, MetricsLog, describe
+from guerdon.trainer.rl.report.metrics import KEYS, describe
 from guerdon.trainer.rl.report.step_metrics import group_metrics, speed_metrics
 
 # --- statistics ---

@@ -17,11 +17,10 @@ from tests.recipes.support import KINDS, NEEDED, REWARD, settings_of
 from typer.testing import CliRunner
 
 from guerdon.cli.main import main
-from guerdon.cli.settings_options import field_docs, field_types
+from guerdon.cli.settings_options import field_docs
+from guerdon.settings import build, field_types, load, to_toml
 from guerdon.trainer.cli import app
-from guerdon.trainer.common import settings_io
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.common.settings_io import load, to_toml
 from guerdon.trainer.rl import cli
 from guerdon.trainer.rl.settings import PPOSettings, RFTSettings, RunSettings
 
@@ -159,7 +158,7 @@ def test_toml_round_trip(data: st.DataObject) -> None:
         return
     import tomllib
 
-    assert settings_io.build(kind, tomllib.loads(to_toml(settings))) == settings
+    assert build(kind, tomllib.loads(to_toml(settings))) == settings
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -184,14 +183,14 @@ def test_defaults_round_trip(kind: type[RunSettings], tmp_path: Path) -> None:
         ("seed = true", "seed is True, it must be of type int"),
         ('reward = "a:1/x"', "reward is 'a:1/x', it must be a list"),
         ("reward = [1]", "reward[0] is 1, it must be of type str"),
-        ('dtype = "float16"', "dtype is 'float16', not auto or bfloat16 or float32"),
+        ('dtype = "float16"', "dtype is 'float16', it must be one of auto, bfloat16, float32"),
         ("lr = 0", "lr is 0.0, it must be positive"),
-        ("temperature = nan", "temperature is nan, it must be positive"),
+        ("temperature = nan", "temperature is nan, it must be a number"),
         (f"lr = 1{'0' * 400}", "lr is too large"),
         ("deterministic = true\nmax_staleness = 1", "deterministic needs max_staleness = 0"),
         ("reward = []", "nothing gives rewards: set reward or verifier"),
         ('policy = ""', "policy is missing: give --policy"),
-        ("steps =", "can't read the settings"),
+        ("steps =", "is not valid TOML"),
     ],
 )
 def test_wrong_settings_are_named(text: str, message: str, tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def test_a_line_for_each_step() -> None:
     shown_on, text = console()
     with Progress(shown_on, steps=20) as shown:
         shown.phase("sampling")
-        shown.update(ROW)
-        shown.update(made(10, 0.5, 0.2).metrics())
+        shown.add(ROW)
+        shown.add(made(10, 0.5, 0.2).metrics())
         shown.note("the sampler [was] away for 3 seconds")
     first, second, third = text.getvalue().splitlines()
     assert first == (
@@ -71,7 +71,7 @@ def test_a_live_table_on_a_terminal() -> None:
     def interrupted() -> None:
         with Progress(shown_on, steps=20, done=2) as shown:
             shown.phase("learning")
-            shown.update(ROW)
+            shown.add(ROW)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -85,7 +85,7 @@ def test_a_live_table_on_a_terminal() -> None:
 def test_other_processes_say_nothing() -> None:
     shown_on, text = console(quiet=True)
     with Progress(shown_on, steps=20) as shown:
-        shown.update(ROW)
+        shown.add(ROW)
         shown.note("x")
     assert text.getvalue() == ""
 

@@ -12,10 +12,9 @@ import pytest
 from deploy.demo import policy, processes, reward
 from deploy.demo.console import ROOT, DemoFailed, clip, relative, shorten
 
-from guerdon.cli.settings_options import field_types
 from guerdon.data import read_jsonl
+from guerdon.settings import field_types, typed
 from guerdon.trainer.common.services.prompts import parse_row
-from guerdon.trainer.common.settings_io import typed
 from guerdon.trainer.rl.settings import PPOSettings
 
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.rft.support import group_of, settings_of
 
+from guerdon.settings import build, to_toml
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.types import Group, Sample
-from guerdon.trainer.common.settings_io import build, to_toml
 from guerdon.trainer.rl.learner.rejection import earned, keep
 from guerdon.trainer.rl.settings import OnlineRFTSettings
 

@@ -28,7 +28,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 def test_the_files_are_what_the_program_makes(name: str, size: int) -> None:
     made = make.everything()
     assert made.keys() == SIZES.keys()
-    assert (make.HERE / name).read_text("utf-8") == make.text_of(made[name])
+    assert (make.HERE / name).read_text("utf-8") == make.as_jsonl(made[name])
     assert len(rows(name)) == size
     for index, row in enumerate(rows(name)):
         assert parse_row(row, index).turns[-1]["role"] == "user"

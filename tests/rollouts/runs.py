@@ -14,10 +14,11 @@ from tests.rollouts.support import tokenizer
 
 from guerdon.client.policy_types import Canary, TensorSpec
 from guerdon.trainer.common.services.prompts import PromptOrder, Prompts
-from guerdon.trainer.common.services.publishing import Publisher, Weights
+from guerdon.trainer.common.services.publishing import Publisher
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.types import Group
+from guerdon.trainer.common.services.weights import Weights
 from guerdon.trainer.rl.rollout.rollouts import Rollouts
 from guerdon.trainer.rl.settings import RunSettings
 

@@ -19,6 +19,7 @@ from tests.support.sampler_service import start_sampler
 from tests.support.server import running_server
 from tests.support.tiny import tiny_checkpoint
 
+from guerdon.settings import to_toml
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.credentials import Credentials
@@ -26,7 +27,6 @@ from guerdon.trainer.common.services.drawing import Drawing
 from guerdon.trainer.common.services.patience import ServiceRefused
 from guerdon.trainer.common.services.types import Group, Ints
 from guerdon.trainer.common.services.weights import Weights
-from guerdon.trainer.common.settings_io import to_toml
 from guerdon.trainer.rl.inputs import RunInputs, read_inputs
 
 TOKEN, ADMIN, OTHER = "let-me-in-4711", "let-me-write-0815", "let-me-in-elsewhere"

@@ -13,8 +13,8 @@ from tests.rollouts.runs import Run, running, sleeper
 from tests.rollouts.support import settings, some_prompts
 
 from guerdon.client.testing import FakePolicyServer, FakeRewardServer
-from guerdon.trainer.common.errors import TrainingError
-from guerdon.trainer.common.services.patience import ServiceGone, ServiceRefused
+from guerdon.trainer.common.errors import ServiceGone, TrainingError
+from guerdon.trainer.common.services.patience import ServiceRefused
 from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.rl.state_files import read_tree, write_tree
 

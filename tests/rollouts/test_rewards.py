@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from guerdon.client.testing import FakeRewardServer
-from guerdon.trainer.common.errors import SettingsError, TrainingError
-from guerdon.trainer.common.services.patience import ServiceGone, ServiceRefused
+from guerdon.trainer.common.errors import ServiceGone, SettingsError, TrainingError
+from guerdon.trainer.common.services.patience import ServiceRefused
 from guerdon.trainer.common.services.rewards import RewardSource, parse_reward
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 

@@ -18,10 +18,9 @@ from guerdon.client import (
     Unavailable,
 )
 from guerdon.client.testing import FakeClock
-from guerdon.trainer.common.errors import SettingsError
+from guerdon.trainer.common.errors import ServiceGone, SettingsError
 from guerdon.trainer.common.services.patience import (
     Patience,
-    ServiceGone,
     ServiceRefused,
     parse_address,
 )

@@ -35,7 +35,7 @@ from guerdon.sampler.engine.staging import StagedFile, StagingArea
 from guerdon.sampler.loading import load_policy
 from guerdon.sampler.types import NcclSource, PublishResult, WeightUpdate
 from guerdon.serving.errors import UpdateRefused
-from guerdon.serving.settings import SettingsError
+from guerdon.settings import SettingsError
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.services.nccl import update_by_nccl
 from guerdon.trainer.common.services.weights import Weights

@@ -18,7 +18,7 @@ from tests.support.sampler_service import Harness, begin, item, request, start_s
 from guerdon.sampler.app import SamplerServer
 from guerdon.sampler.config import load_config
 from guerdon.serving.errors import CheckpointRefused, EngineDied
-from guerdon.serving.settings import SettingsError
+from guerdon.settings import SettingsError
 from guerdon.v1 import policy_pb2, policy_pb2_grpc
 
 NAMES = ("", "guerdon.v1.PolicyService")

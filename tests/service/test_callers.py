@@ -21,7 +21,7 @@ from guerdon.serving.access.callers import (
 )
 from guerdon.serving.access.identity import Caller, Role
 from guerdon.serving.errors import PermissionDenied, Unauthenticated
-from guerdon.serving.settings import SettingsError
+from guerdon.settings import SettingsError
 from guerdon.v1 import common_pb2, reward_pb2
 
 from .conftest import start_server

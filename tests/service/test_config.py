@@ -12,7 +12,7 @@ from tests.support.server import serve_command
 from guerdon.cli.main import main
 from guerdon.reward.config import ServeConfig, load_config
 from guerdon.serving.access.credentials import is_loopback, read_token
-from guerdon.serving.settings import SettingsError
+from guerdon.settings import SettingsError
 
 FILE = """
 port = 1234
@@ -56,8 +56,11 @@ def test_a_file_and_flags_on_top(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("prot = 1", "unknown setting prot; did you mean port?"),
-        ("[engine]\ndytpe = 'float32'", "unknown setting engine.dytpe; did you mean engine.dtype?"),
+        ("prot = 1", "unknown setting 'prot'; did you mean 'port'?"),
+        (
+            "[engine]\ndytpe = 'float32'",
+            "'engine.dytpe'; did you mean 'engine.dtype'?",
+        ),
         ("port = 'x'", "port is 'x', it must be of type int"),
         ("port = true", "port is True, it must be of type int"),
         ("port = 70000", "port is 70000"),

@@ -20,7 +20,7 @@ from guerdon.reward.config import load_config
 from guerdon.reward.scoring.scorer import transform
 from guerdon.reward.types import ScoreOptions
 from guerdon.sampler.config import load_config as load_sampler_config
-from guerdon.serving.settings import SettingsError
+from guerdon.settings import SettingsError
 from guerdon.v1 import reward_pb2
 
 from .conftest import Harness, start_server

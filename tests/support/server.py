@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """A server that takes work."""
+    """A server, of rewards or a sampler, that takes work."""
 
     process: subprocess.Popen[bytes]
     port: int

@@ -20,7 +20,7 @@ from guerdon.trainer.common.data.tokens import (
     tokenize_pairs,
 )
 from guerdon.trainer.common.errors import DataError, SettingsError
-from guerdon.trainer.reward.inputs import read_inputs
+from guerdon.trainer.reward.inputs import read_pairs
 from guerdon.trainer.reward.settings import RewardSettings
 
 HH = {
@@ -69,7 +69,7 @@ def test_repeats_are_counted_and_kept(tmp_path: Path) -> None:
     one, two = toy_rows(2, seed=0)
     turned = {**one, "chosen": one["rejected"], "rejected": one["chosen"]}
     found = load(write_rows(tmp_path / "a.jsonl", [one, one, two, turned]))
-    assert (found.duplicates, found.contradictions, len(found.pairs)) == (1, 1, 4)
+    assert [*map(len, (found.duplicate_lines, found.contradiction_lines, found.pairs))] == [1, 1, 4]
     other = load(write_rows(tmp_path / "b.jsonl", [two, *toy_rows(3, seed=9)]))
     assert shared_prompts(found, other) == 1
 
@@ -144,7 +144,7 @@ def test_too_long_pairs_are_counted_or_refused(base: Path, tmp_path: Path) -> No
     assert found.longest > 120
     with pytest.raises(DataError, match=r"line 4: \d+ tokens, over the limit of 120"):
         tokenize_pairs(tokenizer, data, max_length=120, too_long="error")
-    with pytest.raises(DataError, match="no pair is left"):
+    with pytest.raises(DataError, match="no row is left"):
         tokenize_pairs(tokenizer, data, max_length=3, too_long="drop")
 
 
@@ -234,7 +234,7 @@ def test_a_token_without_an_embedding_is_named(tmp_path: Path) -> None:
         base=str(base), train=str(data), eval=str(data), output=str(tmp_path / "run")
     )
     with pytest.raises(DataError, match=r"pairs.jsonl, line 1: holds the token '<\|late\|>'"):
-        read_inputs(settings)
+        read_pairs(settings)
 
 
 def test_a_pad_token_is_added_when_all_are_used() -> None:

@@ -16,7 +16,7 @@ from tests.trainer.toy import metrics, toy_rows, toy_settings, write_rows
 from torch.nn.parallel import DistributedDataParallel
 
 from guerdon.cli.main import main
-from guerdon.trainer.common import settings_io
+from guerdon.settings import to_toml
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.process_group import SINGLE_PROCESS
 from guerdon.trainer.reward.ddp_calls import call_through_ddp
@@ -32,7 +32,7 @@ MEANS = {"seconds", "accuracy", "rmse"}
 def arguments(settings: Any, folder: Path, *more: str) -> list[str]:
     """Of `guerdon train`."""
     file = folder / f"{Path(settings.output).name}.toml"
-    file.write_text(settings_io.to_toml(settings))
+    file.write_text(to_toml(settings))
     return ["reward", "--config", str(file), *more]
 
 

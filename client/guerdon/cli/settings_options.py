@@ -17,22 +17,9 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from guerdon.settings import field_types, required
+
 Panels = Mapping[str, Sequence[str]]
-
-
-def field_types(kind: type[Any]) -> dict[str, Any]:
-    """Each field's type, in the order of the fields."""
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
-def required(kind: type[Any]) -> list[str]:
-    """The fields that have no default."""
-    return [
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
 
 
 def field_docs(kind: type[Any]) -> dict[str, str]:

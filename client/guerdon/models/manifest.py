@@ -7,7 +7,6 @@ classifier; whatever goes beyond that must be stated.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -16,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from guerdon.settings import SettingsError, build
 
 MANIFEST_NAME = "guerdon.json"
 FORMAT_VERSION = 1
@@ -95,8 +96,8 @@ class Manifest:
         _check_choice("kind", self.kind, KINDS)
         _check_choice("aggregation", self.aggregation, AGGREGATIONS)
         _check_choice("step_aggregation", self.step_aggregation, STEP_AGGREGATIONS)
-        for name in ("mean", "std"):
-            value = getattr(self, name)
+        weights = {f"attributes.{name}": weight for name, weight in self.attributes.items()}
+        for name, value in {"mean": self.mean, "std": self.std, **weights}.items():
             if value is not None and not math.isfinite(value):
                 raise ManifestError(f"{name} is {value}, which is not a finite number")
         if (self.mean is None) != (self.std is None):
@@ -146,17 +147,10 @@ class Manifest:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Manifest:
         """A manifest from parsed JSON; the nearest known key is named for a wrong one."""
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        for key in data:
-            if key not in fields:
-                near = difflib.get_close_matches(key, fields, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ManifestError(f"unknown key {key!r} in {MANIFEST_NAME}{hint}")
-        _check_types(data)
-        values = dict(data)
-        if "members" in values:
-            values["members"] = tuple(values["members"])
-        return cls(**values)
+        try:
+            return build(cls, data)
+        except SettingsError as error:
+            raise ManifestError(str(error)) from error
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write `guerdon.json`, whole or not at all."""
@@ -170,41 +164,3 @@ class Manifest:
 def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ManifestError(f"{name} is {value!r}, it must be one of {', '.join(known)}")
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "format": (int,),
-    "kind": (str,),
-    "mean": (int, float, type(None)),
-    "std": (int, float, type(None)),
-    "template_hash": (str,),
-    "base_model": (str,),
-    "train_data": (str,),
-    "max_tokens": (int, type(None)),
-    "attributes": (dict,),
-    "step_marker": (str,),
-    "step_aggregation": (str,),
-    "members": (list, tuple),
-    "aggregation": (str,),
-    "std_weight": (int, float),
-    "policy": (str,),
-    "reference": (str,),
-    "reference_hash": (str,),
-    "beta": (int, float, type(None)),
-    "double_bos": (bool,),
-    "training": (dict,),
-}
-
-
-def _check_types(data: dict[str, Any]) -> None:
-    for key, value in data.items():
-        known = _TYPES[key]
-        if not isinstance(value, known) or (isinstance(value, bool) and bool not in known):
-            raise ManifestError(f"{key} is {value!r}, which has the wrong type")
-    for name, weight in data.get("attributes", {}).items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise ManifestError(f"attributes.{name} is {weight!r}, it must be a number")
-        if not math.isfinite(weight):
-            raise ManifestError(f"attributes.{name} is {weight}, which is not a finite number")
-    if any(not isinstance(member, str) for member in data.get("members", ())):
-        raise ManifestError("members must be a list of folder names")

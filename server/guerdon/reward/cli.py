@@ -15,7 +15,7 @@ from guerdon.reward.config import ServeConfig, load_config
 from guerdon.serving.errors import EngineDied
 from guerdon.serving.process import command
 from guerdon.serving.process.logs import set_up_logging
-from guerdon.serving.settings import SettingsError
+from guerdon.settings import SettingsError
 
 app = typer.Typer(add_completion=False)
 

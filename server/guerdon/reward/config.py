@@ -23,8 +23,8 @@ from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.serving.access.credentials import is_loopback
-from guerdon.serving.config import ServerSettings, load_settings
-from guerdon.serving.settings import SettingsError
+from guerdon.serving.config import ServerSettings
+from guerdon.settings import SettingsError, load, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class ServeConfig(ServerSettings):
         """Refuse what cannot be served."""
         super().__post_init__()
         self.check_port("admin_port", least=-1)
-        self.check_positive("stream_items", "encode_threads", "hang_seconds")
+        positive(self, "stream_items", "encode_threads", "hang_seconds")
 
     def check_exposure(self, *, admin_token: bool) -> None:
         """Refuse to let other machines administer models without a credential.
@@ -86,4 +86,4 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> ServeConfig:
     Raises:
         SettingsError: a key is unknown or a value cannot be.
     """
-    return load_settings(ServeConfig, file, flags, merged=("models", "aliases"))
+    return load(ServeConfig, file, flags, merged=("models", "aliases"))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import dataclasses
+from dataclasses import dataclass
+
+from guerdon.settings import positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,4 @@ class RequestLimits:
     """Characters in an item's id or a stream's request id."""
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            if getattr(self, each.name) < 1:
-                raise ValueError(f"{each.name} is {getattr(self, each.name)}, it must be positive")
+        positive(self, *(field.name for field in dataclasses.fields(self)))

@@ -18,8 +18,8 @@ from typing import Any
 from guerdon.sampler.engine.settings import EngineSettings
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.serving.access.credentials import is_loopback
-from guerdon.serving.config import MIB, ServerSettings, load_settings
-from guerdon.serving.settings import SettingsError
+from guerdon.serving.config import MIB, ServerSettings
+from guerdon.settings import SettingsError, load, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class SamplerConfig(ServerSettings):
     def __post_init__(self) -> None:
         """Refuse what cannot be served."""
         super().__post_init__()
-        self.check_positive("max_in_flight", "update_idle_seconds", "encode_threads")
+        positive(self, "max_in_flight", "update_idle_seconds", "encode_threads")
         for folder in self.shared_dirs:
             if not folder.is_dir():
                 raise ValueError(f"shared_dirs: there is no folder {folder}")
@@ -81,7 +81,7 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> SamplerConfig:
     Raises:
         SettingsError: a key is unknown, a value cannot be, or no model is named.
     """
-    config = load_settings(SamplerConfig, file, flags)
+    config = load(SamplerConfig, file, flags)
     if not config.model:
         raise SettingsError("no policy to serve: give --model with a folder or a name")
     return config

@@ -7,7 +7,7 @@ from guerdon.sampler.config import SamplerConfig
 from guerdon.sampler.tokenizer import CheckpointTokenizer, Tokenizer
 from guerdon.sampler.types import PolicyEngine
 from guerdon.serving.errors import NotFound
-from guerdon.serving.settings import SettingsError
+from guerdon.settings import SettingsError
 
 
 def load_policy(config: SamplerConfig) -> tuple[PolicyEngine, Tokenizer]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from guerdon.settings import positive
+
 
 @dataclass(frozen=True, kw_only=True)
 class RequestLimits:
@@ -26,8 +28,4 @@ class RequestLimits:
     """Tokens of all canaries of an update."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(
-                    f"{field.name} is {getattr(self, field.name)}, it must be positive"
-                )
+        positive(self, *(field.name for field in dataclasses.fields(self)))

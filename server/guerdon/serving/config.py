@@ -6,14 +6,11 @@ hold both.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from guerdon.serving.access.credentials import TLSFiles
-from guerdon.serving.settings import SettingsError, build, read_toml
+from guerdon.settings import not_negative, positive
 
 MIB = 1024 * 1024
 
@@ -67,11 +64,8 @@ class ServerSettings:
         self.check_port("port", least=0)
         self.check_port("http_port", least=-1)
         self.check_port("metrics_port", least=-1)
-        self.check_positive("max_message_bytes", "max_body_bytes", "max_calls", "http_connections")
-        for name in ("lame_duck", "drain_grace"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value}, it must be finite, 0 or more")
+        positive(self, "max_message_bytes", "max_body_bytes", "max_calls", "http_connections")
+        not_negative(self, "lame_duck", "drain_grace")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key come together or not at all")
         if self.tls_client_ca is not None and self.tls_certificate is None:
@@ -86,13 +80,6 @@ class ServerSettings:
         value = getattr(self, name)
         if not least <= value <= 65535:
             raise ValueError(f"{name} is {value}, it must be between {least} and 65535")
-
-    def check_positive(self, *names: str) -> None:
-        """Refuse what must be more than nothing and finite."""
-        for name in names:
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}, it must be positive and finite")
 
     def check_exposure(self, *, admin_token: bool) -> None:
         """Refuse to let other machines do without a credential what a service guards.
@@ -115,31 +102,3 @@ class ServerSettings:
         return TLSFiles(
             certificate=self.tls_certificate, key=self.tls_key, client_ca=self.tls_client_ca
         )
-
-
-S = TypeVar("S", bound=ServerSettings)
-
-
-def load_settings(
-    kind: type[S], file: Path | None, flags: Mapping[str, Any], *, merged: Collection[str] = ()
-) -> S:
-    """The settings of a file, with flags on top.
-
-    Args:
-        flags: by the setting's name, `engine.dtype` for one in a table; None, and an empty list,
-            mean not given.
-        merged: tables of which a flag replaces entries of the same name only.
-
-    Raises:
-        SettingsError: a key is unknown or a value cannot be.
-    """
-    values = read_toml(file) if file is not None else {}
-    for name, value in flags.items():
-        if value is None or value == []:
-            continue
-        table, _, key = name.rpartition(".")
-        target = values.setdefault(table, {}) if table else values
-        if not isinstance(target, dict):
-            raise SettingsError(f"{table} must be a table")
-        target[key] = {**target.get(key, {}), **value} if key in merged else value
-    return build(kind, values)

@@ -13,7 +13,7 @@ from guerdon.reward.types import PriorityClass
 from guerdon.reward.wire import convert
 from guerdon.serving.access import audit
 from guerdon.serving.access.identity import Role
-from guerdon.serving.wire.handlers import Context, M, deadline_of, decode
+from guerdon.serving.wire.handlers import Context, M, call_deadline, decode
 from guerdon.v1 import admin_pb2, reward_pb2
 
 SERVICE = admin_pb2.DESCRIPTOR.services_by_name["ModelAdminService"]
@@ -68,7 +68,7 @@ class ModelAdminService:
     def _accept(self, kind: type[M], data: bytes, context: Context) -> Iterator[M]:
         """The request of a call that is counted, however it ends."""
         method = kind.DESCRIPTOR.name.removesuffix("Request")
-        with self._calls.track(method, deadline_of(context)) as call:
+        with self._calls.track(method, call_deadline(context)) as call:
             self._calls.lifecycle.check_accepting()
             request = decode(kind, data)
             asked = getattr(request, "name", "")  # DeleteAliasRequest has none

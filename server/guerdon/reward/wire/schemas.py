@@ -23,7 +23,7 @@ from guerdon.serving.http.schemas import (
     PromptBody,
     Text,
     TokenIdsBody,
-    prompt_of,
+    as_prompt,
 )
 from guerdon.serving.wire.convert import check_id, field_values
 
@@ -250,7 +250,7 @@ def _item(
     convert.check_response_count(at, len(responses), limits)
     is_tokens = isinstance(prompt, TokenIdsBody)
     return types.ScoreItem(
-        prompt=prompt_of(prompt),
+        prompt=as_prompt(prompt),
         responses=tuple(
             _response(body, f"{at}[{i}]", is_tokens) for i, body in enumerate(responses)
         ),

@@ -12,7 +12,7 @@ from guerdon.reward.types import PriorityClass, ScoreItem
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.stream import ScoreStreamCall
 from guerdon.serving.access.identity import Role
-from guerdon.serving.wire.handlers import Context, M, deadline_of, decode
+from guerdon.serving.wire.handlers import Context, M, call_deadline, decode
 from guerdon.v1 import reward_pb2
 
 SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"]
@@ -46,7 +46,7 @@ class RewardService:
 
     async def Score(self, data: bytes, context: Context) -> reward_pb2.ScoreResponse:
         """Score items; one at fault fails the call."""
-        with self._calls.serve("Score", deadline_of(context)) as call:
+        with self._calls.serve("Score", call_deadline(context)) as call:
             request = await self._decode(reward_pb2.ScoreRequest, data)
             options = convert.options(request.options)
             call.asks(request.model, options.priority)
@@ -58,7 +58,7 @@ class RewardService:
 
     async def Rank(self, data: bytes, context: Context) -> reward_pb2.RankResponse:
         """Order candidates, best first; ties stay in the order of the request."""
-        with self._calls.serve("Rank", deadline_of(context)) as call:
+        with self._calls.serve("Rank", call_deadline(context)) as call:
             request = await self._decode(reward_pb2.RankRequest, data)
             options = convert.options(request.options)
             call.asks(request.model, options.priority)
@@ -75,7 +75,7 @@ class RewardService:
             self._scorer,
             self._calls,
             self._limits,
-            deadline=deadline_of(context),
+            deadline=call_deadline(context),
             items_in_flight=self._stream_items,
         )
         await stream.run()
@@ -86,7 +86,7 @@ class RewardService:
 
     async def ListModels(self, data: bytes, context: Context) -> reward_pb2.ListModelsResponse:
         """Every loaded revision."""
-        with self._calls.serve("ListModels", deadline_of(context)):
+        with self._calls.serve("ListModels", call_deadline(context)):
             decode(reward_pb2.ListModelsRequest, data)
             return reward_pb2.ListModelsResponse(
                 models=[
@@ -97,7 +97,7 @@ class RewardService:
 
     async def GetModel(self, data: bytes, context: Context) -> reward_pb2.GetModelResponse:
         """One loaded revision."""
-        with self._calls.serve("GetModel", deadline_of(context)) as call:
+        with self._calls.serve("GetModel", call_deadline(context)) as call:
             request = decode(reward_pb2.GetModelRequest, data)
             call.asks(request.model, PriorityClass.ONLINE)
             revision = self._registry.resolve(request.model)

@@ -17,7 +17,7 @@ from guerdon.serving.http.schemas import (
     Body,
     PromptBody,
     Text,
-    prompt_of,
+    as_prompt,
 )
 from guerdon.serving.wire.convert import check_count
 from guerdon.v1 import policy_pb2
@@ -68,7 +68,7 @@ class GenerateBody(Body):
         return types.GenerateRequest(
             items=[
                 types.GenerateItem(
-                    prompt=prompt_of(item.prompt), n=item.n, seed=item.seed, id=item.id
+                    prompt=as_prompt(item.prompt), n=item.n, seed=item.seed, id=item.id
                 )
                 for item in self.items
             ],

@@ -12,7 +12,7 @@ from guerdon.sampler.wire import convert
 from guerdon.sampler.wire.status import StatusReader
 from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.access.identity import Role
-from guerdon.serving.wire.handlers import Context, deadline_of, decode, send
+from guerdon.serving.wire.handlers import Context, call_deadline, decode, send
 from guerdon.v1 import policy_pb2
 
 SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
@@ -47,7 +47,7 @@ class PolicyService:
         async def write(drawn: Drawn) -> None:
             await send(context, convert.response(drawn))
 
-        with self._calls.serve("Generate", deadline_of(context)) as call:
+        with self._calls.serve("Generate", call_deadline(context)) as call:
             request = await self._sampler.off_loop(len(data), self._read, data)
             await self._sampler.draw(call, request, write)
 
@@ -56,12 +56,12 @@ class PolicyService:
 
     async def UpdateWeights(self, context: Context) -> policy_pb2.UpdateWeightsResponse:
         """Take new weights; returning says that they serve."""
-        deadline = deadline_of(context)
+        deadline = call_deadline(context)
         with self._calls.serve("UpdateWeights", deadline) as call:
             return await self._updates.take(context, call)
 
     async def GetPolicy(self, data: bytes, context: Context) -> policy_pb2.GetPolicyResponse:
         """What is served, and the load."""
-        with self._calls.serve("GetPolicy", deadline_of(context)):
+        with self._calls.serve("GetPolicy", call_deadline(context)):
             decode(policy_pb2.GetPolicyRequest, data)
             return self._status.read()

@@ -28,7 +28,7 @@ from guerdon.serving.access.credentials import ADMIN_TOKEN_VARIABLE, TOKEN_VARIA
 from guerdon.serving.access.identity import ANONYMOUS, Caller, Role
 from guerdon.serving.config import ServerSettings
 from guerdon.serving.errors import PermissionDenied, Unauthenticated
-from guerdon.serving.settings import SettingsError, build, read_toml
+from guerdon.settings import SettingsError, build, read_toml
 
 SHARED = "shared"
 """What metrics call whoever shows the one token that all share."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from guerdon.serving.settings import SettingsError
+from guerdon.settings import SettingsError
 
 logger = logging.getLogger(__name__)
 

@@ -89,7 +89,7 @@ MAX_UINT64 = 2**64 - 1
 """The largest numbers of the protocol, whose JSON twins have the same bounds."""
 
 
-def prompt_of(body: Any) -> Prompt:
+def as_prompt(body: Any) -> Prompt:
     """A `PromptBody` in the domain's terms."""
     if isinstance(body, TokenIdsBody):
         return np.asarray(body.token_ids, dtype=np.int32)

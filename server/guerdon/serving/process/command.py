@@ -12,7 +12,7 @@ import typer
 from guerdon.cli.settings_options import add_options, setting_options
 from guerdon.serving.config import ServerSettings
 from guerdon.serving.errors import EngineDied, ServiceError
-from guerdon.serving.settings import SettingsError
+from guerdon.settings import SettingsError
 
 if TYPE_CHECKING:  # the sockets are not needed for a command's help
     from guerdon.serving.process.listening import Ports

@@ -18,7 +18,7 @@ from prometheus_client import Counter
 from guerdon.serving.access.callers import Callers, read_tokens
 from guerdon.serving.config import ServerSettings
 from guerdon.serving.process.listening import Listener
-from guerdon.serving.settings import SettingsError
+from guerdon.settings import SettingsError
 
 logger = logging.getLogger(__name__)
 

@@ -54,7 +54,7 @@ def decode(kind: type[M], data: bytes) -> M:
     raise InvalidRequest("request", f"the bytes are not a {kind.DESCRIPTOR.full_name} message")
 
 
-def deadline_of(context: Context) -> float | None:
+def call_deadline(context: Context) -> float | None:
     """The call's deadline on `time.monotonic`'s clock; None when it has none.
 
     gRPC takes timeouts of up to 99,999,999 hours: one beyond `MAX_TIMEOUT` is cut to it.

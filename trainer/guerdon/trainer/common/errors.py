@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from guerdon.settings import SettingsError as SettingsError
+
 
 class TrainingError(Exception):
     """Training can't start or can't go on. The text is for the person at the terminal."""
-
-
-class SettingsError(TrainingError):
-    """A setting is unknown or has a value that can't be."""
 
 
 class DataError(TrainingError):

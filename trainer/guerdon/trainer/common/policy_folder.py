@@ -12,7 +12,6 @@ summary.json   what was measured; written last
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 from guerdon.models import apply_umask
 from guerdon.trainer.common.errors import OutputError
-from guerdon.trainer.common.run_folder import SUMMARY, RunFolder, sync, write_whole
+from guerdon.trainer.common.run_folder import SUMMARY, RunFolder, sync, write_json
 
 SAMPLES = "samples.jsonl"
 FINAL = "final"
@@ -47,8 +46,7 @@ class PolicyFolder(RunFolder):
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, whole."""
-        text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
-        write_whole(self.path / SUMMARY, text + "\n")
+        write_json(self.path / SUMMARY, summary)
 
     def publish_final(self, write: Callable[[Path], None]) -> None:
         """Put the policy into final/, whole or not at all.

@@ -84,6 +84,17 @@ class ProcessGroup:
             dist.all_gather_object(found, value)
         return found
 
+    def from_main(self, value: T) -> T:
+        """What the first process has; all of them must ask. Blocks."""
+        if self.world_size == 1:
+            return value
+        import torch.distributed as dist
+
+        found = [value]
+        with _meeting():
+            dist.broadcast_object_list(found, src=0, device=self.device())
+        return found[0]
+
     def any_rank(self, mine: bool) -> bool:
         """Whether it is so in at least one process; all of them must ask. Blocks."""
         if self.world_size == 1:
@@ -119,10 +130,10 @@ class ProcessGroup:
         Raises:
             TrainingError: the first that any process raised; the others raise `SaidElsewhere`.
         """
-        mine: TrainingError | None = None
+        mine: TrainingError | SettingsError | None = None
         try:
             yield
-        except TrainingError as error:
+        except (TrainingError, SettingsError) as error:
             mine = error
         found = self.all_gather(None if mine is None else str(mine))
         speaker = next((i for i, text in enumerate(found) if text is not None), None)
@@ -145,7 +156,7 @@ class ProcessGroup:
                 yield
         except ProcessGone:  # perhaps the first
             raise
-        except TrainingError as error:
+        except (TrainingError, SettingsError) as error:
             if self.main:
                 raise
             raise SaidElsewhere(str(error)) from error

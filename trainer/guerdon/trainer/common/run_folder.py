@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.common import settings_io
+from guerdon.settings import to_toml, without_retired
 from guerdon.trainer.common.errors import OutputError
 
 SETTINGS = "config.toml"
@@ -99,7 +99,7 @@ class RunFolder:
             if self._overwrite and self.path.is_dir():
                 self._clear()
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / SETTINGS, settings_io.to_toml(self._settings))
+            write_whole(self.path / SETTINGS, to_toml(self._settings))
         except OSError as error:
             raise OutputError(f"can't write to {self.path}: {error}") from error
 
@@ -115,8 +115,8 @@ class RunFolder:
             before = tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise OutputError(f"nothing to resume in {self.path}: {error}") from error
-        before = settings_io.without_retired(type(self._settings), before)
-        now = tomllib.loads(settings_io.to_toml(self._settings))
+        before = without_retired(type(self._settings), before)
+        now = tomllib.loads(to_toml(self._settings))
         for key in sorted((before.keys() | now.keys()) - self.may_change):
             if before.get(key) != now.get(key):
                 raise OutputError(
@@ -151,7 +151,7 @@ class RunFolder:
 
     def metrics_until(self, step: int) -> list[dict[str, Any]]:
         """The metrics of an earlier part of the run; what came after `step` is forgotten."""
-        return rows_until(self.path / METRICS, step) if self._main else []
+        return kept_rows(self.metrics, lambda row: row["step"] <= step) if self._main else []
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -172,21 +172,42 @@ def write_whole(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def rows_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """The rows of a JSONL file up to a step; those after it are taken out of the file."""
+def write_json(path: Path, found: Mapping[str, Any]) -> None:
+    """Write a JSON file that people read, whole or not at all."""
+    text = json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False)
+    write_whole(path, text + "\n")
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a JSONL file; it is on the disk when this returns."""
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def kept_rows(
+    path: Path, wanted: Callable[[dict[str, Any]], bool] = lambda row: True
+) -> list[dict[str, Any]]:
+    """The rows of a JSONL file that are wanted; the others are taken out of it.
+
+    Nothing is wanted from the first row on that is not whole: the run was killed as it wrote it.
+    """
     if not path.exists():
         return []
-    lines, kept = [], []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    text = path.read_text(encoding="utf-8", errors="replace")
+    rows, lines = [], []
+    for line in text.split("\n")[:-1]:  # what follows the last newline is not whole
         try:
             row = json.loads(line)
         except ValueError:
-            break  # the end, or a line in whose middle the run was killed
-        if row["step"] <= step:
-            kept.append(row)
+            break
+        if wanted(row):
+            rows.append(row)
             lines.append(line + "\n")
-    write_whole(path, "".join(lines))
-    return kept
+    if "".join(lines) != text:
+        write_whole(path, "".join(lines))
+    return rows
 
 
 def sync(path: Path) -> None:

@@ -30,7 +30,7 @@ def plain_errors() -> Iterator[None]:
     """What can go wrong in training, as one sentence and an exit code.
 
     Raises:
-        CommandError: in place of a `TrainingError`.
+        CommandError: in place of a `TrainingError` or `SettingsError`.
         typer.Exit: where another process of the run says the sentence.
     """
     try:

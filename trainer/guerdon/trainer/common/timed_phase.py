@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -36,6 +36,6 @@ def timed_phase(
         spend()
 
 
-def rounded(seconds: dict[str, float]) -> dict[str, float]:
+def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     """The seconds as a summary says them."""
     return {name: round(spent, 2) for name, spent in seconds.items()}

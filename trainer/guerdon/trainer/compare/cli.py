@@ -59,8 +59,8 @@ def _compare(paths: list[Path], output: Path | None, *, as_json: bool) -> None:
     from rich.console import Console
 
     from guerdon.trainer.compare import show
-    from guerdon.trainer.compare.comparing import compare
-    from guerdon.trainer.compare.reading import read_runs
+    from guerdon.trainer.compare.comparison import compare
+    from guerdon.trainer.compare.run_folders import read_runs
 
     target = output if output is not None or as_json else REPORT
     if target is not None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from guerdon.trainer.common.measuring.statistics import Estimate
-from guerdon.trainer.compare.comparing import LEVEL, Result, at_level
+from guerdon.trainer.compare.comparison import LEVEL, Result, at_level
 
 
 def smallest_kl(results: Sequence[Result]) -> float:

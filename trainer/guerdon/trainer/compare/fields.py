@@ -114,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def rows_of(path: Path) -> Iterator[Table]:
+def read_tables(path: Path) -> Iterator[Table]:
     """The rows of a JSONL file.
 
     Raises:

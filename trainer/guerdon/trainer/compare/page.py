@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from guerdon.trainer.compare import tables, words
-from guerdon.trainer.compare.comparing import Group
+from guerdon.trainer.compare import sentences, tables
+from guerdon.trainer.compare.comparison import RunGroup
 from guerdon.trainer.compare.plots import (
     GLYPHS,
     Places,
@@ -21,7 +21,7 @@ from guerdon.trainer.compare.plots import (
     reward_against_kl,
     rewards_apart,
 )
-from guerdon.trainer.compare.runs import Answer
+from guerdon.trainer.compare.runs import ShownAnswer
 
 GENERATOR = "guerdon compare"
 """The generator named in the page's head: a file that has it may be replaced."""
@@ -35,7 +35,7 @@ LONGEST = 4000
 _HERE = Path(__file__).parent
 
 
-def page(groups: Sequence[Group]) -> str:
+def page(groups: Sequence[RunGroup]) -> str:
     """The whole report."""
     where = places(groups)
     runs = sum(len(group.results) for group in groups)
@@ -60,10 +60,13 @@ def page(groups: Sequence[Group]) -> str:
         plots=partial(_plots, where),
         rewards_apart=lambda group: rewards_apart(group, where),
         answers=_answers,
-        signed=words.signed,
-        kinds={words.VERDICTS["gamed"]: "parted", words.VERDICTS["unconfirmed"]: "unconfirmed"},
+        signed=sentences.signed,
+        kinds={
+            sentences.VERDICTS["gamed"]: "parted",
+            sentences.VERDICTS["unconfirmed"]: "unconfirmed",
+        },
         tables=tables,
-        words=words,
+        sentences=sentences,
         shown=SHOWN,
         values=VALUES,
     )
@@ -85,7 +88,7 @@ def _look(where: Places, name: str) -> tuple[int, str]:
     return colour, GLYPHS[shape]
 
 
-def _plots(where: Places, group: Group) -> list[tuple[Markup, str]]:
+def _plots(where: Places, group: RunGroup) -> list[tuple[Markup, str]]:
     """The pictures of rewards against KL, with their captions."""
     found = []
     for measure, said in (("reward", "Reward"), ("heldout_reward", "Held-out reward")):
@@ -96,7 +99,7 @@ def _plots(where: Places, group: Group) -> list[tuple[Markup, str]]:
     return found
 
 
-def _curves(group: Group, measure: str) -> str:
+def _curves(group: RunGroup, measure: str) -> str:
     """A sentence on the curves, where there are any."""
     held_out = measure == "heldout_reward"
     points = [point for result in group.results for point in result.curve]
@@ -104,9 +107,9 @@ def _curves(group: Group, measure: str) -> str:
     return " Thin lines: while it trained." if drawn else ""
 
 
-def _answers(group: Group) -> tuple[list[tuple[str, dict[int, Answer]]], list[int]]:
+def _answers(group: RunGroup) -> tuple[list[tuple[str, dict[int, ShownAnswer]]], list[int]]:
     """Each policy's answers by prompt, and the prompts to show: those that all have answered."""
-    found: list[tuple[str, dict[int, Answer]]] = []
+    found: list[tuple[str, dict[int, ShownAnswer]]] = []
     for result in group.measured:
         before, after = result.before, result.run.after
         if not found and group.start is None and before and before.answers:

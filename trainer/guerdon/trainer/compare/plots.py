@@ -9,9 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from guerdon.trainer.common.measuring.plots import figure_of
+from guerdon.trainer.common.measuring.plots import new_figure
 from guerdon.trainer.common.measuring.statistics import Estimate
-from guerdon.trainer.compare.comparing import Group, Result
+from guerdon.trainer.compare.comparison import Result, RunGroup
 from guerdon.trainer.compare.runs import Point
 
 INK, FAINT, PAPER = "#0000f1", "#0000f2", "#0000f3"
@@ -35,7 +35,7 @@ Places = Mapping[str, int]
 """Each run's name to its number, which gives colour and shape."""
 
 
-def places(groups: Sequence[Group]) -> dict[str, int]:
+def places(groups: Sequence[RunGroup]) -> dict[str, int]:
     """The trained runs, numbered; the start has the ink."""
     trained = [result.run.name for group in groups for result in group.trained]
     return {name: i for i, name in enumerate(trained)}
@@ -46,7 +46,7 @@ def look(place: int) -> tuple[int, int]:
     return place % len(SERIES), (place + place // len(SERIES)) % len(MARKERS)
 
 
-def reward_against_kl(group: Group, where: Places, measure: str = "reward") -> Markup | None:
+def reward_against_kl(group: RunGroup, where: Places, measure: str = "reward") -> Markup | None:
     """A point for each run with its 95 % intervals, and its curve while it trained.
 
     None where fewer than two policies have both the measure and KL.
@@ -73,7 +73,7 @@ def reward_against_kl(group: Group, where: Places, measure: str = "reward") -> M
     return _svg(figure, f"kl-{measure}", f"{what} against KL, a point for each run")
 
 
-def rewards_apart(group: Group, where: Places) -> Markup | None:
+def rewards_apart(group: RunGroup, where: Places) -> Markup | None:
     """Gain of the reward (filled) and of the held-out reward (hollow) against KL, by run.
 
     None where no run has both.
@@ -108,7 +108,7 @@ def rewards_apart(group: Group, where: Places) -> Markup | None:
 
 
 def _axes() -> tuple[Any, Any]:
-    figure, ax = figure_of()
+    figure, ax = new_figure()
     ax.tick_params(colors=INK, labelsize=9)
     ax.xaxis.label.set_color(INK)
     ax.yaxis.label.set_color(INK)

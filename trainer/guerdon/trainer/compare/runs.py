@@ -1,4 +1,4 @@
-"""What is known of a run. Pure values; `reading` makes them."""
+"""What is known of a run. Pure values; `run_folders` makes them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ShownAnswer:
     """A policy's first completion to a prompt. Untrusted text."""
 
     prompt: str
@@ -69,7 +69,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class RunMeasures:
     """One policy on held-out prompts."""
 
     estimates: Mapping[str, Estimate]
@@ -84,7 +84,7 @@ class Measured:
     """The policy that was won over."""
     subgroups: Mapping[str, Mapping[str, Mapping[str, Estimate]]] = field(default_factory=dict)
     """Field, value, measure."""
-    answers: Mapping[int, Answer] = field(default_factory=dict)
+    answers: Mapping[int, ShownAnswer] = field(default_factory=dict)
     """Answers by the prompt's place."""
     samples_per_prompt: int = 0
     """0 where it isn't known."""
@@ -124,8 +124,8 @@ class Run:
     minutes: float | None = None
     terms: Terms | None = None
     """The terms of `after`; None where nothing was measured by sampling."""
-    after: Measured | None = None
-    before: Measured | None = None
+    after: RunMeasures | None = None
+    before: RunMeasures | None = None
     """The policy that training began from, as the run itself measured it."""
     difference: Mapping[str, Estimate] = field(default_factory=dict)
     """after − before over the same prompts, as the run itself measured it."""

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from guerdon.trainer.compare import tables, words
-from guerdon.trainer.compare.comparing import Group, Result
+from guerdon.trainer.compare import sentences, tables
+from guerdon.trainer.compare.comparison import Result, RunGroup
 from guerdon.trainer.compare.runs import Run
 
 SHOWN = ("reward", "gain", "held-out reward", "held-out says", "win rate", "KL", "length",
@@ -23,25 +23,27 @@ LEFT_OUT = ("win rate", "length", "minutes")
 """Columns that are left out where there is no room."""
 
 
-def show(groups: Sequence[Group], console: Console) -> None:
+def show(groups: Sequence[RunGroup], console: Console) -> None:
     """A table of runs for each group, and all that the report says in words."""
     for group in groups:
         console.print(_table(group, wide=console.width >= WIDE))
-        _say(console, words.terms(group), "dim")
-    for text in words.not_comparable(groups):
+        _say(console, sentences.terms(group), "dim")
+    for text in sentences.not_comparable(groups):
         _say(console, text, "yellow")
     for group in groups:
-        for text in words.headlines(group):
+        for text in sentences.headlines(group):
             _say(console, text)
     for group in groups:
         for result in group.trained:
             if result.parting:
                 bad = result.parting.verdict in ("gamed", "unconfirmed")
                 _say(
-                    console, words.parting(result.run.name, result.parting), "yellow" if bad else ""
+                    console,
+                    sentences.parting(result.run.name, result.parting),
+                    "yellow" if bad else "",
                 )
-        if words.together(group):
-            _say(console, words.together(group), "dim")
+        if sentences.together(group):
+            _say(console, sentences.together(group), "dim")
         for text in group.notes:
             _say(console, text, "yellow")
 
@@ -51,7 +53,7 @@ def _say(console: Console, text: str, style: str = "") -> None:
     console.print(Text(" ".join(text.split()), style=style), soft_wrap=True)
 
 
-def _table(group: Group, *, wide: bool) -> Table:
+def _table(group: RunGroup, *, wide: bool) -> Table:
     found = {row.name: row for part in tables.parts(group) for row in part.rows}
     names = [name for name in SHOWN if wide or name not in LEFT_OUT]
     rows = [found[name] for name in names if name in found]
@@ -60,7 +62,7 @@ def _table(group: Group, *, wide: bool) -> Table:
         table.add_column(Text(name), justify="left" if name in ("run", "recipe") else "right")
     for i, result in enumerate(group.results):
         cells = [_cell(row.cells[i], noise=wide) for row in rows]
-        table.add_row(Text(result.run.name), Text(tables.recipe_of(result)), *cells)
+        table.add_row(Text(result.run.name), Text(tables.recipe_name(result)), *cells)
     return table
 
 
@@ -69,18 +71,18 @@ def _cell(cell: tables.Cell, *, noise: bool) -> Text:
     return text.append(f" ±{cell.half}", style="dim") if cell.half and noise else text
 
 
-def as_json(groups: Sequence[Group]) -> dict[str, Any]:
+def as_json(groups: Sequence[RunGroup]) -> dict[str, Any]:
     """Everything, for other programs."""
     return {
         "format": 1,
         "comparable": len(groups) == 1,
-        "not_comparable": words.not_comparable(groups),
+        "not_comparable": sentences.not_comparable(groups),
         "groups": [
             {
                 "terms": _terms(group),
                 "start": group.start.name if group.start else None,
                 "runs": [_result(result) for result in group.results],
-                "found": words.headlines(group) + words.parted(group),
+                "found": sentences.headlines(group) + sentences.parted(group),
                 "notes": list(group.notes),
             }
             for group in groups
@@ -88,7 +90,7 @@ def as_json(groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
-def _terms(group: Group) -> dict[str, Any] | None:
+def _terms(group: RunGroup) -> dict[str, Any] | None:
     if group.terms is None:
         return None
     found = dataclasses.asdict(group.terms)

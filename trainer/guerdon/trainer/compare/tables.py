@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from guerdon.trainer.common.measuring.statistics import Estimate
-from guerdon.trainer.compare.comparing import Group, Result
-from guerdon.trainer.compare.words import NONE, VERDICTS, interval, plain, short, signed
+from guerdon.trainer.compare.comparison import Result, RunGroup
+from guerdon.trainer.compare.sentences import NONE, VERDICTS, interval, plain, short, signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Part:
 Make = Callable[[Result], Cell]
 
 
-def parts(group: Group) -> list[Part]:
+def parts(group: RunGroup) -> list[Part]:
     """All measures of a group's runs, by what they are about; rows that nobody has are left out."""
     return [
         Part(heading, kept)
@@ -52,11 +52,11 @@ def parts(group: Group) -> list[Part]:
     ]
 
 
-def _known(group: Group, make: Make) -> bool:
+def _known(group: RunGroup, make: Make) -> bool:
     return any(make(result).text != NONE for result in group.results)
 
 
-def _row(group: Group, name: str, hint: str, make: Make, high: bool = False) -> Row:
+def _row(group: RunGroup, name: str, hint: str, make: Make, high: bool = False) -> Row:
     cells = [make(result) for result in group.results]
     if high:  # the start is no contestant
         values = {
@@ -164,7 +164,7 @@ def _text(of: Callable[[Result], object]) -> Make:
     return make
 
 
-def recipe_of(result: Result) -> str:
+def recipe_name(result: Result) -> str:
     """SFT, DPO, …; the policy that they began from is the start."""
     _, online, name = result.run.recipe.rpartition("online-")
     if name:
@@ -181,7 +181,7 @@ _PARTS: tuple[tuple[str, tuple[tuple[str, str, Make, bool], ...]], ...] = (
     (
         "The run",
         (
-            ("recipe", "", _text(recipe_of), False),
+            ("recipe", "", _text(recipe_name), False),
             ("base policy", "what it began from", _text(lambda r: short(r.run.base)), False),
             ("data", "what it was trained on", _text(lambda r: short(r.run.data)), False),
             ("seed", "", _text(lambda r: r.run.seed), False),
@@ -246,7 +246,7 @@ class Subgroups:
     rows: tuple[Row, ...]
 
 
-def subgroups(group: Group) -> list[Subgroups]:
+def subgroups(group: RunGroup) -> list[Subgroups]:
     """Reward, and held-out reward, by the values of every field that a run's evaluation has."""
     having = [result.run for result in group.measured if result.run.after]
     fields = dict.fromkeys(name for run in having if run.after for name in run.after.subgroups)

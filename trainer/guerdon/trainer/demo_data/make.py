@@ -183,7 +183,7 @@ def make_rows(
     """The rows of both splits. A prompt, and all its pairs, belongs to one of them."""
     judged = {q.prompt: _judged(q, answers[q.prompt]) for q in questions}
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "eval": []}
-    splits = splits_of(questions)
+    splits = choose_splits(questions)
     for question in questions:
         split = splits[question.prompt]
         others = [q for q in questions if splits[q.prompt] == split]
@@ -192,7 +192,7 @@ def make_rows(
     return rows
 
 
-def splits_of(questions: list[Question]) -> dict[str, str]:
+def choose_splits(questions: list[Question]) -> dict[str, str]:
     """Every fifth prompt of each category is for eval, in the order of the prompts' hashes."""
     groups: dict[str, list[str]] = defaultdict(list)
     for question in questions:

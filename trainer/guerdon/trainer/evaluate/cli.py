@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,16 +98,13 @@ def _judge(
     client: RewardClient, name: str, rows: Rows[Any], in_flight: int, options: Any, skip: bool
 ) -> Judged:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Left
 
+    from guerdon.trainer.common.progress import Bar
     from guerdon.trainer.evaluate.judging import judge
 
     places = [f"{rows.source}, line {line}" for line in rows.lines]
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), Left())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        total = sum(len(comparison.items()) for comparison in rows.rows)
-        task = bar.add_task("", total=total)
+    total = sum(len(comparison.items()) for comparison in rows.rows)
+    with Bar(Console(stderr=True), name, total) as bar:
         return judge(
             client,
             name,
@@ -117,7 +113,7 @@ def _judge(
             in_flight=in_flight,
             options=options,
             skip=skip,
-            progress=lambda done: bar.update(task, completed=done),
+            progress=bar.move,
         )
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from guerdon.trainer.common.report import share
+from guerdon.trainer.common.report import length_bias, say, share
 
 _ODD = {
     "refused": "rows were refused by the server",
@@ -56,17 +56,12 @@ def _show_model(model: Mapping[str, Any], console: Console) -> None:
     words = [f"mean margin {model['mean_margin']:+.3f}"]
     if "calibration" in model:
         words += [f"ECE {model['calibration']['ece']:.3f}"]
-        bias = model["length_bias"]
-        if bias["delta_correlation"] is not None:
-            words.append(f"correlation of Δ with length {bias['delta_correlation']:+.2f}")
-        for key, text in (("chosen_shorter", "shorter"), ("chosen_longer", "longer")):
-            if bias[key]:
-                words.append(f"accuracy {bias[key]['value']:.2f} where the {text} is better")
+        words += length_bias(model["length_bias"])
     words.append(
         f"{model['comparisons_per_second']:.1f} comparisons/s, "
         f"{model['tokens_per_second']:.0f} tokens/s"
     )
-    console.print("; ".join(words), highlight=False, soft_wrap=True)
+    say(console, "; ".join(words))
     for key, text in _ODD.items():
         if model[key]:
-            console.print(f"[yellow]{model[key]} {text}[/yellow]", soft_wrap=True)
+            say(console, f"{model[key]} {text}", "yellow")

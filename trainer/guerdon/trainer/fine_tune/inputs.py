@@ -13,7 +13,12 @@ from guerdon.data import Demonstration, Message, RowError, parse_demonstration
 from guerdon.trainer.common.data.preferences import load_pairs
 from guerdon.trainer.common.data.row_notes import group_values, places_by_group
 from guerdon.trainer.common.data.rows import read_rows, where_odd
-from guerdon.trainer.common.data.tokens import embeddings_of, load_tokenizer, max_positions
+from guerdon.trainer.common.data.tokens import (
+    embedded_tokens,
+    fitting,
+    load_tokenizer,
+    max_positions,
+)
 from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.common.models.language_model import load_config
 from guerdon.trainer.common.trl.completions import Completion
@@ -50,7 +55,7 @@ class DataSplit(Generic[T]):
     bad: list[RowError]
     noted: dict[str, list[int]]
     """Lines of rows that were left out although they are well-formed, or are used and yet worth a
-    look, by what they are (see `report.NOTED`)."""
+    look, by what they are (see `ODD` of common.report)."""
     lengths: list[int]
     """Tokens of each sequence, those too long included."""
     prompts: frozenset[tuple[int, ...]]
@@ -123,7 +128,7 @@ def read_inputs(settings: PolicySettings, read: Callable[..., DataSplit[Any]]) -
     """
     policy, config = load_config(settings.policy)
     tokenizer = load_tokenizer(policy, settings.chat_template)
-    size = embeddings_of(config)
+    size = embedded_tokens(config)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked: any token will do
     train = read(
@@ -166,7 +171,8 @@ def demonstrations(
     found = read_rows(source, parse, split=split, limit=limit, bad_rows=settings.bad_rows)
     rows, groups = [row for row, _ in found.rows], [group for _, group in found.rows]
     sizes = [_characters(r.prompt) + len(r.answer) for r in rows]
-    short, huge = _short(sizes, found.lines, settings, tokenizer, source)
+    limits: dict[str, Any] = {"max_length": settings.max_length, "too_long": settings.too_long}
+    short, huge = _short(tokenizer, sizes, found.lines, source, **limits)
     rows, lines = [rows[i] for i in short], [found.lines[i] for i in short]
     groups = [groups[i] for i in short]
     encoded, shortened = encode(
@@ -178,10 +184,10 @@ def demonstrations(
         vocab_size=vocab_size,
     )
     lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
-    fitting, too_long = _fitting(lengths, lines, settings, source)
+    fit, too_long = fitting(lengths, lines, source, **limits)
     known: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
     duplicates = []
-    for i in fitting:
+    for i in fit:
         prompt, answer = encoded[i]
         key = (tuple(prompt), tuple(answer))
         if key in known:
@@ -190,8 +196,8 @@ def demonstrations(
     return DataSplit(
         source,
         found.sha256,
-        [encoded[i] for i in fitting],
-        [rows[i].prompt for i in fitting],
+        [encoded[i] for i in fit],
+        [rows[i].prompt for i in fit],
         found.bad,
         {
             "too_long": sorted(huge + too_long),
@@ -200,7 +206,7 @@ def demonstrations(
         },
         lengths,
         frozenset(prompt for prompt, _ in known),
-        [groups[i] for i in fitting],
+        [groups[i] for i in fit],
     )
 
 
@@ -236,7 +242,8 @@ def pairs(
         _characters(pair.prompt) + max(_characters(pair.chosen), _characters(pair.rejected))
         for pair in usable
     ]
-    short, huge = _short(sizes, lines, settings, tokenizer, source)
+    limits: dict[str, Any] = {"max_length": settings.max_length, "too_long": settings.too_long}
+    short, huge = _short(tokenizer, sizes, lines, source, **limits)
     usable, lines = [usable[i] for i in short], [lines[i] for i in short]
     groups = [groups[i] for i in short]
     prompts = [pair.prompt for pair in usable]
@@ -253,17 +260,17 @@ def pairs(
     )
     rows = [PairTokens(p, c, r) for (p, c), (_, r) in zip(chosen, rejected, strict=True)]
     lengths = [row.longest for row in rows]
-    fitting, too_long = _fitting(lengths, lines, settings, source)
-    kept = [i for i in fitting if list(rows[i].chosen) != list(rows[i].rejected)]
+    fit, too_long = fitting(lengths, lines, source, **limits)
+    kept = [i for i in fit if list(rows[i].chosen) != list(rows[i].rejected)]
     if not kept:
         raise DataError(
-            f"{source}: no pair is left: both answers are the same tokens in all {len(fitting)}"
+            f"{source}: no pair is left: both answers are the same tokens in all {len(fit)}"
         )
     noted = {
         "too_long": sorted(huge + too_long),
         "several_turns": several,
         "empty_answers": empty,
-        "same_tokens": [lines[i] for i in sorted(set(fitting) - set(kept))],
+        "same_tokens": [lines[i] for i in sorted(set(fit) - set(kept))],
         "duplicates": found.duplicate_lines,
         "contradictions": found.contradiction_lines,
         "reasoning_dropped": shortened,
@@ -286,51 +293,8 @@ def _characters(turns: Sequence[Message]) -> int:
 
 
 def _short(
-    sizes: Sequence[int],
-    lines: Sequence[int],
-    settings: PolicySettings,
-    tokenizer: Any,
-    source: str,
+    tokenizer: Any, sizes: Sequence[int], lines: Sequence[int], source: str, **limits: Any
 ) -> tuple[list[int], list[int]]:
-    """The rows that may fit, and the lines of those that have too many characters to.
-
-    Tokenising many megabytes only to count them takes minutes.
-
-    Raises:
-        DataError: one can't, and `too_long` is `error`; or none may.
-    """
-    most = settings.max_length * max(map(len, tokenizer.get_vocab()))
-    short = [i for i, size in enumerate(sizes) if size <= most]
-    for size, line in zip(sizes, lines, strict=True):
-        if size > most and settings.too_long == "error":
-            raise DataError(
-                f"{source}, line {line}: {size} characters, over the limit of "
-                f"{settings.max_length} tokens (--max-length; --too-long drop leaves such rows out)"
-            )
-    if not short:
-        raise DataError(f"{source}: no row is left under {settings.max_length} tokens")
-    return short, [line for size, line in zip(sizes, lines, strict=True) if size > most]
-
-
-def _fitting(
-    lengths: Sequence[int], lines: Sequence[int], settings: PolicySettings, source: str
-) -> tuple[list[int], list[int]]:
-    """The rows that are not too long, and the lines of those that are.
-
-    Raises:
-        DataError: one is, and `too_long` is `error`; or all are.
-    """
-    kept, dropped = [], []
-    for i, (length, line) in enumerate(zip(lengths, lines, strict=True)):
-        if length <= settings.max_length:
-            kept.append(i)
-        elif settings.too_long == "error":
-            raise DataError(
-                f"{source}, line {line}: {length} tokens, over the limit of {settings.max_length} "
-                "(--max-length; --too-long drop leaves such rows out)"
-            )
-        else:
-            dropped.append(line)
-    if not kept:
-        raise DataError(f"{source}: no row is left under {settings.max_length} tokens")
-    return kept, dropped
+    """What `fitting` gives, by characters: tokenising megabytes only to count them is slow."""
+    each = max(map(len, tokenizer.get_vocab()))
+    return fitting(sizes, lines, source, unit="characters", each=each, **limits)

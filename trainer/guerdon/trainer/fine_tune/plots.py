@@ -14,7 +14,7 @@ from guerdon.trainer.common.measuring.plots import (
     REJECTED,
     THIRD,
     draw_curve,
-    figure_of,
+    new_figure,
     save_figure,
 )
 
@@ -37,14 +37,14 @@ def draw_plots(folder: Path, rows: Rows, rewards: tuple[Floats, Floats] | None) 
 
 def _training(rows: Rows) -> Any:
     second = next((k for k in ("accuracy", "token_accuracy") if any(k in r for r in rows)), "")
-    figure, axes = figure_of(2 if second else 1)
+    figure, axes = new_figure(2 if second else 1)
     for ax, key in zip(np.atleast_1d(axes), ("loss", second), strict=False):
         draw_curve(ax, rows, key, key.replace("_", " "))
     return figure
 
 
 def _rewards(chosen: Floats, rejected: Floats) -> Any:
-    figure, (left, right) = figure_of(2)
+    figure, (left, right) = new_figure(2)
     both = np.concatenate([chosen, rejected])
     bins = np.linspace(both.min(), both.max() + 1e-9, 31)
     for values, colour, name in ((chosen, CHOSEN, "chosen"), (rejected, REJECTED, "rejected")):

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from guerdon.trainer.fine_tune.dpo import DPOTask
 from guerdon.trainer.fine_tune.inputs import demonstrations, pairs, read_inputs
-from guerdon.trainer.fine_tune.settings import DPOSettings, PolicySettings, SFTSettings
+from guerdon.trainer.fine_tune.orpo import ORPOTask
+from guerdon.trainer.fine_tune.settings import PolicySettings
+from guerdon.trainer.fine_tune.sft import SFTTask
 from guerdon.trainer.fine_tune.task import PolicyTask
+
+_TASKS: dict[str, tuple[Any, Any]] = {
+    "sft": (SFTTask, demonstrations),
+    "dpo": (DPOTask, pairs),
+    "orpo": (ORPOTask, pairs),
+}
 
 
 def read_task(settings: PolicySettings) -> PolicyTask[Any]:
@@ -15,15 +24,6 @@ def read_task(settings: PolicySettings) -> PolicyTask[Any]:
     Raises:
         TrainingError: something is; says what.
     """
-    if isinstance(settings, SFTSettings):
-        from guerdon.trainer.fine_tune.sft import SFTTask
-
-        return SFTTask(read_inputs(settings, demonstrations))
-    inputs = read_inputs(settings, pairs)
-    if isinstance(settings, DPOSettings):
-        from guerdon.trainer.fine_tune.dpo import DPOTask
-
-        return DPOTask(inputs)
-    from guerdon.trainer.fine_tune.orpo import ORPOTask
-
-    return ORPOTask(inputs)
+    task, read = _TASKS[settings.algorithm]
+    found: PolicyTask[Any] = task(read_inputs(settings, read))
+    return found

@@ -7,36 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from guerdon.trainer.common.report import listed, say, share, show_groups, show_policy
+from guerdon.trainer.common.report import say, share, show_groups, show_policy, spent
 from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
-
-NOTED = {
-    "too_long": "left out as too long",
-    "several_turns": "left out, as an answer has several turns",
-    "empty_answers": "left out, as an answer is empty",
-    "same_tokens": "left out, as both answers are the same tokens",
-    "duplicates": "occur again, and are kept",
-    "contradictions": "contradict one before, and are kept",
-    "reasoning_dropped": "have reasoning in earlier turns, which the chat template leaves out",
-}
-"""Kinds of rows that are left out or odd, as they are counted and said."""
-
-
-def show_counts(counts: dict[str, Any], console: Console) -> None:
-    """The data's sizes and lengths, and a warning for all that is odd."""
-    for split in ("train", "eval"):
-        found = counts[split]
-        sizes = ", ".join(f"{name} {value}" for name, value in found["tokens"].items())
-        say(console, f"{split}: {found['rows']} rows of {found['source']}; tokens: {sizes}")
-        kinds = {"bad_rows": "malformed, and skipped"} | NOTED
-        for key in (key for key in kinds if key in found["lines"]):
-            where = listed(found["lines"][key], found[key])
-            say(console, f"  {found[key]} {kinds[key]}: line {where}", "yellow")
-            for error in found["errors"] if key == "bad_rows" else ():
-                say(console, f"    {error}", "yellow")
-        if found.get("prompts_in_train"):
-            many = found["prompts_in_train"]
-            say(console, f"  {many} held out with a prompt that is trained on", "yellow")
 
 
 def show_summary(summary: dict[str, Any], folder: TunedPolicyFolder, console: Console) -> None:
@@ -68,8 +40,7 @@ def show_summary(summary: dict[str, Any], folder: TunedPolicyFolder, console: Co
     console.print(table)
     for field, groups in summary.get("subgroups", {}).items():
         show_groups(field, groups, console)
-    spent = ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if v >= 0.5)
-    console.print(f"{summary['steps']} steps; seconds: {spent}", highlight=False, soft_wrap=True)
+    say(console, f"{summary['steps']} steps; seconds: {spent(summary['seconds'])}")
     for text in summary["warnings"]:
         say(console, text, "yellow")
     show_policy(folder, console)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from guerdon.settings import not_negative, positive, refuse_idle
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.common.settings_io import refuse_idle
 from guerdon.trainer.common.trl.settings import FineTuneSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings(FineTuneSettings):
     """What the three share."""
-
-    _not_negative: ClassVar[tuple[str, ...]] = (*FineTuneSettings._not_negative, "sample_prompts")
-    _positive: ClassVar[tuple[str, ...]] = (*FineTuneSettings._positive, "sample_tokens")
 
     policy: str
     """Folder, hub name or embedded model to begin from."""
@@ -27,6 +24,8 @@ class PolicySettings(FineTuneSettings):
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
+        not_negative(self, "sample_prompts")
+        positive(self, "sample_tokens")
         refuse_idle(
             self, ("sample_tokens",), used=self.sample_prompts, because="where sample_prompts is 0"
         )
@@ -54,7 +53,6 @@ class DPOSettings(PolicySettings):
     algorithm: ClassVar[str] = "dpo"
     default_lr: ClassVar[float] = 5e-6
     default_lora_lr: ClassVar[float] = 5e-5
-    _positive: ClassVar[tuple[str, ...]] = (*PolicySettings._positive, "beta")
 
     lr: float | None = None
     """Peak learning rate; by default 5e-6, and 5e-5 for LoRA."""
@@ -73,6 +71,7 @@ class DPOSettings(PolicySettings):
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
+        positive(self, "beta")
         if not 0 <= self.label_smoothing < 0.5:
             raise SettingsError(
                 f"label_smoothing is {self.label_smoothing}, it must be 0 or more and under 0.5"
@@ -88,9 +87,13 @@ class ORPOSettings(PolicySettings):
     algorithm: ClassVar[str] = "orpo"
     default_lr: ClassVar[float] = 1e-5
     default_lora_lr: ClassVar[float] = 1e-4
-    _positive: ClassVar[tuple[str, ...]] = (*PolicySettings._positive, "odds_weight")
 
     lr: float | None = None
     """Peak learning rate; by default 1e-5, and 1e-4 for LoRA."""
     odds_weight: float = 0.1
     """λ: weight of the odds ratio beside the likelihood of the chosen answer (arXiv:2403.07691)."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        positive(self, "odds_weight")

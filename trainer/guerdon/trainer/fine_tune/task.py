@@ -16,11 +16,12 @@ from guerdon.trainer.common.data.row_notes import measured_by_group
 from guerdon.trainer.common.data.rows import hashes_by_source
 from guerdon.trainer.common.measuring.measures import numbered
 from guerdon.trainer.common.models.language_model import check_lora, load_lm, lora_config
-from guerdon.trainer.common.models.memory import PER_LOGIT, MemoryEstimate, measure, show_memory
+from guerdon.trainer.common.models.memory import MemoryEstimate, measure, show_memory
 from guerdon.trainer.common.processes import launched
+from guerdon.trainer.common.progress import Bar
+from guerdon.trainer.common.report import show_counts
 from guerdon.trainer.common.run_folder import write_whole
 from guerdon.trainer.common.timed_phase import rounded, timed_phase
-from guerdon.trainer.common.trl.callbacks import counted
 from guerdon.trainer.common.trl.completions import BATCH_TOKENS
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
 from guerdon.trainer.common.trl.task import FineTuneTask, TrainingOutcome
@@ -31,7 +32,6 @@ from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 from guerdon.trainer.fine_tune.inputs import PolicyInputs, prompt_ids
 from guerdon.trainer.fine_tune.measure import Likelihoods, PairLikelihoods
 from guerdon.trainer.fine_tune.plots import draw_plots
-from guerdon.trainer.fine_tune.report import show_counts
 from guerdon.trainer.fine_tune.samples import SampledAnswer, answer_prompts, write_samples
 from guerdon.trainer.fine_tune.settings import PolicySettings
 
@@ -102,7 +102,7 @@ class PolicyTask(FineTuneTask[Found, TunedPolicyFolder]):
 
     def show_counts(self, console: Console) -> None:
         """Say how much data there is, and what is odd about it."""
-        show_counts(self.inputs.counts(), console)
+        show_counts(self.inputs.counts(), console, empty="left out")
 
     def show_memory(self, console: Console) -> None:
         """Say how much memory one process will need."""
@@ -120,17 +120,11 @@ class PolicyTask(FineTuneTask[Found, TunedPolicyFolder]):
         settings = self.settings
         shape = measure(self.inputs.config, settings.dtype, settings.lora_r)
         tokens = settings.batch_size // processes * self.sequences * self.inputs.train.longest
-        parts = shape.training(lora=bool(settings.lora_r))
-        if self.keeps_reference:
-            parts["reference, float32"] = 4 * shape.parameters
-        parts["activations of a batch"] = shape.activations(
-            tokens, checkpointing=settings.gradient_checkpointing
-        )
-        # Where the loss folds them up, the most are made where held-out rows are measured.
+        # Where the loss folds logits up, the most are made where held-out rows are measured.
         positions = tokens if self.all_logits else min(tokens, BATCH_TOKENS)
-        parts["logits and their gradients"] = PER_LOGIT * positions * shape.vocabulary
-        trained = shape.lora if settings.lora_r else shape.parameters
-        return MemoryEstimate(shape.parameters, trained, parts)
+        return shape.estimate(
+            settings, tokens, positions, "a batch", reference=self.keeps_reference
+        )
 
     # Training
 
@@ -207,8 +201,8 @@ class PolicyTask(FineTuneTask[Found, TunedPolicyFolder]):
 
     def _with_bar(self, model: Any, dtype: str, words: str) -> Found:
         sequences = len(self.inputs.eval.rows) * self.sequences
-        with counted(self.console, words, sequences) as progress:
-            return self.likelihoods(model, dtype, progress)
+        with Bar(self.console, words, sequences, transient=True) as bar:
+            return self.likelihoods(model, dtype, lambda done: bar.advance(bar.task_ids[0], done))
 
     # The result
 

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from guerdon.cli.settings_options import add_settings
-from guerdon.trainer.common import settings_io
+from guerdon.settings import load
 from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors
 from guerdon.trainer.preference_data.settings import PairsSettings
@@ -50,25 +50,26 @@ def pairs(
     comes: --resume goes on, and may pick otherwise of what is there.
     """
     with plain_errors():
-        settings = settings_io.load(PairsSettings, config, given)
+        settings = load(PairsSettings, config, given)
         _run(settings, resume=resume, overwrite=overwrite)
 
 
 def _run(settings: PairsSettings, *, resume: bool, overwrite: bool) -> None:
     from rich.console import Console
 
+    from guerdon.trainer.common.report import say
     from guerdon.trainer.preference_data.run import PAIRS, PairsFolder, collect
 
     console = Console(stderr=not sys.stdout.isatty())
     folder = PairsFolder(settings, resume=resume, overwrite=overwrite)
     found = collect(settings, folder, console)
-    console.print(
+    say(
+        console,
         f"{found['pairs']} pairs of {found['completions']} answers to {found['prompts']} prompts; "
         f"margin {found['margin']['p50']:.3g} at the median; the chosen answer is the longer in "
         f"{found['chosen_is_longer']:.0%}",
-        highlight=False,
     )
     left = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in found["left_out"].items() if n)
     if left:
-        console.print(f"[yellow]left out: {left}[/yellow]", highlight=False)
-    console.print(f"pairs: {folder.path / PAIRS}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"left out: {left}", "yellow")
+    say(console, f"pairs: {folder.path / PAIRS}")

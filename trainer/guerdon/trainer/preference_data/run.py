@@ -12,21 +12,24 @@ from typing import Any
 
 from rich.console import Console
 
-from guerdon.trainer.common.data.tokens import embeddings_of, load_tokenizer
+from guerdon.trainer.common.data.tokens import load_tokenizer
 from guerdon.trainer.common.errors import DataError, TrainingError
 from guerdon.trainer.common.measuring.measures import percentiles
 from guerdon.trainer.common.models.language_model import load_config
-from guerdon.trainer.common.run_folder import SUMMARY, RunFolder, write_whole
+from guerdon.trainer.common.report import say
+from guerdon.trainer.common.run_folder import SUMMARY, RunFolder, write_json, write_whole
 from guerdon.trainer.common.services.credentials import reach
+from guerdon.trainer.common.services.draw_missing import draw_missing
+from guerdon.trainer.common.services.drawing import Drawing
+from guerdon.trainer.common.services.inputs import read_prompts
 from guerdon.trainer.common.services.pair_selection import Picked, pick_pairs
-from guerdon.trainer.common.services.progress import DrawingBar
-from guerdon.trainer.common.services.prompts import Prompts, load_prompts
+from guerdon.trainer.common.services.prompts import Prompts
 from guerdon.trainer.common.services.reward_requests import Asking
 from guerdon.trainer.common.services.rewards import RewardSource
-from guerdon.trainer.common.services.sampling import GroupSampler, StaleSampler, sampling_seed
+from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.settings import SERVICES
-from guerdon.trainer.common.services.types import Group, Task
+from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.preference_data.settings import PairsSettings
 
 PAIRS = "pairs.jsonl"
@@ -35,18 +38,10 @@ PAIRS = "pairs.jsonl"
 class PairsFolder(RunFolder):
     """A run's folder: config.toml, scored.jsonl, pairs.jsonl, summary.json."""
 
-    may_change = frozenset(
-        {
-            "output",
-            "sampler",
-            "in_flight",
-            *SERVICES,
-            "pick",
-            "min_margin",
-            "max_per_prompt",
-            "unfinished",
-        }
-    )
+    may_change = frozenset({
+        "output", "sampler", "in_flight", *SERVICES,
+        "pick", "min_margin", "max_per_prompt", "unfinished",
+    })  # fmt: skip
     """A resumed run may pick otherwise of what was sampled."""
 
 
@@ -61,8 +56,7 @@ def collect(settings: PairsSettings, folder: PairsFolder, console: Console) -> d
     folder.begin()
     scored = ScoredGroups(folder.path / SCORED, prompts, settings.samples_per_prompt)
     if scored:
-        console.print(f"resuming with {len(scored)} prompts sampled and scored", highlight=False)
-    scored.begin()
+        say(console, f"resuming with {len(scored)} prompts sampled and scored")
     asyncio.run(_draw(settings, tokenizer, prompts, scored, console))
     picked = pick_pairs(scored.groups, settings)
     summary = _summary(settings, prompts, scored, picked)
@@ -72,21 +66,14 @@ def collect(settings: PairsSettings, folder: PairsFolder, console: Console) -> d
             f"further apart than {settings.min_margin:g} (--min-margin)"
         )
     write_whole(folder.path / PAIRS, "".join(_row(*pair) for pair in picked.pairs))
-    write_whole(folder.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_json(folder.path / SUMMARY, summary)
     return summary
 
 
 def _inputs(settings: PairsSettings) -> tuple[Any, Prompts]:
     policy, config = load_config(settings.policy)
     tokenizer = load_tokenizer(policy)
-    prompts = load_prompts(
-        settings.prompts,
-        tokenizer,
-        max_prompt_tokens=settings.max_prompt_tokens,
-        limit=settings.limit,
-        vocab_size=embeddings_of(config),
-        control_tokens=settings.control_tokens,
-    )
+    prompts = read_prompts(settings, settings.prompts, tokenizer, config, limit=settings.limit)
     rewards = _rewards(settings, tokenizer, prompts)
     try:
         for verifier in rewards.verifiers:
@@ -124,41 +111,20 @@ async def _draw(
         temperature=settings.temperature,
         **reach(settings),
     )
-    gate = asyncio.Semaphore(settings.in_flight)
+    drawing = Drawing(settings, sampler, rewards, _restarted, seeded=True)
     try:
         await rewards.start()
         policy = await sampler.check(0, prompts.longest, prompts.largest_id)
-        with DrawingBar(console, len(prompts), len(scored)) as bar:
-
-            async def one(task: Task) -> None:
-                async with gate:
-                    group = await _group(sampler, task, settings, policy.weight_version)
-                    scored.add(await rewards.score(group))
-                    bar.add(group)
-
-            async with asyncio.TaskGroup() as tasks:
-                for task in scored.missing:
-                    tasks.create_task(one(task))
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    finally:
-        await sampler.close()
-        await rewards.close()
-
-
-async def _group(sampler: GroupSampler, task: Task, settings: PairsSettings, version: int) -> Group:
-    try:
-        return await sampler.sample(
-            task,
-            settings.samples_per_prompt,
-            min_version=version,
-            seed=sampling_seed(settings.seed, 0, task.uid),
+        drawing.published(policy.weight_version)
+        await draw_missing(
+            drawing, scored, rewards, console, stream=0, in_flight=settings.in_flight
         )
-    except StaleSampler as error:
-        raise TrainingError(
-            f"the sampler was restarted with older weights: it served version {version} when this "
-            f"began ({error})"
-        ) from error
+    finally:
+        await drawing.close()
+
+
+async def _restarted() -> int:
+    raise TrainingError("the sampler was restarted with older weights than it had when this began")
 
 
 def _row(group: Group, chosen: Any, rejected: Any) -> str:

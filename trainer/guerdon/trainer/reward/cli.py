@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guerdon.trainer.common.trl.command import FineTuneCommand
-from guerdon.trainer.reward.settings import (
-    AllSettings,
-    RewardModelSettings,
-    RewardSettings,
-    load_settings,
-)
+from guerdon.trainer.reward.settings import AllSettings, RewardModelSettings, load_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,8 +67,7 @@ class RewardCommand(FineTuneCommand):
         """The kind of folder that one model or an ensemble has."""
         from guerdon.trainer.reward.folder import EnsembleFolder, RewardFolder
 
-        ensemble = isinstance(settings, RewardSettings) and settings.ensemble
-        return EnsembleFolder if ensemble else RewardFolder
+        return EnsembleFolder if getattr(settings, "ensemble", 0) else RewardFolder
 
     def read_task(self, settings: RewardModelSettings) -> RewardTask[Any]:
         """Load and check the data and the tokenizer."""

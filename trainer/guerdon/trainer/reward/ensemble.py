@@ -26,6 +26,7 @@ from guerdon.trainer.common.measuring import measures
 from guerdon.trainer.common.measuring.measures import Floats, Ints
 from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
+from guerdon.trainer.common.report import say
 from guerdon.trainer.common.run_folder import MEMBERS, SUMMARY
 from guerdon.trainer.common.run_state import package_versions
 from guerdon.trainer.common.timed_phase import rounded, timed_phase
@@ -75,9 +76,9 @@ def train_ensemble(
             place = folder.member(member.settings)
         seed = f"member {i} (seed {member.settings.seed})"
         if processes.all_gather(place.finished)[0]:
-            console.print(f"{seed} is trained already", highlight=False)
+            say(console, f"{seed} is trained already")
             continue
-        console.print(seed, highlight=False)
+        say(console, seed)
         with timed_phase(seconds, f"member {i}"):
             fine_tune(member, place, console, processes)
     folders = [Path(member.settings.output) for member in tasks]

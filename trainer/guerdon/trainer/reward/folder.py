@@ -15,14 +15,13 @@ without weights can't be served, so no half model ever can.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from guerdon.models import MANIFEST_NAME, apply_umask
 from guerdon.trainer.common.errors import OutputError
-from guerdon.trainer.common.run_folder import SETTINGS, SUMMARY, sync, write_whole
+from guerdon.trainer.common.run_folder import SETTINGS, SUMMARY, sync, write_json
 from guerdon.trainer.common.trl.folder import FineTuneFolder
 
 _PART = ".model.part"
@@ -61,7 +60,7 @@ class RewardFolder(FineTuneFolder):
         model.save_pretrained(part, safe_serialization=True)
         tokenizer.save_pretrained(part)
         manifest.write(part)
-        write_whole(part / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        write_json(part / SUMMARY, summary)
         apply_umask(*part.glob("*.safetensors"))
         last = {name: i for i, name in enumerate(_WEIGHTS)}
         for file in part.iterdir():
@@ -103,7 +102,7 @@ class EnsembleFolder(FineTuneFolder):
             OutputError: the system refuses.
         """
         try:
-            write_whole(self.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+            write_json(self.path / SUMMARY, summary)
             sync(self.path / SUMMARY)
             manifest.write(self.path)
             sync(self.path / MANIFEST_NAME)

@@ -2,45 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
-from guerdon.models import ModelNotFound, resolve_model
 from guerdon.trainer.common.data.preferences import Preferences, load_pairs, shared_prompts
 from guerdon.trainer.common.data.rows import where_odd
 from guerdon.trainer.common.data.tokens import (
+    Located,
     TokenPairs,
     check_all_embedded,
     choose_pad_token,
-    embeddings_of,
+    embedded_tokens,
     load_tokenizer,
     max_positions,
+    token_ids,
     tokenize_pairs,
 )
-from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measuring.measures import percentiles
+from guerdon.trainer.common.models.language_model import load_config
 from guerdon.trainer.reward.settings import RewardModelSettings, RewardSettings
 
 
-@dataclass
-class PairInputs:
+class Data(Located, Protocol):
+    """Rows of a file or a data set."""
+
+    sha256: str
+
+
+class Tokens(Protocol):
+    """Rows as tokens."""
+
+    def sequences(self) -> Iterator[tuple[int, list[int]]]:
+        """Every sequence, with the place of its row."""
+        ...
+
+
+D = TypeVar("D", bound=Data)
+K = TypeVar("K", bound=Tokens)
+
+
+@dataclass(frozen=True)
+class RewardInputs(Generic[D, K]):
     """What a run starts from, checked."""
 
-    settings: RewardSettings
+    settings: Any
     base: Path
     tokenizer: Any
     grow: bool
-    """Whether a pad token was added to the vocabulary."""
-    train_data: Preferences
-    eval_data: Preferences
-    train: TokenPairs
-    eval: TokenPairs
+    """Whether a token was added to the vocabulary."""
+    train_data: D
+    eval_data: D
+    train: K
+    eval: K
+
+    @classmethod
+    def tokenized(
+        cls,
+        settings: RewardModelSettings,
+        train_data: D,
+        eval_data: D,
+        tokenize: Callable[..., K],
+        marker: str = "",
+    ) -> Self:
+        """Load the tokenizer, and check that the model can read the data.
+
+        Args:
+            settings: of the run.
+            train_data: as it was read.
+            eval_data: likewise.
+            tokenize: makes tokens of data, given the tokenizer, both, and what is too long.
+            marker: a token that is added to a tokenizer that lacks it.
+
+        Raises:
+            TrainingError: something is wrong; says what.
+        """
+        base, config = load_config(settings.base)
+        tokenizer = load_tokenizer(base, settings.chat_template)
+        known = embedded_tokens(config)
+        added = bool(marker) and _add_marker(tokenizer, marker)
+        new = {tokenizer.convert_tokens_to_ids(marker)} if added else set()
+        # Held-out rows are all scored, as far as the model goes: leaving the long ones out
+        # would flatter it.
+        longest = max_positions(config) or 1 << 30
+        train, held_out = (
+            tokenize(tokenizer, data, max_length=most, too_long=settings.too_long)
+            for data, most in ((train_data, settings.max_length), (eval_data, longest))
+        )
+        for data, tokens in ((train_data, train), (eval_data, held_out)):
+            lined = (
+                (data.lines[row], [token for token in ids if token not in new])
+                for row, ids in tokens.sequences()
+            )
+            check_all_embedded(tokenizer, lined, known, data.source)
+        sequences = (ids for tokens in (train, held_out) for _, ids in tokens.sequences())
+        grow = choose_pad_token(tokenizer, sequences, known)
+        return cls(settings, base, tokenizer, grow or added, train_data, eval_data, train, held_out)
+
+
+class PairInputs(RewardInputs[Preferences, TokenPairs]):
+    """What a run on preference pairs starts from, checked."""
+
+    settings: RewardSettings
 
     def counts(self) -> dict[str, Any]:
         """How many pairs there are, and all that was left out or looks odd."""
 
         def one(data: Preferences, tokens: TokenPairs) -> dict[str, Any]:
+            noted = {
+                "duplicates": data.duplicate_lines,
+                "contradictions": data.contradiction_lines,
+                "empty_answers": data.empty_lines,
+                "reasoning_dropped": tokens.reasoning_dropped,
+            }
             return {
                 "source": data.source,
                 "sha256": data.sha256,
@@ -48,21 +123,10 @@ class PairInputs:
                 "bad_rows": len(data.bad),
                 "too_long": tokens.too_long,
                 "same_tokens": tokens.same,
-                "duplicates": data.duplicates,
-                "contradictions": data.contradictions,
-                "empty_answers": len(data.empty_lines),
                 "longest_tokens": tokens.longest,
                 "unused_margins": data.unused_margins,
-                "reasoning_dropped": len(tokens.reasoning_dropped),
-                **where_odd(
-                    data.bad,
-                    {
-                        "duplicates": data.duplicate_lines,
-                        "contradictions": data.contradiction_lines,
-                        "empty_answers": data.empty_lines,
-                        "reasoning_dropped": tokens.reasoning_dropped,
-                    },
-                ),
+                **{kind: len(lines) for kind, lines in noted.items()},
+                **where_odd(data.bad, noted),
             }
 
         shared = shared_prompts(self.train_data, self.eval_data)
@@ -74,13 +138,12 @@ class PairInputs:
         }
 
 
-def read_inputs(settings: RewardSettings) -> PairInputs:
-    """Load and check the data and the tokenizer: everything that can be wrong before training.
+def read_pairs(settings: RewardSettings) -> PairInputs:
+    """Load and check the pairs and the tokenizer.
 
     Raises:
-        TrainingError: something is; says what.
+        TrainingError: something is wrong; says what.
     """
-    base, tokenizer = base_and_tokenizer(settings)
     train_data = load_pairs(
         settings.train,
         split=settings.train_split,
@@ -95,45 +158,15 @@ def read_inputs(settings: RewardSettings) -> PairInputs:
         bad_rows=settings.bad_rows,
         by=settings.by,
     )
-    train = tokenize_pairs(
-        tokenizer, train_data, max_length=settings.max_length, too_long=settings.too_long
-    )
-    # Held-out pairs are all scored, as far as the model goes: leaving the long ones out
-    # would flatter it.
-    config = load_base_config(base)
-    known = embeddings_of(config)
-    longest = max_positions(config) or 1 << 30
-    held_out = tokenize_pairs(tokenizer, eval_data, max_length=longest, too_long=settings.too_long)
-    for data, tokens in ((train_data, train), (eval_data, held_out)):
-        lined = ((data.lines[p.row], ids) for p in tokens.pairs for ids in (p.chosen, p.rejected))
-        check_all_embedded(tokenizer, lined, known, data.source)
-    sequences = (ids for t in (train, held_out) for p in t.pairs for ids in (p.chosen, p.rejected))
-    grow = choose_pad_token(tokenizer, sequences, known)
-    return PairInputs(settings, base, tokenizer, grow, train_data, eval_data, train, held_out)
+    return PairInputs.tokenized(settings, train_data, eval_data, tokenize_pairs)
 
 
-def base_and_tokenizer(settings: RewardModelSettings) -> tuple[Path, Any]:
-    """The folder that training begins from, and its tokenizer.
+def _add_marker(tokenizer: Any, marker: str) -> bool:
+    """Make the marker one token; whether it had to be added."""
+    from transformers import AddedToken
 
-    Raises:
-        TrainingError: there is no such model, or its tokenizer or template can't be used.
-    """
-    try:
-        base = resolve_model(settings.base)
-    except ModelNotFound as error:
-        raise TrainingError(str(error)) from error
-    return base, load_tokenizer(base, settings.chat_template)
-
-
-def load_base_config(base: Path) -> Any:
-    """The base's config, of `transformers`.
-
-    Raises:
-        TrainingError: it can't be read.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"can't read the config of {base}: {error}") from error
+    ids = token_ids(tokenizer, [marker])[0]
+    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+        return False
+    tokenizer.add_tokens([AddedToken(marker, special=True, normalized=False)], special_tokens=True)
+    return True

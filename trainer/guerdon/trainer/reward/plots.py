@@ -14,7 +14,7 @@ from guerdon.trainer.common.measuring.plots import (
     REJECTED,
     THIRD,
     draw_curve,
-    figure_of,
+    new_figure,
     save_figure,
 )
 from guerdon.trainer.reward.scoring import PairScores
@@ -39,7 +39,7 @@ def draw_all(
 
 
 def _training(rows: Sequence[dict[str, Any]]) -> Any:
-    figure, (left, right) = figure_of(2)
+    figure, (left, right) = new_figure(2)
     for ax, key, chance, name in (
         (left, "loss", np.log(2), "pairwise loss"),
         (right, "accuracy", 0.5, "pairwise accuracy"),
@@ -51,7 +51,7 @@ def _training(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def _reliability(calibration: Calibration) -> Any:
-    figure, ax = figure_of()
+    figure, ax = new_figure()
     bins = [b for b in calibration.bins if b.n]
     ax.plot([0.5, 1], [0.5, 1], color=THIRD, linestyle="--", linewidth=1, label="perfect")
     ax.plot(
@@ -77,7 +77,7 @@ def _reliability(calibration: Calibration) -> Any:
 
 
 def _scores(scores: PairScores) -> Any:
-    figure, ax = figure_of()
+    figure, ax = new_figure()
     edges = np.histogram_bin_edges(scores.all, bins=30)
     ax.hist(scores.chosen, edges, color=CHOSEN, alpha=0.6, label="chosen")
     ax.hist(scores.rejected, edges, color=REJECTED, alpha=0.6, label="rejected")
@@ -87,7 +87,7 @@ def _scores(scores: PairScores) -> Any:
 
 
 def _length(scores: PairScores, chosen_tokens: Floats, rejected_tokens: Floats) -> Any:
-    figure, ax = figure_of()
+    figure, ax = new_figure()
     for x, y, colour, name in (
         (chosen_tokens, scores.chosen, CHOSEN, "chosen"),
         (rejected_tokens, scores.rejected, REJECTED, "rejected"),

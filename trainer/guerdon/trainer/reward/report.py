@@ -9,44 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from guerdon.trainer.common.report import cell, listed, say, share, show_groups
+from guerdon.trainer.common.report import cell, length_bias, say, share, show_groups, spent
 from guerdon.trainer.common.run_folder import RunFolder
-
-_ODD = (
-    ("bad_rows", "malformed rows were skipped"),
-    ("too_long", "{unit} were left out as too long"),
-    ("same_tokens", "{unit} were left out: both answers are the same tokens"),
-    ("duplicates", "{unit} occur more than once"),
-    ("contradictions", "{unit} contradict another one"),
-    ("empty_answers", "{unit} have an empty answer, and are kept"),
-    ("reasoning_dropped", "{unit} have reasoning that the chat template leaves out"),
-    ("prompts_in_train", "held-out {unit} have a prompt that is trained on"),
-    ("unused_margins", "{unit} have a margin, which is not used: --margin-key margin does"),
-)
-
-
-def show_counts(counts: dict[str, Any], console: Console) -> None:
-    """The data's sizes, and a warning for all that is odd."""
-    for split in ("train", "eval"):
-        found = counts[split]
-        unit = "pairs" if "pairs" in found else "rows"
-        say(console, f"{split}: {found[unit]} {unit} of {found['source']}")
-        for line in found.get("about", ()):
-            say(console, f"  {line}")
-        if found.get("margins"):
-            spread = found["margins"]
-            console.print(
-                f"  margins: {spread['least']:g} to {spread['largest']:g}, "
-                f"median {spread['p50']:g}",
-                highlight=False,
-            )
-        for key, text in _ODD:
-            if found.get(key):
-                lines = found["lines"].get(key, ())
-                where = f": line {listed(lines, found[key])}" if lines else ""
-                say(console, f"  {found[key]} {text.format(unit=unit)}{where}", "yellow")
-            for error in found["errors"] if key == "bad_rows" else ():
-                say(console, f"    {error}", "yellow")
 
 
 def show_summary(summary: dict[str, Any], folder: RunFolder, console: Console) -> None:
@@ -54,8 +18,7 @@ def show_summary(summary: dict[str, Any], folder: RunFolder, console: Console) -
     table = Table(show_header=False)
     _ROWS[summary["objective"]](summary, table)
     seconds = summary["seconds"]
-    parts = ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items() if spent >= 0.5)
-    table.add_row("seconds", f"{sum(seconds.values()):.0f} ({parts})")
+    table.add_row("seconds", f"{sum(seconds.values()):.0f} ({spent(seconds)})")
     console.print(table)
     for field, groups in summary["subgroups"].items():
         show_groups(field, groups, console)
@@ -88,22 +51,11 @@ def _preference(summary: dict[str, Any], table: Table) -> None:
         )
     if summary.get("ensemble"):
         _ensemble(summary["ensemble"], table)
-    table.add_row("length bias", _length(summary["length_bias"]))
+    table.add_row("length bias", "; ".join(length_bias(summary["length_bias"])))
 
 
 def _calibration(found: Mapping[str, Any]) -> str:
     return f"ECE {found['ece']:.3f}, Brier {found['brier']:.3f}, log loss {found['log_loss']:.3f}"
-
-
-def _length(bias: Mapping[str, Any]) -> str:
-    words = []
-    if bias["delta_correlation"] is not None:
-        words.append(f"correlation of Δ with length {bias['delta_correlation']:+.2f}")
-    for key, text in (("chosen_shorter", "shorter"), ("chosen_longer", "longer")):
-        if bias[key]:
-            part = f"accuracy {bias[key]['value']:.2f} where the {text} is better"
-            words.append(f"{part} ({bias[key]['n']})")
-    return "; ".join(words)
 
 
 def _ensemble(found: Mapping[str, Any], table: Table) -> None:

@@ -6,14 +6,13 @@ error; `AllSettings` is their union, for the command line.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from guerdon.trainer.common import settings_io
+from guerdon.settings import build, field_types, given, not_negative, positive, typed
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.trl.settings import FineTuneSettings
 
@@ -25,8 +24,6 @@ class RewardModelSettings(FineTuneSettings):
     """What every objective has. Every field is a key of `config.toml` and an option."""
 
     algorithm: ClassVar[str] = "reward"
-    _positive: ClassVar[tuple[str, ...]] = (*FineTuneSettings._positive, "stats_pairs")
-    _not_negative: ClassVar[tuple[str, ...]] = (*FineTuneSettings._not_negative, "freeze_layers")
 
     objective: Objective
     """What is learned: preference (pairs, Bradley-Terry), attributes (ratings of an answer, by
@@ -44,16 +41,16 @@ class RewardModelSettings(FineTuneSettings):
     stats_pairs: int = 1000
     """Most training pairs (or rows) that are scored for the mean and std of the manifest."""
 
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        positive(self, "stats_pairs")
+        not_negative(self, "freeze_layers")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSettings(RewardModelSettings):
     """Preference pairs, Bradley-Terry; perhaps several models of them."""
-
-    _not_negative: ClassVar[tuple[str, ...]] = (
-        *RewardModelSettings._not_negative,
-        "center",
-        "ensemble",
-    )
 
     objective: Literal["preference"] = "preference"
     center: float = 0.01
@@ -75,6 +72,7 @@ class RewardSettings(RewardModelSettings):
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
+        not_negative(self, "center", "ensemble")
         if self.ensemble == 1:
             raise SettingsError("ensemble is 1, it must be 0 (a single model) or at least 2")
         if not self.ensemble and self.aggregation != "mean":
@@ -153,20 +151,16 @@ def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> RewardMo
         SettingsError: the file can't be read, a key or a value is wrong, or a key belongs to
             another objective.
     """
-    values = settings_io.given(config, overrides)
-    name = settings_io.typed("objective", values.get("objective", "preference"), Objective)
+    values = given(config, overrides)
+    name = typed("objective", values.get("objective", "preference"), Objective)
     kind = OBJECTIVES[name]
     for key in values:
-        owners = [other for other, owner in OBJECTIVES.items() if key in _fields(owner)]
+        owners = [other for other, owner in OBJECTIVES.items() if key in field_types(owner)]
         if owners and name not in owners:
             raise SettingsError(
                 f"{key} is a setting of --objective {owners[0]}, and this is {name}"
             )
-    return settings_io.build(kind, values)
-
-
-def _fields(kind: type[RewardModelSettings]) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)}
+    return build(kind, values)
 
 
 def _weights(key: str, entries: Sequence[str]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from guerdon.cli.settings_options import add_settings
-from guerdon.trainer.common import settings_io
+from guerdon.settings import load, to_toml
 from guerdon.trainer.common.processes import is_main
 from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors
 from guerdon.trainer.rl.settings import (
@@ -103,7 +103,7 @@ def _command(kind: type[RunSettings]) -> Any:
         ] = False,
     ) -> None:
         with plain_errors():
-            settings = settings_io.load(kind, config, given)
+            settings = load(kind, config, given)
             _run(settings, resume=resume, overwrite=overwrite, dry_run=dry_run)
 
     return command
@@ -148,5 +148,5 @@ def _dry_run(settings: RunSettings, console: Any) -> None:
 
     inputs = read_inputs(settings)
     show_inputs(inputs, console)
-    typer.echo(settings_io.to_toml(settings))  # alone on standard output: it can be a file
+    typer.echo(to_toml(settings))  # alone on standard output: it can be a file
     show_memory(memory_estimate(settings, inputs.config), console)

@@ -7,7 +7,7 @@ from typing import Any
 
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.policy_folder import PolicyFolder
-from guerdon.trainer.common.run_folder import SETTINGS, SUMMARY, rows_until
+from guerdon.trainer.common.run_folder import SETTINGS, SUMMARY, kept_rows
 from guerdon.trainer.common.services.rewards import check_same_models
 from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.rl.settings import RunSettings
@@ -53,7 +53,7 @@ class RLFolder(PolicyFolder):
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Forget the metrics and samples that came after a checkpoint's step; the metrics left."""
-        rows_until(self.samples, step)
+        kept_rows(self.samples, lambda row: row["step"] <= step)
         return self.metrics_until(step)
 
     def _check_same(self) -> None:

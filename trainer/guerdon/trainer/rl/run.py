@@ -32,8 +32,10 @@ from guerdon.trainer.common.measuring.monitors import (
 )
 from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, evaluate
 from guerdon.trainer.common.measuring.samples import SampleTable
+from guerdon.trainer.common.metrics_log import MetricsLog
 from guerdon.trainer.common.models.implicit_manifest import leave_reward
 from guerdon.trainer.common.models.transformers_logging import quiet
+from guerdon.trainer.common.report import say
 from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.drawing import Republish
 from guerdon.trainer.common.services.inputs import RunInputs
@@ -48,7 +50,6 @@ from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import read_inputs, show_inputs
 from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.learner.learner import Learner
-from guerdon.trainer.rl.report.metrics import MetricsLog
 from guerdon.trainer.rl.report.plots import draw_plots
 from guerdon.trainer.rl.report.progress import Progress
 from guerdon.trainer.rl.report.step_metrics import group_metrics, speed_metrics
@@ -83,7 +84,7 @@ def train(
         team.follow()
         return {}
     folder.begin()
-    run = Run(settings, inputs, folder, console, team)
+    run = OnlineRun(settings, inputs, folder, console, team)
     try:
         return asyncio.run(run.whole(resume=resume))
     finally:
@@ -93,7 +94,7 @@ def train(
         team.dismiss()
 
 
-class Run:
+class OnlineRun:
     """One run, on the rank that drives.
 
     Args:
@@ -171,7 +172,7 @@ class Run:
         step = -1  # without a checkpoint, nothing of an earlier part counts
         if checkpoint is not None:
             step = checkpoint.step
-            self.console.print(f"resuming after step {step}", highlight=False)
+            say(self.console, f"resuming after step {step}")
             await self._off_loop("load_state", checkpoint.load("learner"))
             self._load(checkpoint.load("run"))
             self._checkpoints.forget_after(step)
@@ -323,7 +324,7 @@ class Run:
         self._log.add(row)
         assert self.trackers is not None
         self.trackers.log(self._log.rows[-1])
-        self._shown.update(self._log.rows[-1])
+        self._shown.add(self._log.rows[-1])
 
     def _warn(self, text: str) -> None:
         """Say it, once in a run."""

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from guerdon.settings import not_negative, positive, refuse_idle
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.processes import settle_dtype
-from guerdon.trainer.common.services.settings import PublishSettings, not_negative, positive
-from guerdon.trainer.common.settings_io import refuse_idle
+from guerdon.trainer.common.services.settings import PickSettings, PublishSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,26 +107,11 @@ class RunSettings(PublishSettings):
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
         self._check_steps()
-        for name in (
-            "micro_batch_tokens",
-            "eval_samples",
-            "max_grad_norm",
-            "keep_checkpoints",
-        ):
-            positive(self, name)
+        positive(self, "micro_batch_tokens", "eval_samples", "max_grad_norm", "keep_checkpoints")
         if self.lr is not None:
             positive(self, "lr")
-        for name in (
-            "missing_eos_penalty",
-            "weight_decay",
-            "warmup_steps",
-            "lora_r",
-            "lora_alpha",
-            "eval_limit",
-            "checkpoint_every",
-            "sample_rows",
-        ):
-            not_negative(self, name)
+        not_negative(self, "missing_eos_penalty", "weight_decay", "warmup_steps", "lora_r")
+        not_negative(self, "lora_alpha", "eval_limit", "checkpoint_every", "sample_rows")
         if self.publish == "nccl" and not self.canaries:
             raise SettingsError("canaries is 0, but nothing else proves what comes by nccl")
         refuse_idle(self, ("lora_alpha",), used=self.lora_r, because="without lora_r")
@@ -171,8 +156,7 @@ class OnlineSettings(RunSettings):
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "prompts_per_step")
-        for name in ("max_staleness", "eval_every"):
-            not_negative(self, name)
+        not_negative(self, "max_staleness", "eval_every")
         if self.deterministic and self.max_staleness:
             raise SettingsError(
                 "deterministic needs max_staleness = 0: with overlap, what draws a token depends "
@@ -216,17 +200,10 @@ class PolicyGradientSettings(OnlineSettings):
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
-        for name in ("epochs", "minibatches", "clip", "behaviour_cap", "kl_horizon"):
-            positive(self, name)
-        for name in (
-            "reward_clip",
-            "clip_high",
-            "dual_clip",
-            "kl_coef",
-            "kl_target",
-            "entropy_coef",
-        ):
-            not_negative(self, name)
+        positive(self, "epochs", "minibatches", "clip", "behaviour_cap", "kl_horizon")
+        not_negative(
+            self, "reward_clip", "clip_high", "dual_clip", "kl_coef", "kl_target", "entropy_coef"
+        )
         if self.minibatches > self.prompts_per_step:
             raise SettingsError("minibatches is more than prompts_per_step")
         if 0 < self.dual_clip <= 1:
@@ -267,8 +244,7 @@ class PPOSettings(PolicyGradientSettings):
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
-        for name in ("value_lr", "value_coef", "value_warmup", "clip_value"):
-            not_negative(self, name)
+        not_negative(self, "value_lr", "value_coef", "value_warmup", "clip_value")
         positive(self, "value_max_grad_norm")
         if self.value_warmup >= self.steps:
             raise SettingsError("value_warmup is not under steps: the policy would never learn")
@@ -388,8 +364,7 @@ class RFTSettings(KeepSettings):
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
-        positive(self, "epochs")
-        positive(self, "batch_size")
+        positive(self, "epochs", "batch_size")
         refuse_idle(self, ("epochs",), used=not self.steps, because="where steps is given")
 
     def _check_steps(self) -> None:
@@ -397,7 +372,7 @@ class RFTSettings(KeepSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineDPOSettings(OnlineSettings):
+class OnlineDPOSettings(OnlineSettings, PickSettings):
     """Online DPO: DPO on pairs of completions of the policy as it trains."""
 
     algorithm: ClassVar[str] = "online-dpo"
@@ -410,26 +385,11 @@ class OnlineDPOSettings(OnlineSettings):
     (arXiv:2310.12036, over mean log-probabilities), or SLiC's hinge (arXiv:2305.10425)."""
     beta: float = 0.1
     """β: how strongly the policy is held to the reference."""
-    pick: Literal["extremes", "random", "all"] = "extremes"
-    """Pairs of a prompt: the best completion against the worst; the best against a random worse
-    one; or every pair."""
-    min_margin: float = 0.0
-    """Pairs whose rewards are not further apart than this are left out; ties always are."""
-    max_per_prompt: int = 0
-    """Most pairs of a prompt, those furthest apart, for --pick all; 0 keeps all."""
-    unfinished: bool = False
-    """Take completions that were cut at max_tokens too, less missing_eos_penalty."""
 
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "beta")
-        for name in ("min_margin", "max_per_prompt"):
-            not_negative(self, name)
-        if self.samples_per_prompt < 2:
-            raise SettingsError("samples_per_prompt must be at least 2: a pair has two answers")
-        if self.max_per_prompt and self.pick != "all":
-            raise SettingsError("max_per_prompt is for pick = all only")
         if self.missing_eos_penalty and not self.unfinished:
             raise SettingsError(
                 "missing_eos_penalty does nothing where completions that were cut make no pair: "

@@ -24,17 +24,16 @@ class Team:
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
-        self._accelerator = learner.accelerator
         self._followed = True
 
     @property
     def main(self) -> bool:
         """Whether this is the rank that drives."""
-        return bool(self._accelerator.is_main_process)
+        return self.learner.ranks.main
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of every rank's learner; what rank 0's returned. Blocks."""
-        self._tell((method, args))
+        self.learner.ranks.from_main((method, args))
         try:
             return getattr(self.learner, method)(*args)
         except DivergedError:  # from sums over all ranks: every one of them has left with it
@@ -44,7 +43,7 @@ class Team:
     def follow(self) -> None:
         """Do as rank 0 says, until it dismisses this rank."""
         while True:
-            method, args = self._tell(None)
+            method, args = self.learner.ranks.from_main(("", ()))
             if method == _DISMISSED:
                 return
             getattr(self.learner, method)(*args)
@@ -52,13 +51,4 @@ class Team:
     def dismiss(self) -> None:
         """Let the other ranks go."""
         if self._followed:
-            self._tell((_DISMISSED, ()))
-
-    def _tell(self, order: Any) -> Any:
-        if self._accelerator.num_processes == 1:
-            return order
-        from accelerate.utils import broadcast_object_list
-
-        box = [order]
-        broadcast_object_list(box, from_process=0)
-        return box[0]
+            self.learner.ranks.from_main((_DISMISSED, ()))

@@ -39,16 +39,6 @@ class Preferences:
     unused_margins: int = 0
     """Rows with a field `margin` that was not asked for."""
 
-    @property
-    def duplicates(self) -> int:
-        """How many pairs occurred before."""
-        return len(self.duplicate_lines)
-
-    @property
-    def contradictions(self) -> int:
-        """How many pairs contradict one before them."""
-        return len(self.contradiction_lines)
-
 
 def load_pairs(
     source: str,

@@ -7,7 +7,7 @@ token that is not the pad token; the two agree only when no sequence ends with i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,6 +55,10 @@ class TokenPairs:
     reasoning_dropped: list[int]
     """Lines of conversations whose reasoning the chat template leaves out."""
 
+    def sequences(self) -> Iterator[tuple[int, list[int]]]:
+        """Every sequence, with the place of its row."""
+        return ((pair.row, ids) for pair in self.pairs for ids in (pair.chosen, pair.rejected))
+
 
 def load_tokenizer(folder: Path, chat_template: str = "") -> Any:
     """The tokenizer of a model, with its chat template or another.
@@ -95,24 +99,56 @@ def tokenize_pairs(
     columns = [token_ids(tokenizer, texts) for texts in (chosen_texts, rejected_texts)]
     answers = [[turns[-1]["content"] for turns in column] for column in (chosen, rejected)]
     sizes = [[len(ids) for ids in token_ids(tokenizer, column)] for column in answers]
-    pairs, dropped, same, longest = [], 0, 0, 0
-    each = zip(data.lines, *columns, *sizes, strict=True)
-    for row, (line, a, b, a_size, b_size) in enumerate(each):
-        longest = max(longest, len(a), len(b))
-        if max(len(a), len(b)) > max_length:
-            if too_long == "error":
-                raise DataError(
-                    f"{data.source}, line {line}: {max(len(a), len(b))} tokens, over the limit of "
-                    f"{max_length} (--max-length; --too-long drop leaves such pairs out)"
-                )
-            dropped += 1
-        elif a == b:
-            same += 1
-        else:
-            pairs.append(TokenPair(a, b, a_size, b_size, row))
+    rows = list(zip(*columns, *sizes, strict=True))
+    lengths = [max(map(len, two)) for two in zip(*columns, strict=True)]
+    kept, dropped = fitting(
+        lengths, data.lines, data.source, max_length=max_length, too_long=too_long
+    )
+    pairs = [
+        TokenPair(a, b, a_size, b_size, i)
+        for i, (a, b, a_size, b_size) in ((i, rows[i]) for i in kept)
+        if a != b
+    ]
     if not pairs:
-        raise DataError(f"{data.source}: no pair is left under {max_length} tokens")
-    return TokenPairs(pairs, dropped, same, longest, sorted({*one, *other}))
+        raise DataError(f"{data.source}: no row is left under {max_length} tokens")
+    same = len(kept) - len(pairs)
+    return TokenPairs(pairs, len(dropped), same, max(lengths), sorted({*one, *other}))
+
+
+def fitting(
+    sizes: Sequence[int],
+    lines: Sequence[int],
+    source: str,
+    *,
+    max_length: int,
+    too_long: str,
+    unit: str = "tokens",
+    each: int = 1,
+) -> tuple[list[int], list[int]]:
+    """The places of rows that are not too long, and the lines of those that are.
+
+    Args:
+        sizes: of each row's longest sequence.
+        lines: where each row stood.
+        source: of the rows, for the message.
+        max_length: tokens of the longest that is kept.
+        too_long: `drop`, or `error` where there shall be none.
+        unit: of the sizes.
+        each: the most of them in a token.
+
+    Raises:
+        DataError: a row is too long and `too_long` is `error`; or all are.
+    """
+    kept = [i for i, size in enumerate(sizes) if size <= max_length * each]
+    long = [i for i, size in enumerate(sizes) if size > max_length * each]
+    if long and too_long == "error":
+        raise DataError(
+            f"{source}, line {lines[long[0]]}: {sizes[long[0]]} {unit}, over the limit of "
+            f"{max_length} tokens (--max-length; --too-long drop leaves such rows out)"
+        )
+    if not kept:
+        raise DataError(f"{source}: no row is left under {max_length} tokens")
+    return kept, [lines[i] for i in long]
 
 
 class Located(Protocol):
@@ -192,7 +228,7 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return found
 
 
-def embeddings_of(config: Any) -> int:
+def embedded_tokens(config: Any) -> int:
     """Tokens for which a model has an embedding.
 
     Args:

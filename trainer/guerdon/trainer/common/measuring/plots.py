@@ -11,7 +11,7 @@ import numpy as np
 CHOSEN, REJECTED, THIRD = "#1b6ca8", "#d1495b", "#6b6b6b"
 
 
-def figure_of(columns: int = 1) -> tuple[Any, Any]:
+def new_figure(columns: int = 1) -> tuple[Any, Any]:
     """A figure and its axes, side by side."""
     # Not pyplot: it would choose a window system and keep figures alive.
     from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ SHARES = frozenset({"finished", "refusal", "harmful", "win_rate"})
 """Measures that are from 0 to 1, and may well be 0 or 1 at all prompts."""
 
 
-def mean_of(name: str, values: Sequence[float], per_prompt: float) -> Estimate:
+def mean_over_prompts(name: str, values: Sequence[float], per_prompt: float) -> Estimate:
     """The mean of a measure over prompts, with an interval that suits it.
 
     Args:
@@ -57,7 +57,8 @@ class Evaluation:
         """Each mean over prompts, with its interval."""
         each = self.completions / len(self.prompts["reward"])
         return {
-            name: mean_of(name, list(means.values()), each) for name, means in self.prompts.items()
+            name: mean_over_prompts(name, list(means.values()), each)
+            for name, means in self.prompts.items()
         }
 
     @property

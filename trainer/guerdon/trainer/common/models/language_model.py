@@ -124,7 +124,7 @@ def with_lora(lm: Any, rank: int, alpha: float = 0.0) -> Any:
     return model
 
 
-def base_of(lm: Any) -> Any:
+def unwrapped(lm: Any) -> Any:
     """The model of `transformers`, without LoRA's wrapper."""
     return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 

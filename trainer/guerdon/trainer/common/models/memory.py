@@ -16,6 +16,7 @@ from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from guerdon.trainer.common.errors import TrainingError
+from guerdon.trainer.common.report import say
 
 GIB = 2**30
 _SHORT, _LONG = 128, 256
@@ -52,11 +53,11 @@ def show_memory(found: MemoryEstimate, console: Console) -> None:
     table.add_section()
     table.add_row("about", f"{found.total / GIB:.2f}")
     console.print(table)
-    console.print(f"{found.parameters:,} weights, {found.trainable:,} trained", highlight=False)
-    console.print(
+    say(console, f"{found.parameters:,} weights, {found.trainable:,} trained")
+    say(
+        console,
         "Not counted: libraries (about 0.5 GiB) and what the allocator keeps. On CPUs, peaks half "
         "as high again were seen: allow for them.",
-        highlight=False,
     )
 
 
@@ -79,21 +80,45 @@ class ModelMemory:
     per_layer_input: int
     """Bytes of a layer's input, which is all that checkpointing keeps."""
 
-    def training(self, *, lora: bool) -> dict[str, int]:
-        """Bytes of weights and of what an optimiser step needs of them."""
-        trained = self.lora if lora else self.parameters
-        return {
+    def estimate(
+        self,
+        settings: Any,
+        tokens: int,
+        positions: int,
+        batch: str,
+        *,
+        reference: bool,
+        value_network: bool = False,
+    ) -> MemoryEstimate:
+        """What one process holds at the height of an optimiser step.
+
+        Args:
+            settings: of the run.
+            tokens: of one forward pass.
+            positions: those of them whose logits exist at once.
+            batch: what the tokens are.
+            reference: whether a second policy is held.
+            value_network: whether a network as large as the policy is trained beside it.
+        """
+        trained = self.lora if settings.lora_r else self.parameters
+        # With checkpointing, what is kept of each layer is its input, and one layer is alive.
+        checkpointed = settings.gradient_checkpointing
+        kept = self.per_layer_input * self.layers if checkpointed else 0
+        alive = 1 if checkpointed else self.layers
+        activations = tokens * (kept + alive * self.per_token_layer)
+        parts = {
             "weights, float32": 4 * (self.parameters + self.lora),
             "gradients, float32": 4 * trained,
             "AdamW's two moments, float32": 8 * trained,
             "weights cast for one pass": self.cast,
         }
-
-    def activations(self, tokens: int, *, checkpointing: bool) -> int:
-        """Bytes that a forward pass keeps for the backward pass."""
-        kept = self.per_layer_input * self.layers if checkpointing else 0
-        alive = 1 if checkpointing else self.layers
-        return tokens * (kept + alive * self.per_token_layer)
+        if reference:
+            parts["reference, float32"] = 4 * self.parameters
+        if value_network:
+            parts["value network with gradients and moments"] = 16 * self.trunk
+        parts[f"activations of {batch}"] = (2 if value_network else 1) * activations
+        parts["logits and their gradients"] = PER_LOGIT * positions * self.vocabulary
+        return MemoryEstimate(self.parameters, trained, parts)
 
 
 _ATTENTION = "guerdon_memory_estimate"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -14,8 +13,6 @@ from guerdon.trainer.common.models.weights_export import Shape, as_checkpoint, a
 from guerdon.trainer.common.processes import use_gpu
 from guerdon.trainer.common.services.types import Ints
 from guerdon.trainer.common.services.weights import Weights
-
-_ALONE = SimpleNamespace(index=0)
 
 
 def load(folder: Path) -> Any:
@@ -41,7 +38,7 @@ def weights(
     """
     shape = Shape.of(model)
     tensors = _published(model, shape, dtype, computed)
-    canaries = shape.canaries(model, tensors, sequences, _ALONE)
+    canaries = shape.canaries(model, tensors, sequences)
     return as_weights(version, as_checkpoint(model, tensors), canaries)
 
 

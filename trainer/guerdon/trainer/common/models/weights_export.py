@@ -15,9 +15,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
 from guerdon.client.policy_types import Canary, TensorSpec
-from guerdon.trainer.common.models.language_model import base_of, plain_attention
-from guerdon.trainer.common.services.publishing import Weights
+from guerdon.trainer.common.models.language_model import plain_attention, unwrapped
 from guerdon.trainer.common.services.types import Ints
+from guerdon.trainer.common.services.weights import Weights
 
 _ADAPTER = "default"
 
@@ -100,7 +100,7 @@ class Shape:
 
     @torch.no_grad()
     def canaries(
-        self, lm: Any, tensors: Mapping[str, Tensor], sequences: Sequence[Ints], ranks: Any
+        self, lm: Any, tensors: Mapping[str, Tensor], sequences: Sequence[Ints]
     ) -> list[Canary]:
         """Log-probabilities at temperature 1, by plain `transformers` with the published weights.
 
@@ -108,7 +108,7 @@ class Shape:
         is compared with the sampler is the very weights that are sent to it. They are computed in
         float32, whatever they are rounded to: that halves the difference to a sampler in bfloat16.
         """
-        if not sequences or not tensors or ranks.index:
+        if not sequences or not tensors:
             return []
         device = next(iter(tensors.values())).device
         model = _skeleton(lm)
@@ -122,7 +122,7 @@ class Shape:
 
     def save(self, lm: Any, tensors: Mapping[str, Tensor], folder: Path, dtype: str) -> None:
         """A folder that `transformers` and vLLM load, but for the tokenizer."""
-        base = base_of(lm)
+        base = unwrapped(lm)
         config = _config(base, getattr(torch, dtype))
         config.use_cache = True
         config.save_pretrained(folder)
@@ -136,7 +136,7 @@ class Shape:
 
 
 def _never_rounded(lm: Any) -> frozenset[str]:
-    base = base_of(lm)
+    base = unwrapped(lm)
     looked_up, output = base.get_input_embeddings(), base.get_output_embeddings()
     layers = (m for m in base.modules() if isinstance(m, (nn.Linear, Conv1D)))
     linear = {id(parameter) for layer in layers for parameter in layer.parameters()}
@@ -155,7 +155,7 @@ def as_checkpoint(lm: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     `transformers` renames some as it loads, and joins the experts of a layer.
     """
-    return dict(revert_weight_conversion(base_of(lm), dict(tensors)))
+    return dict(revert_weight_conversion(unwrapped(lm), dict(tensors)))
 
 
 def as_weights(version: int, tensors: Mapping[str, Tensor], canaries: Sequence[Canary]) -> Weights:
@@ -181,7 +181,7 @@ def _skeleton(lm: Any) -> Any:
     """The model without weights, but with its buffers."""
     from accelerate import init_empty_weights
 
-    base = base_of(lm)
+    base = unwrapped(lm)
     with init_empty_weights(include_buffers=False):
         model = type(base)(_config(base, torch.float32))
     return model.eval()

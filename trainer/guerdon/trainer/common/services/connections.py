@@ -150,12 +150,7 @@ class Connections(Generic[D]):
         )
         if not self._settings.heldout_reward:
             return groups, None
-        weights = self.heldout.weights
-        other = []
-        for group in groups:
-            parts = await self.heldout.parts(group.task.row, group.samples)
-            other.append([sum(weights[k] * v for k, v in part.items()) for part in parts])
-        return groups, other
+        return groups, [await self.heldout.totals(group) for group in groups]
 
     @property
     def revisions(self) -> dict[str, dict[str, Any]]:

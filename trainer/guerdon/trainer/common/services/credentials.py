@@ -41,7 +41,7 @@ class Credentials:
         if hasattr(settings, "admin_token_file"):  # who only draws updates nothing
             file = settings.admin_token_file
             admin = _read_token(ADMIN_TOKEN_VARIABLE, file, "admin_token_file")
-        tls = _tls_of(settings.tls, settings.tls_ca)
+        tls = _new_tls(settings.tls, settings.tls_ca)
         return cls(token=token, update_token=admin or token, tls=tls)
 
 
@@ -58,7 +58,7 @@ def reach(settings: DrawSettings) -> dict[str, Any]:
     }
 
 
-def _tls_of(tls: bool, ca_file: str) -> TLS | None:
+def _new_tls(tls: bool, ca_file: str) -> TLS | None:
     """The encryption that settings ask for; None is none.
 
     Raises:

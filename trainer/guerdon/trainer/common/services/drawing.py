@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from guerdon.trainer.common.services.patience import ServiceGone
+from guerdon.trainer.common.errors import ServiceGone
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler, StaleSampler, sampling_seed
 from guerdon.trainer.common.services.settings import DrawSettings
@@ -125,12 +125,13 @@ class Drawing:
         room = asyncio.Semaphore(in_flight)
 
         async def one(task: Task) -> Group:
-            async with room:
-                group = await self._draw(task, n, stream, temperature)
-                if rewards:
-                    await self._score(group, rewards)
-                on_group(group)
-                return group
+            await room.acquire()
+            group = await self._draw(task, n, stream, temperature)
+            if rewards:
+                await self._score(group, rewards)
+            on_group(group)
+            room.release()  # not after an error, which ends all: nothing more is begun
+            return group
 
         work = [asyncio.create_task(one(task)) for task in tasks]
         try:
@@ -186,7 +187,7 @@ class Drawing:
     def _lost(self) -> None:
         """The sampler has older weights than were published: it was restarted."""
         if self._fresh.is_set():
-            logger.warning("the sampler lost its weights; they are published to it again")
+            logger.warning("the sampler lost its weights")
             self._restarts += 1
             if self._sampler.patience.faults_survived == self._survived:
                 self._sampler.patience.away()  # it came back before anybody missed it

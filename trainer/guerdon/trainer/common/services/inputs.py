@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.common.data.tokens import max_positions
+from rich.console import Console
+
+from guerdon.trainer.common.data.tokens import embedded_tokens, max_positions
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.common.services.prompts import Prompts
+from guerdon.trainer.common.report import say
+from guerdon.trainer.common.services.credentials import Credentials
+from guerdon.trainer.common.services.patience import parse_address
+from guerdon.trainer.common.services.prompts import Prompts, load_prompts
+from guerdon.trainer.common.services.rewards import parse_reward
+from guerdon.trainer.common.services.settings import DrawSettings, PublishSettings
+from guerdon.trainer.common.services.verifiers import parse_verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,66 @@ class RunInputs:
         """Held-out prompts that are trained on too: a leak."""
         trained = {_key(row.turns) for row in self.prompts.rows}
         return sum(_key(row.turns) in trained for row in self.eval_prompts.rows)
+
+
+def check_services(settings: PublishSettings) -> None:
+    """Refuse addresses, tokens and rewards that can't be.
+
+    Raises:
+        SettingsError: one can't; says which.
+    """
+    Credentials.of(settings)
+    parse_address(settings.sampler, "sampler")
+    for setting in ("reward", "heldout_reward"):
+        for spec in getattr(settings, setting):
+            parse_reward(spec, setting)
+
+
+def read_prompts(
+    settings: DrawSettings, source: str, tokenizer: Any, config: Any, *, limit: int = 0
+) -> Prompts:
+    """The prompts of a file, rendered and tokenised as the settings say.
+
+    Args:
+        settings: of the run.
+        source: the file.
+        tokenizer: of the policy.
+        config: of the policy.
+        limit: take so many only; 0 takes all.
+
+    Raises:
+        TrainingError: one can't be read, or is too long.
+    """
+    return load_prompts(
+        source,
+        tokenizer,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        limit=limit,
+        vocab_size=embedded_tokens(config),
+        control_tokens=settings.control_tokens,
+    )
+
+
+def check_verifiers(settings: DrawSettings, *parts: Prompts) -> None:
+    """Refuse prompts that lack what a verifier needs.
+
+    Raises:
+        DataError: a row does; names it.
+    """
+    verifiers = [parse_verifier(spec) for spec in settings.verifier]
+    try:
+        for verifier in verifiers:
+            for prompts in parts:
+                verifier.check_rows(prompts)
+    finally:
+        for verifier in verifiers:
+            verifier.verifier.close()
+
+
+def show_prompts(name: str, prompts: Prompts, console: Console) -> None:
+    """Say how many prompts there are, and how long the longest is."""
+    source = f"{len(prompts)} of {prompts.source}"
+    say(console, f"{name}: {source}, at most {prompts.longest} tokens")
 
 
 def check_positions(config: Any, max_tokens: int, longest: int) -> None:

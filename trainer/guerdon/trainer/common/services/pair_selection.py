@@ -7,43 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from operator import attrgetter
-from typing import Literal, Protocol
 
 import numpy as np
 
+from guerdon.trainer.common.services.settings import PickSettings
 from guerdon.trainer.common.services.types import Group, Sample
 
-Pick = Literal["extremes", "random", "all"]
 Earned = Callable[[Sample], float]
-
-
-class PairRule(Protocol):
-    """Settings that say what makes pairs."""
-
-    @property
-    def seed(self) -> int:
-        """The seed of what is drawn at random."""
-        ...
-
-    @property
-    def pick(self) -> Pick:
-        """The best against the worst, the best against a random worse one, or every pair."""
-        ...
-
-    @property
-    def min_margin(self) -> float:
-        """Rewards of a pair are further apart than this; at 0, they differ."""
-        ...
-
-    @property
-    def max_per_prompt(self) -> int:
-        """Most pairs of a prompt for `all`, the widest first; 0 has no limit."""
-        ...
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether completions that were cut may be in a pair."""
-        ...
 
 
 @dataclass(slots=True)
@@ -56,7 +26,7 @@ class Picked:
 
 
 def pick_pairs(
-    groups: Sequence[Group], rule: PairRule, earned: Earned = attrgetter("reward")
+    groups: Sequence[Group], rule: PickSettings, earned: Earned = attrgetter("reward")
 ) -> Picked:
     """The pairs of all groups; the same whenever it is asked, by the seed.
 
@@ -77,7 +47,7 @@ def pick_pairs(
 
 
 def _usable(
-    group: Group, rewards: Mapping[int, float], rule: PairRule, left_out: Counter[str]
+    group: Group, rewards: Mapping[int, float], rule: PickSettings, left_out: Counter[str]
 ) -> Iterator[Sample]:
     """Answers with text, each once, best first; of equal rewards the first that was drawn."""
     known: set[str] = set()
@@ -96,7 +66,10 @@ def _usable(
 
 
 def _of_one_prompt(
-    usable: Sequence[Sample], rewards: Mapping[int, float], rule: PairRule, rng: np.random.Generator
+    usable: Sequence[Sample],
+    rewards: Mapping[int, float],
+    rule: PickSettings,
+    rng: np.random.Generator,
 ) -> list[tuple[Sample, Sample]]:
     def margin(better: Sample, worse: Sample) -> float:
         return rewards[id(better)] - rewards[id(worse)]

@@ -11,8 +11,6 @@ import grpc
 from guerdon.client import Clock, GuerdonError
 from guerdon.trainer.common.errors import ServiceGone, SettingsError, TrainingError
 
-__all__ = ["Patience", "ServiceGone", "ServiceRefused", "is_away", "parse_address"]
-
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")

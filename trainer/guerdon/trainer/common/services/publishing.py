@@ -13,8 +13,6 @@ log-probabilities must be the trainer's own; and by a checksum, but for NCCL.
 from __future__ import annotations
 
 import asyncio
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -36,34 +34,12 @@ from guerdon.trainer.common.services.weights import (
     write_shared,
 )
 
-__all__ = [
-    "CANARY_TOKENS",
-    "PublishRefused",
-    "Published",
-    "Publisher",
-    "Weights",
-    "canary_sequences",
-]
-
 CANARY_TOKENS = 64
 """Most tokens of a canary: enough to see every layer, and quick to compute."""
 
 
 class PublishRefused(TrainingError):
     """The sampler did not take the weights; those before them still serve."""
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """The sampler serves it now."""
-
-    version: int
-    seconds: float
-    """Seconds from the first attempt until the sampler had switched."""
-    bytes: int
-    """The bytes of all tensors."""
-    update: WeightUpdate | None
-    """What the sampler says; None when the answer was lost and only the result could be seen."""
 
 
 def canary_sequences(prompts: Prompts, count: int) -> list[Ints]:
@@ -112,18 +88,20 @@ class Publisher:
         self._folder = Path(shared_dir).absolute()
         self._tolerance = canary_tolerance
 
-    async def publish(self, weights: Weights, *, reset: bool = False) -> Published:
+    async def publish(self, weights: Weights, *, reset: bool = False) -> WeightUpdate | None:
         """Make the sampler serve these weights, and prove that it does.
 
         Args:
             weights: of a version above the one that serves, unless `reset` is set.
             reset: a new history begins: any version is taken, and what is being drawn is ended.
 
+        Returns:
+            What the sampler says; None when the answer was lost and only the result could be seen.
+
         Raises:
             PublishRefused: the sampler says why.
             TrainingError: it stayed away, or the weights can't be written to the shared folder.
         """
-        begin = time.monotonic()
         shared = await self._write(weights) if self._mode == "shared" else None
         tries = 0
 
@@ -135,18 +113,17 @@ class Publisher:
             return await self._update(weights, shared, reset)
 
         try:
-            update = await self._patience.ask(attempt)
+            return await self._patience.ask(attempt)
         except (FailedPrecondition, InvalidArgument) as error:
             if not reset and await self._patience.insist(lambda: self._arrived(weights)):
                 # A sampler that was lost got this version while the step before was ending.
-                return Published(weights.version, time.monotonic() - begin, weights.bytes, None)
+                return None
             raise PublishRefused(
                 f"the sampler at {self._patience.address} refuses version {weights.version} of "
                 f"the weights: {error.message}"
             ) from error
         except GuerdonError as error:
             raise self._patience.refused(error) from error
-        return Published(weights.version, time.monotonic() - begin, weights.bytes, update)
 
     async def check(self) -> PolicyInfo:
         """What the sampler says of itself.

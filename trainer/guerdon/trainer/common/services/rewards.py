@@ -303,24 +303,26 @@ class RewardSource:
         Raises:
             TrainingError: a reward can't be had.
         """
-        parts, refused = await self._parts(group.task.row, group.samples)
+        parts, refused = await self._parts(group)
         for sample, values, odd in zip(group.samples, parts, refused, strict=True):
             sample.parts, sample.refused = values, odd
-            sample.reward = sum(self.weights[name] * value for name, value in values.items())
+            sample.reward = self._total(values)
         return group
 
-    async def parts(self, row: PromptRow, samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """Every part of each sample's reward, by its name, unweighted; changes nothing.
+    async def totals(self, group: Group) -> list[float]:
+        """What `score` would make each sample's reward; changes nothing.
 
         Raises:
-            TrainingError: one can't be had.
+            TrainingError: a reward can't be had.
         """
-        return (await self._parts(row, samples))[0]
+        return [self._total(parts) for parts in (await self._parts(group))[0]]
 
-    async def _parts(
-        self, row: PromptRow, samples: Sequence[Sample]
-    ) -> tuple[list[dict[str, float]], list[bool]]:
-        """Every part of each sample's reward, and whether one is a penalty."""
+    def _total(self, parts: Mapping[str, float]) -> float:
+        return sum(self.weights[name] * value for name, value in parts.items())
+
+    async def _parts(self, group: Group) -> tuple[list[dict[str, float]], list[bool]]:
+        """Every part of each sample's reward, unweighted, and whether one is a penalty."""
+        row, samples = group.task.row, group.samples
         asked: list[Any] = [served.score(row, samples) for served in self.served]
         asked += [_verify(verifier, row, samples) for verifier in self.verifiers]
         columns: list[list[float | None]] = await _together(asked)

@@ -10,7 +10,6 @@ middle it was killed is forgotten.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from guerdon.trainer.common.errors import OutputError
-from guerdon.trainer.common.run_folder import write_whole
+from guerdon.trainer.common.run_folder import append_row, kept_rows, write_whole
 from guerdon.trainer.common.services.prompts import Prompts
 from guerdon.trainer.common.services.types import Group, Sample, Task
 
@@ -39,6 +38,7 @@ class ScoredGroups:
 
     def __init__(self, path: Path, prompts: Prompts, samples_per_prompt: int) -> None:
         self._path = path
+        self.samples_per_prompt = samples_per_prompt
         self._head = {"prompts": prompts.sha256, "samples": samples_per_prompt}
         self._tasks = {task.uid: task for task in prompts.tasks()}
         self._groups: dict[int, Group] = {}
@@ -67,17 +67,11 @@ class ScoredGroups:
     def add(self, group: Group) -> None:
         """Write a scored group; it is on the disk when this returns."""
         values = [_values(sample) for sample in group.samples]
-        line = json.dumps(
-            {"task": group.task.uid, "samples": values}, allow_nan=False, ensure_ascii=False
-        )
-        with self._path.open("a", encoding="utf-8") as handle:
-            handle.write(line + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
+        append_row(self._path, {"task": group.task.uid, "samples": values})
         self._groups[group.task.uid] = group
 
     def _read(self) -> None:
-        rows = whole_rows(self._path)
+        rows = kept_rows(self._path)
         head = rows.pop(0) if rows else {}
         for key, text in (("prompts", "other prompts"), ("samples", "another samples_per_prompt")):
             if rows and head.get(key) != self._head[key]:
@@ -90,25 +84,9 @@ class ScoredGroups:
     def _group(self, row: Mapping[str, Any]) -> Group:
         task = self._tasks[row["task"]]
         samples = [_sample(task, values) for values in row["samples"]]
-        if len(samples) != self._head["samples"]:
+        if len(samples) != self.samples_per_prompt:
             raise ValueError(f"task {task.uid} has {len(samples)} samples")
         return Group(task, samples)
-
-
-def whole_rows(path: Path) -> list[dict[str, Any]]:
-    """A JSONL file's lines up to the first that is not whole; the others are taken out of it."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    rows, lines = [], []
-    for line in text.split("\n")[:-1]:  # what follows the last newline is not whole
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        rows.append(row)
-        lines.append(line + "\n")
-    if "".join(lines) != text:
-        write_whole(path, "".join(lines))
-    return rows
 
 
 def _values(sample: Sample) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from guerdon.settings import not_negative, positive, refuse_idle
 from guerdon.trainer.common.errors import SettingsError
-from guerdon.trainer.common.settings_io import refuse_idle
 
 SERVICES = ("patience", "request_timeout", "token_file", "tls", "tls_ca")
 """The settings that say how services are reached: a resumed run may have other values."""
@@ -68,15 +68,8 @@ class DrawSettings:
         """Refuse values that can't be, naming the key."""
         if not self.reward and not self.verifier:
             raise SettingsError("nothing gives rewards: set reward or verifier")
-        for name in (
-            "samples_per_prompt",
-            "max_tokens",
-            "max_prompt_tokens",
-            "temperature",
-            "patience",
-            "request_timeout",
-        ):
-            positive(self, name)
+        positive(self, "samples_per_prompt", "max_tokens", "max_prompt_tokens", "temperature")
+        positive(self, "patience", "request_timeout")
         not_negative(self, "seed")
         if not math.isfinite(self.refused_reward):
             raise SettingsError(f"refused_reward is {self.refused_reward}, it must be a number")
@@ -102,23 +95,32 @@ class PublishSettings(DrawSettings):
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
         super().__post_init__()
-        for name in ("canaries", "canary_tolerance"):
-            not_negative(self, name)
+        not_negative(self, "canaries", "canary_tolerance")
         refuse_idle(
             self, ("shared_dir",), used=self.publish == "shared", because="without publish = shared"
         )
         refuse_idle(self, ("canary_tolerance",), used=self.canaries, because="where canaries is 0")
 
 
-def positive(settings: object, name: str) -> None:
-    """Refuse a value that is not a finite number over 0."""
-    value = getattr(settings, name)
-    if not 0 < value < math.inf:
-        raise SettingsError(f"{name} is {value}, it must be positive")
+@dataclass(frozen=True, kw_only=True)
+class PickSettings(DrawSettings):
+    """Which answers of a prompt make pairs."""
 
+    pick: Literal["extremes", "random", "all"] = "extremes"
+    """Pairs of a prompt: the best answer against the worst; the best against a random worse one;
+    or every pair."""
+    min_margin: float = 0.0
+    """Pairs whose rewards are not further apart than this are left out; ties always are."""
+    max_per_prompt: int = 0
+    """Most pairs of a prompt, those furthest apart, for --pick all; 0 keeps all."""
+    unfinished: bool = False
+    """Take answers that were cut at max_tokens too, less missing_eos_penalty where there is one."""
 
-def not_negative(settings: object, name: str) -> None:
-    """Refuse a value that is not a finite number from 0 on."""
-    value = getattr(settings, name)
-    if not 0 <= value < math.inf:
-        raise SettingsError(f"{name} is {value}, it must not be negative")
+    def __post_init__(self) -> None:
+        """Refuse values that can't be, naming the key."""
+        super().__post_init__()
+        not_negative(self, "min_margin", "max_per_prompt")
+        if self.samples_per_prompt < 2:
+            raise SettingsError("samples_per_prompt must be at least 2: a pair has two answers")
+        if self.max_per_prompt and self.pick != "all":
+            raise SettingsError("max_per_prompt is for pick = all only")

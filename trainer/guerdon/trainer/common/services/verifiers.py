@@ -22,10 +22,8 @@ from typing import Protocol
 
 from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.common.services.prompts import Prompts
-from guerdon.trainer.common.services.sandbox import CHECK_SECONDS, Checker
+from guerdon.trainer.common.services.sandbox import Checker
 from guerdon.trainer.common.services.types import PromptRow
-
-__all__ = ["CHECK_SECONDS", "Verifier", "WeightedVerifier", "parse_verifier", "split_weight"]
 
 _WEIGHT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\*(.*)", re.S)
 _NUMBER = re.compile(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,13 +28,6 @@ class Weights:
     """The tensors in the order of `specs`. Called anew for every attempt: it gives the same each
     time, and may not be collective."""
     canaries: Sequence[Canary] = ()
-
-    @property
-    def bytes(self) -> int:
-        """The bytes of all tensors."""
-        sizes = (4 if spec.dtype == "float32" else 2 for spec in self.specs)
-        shapes = (math.prod(spec.shape) for spec in self.specs)
-        return sum(size * count for size, count in zip(sizes, shapes, strict=True))
 
 
 def write_shared(folder: Path, weights: Weights) -> SharedPath:

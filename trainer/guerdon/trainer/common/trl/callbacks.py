@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from transformers import TrainerCallback
 
 from guerdon.trainer.common.metrics_log import MetricsLog
+from guerdon.trainer.common.progress import Bar
+from guerdon.trainer.common.report import say
 
 _KEYS = {
     "loss": "loss",
@@ -102,20 +95,17 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
     def __init__(self, console: Console) -> None:
         self._console = console
         self._last = ""
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Shows the bar."""
-        self._bar = terminal_bar(self._console, "training", TextColumn("{task.fields[last]}"))
-        if not self._bar:
-            return
+        self._bar = Bar(self._console, "training", state.max_steps, state.global_step)
         self._bar.start()
-        self._bar.add_task("", total=state.max_steps, completed=state.global_step, last="")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Moves it."""
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=state.global_step, last=self._last)
+            self._bar.move(state.global_step, self._last)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -127,43 +117,13 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         shown = [f"loss {row['loss']:.3f}"]
         shown += [f"{key} {row[key]:.2f}" for key in ("accuracy", "margin") if key in row]
         self._last = ", ".join(shown)
-        if not self._bar:
-            line = f"step {state.global_step}/{state.max_steps}: {self._last}"
-            self._console.print(line, highlight=False)
+        if self._bar and self._bar.disable:
+            say(self._console, f"step {state.global_step}/{state.max_steps}: {self._last}")
 
     def stop(self) -> None:
         """Takes the bar away, also after an error."""
         if self._bar:
             self._bar.stop()
-            self._bar = None
-
-
-def terminal_bar(
-    console: Console, words: str, *more: ProgressColumn, **how: Any
-) -> Progress | None:
-    """A bar that counts what is done, on a terminal only; a quiet console shows nothing."""
-    if not console.is_terminal or console.quiet:
-        return None
-    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *more)
-    return Progress(*columns, console=console, **how)
-
-
-@contextmanager
-def counted(console: Console, words: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar beside something long, on a terminal only; gives what tells it how many more are done.
-
-    Args:
-        console: where; a quiet one shows nothing.
-        words: what is being done.
-        total: how many there are.
-    """
-    bar = terminal_bar(console, words, transient=True)
-    if bar is None:
-        yield lambda done: None
-        return
-    with bar:
-        task = bar.add_task("", total=total)
-        yield lambda done: bar.advance(task, done)
 
 
 class Evaluations(TrainerCallback):  # type: ignore[misc]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import typer
 
 from guerdon.cli.settings_options import add_settings
-from guerdon.trainer.common import settings_io
+from guerdon.settings import load, to_toml
 from guerdon.trainer.common.process_group import process_group
 from guerdon.trainer.common.processes import is_main
 from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors
@@ -41,7 +41,7 @@ class FineTuneCommand(abc.ABC):
         Raises:
             SettingsError: the file can't be read, or a key or a value is wrong.
         """
-        return settings_io.load(self.options, config, given)
+        return load(self.options, config, given)
 
     @abc.abstractmethod
     def folder(self, settings: Any) -> type[FineTuneFolder]:
@@ -86,7 +86,7 @@ class FineTuneCommand(abc.ABC):
                 check_trackers(settings.tracker)
                 task = self.read_task(settings)
                 task.show_counts(console)
-                typer.echo(settings_io.to_toml(settings))  # alone there: it can be a file
+                typer.echo(to_toml(settings))  # alone there: it can be a file
                 task.show_memory(console)
             return
         with process_group() as processes:

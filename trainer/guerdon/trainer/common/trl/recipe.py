@@ -21,6 +21,7 @@ from guerdon.trainer.common.errors import SettingsError, TrainingError
 from guerdon.trainer.common.models.language_model import merged
 from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
+from guerdon.trainer.common.report import say
 from guerdon.trainer.common.run_state import package_versions
 from guerdon.trainer.common.timed_phase import timed_phase
 from guerdon.trainer.common.trackers import Trackers
@@ -70,7 +71,7 @@ def fine_tune(
     if task.eval_before:
         with timed_phase(seconds, "evaluate before"), processes.one_error():
             before = task.measure_before(model)
-            console.print(f"before training: {task.words(before)}", highlight=False)
+            say(console, f"before training: {task.words(before)}")
     with timed_phase(seconds, "train"), quiet(), processes.one_error():
         model, log, steps = _train(model, task, folder)
     train_seconds = log.seconds
@@ -132,7 +133,7 @@ def _train(
     checkpoint = folder.last_checkpoint()
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     if checkpoint:
-        console.print(f"resuming at step {done}", highlight=False)
+        say(console, f"resuming at step {done}")
     rows = folder.metrics_until(done)
     if main:
         task.save_progress(folder)

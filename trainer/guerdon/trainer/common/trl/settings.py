@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from guerdon.settings import not_negative, positive, refuse_idle
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.processes import settle_dtype
-from guerdon.trainer.common.settings_io import refuse_idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +20,6 @@ class FineTuneSettings:
     """Peak learning rate where all weights are trained."""
     default_lora_lr: ClassVar[float] = 2e-4
     """Peak learning rate where LoRA's weights are trained."""
-    _positive: ClassVar[tuple[str, ...]] = (
-        "epochs",
-        "batch_size",
-        "max_length",
-        "accumulate",
-        "log_every",
-    )
-    _not_negative: ClassVar[tuple[str, ...]] = (
-        "lora_r", "lora_dropout", "limit", "eval_limit", "warmup", "weight_decay",
-        "checkpoint_every", "eval_every", "seed", "max_grad_norm",
-    )  # fmt: skip
-    _under_one: ClassVar[tuple[str, ...]] = ("warmup", "lora_dropout")
 
     train: str
     """JSON Lines, JSON array (gzipped or not) or Parquet file, a `datasets` data set, or
@@ -109,13 +97,11 @@ class FineTuneSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that can't be, naming the key."""
-        for name in self._positive:
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"{name} is {getattr(self, name)}, it must be positive")
-        for name in self._not_negative:
-            if not getattr(self, name) >= 0:
-                raise SettingsError(f"{name} is {getattr(self, name)}, it must not be negative")
-        for name in self._under_one:
+        positive(self, "epochs", "batch_size", "max_length", "accumulate", "log_every")
+        not_negative(self, "lora_r", "lora_dropout", "limit", "eval_limit", "warmup")
+        not_negative(self, "weight_decay", "checkpoint_every", "eval_every", "seed")
+        not_negative(self, "max_grad_norm")
+        for name in ("warmup", "lora_dropout"):
             if not getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}, it must be under 1")
         for i, name in enumerate(self.by):

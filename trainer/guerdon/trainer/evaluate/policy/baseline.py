@@ -74,7 +74,7 @@ class Baseline:
             if key == "prompts":
                 if _identity(was) != _identity(now):
                     raise DataError(
-                        f"baseline: {self.path} is of other prompts: {_of(was)}, not {_of(now)}"
+                        f"baseline: {self.path} is of other prompts: {_said(was)}, not {_said(now)}"
                     )
             elif was != now:
                 raise DataError(
@@ -110,7 +110,7 @@ class Baseline:
             left.add("kl")
         return [name for name in self.columns if name not in left]
 
-    def is_of(self, sha256: str) -> bool:
+    def has_weights(self, sha256: str) -> bool:
         """Whether the weights that were evaluated are these."""
         return bool(self.found.get("policy_sha256") == sha256)
 
@@ -156,7 +156,7 @@ def _identity(prompts: Any) -> tuple[Any, Any]:
     return prompts["sha256"], prompts["count"]
 
 
-def _of(prompts: Any) -> str:
+def _said(prompts: Any) -> str:
     return f"{prompts['count']} of {prompts['source']} ({prompts['sha256'][:12]}…)"
 
 

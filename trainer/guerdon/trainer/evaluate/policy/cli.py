@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from guerdon.cli.settings_options import add_settings
-from guerdon.trainer.common import settings_io
+from guerdon.settings import load
 from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
@@ -52,7 +52,7 @@ def policy(
     ask for another --baseline, --by or --harm-threshold of what is there.
     """
     with plain_errors():
-        settings = settings_io.load(EvalSettings, config, given)
+        settings = load(EvalSettings, config, given)
         _run(settings, resume=resume, overwrite=overwrite, as_json=json_)
 
 

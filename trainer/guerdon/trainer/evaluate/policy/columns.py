@@ -6,15 +6,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.measuring.policy_evaluation import PerSample
-from guerdon.trainer.common.services.scored_store import whole_rows
+from guerdon.trainer.common.run_folder import append_row, kept_rows
 from guerdon.trainer.common.services.types import Group
 
 MEASURED = "measured.jsonl"
@@ -41,20 +39,16 @@ class Columns:
     def __init__(self, path: Path, samples: int) -> None:
         self._path, self._samples = path, samples
         self._values: dict[str, dict[int, list[float]]] = {}
-        if path.exists():
-            try:
-                for row in whole_rows(path):
-                    self._take(row)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise OutputError(f"{path} is damaged: {error!r}") from error
+        try:
+            for row in kept_rows(path):
+                self._take(row)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise OutputError(f"{path} is damaged: {error!r}") from error
 
     def add(self, task: int, values: Mapping[str, Sequence[float]]) -> None:
         """Write what was found of a group; it is on the disk when this returns."""
         row = {"task": task, **{name: list(found) for name, found in values.items()}}
-        with self._path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row, allow_nan=False) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
+        append_row(self._path, row)
         self._take(row)
 
     def missing(self, name: str, groups: Sequence[Group]) -> list[Group]:

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.common.data.tokens import embeddings_of, load_tokenizer
+from guerdon.trainer.common.data.tokens import load_tokenizer
 from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.common.models.language_model import load_config
-from guerdon.trainer.common.services.credentials import Credentials
-from guerdon.trainer.common.services.inputs import RunInputs, check_positions
-from guerdon.trainer.common.services.patience import parse_address
-from guerdon.trainer.common.services.prompts import Prompts, load_prompts
+from guerdon.trainer.common.services.inputs import (
+    RunInputs,
+    check_positions,
+    check_services,
+    check_verifiers,
+    read_prompts,
+)
+from guerdon.trainer.common.services.prompts import Prompts
 from guerdon.trainer.common.services.rewards import parse_reward
-from guerdon.trainer.common.services.verifiers import parse_verifier
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 
 
@@ -49,25 +52,14 @@ def read_inputs(settings: EvalSettings) -> EvalInputs:
     Raises:
         TrainingError: something is; says what.
     """
-    Credentials.of(settings)
-    parse_address(settings.sampler, "sampler")
-    for setting in ("reward", "heldout_reward"):
-        for spec in getattr(settings, setting):
-            parse_reward(spec, setting)
+    check_services(settings)
     if settings.harm and parse_reward(settings.harm, "harm").weight != 1.0:
         raise SettingsError(f"harm: {settings.harm!r} has a weight, and it takes none")
     policy, config = _policy(settings.policy)
     reference, reference_config = _policy(settings.reference)
     tokenizer = load_tokenizer(policy)
-    prompts = load_prompts(
-        settings.prompts,
-        tokenizer,
-        max_prompt_tokens=settings.max_prompt_tokens,
-        limit=settings.limit,
-        vocab_size=embeddings_of(config),
-        control_tokens=settings.control_tokens,
-    )
-    _check_verifiers(settings, prompts)
+    prompts = read_prompts(settings, settings.prompts, tokenizer, config, limit=settings.limit)
+    check_verifiers(settings, prompts)
     for of in (config, reference_config):
         check_positions(of, settings.max_tokens, prompts.longest)
     shas = fingerprint(policy), fingerprint(reference)
@@ -131,13 +123,3 @@ def _policy(name: str) -> tuple[Path, Any]:
         if architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
             raise SettingsError(f"{name} is a {architecture}: it scores, and is no policy")
     return folder, config
-
-
-def _check_verifiers(settings: EvalSettings, prompts: Prompts) -> None:
-    verifiers: list[Any] = [parse_verifier(spec) for spec in settings.verifier]
-    try:
-        for verifier in verifiers:
-            verifier.check_rows(prompts)
-    finally:
-        for verifier in verifiers:
-            verifier.verifier.close()

@@ -48,18 +48,13 @@ class Judges:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._rewards.score(group))
-                work = [tasks.create_task(self._sums(name, group)) for name in names]
+                work = [tasks.create_task(self._beside[name].totals(group)) for name in names]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         if names:
             found = dict(zip(names, (task.result() for task in work), strict=True))
             self._columns.add(group.task.uid, found)
         return group
-
-    async def _sums(self, name: str, group: Group) -> list[float]:
-        source = self._beside[name]
-        parts = await source.parts(group.task.row, group.samples)
-        return [sum(source.weights[k] * v for k, v in part.items()) for part in parts]
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Revisions of the models, as JSON can hold them."""

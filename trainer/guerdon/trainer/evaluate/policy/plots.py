@@ -12,7 +12,7 @@ from guerdon.trainer.common.measuring.plots import (
     REJECTED,
     THIRD,
     as_words,
-    figure_of,
+    new_figure,
     save_figure,
 )
 from guerdon.trainer.evaluate.policy.baseline import Baseline
@@ -43,7 +43,7 @@ def draw_plots(
 
 
 def _lengths(rows: Sequence[Mapping[str, Any]], baseline: Baseline | None) -> Any:
-    figure, ax = figure_of()
+    figure, ax = new_figure()
     drawn = [("this policy", CHOSEN, [row["tokens"] for row in rows])]
     if baseline is not None:
         theirs = [value for values in baseline.columns["length"].values() for value in values]
@@ -60,7 +60,7 @@ def _lengths(rows: Sequence[Mapping[str, Any]], baseline: Baseline | None) -> An
 def _by(field: str, values: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]) -> Any:
     most = sorted(values, key=lambda value: -values[value]["reward"]["n"])[:MOST]
     shown = [(value, values[value]["reward"]) for value in values if value in most][::-1]
-    figure, ax = figure_of()
+    figure, ax = new_figure()
     figure.set_figheight(max(2.5, 0.32 * len(shown) + 1.2))
     for at, (_, reward) in enumerate(shown):
         if reward["low"] is not None:

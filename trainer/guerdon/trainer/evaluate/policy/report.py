@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from guerdon.trainer.common.report import say, spent
+
 NAMES = {
     "reward": "reward",
     "heldout_reward": "held-out reward",
@@ -35,33 +37,27 @@ def show(found: Mapping[str, Any], output: Path, console: Console) -> None:
     console.print(_table(found))
     rates = found["win_rate"]
     if rates is not None:
-        against = escape(rates["against"])
         for name, rate in rates.items():
             if name != "against":
-                console.print(
-                    f"win rate against {against} by {_name(name)}: {_share(rate)}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                by = NAMES.get(name, name)
+                say(console, f"win rate against {rates['against']} by {by}: {_share(rate)}")
     if found["reward_per_kl"] is not None:
-        console.print(f"reward per nat of KL: {found['reward_per_kl']:+.3f}", highlight=False)
+        say(console, f"reward per nat of KL: {found['reward_per_kl']:+.3f}")
     elif rates is not None:
-        reason = found["reward_per_kl_reason"]
-        console.print(f"no reward per nat of KL: {reason}", highlight=False, soft_wrap=True)
+        say(console, f"no reward per nat of KL: {found['reward_per_kl_reason']}")
     for field, values in found["subgroups"].items():
         console.print(_by(field, values))
         if len(values) > MOST:
-            console.print(f"and {len(values) - MOST} more values", highlight=False)
+            say(console, f"and {len(values) - MOST} more values")
     for text in found["warnings"]:
-        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    spent = ", ".join(f"{k} {v:.0f}" for k, v in found["seconds"].items() if v >= 0.5)
-    console.print(
+        say(console, text, "yellow")
+    took = spent(found["seconds"])
+    say(
+        console,
         f"{found['completions']} completions of {found['prompts']['count']} prompts"
-        + (f"; seconds: {spent}" if spent else ""),
-        highlight=False,
-        soft_wrap=True,
+        + (f"; seconds: {took}" if took else ""),
     )
-    console.print(f"evaluation: {output}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"evaluation: {output}")
 
 
 def _table(found: Mapping[str, Any]) -> Table:

@@ -13,7 +13,7 @@ from guerdon.trainer.common.measuring.policy_evaluation import (
     Evaluation,
     PerSample,
     evaluate,
-    mean_of,
+    mean_over_prompts,
 )
 from guerdon.trainer.common.measuring.samples import sample_row
 from guerdon.trainer.common.measuring.statistics import Estimate, paired
@@ -79,7 +79,7 @@ def _without_host(spec: str, *, normalized: bool = False) -> str:
     return model if reward.weight == 1.0 else f"{reward.weight:g}*{model}"
 
 
-class Measured:
+class Measurement:
     """All completions, with all that is known of each.
 
     Args:
@@ -147,7 +147,7 @@ class Measured:
             every.reward,
             baseline.reward if baseline else None,
             every.estimates["kl"],
-            of_reference=baseline is not None and baseline.is_of(terms["reference_sha256"]),
+            of_reference=baseline is not None and baseline.has_weights(terms["reference_sha256"]),
         )
         return {
             "completions": every.completions,
@@ -159,7 +159,7 @@ class Measured:
             "win_rate": baseline
             and {"against": baseline.found["policy"]}
             | {
-                name: mean_of("win_rate", list(rates.values()), self._each).as_dict()
+                name: mean_over_prompts("win_rate", list(rates.values()), self._each).as_dict()
                 for name, rates in wins.items()
             },
             "difference": baseline and {name: _change(name, of) for name, of in change.items()},
@@ -220,7 +220,9 @@ class Measured:
 
         def of(indices: list[int]) -> dict[str, Any]:
             return {
-                name: mean_of(name, [means[index] for index in indices], self._each).as_dict()
+                name: mean_over_prompts(
+                    name, [means[index] for index in indices], self._each
+                ).as_dict()
                 for name, means in measured.items()
             }
 

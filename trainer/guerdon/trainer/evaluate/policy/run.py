@@ -26,17 +26,20 @@ from guerdon.trainer.common.measuring.kl_estimate import kl_estimate
 from guerdon.trainer.common.models import published_model
 from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.policy_folder import SAMPLES
-from guerdon.trainer.common.run_folder import PLOTS, write_whole
+from guerdon.trainer.common.report import say
+from guerdon.trainer.common.run_folder import PLOTS, write_json, write_whole
 from guerdon.trainer.common.run_state import package_versions
 from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.credentials import reach
+from guerdon.trainer.common.services.draw_missing import draw_missing
 from guerdon.trainer.common.services.drawing import Drawing
-from guerdon.trainer.common.services.progress import DrawingBar
+from guerdon.trainer.common.services.inputs import show_prompts
 from guerdon.trainer.common.services.reward_requests import Asking
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints
 from guerdon.trainer.common.services.weights import Weights
+from guerdon.trainer.common.timed_phase import rounded
 from guerdon.trainer.common.trl.completions import Floats, response_logprobs
 from guerdon.trainer.evaluate.policy.baseline import Baseline
 from guerdon.trainer.evaluate.policy.columns import (
@@ -52,7 +55,7 @@ from guerdon.trainer.evaluate.policy.folder import EVALUATION, STATE, EvalFolder
 from guerdon.trainer.evaluate.policy.inputs import EvalInputs, read_inputs
 from guerdon.trainer.evaluate.policy.judging import Judges, check_version
 from guerdon.trainer.evaluate.policy.plots import draw_plots
-from guerdon.trainer.evaluate.policy.result import Measured, terms
+from guerdon.trainer.evaluate.policy.result import Measurement, terms
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 
 
@@ -72,13 +75,7 @@ def evaluate_policy(settings: EvalSettings, folder: EvalFolder, console: Console
     baseline = Baseline.read(settings.baseline) if settings.baseline else None
     if baseline:
         baseline.check(terms(settings, inputs))
-    console.print(
-        f"{len(inputs.prompts)} prompts of {inputs.prompts.source}, "
-        f"at most {inputs.prompts.longest} tokens",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    show_prompts("prompts", inputs.prompts, console)
     folder.begin()
     with quiet():
         return _Run(settings, inputs, folder, console, baseline).whole()
@@ -138,7 +135,7 @@ class _Run:
     async def _sample(self) -> None:
         """Publish the policy, then sample and score what is not there yet."""
         if self.scored:
-            self._say(f"resuming with {len(self.scored)} prompts sampled and scored")
+            say(self.console, f"resuming with {len(self.scored)} prompts sampled and scored")
         # The version tells the weights: another's on the same sampler are not taken for ours.
         version = 1 + int(self.inputs.policy_sha256[:6], 16)
         asking = Asking.of(self.settings, self.inputs.run.tokenizer, self.inputs.prompts)
@@ -184,28 +181,22 @@ class _Run:
         if self.baseline:
             self.baseline.check_revisions(self.state.rewards)
         self.state.save()
-        self._say(f"publishing {self.settings.policy} to the sampler")
+        say(self.console, f"publishing {self.settings.policy} to the sampler")
         with self.state.phase("publish"):
             await services.start()
 
     async def _draw(self, services: Connections[Drawing], judges: Judges, version: int) -> None:
-        self.scored.begin()
-        with (
-            self.state.phase("sample"),
-            DrawingBar(self.console, len(self.inputs.prompts), len(self.scored)) as bar,
-        ):
+        def check(group: Group) -> None:
+            check_version(group, version, self.settings.sampler)
 
-            def on_group(group: Group) -> None:
-                check_version(group, version, self.settings.sampler)
-                self.scored.add(group)
-                bar.add(group)
-
-            await services.rollouts.sample(
-                self.scored.missing,
-                self.settings.samples_per_prompt,
-                rewards=judges,
+        with self.state.phase("sample"):
+            await draw_missing(
+                services.rollouts,
+                self.scored,
+                judges,
+                self.console,
                 in_flight=self.settings.in_flight,
-                on_group=on_group,
+                check=check,
             )
 
     def _compute(self, name: str) -> None:
@@ -237,18 +228,18 @@ class _Run:
         if self.console.is_terminal and not self.console.quiet:
             yield from track(groups, description=text, console=self.console)
             return
-        self._say(f"{text}, of {len(groups)} prompts")
+        say(self.console, f"{text}, of {len(groups)} prompts")
         yield from groups
 
     def _finish(self) -> dict[str, Any]:
         """The rows, the plots, and last the figures."""
-        measured = Measured(self.settings, self.inputs, self.scored.groups, self.columns)
+        measured = Measurement(self.settings, self.inputs, self.scored.groups, self.columns)
         about = terms(self.settings, self.inputs) | {"revisions": self.state.rewards}
         found = about | measured.found(about, self.baseline)
         found |= {
             "baseline": self.settings.baseline or None,
             "faults": self.state.faults,
-            "seconds": {name: round(spent, 2) for name, spent in self.state.seconds.items()},
+            "seconds": rounded(self.state.seconds),
             "versions": package_versions("torch", "transformers", "accelerate", "numpy"),
         }
         lines = [json.dumps(row, allow_nan=False, ensure_ascii=False) for row in measured.rows]
@@ -256,8 +247,7 @@ class _Run:
             write_whole(self.folder.path / SAMPLES, "".join(line + "\n" for line in lines))
             if self.settings.plots:
                 draw_plots(self.folder.path / PLOTS, found, measured.rows, self.baseline)
-            text = json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False)
-            write_whole(self.folder.path / EVALUATION, text + "\n")
+            write_json(self.folder.path / EVALUATION, found)
         return found
 
     @contextmanager
@@ -271,9 +261,6 @@ class _Run:
         if self._model is None:
             self._model = published_model.load(self.inputs.run.policy)
         return self._model
-
-    def _say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _mismatch(group: Group, own: Sequence[Floats]) -> list[float]:

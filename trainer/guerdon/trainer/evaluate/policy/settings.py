@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from guerdon.settings import not_negative, positive, refuse_idle
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.processes import settle_dtype
-from guerdon.trainer.common.services.settings import PublishSettings, not_negative, positive
-from guerdon.trainer.common.settings_io import refuse_idle
+from guerdon.trainer.common.services.settings import PublishSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from guerdon.trainer.common.measuring.plots import (
     THIRD,
     as_words,
     draw_curve,
-    figure_of,
+    new_figure,
     save_figure,
 )
 from guerdon.trainer.reward.objectives import regression
@@ -55,14 +55,14 @@ def draw_steps(
     """
     folder.mkdir(exist_ok=True)
     save_figure(_training(rows, "cross-entropy of a step"), folder / "training.png")
-    figure, ax = figure_of()
+    figure, ax = new_figure()
     edges = np.histogram_bin_edges(scores, bins=30)
     ax.hist(scores[right == 1], edges, color=CHOSEN, alpha=0.6, label="right")
     ax.hist(scores[right == 0], edges, color=REJECTED, alpha=0.6, label="wrong")
     ax.set(xlabel="raw score", ylabel="held-out steps", title="Scores of held-out steps")
     ax.legend()
     save_figure(figure, folder / "scores.png")
-    figure, ax = figure_of()
+    figure, ax = new_figure()
     some = [b for b in bins if b["n"]]
     ax.plot([0, 1], [0, 1], color=THIRD, linestyle="--", linewidth=1, label="perfect")
     ax.plot([b["probability"] for b in some], [b["right"] for b in some], "o-", color=CHOSEN)
@@ -78,14 +78,14 @@ def draw_steps(
 
 
 def _training(rows: Sequence[dict[str, Any]], name: str) -> Any:
-    figure, ax = figure_of()
+    figure, ax = new_figure()
     draw_curve(ax, rows, "loss", name)
     ax.set_ylim(0, None)
     return figure
 
 
 def _predicted(columns: Mapping[str, tuple[Floats, Floats]]) -> Any:
-    figure, axes = figure_of(len(columns))
+    figure, axes = new_figure(len(columns))
     for ax, (name, (predicted, true)) in zip(np.atleast_1d(axes), columns.items(), strict=True):
         known = ~np.isnan(true)
         ax.scatter(true[known], predicted[known], s=12, alpha=0.5, color=CHOSEN, linewidths=0)
@@ -97,7 +97,7 @@ def _predicted(columns: Mapping[str, tuple[Floats, Floats]]) -> Any:
 
 
 def _calibration(columns: Mapping[str, tuple[Floats, Floats]]) -> Any:
-    figure, ax = figure_of()
+    figure, ax = new_figure()
     for name, (predicted, true) in columns.items():
         known = ~np.isnan(true)
         bins = regression.calibration(predicted[known], true[known])["bins"]

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from guerdon.data import Message
 from guerdon.models.chat_template import render_chat
 from guerdon.trainer.common.data.rows import Rows, read_rows, where_odd
-from guerdon.trainer.common.data.tokens import (
-    check_all_embedded,
-    choose_pad_token,
-    embeddings_of,
-    max_positions,
-    render,
-    token_ids,
-)
+from guerdon.trainer.common.data.tokens import fitting, render, token_ids
 from guerdon.trainer.common.errors import DataError
-from guerdon.trainer.reward.inputs import base_and_tokenizer, load_base_config
+from guerdon.trainer.reward.inputs import RewardInputs
 from guerdon.trainer.reward.settings import RewardModelSettings
 
 
@@ -64,20 +57,13 @@ class TokenizedAnswers:
     reasoning_dropped: list[int]
     """Lines of conversations whose reasoning the chat template leaves out."""
 
+    def sequences(self) -> Iterator[tuple[int, list[int]]]:
+        """Every sequence, with the place of its row."""
+        return ((row.row, row.ids) for row in self.rows)
 
-@dataclass(frozen=True)
-class AnswerInputs:
-    """What a run starts from, checked."""
 
-    settings: RewardModelSettings
-    base: Path
-    tokenizer: Any
-    grow: bool
-    """Whether a token was added to the vocabulary."""
-    train_data: Rows[RatedAnswer]
-    eval_data: Rows[RatedAnswer]
-    train: TokenizedAnswers
-    eval: TokenizedAnswers
+class AnswerInputs(RewardInputs[Rows[RatedAnswer], TokenizedAnswers]):
+    """What a run on single answers starts from, checked."""
 
     def counts(self, about: Callable[[TokenizedAnswers], Sequence[str]]) -> dict[str, Any]:
         """How many rows there are, and all that was left out or looks odd.
@@ -126,11 +112,6 @@ def read_answers(
     Raises:
         TrainingError: something is wrong; says what.
     """
-    base, tokenizer = base_and_tokenizer(settings)
-    config = load_base_config(base)
-    known = embeddings_of(config)
-    added = bool(marker) and _add_marker(tokenizer, marker)
-    new = {tokenizer.convert_tokens_to_ids(marker)} if added else set()
     train_data = _read(
         settings.train,
         lambda row: parse(row, ()),
@@ -145,26 +126,8 @@ def read_answers(
         limit=settings.eval_limit,
         bad_rows=settings.bad_rows,
     )
-    # Held-out rows are all scored, as far as the model goes: leaving the long ones out
-    # would flatter it.
-    train, held_out = (
-        tokenize(tokenizer, rows, max_length=limit, too_long=settings.too_long, marker=marker)
-        for rows, limit in (
-            (train_data, settings.max_length),
-            (eval_data, max_positions(config) or 1 << 30),
-        )
-    )
-    for data, tokens in ((train_data, train), (eval_data, held_out)):
-        lined = (
-            (data.lines[row.row], [token for token in row.ids if token not in new])
-            for row in tokens.rows
-        )
-        check_all_embedded(tokenizer, lined, known, data.source)
-    sequences = (row.ids for t in (train, held_out) for row in t.rows)
-    grow = choose_pad_token(tokenizer, sequences, known)
-    return AnswerInputs(
-        settings, base, tokenizer, grow or added, train_data, eval_data, train, held_out
-    )
+    tokenized = partial(tokenize, marker=marker)
+    return AnswerInputs.tokenized(settings, train_data, eval_data, tokenized, marker)
 
 
 def _read(
@@ -174,17 +137,6 @@ def _read(
     if not found.rows:
         raise DataError(f"{source} holds no row")
     return found
-
-
-def _add_marker(tokenizer: Any, marker: str) -> bool:
-    """Make the marker one token; whether it had to be added."""
-    from transformers import AddedToken
-
-    ids = token_ids(tokenizer, [marker])[0]
-    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-        return False
-    tokenizer.add_tokens([AddedToken(marker, special=True, normalized=False)], special_tokens=True)
-    return True
 
 
 def tokenize(
@@ -204,18 +156,14 @@ def tokenize(
         verbose=False,
         return_offsets_mapping=bool(marker),
     )
-    rows, dropped, longest = [], 0, 0
-    for i, (line, row) in enumerate(zip(data.lines, data.rows, strict=True)):
-        ids: list[int] = encoded["input_ids"][i]
-        longest = max(longest, len(ids))
-        if len(ids) > max_length:
-            if too_long == "error":
-                raise DataError(
-                    f"{data.source}, line {line}: {len(ids)} tokens, over the limit of "
-                    f"{max_length} (--max-length; --too-long drop leaves such rows out)"
-                )
-            dropped += 1
-            continue
+    sequences: list[list[int]] = encoded["input_ids"]
+    lengths = [len(ids) for ids in sequences]
+    kept, dropped = fitting(
+        lengths, data.lines, data.source, max_length=max_length, too_long=too_long
+    )
+    rows = []
+    for i in kept:
+        line, row, ids = data.lines[i], data.rows[i], sequences[i]
         places = [len(ids) - 1]
         if marker:
             start = _answer_start(tokenizer, row, texts[i])
@@ -227,9 +175,7 @@ def tokenize(
                     "a token of its own that the template does not write"
                 )
         rows.append(TokenizedAnswer(ids, places, row.targets, i))
-    if not rows:
-        raise DataError(f"{data.source}: no row is left under {max_length} tokens")
-    return TokenizedAnswers(rows, dropped, longest, shortened)
+    return TokenizedAnswers(rows, len(dropped), max(lengths), shortened)
 
 
 def _answer_start(tokenizer: Any, row: RatedAnswer, text: str) -> int:

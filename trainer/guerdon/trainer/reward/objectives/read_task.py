@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from guerdon.trainer.reward.inputs import read_inputs
+from guerdon.trainer.reward.inputs import read_pairs
+from guerdon.trainer.reward.objectives.attributes import read_attributes
+from guerdon.trainer.reward.objectives.preference import PreferenceTask
+from guerdon.trainer.reward.objectives.process import read_process
 from guerdon.trainer.reward.objectives.task import RewardTask
-from guerdon.trainer.reward.settings import (
-    AttributeSettings,
-    ProcessSettings,
-    RewardModelSettings,
-    RewardSettings,
-)
+from guerdon.trainer.reward.settings import RewardModelSettings
+
+_READERS: dict[str, Callable[[Any], RewardTask[Any]]] = {
+    "preference": lambda settings: PreferenceTask(read_pairs(settings)),
+    "attributes": read_attributes,
+    "process": read_process,
+}
 
 
 def read_task(settings: RewardModelSettings) -> RewardTask[Any]:
@@ -20,15 +25,4 @@ def read_task(settings: RewardModelSettings) -> RewardTask[Any]:
     Raises:
         TrainingError: something is; says what.
     """
-    if isinstance(settings, AttributeSettings):
-        from guerdon.trainer.reward.objectives.attributes import read_attributes
-
-        return read_attributes(settings)
-    if isinstance(settings, ProcessSettings):
-        from guerdon.trainer.reward.objectives.process import read_process
-
-        return read_process(settings)
-    from guerdon.trainer.reward.objectives.preference import PreferenceTask
-
-    assert isinstance(settings, RewardSettings)
-    return PreferenceTask(read_inputs(settings))
+    return _READERS[settings.objective](settings)

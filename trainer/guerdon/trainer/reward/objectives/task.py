@@ -16,12 +16,11 @@ from guerdon.trainer.common.data.rows import described, hashes_by_source
 from guerdon.trainer.common.data.tokens import max_positions
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measuring.measures import Floats
+from guerdon.trainer.common.report import show_counts
 from guerdon.trainer.common.timed_phase import rounded, timed_phase
 from guerdon.trainer.common.trl.task import FineTuneTask, Measured, TrainingOutcome
 from guerdon.trainer.reward.folder import RewardFolder
-from guerdon.trainer.reward.inputs import PairInputs
-from guerdon.trainer.reward.objectives.rated_answers import AnswerInputs
-from guerdon.trainer.reward.report import show_counts
+from guerdon.trainer.reward.inputs import RewardInputs
 from guerdon.trainer.reward.settings import RewardModelSettings
 
 
@@ -45,7 +44,7 @@ class RewardTask(FineTuneTask[Measured, RewardFolder]):
 
     def __init__(
         self,
-        inputs: PairInputs | AnswerInputs,
+        inputs: RewardInputs[Any, Any],
         train_rows: Sequence[Any],
         eval_rows: Sequence[Any],
         groups: Sequence[Mapping[str, str]],

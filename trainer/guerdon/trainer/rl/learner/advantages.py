@@ -133,12 +133,6 @@ def gae(
     return advantages_N, returns_N
 
 
-def rewards_to_go(rewards_N: Tensor, lengths_S: Tensor, mask_N: Tensor) -> Tensor:
-    """Σ_{t' ≥ t} r_t' of each token's sample: GAE with γ = λ = 1 and no values. [N]."""
-    zeros_N = torch.zeros_like(rewards_N)
-    return gae(rewards_N, zeros_N, lengths_S, mask_N, gamma=1.0, lam=1.0)[0]
-
-
 def group_advantages(rewards_S: Tensor, groups_S: Tensor, *, scale_by_std: bool) -> Tensor:
     """GRPO: (R − mean of the group) / (std of the group + ε), float64 [S].
 

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from guerdon.trainer.common.errors import SettingsError
+from guerdon.trainer.common.process_group import ProcessGroup
 from guerdon.trainer.common.processes import WAIT
 
 
@@ -64,17 +65,21 @@ def _shard_on_cpu(accelerator: Accelerator) -> None:
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
 
 
-class Ranks:
-    """All processes of a run; implements `Reduce`.
+class Ranks(ProcessGroup):
+    """The processes of a reinforcement-learning run; implements `Reduce`.
 
     Args:
         accelerator: of this process.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
+        super().__init__(accelerator.num_processes, accelerator.process_index)
         self._accelerator = accelerator
-        self.count: int = accelerator.num_processes
-        self.index: int = accelerator.process_index
+
+    def device(self) -> torch.device:
+        """The device on which this process computes."""
+        found: torch.device = self._accelerator.device
+        return found
 
     def sum(self, values_K: Tensor) -> Tensor:
         """See `Reduce`."""
@@ -92,13 +97,9 @@ class Ranks:
         self, sums: Mapping[str, float], maxima: Mapping[str, float]
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Sums and maxima of all ranks; a rank may lack keys."""
-        if self.count == 1:
-            return dict(sums), dict(maxima)
-        from accelerate.utils import gather_object
-
         added: dict[str, float] = {}
         highest: dict[str, float] = {}
-        for more, most in gather_object([(dict(sums), dict(maxima))]):
+        for more, most in self.all_gather((dict(sums), dict(maxima))):
             for name, value in more.items():
                 added[name] = added.get(name, 0.0) + value
             for name, value in most.items():
@@ -107,7 +108,7 @@ class Ranks:
 
     def full_state(self, model: nn.Module, module: nn.Module) -> dict[str, Tensor]:
         """The whole weights on the CPU: on rank 0 where they are sharded, else views."""
-        if self.count == 1:
+        if self.world_size == 1:
             return dict(module.state_dict())
         found: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
         return found
@@ -130,9 +131,9 @@ class Ranks:
                 optimizer.optimizer.state.pop(parameter, None)
 
     def _reduce(self, values_K: Tensor, operation: Any) -> Tensor:
-        if self.count == 1:
+        if self.world_size == 1:
             return values_K
-        moved = values_K.clone().to(self._accelerator.device)
+        moved = values_K.clone().to(self.device())
         dist.all_reduce(moved, op=operation)
         return moved.cpu()
 

@@ -24,8 +24,8 @@ from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.models import weights_export as export
 from guerdon.trainer.common.models.language_model import without_lora
 from guerdon.trainer.common.processes import partition, use_gpu
-from guerdon.trainer.common.services.publishing import Weights
 from guerdon.trainer.common.services.types import Group, Ints, Sample
+from guerdon.trainer.common.services.weights import Weights
 from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, StepBatch, summarise
 from guerdon.trainer.rl.learner.distributed import Ranks, make_accelerator
 from guerdon.trainer.rl.learner.packing import PackedRow, idle_row, pack
@@ -143,14 +143,15 @@ class Learner:
         """
         state = self.ranks.full_state(self.model, self.module)
         tensors = self.shape.published(state, dtype, computed=self.settings.dtype)
-        canaries = self.shape.canaries(self.module.lm, tensors, sequences, self.ranks)
+        mine = sequences if self.ranks.main else ()
+        canaries = self.shape.canaries(self.module.lm, tensors, mine)
         named = export.as_checkpoint(self.module.lm, tensors)
         return export.as_weights(self.version, named, canaries)
 
     def save_final(self, folder: Path, dtype: str) -> None:
         """Write a folder that transformers and vLLM load; the tokenizer is the caller's."""
         state = self.ranks.full_state(self.model, self.module)
-        if self.accelerator.is_main_process:
+        if self.ranks.main:
             tensors = self.shape.published(state, dtype, computed=self.settings.dtype)
             self.shape.save(self.module.lm, tensors, folder, dtype)
 
@@ -179,7 +180,7 @@ class Learner:
         sizes = [
             len(g.task.prompt_ids_P) + sum(sample.tokens for sample in g.samples) for g in groups
         ]
-        mine = partition(sizes, self.ranks.count)[self.ranks.index]
+        mine = partition(sizes, self.ranks.world_size)[self.ranks.rank]
         pairs = [(sample, place) for place in mine for sample in groups[place].samples]
         return [sample for sample, _ in pairs], [place for _, place in pairs]
 
@@ -287,7 +288,7 @@ class Learner:
         loss = found.loss
         if self.algorithm.policy_waits(self.step_count):
             loss = loss + everything  # DDP wants a gradient of every parameter
-        self.accelerator.backward(loss * self.ranks.count)
+        self.accelerator.backward(loss * self.ranks.world_size)
         return found.sums, found.maxima
 
     def _add(
@@ -343,7 +344,7 @@ class Learner:
 
     def _quiet(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Ranks add up their gradients after the last micro-batch only."""
-        if last or self.ranks.count == 1:
+        if last or self.ranks.world_size == 1:
             return contextlib.nullcontext()
         found: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(self.model)
         return found

@@ -18,10 +18,10 @@ from transformers import AutoModel
 
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.models.language_model import (
-    base_of,
     drop_dropout,
     load_lm,
     plain_attention,
+    unwrapped,
     with_lora,
 )
 from guerdon.trainer.rl.learner import packing
@@ -77,7 +77,7 @@ class PolicyModel(nn.Module):
         self.value_trunk = own
         self.value_head: nn.Linear | None = None
         if with_values:
-            self.value_head = nn.Linear(base_of(lm).config.get_text_config().hidden_size, 1)
+            self.value_head = nn.Linear(unwrapped(lm).config.get_text_config().hidden_size, 1)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
             # What values begin at. Not in the bias, which FSDP2 shards and holds in two copies.
@@ -99,7 +99,7 @@ class PolicyModel(nn.Module):
     @property
     def _no_split_modules(self) -> list[str]:
         """Layers that FSDP2 shards one by one, unless its settings name others."""
-        wanted = set(base_of(self.lm)._no_split_modules or ())
+        wanted = set(unwrapped(self.lm)._no_split_modules or ())
         return sorted(wanted & {type(module).__name__ for module in self.modules()})
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
@@ -127,7 +127,7 @@ class PolicyModel(nn.Module):
         return torch.cat(logprobs), torch.cat(entropies)
 
     def _chunk(self, hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-        base = base_of(self.lm)
+        base = unwrapped(self.lm)
         config = base.config.get_text_config()
         logits_CV = _full(base.get_output_embeddings()(hidden_CD))
         logits_CV = logits_CV * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
@@ -191,7 +191,7 @@ def switch_attention(model: PolicyModel, settings: RunSettings) -> None:
         TrainingError: not even one by one are the log-probabilities those of `transformers`.
     """
     packing.register()
-    bases = [base_of(model.lm)] + ([model.value_trunk] if model.value_trunk is not None else [])
+    bases = [unwrapped(model.lm)] + ([model.value_trunk] if model.value_trunk is not None else [])
     before = [base.config._attn_implementation for base in bases]
     probe = Probe.of(model)
     reason = _why_not(bases[0], settings)
@@ -228,6 +228,6 @@ def _why_not(base: Any, settings: RunSettings) -> str | None:
 
 
 def _decoder(lm: Any) -> nn.Module:
-    base = base_of(lm)
+    base = unwrapped(lm)
     decoder: nn.Module = getattr(base, base.base_model_prefix)
     return decoder

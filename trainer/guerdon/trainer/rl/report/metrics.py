@@ -1,14 +1,10 @@
-"""What a step's line in metrics.jsonl may hold, and the file itself.
+"""What a step's line in metrics.jsonl may hold.
 
 A line has the keys that its algorithm has; a key that is not listed here is a mistake of ours,
 which the tests of whole runs look for. docs/rl-reference.md is made from this table.
 """
 
 from __future__ import annotations
-
-from guerdon.trainer.common.metrics_log import MetricsLog
-
-__all__ = ["KEYS", "MetricsLog", "describe"]
 
 KEYS: dict[str, dict[str, str]] = {
     "run": {

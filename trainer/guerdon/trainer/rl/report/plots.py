@@ -15,7 +15,7 @@ from guerdon.trainer.common.measuring.plots import (
     CHOSEN,
     REJECTED,
     THIRD,
-    figure_of,
+    new_figure,
     save_figure,
     smoothed,
 )
@@ -146,7 +146,7 @@ def _has(rows: Rows, panel: Panel) -> bool:
 
 
 def _figure(panels: Sequence[Panel], rows: Rows, path: Path) -> Path:
-    figure, axes = figure_of(len(panels))
+    figure, axes = new_figure(len(panels))
     for ax, panel in zip(np.atleast_1d(axes), panels, strict=True):
         _lines(ax, panel, rows)
         _held_out(ax, panel, rows)
@@ -224,7 +224,7 @@ def _time(rows: Rows, path: Path) -> Path:
     rows = [row for row in rows if _phases(row)]
     steps = np.array([row["step"] for row in rows])
     idle = any(key in row for row in rows for key in IDLE)
-    figure, axes = figure_of(2 if idle else 1)
+    figure, axes = new_figure(2 if idle else 1)
     left = np.atleast_1d(axes)[0]
     floor = np.zeros(len(rows))
     for name, colour in zip(PHASES, COLOURS, strict=True):

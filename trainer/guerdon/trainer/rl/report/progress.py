@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 
-from rich.console import Console, Group
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.console import Console
 from rich.table import Table
+
+from guerdon.trainer.common.progress import Bar
+from guerdon.trainer.common.report import say
 
 SHOWN: tuple[tuple[str, str, str], ...] = (
     ("reward", "reward", "+.3f"),
@@ -27,7 +27,7 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
 """Key, its short name, and how it is written."""
 
 
-class Progress:
+class Progress(Bar):
     """Shows each step. Use it as a context manager: it gives the terminal back on any error.
 
     Args:
@@ -37,54 +37,28 @@ class Progress:
     """
 
     def __init__(self, console: Console, steps: int, done: int = 0) -> None:
-        self._console, self._steps, self._done = console, steps, done
-        self._phase = ""
+        self._steps = steps
         self._last: Mapping[str, float] = {}
-        self._held_out: Mapping[str, float] = {}
-        self._bar: Bar | None = None
+        super().__init__(console, "[bold]step[/bold]", steps, done, above=self.table)
 
-    def __enter__(self) -> Progress:
-        if self._console.is_terminal and not self._console.quiet:
-            self._bar = _LiveBar(self)
-            self._bar.add_task("", total=self._steps, completed=self._done)
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
-
-    def update(self, row: Mapping[str, float]) -> None:
+    def add(self, row: Mapping[str, float]) -> None:
         """Show a metrics line: of a step, or of an evaluation."""
         if any(key.startswith("eval/") for key in row):
-            self._held_out = row
-            self._say(f"step {row['step']:.0f}: {_evaluated(row)}")
+            say(self.console, f"step {row['step']:.0f}: {_evaluated(row)}")
             return
         self._last = row
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=int(row["step"]))
-        else:
+        self.move(int(row["step"]))
+        if self.disable:
             shown = ", ".join(f"{name} {text}" for name, text in _written(row))
-            self._say(f"step {row['step']:.0f}/{self._steps}: {shown}")
+            say(self.console, f"step {row['step']:.0f}/{self._steps}: {shown}")
 
     def phase(self, name: str) -> None:
         """Say what is going on now; only a terminal shows it."""
-        self._phase = name
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], description=name)
+        self.move(text=name)
 
     def note(self, text: str) -> None:
         """Say something that stays on the screen: a fault survived, a warning."""
-        self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        say(self.console, text, "yellow")
 
     def table(self) -> Table:
         """The newest numbers, for the terminal."""
@@ -93,25 +67,6 @@ class Progress:
         for at in range(0, len(cells), 4):
             grid.add_row(*cells[at : at + 4])
         return grid
-
-
-class _LiveBar(Bar):
-    """The bar with the table above it."""
-
-    def __init__(self, shown: Progress) -> None:
-        self._shown = shown
-        super().__init__(
-            TextColumn("[bold]step[/bold]"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-            console=shown._console,
-        )
-
-    def get_renderable(self) -> Group:
-        """The table, then the bar."""
-        return Group(self._shown.table(), *self.get_renderables())
 
 
 def _written(row: Mapping[str, float]) -> list[tuple[str, str]]:

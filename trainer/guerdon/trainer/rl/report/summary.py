@@ -11,8 +11,9 @@ from rich.text import Text
 
 from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, compare
 from guerdon.trainer.common.measuring.samples import before_and_after
-from guerdon.trainer.common.report import show_policy
+from guerdon.trainer.common.report import say, show_policy, spent
 from guerdon.trainer.common.run_state import package_versions
+from guerdon.trainer.common.timed_phase import rounded
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.settings import RunSettings
 
@@ -86,7 +87,7 @@ def make_summary(
         "tokens": int(sum(row.get("tokens", 0) for row in steps)),
         "completions": int(sum(row.get("completions", 0) for row in steps)),
         "staleness_max": max((row.get("staleness_max", 0) for row in steps), default=0),
-        "seconds": {name: round(spent, 2) for name, spent in seconds.items()},
+        "seconds": rounded(seconds),
         "faults": dict(faults),
         "warnings": list(warnings),
         "versions": package_versions("torch", "transformers", "accelerate", "numpy"),
@@ -113,21 +114,19 @@ def show_summary(summary: dict[str, Any], folder: RLFolder, console: Console) ->
     console.print(table)
     if folder.samples.exists():
         show_samples(folder, console)
-    spent = ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if v >= 0.5)
-    console.print(
+    say(
+        console,
         f"{summary['steps']} steps, {summary['completions']} completions, "
-        f"{summary['tokens']} tokens; seconds: {spent}",
-        highlight=False,
-        soft_wrap=True,
+        f"{summary['tokens']} tokens; seconds: {spent(summary['seconds'])}",
     )
     survived = {name: count for name, count in summary["faults"].items() if count}
     if survived:
         text = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in survived.items())
-        console.print(f"faults survived: {text}", highlight=False, soft_wrap=True)
+        say(console, f"faults survived: {text}")
     if not summary["reward_rose"]:
-        console.print("[yellow]The held-out reward did not rise beyond its noise.[/yellow]")
+        say(console, "The held-out reward did not rise beyond its noise.", "yellow")
     for text in summary["warnings"]:
-        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(console, text, "yellow")
     show_policy(folder, console)
 
 

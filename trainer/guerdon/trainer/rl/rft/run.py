@@ -14,7 +14,6 @@ the first policy, once.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -27,14 +26,17 @@ from guerdon.trainer.common.errors import DataError, TrainingError
 from guerdon.trainer.common.measuring.monitors import warn
 from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, evaluate
 from guerdon.trainer.common.measuring.samples import SampleTable
+from guerdon.trainer.common.metrics_log import MetricsLog
 from guerdon.trainer.common.models import published_model
 from guerdon.trainer.common.models.language_model import merged, with_lora
 from guerdon.trainer.common.models.transformers_logging import quiet
-from guerdon.trainer.common.run_folder import last_checkpoint
+from guerdon.trainer.common.processes import launched
+from guerdon.trainer.common.report import say
+from guerdon.trainer.common.run_folder import kept_rows, last_checkpoint
 from guerdon.trainer.common.services.connections import Connections
+from guerdon.trainer.common.services.draw_missing import draw_missing
 from guerdon.trainer.common.services.drawing import Drawing
 from guerdon.trainer.common.services.inputs import RunInputs
-from guerdon.trainer.common.services.progress import DrawingBar
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints, Sample
 from guerdon.trainer.common.services.weights import Weights
@@ -43,13 +45,12 @@ from guerdon.trainer.common.trl.completions import response_logprobs
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import read_inputs, show_inputs
 from guerdon.trainer.rl.learner.rejection import keep
-from guerdon.trainer.rl.report.metrics import MetricsLog
 from guerdon.trainer.rl.report.plots import draw_plots
 from guerdon.trainer.rl.report.progress import Progress
 from guerdon.trainer.rl.report.step_metrics import group_metrics
 from guerdon.trainer.rl.report.summary import make_summary
 from guerdon.trainer.rl.rft import fine_tuning as sft
-from guerdon.trainer.rl.rft.state import RFTState, forget
+from guerdon.trainer.rl.rft.state import RFTState
 from guerdon.trainer.rl.settings import RFTSettings
 
 STATE = "rft.json"
@@ -73,7 +74,7 @@ def train(
     Raises:
         TrainingError: a service stayed away, nothing was kept, or training diverged.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched() > 1:
         raise TrainingError("rft trains in one process: start it without a launcher")
     inputs = read_inputs(settings)
     show_inputs(inputs, console)
@@ -125,7 +126,7 @@ class RFTRun:
     async def _sample(self, model: Any) -> None:
         """Evaluate the first policy, and sample and score what is not there yet."""
         if self.scored:
-            self._say(f"resuming with {len(self.scored)} prompts sampled and scored")
+            say(self.console, f"resuming with {len(self.scored)} prompts sampled and scored")
         async with self._services(model, FIRST) as services:
             await self._start(services)
             if self.state.before is None:
@@ -133,22 +134,13 @@ class RFTRun:
                     groups, other = await services.held_out(self.settings.eval_samples, _BEFORE)
                     zeros = [[0.0] * len(group.samples) for group in groups]
                     self._evaluated("before", evaluate(0, groups, kl=zeros, heldout=other), groups)
-            self.scored.begin()
-            with (
-                self.state.phase("sample"),
-                DrawingBar(self.console, len(self.inputs.prompts), len(self.scored)) as bar,
-            ):
-
-                def on_group(group: Group) -> None:
-                    self.scored.add(group)
-                    bar.add(group)
-
-                await services.rollouts.sample(
-                    self.scored.missing,
-                    self.settings.samples_per_prompt,
-                    rewards=services.rewards,
+            with self.state.phase("sample"):
+                await draw_missing(
+                    services.rollouts,
+                    self.scored,
+                    services.rewards,
+                    self.console,
                     stream=_DRAWN,
-                    on_group=on_group,
                 )
             self.state.survived(services.faults)
 
@@ -172,18 +164,18 @@ class RFTRun:
             )
         drawn = sum(len(group.samples) for group in groups)
         if not any("accepted" in row for row in self.log.rows):
-            forget(self.folder.samples, lambda row: row["kind"] == "train")
+            kept_rows(self.folder.samples, lambda row: row["kind"] != "train")
             self.samples.add(0, groups, "train")
             share = {"accepted": len(kept) / drawn, "step": 0, "version": FIRST}
             self._logged(group_metrics(groups, FIRST) | share)
         prompts = len({sample.task_uid for sample in kept})
-        self._say(f"kept {len(kept)} of {drawn} completions, of {prompts} prompts")
+        say(self.console, f"kept {len(kept)} of {drawn} completions, of {prompts} prompts")
         return kept
 
     def _fine_tune(self, model: Any, kept: list[Sample]) -> tuple[int, Any]:
         """Fine-tuning; how many steps it took, and the model without LoRA."""
         if self.done:
-            self._say(f"resuming fine-tuning at step {self.done}")
+            say(self.console, f"resuming fine-tuning at step {self.done}")
         model = adapted(model, self.settings)
         with ExitStack() as stack, self.state.phase("learn") as spend:
             shown: list[Progress] = []
@@ -193,7 +185,7 @@ class RFTRun:
                 if not shown:
                     shown.append(stack.enter_context(Progress(self.console, steps, step - 1)))
                 tokens = before + row["sft_tokens"]  # TRL counts from the last start on
-                shown[0].update(self._logged({"step": step, **row, "sft_tokens": tokens}))
+                shown[0].add(self._logged({"step": step, **row, "sft_tokens": tokens}))
                 spend()
 
             steps = sft.fine_tune(
@@ -223,12 +215,12 @@ class RFTRun:
 
     def _evaluated(self, kind: str, found: Evaluation, groups: list[Group]) -> None:
         """Write an evaluation down. It counts once the state says so: half of one is forgotten."""
-        forget(self.folder.samples, lambda row: row["kind"] == kind)
+        kept_rows(self.folder.samples, lambda row: row["kind"] != kind)
         self._forget_metrics(lambda row: "eval/reward" in row and row["step"] == found.step)
         self.samples.add(found.step, groups, kind)
         row = self._logged(found.metrics())
         with Progress(self.console, found.step) as shown:
-            shown.update(row)
+            shown.add(row)
         setattr(self.state, kind, found.tree())
         self.state.save()
 
@@ -291,11 +283,8 @@ class RFTRun:
         return row
 
     def _forget_metrics(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
-        forget(self.folder.metrics, unwanted)
+        kept_rows(self.folder.metrics, lambda row: not unwanted(row))
         self.log.rows = [row for row in self.log.rows if not unwanted(row)]
-
-    def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
 
 
 def adapted(model: Any, settings: RFTSettings) -> Any:

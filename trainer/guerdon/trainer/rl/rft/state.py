@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from guerdon.trainer.common.measuring.policy_evaluation import Evaluation
-from guerdon.trainer.common.run_folder import write_whole
 from guerdon.trainer.common.run_state import RunState
 
 
@@ -38,12 +34,3 @@ class RFTState(RunState):
         """Those that were made, in order."""
         trees = [tree for tree in (self.before, self.after) if tree is not None]
         return [Evaluation.from_tree(tree) for tree in trees]
-
-
-def forget(path: Path, unwanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Take rows out of a JSONL file: those of a phase that was begun and not finished."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").split("\n")
-    kept = [line for line in lines if line and not unwanted(json.loads(line))]
-    write_whole(path, "".join(line + "\n" for line in kept))

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE)
     args = parser.parse_args()
     for name, rows in everything().items():
-        (args.output / name).write_text(text_of(rows), encoding="utf-8")
+        (args.output / name).write_text(as_jsonl(rows), encoding="utf-8")
         sys.stdout.write(f"{name}: {len(rows)} rows\n")
 
 
@@ -44,7 +44,7 @@ def everything() -> dict[str, list[dict[str, Any]]]:
     return files | {f"questions-{split}.jsonl": rows for split, rows in questions().items()}
 
 
-def text_of(rows: Iterable[dict[str, Any]]) -> str:
+def as_jsonl(rows: Iterable[dict[str, Any]]) -> str:
     """Rows as the lines of a JSONL file."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -88,7 +88,7 @@ def questions() -> dict[str, list[dict[str, Any]]]:
     A prompt that the demo's reward model was trained on is never held out here.
     """
     old = [question for question in preferences.read_questions() if not question.harmful]
-    splits = preferences.splits_of(preferences.read_questions())
+    splits = preferences.choose_splits(preferences.read_questions())
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "eval": []}
     for question in old:
         rows[splits[question.prompt]].append(question_row(question.category, question.prompt))

@@ -41,18 +41,6 @@ class Reduce(Protocol):
         ...
 
 
-class Alone:
-    """The only process there is."""
-
-    def sum(self, values_K: Tensor) -> Tensor:
-        """This process's own numbers."""
-        return values_K
-
-    def max(self, values_K: Tensor) -> Tensor:
-        """This process's own numbers."""
-        return values_K
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
     """A step's samples as this process has them. On the CPU; a process may have none.

@@ -12,14 +12,14 @@ from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Reduce, StepBa
 from guerdon.trainer.rl.learner.losses import importance, off_policy_sums, sequence_kl
 
 
-def mask_of(batch: StepBatch) -> Tensor:
+def token_mask(batch: StepBatch) -> Tensor:
     """The tokens that may be learnt from. bool [N]."""
     if batch.mask_N is None:
         return torch.ones(len(batch.behaviour_N), dtype=torch.bool)
     return batch.mask_N
 
 
-def groups_of(batch: StepBatch) -> dict[int, Group]:
+def regrouped(batch: StepBatch) -> dict[int, Group]:
     """The samples of a step by their prompt's number in `groups_S`."""
     found: dict[int, Group] = {}
     for sample, place in zip(batch.samples, batch.groups_S.tolist(), strict=True):

@@ -34,9 +34,9 @@ from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, Redu
 from guerdon.trainer.rl.learner.algorithms.measured import (
     check,
     divergence,
-    groups_of,
-    mask_of,
     off_policy,
+    regrouped,
+    token_mask,
 )
 from guerdon.trainer.rl.learner.losses import (
     TokenLoss,
@@ -71,7 +71,7 @@ class OnlineDPO(Algorithm):
 
     def prepare(self, batch: StepBatch, reduce: Reduce) -> Paired:
         """The pairs' losses, and the slopes of the tokens of their completions."""
-        mask_N = mask_of(batch)
+        mask_N = token_mask(batch)
         check(batch, mask_N, self)
         require_finite("reward", batch.rewards_S)
         assert batch.reference_N is not None
@@ -103,7 +103,7 @@ class OnlineDPO(Algorithm):
     def pairs(self, batch: StepBatch) -> Tensor:
         """Places in S of each pair's better completion and worse one, int64 [K, 2]."""
         at = {id(sample): place for place, sample in enumerate(batch.samples)}
-        groups = list(groups_of(batch).values())
+        groups = list(regrouped(batch).values())
         picked = pick_pairs(groups, self._settings, lambda sample: earned(sample, self._settings))
         pairs = [[at[id(better)], at[id(worse)]] for _, better, worse in picked.pairs]
         return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)

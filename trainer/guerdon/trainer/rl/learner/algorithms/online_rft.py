@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, Reduce, StepBatch
-from guerdon.trainer.rl.learner.algorithms.measured import groups_of, mask_of
+from guerdon.trainer.rl.learner.algorithms.measured import regrouped, token_mask
 from guerdon.trainer.rl.learner.losses import (
     TokenLoss,
     entropy_bonus,
@@ -46,7 +46,7 @@ class OnlineRFT(Algorithm):
     def prepare(self, batch: StepBatch, reduce: Reduce) -> Accepted:
         """Masks what was not accepted."""
         kept_S = self.accepted(batch)
-        mask_N = mask_of(batch) & kept_S.repeat_interleave(batch.lengths_S)
+        mask_N = token_mask(batch) & kept_S.repeat_interleave(batch.lengths_S)
         counts = torch.tensor([kept_S.sum(), len(kept_S)], dtype=torch.float64)
         kept, samples = reduce.sum(counts).tolist()
         return Accepted(
@@ -59,7 +59,7 @@ class OnlineRFT(Algorithm):
     def accepted(self, batch: StepBatch) -> Tensor:
         """Whether each sample is trained on, bool [S]: by the rule of the settings."""
         kept: set[int] = set()
-        for place, group in groups_of(batch).items():
+        for place, group in regrouped(batch).items():
             rng = np.random.default_rng([self._settings.seed, batch.step, place])
             kept |= {id(sample) for sample in keep([group], self._settings, rng)}
         return torch.tensor([id(sample) in kept for sample in batch.samples], dtype=torch.bool)

@@ -22,7 +22,7 @@ from guerdon.trainer.rl.learner.advantages import (
     whiten,
 )
 from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, Reduce, StepBatch
-from guerdon.trainer.rl.learner.algorithms.measured import check, divergence, mask_of, off_policy
+from guerdon.trainer.rl.learner.algorithms.measured import check, divergence, off_policy, token_mask
 from guerdon.trainer.rl.learner.kl import AdaptiveKL, FixedKL, KLController
 from guerdon.trainer.rl.learner.losses import (
     TokenLoss,
@@ -108,7 +108,7 @@ class PolicyGradient(Algorithm):
 
     def prepare(self, batch: StepBatch, reduce: Reduce) -> Clipped:
         """See `Algorithm.prepare`."""
-        mask_N = mask_of(batch)
+        mask_N = token_mask(batch)
         check(batch, mask_N, self)
         kl_coef = self._kl.value
         rewards_S, metrics = self._shape(batch, reduce)

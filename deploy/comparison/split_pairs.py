@@ -12,7 +12,7 @@ from guerdon.trainer.common.run_folder import write_whole
 NAMES = ("proxy", "heldout")
 
 
-def halves(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def split_pairs(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Pairs by prompt: of each category every second prompt, in the file's order, is held out."""
     counts: dict[str, int] = {}
     place: dict[str, int] = {}
@@ -35,7 +35,7 @@ def write_halves(source: Path, folder: Path) -> tuple[Path, Path]:
     """Write both halves, the same whenever it is asked; their files."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
-    for name, rows in zip(NAMES, halves([row for _, row in read_jsonl(source)]), strict=True):
+    for name, rows in zip(NAMES, split_pairs([row for _, row in read_jsonl(source)]), strict=True):
         path = folder / f"{name}.jsonl"
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_whole(path, text)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from guerdon.trainer.common.measuring.statistics import Estimate, paired
-from guerdon.trainer.compare.comparing import Group, Parting, Result, differing, reward_words
+from guerdon.trainer.compare.comparison import Parting, Result, RunGroup, differing, reward_words
 from guerdon.trainer.compare.equal_kl import ahead, gain_at, smallest_kl
 
 NONE = "–"
@@ -56,13 +56,13 @@ def with_interval(found: Estimate) -> str:
     return f"{signed(found.mean)} ({ends})" if ends else signed(found.mean)
 
 
-def headlines(group: Group) -> list[str]:
+def headlines(group: RunGroup) -> list[str]:
     """Which run did best, by which reward, and whether the next can be told from it."""
     found = []
     for name, what in (("reward", "reward"), ("heldout_reward", "held-out reward")):
         ranked = sorted(
-            (result for result in group.trained if name in _of(result)),
-            key=lambda result: -_of(result)[name].mean,
+            (result for result in group.trained if name in _estimates(result)),
+            key=lambda result: -_estimates(result)[name].mean,
         )
         if len(ranked) > 1:
             found.append(_best(ranked[0], ranked[1], name, what))
@@ -91,7 +91,7 @@ def _most_at_equal_kl(results: Sequence[Result]) -> str:
     return f"{text}, and the two can't be told apart: {with_interval(difference)}."
 
 
-def _of(result: Result) -> dict[str, Estimate]:
+def _estimates(result: Result) -> dict[str, Estimate]:
     return dict(result.run.after.estimates) if result.run.after else {}
 
 
@@ -141,7 +141,7 @@ def parting(name: str, found: Parting) -> str:
     )
 
 
-def terms(group: Group) -> str:
+def terms(group: RunGroup) -> str:
     """The terms on which the runs of a group were measured."""
     found = group.terms
     if found is None:
@@ -155,7 +155,7 @@ def terms(group: Group) -> str:
     )
 
 
-def not_comparable(groups: Sequence[Group]) -> list[str]:
+def not_comparable(groups: Sequence[RunGroup]) -> list[str]:
     """Why the numbers of each group but the first stand apart."""
     first, *others = groups
     found = []
@@ -171,13 +171,13 @@ def not_comparable(groups: Sequence[Group]) -> list[str]:
     return found
 
 
-def parted(group: Group) -> list[str]:
+def parted(group: RunGroup) -> list[str]:
     """A sentence for every run of which both rewards are known."""
     judged = [(result.run.name, result.parting) for result in group.trained if result.parting]
     return [parting(name, found) for name, found in judged]
 
 
-def together(group: Group) -> str:
+def together(group: RunGroup) -> str:
     """Which intervals the sentences on over-optimisation have; empty for a single run."""
     levels = [result.parting.level for result in group.trained if result.parting]
     if len(levels) < 2:

@@ -10,7 +10,7 @@ from typing import Literal
 from guerdon.trainer.common.measuring.measures import t_quantile
 from guerdon.trainer.common.measuring.monitors import LONGER, parted_rewards
 from guerdon.trainer.common.measuring.statistics import Estimate, paired
-from guerdon.trainer.compare.runs import Measured, Point, Run, Terms
+from guerdon.trainer.compare.runs import Point, Run, RunMeasures, Terms
 from guerdon.trainer.evaluate.policy.winning import reward_per_kl
 
 Verdict = Literal["gamed", "unconfirmed", "confirmed", "no gain"]
@@ -36,7 +36,7 @@ class Result:
     """A run beside the others."""
 
     run: Run
-    before: Measured | None = None
+    before: RunMeasures | None = None
     """The start, on the same terms."""
     gains: Mapping[str, Estimate] = field(default_factory=dict)
     """Gains of `reward` and `heldout_reward` since then, prompt by prompt."""
@@ -48,7 +48,7 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class RunGroup:
     """Runs whose numbers may stand on the same axes."""
 
     terms: Terms | None
@@ -69,7 +69,7 @@ class Group:
         return [result for result in self.measured if not result.run.is_start]
 
 
-def compare(runs: Sequence[Run]) -> list[Group]:
+def compare(runs: Sequence[Run]) -> list[RunGroup]:
     """The runs in groups whose numbers can be compared, the largest first.
 
     Runs that were not measured are in the first group: there is nothing to confuse.
@@ -77,7 +77,7 @@ def compare(runs: Sequence[Run]) -> list[Group]:
     parts = sorted(_alike(runs), key=len, reverse=True)
     unmeasured = [run for run in runs if run.terms is None]
     if not parts:
-        return [Group(None, tuple(Result(run) for run in unmeasured))]
+        return [RunGroup(None, tuple(Result(run) for run in unmeasured))]
     parts[0] = [run for run in runs if run in parts[0] or run in unmeasured]
     return [_group(part) for part in parts]
 
@@ -102,7 +102,7 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
     return found
 
 
-def _group(runs: Sequence[Run]) -> Group:
+def _group(runs: Sequence[Run]) -> RunGroup:
     every = [run.terms for run in runs if run.terms is not None]
     terms = next((of for of in every if of.heldout), every[0])
     start = next((run for run in runs if run.is_start), None)
@@ -115,7 +115,7 @@ def _group(runs: Sequence[Run]) -> Group:
         for result in results
     ]
     results.sort(key=lambda result: not result.run.is_start)  # the start first
-    return Group(terms, tuple(results), start, tuple(_notes(results, start, terms)))
+    return RunGroup(terms, tuple(results), start, tuple(_notes(results, start, terms)))
 
 
 def _result(run: Run, start: Run | None, terms: Terms) -> Result:
@@ -141,7 +141,7 @@ def _curve(run: Run, terms: Terms) -> tuple[Point, ...]:
     return tuple(dataclasses.replace(point, heldout=None) for point in run.curve)
 
 
-def _gains(before: Measured | None, after: Measured) -> dict[str, Estimate]:
+def _gains(before: RunMeasures | None, after: RunMeasures) -> dict[str, Estimate]:
     found = {}
     for name in ("reward", "heldout_reward"):
         was, now = (m.prompts.get(name, {}) if m else {} for m in (before, after))

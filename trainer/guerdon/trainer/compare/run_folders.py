@@ -21,8 +21,8 @@ from guerdon.trainer.common.policy_folder import FINAL, SAMPLES
 from guerdon.trainer.common.run_folder import METRICS, SETTINGS, SUMMARY
 from guerdon.trainer.common.services.rewards import parse_reward
 from guerdon.trainer.common.services.verifiers import split_weight
-from guerdon.trainer.compare.fields import Table, read_json, rows_of
-from guerdon.trainer.compare.runs import Answer, Measured, Point, Run, Terms
+from guerdon.trainer.compare.fields import Table, read_json, read_tables
+from guerdon.trainer.compare.runs import Point, Run, RunMeasures, ShownAnswer, Terms
 from guerdon.trainer.evaluate.policy.baseline import FORMAT
 from guerdon.trainer.evaluate.policy.folder import EVALUATION
 
@@ -121,7 +121,7 @@ def _plain_evaluation(path: Path) -> Run:
     return Run(path, path.name, "", policy, terms=terms, after=after, is_start=start)
 
 
-def read_evaluation(path: Path) -> tuple[Terms, Measured]:
+def read_evaluation(path: Path) -> tuple[Terms, RunMeasures]:
     """What `guerdon eval policy` left in a folder.
 
     Raises:
@@ -145,7 +145,7 @@ def read_evaluation(path: Path) -> tuple[Terms, Measured]:
     whole = table.table("prompts").integer("count") * table.integer("samples_per_prompt")
     rows, answers = _samples(path / SAMPLES, whole)
     terms = _terms(table, heldout="heldout_reward" in estimates)
-    return terms, Measured(
+    return terms, RunMeasures(
         estimates,
         rows,
         {1: table.number("distinct_1"), 2: table.number("distinct_2")},
@@ -170,7 +170,7 @@ def _terms(table: Table, *, heldout: bool) -> Terms:
         prompts.text("sha256"),
         prompts.text("source"),
         prompts.integer("count"),
-        rewards_of(table.texts("rewards")),
+        parse_rewards(table.texts("rewards")),
         (str(table.values.get("heldout") or "") or "a model") if heldout else "",
         table.text("reference"),
         table.integer("max_tokens"),
@@ -185,7 +185,7 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True) if value else ""
 
 
-def rewards_of(given: Sequence[str]) -> tuple[tuple[float, str], ...]:
+def parse_rewards(given: Sequence[str]) -> tuple[tuple[float, str], ...]:
     """Weights and names of `NAME` or `WEIGHT*NAME`, in an order of their own.
 
     Raises:
@@ -194,12 +194,12 @@ def rewards_of(given: Sequence[str]) -> tuple[tuple[float, str], ...]:
     return tuple(sorted(split_weight(text, "rewards") for text in given))
 
 
-def _samples(path: Path, whole: int) -> tuple[dict[str, dict[int, float]], dict[int, Answer]]:
+def _samples(path: Path, whole: int) -> tuple[dict[str, dict[int, float]], dict[int, ShownAnswer]]:
     """Each prompt's means of both rewards, and its first answer."""
     found: dict[str, dict[int, list[float]]] = {}
-    answers: dict[int, Answer] = {}
+    answers: dict[int, ShownAnswer] = {}
     count = 0
-    for table in rows_of(path):
+    for table in read_tables(path):
         count += 1
         place = table.integer("prompt_index")
         reward, heldout = table.number("reward"), table.optional("heldout_reward")
@@ -207,7 +207,7 @@ def _samples(path: Path, whole: int) -> tuple[dict[str, dict[int, float]], dict[
             if value is not None:
                 found.setdefault(name, {}).setdefault(place, []).append(value)
         if place not in answers:
-            answers[place] = Answer(
+            answers[place] = ShownAnswer(
                 _prompt(table.values.get("prompt")), table.text("response"), reward, heldout
             )
     if count != whole:
@@ -280,7 +280,7 @@ def _reinforced(run: Run, table: Table, settings: Table) -> Run:
         settings.text("eval_prompts"),
         settings.text("eval_prompts"),
         after.reward.n,
-        tuple(sorted([*rewards, *rewards_of(settings.texts("verifier"))])),
+        tuple(sorted([*rewards, *parse_rewards(settings.texts("verifier"))])),
         " + ".join(spec.described(normalized=normalized) for spec in heldout),
         run.base,
         settings.integer("max_tokens"),
@@ -299,7 +299,7 @@ def _reinforced(run: Run, table: Table, settings: Table) -> Run:
     )
 
 
-def _evaluated(table: Table) -> Measured:
+def _evaluated(table: Table) -> RunMeasures:
     """`before` or `after` of a summary."""
     plain = {field.name for field in dataclasses.fields(Evaluation)}
     estimates = {name: table.estimate(name) for name in table.values if name not in plain}
@@ -307,10 +307,10 @@ def _evaluated(table: Table) -> Measured:
         raise table.wrong("reward", "is missing")
     per_prompt = table.integer("completions") // max(1, table.integer("prompts"))
     distinct = {1: table.number("distinct_1"), 2: table.number("distinct_2")}
-    return Measured(estimates, distinct=distinct, samples_per_prompt=per_prompt)
+    return RunMeasures(estimates, distinct=distinct, samples_per_prompt=per_prompt)
 
 
-def _own_samples(path: Path) -> dict[int, tuple[Answer, Answer]]:
+def _own_samples(path: Path) -> dict[int, tuple[ShownAnswer, ShownAnswer]]:
     try:
         pairs = before_and_after(path)
         return {
@@ -321,8 +321,8 @@ def _own_samples(path: Path) -> dict[int, tuple[Answer, Answer]]:
         raise DataError(f"{path} can't be read: {error!r}") from error
 
 
-def _own_answer(row: Mapping[str, Any]) -> Answer:
-    return Answer(_prompt(row["prompt"]), str(row["response"]), float(row["reward"]))
+def _own_answer(row: Mapping[str, Any]) -> ShownAnswer:
+    return ShownAnswer(_prompt(row["prompt"]), str(row["response"]), float(row["reward"]))
 
 
 def _curve(path: Path) -> tuple[Point, ...]:
@@ -336,6 +336,6 @@ def _curve(path: Path) -> tuple[Point, ...]:
             table.number("eval/kl"),
             table.optional("eval/heldout_reward"),
         )
-        for table in rows_of(path)
+        for table in read_tables(path)
         if "eval/reward" in table.values and "eval/kl" in table.values
     )
