@@ -6,6 +6,9 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
 import typer
+import typer.main
+
+from guerdon.cli.help_texts import asks_for_help, unwrap
 
 GROUP = "guerdon.services"
 """The entry-point group: `name = module:typer_app` becomes `guerdon serve name …`."""
@@ -41,7 +44,10 @@ def _serve() -> None:
 
 def _command(entry: EntryPoint) -> Callable[[typer.Context], None]:
     def run(context: typer.Context) -> None:
-        entry.load()(context.args, prog_name=context.command_path)
+        command = typer.main.get_command(entry.load())
+        if asks_for_help(context.args):
+            unwrap(command)
+        command(context.args, prog_name=context.command_path)
 
     return run
 
