@@ -45,7 +45,7 @@ def run(command: Sequence[str], failure: str) -> None:
         DemoFailed: it left with another exit code than 0.
     """
     words = " ".join([relative(GUERDON), *map(shorten, command)])
-    console.print(f"$ {words}", highlight=False, markup=False)
+    console.print(f"$ {words}", highlight=False, markup=False, soft_wrap=True)
     environment = environment_of(command, gpu_memory())
     if subprocess.run([str(GUERDON), *command], env=environment, check=False).returncode != 0:
         raise DemoFailed(failure)
@@ -124,7 +124,8 @@ def serving(command: Sequence[str], log: Path) -> Iterator[str]:
         str(ready_file),
         *(sampler_flags(memory) if command[0] == "sampler" else ()),
     ]
-    console.print(f"$ {' '.join([relative(GUERDON), *map(shorten, words)])}", highlight=False)
+    shown = " ".join([relative(GUERDON), *map(shorten, words)])
+    console.print(f"$ {shown}", highlight=False, markup=False, soft_wrap=True)
     with log.open("w") as handle:
         process = subprocess.Popen(
             [str(GUERDON), *words],

@@ -34,9 +34,9 @@ def train(folder: Path, *, fresh: bool) -> Path:
         "--base",
         BASE_MODEL,
         "--train",
-        str(DATA / "train.jsonl"),
+        "helpful-train",
         "--eval",
-        str(DATA / "eval.jsonl"),
+        "helpful-eval",
         "--output",
         str(folder),
     ]
