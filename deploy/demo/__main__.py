@@ -16,6 +16,8 @@ from deploy.demo.processes import GUERDON, check_gpu, leave_on_sigterm, serving
 from guerdon.client import GuerdonError, Item, RewardClient
 
 NAME = "helpful"
+CALL_SECONDS = 1200.0
+"""For one call: a busy machine may take minutes for all the held-out answers."""
 
 
 def main() -> None:
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     heading("Serve it over gRPC")
     command = ["reward", "--model", f"{NAME}={model}"]
     with serving(command, output / "reward-server.log") as address:
-        with RewardClient(address) as client:
+        with RewardClient(address, timeout=CALL_SECONDS) as client:
             ask(client, args.prompts)
         if not args.reward_only:
             improve(output, address, args)
