@@ -8,7 +8,7 @@ TEST_PROCESSES ?= $(if $(shell command -v nvidia-smi),1,2)
 PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-sampler demo comparison test coverage test-fast check audit sbom format protos bench clean
+.PHONY: help setup setup-sampler demo comparison pictures test coverage test-fast check audit sbom format protos bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ demo: setup-sampler ## Train a reward model, serve it, ask it, and run PPO again
 
 comparison: setup-sampler ## Train by SFT, DPO, ORPO, RFT and PPO from one start, and compare them (40 minutes)
 	@$(BIN)/python -m deploy.comparison $(COMPARISON_ARGS)
+
+pictures: setup ## Draw docs/pictures anew, from the runs of demo and comparison
+	@$(BIN)/python -m deploy.pictures $(PICTURES_ARGS)
 
 test: setup-sampler ## All tests
 	@$(PYTEST) --durations=15 $(TEST_ARGS)

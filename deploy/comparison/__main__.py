@@ -15,7 +15,7 @@ import deploy.comparison
 from deploy.comparison.budgets import BUDGETS
 from deploy.comparison.split_pairs import write_halves
 from deploy.comparison.stages import Plan, Stage
-from deploy.demo.console import ROOT, DemoFailed, console, heading, relative
+from deploy.demo.console import ROOT, DemoFailed, console, heading, minutes, relative
 from deploy.demo.policy import BASE
 from deploy.demo.processes import check_gpu, leave_on_sigterm, run, run_logged, serving
 from deploy.demo.reward import DATA
@@ -117,11 +117,6 @@ def do(stages: Sequence[Stage], logs: Path) -> None:
         if not stage.done:
             raise DemoFailed(f"{stage.folder} is not whole though its command ended well")
         console.print(f"done in {minutes(time.monotonic() - begun)}", highlight=False)
-
-
-def minutes(seconds: float) -> str:
-    """A time as a person says it."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
 
 
 if __name__ == "__main__":

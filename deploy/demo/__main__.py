@@ -10,12 +10,14 @@ from pathlib import Path
 
 import deploy.demo
 from deploy.demo import policy, reward
-from deploy.demo.console import ROOT, DemoFailed, console, heading, relative
+from deploy.demo.console import ROOT, DemoFailed, console, heading, minutes, relative
 from deploy.demo.processes import GUERDON, check_gpu, leave_on_sigterm, serving
 
 from guerdon.client import GuerdonError, Item, RewardClient
 
 NAME = "helpful"
+CALL_SECONDS = 1200.0
+"""For one call: a busy machine may take minutes for all the held-out answers."""
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
     except (DemoFailed, GuerdonError) as error:
         console.print(f"[red]demo:[/red] {error}", highlight=False)
         sys.exit(1)
-    console.print(f"\nThe whole demo took {time.monotonic() - started:.0f} s.")
+    console.print(f"\nThe demo took {minutes(time.monotonic() - started)}.", highlight=False)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,17 +49,26 @@ def run(args: argparse.Namespace) -> None:
     heading("Serve it over gRPC")
     command = ["reward", "--model", f"{NAME}={model}"]
     with serving(command, output / "reward-server.log") as address:
-        with RewardClient(address) as client:
+        with RewardClient(address, timeout=CALL_SECONDS) as client:
             ask(client, args.prompts)
         if not args.reward_only:
             improve(output, address, args)
+    show_next(output, model)
+
+
+def show_next(output: Path, model: Path) -> None:
+    """What to try, and where to look; the commands can be copied."""
+    ppo = sorted(output.glob("ppo-*/final"))
+    lines = [
+        f"{relative(GUERDON)} serve reward --model {NAME}={relative(model)}    # stays there",
+        f"{relative(GUERDON)} rank --model {NAME} --prompt 'What is rain?' "
+        "--candidate 'Water that falls from clouds.' --candidate 'Rain rain rain rain'",
+        *(f"{relative(GUERDON)} serve sampler --model {relative(each)}" for each in ppo[:1]),
+        f"look at {relative(model / 'plots')} and {relative(model / 'summary.json')}",
+    ]
     console.print("\n[bold]Next[/bold]")
-    console.print(f"  {relative(GUERDON)} serve reward --model {NAME}={relative(model)}")
-    console.print(
-        f"  {relative(GUERDON)} rank --model {NAME} --prompt 'What is rain?' "
-        "--candidate 'Water that falls from clouds.' --candidate 'Rain rain rain rain'"
-    )
-    console.print(f"  look at {relative(model / 'plots')} and {relative(model / 'summary.json')}")
+    for line in lines:
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def ask(client: RewardClient, prompts: int) -> None:

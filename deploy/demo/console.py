@@ -30,8 +30,13 @@ def relative(path: Path) -> str:
 
 
 def shorten(word: str) -> str:
-    """A command's word with the repository's path taken off."""
-    return relative(Path(word)) if word.startswith(str(ROOT)) else word
+    """A command's word with the repository's path taken out."""
+    return word.replace(f"{ROOT}/", "")
+
+
+def minutes(seconds: float) -> str:
+    """A time as a person says it."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
 
 
 def clip(text: str, width: int) -> str:

@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from deploy.demo.console import ROOT, DemoFailed, console, relative
+from deploy.demo.console import DemoFailed, console, relative
 from deploy.demo.processes import flags, run
 
-TASKS = ROOT / "trainer" / "guerdon" / "trainer" / "rl" / "tasks"
 BASE = "smollm2-135m-instruct"
 SETTINGS = {
     "steps": 12,
@@ -42,8 +41,8 @@ def train(folder: Path, sampler: str, reward: str, *, seed: int) -> None:
         "policy": BASE,
         "sampler": sampler,
         "reward": reward,
-        "prompts": TASKS / "questions-train.jsonl",
-        "eval-prompts": TASKS / "questions-eval.jsonl",
+        "prompts": "questions-train",
+        "eval-prompts": "questions-eval",
         "seed": seed,
         "output": folder,
         **SETTINGS,

@@ -54,7 +54,7 @@ def run(command: Sequence[str], failure: str) -> None:
     Raises:
         DemoFailed: it left with another exit code than 0.
     """
-    console.print(shown(command), highlight=False, markup=False)
+    console.print(shown(command), highlight=False, markup=False, soft_wrap=True)
     environment = environment_of(command, gpu_memory())
     if subprocess.run([str(GUERDON), *command], env=environment, check=False).returncode != 0:
         raise DemoFailed(failure)
@@ -125,7 +125,7 @@ def serving(command: Sequence[str], log: Path) -> Iterator[str]:
     words = ["serve", *command, *flags({"port": 0, "http-port": 0, "ready-file": ready_file})]
     if command[0] == "sampler":
         words += sampler_flags(memory)
-    console.print(shown(words), highlight=False)
+    console.print(shown(words), highlight=False, markup=False, soft_wrap=True)
     with log.open("w") as handle:
         process = subprocess.Popen(
             [str(GUERDON), *words],

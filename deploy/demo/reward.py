@@ -28,7 +28,7 @@ def train(folder: Path, *, fresh: bool) -> Path:
         console.print(f"Using {relative(folder)} of an earlier run (--fresh trains again).")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    data = {"train": DATA / "train.jsonl", "eval": DATA / "eval.jsonl"}
+    data = {"train": "helpful-train", "eval": "helpful-eval"}
     command = ["train", "reward", *flags({"base": BASE_MODEL, **data, "output": folder})]
     if folder.exists():  # an interrupted demo goes on where it was
         command.append("--resume")
@@ -74,7 +74,7 @@ def held_out() -> list[Group]:
 
 def show_scores(groups: list[Group], result: ScoreResult, prompts: int) -> None:
     """A table of answers and scores, then what the call cost and how often it was right."""
-    table = Table(show_lines=True, title="Held-out answers, best first")
+    table = Table(expand=True, title="Held-out answers: the two best and the two worst")
     table.add_column("prompt", ratio=2)
     table.add_column("answer", ratio=4)
     table.add_column("score", justify="right")
@@ -91,6 +91,7 @@ def show_scores(groups: list[Group], result: ScoreResult, prompts: int) -> None:
                 str(score.token_count),
                 str(score.reused_tokens),
             )
+        table.add_section()
     console.print(table)
     judged = [
         scored.scores[better].score > scored.scores[worse].score
@@ -102,9 +103,9 @@ def show_scores(groups: list[Group], result: ScoreResult, prompts: int) -> None:
     reused = sum(score.reused_tokens for item in result.items for score in item.scores)
     seconds = result.timing.total
     console.print(
-        f"{responses} answers of {tokens} tokens in {seconds:.1f} s; {reused} prompt tokens were "
-        f"computed for another answer already. {responses / seconds:.0f} answers/s, "
-        f"{tokens / seconds:.0f} tokens/s.\n"
+        f"{responses} answers of {tokens:,} tokens in {seconds:.1f} s; {reused:,} prompt tokens "
+        f"were computed for another answer already. {responses / seconds:.0f} answers/s, "
+        f"{tokens / seconds:,.0f} tokens/s.\n"
         f"The better answer of a judged pair scored higher in {sum(judged)} of {len(judged)} "
         f"({sum(judged) / len(judged):.0%}).",
         highlight=False,
@@ -117,7 +118,7 @@ def show_ranking(client: RewardClient, name: str, item: Item) -> None:
     for place, candidate in enumerate(result.ranking, start=1):
         text = item.responses[candidate.index]
         console.print(
-            f"  {place}. {candidate.score.score:+.3f}  {clip(str(text), 110)}",
+            f"  {place}. {candidate.score.score:+.3f}  {clip(str(text), 100)}",
             highlight=False,
             markup=False,
         )

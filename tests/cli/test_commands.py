@@ -139,6 +139,14 @@ def test_every_command_has_help_with_exit_codes(run: Run, command: str) -> None:
     assert "GUERDON_SERVER" in text
 
 
+def test_a_help_shows_brackets_and_fills_its_lines(run: Run) -> None:
+    text = run("score", "--help").stdout.decode()
+    assert '{"prompt": text or [messages], "responses": [text, …]}' in text
+    assert '"scores": [number, …] in order.' in text
+    wide = run("serve", "reward", "--help", env={"COLUMNS": "200"}).stdout.decode()
+    assert "a checkpoint that would give wrong scores" in wide
+
+
 def test_the_top_help_lists_all_commands(run: Run) -> None:
     done = run("--help")
     text = done.stdout.decode()

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from deploy.demo import policy, processes, reward
-from deploy.demo.console import ROOT, DemoFailed, clip, relative, shorten
+from deploy.demo.console import ROOT, DemoFailed, clip, minutes, relative, shorten
 
 from guerdon.data import read_jsonl
 from guerdon.settings import field_types, typed
+from guerdon.trainer.common.data.rows import PROJECT_DATA
 from guerdon.trainer.common.services.prompts import parse_row
 from guerdon.trainer.rl.settings import PPOSettings
 
@@ -96,7 +97,7 @@ def test_ppo_is_started_with_settings_that_exist(
     values["seed"] = int(values["seed"])
     assert PPOSettings(**values).reward == ("127.0.0.1:2/helpful",)
     for key in ("prompts", "eval_prompts"):
-        assert [parse_row(row, line) for line, row in read_jsonl(values[key])]
+        assert [parse_row(row, line) for line, row in read_jsonl(PROJECT_DATA[values[key]])]
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +168,8 @@ def test_paths_and_texts_are_made_short() -> None:
     assert relative(ROOT / "a" / "b") == "a/b"
     assert relative(Path("/elsewhere")) == "/elsewhere"
     assert shorten(str(ROOT / "x")) == "x"
+    assert shorten(f"helpful={ROOT / 'x'}") == "helpful=x"
     assert shorten("--seed") == "--seed"
+    assert (minutes(40), minutes(95)) == ("40 s", "1.6 min")
     assert clip("a\n b  c", 10) == "a b c"
     assert clip("abcdef", 4) == "abc…"

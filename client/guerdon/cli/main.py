@@ -14,6 +14,7 @@ import typer.main
 
 from guerdon.cli import admin, plugins, rank, score, status
 from guerdon.cli.errors import EPILOG, CommandError, ExitCode
+from guerdon.cli.help_texts import asks_for_help, unwrap
 
 app = typer.Typer(
     name="guerdon",
@@ -95,6 +96,8 @@ def _placeholder() -> None:
 
 def _run(command: Any, args: list[str], prog_name: str) -> int:
     """Runs a command; usage errors come out as exceptions, like all others."""
+    if asks_for_help(args):
+        unwrap(command)
     try:
         result = command.main(args=args, prog_name=prog_name, standalone_mode=False)
     except SystemExit as exc:

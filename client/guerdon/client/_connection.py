@@ -21,7 +21,14 @@ from guerdon.client._channel import (
 )
 from guerdon.client._retry import Deadline, hedged, retrying
 from guerdon.client.config import MAX_REPLY_BYTES, TLS, Clock, Retry
-from guerdon.client.errors import Cancelled, GuerdonError, Unavailable, from_rpc_error, invalid
+from guerdon.client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    GuerdonError,
+    Unavailable,
+    from_rpc_error,
+    invalid,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +222,8 @@ class Connection:
         error = from_rpc_error(exc)
         if isinstance(error, Unavailable) and (hint := proxy_hint(self.target)):
             return Unavailable(f"{error.message} ({hint})", details=error.details)
+        if isinstance(error, DeadlineExceeded) and error.message == "Deadline Exceeded":
+            return DeadlineExceeded("no answer within the timeout of the call")  # gRPC says less
         return error
 
     def ended(self) -> GuerdonError:

@@ -9,6 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import typer
+import typer.main
+
+from guerdon.cli.help_texts import asks_for_help, unwrap
 
 GROUP = "guerdon.services"
 """The entry-point group: `name = module:typer_app` becomes `guerdon serve name …`."""
@@ -49,7 +52,10 @@ def _summary(entry: EntryPoint) -> str:
 
 def _command(entry: EntryPoint) -> Callable[[typer.Context], None]:
     def run(context: typer.Context) -> None:
-        entry.load()(context.args, prog_name=context.command_path)
+        command = typer.main.get_command(entry.load())
+        if asks_for_help(context.args):
+            unwrap(command)
+        command(context.args, prog_name=context.command_path)
 
     return run
 

@@ -79,7 +79,8 @@ class Lifecycle:
             Unavailable: the server is starting or draining.
         """
         if not self.accepting:
-            raise Unavailable(f"the server is {self.phase.value}; try another one")
+            how = "come back" if self.phase is Phase.STARTING else "try another one"
+            raise Unavailable(f"the server is {self.phase.value}; {how}")
 
     @contextmanager
     def admit(self) -> Iterator[None]:
