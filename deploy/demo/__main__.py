@@ -17,7 +17,7 @@ from guerdon.client import GuerdonError, Item, RewardClient
 
 NAME = "helpful"
 CALL_SECONDS = 1200.0
-"""For one call: a busy machine may take minutes for all the held-out answers."""
+"""Seconds for one call: a busy machine may take minutes for all the held-out answers."""
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import importlib.metadata
 import logging
@@ -135,6 +136,7 @@ class Server(ABC, Generic[P]):
                 # import makes that a pause of a third of a second for every call.
                 gc.collect()
                 gc.freeze()
+                atexit.register(gc.unfreeze)  # or libraries tell of leaks at the end
                 self.lifecycle.start_serving()
                 await self._listener.set_serving(self.lifecycle.ready)
                 on_ready(ports)
@@ -144,7 +146,6 @@ class Server(ABC, Generic[P]):
             self.lifecycle.start_draining()
             self._reloads.stop()
             await self.stop()
-            gc.unfreeze()
             logging.getLogger(type(self).__module__).info("stopped")
         if self._died:
             raise EngineDied(self._died)
