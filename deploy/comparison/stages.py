@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.comparison.budgets import MAX_TOKENS, Budget, Options
-from deploy.demo.policy import BASE, TASKS
+from deploy.demo.policy import BASE
 from deploy.demo.processes import flags
-from deploy.demo.reward import DATA
 
 RUNS = ("sft", "dpo", "orpo", "rft", "ppo")
 
@@ -68,7 +67,7 @@ class Plan:
                 seed=self.seed + place,
                 base=BASE,
                 train=pairs,
-                eval=DATA / "eval.jsonl",
+                eval="helpful-eval",
             )
             for place, (name, what, pairs) in enumerate(
                 (
@@ -91,7 +90,7 @@ class Plan:
                     options,
                     policy=BASE,
                     train=self.pairs[0],
-                    eval=DATA / "eval.jsonl",
+                    eval="helpful-eval",
                 )
             )
         return found
@@ -119,8 +118,8 @@ class Plan:
                     ("summary.json", "final"),
                     {"max-tokens": MAX_TOKENS, "eval-limit": 0} | options,
                     policy=BASE,
-                    prompts=TASKS / "questions-train.jsonl",
-                    **{"eval-prompts": TASKS / "questions-eval.jsonl"},
+                    prompts="questions-train",
+                    **{"eval-prompts": "questions-eval"},
                     **services,
                 )
             )
@@ -152,7 +151,7 @@ class Plan:
             {"max-tokens": MAX_TOKENS} | self.budget.evaluation,
             policy=policy,
             reference=BASE,
-            prompts=TASKS / "questions-eval.jsonl",
+            prompts="questions-eval",
             by="category",
             **services,
         )

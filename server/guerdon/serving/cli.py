@@ -52,8 +52,9 @@ def _summary(entry: EntryPoint) -> str:
 
 def _command(entry: EntryPoint) -> Callable[[typer.Context], None]:
     def run(context: typer.Context) -> None:
-        command = typer.main.get_command(entry.load())
-        if asks_for_help(context.args):
+        command = entry.load()
+        if isinstance(command, typer.Typer) and asks_for_help(context.args):
+            command = typer.main.get_command(command)
             unwrap(command)
         command(context.args, prog_name=context.command_path)
 

@@ -34,6 +34,8 @@ def quiet_environment(settings: EngineSettings) -> None:
         "VLLM_LOGGING_LEVEL": "WARNING",
         # This process has threads (gRPC's) by the time that vLLM starts its own processes.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        # Its own 5 seconds are too few for a worker to end in on a busy machine.
+        "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "20",
         "HF_HUB_OFFLINE": "1",  # the policy is a folder by now
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
