@@ -19,11 +19,11 @@ from deploy.comparison.split_pairs import key, split_pairs, write_halves
 from deploy.comparison.stages import RUNS, Plan, Stage
 from deploy.demo import processes
 from deploy.demo.console import DemoFailed
-from deploy.demo.policy import TASKS
 from deploy.demo.reward import DATA
 from tests.support.command import read_rows
 
 from guerdon.settings import build, field_types
+from guerdon.trainer.common.data.rows import PROJECT_DATA
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 from guerdon.trainer.fine_tune.settings import DPOSettings, ORPOSettings, SFTSettings
 from guerdon.trainer.reward.settings import RewardSettings
@@ -49,7 +49,7 @@ def test_the_halves_share_no_prompt_and_leave_nothing_out(tmp_path: Path) -> Non
     assert abs(len(first) - len(second)) < 0.1 * len(rows)
     held_out = {key(row) for row in read_rows(DATA / "eval.jsonl")}
     assert not held_out & {key(row) for row in rows}
-    asked = {row["prompt"] for row in read_rows(TASKS / "questions-eval.jsonl")}
+    asked = {row["prompt"] for row in read_rows(PROJECT_DATA["questions-eval"])}
     assert not asked & {row["prompt"][-1]["content"] for row in rows}
     paths = write_halves(DATA / "train.jsonl", tmp_path)
     assert [read_rows(path) for path in paths] == [first, second]
