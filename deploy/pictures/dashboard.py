@@ -31,7 +31,7 @@ PANELS = (
     "Calls by outcome",
     "Responses scored",
     "Whole call",
-    "Shed",
+    "Tokens computed and reused",
     "Where the time goes (mean)",
     "Quantiles by revision",
 )
@@ -138,5 +138,7 @@ def draw_panel(axes: Axes, panel: dict[str, Any], url: str, begun: float, ended:
     axes.set_xlim(0, ended - begun)
     if panel["fieldConfig"]["defaults"]["custom"]["scaleDistribution"]["type"] == "log":
         axes.set_yscale("log")
+    elif axes.dataLim.y0 >= 0:
+        axes.set_ylim(bottom=0)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=7, loc="upper left")
+        axes.legend(fontsize=7, loc="best")

@@ -133,7 +133,7 @@ class Server(ABC, Generic[P]):
             if loading.done():
                 loading.result()
                 # A full collection walks all that is alive, and what torch and transformers
-                # import makes that a pause of a third of a second for every call.
+                # import makes that a pause of a quarter of a second for every call.
                 gc.collect()
                 gc.freeze()
                 atexit.register(gc.unfreeze)  # or libraries tell of leaks at the end
