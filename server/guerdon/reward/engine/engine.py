@@ -89,9 +89,8 @@ class Engine(abc.ABC):
         """Free the model's memory. Nothing can be computed afterwards."""
         device = self.model.device
         del self.model, self.base, self.head
-        if (
-            gc.get_freeze_count()
-        ):  # the server froze its heap, and modules hold each other in circles
+        # Modules hold each other in circles, which no collection sees in a heap that was frozen.
+        if gc.get_freeze_count():
             gc.unfreeze()
             gc.collect()
             gc.freeze()
