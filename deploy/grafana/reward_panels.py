@@ -196,10 +196,12 @@ ENGINE = [
     ),
     Panel(
         "Tokens computed and reused",
-        "Computed (padding included), and prompt tokens taken from a shared prefix instead.",
+        "Computed (padding included), not computed again because something else begins with them, "
+        "and of those the ones out of the prefix cache, once for each batch.",
         [
             rates("guerdon_computed_tokens_total", M, "model"),
             Query(rate("guerdon_reused_prompt_tokens_total", M, "model"), "{{model}} reused"),
+            Query(rate("guerdon_cached_tokens_total", M, "model"), "{{model}} out of the cache"),
         ],
         unit="cps",
     ),

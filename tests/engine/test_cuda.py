@@ -105,7 +105,7 @@ def test_the_kernels_of_a_gpu_compute_what_they_should(
         value_size=size,
         dtype=dtype,
     )
-    shared = [Segment(0, 900), Segment(900, 200, 0, 900), Segment(1100, 1, 0, 900)]
+    shared = [Segment(0, 900), Segment(900, 200, (range(900),)), Segment(1100, 1, (range(900),))]
     alone = [Segment(0, 1500), Segment(1500, 1), Segment(1501, 77)]
     for window in (None, 3, 512):
         for causal, tables in ((True, [shared, alone]), (False, [alone])):

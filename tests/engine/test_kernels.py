@@ -45,7 +45,7 @@ def _faulty(fault: str, call: AttentionCall, plan: AttentionPlan) -> Any:
     if fault == "soft cap":
         return replace(call, softcap=None), plan
     assert fault == "prompt"  # every response misses the prompt's last token
-    short = [replace(s, shared_length=max(0, s.shared_length - 1)) for s in plan.segments]
+    short = [replace(s, context=tuple(r[:-1] for r in s.context)) for s in plan.segments]
     return call, AttentionPlan(short, plan.device)
 
 
@@ -182,7 +182,12 @@ CALL = AttentionCall(
     value_size=64,
     dtype=torch.bfloat16,
 )
-TABLE = [Segment(0, 30), Segment(30, 9, 0, 30), Segment(39, 4, 0, 30), Segment(43, 17)]
+TABLE = [
+    Segment(0, 30),
+    Segment(30, 9, (range(30),)),
+    Segment(39, 4, (range(30),)),
+    Segment(43, 17),
+]
 
 
 @pytest.mark.parametrize("heads", [(4, 2), (6, 6), (8, 1)])

@@ -393,7 +393,9 @@ class ResponseScore(_message.Message):
     token_count: _builtins.int
     """Tokens of prompt and response that the model saw."""
     reused_tokens: _builtins.int
-    """Of these, prompt tokens whose computation was shared with another response."""
+    """Of these, tokens that were not computed for it: another sequence of the batch
+    begins with them, or an earlier one did and the prefix cache still held them.
+    """
     truncated_tokens: _builtins.int
     """Prompt tokens dropped from the left to fit; 0 when nothing was dropped."""
     tokens_hash: _builtins.str

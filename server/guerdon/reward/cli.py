@@ -26,7 +26,8 @@ _PANELS = {
     "": (*command.LISTENING, "admin_port", "admin_host", *command.ENDING),
     "Security": ("load_from", *command.SECURITY),
     "Engine": (
-        "engine.dtype", "engine.device", "engine.mode", "engine.threads", "engine.deterministic",
+        "engine.dtype", "engine.device", "engine.mode", "engine.threads",
+        "engine.prefix_cache_mib", "engine.deterministic",
     ),
     "Queue": ("batching.max_batch_tokens", "queue.max_queued_tokens", "encode_threads"),
 }  # fmt: skip
@@ -36,6 +37,10 @@ _OTHER = {
     "engine.device": {"help": "auto, cpu, cuda, cuda:1, …"},
     "engine.mode": {"help": "auto, packed or padded."},
     "engine.threads": {"help": "CPU threads of torch."},
+    "engine.prefix_cache_mib": {
+        "help": "MiB for the keys and values of beginnings that come again (system prompts, "
+        "prompts, growing answers), for each model. 0 computes every batch from nothing."
+    },
     "engine.deterministic": {
         "help": "Compute each response alone, so that scores are bit-reproducible. Slower."
     },

@@ -82,7 +82,11 @@ class RewardMetrics:
             "padding_tokens", "Tokens computed that were only padding.", model
         )
         self.reused_tokens = counter(
-            "reused_prompt_tokens", "Prompt tokens served from a shared prefix.", model
+            "reused_prompt_tokens", "Tokens of sequences that were not computed for them.", model
+        )
+        """Another sequence of the batch begins with them, or an earlier one did."""
+        self.cached_tokens = counter(
+            "cached_tokens", "Tokens taken out of the prefix cache, once for each batch.", model
         )
         self.sequences = counter("sequences", "Responses scored.", classed)
         self.truncations = counter("truncations", "Responses whose prompt was cut.", model)
@@ -135,6 +139,7 @@ class RewardMetrics:
             self.computed_tokens,
             self.padding_tokens,
             self.reused_tokens,
+            self.cached_tokens,
             self.truncations,
             self.scores,
             self.nonfinite_scores,

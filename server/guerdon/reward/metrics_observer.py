@@ -48,6 +48,7 @@ class MetricsObserver:
         metrics.computed_tokens.labels(*model).inc(stats.computed_tokens)
         metrics.padding_tokens.labels(*model).inc(stats.padding_tokens)
         metrics.reused_tokens.labels(*model).inc(stats.reused_tokens)
+        metrics.cached_tokens.labels(*model).inc(stats.cached_tokens)
         metrics.engine_busy_seconds.inc(seconds)
 
     def batch_failed(self, info: ModelInfo, reason: Failure, seconds: float) -> None:

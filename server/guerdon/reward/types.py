@@ -230,8 +230,11 @@ class BatchStats:
     padding_tokens: int
     """Padding among the computed tokens."""
     reused_tokens: int
-    """Prompt tokens that were not computed again, because a prefix was shared."""
+    """Tokens that a sequence did not have to compute, because another one or an earlier batch
+    begins with them."""
     sequences: int
+    cached_tokens: int = 0
+    """Tokens whose keys and values came from the prefix cache, each once."""
 
     def __add__(self, other: BatchStats) -> BatchStats:
         """Both together."""
@@ -240,6 +243,7 @@ class BatchStats:
             padding_tokens=self.padding_tokens + other.padding_tokens,
             reused_tokens=self.reused_tokens + other.reused_tokens,
             sequences=self.sequences + other.sequences,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
         )
 
 

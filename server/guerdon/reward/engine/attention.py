@@ -22,7 +22,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from guerdon.reward.engine.attention_record import AttentionCall, MaskFunction, note_call, note_mask
 from guerdon.reward.engine.device import is_ampere
-from guerdon.reward.engine.plan import Bucket, Segment, make_buckets
+from guerdon.reward.engine.plan import Bucket, CacheUse, Segment, make_buckets
+from guerdon.reward.engine.prefix_cache import PrefixCache
 
 PACKED = "guerdon_packed"
 """The name under which the attention is registered."""
@@ -51,12 +52,46 @@ class Varlen:
     max_keys: int
 
 
+class CachedKeys:
+    """The keys and values that one forward pass takes out of the prefix cache, and puts there.
+
+    Layers are told apart by the order in which they are computed.
+    """
+
+    def __init__(self, cache: PrefixCache, use: CacheUse, device: torch.device) -> None:
+        self._cache = cache
+        self._layer = 0
+        self._taken, self._kept, self._kept_at = (
+            torch.from_numpy(places).to(device) for places in (use.taken, use.kept, use.kept_at)
+        )
+
+    def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values of the next layer, [T, H, D], and after them those of the cache."""
+        memory = self._cache.layer(self._layer, key, value)
+        self._layer += 1
+        if len(self._taken):
+            key, value = (
+                torch.cat([own, held.index_select(0, self._taken)])
+                for own, held in zip((key, value), memory, strict=True)
+            )
+        if len(self._kept):
+            for own, held in zip((key, value), memory, strict=True):
+                held.index_copy_(0, self._kept_at, own.index_select(0, self._kept))
+        return key, value
+
+
 class AttentionPlan:
     """The segment table of one forward pass, made ready for the device once for all layers."""
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        device: torch.device,
+        cached: CachedKeys | None = None,
+    ) -> None:
         self.segments = tuple(segments)
         self.device = device
+        self.cached = cached
         self._gathers: list[_Gather] | None = None
         self._back: torch.Tensor | None = None
         self._masks: dict[tuple[int, bool, int | None], torch.Tensor | None] = {}
@@ -93,9 +128,9 @@ class AttentionPlan:
         """The segment table as cumulative lengths."""
         if self._varlen is None:
             lengths = [s.length for s in self.segments]
-            reach = [s.shared_length + s.length for s in self.segments]
-            shared = any(s.shared_length for s in self.segments)
-            keys = np.concatenate([s.keys() for s in self.segments]) if shared else None
+            reach = [s.reach for s in self.segments]
+            context = any(s.context for s in self.segments)
+            keys = np.concatenate([s.keys() for s in self.segments]) if context else None
             self._varlen = Varlen(
                 keys=None if keys is None else torch.from_numpy(keys).to(self.device),
                 cu_queries=self._cumulative(lengths),
@@ -153,8 +188,10 @@ def packed_attention(
         dtype=query.dtype,
     )
     note_call(call)
-    rows = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
-    return attend(*rows, guerdon_plan, call)[None], None
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    if guerdon_plan.cached is not None:
+        key, value = guerdon_plan.cached.extend(key, value)
+    return attend(query, key, value, guerdon_plan, call)[None], None
 
 
 # Sinks, learned biases and the like of other architectures: never ignore them.
@@ -168,7 +205,15 @@ def attend(
     plan: AttentionPlan,
     call: AttentionCall,
 ) -> torch.Tensor:
-    """Attention over a row, by the kernel that serves: all [T, H, D]."""
+    """Attention over a row, by the kernel that serves.
+
+    Args:
+        query: [T, H, D].
+        key, value: [T or more, H, D]: the row's, and after them those of the prefix cache.
+
+    Returns:
+        The output, [T, H, D].
+    """
     if _varlen_fits(query, value, call.softcap):
         return _varlen(query, key, value, plan, call.causal, call.window, call.scale)
     return _bucketed(query, key, value, plan, call)
@@ -181,7 +226,7 @@ def _bucketed(
     plan: AttentionPlan,
     call: AttentionCall,
 ) -> torch.Tensor:
-    """One scaled-dot-product call per bucket. All [T, H, D]."""
+    """One scaled-dot-product call per bucket; see `attend`."""
     outputs = []
     gathers = plan.gathers()
     for index, gather in enumerate(gathers):
@@ -259,10 +304,10 @@ def _varlen(
     window: int | None,
     scale: float,
 ) -> torch.Tensor:
-    """One flash-attention call for the whole row on CUDA. All [T, H, D].
+    """One flash-attention call for the whole row on CUDA; see `attend`.
 
-    A segment's causal mask stands at the bottom right of its keys, so a response sees
-    the whole shared prompt. Windows there are inclusive, transformers' are not.
+    A segment's causal mask stands at the bottom right of its keys, so it sees its whole
+    context. Windows there are inclusive, transformers' are not.
     """
     from torch.nn.attention.varlen import varlen_attn
 

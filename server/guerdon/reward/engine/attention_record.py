@@ -39,6 +39,8 @@ class AttentionRecord:
     """Each mask that was asked for, and the window or chunk in it."""
     calls: set[AttentionCall] = field(default_factory=set)
     """Each kind of attention that was asked for."""
+    token_bytes: int = 0
+    """Bytes of the keys and values of one token, all layers together."""
 
     def lost_mask(self) -> str:
         """Empty if every mask is one that some layer's attention computed, else a reason.
@@ -94,3 +96,5 @@ def note_call(call: AttentionCall) -> None:
     """Record a call of the attention, where this thread is watched."""
     if _watch.asked is not None:
         _watch.asked.calls.add(call)
+        numbers = call.key_heads * (call.size + call.value_size)
+        _watch.asked.token_bytes += numbers * call.dtype.itemsize

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from guerdon.reward.engine.architecture import Architecture, use_attention
-from guerdon.reward.engine.attention import PACKED, AttentionPlan, register
+from guerdon.reward.engine.attention import PACKED, AttentionPlan, CachedKeys, register
 from guerdon.reward.engine.device import interpret_error, release_memory
-from guerdon.reward.engine.heads import Logits, find_head
+from guerdon.reward.engine.heads import Logits, find_head, first_read
 from guerdon.reward.engine.language_head import LanguageHead, language_head
 from guerdon.reward.engine.plan import Layout, Places, lay_out, token_types
+from guerdon.reward.engine.prefix_cache import PrefixCache
 from guerdon.reward.types import (
     BatchStats,
     ComputeMode,
@@ -37,7 +38,7 @@ class BatchLogits:
     """Logits [places read, labels] of each item's responses: one place, or one per step. Of
     language models the log-probabilities of the response's tokens."""
     reused: list[list[int]]
-    """Prompt tokens of each item's responses that another response computed."""
+    """Tokens of each item's responses that another response or an earlier batch computed."""
     stats: BatchStats
 
 
@@ -143,7 +144,7 @@ class Engine(abc.ABC):
 
 
 class PackedEngine(Engine):
-    """The whole batch as one row without padding; shared prompts computed once."""
+    """The whole batch as one row without padding; equal beginnings computed once."""
 
     mode = ComputeMode.PACKED
     attention = PACKED
@@ -151,15 +152,46 @@ class PackedEngine(Engine):
     def __init__(self, model: Any, *, deterministic: bool = False) -> None:
         register()
         super().__init__(model, deterministic=deterministic)
+        self.cache: PrefixCache | None = None
+
+    @property
+    def shares(self) -> bool:
+        """Whether equal beginnings are computed once: no token of them sees what follows."""
+        return self.architecture.causal and not self.deterministic
+
+    @property
+    def caches(self) -> bool:
+        """Whether keys and values hold for any later batch."""
+        return self.shares and self.architecture.longrope_limit is None
 
     def lay_out(self, items: Sequence[EncodedItem]) -> Layout:
         """The row in which the tokens of a batch stand."""
-        share = self.architecture.causal and not self.deterministic
-        return lay_out(items, self.architecture.positions, share=share)
+        return lay_out(
+            items,
+            self.architecture.positions,
+            share=self.shares,
+            cache=self.cache,
+            first_read=self._first_read,
+        )
+
+    def _first_read(self, item: EncodedItem, j: int) -> int:
+        readout = item.readout[j] if item.readout else None
+        return first_read(self.head.reads, readout, item.lengths()[j])
 
     def _forward(self, items: Sequence[EncodedItem]) -> _Forward:
-        layout = self.lay_out(items)
-        plan = AttentionPlan(layout.segments, self.model.device)
+        try:
+            return self._compute(self.lay_out(items))
+        except BaseException:
+            if self.cache is not None:  # holds blocks that were never computed
+                self.cache.clear()
+            raise
+
+    def _compute(self, layout: Layout) -> _Forward:
+        device = self.model.device
+        cached = None
+        if self.cache is not None and layout.cache_use is not None:
+            cached = CachedKeys(self.cache, layout.cache_use, device)
+        plan = AttentionPlan(layout.segments, device, cached)
         types = None if layout.types is None else layout.types[None]
         hidden = self._hidden(layout.tokens[None], layout.positions[None], types, guerdon_plan=plan)
         logits = self._read(hidden[0], layout.tokens, layout.sequences, layout.readout)

@@ -46,6 +46,20 @@ class Reads(enum.Enum):
 MARKS = 3
 
 
+def first_read(reads: Reads, readout: npt.NDArray[np.int64] | None, length: int) -> int:
+    """The first token of a sequence whose hidden state is read.
+
+    Args:
+        reads: what the head reads.
+        readout: the tokens that the item gives, for a head that needs them.
+        length: tokens of the sequence.
+    """
+    if reads in (Reads.FIRST, Reads.MEAN):
+        return 0
+    first = length - 1 if readout is None else int(readout.min(initial=length - 1))
+    return max(0, first - 1) if reads is Reads.RESPONSE else first  # what foretells it
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
     """A classification head: what it reads and what it does with it."""

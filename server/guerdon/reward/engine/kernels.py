@@ -8,8 +8,8 @@ many or too few changes its output by a number of order one:
   others together.
 - Values are one-hot, so that an output is the weight that went to each group of keys.
 
-The marks are put where off-by-one faults show: at the first and last token of every segment, and
-at random ones. A last pass has no marks: all keys weigh the same, and each group's share is
+The marks are put where off-by-one faults show: at the first and last token of every run of keys,
+and at random ones. A last pass has no marks: all keys weigh the same, and each group's share is
 compared relative to itself, so that a key is missed wherever it is. What comes out is known in
 closed form.
 """
@@ -71,7 +71,7 @@ def _within_reach(call: AttentionCall, table: Table) -> Iterator[AttentionCall]:
 
 
 def _longest(table: Table) -> int:
-    return max(segment.shared_length + segment.length for segment in table)
+    return max(segment.reach for segment in table)
 
 
 def _logit(call: AttentionCall, table: Table) -> float:
@@ -90,9 +90,10 @@ def _tolerance(call: AttentionCall, logit: float) -> float:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Inputs:
     query_THD: torch.Tensor
-    key_THD: torch.Tensor
-    value_THD: torch.Tensor
-    weights_TH: torch.Tensor
+    key_KHD: torch.Tensor
+    """Keys of the row, and after them those out of the prefix cache."""
+    value_KHD: torch.Tensor
+    weights_KH: torch.Tensor
     """exp(logit) of each key, for each head of keys, float64."""
 
 
@@ -100,11 +101,14 @@ def _inputs(call: AttentionCall, table: Table, device: torch.device, number: int
     """Marked keys and one-hot values of one pass."""
     rng = np.random.default_rng(number)
     length = table[-1].start + table[-1].length
-    marks_TH = np.zeros((length, call.key_heads), dtype=bool)
+    runs = {run for segment in table for run in segment.context}
+    runs |= {range(segment.start, segment.start + segment.length) for segment in table}
+    keys = max(run.stop for run in runs)
+    marks_KH = np.zeros((keys, call.key_heads), dtype=bool)
     for head in range(call.key_heads if number != _UNMARKED else 0):
-        for segment in table:
-            inside = (0, segment.length - 1, rng.integers(segment.length))
-            marks_TH[segment.start + inside[(number + head) % _MARKS], head] = True
+        for run in sorted(runs, key=lambda run: run.start):
+            inside = (0, len(run) - 1, rng.integers(len(run)))
+            marks_KH[run[inside[(number + head) % _MARKS]], head] = True
     # All numbers of a query, and of a marked key, have one size: the kernel must use them all.
     size = math.sqrt(_logit(call, table) / (call.size * call.scale))
     size = float(torch.tensor(size, dtype=call.dtype))
@@ -112,9 +116,7 @@ def _inputs(call: AttentionCall, table: Table, device: torch.device, number: int
     logit = call.size * size * size * call.scale
     if call.softcap is not None:
         logit = call.softcap * math.tanh(logit / call.softcap)
-    values_THD = np.eye(call.value_size)[
-        rng.integers(call.value_size, size=(length, call.key_heads))
-    ]
+    values_KHD = np.eye(call.value_size)[rng.integers(call.value_size, size=(keys, call.key_heads))]
     heads_HD = signs_HD.repeat(call.heads // call.key_heads, axis=0)
 
     def tensor(array: npt.NDArray[np.float64]) -> torch.Tensor:
@@ -122,9 +124,9 @@ def _inputs(call: AttentionCall, table: Table, device: torch.device, number: int
 
     return _Inputs(
         query_THD=tensor(np.broadcast_to(heads_HD, (length, *heads_HD.shape))),
-        key_THD=tensor(marks_TH[:, :, None] * signs_HD),
-        value_THD=tensor(values_THD),
-        weights_TH=torch.from_numpy(np.where(marks_TH, math.exp(logit), 1.0)).to(device),
+        key_KHD=tensor(marks_KH[:, :, None] * signs_HD),
+        value_KHD=tensor(values_KHD),
+        weights_KH=torch.from_numpy(np.where(marks_KH, math.exp(logit), 1.0)).to(device),
     )
 
 
@@ -132,7 +134,7 @@ def _difference(call: AttentionCall, plan: AttentionPlan, number: int) -> float:
     """Largest difference between the kernel's output and the definition."""
     inputs = _inputs(call, plan.segments, plan.device, number)
     with torch.inference_mode():
-        output = attend(inputs.query_THD, inputs.key_THD, inputs.value_THD, plan, call)
+        output = attend(inputs.query_THD, inputs.key_KHD, inputs.value_KHD, plan, call)
         if not bool(output.isfinite().all()):
             return math.inf
         worst = 0.0
@@ -141,18 +143,17 @@ def _difference(call: AttentionCall, plan: AttentionPlan, number: int) -> float:
             wanted_THD = _defined(call, segment, inputs)
             wrong_THD = (output[own].double() - wanted_THD).abs()
             if number == _UNMARKED:
-                wrong_THD /= wanted_THD.clamp(min=1 / (segment.shared_length + segment.length))
+                wrong_THD /= wanted_THD.clamp(min=1 / segment.reach)
             worst = max(worst, float(wrong_THD.max()))
     return worst
 
 
 def _defined(call: AttentionCall, segment: Segment, inputs: _Inputs) -> torch.Tensor:
     """A segment's outputs [T, H, D] by definition: what each query sees is a run of its keys."""
-    shared = slice(segment.shared_start, segment.shared_start + segment.shared_length)
-    own = slice(segment.start, segment.start + segment.length)
-    weights_KH = torch.cat([inputs.weights_TH[shared], inputs.weights_TH[own]])
-    values_KHD = torch.cat([inputs.value_THD[shared], inputs.value_THD[own]]).double()
-    place_T = torch.arange(segment.length, device=weights_KH.device) + segment.shared_length
+    places = torch.from_numpy(segment.keys()).to(inputs.weights_KH.device)
+    weights_KH = inputs.weights_KH[places]
+    values_KHD = inputs.value_KHD[places].double()
+    place_T = torch.arange(segment.length, device=weights_KH.device) + segment.context_length
     keys = len(weights_KH)
     reach = keys if call.window is None else call.window
     begin_T = (place_T - reach + 1).clamp(min=0)

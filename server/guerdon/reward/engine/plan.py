@@ -1,44 +1,78 @@
 """Packed rows: where every token stands, and who attends to whom. No model, no torch.
 
-A packed row holds all tokens of a batch one after the other, with no padding. It is cut
-into *segments*: a run of tokens that attend to themselves, and possibly to a *shared*
-run before them (the prompt of the same item):
+A packed row holds all tokens of a batch that are computed, one after the other, with no padding.
+It is cut into *segments*: a run of tokens that attend to themselves, and possibly to a *context*
+before them. In a decoder, equal beginnings are computed once, whichever items they come from; and
+what the prefix cache holds is not computed at all:
 
-    item with three responses        item with one response
-    ┌────────┬─────┬───────┬────┐    ┌───────────────┐
-    │ prompt │ r₀  │  r₁   │ r₂ │    │  prompt + r   │
-    └────────┴─────┴───────┴────┘    └───────────────┘
-      segment  segments that share     one segment
+    two sequences with one beginning        one sequence alone
+    ┌───────────┬──────────┬──────────┐    ┌──────────────────┐
+    │ beginning │  rest 0  │  rest 1  │    │    sequence 2    │
+    └───────────┴──────────┴──────────┘    └──────────────────┘
+       segment     its context: beginning        segment
+
+Places of keys count on after the row: first its own tokens, then those out of the prefix cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from guerdon.reward.engine.prefix_cache import BLOCK, PrefixCache
 from guerdon.reward.types import BatchStats, EncodedItem, TokenArray
 
 Places = npt.NDArray[np.int64]
 PositionsOf = Callable[[TokenArray], Places]
 """The position ids of a whole sequence, as the architecture counts them."""
 
+LEAST_SHARED = 16
+"""A beginning that different items have in common is computed once from this length on. A segment
+with a context costs a mask and the copying of keys."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of the packed row that attends to itself and to a shared run before it."""
+    """A run of the packed row that attends to itself and to a context before it."""
 
     start: int
     length: int
-    shared_start: int = 0
-    shared_length: int = 0
+    context: tuple[range, ...] = ()
+    """Places of the keys before its own, oldest first: the sequence from its beginning."""
+
+    @property
+    def reach(self) -> int:
+        """Tokens that it attends to: its context's and its own."""
+        return self.context_length + self.length
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of its context."""
+        return sum(map(len, self.context))
 
     def keys(self) -> Places:
-        """Places in the row of all the tokens that it attends to, oldest first."""
-        shared = np.arange(self.shared_start, self.shared_start + self.shared_length)
-        return np.concatenate([shared, np.arange(self.start, self.start + self.length)])
+        """Places of all the tokens that it attends to, oldest first."""
+        return _places((*self.context, range(self.start, self.start + self.length)))
+
+
+def _places(runs: Sequence[range]) -> Places:
+    return np.concatenate([np.arange(0), *(np.arange(r.start, r.stop) for r in runs)])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CacheUse:
+    """What a batch takes out of the prefix cache, and what it puts there."""
+
+    taken: Places
+    """Places in the cache of the keys that follow the row's own."""
+    kept: Places
+    """Places of keys that the cache is to hold."""
+    kept_at: Places
+    """Places in the cache where they go, [len(kept)]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,49 +88,82 @@ class Layout:
     segments: tuple[Segment, ...]
     """They cover the row, in its order."""
     sequences: tuple[Places, ...]
-    """Places in the row of each sequence's tokens, in the items' order."""
+    """Places of each sequence's tokens, in the items' order; from T on they are in the cache."""
     readout: tuple[npt.NDArray[np.int64], ...]
     """Places *in each sequence* to read (process rewards), or empty."""
     reused: tuple[int, ...]
-    """Tokens of each sequence that another one computed."""
+    """Tokens of each sequence that it did not have to compute."""
     stats: BatchStats
+    cache_use: CacheUse | None
 
 
-def lay_out(items: Sequence[EncodedItem], positions_of: PositionsOf, *, share: bool) -> Layout:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sequence:
+    """One prompt with one response."""
+
+    item: int
+    tokens: TokenArray
+    prefix: int
+    """Tokens of it that all responses of its item have in common."""
+    first_read: int
+    """Place of the first hidden state that is read: those before it may come from the cache."""
+
+
+FirstRead = Callable[[EncodedItem, int], int]
+"""Place of the first token of response `j` of an item whose hidden state is read."""
+
+
+def lay_out(
+    items: Sequence[EncodedItem],
+    positions_of: PositionsOf,
+    *,
+    share: bool,
+    cache: PrefixCache | None = None,
+    first_read: FirstRead = lambda item, j: 0,
+) -> Layout:
     """Put a batch into one row.
 
     Args:
         items: at least one, with at least one response in each.
         positions_of: gives the position ids of a whole sequence.
-        share: compute a prefix once for all responses (decoders only: in a bidirectional
-            model the prompt sees the response, so nothing can be shared). A sequence with
-            token types stands alone: those of a prompt may depend on what follows.
+        share: compute equal beginnings once (decoders only: in a bidirectional model a
+            beginning sees what follows). A batch with token types shares nothing: those of a
+            beginning may depend on what follows.
+        cache: of keys and values, where the model has one. It is told what the batch will put
+            there: clear it if the forward pass fails.
+        first_read: says before which token the cache may be used.
     """
-    row = _Row(positions_of)
-    for item in items:
-        if share and len(item.suffixes) > 1 and len(item.prefix) and not item.token_types:
-            row.add_shared(item)
-        else:
-            for suffix in item.suffixes:
-                row.add_alone(np.concatenate([item.prefix, suffix]))
-    readout = tuple(places for item in items for places in item.readout)
+    sequences = [
+        _Sequence(i, np.concatenate([item.prefix, suffix]), len(item.prefix), first_read(item, j))
+        for i, item in enumerate(items)
+        for j, suffix in enumerate(item.suffixes)
+    ]
     types = token_types(items)
-    computed = row.length
+    if cache is not None:
+        cache.begin_batch()
+    if share and types is None:
+        runs = list(_common_runs(sequences))
+    else:
+        runs = [_Run(0, len(s.tokens), (n,), None) for n, s in enumerate(sequences)]
+        cache = None
+    row = _Row(sequences, runs, positions_of, cache)
     stats = BatchStats(
-        computed_tokens=computed,
+        computed_tokens=row.length,
         padding_tokens=0,
         reused_tokens=sum(row.reused),
-        sequences=len(row.sequences),
+        cached_tokens=len(row.taken),
+        sequences=len(sequences),
     )
     return Layout(
         tokens=np.concatenate(row.tokens).astype(np.int64),
         positions=np.concatenate(row.positions).astype(np.int64),
         types=None if types is None else np.concatenate(types),
         segments=tuple(row.segments),
-        sequences=tuple(row.sequences),
-        readout=readout,
+        sequences=tuple(row.places),
+        readout=tuple(places for item in items for places in item.readout),
         reused=tuple(row.reused),
         stats=stats,
+        cache_use=None if cache is None else row.cache_use(cache),
     )
 
 
@@ -116,42 +183,117 @@ def token_types(items: Sequence[EncodedItem]) -> list[Places] | None:
     return found
 
 
-class _Row:
-    """The row while it is being filled."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """Tokens `begin` to `end` of sequences that are the same up to there."""
 
-    def __init__(self, positions_of: PositionsOf) -> None:
-        self.positions_of = positions_of
-        self.length = 0
+    begin: int
+    end: int
+    sequences: tuple[int, ...]
+    before: _Run | None
+    """What comes before it, from `before.begin` to `begin`."""
+
+
+def _common_runs(sequences: Sequence[_Sequence]) -> Iterator[_Run]:
+    """Cut sequences where those with the same beginning part, each run after the one before it.
+
+    A run that several have in common is at least `LEAST_SHARED` long, or ends with the prompt of
+    one item. A sequence that is the beginning of another may have no run of its own.
+    """
+    # Sorted, what has most in common stands side by side.
+    order = sorted(range(len(sequences)), key=lambda n: sequences[n].tokens.astype(">u4").tobytes())
+    ordered = [sequences[n] for n in order]
+    pairs = list(itertools.pairwise(ordered))
+    common = [0, *(_common(a, b) for a, b in pairs)]
+    prompts = [0, *(a.prefix if a.item == b.item else 0 for a, b in pairs)]
+
+    def joined(n: int, depth: int) -> bool:
+        """Whether a sequence goes on from `depth` with the one before it in the order."""
+        return common[n] >= depth + LEAST_SHARED or prompts[n] > depth
+
+    def until(n: int, depth: int) -> int:
+        """Up to where it goes on so: to the end of the prompt, or well beyond."""
+        far = common[n] >= max(depth, prompts[n]) + LEAST_SHARED
+        return common[n] if far else prompts[n]
+
+    stack: list[tuple[int, int, int, _Run | None]] = [(0, len(order), 0, None)]
+    while stack:
+        first, last, depth, before = stack.pop()
+        cuts = [n for n in range(first + 1, last) if not joined(n, depth)]
+        for low, high in zip([first, *cuts], [*cuts, last], strict=True):
+            alone = high == low + 1
+            ends = (until(n, depth) for n in range(low + 1, high))
+            end = len(ordered[low].tokens) if alone else min(ends)
+            run = _Run(depth, end, tuple(sorted(order[low:high])), before)
+            if end > depth:
+                yield run
+            if not alone:
+                stack.append((low, high, end, run))
+
+
+def _common(a: _Sequence, b: _Sequence) -> int:
+    """How many tokens two sequences begin with in common."""
+    length = min(len(a.tokens), len(b.tokens))
+    different = a.tokens[:length] != b.tokens[:length]
+    return int(different.argmax()) if different.any() else length
+
+
+class _Row:
+    """The row that is made of runs."""
+
+    def __init__(
+        self,
+        sequences: Sequence[_Sequence],
+        runs: Sequence[_Run],
+        positions_of: PositionsOf,
+        cache: PrefixCache | None,
+    ) -> None:
+        self._sequences = sequences
+        blocks = [[] if cache is None else cache.find(s.tokens[: s.first_read]) for s in sequences]
+        # Up to where each run comes from the cache: as far as all of its sequences do.
+        cached = [
+            min(run.end, max(run.begin, BLOCK * min(len(blocks[n]) for n in run.sequences)))
+            for run in runs
+        ]
+        self.length = sum(run.end - middle for run, middle in zip(runs, cached, strict=True))
         self.tokens: list[TokenArray] = []
         self.positions: list[Places] = []
         self.segments: list[Segment] = []
-        self.sequences: list[Places] = []
-        self.reused: list[int] = []
+        self.reused = [len(s.tokens) for s in sequences]
+        taken: list[Places] = []
+        start, end = 0, self.length
+        contexts: dict[_Run | None, tuple[range, ...]] = {None: ()}
+        last: list[_Run | None] = [None] * len(sequences)
+        for run, middle in zip(runs, cached, strict=True):
+            owner = run.sequences[0]
+            context = contexts[run.before]
+            if middle > run.begin:
+                places = np.arange(run.begin, middle)
+                taken.append(np.array(blocks[owner])[places // BLOCK] * BLOCK + places % BLOCK)
+                context = (*context, range(end, end := end + len(places)))
+            if run.end > middle:
+                tokens = sequences[owner].tokens
+                self.tokens.append(tokens[middle : run.end])
+                self.positions.append(positions_of(tokens)[middle : run.end])
+                self.segments.append(Segment(start, run.end - middle, context))
+                self.reused[owner] -= run.end - middle
+                context = (*context, range(start, start := start + run.end - middle))
+            contexts[run] = context
+            for n in run.sequences:
+                last[n] = run
+        self.taken = np.concatenate([np.arange(0), *taken])
+        self.places = [_places(contexts[run]) for run in last]
 
-    def add_alone(self, tokens: TokenArray) -> None:
-        start = self._append(tokens, self.positions_of(tokens))
-        self.segments.append(Segment(start, len(tokens)))
-        self.sequences.append(np.arange(start, start + len(tokens)))
-        self.reused.append(0)
-
-    def add_shared(self, item: EncodedItem) -> None:
-        size = len(item.prefix)
-        shared = self._append(item.prefix, self.positions_of(item.prefix))
-        self.segments.append(Segment(shared, size))
-        self.reused += [0] + [size] * (len(item.suffixes) - 1)
-        for suffix in item.suffixes:
-            positions = self.positions_of(np.concatenate([item.prefix, suffix]))[size:]
-            start = self._append(suffix, positions)
-            segment = Segment(start, len(suffix), shared, size)
-            self.segments.append(segment)
-            self.sequences.append(segment.keys())
-
-    def _append(self, tokens: TokenArray, positions: Places) -> int:
-        start = self.length
-        self.tokens.append(tokens)
-        self.positions.append(positions)
-        self.length += len(tokens)
-        return start
+    def cache_use(self, cache: PrefixCache) -> CacheUse:
+        """Let the cache keep all whole blocks of the sequences that it has room for."""
+        kept: list[Places] = []
+        kept_at: list[int] = []
+        for sequence, places in zip(self._sequences, self.places, strict=True):
+            for place, block in cache.keep(sequence.tokens):
+                kept.append(places[place : place + BLOCK])
+                kept_at.append(block)
+        at = BLOCK * np.array(kept_at, dtype=np.int64)[:, None] + np.arange(BLOCK)
+        return CacheUse(self.taken, np.concatenate([np.arange(0), *kept]), at.ravel())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,12 +307,12 @@ class Bucket:
     queries: int
     """Longest segment."""
     keys: int
-    """Longest segment with what it shares."""
+    """Longest segment with its context."""
 
     @property
     def is_whole(self) -> bool:
         """Whether it is a single self-contained segment: a slice of the row will do."""
-        return len(self.segments) == 1 and self.segments[0].shared_length == 0
+        return len(self.segments) == 1 and not self.segments[0].context
 
     def query_places(self) -> Places:
         """Places in the row of each query, [B, Q]; the padding points at place 0."""
@@ -180,10 +322,10 @@ class Bucket:
         return places
 
     def key_places(self) -> Places:
-        """Places in the row of each key, [B, K]; the padding points at place 0."""
+        """Places of each key, [B, K]; the padding points at place 0."""
         places = np.zeros((len(self.segments), self.keys), dtype=np.int64)
         for i, s in enumerate(self.segments):
-            places[i, : s.shared_length + s.length] = s.keys()
+            places[i, : s.reach] = s.keys()
         return places
 
     def valid_queries(self) -> npt.NDArray[np.bool_]:
@@ -199,21 +341,20 @@ class Bucket:
         key sees it when d < window, as transformers counts windows.
         """
         reach = window is not None and window < self.keys
-        shared = any(s.shared_length for s in self.segments)
-        lengths = {s.length + s.shared_length for s in self.segments}
-        if causal and not shared and not reach:
+        lengths = {s.reach for s in self.segments}
+        if causal and not any(s.context for s in self.segments) and not reach:
             return None  # padding is to the right of every real query
         if not causal and len(lengths) == 1 and not reach:
             return None
-        offsets = np.array(sorted({s.shared_length for s in self.segments}))
+        offsets = np.array(sorted({s.context_length for s in self.segments}))
         if not (causal and len(offsets) == 1):
-            offsets = np.array([s.shared_length for s in self.segments])
+            offsets = np.array([s.context_length for s in self.segments])
         q = offsets[:, None, None] + np.arange(self.queries)[None, :, None]
         k = np.arange(self.keys)[None, None, :]
         if causal:
             allowed = k <= q
         else:
-            ends = np.array([s.length + s.shared_length for s in self.segments])
+            ends = np.array([s.reach for s in self.segments])
             allowed = k < ends[:, None, None]
         if reach:
             assert window is not None
@@ -234,10 +375,10 @@ def make_buckets(segments: Sequence[Segment], call_cost: int = CALL_COST) -> tup
     Segments are sorted by shape and joined greedily: a segment joins the open bucket
     when padding all of it to the new shape costs less than a call of its own.
     """
-    order = sorted(segments, key=lambda s: (s.shared_length > 0, s.shared_length, s.length))
+    order = sorted(segments, key=lambda s: (s.context_length, s.length))
     buckets: list[Bucket] = []
     for segment in order:
-        alone = Bucket((segment,), segment.length, segment.shared_length + segment.length)
+        alone = Bucket((segment,), segment.length, segment.reach)
         if buckets and (joined := _join(buckets[-1], segment, call_cost)):
             buckets[-1] = joined
         else:
@@ -248,9 +389,9 @@ def make_buckets(segments: Sequence[Segment], call_cost: int = CALL_COST) -> tup
 def _join(bucket: Bucket, segment: Segment, call_cost: int) -> Bucket | None:
     size = len(bucket.segments)
     queries = max(bucket.queries, segment.length)
-    keys = max(bucket.keys, segment.shared_length + segment.length)
+    keys = max(bucket.keys, segment.reach)
     before = size * bucket.queries * bucket.keys
-    own = segment.length * (segment.shared_length + segment.length)
+    own = segment.length * segment.reach
     if (size + 1) * queries * keys - before > own + call_cost:
         return None
     return Bucket((*bucket.segments, segment), queries, keys)

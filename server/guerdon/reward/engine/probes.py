@@ -23,6 +23,7 @@ from guerdon.reward.engine.device import interpret_error
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
 from guerdon.reward.engine.heads import MARKS, Logits, Reads
 from guerdon.reward.engine.kernels import Table, check_kernels
+from guerdon.reward.engine.prefix_cache import PrefixCache
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.types import DeviceLost, EncodedItem, EngineOutOfMemory, TokenArray
 from guerdon.serving.errors import CheckpointRefused
@@ -124,7 +125,41 @@ def _try_packed(
             return None, f"{words}, more than {allowed:.2g}", found
     if lost := asked.lost_mask():
         return None, lost, difference
+    if settings.prefix_cache_mib and engine.caches:
+        memory = settings.prefix_cache_mib << 20
+        difference = max(difference, _add_cache(engine, probes, asked, memory))
     return engine, "", difference
+
+
+def _add_cache(engine: PackedEngine, probes: _Probes, asked: AttentionRecord, memory: int) -> float:
+    """Give the engine a prefix cache, and compute the probes out of it.
+
+    Returns:
+        Their largest difference from plain transformers.
+
+    Raises:
+        CheckpointRefused: it is more than rounding explains.
+    """
+    engine.cache = PrefixCache(memory, asked.token_bytes)
+    found = probes.again(engine)
+    strict = 0.0
+    if probes.reference is not None:
+        exact = PackedEngine(probes.reference)
+        exact.cache = PrefixCache(memory, asked.token_bytes * 4)
+        strict = probes.again(exact)
+    for difference, allowed in (
+        (found, probes.tolerance),
+        (strict, probes.exact_tolerance),
+    ):
+        if not difference <= allowed:
+            raise CheckpointRefused(
+                f"its probe scores differ by {difference:.2g} from plain transformers once their "
+                f"beginnings come from the prefix cache, more than {allowed:.2g}; "
+                "prefix_cache_mib = 0 does without"
+            )
+    check_kernels(asked.calls, probes.tables(engine), engine.model.device)
+    engine.cache.clear()
+    return found
 
 
 def _raised(error: Exception) -> str:
@@ -170,6 +205,11 @@ class _Probes:
         alone = np.concatenate([_flat(engine, [item]) for item in self.items])
         worst = np.maximum(np.abs(together - self.wanted), np.abs(alone - self.wanted))
         return float(worst.max())
+
+    def again(self, engine: Engine) -> float:
+        """Largest difference from plain when all is computed for the second time."""
+        _flat(engine, self.items)
+        return float(np.abs(_flat(engine, self.items) - self.wanted).max())
 
     def ask(self, engine: PackedEngine) -> tuple[AttentionRecord, str]:
         """What the model asks of its attention; and empty, or what it raised."""

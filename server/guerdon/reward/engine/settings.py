@@ -24,6 +24,9 @@ class EngineSettings:
     """CPU threads of torch for the whole process; torch's own choice when None."""
     max_batch_tokens: int = 16_384
     """Tokens, padding included, of one forward pass of padded batches."""
+    prefix_cache_mib: int = 512
+    """MiB for the keys and values of beginnings that come again, for each model; 0 computes every
+    batch from nothing."""
     deterministic: bool = False
     """One sequence per forward pass, nothing shared: a score never depends, not even in
     its last bit, on what else is in the batch. Slower."""
@@ -36,5 +39,7 @@ class EngineSettings:
                 raise ValueError(f"{name} is {value!r}, it must be one of {', '.join(known)}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads}, it must be positive")
+        if self.prefix_cache_mib < 0:
+            raise ValueError(f"prefix_cache_mib is {self.prefix_cache_mib}, it can't be negative")
         if self.max_batch_tokens < 1:
             raise ValueError(f"max_batch_tokens is {self.max_batch_tokens}, it must be positive")

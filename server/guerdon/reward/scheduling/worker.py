@@ -64,12 +64,19 @@ class BatchRun:
     seconds: float
     finished: float
     tokens: int
-    """Tokens as queued: without padding."""
+    """Tokens as queued: without padding, prefixes once for each part."""
     stats: BatchStats | None = None
     """None when it failed."""
     failure: Failure | None = None
     nonfinite: int = 0
     """Responses whose numbers are not all finite."""
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens as queued, less those that something else had computed: its time goes by them."""
+        if self.stats is None:
+            return self.tokens
+        return min(self.tokens, self.stats.computed_tokens - self.stats.padding_tokens)
 
 
 class Worker:
@@ -249,7 +256,7 @@ class Worker:
         if failure is Failure.OUT_OF_MEMORY:
             self._scheduler.out_of_memory(key, run.tokens)
         elif failure is None:
-            self._scheduler.observe(key, run.tokens, run.seconds)
+            self._scheduler.observe(key, run.new_tokens, run.seconds)
         return failure
 
 

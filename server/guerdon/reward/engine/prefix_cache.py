@@ -1,0 +1,125 @@
+"""Keys and values of beginnings that come again: system prompts, prompts, growing answers.
+
+A sequence is cut into blocks of `BLOCK` tokens. A block is known by its tokens and by the block
+before it, so that equal beginnings are found whatever they belong to, and nothing is found by a
+hash alone. What was used longest ago makes room. A cache belongs to one engine, and so to one
+revision: weights that change take their cache with them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+
+from guerdon.reward.types import TokenArray
+
+BLOCK = 16
+"""Tokens in a block."""
+MAX_BLOCKS = 8192
+"""Most blocks of a cache, however little memory each takes: 131,072 tokens."""
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    number: int
+    """Its place in the memory."""
+    serial: int
+    """Never given twice: no block is taken to follow one that has made room."""
+    batch: int
+    """The batch that used it last."""
+
+
+_Key = tuple[int, bytes]
+"""Serial number of the block before, 0 for none, and this block's token ids."""
+
+
+class PrefixCache:
+    """Keys and values of every layer, for the blocks that were used last. One thread at a time.
+
+    Args:
+        memory: bytes that it may take.
+        token_bytes: bytes of one token's keys and values, all layers together.
+    """
+
+    def __init__(self, memory: int, token_bytes: int) -> None:
+        self.blocks = min(MAX_BLOCKS, memory // (BLOCK * token_bytes))
+        self._known: OrderedDict[_Key, _Block] = OrderedDict()
+        """Used longest ago first; a block comes after those that follow it."""
+        self._free: list[int] = []
+        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Keys and values of each layer, [blocks * BLOCK, heads, size]."""
+        self._serial = 0
+        self._batch = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all blocks, as after a batch that failed."""
+        self._known.clear()
+        self._free = list(reversed(range(self.blocks)))
+
+    def begin_batch(self) -> None:
+        """Hold what is used from now on until the next batch begins."""
+        self._batch += 1
+
+    def find(self, tokens: TokenArray) -> list[int]:
+        """Numbers of the blocks that hold a sequence's beginning, as far as there are any."""
+        found: list[tuple[_Key, _Block]] = []
+        before = 0
+        for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
+            key = (before, tokens[start : start + BLOCK].tobytes())
+            block = self._known.get(key)
+            if block is None:
+                break
+            found.append((key, block))
+            before = block.serial
+        self._use(found)
+        return [block.number for _, block in found]
+
+    def keep(self, tokens: TokenArray) -> list[tuple[int, int]]:
+        """Hold a sequence's whole blocks, as far as there is room.
+
+        Returns:
+            Where each block that is new begins in the sequence, and its number.
+        """
+        new: list[tuple[int, int]] = []
+        chain: list[tuple[_Key, _Block]] = []
+        before = 0
+        for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
+            key = (before, tokens[start : start + BLOCK].tobytes())
+            block = self._known.get(key)
+            if block is None:
+                number = self._room()
+                if number is None:
+                    break
+                self._serial += 1
+                block = self._known[key] = _Block(number, self._serial, self._batch)
+                new.append((start, number))
+            chain.append((key, block))
+            before = block.serial
+        self._use(chain)
+        return new
+
+    def _use(self, chain: list[tuple[_Key, _Block]]) -> None:
+        for key, block in reversed(chain):  # what follows makes room first
+            block.batch = self._batch
+            self._known.move_to_end(key)
+
+    def _room(self) -> int | None:
+        """The number of a block that is free, or is made free; None while all are in use."""
+        if self._free:
+            return self._free.pop()
+        oldest = next(iter(self._known.values()), None)
+        if oldest is None or oldest.batch == self._batch:
+            return None
+        return self._known.popitem(last=False)[1].number
+
+    def layer(
+        self, number: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The memory of a layer, for keys and values that look like these [T, heads, size]."""
+        if number == len(self._layers):
+            held = (x.new_empty((self.blocks * BLOCK, *x.shape[1:])) for x in (keys, values))
+            self._layers.append((next(held), next(held)))
+        return self._layers[number]
