@@ -56,7 +56,12 @@ def run(command: Sequence[str], failure: str) -> None:
     """
     console.print(shown(command), highlight=False, markup=False, soft_wrap=True)
     environment = environment_of(command, gpu_memory())
-    if subprocess.run([str(GUERDON), *command], env=environment, check=False).returncode != 0:
+    code = subprocess.run([str(GUERDON), *command], env=environment, check=False).returncode
+    if code == -signal.SIGKILL:
+        raise DemoFailed(
+            f"`guerdon {' '.join(command[:2])}` was killed: the memory may be too small"
+        )
+    if code != 0:
         raise DemoFailed(failure)
 
 

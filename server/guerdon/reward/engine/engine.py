@@ -154,6 +154,11 @@ class PackedEngine(Engine):
         super().__init__(model, deterministic=deterministic)
         self.cache: PrefixCache | None = None
 
+    def close(self) -> None:
+        """Free the model's memory, and the cache's."""
+        self.cache = None
+        super().close()
+
     @property
     def shares(self) -> bool:
         """Whether equal beginnings are computed once: no token of them sees what follows."""

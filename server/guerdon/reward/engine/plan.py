@@ -1,4 +1,4 @@
-"""Packed rows: where every token stands, and who attends to whom. No model, no torch.
+"""Packed rows: where every token stands, and who attends to whom. No model is computed here.
 
 A packed row holds all tokens of a batch that are computed, one after the other, with no padding.
 It is cut into *segments*: a run of tokens that attend to themselves, and possibly to a *context*
