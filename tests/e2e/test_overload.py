@@ -49,7 +49,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         num_key_value_heads=8,
         head_dim=32,
     )
-    flags = {"max_queue_tokens": 40 * LENGTH, "max_batch_tokens": BATCH * LENGTH}
+    # The same texts come again and again, and each is to cost a forward pass.
+    flags = {
+        "max_queue_tokens": 40 * LENGTH,
+        "max_batch_tokens": BATCH * LENGTH,
+        "prefix_cache_mib": 0,
+    }
     with running_server({"m": folder}, **flags) as running:
         yield running
 
