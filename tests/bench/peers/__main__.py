@@ -137,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             [CONTENDERS[name](setup) for name in (FIRST, *args.contenders)], console.print
         )
         conditions = (
-            f"{args.dtype}, {args.threads} threads, {args.rounds} rounds, {args.texts} texts"
+            f"{args.dtype}, {args.threads} of {os.cpu_count()} cores each, {args.rounds} rounds, "
+            f"{args.texts} texts"
         )
         report = Report(console, field, conditions)
         plan = workloads.Plan(args.rounds, args.texts, args.seconds, args.sequences, args.group)

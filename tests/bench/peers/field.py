@@ -72,10 +72,16 @@ class Field:
             self.drop(contender, str(error))
 
     def drop(self, contender: Contender, reason: str) -> None:
-        """Take a contender out, with a reason for the table."""
+        """Take a contender out, with a reason for the table.
+
+        Raises:
+            Failed: it is the one that the others are compared with.
+        """
         self.out[contender.name] = reason
         self.running = [other for other in self.running if other is not contender]
         contender.stop()
+        if contender is self.all[0]:
+            raise Failed(f"{contender.label}: {reason}")
         self.say(f"{contender.label} is out: {reason}")
 
     def in_turn(self, number: int) -> list[Contender]:

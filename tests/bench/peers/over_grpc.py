@@ -18,7 +18,10 @@ MODEL = "bench"
 async def connected(address: str) -> AsyncIterator[Ask]:
     """A client that doesn't retry, so that every refusal is seen."""
     async with AsyncRewardClient(address, retry=ONCE) as client:
-        await client.get_model(MODEL)
+        try:
+            await client.get_model(MODEL)  # connected
+        except GuerdonError as error:
+            raise Failed(str(error)) from error
 
         async def ask(
             call: Call, *, deadline: float | None = None, online: bool = True

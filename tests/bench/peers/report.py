@@ -170,7 +170,7 @@ class Report:
         for panel, (label, of) in zip(panels[0], closed.items(), strict=True):
             shown = [c for c in reversed(self.field.all) if c.name in of]
             for contender in shown:
-                pairs = zip(of[contender.name], of[self.first], strict=False)
+                pairs = zip(of[contender.name], of[self.first], strict=True)
                 ratios = [mine[0] / first[0] for mine, first in pairs]
                 middle = median(ratios)
                 panel.barh(

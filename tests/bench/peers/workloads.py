@@ -104,7 +104,7 @@ class Turns:
 
     def ratios(self, name: str, first: str) -> list[float]:
         """How many times as long as the first one a contender took, round by round."""
-        return [a.seconds / b.seconds for a, b in zip(self.of[name], self.of[first], strict=False)]
+        return [a.seconds / b.seconds for a, b in zip(self.of[name], self.of[first], strict=True)]
 
 
 def cases(plan: Plan, workloads: Sequence[str]) -> list[Case]:
@@ -138,6 +138,8 @@ def closed_loops(field: Field, plan: Plan, asked: Sequence[Case], tolerance: flo
                 turns.of.setdefault(name, []).append(turn)
             seconds = ", ".join(f"{name} {turn.seconds:.2f} s" for name, turn in taken.items())
             field.say(f"round {number + 1} of {plan.rounds}, {turns.case.label}: {seconds}")
+    for turns in found:  # who failed or was wrong later was not fast before
+        turns.of = {name: rounds for name, rounds in turns.of.items() if name not in field.out}
     return found
 
 
