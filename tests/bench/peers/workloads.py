@@ -168,7 +168,7 @@ class Load:
 
     Args:
         share: of the contender's own capacity that was offered.
-        goodput: calls answered in time, as a share of that capacity.
+        goodput: calls answered in time per second, as a share of that capacity.
         latencies: seconds of the answered calls.
     """
 
@@ -193,44 +193,51 @@ def open_loops(field: Field, plan: Plan) -> dict[str, list[Load]]:
                     plan.texts / server.turn(real_calls(plan.texts, f"c{number}"), BUSY).seconds
                 )
                 for share in LOADS:
-                    rate = share * capacity
-                    calls = conversations(f"{share}.{number}")
-                    latencies = asyncio.run(
-                        open_loop(server, calls, rate, plan.seconds, deadline, number)
+                    offered = max(1, round(share * capacity * plan.seconds))
+                    calls = real_calls(offered, f"{share}.{number}")
+                    latencies, taken = asyncio.run(
+                        open_loop(server, calls, plan.seconds, deadline, number)
                     )
-                    goodput = len(latencies) / plan.seconds / capacity
+                    goodput = len(latencies) / taken / capacity
                     found.setdefault(server.name, []).append(Load(share, goodput, latencies))
                     field.say(
                         f"round {number + 1} of {plan.rounds}, {share:.0%} of {server.name}'s "
-                        f"{capacity:.1f} calls/s: {goodput:.0%} of it answered in time"
+                        f"{capacity:.1f} calls/s: {len(latencies)} of {offered} answered in time"
                     )
                     warm_up(server, f"{share}.{number}")
     return found
 
 
 async def open_loop(
-    server: Server, calls: Iterator[Call], rate: float, seconds: float, deadline: float, seed: int
-) -> list[float]:
-    """Calls that come at random, whatever becomes of the others; seconds of those in time."""
-    rng = np.random.default_rng(seed)
+    server: Server, calls: Sequence[Call], seconds: float, deadline: float, seed: int
+) -> tuple[list[float], float]:
+    """Calls that come at random within so many seconds, whatever becomes of the others.
+
+    Returns:
+        Seconds of each call that was answered in time, and until the last of them was.
+    """
+    due = np.sort(np.random.default_rng(seed).uniform(0, seconds, len(calls)))
     latencies: list[float] = []
+    last = seconds
     async with server.connect() as ask, asyncio.TaskGroup() as group:
+        begun = time.perf_counter()
 
         async def one(call: Call) -> None:
-            begun = time.perf_counter()
+            nonlocal last
+            asked = time.perf_counter()
             try:
                 await ask(call, deadline=deadline)
             except Failed:
                 return
-            if (taken := time.perf_counter() - begun) <= deadline:
-                latencies.append(taken)
+            now = time.perf_counter()
+            if now - asked <= deadline:
+                latencies.append(now - asked)
+                last = max(last, now - begun)
 
-        begun, due = time.perf_counter(), rng.exponential(1 / rate)
-        while due < seconds:
-            await asyncio.sleep(max(0.0, begun + due - time.perf_counter()))
-            group.create_task(one(next(calls)))
-            due += rng.exponential(1 / rate)
-    return latencies
+        for call, moment in zip(calls, due, strict=True):
+            await asyncio.sleep(max(0.0, begun + moment - time.perf_counter()))
+            group.create_task(one(call))
+    return latencies, last
 
 
 # (d): ONLINE beside BATCH
@@ -258,7 +265,7 @@ def beside_batch(field: Field, plan: Plan) -> dict[str, list[Beside]]:
         for server in field.servers:
             with field.alone(server):
                 warm_up(server, f"beside {number}")
-                lone = median(server.turn(real_calls(LONE_CALLS, f"d{number}"), 1).latencies)
+                lone = median(server.turn(real_calls(LONE_CALLS, f"lone d{number}"), 1).latencies)
                 alone = server.turn(real_calls(plan.texts, f"d{number}"), BUSY)
                 online, done = asyncio.run(_together(server, plan.seconds, number))
                 share = done / plan.seconds / (plan.texts / alone.seconds)
