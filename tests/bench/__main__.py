@@ -1,8 +1,13 @@
-"""`python -m tests.bench [NAME …]`: run benchmarks and print their tables."""
+"""`python -m tests.bench [NAME …]`: run benchmarks and print their tables.
+
+`peers` has options of its own and takes the better part of an hour, so it runs only when it is
+named: `python -m tests.bench peers --help`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from tests.bench import engine, learner, serving, training
 from tests.bench.common import BenchSettings, reward_checkpoint
+from tests.bench.peers import __main__ as peers
 
 BENCHMARKS: dict[str, Callable[[BenchSettings], None]] = {
     "engine": engine.run,
@@ -23,7 +29,9 @@ BENCHMARKS: dict[str, Callable[[BenchSettings], None]] = {
 
 
 def main() -> None:
-    """Run those that were named, or all."""
+    """Run those that were named, or all but `peers`."""
+    if sys.argv[1:2] == ["peers"]:
+        raise SystemExit(peers.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument(

@@ -1,0 +1,1 @@
+"""The contenders' own processes: `python -m tests.bench.peers.programs.NAME FOLDER …`."""

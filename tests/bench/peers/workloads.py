@@ -1,0 +1,356 @@
+"""What is asked of the contenders, and how long they take.
+
+No text is sent twice in a run, since some remember what they computed: each round's conversations
+begin with words of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tests.bench.common import median, real_items
+from tests.bench.peers.calls import Call, Turn
+from tests.bench.peers.contender import Ask, Contender, Failed, Server
+from tests.bench.peers.field import Field, difference
+from tests.bench.serving import as_client_item
+
+IN_FLIGHT = (1, 8, 64)
+BUSY = 64
+LOADS = (0.5, 0.7, 0.9, 2.0)
+WARM_UP = 4
+LONE_CALLS = 16
+DEADLINE = 20
+"""Seconds that a call of an open loop may take, in times of a lone call on this server."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The shape of (b): one long prompt with several responses."""
+
+    responses: int = 16
+    tokens: int = 256
+    prompt: int = 1024
+
+    def __str__(self) -> str:
+        return f"{self.responses} × {self.tokens} on {self.prompt}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything."""
+
+    rounds: int
+    texts: int
+    seconds: float
+    sequences: int
+    group: Group
+
+
+def conversations(salt: str) -> Iterator[Call]:
+    """Real conversations with one response each, without end; no other salt has the same."""
+    for number in itertools.count():
+        for item in _texts():
+            first, *rest = (dict(turn) for turn in item.prompt)
+            first["content"] = f"Question {salt}.{number}: {first['content']}"
+            yield Call([first, *rest], list(item.responses))
+
+
+def real_calls(count: int, salt: str) -> list[Call]:
+    """The first of them."""
+    return list(itertools.islice(conversations(salt), count))
+
+
+@functools.cache
+def _texts() -> list[Any]:
+    return [as_client_item(item) for item in dict.fromkeys(real_items(2000))]
+
+
+def group_call(group: Group, seed: int) -> Call:
+    """Random tokens in such a shape."""
+    rng = np.random.default_rng(seed)
+    sizes = [group.prompt] + [group.tokens] * group.responses
+    prompt, *responses = (rng.integers(100, 40_000, size).tolist() for size in sizes)
+    return Call(prompt, responses)
+
+
+# (a) and (b): closed loops
+
+
+@dataclass(frozen=True)
+class Case:
+    """Calls with so many in flight, new ones each round."""
+
+    label: str
+    in_flight: int
+    calls: Callable[[int], list[Call]]
+
+
+@dataclass
+class Turns:
+    """What became of a case: each contender's turns, round by round."""
+
+    case: Case
+    of: dict[str, list[Turn]] = field(default_factory=dict)
+
+    def ratios(self, name: str, first: str) -> list[float]:
+        """How many times as long as the first one a contender took, round by round."""
+        return [a.seconds / b.seconds for a, b in zip(self.of[name], self.of[first], strict=True)]
+
+
+def cases(plan: Plan, workloads: Sequence[str]) -> list[Case]:
+    """The closed loops among the workloads."""
+
+    def single(in_flight: int) -> Case:
+        def calls(number: int) -> list[Call]:
+            return real_calls(plan.texts, f"{in_flight}.{number}")
+
+        return Case(f"{in_flight} in flight", in_flight, calls)
+
+    found = [single(in_flight) for in_flight in IN_FLIGHT] if "a" in workloads else []
+    if "b" in workloads:
+        found.append(Case(str(plan.group), 1, lambda number: [group_call(plan.group, number)]))
+    return found
+
+
+def closed_loops(field: Field, plan: Plan, asked: Sequence[Case], tolerance: float) -> list[Turns]:
+    """All cases in each round, in each case all contenders by turns."""
+    found = [Turns(case) for case in asked]
+    for number in range(plan.rounds):
+        for turns in found:
+            calls = turns.case.calls(number)
+            taken = {}
+            for contender in field.in_turn(number):
+                with field.alone(contender):
+                    warm_up(contender, f"{turns.case.label}.{number}")
+                    taken[contender.name] = contender.turn(calls, turns.case.in_flight)
+            _agree(field, taken, tolerance)
+            for name, turn in taken.items():
+                turns.of.setdefault(name, []).append(turn)
+            seconds = ", ".join(f"{name} {turn.seconds:.2f} s" for name, turn in taken.items())
+            field.say(f"round {number + 1} of {plan.rounds}, {turns.case.label}: {seconds}")
+    for turns in found:  # who failed or was wrong later was not fast before
+        turns.of = {name: rounds for name, rounds in turns.of.items() if name not in field.out}
+    return found
+
+
+def warm_up(contender: Contender, salt: str) -> None:
+    """A few calls that aren't timed; they also wait for what was left in a queue."""
+    contender.turn(real_calls(WARM_UP, f"warm {salt}"), WARM_UP)
+
+
+def _agree(field: Field, taken: dict[str, Turn], tolerance: float) -> None:
+    """Take out whose timed scores are not the first one's."""
+    first = field.all[0].name
+    for contender in field.in_turn(0):
+        if not (contender.scores and first in taken and contender.name in taken):
+            continue
+        apart = difference(taken[contender.name].scores, taken[first].scores)
+        if not apart <= 2 * tolerance:  # either may be so far from the truth
+            field.drop(contender, f"wrong scores while it was timed: {apart:.1e} from {first}'s")
+
+
+# (c): an open loop
+
+
+@dataclass(frozen=True)
+class Load:
+    """What became of calls that came at a given rate.
+
+    Args:
+        share: of the contender's own capacity that was offered.
+        goodput: calls answered in time per second, as a share of that capacity.
+        latencies: seconds of the answered calls.
+    """
+
+    share: float
+    goodput: float
+    latencies: list[float]
+
+
+def open_loops(field: Field, plan: Plan) -> dict[str, list[Load]]:
+    """Each server's rounds of each load, with one deadline for all."""
+    found: dict[str, list[Load]] = {}
+    deadline = 0.0
+    for number in range(plan.rounds):
+        for server in field.servers:
+            with field.alone(server):
+                warm_up(server, f"open {number}")
+                if not deadline:
+                    lone = server.turn(real_calls(LONE_CALLS, "lone"), 1)
+                    deadline = DEADLINE * median(lone.latencies)
+                    field.say(f"open loops: each call's deadline is {deadline:.2f} s")
+                capacity = (
+                    plan.texts / server.turn(real_calls(plan.texts, f"c{number}"), BUSY).seconds
+                )
+                for share in LOADS:
+                    offered = max(1, round(share * capacity * plan.seconds))
+                    calls = real_calls(offered, f"{share}.{number}")
+                    latencies, taken = asyncio.run(
+                        open_loop(server, calls, plan.seconds, deadline, number)
+                    )
+                    goodput = len(latencies) / taken / capacity
+                    found.setdefault(server.name, []).append(Load(share, goodput, latencies))
+                    field.say(
+                        f"round {number + 1} of {plan.rounds}, {share:.0%} of {server.name}'s "
+                        f"{capacity:.1f} calls/s: {len(latencies)} of {offered} answered in time"
+                    )
+                    warm_up(server, f"{share}.{number}")
+    return found
+
+
+async def open_loop(
+    server: Server, calls: Sequence[Call], seconds: float, deadline: float, seed: int
+) -> tuple[list[float], float]:
+    """Calls that come at random within so many seconds, whatever becomes of the others.
+
+    Returns:
+        Seconds of each call that was answered in time, and until the last of them was.
+    """
+    due = np.sort(np.random.default_rng(seed).uniform(0, seconds, len(calls)))
+    latencies: list[float] = []
+    last = seconds
+    async with server.connect() as ask, asyncio.TaskGroup() as group:
+        begun = time.perf_counter()
+
+        async def one(call: Call) -> None:
+            nonlocal last
+            asked = time.perf_counter()
+            try:
+                await ask(call, deadline=deadline)
+            except Failed:
+                return
+            now = time.perf_counter()
+            if now - asked <= deadline:
+                latencies.append(now - asked)
+                last = max(last, now - begun)
+
+        for call, moment in zip(calls, due, strict=True):
+            await asyncio.sleep(max(0.0, begun + moment - time.perf_counter()))
+            group.create_task(one(call))
+    return latencies, last
+
+
+# (d): ONLINE beside BATCH
+
+
+@dataclass(frozen=True)
+class Beside:
+    """How online calls, one at a time, and bulk work share a server.
+
+    Args:
+        lone: median seconds of an online call on the idle server.
+        online: seconds of each online call beside bulk work.
+        batch: rate of the bulk work beside them, as a share of its rate alone.
+    """
+
+    lone: float
+    online: list[float]
+    batch: float
+
+
+def beside_batch(field: Field, plan: Plan) -> dict[str, list[Beside]]:
+    """Each server's rounds."""
+    found: dict[str, list[Beside]] = {}
+    for number in range(plan.rounds):
+        for server in field.servers:
+            with field.alone(server):
+                warm_up(server, f"beside {number}")
+                lone = median(server.turn(real_calls(LONE_CALLS, f"lone d{number}"), 1).latencies)
+                alone = server.turn(real_calls(plan.texts, f"d{number}"), BUSY)
+                online, done = asyncio.run(_together(server, plan.seconds, number))
+                share = done / plan.seconds / (plan.texts / alone.seconds)
+                found.setdefault(server.name, []).append(Beside(lone, online, share))
+                field.say(
+                    f"round {number + 1} of {plan.rounds}, online beside batch: {server.name} "
+                    f"{1000 * median(online):.0f} ms, {1000 * lone:.0f} ms alone"
+                )
+    return found
+
+
+async def _together(server: Server, seconds: float, number: int) -> tuple[list[float], int]:
+    """Seconds of each online call, and how many bulk calls were answered meanwhile."""
+    latencies: list[float] = []
+    done = 0
+    bulk = conversations(f"bulk {number}")
+    online = conversations(f"online {number}")
+    async with server.connect() as ask:
+        end = time.perf_counter() + seconds
+
+        async def batch_caller() -> None:
+            nonlocal done
+            while time.perf_counter() < end:
+                await ask(next(bulk), online=False)
+                done += time.perf_counter() < end
+
+        async def online_caller(ask: Ask) -> None:
+            while time.perf_counter() < end:
+                begun = time.perf_counter()
+                await ask(next(online))
+                latencies.append(time.perf_counter() - begun)
+
+        await asyncio.gather(online_caller(ask), *(batch_caller() for _ in range(BUSY)))
+    return latencies, done
+
+
+# (e): a file
+
+
+def from_file(field: Field, plan: Plan) -> dict[str, float]:
+    """Each one's seconds for a file of sequences, once."""
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "calls.jsonl"
+        with path.open("w") as lines:
+            for call in real_calls(plan.sequences, "file"):
+                lines.write(json.dumps(vars(call)) + "\n")
+        for contender in field.in_turn(0):
+            with field.alone(contender):
+                warm_up(contender, "file")
+                found[contender.name] = contender.score_file(path, BUSY)
+                field.say(
+                    f"{plan.sequences} sequences from a file: {contender.name} "
+                    f"{found[contender.name]:.1f} s"
+                )
+    return found
+
+
+# (f): starting
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds from nothing to the first answer, and resident bytes after 64 calls in flight."""
+
+    seconds: float
+    memory: int
+
+
+def starts(field: Field, plan: Plan) -> dict[str, list[Start]]:
+    """Each one that scores, started alone in each round."""
+    found: dict[str, list[Start]] = {}
+    first, *busy = real_calls(BUSY + 1, "start")
+    for number in range(plan.rounds):
+        for contender in field.able:
+            if not contender.scores:
+                continue
+            with field.guarded(contender):
+                seconds = contender.start(first)
+                contender.turn(busy, BUSY)
+                start = Start(seconds, contender.memory())
+                found.setdefault(contender.name, []).append(start)
+                field.say(
+                    f"round {number + 1} of {plan.rounds}, start: {contender.name} "
+                    f"{seconds:.1f} s, {start.memory >> 20} MiB"
+                )
+            contender.stop()
+    return found
