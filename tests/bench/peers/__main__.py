@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -128,7 +127,8 @@ def positive(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the workloads that were asked for."""
     args = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the contenders
+    # SIGTERM as Ctrl-C: the contenders are ended.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     console = Console(width=140, highlight=False)
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.model or reward_checkpoint(Path(scratch) / "model")
@@ -147,6 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Failed as error:
             console.print(str(error))
             return 1
+        except KeyboardInterrupt:
+            console.print("interrupted: nothing is written")
+            return 130
         finally:
             field.stop()
         report.end(args.output, f"peers-{args.dtype}")
