@@ -48,8 +48,8 @@ def reward_checkpoint(folder: Path) -> Path:
 
 
 def load(settings: BenchSettings, mode: str = "auto") -> RewardModel:
-    """The model in this process."""
-    engine = EngineSettings(dtype=settings.dtype, mode=mode)
+    """The model in this process, without a prefix cache: texts are scored again and again."""
+    engine = EngineSettings(dtype=settings.dtype, mode=mode, prefix_cache_mib=0)
     return load_model(settings.folder, name="bench", settings=engine)
 
 

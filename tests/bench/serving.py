@@ -37,11 +37,12 @@ T = TypeVar("T")
 
 
 def serve(settings: BenchSettings, **flags: object) -> AbstractContextManager[RunningServer]:
-    """The real server with as many threads as this process has."""
+    """The real server with as many threads as this process has, without a prefix cache."""
     return running_server(
         {"bench": settings.folder},
         environment={"OMP_NUM_THREADS": str(torch.get_num_threads())},
         dtype=settings.dtype,
+        prefix_cache_mib=0,
         **flags,
     )
 
