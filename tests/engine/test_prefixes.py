@@ -177,18 +177,21 @@ def test_equal_texts_are_computed_once(checkpoint: Make) -> None:
 
 def test_what_was_used_longest_ago_makes_room() -> None:
     cache = PrefixCache(4 * BLOCK, 1)
+
+    def keep(tokens: Any) -> list[int]:
+        cache.begin_batch()
+        blocks, new = cache.keep(tokens, [])
+        cache.end_batch(reversed(blocks))
+        return [place for place, _ in new]
+
     old, new = (np.arange(n, n + 2 * BLOCK, dtype=np.int32) for n in (0, 1000))
     newest = np.arange(2000, 2000 + 3 * BLOCK, dtype=np.int32)
-    for tokens in (old, new):
-        cache.begin_batch()
-        assert [place for place, _ in cache.keep(tokens)] == [0, BLOCK]
-    cache.begin_batch()
-    assert len(cache.find(old)) == 2, "used again"
-    cache.begin_batch()
-    assert len(cache.keep(newest)) == 3
-    assert len(cache.find(newest)) == 3
-    assert cache.find(new) == []
-    assert len(cache.find(old)) == 1, "its end made room, not its beginning"
+    assert keep(old) == keep(new) == [0, BLOCK]
+    assert keep(old) == [], "used again"
+    assert keep(newest) == [0, BLOCK, 2 * BLOCK]
+    assert len(cache.find(newest, [])) == 3
+    assert cache.find(new, []) == []
+    assert len(cache.find(old, [])) == 1, "its end made room, not its beginning"
 
 
 def test_a_batch_larger_than_the_cache_takes_nothing_from_itself(checkpoint: Make) -> None:

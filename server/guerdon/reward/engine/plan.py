@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.reward.engine.prefix_cache import BLOCK, PrefixCache
+from guerdon.reward.engine.prefix_cache import BLOCK, Block, PrefixCache
 from guerdon.reward.types import BatchStats, EncodedItem, TokenArray
 
 Places = npt.NDArray[np.int64]
@@ -249,12 +249,13 @@ class _Row:
         cache: PrefixCache | None,
     ) -> None:
         self._sequences = sequences
-        blocks = [[] if cache is None else cache.find(s.tokens[: s.first_read]) for s in sequences]
-        # Up to where each run comes from the cache: as far as all of its sequences do.
-        cached = [
-            min(run.end, max(run.begin, BLOCK * min(len(blocks[n]) for n in run.sequences)))
-            for run in runs
-        ]
+        self._runs = runs
+        blocks: dict[_Run | None, list[Block]] = {None: []}
+        for run in runs:
+            before = blocks[run.before]
+            blocks[run] = before if cache is None else cache.find(self._readable(run), before)
+        # Up to where each run comes from the cache.
+        cached = [min(run.end, max(run.begin, BLOCK * len(blocks[run]))) for run in runs]
         self.length = sum(run.end - middle for run, middle in zip(runs, cached, strict=True))
         self.tokens: list[TokenArray] = []
         self.positions: list[Places] = []
@@ -269,7 +270,8 @@ class _Row:
             context = contexts[run.before]
             if middle > run.begin:
                 places = np.arange(run.begin, middle)
-                taken.append(np.array(blocks[owner])[places // BLOCK] * BLOCK + places % BLOCK)
+                numbers = np.array([block.number for block in blocks[run]])
+                taken.append(numbers[places // BLOCK] * BLOCK + places % BLOCK)
                 context = (*context, range(end, end := end + len(places)))
             if run.end > middle:
                 tokens = sequences[owner].tokens
@@ -284,14 +286,25 @@ class _Row:
         self.taken = np.concatenate([np.arange(0), *taken])
         self.places = [_places(contexts[run]) for run in last]
 
+    def _readable(self, run: _Run) -> TokenArray:
+        """The tokens up to a run's end, or to the first one whose hidden state is read."""
+        first_read = min(self._sequences[n].first_read for n in run.sequences)
+        return self._sequences[run.sequences[0]].tokens[: min(run.end, first_read)]
+
     def cache_use(self, cache: PrefixCache) -> CacheUse:
         """Let the cache keep all whole blocks of the sequences that it has room for."""
         kept: list[Places] = []
         kept_at: list[int] = []
-        for sequence, places in zip(self._sequences, self.places, strict=True):
-            for place, block in cache.keep(sequence.tokens):
-                kept.append(places[place : place + BLOCK])
+        blocks: dict[_Run | None, list[Block]] = {None: []}
+        for run in self._runs:
+            owner, before = run.sequences[0], blocks[run.before]
+            tokens = self._sequences[owner].tokens[: run.end]
+            blocks[run], new = cache.keep(tokens, before)
+            for place, block in new:
+                kept.append(self.places[owner][place : place + BLOCK])
                 kept_at.append(block)
+        own = (blocks[run][len(blocks[run.before]) :] for run in reversed(self._runs))
+        cache.end_batch(block for run in own for block in reversed(run))  # what follows goes first
         at = BLOCK * np.array(kept_at, dtype=np.int64)[:, None] + np.arange(BLOCK)
         return CacheUse(self.taken, np.concatenate([np.arange(0), *kept]), at.ravel())
 

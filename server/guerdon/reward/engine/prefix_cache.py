@@ -9,6 +9,7 @@ revision: weights that change take their cache with them.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,18 +22,21 @@ MAX_BLOCKS = 8192
 """Most blocks of a cache, however little memory each takes: 131,072 tokens."""
 
 
+_Key = tuple[int, bytes]
+"""Serial number of the block before, 0 for none, and a block's token ids."""
+
+
 @dataclass(slots=True, eq=False)
-class _Block:
+class Block:
+    """`BLOCK` tokens of a sequence, with all that comes before them."""
+
+    key: _Key
     number: int
     """Its place in the memory."""
     serial: int
     """Never given twice: no block is taken to follow one that has made room."""
     batch: int
     """The batch that used it last."""
-
-
-_Key = tuple[int, bytes]
-"""Serial number of the block before, 0 for none, and this block's token ids."""
 
 
 class PrefixCache:
@@ -45,8 +49,8 @@ class PrefixCache:
 
     def __init__(self, memory: int, token_bytes: int) -> None:
         self.blocks = min(MAX_BLOCKS, memory // (BLOCK * token_bytes))
-        self._known: OrderedDict[_Key, _Block] = OrderedDict()
-        """Used longest ago first; a block comes after those that follow it."""
+        self._known: OrderedDict[_Key, Block] = OrderedDict()
+        """Used longest ago first; between batches a block comes after those that follow it."""
         self._free: list[int] = []
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Keys and values of each layer, [blocks * BLOCK, heads, size]."""
@@ -63,48 +67,60 @@ class PrefixCache:
         """Hold what is used from now on until the next batch begins."""
         self._batch += 1
 
-    def find(self, tokens: TokenArray) -> list[int]:
-        """Numbers of the blocks that hold a sequence's beginning, as far as there are any."""
-        found: list[tuple[_Key, _Block]] = []
-        before = 0
-        for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
-            key = (before, tokens[start : start + BLOCK].tobytes())
-            block = self._known.get(key)
+    def find(self, tokens: TokenArray, after: list[Block]) -> list[Block]:
+        """The blocks of a sequence's beginning, as far as they are held.
+
+        Args:
+            tokens: the sequence up to where blocks are wanted.
+            after: its first blocks, which are found already.
+        """
+        found = list(after)
+        for key in self._following(tokens, found):
+            block = self._use(key)
             if block is None:
                 break
-            found.append((key, block))
-            before = block.serial
-        self._use(found)
-        return [block.number for _, block in found]
+            found.append(block)
+        return found
 
-    def keep(self, tokens: TokenArray) -> list[tuple[int, int]]:
-        """Hold a sequence's whole blocks, as far as there is room.
+    def keep(
+        self, tokens: TokenArray, after: list[Block]
+    ) -> tuple[list[Block], list[tuple[int, int]]]:
+        """Hold a sequence's whole blocks, as far as there is room; arguments as for `find`.
 
         Returns:
-            Where each block that is new begins in the sequence, and its number.
+            All of them; and where each one that is new begins in the sequence, and its number.
         """
+        held = list(after)
         new: list[tuple[int, int]] = []
-        chain: list[tuple[_Key, _Block]] = []
-        before = 0
-        for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
-            key = (before, tokens[start : start + BLOCK].tobytes())
-            block = self._known.get(key)
+        for key in self._following(tokens, held):
+            block = self._use(key)
             if block is None:
                 number = self._room()
                 if number is None:
                     break
                 self._serial += 1
-                block = self._known[key] = _Block(number, self._serial, self._batch)
-                new.append((start, number))
-            chain.append((key, block))
-            before = block.serial
-        self._use(chain)
-        return new
+                block = self._known[key] = Block(key, number, self._serial, self._batch)
+                new.append((len(held) * BLOCK, number))
+            held.append(block)
+        return held, new
 
-    def _use(self, chain: list[tuple[_Key, _Block]]) -> None:
-        for key, block in reversed(chain):  # what follows makes room first
+    def end_batch(self, blocks: Iterable[Block]) -> None:
+        """Let these make room in this order, after all that were used before."""
+        for block in blocks:
+            self._known.move_to_end(block.key)
+
+    def _following(self, tokens: TokenArray, blocks: list[Block]) -> Iterator[_Key]:
+        """The keys of the blocks after those in the list, which grows meanwhile."""
+        for start in range(len(blocks) * BLOCK, len(tokens) - BLOCK + 1, BLOCK):
+            before = blocks[-1].serial if blocks else 0
+            yield before, tokens[start : start + BLOCK].tobytes()
+
+    def _use(self, key: _Key) -> Block | None:
+        block = self._known.get(key)
+        if block is not None:
             block.batch = self._batch
             self._known.move_to_end(key)
+        return block
 
     def _room(self) -> int | None:
         """The number of a block that is free, or is made free; None while all are in use."""
