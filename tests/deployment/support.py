@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import httpx
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
+from tests.support.ports import free_port
 
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.sampler.metrics import SamplerMetrics
@@ -136,13 +136,6 @@ class Prometheus:
         while not self.query(expression):
             assert time.monotonic() < end, f"no data after {seconds} s: {expression}"
             time.sleep(0.3)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from tests.support.ports import free_port
 
-from .support import DEPLOY, free_port, need_program, rules, wait_ready
+from .support import DEPLOY, need_program, rules, wait_ready
 
 
 class Receiver:

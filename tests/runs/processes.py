@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -21,17 +20,12 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from tests.support.ports import free_port
+
 START_SECONDS = 120.0
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.runs.loaded"])
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def serve_reward(arguments: Sequence[str]) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.runs.processes import Child, free_port
+from tests.runs.processes import Child
+from tests.support.ports import free_port
 
 
 def train_rank(

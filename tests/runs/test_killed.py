@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runs.processes import Service, free_port, reward_service, sampler_service
+from tests.runs.processes import Service, reward_service, sampler_service
 from tests.runs.whole import STEPS, Finished, Recipe, finished
+from tests.support.ports import free_port
 
 from guerdon.cli.errors import ExitCode
 

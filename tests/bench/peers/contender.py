@@ -22,6 +22,7 @@ from typing import ClassVar, Protocol
 
 from tests.bench.peers.calls import Call, Turn
 from tests.bench.peers.processes import Processes
+from tests.support.ports import free_port
 
 START_SECONDS = 600.0
 SHORT_SPIN, LONG_SPIN = "10000", "300000"
@@ -196,14 +197,8 @@ class Worker(Contender):
         """Batches of as many calls as the servers have in flight."""
         try:
             with Client(("127.0.0.1", self.port)) as connection:
-                connection.send((calls, in_flight))
-                answer: Turn = connection.recv()
-                return answer
+                asked = {"calls": [vars(call) for call in calls], "in_flight": in_flight}
+                connection.send_bytes(json.dumps(asked).encode())
+                return Turn(**json.loads(connection.recv_bytes()))
         except (OSError, EOFError) as error:
             raise Failed(f"{self.name} died:\n{self.processes and self.processes.log()}") from error
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])

@@ -165,7 +165,7 @@ class PackedEngine(Engine):
         return self.architecture.causal and not self.deterministic
 
     @property
-    def caches(self) -> bool:
+    def can_cache(self) -> bool:
         """Whether keys and values hold for any later batch."""
         return self.shares and self.architecture.longrope_limit is None
 

@@ -90,13 +90,13 @@ def _select(model: Any, settings: EngineSettings, max_tokens: int) -> Selected:
     )
     difference = probes.difference(padded)
     strict = probes.exact_difference(PaddedEngine)
-    for found, allowed in ((difference, probes.tolerance), (strict, probes.exact_tolerance)):
-        if not found <= allowed:
-            raise CheckpointRefused(
-                f"its probe scores differ by {found:.2g} between padded batches and plain "
-                f"transformers, more than {allowed:.2g}"
-                + (f"; packed: {reason}" if settings.mode != "padded" else "")
-            )
+    if exceeded := probes.exceeded(difference, strict):
+        found, allowed = exceeded
+        raise CheckpointRefused(
+            f"its probe scores differ by {found:.2g} between padded batches and plain "
+            f"transformers, more than {allowed:.2g}"
+            + (f"; packed: {reason}" if settings.mode != "padded" else "")
+        )
     return Selected(padded, reason, difference)
 
 
@@ -118,14 +118,13 @@ def _try_packed(
         raise
     except Exception as error:  # whatever it raises, it cannot be packed
         return None, _raised(error), 0.0
-    checks = ((difference, probes.tolerance), (strict, probes.exact_tolerance))
-    for found, allowed in checks:
-        if not found <= allowed:
-            words = f"packed probe scores differ from plain transformers by {found:.2g}"
-            return None, f"{words}, more than {allowed:.2g}", found
+    if exceeded := probes.exceeded(difference, strict):
+        found, allowed = exceeded
+        words = f"packed probe scores differ from plain transformers by {found:.2g}"
+        return None, f"{words}, more than {allowed:.2g}", found
     if lost := asked.lost_mask():
         return None, lost, difference
-    if settings.prefix_cache_mib and engine.caches:
+    if settings.prefix_cache_mib and engine.can_cache:
         memory = settings.prefix_cache_mib << 20
         difference = max(difference, _add_cache(engine, probes, asked, memory))
     return engine, "", difference
@@ -145,18 +144,15 @@ def _add_cache(engine: PackedEngine, probes: _Probes, asked: AttentionRecord, me
     strict = 0.0
     if probes.reference is not None:
         exact = PackedEngine(probes.reference)
-        exact.cache = PrefixCache(memory, asked.token_bytes * 4)
+        exact.cache = PrefixCache(memory, 2 * asked.token_bytes)  # float32 for half precision
         strict = probes.again(exact)
-    for difference, allowed in (
-        (found, probes.tolerance),
-        (strict, probes.exact_tolerance),
-    ):
-        if not difference <= allowed:
-            raise CheckpointRefused(
-                f"its probe scores differ by {difference:.2g} from plain transformers once their "
-                f"beginnings come from the prefix cache, more than {allowed:.2g}; "
-                "prefix_cache_mib = 0 does without"
-            )
+    if exceeded := probes.exceeded(found, strict):
+        difference, allowed = exceeded
+        raise CheckpointRefused(
+            f"its probe scores differ by {difference:.2g} from plain transformers once their "
+            f"beginnings come from the prefix cache, more than {allowed:.2g}; "
+            "prefix_cache_mib = 0 does without"
+        )
     check_kernels(asked.calls, probes.tables(engine), engine.model.device)
     engine.cache.clear()
     return found
@@ -198,6 +194,18 @@ class _Probes:
         own = _plain(self.model, self.items, reads)
         _refuse_non_finite(own)
         return float(HALF_ALLOWANCE * np.abs(own - self.wanted).max() + step)
+
+    def exceeded(self, found: float, strict: float) -> tuple[float, float] | None:
+        """A difference that is larger than it may be, and what it may be; None without one.
+
+        Args:
+            found: largest difference of the engine that is to serve.
+            strict: the same of a float32 copy.
+        """
+        for difference, allowed in ((found, self.tolerance), (strict, self.exact_tolerance)):
+            if not difference <= allowed:
+                return difference, allowed
+        return None
 
     def difference(self, engine: Engine) -> float:
         """Largest difference of an engine from plain: all at once, and one by one."""

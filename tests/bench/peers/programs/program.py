@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,11 @@ def work(port: int, prepare: Callable[[Sequence[Call]], Batch]) -> None:
         while True:
             with listener.accept() as connection:
                 try:
-                    calls, in_flight = connection.recv()
+                    asked = json.loads(connection.recv_bytes())
                 except EOFError:  # somebody looked whether this port listens
                     continue
-                connection.send(_timed(calls, in_flight, prepare))
+                turn = _timed([Call(**c) for c in asked["calls"]], asked["in_flight"], prepare)
+                connection.send_bytes(json.dumps(vars(turn)).encode())
 
 
 def _timed(
