@@ -126,6 +126,7 @@ def files_of_a_score() -> int:
     from guerdon.client import RewardClient
     from guerdon.reward.app import RewardServer
     from guerdon.reward.config import load_config
+    from guerdon.reward.kinds import load_model
     from guerdon.reward.models.loader import new_loader
 
     seen: set[str] = set()
@@ -139,7 +140,10 @@ def files_of_a_score() -> int:
         config = load_config(None, {"models": {"m": str(model)}, "port": 0, "http_port": -1})
         ports: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.setprofile(note)  # threads that begin from here on
-        server = RewardServer(config, new_loader(config.engine))
+        server = RewardServer(
+            config,  # computing in this process, where files can be noted
+            new_loader(lambda f, n, c: load_model(f, name=n, settings=config.engine, check=c)),
+        )
         running = threading.Thread(
             target=asyncio.run, args=(server.run(ports.put, signals=False),), daemon=True
         )

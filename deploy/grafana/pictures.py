@@ -158,14 +158,14 @@ def process_panels(job: str) -> list[Panel]:
         ),
         Panel(
             "Memory",
-            "Resident memory of the server's process, and the most that it may be.",
-            [each("process_resident_memory_bytes"), each("guerdon_memory_limit_bytes", " limit")],
+            "Resident memory of the server and of the processes that it started, and the most that it may be.",
+            [each("guerdon_resident_memory_bytes"), each("guerdon_memory_limit_bytes", " limit")],
             unit="bytes",
             width=12,
         ),
         Panel(
             "CPU",
-            "Cores in use.",
+            "Cores that the server's own process uses, without what it started.",
             [Query(f"rate(process_cpu_seconds_total{of_job}[{RATE}])", "{{instance}}")],
             width=12,
         ),

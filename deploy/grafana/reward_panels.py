@@ -238,6 +238,11 @@ ENGINE = [
         ],
         unit="cps",
     ),
+    Panel(
+        "Engine restarts",
+        "Since the server's start: its process ended and was started anew. The log says by what.",
+        [Query(f"guerdon_engine_restarts_total{{{ONE}}}", "{{instance}}")],
+    ),
 ]
 
 SCORES = [

@@ -69,8 +69,9 @@ ROOMS: dict[str, set[str]] = {
     "checkpoints": {"adapters", "engine", "types"},
     "encoding": {"checkpoints", "types"},
     "kinds": {"checkpoints", "encoding", "engine", "types"},
+    "engine_process": {"checkpoints", "encoding", "engine", "kinds", "types"},
     "scheduling": {"types"},
-    "models": {"engine", "kinds", "types"},
+    "models": {"types"},
     "metrics": set(),
     "call_metrics": {"metrics", "models", "types"},
     "metrics_observer": {"metrics", "models", "scheduling", "types"},
@@ -80,16 +81,16 @@ ROOMS: dict[str, set[str]] = {
     "config": {"engine", "request_limits", "scheduling"},
     "app": {
         *("call_metrics", "config", "metrics", "metrics_observer"),
-        *("models", "scheduling", "scoring", "wire"),
+        *("models", "scheduling", "scoring", "types", "wire"),
     },
-    "cli": {"app", "config", "models"},
+    "cli": {"app", "config", "engine_process", "models"},
 }
 """For each folder and module of the reward server, those whose modules it may import."""
 
 WIRE = ("grpc", "fastapi", "starlette", "uvicorn", "guerdon.v1", "google.protobuf")
 TORCH = ("torch", "transformers")
 WAITING = ("asyncio", "time", "threading", "socket")
-COMPUTING = ("engine", "adapters", "checkpoints", "encoding", "kinds")
+COMPUTING = ("engine", "adapters", "checkpoints", "encoding", "kinds", "engine_process")
 SERVING = ("scheduling", "models", "scoring", "metrics", "call_metrics", "metrics_observer")
 FOREIGN = {
     "types": (*WIRE, *TORCH, *WAITING),

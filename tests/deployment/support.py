@@ -39,7 +39,6 @@ RULE_TESTS = ("tests.yml", "sampler-tests.yml", "service-tests.yml")
 
 FOREIGN = {
     "up",
-    "process_resident_memory_bytes",
     "process_cpu_seconds_total",
     "process_open_fds",
     "process_max_fds",

@@ -22,6 +22,8 @@ from guerdon.reward.scheduling.watchdog import Running, Watchdog, allowed_second
 from guerdon.reward.types import (
     DeviceLost,
     EncodedItem,
+    EngineKeeper,
+    EngineLost,
     EngineOutOfMemory,
     PriorityClass,
     RewardModel,
@@ -40,10 +42,10 @@ SMALL = DispatchLimits(batch=BatchLimits(max_batch_tokens=100, max_batch_sequenc
 
 @asynccontextmanager
 async def running(
-    limits: DispatchLimits = SMALL,
+    limits: DispatchLimits = SMALL, keeper: EngineKeeper | None = None
 ) -> AsyncIterator[tuple[Dispatcher, Recorder]]:
     recorder = Recorder()
-    dispatcher = Dispatcher(limits=limits, observer=recorder)
+    dispatcher = Dispatcher(limits=limits, observer=recorder, keeper=keeper)
     dispatcher.start()
     try:
         yield dispatcher, recorder
@@ -470,6 +472,101 @@ async def test_a_batch_that_hangs_ends_the_engine(caplog: pytest.LogCaptureFixtu
         assert not await dispatcher.stop(grace=0.01), "a thread still computes in the model"
         model.gate.set()
     assert "taken far longer than it should" in caplog.text
+
+
+class Keeper:
+    """An engine that ends when it is told to, and comes back as long as it can."""
+
+    def __init__(self, model: MarkModel | None = None) -> None:
+        self.lost = False
+        self.gone = False
+        """Whether it can't be started any more."""
+        self.restores = 0
+        self._model = model
+
+    def end(self, items: Sequence[EncodedItem] = ()) -> None:
+        """End; what a model in it raises then."""
+        self.lost = True
+        raise EngineLost("the engine's process has ended")
+
+    def kill(self) -> None:
+        self.lost = True
+        assert self._model is not None
+        self._model.gate.set()
+
+    def restore(self) -> None:
+        if self.gone:
+            raise DeviceLost("it ends whenever it is started")
+        self.restores += 1
+        self.lost = False
+
+
+async def test_an_engine_that_ends_costs_its_batch_alone() -> None:
+    keeper = Keeper()
+    model = MarkModel()
+    ends = MarkModel(before=keeper.end)
+    async with running(keeper=keeper) as (dispatcher, recorder):
+        busy = await hold_busy(dispatcher, model)
+        lost = asyncio.create_task(score(dispatcher, ends, item_of(5, 1), key="ends"))
+        waits = asyncio.create_task(score(dispatcher, model, item_of(5, 1, mark=7)))
+        await settle()
+        model.gate.set()
+        await busy
+        with pytest.raises(Unavailable, match="the engine ended while it computed"):
+            await lost
+        assert scores_of(await waits) == [[7]]
+        await settle()
+        assert keeper.restores == 1
+        assert recorder.engine == [True, False, True]
+        assert recorder.failures == [Failure.ENGINE_LOST]
+        assert dispatcher.ready
+        assert not recorder.ended
+
+
+async def test_an_engine_that_ends_while_idle_is_started_at_once() -> None:
+    keeper = Keeper()
+    async with running(keeper=keeper) as (dispatcher, recorder):
+        keeper.lost = True
+        dispatcher.engine_ended()
+        while recorder.engine != [True, False, True]:  # noqa: ASYNC110 - another thread's doing
+            await asyncio.sleep(0.001)
+        dispatcher.engine_ended()  # told again, of the one before
+        await score(dispatcher, MarkModel(), item_of(5, 1))
+        assert keeper.restores == 1
+
+
+async def test_an_engine_that_can_not_be_started_again_ends_the_server() -> None:
+    keeper = Keeper()
+    keeper.gone = True
+    async with running(keeper=keeper) as (dispatcher, recorder):
+        with pytest.raises(Unavailable):
+            await score(dispatcher, MarkModel(before=keeper.end), item_of(5, 1))
+        while not recorder.ended:  # noqa: ASYNC110 - another thread's doing
+            await asyncio.sleep(0.001)
+        assert not dispatcher.ready
+        assert recorder.engine[-1] is False
+        with pytest.raises(Unavailable, match="engine has stopped"):
+            await score(dispatcher, MarkModel(), item_of(5, 1))
+        await settle()
+
+
+async def test_a_batch_that_hangs_ends_an_engine_that_can_be_started_again() -> None:
+    def hang(items: Sequence[EncodedItem]) -> None:
+        assert model.gate.wait(60)
+        if keeper.lost:
+            raise EngineLost("killed")
+
+    model = MarkModel()
+    hangs = MarkModel(before=hang)
+    keeper = Keeper(model)
+    limits = DispatchLimits(batch=SMALL.batch, hang_seconds=0.01)
+    async with running(limits, keeper) as (dispatcher, recorder):
+        hold(model)
+        with pytest.raises(Unavailable, match="ask again"):
+            await score(dispatcher, hangs, item_of(5, 1))
+        assert scores_of(await score(dispatcher, MarkModel(), item_of(5, 1, mark=3))) == [[3]]
+        assert keeper.restores >= 1
+        assert not recorder.ended
 
 
 @pytest.mark.parametrize(

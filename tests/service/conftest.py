@@ -14,6 +14,7 @@ from tests.support.in_process import InProcess, serving
 
 from guerdon.reward.app import RewardServer
 from guerdon.reward.config import load_config
+from guerdon.reward.types import EngineKeeper
 from guerdon.v1 import admin_pb2_grpc, reward_pb2_grpc
 
 from .fake import Behaviour, FakeLoader
@@ -54,7 +55,9 @@ StartServer = Callable[..., AbstractAsyncContextManager[Harness]]
 
 
 @asynccontextmanager
-async def start_server(loader: FakeLoader | None = None, **flags: Any) -> AsyncIterator[Harness]:
+async def start_server(
+    loader: FakeLoader | None = None, engine: EngineKeeper | None = None, **flags: Any
+) -> AsyncIterator[Harness]:
     """A server that holds the fake model `m`, unless `models` and `loader` say otherwise."""
     loader = loader or FakeLoader()
     settings = {
@@ -66,7 +69,7 @@ async def start_server(loader: FakeLoader | None = None, **flags: Any) -> AsyncI
         "load_from": ["*"],
         **flags,
     }
-    server = RewardServer(load_config(None, settings), loader)
+    server = RewardServer(load_config(None, settings), loader, engine)
     async with (
         serving(server) as running,
         grpc.aio.insecure_channel(f"127.0.0.1:{running.ports.admin_port}") as admin_channel,

@@ -6,7 +6,9 @@ import asyncio
 import gc
 import itertools
 import math
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -139,8 +141,8 @@ async def test_ready_is_a_metric() -> None:
     lifecycle.start_draining()
     assert registry.get_sample_value("guerdon_ready") == 0
     assert registry.get_sample_value("guerdon_certificate_expiry_timestamp_seconds") == math.inf
-    used = registry.get_sample_value("process_resident_memory_bytes")
-    assert used < registry.get_sample_value("guerdon_memory_limit_bytes") < 1e15
+    used = registry.get_sample_value("guerdon_resident_memory_bytes")
+    assert 1e7 < used < registry.get_sample_value("guerdon_memory_limit_bytes") < 1e15
 
 
 async def test_health_answers_while_the_engine_and_the_threads_are_busy(served: Harness) -> None:
@@ -259,6 +261,57 @@ async def test_a_dead_engine_ends_the_process_with_an_error() -> None:
     server._dispatcher._worker.send(EndsTheThread())  # type: ignore[arg-type]
     with pytest.raises(EngineDied):
         await asyncio.wait_for(running, 20)
+
+
+class Engine:
+    """Comes back when the test lets it."""
+
+    def __init__(self) -> None:
+        self.on_end: Callable[[], None] = lambda: None
+        self.lost = False
+        self.back = threading.Event()
+
+    def end(self) -> None:
+        self.lost = True
+        self.on_end()
+
+    def restore(self) -> None:
+        assert self.back.wait(60)
+        self.lost = False
+
+    def kill(self) -> None:
+        self.back.set()
+
+    def close(self) -> None:
+        self.back.set()
+
+
+async def test_while_its_engine_is_away_a_server_is_not_ready_and_keeps_what_it_is_asked() -> None:
+    engine = Engine()
+    async with start_server(engine=engine) as served:
+        wanted = await served.rewards.Score(score_request())
+        engine.end()
+        for service in SERVICES:
+            await served.until_health(service, NOT_SERVING)
+        assert (await served.http.get("/readyz")).status_code == 503
+        assert await served.metric("guerdon_ready") == await served.metric("guerdon_engine_up") == 0
+        asked = asyncio.ensure_future(served.rewards.Score(score_request()))
+        await until(lambda: served.server.lifecycle.accepted == 1)
+        engine.back.set()
+        assert (await asked).items == wanted.items
+        for service in SERVICES:
+            await served.until_health(service, SERVING)
+        assert await served.metric("guerdon_engine_restarts_total") == 1
+
+
+async def test_a_server_that_is_told_to_end_does_not_wait_for_its_engine() -> None:
+    engine = Engine()
+    async with start_server(engine=engine) as served:
+        engine.end()
+        await served.until_health("", NOT_SERVING)
+        served.server.lifecycle.start_draining()
+        await asyncio.wait_for(served.finished, 30)
+        assert engine.back.is_set()
 
 
 async def test_a_taken_port_is_refused(served: Harness) -> None:

@@ -110,6 +110,7 @@ class Recorder:
         self.failures: list[Failure] = []
         self.nonfinites = 0
         self.engine: list[bool] = []
+        self.ended = False
 
     def queue_changed(self, queue: Mapping[PriorityClass, tuple[int, int]]) -> None:
         self.queue = queue
@@ -134,3 +135,6 @@ class Recorder:
 
     def engine_changed(self, up: bool) -> None:
         self.engine.append(up)
+
+    def engine_ended(self) -> None:
+        self.ended = True

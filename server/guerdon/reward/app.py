@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from guerdon.reward.models.load_threads import Loader
 from guerdon.reward.models.registry import Registry
 from guerdon.reward.scheduling.dispatcher import Dispatcher, DispatchLimits
 from guerdon.reward.scoring.scorer import Scorer
+from guerdon.reward.types import EngineKeeper
 from guerdon.reward.wire import admin, http, service
 from guerdon.reward.wire.admin import ModelAdminService
 from guerdon.reward.wire.http import RewardRoutes
@@ -45,27 +47,40 @@ class RewardPorts(Ports):
 
 
 class RewardServer(Server[RewardPorts]):
-    """The reward service in this process.
+    """The reward service.
 
     Args:
         loader: makes a model of a path; see `guerdon.reward.models.load_threads.Loader`.
+        engine: keeps the process that models compute in; None where they compute in this one.
     """
 
     title = "Guerdon reward server"
     role = Role.SCORE
 
-    def __init__(self, config: ServeConfig, loader: Loader) -> None:
+    def __init__(
+        self, config: ServeConfig, loader: Loader, engine: EngineKeeper | None = None
+    ) -> None:
         super().__init__(config)
         self._config = config
+        self._engine = engine
+        self._telling: set[asyncio.Future[None]] = set()
+        """What tells the health service of the engine."""
         self._metrics = metrics = RewardMetrics(self._prometheus)
         metrics.queue_limit_tokens.set(config.queue.max_queued_tokens)
-        observer = MetricsObserver(metrics, self._engine_down)
+        observer = MetricsObserver(
+            metrics,
+            on_engine_changed=self._engine_changed,
+            on_engine_ended=self._engine_ended,
+        )
         self._dispatcher = Dispatcher(
             limits=DispatchLimits(
                 batch=config.batching, queue=config.queue, hang_seconds=config.hang_seconds
             ),
             observer=observer,
+            keeper=engine,
         )
+        if engine is not None:
+            engine.on_end = self._dispatcher.engine_ended
         self.registry = Registry(loader, observer, self._dispatcher.idle)
         self._scoring = Scorer(
             self.registry, self._dispatcher, metrics, threads=config.encode_threads
@@ -118,13 +133,24 @@ class RewardServer(Server[RewardPorts]):
     async def stop(self) -> None:
         """End what is computed, so that its callers are told, then close the ports."""
         engine_ended = await self._dispatcher.stop(grace=0.5)
+        if self._engine is not None:
+            if not engine_ended:
+                self._engine.kill()
+            self._engine.close()
+            engine_ended = engine_ended or await self._dispatcher.stop(grace=0.5)
         await super().stop()
         self._scoring.close()
         if engine_ended:  # else a forward pass still runs in the models' memory
             await self.registry.close()
         self.threads_left = not engine_ended or self.registry.loading
 
-    def _engine_down(self) -> None:
+    def _engine_changed(self, up: bool) -> None:
+        self.lifecycle.able = up
+        telling = asyncio.ensure_future(self._listener.set_serving(self.lifecycle.ready))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+
+    def _engine_ended(self) -> None:
         if self.lifecycle.phase is not Phase.DRAINING:
             logger.critical("the engine can compute no more: draining")
             self._died = "the engine stopped; the log says why"

@@ -93,9 +93,6 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-    from guerdon.reward.app import RewardPorts, RewardServer
-    from guerdon.reward.models.loader import new_loader
-
     config = load_config(file, flags)
     set_up_logging(config.log_level, access=config.access_log)
     if not config.models and config.admin_port < 0:
@@ -103,12 +100,19 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
             "no model to serve: give --model NAME=DIR, or an --admin-port to load one by"
         )
 
+    from guerdon.reward.app import RewardPorts, RewardServer
+    from guerdon.reward.engine_process.remote import EngineProcess
+    from guerdon.reward.engine_process.spawner import Spawner
+    from guerdon.reward.models.loader import new_loader
+
+    engine = EngineProcess(Spawner(config.engine))  # before any event loop and its threads
+
     def on_ready(ports: RewardPorts) -> None:
         models = ", ".join(sorted(config.models)) or "no model yet"
         command.announce(ports, models, config.ready_file)
 
     async def run() -> int | None:
-        server = RewardServer(config, new_loader(config.engine))
+        server = RewardServer(config, new_loader(engine.load), engine)
         code = 0
         try:
             await server.run(on_ready)

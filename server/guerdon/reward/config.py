@@ -54,8 +54,9 @@ class ServeConfig(ServerSettings):
     encode_threads: int = 2
     """Threads that tokenise."""
     hang_seconds: float = 60.0
-    """A batch that takes longer than this, and 20 times as long as its size should take, ends the
-    process for a restart. Before a model's first batch has ended, ten times this."""
+    """A batch that takes longer than this, and 20 times as long as its size should take, costs the
+    engine's process, which is started anew. Before a model's first batch has ended, ten times
+    this."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     batching: BatchLimits = field(default_factory=BatchLimits)
     queue: QueueLimits = field(default_factory=QueueLimits)

@@ -129,7 +129,10 @@ class RewardMetrics:
             "engine_busy_seconds",
             "Seconds the engine spent computing; its rate is the busy fraction.",
         )
-        self.engine_up = gauge("engine_up", "1 while the engine's thread takes work.")
+        self.engine_up = gauge("engine_up", "1 while batches can be computed.")
+        self.engine_restarts = counter(
+            "engine_restarts", "Times the engine's process was started anew after it had ended."
+        )
 
     def of_revision(self) -> tuple[Counter | Histogram, ...]:
         """The metrics labelled by model and revision alone, and not described by the registry."""

@@ -15,12 +15,21 @@ class MetricsObserver:
     """Implements `DispatchObserver` and `RegistryObserver`; all calls are on the event loop.
 
     Args:
-        on_engine_down: called when the engine's thread ends, for whatever reason.
+        on_engine_changed: called with whether batches can be computed.
+        on_engine_ended: called when none will be computed any more, for whatever reason.
     """
 
-    def __init__(self, metrics: RewardMetrics, on_engine_down: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        metrics: RewardMetrics,
+        *,
+        on_engine_changed: Callable[[bool], None],
+        on_engine_ended: Callable[[], None],
+    ) -> None:
         self._metrics = metrics
-        self._on_engine_down = on_engine_down
+        self._on_engine_changed = on_engine_changed
+        self._on_engine_ended = on_engine_ended
+        self._engine_lost = False
         self.queue_changed(dict.fromkeys(PriorityClass, (0, 0)))
 
     def queue_changed(self, queue: Mapping[PriorityClass, tuple[int, int]]) -> None:
@@ -63,10 +72,16 @@ class MetricsObserver:
         self._metrics.nonfinite_scores.labels(*labels).inc(count)
 
     def engine_changed(self, up: bool) -> None:
-        """The engine's thread takes work, or has ended."""
+        """Batches can be computed, or can't."""
         self._metrics.engine_up.set(1 if up else 0)
-        if not up:
-            self._on_engine_down()
+        if up and self._engine_lost:
+            self._metrics.engine_restarts.inc()
+        self._engine_lost = not up
+        self._on_engine_changed(up)
+
+    def engine_ended(self) -> None:
+        """No batch will be computed any more."""
+        self._on_engine_ended()
 
     def model_loaded(self, name: str, outcome: str, seconds: float) -> None:
         """An attempt to load ended."""

@@ -9,7 +9,7 @@ Pure Python: no torch, no protobuf, no I/O.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -288,6 +288,7 @@ class RewardModel(Protocol):
 
         Raises:
             EngineOutOfMemory: the batch is too large; half of it may fit.
+            EngineLost: its engine has ended, and may be started anew.
             DeviceLost: no batch can be computed any more.
             Exception: the batch failed; its callers are told so.
         """
@@ -304,3 +305,35 @@ class EngineOutOfMemory(Exception):
 
 class DeviceLost(Exception):
     """The device computes nothing any more in this process, which must be started anew."""
+
+
+class EngineLost(Exception):
+    """The process that computed a model has ended."""
+
+
+class EngineKeeper(Protocol):
+    """Starts what computes the models anew when it has ended."""
+
+    on_end: Callable[[], None]
+    """Called on any thread when it has ended, whoever ended it."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing can be computed until `restore`."""
+        ...
+
+    def restore(self) -> None:
+        """Start what computes anew, and load its models; blocks, on the engine's thread.
+
+        Raises:
+            DeviceLost: they can't.
+        """
+        ...
+
+    def kill(self) -> None:
+        """End what computes, since a batch hangs: `score` raises `EngineLost`. From any thread."""
+        ...
+
+    def close(self) -> None:
+        """End what computes for good, and a `restore` that goes on. From any thread."""
+        ...

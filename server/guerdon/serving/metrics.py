@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography import x509
@@ -73,6 +74,10 @@ class ServiceMetrics:
             "memory_limit_bytes", "Memory of the container, else of the machine."
         )
         self.memory_limit.set_function(memory_limit)
+        self.resident_memory = gauge(
+            "resident_memory_bytes", "Memory of the server's process and of those that it started."
+        )
+        self.resident_memory.set_function(resident_memory)
         self.reloads = counter(
             "reloads",
             "Tokens and certificates that were read again, or failed to be.",
@@ -94,6 +99,41 @@ def memory_limit() -> float:
     except OSError:
         return float(machine)
     return float(machine if limit == "max" else min(int(limit), machine))
+
+
+def resident_memory() -> float:
+    """Bytes that this process and its descendants hold; what they share of files counts once.
+
+    NaN where the system does not tell (it is Linux that does).
+    """
+    try:
+        own, _ = _resident_pages(os.getpid())
+        pages = own + sum(map(_own_pages, _descendants(os.getpid())))
+    except OSError:
+        return float("nan")
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _own_pages(pid: int) -> int:
+    try:
+        resident, shared = _resident_pages(pid)
+    except OSError:  # it has ended meanwhile
+        return 0
+    return resident - shared
+
+
+def _resident_pages(pid: int) -> tuple[int, int]:
+    """A process's resident pages, and how many of them are of files or shared memory."""
+    _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+    return int(resident), int(shared)
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in map(int, thread.read_text(encoding="ascii").split()):
+                yield child
+                yield from _descendants(child)
 
 
 def certificate_end(certificate: Path | None) -> float:

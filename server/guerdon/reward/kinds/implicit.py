@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from guerdon.reward.encoding.encoders import ItemEncoder
 from guerdon.reward.engine.engine import Engine
 from guerdon.reward.engine.heads import Logits
 from guerdon.reward.kinds.ensemble import join_stats
-from guerdon.reward.kinds.network import EngineReward, ItemEncoder, with_counts
+from guerdon.reward.kinds.network import EngineReward, with_counts
 from guerdon.reward.types import (
     BatchScores,
     EncodedItem,

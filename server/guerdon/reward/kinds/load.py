@@ -15,7 +15,7 @@ from guerdon.models.devices import set_up_cuda
 from guerdon.reward.checkpoints.checkpoint import Checkpoint, inspect_checkpoint
 from guerdon.reward.checkpoints.weights import load_weights
 from guerdon.reward.encoding.encoder import Encoder
-from guerdon.reward.encoding.pair_encoder import PairEncoder
+from guerdon.reward.encoding.encoders import new_encoder
 from guerdon.reward.encoding.policy_encoder import PolicyEncoder
 from guerdon.reward.engine.device import (
     interpret_error,
@@ -82,8 +82,7 @@ def load_model(
 def _load_network(
     checkpoint: Checkpoint, name: str, settings: EngineSettings, check: Callable[[], None]
 ) -> NetworkReward:
-    pairwise = checkpoint.kind is ModelKind.PAIRWISE
-    encoder = PairEncoder(checkpoint) if pairwise else Encoder(checkpoint)
+    encoder = new_encoder(checkpoint)
     selected = _load_engine(checkpoint, settings, check)
     info = _network_info(checkpoint, name, selected)
     if isinstance(encoder, Encoder):

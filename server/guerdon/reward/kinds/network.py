@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
 
+from guerdon.reward.encoding.encoders import ItemEncoder
 from guerdon.reward.engine.engine import Engine
 from guerdon.reward.engine.heads import Logits
 from guerdon.reward.types import (
@@ -17,16 +17,6 @@ from guerdon.reward.types import (
     ScoreItem,
     Truncation,
 )
-
-
-class ItemEncoder(Protocol):
-    """Renders and tokenises; `guerdon.reward.encoding.encoder.Encoder` is one."""
-
-    def encode(
-        self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
-    ) -> EncodedItem:
-        """See `RewardModel.encode`."""
-        ...
 
 
 class EngineReward(abc.ABC):

@@ -29,8 +29,8 @@ from guerdon.reward.scheduling.calls import DispatchedCall, DispatchedItem, Item
 from guerdon.reward.scheduling.events import DispatchObserver, DropReason, DropStage, Failure
 from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.scheduling.watchdog import Watchdog
-from guerdon.reward.scheduling.worker import Abandon, BatchRun, Outcome, Worker
-from guerdon.reward.types import EncodedItem, PriorityClass, RewardModel
+from guerdon.reward.scheduling.worker import Abandon, BatchRun, Outcome, Restore, Worker
+from guerdon.reward.types import EncodedItem, EngineKeeper, PriorityClass, RewardModel
 from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import (
     DeadlinePassed,
@@ -57,6 +57,8 @@ class Dispatcher:
     """Admits requests, has them computed in batches, and hands the scores back.
 
     Args:
+        keeper: starts the engine anew when it has ended; None where models compute in this
+            process, and nothing can.
         clock: seconds, steadily rising.
     """
 
@@ -65,6 +67,7 @@ class Dispatcher:
         *,
         limits: DispatchLimits,
         observer: DispatchObserver,
+        keeper: EngineKeeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._announcer = Announcer(observer, self._count_queue)
@@ -74,8 +77,11 @@ class Dispatcher:
             limits.batch,
             on_report=lambda outcomes, run: self._post(self._deliver, outcomes, run),
             on_exit=lambda failed: self._post(self._engine_ended, failed),
+            on_engine=lambda up: self._post(self._tell_engine, up),
+            keeper=keeper,
             clock=clock,
         )
+        self._keeper = keeper
         self._watchdog = Watchdog(limits.hang_seconds)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._up = False
@@ -100,7 +106,7 @@ class Dispatcher:
         self._worker.start()
         self._up = True
         self._look()
-        self._announcer.tell(lambda observer: observer.engine_changed(True))
+        self._tell_engine(True)
 
     def reserve(
         self,
@@ -178,6 +184,10 @@ class Dispatcher:
             return []
         self._settle(ticket, sum(item.tokens for item in items), now)
         return await self._wait(self._submit(ticket, key, model, items, now))
+
+    def engine_ended(self) -> None:
+        """Have the engine started anew if it has ended. May be called on any thread."""
+        self._worker.send(Restore())
 
     async def idle(self, key: str) -> None:
         """Wait until the engine holds no work of a key, not even for callers who have left."""
@@ -338,11 +348,13 @@ class Dispatcher:
             return
         if self._watchdog.hangs(self._worker.running, self._clock()):
             logger.critical("a batch has taken far longer than it should: the engine is given up")
-            self._hung = True
-            self._give_up()
-        else:
-            assert self._loop is not None
-            self._loop.call_later(self._watchdog.interval, self._look)
+            if self._keeper is None:
+                self._hung = True
+                self._give_up()
+                return
+            self._keeper.kill()
+        assert self._loop is not None
+        self._loop.call_later(self._watchdog.interval, self._look)
 
     def _engine_ended(self, failed: bool) -> None:
         if self._hung:
@@ -351,10 +363,14 @@ class Dispatcher:
         else:
             self._give_up()
 
+    def _tell_engine(self, up: bool) -> None:
+        self._announcer.tell(lambda observer: observer.engine_changed(up))
+
     def _give_up(self) -> None:
         """No batch will be computed any more: tell all who wait."""
         self._up = False
-        self._announcer.tell(lambda observer: observer.engine_changed(False))
+        self._tell_engine(False)
+        self._announcer.tell(lambda observer: observer.engine_ended())
         for call in list(self._calls):
             self._fail(call, Unavailable(_DEAD))
             self._items[call.ticket.priority] -= call.left

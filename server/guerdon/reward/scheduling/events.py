@@ -15,6 +15,7 @@ class Failure(enum.Enum):
     EXCEPTION = "exception"
     NONFINITE = "nonfinite"
     OUT_OF_MEMORY = "out_of_memory"
+    ENGINE_LOST = "engine_lost"
 
 
 class DropReason(enum.Enum):
@@ -58,4 +59,7 @@ class DispatchObserver(Protocol):
         """So many responses of a batch had numbers that are not finite."""
 
     def engine_changed(self, up: bool) -> None:
-        """The engine's thread began to take work, or has ended."""
+        """Batches can be computed, or can't, since the engine has ended."""
+
+    def engine_ended(self) -> None:
+        """No batch will be computed any more."""

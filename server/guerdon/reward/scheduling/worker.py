@@ -4,7 +4,8 @@ All models share one thread, for they share the device. The thread owns the sche
 reach it only through a queue of commands, and it answers only through `on_report`. So nothing
 is locked, and no caller waits for a batch to be formed.
 
-    commands: DispatchedCall | Abandon | None (stop)  ─▶  Worker  ─▶  outcomes, once for each batch
+    commands: DispatchedCall | Abandon | Restore | None (stop)  ─▶  Worker
+                                                 outcomes, once for each batch  ◀─┘
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import logging
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from guerdon.reward.scheduling.calls import DispatchedCall, DispatchedItem
 from guerdon.reward.scheduling.events import Failure
@@ -27,6 +29,8 @@ from guerdon.reward.types import (
     BatchStats,
     DeviceLost,
     EncodedItem,
+    EngineKeeper,
+    EngineLost,
     EngineOutOfMemory,
     ResponseScore,
     RewardModel,
@@ -43,6 +47,14 @@ class Abandon:
     """A command to drop what still waits of a call."""
 
     call: DispatchedCall
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """A command to see whether the engine has ended, and to start it anew."""
+
+
+_Command = DispatchedCall | Abandon | Restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,8 @@ class Worker:
         on_report: called on the thread with what has ended: with a batch, or without one when
             work was dropped.
         on_exit: called on the thread as it ends, with whether it failed.
+        on_engine: called on the thread with whether the engine can compute, when that changes.
+        keeper: starts the engine anew; None where models compute in this process.
         clock: seconds; the same that deadlines are in.
     """
 
@@ -95,15 +109,19 @@ class Worker:
         *,
         on_report: Callable[[list[Outcome], BatchRun | None], None],
         on_exit: Callable[[bool], None],
+        on_engine: Callable[[bool], None] = lambda up: None,
+        keeper: EngineKeeper | None = None,
         clock: Callable[[], float],
     ) -> None:
         self._limits = limits
         self._scheduler = Scheduler[DispatchedItem](limits)
         self._calls: set[DispatchedCall] = set()
         """Those of which something has not been reported."""
-        self._commands: queue.SimpleQueue[DispatchedCall | Abandon | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._on_report = on_report
         self._on_exit = on_exit
+        self._on_engine = on_engine
+        self._keeper = keeper
         self._clock = clock
         self.running: Running | None = None
         """The batch in a model's hands. Other threads may look."""
@@ -114,7 +132,7 @@ class Worker:
         """Begin to take work."""
         self._thread.start()
 
-    def send(self, command: DispatchedCall | Abandon | None) -> None:
+    def send(self, command: _Command | None) -> None:
         """Hand over work, take it back, or stop. Never blocks."""
         self._commands.put(command)
 
@@ -132,7 +150,7 @@ class Worker:
     def _take_commands(self) -> bool:
         """Take all that has come, waiting only if there is nothing to do; False to stop."""
         wait = len(self._scheduler) == 0
-        commands: list[DispatchedCall | Abandon] = []
+        commands: list[_Command] = []
         while wait or not self._commands.empty():
             command = self._commands.get()
             wait = False
@@ -167,11 +185,13 @@ class Worker:
                 waiting = [item for item in call.items if item.unreported]
                 self._report([Outcome(item, 0, item.unreported, lost) for item in waiting])
 
-    def _follow(self, commands: Iterable[DispatchedCall | Abandon]) -> None:
+    def _follow(self, commands: Iterable[_Command]) -> None:
         dropped: list[QueuedItem[DispatchedItem]] = []
         for command in commands:
             if isinstance(command, DispatchedCall):
                 self._accept(command)
+            elif isinstance(command, Restore):
+                self._restore()
             elif command.call in self._calls:
                 units = [item.unit for item in command.call.items if item.unit is not None]
                 dropped += [unit for unit in units if self._scheduler.cancel(unit)]
@@ -188,6 +208,18 @@ class Worker:
                 owner=item,
                 caller=call.caller,
             )
+
+    def _restore(self) -> None:
+        """Have the engine started anew if it has ended.
+
+        Raises:
+            DeviceLost: it can't be.
+        """
+        if self._keeper is None or not self._keeper.lost:
+            return
+        self._on_engine(False)
+        self._keeper.restore()
+        self._on_engine(True)
 
     def _compute_next(self) -> None:
         formed = self._scheduler.next_batch(self._clock())
@@ -255,6 +287,8 @@ class Worker:
         self._report(outcomes, run)
         if failure is Failure.OUT_OF_MEMORY:
             self._scheduler.out_of_memory(key, run.tokens)
+        elif failure is Failure.ENGINE_LOST:
+            self._restore()
         elif failure is None:
             self._scheduler.observe(key, run.new_tokens, run.seconds)
         return failure
@@ -292,12 +326,21 @@ def _call(
     except EngineOutOfMemory:
         logger.warning("a batch of %d items did not fit in memory", len(items), exc_info=True)
         return None, 0, Failure.OUT_OF_MEMORY
+    except EngineLost as error:
+        logger.error("a batch of %d items was lost: %s", len(items), error)
+        return None, 0, Failure.ENGINE_LOST
     except DeviceLost:
         raise  # every later batch would fail, of any model: the thread ends, and the process
     except BaseException:  # also SystemExit: one model must not end the thread of all
         logger.exception("a batch of %d items failed", len(items))
         return None, 0, Failure.EXCEPTION
     return scores, nonfinite, None
+
+
+_ERRORS: Final[Mapping[Failure | None, ServiceError]] = {
+    Failure.EXCEPTION: ComputeFailed("the model failed on the batch that held this request"),
+    Failure.ENGINE_LOST: Unavailable("the engine ended while it computed the request; ask again"),
+}
 
 
 def _outcomes(parts: _Parts, scores: BatchScores | None, failure: Failure | None) -> list[Outcome]:
@@ -311,9 +354,8 @@ def _outcomes(parts: _Parts, scores: BatchScores | None, failure: Failure | None
             _outcome(part, rows if all(map(is_finite, rows)) else nan)
             for part, rows in zip(parts, scores.items, strict=True)
         ]
-    if failure is Failure.EXCEPTION:
-        error = ComputeFailed("the model failed on the batch that held this request")
-        return [_outcome(part, error) for part in parts]
+    if failure in _ERRORS:
+        return [_outcome(part, _ERRORS[failure]) for part in parts]
     if len(parts) == 1 and parts[0].item.sequences == 1:
         error = ComputeFailed("one response alone does not fit in the engine's memory")
         return [_outcome(parts[0], error)]

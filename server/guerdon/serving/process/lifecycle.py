@@ -36,6 +36,8 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
+        self.able = True
+        """Whether accepted work can be done at once; a service clears it for a while."""
         self.accepted = 0
         """Calls and stream items that are being served."""
         self._idle = asyncio.Event()
@@ -46,7 +48,7 @@ class Lifecycle:
     @property
     def ready(self) -> bool:
         """Whether callers should choose this server."""
-        return self.phase is Phase.SERVING
+        return self.phase is Phase.SERVING and self.able
 
     @property
     def accepting(self) -> bool:

@@ -1,0 +1,116 @@
+"""What runs in the engine's process: it loads models and computes what it is sent.
+
+The server's process opens a channel, and through it a connection for each model, on which it
+asks for a load and then for batches. A connection that closes ends its load, or frees its
+model; when the channel closes, as it does when the server dies, the process ends at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from guerdon.models import ManifestError
+from guerdon.reward.engine.settings import EngineSettings
+from guerdon.reward.engine_process import messages
+from guerdon.reward.types import DeviceLost, EngineOutOfMemory, RewardModel
+from guerdon.serving.errors import CheckpointRefused, ServiceError
+
+logger = logging.getLogger(__name__)
+
+
+class _LoadEnded(Exception):
+    """Nobody wants the model any more."""
+
+
+class Host:
+    """Loads and computes the models of one engine's process."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        # One thread computes: torch keeps its threads for each thread that calls it.
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="guerdon-compute")
+        self._making = threading.Lock()
+        """Making a model needs memory and all cores, and `transformers` sets torch's default
+        data type for the whole process meanwhile."""
+
+    def run(self, channel: socket.socket) -> None:
+        """Take connections of models until the channel is closed, then end the process."""
+        channel.sendall(os.getpid().to_bytes(4, "little"))
+        while True:
+            try:
+                _, (descriptor,), _, _ = socket.recv_fds(channel, 1, 1)
+            except (OSError, ValueError):
+                os._exit(0)
+            connection = Connection(descriptor)
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: Connection) -> None:
+        with connection, suppress(EOFError, OSError, _LoadEnded):
+            model = self._load(connection)
+            if model is None:
+                return
+            try:
+                connection.send_bytes(messages.pack_info(model.info))
+                while True:
+                    batch = connection.recv_bytes()
+                    answer = self._computing.submit(_score, model, batch).result()
+                    connection.send_bytes(answer)
+            finally:
+                self._computing.submit(model.close)
+
+    def _load(self, connection: Connection) -> RewardModel | None:
+        """Load the model that is asked for; None when it was refused."""
+        from guerdon.reward.kinds import load_model
+
+        def check() -> None:
+            if connection.poll():  # nothing is sent during a load: it was closed
+                raise _LoadEnded
+
+        asked, _ = messages.unpack(connection.recv_bytes())
+        folder = Path(asked["folder"])
+        try:
+            with self._turn(check):
+                model = load_model(folder, name=asked["name"], settings=self._settings, check=check)
+        except _LoadEnded:
+            raise
+        except ManifestError as error:
+            refused = CheckpointRefused(f"{folder}: {error}")
+            connection.send_bytes(messages.pack_error(refused))
+        except Exception as error:
+            if not isinstance(error, (ServiceError, DeviceLost)):
+                logger.exception("%s could not be loaded", folder)
+            connection.send_bytes(messages.pack_error(error))
+        else:
+            gc.collect()
+            gc.freeze()  # a collection that walks all of torch would hold batches up
+            return model
+        return None
+
+    @contextmanager
+    def _turn(self, check: Callable[[], None]) -> Iterator[None]:
+        """Wait for other loads, or for the load's end."""
+        while not self._making.acquire(timeout=0.1):
+            check()
+        try:
+            yield
+        finally:
+            self._making.release()
+
+
+def _score(model: RewardModel, batch: bytes) -> bytes:
+    try:
+        return messages.pack_scores(model.score(messages.unpack_items(batch)))
+    except (EngineOutOfMemory, DeviceLost) as error:
+        return messages.pack_error(error)
+    except Exception as error:
+        logger.exception("a batch failed")
+        return messages.pack_error(error)
