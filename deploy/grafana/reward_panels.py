@@ -189,8 +189,8 @@ QUEUE = [
 ENGINE = [
     Panel(
         "Engine busy",
-        "Share of the time in which the engine computes.",
-        [rates("guerdon_engine_busy_seconds_total", ONE, "instance")],
+        "Share of the time in which each engine computes.",
+        [rates("guerdon_engine_busy_seconds_total", ONE, "instance, engine")],
         unit="percentunit",
         maximum=1,
     ),
@@ -240,8 +240,8 @@ ENGINE = [
     ),
     Panel(
         "Engine restarts",
-        "Since the server's start: its process ended and was started anew. The log says by what.",
-        [Query(f"guerdon_engine_restarts_total{{{ONE}}}", "{{instance}}")],
+        "Since the server's start: an engine's process ended and was started anew. The log says by what.",
+        [Query(f"guerdon_engine_restarts_total{{{ONE}}}", "{{instance}} {{engine}}")],
     ),
 ]
 

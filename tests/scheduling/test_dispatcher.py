@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from guerdon.reward.scheduling.events import DropReason, DropStage, Failure
 from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.scheduling.watchdog import Running, Watchdog, allowed_seconds
 from guerdon.reward.types import (
+    BatchScores,
     DeviceLost,
     EncodedItem,
     EngineKeeper,
@@ -176,7 +178,7 @@ async def test_an_exception_fails_its_batch_alone_and_reveals_nothing(
 
 async def test_a_model_that_gives_too_few_scores_is_an_error_not_a_shift_of_scores() -> None:
     class Short(MarkModel):
-        def score(self, items):  # type: ignore[no-untyped-def]
+        def score(self, items, engine=0):  # type: ignore[no-untyped-def]
             scores = super().score(items)
             scores.items[0].pop()
             return scores
@@ -475,36 +477,46 @@ async def test_a_batch_that_hangs_ends_the_engine(caplog: pytest.LogCaptureFixtu
 
 
 class Keeper:
-    """An engine that ends when it is told to, and comes back as long as it can."""
+    """Engines that end when they are told to, and come back as long as they can."""
 
-    def __init__(self, model: MarkModel | None = None) -> None:
-        self.lost = False
+    def __init__(self, engines: int = 1) -> None:
+        self.on_end: Callable[[int], None] = lambda engine: None
+        self.engines = engines
+        self.ended: set[int] = set()
         self.gone = False
-        """Whether it can't be started any more."""
-        self.restores = 0
-        self._model = model
+        """Whether none can be started any more."""
+        self.restores: list[int] = []
+        self.killed = threading.Event()
+        self.may_restore = threading.Event()
+        self.may_restore.set()
 
-    def end(self, items: Sequence[EncodedItem] = ()) -> None:
-        """End; what a model in it raises then."""
-        self.lost = True
+    def end(self, engine: int) -> None:
+        """End an engine; what a model in it raises then."""
+        self.ended.add(engine)
         raise EngineLost("the engine's process has ended")
 
-    def kill(self) -> None:
-        self.lost = True
-        assert self._model is not None
-        self._model.gate.set()
+    def lost(self, engine: int) -> bool:
+        return engine in self.ended
 
-    def restore(self) -> None:
+    def kill(self, engine: int) -> None:
+        self.ended.add(engine)
+        self.killed.set()
+
+    def restore(self, engine: int) -> None:
+        assert self.may_restore.wait(60)
         if self.gone:
             raise DeviceLost("it ends whenever it is started")
-        self.restores += 1
-        self.lost = False
+        self.restores.append(engine)
+        self.ended.remove(engine)
+
+    def close(self) -> None:
+        pass
 
 
 async def test_an_engine_that_ends_costs_its_batch_alone() -> None:
     keeper = Keeper()
     model = MarkModel()
-    ends = MarkModel(before=keeper.end)
+    ends = MarkModel(before=lambda items: keeper.end(0))
     async with running(keeper=keeper) as (dispatcher, recorder):
         busy = await hold_busy(dispatcher, model)
         lost = asyncio.create_task(score(dispatcher, ends, item_of(5, 1), key="ends"))
@@ -516,7 +528,7 @@ async def test_an_engine_that_ends_costs_its_batch_alone() -> None:
             await lost
         assert scores_of(await waits) == [[7]]
         await settle()
-        assert keeper.restores == 1
+        assert keeper.restores == [0]
         assert recorder.engine == [True, False, True]
         assert recorder.failures == [Failure.ENGINE_LOST]
         assert dispatcher.ready
@@ -526,13 +538,13 @@ async def test_an_engine_that_ends_costs_its_batch_alone() -> None:
 async def test_an_engine_that_ends_while_idle_is_started_at_once() -> None:
     keeper = Keeper()
     async with running(keeper=keeper) as (dispatcher, recorder):
-        keeper.lost = True
-        dispatcher.engine_ended()
+        keeper.ended.add(0)
+        dispatcher.engine_ended(0)
         while recorder.engine != [True, False, True]:  # noqa: ASYNC110 - another thread's doing
             await asyncio.sleep(0.001)
-        dispatcher.engine_ended()  # told again, of the one before
+        dispatcher.engine_ended(0)  # told again, of the one before
         await score(dispatcher, MarkModel(), item_of(5, 1))
-        assert keeper.restores == 1
+        assert keeper.restores == [0]
 
 
 async def test_an_engine_that_can_not_be_started_again_ends_the_server() -> None:
@@ -540,7 +552,7 @@ async def test_an_engine_that_can_not_be_started_again_ends_the_server() -> None
     keeper.gone = True
     async with running(keeper=keeper) as (dispatcher, recorder):
         with pytest.raises(Unavailable):
-            await score(dispatcher, MarkModel(before=keeper.end), item_of(5, 1))
+            await score(dispatcher, MarkModel(before=lambda items: keeper.end(0)), item_of(5, 1))
         while not recorder.ended:  # noqa: ASYNC110 - another thread's doing
             await asyncio.sleep(0.001)
         assert not dispatcher.ready
@@ -552,21 +564,100 @@ async def test_an_engine_that_can_not_be_started_again_ends_the_server() -> None
 
 async def test_a_batch_that_hangs_ends_an_engine_that_can_be_started_again() -> None:
     def hang(items: Sequence[EncodedItem]) -> None:
-        assert model.gate.wait(60)
-        if keeper.lost:
-            raise EngineLost("killed")
+        assert keeper.killed.wait(60)
+        raise EngineLost("killed")
 
-    model = MarkModel()
     hangs = MarkModel(before=hang)
-    keeper = Keeper(model)
+    keeper = Keeper()
     limits = DispatchLimits(batch=SMALL.batch, hang_seconds=0.01)
     async with running(limits, keeper) as (dispatcher, recorder):
-        hold(model)
         with pytest.raises(Unavailable, match="ask again"):
             await score(dispatcher, hangs, item_of(5, 1))
         assert scores_of(await score(dispatcher, MarkModel(), item_of(5, 1, mark=3))) == [[3]]
-        assert keeper.restores >= 1
+        assert keeper.restores
         assert not recorder.ended
+
+
+async def test_engines_compute_side_by_side() -> None:
+    together = threading.Barrier(3)
+    model = MarkModel(before=lambda items: together.wait(60) and None)
+    async with running(keeper=Keeper(engines=3)) as (dispatcher, recorder):
+        # No batch ends before two more are computed, though all came in one call.
+        items = [item_of(80, 15, mark=mark) for mark in range(6)]
+        found = await score(dispatcher, model, *items)
+        assert scores_of(found) == [[mark] for mark in range(6)]
+        await settle()
+        assert len(recorder.batches) == 6
+
+
+async def test_while_one_engine_is_away_another_goes_on() -> None:
+    keeper = Keeper(engines=2)
+    keeper.may_restore.clear()
+    async with running(keeper=keeper) as (dispatcher, recorder):
+        keeper.ended.add(0)
+        dispatcher.engine_ended(0)
+        for mark in range(20):
+            found = await score(dispatcher, MarkModel(), item_of(5, 1, mark=mark))
+            assert scores_of(found) == [[mark]]
+        await settle()
+        assert not keeper.restores
+        assert {engine for engine, up in recorder.engines.items() if up} == {1}
+        keeper.may_restore.set()
+        while not recorder.engines[0]:  # noqa: ASYNC110 - another thread's doing
+            await asyncio.sleep(0.001)
+
+
+async def test_an_engine_that_is_gone_for_good_leaves_the_others() -> None:
+    keeper = Keeper(engines=2)
+    keeper.gone = True
+    async with running(keeper=keeper) as (dispatcher, recorder):
+        keeper.ended.add(1)
+        dispatcher.engine_ended(1)
+        for mark in range(20):
+            await score(dispatcher, MarkModel(), item_of(5, 1, mark=mark))
+        assert dispatcher.ready
+        keeper.ended.add(0)
+        dispatcher.engine_ended(0)
+        while not recorder.ended:  # noqa: ASYNC110 - another thread's doing
+            await asyncio.sleep(0.001)
+        assert not dispatcher.ready
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_nothing_is_lost_or_said_twice_by_engines_that_end(seed: int) -> None:
+    """Calls of many sizes, engines that end under some batches, and callers who leave."""
+    draw = random.Random(seed)
+    keeper = Keeper(engines=3)
+
+    class Fragile(MarkModel):
+        def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
+            if draw.random() < 0.1:
+                keeper.end(engine)
+            return super().score(items)
+
+    model = Fragile()
+    async with running(keeper=keeper) as (dispatcher, _):
+
+        async def call(mark: int) -> bool:
+            sizes = [draw.randint(1, 30) for _ in range(draw.randint(1, 5))]
+            try:
+                found = await score(
+                    dispatcher, model, item_of(draw.randint(0, 60), *sizes, mark=mark)
+                )
+            except Unavailable:
+                return False
+            assert scores_of(found) == [[mark + place for place in range(len(sizes))]]
+            return True
+
+        calls = [asyncio.create_task(call(10 * number)) for number in range(200)]
+        await settle()
+        for task in draw.sample(calls, 20):
+            task.cancel()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(each, (bool, asyncio.CancelledError)) for each in answers)
+        lost = sum(each is False for each in answers)
+        assert bool(lost) == bool(keeper.restores)
+        assert sum(each is True for each in answers) > 50
 
 
 @pytest.mark.parametrize(

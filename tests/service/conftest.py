@@ -56,7 +56,7 @@ StartServer = Callable[..., AbstractAsyncContextManager[Harness]]
 
 @asynccontextmanager
 async def start_server(
-    loader: FakeLoader | None = None, engine: EngineKeeper | None = None, **flags: Any
+    loader: FakeLoader | None = None, engines: EngineKeeper | None = None, **flags: Any
 ) -> AsyncIterator[Harness]:
     """A server that holds the fake model `m`, unless `models` and `loader` say otherwise."""
     loader = loader or FakeLoader()
@@ -69,7 +69,7 @@ async def start_server(
         "load_from": ["*"],
         **flags,
     }
-    server = RewardServer(load_config(None, settings), loader, engine)
+    server = RewardServer(load_config(None, settings), loader, engines)
     async with (
         serving(server) as running,
         grpc.aio.insecure_channel(f"127.0.0.1:{running.ports.admin_port}") as admin_channel,

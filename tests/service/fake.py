@@ -154,7 +154,7 @@ class FakeModel:
             text = " ".join(f"{turn.role} {turn.content}" for turn in prompt)
         return np.asarray(words(text), dtype=np.int32)
 
-    def score(self, items: Sequence[EncodedItem]) -> BatchScores:
+    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
         behaviour = self.behaviour
         behaviour.batches += 1
         behaviour.gate.wait(30)

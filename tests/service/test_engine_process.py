@@ -35,7 +35,7 @@ WAIT = 300.0
 
 def engine_pid(server: RunningServer) -> int:
     """The process that computes, as the log names it."""
-    return int(re.findall(r"engine (?:is|was started again as) process (\d+)", server.log())[-1])
+    return int(re.findall(r"engine 0 (?:is|was started again as) process (\d+)", server.log())[-1])
 
 
 def children(pid: int) -> list[int]:
@@ -149,8 +149,8 @@ def test_an_engine_that_is_killed_is_started_anew_and_no_call_fails(llama: Path)
             until(lambda: len(answered) > 20)
         assert not errors
         samples = load.metrics(server.url)
-        assert samples["guerdon_engine_restarts_total"] == 2
-        assert samples["guerdon_engine_up"] == samples["guerdon_ready"] == 1
+        assert samples['guerdon_engine_restarts_total{engine="0"}'] == 2
+        assert samples['guerdon_engine_up{engine="0"}'] == samples["guerdon_ready"] == 1
         assert load.total(samples, "guerdon_batch_failures_total", 'reason="engine_lost"') >= 1
         assert "was ended by SIGKILL" in server.log()
         assert "was ended by SIGSEGV" in server.log()

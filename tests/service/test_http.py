@@ -243,10 +243,10 @@ async def test_metrics_after_traffic(served: Harness) -> None:
         "guerdon_queue_limit_tokens 262144.0",
         f"guerdon_model_packed{{{model}}} 1.0",
         'guerdon_model_loads_total{model="m",outcome="loaded"} 1.0',
-        "guerdon_engine_up 1.0",
+        'guerdon_engine_up{engine="0"} 1.0',
     ):
         assert line in reply.text, line
-    assert re.search(r"guerdon_engine_busy_seconds_total [0-9.e-]+", reply.text)
+    assert re.search(r"guerdon_engine_busy_seconds_total\{engine=\"0\"\} [0-9.e-]+", reply.text)
     assert re.search(rf'guerdon_model_info{{current="true",.*revision="{short}"}} 1.0', reply.text)
     assert "process_resident_memory_bytes" in reply.text
 

@@ -18,6 +18,7 @@ from tests.support.in_process import NOT_SERVING, SERVING, details, retry_second
 
 from guerdon.reward.app import RewardServer
 from guerdon.reward.config import load_config
+from guerdon.reward.scheduling.worker import Abandon
 from guerdon.serving.errors import EngineDied
 from guerdon.serving.metrics import ServiceMetrics, new_registry
 from guerdon.serving.process.lifecycle import Lifecycle, Phase
@@ -235,8 +236,11 @@ async def test_unknown_models_share_one_label(served: Harness) -> None:
     assert await served.metric(line) == 3.0
 
 
-class EndsTheThread:
+class EndsTheThread(Abandon):
     """A command that no error handler of the engine's thread survives."""
+
+    def __init__(self) -> None:
+        pass
 
     @property
     def call(self) -> Any:
@@ -258,28 +262,33 @@ async def test_a_dead_engine_ends_the_process_with_an_error() -> None:
     ready = asyncio.Event()
     running = asyncio.create_task(server.run(lambda ports: ready.set(), signals=False))
     await asyncio.wait_for(ready.wait(), 10)
-    server._dispatcher._worker.send(EndsTheThread())  # type: ignore[arg-type]
+    server._dispatcher._worker.send(EndsTheThread())
     with pytest.raises(EngineDied):
         await asyncio.wait_for(running, 20)
 
 
 class Engine:
-    """Comes back when the test lets it."""
+    """The only one; it comes back when the test lets it."""
+
+    engines = 1
 
     def __init__(self) -> None:
-        self.on_end: Callable[[], None] = lambda: None
-        self.lost = False
+        self.on_end: Callable[[int], None] = lambda engine: None
+        self.ended = False
         self.back = threading.Event()
 
     def end(self) -> None:
-        self.lost = True
-        self.on_end()
+        self.ended = True
+        self.on_end(0)
 
-    def restore(self) -> None:
+    def lost(self, engine: int) -> bool:
+        return self.ended
+
+    def restore(self, engine: int) -> None:
         assert self.back.wait(60)
-        self.lost = False
+        self.ended = False
 
-    def kill(self) -> None:
+    def kill(self, engine: int) -> None:
         self.back.set()
 
     def close(self) -> None:
@@ -288,25 +297,26 @@ class Engine:
 
 async def test_while_its_engine_is_away_a_server_is_not_ready_and_keeps_what_it_is_asked() -> None:
     engine = Engine()
-    async with start_server(engine=engine) as served:
+    async with start_server(engines=engine) as served:
         wanted = await served.rewards.Score(score_request())
         engine.end()
         for service in SERVICES:
             await served.until_health(service, NOT_SERVING)
         assert (await served.http.get("/readyz")).status_code == 503
-        assert await served.metric("guerdon_ready") == await served.metric("guerdon_engine_up") == 0
+        assert await served.metric("guerdon_ready") == 0
+        assert await served.metric('guerdon_engine_up{engine="0"}') == 0
         asked = asyncio.ensure_future(served.rewards.Score(score_request()))
         await until(lambda: served.server.lifecycle.accepted == 1)
         engine.back.set()
         assert (await asked).items == wanted.items
         for service in SERVICES:
             await served.until_health(service, SERVING)
-        assert await served.metric("guerdon_engine_restarts_total") == 1
+        assert await served.metric('guerdon_engine_restarts_total{engine="0"}') == 1
 
 
 async def test_a_server_that_is_told_to_end_does_not_wait_for_its_engine() -> None:
     engine = Engine()
-    async with start_server(engine=engine) as served:
+    async with start_server(engines=engine) as served:
         engine.end()
         await served.until_health("", NOT_SERVING)
         served.server.lifecycle.start_draining()

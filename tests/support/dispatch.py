@@ -85,7 +85,7 @@ class MarkModel:
     ) -> EncodedItem:
         raise NotImplementedError
 
-    def score(self, items: Sequence[EncodedItem]) -> BatchScores:
+    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
         self.entered.set()
         assert self.gate.wait(timeout=60)
         self._before(items)
@@ -110,6 +110,7 @@ class Recorder:
         self.failures: list[Failure] = []
         self.nonfinites = 0
         self.engine: list[bool] = []
+        self.engines: dict[int, bool] = {}
         self.ended = False
 
     def queue_changed(self, queue: Mapping[PriorityClass, tuple[int, int]]) -> None:
@@ -124,17 +125,18 @@ class Recorder:
     ) -> None:
         self.drops.append((reason, stage))
 
-    def batch_done(self, info: ModelInfo, stats: BatchStats, seconds: float) -> None:
+    def batch_done(self, info: ModelInfo, stats: BatchStats, seconds: float, engine: int) -> None:
         self.batches.append(stats)
 
-    def batch_failed(self, info: ModelInfo, reason: Failure, seconds: float) -> None:
+    def batch_failed(self, info: ModelInfo, reason: Failure, seconds: float, engine: int) -> None:
         self.failures.append(reason)
 
     def nonfinite(self, info: ModelInfo, count: int) -> None:
         self.nonfinites += count
 
-    def engine_changed(self, up: bool) -> None:
+    def engine_changed(self, engine: int, up: bool) -> None:
         self.engine.append(up)
+        self.engines[engine] = up
 
     def engine_ended(self) -> None:
         self.ended = True

@@ -51,18 +51,18 @@ class RewardServer(Server[RewardPorts]):
 
     Args:
         loader: makes a model of a path; see `guerdon.reward.models.load_threads.Loader`.
-        engine: keeps the process that models compute in; None where they compute in this one.
+        engines: keeps the processes that models compute in; None where they do in this one.
     """
 
     title = "Guerdon reward server"
     role = Role.SCORE
 
     def __init__(
-        self, config: ServeConfig, loader: Loader, engine: EngineKeeper | None = None
+        self, config: ServeConfig, loader: Loader, engines: EngineKeeper | None = None
     ) -> None:
         super().__init__(config)
         self._config = config
-        self._engine = engine
+        self._engines = engines
         self._telling: set[asyncio.Future[None]] = set()
         """What tells the health service of the engine."""
         self._metrics = metrics = RewardMetrics(self._prometheus)
@@ -77,10 +77,10 @@ class RewardServer(Server[RewardPorts]):
                 batch=config.batching, queue=config.queue, hang_seconds=config.hang_seconds
             ),
             observer=observer,
-            keeper=engine,
+            keeper=engines,
         )
-        if engine is not None:
-            engine.on_end = self._dispatcher.engine_ended
+        if engines is not None:
+            engines.on_end = self._dispatcher.engine_ended
         self.registry = Registry(loader, observer, self._dispatcher.idle)
         self._scoring = Scorer(
             self.registry, self._dispatcher, metrics, threads=config.encode_threads
@@ -133,10 +133,11 @@ class RewardServer(Server[RewardPorts]):
     async def stop(self) -> None:
         """End what is computed, so that its callers are told, then close the ports."""
         engine_ended = await self._dispatcher.stop(grace=0.5)
-        if self._engine is not None:
+        if self._engines is not None:
             if not engine_ended:
-                self._engine.kill()
-            self._engine.close()
+                for engine in range(self._engines.engines):
+                    self._engines.kill(engine)
+            self._engines.close()
             engine_ended = engine_ended or await self._dispatcher.stop(grace=0.5)
         await super().stop()
         self._scoring.close()

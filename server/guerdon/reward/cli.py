@@ -26,7 +26,7 @@ _PANELS = {
     "": (*command.LISTENING, "admin_port", "admin_host", *command.ENDING),
     "Security": ("load_from", *command.SECURITY),
     "Engine": (
-        "engine.dtype", "engine.device", "engine.mode", "engine.threads",
+        "engine.dtype", "engine.device", "engine.devices", "engine.mode", "engine.threads",
         "engine.prefix_cache_mib", "engine.deterministic",
     ),
     "Queue": ("batching.max_batch_tokens", "queue.max_queued_tokens", "encode_threads"),
@@ -36,7 +36,7 @@ _OTHER = {
     "engine.dtype": {"help": "auto, float32, bfloat16 or float16."},
     "engine.device": {"help": "auto, cpu, cuda, cuda:1, …"},
     "engine.mode": {"help": "auto, packed or padded."},
-    "engine.threads": {"help": "CPU threads of torch."},
+    "engine.threads": {"help": "CPU threads of torch, for each engine."},
     "engine.prefix_cache_mib": {
         "help": "MiB for the keys and values of beginnings that come again (system prompts, "
         "prompts, growing answers), for each model. 0 computes every batch from nothing."
@@ -101,18 +101,19 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
         )
 
     from guerdon.reward.app import RewardPorts, RewardServer
-    from guerdon.reward.engine_process.remote import EngineProcess
+    from guerdon.reward.engine_process.remote import EngineProcesses
     from guerdon.reward.engine_process.spawner import Spawner
     from guerdon.reward.models.loader import new_loader
 
-    engine = EngineProcess(Spawner(config.engine))  # before any event loop and its threads
+    # Before there is an event loop, and threads.
+    engines = EngineProcesses(Spawner(config.engine), config.engine.devices)
 
     def on_ready(ports: RewardPorts) -> None:
         models = ", ".join(sorted(config.models)) or "no model yet"
         command.announce(ports, models, config.ready_file)
 
     async def run() -> int | None:
-        server = RewardServer(config, new_loader(engine.load), engine)
+        server = RewardServer(config, new_loader(engines.load), engines)
         code = 0
         try:
             await server.run(on_ready)

@@ -127,11 +127,14 @@ class RewardMetrics:
 
         self.engine_busy_seconds = counter(
             "engine_busy_seconds",
-            "Seconds the engine spent computing; its rate is the busy fraction.",
+            "Seconds an engine spent computing; its rate is the busy fraction.",
+            ["engine"],
         )
-        self.engine_up = gauge("engine_up", "1 while batches can be computed.")
+        self.engine_up = gauge("engine_up", "1 while the engine can compute.", ["engine"])
         self.engine_restarts = counter(
-            "engine_restarts", "Times the engine's process was started anew after it had ended."
+            "engine_restarts",
+            "Times an engine's process was started anew after it had ended.",
+            ["engine"],
         )
 
     def of_revision(self) -> tuple[Counter | Histogram, ...]:

@@ -15,7 +15,7 @@ class MetricsObserver:
     """Implements `DispatchObserver` and `RegistryObserver`; all calls are on the event loop.
 
     Args:
-        on_engine_changed: called with whether batches can be computed.
+        on_engine_changed: called with whether any engine can compute.
         on_engine_ended: called when none will be computed any more, for whatever reason.
     """
 
@@ -29,7 +29,8 @@ class MetricsObserver:
         self._metrics = metrics
         self._on_engine_changed = on_engine_changed
         self._on_engine_ended = on_engine_ended
-        self._engine_lost = False
+        self._engines: dict[int, bool] = {}
+        """Whether each engine can compute."""
         self.queue_changed(dict.fromkeys(PriorityClass, (0, 0)))
 
     def queue_changed(self, queue: Mapping[PriorityClass, tuple[int, int]]) -> None:
@@ -48,8 +49,8 @@ class MetricsObserver:
         """An accepted item ended with nobody waiting for it."""
         self._metrics.dropped.labels(info.name, priority.value, reason.value, stage.value).inc()
 
-    def batch_done(self, info: ModelInfo, stats: BatchStats, seconds: float) -> None:
-        """A model computed a batch."""
+    def batch_done(self, info: ModelInfo, stats: BatchStats, seconds: float, engine: int) -> None:
+        """A model computed a batch on an engine."""
         model = (info.name, info.revision_label)
         metrics = self._metrics
         metrics.batch_tokens.labels(*model).observe(stats.computed_tokens)
@@ -58,26 +59,28 @@ class MetricsObserver:
         metrics.padding_tokens.labels(*model).inc(stats.padding_tokens)
         metrics.reused_tokens.labels(*model).inc(stats.reused_tokens)
         metrics.cached_tokens.labels(*model).inc(stats.cached_tokens)
-        metrics.engine_busy_seconds.inc(seconds)
+        metrics.engine_busy_seconds.labels(engine).inc(seconds)
 
-    def batch_failed(self, info: ModelInfo, reason: Failure, seconds: float) -> None:
+    def batch_failed(self, info: ModelInfo, reason: Failure, seconds: float, engine: int) -> None:
         """A batch, or something in it, has no scores."""
         labels = (info.name, info.revision_label, reason.value)
         self._metrics.batch_failures.labels(*labels).inc()
-        self._metrics.engine_busy_seconds.inc(seconds)
+        self._metrics.engine_busy_seconds.labels(engine).inc(seconds)
 
     def nonfinite(self, info: ModelInfo, count: int) -> None:
         """Scores that are not finite numbers."""
         labels = (info.name, info.revision_label)
         self._metrics.nonfinite_scores.labels(*labels).inc(count)
 
-    def engine_changed(self, up: bool) -> None:
-        """Batches can be computed, or can't."""
-        self._metrics.engine_up.set(1 if up else 0)
-        if up and self._engine_lost:
-            self._metrics.engine_restarts.inc()
-        self._engine_lost = not up
-        self._on_engine_changed(up)
+    def engine_changed(self, engine: int, up: bool) -> None:
+        """An engine can compute batches, or can't."""
+        restarts = self._metrics.engine_restarts.labels(engine)
+        if up and engine in self._engines:
+            restarts.inc()
+        self._engines[engine] = up
+        self._metrics.engine_up.labels(engine).set(1 if up else 0)
+        self._metrics.engine_busy_seconds.labels(engine)
+        self._on_engine_changed(any(self._engines.values()))
 
     def engine_ended(self) -> None:
         """No batch will be computed any more."""

@@ -283,8 +283,12 @@ class RewardModel(Protocol):
         """
         ...
 
-    def score(self, items: Sequence[EncodedItem]) -> BatchScores:
-        """Compute one batch; called from the engine's thread only.
+    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
+        """Compute one batch; called from engine threads only, from one at a time for each engine.
+
+        Args:
+            items: of the batch.
+            engine: which one computes it, where there are several.
 
         Raises:
             EngineOutOfMemory: the batch is too large; half of it may fit.
@@ -312,28 +316,32 @@ class EngineLost(Exception):
 
 
 class EngineKeeper(Protocol):
-    """Starts what computes the models anew when it has ended."""
+    """Starts engines, each of which computes a batch at a time, anew when they have ended."""
 
-    on_end: Callable[[], None]
-    """Called on any thread when it has ended, whoever ended it."""
+    on_end: Callable[[int], None]
+    """Called on any thread when an engine has ended, whoever ended it."""
 
     @property
-    def lost(self) -> bool:
-        """Whether nothing can be computed until `restore`."""
+    def engines(self) -> int:
+        """How many there are; they are numbered from 0."""
         ...
 
-    def restore(self) -> None:
-        """Start what computes anew, and load its models; blocks, on the engine's thread.
+    def lost(self, engine: int) -> bool:
+        """Whether an engine can't compute until `restore`."""
+        ...
+
+    def restore(self, engine: int) -> None:
+        """Start an engine anew, and load its models; blocks, on an engine thread.
 
         Raises:
-            DeviceLost: they can't.
+            DeviceLost: it can't be.
         """
         ...
 
-    def kill(self) -> None:
-        """End what computes, since a batch hangs: `score` raises `EngineLost`. From any thread."""
+    def kill(self, engine: int) -> None:
+        """End an engine whose batch hangs: `score` raises `EngineLost`. From any thread."""
         ...
 
     def close(self) -> None:
-        """End what computes for good, and a `restore` that goes on. From any thread."""
+        """End the engines for good, and a `restore` that goes on. From any thread."""
         ...

@@ -20,8 +20,11 @@ class EngineSettings:
     mode: str = "auto"
     """One of `MODES`. `auto` packs, and pads what cannot be packed; `packed` refuses to
     load what cannot be packed; `padded` never packs."""
+    devices: int = 1
+    """Engines side by side, each with all models: on the first so many GPUs, or each with its share
+    of the CPU's cores."""
     threads: int | None = None
-    """CPU threads of torch for the whole process; torch's own choice when None."""
+    """CPU threads of torch for each engine; torch's own choice when None."""
     max_batch_tokens: int = 16_384
     """Tokens, padding included, of one forward pass of padded batches."""
     prefix_cache_mib: int = 512
@@ -37,6 +40,12 @@ class EngineSettings:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, it must be one of {', '.join(known)}")
+        if self.devices < 1:
+            raise ValueError(f"devices is {self.devices}, it must be positive")
+        if self.devices > 1 and ":" in self.device:
+            raise ValueError(
+                f"device is {self.device!r}, which is one, and devices is {self.devices}"
+            )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads}, it must be positive")
         if self.prefix_cache_mib < 0:

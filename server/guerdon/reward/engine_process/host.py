@@ -7,6 +7,7 @@ model; when the channel closes, as it does when the server dies, the process end
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import os
@@ -19,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from guerdon.models import ManifestError
+from guerdon.models.devices import DeviceError, has_gpu
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.engine_process import messages
 from guerdon.reward.types import DeviceLost, EngineOutOfMemory, RewardModel
@@ -32,10 +34,14 @@ class _LoadEnded(Exception):
 
 
 class Host:
-    """Loads and computes the models of one engine's process."""
+    """Loads and computes the models of one engine's process.
 
-    def __init__(self, settings: EngineSettings) -> None:
-        self._settings = settings
+    Args:
+        engine: its number, which says what device or which cores are its own.
+    """
+
+    def __init__(self, settings: EngineSettings, engine: int) -> None:
+        self._settings = own_share(settings, engine)
         # One thread computes: torch keeps its threads for each thread that calls it.
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="guerdon-compute")
         self._making = threading.Lock()
@@ -104,6 +110,26 @@ class Host:
             yield
         finally:
             self._making.release()
+
+
+def own_share(settings: EngineSettings, engine: int) -> EngineSettings:
+    """The settings of one of several engines: a GPU of its own, or a share of the cores.
+
+    On a CPU the whole process, with all its threads, is held to that share.
+    """
+    if settings.devices == 1:
+        return settings
+    try:
+        if settings.device != "cpu" and has_gpu():
+            return dataclasses.replace(settings, devices=1, device=f"cuda:{engine}")
+    except DeviceError:
+        return settings  # loading a model says what is wrong
+    cores, engines = sorted(os.sched_getaffinity(0)), settings.devices
+    first, last = (place * len(cores) // engines for place in (engine, engine + 1))
+    share = cores[first:last] or [cores[first % len(cores)]]
+    os.sched_setaffinity(0, share)
+    threads = settings.threads or len(share)
+    return dataclasses.replace(settings, devices=1, threads=threads)
 
 
 def _score(model: RewardModel, batch: bytes) -> bytes:

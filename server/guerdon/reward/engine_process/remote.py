@@ -1,7 +1,8 @@
-"""Models whose networks are computed in an engine's process, and the keeper of that process."""
+"""Models whose networks are computed in engine processes, and the keeper of those processes."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
@@ -45,27 +46,27 @@ _ENDED_LOADING: Final = (
 
 
 class RemoteModel:
-    """A `RewardModel` that tokenises here and computes in an engine's process.
+    """A `RewardModel` that tokenises here and computes in the engines' processes.
 
     Args:
         encoder: makes tokens of items.
-        connection: of a model that is loaded there.
+        connections: one for each engine, in which the model is loaded.
     """
 
     def __init__(
         self,
-        keeper: EngineProcess,
+        keeper: EngineProcesses,
         folder: Path,
         info: ModelInfo,
         encoder: ItemEncoder,
-        connection: Connection,
+        connections: list[Connection],
     ) -> None:
         self._keeper = keeper
         self._encoder = encoder
         self.folder = folder
         self.info = info
-        self.connection = connection
-        """The keeper puts another one in its place when the engine was started anew."""
+        self.connections = connections
+        """The keeper puts another one in an old one's place when its engine was started anew."""
 
     def encode(
         self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
@@ -73,30 +74,33 @@ class RemoteModel:
         """Render and tokenise; see `RewardModel.encode`."""
         return self._encoder.encode(item, truncation, reject_control_tokens=reject_control_tokens)
 
-    def score(self, items: Sequence[EncodedItem]) -> BatchScores:
+    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
         """Compute one batch; see `RewardModel.score`."""
+        connection = self.connections[engine]
         try:
-            self.connection.send_bytes(messages.pack_items(items))
-            return messages.unpack_scores(self.connection.recv_bytes())
+            connection.send_bytes(messages.pack_items(items))
+            return messages.unpack_scores(connection.recv_bytes())
         except (EOFError, OSError, DeviceLost) as error:
-            self._keeper.kill()  # whatever is left of it
+            self._keeper.kill(engine)  # whatever is left of it
             raise EngineLost(str(error) or "the engine's process has ended") from error
 
     def close(self) -> None:
         """Free the memory."""
         self._keeper.forget(self)
-        self.connection.close()
+        for connection in self.connections:
+            connection.close()
 
 
 class _Engine:
     """One engine process.
 
     Args:
+        number: of the engine.
         on_end: called on a thread when it has ended.
     """
 
-    def __init__(self, spawner: Spawner, on_end: Callable[[], None]) -> None:
-        self._channel, self.pid = spawner.spawn()
+    def __init__(self, spawner: Spawner, number: int, on_end: Callable[[], None]) -> None:
+        self._channel, self.pid = spawner.spawn(number)
         self.started = time.monotonic()
         self.ended = threading.Event()
         self._on_end = on_end
@@ -139,35 +143,40 @@ class _Engine:
         self._on_end()
 
 
-class EngineProcess:
-    """Keeps one engine process running, with all models loaded in it.
+class EngineProcesses:
+    """Keeps engine processes running, with all models loaded in each of them.
 
     Args:
         spawner: starts engine processes.
+        engines: how many.
 
     Raises:
-        EngineLost: the first one can't be started.
+        EngineLost: the first ones can't be started.
     """
 
-    def __init__(self, spawner: Spawner) -> None:
+    def __init__(self, spawner: Spawner, engines: int) -> None:
         self._spawner = spawner
-        self.on_end: Callable[[], None] = lambda: None
+        self.on_end: Callable[[int], None] = lambda engine: None
         """Called on a thread when an engine's process has ended."""
         self._models: set[RemoteModel] = set()
         self._lock = threading.Lock()
-        """Held while the engine or the set of models changes."""
+        """Held while the set of models, or an engine of it, changes."""
         self._closed = threading.Event()
-        self._early_ends = 0
-        """Engines that ended soon after they were started, one after another."""
-        self._engine = self._start()
+        self._early_ends = [0] * engines
+        """Processes of each engine that ended soon after they were started, one after another."""
+        self._engines = [self._start(number) for number in range(engines)]
 
     @property
-    def pid(self) -> int:
-        """The process id of the engine that was started last."""
-        return self._engine.pid
+    def engines(self) -> int:
+        """How many engines there are; see `EngineKeeper.engines`."""
+        return len(self._engines)
+
+    def lost(self, engine: int) -> bool:
+        """Whether an engine's process has ended; see `EngineKeeper.lost`."""
+        return self._engines[engine].ended.is_set()
 
     def load(self, folder: Path, name: str, check: Callable[[], None]) -> RemoteModel:
-        """Load a checkpoint in the engine's process.
+        """Load a checkpoint in all engines.
 
         Args:
             folder: of the checkpoint.
@@ -177,84 +186,93 @@ class EngineProcess:
         Raises:
             CheckpointRefused: it would give wrong scores, or cannot be trusted.
             Unsupported: this machine lacks the device.
-            EngineLost: the engine's process ended meanwhile.
+            EngineLost: an engine's process ended meanwhile, or is being started anew.
         """
-        engine = self._engine
-        connection = engine.load(folder, name)
+        engines, connections = list(self._engines), list[Connection]()
         try:
+            for engine in engines:
+                connections.append(engine.load(folder, name))
             # While it loads there, since both read and hash the same files.
             checkpoint = inspect_checkpoint(folder)
             encoder = new_encoder(checkpoint)
-            info = self._wait_loaded(connection, check)
-            if info.revision != checkpoint.revision:
+            infos = [
+                self._wait_loaded(engine, connection, check)
+                for engine, connection in zip(engines, connections, strict=True)
+            ]
+            if any(info.revision != checkpoint.revision for info in infos):
                 raise CheckpointRefused(f"{folder} changed while it was loaded: load it again")
-            model = RemoteModel(self, folder, info, encoder, connection)
+            model = RemoteModel(self, folder, _together(infos), encoder, connections)
             with self._lock:
-                if engine is not self._engine:
+                if engines != self._engines or any(engine.ended.is_set() for engine in engines):
                     raise EngineLost(_ENDED_LOADING)
                 self._models.add(model)
         except BaseException:
-            connection.close()
+            for connection in connections:
+                connection.close()
             raise
         return model
 
     def forget(self, model: RemoteModel) -> None:
-        """Load a model no more when the engine is started anew."""
+        """Load a model no more when an engine is started anew."""
         with self._lock:
             self._models.discard(model)
 
-    def kill(self) -> None:
-        """End the engine's process; see `EngineKeeper.kill`."""
-        self._engine.kill()
+    def kill(self, engine: int) -> None:
+        """End an engine's process; see `EngineKeeper.kill`."""
+        self._engines[engine].kill()
 
-    @property
-    def lost(self) -> bool:
-        """Whether the engine has ended; see `EngineKeeper.lost`."""
-        return self._engine.ended.is_set()
-
-    def restore(self) -> None:
-        """Start the engine anew, and load its models; see `EngineKeeper.restore`."""
-        with self._lock:
-            for _ in range(ATTEMPTS):
-                try:
-                    return self._start_again()
-                except EngineLost as error:
-                    logger.error("the engine could not be started again: %s", error)
-                    self._engine.kill()
-        raise DeviceLost("the engine ends whenever it is started")
+    def restore(self, engine: int) -> None:
+        """Start an engine anew, and load its models; see `EngineKeeper.restore`."""
+        for _ in range(ATTEMPTS):
+            try:
+                return self._start_again(engine)
+            except EngineLost as error:
+                logger.error("engine %d could not be started again: %s", engine, error)
+                self.kill(engine)
+        raise DeviceLost(f"engine {engine} ends whenever it is started")
 
     def close(self) -> None:
-        """End the process for good."""
+        """End the processes for good."""
         self._closed.set()
-        self._engine.close()
+        for engine in self._engines:
+            engine.close()
 
-    def _start(self) -> _Engine:
-        engine = _Engine(self._spawner, lambda: self.on_end())
-        logger.info("the engine is process %d", engine.pid)
+    def _start(self, number: int) -> _Engine:
+        engine = _Engine(self._spawner, number, lambda: self.on_end(number))
+        logger.info("engine %d is process %d", number, engine.pid)
         return engine
 
-    def _start_again(self) -> None:
-        lived = time.monotonic() - self._engine.started
-        self._early_ends = self._early_ends + 1 if lived < STEADY_SECONDS else 0
-        delay = min(MAX_DELAY, 2.0**self._early_ends / 2) if self._early_ends else 0.0
-        self._closed.wait(delay)
+    def _start_again(self, number: int) -> None:
+        lived = time.monotonic() - self._engines[number].started
+        early = self._early_ends[number] = (
+            self._early_ends[number] + 1 if lived < STEADY_SECONDS else 0
+        )
+        self._closed.wait(min(MAX_DELAY, 2.0**early / 2) if early else 0.0)
         self._check_open()
         began = time.monotonic()
-        self._engine = self._start()
-        for model in self._models:
-            model.connection.close()
-            model.connection = self._reload(model)
+        with self._lock:
+            engine = self._engines[number] = self._start(number)
+            models = list(self._models)
+        for model in models:
+            connection = self._reload(engine, model)
+            with self._lock:
+                if model not in self._models:  # it was unloaded meanwhile
+                    connection.close()
+                    continue
+                model.connections[number].close()
+                model.connections[number] = connection
         logger.warning(
-            "the engine was started again as process %d, with %d models in %.1f s",
-            self._engine.pid,
-            len(self._models),
+            "engine %d was started again as process %d, with %d models in %.1f s",
+            number,
+            engine.pid,
+            len(models),
             time.monotonic() - began,
         )
 
-    def _reload(self, model: RemoteModel) -> Connection:
-        connection = self._engine.load(model.folder, model.info.name)
+    def _reload(self, engine: _Engine, model: RemoteModel) -> Connection:
+        connection = engine.load(model.folder, model.info.name)
         try:
-            info = self._wait_loaded(connection, self._check_open)
+            info = self._wait_loaded(engine, connection, self._check_open)
         except ServiceError as error:
             raise DeviceLost(f"{model.info.name} can't be loaded again: {error}") from error
         if info.revision != model.info.revision:
@@ -268,7 +286,9 @@ class EngineProcess:
         if self._closed.is_set():
             raise DeviceLost("the server stops")
 
-    def _wait_loaded(self, connection: Connection, check: Callable[[], None]) -> ModelInfo:
+    def _wait_loaded(
+        self, engine: _Engine, connection: Connection, check: Callable[[], None]
+    ) -> ModelInfo:
         try:
             while not connection.poll(0.1):
                 check()
@@ -278,5 +298,14 @@ class EngineProcess:
         try:
             return messages.unpack_info(message)
         except DeviceLost as error:
-            self.kill()
+            engine.kill()
             raise EngineLost(str(error)) from error
+
+
+def _together(infos: Sequence[ModelInfo]) -> ModelInfo:
+    """What is said of a model that several engines hold."""
+    return dataclasses.replace(
+        infos[0],
+        device=", ".join(dict.fromkeys(info.device for info in infos)),
+        probe_max_difference=max(info.probe_max_difference for info in infos),
+    )

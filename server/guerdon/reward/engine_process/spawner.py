@@ -44,10 +44,11 @@ class Spawner:
         if os.fork() == 0:
             self._requests.close()
             _Forks(taken, settings).run()
+        gc.unfreeze()
         taken.close()
 
-    def spawn(self) -> tuple[socket.socket, int]:
-        """A new engine process's channel and process id.
+    def spawn(self, engine: int) -> tuple[socket.socket, int]:
+        """The channel and the process id of a new process for an engine.
 
         Raises:
             EngineLost: the spawner itself has ended.
@@ -55,7 +56,7 @@ class Spawner:
         channel, given = socket.socketpair()
         try:
             with given:
-                socket.send_fds(self._requests, [b"e"], [given.fileno()])
+                socket.send_fds(self._requests, [engine.to_bytes(1)], [given.fileno()])
             answer = channel.recv(4, socket.MSG_WAITALL)
         except OSError:
             answer = b""
@@ -84,12 +85,13 @@ class _Forks:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             signal.signal(signal.SIGCHLD, self._report_ends)
-            while (channel := self._take()) is not None:
+            while (asked := self._take()) is not None:
+                engine, channel = asked
                 pid = os.fork()
                 if pid == 0:
                     self._requests.close()
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    Host(self._settings).run(channel)
+                    Host(self._settings, engine).run(channel)
                 channel.close()
                 self._engines.add(pid)
             self._end_engines()
@@ -98,10 +100,12 @@ class _Forks:
         finally:
             os._exit(0)
 
-    def _take(self) -> socket.socket | None:
-        """The channel of the engine that is asked for; None at the end."""
-        _, descriptors, _, _ = socket.recv_fds(self._requests, 1, 1)
-        return socket.socket(fileno=descriptors[0]) if descriptors else None
+    def _take(self) -> tuple[int, socket.socket] | None:
+        """The engine that is asked for, and its channel; None at the end."""
+        number, descriptors, _, _ = socket.recv_fds(self._requests, 1, 1)
+        if not descriptors:
+            return None
+        return int.from_bytes(number), socket.socket(fileno=descriptors[0])
 
     def _end_engines(self) -> None:
         """Wait until the engines have ended, as each does by itself; kill one that hangs."""

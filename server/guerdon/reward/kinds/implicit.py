@@ -41,7 +41,7 @@ class ImplicitReward(EngineReward):
         super().__init__(info, encoder, policy, reference)
         self._beta = beta
 
-    def score(self, items: Sequence[EncodedItem]) -> BatchScores:
+    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
         """Compute one batch with both; see `RewardModel.score`."""
         policy, reference = (engine.compute(items) for engine in self._engines)
         scores = [

@@ -44,7 +44,7 @@ class EngineReward(abc.ABC):
         return self._encoder.encode(item, truncation, reject_control_tokens=reject_control_tokens)
 
     @abc.abstractmethod
-    def score(self, items: Sequence[EncodedItem]) -> BatchScores:
+    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
         """Compute one batch; see `RewardModel.score`."""
 
     def close(self) -> None:
@@ -57,10 +57,10 @@ class EngineReward(abc.ABC):
 class NetworkReward(EngineReward):
     """A `RewardModel` over one engine; a kind says what a response's logits mean."""
 
-    def score(self, items: Sequence[EncodedItem]) -> BatchScores:
+    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
         """Compute one batch; see `RewardModel.score`."""
-        (engine,) = self._engines
-        computed = engine.compute(items)
+        (network,) = self._engines
+        computed = network.compute(items)
         scores = [
             [
                 with_counts(self._response(item, j, logits), item, j, reused)

@@ -54,10 +54,11 @@ class Announcer:
     def tell_run(self, run: BatchRun) -> None:
         """Tell what became of a batch."""
         info, stats, failure = run.model.info, run.stats, run.failure
+        engine = run.engine
         if stats is not None:
-            self.tell(lambda observer: observer.batch_done(info, stats, run.seconds))
+            self.tell(lambda observer: observer.batch_done(info, stats, run.seconds, engine))
         if run.nonfinite:
             self.tell(lambda observer: observer.nonfinite(info, run.nonfinite))
         if failure is not None:
             seconds = run.seconds if stats is None else 0.0
-            self.tell(lambda observer: observer.batch_failed(info, failure, seconds))
+            self.tell(lambda observer: observer.batch_failed(info, failure, seconds, engine))

@@ -29,7 +29,7 @@ from guerdon.reward.scheduling.calls import DispatchedCall, DispatchedItem, Item
 from guerdon.reward.scheduling.events import DispatchObserver, DropReason, DropStage, Failure
 from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.scheduling.watchdog import Watchdog
-from guerdon.reward.scheduling.worker import Abandon, BatchRun, Outcome, Restore, Worker
+from guerdon.reward.scheduling.worker import Abandon, BatchRun, EngineEnded, Outcome, Worker
 from guerdon.reward.types import EncodedItem, EngineKeeper, PriorityClass, RewardModel
 from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import (
@@ -77,12 +77,13 @@ class Dispatcher:
             limits.batch,
             on_report=lambda outcomes, run: self._post(self._deliver, outcomes, run),
             on_exit=lambda failed: self._post(self._engine_ended, failed),
-            on_engine=lambda up: self._post(self._tell_engine, up),
+            on_engine=lambda engine, up: self._post(self._tell_engine, engine, up),
             keeper=keeper,
             clock=clock,
         )
         self._keeper = keeper
-        self._watchdog = Watchdog(limits.hang_seconds)
+        self._watchdogs = [Watchdog(limits.hang_seconds) for _ in range(self._worker.engines)]
+        self._engines_up: set[int] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._up = False
         self._hung = False
@@ -106,7 +107,8 @@ class Dispatcher:
         self._worker.start()
         self._up = True
         self._look()
-        self._tell_engine(True)
+        for engine in range(self._worker.engines):
+            self._tell_engine(engine, True)
 
     def reserve(
         self,
@@ -185,9 +187,9 @@ class Dispatcher:
         self._settle(ticket, sum(item.tokens for item in items), now)
         return await self._wait(self._submit(ticket, key, model, items, now))
 
-    def engine_ended(self) -> None:
-        """Have the engine started anew if it has ended. May be called on any thread."""
-        self._worker.send(Restore())
+    def engine_ended(self, engine: int) -> None:
+        """Have an engine started anew if it has ended. May be called on any thread."""
+        self._worker.send(EngineEnded(engine))
 
     async def idle(self, key: str) -> None:
         """Wait until the engine holds no work of a key, not even for callers who have left."""
@@ -293,7 +295,9 @@ class Dispatcher:
             return
         if run.failure in (None, Failure.NONFINITE):
             for name in {outcome.item.call.ticket.model_name for outcome in outcomes}:
-                self._admission.observe(name, run.tokens, run.seconds, now=run.finished)
+                # Engines compute side by side: work drains as fast as all of them.
+                seconds = run.seconds / max(1, len(self._engines_up))
+                self._admission.observe(name, run.tokens, seconds, now=run.finished)
         # After those who were just woken: telling is not worth their time.
         assert self._loop is not None
         self._loop.call_soon(self._announcer.tell_run, run)
@@ -343,18 +347,20 @@ class Dispatcher:
             self._wake()
 
     def _look(self) -> None:
-        """Give the engine up when a batch hangs; look again later when it does not."""
+        """Give an engine up when its batch hangs, and look again later."""
         if not self._up:
             return
-        if self._watchdog.hangs(self._worker.running, self._clock()):
-            logger.critical("a batch has taken far longer than it should: the engine is given up")
+        for engine, watchdog in enumerate(self._watchdogs):
+            if not watchdog.hangs(self._worker.running.get(engine), self._clock()):
+                continue
+            logger.critical("a batch has taken far longer than it should: its engine is given up")
             if self._keeper is None:
                 self._hung = True
                 self._give_up()
                 return
-            self._keeper.kill()
+            self._keeper.kill(engine)
         assert self._loop is not None
-        self._loop.call_later(self._watchdog.interval, self._look)
+        self._loop.call_later(self._watchdogs[0].interval, self._look)
 
     def _engine_ended(self, failed: bool) -> None:
         if self._hung:
@@ -363,13 +369,15 @@ class Dispatcher:
         else:
             self._give_up()
 
-    def _tell_engine(self, up: bool) -> None:
-        self._announcer.tell(lambda observer: observer.engine_changed(up))
+    def _tell_engine(self, engine: int, up: bool) -> None:
+        (self._engines_up.add if up else self._engines_up.discard)(engine)
+        self._announcer.tell(lambda observer: observer.engine_changed(engine, up))
 
     def _give_up(self) -> None:
         """No batch will be computed any more: tell all who wait."""
         self._up = False
-        self._tell_engine(False)
+        for engine in sorted(self._engines_up):
+            self._tell_engine(engine, False)
         self._announcer.tell(lambda observer: observer.engine_ended())
         for call in list(self._calls):
             self._fail(call, Unavailable(_DEAD))

@@ -48,18 +48,18 @@ class DispatchObserver(Protocol):
     ) -> None:
         """An accepted item ended with nobody waiting for it."""
 
-    def batch_done(self, info: ModelInfo, stats: BatchStats, seconds: float) -> None:
-        """A model computed a batch."""
+    def batch_done(self, info: ModelInfo, stats: BatchStats, seconds: float, engine: int) -> None:
+        """A model computed a batch on an engine."""
 
-    def batch_failed(self, info: ModelInfo, reason: Failure, seconds: float) -> None:
+    def batch_failed(self, info: ModelInfo, reason: Failure, seconds: float, engine: int) -> None:
         """A batch, or something in it, has no scores. NONFINITE comes after `batch_done`,
         with no seconds of its own; OUT_OF_MEMORY comes for each attempt."""
 
     def nonfinite(self, info: ModelInfo, count: int) -> None:
         """So many responses of a batch had numbers that are not finite."""
 
-    def engine_changed(self, up: bool) -> None:
-        """Batches can be computed, or can't, since the engine has ended."""
+    def engine_changed(self, engine: int, up: bool) -> None:
+        """An engine can compute batches, or can't, since it has ended."""
 
     def engine_ended(self) -> None:
         """No batch will be computed any more."""

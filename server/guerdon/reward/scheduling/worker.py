@@ -1,10 +1,11 @@
-"""The engine's thread: takes calls, asks the scheduler for batches, computes them, reports.
+"""The engine threads: they take calls, ask the scheduler for batches, compute them, and report.
 
-All models share one thread, for they share the device. The thread owns the scheduler; others
-reach it only through a queue of commands, and it answers only through `on_report`. So nothing
-is locked, and no caller waits for a batch to be formed.
+There is a thread for each engine. Whichever is free takes what has come, forms a batch and has
+it computed; all models share the engines, and one scheduler feeds them all. Others reach the
+threads only through a queue of commands, and they answer only through `on_report`: no caller
+waits for a batch to be formed.
 
-    commands: DispatchedCall | Abandon | Restore | None (stop)  ─▶  Worker
+    commands: DispatchedCall | Abandon | EngineEnded | Wake | None (stop)  ─▶  Worker
                                                  outcomes, once for each batch  ◀─┘
 """
 
@@ -50,11 +51,18 @@ class Abandon:
 
 
 @dataclass(frozen=True, slots=True)
-class Restore:
-    """A command to see whether the engine has ended, and to start it anew."""
+class EngineEnded:
+    """A command to start an engine anew, if it has not been."""
+
+    engine: int
 
 
-_Command = DispatchedCall | Abandon | Restore
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """A command to look for work: there is more than one batch of it."""
+
+
+_Command = DispatchedCall | Abandon | EngineEnded | Wake
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,7 @@ class BatchRun:
     """One call of a model's `score`."""
 
     model: RewardModel
+    engine: int
     seconds: float
     finished: float
     tokens: int
@@ -92,14 +101,14 @@ class BatchRun:
 
 
 class Worker:
-    """Runs the engine's thread.
+    """Runs the engine threads.
 
     Args:
-        on_report: called on the thread with what has ended: with a batch, or without one when
+        on_report: called on a thread with what has ended: with a batch, or without one when
             work was dropped.
-        on_exit: called on the thread as it ends, with whether it failed.
-        on_engine: called on the thread with whether the engine can compute, when that changes.
-        keeper: starts the engine anew; None where models compute in this process.
+        on_exit: called on the last thread as it ends, with whether one failed.
+        on_engine: called on a thread with an engine and whether it can compute, when that changes.
+        keeper: starts engines anew; None where models compute in this process, as one engine.
         clock: seconds; the same that deadlines are in.
     """
 
@@ -109,7 +118,7 @@ class Worker:
         *,
         on_report: Callable[[list[Outcome], BatchRun | None], None],
         on_exit: Callable[[bool], None],
-        on_engine: Callable[[bool], None] = lambda up: None,
+        on_engine: Callable[[int, bool], None] = lambda engine, up: None,
         keeper: EngineKeeper | None = None,
         clock: Callable[[], float],
     ) -> None:
@@ -123,43 +132,65 @@ class Worker:
         self._on_engine = on_engine
         self._keeper = keeper
         self._clock = clock
-        self.running: Running | None = None
-        """The batch in a model's hands. Other threads may look."""
-        # A daemon: a forward pass that never ends must not keep the process from ending.
-        self._thread = threading.Thread(target=self._run, name="guerdon-engine", daemon=True)
+        self.engines = 1 if keeper is None else keeper.engines
+        self.running: dict[int, Running] = {}
+        """The batch in each engine's hands. Other threads may look."""
+        self._lock = threading.RLock()
+        """Held while the scheduler, the calls or the sets of engines and threads are used."""
+        self._free = list(range(self.engines))
+        """Engines that compute nothing and can."""
+        self._gone: set[int] = set()
+        """Engines that can't be started any more."""
+        self._failed = False
+        # Daemons: a forward pass that never ends must not keep the process from ending.
+        self._threads = {
+            threading.Thread(target=self._run, name=f"guerdon-engine-{number}", daemon=True)
+            for number in range(self.engines)
+        }
 
     def start(self) -> None:
         """Begin to take work."""
-        self._thread.start()
+        for thread in list(self._threads):
+            thread.start()
 
     def send(self, command: _Command | None) -> None:
         """Hand over work, take it back, or stop. Never blocks."""
         self._commands.put(command)
 
     def _run(self) -> None:
-        failed = True
         try:
             while self._take_commands():
                 self._guard(self._compute_next)
-            failed = False
         except BaseException:
-            logger.critical("the engine's thread has died", exc_info=True)
+            self._failed = True
+            logger.critical("an engine's thread has died", exc_info=True)
         finally:
-            self._on_exit(failed)
+            self._commands.put(None)  # for the other threads
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+                last = not self._threads
+            if last:
+                self._on_exit(self._failed)
 
     def _take_commands(self) -> bool:
         """Take all that has come, waiting only if there is nothing to do; False to stop."""
-        wait = len(self._scheduler) == 0
+        with self._lock:
+            wait = not (self._free and len(self._scheduler))
         commands: list[_Command] = []
         while wait or not self._commands.empty():
-            command = self._commands.get()
+            try:
+                command = self._commands.get(block=wait)
+            except queue.Empty:  # another thread was faster
+                break
             wait = False
             if command is None:
                 return False
-            if isinstance(command, DispatchedCall):
-                self._calls.add(command)
             commands.append(command)
         self._guard(lambda: self._follow(commands))
+        for command in commands:
+            if isinstance(command, EngineEnded):
+                self._commands.put(Wake())  # for what has come with it
+                self._start_again(command.engine)
         return True
 
     def _guard(self, work: Callable[[], None]) -> None:
@@ -179,23 +210,25 @@ class Worker:
                 len(self._calls),
                 exc_info=True,
             )
-            self._scheduler = Scheduler[DispatchedItem](self._limits)
             lost = Unavailable("an internal error emptied the queue; ask again")
-            for call in list(self._calls):
-                waiting = [item for item in call.items if item.unreported]
-                self._report([Outcome(item, 0, item.unreported, lost) for item in waiting])
+            with self._lock:
+                self._scheduler = Scheduler[DispatchedItem](self._limits)
+                for call in list(self._calls):
+                    waiting = [item for item in call.items if item.unreported]
+                    self._report([Outcome(item, 0, item.unreported, lost) for item in waiting])
 
     def _follow(self, commands: Iterable[_Command]) -> None:
         dropped: list[QueuedItem[DispatchedItem]] = []
-        for command in commands:
-            if isinstance(command, DispatchedCall):
-                self._accept(command)
-            elif isinstance(command, Restore):
-                self._restore()
-            elif command.call in self._calls:
-                units = [item.unit for item in command.call.items if item.unit is not None]
-                dropped += [unit for unit in units if self._scheduler.cancel(unit)]
-        self._dropped(dropped)
+        with self._lock:
+            # Before any is accepted: where one can't be, all of them are told.
+            self._calls |= {each for each in commands if isinstance(each, DispatchedCall)}
+            for command in commands:
+                if isinstance(command, DispatchedCall):
+                    self._accept(command)
+                elif isinstance(command, Abandon) and command.call in self._calls:
+                    units = [item.unit for item in command.call.items if item.unit is not None]
+                    dropped += [unit for unit in units if self._scheduler.cancel(unit)]
+            self._dropped(dropped)
 
     def _accept(self, call: DispatchedCall) -> None:
         for item in call.items:
@@ -209,30 +242,61 @@ class Worker:
                 caller=call.caller,
             )
 
-    def _restore(self) -> None:
-        """Have the engine started anew if it has ended.
+    def _start_again(self, engine: int) -> None:
+        """Have an engine that has ended started anew, unless another thread has it in hand."""
+        with self._lock:
+            if engine not in self._free:
+                return
+            self._free.remove(engine)
+        self._give_back(engine)
+
+    def _give_back(self, engine: int) -> None:
+        """Let an engine be used again, after it was started anew if it has ended.
 
         Raises:
-            DeviceLost: it can't be.
+            DeviceLost: it can't be started, and no other engine is left.
         """
-        if self._keeper is None or not self._keeper.lost:
-            return
-        self._on_engine(False)
-        self._keeper.restore()
-        self._on_engine(True)
+        if self._keeper is not None and self._keeper.lost(engine):
+            self._on_engine(engine, False)
+            try:
+                self._keeper.restore(engine)
+            except DeviceLost:
+                with self._lock:
+                    self._gone.add(engine)
+                    if len(self._gone) == self.engines:
+                        raise
+                logger.critical("engine %d is given up; others go on", engine, exc_info=True)
+                return
+            self._on_engine(engine, True)
+        with self._lock:
+            self._free.append(engine)
+            self._free.sort()
 
     def _compute_next(self) -> None:
-        formed = self._scheduler.next_batch(self._clock())
-        self._dropped(formed.expired)
-        if formed.batch is not None:
-            self._compute(formed.batch)
+        with self._lock:
+            if not self._free:
+                return
+            formed = self._scheduler.next_batch(self._clock())
+            self._dropped(formed.expired)
+            if formed.batch is None:
+                return
+            engine = self._free.pop(0)
+            if self._free and len(self._scheduler):
+                self._commands.put(Wake())
+        try:
+            self._compute(formed.batch, engine)
+        finally:
+            self._give_back(engine)
 
     def _report(self, outcomes: list[Outcome], run: BatchRun | None = None) -> None:
-        for outcome in outcomes:
-            item = outcome.item
-            item.unreported -= outcome.stop - outcome.start
-            if not any(each.unreported for each in item.call.items):
-                self._calls.discard(item.call)
+        with self._lock:
+            # None of calls that an error has ended while their batch was computed.
+            outcomes = [outcome for outcome in outcomes if outcome.item.unreported]
+            for outcome in outcomes:
+                item = outcome.item
+                item.unreported -= outcome.stop - outcome.start
+                if not any(each.unreported for each in item.call.items):
+                    self._calls.discard(item.call)
         self._on_report(outcomes, run)
 
     def _dropped(self, units: Iterable[QueuedItem[DispatchedItem]]) -> None:
@@ -240,11 +304,11 @@ class Worker:
         if outcomes:
             self._report(outcomes)
 
-    def _compute(self, batch: Batch[DispatchedItem]) -> None:
+    def _compute(self, batch: Batch[DispatchedItem], engine: int) -> None:
         waiting = [batch.parts]
         while waiting:
             wanted = self._wanted(waiting.pop())
-            if wanted and self._compute_once(wanted) is Failure.OUT_OF_MEMORY:
+            if wanted and self._compute_once(wanted, engine) is Failure.OUT_OF_MEMORY:
                 waiting += reversed(_split(wanted))
 
     def _wanted(self, parts: _Parts) -> _Parts:
@@ -260,23 +324,25 @@ class Worker:
             self._report([_outcome(part, None) for part in dropped])
         return wanted
 
-    def _compute_once(self, parts: _Parts) -> Failure | None:
+    def _compute_once(self, parts: _Parts, engine: int) -> Failure | None:
         """Call the model and report, except for parts that can be tried again in halves."""
         call = _owner(parts[0].unit).call
         model, key = call.model, call.key
         tokens = sum(part.tokens for part in parts)
-        self.running = Running(self._scheduler.batch_seconds(key, tokens))
+        with self._lock:
+            self.running[engine] = Running(self._scheduler.batch_seconds(key, tokens))
         start = self._clock()
         try:
-            scores, nonfinite, failure = _call(model, [part.item for part in parts])
+            scores, nonfinite, failure = _call(model, [part.item for part in parts], engine)
         finally:
-            self.running = None
+            del self.running[engine]
         finished = self._clock()
         outcomes = _outcomes(parts, scores, failure)
         if nonfinite:
             logger.error("%s gave %d scores that are not finite", key, nonfinite)
         run = BatchRun(
             model=model,
+            engine=engine,
             seconds=finished - start,
             finished=finished,
             tokens=tokens,
@@ -285,12 +351,11 @@ class Worker:
             nonfinite=nonfinite,
         )
         self._report(outcomes, run)
-        if failure is Failure.OUT_OF_MEMORY:
-            self._scheduler.out_of_memory(key, run.tokens)
-        elif failure is Failure.ENGINE_LOST:
-            self._restore()
-        elif failure is None:
-            self._scheduler.observe(key, run.new_tokens, run.seconds)
+        with self._lock:
+            if failure is Failure.OUT_OF_MEMORY:
+                self._scheduler.out_of_memory(key, run.tokens)
+            elif failure is None:
+                self._scheduler.observe(key, run.new_tokens, run.seconds)
         return failure
 
 
@@ -312,14 +377,14 @@ def is_finite(score: ResponseScore) -> bool:
 
 
 def _call(
-    model: RewardModel, items: list[EncodedItem]
+    model: RewardModel, items: list[EncodedItem], engine: int
 ) -> tuple[BatchScores | None, int, Failure | None]:
     """Call the model; also the number of responses whose numbers are not finite.
 
     Its tracebacks, and the tensors they hold, end with this function.
     """
     try:
-        scores = model.score(items)
+        scores = model.score(items, engine)
         if [len(rows) for rows in scores.items] != [item.sequences for item in items]:
             raise ValueError("the model did not give one score for each response")
         nonfinite = sum(not is_finite(score) for rows in scores.items for score in rows)
