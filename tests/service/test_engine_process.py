@@ -17,7 +17,7 @@ from tests.support import hub, load
 from tests.support.server import RunningServer, running_server
 from tests.support.tiny import STEP, tiny_checkpoint
 
-from guerdon.client import RewardClient
+from guerdon.client import AdminClient, Item, RewardClient
 from guerdon.client.types import Score
 from guerdon.models import Manifest
 from guerdon.reward.encoding.comparisons import scores_of_candidates
@@ -33,9 +33,10 @@ WAIT = 300.0
 """Seconds that a slow machine may take for what comes of itself."""
 
 
-def engine_pid(server: RunningServer) -> int:
+def engine_pid(server: RunningServer, engine: int = 0) -> int:
     """The process that computes, as the log names it."""
-    return int(re.findall(r"engine 0 (?:is|was started again as) process (\d+)", server.log())[-1])
+    named = rf"engine {engine} (?:is|was started again as) process (\d+)"
+    return int(re.findall(named, server.log())[-1])
 
 
 def children(pid: int) -> list[int]:
@@ -163,6 +164,49 @@ def test_an_engine_that_ends_while_nobody_asks_is_back_before_the_next_call(llam
         until(lambda: "was started again" in server.log())
         client.score_one("m", PROMPT, ANSWERS, timeout=WAIT)
         assert load.total(load.metrics(server.url), "guerdon_batch_failures_total") == 0
+
+
+def test_of_two_engines_one_may_end_while_models_change(llama: Path, tmp_path: Path) -> None:
+    other = tiny_checkpoint(tmp_path / "other", "llama", seed=1)
+    with (
+        running_server({"m": llama}, devices=2, load_from="*") as server,
+        RewardClient(server.address) as client,
+        AdminClient(server.admin_address) as admin,
+    ):
+        before = client.score_one("m", PROMPT, ANSWERS)
+        wanted = {client.get_model("m").revision: [s.score for s in before.scores or ()]}
+        seen: list[str] = []
+
+        def ask() -> None:
+            results = client.score(
+                "m", [Item(PROMPT, ANSWERS), Item(PROMPT, ANSWERS)], timeout=WAIT
+            )
+            for item in results.items:
+                scores = [s.score for s in item.scores or ()]
+                known = wanted.setdefault(results.info.revision, scores)
+                assert scores == pytest.approx(known, abs=1e-5)
+            seen.append(results.info.revision)
+
+        with calls_in(8, ask) as errors:
+            until(lambda: len(seen) > 20)
+            os.kill(engine_pid(server, 1), signal.SIGKILL)
+            assert load.metrics(server.url)["guerdon_ready"] == 1
+            until(lambda: "engine 1 was started again" in server.log())
+            admin.load_model("m", str(other), promote=True, timeout=WAIT)
+            count = len(seen)
+            until(lambda: len(seen) > count + 20)
+            os.kill(engine_pid(server, 0), signal.SIGKILL)
+            until(lambda: "engine 0 was started again" in server.log())
+            (old,) = admin.unload_model("m", next(iter(wanted)), timeout=WAIT)
+            count = len(seen)
+            until(lambda: len(seen) > count + 20)
+        assert not errors
+        assert len(wanted) == len({tuple(scores) for scores in wanted.values()}) == 2
+        assert old not in seen[-1:]
+        samples = load.metrics(server.url)
+        for engine in range(2):
+            assert samples[f'guerdon_engine_restarts_total{{engine="{engine}"}}'] == 1
+            assert samples[f'guerdon_engine_busy_seconds_total{{engine="{engine}"}}'] > 0
 
 
 def test_a_batch_that_hangs_costs_its_engine(llama: Path, tmp_path: Path) -> None:
