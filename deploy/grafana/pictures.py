@@ -158,7 +158,7 @@ def process_panels(job: str) -> list[Panel]:
         ),
         Panel(
             "Memory",
-            "Resident memory of the server and of the processes that it started, and the most that it may be.",
+            "Of the server and of the processes that it started, and the most that it may be.",
             [each("guerdon_resident_memory_bytes"), each("guerdon_memory_limit_bytes", " limit")],
             unit="bytes",
             width=12,
