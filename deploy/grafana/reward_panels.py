@@ -240,7 +240,7 @@ ENGINE = [
     ),
     Panel(
         "Engine restarts",
-        "Since the server's start: an engine's process ended and was started anew. The log says by what.",
+        "Since the server's start: an engine ended and was started anew. The log says by what.",
         [Query(f"guerdon_engine_restarts_total{{{ONE}}}", "{{instance}} {{engine}}")],
     ),
 ]
