@@ -16,9 +16,9 @@ from tests.support.dispatch import MarkModel, Recorder, item_of
 
 from guerdon.reward.scheduling.admission import Ticket, TooLarge
 from guerdon.reward.scheduling.calls import ItemResult
-from guerdon.reward.scheduling.dispatcher import Dispatcher, DispatchLimits
+from guerdon.reward.scheduling.dispatcher import Dispatcher
 from guerdon.reward.scheduling.events import DropReason, DropStage, Failure
-from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
+from guerdon.reward.scheduling.limits import BatchLimits, DispatchLimits, QueueLimits
 from guerdon.reward.scheduling.watchdog import Running, Watchdog, allowed_seconds
 from guerdon.reward.types import (
     BatchScores,

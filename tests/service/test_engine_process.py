@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +88,18 @@ def calls_in(threads: int, work: Callable[[], object]) -> Iterator[list[BaseExce
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "llama", "llama")
+
+
+def test_what_is_imported_before_engines_are_forked_does_not_touch_a_gpu() -> None:
+    """A process in which CUDA was started can't be forked."""
+    code = (
+        "import torch\n"
+        "def touched(*_): raise AssertionError('CUDA is asked for at import')\n"
+        "for name in ('is_available', 'device_count', 'init', '_lazy_init', 'current_device'):\n"
+        "    setattr(torch.cuda, name, touched)\n"
+        "import guerdon.reward.kinds, guerdon.reward.app\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=WAIT)
 
 
 def test_every_kind_scores_as_it_does_in_one_process(tmp_path: Path) -> None:

@@ -149,8 +149,8 @@ class Score:
     token_count: int = 0
     """Tokens of prompt and response that the model saw."""
     reused_tokens: int = 0
-    """Of these, tokens that were not computed for it: another response of the batch, or one before
-    it, begins with them."""
+    """Tokens of `token_count` that were not computed for it: another response of the batch, or one
+    before it, begins with them."""
     truncated_tokens: int = 0
     """Prompt tokens dropped from the left to fit."""
     dropped: tuple[str, ...] = ()

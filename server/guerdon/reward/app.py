@@ -15,7 +15,8 @@ from guerdon.reward.metrics_observer import MetricsObserver
 from guerdon.reward.models.allowed_sources import AllowedSources
 from guerdon.reward.models.load_threads import Loader
 from guerdon.reward.models.registry import Registry
-from guerdon.reward.scheduling.dispatcher import Dispatcher, DispatchLimits
+from guerdon.reward.scheduling.dispatcher import Dispatcher
+from guerdon.reward.scheduling.limits import DispatchLimits
 from guerdon.reward.scoring.scorer import Scorer
 from guerdon.reward.types import EngineKeeper
 from guerdon.reward.wire import admin, http, service

@@ -92,6 +92,8 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
     # other processes need; without spinning a forward pass takes half as long again.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # Whoever asks torch whether there is a GPU must not start CUDA, which no fork survives.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
     config = load_config(file, flags)
     set_up_logging(config.log_level, access=config.access_log)

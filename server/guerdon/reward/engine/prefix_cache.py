@@ -32,7 +32,7 @@ class Block:
 
     key: _Key
     number: int
-    """Its place in the memory."""
+    """The block's place in the memory."""
     serial: int
     """Never given twice: no block is taken to follow one that has made room."""
     batch: int

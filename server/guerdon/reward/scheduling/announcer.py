@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
+from guerdon.reward.scheduling.batch_run import BatchRun
 from guerdon.reward.scheduling.events import DispatchObserver
-from guerdon.reward.scheduling.worker import BatchRun
 from guerdon.reward.types import PriorityClass
 
 logger = logging.getLogger(__name__)

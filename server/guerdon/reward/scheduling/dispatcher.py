@@ -21,15 +21,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from guerdon.reward.scheduling.admission import Admission, Ticket
 from guerdon.reward.scheduling.announcer import Announcer
+from guerdon.reward.scheduling.batch_run import BatchRun, Outcome
 from guerdon.reward.scheduling.calls import DispatchedCall, DispatchedItem, ItemResult
 from guerdon.reward.scheduling.events import DispatchObserver, DropReason, DropStage, Failure
-from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
+from guerdon.reward.scheduling.limits import DispatchLimits
 from guerdon.reward.scheduling.watchdog import Watchdog
-from guerdon.reward.scheduling.worker import Abandon, BatchRun, EngineEnded, Outcome, Worker
+from guerdon.reward.scheduling.worker import Abandon, EngineEnded, Worker
 from guerdon.reward.types import EncodedItem, EngineKeeper, PriorityClass, RewardModel
 from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import (
@@ -41,16 +41,6 @@ from guerdon.serving.errors import (
 from guerdon.serving.waiting import left_late
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DispatchLimits:
-    """What a batch may hold, how much may wait, and when a batch is taken to hang."""
-
-    batch: BatchLimits = field(default_factory=BatchLimits)
-    queue: QueueLimits = field(default_factory=QueueLimits)
-    hang_seconds: float = 60.0
-    """Seconds that any batch may take; see `guerdon.reward.scheduling.watchdog`."""
 
 
 class Dispatcher:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from guerdon.reward.scheduling.pace import MAX_NAMES, Fit, Pace
 from guerdon.reward.types import PriorityClass
@@ -228,3 +228,13 @@ class Budgets:
         logger.warning("%s: batches of at most %d tokens from now on", key, most)
         while len(self._memory) > MAX_NAMES:
             del self._memory[next(iter(self._memory))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchLimits:
+    """What a batch may hold, how much may wait, and when a batch is taken to hang."""
+
+    batch: BatchLimits = field(default_factory=BatchLimits)
+    queue: QueueLimits = field(default_factory=QueueLimits)
+    hang_seconds: float = 60.0
+    """Seconds that any batch may take; see `guerdon.reward.scheduling.watchdog`."""

@@ -12,35 +12,34 @@ waits for a batch to be formed.
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
 
+from guerdon.reward.scheduling.batch_run import (
+    BatchRun,
+    Outcome,
+    Parts,
+    batch_outcomes,
+    call_model,
+    part_outcome,
+    split_parts,
+    unit_owner,
+)
 from guerdon.reward.scheduling.calls import DispatchedCall, DispatchedItem
 from guerdon.reward.scheduling.events import Failure
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.scheduler import Scheduler
-from guerdon.reward.scheduling.units import Batch, BatchPart, QueuedItem
+from guerdon.reward.scheduling.units import Batch, QueuedItem
 from guerdon.reward.scheduling.watchdog import Running
 from guerdon.reward.types import (
-    BatchScores,
-    BatchStats,
     DeviceLost,
-    EncodedItem,
     EngineKeeper,
-    EngineLost,
-    EngineOutOfMemory,
-    ResponseScore,
-    RewardModel,
 )
-from guerdon.serving.errors import ComputeFailed, ServiceError, Unavailable
+from guerdon.serving.errors import Unavailable
 
 logger = logging.getLogger(__name__)
-
-_Parts = list[BatchPart[DispatchedItem]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,41 +62,6 @@ class Wake:
 
 
 _Command = DispatchedCall | Abandon | EngineEnded | Wake
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of responses `start` to `stop` of an item."""
-
-    item: DispatchedItem
-    start: int
-    stop: int
-    result: list[ResponseScore] | ServiceError | None
-    """None where it was dropped before it reached the model."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchRun:
-    """One call of a model's `score`."""
-
-    model: RewardModel
-    engine: int
-    seconds: float
-    finished: float
-    tokens: int
-    """Tokens as queued: without padding, prefixes once for each part."""
-    stats: BatchStats | None = None
-    """None when it failed."""
-    failure: Failure | None = None
-    nonfinite: int = 0
-    """Responses whose numbers are not all finite."""
-
-    @property
-    def new_tokens(self) -> int:
-        """Tokens as queued, less those that something else had computed: its time goes by them."""
-        if self.stats is None:
-            return self.tokens
-        return min(self.tokens, self.stats.computed_tokens - self.stats.padding_tokens)
 
 
 class Worker:
@@ -300,7 +264,9 @@ class Worker:
         self._on_report(outcomes, run)
 
     def _dropped(self, units: Iterable[QueuedItem[DispatchedItem]]) -> None:
-        outcomes = [Outcome(_owner(unit), unit.taken, unit.item.sequences, None) for unit in units]
+        outcomes = [
+            Outcome(unit_owner(unit), unit.taken, unit.item.sequences, None) for unit in units
+        ]
         if outcomes:
             self._report(outcomes)
 
@@ -309,35 +275,35 @@ class Worker:
         while waiting:
             wanted = self._wanted(waiting.pop())
             if wanted and self._compute_once(wanted, engine) is Failure.OUT_OF_MEMORY:
-                waiting += reversed(_split(wanted))
+                waiting += reversed(split_parts(wanted))
 
-    def _wanted(self, parts: _Parts) -> _Parts:
+    def _wanted(self, parts: Parts) -> Parts:
         """Drop what nobody waits for: the last moment at which it costs no forward pass."""
         now = self._clock()
-        wanted: _Parts = []
-        dropped: _Parts = []
+        wanted: Parts = []
+        dropped: Parts = []
         for part in parts:
             deadline = part.unit.deadline
             late = deadline is not None and deadline <= now
-            (dropped if _owner(part.unit).call.abandoned or late else wanted).append(part)
+            (dropped if unit_owner(part.unit).call.abandoned or late else wanted).append(part)
         if dropped:
-            self._report([_outcome(part, None) for part in dropped])
+            self._report([part_outcome(part, None) for part in dropped])
         return wanted
 
-    def _compute_once(self, parts: _Parts, engine: int) -> Failure | None:
+    def _compute_once(self, parts: Parts, engine: int) -> Failure | None:
         """Call the model and report, except for parts that can be tried again in halves."""
-        call = _owner(parts[0].unit).call
+        call = unit_owner(parts[0].unit).call
         model, key = call.model, call.key
         tokens = sum(part.tokens for part in parts)
         with self._lock:
             self.running[engine] = Running(self._scheduler.batch_seconds(key, tokens))
         start = self._clock()
         try:
-            scores, nonfinite, failure = _call(model, [part.item for part in parts], engine)
+            scores, nonfinite, failure = call_model(model, [part.item for part in parts], engine)
         finally:
             del self.running[engine]
         finished = self._clock()
-        outcomes = _outcomes(parts, scores, failure)
+        outcomes = batch_outcomes(parts, scores, failure)
         if nonfinite:
             logger.error("%s gave %d scores that are not finite", key, nonfinite)
         run = BatchRun(
@@ -357,82 +323,3 @@ class Worker:
             elif failure is None:
                 self._scheduler.observe(key, run.new_tokens, run.seconds)
         return failure
-
-
-def _split(parts: _Parts) -> list[_Parts]:
-    """Two halves of what did not fit in memory; none of a single response."""
-    if len(parts) > 1:
-        half = len(parts) // 2
-        return [parts[:half], parts[half:]]
-    if parts[0].item.sequences > 1:
-        return [[half] for half in parts[0].halves()]
-    return []
-
-
-def is_finite(score: ResponseScore) -> bool:
-    """Whether every number that a model gave for a response is finite."""
-    numbers = (score.score, *score.attributes, *score.members, score.spread or 0.0)
-    steps = (step.score for step in score.steps)
-    return all(map(math.isfinite, numbers)) and all(map(math.isfinite, steps))
-
-
-def _call(
-    model: RewardModel, items: list[EncodedItem], engine: int
-) -> tuple[BatchScores | None, int, Failure | None]:
-    """Call the model; also the number of responses whose numbers are not finite.
-
-    Its tracebacks, and the tensors they hold, end with this function.
-    """
-    try:
-        scores = model.score(items, engine)
-        if [len(rows) for rows in scores.items] != [item.sequences for item in items]:
-            raise ValueError("the model did not give one score for each response")
-        nonfinite = sum(not is_finite(score) for rows in scores.items for score in rows)
-    except EngineOutOfMemory:
-        logger.warning("a batch of %d items did not fit in memory", len(items), exc_info=True)
-        return None, 0, Failure.OUT_OF_MEMORY
-    except EngineLost as error:
-        logger.error("a batch of %d items was lost: %s", len(items), error)
-        return None, 0, Failure.ENGINE_LOST
-    except DeviceLost:
-        raise  # every later batch would fail, of any model: the thread ends, and the process
-    except BaseException:  # also SystemExit: one model must not end the thread of all
-        logger.exception("a batch of %d items failed", len(items))
-        return None, 0, Failure.EXCEPTION
-    return scores, nonfinite, None
-
-
-_ERRORS: Final[Mapping[Failure | None, ServiceError]] = {
-    Failure.EXCEPTION: ComputeFailed("the model failed on the batch that held this request"),
-    Failure.ENGINE_LOST: Unavailable("the engine ended while it computed the request; ask again"),
-}
-
-
-def _outcomes(parts: _Parts, scores: BatchScores | None, failure: Failure | None) -> list[Outcome]:
-    """One outcome for each part whose end has come."""
-    if scores is not None:
-        # Sequences of a batch do not attend to each other, so what made one of them NaN
-        # (its own tokens through an overflow, say) says nothing against finite neighbours.
-        # Weights that are NaN make every score NaN.
-        nan = ComputeFailed("the model gave a score that is not a finite number")
-        return [
-            _outcome(part, rows if all(map(is_finite, rows)) else nan)
-            for part, rows in zip(parts, scores.items, strict=True)
-        ]
-    if failure in _ERRORS:
-        return [_outcome(part, _ERRORS[failure]) for part in parts]
-    if len(parts) == 1 and parts[0].item.sequences == 1:
-        error = ComputeFailed("one response alone does not fit in the engine's memory")
-        return [_outcome(parts[0], error)]
-    return []
-
-
-def _outcome(
-    part: BatchPart[DispatchedItem], result: list[ResponseScore] | ServiceError | None
-) -> Outcome:
-    return Outcome(_owner(part.unit), part.start, part.stop, result)
-
-
-def _owner(unit: QueuedItem[DispatchedItem]) -> DispatchedItem:
-    assert unit.owner is not None
-    return unit.owner

@@ -34,7 +34,7 @@ _STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 
 
 class Threads(Protocol):
-    """Where large bodies are parsed."""
+    """The threads in which large bodies are parsed."""
 
     async def off_loop(self, size: int, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         """Call a function here if its input is small, in a thread if it is `size` bytes large."""
