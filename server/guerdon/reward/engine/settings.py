@@ -7,6 +7,7 @@ from typing import Final
 
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 MODES: Final = ("auto", "packed", "padded")
+MAX_DEVICES: Final = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ class EngineSettings:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, it must be one of {', '.join(known)}")
-        if self.devices < 1:
-            raise ValueError(f"devices is {self.devices}, it must be positive")
+        if not 1 <= self.devices <= MAX_DEVICES:
+            raise ValueError(f"devices is {self.devices}, it must be from 1 to {MAX_DEVICES}")
         if self.devices > 1 and ":" in self.device:
             raise ValueError(
                 f"device is {self.device!r}, which is one, and devices is {self.devices}"

@@ -137,7 +137,7 @@ class _Engine:
             self._channel.shutdown(socket.SHUT_RDWR)
 
     def _watch(self) -> None:
-        with suppress(OSError):
+        with self._channel, suppress(OSError):
             self._channel.recv(1)  # nothing is ever sent
         self.ended.set()
         self._on_end()
@@ -218,8 +218,13 @@ class EngineProcesses:
             self._models.discard(model)
 
     def kill(self, engine: int) -> None:
-        """End an engine's process; see `EngineKeeper.kill`."""
+        """End an engine's process; see `EngineKeeper.kill`.
+
+        A process that is stuck in its device's driver does not end, and is waited for no more.
+        """
         self._engines[engine].kill()
+        for model in list(self._models):
+            _hang_up(model.connections[engine])
 
     def restore(self, engine: int) -> None:
         """Start an engine anew, and load its models; see `EngineKeeper.restore`."""
@@ -300,6 +305,12 @@ class EngineProcesses:
         except DeviceLost as error:
             engine.kill()
             raise EngineLost(str(error)) from error
+
+
+def _hang_up(connection: Connection) -> None:
+    """Let whoever waits for an answer see the connection's end."""
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as other:
+        other.shutdown(socket.SHUT_RDWR)
 
 
 def _together(infos: Sequence[ModelInfo]) -> ModelInfo:
