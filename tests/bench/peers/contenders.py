@@ -68,6 +68,17 @@ class Guerdon(Server):
         return time.perf_counter() - begun
 
 
+class GuerdonByCore(Guerdon):
+    """`guerdon serve reward` with several engines, each of one thread on its share of the cores."""
+
+    name = "by-core"
+    label = "this server, an engine a core"
+
+    def command(self) -> list[str]:
+        """As many engines as the others have threads."""
+        return [*super().command(), "--devices", str(self.setup.threads)]
+
+
 class Engine(Worker):
     """What is left of a call without the network, the queue and tokenising."""
 
@@ -146,6 +157,7 @@ class Reference(Worker):
 
 
 CONTENDERS: dict[str, type[Contender]] = {
-    kind.name: kind for kind in (Guerdon, Engine, VLLM, FastAPIScript, LitServe, Bound)
+    kind.name: kind
+    for kind in (Guerdon, GuerdonByCore, Engine, VLLM, FastAPIScript, LitServe, Bound)
 }
 """All of them; the first is what the others are compared with."""
