@@ -136,7 +136,21 @@ def test_an_engine_that_can_not_even_be_killed_is_waited_for_no_more(
     assert engines.lost(0)
 
 
-def test_a_model_that_can_not_be_loaded_again_is_the_end(
+@pytest.mark.parametrize(
+    ("error", "said", "attempts"),
+    [
+        (
+            CheckpointRefused("its files are gone"),
+            "m can't be loaded again: its files are gone",
+            1,
+        ),
+        (DeviceLost("cuda:0 failed"), "engine 0 ends whenever it is started", remote.ATTEMPTS),
+    ],
+)
+def test_an_engine_that_can_not_load_its_models_again_is_given_up(
+    error: Exception,
+    said: str,
+    attempts: int,
     folder: Path,
     stuck: StuckEngines,
     engines: EngineProcesses,
@@ -145,24 +159,10 @@ def test_a_model_that_can_not_be_loaded_again_is_the_end(
     monkeypatch.setattr(remote, "MAX_DELAY", 0.0)
     engines.load(folder, "m", lambda: None)
     engines.kill(0)
-    stuck._answer = lambda folder: messages.pack_error(CheckpointRefused("its files are gone"))
-    with pytest.raises(DeviceLost, match="m can't be loaded again: its files are gone"):
+    stuck._answer = lambda folder: messages.pack_error(error)
+    with pytest.raises(DeviceLost, match=said):
         engines.restore(0)
-
-
-def test_an_engine_that_loses_its_device_in_each_load_is_given_up(
-    folder: Path,
-    stuck: StuckEngines,
-    engines: EngineProcesses,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(remote, "MAX_DELAY", 0.0)
-    engines.load(folder, "m", lambda: None)
-    engines.kill(0)
-    stuck._answer = lambda folder: messages.pack_error(DeviceLost("cuda:0 failed"))
-    with pytest.raises(DeviceLost, match="engine 0 ends whenever it is started"):
-        engines.restore(0)
-    assert stuck.spawned == 1 + remote.ATTEMPTS
+    assert stuck.spawned == 1 + attempts
 
 
 def test_what_is_loaded_elsewhere_must_be_what_was_read_here(

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-from tests.support.dispatch import MarkModel, Recorder, item_of
+from tests.support.dispatch import Keeper, MarkModel, Recorder, item_of
 
 from guerdon.reward.scheduling.admission import Ticket, TooLarge
 from guerdon.reward.scheduling.calls import ItemResult
@@ -474,43 +474,6 @@ async def test_a_batch_that_hangs_ends_the_engine(caplog: pytest.LogCaptureFixtu
         assert not await dispatcher.stop(grace=0.01), "a thread still computes in the model"
         model.gate.set()
     assert "taken far longer than it should" in caplog.text
-
-
-class Keeper:
-    """Engines that end when they are told to, and come back as long as they can."""
-
-    def __init__(self, engines: int = 1) -> None:
-        self.on_end: Callable[[int], None] = lambda engine: None
-        self.engines = engines
-        self.ended: set[int] = set()
-        self.gone = False
-        """Whether none can be started any more."""
-        self.restores: list[int] = []
-        self.killed = threading.Event()
-        self.may_restore = threading.Event()
-        self.may_restore.set()
-
-    def end(self, engine: int) -> None:
-        """End an engine; what a model in it raises then."""
-        self.ended.add(engine)
-        raise EngineLost("the engine's process has ended")
-
-    def lost(self, engine: int) -> bool:
-        return engine in self.ended
-
-    def kill(self, engine: int) -> None:
-        self.ended.add(engine)
-        self.killed.set()
-
-    def restore(self, engine: int) -> None:
-        assert self.may_restore.wait(60)
-        if self.gone:
-            raise DeviceLost("it ends whenever it is started")
-        self.restores.append(engine)
-        self.ended.remove(engine)
-
-    def close(self) -> None:
-        pass
 
 
 async def test_an_engine_that_ends_costs_its_batch_alone() -> None:

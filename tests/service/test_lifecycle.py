@@ -6,14 +6,13 @@ import asyncio
 import gc
 import itertools
 import math
-import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.support.dispatch import Keeper
 from tests.support.in_process import NOT_SERVING, SERVING, details, retry_seconds, until
 
 from guerdon.reward.app import RewardServer
@@ -267,39 +266,24 @@ async def test_a_dead_engine_ends_the_process_with_an_error() -> None:
         await asyncio.wait_for(running, 20)
 
 
-class Engine:
-    """The only one; it comes back when the test lets it."""
+def away() -> Keeper:
+    """Engines that stay away, once they have ended, until the test lets them come back."""
+    keeper = Keeper()
+    keeper.may_restore.clear()
+    return keeper
 
-    engines = 1
 
-    def __init__(self) -> None:
-        self.on_end: Callable[[int], None] = lambda engine: None
-        self.ended = False
-        self.back = threading.Event()
-
-    def end(self) -> None:
-        self.ended = True
-        self.on_end(0)
-
-    def lost(self, engine: int) -> bool:
-        return self.ended
-
-    def restore(self, engine: int) -> None:
-        assert self.back.wait(60)
-        self.ended = False
-
-    def kill(self, engine: int) -> None:
-        self.back.set()
-
-    def close(self) -> None:
-        self.back.set()
+def end(keeper: Keeper) -> None:
+    """End the first engine."""
+    keeper.ended.add(0)
+    keeper.on_end(0)
 
 
 async def test_while_its_engine_is_away_a_server_is_not_ready_and_keeps_what_it_is_asked() -> None:
-    engine = Engine()
+    engine = away()
     async with start_server(engines=engine) as served:
         wanted = await served.rewards.Score(score_request())
-        engine.end()
+        end(engine)
         for service in SERVICES:
             await served.until_health(service, NOT_SERVING)
         assert (await served.http.get("/readyz")).status_code == 503
@@ -307,7 +291,7 @@ async def test_while_its_engine_is_away_a_server_is_not_ready_and_keeps_what_it_
         assert await served.metric('guerdon_engine_up{engine="0"}') == 0
         asked = asyncio.ensure_future(served.rewards.Score(score_request()))
         await until(lambda: served.server.lifecycle.accepted == 1)
-        engine.back.set()
+        engine.may_restore.set()
         assert (await asked).items == wanted.items
         for service in SERVICES:
             await served.until_health(service, SERVING)
@@ -315,13 +299,13 @@ async def test_while_its_engine_is_away_a_server_is_not_ready_and_keeps_what_it_
 
 
 async def test_a_server_that_is_told_to_end_does_not_wait_for_its_engine() -> None:
-    engine = Engine()
+    engine = away()
     async with start_server(engines=engine) as served:
-        engine.end()
+        end(engine)
         await served.until_health("", NOT_SERVING)
         served.server.lifecycle.start_draining()
         await asyncio.wait_for(served.finished, 30)
-        assert engine.back.is_set()
+        assert engine.may_restore.is_set()
 
 
 async def test_a_taken_port_is_refused(served: Harness) -> None:

@@ -12,7 +12,9 @@ from guerdon.reward.types import (
     BatchScores,
     BatchStats,
     ComputeMode,
+    DeviceLost,
     EncodedItem,
+    EngineLost,
     ModelInfo,
     ModelKind,
     PriorityClass,
@@ -138,5 +140,42 @@ class Recorder:
         self.engine.append(up)
         self.engines[engine] = up
 
-    def engine_ended(self) -> None:
+    def engines_ended(self) -> None:
         self.ended = True
+
+
+class Keeper:
+    """Engines that end when they are told to, and come back as long as they can and may."""
+
+    def __init__(self, engines: int = 1) -> None:
+        self.on_end: Callable[[int], None] = lambda engine: None
+        self.engines = engines
+        self.ended: set[int] = set()
+        self.gone = False
+        """Whether none can be started any more."""
+        self.restores: list[int] = []
+        self.killed = threading.Event()
+        self.may_restore = threading.Event()
+        self.may_restore.set()
+
+    def end(self, engine: int) -> None:
+        """End an engine; what a model in it raises then."""
+        self.ended.add(engine)
+        raise EngineLost("the engine's process has ended")
+
+    def lost(self, engine: int) -> bool:
+        return engine in self.ended
+
+    def kill(self, engine: int) -> None:
+        self.ended.add(engine)
+        self.killed.set()
+
+    def restore(self, engine: int) -> None:
+        assert self.may_restore.wait(60)
+        if self.gone:
+            raise DeviceLost("it ends whenever it is started")
+        self.restores.append(engine)
+        self.ended.remove(engine)
+
+    def close(self) -> None:
+        self.may_restore.set()

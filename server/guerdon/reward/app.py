@@ -71,7 +71,7 @@ class RewardServer(Server[RewardPorts]):
         observer = MetricsObserver(
             metrics,
             on_engine_changed=self._engine_changed,
-            on_engine_ended=self._engine_ended,
+            on_engines_ended=self._engines_ended,
         )
         self._dispatcher = Dispatcher(
             limits=DispatchLimits(
@@ -124,7 +124,7 @@ class RewardServer(Server[RewardPorts]):
         return (service.SERVICE.full_name,)
 
     async def load(self) -> None:
-        """Start the engine's thread, and load the models of the settings."""
+        """Start the engine threads, and load the models of the settings."""
         self._dispatcher.start()
         for name, path in self._config.models.items():
             await self.registry.load(name, path)
@@ -152,7 +152,7 @@ class RewardServer(Server[RewardPorts]):
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
 
-    def _engine_ended(self) -> None:
+    def _engines_ended(self) -> None:
         if self.lifecycle.phase is not Phase.DRAINING:
             logger.critical("the engine can compute no more: draining")
             self._died = "the engine stopped; the log says why"

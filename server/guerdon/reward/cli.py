@@ -19,6 +19,8 @@ from guerdon.settings import SettingsError
 
 app = typer.Typer(add_completion=False)
 
+logger = logging.getLogger(__name__)
+
 _COMMAND = "guerdon serve reward"
 
 
@@ -102,6 +104,7 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
             "no model to serve: give --model NAME=DIR, or an --admin-port to load one by"
         )
 
+    logger.info("importing torch and transformers")
     from guerdon.reward.app import RewardPorts, RewardServer
     from guerdon.reward.engine_process.remote import EngineProcesses
     from guerdon.reward.engine_process.spawner import Spawner

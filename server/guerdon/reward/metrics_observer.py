@@ -16,7 +16,7 @@ class MetricsObserver:
 
     Args:
         on_engine_changed: called with whether any engine can compute.
-        on_engine_ended: called when none will be computed any more, for whatever reason.
+        on_engines_ended: called when none will be computed any more, for whatever reason.
     """
 
     def __init__(
@@ -24,11 +24,11 @@ class MetricsObserver:
         metrics: RewardMetrics,
         *,
         on_engine_changed: Callable[[bool], None],
-        on_engine_ended: Callable[[], None],
+        on_engines_ended: Callable[[], None],
     ) -> None:
         self._metrics = metrics
         self._on_engine_changed = on_engine_changed
-        self._on_engine_ended = on_engine_ended
+        self._on_engines_ended = on_engines_ended
         self._engines: dict[int, bool] = {}
         """Whether each engine can compute."""
         self.queue_changed(dict.fromkeys(PriorityClass, (0, 0)))
@@ -82,9 +82,9 @@ class MetricsObserver:
         self._metrics.engine_busy_seconds.labels(engine)
         self._on_engine_changed(any(self._engines.values()))
 
-    def engine_ended(self) -> None:
+    def engines_ended(self) -> None:
         """No batch will be computed any more."""
-        self._on_engine_ended()
+        self._on_engines_ended()
 
     def model_loaded(self, name: str, outcome: str, seconds: float) -> None:
         """An attempt to load ended."""

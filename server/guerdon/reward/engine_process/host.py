@@ -23,8 +23,9 @@ from guerdon.models import ManifestError
 from guerdon.models.devices import DeviceError, has_gpu
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.engine_process import messages
-from guerdon.reward.types import DeviceLost, EngineOutOfMemory, RewardModel
-from guerdon.serving.errors import CheckpointRefused, ServiceError
+from guerdon.reward.kinds import load_model
+from guerdon.reward.types import RewardModel
+from guerdon.serving.errors import CheckpointRefused
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,6 @@ class Host:
 
     def _load(self, connection: Connection) -> RewardModel | None:
         """Load the model that is asked for; None when it was refused."""
-        from guerdon.reward.kinds import load_model
 
         def check() -> None:
             if connection.poll():  # nothing is sent during a load: it was closed
@@ -92,9 +92,7 @@ class Host:
             refused = CheckpointRefused(f"{folder}: {error}")
             connection.send_bytes(messages.pack_error(refused))
         except Exception as error:
-            if not isinstance(error, (ServiceError, DeviceLost)):
-                logger.exception("%s could not be loaded", folder)
-            connection.send_bytes(messages.pack_error(error))
+            connection.send_bytes(_error(error, f"{folder} could not be loaded"))
         else:
             gc.collect()
             gc.freeze()  # a collection that walks all of torch would hold batches up
@@ -135,8 +133,12 @@ def own_share(settings: EngineSettings, engine: int) -> EngineSettings:
 def _score(model: RewardModel, batch: bytes) -> bytes:
     try:
         return messages.pack_scores(model.score(messages.unpack_items(batch)))
-    except (EngineOutOfMemory, DeviceLost) as error:
-        return messages.pack_error(error)
     except Exception as error:
-        logger.exception("a batch failed")
-        return messages.pack_error(error)
+        return _error(error, "a batch failed")
+
+
+def _error(error: Exception, what: str) -> bytes:
+    """An error as a message; what has no meaning to the server is logged here, whole."""
+    if not isinstance(error, messages.ERRORS):
+        logger.error(what, exc_info=error)
+    return messages.pack_error(error)

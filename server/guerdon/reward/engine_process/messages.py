@@ -1,7 +1,7 @@
 """What the server's process and the engine's tell each other, as bytes. Nothing of it is code.
 
 A message is a head in JSON and an array of 32-bit integers: the length of the head in bytes (4,
-little-endian), the head, the array. Errors travel by name, and only those of `_ERRORS` keep it.
+little-endian), the head, the array. Errors travel by name, and only `ERRORS` keep their meaning.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from guerdon.serving.errors import CheckpointRefused, Unsupported
 Integers = npt.NDArray[np.int32]
 
 _INFO: Final = TypeAdapter(ModelInfo)
-_ERRORS: Final[dict[str, type[Exception]]] = {
-    each.__name__: each for each in (CheckpointRefused, DeviceLost, EngineOutOfMemory, Unsupported)
-}
+ERRORS: Final = (CheckpointRefused, DeviceLost, EngineOutOfMemory, Unsupported)
+"""Errors that keep their meaning."""
+_BY_NAME: Final[dict[str, type[Exception]]] = {each.__name__: each for each in ERRORS}
 
 
 class RemoteError(RuntimeError):
@@ -134,7 +134,7 @@ def _checked(message: bytes) -> Any:
     head, _ = unpack(message)
     if "error" not in head:
         return head
-    if (kind := _ERRORS.get(head["error"])) is not None:
+    if (kind := _BY_NAME.get(head["error"])) is not None:
         raise kind(head["text"])
     raise RemoteError(f"{head['error']}: {head['text']}")
 

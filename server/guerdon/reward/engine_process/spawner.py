@@ -16,6 +16,8 @@ import socket
 import time
 from typing import Final, NoReturn
 
+from transformers.utils import logging as transformers_logging
+
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.engine_process.host import Host
 from guerdon.reward.types import EngineLost
@@ -23,6 +25,7 @@ from guerdon.reward.types import EngineLost
 logger = logging.getLogger(__name__)
 
 _END_SECONDS: Final = 5.0
+"""Seconds that engines have to end by themselves when the server's process has ended."""
 
 
 class Spawner:
@@ -33,11 +36,6 @@ class Spawner:
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        logger.info("importing torch and transformers")
-        from transformers.utils import logging as transformers_logging
-
-        import guerdon.reward.kinds  # noqa: F401  (what the engines need, once for all)
-
         transformers_logging.disable_progress_bar()  # a bar is no line of a log
         self._requests, taken = socket.socketpair()
         gc.freeze()  # a collection would write to the memory that is shared

@@ -1,4 +1,4 @@
-"""Calls as they pass from the event loop to the engine's thread and come back."""
+"""Calls as they pass from the event loop to the engine threads and come back."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class DispatchedCall:
         self.left = len(items)
         """Items that have not ended."""
         self.abandoned = False
-        """Set on the event loop when nobody waits any more, and read by the engine's thread before
+        """Set on the event loop when nobody waits any more, and read by engine threads before
         each batch."""
         self.reason: DropReason | None = None
         """Why nobody waits for it any more."""
@@ -75,8 +75,8 @@ class DispatchedItem:
         """Whether some of it was dropped from the queue."""
         self.unit: QueuedItem[DispatchedItem] | None = None
         self.unreported = encoded.sequences
-        """Responses that have not been reported. Only the engine's thread touches this and
-        `unit`."""
+        """Responses that have not been reported. Only engine threads touch this and `unit`,
+        under the worker's lock."""
 
     def result(self) -> ItemResult:
         """The result of an item that has ended with all its scores."""

@@ -1,4 +1,4 @@
-"""The dispatcher: from requests on the event loop to the engine's thread, and back.
+"""The dispatcher: from requests on the event loop to the engine threads, and back.
 
     dispatcher = Dispatcher(limits=DispatchLimits(), observer=observer)
     dispatcher.start()                                        # on the event loop
@@ -12,7 +12,8 @@ Deadlines are points of `clock`. All methods belong to the event loop on which `
 called; none of them blocks it. Each batch comes back in one `call_soon_threadsafe`.
 
 Nothing waits for ever: a caller gets its scores, or `DeadlinePassed` at its deadline, or
-`ComputeFailed`, or `Unavailable` when the server stops or the engine's thread has died.
+`ComputeFailed`, or `Unavailable` when the server stops, or an engine ends under its batch, or none
+can be started any more.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Dispatcher:
         self._worker = Worker(
             limits.batch,
             on_report=lambda outcomes, run: self._post(self._deliver, outcomes, run),
-            on_exit=lambda failed: self._post(self._engine_ended, failed),
+            on_exit=lambda failed: self._post(self._threads_ended, failed),
             on_engine=lambda engine, up: self._post(self._tell_engine, engine, up),
             keeper=keeper,
             clock=clock,
@@ -77,7 +78,7 @@ class Dispatcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._up = False
         self._hung = False
-        """Whether the engine's thread was given up and has not ended."""
+        """Whether the engine thread was given up and has not ended."""
         self._draining = False
         self._tickets: set[Ticket] = set()
         """Tickets of requests that are still tokenised."""
@@ -88,11 +89,11 @@ class Dispatcher:
 
     @property
     def ready(self) -> bool:
-        """Whether it takes requests: started, not draining, and the engine's thread alive."""
+        """Whether it takes requests: started, not draining, and an engine thread alive."""
         return self._up and not self._draining
 
     def start(self) -> None:
-        """Start the engine's thread; called once, on the event loop."""
+        """Start the engine threads; called once, on the event loop."""
         self._loop = asyncio.get_running_loop()
         self._worker.start()
         self._up = True
@@ -187,7 +188,7 @@ class Dispatcher:
             await self._change()
 
     async def stop(self, grace: float) -> bool:
-        """Refuse new requests, finish the accepted ones, stop the engine's thread.
+        """Refuse new requests, finish the accepted ones, stop the engine threads.
 
         What is not finished after `grace` seconds fails with `Unavailable`.
 
@@ -269,7 +270,7 @@ class Dispatcher:
             self._worker.send(Abandon(call))
 
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
-        """Run a function on the event loop; called on the engine's thread."""
+        """Run a function on the event loop; called on an engine thread."""
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
@@ -352,7 +353,7 @@ class Dispatcher:
         assert self._loop is not None
         self._loop.call_later(self._watchdogs[0].interval, self._look)
 
-    def _engine_ended(self, failed: bool) -> None:
+    def _threads_ended(self, failed: bool) -> None:
         if self._hung:
             self._hung = False
             self._wake()
@@ -368,7 +369,7 @@ class Dispatcher:
         self._up = False
         for engine in sorted(self._engines_up):
             self._tell_engine(engine, False)
-        self._announcer.tell(lambda observer: observer.engine_ended())
+        self._announcer.tell(lambda observer: observer.engines_ended())
         for call in list(self._calls):
             self._fail(call, Unavailable(_DEAD))
             self._items[call.ticket.priority] -= call.left

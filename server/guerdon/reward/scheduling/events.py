@@ -61,5 +61,5 @@ class DispatchObserver(Protocol):
     def engine_changed(self, engine: int, up: bool) -> None:
         """An engine can compute batches, or can't, since it has ended."""
 
-    def engine_ended(self) -> None:
+    def engines_ended(self) -> None:
         """No batch will be computed any more."""

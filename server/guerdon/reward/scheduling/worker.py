@@ -33,10 +33,7 @@ from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.scheduler import Scheduler
 from guerdon.reward.scheduling.units import Batch, QueuedItem
 from guerdon.reward.scheduling.watchdog import Running
-from guerdon.reward.types import (
-    DeviceLost,
-    EngineKeeper,
-)
+from guerdon.reward.types import DeviceLost, EngineKeeper
 from guerdon.serving.errors import Unavailable
 
 logger = logging.getLogger(__name__)
