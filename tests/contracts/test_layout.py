@@ -76,9 +76,10 @@ ROOMS: dict[str, set[str]] = {
     "call_metrics": {"metrics", "models", "types"},
     "metrics_observer": {"metrics", "models", "scheduling", "types"},
     "request_limits": set(),
+    "format_settings": set(),
     "scoring": {"call_metrics", "encoding", "metrics", "models", "scheduling", "types"},
-    "wire": {"call_metrics", "models", "request_limits", "scoring", "types"},
-    "config": {"engine", "request_limits", "scheduling"},
+    "wire": {"call_metrics", "format_settings", "models", "request_limits", "scoring", "types"},
+    "config": {"engine", "format_settings", "request_limits", "scheduling"},
     "app": {
         *("call_metrics", "config", "metrics", "metrics_observer"),
         *("models", "scheduling", "scoring", "types", "wire"),

@@ -17,9 +17,11 @@ from guerdon.reward.types import (
     BatchStats,
     ComputeMode,
     EncodedItem,
+    ForeignText,
     FormattedText,
     ModelInfo,
     ModelKind,
+    PlainText,
     ResponseScore,
     RewardModel,
     ScoreItem,
@@ -146,8 +148,8 @@ class FakeModel:
                 if (response >= VOCABULARY).any():
                     raise InvalidRequest(f"responses[{i}].token_ids", "is outside the vocabulary")
             return prompt
-        if isinstance(prompt, FormattedText):
-            text = prompt.text
+        if isinstance(prompt, FormattedText | PlainText | ForeignText):
+            text = str(prompt.text)
         elif isinstance(prompt, str):
             text = prompt
         else:

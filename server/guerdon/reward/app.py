@@ -21,6 +21,8 @@ from guerdon.reward.scoring.scorer import Scorer
 from guerdon.reward.types import EngineKeeper
 from guerdon.reward.wire import admin, http, service
 from guerdon.reward.wire.admin import ModelAdminService
+from guerdon.reward.wire.formats import registry as formats
+from guerdon.reward.wire.formats.routes import FormatRoutes
 from guerdon.reward.wire.http import RewardRoutes
 from guerdon.reward.wire.service import RewardService
 from guerdon.serving.access.identity import Role
@@ -90,8 +92,10 @@ class RewardServer(Server[RewardPorts]):
         parts = (self._scoring, self.registry, self._calls, config.limits)
         self._service = RewardService(*parts, stream_items=config.stream_items)
         self._door = self._new_door(metrics.refused_calls)
-        app = self._open(self._door, self._service_names(), http.ROLES)
+        app = self._open(self._door, self._service_names(), {**http.ROLES, **formats.ROLES})
         RewardRoutes(*parts).add_to(app)
+        paths = {path: name for name, path in config.models.items()}
+        FormatRoutes(*parts, config.formats, formats.FORMATS, paths).add_to(app)
         self.threads_left = False
         """After `run`: whether a load or a forward pass still goes on in a daemon thread."""
 

@@ -10,6 +10,7 @@ dtype = "bfloat16"
 [batching]                        # the keys of BatchLimits
 [queue]                           # the keys of QueueLimits
 [limits]                          # the keys of RequestLimits
+[formats]                         # the keys of FormatSettings
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.reward.engine.settings import EngineSettings
+from guerdon.reward.format_settings import FormatSettings
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.serving.access.credentials import is_loopback
@@ -61,6 +63,7 @@ class ServeConfig(ServerSettings):
     batching: BatchLimits = field(default_factory=BatchLimits)
     queue: QueueLimits = field(default_factory=QueueLimits)
     limits: RequestLimits = field(default_factory=RequestLimits)
+    formats: FormatSettings = field(default_factory=FormatSettings)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be served."""

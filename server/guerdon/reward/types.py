@@ -67,10 +67,43 @@ Response = str | TokenArray
 
 
 @dataclass(frozen=True, slots=True)
+class PlainText:
+    """Text that is no conversation: tokenised with the special tokens its tokenizer adds."""
+
+    text: str
+
+
+class Unrendered(enum.Enum):
+    """What a text is where it is no rendered conversation."""
+
+    FORMATTED = "formatted"
+    """Nothing is added."""
+    PLAIN = "plain"
+    """A text by itself, as `PlainText`."""
+    USER = "user"
+    """What a user said."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignText:
+    """Text or token ids as another system's client sends them: rendered by a template, or not.
+
+    A rendered conversation is told by what the model's own template writes before an answer. Its
+    responses may be one empty text, where the client does not say where its answer begins.
+    """
+
+    text: str | TokenArray
+    otherwise: Unrendered
+    """What it is if it is no rendered conversation."""
+    complete: bool = True
+    """Add what the template writes before and after a conversation where it is missing."""
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreItem:
     """One prompt and its responses, as asked."""
 
-    prompt: Prompt
+    prompt: Prompt | PlainText | ForeignText
     responses: tuple[Response, ...]
     id: str = ""
 
@@ -213,6 +246,8 @@ class ModelInfo:
     parameters: int = 0
     template_drops: tuple[Dropped, ...] = ()
     """What the chat template leaves out of conversations, as far as samples show."""
+    regression: bool = False
+    """Whether the checkpoint says that its number is no logit (`problem_type`)."""
     vocab_hash: str = ""
 
     @property

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from guerdon.data import Message as Turn
 from guerdon.data import dropped_by, missing_text, roles_named_in, unknown_role
 from guerdon.models.chat_template import BROKEN, render_chat
+from guerdon.reward.encoding.text_tokenizer import common_length
 from guerdon.reward.types import Dropped, Message
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 
@@ -17,6 +19,18 @@ logger = logging.getLogger(__name__)
 
 CONVERSATION = "prompt.conversation"
 """The field of a prompt that is a conversation."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationMarks:
+    """What a template writes around a conversation of one question and its answer."""
+
+    start: str
+    """The BOS token's text where the template writes it first, else empty."""
+    before_answer: str
+    """What stands between question and answer."""
+    after_answer: str
+    """What stands after the answer."""
 
 
 class ChatTemplate:
@@ -71,6 +85,24 @@ class ChatTemplate:
         if rendered[0] == rendered[1]:
             raise CheckpointRefused("the chat template leaves the assistant's last turn out")
         return rendered[0]
+
+    def marks(self) -> ConversationMarks | None:
+        """What it writes around a conversation, or None if a sample does not show that."""
+        question, answer = "What is rain?", "Water that falls."
+        turns = (Message("user", question),)
+        try:
+            whole = self.render(CONVERSATION, turns, answer)
+            asked = self.render_prompt(CONVERSATION, turns)
+        except InvalidRequest:
+            return None
+        begin, found, rest = whole.partition(question)
+        before, also_found, after = rest.partition(answer)
+        # A rendered prompt may end with more than precedes a given answer: `<think>`, for example.
+        before = before[: common_length([before, asked.partition(question)[2]])]
+        if not found or not also_found or not before.strip():
+            return None
+        bos = self._tokenizer.bos_token or ""
+        return ConversationMarks(bos if bos and begin.startswith(bos) else "", before, after)
 
     def learn_drops(self) -> tuple[Dropped, ...]:
         """Find by samples what the template leaves out, and say so once."""

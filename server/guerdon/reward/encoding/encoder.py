@@ -21,6 +21,7 @@ from guerdon.reward.encoding.chat_template import (
     check_roles,
     dropped_text,
 )
+from guerdon.reward.encoding.foreign_text import ForeignTexts
 from guerdon.reward.encoding.sequences import (
     TokenSequence,
     check_control_tokens,
@@ -41,9 +42,10 @@ from guerdon.reward.encoding.text_tokenizer import (
 from guerdon.reward.types import (
     Dropped,
     EncodedItem,
+    ForeignText,
     FormattedText,
     Message,
-    Prompt,
+    PlainText,
     Response,
     ScoreItem,
     TokenArray,
@@ -88,6 +90,12 @@ class Encoder:
         if self._template is not None:
             self._check_template(self._template)
             self.template_drops = self._template.learn_drops()
+        self._foreign = ForeignTexts(
+            self._template,
+            self._text,
+            checkpoint.folder.name,
+            whole_is_response=self._marker_id is not None,
+        )
 
     def encode(
         self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
@@ -99,6 +107,7 @@ class Encoder:
         """
         if not item.responses:
             raise InvalidRequest("responses", "must have at least one")
+        item = self._native(item)
         if reject_control_tokens:
             check_control_tokens(item, self._control)
         # With REJECT no part of a sequence may be longer; else the prompt's left may be dropped.
@@ -129,6 +138,10 @@ class Encoder:
 
     # Forms of prompts
 
+    def _native(self, item: ScoreItem) -> ScoreItem:
+        """An item whose prompt has a form of our own."""
+        return self._foreign.read(item) if isinstance(item.prompt, ForeignText) else item
+
     def _sequences(self, item: ScoreItem) -> tuple[str, list[TokenSequence]]:
         """The name of the prompt's form, and the sequences."""
         prompt = item.prompt
@@ -138,6 +151,10 @@ class Encoder:
         if isinstance(prompt, FormattedText):
             check_unicode("prompt.formatted_text", prompt.text)
             return "prompt.formatted_text", self._from_formatted(prompt.text, responses)
+        if isinstance(prompt, PlainText):
+            check_unicode("prompt.text", prompt.text)
+            return "prompt.text", self._from_plain(prompt.text, responses)
+        assert not isinstance(prompt, ForeignText)
         if isinstance(prompt, str):
             check_unicode("prompt.text", prompt)
             if self._template is not None:
@@ -330,7 +347,13 @@ class Encoder:
         if self._marker_id is None:
             return ()
         return tuple(
-            self._markers(place, sequence, item.responses[place], item.prompt)
+            self._markers(
+                place,
+                sequence,
+                item.responses[place],
+                renders=self._template is not None
+                and not isinstance(item.prompt, FormattedText | PlainText),
+            )
             for place, sequence in enumerate(sequences)
         )
 
@@ -347,7 +370,7 @@ class Encoder:
         return np.array([found])
 
     def _markers(
-        self, place: int, sequence: TokenSequence, response: Response, prompt: Prompt
+        self, place: int, sequence: TokenSequence, response: Response, *, renders: bool
     ) -> npt.NDArray[np.int64]:
         """Places of the response's step markers.
 
@@ -360,8 +383,7 @@ class Encoder:
         field = f"responses[{place}]"
         if isinstance(response, str):
             written = response.count(self._marker)
-            added = self._template is not None and not isinstance(prompt, FormattedText)
-            if written != len(found) and (written or not added):
+            if written != len(found) and (written or not renders):
                 raise InvalidRequest(
                     f"{field}.text",
                     f"has {written} step markers {self._marker!r}, but {len(found)} of them are "

@@ -42,6 +42,16 @@ class PolicyEncoder(Encoder):
         super().__init__(checkpoint)
         self.takes_pairs = False
 
+    def _native(self, item: ScoreItem) -> ScoreItem:
+        native = super()._native(item)
+        if native is not item and not isinstance(native.prompt, str):
+            raise InvalidRequest(
+                "prompt",
+                "is rendered already, and does not tell exactly which tokens are the answer's, "
+                "whose likelihood the reward is: send the question as text or messages",
+            )
+        return native
+
     def _from_conversation(
         self, turns: tuple[Message, ...], responses: list[str]
     ) -> list[TokenSequence]:

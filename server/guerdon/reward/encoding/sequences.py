@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from guerdon.data import ControlTokens
-from guerdon.reward.types import Dropped, FormattedText, Response, ScoreItem, TokenArray
+from guerdon.reward.types import (
+    Dropped,
+    ForeignText,
+    FormattedText,
+    PlainText,
+    Response,
+    ScoreItem,
+    TokenArray,
+)
 from guerdon.serving.errors import InvalidRequest
 
 
@@ -82,7 +90,8 @@ def longest_field(item: ScoreItem) -> str:
     if isinstance(prompt, tuple):
         size = sum(len(turn.content) for turn in prompt)
     else:
-        size = len(prompt.text if isinstance(prompt, FormattedText) else prompt)
+        wrapped = FormattedText | PlainText | ForeignText
+        size = len(prompt.text) if isinstance(prompt, wrapped) else len(prompt)
     place, response = max(enumerate(item.responses), key=lambda pair: len(pair[1]))
     return f"responses[{place}]" if len(response) > size else "prompt"
 

@@ -153,6 +153,7 @@ def _network_info(checkpoint: Checkpoint, name: str, selected: Selected) -> Mode
         attributes=checkpoint.attributes,
         step_aggregation=manifest.step_aggregation if process else "",
         parameters=sum(p.numel() for p in model.parameters()),
+        regression=getattr(model.config, "problem_type", None) == "regression",
         vocab_hash="" if manifest.double_bos else vocab_hash(checkpoint.tokenizer.get_vocab()),
     )
 

@@ -27,9 +27,11 @@ from guerdon.reward.types import (
     Activation,
     Dropped,
     EncodedItem,
+    ForeignText,
     FormattedText,
     ModelInfo,
     ModelKind,
+    PlainText,
     ResponseScore,
     RewardModel,
     ScoreItem,
@@ -272,8 +274,8 @@ def _text_bytes(item: ScoreItem) -> int:
     prompt = item.prompt
     if isinstance(prompt, tuple):
         size = sum(len(turn.content.encode()) + len(turn.role) for turn in prompt)
-    elif isinstance(prompt, FormattedText):
-        size = len(prompt.text.encode())
+    elif isinstance(prompt, FormattedText | PlainText | ForeignText):
+        size = _count_bytes(prompt.text)
     else:
         size = _count_bytes(prompt)
     return size + sum(map(_count_bytes, item.responses))

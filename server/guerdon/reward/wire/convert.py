@@ -170,7 +170,9 @@ def model_info(
         ],
         "template_drops": [_DROPPED[part] for part in info.template_drops],
     }
-    return reward_pb2.ModelInfo(current=current, aliases=aliases, **field_values(info) | other)
+    values = field_values(info) | other
+    del values["regression"]  # what other systems' formats go by
+    return reward_pb2.ModelInfo(current=current, aliases=aliases, **values)
 
 
 def item_scores(items: Sequence[types.ScoreItem], scored: Scored) -> list[reward_pb2.ItemScores]:

@@ -87,12 +87,19 @@ class RewardRoutes(Routes[ScoringCall]):
     async def models(self, request: Request) -> Response:
         """Ordered by name, then load time."""
         with self.serve(request):
+            infos = self._registry.infos()
             return json_reply(
                 schemas.ModelsReply(
                     models=[
                         schemas.model_reply(r.info, current=r.current, aliases=aliases)
-                        for r, aliases in self._registry.infos()
-                    ]
+                        for r, aliases in infos
+                    ],
+                    data=[
+                        schemas.OpenAIModel(id=name, created=int(r.loaded_at))
+                        for r, aliases in infos
+                        if r.current
+                        for name in (r.info.name, *aliases)
+                    ],
                 )
             )
 

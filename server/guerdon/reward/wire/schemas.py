@@ -205,10 +205,21 @@ class ModelReply(BaseModel):
     vocab_hash: str
 
 
+class OpenAIModel(BaseModel):
+    """A model as OpenAI's clients list it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="When it was loaded, in seconds since 1970.")
+    owned_by: Literal["guerdon"] = "guerdon"
+
+
 class ModelsReply(BaseModel):
     """Reply of GET /v1/models."""
 
     models: list[ModelReply]
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel] = Field(description="The names that are served, for OpenAI's clients.")
 
 
 def check_counts(value: Any, limits: RequestLimits) -> None:

@@ -18,6 +18,7 @@ access_log = logging.getLogger("guerdon.access")
 _MAX_TEXT = 200
 _REFUSED = "refused %s"
 _subject: ContextVar[dict[str, str] | None] = ContextVar("subject", default=None)
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 # A stranger decides how often this is written.
 _refusals = logging.getLogger("guerdon.audit.refused")
@@ -49,9 +50,15 @@ def administered(method: str, caller: Caller, peer: str, code: str) -> None:
     )
 
 
+def note_request_id(request_id: str) -> None:
+    """Note the id that the caller gave to the request that is being served."""
+    _request_id.set(request_id)
+
+
 def called(method: str, caller: Caller, code: str, seconds: float) -> None:
     """Any call has ended."""
     if access_log.isEnabledFor(logging.INFO):
+        request_id = _request_id.get()
         access_log.info(
             "call %s",
             _line(
@@ -60,6 +67,7 @@ def called(method: str, caller: Caller, code: str, seconds: float) -> None:
                 key=caller.key,
                 code=code,
                 seconds=f"{seconds:.4f}",
+                **({"request_id": request_id} if request_id else {}),
             ),
         )
 

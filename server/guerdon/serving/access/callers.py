@@ -15,6 +15,7 @@ A tokens file (`--tokens`) is TOML with one table for each caller:
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import ipaddress
 import re
@@ -163,9 +164,19 @@ class Callers:
         if isinstance(authorization, str):
             authorization = authorization.encode("utf-8", "replace")
         scheme, _, token = authorization.partition(b" ")
-        given = hashlib.sha256(token.strip()).digest()
-        holder = self._tokens.holders.get(given)
-        return holder if scheme.lower() == b"bearer" else None
+        if scheme.lower() == b"basic":  # http://:TOKEN@host/, for clients that set no header
+            token = _password(token)
+        elif scheme.lower() != b"bearer":
+            token = b""
+        return self._tokens.holders.get(hashlib.sha256(token.strip()).digest())
+
+
+def _password(credentials: bytes) -> bytes:
+    """The password of a Basic credential; empty where there is none."""
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 def read_callers(settings: ServerSettings) -> Callers:

@@ -19,6 +19,7 @@ from guerdon.serving.access.door import Door
 from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import InvalidRequest, ServiceError
 from guerdon.serving.http.bodies import Bodies
+from guerdon.serving.http.request_ids import RequestIds
 from guerdon.serving.metrics import exposition
 from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.status import describe
@@ -45,12 +46,17 @@ def new_app(
     """
     app = _App(title=title, version=version, docs_url=None, redoc_url=None)
     app.add_middleware(Bodies, door=door, roles=roles, max_body=max_body)
+    app.add_middleware(RequestIds)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ServiceError, _on_error)
     app.add_exception_handler(Exception, _on_error)
     _add_probes(app, lifecycle)
     if registry is not None:
         _add_metrics(app, registry)
+
+    @app.get("/version", summary="The server's version", tags=["operations"])
+    def show_version() -> dict[str, str]:
+        return {"version": version}
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
@@ -103,16 +109,19 @@ def _add_probes(app: FastAPI, lifecycle: Lifecycle) -> None:
     async def healthz() -> PlainTextResponse:
         return PlainTextResponse("ok\n")
 
-    @app.get(
-        "/readyz",
-        summary="Whether it takes work",
-        tags=["operations"],
-        response_class=PlainTextResponse,
-        responses={503: {"description": "Starting or draining."}},
-    )
     async def readyz() -> PlainTextResponse:
         return PlainTextResponse(
             f"{lifecycle.phase.value}\n", status_code=200 if lifecycle.ready else 503
+        )
+
+    for path in ("/readyz", "/health", "/ping"):  # the latter as other systems name it
+        app.add_api_route(
+            path,
+            readyz,
+            summary="Whether it takes work",
+            tags=["operations"],
+            response_class=PlainTextResponse,
+            responses={503: {"description": "Starting or draining."}},
         )
 
 

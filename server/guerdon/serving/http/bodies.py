@@ -156,7 +156,11 @@ class _Body:
             _TooLarge, _Left, Overloaded, TimeoutError: why it was not.
         """
         announced = self.headers.get("content-length", "0")
-        too_large = _TooLarge(f"the body is larger than the limit of {limit} bytes")
+        too_large = _TooLarge(
+            f"the body is larger than the limit of {limit} bytes"
+            if limit
+            else "nothing at this path takes a body"
+        )
         if not announced.isdigit() or int(announced) > limit:
             raise too_large
         async with asyncio.timeout(BODY_SECONDS):

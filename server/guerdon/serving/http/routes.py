@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -161,6 +162,20 @@ def parse_body(kind: type[B], data: bytes, content_type: str, check: Callable[[A
     Raises:
         InvalidRequest: names the first field at fault.
     """
+    value = parse_json(data, content_type)
+    check(value)
+    return validated(kind, value)
+
+
+def parse_json(data: bytes, content_type: str, most_keys: int = MAX_KEYS) -> Any:
+    """A body's JSON, if it holds no more parts than it may.
+
+    Args:
+        most_keys: of an object.
+
+    Raises:
+        InvalidRequest: it is no such JSON.
+    """
     media = content_type.partition(";")[0].strip().lower()
     if media != "application/json" and not re.fullmatch(r"application/[\w.+-]+\+json", media):
         raise InvalidRequest("body", "must be JSON, with the content-type application/json")
@@ -168,12 +183,20 @@ def parse_body(kind: type[B], data: bytes, content_type: str, check: Callable[[A
         raise InvalidRequest("body", "is required")
     _check_parts(data)
     try:
-        value = json.loads(data, object_hook=_check_keys)
+        value: Any = json.loads(data, object_hook=partial(_check_keys, most=most_keys))
     except json.JSONDecodeError as error:
         raise InvalidRequest("body", f"is not valid JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, a number without end, too deep
         raise InvalidRequest("body", "cannot be parsed as JSON") from error
-    check(value)
+    return value
+
+
+def validated(kind: type[B], value: Any) -> B:
+    """Parsed JSON as its model.
+
+    Raises:
+        InvalidRequest: names the first field at fault.
+    """
     try:
         return kind.model_validate(value)
     except ValidationError as error:
@@ -188,9 +211,9 @@ def _check_parts(data: bytes) -> None:
             raise InvalidRequest("body", f"holds more than {MAX_PARTS} lists and objects")
 
 
-def _check_keys(value: dict[str, Any]) -> dict[str, Any]:
-    if len(value) > MAX_KEYS:
-        raise InvalidRequest("body", f"has an object with more than {MAX_KEYS} fields")
+def _check_keys(value: dict[str, Any], most: int) -> dict[str, Any]:
+    if len(value) > most:
+        raise InvalidRequest("body", f"has an object with more than {most} fields")
     return value
 
 

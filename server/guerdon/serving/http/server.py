@@ -42,6 +42,7 @@ class HTTPServer:
 
     Args:
         port: 0 picks a free one; `port` is the real one.
+        inherited: listens already, in place of host and port.
         connections: most connections, and never more than a sixth of the process's file
             descriptors. A new one takes the place of the one that has been idle the longest.
 
@@ -50,16 +51,16 @@ class HTTPServer:
     """
 
     def __init__(
-        self, app: Any, *, host: str, port: int, tls: LoadedTLS | None, connections: int
+        self,
+        app: Any,
+        *,
+        host: str,
+        port: int,
+        tls: LoadedTLS | None,
+        connections: int,
+        inherited: socket.socket | None = None,
     ) -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self._socket.bind((host.strip("[]"), port))
-        except OSError:
-            self._socket.close()
-            raise
+        self._socket = inherited or _bound(host, port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             app,
@@ -101,6 +102,18 @@ class HTTPServer:
         if self._task is not None:
             await self._task
         self._socket.close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host.strip("[]"), port))
+    except OSError:
+        found.close()
+        raise
+    return found
 
 
 class _Server(uvicorn.Server):

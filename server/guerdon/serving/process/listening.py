@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import resource
+import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ import grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from guerdon.serving.access.credentials import LoadedTLS
+from guerdon.serving.access.credentials import LoadedTLS, warn_if_open
 from guerdon.serving.access.door import Door, guarded
 from guerdon.serving.access.identity import Role
 from guerdon.serving.config import ServerSettings
+from guerdon.serving.http.inherited_socket import inherited_socket
 from guerdon.serving.http.server import HTTPServer
 from guerdon.serving.wire import health
 
@@ -182,13 +184,20 @@ class Listener:
             for server in self._http:
                 server.replace_tls(self._tls)
 
-    async def start_http(self, app: Any) -> int | None:
+    async def start_http(self, app: Any, *, token: bool) -> int | None:
         """Serve an app over HTTP; its port, or None where the settings want none.
 
+        Args:
+            token: whether work needs one.
+
         Raises:
-            OSError: the port cannot be bound.
+            OSError: the port cannot be bound, or what a supervisor handed over is not one.
         """
-        return await self._start(app, self._settings.http_port, self._tls)
+        inherited = inherited_socket()
+        if inherited is not None:
+            address = inherited.getsockname()[0]
+            warn_if_open(address, tls=self._tls is not None, token=token)
+        return await self._start(app, self._settings.http_port, self._tls, inherited)
 
     async def start_metrics(self, app: Any) -> int | None:
         """Serve metrics and probes over plain HTTP; their port, or None without one of their own.
@@ -196,9 +205,11 @@ class Listener:
         Raises:
             OSError: the port cannot be bound.
         """
-        return await self._start(app, self._settings.metrics_port, None)
+        return await self._start(app, self._settings.metrics_port, None, None)
 
-    async def _start(self, app: Any, port: int, tls: LoadedTLS | None) -> int | None:
+    async def _start(
+        self, app: Any, port: int, tls: LoadedTLS | None, inherited: socket.socket | None
+    ) -> int | None:
         if port < 0:
             return None
         server = HTTPServer(
@@ -207,6 +218,7 @@ class Listener:
             port=port,
             tls=tls,
             connections=self._settings.http_connections,
+            inherited=inherited,
         )
         self._http.append(server)
         await server.start()

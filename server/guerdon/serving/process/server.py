@@ -160,7 +160,7 @@ class Server(ABC, Generic[P]):
         return Ports(
             host=settings.host,
             port=await self._listener.bind(server, settings.host, settings.port),
-            http_port=await self._listener.start_http(self._app),
+            http_port=await self._listener.start_http(self._app, token=token),
             metrics_port=await self._listener.start_metrics(self._operations),
         )
 

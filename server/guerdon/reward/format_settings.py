@@ -1,0 +1,20 @@
+"""How requests in other systems' formats are read: the settings' table `[formats]`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatSettings:
+    """How requests in other systems' formats are read."""
+
+    default_model: str = ""
+    """Model of requests that name none. (default: the only one that is loaded)"""
+    tail: Literal["complete", "verbatim"] = "complete"
+    """What to do with a rendered conversation that lacks what the model's chat template writes
+    before or after it: complete adds it, verbatim scores it as it stands."""
+    openrlhf_scores: Literal["sigmoid", "raw"] = "sigmoid"
+    """What OpenRLHF gets as `scores`, by which it filters prompts, with a range of 0 to 1 by
+    default; `rewards` are raw."""

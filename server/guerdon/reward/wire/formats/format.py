@@ -1,0 +1,177 @@
+"""What every format has: how a body is read, how scores are written, how errors are told."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+import grpc
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from guerdon.reward.format_settings import FormatSettings
+from guerdon.reward.scoring.scorer import Scored, sigmoid
+from guerdon.reward.types import ForeignText, PriorityClass, ScoreItem, Truncation, Unrendered
+from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.http.schemas import Text
+from guerdon.serving.prompts import MAX_TOKEN_ID
+from guerdon.serving.status import ErrorStatus
+
+Json = Any
+"""Whatever JSON can hold."""
+
+
+class ForeignBody(BaseModel):
+    """A part of another system's request: keys that mean nothing here are ignored."""
+
+    model_config = ConfigDict(
+        extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+TokenIds = list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]]
+Inputs = Text | TokenIds | list[Text] | list[TokenIds]
+"""One text or its token ids, or several."""
+
+B = TypeVar("B", bound=ForeignBody)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a request asks for, in the service's terms."""
+
+    items: Sequence[ScoreItem]
+    model: str = ""
+    """Empty where it names none."""
+    ranks: bool = False
+    """Whether the responses of its one item are compared with each other."""
+    truncation: Truncation = Truncation.REJECT
+    if_empty: Json = None
+    """The answer where it has no items; None refuses it."""
+
+
+class Format(ABC, Generic[B]):
+    """A format of one path or several.
+
+    Args:
+        settings: the server's.
+    """
+
+    paths: ClassVar[tuple[str, ...]]
+    body: type[B]
+    """Model of a request's body."""
+    hold_seconds: ClassVar[float] = 0.0
+    """Seconds for which a request waits through overload and restarts of an engine, a little less
+    than its client waits for an answer; 0 tells the client at once."""
+    priority: ClassVar[PriorityClass] = PriorityClass.ONLINE
+    items_field: ClassVar[str] = "items"
+    """The field that holds what is scored."""
+    overload_code: ClassVar[int] = 429
+    """HTTP status of overload."""
+
+    def __init__(self, settings: FormatSettings) -> None:
+        self._settings = settings
+
+    def reads(self, value: Mapping[str, Json]) -> bool:
+        """Whether a body is of this format and not of another one of the same path."""
+        return True
+
+    @abstractmethod
+    def ask(self, body: B) -> Asked:
+        """What a body asks for.
+
+        Raises:
+            InvalidRequest: a field is wrong, by the format's own name of it.
+        """
+
+    @abstractmethod
+    def reply(self, body: B, scored: Scored) -> Json:
+        """The answer: scores in the order that the format wants."""
+
+    def field(self, path: str) -> str:
+        """The format's name of a field of an item, such as `items[2].responses[0].text`."""
+        found = re.match(r"items(\[\d+\])", path)
+        return f"{self.items_field}{found[1]}" if found else path
+
+    def code(self, status: ErrorStatus) -> int:
+        """The HTTP status of an error."""
+        overload = status.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        return self.overload_code if overload else status.http_code
+
+    def error(self, status: ErrorStatus) -> Json:
+        """The body of an error."""
+        return {"error": status.message}
+
+    def texts(self, inputs: Any, otherwise: Unrendered = Unrendered.PLAIN) -> list[ScoreItem]:
+        """An item for each of `Inputs`; see `text`.
+
+        Raises:
+            InvalidRequest: there is none.
+        """
+        alone = isinstance(inputs, list) and inputs and isinstance(inputs[0], int)
+        several = [inputs] if alone else entries(inputs, self.items_field)
+        return [self.text(one, otherwise) for one in several]
+
+    def text(
+        self, text: str | Sequence[int], otherwise: Unrendered, response: str = ""
+    ) -> ScoreItem:
+        """An item of text that its client may have rendered, or of token ids."""
+        given = text if isinstance(text, str) else np.asarray(text, dtype=np.int32)
+        prompt = ForeignText(given, otherwise, complete=self._settings.tail == "complete")
+        return ScoreItem(prompt, (response,))
+
+
+def raw_scores(scored: Scored) -> list[float]:
+    """The scores of all items, one after the other."""
+    return [score.score for scores in scored.items for score in scores]
+
+
+def probabilities(scored: Scored) -> list[float]:
+    """The scores as their sigmoid, unless the checkpoint says that they are no logits."""
+    scores = raw_scores(scored)
+    return scores if scored.info.regression else [sigmoid(score) for score in scores]
+
+
+def count_tokens(scored: Scored) -> int:
+    """Tokens of all sequences."""
+    return sum(score.token_count for scores in scored.items for score in scores)
+
+
+def entries(value: T | list[T], field: str) -> list[T]:
+    """One entry, or each of several.
+
+    Raises:
+        InvalidRequest: there is none.
+    """
+    if not isinstance(value, list):
+        return [value]
+    if not value:
+        raise InvalidRequest(field, "must have at least one entry")
+    return value
+
+
+def openai_error(status: ErrorStatus, code: int) -> Json:
+    """The body of an error, as OpenAI's and vLLM's clients read it."""
+    return {
+        "error": {
+            "message": status.message,
+            "type": _OPENAI_TYPES.get(status.code, "InternalServerError"),
+            "param": status.field or None,
+            "code": code,
+        }
+    }
+
+
+_OPENAI_TYPES = {
+    grpc.StatusCode.INVALID_ARGUMENT: "BadRequestError",
+    grpc.StatusCode.FAILED_PRECONDITION: "BadRequestError",
+    grpc.StatusCode.NOT_FOUND: "NotFoundError",
+    grpc.StatusCode.UNAUTHENTICATED: "AuthenticationError",
+    grpc.StatusCode.PERMISSION_DENIED: "PermissionDeniedError",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "RateLimitError",
+    grpc.StatusCode.UNAVAILABLE: "ServiceUnavailableError",
+}

@@ -1,0 +1,36 @@
+"""The formats that the server speaks: the one list of them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from guerdon.reward.wire.formats.embeddings import Embeddings
+from guerdon.reward.wire.formats.format import Format
+from guerdon.reward.wire.formats.nemo_gym import SeedSession, Verify
+from guerdon.reward.wire.formats.openrlhf import OpenRLHF
+from guerdon.reward.wire.formats.rerank import Rerank, SGLangRerank
+from guerdon.reward.wire.formats.sglang import SGLangClassify
+from guerdon.reward.wire.formats.slime import Slime
+from guerdon.reward.wire.formats.tei import Predict, TEIRerank
+from guerdon.reward.wire.formats.vllm import Classify, Pooling, Score
+from guerdon.serving.access.identity import Role
+
+FORMATS: Final[tuple[type[Format[Any]], ...]] = (
+    OpenRLHF,
+    Slime,
+    SeedSession,
+    Verify,
+    Classify,
+    SGLangClassify,
+    Pooling,
+    Score,
+    Embeddings,
+    Rerank,
+    SGLangRerank,
+    TEIRerank,
+    Predict,
+)
+"""Of those that share a path, the first that reads a body has it."""
+
+ROLES: Final[dict[str, Role | None]] = {path: Role.SCORE for kind in FORMATS for path in kind.paths}
+"""What a caller of each path needs."""

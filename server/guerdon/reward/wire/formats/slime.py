@@ -1,0 +1,45 @@
+"""slime's and miles' remote reward models: POST /rm (`--rm-url`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from guerdon.reward.scoring.scorer import Scored
+from guerdon.reward.types import PriorityClass, ScoreItem, Unrendered
+from guerdon.reward.wire.formats.format import Asked, ForeignBody, Format, Json
+from guerdon.reward.wire.formats.messages import ForeignMessage, conversation
+from guerdon.serving.http.schemas import Text
+
+
+class RewardBody(ForeignBody):
+    """A sample: its prompt as text, rendered text or messages, and its response."""
+
+    prompt: Text | list[ForeignMessage]
+    response: Text
+    label: Any = None
+
+
+class Slime(Format[RewardBody]):
+    """slime's --rm-url.
+
+    Its client tries ten times, 120 s each. The reply is the reward, a JSON number.
+    """
+
+    paths = ("/rm",)
+    body = RewardBody
+    hold_seconds = 110.0
+    priority = PriorityClass.BATCH
+    overload_code = 503
+
+    def ask(self, body: RewardBody) -> Asked:
+        if isinstance(body.prompt, str):
+            return Asked(items=[self.text(body.prompt, Unrendered.USER, body.response)])
+        turns = conversation(body.prompt, "prompt")
+        return Asked(items=[ScoreItem(turns, (body.response,))])
+
+    def reply(self, body: RewardBody, scored: Scored) -> Json:
+        return scored.items[0][0].score
+
+    def field(self, path: str) -> str:
+        field = path.removeprefix("items[0].")
+        return "response" if field.startswith("responses[0]") else field

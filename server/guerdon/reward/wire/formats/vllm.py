@@ -1,0 +1,184 @@
+"""vLLM's pooling API: /classify, /pooling, /score; verl asks the first for rewards."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from guerdon.reward.scoring.scorer import Scored
+from guerdon.reward.types import ScoreItem, Truncation, Unrendered
+from guerdon.reward.wire.formats.format import (
+    Asked,
+    B,
+    ForeignBody,
+    Format,
+    Inputs,
+    Json,
+    count_tokens,
+    entries,
+    openai_error,
+    probabilities,
+    raw_scores,
+)
+from guerdon.reward.wire.formats.messages import ForeignMessage, content, conversation
+from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.http.schemas import Text
+from guerdon.serving.status import ErrorStatus
+
+
+class PoolingBody(ForeignBody):
+    """Texts, token ids or a conversation."""
+
+    model: Text = ""
+    input: Inputs | None = None
+    messages: list[ForeignMessage] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = False
+    chat_template: Text | None = None
+    truncate_prompt_tokens: int | None = None
+    use_activation: bool | None = None
+    encoding_format: Literal["float"] = "float"
+
+
+class VLLMFormat(Format[B]):
+    """What vLLM's formats have in common."""
+
+    overload_code = 503  # which verl's client tries again, and 429 not
+
+    def error(self, status: ErrorStatus) -> Json:
+        return openai_error(status, self.code(status))
+
+    def _reply(self, kind: str, model: str, scored: Scored, data: Sequence[Json]) -> Json:
+        tokens = count_tokens(scored)
+        return {
+            "id": f"{kind}-{uuid.uuid4().hex}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": model or scored.info.name,
+            "data": data,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+
+
+class Pooling(VLLMFormat[PoolingBody]):
+    """vLLM's /pooling: raw scores."""
+
+    paths: ClassVar[tuple[str, ...]] = ("/pooling",)
+    body = PoolingBody
+    items_field = "input"
+
+    def reads(self, value: Mapping[str, Json]) -> bool:
+        return "input" in value or "messages" in value
+
+    def ask(self, body: PoolingBody) -> Asked:
+        if body.chat_template is not None:
+            raise InvalidRequest("chat_template", "can't be set: the model's own is used")
+        if body.truncate_prompt_tokens is not None and body.truncate_prompt_tokens != -1:
+            raise InvalidRequest(
+                "truncate_prompt_tokens", "must be left out, or -1 for what the model takes"
+            )
+        cut = Truncation.PROMPT_LEFT if body.truncate_prompt_tokens == -1 else Truncation.REJECT
+        return Asked(items=self._items(body), model=body.model, truncation=cut)
+
+    def reply(self, body: PoolingBody, scored: Scored) -> Json:
+        data = [
+            {"index": place, "object": "pooling", "data": [score]}
+            for place, score in enumerate(raw_scores(scored))
+        ]
+        return self._reply("pool", body.model, scored, data)
+
+    def _items(self, body: PoolingBody) -> list[ScoreItem]:
+        if body.messages is not None:
+            return [_last_answer(body.messages, body.add_generation_prompt)]
+        if body.input is None:
+            raise InvalidRequest("input", "is required, or messages")
+        if body.add_special_tokens is False:
+            return self.texts(body.input, Unrendered.FORMATTED)
+        return self.texts(body.input)
+
+
+class Classify(Pooling):
+    """vLLM's /classify: scores through the sigmoid, unless use_activation is false."""
+
+    paths = ("/classify",)
+
+    def reply(self, body: PoolingBody, scored: Scored) -> Json:
+        raw = body.use_activation is False
+        scores = raw_scores(scored) if raw else probabilities(scored)
+        data = [
+            {"index": place, "label": "LABEL_0", "probs": [score], "num_classes": 1}
+            for place, score in enumerate(scores)
+        ]
+        return self._reply("classify", body.model, scored, data)
+
+
+def _last_answer(messages: Sequence[ForeignMessage], add_generation_prompt: bool) -> ScoreItem:
+    """A conversation as its prompt, and the assistant's last turn as the response."""
+    if add_generation_prompt:
+        raise InvalidRequest("add_generation_prompt", "must be false: an answer is scored")
+    if len(messages) < 2 or messages[-1].role != "assistant":
+        raise InvalidRequest("messages", "must end with the assistant's turn, which is scored")
+    last = len(messages) - 1
+    turns = conversation(messages[:last], "messages")
+    return ScoreItem(turns, (content(messages[last], f"messages[{last}]"),))
+
+
+class ScoreBody(ForeignBody):
+    """Pairs of texts: each first one with its second one, or one with all."""
+
+    model: Text = ""
+    text_1: Text | list[Text] | None = None
+    text_2: Text | list[Text] | None = None
+    data_1: Text | list[Text] | None = None
+    data_2: Text | list[Text] | None = None
+    queries: Text | list[Text] | None = None
+    documents: Text | list[Text] | None = None
+    items: Text | list[Text] | None = None
+    truncate_prompt_tokens: None = None
+    use_activation: bool | None = None
+
+
+_PAIRS = (
+    ("text_1", "text_2"),
+    ("data_1", "data_2"),
+    ("queries", "documents"),
+    ("queries", "items"),
+)
+
+
+class Score(VLLMFormat[ScoreBody]):
+    """vLLM's /score: pairs of texts, through the sigmoid."""
+
+    paths = ("/score",)
+    body = ScoreBody
+
+    def ask(self, body: ScoreBody) -> Asked:
+        for pair in _PAIRS:
+            first, second = (getattr(body, name) for name in pair)
+            if first is not None and second is not None:
+                return Asked(items=_pairs(pair, first, second), model=body.model)
+        raise InvalidRequest("text_1", "is required, and text_2")
+
+    def reply(self, body: ScoreBody, scored: Scored) -> Json:
+        raw = body.use_activation is False
+        scores = raw_scores(scored) if raw else probabilities(scored)
+        data = [
+            {"index": place, "object": "score", "score": score}
+            for place, score in enumerate(scores)
+        ]
+        return self._reply("score", body.model, scored, data)
+
+
+def _pairs(
+    names: tuple[str, str], first: str | list[str], second: str | list[str]
+) -> list[ScoreItem]:
+    firsts, seconds = entries(first, names[0]), entries(second, names[1])
+    if len(firsts) == 1:
+        return [ScoreItem(firsts[0], tuple(seconds))]
+    if len(firsts) != len(seconds):
+        raise InvalidRequest(
+            names[1], f"are {len(seconds)}, and {names[0]} {len(firsts)}: one for each, or one"
+        )
+    return [ScoreItem(one, (other,)) for one, other in zip(firsts, seconds, strict=True)]
