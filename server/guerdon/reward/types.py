@@ -53,6 +53,7 @@ class ModelKind(enum.Enum):
     ENSEMBLE = "ensemble"
     PAIRWISE = "pairwise"
     IMPLICIT = "implicit"
+    VERDICT = "verdict"
 
 
 class ComputeMode(enum.Enum):
@@ -214,6 +215,8 @@ class ModelInfo:
     template_drops: tuple[Dropped, ...] = ()
     """What the chat template leaves out of conversations, as far as samples show."""
     vocab_hash: str = ""
+    probability: bool = False
+    """Whether a score is a probability already, which no activation turns into one again."""
 
     @property
     def revision_label(self) -> str:

@@ -18,7 +18,7 @@ from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.encoding.chat_template import (
     CONVERSATION,
     ChatTemplate,
-    check_roles,
+    check_turns,
     dropped_text,
 )
 from guerdon.reward.encoding.sequences import (
@@ -194,12 +194,7 @@ class Encoder:
     def _from_conversation(
         self, turns: tuple[Message, ...], responses: list[str]
     ) -> list[TokenSequence]:
-        if not turns:
-            raise InvalidRequest(f"{CONVERSATION}.messages", "must have at least one message")
-        for place, turn in enumerate(turns):
-            check_unicode(f"{CONVERSATION}.messages[{place}].role", turn.role)
-            check_unicode(f"{CONVERSATION}.messages[{place}].content", turn.content)
-        check_roles(turns, self._template.roles if self._template is not None else ())
+        check_turns(turns, self._template.roles if self._template is not None else ())
         if self._template is not None:
             return self._from_turns(self._template, CONVERSATION, turns, responses)
         if self.takes_pairs and len(turns) == 1 and turns[0].role == "user":
@@ -308,7 +303,10 @@ class Encoder:
                 f"{self.max_tokens}",
             )
         end = sequence.prompt_end()
-        keep = min(leading(sequence.ids, self._leading), end)
+        if sequence.prompt_start is not None:
+            keep = min(sequence.prompt_start(), end)
+        else:
+            keep = min(leading(sequence.ids, self._leading), end)
         if excess > end - keep:
             raise InvalidRequest(
                 field,
