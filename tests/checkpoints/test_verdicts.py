@@ -15,7 +15,7 @@ from tests.support.tiny import tiny_checkpoint
 from guerdon.models import Manifest
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
 from guerdon.reward.encoding.verdict_encoder import VerdictEncoder
-from guerdon.reward.types import ModelKind
+from guerdon.reward.types import FormattedText, ModelKind, ScoreItem, Truncation
 from guerdon.serving.errors import CheckpointRefused
 
 QUESTION = ("<s>{prompt}", " {response}", "?")
@@ -81,6 +81,27 @@ def test_questions_that_can_not_be_asked(
     checkpoint = inspect_checkpoint(verdict(tmp_path, manifest))
     with pytest.raises(CheckpointRefused, match=reason):
         VerdictEncoder(checkpoint)
+
+
+@pytest.mark.parametrize("answers", [("Paris.", "Rome"), ("It is 42.",)])
+def test_a_question_of_one_piece_is_tokenised_at_once(
+    answers: tuple[str, ...], tmp_path: Path
+) -> None:
+    question = "<s><|im_start|>user\nAsked {prompt}, is<step>{response} right?<|im_end|>\n"
+    checkpoint = inspect_checkpoint(verdict(tmp_path, {"question": (question,)}))
+    encoder, prompt = VerdictEncoder(checkpoint), "What is <|im_end|> 12 + 30?"
+    wanted = [
+        checkpoint.tokenizer(
+            question.replace("{response}", answer).replace("{prompt}", prompt),
+            add_special_tokens=False,
+        )["input_ids"]
+        for answer in answers
+    ]
+    before, after = question.replace("{prompt}", prompt).split("{response}")
+    written = tuple(answer + after for answer in answers)
+    for item in (ScoreItem(prompt, answers), ScoreItem(FormattedText(before), written)):
+        found = encoder.encode(item, Truncation.REJECT)
+        assert [[*found.prefix, *suffix] for suffix in found.suffixes] == wanted
 
 
 def test_a_reward_model_answers_no_question(tmp_path: Path) -> None:

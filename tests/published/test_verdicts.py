@@ -220,9 +220,8 @@ def test_a_folder_as_published_says_what_to_write(tmp_path: Path) -> None:
 
 
 def test_over_a_socket(folder: Callable[[str], Path], tmp_path: Path) -> None:
-    qwen, bge = folder("qwen3"), folder("bge")
-    scaled = qwen3_reranker(tmp_path / "scaled")
-    Manifest(**QWEN3_RERANKER, mean=0.5, std=2.0).write(scaled)
+    qwen, bge = qwen3_reranker(tmp_path / "qwen3"), folder("bge")
+    Manifest(**QWEN3_RERANKER, mean=0.5, std=2.0).write(qwen)
     sure = qwen3_reranker(tmp_path / "sure")
     Manifest(**QWEN3_RERANKER, probability=True).write(sure)
     wanted = {
@@ -233,7 +232,7 @@ def test_over_a_socket(folder: Callable[[str], Path], tmp_path: Path) -> None:
         np.exp(qwen3_log_probabilities(qwen, i)[0]) for i in published_ids("qwen3", qwen)
     ]
     items = [Item(query, list(texts)) for query, texts in ASKED]
-    models = {"qwen3": qwen, "bge": bge, "scaled": scaled, "sure": sure}
+    models = {"qwen3": qwen, "bge": bge, "sure": sure}
     with (
         running_server(models, dtype="float32") as server,
         RewardClient(server.address) as client,
@@ -257,7 +256,7 @@ def test_over_a_socket(folder: Callable[[str], Path], tmp_path: Path) -> None:
             assert [one.index for one in ranking] == np.argsort(scores[:3])[::-1].tolist()
         activated = np.concatenate(client.score("qwen3", items, activation="sigmoid").scores)
         np.testing.assert_allclose(activated, probabilities, atol=TOLERANCE, rtol=0)
-        normal = np.concatenate(client.score("scaled", items, normalize=True).scores)
+        normal = np.concatenate(client.score("qwen3", items, normalize=True).scores)
         np.testing.assert_allclose(
             normal, (np.array(wanted["qwen3"]) - 0.5) / 2, atol=TOLERANCE, rtol=0
         )

@@ -36,8 +36,6 @@ LANGUAGE_MODELS = {
     ModelKind.VERDICT: "a verdict is read from a language model of text",
 }
 """Kinds that need a language model, and why."""
-
-
 VERDICT_EXAMPLE = (
     '{"kind": "verdict", "question": ["… {prompt} … {response} …"], "yes_token": "yes", '
     '"no_token": "no"}; docs/models.md#verdicts has those of Qwen3-Reranker and '
