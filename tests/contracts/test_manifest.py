@@ -15,7 +15,7 @@ from guerdon.models import MANIFEST_NAME, Manifest, ManifestError, template_hash
 finite = st.floats(allow_nan=False, allow_infinity=False)
 manifests = st.builds(
     Manifest,
-    kind=st.sampled_from(["sequence", "process", "attributes", "ensemble", "implicit"]),
+    kind=st.sampled_from(["sequence", "process", "attributes", "ensemble", "implicit", "verdict"]),
     mean=st.just(0.5),
     std=st.floats(min_value=1e-6, max_value=1e6),
     base_model=st.text(),
@@ -30,6 +30,11 @@ manifests = st.builds(
     reference=st.text(min_size=1),
     reference_hash=st.text(),
     beta=st.floats(min_value=1e-6, max_value=1e6),
+    question=st.just(("<s>", "{instruction}: {prompt}", "{response}")),
+    instruction=st.text(min_size=1),
+    yes_token=st.text(min_size=1),
+    no_token=st.text(min_size=1),
+    probability=st.booleans(),
     double_bos=st.booleans(),
     training=st.dictionaries(st.text(), st.integers() | st.text() | st.booleans()),
 )
@@ -73,6 +78,22 @@ def test_no_file_is_no_manifest(tmp_path: Path) -> None:
         ({"beta": -0.1}, "beta is -0.1"),
         ({"beta": "0.1"}, "beta is '0.1', it must be of type float"),
         ({"policy": 1}, "it must be of type str"),
+        ({"kind": "verdict", "yes_token": "y"}, "kind is verdict, but question is empty"),
+        ({"kind": "verdict", "question": ["{prompt}{response}"]}, "but yes_token is empty"),
+        ({"question": "{prompt}{response}"}, "it must be a list"),
+        ({"question": ["{prompt}{response}", ""]}, "question has an empty piece"),
+        ({"question": ["{prompt}"]}, "holds {response} 0 times, it must be once"),
+        ({"question": ["{prompt}", "{response}{prompt}"]}, "holds {prompt} 2 times"),
+        ({"question": ["{response}", "{prompt}"]}, "holds {response} before {prompt}"),
+        ({"question": ["{query}{response}"]}, "{query}, and only {prompt}, {response}, {instr"),
+        ({"question": ["{}{prompt}{response}"]}, "question holds {}, and only"),
+        ({"question": ["{prompt}{response}"], "instruction": "i"}, "holds no {instruction}"),
+        ({"question": ["{instruction}{prompt}{response}"]}, "but instruction is empty"),
+        (
+            {"question": ["{instruction}{prompt}{response}{instruction}"], "instruction": "i"},
+            "holds {instruction} twice",
+        ),
+        ({"probability": True}, "probability is true, but no_token is empty"),
     ],
 )
 def test_wrong_values_are_named(tmp_path: Path, data: dict[str, Any], says: str) -> None:

@@ -122,14 +122,14 @@ def test_the_vocabulary_is_gone_through_in_chunks(
     model, pairs = load(folder("gemma2")), draw(3, 8)
     items = encode(model, pairs)
     whole = flat(model.score(items))
-    sizes, run = [], language_head.LanguageHead._logits
+    sizes, run = [], language_head.DetachedHead.forward
     monkeypatch.setattr(language_head, "CHUNK_LOGITS", 3 * 360)
 
     def watched(self: Any, hidden: torch.Tensor) -> torch.Tensor:
         sizes.append(len(hidden))
         return run(self, hidden)
 
-    monkeypatch.setattr(language_head.LanguageHead, "_logits", watched)
+    monkeypatch.setattr(language_head.DetachedHead, "forward", watched)
     np.testing.assert_allclose(flat(model.score(items)), whole, atol=1e-5, rtol=0)
     assert max(sizes) == 3
     read = sum(len(response) for _, rs in pairs for response in rs)
@@ -180,10 +180,10 @@ def test_a_head_that_forgets_its_cap_is_refused(
     """The probes compare with the whole model, not with the head that was taken from it."""
 
     def plain_head(self: Any, hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._alone.lm_head(hidden)
+        logits: torch.Tensor = self.alone.lm_head(hidden)
         return logits
 
-    monkeypatch.setattr(language_head.LanguageHead, "_logits", plain_head)
+    monkeypatch.setattr(language_head.DetachedHead, "forward", plain_head)
     with pytest.raises(CheckpointRefused, match="probe scores differ"):
         load(folder("gemma2"))
     load(folder("llama"))

@@ -11,7 +11,14 @@ from guerdon.client.errors import GuerdonError, invalid
 
 ComputeMode = Literal["unspecified", "packed", "padded"]
 ModelKind = Literal[
-    "unspecified", "sequence", "attributes", "process", "ensemble", "pairwise", "implicit"
+    "unspecified",
+    "sequence",
+    "attributes",
+    "process",
+    "ensemble",
+    "pairwise",
+    "implicit",
+    "verdict",
 ]
 
 MAX_TOKEN_ID = 2**32 - 1
@@ -314,6 +321,8 @@ class ModelInfo:
     vocab_hash: str = ""
     """SHA-256 of the vocabulary: token ids mean the same to models with the same hash. Empty where
     token ids can't stand for a conversation."""
+    probability: bool = False
+    """Whether its scores are probabilities already. They take no activation."""
 
     @property
     def pinned(self) -> str:

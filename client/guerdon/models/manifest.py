@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,11 @@ from guerdon.settings import SettingsError, build
 MANIFEST_NAME = "guerdon.json"
 FORMAT_VERSION = 1
 
-KINDS = ("sequence", "attributes", "process", "ensemble", "pairwise", "implicit")
+KINDS = ("sequence", "attributes", "process", "ensemble", "pairwise", "implicit", "verdict")
 AGGREGATIONS = ("mean", "min", "mean_minus_std")
 STEP_AGGREGATIONS = ("min", "mean", "last", "product")
+QUESTION_SLOTS = ("prompt", "response", "instruction")
+"""Names that stand in braces in a `question`, where an item's texts are put."""
 
 
 class ManifestError(ValueError):
@@ -84,6 +87,17 @@ class Manifest:
     """kind = implicit: what `weights_hash` gives for the reference."""
     beta: float | None = None
     """kind = implicit: β in β·(log π − log π_ref); positive. There is no default."""
+    question: tuple[str, ...] = ()
+    """kind = verdict: what the model is asked, in pieces that are tokenised each by itself. Of
+    `QUESTION_SLOTS`, `{prompt}` and `{response}` stand in it once, in this order."""
+    instruction: str = ""
+    """kind = verdict: what stands for `{instruction}` where an item has no system turn."""
+    yes_token: str = ""
+    """kind = verdict: the text of the one token that speaks for the response."""
+    no_token: str = ""
+    """kind = verdict: that of the one that speaks against it; without it the score is a logit."""
+    probability: bool = False
+    """kind = verdict: whether the score is p(yes) of the two tokens instead of its log-odds."""
     double_bos: bool = False
     """Whether the model was trained on sequences that begin with two BOS tokens."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -113,6 +127,7 @@ class Manifest:
         if self.kind == "ensemble" and not self.members:
             raise ManifestError("kind is ensemble, but members is empty")
         self._check_implicit()
+        self._check_verdict()
 
     def _check_implicit(self) -> None:
         if self.kind == "implicit":
@@ -123,6 +138,45 @@ class Manifest:
                 raise ManifestError("kind is implicit, but beta is missing")
         if self.beta is not None and not (math.isfinite(self.beta) and self.beta > 0):
             raise ManifestError(f"beta is {self.beta}, it must be a finite number above 0")
+
+    def _check_verdict(self) -> None:
+        if self.kind == "verdict":
+            for name in ("question", "yes_token"):
+                if not getattr(self, name):
+                    raise ManifestError(f"kind is verdict, but {name} is empty")
+        if self.question:
+            self._check_question()
+        if self.probability and not self.no_token:
+            raise ManifestError(
+                "probability is true, but no_token is empty: one token's logit is no log-odds"
+            )
+
+    def _check_question(self) -> None:
+        """The slots are those of `QUESTION_SLOTS`, once each, the prompt before the response."""
+        if not all(self.question):
+            raise ManifestError("question has an empty piece")
+        found = [slot for piece in self.question for slot in re.findall(r"\{(\w*)\}", piece)]
+        for slot in found:
+            if slot not in QUESTION_SLOTS:
+                raise ManifestError(
+                    f"question holds {{{slot}}}, and only "
+                    f"{', '.join(f'{{{name}}}' for name in QUESTION_SLOTS)} may stand in it"
+                )
+        for slot in ("prompt", "response"):
+            if found.count(slot) != 1:
+                raise ManifestError(
+                    f"question holds {{{slot}}} {found.count(slot)} times, it must be once"
+                )
+        if found.index("prompt") > found.index("response"):
+            raise ManifestError("question holds {response} before {prompt}")
+        if found.count("instruction") > 1:
+            raise ManifestError("question holds {instruction} twice")
+        if ("instruction" in found) != bool(self.instruction):
+            raise ManifestError(
+                "instruction is given, but question holds no {instruction}"
+                if self.instruction
+                else "question holds {instruction}, but instruction is empty"
+            )
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Manifest | None:

@@ -160,6 +160,10 @@ class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.V
     """Two answers compared with each other. It has no score for one answer: Rank
     only.
     """
+    MODEL_KIND_VERDICT: _ModelKind.ValueType  # 7
+    """The answer of a language model that is asked about a response: log p(yes) −
+    log p(no) of two tokens, or one token's logit.
+    """
 
 class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
     """What kind of reward a model gives."""
@@ -181,6 +185,10 @@ MODEL_KIND_IMPLICIT: ModelKind.ValueType  # 5
 MODEL_KIND_PAIRWISE: ModelKind.ValueType  # 6
 """Two answers compared with each other. It has no score for one answer: Rank
 only.
+"""
+MODEL_KIND_VERDICT: ModelKind.ValueType  # 7
+"""The answer of a language model that is asked about a response: log p(yes) −
+log p(no) of two tokens, or one token's logit.
 """
 Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
 
@@ -900,6 +908,7 @@ class ModelInfo(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     TEMPLATE_DROPS_FIELD_NUMBER: _builtins.int
     VOCAB_HASH_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name it is served under."""
     revision: _builtins.str
@@ -941,8 +950,10 @@ class ModelInfo(_message.Message):
     vocab_hash: _builtins.str
     """SHA-256 of the vocabulary, each token's text with its id: token ids mean the
     same to models with the same hash. Empty where a conversation is read as
-    other tokens than those of its rendered text (`double_bos`).
+    other tokens than those of its rendered text (`double_bos`, verdicts).
     """
+    probability: _builtins.bool
+    """Verdicts: whether scores are probabilities already. They take no activation."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Aliases that point to the name."""
@@ -987,10 +998,11 @@ class ModelInfo(_message.Message):
         parameters: _builtins.int = ...,
         template_drops: _abc.Iterable[Global___DroppedText.ValueType] | None = ...,
         vocab_hash: _builtins.str = ...,
+        probability: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "_std", b"_std", "mean", b"mean", "std", b"std"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "_std", b"_std", "aggregation", b"aggregation", "aliases", b"aliases", "architecture", b"architecture", "attributes", b"attributes", "base_model", b"base_model", "chat_template_hash", b"chat_template_hash", "compute_mode", b"compute_mode", "compute_mode_reason", b"compute_mode_reason", "current", b"current", "device", b"device", "dtype", b"dtype", "kind", b"kind", "max_tokens", b"max_tokens", "mean", b"mean", "members", b"members", "name", b"name", "parameters", b"parameters", "probe_max_difference", b"probe_max_difference", "revision", b"revision", "std", b"std", "step_aggregation", b"step_aggregation", "template_drops", b"template_drops", "vocab_hash", b"vocab_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "_std", b"_std", "aggregation", b"aggregation", "aliases", b"aliases", "architecture", b"architecture", "attributes", b"attributes", "base_model", b"base_model", "chat_template_hash", b"chat_template_hash", "compute_mode", b"compute_mode", "compute_mode_reason", b"compute_mode_reason", "current", b"current", "device", b"device", "dtype", b"dtype", "kind", b"kind", "max_tokens", b"max_tokens", "mean", b"mean", "members", b"members", "name", b"name", "parameters", b"parameters", "probability", b"probability", "probe_max_difference", b"probe_max_difference", "revision", b"revision", "std", b"std", "step_aggregation", b"step_aggregation", "template_drops", b"template_drops", "vocab_hash", b"vocab_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mean: _TypeAlias = _typing.Literal["mean"]  # noqa: Y015
     _WhichOneofArgType__mean: _TypeAlias = _typing.Literal["_mean", b"_mean"]  # noqa: Y015

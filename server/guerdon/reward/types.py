@@ -53,6 +53,7 @@ class ModelKind(enum.Enum):
     ENSEMBLE = "ensemble"
     PAIRWISE = "pairwise"
     IMPLICIT = "implicit"
+    VERDICT = "verdict"
 
 
 class ComputeMode(enum.Enum):
@@ -249,6 +250,8 @@ class ModelInfo:
     regression: bool = False
     """Whether the checkpoint says that its number is no logit (`problem_type`)."""
     vocab_hash: str = ""
+    probability: bool = False
+    """Whether a score is a probability already, which no activation turns into one again."""
 
     @property
     def revision_label(self) -> str:

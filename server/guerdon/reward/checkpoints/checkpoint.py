@@ -33,8 +33,10 @@ from guerdon.reward.checkpoints.consistency import (
     longest_sequence,
     reward_kind,
     step_marker,
+    verdict_tokens,
 )
 from guerdon.reward.checkpoints.model_config import (
+    LANGUAGE_MODELS,
     check_config_file,
     check_tensors,
     make_skeleton,
@@ -74,6 +76,8 @@ class Checkpoint:
     """Process rewards: the token that ends a step."""
     ending_id: int | None = None
     """The token that is added to every sequence that does not end with it."""
+    verdict_ids: tuple[int, ...] = ()
+    """Verdicts: the tokens whose logits are read, the one for the response first."""
     gate_ids: tuple[int, ...] = ()
     """Gated models: the tokens at whose last occurrence the gate reads."""
     members: tuple[Checkpoint, ...] = ()
@@ -110,29 +114,37 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
         return _ensemble(folder, manifest)
     if manifest is not None and manifest.kind == "implicit":
         return _implicit(folder, manifest)
+    if manifest is not None and manifest.kind == "verdict":
+        return _single(folder, manifest, ModelKind.VERDICT)
     return _single(folder, manifest)
 
 
-def _single(folder: Path, manifest: Manifest | None, *, policy: bool = False) -> Checkpoint:
-    """A folder with one network: a reward model, or one of the policies of an implicit reward."""
+def _single(
+    folder: Path, manifest: Manifest | None, language_kind: ModelKind | None = None
+) -> Checkpoint:
+    """A folder with one network.
+
+    Args:
+        manifest: the folder's own.
+        language_kind: the kind, where it is a language model that the folder must hold.
+    """
     adapter = check_config_file(folder)
-    if policy and adapter is not None:
+    if language_kind is not None and adapter is not None:
         raise CheckpointRefused(
-            f"{folder} is a reward model ({adapter.name}), and an implicit reward is made of two "
-            "language models"
+            f"{folder} is a reward model ({adapter.name}), and {LANGUAGE_MODELS[language_kind]}"
         )
     files = weight_files(folder)
     before = stamp(all_files(folder, files))
     headers = read_headers(files)
     config = read_config(folder, adapter)
-    architecture = read_architecture(folder, config, adapter, policy=policy)
+    architecture = read_architecture(folder, config, adapter, kind=language_kind)
     if adapter is None:
-        kind = ModelKind.IMPLICIT if policy else reward_kind(folder, architecture, config, manifest)
+        kind = language_kind or reward_kind(folder, architecture, config, manifest)
         manifest = manifest or Manifest()
     else:
         kind, manifest = adapter.kind, _completed(folder, adapter, manifest)
     skeleton = make_skeleton(folder, config, architecture, adapter)
-    if not policy:  # which tensors a language model may lack, its loading says
+    if language_kind is None:  # which tensors a language model may lack, its loading says
         check_tensors(folder, skeleton, headers, adapter)
     tokenizer = read_tokenizer(folder, own=adapter is not None and adapter.own_tokenizer)
     return Checkpoint(
@@ -145,13 +157,18 @@ def _single(folder: Path, manifest: Manifest | None, *, policy: bool = False) ->
         num_labels=int(config.num_labels) if adapter is None else adapter.labels,
         max_tokens=longest_sequence(folder, config, manifest, tokenizer, skeleton, adapter),
         revision=content_hash(folder, files),
-        chat_template_hash=check_template(folder, tokenizer, manifest),
+        chat_template_hash=""
+        if kind is ModelKind.VERDICT
+        else check_template(folder, tokenizer, manifest),
         attributes=tuple(Attribute(name, float(w)) for name, w in manifest.attributes.items())
         if kind is ModelKind.ATTRIBUTES
         else (),
         step_marker_id=step_marker(folder, tokenizer, manifest)
         if kind is ModelKind.PROCESS
         else None,
+        verdict_ids=verdict_tokens(folder, tokenizer, manifest, int(config.vocab_size))
+        if kind is ModelKind.VERDICT
+        else (),
         ending_id=None if adapter is None else adapter.ending(config),
         gate_ids=() if adapter is None else adapter.gate(folder, tokenizer),
         adapter=adapter,
@@ -255,4 +272,4 @@ def _policy(folder: Path, name: str) -> Checkpoint:
             f"{folder / MANIFEST_NAME} names {name!r}, which has a {MANIFEST_NAME} of its own: a "
             "policy and a reference are plain language models"
         )
-    return _single(path, None, policy=True)
+    return _single(path, None, ModelKind.IMPLICIT)

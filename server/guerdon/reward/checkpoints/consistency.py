@@ -27,6 +27,11 @@ def check_fields(folder: Path, manifest: Manifest) -> None:
         ("reference", "implicit"),
         ("reference_hash", "implicit"),
         ("beta", "implicit"),
+        ("question", "verdict"),
+        ("instruction", "verdict"),
+        ("yes_token", "verdict"),
+        ("no_token", "verdict"),
+        ("probability", "verdict"),
     ):
         if getattr(manifest, name) and manifest.kind != kind:
             raise CheckpointRefused(
@@ -42,6 +47,16 @@ def check_fields(folder: Path, manifest: Manifest) -> None:
             f"{folder / MANIFEST_NAME} gives double_bos, which kind = implicit does not have: the "
             "template's BOS is all that a policy gets"
         )
+    if manifest.kind == "verdict":
+        for name, instead in (
+            ("double_bos", "question, where every BOS is written out"),
+            ("template_hash", "question; the chat template is not used"),
+        ):
+            if getattr(manifest, name):
+                raise CheckpointRefused(
+                    f"{folder / MANIFEST_NAME} gives {name}, which kind = verdict does not have: "
+                    f"what the model reads is its {instead}"
+                )
 
 
 def reward_kind(
@@ -108,14 +123,50 @@ def check_template(folder: Path, tokenizer: PreTrainedTokenizerBase, manifest: M
 
 def step_marker(folder: Path, tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> int:
     """The token that ends a step."""
-    ids = tokenizer(manifest.step_marker, add_special_tokens=False)["input_ids"]
+    advice = "add it to the vocabulary before training"
+    return _one_token(folder, tokenizer, "step_marker", manifest.step_marker, advice)
+
+
+def verdict_tokens(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, manifest: Manifest, vocabulary: int
+) -> tuple[int, ...]:
+    """The tokens whose logits are read: the one for a response and perhaps the one against it.
+
+    Args:
+        vocabulary: how many tokens the model has a logit for.
+    """
+    named = {"yes_token": manifest.yes_token, "no_token": manifest.no_token}
+    advice = "name the one that the model was trained to say"
+    ids = {
+        name: _one_token(folder, tokenizer, name, text, advice)
+        for name, text in named.items()
+        if text
+    }
+    for name, token in ids.items():
+        if token >= vocabulary:
+            raise CheckpointRefused(
+                f"the {name} {named[name]!r} in {folder}/{MANIFEST_NAME} is the token {token}, and "
+                f"the model has logits for {vocabulary} tokens"
+            )
+    if len(set(ids.values())) < len(ids):
+        raise CheckpointRefused(
+            f"yes_token and no_token in {folder}/{MANIFEST_NAME} are the same token: every score "
+            "would be 0"
+        )
+    return tuple(ids.values())
+
+
+def _one_token(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, name: str, text: str, advice: str
+) -> int:
+    """The token that a text of the manifest is."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
         raise CheckpointRefused(
-            f"the step_marker {manifest.step_marker!r} in {folder}/{MANIFEST_NAME} is not one "
-            f"token of the tokenizer but {len(ids)}: add it to the vocabulary before training"
+            f"the {name} {text!r} in {folder}/{MANIFEST_NAME} is not one token of the tokenizer "
+            f"but {len(ids)}: {advice}"
             if len(ids) != 1
-            else f"the step_marker {manifest.step_marker!r} in {folder}/{MANIFEST_NAME} is "
-            "unknown to the tokenizer"
+            else f"the {name} {text!r} in {folder}/{MANIFEST_NAME} is unknown to the tokenizer"
         )
     return int(ids[0])
 

@@ -24,10 +24,24 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from guerdon.models import MANIFEST_NAME
 from guerdon.reward.adapters import Adapter, find_adapter
 from guerdon.reward.checkpoints.weight_files import TensorHeader
 from guerdon.reward.engine.language_head import is_language_model
+from guerdon.reward.types import ModelKind
 from guerdon.serving.errors import CheckpointRefused
+
+LANGUAGE_MODELS = {
+    ModelKind.IMPLICIT: "an implicit reward is made of two language models of text",
+    ModelKind.VERDICT: "a verdict is read from a language model of text",
+}
+"""Kinds that need a language model, and why."""
+VERDICT_EXAMPLE = (
+    '{"kind": "verdict", "question": ["… {prompt} … {response} …"], "yes_token": "yes", '
+    '"no_token": "no"}; docs/models.md#verdicts has those of Qwen3-Reranker and '
+    "bge-reranker-v2-gemma"
+)
+"""What the `guerdon.json` of a verdict holds at least."""
 
 
 def check_config_file(folder: Path) -> Adapter | None:
@@ -114,7 +128,11 @@ def read_config(folder: Path, adapter: Adapter | None = None) -> PretrainedConfi
 
 
 def read_architecture(
-    folder: Path, config: PretrainedConfig, adapter: Adapter | None = None, *, policy: bool = False
+    folder: Path,
+    config: PretrainedConfig,
+    adapter: Adapter | None = None,
+    *,
+    kind: ModelKind | None = None,
 ) -> str:
     """The class that the checkpoint says it is, if that is what would be loaded.
 
@@ -122,7 +140,7 @@ def read_architecture(
         folder: of the checkpoint.
         config: its own.
         adapter: what computes it, where `transformers` does not have it.
-        policy: it shall be a language model; else it shall not.
+        kind: one of `LANGUAGE_MODELS`: it shall be a language model; else it shall not.
     """
     names = list(config.architectures or ())
     if len(names) != 1:
@@ -131,19 +149,18 @@ def read_architecture(
             "nobody can tell a reward model from a language model"
         )
     name = str(names[0])
-    if policy:
+    if kind is not None:
         if is_language_model(name, config) and config.get_text_config() is config:
             return name
-        raise CheckpointRefused(
-            f"{folder} is a {name}: an implicit reward is made of two language models of text"
-        )
+        raise CheckpointRefused(f"{folder} is a {name}: {LANGUAGE_MODELS[kind]}")
     if adapter is not None or name in _known_classes(config):
         return name
     if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
         raise CheckpointRefused(
             f"{folder} is a language model ({name}), not a reward model: it has no score head; "
             "train one with `guerdon train reward`, or serve a policy trained by preferences with "
-            "its reference (kind = implicit)"
+            f"its reference (kind = implicit); a {MANIFEST_NAME} makes a verdict of one that says "
+            f"yes or no, as rerankers and verifiers do: {VERDICT_EXAMPLE}"
         )
     raise CheckpointRefused(
         f"{folder} is a {name}, which is not served: only ForSequenceClassification and "

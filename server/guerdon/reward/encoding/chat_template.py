@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from guerdon.data import Message as Turn
 from guerdon.data import dropped_by, missing_text, roles_named_in, unknown_role
 from guerdon.models.chat_template import BROKEN, render_chat
+from guerdon.reward.encoding.sequences import check_unicode
 from guerdon.reward.encoding.text_tokenizer import common_length
 from guerdon.reward.types import Dropped, Message
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
@@ -123,16 +124,21 @@ def _conversation(turns: Sequence[Message], response: str | None = None) -> list
     return said if response is None else [*said, Turn(role="assistant", content=response)]
 
 
-def check_roles(turns: Sequence[Message], known: Collection[str]) -> None:
-    """Refuse roles that no model knows: many templates print any role.
+def check_turns(turns: Sequence[Message], known: Collection[str] = ()) -> None:
+    """Refuse half surrogate pairs, and roles that no model knows: many templates print any role.
 
     Args:
         turns: of a conversation.
         known: roles that the model's template names, besides the usual ones.
 
     Raises:
-        InvalidRequest: naming the turn.
+        InvalidRequest: naming the turn; or there is none.
     """
+    if not turns:
+        raise InvalidRequest(f"{CONVERSATION}.messages", "must have at least one message")
+    for place, turn in enumerate(turns):
+        check_unicode(f"{CONVERSATION}.messages[{place}].role", turn.role)
+        check_unicode(f"{CONVERSATION}.messages[{place}].content", turn.content)
     for place, turn in enumerate(turns):
         wrong = unknown_role(turn.role, known)
         if wrong:

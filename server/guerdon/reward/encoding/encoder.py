@@ -18,7 +18,7 @@ from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.encoding.chat_template import (
     CONVERSATION,
     ChatTemplate,
-    check_roles,
+    check_turns,
     dropped_text,
 )
 from guerdon.reward.encoding.foreign_text import ForeignTexts
@@ -153,7 +153,7 @@ class Encoder:
             return "prompt.formatted_text", self._from_formatted(prompt.text, responses)
         if isinstance(prompt, PlainText):
             check_unicode("prompt.text", prompt.text)
-            return "prompt.text", self._from_plain(prompt.text, responses)
+            return "prompt.text", self._from_text_alone(prompt.text, responses)
         assert not isinstance(prompt, ForeignText)
         if isinstance(prompt, str):
             check_unicode("prompt.text", prompt)
@@ -197,6 +197,9 @@ class Encoder:
         return [TokenSequence(text.ids, partial(text.first_from, len(prompt))) for text in texts]
 
     def _from_plain(self, prompt: str, responses: list[str]) -> list[TokenSequence]:
+        return self._from_text_alone(prompt, responses)
+
+    def _from_text_alone(self, prompt: str, responses: list[str]) -> list[TokenSequence]:
         texts = [self._text.one(prompt + response, special=True) for response in responses]
         return [TokenSequence(text.ids, partial(text.first_from, len(prompt))) for text in texts]
 
@@ -211,12 +214,7 @@ class Encoder:
     def _from_conversation(
         self, turns: tuple[Message, ...], responses: list[str]
     ) -> list[TokenSequence]:
-        if not turns:
-            raise InvalidRequest(f"{CONVERSATION}.messages", "must have at least one message")
-        for place, turn in enumerate(turns):
-            check_unicode(f"{CONVERSATION}.messages[{place}].role", turn.role)
-            check_unicode(f"{CONVERSATION}.messages[{place}].content", turn.content)
-        check_roles(turns, self._template.roles if self._template is not None else ())
+        check_turns(turns, self._template.roles if self._template is not None else ())
         if self._template is not None:
             return self._from_turns(self._template, CONVERSATION, turns, responses)
         if self.takes_pairs and len(turns) == 1 and turns[0].role == "user":
@@ -325,7 +323,10 @@ class Encoder:
                 f"{self.max_tokens}",
             )
         end = sequence.prompt_end()
-        keep = min(leading(sequence.ids, self._leading), end)
+        if sequence.prompt_start is not None:
+            keep = min(sequence.prompt_start(), end)
+        else:
+            keep = min(leading(sequence.ids, self._leading), end)
         if excess > end - keep:
             raise InvalidRequest(
                 field,

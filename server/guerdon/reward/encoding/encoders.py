@@ -9,6 +9,7 @@ from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.encoding.encoder import Encoder
 from guerdon.reward.encoding.pair_encoder import PairEncoder
 from guerdon.reward.encoding.policy_encoder import PolicyEncoder
+from guerdon.reward.encoding.verdict_encoder import VerdictEncoder
 from guerdon.reward.types import EncodedItem, ModelKind, ScoreItem, Truncation
 
 
@@ -32,6 +33,8 @@ def new_encoder(checkpoint: Checkpoint) -> ItemEncoder:
         return PairEncoder(checkpoint)
     if checkpoint.kind is ModelKind.IMPLICIT:
         return PolicyEncoder(checkpoint)
+    if checkpoint.kind is ModelKind.VERDICT:
+        return VerdictEncoder(checkpoint)
     if checkpoint.kind is ModelKind.ENSEMBLE:
         return Encoder(replace(checkpoint.members[0], max_tokens=checkpoint.max_tokens))
     return Encoder(checkpoint)

@@ -28,9 +28,11 @@ class TokenSequence:
 
     ids: TokenArray
     prompt_end: Callable[[], int]
-    """The first token of the response; computed only where it matters."""
+    """The first token that is not the prompt's any more; computed only where it matters."""
     types: TokenArray | None = None
     truncated: int = 0
+    prompt_start: Callable[[], int] | None = None
+    """The first token of the prompt, where a question stands before it."""
     dropped: tuple[Dropped, ...] = ()
     """What the chat template left out."""
 

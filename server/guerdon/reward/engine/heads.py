@@ -200,7 +200,7 @@ def find_head(model: Any) -> Head:
     """
     if isinstance(model, OwnHead):
         head = model.head()
-        if model.dtype != torch.float32:  # type: ignore[attr-defined]
+        if any(parameter.dtype != torch.float32 for parameter in head.parameters()):
             head = copy.deepcopy(head).float()
         return Head(model.reads, model.labels, head.eval())
     reads, layers = _parts(model)

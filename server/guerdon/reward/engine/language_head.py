@@ -25,11 +25,50 @@ CHUNK_LOGITS = 1 << 25
 """Logits that are made at once: 128 MiB in float32."""
 
 
-class LanguageHead:
-    """log π(yₜ | x, y_<t) of the tokens of responses.
+class DetachedHead(nn.Module):
+    """The head of a language model without its body: hidden states [N, H] to logits, in float32.
 
     Whatever a model does to its logits (a soft cap, as Gemma 2 has; a scale, as Cohere and Granite
     have) is done by its own `forward`, run on hidden states that are there already.
+
+    Args:
+        model: a causal language model of `transformers`.
+        tokens: those whose logits are computed, in this order; all of the vocabulary when None.
+
+    Raises:
+        CheckpointRefused: its head can't be run apart from its body.
+    """
+
+    def __init__(self, model: Any, tokens: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self._body = _Body()
+        self.alone = _without_body(model, self._body, tokens)
+        try:
+            with torch.inference_mode():
+                logits = self(torch.zeros((1, model.config.hidden_size), device=model.device))
+            if tokens is not None and logits.shape[1] != len(tokens):
+                raise LookupError("no rows can be taken out of its last layer")
+        except Exception as error:  # whatever its forward wants of its body
+            raise CheckpointRefused(
+                f"the head of {type(model).__name__} can't be computed apart from its body: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def forward(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        """The logits [N, V], or those of the `tokens`."""
+        self._body.hidden = hidden_NH[None]
+        try:
+            logits: torch.Tensor = self.alone(
+                input_ids=hidden_NH.new_zeros((1, len(hidden_NH)), dtype=torch.long),
+                use_cache=False,
+            ).logits[0]
+        finally:
+            self._body.hidden = None
+        return logits.float()
+
+
+class LanguageHead:
+    """log π(yₜ | x, y_<t) of the tokens of responses.
 
     Args:
         model: a causal language model of `transformers`.
@@ -43,16 +82,7 @@ class LanguageHead:
 
     def __init__(self, model: Any) -> None:
         self._vocabulary = int(model.config.get_text_config().vocab_size)
-        self._body = _Body()
-        self._alone = _without_body(model, self._body)
-        try:
-            with torch.inference_mode():
-                self._logits(torch.zeros((1, model.config.hidden_size), device=model.device))
-        except Exception as error:  # whatever its forward wants of its body
-            raise CheckpointRefused(
-                f"the head of {type(model).__name__} can't be computed apart from its body: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        self._head = DetachedHead(model)
 
     def logprobs(
         self,
@@ -85,19 +115,8 @@ class LanguageHead:
         return list(np.split(logprobs, np.cumsum([len(r) for r in readout])[:-1]))
 
     def _chunk(self, hidden_NH: torch.Tensor, tokens_N: torch.Tensor) -> torch.Tensor:
-        logits_NV = self._logits(hidden_NH.float())
+        logits_NV: torch.Tensor = self._head(hidden_NH.float())
         return logits_NV.gather(1, tokens_N[:, None])[:, 0] - logits_NV.logsumexp(1)
-
-    def _logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
-        self._body.hidden = hidden_NH[None]
-        try:
-            logits: torch.Tensor = self._alone(
-                input_ids=hidden_NH.new_zeros((1, len(hidden_NH)), dtype=torch.long),
-                use_cache=False,
-            ).logits[0]
-        finally:
-            self._body.hidden = None
-        return logits.float()
 
 
 class _Body(nn.Module):
@@ -123,8 +142,11 @@ class _Output:
         return (self.last_hidden_state,)[place]
 
 
-def _without_body(model: Any, body: _Body) -> Any:
-    """A model with the head of another, in float32, and a body that computes nothing."""
+def _without_body(model: Any, body: _Body, tokens: Sequence[int] | None) -> Any:
+    """A model with the head of another, in float32, and a body that computes nothing.
+
+    Where `tokens` are given, the last layer has their rows alone.
+    """
     prefix = model.base_model_prefix
     if getattr(model, prefix, None) is not model.base_model:
         raise CheckpointRefused(f"{type(model).__name__} does not tell its body from its head")
@@ -133,9 +155,21 @@ def _without_body(model: Any, body: _Body) -> Any:
     for name, module in model._modules.items():
         if name == prefix:
             shell._modules[name] = body
+        elif tokens is not None and module is model.get_output_embeddings():
+            shell._modules[name] = _rows(module, tokens)
         elif module is not None and model.dtype != torch.float32:
             shell._modules[name] = copy.deepcopy(module).float()
     return shell
+
+
+def _rows(layer: Any, tokens: Sequence[int]) -> nn.Linear:
+    """Some of a linear layer's outputs, in float32."""
+    rows = nn.Linear(layer.in_features, len(tokens), layer.bias is not None, layer.weight.device)
+    with torch.no_grad():
+        rows.weight.copy_(layer.weight[list(tokens)])
+        if layer.bias is not None:
+            rows.bias.copy_(layer.bias[list(tokens)])
+    return rows.requires_grad_(False)
 
 
 def is_language_model(architecture: str, config: PretrainedConfig) -> bool:

@@ -25,6 +25,7 @@ from guerdon.reward.engine.heads import MARKS, Logits, Reads
 from guerdon.reward.engine.kernels import Table, check_kernels
 from guerdon.reward.engine.prefix_cache import PrefixCache
 from guerdon.reward.engine.settings import EngineSettings
+from guerdon.reward.engine.verdict_network import VerdictNetwork
 from guerdon.reward.types import DeviceLost, EncodedItem, EngineOutOfMemory, TokenArray
 from guerdon.serving.errors import CheckpointRefused
 
@@ -177,10 +178,11 @@ class _Probes:
         self.scale = max(1.0, float(np.abs(self.wanted).max()))
         self.exact_tolerance = FLOAT32_TOLERANCE * self.scale
         self.tolerance = self._tolerance(head.reads)
-        if head.reads is Reads.RESPONSE:
+        verdict = isinstance(exact, VerdictNetwork)
+        if verdict or head.reads is Reads.RESPONSE:
             longest = max(self.items, key=lambda item: item.lengths()[0])
             allowed = self.tolerance if exact is model else self.exact_tolerance
-            _refuse_foresight(exact, longest, allowed)
+            _refuse_foresight(exact.language_model if verdict else exact, longest, allowed)
 
     def _tolerance(self, reads: Reads) -> float:
         if self.model.dtype == torch.float32:

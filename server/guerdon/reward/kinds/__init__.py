@@ -5,6 +5,7 @@
     process      a number at each step, and what they amount to
     ensemble     several models' scores, and how far they part
     implicit     what a policy and its reference make of the response: β·(log π − log π_ref)
+    verdict      what a language model says when it is asked about the response: yes against no
 
 Each is a `RewardModel` (`guerdon.reward.types`). A new kind (a verifier, a custom head) is
 one more module here and one more line in `load`.

@@ -25,12 +25,14 @@ from guerdon.reward.engine.device import (
 )
 from guerdon.reward.engine.probes import Selected, select_engine
 from guerdon.reward.engine.settings import EngineSettings
+from guerdon.reward.engine.verdict_network import VerdictNetwork
 from guerdon.reward.kinds.attributes import AttributesReward, WeighedReward
 from guerdon.reward.kinds.ensemble import EnsembleReward
 from guerdon.reward.kinds.implicit import ImplicitReward
 from guerdon.reward.kinds.network import NetworkReward
 from guerdon.reward.kinds.process import ProcessReward
 from guerdon.reward.kinds.sequence import SequenceReward
+from guerdon.reward.kinds.verdict import VerdictReward
 from guerdon.reward.types import (
     ComputeMode,
     DeviceLost,
@@ -46,6 +48,7 @@ _KINDS: Final[dict[ModelKind, type[NetworkReward]]] = {
     ModelKind.ATTRIBUTES: AttributesReward,
     ModelKind.PROCESS: ProcessReward,
     ModelKind.PAIRWISE: SequenceReward,  # its sequences are comparisons, of one number each
+    ModelKind.VERDICT: VerdictReward,
 }
 
 
@@ -100,7 +103,9 @@ def _load_engine(
     dtype = resolve_dtype(settings.dtype, device)
     folder, name = checkpoint.folder, str(dtype).removeprefix("torch.")
     try:
-        model = load_weights(checkpoint, dtype=dtype, device=device).eval()
+        model: Any = load_weights(checkpoint, dtype=dtype, device=device).eval()
+        if checkpoint.verdict_ids:
+            model = VerdictNetwork(model, checkpoint.verdict_ids).eval()
         check()
         return select_engine(model, settings, checkpoint.max_tokens)
     except (CheckpointRefused, DeviceLost) as error:
@@ -154,7 +159,10 @@ def _network_info(checkpoint: Checkpoint, name: str, selected: Selected) -> Mode
         step_aggregation=manifest.step_aggregation if process else "",
         parameters=sum(p.numel() for p in model.parameters()),
         regression=getattr(model.config, "problem_type", None) == "regression",
-        vocab_hash="" if manifest.double_bos else vocab_hash(checkpoint.tokenizer.get_vocab()),
+        vocab_hash=""
+        if manifest.double_bos or checkpoint.kind is ModelKind.VERDICT
+        else vocab_hash(checkpoint.tokenizer.get_vocab()),
+        probability=manifest.probability,
     )
 
 

@@ -306,6 +306,11 @@ def _check_options(info: ModelInfo, options: ScoreOptions) -> None:
         raise Unsupported(
             f"model {info.name!r} has no training mean and standard deviation to normalise with"
         )
+    if options.activation is not Activation.NONE and info.probability:
+        raise Unsupported(
+            f"model {info.name!r} gives probabilities already, of which {options.activation.value} "
+            "would make other numbers"
+        )
 
 
 def _finish(

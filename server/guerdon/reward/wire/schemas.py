@@ -203,6 +203,7 @@ class ModelReply(BaseModel):
     parameters: int
     template_drops: list[str]
     vocab_hash: str
+    probability: bool
 
 
 class OpenAIModel(BaseModel):

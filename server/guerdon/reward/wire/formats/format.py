@@ -132,8 +132,8 @@ def raw_scores(scored: Scored) -> list[float]:
 
 def probabilities(scored: Scored) -> list[float]:
     """The scores as their sigmoid, unless the checkpoint says that they are no logits."""
-    scores = raw_scores(scored)
-    return scores if scored.info.regression else [sigmoid(score) for score in scores]
+    scores, info = raw_scores(scored), scored.info
+    return scores if info.regression or info.probability else [sigmoid(s) for s in scores]
 
 
 def count_tokens(scored: Scored) -> int:

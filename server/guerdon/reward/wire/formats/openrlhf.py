@@ -48,7 +48,7 @@ class OpenRLHF(Format[GetRewardBody]):
 
     def reply(self, body: GetRewardBody, scored: Scored) -> Json:
         rewards = raw_scores(scored)
-        raw = self._settings.openrlhf_scores == "raw"
+        raw = self._settings.openrlhf_scores == "raw" or scored.info.probability
         scores = rewards if raw else [sigmoid(reward) for reward in rewards]
         return {"rewards": rewards, "scores": scores, "extra_logs": {"reward": rewards}}
 

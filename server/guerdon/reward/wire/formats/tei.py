@@ -9,7 +9,7 @@ import grpc
 from pydantic import Field
 
 from guerdon.reward.scoring.scorer import Scored
-from guerdon.reward.types import PlainText, ScoreItem, Truncation
+from guerdon.reward.types import ScoreItem, Truncation, Unrendered
 from guerdon.reward.wire.formats.format import (
     Asked,
     B,
@@ -72,13 +72,20 @@ class Predict(TEIFormat[PredictBody]):
     items_field = "inputs"
 
     def ask(self, body: PredictBody) -> Asked:
-        items = [_item(entry, field) for field, entry in _entries(body)]
+        items = [self._item(entry, field) for field, entry in _entries(body)]
         return Asked(items=items, truncation=_truncation(body))
 
     def reply(self, body: PredictBody, scored: Scored) -> Json:
         scores = raw_scores(scored) if body.raw_scores else probabilities(scored)
         replies = [[{"score": score, "label": "LABEL_0"}] for score in scores]
         return replies if _is_batch(body) else replies[0]
+
+    def _item(self, entry: list[str], field: str) -> ScoreItem:
+        if len(entry) == 1:
+            return self.text(entry[0], Unrendered.PLAIN)
+        if len(entry) == 2:
+            return ScoreItem(entry[0], (entry[1],))
+        raise InvalidRequest(field, "must be a text or a pair of texts; a batch is a list of lists")
 
 
 def _is_batch(body: PredictBody) -> bool:
@@ -95,14 +102,6 @@ def _entries(body: PredictBody) -> list[tuple[str, list[str]]]:
     if isinstance(body.inputs[0], str):
         return [("inputs", [str(text) for text in body.inputs])]
     return [(f"inputs[{place}]", list(entry)) for place, entry in enumerate(body.inputs)]
-
-
-def _item(entry: list[str], field: str) -> ScoreItem:
-    if len(entry) == 1:
-        return ScoreItem(PlainText(entry[0]), ("",))
-    if len(entry) == 2:
-        return ScoreItem(entry[0], (entry[1],))
-    raise InvalidRequest(field, "must be a text or a pair of texts; a batch is a list of lists")
 
 
 class TEIRerankBody(TEIBody):
