@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import threading
@@ -91,7 +92,7 @@ def test_maths_and_regex_answer_and_survive_what_never_ends(
     assert checker.ask("regex", r"\d{3}", "abc 123\ndef") is True
     assert checker.ask("regex", r"\d{4}", "abc 123") is False
     assert checker.gave_up == 2
-    maths.close()
+    asyncio.run(maths.close())
 
 
 def kill_child(checker: Checker) -> None:
@@ -180,7 +181,7 @@ def test_specifications(spec: str, name: str, weight: float) -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("exacty", "'exacty' is not one of exact, maths, regex:PATTERN or length:TOKENS"),
+        ("exacty", "'exacty' is not one of exact, maths, regex:PATTERN, length:TOKENS, MODULE:F"),
         ("exact:3", "exact takes no argument"),
         ("maths:", "maths takes no argument"),
         ("regex", "regex needs an argument"),
