@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from tests.rollouts.support import settings
-from tests.rollouts.test_own_functions import group
+from tests.rollouts.test_own_functions import group, wait_until
+from tests.support.ports import free_port
 
 from guerdon.settings import to_toml
 from guerdon.trainer.common.errors import ServiceGone, SettingsError, TrainingError
@@ -54,7 +55,9 @@ class Service:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 with service.lock:
                     service.asked.append(json.loads(body))
-                    service.headers.append(dict(self.headers.items()))
+                    service.headers.append(
+                        {name.title(): value for name, value in self.headers.items()}
+                    )
                     service.now += 1
                     service.most = max(service.most, service.now)
                 status, headers, reply = service.answer(service.asked[-1])
@@ -126,7 +129,7 @@ async def test_a_service_is_asked_about_each_completion(service: Service) -> Non
     ]
     messages = [{"role": "user", "content": "Why?"}]
     assert service.asked[2:] == [{"prompt": messages, "response": "b", "row": {}}]
-    assert all("authorization" not in {k.lower() for k in head} for head in service.headers)
+    assert all("Authorization" not in head for head in service.headers)
 
 
 @pytest.mark.parametrize("found", [1.5, 2, {"reward": -0.25}, {"reward": 1, "why": "x"}])
@@ -155,8 +158,9 @@ async def test_a_service_that_stays_away_ends_the_run(service: Service) -> None:
 
 
 async def test_nobody_there() -> None:
-    async with source("http://127.0.0.1:9/score", patience=0.3) as made:
-        with pytest.raises(ServiceGone, match="the reward at http://127.0.0.1:9/score gave no"):
+    url = f"http://127.0.0.1:{free_port()}/score"
+    async with source(url, patience=0.3) as made:
+        with pytest.raises(ServiceGone, match=f"the reward at {url} gave no answer for"):
             await made.totals(group("a"))
 
 
@@ -253,9 +257,7 @@ async def test_its_token_is_its_own_and_shown_to_nobody_else(
     async with source(service.url, **reach(settings())) as made:
         with pytest.raises(TrainingError):
             await made.score(group("a"))
-    sent = [
-        {k.lower(): v for k, v in head.items()}.get("authorization") for head in service.headers
-    ]
+    sent = [head.get("Authorization") for head in service.headers]
     assert sent == [f"Bearer {TOKEN}"] * 4 + [None]
     assert TOKEN not in str(caught.value) + caplog.text + to_toml(by_file)
     assert TOKEN not in repr(Credentials.of(by_file))
@@ -265,8 +267,7 @@ async def test_cancelled_work_leaves_nothing_behind(service: Service) -> None:
     service.answer = service.hang
     async with source(service.url) as made:
         scoring = asyncio.create_task(made.score(group("a", "b")))
-        while len(service.asked) < 2:
-            await asyncio.sleep(0)
+        await asyncio.to_thread(wait_until, lambda: len(service.asked) == 2)
         scoring.cancel()
         with pytest.raises(asyncio.CancelledError):
             await scoring

@@ -214,8 +214,14 @@ def _dataset_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any]
             data = datasets.load_from_disk(source)
             data = data[split] if isinstance(data, datasets.DatasetDict) else data
         else:
-            name, _, configuration = source.partition(":")
+            name, _, configuration = (
+                (source, "", "") if Path(source).exists() else source.partition(":")
+            )
             data = datasets.load_dataset(name, configuration or None, split=split)
+    except ConnectionError as error:
+        raise DataError(f"{source!r} is no file, and the hub can't be asked for it: {error}") from (
+            error
+        )
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
