@@ -15,9 +15,10 @@ from tests.rollouts.support import tokenizer, write_rows
 from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.common.services import sandbox as checking
 from guerdon.trainer.common.services.prompts import load_prompts
+from guerdon.trainer.common.services.reward_specs import split_weight
 from guerdon.trainer.common.services.sandbox import Checker
 from guerdon.trainer.common.services.types import PromptRow
-from guerdon.trainer.common.services.verifiers import parse_verifier, split_weight
+from guerdon.trainer.common.services.verifiers import parse_verifier
 
 
 def row(answer: str | None = None) -> PromptRow:

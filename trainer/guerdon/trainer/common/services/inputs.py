@@ -17,7 +17,7 @@ from guerdon.trainer.common.report import say
 from guerdon.trainer.common.services.credentials import Credentials, reach
 from guerdon.trainer.common.services.patience import parse_address
 from guerdon.trainer.common.services.prompts import Prompts, load_prompts
-from guerdon.trainer.common.services.rewards import parse_reward
+from guerdon.trainer.common.services.reward_specs import parse_reward
 from guerdon.trainer.common.services.settings import DrawSettings, PublishSettings
 from guerdon.trainer.common.services.verifiers import WeightedVerifier, parse_verifier
 

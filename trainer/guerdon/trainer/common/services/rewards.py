@@ -14,8 +14,6 @@ import logging
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from guerdon.client import (
@@ -29,49 +27,19 @@ from guerdon.client import (
 from guerdon.client.types import ModelInfo
 from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
 from guerdon.trainer.common.services.credentials import Credentials
-from guerdon.trainer.common.services.patience import Patience, ServiceRefused, parse_address
+from guerdon.trainer.common.services.patience import Patience, ServiceRefused
 from guerdon.trainer.common.services.policy_text import text_item
 from guerdon.trainer.common.services.reward_requests import Asking
+from guerdon.trainer.common.services.reward_specs import RewardSpec, parse_reward
 from guerdon.trainer.common.services.together import together
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample
-from guerdon.trainer.common.services.verifiers import WeightedVerifier, parse_verifier, split_weight
+from guerdon.trainer.common.services.verifiers import WeightedVerifier, parse_verifier
 
 logger = logging.getLogger(__name__)
 
 _HOPELESS = 100
 """Completions that a model may refuse before it has scored one."""
 _RESPONSE = re.compile(r"items\[0\]\.responses\[(\d+)\]")
-
-
-@dataclass(frozen=True, slots=True)
-class RewardSpec:
-    """A served reward model, as the settings name it."""
-
-    name: str
-    """The name of this part of the reward: the model's, without revision."""
-    weight: float
-    address: str
-    """HOST:PORT."""
-    model: str
-    """A name, an alias, or `name@revision`."""
-
-    def described(self, *, normalized: bool) -> str:
-        """The model, and whether its scores are normalised: without its server's address."""
-        return f"{self.model} (normalised)" if normalized else self.model
-
-
-def parse_reward(spec: str, setting: str = "reward") -> RewardSpec:
-    """The reward model of `HOST:PORT/MODEL` or `WEIGHT*HOST:PORT/MODEL`.
-
-    Raises:
-        SettingsError: it is none of these.
-    """
-    weight, rest = split_weight(spec, setting)
-    address, slash, model = rest.strip().partition("/")
-    name = model.partition("@")[0]
-    if not slash or not name:
-        raise SettingsError(f"{setting}: {spec!r} is not HOST:PORT/MODEL or WEIGHT*HOST:PORT/MODEL")
-    return RewardSpec(name, weight, parse_address(address, setting), model)
 
 
 class ServedReward:
@@ -395,33 +363,3 @@ def _check_scores(scores: Sequence[float], count: int, name: str) -> None:
     for score in scores:
         if not math.isfinite(score):
             raise TrainingError(f"the reward {name!r} gave {score}, which is not a finite number")
-
-
-def check_same_models(
-    folder: Path, before: Mapping[str, Any], settings: Any, keys: Sequence[str]
-) -> None:
-    """Refuse to go on with rewards by other models; their servers may have moved.
-
-    Args:
-        folder: of the run.
-        before: the settings that it was begun with.
-        settings: those of now.
-        keys: the settings that name reward models.
-
-    Raises:
-        OutputError: the models are others.
-    """
-    for key in keys:
-        was, now = before.get(key, []), getattr(settings, key)
-        now = list(now) if isinstance(now, tuple) else now
-        if _models(was) != _models(now):
-            raise OutputError(
-                f"{folder} was begun with {key} = {was!r}, not {now!r}: a resumed "
-                "run may find the same models at another address, but not other models"
-            )
-
-
-def _models(rewards: str | Sequence[str]) -> list[tuple[float, str]]:
-    """Which models give rewards, wherever they are served."""
-    given = [rewards] if isinstance(rewards, str) else rewards
-    return [(spec.weight, spec.model) for spec in map(parse_reward, filter(None, given))]

@@ -30,10 +30,10 @@ from guerdon.trainer.common.services.credentials import Credentials
 from guerdon.trainer.common.services.http_reward import HttpReward
 from guerdon.trainer.common.services.prompts import Prompts
 from guerdon.trainer.common.services.reward_function import RewardFunction
+from guerdon.trainer.common.services.reward_specs import split_weight
 from guerdon.trainer.common.services.sandbox import Checker
 from guerdon.trainer.common.services.types import PromptRow, Sample
 
-_WEIGHT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\*(.*)", re.S)
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """`MODULE:FUNCTION`. A module that is named as a rule is can't be reached: the rule goes first."""
 _NUMBER = re.compile(
@@ -107,21 +107,6 @@ class WeightedVerifier:
     @staticmethod
     def _unanswered(row: PromptRow) -> str:
         return missing("answer", row.extra, "--answer-key")
-
-
-def split_weight(spec: str, setting: str) -> tuple[float, str]:
-    """The weight of `WEIGHT*REST`, and the rest; 1 when there is none.
-
-    Raises:
-        SettingsError: the weight is 0 or not finite.
-    """
-    found = _WEIGHT.fullmatch(spec)
-    if found is None:
-        return 1.0, spec
-    weight = float(found[1])
-    if weight == 0 or weight in (float("inf"), float("-inf")):
-        raise SettingsError(f"{setting}: the weight of {spec!r} must be finite and not 0")
-    return weight, found[2]
 
 
 def parse_verifier(

@@ -18,7 +18,7 @@ from guerdon.trainer.common.services.inputs import (
     read_prompts,
 )
 from guerdon.trainer.common.services.prompts import Prompts
-from guerdon.trainer.common.services.rewards import parse_reward
+from guerdon.trainer.common.services.reward_specs import parse_reward
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 
 
