@@ -108,7 +108,6 @@ def test_a_run_goes_on_only_on_the_same_rows(tmp_path: Path) -> None:
         ({"prompt_key": "questoin"}, r"questoin: is missing; did you mean 'question'\?"),
         ({"prompt_key": "prompt"}, r"prompt: is missing; the columns are question, solution, .*"),
         ({"answer_key": "solutions"}, r"solutions: is missing; did you mean 'solution'\?"),
-        ({"prompt_key": "hint"}, "hint: is missing"),
     ],
 )
 def test_a_missing_column_names_the_nearest(
@@ -117,6 +116,11 @@ def test_a_missing_column_names_the_nearest(
     option = f"--{next(iter(keys)).replace('_', '-')}"
     with pytest.raises(DataError, match=rf"p\.csv, line 2: {reason}.*{option}"):
         load(write_table(tmp_path / "p.csv"), **keys)
+
+
+def test_a_prompt_without_a_value_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"p\.csv, line 2: hint: is missing$"):
+        load(write_table(tmp_path / "p.csv"), prompt_key="hint")
 
 
 def test_errors_of_a_prompt_name_its_column(tmp_path: Path) -> None:

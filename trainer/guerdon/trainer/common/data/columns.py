@@ -17,11 +17,11 @@ def missing(name: str, columns: Collection[str], option: str = "") -> str:
         columns: that the row has.
         option: that names the column, where one does.
     """
+    if name in columns or not columns:  # it has no value
+        return "is missing"
     near = difflib.get_close_matches(name, columns, n=1)
     hint = f" ({option})" if option else ""
     if near:
         return f"is missing; did you mean {near[0]!r}?{hint}"
-    if not columns:
-        return "is missing"
     more = ", …" if len(columns) > _SHOWN else ""
     return f"is missing; the columns are {', '.join(list(columns)[:_SHOWN])}{more}{hint}"

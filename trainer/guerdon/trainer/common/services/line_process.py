@@ -1,7 +1,7 @@
 """A Python module in a process of its own that answers lines with lines, and can be killed.
 
-The module is run by `python -m`, so the working directory comes first on its path. It writes a
-line once it can answer, and then one line for each line that it is sent.
+The module is run without the working directory on its path, where a user's `queue.py` would stand
+in for Python's. It writes a line once it can answer, and then one for each line that it is sent.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class LineProcess:
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", self.module, *self._arguments],
+            [sys.executable, "-P", "-m", self.module, *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the run, which ends this in its own time

@@ -60,7 +60,7 @@ class RewardFunction(LineProcess):
                 raise RowError(name, "is what a reward function gets under that name: rename it")
         for name in self._needs:
             if name not in row.extra:
-                raise RowError(name, missing(name, row.extra) + "; the function can't do without it")
+                raise RowError(name, f"{missing(name, row.extra)}; the function needs it")
 
     async def start(self) -> str:
         """SHA-256 of the function's source.

@@ -183,9 +183,7 @@ def main() -> None:
 
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(questions, lines), daemon=True).start()
-    here = str(Path.cwd())
-    if here not in sys.path:  # with PYTHONSAFEPATH it is not
-        sys.path.insert(0, here)
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; what is imported here was before
     try:
         function = Function(sys.argv[1])
     except Refused as error:

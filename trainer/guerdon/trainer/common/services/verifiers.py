@@ -97,16 +97,13 @@ class WeightedVerifier:
         for row, line in zip(prompts.rows, prompts.lines, strict=True):
             try:
                 if self.verifier.needs_answer and row.answer is None:
-                    raise RowError(prompts.answer_key, self._unanswered(row))
+                    key = prompts.answer_key
+                    raise RowError(key, missing(key, row.extra, "--answer-key"))
                 self.verifier.check(row)
             except RowError as error:
                 raise DataError(
                     f"{prompts.source}, {error.at(line)} (--verifier {self.name})"
                 ) from error
-
-    @staticmethod
-    def _unanswered(row: PromptRow) -> str:
-        return missing("answer", row.extra, "--answer-key")
 
 
 def parse_verifier(
