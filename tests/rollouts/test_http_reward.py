@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
+import ssl
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,8 +18,10 @@ from typing import Any
 import pytest
 from tests.rollouts.support import settings
 from tests.rollouts.test_own_functions import group, wait_until
+from tests.service.test_tls import Authority
 from tests.support.ports import free_port
 
+from guerdon.client import TLS
 from guerdon.settings import to_toml
 from guerdon.trainer.common.errors import ServiceGone, SettingsError, TrainingError
 from guerdon.trainer.common.services import http_reward
@@ -261,6 +265,22 @@ async def test_its_token_is_its_own_and_shown_to_nobody_else(
     assert sent == [f"Bearer {TOKEN}"] * 4 + [None]
     assert TOKEN not in str(caught.value) + caplog.text + to_toml(by_file)
     assert TOKEN not in repr(Credentials.of(by_file))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command")
+async def test_https_with_an_authority_of_ones_own(service: Service, tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ours")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.sign("localhost"))
+    service.server.socket = context.wrap_socket(service.server.socket, server_side=True)
+    url = service.url.replace("http://127.0.0.1", "https://localhost")
+    trusting = Credentials(tls=TLS(ca=authority.certificate))
+    async with source(url, credentials=trusting) as made:
+        assert await made.totals(group("abc")) == [3.0]
+    async with source(url, patience=0.3) as made:
+        with pytest.raises(ServiceGone, match="certificate"):
+            await made.totals(group("abc"))
+    assert len(service.asked) == 1
 
 
 async def test_cancelled_work_leaves_nothing_behind(service: Service) -> None:
