@@ -131,8 +131,8 @@ def _numbers(found: Any) -> list[float]:
 def _number(value: Any, place: int) -> float:
     if value is None:
         raise Refused(
-            f"gave None for completion {place}: every completion needs a number, so return 0.0 "
-            "where it has nothing to say"
+            f"gave None for completion {place}: every completion needs a number (beside other "
+            "rewards, TRL counts None as 0)"
         )
     try:
         if isinstance(value, str | bytes):
