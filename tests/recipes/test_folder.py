@@ -109,6 +109,18 @@ def test_a_resumed_run_is_the_same_run(more: dict[str, Any], message: str, tmp_p
     assert message in str(caught.value)
 
 
+def test_settings_that_came_later_have_their_defaults(tmp_path: Path) -> None:
+    folder_of(tmp_path).begin()
+    config = tmp_path / "config.toml"
+    text = config.read_text()
+    older = [line for line in text.splitlines() if not line.startswith(("prompt_key", "verifier"))]
+    config.write_text("\n".join(older) + "\n")
+    folder_of(tmp_path, resume=True)
+    for more in ({"prompt_key": "question"}, {"verifier": ("exact",)}):
+        with pytest.raises(OutputError, match="was begun with"):
+            folder_of(tmp_path, resume=True, **more)
+
+
 def test_finished_means_all_steps(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     folder.begin()

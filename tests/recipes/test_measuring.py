@@ -289,6 +289,7 @@ def test_all_that_is_measured_is_explained() -> None:
     row = made(3, 0.0, 0.5).metrics() | evaluate(0, [make_group(0, [1.0], a=[1], b=[2])]).metrics()
     assert all(describe(key) for key in row), [key for key in row if not describe(key)]
     assert describe("reward/helpful") == KEYS["rewards"]["reward/NAME"]
+    assert describe("reward/https://host/score") == KEYS["rewards"]["reward/NAME"]
     assert describe("seconds/learn")
     assert describe("eval/reward/helpful")
     assert describe("no_such") is None

@@ -13,7 +13,8 @@ import pytest
 from guerdon.client.testing import FakeRewardServer
 from guerdon.trainer.common.errors import ServiceGone, SettingsError, TrainingError
 from guerdon.trainer.common.services.patience import ServiceRefused
-from guerdon.trainer.common.services.rewards import RewardSource, parse_reward
+from guerdon.trainer.common.services.reward_specs import parse_reward
+from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 
 OTHER = "is now revision rev-2, and the run began with rev-1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import threading
@@ -14,9 +15,10 @@ from tests.rollouts.support import tokenizer, write_rows
 from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.common.services import sandbox as checking
 from guerdon.trainer.common.services.prompts import load_prompts
+from guerdon.trainer.common.services.reward_specs import split_weight
 from guerdon.trainer.common.services.sandbox import Checker
 from guerdon.trainer.common.services.types import PromptRow
-from guerdon.trainer.common.services.verifiers import parse_verifier, split_weight
+from guerdon.trainer.common.services.verifiers import parse_verifier
 
 
 def row(answer: str | None = None) -> PromptRow:
@@ -91,7 +93,7 @@ def test_maths_and_regex_answer_and_survive_what_never_ends(
     assert checker.ask("regex", r"\d{3}", "abc 123\ndef") is True
     assert checker.ask("regex", r"\d{4}", "abc 123") is False
     assert checker.gave_up == 2
-    maths.close()
+    asyncio.run(maths.close())
 
 
 def kill_child(checker: Checker) -> None:
@@ -180,7 +182,7 @@ def test_specifications(spec: str, name: str, weight: float) -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("exacty", "'exacty' is not one of exact, maths, regex:PATTERN or length:TOKENS"),
+        ("exacty", "'exacty' is not one of exact, maths, regex:PATTERN, length:TOKENS, MODULE:F"),
         ("exact:3", "exact takes no argument"),
         ("maths:", "maths takes no argument"),
         ("regex", "regex needs an argument"),

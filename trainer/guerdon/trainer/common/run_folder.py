@@ -7,6 +7,7 @@ import os
 import shutil
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ class RunFolder:
             before = tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise OutputError(f"nothing to resume in {self.path}: {error}") from error
-        before = without_retired(type(self._settings), before)
+        before = _defaults(self._settings) | without_retired(type(self._settings), before)
         now = tomllib.loads(to_toml(self._settings))
         for key in sorted((before.keys() | now.keys()) - self.may_change):
             if before.get(key) != now.get(key):
@@ -152,6 +153,15 @@ class RunFolder:
     def metrics_until(self, step: int) -> list[dict[str, Any]]:
         """The metrics of an earlier part of the run; what came after `step` is forgotten."""
         return kept_rows(self.metrics, lambda row: row["step"] <= step) if self._main else []
+
+
+def _defaults(settings: Any) -> dict[str, Any]:
+    """Of settings that came after a run began, which went as they do by default."""
+    return {
+        field.name: list(field.default) if isinstance(field.default, tuple) else field.default
+        for field in fields(settings)
+        if field.default is not MISSING and field.default is not None
+    }
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -19,8 +19,7 @@ from guerdon.trainer.common.measuring.policy_evaluation import Evaluation
 from guerdon.trainer.common.measuring.samples import before_and_after
 from guerdon.trainer.common.policy_folder import FINAL, SAMPLES
 from guerdon.trainer.common.run_folder import METRICS, SETTINGS, SUMMARY
-from guerdon.trainer.common.services.rewards import parse_reward
-from guerdon.trainer.common.services.verifiers import split_weight
+from guerdon.trainer.common.services.reward_specs import parse_reward, split_weight
 from guerdon.trainer.compare.fields import Table, read_json, read_tables
 from guerdon.trainer.compare.runs import Point, Run, RunMeasures, ShownAnswer, Terms
 from guerdon.trainer.evaluate.policy.baseline import FORMAT

@@ -19,9 +19,10 @@ PANELS: dict[str, tuple[str, ...]] = {
         "reward", "reward_normalize", "verifier", "reward_too_long", "reward_refused",
         "refused_reward",
     ),
-    "Sampling": (
-        "samples_per_prompt", "max_tokens", "max_prompt_tokens", "control_tokens", "temperature",
+    "Prompts": (
+        "prompts_split", "prompt_key", "answer_key", "max_prompt_tokens", "control_tokens",
     ),
+    "Sampling": ("samples_per_prompt", "max_tokens", "temperature"),
     "Pairs": ("pick", "min_margin", "max_per_prompt", "unfinished"),
     "Services": ("in_flight", *SERVICES),
 }  # fmt: skip

@@ -36,7 +36,7 @@ PAIRS = "pairs.jsonl"
 
 
 class PairsFolder(RunFolder):
-    """A run's folder: config.toml, scored.jsonl, pairs.jsonl, summary.json."""
+    """A run's folder: config.toml, data.json (what scored), scored, pairs, summary.json."""
 
     may_change = frozenset({
         "output", "sampler", "in_flight", *SERVICES,
@@ -57,7 +57,7 @@ def collect(settings: PairsSettings, folder: PairsFolder, console: Console) -> d
     scored = ScoredGroups(folder.path / SCORED, prompts, settings.samples_per_prompt)
     if scored:
         say(console, f"resuming with {len(scored)} prompts sampled and scored")
-    asyncio.run(_draw(settings, tokenizer, prompts, scored, console))
+    asyncio.run(_draw(settings, folder, tokenizer, prompts, scored, console))
     picked = pick_pairs(scored.groups, settings)
     summary = _summary(settings, prompts, scored, picked)
     if not picked.pairs:
@@ -73,7 +73,14 @@ def collect(settings: PairsSettings, folder: PairsFolder, console: Console) -> d
 def _inputs(settings: PairsSettings) -> tuple[Any, Prompts]:
     policy, config = load_config(settings.policy)
     tokenizer = load_tokenizer(policy)
-    prompts = read_prompts(settings, settings.prompts, tokenizer, config, limit=settings.limit)
+    prompts = read_prompts(
+        settings,
+        settings.prompts,
+        tokenizer,
+        config,
+        split=settings.prompts_split,
+        limit=settings.limit,
+    )
     rewards = _rewards(settings, tokenizer, prompts)
     try:
         for verifier in rewards.verifiers:
@@ -95,6 +102,7 @@ def _rewards(settings: PairsSettings, tokenizer: Any, prompts: Prompts) -> Rewar
 
 async def _draw(
     settings: PairsSettings,
+    folder: PairsFolder,
     tokenizer: Any,
     prompts: Prompts,
     scored: ScoredGroups,
@@ -114,6 +122,7 @@ async def _draw(
     drawing = Drawing(settings, sampler, rewards, _restarted, seeded=True)
     try:
         await rewards.start()
+        folder.check_data(folder.path, rewards.state())
         policy = await sampler.check(0, prompts.longest, prompts.largest_id)
         drawing.published(policy.weight_version)
         await draw_missing(

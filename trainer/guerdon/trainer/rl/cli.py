@@ -27,13 +27,17 @@ from guerdon.trainer.rl.settings import (
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The run": ("policy", "sampler", "prompts", "eval_prompts", "output", "steps", "seed"),
+    "Prompts": (
+        "prompts_split", "eval_prompts_split", "prompts_limit", "prompt_key", "answer_key",
+        "max_prompt_tokens", "control_tokens",
+    ),
     "Rewards": (
         "reward", "reward_normalize", "verifier", "heldout_reward", "reward_scale", "reward_clip",
         "missing_eos_penalty", "reward_too_long", "reward_refused", "refused_reward",
     ),
     "Sampling": (
-        "prompts_per_step", "samples_per_prompt", "max_tokens", "max_prompt_tokens",
-        "control_tokens", "temperature", "max_staleness", "deterministic",
+        "prompts_per_step", "samples_per_prompt", "max_tokens", "temperature", "max_staleness",
+        "deterministic",
     ),
     "What is trained on": (
         "keep", "threshold", "top", "deduplicate", "keep_cut", "pick", "min_margin",
@@ -57,7 +61,9 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Weights to the sampler": (
         "publish", "publish_dtype", "shared_dir", "canaries", "canary_tolerance",
     ),
-    "Access to the services": ("token_file", "admin_token_file", "tls", "tls_ca"),
+    "Access to the services": (
+        "token_file", "admin_token_file", "verifier_token_file", "tls", "tls_ca",
+    ),
     "Faults": ("patience", "request_timeout", "checkpoint_every", "keep_checkpoints"),
     "Measuring": (
         "eval_every", "eval_samples", "eval_limit", "sample_rows", "tracker", "plots",

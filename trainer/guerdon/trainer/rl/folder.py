@@ -8,7 +8,7 @@ from typing import Any
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.policy_folder import PolicyFolder
 from guerdon.trainer.common.run_folder import SETTINGS, SUMMARY, kept_rows
-from guerdon.trainer.common.services.rewards import check_same_models
+from guerdon.trainer.common.services.reward_specs import check_same_models
 from guerdon.trainer.common.services.settings import SERVICES
 from guerdon.trainer.rl.settings import RunSettings
 

@@ -27,9 +27,21 @@ def read_inputs(settings: RunSettings) -> RunInputs:
     check_services(settings)
     policy, config = load_config(settings.policy)
     tokenizer = load_tokenizer(policy)
-    prompts = read_prompts(settings, settings.prompts, tokenizer, config)
+    prompts = read_prompts(
+        settings,
+        settings.prompts,
+        tokenizer,
+        config,
+        split=settings.prompts_split,
+        limit=settings.prompts_limit,
+    )
     held_out = read_prompts(
-        settings, settings.eval_prompts, tokenizer, config, limit=settings.eval_limit
+        settings,
+        settings.eval_prompts,
+        tokenizer,
+        config,
+        split=settings.eval_prompts_split,
+        limit=settings.eval_limit,
     )
     check_verifiers(settings, prompts, held_out)
     check_positions(config, settings.max_tokens, max(prompts.longest, held_out.longest))

@@ -34,10 +34,14 @@ class RunSettings(PublishSettings):
     policy: str
     """Folder, hub name or embedded model to begin from; the sampler must serve the same."""
     prompts: str
-    """File of prompts to train on: JSON Lines, a JSON array, or Parquet; or questions-train or
-    arithmetic-train, the project's own."""
+    """Prompts to train on: a file of JSON Lines, a JSON array, CSV or Parquet; a hub name,
+    OWNER/NAME[:CONFIG]; or questions-train or arithmetic-train, the project's own."""
+    prompts_limit: int = 0
+    """First so many prompts to train on; 0 takes all."""
     eval_prompts: str
-    """File of held-out prompts; of the project's own, questions-eval or arithmetic-eval."""
+    """The same of held-out prompts; of the project's own, questions-eval or arithmetic-eval."""
+    eval_prompts_split: str = "test"
+    """Split of the held-out prompts, where they are a data set and no file."""
     steps: int = 20
     """Updates of the policy that are published."""
     seed: int = 0
@@ -112,6 +116,7 @@ class RunSettings(PublishSettings):
             positive(self, "lr")
         not_negative(self, "missing_eos_penalty", "weight_decay", "warmup_steps", "lora_r")
         not_negative(self, "lora_alpha", "eval_limit", "checkpoint_every", "sample_rows")
+        not_negative(self, "prompts_limit")
         if self.publish == "nccl" and not self.canaries:
             raise SettingsError("canaries is 0, but nothing else proves what comes by nccl")
         refuse_idle(self, ("lora_alpha",), used=self.lora_r, because="without lora_r")

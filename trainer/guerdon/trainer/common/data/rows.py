@@ -19,6 +19,8 @@ _FILE_ENDINGS = (".jsonl", ".json", ".gz", ".parquet", ".csv", ".tsv", ".arrow",
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 """Files of a folder that `datasets` saved; one of Parquet files, as hubs have them, lacks them."""
 _PARQUET_BATCH = 256
+MAX_ARRAY_BYTES = 1 << 30
+"""Largest file of a JSON array: it is in memory whole."""
 
 _HERE = Path(__file__).parents[2]
 PROJECT_DATA = {
@@ -112,7 +114,7 @@ def read_rows(
     Args:
         source: a file of JSON Lines or a JSON array (gzipped or not) or of Parquet, a name of
             `PROJECT_DATA`, a folder that `datasets` saved or that holds Parquet files, or a data
-            set's name.
+            set's name, perhaps with `:CONFIGURATION`.
         parse: makes of a row what it means, or raises `RowError`.
         split: of a data set; a file has none.
         limit: stop after so many good rows; 0 reads all.
@@ -124,12 +126,7 @@ def read_rows(
     found: Rows[T] = Rows(source=source)
     if data_file(source).is_file():
         found.sha256 = file_sha256(source)
-        rows = file_rows(source)
-    elif source.endswith(_FILE_ENDINGS):
-        raise DataError(f"there is no file {source!r} {_known()}")
-    else:
-        rows = _dataset_rows(source, split)
-    for number, row in rows:
+    for number, row in source_rows(source, split):
         try:
             if isinstance(row, RowError):
                 raise row
@@ -144,6 +141,23 @@ def read_rows(
         if limit and len(found.rows) == limit:
             break
     return found
+
+
+def source_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    """The rows of a file or a data set with their numbers from 1.
+
+    Args:
+        source: as for `read_rows`.
+        split: of a data set.
+
+    Raises:
+        DataError: there is no such source, or it can't be read.
+    """
+    if data_file(source).is_file():
+        return file_rows(source)
+    if source.endswith(_FILE_ENDINGS):
+        raise DataError(f"there is no file {source!r} {_known()}")
+    return _dataset_rows(source, split)
 
 
 def file_rows(source: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
@@ -161,6 +175,11 @@ def file_rows(source: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
         if found is FileFormat.PARQUET:
             yield from enumerate(_parquet_rows(path), start=1)
         elif found is FileFormat.JSON_ARRAY:
+            if Path(path).stat().st_size > MAX_ARRAY_BYTES:
+                raise DataError(
+                    f"{source} is a JSON array of over {MAX_ARRAY_BYTES >> 20} MiB, which is read "
+                    "whole: write JSON Lines, which is read line by line"
+                )
             yield from enumerate(read_json_array(path), start=1)
         else:
             with JsonLines(path) as lines:
@@ -187,7 +206,7 @@ def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
         raise DataError(f"{path} is damaged or no Parquet file: {error}") from error
 
 
-def _dataset_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _dataset_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     import datasets
 
     try:
@@ -195,7 +214,14 @@ def _dataset_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any]
             data = datasets.load_from_disk(source)
             data = data[split] if isinstance(data, datasets.DatasetDict) else data
         else:
-            data = datasets.load_dataset(source, split=split)
+            name, _, configuration = (
+                (source, "", "") if Path(source).exists() else source.partition(":")
+            )
+            data = datasets.load_dataset(name, configuration or None, split=split)
+    except ConnectionError as error:
+        raise DataError(f"{source!r} is no file, and the hub can't be asked for it: {error}") from (
+            error
+        )
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(

@@ -17,6 +17,7 @@ from guerdon.trainer.common.services.settings import DrawSettings
 
 TOKEN_VARIABLE = "GUERDON_TOKEN"  # noqa: S105 - the variable's name, not a token
 ADMIN_TOKEN_VARIABLE = "GUERDON_ADMIN_TOKEN"  # noqa: S105
+VERIFIER_TOKEN_VARIABLE = "GUERDON_VERIFIER_TOKEN"  # noqa: S105
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,8 @@ class Credentials:
     """The token for the sampler and every reward server."""
     update_token: str | None = field(default=None, repr=False)
     """The token for the sampler's weights."""
+    verifier_token: str | None = field(default=None, repr=False)
+    """The token for verifiers that are asked over HTTP: the services' own is not for them."""
     tls: TLS | None = None
 
     @classmethod
@@ -41,12 +44,14 @@ class Credentials:
         if hasattr(settings, "admin_token_file"):  # who only draws updates nothing
             file = settings.admin_token_file
             admin = _read_token(ADMIN_TOKEN_VARIABLE, file, "admin_token_file")
+        file = settings.verifier_token_file
+        verifier = _read_token(VERIFIER_TOKEN_VARIABLE, file, "verifier_token_file")
         tls = _new_tls(settings.tls, settings.tls_ca)
-        return cls(token=token, update_token=admin or token, tls=tls)
+        return cls(token=token, update_token=admin or token, verifier_token=verifier, tls=tls)
 
 
 def reach(settings: DrawSettings) -> dict[str, Any]:
-    """How the services are reached, as keyword arguments of `GroupSampler` and `RewardSource`.
+    """How services are reached: arguments of `GroupSampler`, `RewardSource`, `parse_verifier`.
 
     Raises:
         SettingsError: as `Credentials.of`.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,12 @@ from rich.console import Console
 from guerdon.trainer.common.data.tokens import embedded_tokens, max_positions
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.report import say
-from guerdon.trainer.common.services.credentials import Credentials
+from guerdon.trainer.common.services.credentials import Credentials, reach
 from guerdon.trainer.common.services.patience import parse_address
 from guerdon.trainer.common.services.prompts import Prompts, load_prompts
-from guerdon.trainer.common.services.rewards import parse_reward
+from guerdon.trainer.common.services.reward_specs import parse_reward
 from guerdon.trainer.common.services.settings import DrawSettings, PublishSettings
-from guerdon.trainer.common.services.verifiers import parse_verifier
+from guerdon.trainer.common.services.verifiers import WeightedVerifier, parse_verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +54,22 @@ def check_services(settings: PublishSettings) -> None:
 
 
 def read_prompts(
-    settings: DrawSettings, source: str, tokenizer: Any, config: Any, *, limit: int = 0
+    settings: DrawSettings,
+    source: str,
+    tokenizer: Any,
+    config: Any,
+    *,
+    split: str,
+    limit: int = 0,
 ) -> Prompts:
-    """The prompts of a file, rendered and tokenised as the settings say.
+    """The prompts of a file or a data set, rendered and tokenised as the settings say.
 
     Args:
         settings: of the run.
-        source: the file.
+        source: the file, or the data set's name.
         tokenizer: of the policy.
         config: of the policy.
+        split: of a data set.
         limit: take so many only; 0 takes all.
 
     Raises:
@@ -73,6 +82,9 @@ def read_prompts(
         limit=limit,
         vocab_size=embedded_tokens(config),
         control_tokens=settings.control_tokens,
+        split=split,
+        prompt_key=settings.prompt_key,
+        answer_key=settings.answer_key,
     )
 
 
@@ -82,14 +94,18 @@ def check_verifiers(settings: DrawSettings, *parts: Prompts) -> None:
     Raises:
         DataError: a row does; names it.
     """
-    verifiers = [parse_verifier(spec) for spec in settings.verifier]
+    verifiers = [parse_verifier(spec, **reach(settings)) for spec in settings.verifier]
     try:
         for verifier in verifiers:
             for prompts in parts:
                 verifier.check_rows(prompts)
     finally:
-        for verifier in verifiers:
-            verifier.verifier.close()
+        asyncio.run(_closed(verifiers))
+
+
+async def _closed(verifiers: Sequence[WeightedVerifier]) -> None:
+    for verifier in verifiers:
+        await verifier.verifier.close()
 
 
 def show_prompts(name: str, prompts: Prompts, console: Console) -> None:

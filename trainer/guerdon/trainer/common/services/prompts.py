@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from guerdon.data import ControlTokens, RowError, check_text, check_turns, parse_prompt
-from guerdon.trainer.common.data.rows import file_rows, file_sha256
+from guerdon.data import ControlTokens, Message, RowError, check_text, check_turns, parse_prompt
+from guerdon.trainer.common.data.columns import missing
+from guerdon.trainer.common.data.rows import data_file, file_rows, file_sha256, source_rows
+from guerdon.trainer.common.data.tables import is_table, table_rows
 from guerdon.trainer.common.data.tokens import check_embedded, rendered
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.common.services.policy_text import opening
 from guerdon.trainer.common.services.types import Ints, PromptRow, Task
+
+MAX_KEPT_CHARACTERS = 4 << 30
+"""Most characters of prompts and other columns, as JSON, that a run keeps in memory."""
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +32,7 @@ class Prompts:
 
     source: str
     sha256: str
-    """SHA-256 of the file as it lies on disk."""
+    """SHA-256 of the file as it lies on disk; of a data set, of its rows."""
     rows: tuple[PromptRow, ...]
     lines: tuple[int, ...]
     """The line of each row in the file, from 1."""
@@ -36,6 +44,8 @@ class Prompts:
     """Rows whose prompt occurred before, word for word. They are kept."""
     reasoning_dropped: int = 0
     """Rows with reasoning in earlier turns that the chat template leaves out."""
+    answer_key: str = "answer"
+    """The column of the rows' answers."""
 
     def __len__(self) -> int:
         """How many rows."""
@@ -68,26 +78,35 @@ def load_prompts(
     limit: int = 0,
     vocab_size: int | None = None,
     control_tokens: Literal["allow", "refuse"] = "allow",
+    split: str = "train",
+    prompt_key: str = "prompt",
+    answer_key: str = "answer",
 ) -> Prompts:
-    """Read, render and tokenise a prompts file.
+    """Read, render and tokenise prompts.
 
     A row is `{"prompt": text, transcript or messages, "answer": optional text or number}`; its
-    other keys are kept. The policy's chat template renders it, with the mark that opens the
+    other columns are kept. Rows are read one after another; what they hold stays in memory, up to
+    `MAX_KEPT_CHARACTERS`. The policy's chat template renders it, with the mark that opens the
     answer; a tokenizer without a template takes plain text as it is.
 
     Args:
-        path: JSON Lines or a JSON array, gzipped or not, or Parquet; or a name of `PROJECT_DATA`.
+        path: JSON Lines, a JSON array or CSV, gzipped or not, or Parquet; a name of
+            `PROJECT_DATA`; a folder that `datasets` saved; or a hub name, `OWNER/NAME[:CONFIG]`.
         tokenizer: the policy's, of `transformers`.
         max_prompt_tokens: a longer prompt is an error.
         limit: read only the first so many rows; 0 reads all.
         vocab_size: of the policy's embedding: a prompt with a larger token id is an error.
         control_tokens: whether a text may spell special tokens of the tokenizer, which then are
             special tokens of the prompt.
+        split: of a data set; a file has none.
+        prompt_key: the column of the prompt.
+        answer_key: the column of the answer; every row must have another than `answer`.
 
     Raises:
         DataError: the file can't be read or holds no row, or a row is wrong or too long, or the
             template leaves text of it out; the first such row ends it, and its line is named.
     """
+    digest, characters = hashlib.sha256(), 0
     rows: list[PromptRow] = []
     lines: list[int] = []
     found: list[Ints] = []
@@ -96,11 +115,11 @@ def load_prompts(
     encode = _templated if getattr(tokenizer, "chat_template", None) else _plain
     control = ControlTokens(tokenizer) if control_tokens == "refuse" else None
     try:
-        for line, values in file_rows(path):
+        for line, values in _source_rows(path, split):
             try:
                 if isinstance(values, RowError):
                     raise values
-                row = parse_row(values, len(rows))
+                row = parse_row(values, len(rows), prompt_key, answer_key)
                 _check_spelled(row, control)
                 ids, opened, lost = encode(tokenizer, row)
                 _check_size(ids, max_prompt_tokens)
@@ -109,6 +128,14 @@ def load_prompts(
             except RowError as error:
                 raise error.at(line) from error
             ids.setflags(write=False)  # all samples of all its tasks share it
+            kept = json.dumps([row.turns, row.extra], sort_keys=True)
+            digest.update(kept.encode())
+            characters += len(kept)
+            if characters > MAX_KEPT_CHARACTERS:
+                raise DataError(
+                    f"{path} holds more than {MAX_KEPT_CHARACTERS >> 20} Mi characters by line "
+                    f"{line}, and all would be in memory: take fewer prompts or columns"
+                )
             rows.append(row)
             lines.append(line)
             found.append(ids)
@@ -116,7 +143,7 @@ def load_prompts(
             openings.append(opened)
             if len(rows) == limit:
                 break
-        sha256 = file_sha256(path)
+        sha256 = file_sha256(path) if data_file(path).is_file() else digest.hexdigest()
     except RowError as error:
         raise DataError(f"{path}, {error}") from error
     if not rows:
@@ -124,8 +151,26 @@ def load_prompts(
     keys = {json.dumps(row.turns, sort_keys=True) for row in rows}
     repeats = len(rows) - len(keys)
     return Prompts(
-        path, sha256, tuple(rows), tuple(lines), tuple(found), tuple(openings), repeats, shortened
+        path,
+        sha256,
+        tuple(rows),
+        tuple(lines),
+        tuple(found),
+        tuple(openings),
+        repeats,
+        shortened,
+        answer_key,
     )
+
+
+def _source_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    """The rows of a file or a data set; what is neither and no hub's name is a missing file."""
+    path = data_file(source)
+    if is_table(path):
+        return table_rows(path)
+    if path.is_dir() or (not path.exists() and _HUB_NAME.fullmatch(source)):
+        return source_rows(source, split)
+    return file_rows(source)
 
 
 def _check_size(ids: Ints, most: int) -> None:
@@ -146,37 +191,51 @@ def _check_spelled(row: PromptRow, control: ControlTokens | None) -> None:
             raise RowError("prompt", f"spells the control token {token!r} (--control-tokens allow)")
 
 
-def parse_row(values: Mapping[str, Any], index: int) -> PromptRow:
-    """A row of the prompts file.
+def parse_row(
+    values: Mapping[str, Any], index: int, prompt_key: str = "prompt", answer_key: str = "answer"
+) -> PromptRow:
+    """A row of the prompts.
 
     Raises:
         RowError: the prompt is missing or malformed or ends with the assistant's turn, or the
             answer is neither text nor a number.
     """
-    if values.get("prompt") is None:
-        raise RowError("prompt", "is missing")
-    turns = parse_prompt(values["prompt"])
-    if turns[-1]["role"] == "assistant":
-        raise RowError("prompt", "ends with the assistant's turn: there is nothing to answer")
-    check_turns("prompt", turns)
-    extra = {key: value for key, value in values.items() if key not in ("prompt", "answer")}
+    prompt = values.get(prompt_key)
+    if prompt is None:
+        raise RowError(prompt_key, missing(prompt_key, values, "--prompt-key"))
+    try:
+        turns = _turns(prompt)
+    except RowError as error:
+        raise RowError(error.field.replace("prompt", prompt_key, 1), error.reason) from error
+    if answer_key != "answer" and answer_key not in values:
+        raise RowError(answer_key, missing(answer_key, values, "--answer-key"))
+    extra = {key: value for key, value in values.items() if key != prompt_key}
     for key, value in extra.items():  # samples are written as JSON; Parquet holds dates and bytes
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise RowError(key, f"holds what JSON can't: {error}") from error
-    return PromptRow(index, tuple(turns), _answer(values.get("answer")), extra)
+    answer = _answer(values.get(answer_key), answer_key)
+    return PromptRow(index, turns, answer, extra, prompt if isinstance(prompt, str) else None)
 
 
-def _answer(value: Any) -> str | None:
+def _turns(prompt: Any) -> tuple[Message, ...]:
+    turns = parse_prompt(prompt)
+    if turns[-1]["role"] == "assistant":
+        raise RowError("prompt", "ends with the assistant's turn: there is nothing to answer")
+    check_turns("prompt", turns)
+    return tuple(turns)
+
+
+def _answer(value: Any, key: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise RowError("answer", "must be text or a number")
+        raise RowError(key, "must be text or a number")
     text = value if isinstance(value, str) else json.dumps(value)
     if not text.strip():
-        raise RowError("answer", "is empty")
-    check_text("answer", text)
+        raise RowError(key, "is empty")
+    check_text(key, text)
     return text
 
 

@@ -10,13 +10,10 @@ the penalty of the settings. It is counted, and neither kept by RFT nor paired.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from guerdon.client import (
@@ -30,48 +27,19 @@ from guerdon.client import (
 from guerdon.client.types import ModelInfo
 from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
 from guerdon.trainer.common.services.credentials import Credentials
-from guerdon.trainer.common.services.patience import Patience, ServiceRefused, parse_address
+from guerdon.trainer.common.services.patience import Patience, ServiceRefused
 from guerdon.trainer.common.services.policy_text import text_item
 from guerdon.trainer.common.services.reward_requests import Asking
+from guerdon.trainer.common.services.reward_specs import RewardSpec, parse_reward
+from guerdon.trainer.common.services.together import together
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample
-from guerdon.trainer.common.services.verifiers import WeightedVerifier, parse_verifier, split_weight
+from guerdon.trainer.common.services.verifiers import WeightedVerifier, parse_verifier
 
 logger = logging.getLogger(__name__)
 
 _HOPELESS = 100
 """Completions that a model may refuse before it has scored one."""
 _RESPONSE = re.compile(r"items\[0\]\.responses\[(\d+)\]")
-
-
-@dataclass(frozen=True, slots=True)
-class RewardSpec:
-    """A served reward model, as the settings name it."""
-
-    name: str
-    """The name of this part of the reward: the model's, without revision."""
-    weight: float
-    address: str
-    """HOST:PORT."""
-    model: str
-    """A name, an alias, or `name@revision`."""
-
-    def described(self, *, normalized: bool) -> str:
-        """The model, and whether its scores are normalised: without its server's address."""
-        return f"{self.model} (normalised)" if normalized else self.model
-
-
-def parse_reward(spec: str, setting: str = "reward") -> RewardSpec:
-    """The reward model of `HOST:PORT/MODEL` or `WEIGHT*HOST:PORT/MODEL`.
-
-    Raises:
-        SettingsError: it is none of these.
-    """
-    weight, rest = split_weight(spec, setting)
-    address, slash, model = rest.strip().partition("/")
-    name = model.partition("@")[0]
-    if not slash or not name:
-        raise SettingsError(f"{setting}: {spec!r} is not HOST:PORT/MODEL or WEIGHT*HOST:PORT/MODEL")
-    return RewardSpec(name, weight, parse_address(address, setting), model)
 
 
 class ServedReward:
@@ -237,7 +205,7 @@ class RewardSource:
 
     Args:
         rewards: `[WEIGHT*]HOST:PORT/MODEL`.
-        verifiers: `[WEIGHT*]NAME[:ARGUMENT]`.
+        verifiers: `[WEIGHT*]NAME[:ARGUMENT]`, `[WEIGHT*]MODULE:FUNCTION` or `[WEIGHT*]https://…`.
         patience: seconds that a server may stay away.
         request_timeout: seconds for one attempt.
         normalize: take served models' scores in standard deviations above the mean of their
@@ -263,7 +231,12 @@ class RewardSource:
         asking: Asking = Asking(),  # noqa: B008 - frozen
     ) -> None:
         specs = [parse_reward(spec, setting) for spec in rewards]
-        self.verifiers: list[WeightedVerifier] = [parse_verifier(spec) for spec in verifiers]
+        self.verifiers: list[WeightedVerifier] = [
+            parse_verifier(
+                spec, patience=patience, request_timeout=request_timeout, credentials=credentials
+            )
+            for spec in verifiers
+        ]
         named = [(spec.name, spec.weight) for spec in specs]
         named += [(verifier.name, verifier.weight) for verifier in self.verifiers]
         self.weights = dict(named)
@@ -283,19 +256,30 @@ class RewardSource:
             for spec in specs
         ]
         self._asking = asking
+        self._sources: dict[str, str] = {}
+        """What tells each verifier from another of its name, where something does."""
 
     @property
     def faults_survived(self) -> int:
         """Times that a server was away and came back."""
-        return sum(served.patience.faults_survived for served in self.served)
+        served = sum(served.patience.faults_survived for served in self.served)
+        return served + sum(one.verifier.faults_survived for one in self.verifiers)
 
     async def start(self) -> None:
-        """Find the models and pin their revisions.
+        """Find the models and functions, and pin their revisions.
 
         Raises:
-            TrainingError: one can't be had.
+            TrainingError: one can't be had, or is another than the run began with.
         """
-        await _together([served.start() for served in self.served])
+        await together([served.start() for served in self.served])
+        for verifier in self.verifiers:
+            found = await verifier.verifier.start()
+            if self._sources.setdefault(verifier.name, found) != found:
+                raise OutputError(
+                    f"the reward function {verifier.name!r} has changed since the run began "
+                    f"(its source is {found[:12]}, not {self._sources[verifier.name][:12]}): "
+                    "rewards of two functions can't be mixed"
+                )
 
     async def score(self, group: Group) -> Group:
         """Fill in the parts and the reward of every sample; returns the group.
@@ -324,8 +308,8 @@ class RewardSource:
         """Every part of each sample's reward, unweighted, and whether one is a penalty."""
         row, samples = group.task.row, group.samples
         asked: list[Any] = [served.score(row, samples) for served in self.served]
-        asked += [_verify(verifier, row, samples) for verifier in self.verifiers]
-        columns: list[list[float | None]] = await _together(asked)
+        asked += [_verified(verifier, row, samples) for verifier in self.verifiers]
+        columns: list[list[float | None]] = await together(asked)
         refused = [None in values for values in zip(*columns, strict=True)]
         whole = [
             self._asking.filled(column, weight)
@@ -337,29 +321,29 @@ class RewardSource:
         return parts, refused
 
     def state(self) -> dict[str, Any]:
-        """The pinned revisions, as JSON can hold them."""
-        return {served.name: served.revision for served in self.served}
+        """The pinned revisions and sources, as JSON can hold them."""
+        served = {served.name: served.revision for served in self.served}
+        return served | {name: source for name, source in self._sources.items() if source}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Pin the revisions of a saved run; `start` refuses others. Call it before `start`."""
         for served in self.served:
             served.revision = state.get(served.name, "")
+        names = [verifier.name for verifier in self.verifiers]
+        self._sources = {name: state[name] for name in names if name in state}
 
     async def close(self) -> None:
         """Close the connections and end the verifiers' processes."""
         for served in self.served:
             await served.close()
         for verifier in self.verifiers:
-            await asyncio.to_thread(verifier.verifier.close)
+            await verifier.verifier.close()
 
 
-async def _verify(
+async def _verified(
     verifier: WeightedVerifier, row: PromptRow, samples: Sequence[Sample]
 ) -> list[float]:
-    def work() -> list[float]:
-        return [verifier.verifier.verify(row, s.text, s.tokens) for s in samples]
-
-    scores = await asyncio.to_thread(work)
+    scores = await verifier.verifier.score(row, samples)
     _check_scores(scores, len(samples), verifier.name)
     return scores
 
@@ -379,44 +363,3 @@ def _check_scores(scores: Sequence[float], count: int, name: str) -> None:
     for score in scores:
         if not math.isfinite(score):
             raise TrainingError(f"the reward {name!r} gave {score}, which is not a finite number")
-
-
-async def _together(work: Sequence[Any]) -> list[Any]:
-    """The results of all; when one fails the others are cancelled, and its own error is raised."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def check_same_models(
-    folder: Path, before: Mapping[str, Any], settings: Any, keys: Sequence[str]
-) -> None:
-    """Refuse to go on with rewards by other models; their servers may have moved.
-
-    Args:
-        folder: of the run.
-        before: the settings that it was begun with.
-        settings: those of now.
-        keys: the settings that name reward models.
-
-    Raises:
-        OutputError: the models are others.
-    """
-    for key in keys:
-        was, now = before.get(key, []), getattr(settings, key)
-        now = list(now) if isinstance(now, tuple) else now
-        if _models(was) != _models(now):
-            raise OutputError(
-                f"{folder} was begun with {key} = {was!r}, not {now!r}: a resumed "
-                "run may find the same models at another address, but not other models"
-            )
-
-
-def _models(rewards: str | Sequence[str]) -> list[tuple[float, str]]:
-    """Which models give rewards, wherever they are served."""
-    given = [rewards] if isinstance(rewards, str) else rewards
-    return [(spec.weight, spec.model) for spec in map(parse_reward, filter(None, given))]

@@ -16,15 +16,13 @@ import functools
 import json
 import logging
 import re
-import selectors
 import signal
-import subprocess
 import sys
 import threading
-import time
-from typing import IO, Any
+from typing import Any
 
 from guerdon.trainer.common.errors import TrainingError
+from guerdon.trainer.common.services.line_process import END_SECONDS, LineProcess
 
 logger = logging.getLogger(__name__)
 
@@ -32,28 +30,27 @@ CHECK_SECONDS = 5.0
 """Processor time of one check."""
 _PATIENCE = 60.0
 """Times `CHECK_SECONDS` that may pass on the clock before the process counts as stuck."""
-_END_SECONDS = 1.0
-"""How long a process whose pipe has closed may take to end."""
-_START_SECONDS = 120.0
-"""How long the process may take to begin: SymPy loads slowly on a busy machine."""
 _MEMORY_BYTES = 2 << 30
 _CHARACTERS = 20_000
 """Most characters of a response that `maths` looks at: its end, where the answer stands."""
 
 
-class Checker:
+class Checker(LineProcess):
     """Asks a process of its own, one question at a time; starts it at the first.
 
     Args:
         seconds: of processor time that one check may take.
     """
 
+    module = "guerdon.trainer.common.services.sandbox"
+    purpose = "checks answers"
+
     def __init__(self, seconds: float = CHECK_SECONDS) -> None:
+        super().__init__()
         self.gave_up = 0
         """Questions without an answer: too long, or a fresh process died of them."""
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
 
     def ask(self, kind: str, expected: str, text: str) -> bool | None:
@@ -65,10 +62,9 @@ class Checker:
         question = json.dumps([kind, expected, text, self._seconds]).encode() + b"\n"
         with self._lock:
             for _ in range(2):
-                answer = self._answer(question)
-                if answer is not None:
-                    return bool(json.loads(answer))
-                code = self._stop(_END_SECONDS)
+                with contextlib.suppress(OSError):
+                    return bool(json.loads(self._answer(question, _PATIENCE * self._seconds)))
+                code = self._stop(END_SECONDS)
                 if code == -signal.SIGPROF:
                     break
             if code == -signal.SIGKILL:
@@ -86,67 +82,10 @@ class Checker:
             )
         return None
 
-    def _answer(self, question: bytes) -> bytes | None:
-        """A line; None when the process ended, or does not move."""
-        process = self._process or self._start()
-        try:
-            assert process.stdin is not None
-            process.stdin.write(question)
-            process.stdin.flush()
-            return _read_line(process, _PATIENCE * self._seconds)
-        except OSError:  # it died, of this question or earlier
-            return None
-
     def close(self) -> None:
         """End the process."""
         with self._lock:
             self._stop()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "guerdon.trainer.common.services.sandbox"]
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,  # Ctrl-C is for the run, which ends this in its own time
-        )
-        self._process = process
-        if _read_line(process, _START_SECONDS) != b'"ready"\n':
-            self._stop()
-            raise TrainingError("the process that checks answers can't be started (see above)")
-        return process
-
-    def _stop(self, patience: float = 0.0) -> int | None:
-        """End the process; its return code, as of a signal where it had ended by itself."""
-        process, self._process = self._process, None
-        if process is None:
-            return None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)  # its pipes close a moment before it ends
-        process.kill()
-        code = process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
-        return code
-
-
-def _read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
-    """A line of the process; None when it dies or takes longer."""
-    pipe: IO[bytes] | None = process.stdout
-    assert pipe is not None
-    end, line = time.monotonic() + seconds, b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        while not line.endswith(b"\n"):
-            if not selector.select(max(0.0, end - time.monotonic())):
-                return None
-            data = pipe.read(4096)
-            if not data:
-                return None
-            line += data
-    return line
 
 
 def _serve() -> None:

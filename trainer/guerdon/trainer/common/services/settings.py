@@ -9,7 +9,14 @@ from typing import Literal
 from guerdon.settings import not_negative, positive, refuse_idle
 from guerdon.trainer.common.errors import SettingsError
 
-SERVICES = ("patience", "request_timeout", "token_file", "tls", "tls_ca")
+SERVICES = (
+    "patience",
+    "request_timeout",
+    "token_file",
+    "verifier_token_file",
+    "tls",
+    "tls_ca",
+)
 """The settings that say how services are reached: a resumed run may have other values."""
 
 
@@ -22,7 +29,14 @@ class DrawSettings:
     sampler: str
     """HOST:PORT of the policy sampler."""
     prompts: str
-    """File of prompts: JSON Lines, a JSON array, or Parquet; or a name such as questions-train."""
+    """File of prompts: JSON Lines, a JSON array, CSV or Parquet; a hub name, OWNER/NAME[:CONFIG];
+    or a name such as questions-train."""
+    prompts_split: str = "train"
+    """Split of the prompts, where they are a data set and no file."""
+    prompt_key: str = "prompt"
+    """Column of the prompt in their rows."""
+    answer_key: str = "answer"
+    """Column of the right answer, for verifiers; the others are kept for them too."""
     output: str
     """Folder of the run."""
     reward: tuple[str, ...] = ()
@@ -31,7 +45,8 @@ class DrawSettings:
     """Take each served model's score in standard deviations above the mean of its training set, so
     that weights mean the same for all. A model whose server does not know both is refused."""
     verifier: tuple[str, ...] = ()
-    """exact, maths, regex:PATTERN or length:TOKENS, or WEIGHT*…; rewards by rule. Repeatable."""
+    """Rewards by a rule (exact, maths, regex:PATTERN, length:TOKENS), by a function of yours
+    (MODULE:FUNCTION), or by a service of yours (https://…); or WEIGHT*…. Repeatable."""
     reward_too_long: Literal["refuse", "prompt-left", "allow"] = "refuse"
     """When prompt and completion may be longer than a reward model takes: refuse the run at its
     start; drop tokens of the prompt's start; or go on, and see reward_refused."""
@@ -56,9 +71,12 @@ class DrawSettings:
     patience: float = 600.0
     """Seconds that a service may stay away before the run ends."""
     request_timeout: float = 300.0
-    """Seconds for one request to a service before it is tried again."""
+    """Seconds for one request to a service before it is tried again; and for one call of a
+    verifier's function, which then ends the run."""
     token_file: str = ""
     """File with the access token of the sampler and the reward servers; else $GUERDON_TOKEN."""
+    verifier_token_file: str = ""
+    """File with the token that verifiers at https://… are shown; else $GUERDON_VERIFIER_TOKEN."""
     tls: bool = False
     """Encrypt all connections, trusting the system's certificate authorities."""
     tls_ca: str = ""

@@ -32,7 +32,19 @@ class PromptRow:
     answer: str | None = None
     """The right answer, for verifiers."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """The row's other keys."""
+    """The row's columns but for the prompt, as they stand there; the answer's is among them."""
+    text: str | None = None
+    """The prompt, where it is text in the file and no messages."""
+
+    @property
+    def prompt(self) -> Any:
+        """The prompt for rewards of the user's own: text, or messages."""
+        return [dict(turn) for turn in self.turns] if self.text is None else self.text
+
+    def answered(self, response: str) -> Any:
+        """A response for rewards of the user's own, in the form of the prompt."""
+        turn = {"role": "assistant", "content": response}
+        return [turn] if self.text is None else response
 
 
 @dataclass(frozen=True, slots=True)

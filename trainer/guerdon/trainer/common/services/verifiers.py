@@ -1,4 +1,4 @@
-r"""Rewards by rule: `exact`, `maths`, `regex:PATTERN`, `length:TOKENS`.
+r"""Rewards that come from no served model: rules, and what users bring themselves.
 
 exact           1 when the last number in the response is the answer (1,234.50 is 1234.5), or, when
                 the answer is no number, when the response or its last line is the answer, case,
@@ -6,13 +6,16 @@ exact           1 when the last number in the response is the answer (1,234.50 i
 maths           1 when math-verify finds the answer's value in the response
 regex:PATTERN   1 when the pattern is found anywhere in the response (Python's `re`)
 length:TOKENS   1 at TOKENS tokens, falling linearly to 0 at none and at twice as many
+MODULE:FUNCTION what a function of the user's own gives (`reward_function`)
+https://…       what a service of the user's own answers (`http_reward`)
 
-A response is worth 0 where it can't be shown to be worth more: when it holds no number, can't be
-parsed, or takes more than `CHECK_SECONDS` of processor time to check.
+By rule, a response is worth 0 where it can't be shown to be worth more: when it holds no number,
+can't be parsed, or takes more than `CHECK_SECONDS` of processor time to check.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -20,12 +23,19 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Protocol
 
+from guerdon.data import RowError
+from guerdon.trainer.common.data.columns import missing
 from guerdon.trainer.common.errors import DataError, SettingsError
+from guerdon.trainer.common.services.credentials import Credentials
+from guerdon.trainer.common.services.http_reward import HttpReward
 from guerdon.trainer.common.services.prompts import Prompts
+from guerdon.trainer.common.services.reward_function import RewardFunction
+from guerdon.trainer.common.services.reward_specs import split_weight
 from guerdon.trainer.common.services.sandbox import Checker
-from guerdon.trainer.common.services.types import PromptRow
+from guerdon.trainer.common.services.types import PromptRow, Sample
 
-_WEIGHT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\*(.*)", re.S)
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+"""`MODULE:FUNCTION`. A module that is named as a rule is can't be reached: the rule goes first."""
 _NUMBER = re.compile(
     r"(?<![\w.,/])[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\d/]|\.\d)"
     r"|(?<![\w./])[+-]?\.\d+(?:[eE][+-]?\d+)?(?![\d/])"
@@ -33,30 +43,38 @@ _NUMBER = re.compile(
 
 
 class Verifier(Protocol):
-    """A rule that says how good a response is. Safe to use from several threads."""
+    """What gives a reward for each completion of a prompt."""
 
     needs_answer: bool
     """Whether every row must have an answer."""
 
-    def verify(self, row: PromptRow, text: str, n_tokens: int) -> float:
-        """How good a response is, 0 to 1.
-
-        Args:
-            row: what was asked.
-            text: the response as all rewards see it (see `policy_text`).
-            n_tokens: of the response, its ending token included.
-        """
+    @property
+    def faults_survived(self) -> int:
+        """Times that a service was away and came back."""
         ...
 
     def check(self, row: PromptRow) -> None:
         """Refuse a row that can't be verified.
 
         Raises:
-            ValueError: says why.
+            RowError: says why.
+            SettingsError: there is no such verifier.
         """
         ...
 
-    def close(self) -> None:
+    async def start(self) -> str:
+        """Get ready; what tells it from another of its name, such as a hash. Empty for rules."""
+        ...
+
+    async def score(self, row: PromptRow, samples: Sequence[Sample]) -> list[float]:
+        """How good each completion is: as it was given, not checked.
+
+        Raises:
+            TrainingError: that can't be had.
+        """
+        ...
+
+    async def close(self) -> None:
         """Let go of what it holds."""
         ...
 
@@ -79,40 +97,43 @@ class WeightedVerifier:
         for row, line in zip(prompts.rows, prompts.lines, strict=True):
             try:
                 if self.verifier.needs_answer and row.answer is None:
-                    raise ValueError("is missing")
+                    key = prompts.answer_key
+                    raise RowError(key, missing(key, row.extra, "--answer-key"))
                 self.verifier.check(row)
-            except ValueError as error:
+            except RowError as error:
                 raise DataError(
-                    f"{prompts.source}, line {line}: answer: {error} (--verifier {self.name})"
+                    f"{prompts.source}, {error.at(line)} (--verifier {self.name})"
                 ) from error
 
 
-def split_weight(spec: str, setting: str) -> tuple[float, str]:
-    """The weight of `WEIGHT*REST`, and the rest; 1 when there is none.
+def parse_verifier(
+    spec: str,
+    *,
+    patience: float = 600.0,
+    request_timeout: float = 300.0,
+    credentials: Credentials = Credentials(),  # noqa: B008 - frozen
+) -> WeightedVerifier:
+    """The verifier of `NAME`, `NAME:ARGUMENT`, `MODULE:FUNCTION`, a URL, or `WEIGHT*…`.
 
-    Raises:
-        SettingsError: the weight is 0 or not finite.
-    """
-    found = _WEIGHT.fullmatch(spec)
-    if found is None:
-        return 1.0, spec
-    weight = float(found[1])
-    if weight == 0 or weight in (float("inf"), float("-inf")):
-        raise SettingsError(f"{setting}: the weight of {spec!r} must be finite and not 0")
-    return weight, found[2]
-
-
-def parse_verifier(spec: str) -> WeightedVerifier:
-    """The verifier of `NAME`, `NAME:ARGUMENT` or `WEIGHT*…`.
+    Args:
+        spec: of the settings.
+        patience: seconds that a service may stay away.
+        request_timeout: seconds for one call of a function, or for one request.
+        credentials: shown to a service.
 
     Raises:
         SettingsError: there is no such verifier, or its argument is wrong.
     """
     weight, name = split_weight(spec, "verifier")
     kind, colon, argument = name.partition(":")
-    make = _KINDS.get(kind)
+    if kind in ("http", "https"):
+        url = HttpReward(name, patience, request_timeout, credentials)
+        return WeightedVerifier(name, weight, url)
+    make = _RULES.get(kind)
     if make is None:
-        known = "exact, maths, regex:PATTERN or length:TOKENS"
+        if _FUNCTION.fullmatch(name):
+            return WeightedVerifier(name, weight, RewardFunction(name, request_timeout))
+        known = "exact, maths, regex:PATTERN, length:TOKENS, MODULE:FUNCTION or https://…"
         raise SettingsError(f"verifier: {name!r} is not one of {known}")
     if kind in ("exact", "maths") and colon:
         raise SettingsError(f"verifier: {kind} takes no argument: {spec!r}")
@@ -121,7 +142,42 @@ def parse_verifier(spec: str) -> WeightedVerifier:
     return WeightedVerifier(name, weight, make(argument))
 
 
-class Exact:
+class Rule:
+    """A verifier that judges each response by itself, without any service."""
+
+    needs_answer = False
+    faults_survived = 0
+
+    def verify(self, row: PromptRow, text: str, n_tokens: int) -> float:
+        """How good a response is, 0 to 1. Called from several threads.
+
+        Args:
+            row: what was asked.
+            text: the response as all rewards see it (see `policy_text`).
+            n_tokens: of the response, its ending token included.
+        """
+        raise NotImplementedError
+
+    def check(self, row: PromptRow) -> None:
+        """Any row will do."""
+
+    async def start(self) -> str:
+        """Nothing to get ready."""
+        return ""
+
+    async def score(self, row: PromptRow, samples: Sequence[Sample]) -> list[float]:
+        """How good each response is."""
+
+        def work() -> list[float]:
+            return [self.verify(row, sample.text, sample.tokens) for sample in samples]
+
+        return await asyncio.to_thread(work)
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class Exact(Rule):
     """The last number of the response, or the response itself, is the answer."""
 
     needs_answer = True
@@ -140,16 +196,11 @@ class Exact:
         """Refuse an answer of which nothing is left without spacing and punctuation."""
         assert row.answer is not None
         if as_number(row.answer) is None and not normalised(row.answer):
-            raise ValueError(f"{row.answer!r} holds nothing to compare")
-
-    def close(self) -> None:
-        """Nothing to let go of."""
+            raise RowError("answer", f"{row.answer!r} holds nothing to compare")
 
 
-class Length:
+class Length(Rule):
     """How near the response is to a number of tokens."""
-
-    needs_answer = False
 
     def __init__(self, argument: str) -> None:
         if not argument.isascii() or not argument.isdigit() or int(argument) < 1:
@@ -160,17 +211,9 @@ class Length:
         """1 at the target, 0 from none and from twice as many."""
         return max(0.0, 1.0 - abs(n_tokens - self._target) / self._target)
 
-    def check(self, row: PromptRow) -> None:
-        """Any row will do."""
 
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-
-class Regex:
+class Regex(Rule):
     """A pattern is found in the response. Checked aside: a pattern may take exponential time."""
-
-    needs_answer = False
 
     def __init__(self, pattern: str) -> None:
         try:
@@ -184,15 +227,12 @@ class Regex:
         """1 when it is found, else 0."""
         return float(self._checker.ask("regex", self._pattern, text) is True)
 
-    def check(self, row: PromptRow) -> None:
-        """Any row will do."""
-
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the process that checks."""
-        self._checker.close()
+        await asyncio.to_thread(self._checker.close)
 
 
-class Maths:
+class Maths(Rule):
     """The response has the answer's value, by math-verify. Checked aside: SymPy may not end."""
 
     needs_answer = True
@@ -209,14 +249,14 @@ class Maths:
         """Refuse an answer that math-verify does not find equal to itself."""
         assert row.answer is not None
         if self._checker.ask("maths", row.answer, row.answer) is not True:
-            raise ValueError(f"{row.answer!r} is nothing that math-verify can read")
+            raise RowError("answer", f"{row.answer!r} is nothing that math-verify can read")
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the process that checks."""
-        self._checker.close()
+        await asyncio.to_thread(self._checker.close)
 
 
-_KINDS: dict[str, Callable[[str], Verifier]] = {
+_RULES: dict[str, Callable[[str], Rule]] = {
     "exact": lambda _: Exact(),
     "maths": lambda _: Maths(),
     "regex": Regex,

@@ -22,10 +22,10 @@ PANELS: dict[str, tuple[str, ...]] = {
         "reward", "reward_normalize", "verifier", "heldout_reward", "harm", "harm_threshold",
         "baseline", "reward_too_long", "reward_refused", "refused_reward",
     ),
-    "Sampling": (
-        "samples_per_prompt", "max_tokens", "max_prompt_tokens", "control_tokens",
-        "temperature", "dtype",
+    "Prompts": (
+        "prompts_split", "prompt_key", "answer_key", "max_prompt_tokens", "control_tokens",
     ),
+    "Sampling": ("samples_per_prompt", "max_tokens", "temperature", "dtype"),
     "Weights to the sampler": ("publish", "shared_dir", "canaries", "canary_tolerance"),
     "Services": ("in_flight", *SERVICES, "admin_token_file"),
 }  # fmt: skip

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from guerdon.trainer.common.run_folder import SETTINGS, RunFolder
 from guerdon.trainer.common.run_state import RunState
-from guerdon.trainer.common.services.rewards import check_same_models
+from guerdon.trainer.common.services.reward_specs import check_same_models
 from guerdon.trainer.common.services.settings import SERVICES
 
 EVALUATION = "evaluation.json"

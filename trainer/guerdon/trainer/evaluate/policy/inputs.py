@@ -18,7 +18,7 @@ from guerdon.trainer.common.services.inputs import (
     read_prompts,
 )
 from guerdon.trainer.common.services.prompts import Prompts
-from guerdon.trainer.common.services.rewards import parse_reward
+from guerdon.trainer.common.services.reward_specs import parse_reward
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 
 
@@ -58,7 +58,14 @@ def read_inputs(settings: EvalSettings) -> EvalInputs:
     policy, config = _policy(settings.policy)
     reference, reference_config = _policy(settings.reference)
     tokenizer = load_tokenizer(policy)
-    prompts = read_prompts(settings, settings.prompts, tokenizer, config, limit=settings.limit)
+    prompts = read_prompts(
+        settings,
+        settings.prompts,
+        tokenizer,
+        config,
+        split=settings.prompts_split,
+        limit=settings.limit,
+    )
     check_verifiers(settings, prompts)
     for of in (config, reference_config):
         check_positions(of, settings.max_tokens, prompts.longest)

@@ -17,7 +17,7 @@ from guerdon.trainer.common.measuring.policy_evaluation import (
 )
 from guerdon.trainer.common.measuring.samples import sample_row
 from guerdon.trainer.common.measuring.statistics import Estimate, paired
-from guerdon.trainer.common.services.rewards import parse_reward
+from guerdon.trainer.common.services.reward_specs import parse_reward
 from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.evaluate.policy.baseline import FORMAT, Baseline, row_measures
 from guerdon.trainer.evaluate.policy.columns import (

@@ -35,6 +35,7 @@ class EvalSettings(PublishSettings):
     by: tuple[str, ...] = ()
     """Field of the prompts' rows to break the figures down by. Repeatable."""
 
+    prompts_split: str = "test"
     limit: int = 0
     """First so many prompts; 0 takes all."""
     samples_per_prompt: int = 4

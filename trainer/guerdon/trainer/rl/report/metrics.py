@@ -127,4 +127,6 @@ KEYS: dict[str, dict[str, str]] = {
 def describe(key: str) -> str | None:
     """What a key means; None when it is unknown."""
     table = {name: text for group in KEYS.values() for name, text in group.items()}
-    return table.get(key) or table.get(f"{key.rpartition('/')[0]}/NAME")
+    heads = [name.removesuffix("NAME") for name in table if name.endswith("/NAME")]
+    named = [head for head in heads if key.startswith(head)]  # a name may hold slashes itself
+    return table.get(key) or (table[f"{named[0]}NAME"] if named else None)

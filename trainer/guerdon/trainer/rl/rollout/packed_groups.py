@@ -25,7 +25,9 @@ def unpack_tasks(tree: dict[str, Any]) -> list[Task]:
     return [
         Task(
             uid,
-            PromptRow(row["index"], tuple(row["turns"]), row["answer"], row["extra"]),
+            PromptRow(
+                row["index"], tuple(row["turns"]), row["answer"], row["extra"], row.get("text")
+            ),
             ids,
             text,
         )
@@ -91,6 +93,7 @@ def _row(row: PromptRow) -> dict[str, Any]:
         "turns": [dict(turn) for turn in row.turns],
         "answer": row.answer,
         "extra": dict(row.extra),
+        "text": row.text,
     }
 
 
