@@ -1,4 +1,4 @@
-"""A served reward model as a reward of verifiers' tasks (verifiers 0.3 and newer).
+"""A served reward model as a reward of verifiers' tasks (verifiers 0.3.1 and newer).
 
     # my_rewards.py
     helpful = RewardFunction(AsyncRewardClient("localhost:50051", timeout=600), "helpful")
