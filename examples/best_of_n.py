@@ -6,24 +6,26 @@ python examples/best_of_n.py "What is rain?" -n 8
 """
 
 import argparse
+import asyncio
 
-from guerdon.client import GenerateItem, PolicyClient, RewardClient
+from guerdon.client import AsyncPolicyClient, AsyncRewardClient, GenerateItem
+from guerdon.integrations.best_of_n import best_of_n
 
 
-def main():
+async def main():
     args = parse_arguments()
-    with PolicyClient(args.sampler) as sampler:
-        completions = sampler.generate(
-            [GenerateItem(args.prompt, n=args.n, seed=args.seed)],
-            max_tokens=args.max_tokens,
-            temperature=args.temperature,
-            return_text=True,
-        )
-    # An answer that was cut off counts only where there is no whole one.
-    answers = [c.text for c in completions if c.finished] or [c.text for c in completions]
-    with RewardClient(args.rewards) as rewards:
-        best = rewards.rank(args.reward_model, args.prompt, answers, top_n=1).ranking[0]
-    print(f"{best.score.score:.3f}\t{answers[best.index]}")
+
+    async def generate(prompt, n):
+        item = GenerateItem(prompt, n=n, seed=args.seed)
+        options = {"max_tokens": args.max_tokens, "temperature": args.temperature}
+        drawn = [c async for c in sampler.generate([item], return_text=True, **options)]
+        drawn.sort(key=lambda c: c.sample)  # they come as each ends
+        # An answer that was cut off counts only where there is no whole one.
+        return [c.text for c in drawn if c.finished] or [c.text for c in drawn]
+
+    async with AsyncPolicyClient(args.sampler) as sampler, AsyncRewardClient(args.rewards) as judge:
+        best, *_ = await best_of_n(generate, judge, args.reward_model, args.prompt, n=args.n)
+    print(f"{best.score.score:.3f}\t{best.text}")
 
 
 def parse_arguments():
@@ -40,4 +42,4 @@ def parse_arguments():
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())

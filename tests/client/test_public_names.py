@@ -129,7 +129,10 @@ def test_importing_the_client_loads_nothing_heavy() -> None:
         "import sys, guerdon.client\n"
         "assert 'guerdon.client.testing' not in sys.modules\n"
         "import guerdon.client.testing\n"
+        "import guerdon.integrations.best_of_n, guerdon.integrations.trl\n"
+        "import guerdon.integrations.verifiers\n"
         "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'typer', 'rich'} & set(sys.modules)\n"
+        "heavy |= {'trl', 'verl', 'verifiers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -122,7 +122,9 @@ async def test_targets(given: Any, resolved: str) -> None:
     assert await Target(given).resolve() == resolved
 
 
-@pytest.mark.parametrize("given", ["", [], "http://x:1", ["a:1", "b"], ["a:1", "dns:///b:2"]])
+@pytest.mark.parametrize(
+    "given", ["", [], "grpc://x:1", ["a:1", "http://b:2"], ["a:1", "b"], ["a:1", "dns:///b:2"]]
+)
 def test_targets_that_are_none(given: Any) -> None:
     with pytest.raises(ValueError, match="target"):
         RewardClient(given)

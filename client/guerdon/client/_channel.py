@@ -23,6 +23,12 @@ logger = logging.getLogger(__name__)
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 
 
+def speaks_http(target: str | Sequence[str]) -> bool:
+    """Whether a target is a URL, or a list that begins with one."""
+    first = target if isinstance(target, str) else next(iter(target), "")
+    return isinstance(first, str) and first.startswith(("http://", "https://"))
+
+
 class Target:
     """The addresses of the servers.
 
@@ -53,7 +59,7 @@ class Target:
     @property
     def loopback(self) -> bool:
         """Whether tokens stay on this machine."""
-        return all(map(_is_loopback, self.hosts))
+        return all(map(is_loopback, self.hosts))
 
     @property
     def hosts(self) -> list[str]:
@@ -135,7 +141,8 @@ def _static(
     return "ipv6:" + ",".join(f"[{host}]:{port}" for host, (_, port) in pairs)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own."""
     if host in ("unix", "localhost"):
         return True
     try:

@@ -70,7 +70,7 @@ class Connection:
 
     def __init__(
         self,
-        target: str | Sequence[str],
+        target: str | Sequence[str] | Target,
         *,
         token: str | None,
         tls: TLS | None,
@@ -79,9 +79,9 @@ class Connection:
         clock: Clock,
         max_reply_bytes: int = MAX_REPLY_BYTES,
     ) -> None:
-        self.target = Target(target)
+        self.target = target if isinstance(target, Target) else Target(target)
         self._remake = functools.partial(
-            Connection,
+            type(self),
             self.target.endpoints,
             token=token,
             tls=tls,

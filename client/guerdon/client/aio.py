@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from typing import Any, Self, Unpack
 
 from guerdon.client import _wire
+from guerdon.client._channel import speaks_http
 from guerdon.client._connection import UNSET, Connection, Unset
 from guerdon.client._retry import Deadline
 from guerdon.client._scoring import ScoreCall, check_model
@@ -43,12 +44,13 @@ class AsyncClient:
     Use it as an async context manager, or call `close`. It belongs to the event loop that it is
     used on, until that is closed; another one then opens a connection of its own. It can be
     pickled and copied: the other one has the same settings, the token among them. A process that
-    is forked after any client was used cannot use one: it says so.
+    is forked after any client was used cannot use one over gRPC: it says so. Over HTTP it can.
 
     Args:
         target: `host:port`; a gRPC target such as `dns:///rewards:50051` (calls go round all its
             addresses) or `ipv4:10.0.0.1:50051,10.0.0.2:50051`; or a list of `host:port`. A
-            list's names are looked up once.
+            list's names are looked up once. Or `http://host:port` of the HTTP side (or
+            `https://…`, or a list of them), for `score`, `rank`, models and `health` alone.
         token: sent as `authorization: Bearer …`.
         tls: encrypt; without it nothing is.
         retry: when to try again.
@@ -71,7 +73,7 @@ class AsyncClient:
         timeout: float | None = DEFAULT_TIMEOUT,
         clock: Clock = Clock(),  # noqa: B008 - frozen
     ) -> None:
-        self._connection = Connection(
+        self._connection = _connection_class(target)(
             target,
             token=token,
             tls=tls,
@@ -284,6 +286,14 @@ class AsyncRewardClient(AsyncClient):
 
     async def _stub(self, deadline: Deadline) -> reward_pb2_grpc.RewardServiceAsyncStub:
         return reward_pb2_grpc.RewardServiceStub(await self._connection.channel(deadline))
+
+
+def _connection_class(target: str | Sequence[str]) -> type[Connection]:
+    if speaks_http(target):
+        from guerdon.client._http import HttpConnection
+
+        return HttpConnection
+    return Connection
 
 
 def _ranked(result: ScoreResult, top_n: int | None) -> RankResult:

@@ -1,0 +1,1 @@
+"""Guerdon's rewards inside other systems: one module for each, which alone imports that system."""
