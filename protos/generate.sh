@@ -7,9 +7,7 @@ python=${PYTHON:-python}
 PATH=$(dirname "$(command -v "$python")"):$PATH # protoc finds its mypy plugin there
 
 generate() {
-  local google
-  google=$("$python" -c 'import google.rpc, os; print(os.path.dirname(os.path.dirname(google.rpc.__path__[0])))')
-  "$python" -W ignore -m grpc_tools.protoc -I protos -I "$google" \
+  "$python" -W ignore -m grpc_tools.protoc -I protos \
     --python_out="$1" --grpc_python_out="$1" --mypy_out="quiet:$1" --mypy_grpc_out="quiet:$1" \
     protos/guerdon/v1/*.proto
 }

@@ -175,6 +175,8 @@ async def test_overload_is_shed_with_a_retry_time() -> None:
         for error in shed:
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert retry_seconds(details(error)) > 0
+            trailers = dict(error.trailing_metadata() or ())
+            assert int(trailers["grpc-retry-pushback-ms"]) >= 1000 * retry_seconds(details(error))
         line = 'guerdon_shed_total{class="online",model="m"}'
         assert await served.metric(line) == len(shed)
         body = {"model": "m", "items": [{"prompt": "a b c d", "responses": ["e f"]}]}

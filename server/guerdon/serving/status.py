@@ -24,6 +24,7 @@ from guerdon.serving import errors
 logger = logging.getLogger(__name__)
 
 DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 # Status text and details travel in HTTP/2 trailers, which clients limit to 8 KiB.
 _MAX_TEXT = 1000
@@ -98,6 +99,16 @@ class ErrorStatus:
             return [error_details_pb2.RetryInfo(retry_delay=delay)]
         return []
 
+    def trailers(self) -> tuple[tuple[str, str | bytes], ...]:
+        """The details, and when gRPC's own retries, where a client has them on, come back."""
+        proto = self.to_proto()
+        found: list[tuple[str, str | bytes]] = []
+        if proto.details:
+            found.append((DETAILS_KEY, proto.SerializeToString()))
+        if self.retry_after is not None:
+            found.append((PUSHBACK_KEY, str(math.ceil(1000 * self.retry_after))))
+        return tuple(found)
+
     def to_json(self) -> dict[str, Any]:
         """The body of an HTTP answer."""
         error: dict[str, Any] = {"code": self.code.name, "message": _clip(self.message)}
@@ -149,9 +160,7 @@ def status_code(error: BaseException) -> grpc.StatusCode:
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], status: ErrorStatus) -> Never:
     """End a call with a status and its details."""
-    proto = status.to_proto()
-    trailers = ((DETAILS_KEY, proto.SerializeToString()),) if proto.details else ()
-    await context.abort(status.code, proto.message, trailers)
+    await context.abort(status.code, _clip(status.message), status.trailers())
 
 
 def _clip(text: str) -> str:
