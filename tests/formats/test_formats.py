@@ -131,6 +131,23 @@ def test_vllm_score(formats: Formats) -> None:
     assert [entry["score"] for entry in pairs] == [close(sigmoid(score)) for score in expected]
 
 
+def test_vllm_reads_raw_scores_where_asked(formats: Formats) -> None:
+    scores = formats.native(QUESTION, *DOCUMENTS)
+    asked = {"query": QUESTION, "documents": DOCUMENTS, "use_activation": False}
+    found = {r["index"]: r["relevance_score"] for r in formats.post("/rerank", asked)["results"]}
+    assert found == {place: close(score) for place, score in enumerate(scores)}
+    (score,) = formats.native(QUESTION, ANSWER)
+    reply = formats.post("/pooling", {"input": WHOLE, "use_activation": True})
+    assert reply["data"][0]["data"] == [close(sigmoid(score))]
+
+
+def test_what_is_null_is_left_out(formats: Formats) -> None:
+    (score,) = formats.native(QUESTION, ANSWER)
+    body = {"query": [WHOLE], "prompts": None, "labels": None}
+    assert formats.post("/get_reward", body)["rewards"] == [close(score)]
+    assert formats.post("/predict", {"inputs": [QUESTION, ANSWER], "truncate": None})
+
+
 def test_sglang(formats: Formats) -> None:
     (score,) = formats.native(QUESTION, ANSWER)
     one = formats.post("/classify", {"text": WHOLE})
@@ -193,7 +210,13 @@ def test_a_model_is_named_in_the_path_or_not_at_all(formats: Formats, path: str)
 
 def test_a_model_is_named_by_its_folder(formats: Formats, checkpoint: Path) -> None:
     for model in (str(checkpoint), f"{checkpoint}/"):
-        assert formats.post("/classify", {"model": model, "input": WHOLE})["model"] == model
+        assert formats.post("/classify", {"model": model, "input": WHOLE})["model"] == "tiny"
+
+
+def test_a_folder_names_what_was_loaded_from_it(formats: Formats, checkpoint: Path) -> None:
+    """Not the name that it once had: another folder may serve under it by now."""
+    body = {"model": f"{checkpoint}-of-before", "input": WHOLE}
+    assert formats.http.post("/classify", json=body).status_code == 404
 
 
 def test_openai_models(formats: Formats) -> None:
@@ -226,6 +249,42 @@ def test_probes_and_request_ids(formats: Formats) -> None:
         ("/classify", {"input": "a", "chat_template": "x"}, 400, ["error"], "chat_template: can't"),
         ("/classify", {"messages": [{"role": "user", "content": "a"}]}, 400, ["error"], "messages"),
         ("/pooling", {"input": [10**6, 3]}, 400, ["error"], "vocabulary"),
+        ("/pooling", {"input": 5}, 400, ["error"], "input: input should be a valid string"),
+        ("/pooling", {"input": [5, "a"]}, 400, ["error"], "input[1]: "),
+        ("/classify", {"input": "a", "tools": [{}]}, 400, ["error"], "tools: can't be set"),
+        (
+            "/classify",
+            {"messages": [{"role": "user", "content": "a"}, {"role": "pirate", "content": "b"}]},
+            400,
+            ["error"],
+            "messages: must end with",
+        ),
+        (
+            "/classify",
+            {
+                "messages": [
+                    {"role": "pirate", "content": "a"},
+                    {"role": "assistant", "content": "b"},
+                ]
+            },
+            400,
+            ["error"],
+            "messages[0].role",
+        ),
+        (
+            "/classify",
+            {
+                "messages": [
+                    {"role": "user", "content": "a", "name": "ann"},
+                    {"role": "assistant", "content": "b"},
+                ]
+            },
+            400,
+            ["error"],
+            "messages[0].name: would not be shown",
+        ),
+        ("/score", {"text_1": "a", "text_2": ["b", "x" * 5000]}, 400, ["error"], "text_2[1]"),
+        ("/score", {"text_1": "a", "text_2": "b", "instruction": "c"}, 400, ["error"], "instruct"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["c"]}, 400, ["error"], "text_2: are 1"),
         ("/rerank", {"query": "a", "texts": []}, 422, ["error", "error_type"], "texts:"),
         ("/predict", {"inputs": ["a", "b", "c"]}, 422, ["error", "error_type"], "inputs: must"),
@@ -242,6 +301,23 @@ def test_probes_and_request_ids(formats: Formats) -> None:
             400,
             ["detail", "error", "message"],
             "documents[1]: is too long",
+        ),
+        (
+            "/rerank",
+            {"query": "a", "documents": [{"text": "\ud800"}]},
+            400,
+            ["detail", "error", "message"],
+            "documents[0]",
+        ),
+        (
+            "/nemo_gym/verify",
+            {
+                "responses_create_params": {"input": [{"role": "pirate", "content": "a"}]},
+                "response": {"output": [{"content": "b"}]},
+            },
+            400,
+            ["detail"],
+            "responses_create_params.input[0].role",
         ),
         (
             "/nemo_gym/verify",
@@ -265,11 +341,47 @@ def test_probes_and_request_ids(formats: Formats) -> None:
 def test_errors_have_the_shape_of_each_system(
     formats: Formats, path: str, body: Any, code: int, shape: list[str] | None, says: str
 ) -> None:
-    answer = formats.http.post(path, json=body)
+    answer = formats.http.post(
+        path, content=json.dumps(body), headers={"content-type": "application/json"}
+    )
     assert answer.status_code == code, answer.text
     if shape is not None:
         assert sorted(answer.json()) == shape
         assert says in json.dumps(answer.json())
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", b'{"input":[' + b"-1," * 300_000 + b"-1]}"),
+        ("/get_reward", b'{"query":[' + b"1," * 300_000 + b"1]}"),
+        ("/predict", b'{"inputs":[[' + b"1," * 300_000 + b"1]]}"),
+        ("/rm", b'{"prompt":[{"role":"u","content":[' + b"1," * 300_000 + b'1]}],"response":""}'),
+        (
+            "/nemo_gym/verify",
+            b'{"responses_create_params":{"input":[{"role":"u","content":['
+            + b"1," * 300_000
+            + b'1]}]},"response":{"output":[]}}',
+        ),
+        ("/nemo_gym/verify", b'{"responses_create_params":{"input":"a"},"response":{"x":1e400}}'),
+    ],
+)
+def test_a_body_full_of_faults_costs_no_more_than_its_first(
+    formats: Formats, path: str, body: bytes
+) -> None:
+    def resident() -> float:
+        (line,) = (
+            line
+            for line in formats.http.get("/metrics").text.splitlines()
+            if line.startswith("process_resident_memory_bytes ")
+        )
+        return float(line.split()[-1])
+
+    before = resident()
+    answer = formats.http.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422), answer.text
+    assert len(answer.text) < 2000
+    assert resident() - before < 100e6  # with an error for each entry it is a gigabyte
 
 
 def test_only_other_formats_lie_below_a_models_path(formats: Formats) -> None:

@@ -82,6 +82,35 @@ async def test_a_server_that_leaves_lets_nobody_wait() -> None:
         assert (await waiting).status_code == 503
 
 
+async def test_no_more_wait_than_there_is_room_for() -> None:
+    """Of 20 that would wait, 8: half of the connections, a caller alone four fifths of them."""
+    async with start_server(http_connections=20) as served:
+        served.server.lifecycle.phase = Phase.STARTING
+        asked = [
+            asyncio.ensure_future(served.http.post("/rm", json=SLIME, timeout=120))
+            for _ in range(14)
+        ]
+        await until(lambda: sum(each.done() for each in asked) >= 6)
+        served.server.lifecycle.start_serving()
+        codes = [answer.status_code for answer in await asyncio.gather(*asked)]
+    assert (codes.count(200), codes.count(503)) == (8, 6)
+
+
+async def test_what_ends_engines_is_not_asked_for_ever() -> None:
+    async with start_server() as served:
+        served.behaviour.loses_engine = True
+        answer = await served.http.post("/rm", json=SLIME, timeout=120)
+        assert (answer.status_code, served.behaviour.batches) == (503, 2)
+
+
+async def test_a_caller_of_bulk_work_alone(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text('[callers.a]\ntoken = "t"\nroles = ["score"]\nclasses = ["batch"]\n')
+    async with start_server(tokens=tokens) as served:
+        answer = await served.http.post("/predict", json={"inputs": "a"}, auth=("", "t"))
+    assert answer.status_code == 200
+
+
 @contextmanager
 def handed_over(checkpoint: Path, listener: socket.socket, log: Path) -> Iterator[Any]:
     """A server to which a supervisor, as systemd, hands its listening socket."""

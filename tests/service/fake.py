@@ -17,6 +17,7 @@ from guerdon.reward.types import (
     BatchStats,
     ComputeMode,
     EncodedItem,
+    EngineLost,
     ForeignText,
     FormattedText,
     ModelInfo,
@@ -48,6 +49,8 @@ class Behaviour:
     """Set when one of them is."""
     fails: bool = False
     """Raise from `score`."""
+    loses_engine: bool = False
+    """The engine ends with each batch."""
     nonfinite: bool = False
     gate: threading.Event = field(default_factory=threading.Event)
     """Batches wait for it."""
@@ -161,6 +164,8 @@ class FakeModel:
         behaviour.batches += 1
         behaviour.gate.wait(30)
         time.sleep(behaviour.seconds)
+        if behaviour.loses_engine:
+            raise EngineLost("killed")
         if behaviour.fails:
             raise RuntimeError("the secret of the fake engine")
         scored = [self._item(item) for item in items]

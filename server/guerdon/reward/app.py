@@ -94,8 +94,13 @@ class RewardServer(Server[RewardPorts]):
         self._door = self._new_door(metrics.refused_calls)
         app = self._open(self._door, self._service_names(), {**http.ROLES, **formats.ROLES})
         RewardRoutes(*parts).add_to(app)
-        paths = {path: name for name, path in config.models.items()}
-        FormatRoutes(*parts, config.formats, formats.FORMATS, paths).add_to(app)
+        FormatRoutes(
+            *parts,
+            config.formats,
+            formats.FORMATS,
+            most_waiting=config.http_connections // 2,
+            most_waiting_bytes=4 * config.max_body_bytes,
+        ).add_to(app, http.ROLES)
         self.threads_left = False
         """After `run`: whether a load or a forward pass still goes on in a daemon thread."""
 

@@ -248,7 +248,8 @@ class ModelInfo:
     template_drops: tuple[Dropped, ...] = ()
     """What the chat template leaves out of conversations, as far as samples show."""
     regression: bool = False
-    """Whether the checkpoint says that its number is no logit (`problem_type`)."""
+    """Whether the checkpoint says that its number is no logit (`problem_type`, or an activation of
+    sentence-transformers)."""
     vocab_hash: str = ""
     probability: bool = False
     """Whether a score is a probability already, which no activation turns into one again."""

@@ -15,6 +15,7 @@ Everything below the wire raises these and knows nothing of status codes;
      ├─ DeadlinePassed      too late to be of use
      ├─ Cancelled           the caller has left
      ├─ Unavailable         starting, or draining
+     │   └─ WorkLost        the engine ended with it
      ├─ Unauthenticated     no credential, or a wrong one
      ├─ PermissionDenied    a credential that does not allow it
      └─ ComputeFailed       the model raised, or its score is not finite
@@ -92,6 +93,10 @@ class Cancelled(ServiceError):
 
 class Unavailable(ServiceError):
     """The server is starting or draining."""
+
+
+class WorkLost(Unavailable):
+    """The engine ended with the work, which may have been what ended it."""
 
 
 class Unauthenticated(ServiceError):

@@ -136,7 +136,7 @@ def describe(error: BaseException) -> ErrorStatus:
     if isinstance(error, errors.ServiceError):
         return ErrorStatus(
             code=status_code(error),
-            message=str(error),
+            message=_clip(str(error)),
             field=(error.field or "request") if isinstance(error, errors.InvalidRequest) else "",
             retry_after=error.retry_after if isinstance(error, errors.Overloaded) else None,
         )

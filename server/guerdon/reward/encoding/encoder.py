@@ -94,7 +94,8 @@ class Encoder:
             self._template,
             self._text,
             checkpoint.folder.name,
-            whole_is_response=self._marker_id is not None,
+            reads_marks=self._marker_id is not None,
+            double_bos=self._double_bos,
         )
 
     def encode(

@@ -33,8 +33,8 @@ class ForeignTexts:
         template: of the model, if it has one.
         text: the model's tokenizer.
         name: of the model's folder, for the log.
-        whole_is_response: whether the model reads marks in a response, so that a text whose
-            answer is not told apart is all response; else it is all prompt.
+        reads_marks: whether the model reads marks in a response, so that it must be told apart.
+        double_bos: whether the model was trained on sequences that begin with two BOS tokens.
     """
 
     def __init__(
@@ -43,7 +43,8 @@ class ForeignTexts:
         text: TextTokenizer,
         name: str,
         *,
-        whole_is_response: bool,
+        reads_marks: bool,
+        double_bos: bool,
     ) -> None:
         self._marks = template.marks() if template is not None else None
         self._endings: list[str] = []
@@ -55,7 +56,8 @@ class ForeignTexts:
             }
             self._endings = [after[start:] for start in sorted({0, *starts, len(after)})[::-1]]
         self._name = name
-        self._whole_is_response = whole_is_response
+        self._reads_marks = reads_marks
+        self._starts = 2 if double_bos else 1
         self._told: set[str] = set()
         """What was said to be added."""
 
@@ -69,43 +71,49 @@ class ForeignTexts:
         assert isinstance(foreign, ForeignText)
         if not isinstance(foreign.text, str):
             return self._read_ids(item, foreign.text)
-        responses = response_texts(item.responses)
-        texts = [foreign.text + response for response in responses]
-        marks = self._marks
-        if marks is None or not all(marks.before_answer.rstrip() in text for text in texts):
-            return self._read_unrendered(item, foreign.text, foreign.otherwise)
-        prompt = foreign.text
+        marks, prompt, responses = self._marks, foreign.text, response_texts(item.responses)
+        # Not in a response: what a policy wrote must not decide how its prompt is read.
+        if marks is None or marks.before_answer.rstrip() not in prompt:
+            return self._read_unrendered(item, foreign)
+        told_apart = responses != [""]
+        if not told_apart and self._reads_marks:
+            last = prompt.rindex(marks.before_answer.rstrip()) + len(marks.before_answer.rstrip())
+            prompt, responses, told_apart = prompt[:last], [prompt[last:]], True
         if foreign.complete:
-            start = "" if prompt.startswith(marks.start) else marks.start
-            self._tell("before", start)
-            endings = [self._missing(marks.after_answer, text) for text in texts]
-            prompt = start + prompt
-            if responses == [""]:
-                prompt += endings[0]
-            else:
+            prompt = self._missing_start(marks.start, prompt) + prompt
+            endings = [self._missing_end(marks.after_answer, prompt + r) for r in responses]
+            if told_apart:
                 responses = [r + ending for r, ending in zip(responses, endings, strict=True)]
-        return self._whole(replace(item, prompt=FormattedText(prompt), responses=tuple(responses)))
+            else:
+                prompt += endings[0]
+        return replace(item, prompt=FormattedText(prompt), responses=tuple(responses))
 
-    def _read_unrendered(self, item: ScoreItem, text: str, otherwise: Unrendered) -> ScoreItem:
-        if otherwise is Unrendered.USER:
+    def _read_unrendered(self, item: ScoreItem, foreign: ForeignText) -> ScoreItem:
+        text = foreign.text
+        assert isinstance(text, str)
+        if foreign.otherwise is Unrendered.USER:
             return replace(item, prompt=text)
-        kind = FormattedText if otherwise is Unrendered.FORMATTED else PlainText
-        return self._whole(replace(item, prompt=kind(text)))
-
-    def _whole(self, item: ScoreItem) -> ScoreItem:
-        """Where no answer is told apart: all of it the response, if the model reads marks in it."""
-        if not self._whole_is_response or item.responses != ("",):
-            return item
-        assert isinstance(item.prompt, FormattedText | PlainText)
-        return replace(item, prompt=type(item.prompt)(""), responses=(item.prompt.text,))
+        kind = FormattedText if foreign.otherwise is Unrendered.FORMATTED else PlainText
+        if self._reads_marks and item.responses == ("",):
+            return replace(item, prompt=kind(""), responses=(text,))
+        return replace(item, prompt=kind(text))
 
     def _read_ids(self, item: ScoreItem, ids: TokenArray) -> ScoreItem:
         if len(ids) < 2:
             raise InvalidRequest("prompt", "must have at least two token ids")
-        cut = 1 if self._whole_is_response else len(ids) - 1
+        cut = 1 if self._reads_marks else len(ids) - 1
         return replace(item, prompt=ids[:cut], responses=(ids[cut:],))
 
-    def _missing(self, after: str, text: str) -> str:
+    def _missing_start(self, start: str, text: str) -> str:
+        """What the model reads before a conversation and this text's beginning lacks."""
+        if not start:
+            return ""
+        given = next(n for n in range(self._starts, -1, -1) if text.startswith(start * n))
+        missing = start * (self._starts - given)
+        self._tell("before", missing)
+        return missing
+
+    def _missing_end(self, after: str, text: str) -> str:
         """What the template writes after an answer and this text's end lacks."""
         missing = next(m for m in self._endings if text.endswith(after.removesuffix(m)))
         self._tell("after", missing)

@@ -158,11 +158,21 @@ def _network_info(checkpoint: Checkpoint, name: str, selected: Selected) -> Mode
         attributes=checkpoint.attributes,
         step_aggregation=manifest.step_aggregation if process else "",
         parameters=sum(p.numel() for p in model.parameters()),
-        regression=getattr(model.config, "problem_type", None) == "regression",
+        regression=_is_regression(model.config),
         vocab_hash=""
         if manifest.double_bos or checkpoint.kind is ModelKind.VERDICT
         else vocab_hash(checkpoint.tokenizer.get_vocab()),
         probability=manifest.probability,
+    )
+
+
+def _is_regression(config: Any) -> bool:
+    """Whether a checkpoint says that its number is no logit, as other servers read it."""
+    activation = (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
+    activation = activation or getattr(config, "sbert_ce_default_activation_function", None)
+    return (
+        getattr(config, "problem_type", None) == "regression"
+        or str(activation).rpartition(".")[2] == "Identity"
     )
 
 
@@ -220,5 +230,6 @@ def _together(checkpoint: Checkpoint, name: str, parts: Sequence[ModelInfo]) -> 
         std=checkpoint.manifest.std,
         attributes=(),
         step_aggregation="",
+        regression=any(part.regression for part in parts),
         parameters=sum(part.parameters for part in parts),
     )

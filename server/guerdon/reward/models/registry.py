@@ -115,6 +115,15 @@ class Registry:
         name = self._aliases.get(name, name)
         return name if name in self._revisions else None
 
+    def name_of(self, path: str) -> str | None:
+        """The one name whose current revision was loaded from a path, if there is one."""
+        names = [
+            name
+            for name, key in self._current.items()
+            if self._revisions[name][key].path.rstrip("/") == path.rstrip("/")
+        ]
+        return names[0] if len(names) == 1 else None
+
     @property
     def loading(self) -> bool:
         """Whether a checkpoint is being loaded in a thread, for whomever."""
@@ -258,7 +267,7 @@ class Registry:
         except Unsupported:
             self._closers.submit(model.close)
             raise
-        return self._add(name, model, promote=promote)
+        return self._add(name, path, model, promote=promote)
 
     async def _load_in_thread(self, name: str, path: str) -> RewardModel:
         start = time.monotonic()
@@ -291,13 +300,13 @@ class Registry:
         )
         return model
 
-    def _add(self, name: str, model: RewardModel, *, promote: bool) -> Revision:
+    def _add(self, name: str, path: str, model: RewardModel, *, promote: bool) -> Revision:
         known = self._revisions.setdefault(name, {})
         key = model.info.revision
         if key in known:
             self._closers.submit(model.close)  # the same weights are being served already
         else:
-            known[key] = Revision(model)
+            known[key] = Revision(model, path)
         if promote or name not in self._current:
             self._current[name] = key
         self._changed()

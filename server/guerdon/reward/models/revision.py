@@ -16,8 +16,10 @@ class Revision:
 
     _numbers = itertools.count()
 
-    def __init__(self, model: RewardModel) -> None:
+    def __init__(self, model: RewardModel, path: str) -> None:
         self.model = model
+        self.path = path
+        """What was loaded: a folder, hub name or embedded name."""
         self.key = f"{model.info.name}@{model.info.revision}#{next(self._numbers)}"
         """Unique to this load, for the dispatcher: a batch holds one key."""
         self.loaded_at = time.time()

@@ -21,7 +21,7 @@ from guerdon.reward.types import (
     ResponseScore,
     RewardModel,
 )
-from guerdon.serving.errors import ComputeFailed, ServiceError, Unavailable
+from guerdon.serving.errors import ComputeFailed, ServiceError, WorkLost
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def call_model(
 
 _ERRORS: Final[Mapping[Failure | None, ServiceError]] = {
     Failure.EXCEPTION: ComputeFailed("the model failed on the batch that held this request"),
-    Failure.ENGINE_LOST: Unavailable("the engine ended while it computed the request; ask again"),
+    Failure.ENGINE_LOST: WorkLost("the engine ended while it computed the request; ask again"),
 }
 
 

@@ -22,13 +22,18 @@ class Body(BaseModel):
     )
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: JSON can escape half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_text(value: str) -> str:
-    """JSON can escape half of a surrogate pair, which is no character."""
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError("is not valid Unicode") from None
+    if not is_unicode(value):
+        raise ValueError("is not valid Unicode")
     return value
 
 

@@ -110,6 +110,7 @@ def _bound(host: str, port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host.strip("[]"), port))
+        found.listen(_BACKLOG)
     except OSError:
         found.close()
         raise
@@ -138,7 +139,6 @@ class _Server(uvicorn.Server):
         await self.lifespan.startup()
         self.servers = []
         self._listener.setblocking(False)
-        self._listener.listen(_BACKLOG)
         self._accepting = asyncio.create_task(self._accept())
         self.started = True
 

@@ -210,7 +210,7 @@ class Listener:
     async def _start(
         self, app: Any, port: int, tls: LoadedTLS | None, inherited: socket.socket | None
     ) -> int | None:
-        if port < 0:
+        if port < 0 and inherited is None:
             return None
         server = HTTPServer(
             app,

@@ -36,6 +36,7 @@ class Embeddings(Format[EmbeddingsBody]):
     paths = ("/v1/embeddings",)
     body = EmbeddingsBody
     items_field = "input"
+    overload_code = 503  # verl's client tries again, and after 429 not
 
     def ask(self, body: EmbeddingsBody) -> Asked:
         return Asked(items=self.texts(body.input), model=body.model)
@@ -53,7 +54,7 @@ class Embeddings(Format[EmbeddingsBody]):
         return {
             "object": "list",
             "data": data,
-            "model": body.model or scored.info.name,
+            "model": scored.info.name,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
 

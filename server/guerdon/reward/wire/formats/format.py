@@ -10,12 +10,13 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import grpc
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from guerdon.reward.format_settings import FormatSettings
 from guerdon.reward.scoring.scorer import Scored, sigmoid
 from guerdon.reward.types import ForeignText, PriorityClass, ScoreItem, Truncation, Unrendered
 from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.http.routes import validated
 from guerdon.serving.http.schemas import Text
 from guerdon.serving.prompts import MAX_TOKEN_ID
 from guerdon.serving.status import ErrorStatus
@@ -32,9 +33,37 @@ class ForeignBody(BaseModel):
     )
 
 
-TokenIds = list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]]
-Inputs = Text | TokenIds | list[Text] | list[TokenIds]
+def _form(value: Any) -> str:
+    """Which form a field has, by its first entry; the tag's @ keeps it out of error paths."""
+    if not isinstance(value, list):
+        return "@text"
+    if value and isinstance(value[0], list):
+        return "@lists"
+    return "@ids" if value and isinstance(value[0], int) else "@texts"
+
+
+# A list fails at its first fault: each further one would cost memory and time.
+ManyTexts = Annotated[list[Text], Field(fail_fast=True)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(fail_fast=True)]
+Texts = Annotated[
+    Annotated[Text, Tag("@text")] | Annotated[ManyTexts, Tag("@texts")], Discriminator(_form)
+]
+"""One text, or several."""
+Inputs = Annotated[
+    Annotated[Text, Tag("@text")]
+    | Annotated[ManyTexts, Tag("@texts")]
+    | Annotated[TokenIds, Tag("@ids")]
+    | Annotated[list[TokenIds], Field(fail_fast=True), Tag("@lists")],
+    Discriminator(_form),
+]
 """One text or its token ids, or several."""
+Pairs = Annotated[
+    Annotated[Text, Tag("@text")]
+    | Annotated[ManyTexts, Tag("@texts")]
+    | Annotated[list[ManyTexts], Field(fail_fast=True), Tag("@lists")],
+    Discriminator(_form),
+]
+"""A text, a pair of texts, or several of either."""
 
 B = TypeVar("B", bound=ForeignBody)
 T = TypeVar("T")
@@ -72,6 +101,9 @@ class Format(ABC, Generic[B]):
     """The field that holds what is scored."""
     overload_code: ClassVar[int] = 429
     """HTTP status of overload."""
+    methods: ClassVar[tuple[str, ...]] = ("POST",)
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """Keys that would change scores in the other system and can't here, with the reason."""
 
     def __init__(self, settings: FormatSettings) -> None:
         self._settings = settings
@@ -79,6 +111,18 @@ class Format(ABC, Generic[B]):
     def reads(self, value: Mapping[str, Json]) -> bool:
         """Whether a body is of this format and not of another one of the same path."""
         return True
+
+    def read(self, value: Mapping[str, Json]) -> B:
+        """A body as its model; null is the same as a key that is left out.
+
+        Raises:
+            InvalidRequest: names the first field at fault.
+        """
+        for name, reason in self.refuses.items():
+            if value.get(name):
+                raise InvalidRequest(name, reason)
+        given = {name: entry for name, entry in value.items() if entry is not None}
+        return validated(self.body, given)
 
     @abstractmethod
     def ask(self, body: B) -> Asked:
@@ -94,8 +138,11 @@ class Format(ABC, Generic[B]):
 
     def field(self, path: str) -> str:
         """The format's name of a field of an item, such as `items[2].responses[0].text`."""
-        found = re.match(r"items(\[\d+\])", path)
-        return f"{self.items_field}{found[1]}" if found else path
+        found = re.match(r"items(\[\d+\])?", path)
+        if found is None:
+            return path
+        _, conversation, turn = path.partition(".prompt.conversation.")
+        return turn if conversation else f"{self.items_field}{found[1] or ''}"
 
     def code(self, status: ErrorStatus) -> int:
         """The HTTP status of an error."""
@@ -170,7 +217,6 @@ _OPENAI_TYPES = {
     grpc.StatusCode.INVALID_ARGUMENT: "BadRequestError",
     grpc.StatusCode.FAILED_PRECONDITION: "BadRequestError",
     grpc.StatusCode.NOT_FOUND: "NotFoundError",
-    grpc.StatusCode.UNAUTHENTICATED: "AuthenticationError",
     grpc.StatusCode.PERMISSION_DENIED: "PermissionDeniedError",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "RateLimitError",
     grpc.StatusCode.UNAVAILABLE: "ServiceUnavailableError",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from guerdon.reward.types import Message
 from guerdon.reward.wire.formats.format import ForeignBody
@@ -24,8 +24,28 @@ class ForeignMessage(ForeignBody):
     """One turn, its content as text or in parts."""
 
     role: Text = Field(min_length=1)
-    content: Text | list[TextPart] | None = None
-    tool_calls: list[Any] | None = None
+    content: (
+        Annotated[
+            Annotated[Text, Tag("@text")]
+            | Annotated[list[TextPart], Field(fail_fast=True), Tag("@parts")],
+            Discriminator(lambda value: "@parts" if isinstance(value, list) else "@text"),
+        ]
+        | None
+    ) = None
+    name: Any = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    tool_calls: Any = None
+    tool_call_id: Any = None
+    function_call: Any = None
+
+
+Messages = Annotated[list[ForeignMessage], Field(fail_fast=True)]
+_UNSHOWN = (
+    *("name", "reasoning", "reasoning_content"),
+    *("tool_calls", "tool_call_id", "function_call"),
+)
+"""What a message may say beside its content, and is not shown to a reward model here."""
 
 
 def conversation(messages: Sequence[ForeignMessage], field: str) -> tuple[Message, ...]:
@@ -46,12 +66,12 @@ def content(message: ForeignMessage, field: str) -> str:
     """The text of a message, its parts joined.
 
     Raises:
-        InvalidRequest: it has none, or calls tools.
+        InvalidRequest: it has none, or says more than that.
     """
-    if message.tool_calls:
-        raise InvalidRequest(
-            f"{field}.tool_calls", "can't be scored: send the conversation as text"
-        )
+    for name in _UNSHOWN:
+        if getattr(message, name):
+            reason = "would not be shown to the model: send the conversation as rendered text"
+            raise InvalidRequest(f"{field}.{name}", reason)
     if message.content is None:
         raise InvalidRequest(f"{field}.content", "is required")
     if isinstance(message.content, str):

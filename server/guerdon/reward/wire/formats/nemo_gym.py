@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Discriminator, Field, Tag
 
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import Message, PriorityClass, ScoreItem
-from guerdon.reward.wire.formats.format import Asked, B, ForeignBody, Format, Json
-from guerdon.reward.wire.formats.messages import ForeignMessage, content, conversation
+from guerdon.reward.wire.formats.format import Asked, ForeignBody, Format, Json
+from guerdon.reward.wire.formats.messages import ForeignMessage, Messages, content, conversation
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.http.routes import validated
 from guerdon.serving.http.schemas import Text
 from guerdon.serving.status import ErrorStatus
 
@@ -20,41 +21,45 @@ class CreateParams(ForeignBody):
     """What the policy was asked, as OpenAI's Responses API takes it."""
 
     instructions: Text | None = None
-    input: Text | list[ForeignMessage]
+    input: Annotated[
+        Annotated[Text, Tag("@text")] | Annotated[Messages, Tag("@messages")],
+        Discriminator(lambda value: "@messages" if isinstance(value, list) else "@text"),
+    ]
+
+
+class OutputEntry(ForeignMessage):
+    """A message of the policy's, its reasoning, or a call of a tool."""
+
+    role: Text = "assistant"
+    type: Text = Field(default="message", max_length=64)
 
 
 class PolicyResponse(ForeignBody):
     """What the policy answered, as OpenAI's Responses API gives it."""
 
-    output: list[dict[str, Any]]
+    output: Annotated[list[OutputEntry], Field(fail_fast=True)]
 
 
 class VerifyBody(ForeignBody):
     """A rollout; all of it comes back with its reward."""
 
-    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
-
-    responses_create_params: dict[str, Any]
-    response: dict[str, Any]
-
-
-class SeedBody(VerifyBody):
-    """A session that begins: there is nothing to prepare."""
-
-    response: dict[str, Any] = Field(default={})
+    responses_create_params: CreateParams
+    response: PolicyResponse
+    whole: dict[str, Any] = Field(default={}, exclude=True)
+    """The body as it came."""
 
 
-class SeedSession(Format[SeedBody]):
-    """NeMo Gym's /seed_session."""
+class SeedSession(Format[ForeignBody]):
+    """NeMo Gym's /seed_session: there is nothing to prepare."""
 
     paths = ("/nemo_gym/seed_session",)
-    body = SeedBody
+    body = ForeignBody
 
-    def ask(self, body: SeedBody) -> Asked:
+    def ask(self, body: ForeignBody) -> Asked:
         return Asked(items=[], if_empty={})
 
-    def reply(self, body: SeedBody, scored: Scored) -> Json:
-        raise AssertionError("nothing was asked")
+    def reply(self, body: ForeignBody, scored: Scored) -> Json:
+        return {}
 
 
 class Verify(Format[VerifyBody]):
@@ -63,11 +68,21 @@ class Verify(Format[VerifyBody]):
     paths = ("/nemo_gym/verify",)
     body = VerifyBody
     hold_seconds = 170.0
+    items_field = "responses_create_params"
+    overload_code = 503
     priority = PriorityClass.BATCH
 
+    def read(self, value: Mapping[str, Json]) -> VerifyBody:
+        try:
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        except ValueError:
+            raise InvalidRequest(
+                "body", "holds a number that is not finite, or text that is not valid Unicode"
+            ) from None
+        return super().read(value).model_copy(update={"whole": value})
+
     def ask(self, body: VerifyBody) -> Asked:
-        asked = _part(CreateParams, body.responses_create_params, "responses_create_params")
-        answer = _part(PolicyResponse, body.response, "response")
+        asked = body.responses_create_params
         turns: tuple[Message, ...]
         if isinstance(asked.input, str):
             turns = (Message("user", asked.input),)
@@ -75,27 +90,21 @@ class Verify(Format[VerifyBody]):
             turns = conversation(asked.input, "responses_create_params.input")
         if asked.instructions:
             turns = (Message("system", asked.instructions), *turns)
-        return Asked(items=[ScoreItem(turns, (_answer(answer.output),))])
+        return Asked(items=[ScoreItem(turns, (_answer(body.response.output),))])
 
     def reply(self, body: VerifyBody, scored: Scored) -> Json:
-        return {**body.model_dump(), "reward": scored.items[0][0].score}
+        return {**body.whole, "reward": scored.items[0][0].score}
 
     def field(self, path: str) -> str:
-        return "response.output" if path.startswith("items[0]") else path
+        if path.startswith("items[0].responses"):
+            return "response.output"
+        return super().field(path).replace("messages", "responses_create_params.input", 1)
 
     def error(self, status: ErrorStatus) -> Json:
         return {"detail": status.message}
 
 
-def _part(kind: type[B], value: Json, field: str) -> B:
-    """A part of a body as its model, its errors under the part's name."""
-    try:
-        return validated(kind, value)
-    except InvalidRequest as error:
-        raise error.under(field) from None
-
-
-def _answer(output: list[dict[str, Any]]) -> str:
+def _answer(output: Sequence[OutputEntry]) -> str:
     """The text of a response's messages; reasoning is no part of it.
 
     Raises:
@@ -104,11 +113,10 @@ def _answer(output: list[dict[str, Any]]) -> str:
     texts = []
     for place, entry in enumerate(output):
         field = f"response.output[{place}]"
-        kind = entry.get("type", "message")
-        if kind == "message":
-            texts.append(content(_part(ForeignMessage, entry, field), field))
-        elif kind != "reasoning":
-            raise InvalidRequest(f"{field}.type", f"is {kind!r}: only messages can be scored")
+        if entry.type == "message":
+            texts.append(content(entry, field))
+        elif entry.type != "reasoning":
+            raise InvalidRequest(f"{field}.type", f"is {entry.type!r}: only messages are scored")
     if not texts:
         raise InvalidRequest("response.output", "holds no message")
     return "".join(texts)

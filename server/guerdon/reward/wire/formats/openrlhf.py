@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from guerdon.reward.scoring.scorer import Scored, sigmoid
 from guerdon.reward.types import PriorityClass, ScoreItem, Unrendered
-from guerdon.reward.wire.formats.format import Asked, ForeignBody, Format, Json, raw_scores
+from guerdon.reward.wire.formats.format import (
+    Asked,
+    ForeignBody,
+    Format,
+    Json,
+    ManyTexts,
+    raw_scores,
+)
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.http.schemas import Text
 
 
 class GetRewardBody(ForeignBody):
     """Rendered conversations, and the prompts that they begin with."""
 
-    query: list[Text]
-    prompts: list[Text] = Field(default=[])
-    labels: list[Any] = Field(default=[], description="Rewards do not depend on them.")
+    query: ManyTexts
+    prompts: ManyTexts = Field(default=[])
 
 
 class OpenRLHF(Format[GetRewardBody]):

@@ -8,7 +8,7 @@ from guerdon.reward.wire.formats.embeddings import Embeddings
 from guerdon.reward.wire.formats.format import Format
 from guerdon.reward.wire.formats.nemo_gym import SeedSession, Verify
 from guerdon.reward.wire.formats.openrlhf import OpenRLHF
-from guerdon.reward.wire.formats.rerank import Rerank, SGLangRerank
+from guerdon.reward.wire.formats.rerank import Rerank
 from guerdon.reward.wire.formats.sglang import SGLangClassify
 from guerdon.reward.wire.formats.slime import Slime
 from guerdon.reward.wire.formats.tei import Predict, TEIRerank
@@ -26,7 +26,6 @@ FORMATS: Final[tuple[type[Format[Any]], ...]] = (
     Score,
     Embeddings,
     Rerank,
-    SGLangRerank,
     TEIRerank,
     Predict,
 )

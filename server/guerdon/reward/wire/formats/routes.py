@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from guerdon.reward.call_metrics import ScoringCalls
+from guerdon.reward.call_metrics import ScoringCall, ScoringCalls
 from guerdon.reward.format_settings import FormatSettings
 from guerdon.reward.models.registry import Registry
 from guerdon.reward.request_limits import RequestLimits
@@ -21,9 +22,9 @@ from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import PriorityClass, ScoreOptions
 from guerdon.reward.wire import convert
 from guerdon.reward.wire.formats.format import Asked, Format, Json
-from guerdon.serving.errors import InvalidRequest, Overloaded, Unavailable
+from guerdon.serving.errors import InvalidRequest, Overloaded, Unavailable, WorkLost
 from guerdon.serving.http.bodies import method_name
-from guerdon.serving.http.routes import parse_json, validated, while_connected
+from guerdon.serving.http.routes import parse_json, while_connected
 from guerdon.serving.process.lifecycle import Phase
 from guerdon.serving.status import describe
 
@@ -32,6 +33,8 @@ _PAUSE = 0.5
 _MOST_KEYS = 256
 """Most keys of an object: what a policy was asked and answered has thirty and more."""
 _MODELS = "/models/"
+_ONE_CALLER = 0.8
+"""Part of the waiting requests that one caller alone may have."""
 
 
 class FormatRoutes:
@@ -39,7 +42,8 @@ class FormatRoutes:
 
     Args:
         formats: of one path, the first that reads a body.
-        model_paths: names of models by the folder, hub name or embedded name they come from.
+        most_waiting: requests that wait at a time; one caller alone gets four fifths of them.
+        most_waiting_bytes: of the bodies of those.
     """
 
     def __init__(
@@ -50,94 +54,109 @@ class FormatRoutes:
         limits: RequestLimits,
         settings: FormatSettings,
         formats: Iterable[type[Format[Any]]],
-        model_paths: Mapping[str, str],
+        *,
+        most_waiting: int,
+        most_waiting_bytes: int,
     ) -> None:
         self._scorer = scorer
         self._registry = registry
         self._calls = calls
         self._limits = limits
         self._default_model = settings.default_model
-        self._model_paths = model_paths
+        self._waiting = _Waiting(most_waiting, most_waiting_bytes)
         self._formats: dict[str, list[Format[Any]]] = {}
         for kind in formats:
             format_ = kind(settings)
             for path in format_.paths:
                 self._formats.setdefault(path, []).append(format_)
 
-    def add_to(self, app: FastAPI) -> None:
-        """Add them to an app, each also below `/models/NAME`."""
+    def add_to(self, app: FastAPI, native: Collection[str]) -> None:
+        """Add them to an app, each also below `/models/NAME`.
+
+        Args:
+            native: paths of the native routes, which do not lie there.
+        """
         for path, formats in self._formats.items():
             summary = "; ".join(str(type(each).__doc__).partition("\n")[0] for each in formats)
-            app.add_api_route(
-                path, self._serve, methods=["POST"], summary=summary, tags=["other formats"]
-            )
-        app.add_middleware(ModelInPath, paths=self._formats)
+            for method in sorted({method for each in formats for method in each.methods}):
+                app.add_api_route(
+                    path, self._serve, methods=[method], summary=summary, tags=["other formats"]
+                )
+        app.add_middleware(ModelInPath, paths=self._formats, native=native)
 
     async def _serve(self, request: Request) -> Response:
         """Answer a request, in the way of its format also where it fails."""
-        formats = self._formats[request.url.path]
-        format_ = formats[0]
-        method = method_name(request.url.path)
+        path = request.scope["path"]
+        format_ = self._formats[path][0]
         try:
-            try:
+            with self._calls.track(method_name(path), None) as call:
                 data = await request.body()
-                kind = request.headers.get("content-type", "")
-                value = await self._scorer.off_loop(len(data), parse_json, data, kind, _MOST_KEYS)
+                size, kind = len(data), request.headers.get("content-type", "")
+                value = await self._scorer.off_loop(size, parse_json, data, kind, _MOST_KEYS)
+                del data  # it may wait for minutes
+                if not isinstance(value, dict):
+                    raise InvalidRequest("body", "must be a JSON object")
+                format_ = next((f for f in self._formats[path] if f.reads(value)), format_)
                 self._check_counts(value)
-                format_ = next((each for each in formats if each.reads(value)), format_)
-                body = await self._scorer.off_loop(len(data), validated, format_.body, value)
-                asked = format_.ask(body)
-                self._check(asked)
-            except InvalidRequest:
-                with self._calls.track(method, None):
-                    raise
-            if not asked.items:
-                return JSONResponse(asked.if_empty)
-            model = request.scope.get(ModelInPath.KEY) or asked.model
-            scored = await while_connected(request, self._hold(format_, method, asked, model))
-            return JSONResponse(format_.reply(body, scored))
+                body, asked = await self._scorer.off_loop(size, self._read, format_, value)
+                if not asked.items:
+                    return JSONResponse(asked.if_empty)
+                model = request.scope.get(ModelInPath.KEY) or asked.model
+                work = self._hold(call, format_, asked, model, size)
+                scored = await while_connected(request, work)
+                reply_size = max(size, scored.reply_size)
+                return await self._scorer.off_loop(reply_size, _reply, format_, body, scored)
         except Exception as error:
             if isinstance(error, InvalidRequest):
                 error = InvalidRequest(format_.field(error.field), error.reason)
             status = describe(error)
             return JSONResponse(format_.error(status), format_.code(status), status.http_headers())
 
-    async def _hold(self, format_: Format[Any], method: str, asked: Asked, model: str) -> Scored:
-        """Score, and try again through overload for as long as the format's client waits."""
-        deadline = time.monotonic() + format_.hold_seconds if format_.hold_seconds else None
-        lifecycle = self._calls.lifecycle
+    def _read(self, format_: Format[Any], value: Json) -> tuple[Any, Asked]:
+        body = format_.read(value)
+        asked = format_.ask(body)
+        if asked.items or asked.if_empty is None:
+            counts = [len(item.responses) for item in asked.items]
+            convert.check_item_counts(counts, self._limits)
+        return body, asked
+
+    async def _hold(
+        self, call: ScoringCall, format_: Format[Any], asked: Asked, model: str, size: int
+    ) -> Scored:
+        """Score, and try again through overload for as long as the format's client waits.
+
+        Args:
+            size: of the body, in bytes.
+        """
+        lifecycle, losses = self._calls.lifecycle, 0
+        if format_.hold_seconds:
+            call.deadline = time.monotonic() + format_.hold_seconds
         while True:
             try:
-                return await self._score(format_, method, asked, model, deadline)
+                with lifecycle.admit():
+                    return await self._score(call, format_, asked, model)
             except (Overloaded, Unavailable) as error:
                 pause = error.retry_after if isinstance(error, Overloaded) else _PAUSE
-                pause *= random.uniform(1.0, 1.5)  # noqa: S311 - not all come back at once
-                draining = lifecycle.phase is Phase.DRAINING
-                if deadline is None or draining or time.monotonic() + pause >= deadline:
+                losses += isinstance(error, WorkLost)
+                left = 0.0 if call.deadline is None else call.deadline - time.monotonic()
+                # What ended two engines would end a third, with everybody's work.
+                if left <= 0 or losses > 1 or lifecycle.phase is Phase.DRAINING:
                     raise
-            with suppress(TimeoutError):
-                await asyncio.wait_for(lifecycle.wait_draining(), pause)
+                with self._waiting.one(call.caller.key, size, error), suppress(TimeoutError):
+                    pause *= random.uniform(1.0, 1.5)  # noqa: S311 - not all come back at once
+                    await asyncio.wait_for(lifecycle.wait_draining(), min(pause, left))
 
     async def _score(
-        self,
-        format_: Format[Any],
-        method: str,
-        asked: Asked,
-        model: str,
-        deadline: float | None,
+        self, call: ScoringCall, format_: Format[Any], asked: Asked, model: str
     ) -> Scored:
-        with self._calls.serve(method, deadline) as call:
-            spec = self._model(model)
-            allowed = call.caller.classes
-            bulk = format_.priority is PriorityClass.BATCH and "batch" in allowed
-            options = ScoreOptions(
-                priority=PriorityClass.BATCH if bulk else PriorityClass.ONLINE,
-                truncation=asked.truncation,
-            )
-            call.asks(spec, options.priority)
-            if asked.ranks:
-                return await self._scorer.rank(call, spec, asked.items[0], options)
-            return await self._scorer.score(call, spec, asked.items, options)
+        spec, classes = self._model(model), call.caller.classes
+        given = format_.priority
+        priority = given if given.value in classes else PriorityClass(next(iter(classes)))
+        options = ScoreOptions(priority=priority, truncation=asked.truncation)
+        call.asks(spec, priority)
+        if asked.ranks:
+            return await self._scorer.rank(call, spec, asked.items[0], options)
+        return await self._scorer.score(call, spec, asked.items, options)
 
     def _model(self, asked: str) -> str:
         """The spec of the model that a request means.
@@ -153,21 +172,43 @@ class FormatRoutes:
                 raise InvalidRequest("model", f"is required: {known} are served")
             return names[0]
         if self._registry.canonical(spec) is None:
-            return self._model_paths.get(spec.rstrip("/"), spec)
+            return self._registry.name_of(spec) or spec
         return spec
 
     def _check_counts(self, value: Json) -> None:
         """Refuse a body with too long lists, before a model looks at each entry."""
-        if not isinstance(value, dict):
-            raise InvalidRequest("body", "must be a JSON object")
         for name, entries in value.items():
-            if isinstance(entries, list) and entries and not isinstance(entries[0], int):
+            if entries and isinstance(entries, list) and name != "input":  # which may be ids
                 convert.check_response_count(name, len(entries), self._limits)
 
-    def _check(self, asked: Asked) -> None:
-        if asked.items or asked.if_empty is None:
-            counts = [len(item.responses) for item in asked.items]
-            convert.check_item_counts(counts, self._limits)
+
+def _reply(format_: Format[Any], body: Any, scored: Scored) -> Response:
+    return JSONResponse(format_.reply(body, scored))
+
+
+class _Waiting:
+    """Bounds the requests that wait for their next try: each holds a connection and its body."""
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most = most
+        self._most_bytes = most_bytes
+        self._callers: Counter[str] = Counter()
+        self._bytes = 0
+
+    @contextmanager
+    def one(self, caller: str, size: int, error: Exception) -> Iterator[None]:
+        """Count a request that waits; raises its error where there is no room for it."""
+        alone = self._callers[caller] >= _ONE_CALLER * self._most
+        if alone or self._callers.total() >= self._most or self._bytes + size > self._most_bytes:
+            raise error
+        self._callers[caller] += 1
+        self._bytes += size
+        try:
+            yield
+        finally:
+            self._callers[caller] -= 1
+            self._callers += Counter()  # forgets callers of none
+            self._bytes -= size
 
 
 class ModelInPath:
@@ -175,19 +216,22 @@ class ModelInPath:
 
     Args:
         paths: what may follow the name.
+        native: what may not.
     """
 
     KEY = "guerdon.model"
 
-    def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, paths: Collection[str], native: Collection[str]) -> None:
         self._app = app
         self._paths = paths
+        self._known = (*paths, *native)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on as one for the rest of its path."""
         if scope["type"] == "http" and scope["path"].startswith(_MODELS):
-            name, slash, rest = scope["path"].removeprefix(_MODELS).partition("/")
-            path = slash + rest
-            if name and path in self._paths:
+            after = scope["path"].removeprefix(_MODELS)
+            path = max((p for p in self._known if after.endswith(p)), key=len, default="")
+            name = after.removesuffix(path)
+            if path in self._paths and name:
                 scope = {**scope, self.KEY: name, "path": path, "raw_path": path.encode()}
         await self._app(scope, receive, send)

@@ -11,6 +11,7 @@ from guerdon.reward.wire.formats.format import (
     ForeignBody,
     Format,
     Json,
+    Texts,
     openai_error,
 )
 from guerdon.serving.http.schemas import Text
@@ -21,7 +22,7 @@ class ClassifyBody(ForeignBody):
     """A rendered conversation, or several."""
 
     model: Text = ""
-    text: Text | list[Text]
+    text: Texts
 
 
 class SGLangClassify(Format[ClassifyBody]):
@@ -30,6 +31,8 @@ class SGLangClassify(Format[ClassifyBody]):
     paths = ("/classify",)
     body = ClassifyBody
     items_field = "text"
+    overload_code = 503
+    methods = ("POST", "PUT")
 
     def reads(self, value: Mapping[str, Json]) -> bool:
         return "text" in value

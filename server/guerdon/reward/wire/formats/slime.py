@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
+
+from pydantic import Discriminator, Tag
 
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import PriorityClass, ScoreItem, Unrendered
 from guerdon.reward.wire.formats.format import Asked, ForeignBody, Format, Json
-from guerdon.reward.wire.formats.messages import ForeignMessage, conversation
+from guerdon.reward.wire.formats.messages import Messages, conversation
 from guerdon.serving.http.schemas import Text
 
 
 class RewardBody(ForeignBody):
     """A sample: its prompt as text, rendered text or messages, and its response."""
 
-    prompt: Text | list[ForeignMessage]
+    prompt: Annotated[
+        Annotated[Text, Tag("@text")] | Annotated[Messages, Tag("@messages")],
+        Discriminator(lambda value: "@messages" if isinstance(value, list) else "@text"),
+    ]
     response: Text
-    label: Any = None
 
 
 class Slime(Format[RewardBody]):
@@ -28,6 +32,7 @@ class Slime(Format[RewardBody]):
     paths = ("/rm",)
     body = RewardBody
     hold_seconds = 110.0
+    items_field = "prompt"
     priority = PriorityClass.BATCH
     overload_code = 503
 
@@ -41,5 +46,6 @@ class Slime(Format[RewardBody]):
         return scored.items[0][0].score
 
     def field(self, path: str) -> str:
-        field = path.removeprefix("items[0].")
-        return "response" if field.startswith("responses[0]") else field
+        if path.startswith("items[0].responses[0]"):
+            return "response"
+        return super().field(path).replace("messages", "prompt", 1)

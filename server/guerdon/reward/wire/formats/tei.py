@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import grpc
 from pydantic import Field
@@ -16,6 +16,8 @@ from guerdon.reward.wire.formats.format import (
     ForeignBody,
     Format,
     Json,
+    ManyTexts,
+    Pairs,
     probabilities,
     raw_scores,
 )
@@ -30,7 +32,6 @@ _ERROR_TYPES = {
     grpc.StatusCode.NOT_FOUND: (404, "Validation"),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (429, "Overloaded"),
     grpc.StatusCode.UNAVAILABLE: (503, "Unhealthy"),
-    grpc.StatusCode.UNAUTHENTICATED: (401, "Unauthorized"),
     grpc.StatusCode.PERMISSION_DENIED: (403, "Unauthorized"),
 }
 
@@ -61,7 +62,7 @@ def _error(status: ErrorStatus) -> tuple[int, str]:
 class PredictBody(TEIBody):
     """A text, a pair of texts, or a batch of either."""
 
-    inputs: Text | list[Text] | list[list[Text]]
+    inputs: Pairs
 
 
 class Predict(TEIFormat[PredictBody]):
@@ -108,7 +109,7 @@ class TEIRerankBody(TEIBody):
     """A query and texts."""
 
     query: Text
-    texts: list[Text] = Field(min_length=1)
+    texts: Annotated[ManyTexts, Field(min_length=1)]
     return_text: bool = False
 
 

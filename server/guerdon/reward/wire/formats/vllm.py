@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,14 @@ from guerdon.reward.wire.formats.format import (
     Format,
     Inputs,
     Json,
+    Texts,
     count_tokens,
     entries,
     openai_error,
     probabilities,
     raw_scores,
 )
-from guerdon.reward.wire.formats.messages import ForeignMessage, content, conversation
+from guerdon.reward.wire.formats.messages import ForeignMessage, Messages, content, conversation
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.schemas import Text
 from guerdon.serving.status import ErrorStatus
@@ -33,30 +35,42 @@ class PoolingBody(ForeignBody):
 
     model: Text = ""
     input: Inputs | None = None
-    messages: list[ForeignMessage] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool = False
-    chat_template: Text | None = None
     truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left"] | None = None
     use_activation: bool | None = None
     encoding_format: Literal["float"] = "float"
+
+
+_OWN_TEMPLATE = "can't be set: the model's own template is used"
+_NO_CUT = "can't be set: nothing is cut"
+_WHOLE = "must be false: a whole answer is scored"
+REFUSED = {
+    **dict.fromkeys(("chat_template", "chat_template_kwargs", "tools"), _OWN_TEMPLATE),
+    **dict.fromkeys(("instruction", "instruct"), _OWN_TEMPLATE),
+    **dict.fromkeys(("max_tokens_per_doc", "max_tokens_per_query"), _NO_CUT),
+    **dict.fromkeys(("add_generation_prompt", "continue_final_message"), _WHOLE),
+}
+REFUSED_OF_PAIRS = {**REFUSED, "truncate_prompt_tokens": _NO_CUT}
 
 
 class VLLMFormat(Format[B]):
     """What vLLM's formats have in common."""
 
     overload_code = 503  # which verl's client tries again, and 429 not
+    refuses = REFUSED
 
     def error(self, status: ErrorStatus) -> Json:
         return openai_error(status, self.code(status))
 
-    def _reply(self, kind: str, model: str, scored: Scored, data: Sequence[Json]) -> Json:
+    def _reply(self, kind: str, scored: Scored, data: Sequence[Json]) -> Json:
         tokens = count_tokens(scored)
         return {
             "id": f"{kind}-{uuid.uuid4().hex}",
             "object": "list",
             "created": int(time.time()),
-            "model": model or scored.info.name,
+            "model": scored.info.name,
             "data": data,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
@@ -73,8 +87,6 @@ class Pooling(VLLMFormat[PoolingBody]):
         return "input" in value or "messages" in value
 
     def ask(self, body: PoolingBody) -> Asked:
-        if body.chat_template is not None:
-            raise InvalidRequest("chat_template", "can't be set: the model's own is used")
         if body.truncate_prompt_tokens is not None and body.truncate_prompt_tokens != -1:
             raise InvalidRequest(
                 "truncate_prompt_tokens", "must be left out, or -1 for what the model takes"
@@ -83,15 +95,16 @@ class Pooling(VLLMFormat[PoolingBody]):
         return Asked(items=self._items(body), model=body.model, truncation=cut)
 
     def reply(self, body: PoolingBody, scored: Scored) -> Json:
+        scores = probabilities(scored) if body.use_activation else raw_scores(scored)
         data = [
             {"index": place, "object": "pooling", "data": [score]}
-            for place, score in enumerate(raw_scores(scored))
+            for place, score in enumerate(scores)
         ]
-        return self._reply("pool", body.model, scored, data)
+        return self._reply("pool", scored, data)
 
     def _items(self, body: PoolingBody) -> list[ScoreItem]:
         if body.messages is not None:
-            return [_last_answer(body.messages, body.add_generation_prompt)]
+            return [_last_answer(body.messages)]
         if body.input is None:
             raise InvalidRequest("input", "is required, or messages")
         if body.add_special_tokens is False:
@@ -111,13 +124,11 @@ class Classify(Pooling):
             {"index": place, "label": "LABEL_0", "probs": [score], "num_classes": 1}
             for place, score in enumerate(scores)
         ]
-        return self._reply("classify", body.model, scored, data)
+        return self._reply("classify", scored, data)
 
 
-def _last_answer(messages: Sequence[ForeignMessage], add_generation_prompt: bool) -> ScoreItem:
+def _last_answer(messages: Sequence[ForeignMessage]) -> ScoreItem:
     """A conversation as its prompt, and the assistant's last turn as the response."""
-    if add_generation_prompt:
-        raise InvalidRequest("add_generation_prompt", "must be false: an answer is scored")
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise InvalidRequest("messages", "must end with the assistant's turn, which is scored")
     last = len(messages) - 1
@@ -129,14 +140,13 @@ class ScoreBody(ForeignBody):
     """Pairs of texts: each first one with its second one, or one with all."""
 
     model: Text = ""
-    text_1: Text | list[Text] | None = None
-    text_2: Text | list[Text] | None = None
-    data_1: Text | list[Text] | None = None
-    data_2: Text | list[Text] | None = None
-    queries: Text | list[Text] | None = None
-    documents: Text | list[Text] | None = None
-    items: Text | list[Text] | None = None
-    truncate_prompt_tokens: None = None
+    text_1: Texts | None = None
+    text_2: Texts | None = None
+    data_1: Texts | None = None
+    data_2: Texts | None = None
+    queries: Texts | None = None
+    documents: Texts | None = None
+    items: Texts | None = None
     use_activation: bool | None = None
 
 
@@ -153,6 +163,7 @@ class Score(VLLMFormat[ScoreBody]):
 
     paths = ("/score",)
     body = ScoreBody
+    refuses = REFUSED_OF_PAIRS
 
     def ask(self, body: ScoreBody) -> Asked:
         for pair in _PAIRS:
@@ -168,7 +179,12 @@ class Score(VLLMFormat[ScoreBody]):
             {"index": place, "object": "score", "score": score}
             for place, score in enumerate(scores)
         ]
-        return self._reply("score", body.model, scored, data)
+        return self._reply("score", scored, data)
+
+    def field(self, path: str) -> str:
+        """A pair by its place: one first text has several responses, several have one each."""
+        places = [int(place) for place in re.findall(r"\[(\d+)\]", path)[:2]]
+        return f"text_{len(places)}[{max(places)}]" if path.startswith("items[") else path
 
 
 def _pairs(
