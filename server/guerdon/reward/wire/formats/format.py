@@ -97,6 +97,10 @@ class Format(ABC, Generic[B]):
         found = re.match(r"items(\[\d+\])", path)
         return f"{self.items_field}{found[1]}" if found else path
 
+    def renamed(self, error: InvalidRequest) -> InvalidRequest:
+        """The error with the format's own name of its field."""
+        return InvalidRequest(self.field(error.field), error.reason)
+
     def code(self, status: ErrorStatus) -> int:
         """The HTTP status of an error."""
         overload = status.code is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -15,12 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from guerdon.reward.call_metrics import ScoringCalls
 from guerdon.reward.format_settings import FormatSettings
-from guerdon.reward.models.registry import Registry
-from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored, Scorer
-from guerdon.reward.types import PriorityClass, ScoreOptions
-from guerdon.reward.wire import convert
 from guerdon.reward.wire.formats.format import Asked, Format, Json
+from guerdon.reward.wire.formats.scoring import FormatScorer
 from guerdon.serving.errors import InvalidRequest, Overloaded, Unavailable
 from guerdon.serving.http.bodies import method_name
 from guerdon.serving.http.routes import parse_json, validated, while_connected
@@ -39,25 +36,19 @@ class FormatRoutes:
 
     Args:
         formats: of one path, the first that reads a body.
-        model_paths: names of models by the folder, hub name or embedded name they come from.
     """
 
     def __init__(
         self,
         scorer: Scorer,
-        registry: Registry,
         calls: ScoringCalls,
-        limits: RequestLimits,
+        format_scorer: FormatScorer,
         settings: FormatSettings,
         formats: Iterable[type[Format[Any]]],
-        model_paths: Mapping[str, str],
     ) -> None:
         self._scorer = scorer
-        self._registry = registry
         self._calls = calls
-        self._limits = limits
-        self._default_model = settings.default_model
-        self._model_paths = model_paths
+        self._format_scorer = format_scorer
         self._formats: dict[str, list[Format[Any]]] = {}
         for kind in formats:
             format_ = kind(settings)
@@ -87,7 +78,8 @@ class FormatRoutes:
                 format_ = next((each for each in formats if each.reads(value)), format_)
                 body = await self._scorer.off_loop(len(data), validated, format_.body, value)
                 asked = format_.ask(body)
-                self._check(asked)
+                if asked.items or asked.if_empty is None:
+                    self._format_scorer.check(asked)
             except InvalidRequest:
                 with self._calls.track(method, None):
                     raise
@@ -98,7 +90,7 @@ class FormatRoutes:
             return JSONResponse(format_.reply(body, scored))
         except Exception as error:
             if isinstance(error, InvalidRequest):
-                error = InvalidRequest(format_.field(error.field), error.reason)
+                error = format_.renamed(error)
             status = describe(error)
             return JSONResponse(format_.error(status), format_.code(status), status.http_headers())
 
@@ -127,34 +119,7 @@ class FormatRoutes:
         deadline: float | None,
     ) -> Scored:
         with self._calls.serve(method, deadline) as call:
-            spec = self._model(model)
-            allowed = call.caller.classes
-            bulk = format_.priority is PriorityClass.BATCH and "batch" in allowed
-            options = ScoreOptions(
-                priority=PriorityClass.BATCH if bulk else PriorityClass.ONLINE,
-                truncation=asked.truncation,
-            )
-            call.asks(spec, options.priority)
-            if asked.ranks:
-                return await self._scorer.rank(call, spec, asked.items[0], options)
-            return await self._scorer.score(call, spec, asked.items, options)
-
-    def _model(self, asked: str) -> str:
-        """The spec of the model that a request means.
-
-        Raises:
-            InvalidRequest: it names none, and there are several.
-        """
-        spec = asked or self._default_model
-        if not spec:
-            names = sorted({revision.info.name for revision, _ in self._registry.infos()})
-            if len(names) != 1:
-                known = ", ".join(names) or "none"
-                raise InvalidRequest("model", f"is required: {known} are served")
-            return names[0]
-        if self._registry.canonical(spec) is None:
-            return self._model_paths.get(spec.rstrip("/"), spec)
-        return spec
+            return await self._format_scorer.score(call, format_, asked, model)
 
     def _check_counts(self, value: Json) -> None:
         """Refuse a body with too long lists, before a model looks at each entry."""
@@ -162,12 +127,7 @@ class FormatRoutes:
             raise InvalidRequest("body", "must be a JSON object")
         for name, entries in value.items():
             if isinstance(entries, list) and entries and not isinstance(entries[0], int):
-                convert.check_response_count(name, len(entries), self._limits)
-
-    def _check(self, asked: Asked) -> None:
-        if asked.items or asked.if_empty is None:
-            counts = [len(item.responses) for item in asked.items]
-            convert.check_item_counts(counts, self._limits)
+                self._format_scorer.check_count(name, len(entries))
 
 
 class ModelInPath:
