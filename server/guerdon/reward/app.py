@@ -23,8 +23,10 @@ from guerdon.reward.wire import admin, http, service
 from guerdon.reward.wire.admin import ModelAdminService
 from guerdon.reward.wire.formats import registry as formats
 from guerdon.reward.wire.formats.routes import FormatRoutes
+from guerdon.reward.wire.formats.scoring import FormatScorer
 from guerdon.reward.wire.http import RewardRoutes
 from guerdon.reward.wire.service import RewardService
+from guerdon.reward.wire.tei import service as tei
 from guerdon.serving.access.identity import Role
 from guerdon.serving.process.lifecycle import Phase
 from guerdon.serving.process.listening import Ports
@@ -94,19 +96,34 @@ class RewardServer(Server[RewardPorts]):
         self._door = self._new_door(metrics.refused_calls)
         app = self._open(self._door, self._service_names(), {**http.ROLES, **formats.ROLES})
         RewardRoutes(*parts).add_to(app)
+        format_scorer = FormatScorer(
+            self._scoring, self.registry, config.limits, config.formats.default_model
+        )
         FormatRoutes(
-            *parts,
+            self._scoring,
+            self._calls,
+            format_scorer,
             config.formats,
             formats.FORMATS,
             most_waiting=config.http_connections // 2,
             most_waiting_bytes=4 * config.max_body_bytes,
         ).add_to(app, http.ROLES)
+        self._tei = tei.TEIService(
+            self._scoring,
+            self.registry,
+            self._calls,
+            format_scorer,
+            config.formats,
+            _tei_limits(config),
+        )
         self.threads_left = False
         """After `run`: whether a load or a forward pass still goes on in a daemon thread."""
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """Scoring, and administration where it has a token and no port of its own."""
         found = [generic_handler(service.SERVICE, self._service, self._door, service.ROLES)]
+        for each in tei.SERVICES:
+            found.append(generic_handler(each, self._tei, self._door, tei.ROLES))
         if self._callers.own_admin and self._config.admin_port < 0:
             found.append(self._admin())
         return found
@@ -128,9 +145,10 @@ class RewardServer(Server[RewardPorts]):
         return generic_handler(admin.SERVICE, implementation, door, admin.ROLES)
 
     def _service_names(self) -> tuple[str, ...]:
+        served = [service.SERVICE, *tei.SERVICES]
         if self._callers.own_admin or self._config.admin_port >= 0:
-            return (service.SERVICE.full_name, admin.SERVICE.full_name)
-        return (service.SERVICE.full_name,)
+            served.append(admin.SERVICE)
+        return tuple(each.full_name for each in served)
 
     async def load(self) -> None:
         """Start the engine threads, and load the models of the settings."""
@@ -166,3 +184,15 @@ class RewardServer(Server[RewardPorts]):
             logger.critical("the engine can compute no more: draining")
             self._died = "the engine stopped; the log says why"
             self.lifecycle.start_draining()
+
+
+def _tei_limits(config: ServeConfig) -> tei.TEILimits:
+    return tei.TEILimits(
+        max_calls=config.max_calls,
+        max_batch_tokens=config.batching.max_batch_tokens,
+        max_batch_sequences=config.batching.max_batch_sequences,
+        max_texts=config.limits.max_responses,
+        encode_threads=config.encode_threads,
+        stream_items=config.stream_items,
+        max_message_bytes=config.max_message_bytes,
+    )

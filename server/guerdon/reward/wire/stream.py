@@ -20,7 +20,7 @@ from guerdon.reward.wire import convert
 from guerdon.serving.errors import Cancelled, DeadlinePassed, InvalidRequest, Unavailable
 from guerdon.serving.status import describe
 from guerdon.serving.wire.convert import check_id, timeout
-from guerdon.serving.wire.handlers import Context, decode, send
+from guerdon.serving.wire.handlers import Context, decode, read, send
 from guerdon.v1 import reward_pb2
 
 
@@ -79,21 +79,12 @@ class ScoreStreamCall:
         """Start a task for each item; True if the server drains before the stream's end."""
         while True:
             await self._room.acquire()
-            data = await self._read(draining)
+            data = await read(self._context, draining)
             if data is None:
                 return True
             if data is grpc.aio.EOF:
                 return False
             group.create_task(self._serve(cast(bytes, data), time.monotonic()))
-
-    async def _read(self, draining: asyncio.Task[None]) -> object | None:
-        """The next message, EOF, or None when the server drains."""
-        reading = asyncio.ensure_future(self._context.read())
-        await asyncio.wait({reading, draining}, return_when=asyncio.FIRST_COMPLETED)
-        if reading.done():
-            return reading.result()
-        reading.cancel()
-        return None
 
     async def _serve(self, data: bytes, arrival: float) -> None:
         """Answer one item, whatever happens to it."""

@@ -133,6 +133,16 @@ def _audited(method: str, role: Role | None, context: Context) -> Iterator[None]
         audit.administered(method, current_caller(), context.peer(), code)
 
 
+async def read(context: Context, until: asyncio.Future[Any]) -> object | None:
+    """The next message of a stream as bytes, EOF at its end, or None once `until` is done."""
+    reading: asyncio.Future[Any] = asyncio.ensure_future(context.read())
+    try:
+        await asyncio.wait({reading, until}, return_when=asyncio.FIRST_COMPLETED)
+        return reading.result() if reading.done() else None
+    finally:
+        reading.cancel()
+
+
 async def send(context: Context, message: Message) -> None:
     """Write a reply to a stream.
 

@@ -144,6 +144,10 @@ class Format(ABC, Generic[B]):
         _, conversation, turn = path.partition(".prompt.conversation.")
         return turn if conversation else f"{self.items_field}{found[1] or ''}"
 
+    def renamed(self, error: InvalidRequest) -> InvalidRequest:
+        """The error with the format's own name of its field."""
+        return InvalidRequest(self.field(error.field), error.reason)
+
     def code(self, status: ErrorStatus) -> int:
         """The HTTP status of an error."""
         overload = status.code is grpc.StatusCode.RESOURCE_EXHAUSTED

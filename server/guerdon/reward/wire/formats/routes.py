@@ -16,12 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from guerdon.reward.call_metrics import ScoringCall, ScoringCalls
 from guerdon.reward.format_settings import FormatSettings
-from guerdon.reward.models.registry import Registry
-from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored, Scorer
-from guerdon.reward.types import PriorityClass, ScoreOptions
-from guerdon.reward.wire import convert
 from guerdon.reward.wire.formats.format import Asked, Format, Json
+from guerdon.reward.wire.formats.scoring import FormatScorer
 from guerdon.serving.errors import InvalidRequest, Overloaded, Unavailable, WorkLost
 from guerdon.serving.http.bodies import method_name
 from guerdon.serving.http.routes import parse_json, while_connected
@@ -49,9 +46,8 @@ class FormatRoutes:
     def __init__(
         self,
         scorer: Scorer,
-        registry: Registry,
         calls: ScoringCalls,
-        limits: RequestLimits,
+        format_scorer: FormatScorer,
         settings: FormatSettings,
         formats: Iterable[type[Format[Any]]],
         *,
@@ -59,10 +55,8 @@ class FormatRoutes:
         most_waiting_bytes: int,
     ) -> None:
         self._scorer = scorer
-        self._registry = registry
         self._calls = calls
-        self._limits = limits
-        self._default_model = settings.default_model
+        self._format_scorer = format_scorer
         self._waiting = _Waiting(most_waiting, most_waiting_bytes)
         self._formats: dict[str, list[Format[Any]]] = {}
         for kind in formats:
@@ -108,7 +102,7 @@ class FormatRoutes:
                 return await self._scorer.off_loop(reply_size, _reply, format_, body, scored)
         except Exception as error:
             if isinstance(error, InvalidRequest):
-                error = InvalidRequest(format_.field(error.field), error.reason)
+                error = format_.renamed(error)
             status = describe(error)
             return JSONResponse(format_.error(status), format_.code(status), status.http_headers())
 
@@ -116,8 +110,7 @@ class FormatRoutes:
         body = format_.read(value)
         asked = format_.ask(body)
         if asked.items or asked.if_empty is None:
-            counts = [len(item.responses) for item in asked.items]
-            convert.check_item_counts(counts, self._limits)
+            self._format_scorer.check(asked)
         return body, asked
 
     async def _hold(
@@ -134,7 +127,7 @@ class FormatRoutes:
         while True:
             try:
                 with lifecycle.admit():
-                    return await self._score(call, format_, asked, model)
+                    return await self._format_scorer.score(call, format_, asked, model)
             except (Overloaded, Unavailable) as error:
                 pause = error.retry_after if isinstance(error, Overloaded) else _PAUSE
                 losses += isinstance(error, WorkLost)
@@ -146,40 +139,11 @@ class FormatRoutes:
                     pause *= random.uniform(1.0, 1.5)  # noqa: S311 - not all come back at once
                     await asyncio.wait_for(lifecycle.wait_draining(), min(pause, left))
 
-    async def _score(
-        self, call: ScoringCall, format_: Format[Any], asked: Asked, model: str
-    ) -> Scored:
-        spec, classes = self._model(model), call.caller.classes
-        given = format_.priority
-        priority = given if given.value in classes else PriorityClass(next(iter(classes)))
-        options = ScoreOptions(priority=priority, truncation=asked.truncation)
-        call.asks(spec, priority)
-        if asked.ranks:
-            return await self._scorer.rank(call, spec, asked.items[0], options)
-        return await self._scorer.score(call, spec, asked.items, options)
-
-    def _model(self, asked: str) -> str:
-        """The spec of the model that a request means.
-
-        Raises:
-            InvalidRequest: it names none, and there are several.
-        """
-        spec = asked or self._default_model
-        if not spec:
-            names = sorted({revision.info.name for revision, _ in self._registry.infos()})
-            if len(names) != 1:
-                known = ", ".join(names) or "none"
-                raise InvalidRequest("model", f"is required: {known} are served")
-            return names[0]
-        if self._registry.canonical(spec) is None:
-            return self._registry.name_of(spec) or spec
-        return spec
-
     def _check_counts(self, value: Json) -> None:
         """Refuse a body with too long lists, before a model looks at each entry."""
         for name, entries in value.items():
             if entries and isinstance(entries, list) and name != "input":  # which may be ids
-                convert.check_response_count(name, len(entries), self._limits)
+                self._format_scorer.check_count(name, len(entries))
 
 
 def _reply(format_: Format[Any], body: Any, scored: Scored) -> Response:
