@@ -19,9 +19,11 @@ from tests.support.tiny import tiny_checkpoint
 
 from guerdon.client import (
     TLS,
+    AsyncPolicyClient,
     AsyncRewardClient,
     Clock,
     DeadlineExceeded,
+    GenerateItem,
     GuerdonError,
     Internal,
     Item,
@@ -33,6 +35,7 @@ from guerdon.client import (
     Unimplemented,
     _http,
 )
+from guerdon.client.errors import LONGEST_RETRY_AFTER
 
 ITEM = Item("q", ["a", "b"])
 REPLY = {
@@ -93,6 +96,25 @@ def test_targets_that_are_none(target: Any) -> None:
         RewardClient(target)
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("http://:s3cret@h:1", "https://s3cret@h", "https://user:s3crät@h", "http://h?s3cret"),
+        *("http://:s3cret@h:x", "http://[:s3cret@h", ["http://a", "http://:s3cret@h"]),
+        *(["a:1", "http://:s3cret@h"], "grpc://:s3cret@h"),
+    ],
+)
+def test_errors_do_not_show_the_password_of_a_url(target: Any) -> None:
+    with pytest.raises(ValueError, match="target") as caught:
+        RewardClient(target)
+    assert "s3cr" not in str(caught.value)
+
+
+def test_a_password_in_a_url_is_pointed_to_the_argument() -> None:
+    with pytest.raises(ValueError, match="the token is the argument `token`"):
+        RewardClient("http://:s3cret@h:1")
+
+
 def test_settings_are_checked_and_copied(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="https"):
         RewardClient("http://h:1", tls=TLS())
@@ -144,6 +166,7 @@ async def test_what_may_help_is_tried_again() -> None:
         refusal(503, "UNAVAILABLE"),
         refusal(429, "RESOURCE_EXHAUSTED", retry_after=7.5),
         answer(502, b"<html>Bad Gateway</html>"),
+        answer(429, b"<html>Too Many Requests</html>"),
         b"",  # the connection is closed
         answer(200, REPLY)[:-5],  # and in the middle of an answer
         answer(200, REPLY),
@@ -153,8 +176,27 @@ async def test_what_may_help_is_tried_again() -> None:
         AsyncRewardClient(url, clock=no_waiting(waits)) as client,
     ):
         assert (await client.score("m", [ITEM])).scores == [[1.5, -2.0]]
-    assert len(requests) == 6
-    assert waits == [0.0, 7.5, 0.0, 0.0, 0.0]
+    assert len(requests) == 7
+    assert waits == [0.0, 7.5, 0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waited"),
+    [
+        *((b"1e400", LONGEST_RETRY_AFTER), (b"1e300", LONGEST_RETRY_AFTER)),
+        *((b"1" + b"0" * 400, LONGEST_RETRY_AFTER), (b"-1e300", 0.0), (b"NaN", 0.0)),
+    ],
+)
+async def test_no_time_to_come_back_after_breaks_the_call(seconds: bytes, waited: float) -> None:
+    waits: list[float] = []
+    error = b'{"code": "RESOURCE_EXHAUSTED", "message": "no", "retry_after": %s}' % seconds
+    answers = answer(429, b'{"error": %s}' % error), answer(200, REPLY)
+    async with (
+        answering(*answers) as (url, _),
+        AsyncRewardClient(url, clock=no_waiting(waits), timeout=None) as client,
+    ):
+        assert (await client.score("m", [ITEM])).scores == [[1.5, -2.0]]
+    assert waits == [waited]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +207,8 @@ async def test_what_may_help_is_tried_again() -> None:
         (answer(403, b"<html>"), PermissionDenied, "HTTP status 403"),
         (answer(404, b"<html>"), Unimplemented, "HTTP status 404"),
         (answer(301, b""), GuerdonError, "HTTP status 301"),
+        (answer(400, b"[" * 100_000), GuerdonError, "HTTP status 400"),
+        (answer(200, b"[" * 100_000), Internal, "can't be read"),
         (answer(200, b"<html>"), Internal, "can't be read"),
         (answer(200, {}), Internal, "can't be read"),
         (answer(200, {**REPLY, "items": []}), Internal, "0 items for 1"),
@@ -189,6 +233,72 @@ async def test_what_is_no_answer_is_an_error_at_once(
             await client.score("m", [ITEM])
     assert type(caught.value) is kind
     assert len(requests) == 1
+
+
+WHOLE: dict[str, Any] = {
+    "score": 1.5,
+    "steps": [{"score": 1.5, "token_index": 3}],
+    "attributes": [{"name": "helpful", "value": 1.5}],
+    "members": [1.5],
+    "dropped": ["answer_reasoning"],
+}
+NOT_SCORES = [
+    *({}, {"value": 3}, {"score": None}, {"score": True}, {"score": "1.5"}),
+    {**WHOLE, "steps": [{"token_index": 3}]},
+    {**WHOLE, "steps": [{"score": None, "token_index": 3}]},
+    {**WHOLE, "steps": [{"score": 1.5}]},
+    {**WHOLE, "attributes": [{"name": "helpful", "value": None}]},
+    {**WHOLE, "attributes": [{"name": "helpful"}]},
+    {**WHOLE, "members": [None]},
+    {**WHOLE, "dropped": ["something new"]},
+]
+
+
+def scored(score: Any) -> Any:
+    return {**REPLY, "items": [{"id": "", "scores": [score]}]}
+
+
+def ranked(*ranking: Any) -> Any:
+    return {"ranking": ranking, "info": REPLY["info"], "timing": REPLY["timing"]}
+
+
+@pytest.mark.parametrize("score", NOT_SCORES)
+async def test_what_is_missing_of_a_score_is_not_made_up(score: Any) -> None:
+    replies = scored(score), ranked({"index": 0, "score": score})
+    answers = [answer(200, reply) for reply in replies]
+    async with answering(*answers) as (url, requests), AsyncRewardClient(url) as client:
+        with pytest.raises(Internal, match="can't be read"):
+            await client.score("m", [Item("q", ["a"])])
+        with pytest.raises(Internal, match="can't be read"):
+            await client.rank("m", "q", ["a"])
+    assert len(requests) == 2
+
+
+async def test_a_whole_score_is_read() -> None:
+    replies = scored(WHOLE), ranked({"index": 0, "score": WHOLE})
+    answers = [answer(200, reply) for reply in replies]
+    async with answering(*answers) as (url, _), AsyncRewardClient(url) as client:
+        (score,) = (await client.score("m", [Item("q", ["a"])])).items[0].scores
+        (place,) = (await client.rank("m", "q", ["a"])).ranking
+    assert place.score == score
+    assert (score.score, score.members, score.dropped) == (1.5, (1.5,), ("answer_reasoning",))
+    assert (score.steps[0].score, score.attributes) == (1.5, {"helpful": 1.5})
+
+
+@pytest.mark.parametrize("entry", [{}, {"index": None}])
+async def test_a_place_that_is_missing_is_not_made_up(entry: Any) -> None:
+    reply = answer(200, ranked({**entry, "score": {"score": 1.5}}))
+    async with answering(reply) as (url, _), AsyncRewardClient(url) as client:
+        with pytest.raises(Internal, match="can't be read"):
+            await client.rank("m", "q", ["a"])
+
+
+async def test_the_sampler_is_for_grpc_alone() -> None:
+    async with AsyncPolicyClient("http://127.0.0.1:1") as policy:
+        with pytest.raises(Unimplemented, match="GetPolicy is for gRPC alone"):
+            await policy.get_policy()
+        with pytest.raises(Unimplemented, match="Generate is for gRPC alone"):
+            await anext(policy.generate([GenerateItem("q")], max_tokens=1))
 
 
 async def test_a_list_is_asked_in_turns_and_nobody_there_is_said() -> None:

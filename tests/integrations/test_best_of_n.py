@@ -69,6 +69,16 @@ async def test_more_answers_than_asked_for_are_refused(fake: FakeRewardServer) -
             await best_of_n(generate, rewards, "fake", "q", n=2)
 
 
+async def test_one_text_in_the_place_of_a_list_is_refused(fake: FakeRewardServer) -> None:
+    async def generate(prompt: str, n: int) -> str:
+        return "Rain"
+
+    async with AsyncRewardClient(fake.target) as rewards:
+        with pytest.raises(InvalidArgument, match="drew one text"):
+            await best_of_n(generate, rewards, "fake", "q", n=8)
+    assert not fake.calls
+
+
 async def test_an_error_of_the_server_is_raised(fake: FakeRewardServer) -> None:
     fake.fail(grpc.StatusCode.UNAVAILABLE)
     async with AsyncRewardClient(fake.target, retry=Retry(attempts=1)) as rewards:

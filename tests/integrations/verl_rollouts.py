@@ -28,6 +28,10 @@ PROMPTS = (
 ANSWERS = ("Water from clouds.", "", "It is wet, <b>very</b> wet.")
 CUT_OFF = "I am sorry, but"
 SECTION = "reward.reward_kwargs.guerdon"
+WRONG = (
+    *("modle=x", "tls.cafile=x", "tls=x", "options=null", "options.prioritty=batch"),
+    *("end_tokens=<end>", "ignored_keys=thinking"),
+)
 
 
 def settings(tokenizer: str, *overrides: str) -> Any:
@@ -101,10 +105,11 @@ async def main(tokenizer: str, server: str, model: str) -> None:
             await worker.compute_score(refused)
         except ValueError as error:
             print(error)
-    try:
-        RewardLoopWorker(settings(tokenizer, *overrides, f"{SECTION}.modle=x"), None)
-    except ValueError as error:
-        print(error)
+    for wrong in WRONG:
+        try:
+            RewardLoopWorker(settings(tokenizer, *overrides, f"{SECTION}.{wrong}"), None)
+        except ValueError as error:
+            print(error)
 
 
 if __name__ == "__main__":

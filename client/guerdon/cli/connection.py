@@ -77,8 +77,8 @@ class ServerOptions:
     def _make(self, kind: type[_Client]) -> _Client:
         tls = api.TLS(ca=self.tls_ca) if self.tls or self.tls_ca else None
         if self.server.startswith(("http://", "https://")):  # streams are for gRPC alone
-            where = f"server {self.server!r} must be host:port of gRPC, without a scheme."
-            raise CommandError(where, ExitCode.USAGE)
+            what = "the server must be host:port of gRPC, without a scheme."
+            raise CommandError(what, ExitCode.USAGE)
         try:
             retry = api.Retry() if self.patient else api.Retry(attempts=1)
             return kind(self.server, token=self.token, tls=tls, timeout=self.timeout, retry=retry)

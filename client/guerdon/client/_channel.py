@@ -46,7 +46,7 @@ class Target:
             raise ValueError("target must be host:port, or a list of them")
         for endpoint in self.endpoints:
             if endpoint.startswith(("http://", "https://", "grpc://")):
-                raise ValueError(f"target {endpoint!r} must be host:port, without a scheme")
+                raise ValueError("target must be host:port, without a scheme")
             if len(self.endpoints) > 1:
                 split(endpoint)
 

@@ -31,6 +31,7 @@ from guerdon.client._retry import Deadline
 from guerdon.client.config import TLS
 from guerdon.client.errors import (
     DeadlineExceeded,
+    GuerdonError,
     Internal,
     Overloaded,
     Unavailable,
@@ -83,15 +84,18 @@ class HttpTarget(Target):
 
 
 def _url(endpoint: str) -> SplitResult:
+    """The parts of a URL, which no error quotes: it may hold a password."""
     try:
         url = urlsplit(endpoint)
         url.port  # noqa: B018 - it raises where that is no port
     except (ValueError, AttributeError):
         url = urlsplit("")
-    beyond = url.username or url.password or url.query or url.fragment
+    if "@" in url.netloc:
+        raise ValueError("target must hold no user or password: the token is the argument `token`")
+    beyond = url.query or url.fragment
     visible = isinstance(endpoint, str) and re.fullmatch(r"[!-~]+", endpoint)
     if url.scheme not in ("http", "https") or not url.hostname or beyond or not visible:
-        raise ValueError(f"target {endpoint!r} must be http://host:port, as every entry of a list")
+        raise ValueError("target must be http://host:port, as every entry of a list")
     return url
 
 
@@ -158,7 +162,9 @@ class HttpChannel:
                 raise from_status(twins.error_status(status, content))
             try:
                 return twin.reply(request, status, content)
-            except (ValueError, TypeError, LookupError, AttributeError) as error:
+            except GuerdonError:  # some are ValueErrors, too
+                raise
+            except twins.UNREADABLE as error:
                 raise Internal(f"the server's answer to {twin.path} can't be read") from error
 
         return call
@@ -172,7 +178,7 @@ class HttpChannel:
 
         return refuse
 
-    unary_stream = stream_stream
+    stream_unary = unary_stream = stream_stream
 
     async def close(self) -> None:
         """Cancel what is under way."""

@@ -12,12 +12,17 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 
-from guerdon.client.errors import NotFound, Unimplemented, invalid
+from guerdon.client.errors import LONGEST_RETRY_AFTER, NotFound, Unimplemented, invalid
 from guerdon.v1 import common_pb2, reward_pb2
 
 M = TypeVar("M", bound=Message)
 
 _SERVICE = "/guerdon.v1.RewardService/"
+_MIN_PREFIX = 8
+"""Fewest characters of a revision's beginning, as the servers hold it."""
+
+UNREADABLE = ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError
+"""What is raised where a body is not of the form that it should have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +41,23 @@ class Twin:
 def error_status(http_status: int, body: bytes) -> status_pb2.Status:
     """What an answer tells that is an error, by a Guerdon server or something before it."""
     try:
-        error = json.loads(body)["error"]
-        code, message = code_pb2.Code.Value(error["code"]), str(error["message"])
-    except (ValueError, LookupError, TypeError):
+        return _guerdon_status(json.loads(body)["error"])
+    except UNREADABLE:
         code = _CODES.get(http_status, code_pb2.UNKNOWN)
         return status_pb2.Status(code=code, message=f"HTTP status {http_status}, and no reason")
-    status = status_pb2.Status(code=code, message=message)
+
+
+def _guerdon_status(error: Mapping[str, Any]) -> status_pb2.Status:
+    message = str(error["message"])
+    status = status_pb2.Status(code=code_pb2.Code.Value(error["code"]), message=message)
     if isinstance(field := error.get("field"), str):
         reason = message.removeprefix(f"{field}: ")
         violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=reason)
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(seconds := error.get("retry_after"), int | float):
         detail = error_details_pb2.RetryInfo()
-        detail.retry_delay.FromMicroseconds(int(seconds * 1e6))
+        believed = min(max(0.0, seconds), LONGEST_RETRY_AFTER)
+        detail.retry_delay.FromMicroseconds(int(believed * 1e6))
         status.details.add().Pack(detail)
     return status
 
@@ -59,7 +68,7 @@ _CODES = {
     404: code_pb2.UNIMPLEMENTED,
     405: code_pb2.UNIMPLEMENTED,
     413: code_pb2.RESOURCE_EXHAUSTED,
-    429: code_pb2.RESOURCE_EXHAUSTED,
+    429: code_pb2.UNAVAILABLE,  # a proxy's limit of requests passes
     502: code_pb2.UNAVAILABLE,
     503: code_pb2.UNAVAILABLE,
     504: code_pb2.UNAVAILABLE,
@@ -131,7 +140,10 @@ def _score_reply(_: Any, __: int, body: bytes) -> Message:
 
 def _rank_reply(_: Any, __: int, body: bytes) -> Message:
     found = json.loads(body)
-    ranking = [{**entry, "score": _score(entry["score"])} for entry in found["ranking"]]
+    ranking = [
+        {"index": _number(entry["index"]), "score": _score(entry["score"])}
+        for entry in found["ranking"]
+    ]
     return _message({**_made(found), "ranking": ranking}, reward_pb2.RankResponse())
 
 
@@ -145,11 +157,41 @@ def _made(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _score(score: Mapping[str, Any]) -> dict[str, Any]:
-    return {**score, "dropped": _dropped(score.get("dropped", ()))}
+    steps = [
+        {"score": _number(step["score"]), "token_index": _number(step["token_index"])}
+        for step in score.get("steps", ())
+    ]
+    attributes = [
+        {**attribute, "value": _number(attribute["value"])}
+        for attribute in score.get("attributes", ())
+    ]
+    return {
+        **score,
+        "score": _number(score["score"]),
+        "steps": steps,
+        "attributes": attributes,
+        "dropped": _dropped(score.get("dropped", ())),
+    }
 
 
-def _dropped(names: Any) -> list[str]:
-    return [f"DROPPED_TEXT_{name.upper()}" for name in names]
+def _number(value: Any) -> float:
+    """A number that must be there: protobuf reads null, and what is absent, as 0.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    return value
+
+
+def _dropped(names: Any) -> list[int]:
+    """The kinds of dropped text.
+
+    Raises:
+        ValueError: one is not known; protobuf would leave it out.
+    """
+    return [reward_pb2.DroppedText.Value(f"DROPPED_TEXT_{name.upper()}") for name in names]
 
 
 def _models_reply(_: Any, __: int, body: bytes) -> reward_pb2.ListModelsResponse:
@@ -171,7 +213,7 @@ def _model_reply(request: Any, status: int, body: bytes) -> reward_pb2.GetModelR
 
     Raises:
         NotFound: there is none.
-        InvalidArgument: a revision's beginning fits several.
+        InvalidArgument: a revision's beginning is too short, or fits several.
     """
     name, at, revision = request.model.partition("@")
     named = [
@@ -181,11 +223,16 @@ def _model_reply(request: Any, status: int, body: bytes) -> reward_pb2.GetModelR
     ]
     if not named:
         raise NotFound(f"there is no model {name!r}")
-    found = [m for m in named if (m.revision.startswith(revision) if at else m.current)]
+    name = named[0].name
+    exact = [m for m in named if m.revision == revision]
+    if at and not exact and len(revision) < _MIN_PREFIX:
+        least = f"a revision needs at least {_MIN_PREFIX} characters"
+        raise invalid("model", f"{least}, it has {len(revision)}")
+    found = exact or [m for m in named if (m.revision.startswith(revision) if at else m.current)]
     if not found:
-        raise NotFound(f"model {name!r} has no revision {revision!r}")
+        raise NotFound(f"model {name!r} has no revision {revision[:80]!r}")
     if len(found) > 1:
-        raise invalid("model", f"{request.model!r} is the beginning of several revisions")
+        raise invalid("model", f"{revision!r} begins {len(found)} revisions of {name!r}")
     return reward_pb2.GetModelResponse(model=found[0])
 
 

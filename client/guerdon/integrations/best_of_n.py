@@ -47,10 +47,13 @@ async def best_of_n(
 
     Raises:
         GuerdonError: an answer can't be scored, or there was no ranking in time.
-        InvalidArgument: `n` is no number of answers, or none was drawn, or more than `n`.
+        InvalidArgument: `n` is no number of answers, or none was drawn, or more than `n`, or
+            one text in the place of a list.
     """
     check_number("n", n, 1, _MOST, whole=True)
-    texts = list(await generate(prompt, n))
+    texts = await generate(prompt, n)
+    if isinstance(texts, str):
+        raise invalid("generate", "drew one text, not a list of them")
     if not 1 <= len(texts) <= n:
         raise invalid("generate", f"drew {len(texts)} answers where {n} were asked for")
     result = await rewards.rank(model, prompt, texts, **options)

@@ -10,7 +10,8 @@ reward.reward_manager.module.path=pkg://guerdon.integrations.verl
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any
 
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
@@ -23,6 +24,11 @@ from guerdon.integrations.scores import DroppedText, other_numbers
 
 _SECTION = "reward.reward_kwargs.guerdon"
 _KEYS = ("server", "model", "timeout", "tls", "end_tokens", "ignored_keys", "options")
+_PARTS: Mapping[str, Collection[str]] = {
+    "tls": [field.name for field in fields(TLS)],
+    "options": list(ScoringOptions.__annotations__),
+}
+"""The settings that are mappings, and their keys."""
 _ONE_ANSWER = 2
 """The value of `__num_turns__` for a prompt and one answer."""
 
@@ -125,7 +131,21 @@ def _settings(config: Any) -> Mapping[str, Any]:
     for key in ("server", "model"):
         if not settings.get(key):
             raise invalid(f"{_SECTION}.{key}", "is missing")
+    for name, keys in _PARTS.items():
+        _check_mapping(settings.get(name, {}), keys, f"{_SECTION}.{name}")
+    for name in ("end_tokens", "ignored_keys"):
+        texts = settings.get(name, [])
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise invalid(f"{_SECTION}.{name}", "must be a list of texts")
     return dict(settings)
+
+
+def _check_mapping(found: Any, keys: Collection[str], where: str) -> None:
+    if not isinstance(found, Mapping):
+        raise invalid(where, f"must be a mapping, with any of {', '.join(keys)}")
+    for key in found:
+        if key not in keys:
+            raise invalid(f"{where}.{key}", f"is not one of {', '.join(keys)}")
 
 
 def _end_ids(tokenizer: Any, texts: Any) -> frozenset[int]:
