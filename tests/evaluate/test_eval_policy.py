@@ -359,6 +359,8 @@ def test_what_a_kill_leaves_is_gone_on_from(world: World, tuned: Path) -> None:
         (["--temperature", "0.5"], "was made with temperature = 1.0, not 0.5"),
         (["--max-tokens", "4"], "was made with max_tokens = 5, not 4"),
         (["--limit", "4"], "is of other prompts: 6 of "),
+        (["--prompt-key", "kind"], "prompts.jsonl, kind/answer ("),
+        (["--answer-key", "kind"], "prompts.jsonl, prompt/kind ("),
         (["--verifier", "length:3"], 'rewards = ["long", "0.5*vowels"], not ["long", "0.5*vowels"'),
         (["--baseline", "nowhere"], "nowhere holds no evaluation.json"),
         (["--by", "colour"], "has the field 'colour'; their fields are id, kind"),
