@@ -225,8 +225,10 @@ def test_the_report_stands_on_its_own_and_runs_nothing_of_a_run(
 
 def test_runs_on_other_terms_are_kept_apart(tmp_path: Path, compare: Compare) -> None:
     alike = [evaluated(write_aligned(tmp_path / n), 0.0, 0.0, 1.0) for n in ("a", "b")]
+    alike_prompts = {"source": "held-out.jsonl", "sha256": "a" * 64, "count": N}
     others = {
         "prompts": {"prompts": {"source": "x.jsonl", "sha256": "b" * 64, "count": N}},
+        "columns": {"prompts": alike_prompts | {"answer_key": "solution"}},
         "rewards": {"rewards": ["0.5*proxy"]},
         "revision": {"revisions": {"rewards": {"proxy": "r2"}}},
         "tokens": {"max_tokens": 99},
@@ -234,6 +236,7 @@ def test_runs_on_other_terms_are_kept_apart(tmp_path: Path, compare: Compare) ->
         "reference": {"reference": "other"},
     }
     words = {
+        "columns": f"other prompts ({N} of held-out.jsonl, columns prompt and solution)",
         "prompts": f"other prompts ({N} of x.jsonl)", "rewards": "other rewards (0.5·proxy)",
         "revision": "other revisions of the reward models", "tokens": "99 tokens at most, not 48",
         "heat": "temperature 0.5, not 1", "reference": "KL against another policy (other)",
@@ -252,6 +255,16 @@ def test_runs_on_other_terms_are_kept_apart(tmp_path: Path, compare: Compare) ->
     assert sentence in out
     assert sentence in page.text
     assert page.text.count("Side by side") == 2
+
+
+def test_two_splits_of_a_data_set_are_not_one(tmp_path: Path, compare: Compare) -> None:
+    runs = [
+        write_reinforced(tmp_path / name, settings={"eval_prompts": "openai/gsm8k"} | of)
+        for name, of in (("a", {}), ("b", {"eval_prompts_split": "train"}))
+    ]
+    found = as_json(compare, *runs)
+    assert found["comparable"] is False
+    assert "other prompts (2 of openai/gsm8k, split train)" in found["not_comparable"][0]
 
 
 def test_held_out_rewards_of_two_models_are_not_one(tmp_path: Path, compare: Compare) -> None:

@@ -49,7 +49,10 @@ class World:
         self.rewards.add_revision("vowels", "rev-1", lambda prompt, text: vowels(text))
         self.rewards.add_revision("judge", "rev-1", lambda prompt, text: -len(str(text)) / 7)
         self.rewards.add_revision("rude", "rev-1", lambda prompt, text: vowels(text))
-        rows = [{"prompt": f"question {i}", "kind": "ab"[i % 2], "id": i} for i in range(PROMPTS)]
+        rows = [
+            {"prompt": f"question {i}", "kind": "ab"[i % 2], "id": i, "title": f"title {i}"}
+            for i in range(PROMPTS)
+        ]
         self.prompts = write_rows(folder / "prompts.jsonl", rows)
 
     def __enter__(self) -> World:
@@ -359,9 +362,11 @@ def test_what_a_kill_leaves_is_gone_on_from(world: World, tuned: Path) -> None:
         (["--temperature", "0.5"], "was made with temperature = 1.0, not 0.5"),
         (["--max-tokens", "4"], "was made with max_tokens = 5, not 4"),
         (["--limit", "4"], "is of other prompts: 6 of "),
+        (["--prompt-key", "title"], "prompts.jsonl, title/answer ("),
+        (["--answer-key", "kind"], "prompts.jsonl, prompt/kind ("),
         (["--verifier", "length:3"], 'rewards = ["long", "0.5*vowels"], not ["long", "0.5*vowels"'),
         (["--baseline", "nowhere"], "nowhere holds no evaluation.json"),
-        (["--by", "colour"], "has the field 'colour'; their fields are id, kind"),
+        (["--by", "colour"], "has the field 'colour'; their fields are id, kind, title"),
         (["--harm-threshold", "nan"], "harm_threshold is nan"),
         (["--samples-per-prompt", "0"], "samples_per_prompt is 0"),
         (["--max-tokens", "500"], "but the policy has 256 positions"),

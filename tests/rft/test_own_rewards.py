@@ -10,10 +10,12 @@ import datasets
 import pytest
 from tests.rft.living import LivingPolicy
 from tests.rft.test_rft import Killed, die_after_groups
+from tests.rollouts.support import settings
 from tests.rollouts.test_http_reward import Service, ok, service
 from tests.support.command import read_rows
 
 from guerdon.cli.main import main
+from guerdon.trainer.rl.inputs import read_inputs
 
 __all__ = ["service"]
 
@@ -115,6 +117,23 @@ def test_a_run_does_not_go_on_with_another_function(
     assert world.scored()[: len(had)] == had
     tasks = [row["task"] for row in read_rows(world.folder / "run" / "scored.jsonl")[1:]]
     assert sorted(tasks) == list(range(PROMPTS))  # each once
+
+
+def test_only_the_rank_that_scores_starts_a_function(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.function.write_text("open('started', 'w').close()\n" + FUNCTION)
+    given = settings(
+        policy=str(world.policy),
+        prompts="prompts.parquet",
+        eval_prompts="prompts.parquet",
+        prompt_key="question",
+        verifier=("my_rewards:vowels",),
+    )
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert len(read_inputs(given).prompts) == PROMPTS
+        assert (world.folder / "started").exists() == (rank == "0")
 
 
 def test_pairs_by_a_function_and_a_service(

@@ -153,6 +153,16 @@ async def test_a_service_that_is_away_is_asked_again(service: Service, status: i
     assert len(service.asked) == 3
 
 
+async def test_the_status_counts_however_long_its_page_is(service: Service) -> None:
+    page = b"x" * 100_000
+    service.first((503, {}, page), (429, {}, page))
+    async with source(service.url) as made:
+        assert await made.totals(group("a")) == [1.5]
+        service.first((401, {}, page))
+        with pytest.raises(ServiceRefused, match=r"HTTP 401 \(GUERDON_VERIFIER_TOKEN"):
+            await made.totals(group("a"))
+
+
 async def test_a_service_that_stays_away_ends_the_run(service: Service) -> None:
     service.answer = lambda asked: (503, {}, b"")
     async with source(service.url, patience=0.3) as made:
@@ -302,6 +312,11 @@ async def test_cancelled_work_leaves_nothing_behind(service: Service) -> None:
         ("https://me:secret@example.com/", "a URL with a name, a password, a query or a fragment"),
         ("https://example.com/?key=secret", "a URL with a name, a password, a query"),
         ("https://example.com/#secret", "a URL with a name, a password, a query"),
+        ("https://me:secret-ä@example.com/", "a URL with a name, a password"),
+        ("https://me:secret@host:99999/", "a URL with a name, a password"),
+        ("https://@host/", "a URL with a name, a password"),
+        ("https://me:secret@[host/", "is not https://HOST"),
+        ("https:me:secret@host/", "is not https://HOST"),
         ("https:///score", "is not https://HOST"),
         ("https:", "is not https://HOST"),
         ("https://host:99999/", "is not https://HOST"),

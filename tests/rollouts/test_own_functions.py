@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +17,7 @@ import pytest
 from tests.rollouts.support import tokenizer, write_rows
 
 from guerdon.trainer.common.errors import DataError, OutputError, SettingsError, TrainingError
+from guerdon.trainer.common.services import line_process
 from guerdon.trainer.common.services.prompts import load_prompts
 from guerdon.trainer.common.services.reward_function import RewardFunction
 from guerdon.trainer.common.services.rewards import RewardSource
@@ -22,7 +25,7 @@ from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 from guerdon.trainer.common.services.verifiers import parse_verifier
 
 FUNCTIONS = '''
-import asyncio, os, pathlib, signal, subprocess, sys, time
+import asyncio, itertools, os, pathlib, signal, subprocess, sys, time
 
 def length(completions, **kwargs):
     return [float(len(text)) for text in completions]
@@ -81,6 +84,12 @@ def hanging(completions, **kwargs):
 
 async def waiting(completions, **kwargs):
     await asyncio.sleep(600)
+
+def unordered(completions, **kwargs):
+    return {float(len(text)) for text in completions}
+
+def endless(completions, **kwargs):
+    return itertools.repeat(1.0)
 
 def short(completions, **kwargs):
     return [1.0] * (len(completions) - 1)
@@ -185,10 +194,12 @@ async def test_rows_do_not_share_what_a_function_changes() -> None:
         ("leaving", "raised SystemExit: 3"),
         ("gone", r"ended its process \(exit code 7\)"),
         ("shot", r"ended its process \(by SIGSEGV\)"),
-        ("short", "gave 1 scores for 2 responses"),
+        ("short", r"gave 1 rewards for 2 completions \(the prompt is row 7\)"),
+        ("endless", "gave more rewards for 2 completions"),
+        ("unordered", "returned a set, not a list"),
         ("none", "gave None for completion 1: every completion needs a number"),
-        ("nan", "gave nan, which is not a finite number"),
-        ("infinite", "gave inf, which is not a finite number"),
+        ("nan", r"gave nan for completion 1, not a finite number \(the prompt is row 7\)"),
+        ("infinite", "gave inf for completion 1, not a finite number"),
         ("text", "gave '1' for completion 1, not a number"),
         ("words", r"gave '\[1\]' for completion 1, not a number"),
         ("no_list", "returned a float, not a list"),
@@ -243,16 +254,41 @@ async def test_a_process_that_was_killed_is_asked_once_more(tmp_path: Path) -> N
     assert (tmp_path / "killed.txt").read_text() == "xxx"
 
 
-async def test_its_process_ends_when_the_run_is_gone() -> None:
-    """Also in the middle of a call: what it reads from has ended."""
+async def test_its_process_ends_when_the_run_is_gone(tmp_path: Path) -> None:
+    """Also in the middle of a call, with what this started: what it reads from has ended."""
     verifier = RewardFunction("my_rewards:hanging", 600.0)
     await verifier.start()
     process = verifier._process
     assert process is not None
     assert process.stdin is not None
+    question = {"prompt": "Why?", "completions": ["a"], "completion_ids": [[5]], "row": {}}
+    process.stdin.write(json.dumps(question).encode() + b"\n")
+    process.stdin.flush()
+    await asyncio.to_thread(wait_until, lambda: child_of(tmp_path) is not None)
     process.stdin.close()
-    assert await asyncio.to_thread(process.wait, 60) == 0
+    assert await asyncio.to_thread(process.wait, 60) == -signal.SIGKILL
+    await asyncio.to_thread(wait_until, lambda: not is_running(child_of(tmp_path)))
     await verifier.close()
+
+
+async def test_the_start_may_take_as_long_as_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module may load a large model; two minutes are the least that it has."""
+    (tmp_path / "stuck.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setattr(line_process, "START_SECONDS", 0.01)
+    verifier = RewardFunction("stuck:f", 0.01)
+    message = r"runs a reward function gave no sign of life in 0\.01 seconds"
+    with pytest.raises(TrainingError, match=message):
+        await verifier.start()
+    await verifier.close()
+    assert await rewards("length", "abc") == [3.0]
+
+
+async def test_an_answer_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_process, "MAX_ANSWER_BYTES", 16)
+    with pytest.raises(TrainingError, match="answers with more than 0 MiB"):
+        await rewards("length", "a")
 
 
 @pytest.mark.parametrize(
@@ -263,6 +299,7 @@ async def test_its_process_ends_when_the_run_is_gone() -> None:
         ("lacking:f", "can't import 'lacking': ModuleNotFoundError: No module named 'not_there'"),
         ("my_rewards:lenght", "'my_rewards' has no 'lenght'; did you mean 'length'"),
         ("my_rewards:number", "'number' of 'my_rewards' is a int, not a function"),
+        ("builtins:max", "doesn't say what it takes: ValueError: no signature found"),
         ("my_rewards:positional", "takes 'completions' by position only"),
     ],
 )

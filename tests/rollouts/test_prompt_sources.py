@@ -26,7 +26,8 @@ KEYS = {"prompt_key": "question", "answer_key": "solution"}
 
 
 def load(source: object, **how: Any) -> Prompts:
-    return load_prompts(str(source), tokenizer(), max_prompt_tokens=256, **(KEYS | how))
+    how = {"max_prompt_tokens": 256} | KEYS | how
+    return load_prompts(str(source), tokenizer(), **how)
 
 
 def write_table(path: Path, delimiter: str = ",", encoding: str = "utf-8") -> Path:
@@ -127,6 +128,12 @@ def test_errors_of_a_prompt_name_its_column(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "p.jsonl", [{"question": [{"role": "user"}], "solution": 1}])
     with pytest.raises(DataError, match=r"line 1: question\[0\]\.content: must be text"):
         load(path)
+    path = write_rows(tmp_path / "q.jsonl", [{"question": "Why? " * 99, "solution": 1}])
+    with pytest.raises(DataError, match=r"line 1: question: \d+ tokens, over the limit of 64"):
+        load(path, max_prompt_tokens=64)
+    path = write_rows(tmp_path / "r.jsonl", [{"question": "<|im_end|>", "solution": 1}])
+    with pytest.raises(DataError, match=r"line 1: question: spells the control token"):
+        load(path, control_tokens="refuse")
 
 
 @pytest.mark.parametrize(
@@ -148,6 +155,17 @@ def test_what_is_wrong_with_a_table_is_said(tmp_path: Path, text: str, reason: s
     path.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
     with pytest.raises(DataError, match=reason):
         load(path)
+
+
+@pytest.mark.parametrize("name", ["p.csv.gz", "p.json.gz"])
+def test_a_damaged_gzip_file_is_one_sentence(tmp_path: Path, name: str) -> None:
+    plain = write_table(tmp_path / "p.csv").read_bytes() if "csv" in name else json.dumps(ROWS)
+    data = gzip.compress(plain if isinstance(plain, bytes) else plain.encode())
+    path = tmp_path / name
+    for damaged in (data[:-9], data[:10] + b"\xff" * 20, data[:-8] + b"\0" * 8):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"p\.\w+\.gz"):
+            load(path)
 
 
 def test_a_hub_that_can_not_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,5 +199,9 @@ def test_what_would_fill_the_memory_is_refused(
             load(files[form])
         assert len(load(files[form], limit=1)) == 1
     monkeypatch.setattr(row_files, "MAX_ARRAY_BYTES", 100)
-    with pytest.raises(DataError, match=r"a JSON array of over .* which is read whole"):
-        load(files["array"])
+    packed = tmp_path / "packed.json.gz"
+    packed.write_bytes(gzip.compress(b"[" + b" " * 5000 + b"]"))
+    assert packed.stat().st_size < 100
+    for path in (files["array"], packed):
+        with pytest.raises(DataError, match=r"a JSON array of over .* which is read whole"):
+            load(path)

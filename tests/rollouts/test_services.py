@@ -126,7 +126,10 @@ async def test_an_answer_is_not_asked_for_again(error: GuerdonError) -> None:
     assert not clock.sleeps
 
 
-@pytest.mark.parametrize("address", ["", "host", "host:", ":1", "host:0", "host:65536", "host:x"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "host", "host:", ":1", "host:0", "host:65536", "host:x", "http://host:1", "a/host:1"],
+)
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(SettingsError, match=r"sampler: .* is not HOST:PORT"):
         parse_address(address, "sampler")

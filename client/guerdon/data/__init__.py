@@ -16,9 +16,11 @@ from guerdon.data.conversations import (
 )
 from guerdon.data.formats import FileFormat
 from guerdon.data.jsonl import (
+    DAMAGED_GZIP,
     JsonLines,
     Line,
     NotJsonLines,
+    decompressed,
     file_format,
     read_json_array,
     read_jsonl,
@@ -38,6 +40,7 @@ from guerdon.data.rendering import (
 )
 
 __all__ = [
+    "DAMAGED_GZIP",
     "REASONING",
     "ROLES",
     "ControlTokens",
@@ -55,6 +58,7 @@ __all__ = [
     "as_messages",
     "check_text",
     "check_turns",
+    "decompressed",
     "dropped_by",
     "file_format",
     "is_transcript",

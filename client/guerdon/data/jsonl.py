@@ -24,7 +24,8 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
-_DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
+DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+"""What reading a damaged gzip file raises."""
 
 
 _HEAD_BYTES = 4096
@@ -63,7 +64,7 @@ class JsonLines:
     def __init__(self, source: str | Path | BinaryIO) -> None:
         self._own = isinstance(source, str | Path)
         self._raw = open_binary(source)
-        self._stream = _decompressed(self._raw)
+        self._stream = decompressed(self._raw)
         self._number = 0
         found = _format(self._stream)
         if found is not FileFormat.JSON_LINES:
@@ -93,7 +94,7 @@ class JsonLines:
         while True:
             try:
                 data = self._next_line()
-            except _DAMAGED as exc:
+            except DAMAGED_GZIP as exc:
                 number = self._number + 1
                 error = RowError("gzip", f"the data is damaged or cut short ({exc})", line=number)
                 yield Line(number, None, error)
@@ -155,20 +156,31 @@ def file_format(path: str | Path) -> FileFormat:
         OSError: it can't be opened or read.
     """
     with Path(path).open("rb") as raw:
-        return _format(_decompressed(raw))
+        return _format(decompressed(raw))
 
 
-def read_json_array(path: str | Path) -> list[dict[str, Any] | RowError]:
+def read_json_array(path: str | Path, most: int) -> list[dict[str, Any] | RowError]:
     """The entries of a file that is one JSON array, gzipped or not, whole in memory.
+
+    Args:
+        path: of the file.
+        most: bytes of it, decompressed.
 
     Raises:
         OSError: the file can't be opened or read.
-        RowError: it is not JSON in UTF-8.
+        RowError: it is not JSON in UTF-8, or longer.
     """
     with Path(path).open("rb") as raw:
         try:
-            entries = _loaded(_decompressed(raw).read().removeprefix(_BOM), None)
-        except _DAMAGED as exc:
+            data = decompressed(raw).read(most + 1)
+            if len(data) > most:
+                raise RowError(
+                    "",
+                    f"is a JSON array of over {most >> 20} MiB, which is read whole: write JSON "
+                    "Lines, which is read line by line",
+                )
+            entries = _loaded(data.removeprefix(_BOM), None)
+        except DAMAGED_GZIP as exc:
             raise RowError("gzip", f"the data is damaged or cut short ({exc})") from exc
     assert isinstance(entries, list), "a JSON array"
     return [
@@ -180,11 +192,12 @@ def read_json_array(path: str | Path) -> list[dict[str, Any] | RowError]:
 def _format(stream: io.BufferedReader) -> FileFormat:
     try:
         return recognise(stream.peek(_HEAD_BYTES)[:_HEAD_BYTES])
-    except _DAMAGED:
+    except DAMAGED_GZIP:
         return FileFormat.JSON_LINES  # reading the lines says what is wrong
 
 
-def _decompressed(raw: io.BufferedReader) -> io.BufferedReader:
+def decompressed(raw: io.BufferedReader) -> io.BufferedReader:
+    """The content of an open file: itself, or what it holds where its first bytes are gzip's."""
     if raw.peek(2)[:2] == _GZIP_MAGIC:
         return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=raw)), 1 << 16)
     return raw

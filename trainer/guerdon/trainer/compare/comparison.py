@@ -198,8 +198,7 @@ def differing(first: Terms, other: Terms) -> list[str]:
         by = "the run itself" if other.own else "guerdon eval policy"
         found.append(f"measured by {by}, on samples of its own")
         other = _as_known(other, first)
-    if (first.prompts, first.count) != (other.prompts, other.count):
-        found.append(f"other prompts ({other.count} of {other.source})")
+    found += _other_prompts(first, other)
     if first.rewards != other.rewards:
         found.append(f"other rewards ({reward_words(other)})")
     elif first.revisions != other.revisions and not other.own:
@@ -213,6 +212,17 @@ def differing(first: Terms, other: Terms) -> list[str]:
     if first.temperature != other.temperature:
         found.append(f"temperature {other.temperature:g}, not {first.temperature:g}")
     return found
+
+
+def _other_prompts(first: Terms, other: Terms) -> list[str]:
+    more = ""
+    if first.columns != other.columns:
+        more += f", columns {' and '.join(other.columns)}"
+    if first.split != other.split:
+        more += f", split {other.split}"
+    if not more and (first.prompts, first.count) == (other.prompts, other.count):
+        return []
+    return [f"other prompts ({other.count} of {other.source}{more})"]
 
 
 def reward_words(terms: Terms) -> str:

@@ -177,7 +177,15 @@ def _terms(table: Table, *, heldout: bool) -> Terms:
         _canonical(revisions.get("rewards")),
         _canonical(revisions.get("heldout")),
         str(table.values.get("reference_sha256") or ""),
+        _columns(prompts),
+        str(prompts.values.get("split", "test")),
     )
+
+
+def _columns(table: Table) -> tuple[str, str]:
+    """The columns of prompt and answer; older folders name none."""
+    prompt, answer = (table.values.get(f"{name}_key", name) for name in ("prompt", "answer"))
+    return str(prompt), str(answer)
 
 
 def _canonical(value: Any) -> str:
@@ -284,6 +292,8 @@ def _reinforced(run: Run, table: Table, settings: Table) -> Run:
         run.base,
         settings.integer("max_tokens"),
         settings.number("temperature"),
+        columns=_columns(settings),
+        split=str(settings.values.get("eval_prompts_split", "test")),
         own=True,
     )
     pairs = _own_samples(run.path / SAMPLES)

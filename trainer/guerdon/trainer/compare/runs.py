@@ -35,6 +35,10 @@ class Terms:
     """Revision of the held-out reward model."""
     reference_sha256: str = ""
     """SHA-256 of the reference's weights, where it is known."""
+    columns: tuple[str, str] = ("prompt", "answer")
+    """The columns of prompt and answer."""
+    split: str = "test"
+    """Of the prompts, where they are a data set."""
     own: bool = False
     """The run measured itself, while it trained: `guerdon eval policy` did not."""
 
@@ -44,6 +48,8 @@ class Terms:
         return (
             self.prompts,
             self.count,
+            self.columns,
+            self.split,
             self.rewards,
             self.revisions,
             self.reference_sha256 or self.reference,

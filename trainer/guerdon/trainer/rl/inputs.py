@@ -6,6 +6,7 @@ from rich.console import Console
 
 from guerdon.trainer.common.data.tokens import load_tokenizer
 from guerdon.trainer.common.models.language_model import load_config
+from guerdon.trainer.common.processes import is_main
 from guerdon.trainer.common.report import say
 from guerdon.trainer.common.services.inputs import (
     RunInputs,
@@ -43,7 +44,8 @@ def read_inputs(settings: RunSettings) -> RunInputs:
         split=settings.eval_prompts_split,
         limit=settings.eval_limit,
     )
-    check_verifiers(settings, prompts, held_out)
+    if is_main():  # the one rank that scores: a function's process is started for this
+        check_verifiers(settings, prompts, held_out)
     check_positions(config, settings.max_tokens, max(prompts.longest, held_out.longest))
     return RunInputs(policy, config, tokenizer, prompts, held_out)
 

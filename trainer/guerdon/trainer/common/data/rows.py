@@ -20,7 +20,7 @@ _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 """Files of a folder that `datasets` saved; one of Parquet files, as hubs have them, lacks them."""
 _PARQUET_BATCH = 256
 MAX_ARRAY_BYTES = 1 << 30
-"""Largest file of a JSON array: it is in memory whole."""
+"""Largest JSON array, decompressed: it is in memory whole."""
 
 _HERE = Path(__file__).parents[2]
 PROJECT_DATA = {
@@ -175,12 +175,7 @@ def file_rows(source: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
         if found is FileFormat.PARQUET:
             yield from enumerate(_parquet_rows(path), start=1)
         elif found is FileFormat.JSON_ARRAY:
-            if Path(path).stat().st_size > MAX_ARRAY_BYTES:
-                raise DataError(
-                    f"{source} is a JSON array of over {MAX_ARRAY_BYTES >> 20} MiB, which is read "
-                    "whole: write JSON Lines, which is read line by line"
-                )
-            yield from enumerate(read_json_array(path), start=1)
+            yield from enumerate(read_json_array(path, MAX_ARRAY_BYTES), start=1)
         else:
             with JsonLines(path) as lines:
                 for line in lines:

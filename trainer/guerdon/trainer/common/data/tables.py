@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from guerdon.data import FileFormat, RowError, file_format
+from guerdon.data import DAMAGED_GZIP, FileFormat, RowError, decompressed, file_format
 from guerdon.trainer.common.errors import DataError
 
 _LONGEST_CELL = 16 << 20
 """Characters of a cell."""
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 def is_table(path: Path) -> bool:
@@ -32,11 +30,9 @@ def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     csv.field_size_limit(_LONGEST_CELL)
     try:
         with path.open("rb") as raw:
-            plain = raw.peek(2)[:2] != _GZIP_MAGIC
-            stream: Any = raw if plain else gzip.GzipFile(fileobj=raw)
-            text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+            text = io.TextIOWrapper(decompressed(raw), encoding="utf-8-sig", newline="")
             yield from _rows(text, path)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, *DAMAGED_GZIP, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"can't read {path}: {error}") from error
 
 

@@ -122,20 +122,23 @@ class HttpReward:
                 asyncio.timeout(self._timeout),  # of all of it, however slowly it comes
                 client.stream("POST", self._url, content=body) as response,
             ):
+                self._check_status(response, row)
                 reply = bytearray()
                 async for part in response.aiter_raw():
                     reply += part
                     if len(reply) > MAX_REPLY_BYTES:
                         reason = f"its answer is longer than {MAX_REPLY_BYTES} bytes"
                         raise self._refused(row, reason, b"")
-                self._check_status(response, row, bytes(reply))
+                if not response.is_success:
+                    raise self._refused(row, f"HTTP {response.status_code}", bytes(reply))
                 return bytes(reply)
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer in {self._timeout:g} seconds") from error
         except httpx.TransportError as error:
             raise Unavailable(str(error) or type(error).__name__) from error
 
-    def _check_status(self, response: httpx.Response, row: PromptRow, reply: bytes) -> None:
+    def _check_status(self, response: httpx.Response, row: PromptRow) -> None:
+        """What the status says by itself, however long the body is."""
         status = response.status_code
         if status >= 500 or status in (408, 429):
             raise Unavailable(f"HTTP {status}", details=_retry_info(response))
@@ -144,8 +147,6 @@ class HttpReward:
         if status in (401, 403):
             reason = f"HTTP {status} ({VERIFIER_TOKEN_VARIABLE} or --verifier-token-file)"
             raise self._refused(row, reason, b"")
-        if not response.is_success:
-            raise self._refused(row, f"HTTP {status}", reply)
 
     def _connected(self) -> httpx.AsyncClient:
         import httpx
@@ -182,19 +183,23 @@ def _checked(url: str) -> SplitResult:
     Raises:
         SettingsError: it can't.
     """
+    shape = "verifier: the URL is not https://HOST[:PORT]/PATH"  # unquoted: it may hold a password
     try:
         parts = urlsplit(url)
-        known = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        known = False
-    if not known or any(not 32 < ord(character) < 127 for character in url):
-        raise SettingsError(f"verifier: {url!r} is not https://HOST[:PORT]/PATH")
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+    except ValueError as error:
+        raise SettingsError(shape) from error
+    if "@" in parts.netloc or parts.query or parts.fragment:
         raise SettingsError(
             "verifier: a URL with a name, a password, a query or a fragment is refused, for the "
             f"settings are kept in the run's folder: a token goes in {VERIFIER_TOKEN_VARIABLE} or "
             "--verifier-token-file"
         )
+    try:
+        known = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known or any(not 32 < ord(character) < 127 for character in url):
+        raise SettingsError(shape)
     if parts.scheme == "http" and not _is_local(parts):
         raise SettingsError(f"verifier: {url!r}: http is for this machine alone; elsewhere https")
     return parts

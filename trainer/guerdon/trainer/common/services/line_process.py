@@ -18,8 +18,9 @@ from guerdon.trainer.common.errors import TrainingError
 
 END_SECONDS = 1.0
 """How long a process whose pipe has closed may take to end."""
-_START_SECONDS = 120.0
-"""How long the process may take to begin: SymPy loads slowly on a busy machine."""
+START_SECONDS = 120.0
+"""How long any process may take to begin: SymPy loads slowly on a busy machine."""
+MAX_ANSWER_BYTES = 64 << 20
 
 
 class ProcessEnded(OSError):
@@ -31,14 +32,16 @@ class LineProcess:
 
     Args:
         arguments: of the module.
+        seconds: that the process may take to begin, where they are more than `START_SECONDS`.
     """
 
     module: ClassVar[str]
     purpose: ClassVar[str]
     """What the process does, in messages: `checks answers`."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, seconds: float = 0.0) -> None:
         self._arguments = arguments
+        self._start_seconds = max(seconds, START_SECONDS)
         self._process: subprocess.Popen[bytes] | None = None
 
     def _answer(self, question: bytes, seconds: float) -> bytes:
@@ -60,7 +63,13 @@ class LineProcess:
         )
         self._process = process
         try:
-            self._greeted(_exchange(process, b"", _START_SECONDS))
+            self._greeted(_exchange(process, b"", self._start_seconds))
+        except TimeoutError as error:
+            self._stop()
+            raise TrainingError(
+                f"the process that {self.purpose} gave no sign of life in "
+                f"{self._start_seconds:g} seconds"
+            ) from error
         except OSError as error:
             self._stop()
             raise TrainingError(
@@ -113,9 +122,11 @@ def _exchange(process: subprocess.Popen[bytes], question: bytes, seconds: float)
     try:
         process.stdin.write(question)
         process.stdin.flush()
-        line = process.stdout.readline()
+        line = process.stdout.readline(MAX_ANSWER_BYTES)
         if line.endswith(b"\n"):
             return line
+        if len(line) == MAX_ANSWER_BYTES:
+            raise TrainingError(f"a process answers with more than {MAX_ANSWER_BYTES >> 20} MiB")
         raise ProcessEnded("the process ended")
     except OSError as error:
         if late.is_set():

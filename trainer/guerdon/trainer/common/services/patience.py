@@ -199,6 +199,12 @@ def parse_address(text: str, setting: str) -> str:
         SettingsError: it is none; the setting is named.
     """
     host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if (
+        not host
+        or "/" in host
+        or not port.isascii()
+        or not port.isdigit()
+        or not 0 < int(port) < 65536
+    ):
         raise SettingsError(f"{setting}: {text!r} is not HOST:PORT")
     return text

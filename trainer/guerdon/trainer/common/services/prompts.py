@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
 import json
@@ -120,9 +121,10 @@ def load_prompts(
                 if isinstance(values, RowError):
                     raise values
                 row = parse_row(values, len(rows), prompt_key, answer_key)
-                _check_spelled(row, control)
-                ids, opened, lost = encode(tokenizer, row)
-                _check_size(ids, max_prompt_tokens)
+                with _named(prompt_key):
+                    _check_spelled(row, control)
+                    ids, opened, lost = encode(tokenizer, row)
+                    _check_size(ids, max_prompt_tokens)
                 if vocab_size is not None:
                     check_embedded(tokenizer, ids.tolist(), vocab_size)
             except RowError as error:
@@ -173,6 +175,15 @@ def _source_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any] 
     return file_rows(source)
 
 
+@contextlib.contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Errors of the prompt name its column."""
+    try:
+        yield
+    except RowError as error:
+        raise RowError(error.field.replace("prompt", key, 1), error.reason) from error
+
+
 def _check_size(ids: Ints, most: int) -> None:
     if len(ids) > most:
         reason = f"{len(ids)} tokens, over the limit of {most} (--max-prompt-tokens)"
@@ -203,10 +214,8 @@ def parse_row(
     prompt = values.get(prompt_key)
     if prompt is None:
         raise RowError(prompt_key, missing(prompt_key, values, "--prompt-key"))
-    try:
+    with _named(prompt_key):
         turns = _turns(prompt)
-    except RowError as error:
-        raise RowError(error.field.replace("prompt", prompt_key, 1), error.reason) from error
     if answer_key != "answer" and answer_key not in values:
         raise RowError(answer_key, missing(answer_key, values, "--answer-key"))
     extra = {key: value for key, value in values.items() if key != prompt_key}

@@ -28,7 +28,7 @@ class RewardFunction(LineProcess):
 
     Args:
         name: of the function.
-        seconds: that a call may take.
+        seconds: that a call may take, and the start, which has two minutes at least.
     """
 
     module = "guerdon.trainer.common.services.reward_function_process"
@@ -38,7 +38,7 @@ class RewardFunction(LineProcess):
     faults_survived = 0
 
     def __init__(self, name: str, seconds: float) -> None:
-        super().__init__(name)
+        super().__init__(name, seconds=seconds)
         self._name, self._seconds = name, seconds
         self._source = ""
         self._needs: list[str] = []

@@ -5,8 +5,9 @@ Python's path, the working directory first, and says what it is, or why it can't
 
     {"source": SHA-256, "needs": [NAME, …]}    or    {"error": SENTENCE}
 
-Then it answers each line with one, until its input ends; with it the process ends, also in the
-middle of a call:
+Then it answers each line with one, until its input ends; with it the process is killed, and what
+the function started too, also in the middle of a call (unless that holds Python's lock in C code:
+then when it lets go). So whoever starts it gives it a session of its own.
 
     {"prompt": …, "completions": […], "completion_ids": […], "row": {…}}
     {"rewards": [NUMBER, …]}    or    {"error": SENTENCE}
@@ -20,13 +21,17 @@ import difflib
 import hashlib
 import importlib
 import inspect
+import itertools
 import json
+import math
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,7 +66,7 @@ class Function:
         """The reward of each completion.
 
         Raises:
-            Refused: what it gave is no list of numbers.
+            Refused: what it gave is no list of as many finite numbers.
         """
         count = len(question["completions"])
         once = {"prompts": question["prompt"], **question["row"]}
@@ -74,7 +79,7 @@ class Function:
         found = self._call(**columns)
         if inspect.isawaitable(found):
             found = self._runner.run(_awaited(found))
-        return _numbers(found)
+        return _numbers(found, count)
 
 
 async def _awaited(found: Any) -> Any:
@@ -112,7 +117,10 @@ def _sha256(module: str, function: Callable[..., Any]) -> str:
 
 def _parameters(function: Callable[..., Any]) -> tuple[set[str] | None, list[str]]:
     """The names that it takes (None: all), and those that it can't do without."""
-    parameters = inspect.signature(function).parameters.values()
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:  # of a function written in C
+        raise Refused(f"doesn't say what it takes: {_shown(error)}") from error
     for parameter in parameters:
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise Refused(f"takes {parameter.name!r} by position only, and all come by name")
@@ -122,10 +130,15 @@ def _parameters(function: Callable[..., Any]) -> tuple[set[str] | None, list[str
     return None if takes_all else {p.name for p in named}, needs
 
 
-def _numbers(found: Any) -> list[float]:
-    if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
+def _numbers(found: Any, count: int) -> list[float]:
+    unordered = isinstance(found, AbstractSet | Mapping)
+    if unordered or isinstance(found, str | bytes) or not isinstance(found, Iterable):
         raise Refused(f"returned a {type(found).__name__}, not a list of numbers")
-    return [_number(value, place) for place, value in enumerate(found, start=1)]
+    values = list(itertools.islice(found, count + 1))  # it may have no end
+    if len(values) != count:
+        gave = "more" if len(values) > count else len(values)
+        raise Refused(f"gave {gave} rewards for {count} completions")
+    return [_number(value, place) for place, value in enumerate(values, start=1)]
 
 
 def _number(value: Any, place: int) -> float:
@@ -137,9 +150,12 @@ def _number(value: Any, place: int) -> float:
     try:
         if isinstance(value, str | bytes):
             raise TypeError
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
         raise Refused(f"gave {str(value)[:80]!r} for completion {place}, not a number") from None
+    if not math.isfinite(number):
+        raise Refused(f"gave {number} for completion {place}, not a finite number")
+    return number
 
 
 def _shown(error: BaseException) -> str:
@@ -170,7 +186,7 @@ def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
 def _read(questions: BinaryIO, lines: queue.SimpleQueue[bytes]) -> None:
     for line in questions:
         lines.put(line)
-    os._exit(0)  # whoever asked is gone, whatever the function is doing
+    os.killpg(0, signal.SIGKILL)  # whoever asked is gone, whatever the function is doing
 
 
 def main() -> None:

@@ -152,12 +152,18 @@ def _columns(path: Path) -> dict[str, dict[int, list[float]]]:
     return found
 
 
-def _identity(prompts: Any) -> tuple[Any, Any]:
-    return prompts["sha256"], prompts["count"]
+def _identity(prompts: Any) -> tuple[Any, ...]:
+    return prompts["sha256"], prompts["count"], *_keys(prompts)
+
+
+def _keys(prompts: Any) -> tuple[str, str]:
+    """The columns of prompt and answer; before they could be chosen, evaluations named none."""
+    return prompts.get("prompt_key", "prompt"), prompts.get("answer_key", "answer")
 
 
 def _said(prompts: Any) -> str:
-    return f"{prompts['count']} of {prompts['source']} ({prompts['sha256'][:12]}…)"
+    keys = "/".join(_keys(prompts))
+    return f"{prompts['count']} of {prompts['source']}, {keys} ({prompts['sha256'][:12]}…)"
 
 
 def _text(value: Any) -> str:
