@@ -21,6 +21,7 @@ ANSWERS = ["Rain.", ANSWER, "Mud"]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(shutil.which("npm") is None, reason="needs node and npm"),
 ]
 

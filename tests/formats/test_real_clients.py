@@ -30,7 +30,7 @@ def test_openai_cohere_langchain_and_llama_index(checkpoint: Path, tmp_path: Pat
     environment = {"GUERDON_TOKEN": "of-the-clients"}
     with running_server({"tiny": checkpoint}, environment=environment, dtype="float32") as server:
         arguments = (server.url, "of-the-clients", QUESTION, *DOCUMENTS)
-        found = json.loads(run_program(python, PROGRAM, *arguments, timeout=600))
+        found = json.loads(run_program(python, PROGRAM, *arguments))
         with httpx.Client(base_url=server.url, auth=("", "of-the-clients")) as http:
             items = [{"prompt": QUESTION, "responses": DOCUMENTS}]
             reply = http.post("/v1/score", json={"model": "tiny", "items": items}).json()

@@ -41,6 +41,7 @@ def examples(language: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_verifiers_gets_the_scores_of_the_native_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ PACKAGES = (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_verl_gets_the_scores_of_the_native_client(tmp_path: Path) -> None:
     python = python_with(tmp_path / "verl", *PACKAGES, dependencies=False)
     folder = tiny_checkpoint(tmp_path / "m", "llama", seed=5)

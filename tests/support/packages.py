@@ -29,7 +29,7 @@ def python_with(folder: Path, *requirements: str, dependencies: bool = True) -> 
     return python
 
 
-def run_program(python: Path, *command: object, timeout: float = 240) -> str:
+def run_program(python: Path, *command: object, timeout: float = 800) -> str:
     """What a program prints that runs in such an environment."""
     done = subprocess.run(
         [python, *map(str, command)],
