@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from guerdon.addresses import is_loopback
 from guerdon.client.config import TLS
 from guerdon.client.errors import Unavailable
 
@@ -59,7 +60,7 @@ class Target:
     @property
     def loopback(self) -> bool:
         """Whether tokens stay on this machine."""
-        return all(map(is_loopback, self.hosts))
+        return all(host == "unix" or is_loopback(host) for host in self.hosts)
 
     @property
     def hosts(self) -> list[str]:
@@ -139,16 +140,6 @@ def _static(
     mapped = [f"::ffff:{a}" if a.version == 4 else str(a) for a, _ in addresses]
     pairs = zip(mapped, addresses, strict=True)
     return "ipv6:" + ",".join(f"[{host}]:{port}" for host, (_, port) in pairs)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own."""
-    if host in ("unix", "localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def proxy_hint(target: Target) -> str:

@@ -24,8 +24,9 @@ from urllib.parse import SplitResult, urlsplit
 import grpc
 from google.protobuf.message import Message
 
+from guerdon.addresses import is_loopback
 from guerdon.client import _http_json as twins
-from guerdon.client._channel import Target, is_loopback
+from guerdon.client._channel import Target
 from guerdon.client._connection import Connection
 from guerdon.client._retry import Deadline
 from guerdon.client.config import TLS

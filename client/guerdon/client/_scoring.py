@@ -22,6 +22,7 @@ from guerdon.client.errors import (
     invalid,
 )
 from guerdon.client.types import Item, ItemScores, Score, ScoreResult, ScoringInfo, Timing
+from guerdon.together import together
 from guerdon.v1 import reward_pb2
 
 T = TypeVar("T")
@@ -156,7 +157,7 @@ class ScoreCall:
             async with room:
                 return await self._score_part(self._parts[part], model)
 
-        found = await gather([one(part) for part in parts])
+        found = await together([one(part) for part in parts])
         return dict(zip(parts, found, strict=True))
 
     async def _score_part(self, part: Sequence[Slice], model: str) -> _Answer:
@@ -273,14 +274,3 @@ def _merge_info(answers: Sequence[_Answer]) -> ScoringInfo:
     first = answers[0].info
     modes = {answer.info.compute_mode for answer in answers}
     return first if len(modes) == 1 else replace(first, compute_mode="unspecified")
-
-
-async def gather(awaitables: Sequence[Awaitable[T]]) -> list[T]:
-    """All results in order; the first failure cancels the others and is raised bare."""
-    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

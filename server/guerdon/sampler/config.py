@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from guerdon.addresses import is_loopback
 from guerdon.sampler.engine.settings import EngineSettings
 from guerdon.sampler.request_limits import RequestLimits
-from guerdon.serving.access.credentials import is_loopback
 from guerdon.serving.config import MIB, ServerSettings
 from guerdon.settings import SettingsError, load, positive
 

@@ -6,7 +6,6 @@ every user of the machine can read them), and are never logged.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import ssl
@@ -16,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from guerdon.addresses import is_loopback
 from guerdon.settings import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -109,16 +109,6 @@ def read_token(environment: str, file: Path | None) -> str:
     if not token:
         raise SettingsError(f"the token file {file} is empty")
     return token
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a port bound to the host."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def warn_if_open(host: str, *, tls: bool, token: bool) -> None:

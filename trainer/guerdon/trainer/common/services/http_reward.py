@@ -11,7 +11,6 @@ token to whoever it names.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import ssl
 from collections.abc import Sequence
@@ -21,13 +20,14 @@ from urllib.parse import SplitResult, urlsplit
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 
+from guerdon.addresses import is_loopback
 from guerdon.client import DeadlineExceeded, Unavailable
 from guerdon.data import RowError
+from guerdon.together import together
 from guerdon.trainer.common.data.row_notes import finite
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.credentials import VERIFIER_TOKEN_VARIABLE, Credentials
 from guerdon.trainer.common.services.patience import Patience, ServiceRefused
-from guerdon.trainer.common.services.together import together
 from guerdon.trainer.common.services.types import PromptRow, Sample
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class HttpReward:
     def __init__(
         self, url: str, patience: float, request_timeout: float, credentials: Credentials
     ) -> None:
-        self._url, self._local = url, _is_local(_checked(url))
+        self._url, self._local = url, is_loopback(_checked(url).hostname or "")
         self._timeout = request_timeout
         self._token = credentials.verifier_token
         self._tls = credentials.tls
@@ -200,17 +200,9 @@ def _checked(url: str) -> SplitResult:
         known = False
     if not known or any(not 32 < ord(character) < 127 for character in url):
         raise SettingsError(shape)
-    if parts.scheme == "http" and not _is_local(parts):
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise SettingsError(f"verifier: {url!r}: http is for this machine alone; elsewhere https")
     return parts
-
-
-def _is_local(parts: SplitResult) -> bool:
-    host = parts.hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _reward(reply: bytes) -> float:

@@ -107,30 +107,19 @@ def load_prompts(
         DataError: the file can't be read or holds no row, or a row is wrong or too long, or the
             template leaves text of it out; the first such row ends it, and its line is named.
     """
-    digest, characters = hashlib.sha256(), 0
-    rows: list[PromptRow] = []
-    lines: list[int] = []
-    found: list[Ints] = []
-    shortened = 0
-    openings: list[str] = []
-    encode = _templated if getattr(tokenizer, "chat_template", None) else _plain
-    control = ControlTokens(tokenizer) if control_tokens == "refuse" else None
+    reader = _RowReader(
+        tokenizer,
+        max_prompt_tokens,
+        vocab_size,
+        ControlTokens(tokenizer) if control_tokens == "refuse" else None,
+        prompt_key,
+        answer_key,
+    )
+    digest, characters, read = hashlib.sha256(), 0, list[_ReadRow]()
     try:
         for line, values in _source_rows(path, split):
-            try:
-                if isinstance(values, RowError):
-                    raise values
-                row = parse_row(values, len(rows), prompt_key, answer_key)
-                with _named(prompt_key):
-                    _check_spelled(row, control)
-                    ids, opened, lost = encode(tokenizer, row)
-                    _check_size(ids, max_prompt_tokens)
-                if vocab_size is not None:
-                    check_embedded(tokenizer, ids.tolist(), vocab_size)
-            except RowError as error:
-                raise error.at(line) from error
-            ids.setflags(write=False)  # all samples of all its tasks share it
-            kept = json.dumps([row.turns, row.extra], sort_keys=True)
+            row = reader.read(line, values, len(read))
+            kept = json.dumps([row.row.turns, row.row.extra], sort_keys=True)
             digest.update(kept.encode())
             characters += len(kept)
             if characters > MAX_KEPT_CHARACTERS:
@@ -138,31 +127,73 @@ def load_prompts(
                     f"{path} holds more than {MAX_KEPT_CHARACTERS >> 20} Mi characters by line "
                     f"{line}, and all would be in memory: take fewer prompts or columns"
                 )
-            rows.append(row)
-            lines.append(line)
-            found.append(ids)
-            shortened += lost
-            openings.append(opened)
-            if len(rows) == limit:
+            read.append(row)
+            if len(read) == limit:
                 break
         sha256 = file_sha256(path) if data_file(path).is_file() else digest.hexdigest()
     except RowError as error:
         raise DataError(f"{path}, {error}") from error
-    if not rows:
+    if not read:
         raise DataError(f"{path} holds no prompt")
-    keys = {json.dumps(row.turns, sort_keys=True) for row in rows}
-    repeats = len(rows) - len(keys)
+    different = {json.dumps(row.row.turns, sort_keys=True) for row in read}
     return Prompts(
         path,
         sha256,
-        tuple(rows),
-        tuple(lines),
-        tuple(found),
-        tuple(openings),
-        repeats,
-        shortened,
+        tuple(row.row for row in read),
+        tuple(row.line for row in read),
+        tuple(row.ids for row in read),
+        tuple(row.opening for row in read),
+        len(read) - len(different),
+        sum(row.shortened for row in read),
         answer_key,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadRow:
+    """A row that may be sampled from."""
+
+    line: int
+    row: PromptRow
+    ids: Ints
+    opening: str
+    shortened: bool
+    """Whether the template left some of its text out."""
+
+
+@dataclass(frozen=True)
+class _RowReader:
+    """Checks, renders and tokenises rows; its fields are as in `load_prompts`."""
+
+    tokenizer: Any
+    max_prompt_tokens: int
+    vocab_size: int | None
+    control: ControlTokens | None
+    """Tokens that no text may spell."""
+    prompt_key: str
+    answer_key: str
+
+    def read(self, line: int, values: dict[str, Any] | RowError, index: int) -> _ReadRow:
+        """One row.
+
+        Raises:
+            RowError: something is wrong with it; names its line.
+        """
+        encode = _templated if getattr(self.tokenizer, "chat_template", None) else _plain
+        try:
+            if isinstance(values, RowError):
+                raise values
+            row = parse_row(values, index, self.prompt_key, self.answer_key)
+            with _named(self.prompt_key):
+                _check_spelled(row, self.control)
+                ids, opening, shortened = encode(self.tokenizer, row)
+                _check_size(ids, self.max_prompt_tokens)
+            if self.vocab_size is not None:
+                check_embedded(self.tokenizer, ids.tolist(), self.vocab_size)
+        except RowError as error:
+            raise error.at(line) from error
+        ids.setflags(write=False)  # all samples of all its tasks share it
+        return _ReadRow(line, row, ids, opening, shortened)
 
 
 def _source_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:

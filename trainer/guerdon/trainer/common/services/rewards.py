@@ -25,13 +25,13 @@ from guerdon.client import (
     Unavailable,
 )
 from guerdon.client.types import ModelInfo
+from guerdon.together import together
 from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
 from guerdon.trainer.common.services.credentials import Credentials
 from guerdon.trainer.common.services.patience import Patience, ServiceRefused
 from guerdon.trainer.common.services.policy_text import text_item
 from guerdon.trainer.common.services.reward_requests import Asking
 from guerdon.trainer.common.services.reward_specs import RewardSpec, parse_reward
-from guerdon.trainer.common.services.together import together
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample
 from guerdon.trainer.common.services.verifiers import WeightedVerifier, parse_verifier
 
