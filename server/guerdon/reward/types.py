@@ -95,7 +95,7 @@ class ForeignText:
 
     text: str | TokenArray
     otherwise: Unrendered
-    """What it is if it is no rendered conversation."""
+    """What the text is if it is no rendered conversation."""
     complete: bool = True
     """Add what the template writes before and after a conversation where it is missing."""
 

@@ -88,7 +88,7 @@ class ChatTemplate:
         return rendered[0]
 
     def marks(self) -> ConversationMarks | None:
-        """What it writes around a conversation, or None if a sample does not show that."""
+        """What the template writes around a conversation; None if a sample does not show that."""
         question, answer = "What is rain?", "Water that falls."
         turns = (Message("user", question),)
         try:

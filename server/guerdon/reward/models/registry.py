@@ -115,7 +115,7 @@ class Registry:
         name = self._aliases.get(name, name)
         return name if name in self._revisions else None
 
-    def name_of(self, path: str) -> str | None:
+    def name_at(self, path: str) -> str | None:
         """The one name whose current revision was loaded from a path, if there is one."""
         names = [
             name

@@ -156,7 +156,7 @@ class RunFolder:
 
 
 def _defaults(settings: Any) -> dict[str, Any]:
-    """Of settings that came after a run began, which went as they do by default."""
+    """The defaults of settings that came after a run began, which went by them."""
     return {
         field.name: list(field.default) if isinstance(field.default, tuple) else field.default
         for field in fields(settings)

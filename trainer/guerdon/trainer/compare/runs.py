@@ -38,7 +38,7 @@ class Terms:
     columns: tuple[str, str] = ("prompt", "answer")
     """The columns of prompt and answer."""
     split: str = "test"
-    """Of the prompts, where they are a data set."""
+    """The split of the prompts, where they are a data set."""
     own: bool = False
     """The run measured itself, while it trained: `guerdon eval policy` did not."""
 

@@ -12,7 +12,7 @@ from guerdon.reward.wire.formats.rerank import Rerank
 from guerdon.reward.wire.formats.sglang import SGLangClassify
 from guerdon.reward.wire.formats.slime import Slime
 from guerdon.reward.wire.formats.tei import Predict, TEIRerank
-from guerdon.reward.wire.formats.vllm import Classify, Pooling, Score
+from guerdon.reward.wire.formats.vllm import Classify, Pooling, ScorePairs
 from guerdon.serving.access.identity import Role
 
 FORMATS: Final[tuple[type[Format[Any]], ...]] = (
@@ -23,13 +23,13 @@ FORMATS: Final[tuple[type[Format[Any]], ...]] = (
     Classify,
     SGLangClassify,
     Pooling,
-    Score,
+    ScorePairs,
     Embeddings,
     Rerank,
     TEIRerank,
     Predict,
 )
-"""Of those that share a path, the first that reads a body has it."""
+"""All formats. Where several share a path, the first that reads a body has it."""
 
 ROLES: Final[dict[str, Role | None]] = {path: Role.SCORE for kind in FORMATS for path in kind.paths}
 """What a caller of each path needs."""

@@ -101,6 +101,6 @@ class Rerank(RankFormat[RerankBody]):
         }
 
     def error(self, status: ErrorStatus) -> Json:
-        """As each of the clients reads it."""
+        """The body of an error, as each of the clients reads it."""
         message = {"message": status.message, "detail": status.message}
         return {**message, **openai_error(status, self.code(status))}

@@ -76,5 +76,5 @@ class FormatScorer:
                 raise InvalidRequest("model", f"is required: {known} are served")
             return names[0]
         if self._registry.canonical(spec) is None:
-            return self._registry.name_of(spec) or spec
+            return self._registry.name_at(spec) or spec
         return spec

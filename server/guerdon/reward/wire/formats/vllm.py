@@ -136,7 +136,7 @@ def _last_answer(messages: Sequence[ForeignMessage]) -> ScoreItem:
     return ScoreItem(turns, (content(messages[last], f"messages[{last}]"),))
 
 
-class ScoreBody(ForeignBody):
+class PairsBody(ForeignBody):
     """Pairs of texts: each first one with its second one, or one with all."""
 
     model: Text = ""
@@ -158,21 +158,21 @@ _PAIRS = (
 )
 
 
-class Score(VLLMFormat[ScoreBody]):
+class ScorePairs(VLLMFormat[PairsBody]):
     """vLLM's /score: pairs of texts, through the sigmoid."""
 
     paths = ("/score",)
-    body = ScoreBody
+    body = PairsBody
     refuses = REFUSED_OF_PAIRS
 
-    def ask(self, body: ScoreBody) -> Asked:
+    def ask(self, body: PairsBody) -> Asked:
         for pair in _PAIRS:
             first, second = (getattr(body, name) for name in pair)
             if first is not None and second is not None:
                 return Asked(items=_pairs(pair, first, second), model=body.model)
         raise InvalidRequest("text_1", "is required, and text_2")
 
-    def reply(self, body: ScoreBody, scored: Scored) -> Json:
+    def reply(self, body: PairsBody, scored: Scored) -> Json:
         raw = body.use_activation is False
         scores = raw_scores(scored) if raw else probabilities(scored)
         data = [
