@@ -15,6 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from tests.support.tensorboard import wait_for_later_names
 from tests.trainer.toy import metrics, run, toy_settings
 
 from guerdon.trainer.common.errors import DivergedError, OutputError
@@ -105,6 +106,7 @@ def test_a_tracker_gets_every_line(
         interrupt_at(patch, broken)
         with pytest.raises(KeyboardInterrupt):
             run(settings)
+    wait_for_later_names(tmp_path / "run" / "tensorboard")
     run(settings, resume=True)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
