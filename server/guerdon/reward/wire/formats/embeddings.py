@@ -10,15 +10,13 @@ from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.wire.formats.format import (
     Asked,
     ForeignBody,
-    Format,
     Inputs,
     Json,
-    count_tokens,
-    openai_error,
+    OpenAIFormat,
     raw_scores,
+    usage,
 )
 from guerdon.serving.http.schemas import Text
-from guerdon.serving.status import ErrorStatus
 
 
 class EmbeddingsBody(ForeignBody):
@@ -30,7 +28,7 @@ class EmbeddingsBody(ForeignBody):
     dimensions: Literal[1] | None = None
 
 
-class Embeddings(Format[EmbeddingsBody]):
+class Embeddings(OpenAIFormat[EmbeddingsBody]):
     """OpenAI's /v1/embeddings: raw scores."""
 
     paths = ("/v1/embeddings",)
@@ -50,16 +48,12 @@ class Embeddings(Format[EmbeddingsBody]):
             }
             for place, score in enumerate(raw_scores(scored))
         ]
-        tokens = count_tokens(scored)
         return {
             "object": "list",
             "data": data,
             "model": scored.info.name,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "usage": usage(scored),
         }
-
-    def error(self, status: ErrorStatus) -> Json:
-        return openai_error(status, self.code(status))
 
 
 def _base64(score: float) -> str:

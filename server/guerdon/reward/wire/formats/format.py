@@ -176,20 +176,40 @@ class Format(ABC, Generic[B]):
         return ScoreItem(prompt, (response,))
 
 
+class OpenAIFormat(Format[B]):
+    """What formats whose errors OpenAI's and vLLM's clients read have in common."""
+
+    def error(self, status: ErrorStatus) -> Json:
+        error = {
+            "message": status.message,
+            "type": _OPENAI_TYPES.get(status.code, "InternalServerError"),
+            "param": status.field or None,
+            "code": self.code(status),
+        }
+        return {"error": error}
+
+
 def raw_scores(scored: Scored) -> list[float]:
     """The scores of all items, one after the other."""
     return [score.score for scores in scored.items for score in scores]
 
 
-def probabilities(scored: Scored) -> list[float]:
-    """The scores as their sigmoid, unless the checkpoint says that they are no logits."""
+def final_scores(scored: Scored, *, raw: bool) -> list[float]:
+    """The scores raw, or through the sigmoid unless the checkpoint says they are no logits."""
     scores, info = raw_scores(scored), scored.info
-    return scores if info.regression or info.probability else [sigmoid(s) for s in scores]
+    plain = raw or info.regression or info.probability
+    return scores if plain else [sigmoid(score) for score in scores]
 
 
 def count_tokens(scored: Scored) -> int:
     """Tokens of all sequences."""
     return sum(score.token_count for scores in scored.items for score in scores)
+
+
+def usage(scored: Scored) -> Json:
+    """The tokens of a request, as OpenAI's clients read them."""
+    tokens = count_tokens(scored)
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
 def entries(value: T | list[T], field: str) -> list[T]:
@@ -203,18 +223,6 @@ def entries(value: T | list[T], field: str) -> list[T]:
     if not value:
         raise InvalidRequest(field, "must have at least one entry")
     return value
-
-
-def openai_error(status: ErrorStatus, code: int) -> Json:
-    """The body of an error, as OpenAI's and vLLM's clients read it."""
-    return {
-        "error": {
-            "message": status.message,
-            "type": _OPENAI_TYPES.get(status.code, "InternalServerError"),
-            "param": status.field or None,
-            "code": code,
-        }
-    }
 
 
 _OPENAI_TYPES = {

@@ -41,6 +41,11 @@ class ForeignMessage(ForeignBody):
 
 
 Messages = Annotated[list[ForeignMessage], Field(fail_fast=True)]
+TextOrMessages = Annotated[
+    Annotated[Text, Tag("@text")] | Annotated[Messages, Tag("@messages")],
+    Discriminator(lambda value: "@messages" if isinstance(value, list) else "@text"),
+]
+"""A prompt as text or as a conversation."""
 _UNSHOWN = (
     *("name", "reasoning", "reasoning_content"),
     *("tool_calls", "tool_call_id", "function_call"),

@@ -6,12 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import Message, PriorityClass, ScoreItem
 from guerdon.reward.wire.formats.format import Asked, ForeignBody, Format, Json
-from guerdon.reward.wire.formats.messages import ForeignMessage, Messages, content, conversation
+from guerdon.reward.wire.formats.messages import (
+    ForeignMessage,
+    TextOrMessages,
+    content,
+    conversation,
+)
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.schemas import Text
 from guerdon.serving.status import ErrorStatus
@@ -21,10 +26,7 @@ class CreateParams(ForeignBody):
     """What the policy was asked, as OpenAI's Responses API takes it."""
 
     instructions: Text | None = None
-    input: Annotated[
-        Annotated[Text, Tag("@text")] | Annotated[Messages, Tag("@messages")],
-        Discriminator(lambda value: "@messages" if isinstance(value, list) else "@text"),
-    ]
+    input: TextOrMessages
 
 
 class OutputEntry(ForeignMessage):

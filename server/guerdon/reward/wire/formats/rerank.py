@@ -17,10 +17,9 @@ from guerdon.reward.wire.formats.format import (
     Format,
     Json,
     ManyTexts,
-    count_tokens,
-    openai_error,
-    probabilities,
-    raw_scores,
+    OpenAIFormat,
+    final_scores,
+    usage,
 )
 from guerdon.reward.wire.formats.vllm import REFUSED_OF_PAIRS
 from guerdon.serving.errors import InvalidRequest
@@ -69,7 +68,7 @@ class RankFormat(Format[B]):
         return "query" if path.startswith("prompt") else path.removesuffix(".text")
 
 
-class Rerank(RankFormat[RerankBody]):
+class Rerank(RankFormat[RerankBody], OpenAIFormat[RerankBody]):
     """Cohere's, Jina's and vLLM's rerankers: the best documents first."""
 
     paths = ("/rerank", "/v1/rerank", "/v2/rerank")
@@ -84,9 +83,8 @@ class Rerank(RankFormat[RerankBody]):
         return Asked(items=[item], model=body.model, ranks=True)
 
     def reply(self, body: RerankBody, scored: Scored) -> Json:
-        scores = probabilities(scored) if body.use_activation else raw_scores(scored)
+        scores = final_scores(scored, raw=not body.use_activation)
         texts = body.texts()
-        tokens = count_tokens(scored)
         results = []
         for place in scored.ranking(body.top_n):
             result: dict[str, Json] = {"index": place, "relevance_score": scores[place]}
@@ -97,10 +95,10 @@ class Rerank(RankFormat[RerankBody]):
             "id": str(uuid.uuid4()),
             "model": scored.info.name,
             "results": results,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "usage": usage(scored),
         }
 
     def error(self, status: ErrorStatus) -> Json:
         """The body of an error, as each of the clients reads it."""
         message = {"message": status.message, "detail": status.message}
-        return {**message, **openai_error(status, self.code(status))}
+        return {**message, **super().error(status)}

@@ -87,12 +87,13 @@ class FormatRoutes:
                 data = await request.body()
                 size, kind = len(data), request.headers.get("content-type", "")
                 value = await self._scorer.off_loop(size, parse_json, data, kind, _MOST_KEYS)
-                del data  # it may wait for minutes
+                del data  # the request may wait for minutes
                 if not isinstance(value, dict):
                     raise InvalidRequest("body", "must be a JSON object")
                 format_ = next((f for f in self._formats[path] if f.reads(value)), format_)
                 self._check_counts(value)
                 body, asked = await self._scorer.off_loop(size, self._read, format_, value)
+                del value
                 if not asked.items:
                     return JSONResponse(asked.if_empty)
                 model = request.scope.get(ModelInPath.KEY) or asked.model

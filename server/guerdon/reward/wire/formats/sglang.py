@@ -9,13 +9,11 @@ from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.wire.formats.format import (
     Asked,
     ForeignBody,
-    Format,
     Json,
+    OpenAIFormat,
     Texts,
-    openai_error,
 )
 from guerdon.serving.http.schemas import Text
-from guerdon.serving.status import ErrorStatus
 
 
 class ClassifyBody(ForeignBody):
@@ -25,7 +23,7 @@ class ClassifyBody(ForeignBody):
     text: Texts
 
 
-class SGLangClassify(Format[ClassifyBody]):
+class SGLangClassify(OpenAIFormat[ClassifyBody]):
     """SGLang's /classify: an object for a text, a list for a list."""
 
     paths = ("/classify",)
@@ -49,6 +47,3 @@ class SGLangClassify(Format[ClassifyBody]):
             for (score,) in scored.items
         ]
         return replies[0] if isinstance(body.text, str) else replies
-
-    def error(self, status: ErrorStatus) -> Json:
-        return openai_error(status, self.code(status))

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Discriminator, Tag
-
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import PriorityClass, ScoreItem, Unrendered
 from guerdon.reward.wire.formats.format import Asked, ForeignBody, Format, Json
-from guerdon.reward.wire.formats.messages import Messages, conversation
+from guerdon.reward.wire.formats.messages import TextOrMessages, conversation
 from guerdon.serving.http.schemas import Text
 
 
 class RewardBody(ForeignBody):
     """A sample: its prompt as text, rendered text or messages, and its response."""
 
-    prompt: Annotated[
-        Annotated[Text, Tag("@text")] | Annotated[Messages, Tag("@messages")],
-        Discriminator(lambda value: "@messages" if isinstance(value, list) else "@text"),
-    ]
+    prompt: TextOrMessages
     response: Text
 
 

@@ -18,8 +18,7 @@ from guerdon.reward.wire.formats.format import (
     Json,
     ManyTexts,
     Pairs,
-    probabilities,
-    raw_scores,
+    final_scores,
 )
 from guerdon.reward.wire.formats.rerank import RankFormat
 from guerdon.serving.errors import InvalidRequest
@@ -77,7 +76,7 @@ class Predict(TEIFormat[PredictBody]):
         return Asked(items=items, truncation=_truncation(body))
 
     def reply(self, body: PredictBody, scored: Scored) -> Json:
-        scores = raw_scores(scored) if body.raw_scores else probabilities(scored)
+        scores = final_scores(scored, raw=body.raw_scores)
         replies = [[{"score": score, "label": "LABEL_0"}] for score in scores]
         return replies if _is_batch(body) else replies[0]
 
@@ -128,7 +127,7 @@ class TEIRerank(TEIFormat[TEIRerankBody], RankFormat[TEIRerankBody]):
         return Asked(items=[item], ranks=True, truncation=_truncation(body))
 
     def reply(self, body: TEIRerankBody, scored: Scored) -> Json:
-        scores = raw_scores(scored) if body.raw_scores else probabilities(scored)
+        scores = final_scores(scored, raw=body.raw_scores)
         return [
             {
                 "index": place,

@@ -14,20 +14,17 @@ from guerdon.reward.wire.formats.format import (
     Asked,
     B,
     ForeignBody,
-    Format,
     Inputs,
     Json,
+    OpenAIFormat,
     Texts,
-    count_tokens,
     entries,
-    openai_error,
-    probabilities,
-    raw_scores,
+    final_scores,
+    usage,
 )
 from guerdon.reward.wire.formats.messages import ForeignMessage, Messages, content, conversation
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.schemas import Text
-from guerdon.serving.status import ErrorStatus
 
 
 class PoolingBody(ForeignBody):
@@ -55,24 +52,20 @@ REFUSED = {
 REFUSED_OF_PAIRS = {**REFUSED, "truncate_prompt_tokens": _NO_CUT}
 
 
-class VLLMFormat(Format[B]):
+class VLLMFormat(OpenAIFormat[B]):
     """What vLLM's formats have in common."""
 
     overload_code = 503  # which verl's client tries again, and 429 not
     refuses = REFUSED
 
-    def error(self, status: ErrorStatus) -> Json:
-        return openai_error(status, self.code(status))
-
     def _reply(self, kind: str, scored: Scored, data: Sequence[Json]) -> Json:
-        tokens = count_tokens(scored)
         return {
             "id": f"{kind}-{uuid.uuid4().hex}",
             "object": "list",
             "created": int(time.time()),
             "model": scored.info.name,
             "data": data,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "usage": usage(scored),
         }
 
 
@@ -95,7 +88,7 @@ class Pooling(VLLMFormat[PoolingBody]):
         return Asked(items=self._items(body), model=body.model, truncation=cut)
 
     def reply(self, body: PoolingBody, scored: Scored) -> Json:
-        scores = probabilities(scored) if body.use_activation else raw_scores(scored)
+        scores = final_scores(scored, raw=not body.use_activation)
         data = [
             {"index": place, "object": "pooling", "data": [score]}
             for place, score in enumerate(scores)
@@ -118,8 +111,7 @@ class Classify(Pooling):
     paths = ("/classify",)
 
     def reply(self, body: PoolingBody, scored: Scored) -> Json:
-        raw = body.use_activation is False
-        scores = raw_scores(scored) if raw else probabilities(scored)
+        scores = final_scores(scored, raw=body.use_activation is False)
         data = [
             {"index": place, "label": "LABEL_0", "probs": [score], "num_classes": 1}
             for place, score in enumerate(scores)
@@ -173,8 +165,7 @@ class ScorePairs(VLLMFormat[PairsBody]):
         raise InvalidRequest("text_1", "is required, and text_2")
 
     def reply(self, body: PairsBody, scored: Scored) -> Json:
-        raw = body.use_activation is False
-        scores = raw_scores(scored) if raw else probabilities(scored)
+        scores = final_scores(scored, raw=body.use_activation is False)
         data = [
             {"index": place, "object": "score", "score": score}
             for place, score in enumerate(scores)
