@@ -11,13 +11,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from guerdon.data.messages import argument_texts, text_of, tool_texts
+
 if TYPE_CHECKING:
-    from guerdon.data.conversations import Message
+    from guerdon.data.messages import Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 """Roles that chat templates are written for. Many templates print any other one too, but no model
@@ -50,6 +52,8 @@ class Dropped(StrEnum):
     """What stands before `</think>`, or another such mark, in a turn before the last."""
     ANSWER_REASONING = "answer_reasoning"
     """What stands before such a mark in the last turn."""
+    NAME = "name"
+    """Who speaks, or which tool answers."""
 
 
 REASONING = frozenset({Dropped.EARLIER_REASONING, Dropped.ANSWER_REASONING})
@@ -65,12 +69,15 @@ class Missing:
     text: str
     """The text's beginning."""
     part: Dropped | None
-    """None where a turn's own text is missing, which is always an error."""
+    """None where what a turn says is missing, which is always an error."""
+    field: str = "content"
+    """The part of the turn that has the text."""
 
     @property
     def reason(self) -> str:
         """What is wrong, without the field's name."""
-        what = "reasoning" if self.part in REASONING else "text"
+        what = "reasoning" if self.part in REASONING else self.field.split("[")[0]
+        what = {"content": "text", "tool_calls": "tool call"}.get(what, what)
         return f"has the {what} {self.text!r}, which the chat template leaves out"
 
 
@@ -78,23 +85,35 @@ def missing_text(rendered: str, turns: Sequence[Message]) -> list[Missing]:
     """The texts of a conversation that a template did not render.
 
     Texts are looked for in the order of the turns, a system turn's anywhere. White space, escapes
-    of JSON, and marks around reasoning may be the template's own.
+    of JSON, and marks around reasoning may be the template's own. Ids of tool calls are no text.
 
     Args:
         rendered: what the template made of them.
-        turns: with `role` and `content`.
+        turns: the conversation.
     """
     found: list[Missing] = []
     start = 0
     for place, turn in enumerate(turns):
         system = turn["role"] in ("system", "developer")
-        end = _find_end(turn["content"], rendered, 0 if system else start)
+        last = place == len(turns) - 1
+        end = _find_end(text_of(turn), rendered, 0 if system else start)
         if end is None:
-            missing, end = _looked_into(place, turn, rendered, start, last=place == len(turns) - 1)
+            missing, end = _looked_into(place, turn, rendered, start, last=last)
             found += [missing] if missing else []
+        if len(turn) > 2:
+            found += _missing_beside(place, turn, rendered, start, end, last=last)
         if not system:
             start = end
     return found
+
+
+def missing_tools(rendered: str, tools: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The places of tools of which a template leaves out a name or a description."""
+    return [
+        place
+        for place, tool in enumerate(tools)
+        if any(_find_end(text, rendered, 0) is None for text in tool_texts(tool))
+    ]
 
 
 def dropped_by(render: Callable[[list[Message]], str]) -> tuple[Dropped, ...]:
@@ -188,7 +207,7 @@ def _looked_into(
     place: int, turn: Message, rendered: str, start: int, *, last: bool
 ) -> tuple[Missing | None, int]:
     """What is missing of a turn whose text is not in what was rendered, and where the rest ends."""
-    role, content = turn["role"], turn["content"]
+    role, content = turn["role"], text_of(turn)
     if role in ("system", "developer"):
         part = Dropped.SYSTEM_TURN if role == "system" else Dropped.DEVELOPER_TURN
         return Missing(place, role, _excerpt(content), part), start
@@ -204,6 +223,35 @@ def _looked_into(
             part = Dropped.ANSWER_REASONING if last else Dropped.EARLIER_REASONING
             return Missing(place, role, _excerpt(reasoning), part), end
     return Missing(place, role, _excerpt(content), None), start
+
+
+def _missing_beside(
+    place: int, turn: Message, rendered: str, start: int, end: int, *, last: bool
+) -> list[Missing]:
+    """What is missing of a turn beside its text.
+
+    Args:
+        start: where the turn before ends in what was rendered.
+        end: where the turn's text ends.
+    """
+    found = []
+    name, reasoning = turn.get("name", ""), turn.get("reasoning_content", "")
+    if name and not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", rendered[start:end]):
+        found.append(Missing(place, turn["role"], name, Dropped.NAME, "name"))
+    if reasoning:
+        thought = _find_end(reasoning, rendered, start)
+        if thought is None or _find_end(text_of(turn), rendered, thought) is None:
+            part = Dropped.ANSWER_REASONING if last else Dropped.EARLIER_REASONING
+            text = _excerpt(reasoning)
+            found.append(Missing(place, turn["role"], text, part, "reasoning_content"))
+    for number, call in enumerate(turn.get("tool_calls", ())):
+        function = call["function"]
+        texts = [function["name"], *argument_texts(function["arguments"])]
+        missing = [text for text in texts if _find_end(text, rendered, start) is None]
+        if missing:
+            field = f"tool_calls[{number}]"
+            found.append(Missing(place, turn["role"], _excerpt(missing[0]), None, field))
+    return found
 
 
 def _excerpt(text: str) -> str:

@@ -21,13 +21,14 @@ from types import BuiltinMethodType, MethodType
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from guerdon.data.messages import NO_INPUTS, TemplateInputs
 from guerdon.models.template_costs import (
     ALLOWANCE_PER_CHARACTER,
     BASE_ALLOWANCE,
@@ -57,9 +58,19 @@ BROKEN = (TemplateLimit, jinja2.TemplateSyntaxError)
 
 
 def render_chat(
-    tokenizer: Any, turns: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
+    tokenizer: Any,
+    turns: Sequence[Mapping[str, Any]],
+    inputs: TemplateInputs = NO_INPUTS,
+    *,
+    add_generation_prompt: bool = False,
 ) -> str:
     """A conversation as text, by the tokenizer's chat template. Threads may share a tokenizer.
+
+    Args:
+        tokenizer: of `transformers`, with a template.
+        turns: the conversation.
+        inputs: what the template is given beside it.
+        add_generation_prompt: end with what opens the assistant's turn.
 
     Raises:
         TemplateLimit: the template takes more memory or time than it can need.
@@ -67,11 +78,33 @@ def render_chat(
     """
     if not turns:
         raise ValueError("a conversation needs at least one message")
-    values = {**tokenizer.special_tokens_map, "messages": turns, "tools": None, "documents": None}
-    size = sum(length_as_text(turn) + _TURN for turn in turns)
+    values = {
+        **inputs.chat_template_kwargs,
+        **tokenizer.special_tokens_map,
+        "messages": turns,
+        "tools": list(inputs.tools) or None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+    }
+    size = sum(length_as_text(turn) + _TURN for turn in (*turns, *inputs.tools))
     with allowed(BASE_ALLOWANCE + ALLOWANCE_PER_CHARACTER * size):
-        template = _compiled(tokenizer.get_chat_template())
-        return template.render(values, add_generation_prompt=add_generation_prompt)
+        return _compiled(_source(tokenizer, inputs)).render(values)
+
+
+def template_variables(tokenizer: Any, inputs: TemplateInputs = NO_INPUTS) -> frozenset[str]:
+    """The variables that a chat template reads and does not set itself."""
+    return _variables(_source(tokenizer, inputs))
+
+
+def _source(tokenizer: Any, inputs: TemplateInputs) -> str:
+    """The tokenizer's template; the one for tools where it has several and there are tools."""
+    tools = {"tools": list(inputs.tools)} if inputs.tools else {}
+    return str(tokenizer.get_chat_template(**tools))
+
+
+@functools.lru_cache(maxsize=64)
+def _variables(source: str) -> frozenset[str]:
+    return frozenset(meta.find_undeclared_variables(_BoundedSandbox().parse(source)))
 
 
 @functools.lru_cache(maxsize=64)
