@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.engine.support import Reference, item, load, mixed_batch, sequences
+from tests.support.conversations import conversation
 from tests.support.tiny import DECODERS, STEP, tiny_checkpoint
 
 from guerdon.models import Manifest
@@ -26,7 +27,6 @@ from guerdon.reward.types import (
     BatchScores,
     ComputeMode,
     EncodedItem,
-    Message,
     ModelInfo,
     ModelKind,
     ScoreItem,
@@ -228,7 +228,7 @@ def test_infinite_attributes_are_passed_on(checkpoint: Make) -> None:
 
 
 ITEM = ScoreItem(
-    prompt=(Message("user", "What is the capital of France?"),),
+    prompt=conversation(("user", "What is the capital of France?")),
     responses=("Paris.", "Paris is the capital of France, I think.", "Rome"),
 )
 

@@ -251,7 +251,7 @@ def test_probes_and_request_ids(formats: Formats) -> None:
         ("/pooling", {"input": [10**6, 3]}, 400, ["error"], "vocabulary"),
         ("/pooling", {"input": 5}, 400, ["error"], "input: input should be a valid string"),
         ("/pooling", {"input": [5, "a"]}, 400, ["error"], "input[1]: "),
-        ("/classify", {"input": "a", "tools": [{}]}, 400, ["error"], "tools: can't be set"),
+        ("/classify", {"input": "a", "tools": [{}]}, 400, ["error"], "tools: is for messages"),
         (
             "/classify",
             {"messages": [{"role": "user", "content": "a"}, {"role": "pirate", "content": "b"}]},
@@ -275,13 +275,13 @@ def test_probes_and_request_ids(formats: Formats) -> None:
             "/classify",
             {
                 "messages": [
-                    {"role": "user", "content": "a", "name": "ann"},
+                    {"role": "user", "content": "a", "function_call": {"name": "f"}},
                     {"role": "assistant", "content": "b"},
                 ]
             },
             400,
             ["error"],
-            "messages[0].name: would not be shown",
+            "messages[0].function_call: is not part of",
         ),
         ("/score", {"text_1": "a", "text_2": ["b", "x" * 5000]}, 400, ["error"], "text_2[1]"),
         ("/score", {"text_1": "a", "text_2": "b", "instruction": "c"}, 400, ["error"], "instruct"),
@@ -334,7 +334,7 @@ def test_probes_and_request_ids(formats: Formats) -> None:
             },
             400,
             ["detail"],
-            "response.output[0].type",
+            "response.output: has the tool call 'f'",
         ),
     ],
 )

@@ -117,6 +117,16 @@ def is_plain(message: Message) -> bool:
     return len(message) == 2 and message["content"] is not None
 
 
+def all_texts(conversation: Conversation) -> Iterator[str]:
+    """Every text of a conversation, roles and the JSON of its inputs included."""
+    for message in conversation.messages:
+        yield message["role"]
+        yield from (text for _, text in texts_in(message))
+    for value in (*conversation.tools, conversation.chat_template_kwargs):
+        if value:
+            yield json.dumps(dict(value), ensure_ascii=False)
+
+
 def answer_of(turn: Message) -> Answer:
     """The answer that an assistant's turn is."""
     return text_of(turn) if is_plain(turn) else turn

@@ -88,12 +88,45 @@ def render_chat(
     }
     size = sum(length_as_text(turn) + _TURN for turn in (*turns, *inputs.tools))
     with allowed(BASE_ALLOWANCE + ALLOWANCE_PER_CHARACTER * size):
-        return _compiled(_source(tokenizer, inputs)).render(values)
+        template = _compiled(_source(tokenizer, inputs))
+        if all(turn.get("content") is not None for turn in turns):
+            return template.render(values)
+        filled = [{**turn, "content": turn.get("content") or ""} for turn in turns]
+        return _with_null(template, values, filled)
 
 
-def template_variables(tokenizer: Any, inputs: TemplateInputs = NO_INPUTS) -> frozenset[str]:
-    """The variables that a chat template reads and does not set itself."""
-    return _variables(_source(tokenizer, inputs))
+def _with_null(
+    template: jinja2.Template, values: Mapping[str, Any], filled: Sequence[Mapping[str, Any]]
+) -> str:
+    """What is rendered of turns some of which have null content.
+
+    Null is empty text to templates that can't take it: they raise, or print `None`.
+
+    Args:
+        template: of the tokenizer.
+        values: with the turns as they are.
+        filled: the turns with empty text in place of null.
+    """
+    with_text = functools.partial(template.render, values | {"messages": filled})
+    try:
+        text = template.render(values)
+    except Exception:  # a template is a program: it raises what it likes
+        return with_text()
+    if "None" in text and text.count("None") > (other := with_text()).count("None"):
+        return other
+    return text
+
+
+def unread_variable(tokenizer: Any, inputs: TemplateInputs) -> str | None:
+    """The first of the given variables that the chat template does not read; None if it reads all.
+
+    Raises:
+        jinja2.TemplateSyntaxError: the template does not compile.
+    """
+    if not inputs.chat_template_kwargs:
+        return None
+    read = _variables(_source(tokenizer, inputs))
+    return next((name for name in inputs.chat_template_kwargs if name not in read), None)
 
 
 def _source(tokenizer: Any, inputs: TemplateInputs) -> str:

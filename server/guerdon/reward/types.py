@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guerdon.data import Dropped as Dropped
+from guerdon.serving.prompts import Conversation as Conversation
 from guerdon.serving.prompts import FormattedText as FormattedText
 from guerdon.serving.prompts import Message as Message
 from guerdon.serving.prompts import Prompt as Prompt
@@ -63,8 +64,9 @@ class ComputeMode(enum.Enum):
     PADDED = "padded"
 
 
-Response = str | TokenArray
-"""Text, or (only after a prompt of token ids) token ids."""
+Response = str | Message | TokenArray
+"""Text; the assistant's turn, where it says more than a text; or (only after a prompt of token ids)
+token ids."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.data import ControlTokens
+from guerdon.data import Answer, ControlTokens, answer_turn, text_of
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.encoding.chat_template import (
     CONVERSATION,
@@ -31,6 +31,8 @@ from guerdon.reward.encoding.sequences import (
     last_run,
     leading,
     longest_field,
+    plain_turns,
+    response_answers,
     response_texts,
 )
 from guerdon.reward.encoding.text_tokenizer import (
@@ -40,6 +42,7 @@ from guerdon.reward.encoding.text_tokenizer import (
     common_length,
 )
 from guerdon.reward.types import (
+    Conversation,
     Dropped,
     EncodedItem,
     ForeignText,
@@ -148,6 +151,15 @@ class Encoder:
         prompt = item.prompt
         if isinstance(prompt, np.ndarray):
             return "prompt.token_ids", self._from_ids(prompt, item.responses)
+        if isinstance(prompt, Conversation):
+            answers = response_answers(item.responses)
+            return CONVERSATION, self._from_conversation(prompt, answers)
+        assert not isinstance(prompt, ForeignText)
+        if isinstance(prompt, str) and self._template is not None:
+            check_unicode("prompt.text", prompt)
+            asked = Conversation((Message(role="user", content=prompt),))
+            answers = response_answers(item.responses)
+            return "prompt.text", self._from_turns(self._template, "prompt.text", asked, answers)
         responses = response_texts(item.responses)
         if isinstance(prompt, FormattedText):
             check_unicode("prompt.formatted_text", prompt.text)
@@ -155,27 +167,20 @@ class Encoder:
         if isinstance(prompt, PlainText):
             check_unicode("prompt.text", prompt.text)
             return "prompt.text", self._from_text_alone(prompt.text, responses)
-        assert not isinstance(prompt, ForeignText)
-        if isinstance(prompt, str):
-            check_unicode("prompt.text", prompt)
-            if self._template is not None:
-                turns = (Message("user", prompt),)
-                return "prompt.text", self._from_turns(
-                    self._template, "prompt.text", turns, responses
-                )
-            if self.takes_pairs:
-                return "prompt.text", self._from_pairs(prompt, responses)
-            return "prompt.text", self._from_plain(prompt, responses)
-        return CONVERSATION, self._from_conversation(prompt, responses)
+        check_unicode("prompt.text", prompt)
+        if self.takes_pairs:
+            return "prompt.text", self._from_pairs(prompt, responses)
+        return "prompt.text", self._from_plain(prompt, responses)
 
     def _from_ids(self, prompt: TokenArray, responses: Sequence[Response]) -> list[TokenSequence]:
         start = self._checked_ids("prompt.token_ids", prompt)
         end = len(start)
         found = []
         for place, response in enumerate(responses):
-            if isinstance(response, str):
+            if not isinstance(response, np.ndarray):
+                form = "text" if isinstance(response, str) else "message"
                 raise InvalidRequest(
-                    f"responses[{place}].text", "must be token ids, because the prompt is"
+                    f"responses[{place}].{form}", "must be token ids, because the prompt is"
                 )
             rest = self._checked_ids(f"responses[{place}].token_ids", response)
             found.append(TokenSequence(np.concatenate([start, rest]), lambda: end))
@@ -213,13 +218,14 @@ class Encoder:
         ]
 
     def _from_conversation(
-        self, turns: tuple[Message, ...], responses: list[str]
+        self, conversation: Conversation, responses: list[Answer]
     ) -> list[TokenSequence]:
-        check_turns(turns, self._template.roles if self._template is not None else ())
+        check_turns(conversation, self._template.roles if self._template is not None else ())
         if self._template is not None:
-            return self._from_turns(self._template, CONVERSATION, turns, responses)
-        if self.takes_pairs and len(turns) == 1 and turns[0].role == "user":
-            return self._from_pairs(turns[0].content, responses)
+            return self._from_turns(self._template, CONVERSATION, conversation, responses)
+        if self.takes_pairs and [turn["role"] for turn in conversation.messages] == ["user"]:
+            ((_, question),) = plain_turns(conversation, CONVERSATION)
+            return self._from_pairs(question, response_texts(responses))
         raise InvalidRequest(
             CONVERSATION,
             "must be a single user turn: the model has no chat template and reads one question "
@@ -232,12 +238,12 @@ class Encoder:
         self,
         template: ChatTemplate,
         field: str,
-        turns: tuple[Message, ...],
-        responses: list[str],
+        conversation: Conversation,
+        responses: list[Answer],
     ) -> list[TokenSequence]:
-        rendered = [template.render(field, turns, response) for response in responses]
+        rendered = [template.render(field, conversation, response) for response in responses]
         dropped = [
-            dropped_text(field, turns, place, *both)
+            dropped_text(field, conversation, place, *both)
             for place, both in enumerate(zip(responses, rendered, strict=True))
         ]
         found = []
@@ -248,7 +254,7 @@ class Encoder:
             ids = np.concatenate([text.ids[:1], text.ids]) if twice else text.ids
 
             start = partial(
-                _response_start, template, field, turns, response, whole, text, int(twice)
+                _response_start, template, field, conversation, response, whole, text, int(twice)
             )
             found.append(TokenSequence(ids, start, dropped=left_out))
         return found
@@ -401,8 +407,8 @@ class Encoder:
 def _response_start(
     template: ChatTemplate,
     field: str,
-    turns: tuple[Message, ...],
-    response: str,
+    conversation: Conversation,
+    response: Answer,
     rendered: str,
     tokens: TokenizedText,
     before: int,
@@ -412,6 +418,7 @@ def _response_start(
     It is where this rendering parts from that of another response. The generation prompt
     would not do: templates may end it with more than precedes a given answer.
     """
-    other = "b" if response.lstrip().startswith("a") else "a"
-    shared = common_length([rendered, template.render(field, turns, other)])
+    said = text_of(answer_turn(response)).lstrip()
+    other = "b" if said.startswith("a") else "a"
+    shared = common_length([rendered, template.render(field, conversation, other)])
     return before + tokens.first_from(shared)

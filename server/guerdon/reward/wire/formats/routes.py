@@ -148,7 +148,10 @@ class FormatRoutes:
 
 
 def _reply(format_: Format[Any], body: Any, scored: Scored) -> Response:
-    return JSONResponse(format_.reply(body, scored))
+    """The reply; a header says what the chat template left out, for which no format has a place."""
+    dropped = sorted({part for scores in scored.items for one in scores for part in one.dropped})
+    headers = {"x-guerdon-dropped": ", ".join(dropped)} if dropped else None
+    return JSONResponse(format_.reply(body, scored), headers=headers)
 
 
 class _Waiting:

@@ -22,12 +22,12 @@ from guerdon.reward.wire.formats.format import (
     final_scores,
     usage,
 )
-from guerdon.reward.wire.formats.messages import ForeignMessage, Messages, content, conversation
+from guerdon.reward.wire.formats.messages import Messages, TemplateBody, last_answer, turns
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.schemas import Text
 
 
-class PoolingBody(ForeignBody):
+class PoolingBody(TemplateBody):
     """Texts, token ids or a conversation."""
 
     model: Text = ""
@@ -44,12 +44,15 @@ _OWN_TEMPLATE = "can't be set: the model's own template is used"
 _NO_CUT = "can't be set: nothing is cut"
 _WHOLE = "must be false: a whole answer is scored"
 REFUSED = {
-    **dict.fromkeys(("chat_template", "chat_template_kwargs", "tools"), _OWN_TEMPLATE),
-    **dict.fromkeys(("instruction", "instruct"), _OWN_TEMPLATE),
+    **dict.fromkeys(("chat_template", "instruction", "instruct"), _OWN_TEMPLATE),
     **dict.fromkeys(("max_tokens_per_doc", "max_tokens_per_query"), _NO_CUT),
     **dict.fromkeys(("add_generation_prompt", "continue_final_message"), _WHOLE),
 }
-REFUSED_OF_PAIRS = {**REFUSED, "truncate_prompt_tokens": _NO_CUT}
+REFUSED_OF_PAIRS = {
+    **REFUSED,
+    **dict.fromkeys(("chat_template_kwargs", "tools"), _OWN_TEMPLATE),
+    "truncate_prompt_tokens": _NO_CUT,
+}
 
 
 class VLLMFormat(OpenAIFormat[B]):
@@ -97,7 +100,10 @@ class Pooling(VLLMFormat[PoolingBody]):
 
     def _items(self, body: PoolingBody) -> list[ScoreItem]:
         if body.messages is not None:
-            return [_last_answer(body.messages)]
+            return [last_answer(turns(body.messages, "messages"), "messages", body)]
+        for name in ("tools", "chat_template_kwargs"):
+            if getattr(body, name):
+                raise InvalidRequest(name, "is for messages: the input is text already")
         if body.input is None:
             raise InvalidRequest("input", "is required, or messages")
         if body.add_special_tokens is False:
@@ -117,15 +123,6 @@ class Classify(Pooling):
             for place, score in enumerate(scores)
         ]
         return self._reply("classify", scored, data)
-
-
-def _last_answer(messages: Sequence[ForeignMessage]) -> ScoreItem:
-    """A conversation as its prompt, and the assistant's last turn as the response."""
-    if len(messages) < 2 or messages[-1].role != "assistant":
-        raise InvalidRequest("messages", "must end with the assistant's turn, which is scored")
-    last = len(messages) - 1
-    turns = conversation(messages[:last], "messages")
-    return ScoreItem(turns, (content(messages[last], f"messages[{last}]"),))
 
 
 class PairsBody(ForeignBody):
