@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from tests.support import tool_talk as talk
 from tests.support.tiny import CHATML, tiny_tokenizer
 
 from guerdon.data import (
     ControlTokens,
     Dropped,
     Message,
+    TemplateInputs,
     dropped_by,
     missing_text,
+    missing_tools,
+    read_message,
     roles_named_in,
     unknown_role,
 )
+from guerdon.models.chat_template import render_chat
 
 TRIMS = CHATML.replace("message['content']", "message['content'] | trim")
 PARTS = CHATML.replace(
@@ -130,6 +135,52 @@ def test_reasoning_that_occurs_in_answers_is_no_reason_to_refuse_them() -> None:
     turns = [user("q"), assistant("<think>0</think>0 drops")]
     found = missing_text(rendering(STRIPS_ALL)(turns), turns)
     assert [entry.part for entry in found] == [Dropped.ANSWER_REASONING]
+
+
+THINKS: Message = {**assistant("It will rain."), "reasoning_content": "Clouds."}
+BOTH: Message = {**talk.CALLED, "content": "Let me see.", "reasoning_content": "I ask."}  # type: ignore[typeddict-item]
+PUBLISHED = {
+    # What templates of published models leave out of a call with its answer, of a turn that thinks,
+    # speaks and calls, and whether they leave the tools out.
+    "qwen3": ([], [], False),
+    "qwen3_6": ([], [], False),
+    "glm4moe": ([], [], False),
+    "nemotron_3_nano": ([], [], False),
+    "qwen2_5": ([], ["reasoning_content"], False),
+    "gptoss": ([], ["reasoning_content"], False),
+    "llama3_1": ([], ["content", "reasoning_content"], False),
+    "deepseekv3": ([], ["reasoning_content"], True),
+    "lfm2": (["tool_calls[0]", "name"], ["reasoning_content", "tool_calls[0]"], False),
+    "llama3": (["tool_calls[0]", "name"], ["reasoning_content", "tool_calls[0]"], True),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_published_templates_leave_out_of_calls_is_found(name: str) -> None:
+    answered, spoken, no_tools = PUBLISHED[name]
+    tokenizer = tiny_tokenizer(chat_template=talk.template(name))
+    turns = [read_message(turn, "", ValueError) for turn in talk.as_sent()]
+    inputs = TemplateInputs((talk.TOOL,))
+    for said, missing in (
+        ([*turns, assistant(talk.ANSWER)], answered),
+        ([*turns[:2], BOTH], spoken),
+    ):
+        rendered = render_chat(tokenizer, said, inputs)
+        assert [entry.field for entry in missing_text(rendered, said)] == missing
+        assert missing_tools(rendered, [talk.TOOL]) == ([0] if no_tools else [])
+
+
+def test_reasoning_beside_an_answer_is_found_like_reasoning_in_it() -> None:
+    for earlier in (True, False):
+        turns = [user("q"), THINKS, *([user("r"), assistant("s")] if earlier else [])]
+        (found,) = missing_text(rendering(CHATML)(turns), turns)
+        part = Dropped.EARLIER_REASONING if earlier else Dropped.ANSWER_REASONING
+        assert (found.part, found.text) == (part, "Clouds.")
+    # It is said in the answer, but not before it.
+    turns = [user("q"), {**assistant("Rain, rain."), "reasoning_content": "Rain"}]
+    assert [one.part for one in missing_text(rendering(CHATML)(turns), turns)] == [
+        Dropped.ANSWER_REASONING
+    ]
 
 
 def test_reasoning_that_says_nothing_is_no_loss() -> None:

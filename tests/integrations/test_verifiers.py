@@ -67,7 +67,6 @@ def test_verifiers_gets_the_scores_of_the_native_client(
         assert total == pytest.approx(score / 2)
     reasons = (
         "tool_calls",
-        "reasoning_content",
         "not the assistant's",
         "2 branches",
         "cannot conn",

@@ -13,6 +13,7 @@ same options, extensions, filters and globals, less what no chat template needs 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -81,7 +82,6 @@ def render_chat(
     values = {
         **inputs.chat_template_kwargs,
         **tokenizer.special_tokens_map,
-        "messages": turns,
         "tools": list(inputs.tools) or None,
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
@@ -89,32 +89,41 @@ def render_chat(
     size = sum(length_as_text(turn) + _TURN for turn in (*turns, *inputs.tools))
     with allowed(BASE_ALLOWANCE + ALLOWANCE_PER_CHARACTER * size):
         template = _compiled(_source(tokenizer, inputs))
-        if all(turn.get("content") is not None for turn in turns):
-            return template.render(values)
-        filled = [{**turn, "content": turn.get("content") or ""} for turn in turns]
-        return _with_null(template, values, filled)
+        first, *others = _forms(turns)
+        try:
+            text = template.render(values | {"messages": first})
+        except Exception:  # a template is a program: it raises what it likes
+            for form in others:
+                with contextlib.suppress(Exception):
+                    return template.render(values | {"messages": form})
+            raise
+        if "None" in text and others:
+            filled = template.render(values | {"messages": others[0]})
+            return filled if filled.count("None") < text.count("None") else text
+        return text
 
 
-def _with_null(
-    template: jinja2.Template, values: Mapping[str, Any], filled: Sequence[Mapping[str, Any]]
-) -> str:
-    """What is rendered of turns some of which have null content.
+def _forms(turns: Sequence[Mapping[str, Any]]) -> list[Sequence[Mapping[str, Any]]]:
+    """A conversation in the forms that templates take, the usual one first.
 
-    Null is empty text to templates that can't take it: they raise, or print `None`.
-
-    Args:
-        template: of the tokenizer.
-        values: with the turns as they are.
-        filled: the turns with empty text in place of null.
+    Beside tool calls, content may be null, and arguments are an object. Some templates raise at
+    null, or print `None`: they get an empty text. DeepSeek's want the arguments as JSON.
     """
-    with_text = functools.partial(template.render, values | {"messages": filled})
-    try:
-        text = template.render(values)
-    except Exception:  # a template is a program: it raises what it likes
-        return with_text()
-    if "None" in text and text.count("None") > (other := with_text()).count("None"):
-        return other
-    return text
+    if not any(turn.get("tool_calls") for turn in turns):
+        return [turns]
+    filled = [{**turn, "content": turn.get("content") or ""} for turn in turns]
+    return [turns, filled, [*map(_with_json, turns)], [*map(_with_json, filled)]]
+
+
+def _with_json(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A turn with the arguments of its tool calls as JSON."""
+    if not turn.get("tool_calls"):
+        return turn
+    calls = []
+    for call in turn["tool_calls"]:
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**turn, "tool_calls": calls}
 
 
 def unread_variable(tokenizer: Any, inputs: TemplateInputs) -> str | None:
