@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .conftest import ANSWER, PROMPT, QUESTION, WHOLE, Formats
+from .conftest import ANSWER, LABEL, PROMPT, QUESTION, WHOLE, Formats
 
 DOCUMENTS = ["Rain.", ANSWER, "Mud"]
 RECORDED = [
@@ -105,7 +105,7 @@ def test_vllm_classify(formats: Formats, raw: bool) -> None:
             "/classify", {"model": "tiny", **asked, "use_activation": False if raw else None}
         )
         expected = close(score if raw else sigmoid(score))
-        entry = {"index": 0, "label": "LABEL_0", "probs": [expected], "num_classes": 1}
+        entry = {"index": 0, "label": LABEL, "probs": [expected], "num_classes": 1}
         assert reply["data"] == [entry]
         assert (reply["object"], reply["model"]) == ("list", "tiny")
         assert reply["usage"]["prompt_tokens"] == reply["usage"]["total_tokens"] > 10
@@ -197,9 +197,9 @@ def test_tei(formats: Formats) -> None:
     }
     assert [entry["score"] for entry in found] == sorted(scores, reverse=True)
     pair = formats.post("/predict", {"inputs": [QUESTION, ANSWER], "raw_scores": True})
-    assert pair == [{"score": close(scores[1]), "label": "LABEL_0"}]
+    assert pair == [{"score": close(scores[1]), "label": LABEL}]
     batch = formats.post("/predict", {"inputs": [[QUESTION, d] for d in DOCUMENTS]})
-    assert batch == [[{"score": close(sigmoid(s)), "label": "LABEL_0"}] for s in scores]
+    assert batch == [[{"score": close(sigmoid(s)), "label": LABEL}] for s in scores]
 
 
 @pytest.mark.parametrize("path", ["/get_reward", "/models/tiny/get_reward"])

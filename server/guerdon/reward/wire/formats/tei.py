@@ -77,7 +77,7 @@ class Predict(TEIFormat[PredictBody]):
 
     def reply(self, body: PredictBody, scored: Scored) -> Json:
         scores = final_scores(scored, raw=body.raw_scores)
-        replies = [[{"score": score, "label": "LABEL_0"}] for score in scores]
+        replies = [[{"score": score, "label": scored.info.label}] for score in scores]
         return replies if _is_batch(body) else replies[0]
 
     def _item(self, entry: list[str], field: str) -> ScoreItem:

@@ -113,7 +113,7 @@ class Classify(Pooling):
     def reply(self, body: PoolingBody, scored: Scored) -> Json:
         scores = final_scores(scored, raw=body.use_activation is False)
         data = [
-            {"index": place, "label": "LABEL_0", "probs": [score], "num_classes": 1}
+            {"index": place, "label": scored.info.label, "probs": [score], "num_classes": 1}
             for place, score in enumerate(scores)
         ]
         return self._reply("classify", scored, data)
