@@ -64,11 +64,12 @@ class FormatRoutes:
             for path in format_.paths:
                 self._formats.setdefault(path, []).append(format_)
 
-    def add_to(self, app: FastAPI, native: Collection[str]) -> None:
+    def add_to(self, app: FastAPI, native: Collection[str], others: Collection[str] = ()) -> None:
         """Add them to an app, each also below `/models/NAME`.
 
         Args:
             native: paths of the native routes, which do not lie there.
+            others: paths of further routes, which do.
         """
         for path, formats in self._formats.items():
             summary = "; ".join(str(type(each).__doc__).partition("\n")[0] for each in formats)
@@ -76,7 +77,7 @@ class FormatRoutes:
                 app.add_api_route(
                     path, self._serve, methods=[method], summary=summary, tags=["other formats"]
                 )
-        app.add_middleware(ModelInPath, paths=self._formats, native=native)
+        app.add_middleware(ModelInPath, paths=(*self._formats, *others), native=native)
 
     async def _serve(self, request: Request) -> Response:
         """Answer a request, in the way of its format also where it fails."""
