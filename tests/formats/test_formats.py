@@ -121,12 +121,18 @@ def test_vllm_pooling_takes_token_ids(formats: Formats) -> None:
         assert reply["data"] == [{"index": 0, "object": "pooling", "data": [close(score)]}]
 
 
-def test_vllm_score(formats: Formats) -> None:
+@pytest.mark.parametrize("path", ["/score", "/v1/score"])
+def test_vllm_score(formats: Formats, path: str) -> None:
     scores = formats.native(QUESTION, *DOCUMENTS)
-    for names in (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2")):
-        reply = formats.post("/score", dict(zip(names, (QUESTION, DOCUMENTS), strict=True)))
+    for names in (
+        ("text_1", "text_2"),
+        ("queries", "documents"),
+        ("queries", "items"),
+        ("data_1", "data_2"),
+    ):
+        reply = formats.post(path, dict(zip(names, (QUESTION, DOCUMENTS), strict=True)))
         assert [entry["score"] for entry in reply["data"]] == [close(sigmoid(s)) for s in scores]
-    pairs = formats.post("/score", {"text_1": [QUESTION, "b"], "text_2": ["Rain.", "c"]})["data"]
+    pairs = formats.post(path, {"text_1": [QUESTION, "b"], "text_2": ["Rain.", "c"]})["data"]
     expected = [scores[0], *formats.native("b", "c")]
     assert [entry["score"] for entry in pairs] == [close(sigmoid(score)) for score in expected]
 

@@ -97,14 +97,13 @@ class RewardServer(Server[RewardPorts]):
         self._door = self._new_door(metrics.refused_calls)
         roles = {**http.ROLES, **formats.ROLES, **InfoRoute.ROLES}
         app = self._open(self._door, self._service_names(), roles)
-        RewardRoutes(*parts).add_to(app)
         format_scorer = FormatScorer(
             self._scoring, self.registry, config.limits, config.formats.default_model
         )
         limits = _tei_limits(config)
         tei_info = TEIInfo(self.registry, format_scorer, limits)
         InfoRoute(self._calls, tei_info).add_to(app)
-        FormatRoutes(
+        format_routes = FormatRoutes(
             self._scoring,
             self._calls,
             format_scorer,
@@ -112,7 +111,9 @@ class RewardServer(Server[RewardPorts]):
             formats.FORMATS,
             most_waiting=config.http_connections // 2,
             most_waiting_bytes=4 * config.max_body_bytes,
-        ).add_to(app, http.ROLES, InfoRoute.ROLES)
+        )
+        format_routes.add_to(app, http.ROLES, InfoRoute.ROLES)
+        RewardRoutes(*parts, format_routes).add_to(app)
         self._tei = tei.TEIService(
             self._scoring, self._calls, format_scorer, config.formats, tei_info, limits
         )
