@@ -61,7 +61,7 @@ class FormatRoutes:
         self._formats: dict[str, list[Format[Any]]] = {}
         for kind in formats:
             format_ = kind(settings)
-            for path in format_.paths:
+            for path in filter(format_.serves, format_.paths):
                 self._formats.setdefault(path, []).append(format_)
 
     def add_to(self, app: FastAPI, native: Collection[str], others: Collection[str] = ()) -> None:
