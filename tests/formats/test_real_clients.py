@@ -12,7 +12,7 @@ import pytest
 from tests.support.packages import python_with, run_program
 from tests.support.server import RunningServer, running_server
 
-from .conftest import ANSWER, QUESTION, Formats
+from .conftest import ANSWER, PROMPT, QUESTION, Formats
 from .test_formats import close, sigmoid
 
 PACKAGES = (
@@ -23,6 +23,7 @@ PACKAGES = (
     "llama-index-postprocessor-tei-rerank==0.6.0",
     "huggingface-api-haystack[grpc]==3.1.0",
 )
+TRAINERS = ("openrlhf==0.11.2", "pylatexenc==2.10", "miles-rl==0.0.2", "ray==2.60.0")
 DOCUMENTS = ["Rain.", ANSWER, "Mud"]
 TOKEN = "of-the-clients"
 
@@ -76,3 +77,20 @@ def test_haystack_and_llama_index_for_text_embeddings_inference(
         assert ranked == [[text, close(scores[text])] for text in best]
         assert "texts[3]: is too long" in error
     assert found["llama_index"] == [[text, close(sigmoid(scores[text]))] for text in best]
+
+
+def test_remote_rewards_of_openrlhf_and_miles(
+    checkpoint: Path, guarded: RunningServer, formats: Formats, tmp_path: Path
+) -> None:
+    """Their own code, without the packages for GPUs that it does not import for this."""
+    python = python_with(tmp_path / "trainers", *TRAINERS, dependencies=False)
+    where = guarded.url.removeprefix("http://")
+    answer = f"{ANSWER}<|im_end|>"
+    found = run(python, "trainer_clients.py", where, TOKEN, str(checkpoint), PROMPT, answer)
+    (score,) = formats.native(QUESTION, ANSWER)
+    assert found["openrlhf"] == {
+        "reward": [close(score)],
+        "scores": [close(sigmoid(score))],
+        "extra_logs": {"reward": [close(score)]},
+    }
+    assert found["miles"] == close(score)
