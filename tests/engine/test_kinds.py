@@ -304,6 +304,22 @@ def test_load_an_ensemble(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("names", "label"), [((), "LABEL_0"), (("GOOD",), "GOOD"), (("GOOD", "BAD"), "LABEL_0")]
+)
+def test_an_output_has_the_checkpoints_name_for_it(
+    tmp_path: Path, names: tuple[str, ...], label: str
+) -> None:
+    """Several outputs make one score, which none of their names names."""
+    labels = {"id2label": dict(enumerate(names))} if names else {}
+    folder = tiny_checkpoint(tmp_path / "m", "llama", num_labels=len(names) or 1, **labels)
+    if len(names) > 1:
+        Manifest(kind="attributes", attributes=dict.fromkeys(names, 1.0)).write(folder)
+    model = load_model(folder, name="m", settings=EngineSettings())
+    assert model.info.label == label
+    model.close()
+
+
 def test_load_an_encoder_in_padded_mode(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "deberta-v2")
     model = load_model(folder, name="d", settings=EngineSettings())

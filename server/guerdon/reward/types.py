@@ -224,6 +224,10 @@ class Attribute:
     weight: float
 
 
+DEFAULT_LABEL = "LABEL_0"
+"""How `transformers` names an output that has no name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What is known of a loaded revision. Constant for its life."""
@@ -252,6 +256,8 @@ class ModelInfo:
     regression: bool = False
     """Whether the checkpoint says that its number is no logit (`problem_type`, or an activation of
     sentence-transformers)."""
+    label: str = DEFAULT_LABEL
+    """What the checkpoint calls its output (`id2label`), if it has one alone."""
     vocab_hash: str = ""
     probability: bool = False
     """Whether a score is a probability already, which no activation turns into one again."""

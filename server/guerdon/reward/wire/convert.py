@@ -183,7 +183,7 @@ def model_info(
         "template_drops": [_DROPPED[part] for part in info.template_drops],
     }
     values = field_values(info) | other
-    del values["regression"]  # what other systems' formats go by
+    del values["regression"], values["label"]  # what other systems' formats go by
     return reward_pb2.ModelInfo(current=current, aliases=aliases, **values)
 
 

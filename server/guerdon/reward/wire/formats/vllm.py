@@ -119,7 +119,7 @@ class Classify(Pooling):
     def reply(self, body: PoolingBody, scored: Scored) -> Json:
         scores = final_scores(scored, raw=body.use_activation is False)
         data = [
-            {"index": place, "label": "LABEL_0", "probs": [score], "num_classes": 1}
+            {"index": place, "label": scored.info.label, "probs": [score], "num_classes": 1}
             for place, score in enumerate(scores)
         ]
         return self._reply("classify", scored, data)
@@ -145,14 +145,23 @@ _PAIRS = (
     ("queries", "documents"),
     ("queries", "items"),
 )
+_TELLING = {name for pair in _PAIRS for name in pair} - {"items"}
+"""Keys that tell a body of /v1/score from one of the native route, which has items too."""
 
 
 class ScorePairs(VLLMFormat[PairsBody]):
     """vLLM's /score: pairs of texts, through the sigmoid."""
 
-    paths = ("/score",)
+    paths = ("/score", "/v1/score")
     body = PairsBody
     refuses = REFUSED_OF_PAIRS
+
+    def reads(self, value: Mapping[str, Json]) -> bool:
+        items = value.get("items")
+        native = isinstance(items, list) and any(
+            isinstance(item, dict) and "responses" in item for item in items
+        )
+        return not native and not _TELLING.isdisjoint(value)
 
     def ask(self, body: PairsBody) -> Asked:
         for pair in _PAIRS:
@@ -171,8 +180,10 @@ class ScorePairs(VLLMFormat[PairsBody]):
 
     def field(self, path: str) -> str:
         """A pair by its place: one first text has several responses, several have one each."""
+        if re.match(r"items\[\d+\]\.", path) is None:  # a body's own items hold no fields
+            return path
         places = [int(place) for place in re.findall(r"\[(\d+)\]", path)[:2]]
-        return f"text_{len(places)}[{max(places)}]" if path.startswith("items[") else path
+        return f"text_{len(places)}[{max(places)}]"
 
 
 def _pairs(
