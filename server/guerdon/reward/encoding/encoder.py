@@ -22,13 +22,13 @@ from guerdon.reward.encoding.chat_template import (
     dropped_text,
 )
 from guerdon.reward.encoding.foreign_text import ForeignTexts
+from guerdon.reward.encoding.readout_places import ReadoutPlaces
 from guerdon.reward.encoding.sequences import (
     TokenSequence,
     check_control_tokens,
     check_unicode,
     common_prefix,
     hash_sequences,
-    last_run,
     leading,
     longest_field,
     plain_turns,
@@ -71,12 +71,10 @@ class Encoder:
         self._tokenizer = tokenizer = checkpoint.tokenizer
         self._text = TextTokenizer(tokenizer)
         self._double_bos = checkpoint.manifest.double_bos
-        self._marker = checkpoint.manifest.step_marker
-        self._marker_id = checkpoint.step_marker_id
         self._ending_id = checkpoint.ending_id
-        self._gate_ids = np.array(checkpoint.gate_ids, dtype=np.int64)
+        self._readout_places = ReadoutPlaces(checkpoint)
         self._template = ChatTemplate(tokenizer) if checkpoint.chat_template_hash else None
-        self._control = ControlTokens(tokenizer, allowed=[self._marker])
+        self._control = ControlTokens(tokenizer, allowed=[checkpoint.manifest.step_marker])
         self._bos: int | None = tokenizer.bos_token_id
         self._leading = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
         self.template_hash = checkpoint.chat_template_hash
@@ -97,7 +95,7 @@ class Encoder:
             self._template,
             self._text,
             checkpoint.folder.name,
-            reads_marks=self._marker_id is not None,
+            reads_marks=checkpoint.step_marker_id is not None,
             double_bos=self._double_bos,
         )
 
@@ -265,12 +263,7 @@ class Encoder:
         if rendered is None:
             return  # requests will show
         ids = self._text.one(rendered).ids
-        if len(self._gate_ids) and last_run(ids, self._gate_ids) is None:
-            raise CheckpointRefused(
-                "the chat template does not write "
-                f"{self._tokenizer.decode(self._gate_ids)!r} before an answer, where the model "
-                "reads how to weigh its attributes: restore the published template"
-            )
+        self._readout_places.check_template(ids)
         if not self._double_bos and self._bos is not None and leading(ids, {self._bos}) > 1:
             raise CheckpointRefused(
                 "the chat template begins with two BOS tokens: set double_bos in guerdon.json if "
@@ -350,58 +343,8 @@ class Encoder:
         self, field: str, item: ScoreItem, sequences: Sequence[TokenSequence]
     ) -> tuple[npt.NDArray[np.int64], ...]:
         """The places of each sequence that are read; empty where the head knows them itself."""
-        if len(self._gate_ids):
-            return tuple(self._gate(field, sequence) for sequence in sequences)
-        if self._marker_id is None:
-            return ()
-        return tuple(
-            self._markers(
-                place,
-                sequence,
-                item.responses[place],
-                renders=self._template is not None
-                and not isinstance(item.prompt, FormattedText | PlainText),
-            )
-            for place, sequence in enumerate(sequences)
-        )
-
-    def _gate(self, field: str, sequence: TokenSequence) -> npt.NDArray[np.int64]:
-        """The place that the gate reads, [1]: the first token of its pattern's last occurrence."""
-        found = last_run(sequence.ids, self._gate_ids)
-        if found is None:
-            raise InvalidRequest(
-                field,
-                "has no end of a user's turn in its tokens "
-                f"({self._tokenizer.decode(self._gate_ids)!r}), where the model reads how to weigh "
-                "its attributes: send a conversation",
-            )
-        return np.array([found])
-
-    def _markers(
-        self, place: int, sequence: TokenSequence, response: Response, *, renders: bool
-    ) -> npt.NDArray[np.int64]:
-        """Places of the response's step markers.
-
-        A template may add markers to a response that has none of its own. Elsewhere one
-        more than is written is the prompt's, as when its last token eats the response's
-        first white space.
-        """
-        end = sequence.prompt_end()
-        found = np.flatnonzero(sequence.ids[end:] == self._marker_id) + end
-        field = f"responses[{place}]"
-        if isinstance(response, str):
-            written = response.count(self._marker)
-            if written != len(found) and (written or not renders):
-                raise InvalidRequest(
-                    f"{field}.text",
-                    f"has {written} step markers {self._marker!r}, but {len(found)} of them are "
-                    "tokens of their own: set them apart",
-                )
-        if len(found) == 0:
-            raise InvalidRequest(
-                field, f"has no step marker {self._marker!r}: there is no step to score"
-            )
-        return found.astype(np.int64, copy=False)
+        renders = self._template is not None and isinstance(item.prompt, Conversation | str)
+        return self._readout_places.find(field, item.responses, sequences, renders=renders)
 
 
 def _response_start(
