@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from guerdon.client.types import ModelInfo
+from guerdon.trainer.common.data.same_prompts import conversation_key
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.policy_text import PolicyText
 from guerdon.trainer.common.services.prompts import Prompts
 from guerdon.trainer.common.services.settings import DrawSettings
+from guerdon.trainer.common.services.types import PromptRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +38,12 @@ class Asking:
             tokenizer: of the policy.
             prompts: all that is sampled.
         """
+        of_inputs: dict[str, PromptRow] = {}
+        for row in chain.from_iterable(one.rows for one in prompts):
+            of_inputs.setdefault(conversation_key((), row.inputs), row)
+        first, *others = of_inputs.values()
         return cls(
-            text=PolicyText.of(tokenizer, prompts[0].rows[0].turns),
+            text=PolicyText.of(tokenizer, first.turns, first.inputs, others),
             longest=max(one.longest for one in prompts) + settings.max_tokens,
             too_long=settings.reward_too_long,
             refused=settings.reward_refused,
