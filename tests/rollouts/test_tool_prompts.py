@@ -263,6 +263,14 @@ MARKS = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """A template that ends an answer otherwise where there are tools."""
+MARKS_RESULTS = (
+    "{% set seen = namespace(result=false) %}{{ tools or '' }}{% for m in messages %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content or m.tool_calls }}"
+    "{% if m.role == 'tool' %}{% set seen.result = true %}{% endif %}"
+    "{{ '<step>' if seen.result else '' }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A template that ends an answer otherwise after what a tool answered."""
 
 
 @pytest.mark.parametrize(
@@ -271,6 +279,8 @@ MARKS = (
         (published("qwen2_5"), ROWS, True),
         (MARKS, [ROWS[0], ROWS[2]], True),
         (MARKS, [ROWS[0], ROWS[3]], False),
+        (MARKS_RESULTS, [ROWS[0], ROWS[2]], True),
+        (MARKS_RESULTS, [ROWS[0], ROWS[1]], False),
     ],
 )
 def test_token_ids_stand_for_text_only_where_all_answers_end_alike(

@@ -86,8 +86,8 @@ class PolicyText:
             tokenizer: of the policy.
             turns: a prompt, which the template takes.
             inputs: what the template is given beside the prompt.
-            others: further prompts, with other inputs: token ids stand for text only where what
-                the template writes after an answer is the same.
+            others: further prompts, of other forms: token ids stand for text only where what the
+                template writes after an answer is the same.
         """
         template = getattr(tokenizer, "chat_template", None)
         endings = set()

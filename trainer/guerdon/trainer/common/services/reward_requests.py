@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any, Literal
 
 from guerdon.client.types import ModelInfo
+from guerdon.data import is_plain
 from guerdon.trainer.common.data.same_prompts import conversation_key
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.policy_text import PolicyText
@@ -38,10 +39,10 @@ class Asking:
             tokenizer: of the policy.
             prompts: all that is sampled.
         """
-        of_inputs: dict[str, PromptRow] = {}
+        forms: dict[str, PromptRow] = {}
         for row in chain.from_iterable(one.rows for one in prompts):
-            of_inputs.setdefault(conversation_key((), row.inputs), row)
-        first, *others = of_inputs.values()
+            forms.setdefault(_form(row), row)
+        first, *others = forms.values()
         return cls(
             text=PolicyText.of(tokenizer, first.turns, first.inputs, others),
             longest=max(one.longest for one in prompts) + settings.max_tokens,
@@ -75,3 +76,16 @@ class Asking:
         sign = math.copysign(1.0, weight)
         worst = min([self.penalty, *(sign * score for score in scores if score is not None)])
         return [sign * worst if score is None else score for score in scores]
+
+
+def _form(row: PromptRow) -> str:
+    """What may make a template end answers otherwise than after another prompt.
+
+    That is what it is given beside the turns, and turns that are of tools or more than a text.
+    """
+    tools = {
+        (turn["role"], *sorted(turn))
+        for turn in row.turns
+        if turn["role"] in ("tool", "function") or not is_plain(turn)
+    }
+    return conversation_key(sorted(tools), row.inputs)
