@@ -74,6 +74,11 @@ class TemplateInputs:
         """Whether there is any."""
         return bool(self.tools or self.chat_template_kwargs)
 
+    def columns(self) -> dict[str, Any]:
+        """The columns of a row that say them (see `read_template_inputs`); none that is empty."""
+        columns = {"tools": list(self.tools), "chat_template_kwargs": self.chat_template_kwargs}
+        return {name: value for name, value in columns.items() if value}
+
 
 NO_INPUTS = TemplateInputs()
 

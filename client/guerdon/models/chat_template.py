@@ -29,7 +29,8 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from guerdon.data.messages import NO_INPUTS, TemplateInputs
+from guerdon.data.messages import NO_INPUTS, Fail, TemplateInputs
+from guerdon.data.rendering import missing_tools
 from guerdon.models.template_costs import (
     ALLOWANCE_PER_CHARACTER,
     BASE_ALLOWANCE,
@@ -136,6 +137,29 @@ def unread_variable(tokenizer: Any, inputs: TemplateInputs) -> str | None:
         return None
     read = _variables(_source(tokenizer, inputs))
     return next((name for name in inputs.chat_template_kwargs if name not in read), None)
+
+
+def check_inputs(tokenizer: Any, inputs: TemplateInputs, rendered: str, fail: Fail) -> None:
+    """Refuse tools that a template left out, and variables that it does not read.
+
+    Args:
+        tokenizer: with the template.
+        inputs: what the template was given beside a conversation.
+        rendered: what it made of both.
+        fail: makes the error.
+
+    Raises:
+        Exception: from `fail`, naming the tool or the variable.
+    """
+    missing = missing_tools(rendered, inputs.tools)
+    if missing:
+        reason = "is left out by the chat template, or a part of it is"
+        raise fail(f"tools[{missing[0]}]", reason)
+    if inputs.chat_template_kwargs:
+        unread = inputs.chat_template_kwargs.keys() - template_variables(tokenizer, inputs)
+        if unread:
+            field = f"chat_template_kwargs.{min(unread)}"
+            raise fail(field, "is no variable that the chat template reads")
 
 
 def _source(tokenizer: Any, inputs: TemplateInputs) -> str:
