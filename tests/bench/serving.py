@@ -40,6 +40,7 @@ def serve(settings: BenchSettings, **flags: object) -> AbstractContextManager[Ru
     """The real server with as many threads as this process has, without a prefix cache."""
     return running_server(
         {"bench": settings.folder},
+        forked=False,
         environment={"OMP_NUM_THREADS": str(torch.get_num_threads())},
         dtype=settings.dtype,
         prefix_cache_mib=0,
