@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support import tool_talk as talk
+from tests.support import tools as talk
 
 from guerdon.client import Conversation, InvalidArgument, Item, RewardClient
 from guerdon.client.testing import FakeRewardServer
@@ -83,13 +83,15 @@ def test_a_server_gets_what_was_asked() -> None:
         seen.append((prompt, response))
         return 1.0
 
-    wanted = Conversation(tuple(talk.TALK), (talk.TOOL,), {"enable_thinking": False})
+    wanted = Conversation(tuple(talk.TALK), (talk.WEATHER,), {"enable_thinking": False})
     with FakeRewardServer(score) as fake, RewardClient(fake.target) as rewards:
-        item = Item(Conversation(talk.as_sent()[:3], [talk.TOOL]), [talk.CALLED, "text"])
-        assert item.responses == (talk.CALLED, "text")
-        asked = Conversation(talk.TALK, [json.dumps(talk.TOOL)], {"enable_thinking": False})
-        rewards.score_one("fake", asked, [talk.CALLED, "It will rain."])
-    assert seen == [(wanted, talk.CALLED), (wanted, "It will rain.")]
+        item = Item(
+            Conversation([*map(talk.as_sent, talk.TALK[:3])], [talk.WEATHER]), [talk.CALL, "text"]
+        )
+        assert item.responses == (talk.CALL, "text")
+        asked = Conversation(talk.TALK, [json.dumps(talk.WEATHER)], {"enable_thinking": False})
+        rewards.score_one("fake", asked, [talk.CALL, "It will rain."])
+    assert seen == [(wanted, talk.CALL), (wanted, "It will rain.")]
 
 
 @pytest.mark.parametrize(

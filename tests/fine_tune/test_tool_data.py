@@ -135,10 +135,10 @@ def test_what_would_not_be_learned_is_refused_and_names_are_noted(
         inputs(ANSWERS[1:])
     named = [*ASKED[:1], {**ASKED[1], "name": "Ada"}]
     found = inputs([ANSWERS[2], {"prompt": named, "response": "Yes."}])
-    assert found.counts()["train"]["names_dropped"] == 1
-    assert found.train.noted["names_dropped"] == [2]
+    assert found.counts()["train"]["names_dropped"] == 2
+    assert found.train.noted["names_dropped"] == [1, 2]  # the first one's is the tool's
     template.write_text(published("llama3"))
-    with pytest.raises(DataError, match=r"line 1: tools\[0\]: is left out by the chat template"):
+    with pytest.raises(DataError, match=r"line 1: tools\[0\]: has the tool 'get_weather', which"):
         inputs(ANSWERS[2:])
 
 

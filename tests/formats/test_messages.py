@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.support import tool_talk as talk
+from tests.support import tools as talk
 from tests.support.server import RunningServer, running_server
 from tests.support.tiny import tiny_checkpoint, tiny_tokenizer
 
@@ -26,7 +26,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("tools")
     models = {
         name: tiny_checkpoint(
-            folder / name, "llama", chat_template=talk.template(name), max_positions=2048
+            folder / name, "llama", chat_template=talk.published(name), max_positions=2048
         )
         for name in TEMPLATES
     }
@@ -39,7 +39,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def expected(server: RunningServer, model: str, turns: list[Any], **given: Any) -> float:
     """The score of the tokens that `apply_chat_template` makes, sent as token ids."""
-    tokenizer = tiny_tokenizer(chat_template=talk.template(model))
+    tokenizer = tiny_tokenizer(chat_template=talk.published(model))
     ids = tokenizer.apply_chat_template(turns, **given)["input_ids"]
     with RewardClient(server.address) as rewards:
         return rewards.score_one(model, TokenIds(ids[:1]), [TokenIds(ids[1:])]).values[0]
@@ -72,23 +72,30 @@ def by_vllm(http: httpx.Client, turns: list[Any], answer: Any, **given: Any) -> 
     return float(reply.json()["data"][0]["data"][0])
 
 
-@pytest.mark.parametrize("answer", [talk.ANSWER, talk.CALLED], ids=["text", "call"])
+@pytest.mark.parametrize("answer", [talk.ANSWER, talk.CALL], ids=["text", "call"])
 def test_every_door_reads_a_conversation_with_tools_alike(served: Served, answer: Any) -> None:
     server, http = served
     said = answer if isinstance(answer, dict) else {"role": "assistant", "content": answer}
     asked = talk.TALK if isinstance(answer, str) else talk.ASKED
-    sent = talk.as_sent()[: len(asked)]
-    wanted = expected(server, "qwen3", [*asked, said], tools=[talk.TOOL])
+    sent = [*map(talk.as_sent, asked)]
+    wanted = expected(server, "qwen3", [*asked, said], tools=[talk.WEATHER])
     doors = (by_client(server.address), by_client(server.url), by_native, by_vllm)
-    found = [door(http, sent, answer, tools=[talk.TOOL]) for door in doors]
+    found = [door(http, sent, answer, tools=[talk.WEATHER]) for door in doors]
     assert found == pytest.approx([wanted] * len(doors), abs=1e-5)
 
 
 def test_the_command_line_reads_them_too(served: Served, tmp_path: Path) -> None:
     server, _ = served
     rows = [
-        {"prompt": talk.as_sent(), "responses": [talk.ANSWER], "tools": [talk.TOOL]},
-        {"messages": [*talk.as_sent()[:2], talk.CALLED], "tools": json.dumps([talk.TOOL])},
+        {
+            "prompt": [*map(talk.as_sent, talk.TALK)],
+            "responses": [talk.ANSWER],
+            "tools": [talk.WEATHER],
+        },
+        {
+            "messages": [*map(talk.as_sent, talk.ASKED), talk.CALL],
+            "tools": json.dumps([talk.WEATHER]),
+        },
         {"prompt": "Why?", "responses": ["So."], "chat_template_kwargs": QUIET},
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -97,8 +104,8 @@ def test_the_command_line_reads_them_too(served: Served, tmp_path: Path) -> None
     assert main([*command, "--server", server.address]) == 0
     answers = [{"role": "assistant", "content": text} for text in (talk.ANSWER, "So.")]
     wanted = [
-        expected(server, "qwen3", [*talk.TALK, answers[0]], tools=[talk.TOOL]),
-        expected(server, "qwen3", [*talk.ASKED, talk.CALLED], tools=[talk.TOOL]),
+        expected(server, "qwen3", [*talk.TALK, answers[0]], tools=[talk.WEATHER]),
+        expected(server, "qwen3", [*talk.ASKED, talk.CALL], tools=[talk.WEATHER]),
         expected(server, "qwen3", [{"role": "user", "content": "Why?"}, answers[1]], **QUIET),
     ]
     found = [json.loads(line)["scores"][0] for line in out.read_text().splitlines()]
@@ -108,27 +115,27 @@ def test_the_command_line_reads_them_too(served: Served, tmp_path: Path) -> None
 def test_nemo_gym_reads_calls_of_functions(served: Served) -> None:
     """Its items are those of the Responses API: calls and what they gave stand by themselves."""
     server, http = served
-    call = {"type": "function_call", "call_id": "call12345", "name": "get_weather"}
+    call = {"type": "function_call", "call_id": "call00001", "name": "get_weather"}
     output = [
         {"type": "reasoning", "summary": []},
         {**call, "arguments": json.dumps(talk.ARGUMENTS)},
         {
             "type": "function_call_output",
-            "call_id": "call12345",
-            "output": talk.TOLD["content"],
+            "call_id": "call00001",
+            "output": talk.RESULT["content"],
         },
         {"type": "message", "content": [{"type": "output_text", "text": talk.ANSWER}]},
     ]
-    tool = {"type": "function", **talk.TOOL["function"]}
+    tool = {"type": "function", **talk.WEATHER["function"]}
     asked = {"instructions": "Be brief.", "input": talk.ASKED[1]["content"], "tools": [tool]}
     for until, turns in (
         (4, [*talk.TALK, {"role": "assistant", "content": talk.ANSWER}]),
-        (2, [*talk.ASKED, talk.CALLED]),
+        (2, [*talk.ASKED, talk.CALL]),
     ):
         body = {"responses_create_params": asked, "response": {"output": output[:until]}}
         reply = http.post("/models/qwen3/nemo_gym/verify", json=body)
         assert reply.status_code == 200, reply.text
-        wanted = expected(server, "qwen3", turns, tools=[talk.TOOL])
+        wanted = expected(server, "qwen3", turns, tools=[talk.WEATHER])
         assert reply.json()["reward"] == pytest.approx(wanted, abs=1e-5)
 
 
@@ -147,7 +154,11 @@ def test_what_a_template_leaves_out_is_said_or_refused(served: Served) -> None:
         with pytest.raises(InvalidArgument, match=r"prompt: has text .* leaves out: name"):
             rewards.score_one("qwen3", named, ["So."], reject_dropped_text=True)
         for prompt, answer, says in (
-            (Conversation(talk.TALK, [talk.TOOL]), "So.", r"conversation\.tools\[0\]: is a tool"),
+            (
+                Conversation(talk.TALK, [talk.WEATHER]),
+                "So.",
+                r"conversation\.tools\[0\]: has the tool",
+            ),
             (
                 Conversation(talk.ASKED, chat_template_kwargs=QUIET),
                 "So.",
@@ -156,7 +167,7 @@ def test_what_a_template_leaves_out_is_said_or_refused(served: Served) -> None:
         ):
             with pytest.raises(InvalidArgument, match=says):
                 rewards.score_one("deepseekv3_training", prompt, [answer])
-        both = {**talk.CALLED, "content": "Let me see."}
+        both = {**talk.CALL, "content": "Let me see."}
         with pytest.raises(
             InvalidArgument, match=r"responses\[0\]\.message\.content: has the text"
         ):
@@ -183,15 +194,15 @@ def test_what_a_template_leaves_out_is_said_or_refused(served: Served) -> None:
             "items[0].prompt.chat_template_kwargs.bos_token",
         ),
         ([{"role": "user"}], ["a"], "items[0].prompt[0].content"),
-        ([{**talk.CALLED, "role": "user"}], ["a"], "items[0].prompt[0].tool_calls"),
+        ([{**talk.CALL, "role": "user"}], ["a"], "items[0].prompt[0].tool_calls"),
         (
-            [{**talk.CALLED, "tool_calls": [talk.call("[1]")]}],
+            [{**talk.CALL, "tool_calls": [talk.call("[1]")]}],
             ["a"],
             "items[0].prompt[0].tool_calls[0].function.arguments",
         ),
         ("a", [{"role": "user", "content": "b"}], "items[0].responses[0].role"),
-        ({"formatted_text": "a"}, [talk.CALLED], "items[0].responses[0].message"),
-        ({"token_ids": [5]}, [talk.CALLED], "items[0].responses[0]"),
+        ({"formatted_text": "a"}, [talk.CALL], "items[0].responses[0].message"),
+        ({"token_ids": [5]}, [talk.CALL], "items[0].responses[0]"),
     ],
 )
 def test_a_wrong_part_is_named(

@@ -119,7 +119,7 @@ def test_what_arrow_fills_in_is_not_part_of_a_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "row", "reason"),
     [
-        ("llama3", ROWS[0], r"tools\[0\]: is left out by the chat template"),
+        ("llama3", ROWS[0], r"tools\[0\]: has the tool 'get_weather', which"),
         (
             "qwen2_5",
             ROWS[0] | {"chat_template_kwargs": QUIET},

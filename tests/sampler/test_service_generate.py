@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
-from tests.support import tool_talk as talk
+from tests.support import tools as talk
 from tests.support.formula_engine import END, MAX_TOKENS, VOCABULARY, length_of, token_of
 from tests.support.in_process import details, field_at_fault, until
 from tests.support.sampler_service import Harness, item, request, start_sampler
@@ -71,7 +71,7 @@ async def test_turns_that_the_policy_would_not_see_are_refused_by_name(tmp_path:
     async with start_sampler(CheckpointTokenizer(tmp_path)) as served:
         for turns, field, reason in (
             ([("human", "Hi")], ".messages[0].role", "'human'"),
-            ([("system", "Be brief."), ("user", "Hi")], "", "turn 1 (system)"),
+            ([("system", "Be brief."), ("user", "Hi")], ".messages[0].content", "'Be brief.'"),
         ):
             error = await refusal(served, request(conversation(*turns)))
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -91,7 +91,7 @@ SHOWS_CALLS = (
 
 async def test_tools_reach_the_policy_or_are_refused(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "get_weather"}}
-    turns = [talk.ASKED[1], talk.CALLED]
+    turns = [talk.ASKED[1], talk.CALL]
     asked = Conversation(turns, (tool,), {"quiet": True})
     item = policy_pb2.GenerateItem(
         prompt=common_pb2.Prompt(conversation=conversation_to_proto(asked))
@@ -103,10 +103,10 @@ async def test_tools_reach_the_policy_or_are_refused(tmp_path: Path) -> None:
     wanted = words.apply_chat_template(turns, tools=[tool], quiet=True)["input_ids"]
     assert list(reply.prompt_token_ids) == wanted
     for name, inputs, at in (
-        ("llama3", {"tools": [talk.TOOL]}, ".tools[0]"),
+        ("llama3", {"tools": [talk.WEATHER]}, ".tools[0]"),
         ("llama3", {"chat_template_kwargs": {"thinking": True}}, ".chat_template_kwargs.thinking"),
     ):
-        tiny_tokenizer(chat_template=talk.template(name)).save_pretrained(tmp_path / name)
+        tiny_tokenizer(chat_template=talk.published(name)).save_pretrained(tmp_path / name)
         asked = Conversation(talk.ASKED, **inputs)
         item.prompt.conversation.CopyFrom(conversation_to_proto(asked))
         async with start_sampler(CheckpointTokenizer(tmp_path / name)) as served:

@@ -26,17 +26,15 @@ ASKED: list[dict[str, Any]] = [
     {"role": "user", "content": "Is it warm in Rome?"},
 ]
 ARGUMENTS = {"city": "Rome", "days": 2}
-CALL: dict[str, Any] = {
-    "role": "assistant",
-    "content": None,
-    "tool_calls": [
-        {
-            "id": "call00001",
-            "type": "function",
-            "function": {"name": "get_weather", "arguments": ARGUMENTS},
-        }
-    ],
-}
+
+
+def call(arguments: Any = ARGUMENTS) -> dict[str, Any]:
+    """A call of the tool."""
+    function = {"name": "get_weather", "arguments": arguments}
+    return {"id": "call00001", "type": "function", "function": function}
+
+
+CALL: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call()]}
 RESULT: dict[str, Any] = {
     "role": "tool",
     "tool_call_id": "call00001",
@@ -52,7 +50,9 @@ OTHER_CALL: dict[str, Any] = {
         }
     ],
 }
-TEMPLATES = ("qwen2_5", "qwen3", "llama3_1", "glm4moe")
+TALK = [*ASKED, CALL, RESULT]
+ANSWER = "Yes, 30 degrees."
+TEMPLATES = ("qwen2_5", "qwen3", "llama3_1", "nemotron_3_nano")
 """Templates that render tools, calls of tools and what they answer."""
 
 

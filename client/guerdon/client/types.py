@@ -178,7 +178,8 @@ class Score:
     """Prompt tokens dropped from the left to fit."""
     dropped: tuple[str, ...] = ()
     """What of the conversation the model's chat template left out, so that the score does not
-    depend on it: `system_turn`, `developer_turn`, `earlier_reasoning`, `answer_reasoning`."""
+    depend on it: `system_turn`, `developer_turn`, `earlier_reasoning`, `answer_reasoning` or
+    `name`."""
     tokens_hash: str = ""
     """A hash of the tokens that the model saw. Responses with the same one are the same to the
     model. Empty from pairwise models."""

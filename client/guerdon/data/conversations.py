@@ -6,6 +6,7 @@ arXiv:2204.05862, the published form of the data).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def parse_pair(row: Mapping[str, Any]) -> Pair:
         check_turns(field, turns)
         _check_follows(field, prompt, turns)
     check_turns("prompt", prompt)
-    if chosen == rejected:
+    if same_turns(chosen, rejected):
         raise RowError("rejected", "is the same as chosen")
     return Pair(prompt, chosen, rejected, read_template_inputs(row, RowError))
 
@@ -263,12 +264,12 @@ def after(
     Raises:
         RowError: the conversation begins otherwise, so that the prompt would be said twice.
     """
-    if turns[: len(prompt)] == prompt:
+    if same_turns(turns[: len(prompt)], prompt):
         return prompt, turns[len(prompt) :]
     if turns[0]["role"] in ("assistant", "tool", "function"):
         return prompt, turns
     (rules, asked), (own_rules, rest) = _system_apart(prompt), _system_apart(turns)
-    if _bare(rest[: len(asked)]) == _bare(asked):
+    if same_turns(_bare(rest[: len(asked)]), _bare(asked)):
         if rules and own_rules and _bare(rules) != _bare(own_rules):
             raise RowError(field, "begins with another system turn than the row's prompt")
         return (rules or own_rules) + asked, rest[len(asked) :]
@@ -279,6 +280,11 @@ def after(
         f"is a conversation that does not begin with the row's prompt: {_begins(rest)} in place "
         f"of {_begins(asked)}. Leave the prompt out where conversations are whole",
     )
+
+
+def same_turns(one: Sequence[Message], other: Sequence[Message]) -> bool:
+    """Whether turns say the same; to Python 1, 1.0 and True are equal, and templates print them."""
+    return one == other and json.dumps(one) == json.dumps(other)
 
 
 def _system_apart(turns: list[Message]) -> tuple[list[Message], list[Message]]:
@@ -303,7 +309,7 @@ def _split(
     """What both conversations begin with, short of either's last turn, and the rest of each."""
     shared = 0
     for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
-        if one != other:
+        if not same_turns([one], [other]):
             break
         shared += 1
     if shared == 0:

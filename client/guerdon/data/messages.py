@@ -18,8 +18,10 @@ Fail = Callable[[str, str], Exception]
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of content parts that are text."""
-_SAID = ("role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id")
-_UNSHOWN = ("function_call", "audio", "images", "refusal", "thinking")
+_SAID = frozenset(["role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id"])
+_UNSHOWN = frozenset(
+    ["function_call", "audio", "images", "refusal", "thinking", "thoughts", "tool_plan"]
+)
 """Parts of a message that would be left out in silence."""
 _RESERVED = frozenset({
     "messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
@@ -27,6 +29,8 @@ _RESERVED = frozenset({
     "joiner", "namespace", "loop", "self", "true", "false", "none",
 })  # fmt: skip
 """Names that are no variables of a template's own."""
+_MOST_BITS = 4096
+"""Of an integer: Python writes no longer ones."""
 MOST_LEVELS = 24
 """Lists and objects within each other, in JSON that comes with a conversation."""
 
@@ -123,10 +127,13 @@ def is_plain(message: Message) -> bool:
 
 
 def all_texts(conversation: Conversation) -> Iterator[str]:
-    """Every text of a conversation, roles and the JSON of its inputs included."""
+    """All that a conversation says: its roles and texts, or the JSON of what is more than these."""
     for message in conversation.messages:
-        yield message["role"]
-        yield from (text for _, text in texts_in(message))
+        if is_plain(message):
+            yield message["role"]
+            yield text_of(message)
+        else:
+            yield json.dumps(message, ensure_ascii=False)
     for value in (*conversation.tools, conversation.chat_template_kwargs):
         if value:
             yield json.dumps(dict(value), ensure_ascii=False)
@@ -196,20 +203,21 @@ def _values(entry: Any, path: str, fail: Fail, *, strict: bool) -> dict[str, Any
     """The keys of a message that have a value, `role` among them, and none that is not read."""
     if not isinstance(entry, Mapping):
         raise fail(path, 'must be an object with "role" and "content"')
-    given = {
-        key: value
-        for key, value in entry.items()
-        if (value is not None and value != []) or key == "content"
-    }
-    if not isinstance(given.get("role"), str):
+    given = {key: value for key, value in entry.items() if value is not None and value != []}
+    role = given.get("role")
+    if not isinstance(role, str):
         raise fail(f"{path}.role", "must be text")
-    if not given["role"]:
+    if not role:
         raise fail(f"{path}.role", "is empty")
-    reasoning = given.pop("reasoning", None)  # another name for it, of vLLM and OpenRouter
-    given.setdefault("reasoning_content", reasoning)
-    for key in sorted(given.keys() - set(_SAID), key=str):
+    _check_unicode(role, f"{path}.role", fail)
+    thought = given.pop("reasoning", None)  # another name for it, of vLLM and OpenRouter
+    if thought and given.setdefault("reasoning_content", thought) != thought:
+        if given["reasoning_content"]:
+            raise fail(f"{path}.reasoning", "differs from reasoning_content, which is the same")
+        given["reasoning_content"] = thought
+    for key in sorted(given.keys() - _SAID, key=str):
         if strict or (key in _UNSHOWN and given[key]):
-            raise fail(f"{path}.{key}", "is not part of a message that a model is shown")
+            raise fail(f"{path}.{_shown(key)}", "is not part of a message that a model is shown")
     return given
 
 
@@ -238,11 +246,11 @@ def read_template_kwargs(value: Any, path: str, fail: Fail) -> Mapping[str, Any]
     values = _parsed(value, path, fail)
     if not isinstance(values, Mapping):
         raise fail(path, "must be an object")
-    for name in values:
-        if not isinstance(name, str) or name in _RESERVED or name.endswith("_token"):
-            raise fail(f"{path}.{name}", "is no variable that a conversation may set")
-    _check_json(values, path, fail)
-    return dict(values)
+    checked: dict[str, Any] = _json_copy(values, path, fail)
+    for name in checked:
+        if name in _RESERVED or name.endswith("_token"):
+            raise fail(f"{path}.{_shown(name)}", "is no variable that a conversation may set")
+    return checked
 
 
 def read_template_inputs(row: Mapping[str, Any], fail: Fail) -> TemplateInputs:
@@ -257,18 +265,8 @@ def read_template_inputs(row: Mapping[str, Any], fail: Fail) -> TemplateInputs:
     return TemplateInputs(tools, kwargs) if tools or kwargs else NO_INPUTS
 
 
-def tool_texts(tool: Mapping[str, Any]) -> list[str]:
-    """What a template must show of a tool: its name, description, and parameters' names."""
-    function = _function(tool)
-    parameters = function.get("parameters")
-    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-    texts = [function["name"], function.get("description")]
-    texts += [*properties] if isinstance(properties, Mapping) else []
-    return [text for text in texts if isinstance(text, str)]
-
-
 def argument_texts(value: Any) -> list[str]:
-    """Every key and every value of a tool call's arguments, as text."""
+    """Every key and every value of an object of JSON, as text."""
     if isinstance(value, Mapping):
         return [text for key, entry in value.items() for text in (str(key), *argument_texts(entry))]
     if isinstance(value, str):
@@ -286,10 +284,11 @@ def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _tool(value: Any, path: str, fail: Fail) -> Mapping[str, Any]:
     tool = _parsed(value, path, fail)
-    if not isinstance(tool, Mapping) or not isinstance(_function(tool).get("name"), str):
+    name = _function(tool).get("name") if isinstance(tool, Mapping) else None
+    if not isinstance(name, str) or not name:
         raise fail(path, 'must be an object with a "function" that has a name')
-    _check_json(tool, path, fail)
-    return tool
+    checked: Mapping[str, Any] = _json_copy(tool, path, fail)
+    return checked
 
 
 def _tool_call(entry: Any, path: str, fail: Fail) -> ToolCall:
@@ -297,20 +296,19 @@ def _tool_call(entry: Any, path: str, fail: Fail) -> ToolCall:
         raise fail(path, 'must be an object with a "function"')
     kind = entry.get("type") or "function"
     if kind != "function":
-        raise fail(f"{path}.type", f"is {kind!r}, and only calls of functions are read")
+        raise fail(f"{path}.type", f"is {_shown(kind)!r}, and only calls of functions are read")
     function = _function(entry)
     name = function.get("name")
     if not isinstance(name, str) or not name:
         raise fail(f"{path}.function.name", "is required")
+    _check_unicode(name, f"{path}.function.name", fail)
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = _parsed(arguments or "{}", f"{path}.function.arguments", fail)
     if not isinstance(arguments, Mapping | None):
         raise fail(f"{path}.function.arguments", "must be an object, or the JSON of one")
-    _check_json(arguments, f"{path}.function.arguments", fail)
-    call = ToolCall(
-        type="function", function=FunctionCall(name=name, arguments=dict(arguments or {}))
-    )
+    checked = _json_copy(arguments or {}, f"{path}.function.arguments", fail)
+    call = ToolCall(type="function", function=FunctionCall(name=name, arguments=checked))
     call_id = _optional_text(entry, "id", path, fail)
     return ToolCall(id=call_id, **call) if call_id else call
 
@@ -318,6 +316,7 @@ def _tool_call(entry: Any, path: str, fail: Fail) -> ToolCall:
 def _text(content: Any, path: str, fail: Fail) -> str:
     """Text as it is, and the parts of text joined with nothing between."""
     if isinstance(content, str):
+        _check_unicode(content, path, fail)
         return content
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise fail(path, "must be text, or a list of text parts")
@@ -326,6 +325,7 @@ def _text(content: Any, path: str, fail: Fail) -> str:
         text = part.get("text") if isinstance(part, Mapping) else None
         if not isinstance(text, str) or part.get("type") not in TEXT_PARTS:
             raise fail(f"{path}[{place}]", "must be a part of type text: no other kind is read")
+        _check_unicode(text, f"{path}[{place}].text", fail)
         texts.append(text)
     return "".join(texts)
 
@@ -334,6 +334,7 @@ def _optional_text(entry: Mapping[str, Any], key: str, path: str, fail: Fail) ->
     value = entry.get(key)
     if value is not None and not isinstance(value, str):
         raise fail(f"{path}.{key}", "must be text")
+    _check_unicode(value or "", f"{path}.{key}", fail)
     return value or ""
 
 
@@ -348,34 +349,57 @@ def _parsed(value: Any, path: str, fail: Fail) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value, parse_constant=_refuse_constant)
+        return json.loads(value, parse_constant=_refuse, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
-        raise fail(path, "is not valid JSON") from None
+        raise fail(path, "is not valid JSON, or has a key twice") from None
 
 
-def _refuse_constant(name: str) -> None:
+def _refuse(name: str) -> None:
     raise ValueError(name)
 
 
-def _check_json(value: Any, path: str, fail: Fail, levels: int = MOST_LEVELS) -> None:
-    """Refuse what JSON has not: templates print it in ways of their own."""
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key twice")
+    return found
+
+
+def _json_copy(value: Any, path: str, fail: Fail, levels: int = MOST_LEVELS) -> Any:
+    """A copy of a value; what JSON has not is refused, for templates print it in their own ways."""
     if levels == 0:
         raise fail(path, f"has more than {MOST_LEVELS} lists and objects within each other")
     if isinstance(value, Mapping):
-        for key, entry in value.items():
-            if not isinstance(key, str):
-                raise fail(path, f"has the key {key!r}, which is no text")
-            _check_unicode(key, path, fail)
-            _check_json(entry, f"{path}.{key}", fail, levels - 1)
-    elif isinstance(value, list | tuple):
-        for place, entry in enumerate(value):
-            _check_json(entry, f"{path}[{place}]", fail, levels - 1)
+        return {
+            _key(key, path, fail): _json_copy(entry, f"{path}.{_shown(key)}", fail, levels - 1)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [
+            _json_copy(entry, f"{path}[{place}]", fail, levels - 1)
+            for place, entry in enumerate(value)
+        ]
+    if isinstance(value, str):
+        _check_unicode(value, path, fail)
     elif isinstance(value, float) and not math.isfinite(value):
         raise fail(path, "is not a finite number")
-    elif isinstance(value, str):
-        _check_unicode(value, path, fail)
+    elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise fail(path, "has too many digits")
     elif not isinstance(value, int | float | None):
         raise fail(path, f"is a {type(value).__name__}, which JSON has not")
+    return value
+
+
+def _key(key: Any, path: str, fail: Fail) -> str:
+    if not isinstance(key, str):
+        raise fail(path, f"has the key {_shown(key)!r}, which is no text")
+    _check_unicode(key, path, fail)
+    return key
+
+
+def _shown(key: Any) -> str:
+    """As much of a key as an error quotes."""
+    return str(key)[:64].encode("utf-8", "replace").decode()
 
 
 def _check_unicode(text: str, path: str, fail: Fail) -> None:

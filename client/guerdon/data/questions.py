@@ -13,6 +13,7 @@ from guerdon.data.conversations import (
     check_text,
     conversations,
     parse_prompt,
+    same_turns,
 )
 from guerdon.data.messages import (
     NO_INPUTS,
@@ -111,7 +112,7 @@ def _pair(row: Mapping[str, Any]) -> list[Question]:
     prompt, chosen, rejected = conversations(row)
     one = _conversation((prompt or []) + chosen, "chosen")
     other = _conversation((prompt or []) + rejected, "rejected")
-    if one.prompt == other.prompt:
+    if same_turns(chosen[:-1], rejected[:-1]):
         return [Question(one.prompt, one.responses + other.responses)]
     return [one, other]
 

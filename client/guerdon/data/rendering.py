@@ -11,15 +11,17 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from guerdon.data.messages import argument_texts, text_of, tool_texts
+from guerdon.data.messages import TemplateInputs, text_of
 
 if TYPE_CHECKING:
-    from guerdon.data.messages import Message
+    from guerdon.data.messages import Message, ToolCall
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 """Roles that chat templates are written for. Many templates print any other one too, but no model
@@ -41,6 +43,8 @@ _REASONING_MARK = re.compile(
 )
 _SHOWN = 60
 """Characters of a missing text that an error quotes."""
+_MOST_MISSING = 8
+"""Texts of turns, each an error by itself, after which no more are looked for."""
 
 
 class Dropped(StrEnum):
@@ -61,31 +65,38 @@ REASONING = frozenset({Dropped.EARLIER_REASONING, Dropped.ANSWER_REASONING})
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A text of a conversation that is not in what was rendered."""
+    """A part of a conversation that is not in what was rendered."""
 
     place: int
-    """The turn's place, from 0."""
+    """The turn's place, from 0; -1 for what is given beside the turns."""
     role: str
     text: str
     """The text's beginning."""
     part: Dropped | None
     """None where what a turn says is missing, which is always an error."""
     field: str = "content"
-    """The part of the turn that has the text."""
+    """The part of the turn, or what is given beside the turns."""
+
+    @property
+    def path(self) -> str:
+        """The field's path in the conversation."""
+        return self.field if self.place < 0 else f"messages[{self.place}].{self.field}"
 
     @property
     def reason(self) -> str:
         """What is wrong, without the field's name."""
+        if self.field.startswith("chat_template_kwargs"):
+            return "is no variable that the chat template reads"
         what = "reasoning" if self.part in REASONING else self.field.split("[")[0]
-        what = {"content": "text", "tool_calls": "tool call"}.get(what, what)
-        return f"has the {what} {self.text!r}, which the chat template leaves out"
+        names = {"content": "text", "tool_calls": "tool call", "tools": "tool"}
+        return f"has the {names.get(what, what)} {self.text!r}, which the chat template leaves out"
 
 
 def missing_text(rendered: str, turns: Sequence[Message]) -> list[Missing]:
     """The texts of a conversation that a template did not render.
 
     Texts are looked for in the order of the turns, a system turn's anywhere. White space, escapes
-    of JSON, and marks around reasoning may be the template's own. Ids of tool calls are no text.
+    of JSON, and marks around reasoning may be the template's own. A few errors are enough.
 
     Args:
         rendered: what the template made of them.
@@ -100,20 +111,117 @@ def missing_text(rendered: str, turns: Sequence[Message]) -> list[Missing]:
         if end is None:
             missing, end = _looked_into(place, turn, rendered, start, last=last)
             found += [missing] if missing else []
-        if len(turn) > 2:
-            found += _missing_beside(place, turn, rendered, start, end, last=last)
-        if not system:
+        if not system and "tool_calls" not in turn:  # calls may be shown before their turn's text
             start = end
+        if sum(one.part is None for one in found) == _MOST_MISSING:
+            break
     return found
 
 
-def missing_tools(rendered: str, tools: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The places of tools of which a template leaves out a name or a description."""
-    return [
-        place
-        for place, tool in enumerate(tools)
-        if any(_find_end(text, rendered, 0) is None for text in tool_texts(tool))
+def missing_beside(
+    render: Callable[[Sequence[Message], TemplateInputs], str],
+    turns: Sequence[Message],
+    inputs: TemplateInputs,
+) -> list[Missing]:
+    """What a template leaves out beside the texts: names, reasoning, calls of tools, and tools.
+
+    Found by rendering once more with a mark in the place of each: every key and value of a call's
+    arguments; of a tool its name, its description and the names of its parameters. Ids of calls are
+    no text, and other parts of a tool's schema are the template's to show.
+
+    Args:
+        render: the template; it may raise what it likes.
+        turns: the conversation.
+        inputs: what the template is given beside it.
+    """
+    if not inputs.tools and all(len(turn) == 2 for turn in turns):
+        return []
+    marks = _Marks()
+    tools = tuple(marks.tool(place, tool) for place, tool in enumerate(inputs.tools))
+    marked = [
+        marks.turn(place, turn, last=place == len(turns) - 1) for place, turn in enumerate(turns)
     ]
+    return marks.missing(render(marked, TemplateInputs(tools, inputs.chat_template_kwargs)))
+
+
+class _Marks:
+    """Marks that stand in a conversation in the place of its parts."""
+
+    def __init__(self) -> None:
+        self._stem = f"q{secrets.token_hex(4)}x"  # which no text can hold by intent
+        self._parts: dict[str, Missing] = {}
+
+    def missing(self, rendered: str) -> list[Missing]:
+        """The parts whose marks were not rendered, one for each field."""
+        shown = set(re.findall(self._stem + r"\d+z", rendered))
+        missing = [part for mark, part in self._parts.items() if mark not in shown]
+        return list({one.path: one for one in reversed(missing)}.values())[::-1]
+
+    def turn(self, place: int, turn: Message, *, last: bool) -> Message:
+        """A turn with marks beside its text."""
+        marked, role = turn.copy(), turn["role"]
+        if "name" in turn:
+            name = Missing(place, role, turn["name"], Dropped.NAME, "name")
+            marked["name"] = self._mark(name)
+        if "reasoning_content" in turn:
+            part = Dropped.ANSWER_REASONING if last else Dropped.EARLIER_REASONING
+            text = _excerpt(turn["reasoning_content"])
+            marked["reasoning_content"] = self._mark(
+                Missing(place, role, text, part, "reasoning_content")
+            )
+        if "tool_calls" in turn:
+            marked["tool_calls"] = [
+                self._call(call, partial(Missing, place, role, part=None, field=f"tool_calls[{i}]"))
+                for i, call in enumerate(turn["tool_calls"])
+            ]
+        return marked
+
+    def tool(self, place: int, tool: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A tool with marks for its name, description and parameters' names."""
+        beside = partial(Missing, -1, "", part=None, field=f"tools[{place}]")
+        inner = tool.get("function")
+        function = dict(inner if isinstance(inner, Mapping) else tool)
+        function["name"] = self._mark(beside(text=_excerpt(function["name"])))
+        if isinstance(function.get("description"), str) and function["description"].strip():
+            function["description"] = self._mark(beside(text=_excerpt(function["description"])))
+        parameters = function.get("parameters")
+        parameters = parameters if isinstance(parameters, Mapping) else {}
+        properties = parameters.get("properties")
+        if isinstance(properties, Mapping):
+            names = {key: self._mark(beside(text=_excerpt(key))) for key in properties}
+            renamed = {names[key]: value for key, value in properties.items()}
+            function["parameters"] = {**parameters, "properties": renamed}
+            required = parameters.get("required")
+            if isinstance(required, list):
+                function["parameters"]["required"] = [
+                    names.get(key, key) if isinstance(key, str) else key for key in required
+                ]
+        return {**tool, "function": function} if isinstance(inner, Mapping) else function
+
+    def _call(self, call: ToolCall, missing: Callable[..., Missing]) -> ToolCall:
+        function = call["function"]
+        name = self._mark(missing(text=_excerpt(function["name"])))
+        arguments = {
+            self._mark(missing(text=_excerpt(key))): self._value(value, missing)
+            for key, value in function["arguments"].items()
+        }
+        marked: ToolCall = {**call, "function": {"name": name, "arguments": arguments}}
+        return marked
+
+    def _value(self, value: Any, missing: Callable[..., Missing]) -> Any:
+        if isinstance(value, Mapping):
+            return {
+                self._mark(missing(text=_excerpt(key))): self._value(entry, missing)
+                for key, entry in value.items()
+            }
+        if isinstance(value, list):
+            return [self._value(entry, missing) for entry in value]
+        return self._mark(missing(text=_excerpt(str(value))))
+
+    def _mark(self, part: Missing) -> str:
+        mark = f"{self._stem}{len(self._parts)}z"
+        self._parts[mark] = part
+        return mark
 
 
 def dropped_by(render: Callable[[list[Message]], str]) -> tuple[Dropped, ...]:
@@ -223,35 +331,6 @@ def _looked_into(
             part = Dropped.ANSWER_REASONING if last else Dropped.EARLIER_REASONING
             return Missing(place, role, _excerpt(reasoning), part), end
     return Missing(place, role, _excerpt(content), None), start
-
-
-def _missing_beside(
-    place: int, turn: Message, rendered: str, start: int, end: int, *, last: bool
-) -> list[Missing]:
-    """What is missing of a turn beside its text.
-
-    Args:
-        start: where the turn before ends in what was rendered.
-        end: where the turn's text ends.
-    """
-    found = []
-    name, reasoning = turn.get("name", ""), turn.get("reasoning_content", "")
-    if name and not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", rendered[start:end]):
-        found.append(Missing(place, turn["role"], name, Dropped.NAME, "name"))
-    if reasoning:
-        thought = _find_end(reasoning, rendered, start)
-        if thought is None or _find_end(text_of(turn), rendered, thought) is None:
-            part = Dropped.ANSWER_REASONING if last else Dropped.EARLIER_REASONING
-            text = _excerpt(reasoning)
-            found.append(Missing(place, turn["role"], text, part, "reasoning_content"))
-    for number, call in enumerate(turn.get("tool_calls", ())):
-        function = call["function"]
-        texts = [function["name"], *argument_texts(function["arguments"])]
-        missing = [text for text in texts if _find_end(text, rendered, start) is None]
-        if missing:
-            field = f"tool_calls[{number}]"
-            found.append(Missing(place, turn["role"], _excerpt(missing[0]), None, field))
-    return found
 
 
 def _excerpt(text: str) -> str:

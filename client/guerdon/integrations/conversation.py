@@ -113,12 +113,12 @@ def ungrouped(result: ScoreResult, places: Sequence[tuple[int, int]]) -> list[Sc
 
 
 def _key(prompt: Any) -> object:
-    """Equal for equal prompts."""
+    """The same for prompts that render to the same: the order of keys counts."""
     if isinstance(prompt, str | FormattedText):
         return prompt
     if not isinstance(prompt, Conversation):
-        return json.dumps(prompt, sort_keys=True)
-    return json.dumps([prompt.messages, prompt.tools], sort_keys=True)
+        return json.dumps(prompt)
+    return json.dumps([prompt.messages, prompt.tools])
 
 
 def _turns(value: Any, where: str, ignored_keys: Collection[str]) -> list[Message]:

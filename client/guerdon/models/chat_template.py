@@ -29,8 +29,7 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from guerdon.data.messages import NO_INPUTS, Fail, TemplateInputs
-from guerdon.data.rendering import missing_tools
+from guerdon.data import NO_INPUTS, Message, Missing, TemplateInputs, missing_beside, missing_text
 from guerdon.models.template_costs import (
     ALLOWANCE_PER_CHARACTER,
     BASE_ALLOWANCE,
@@ -87,7 +86,8 @@ def render_chat(
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
     }
-    size = sum(length_as_text(turn) + _TURN for turn in (*turns, *inputs.tools))
+    parts = (*turns, *inputs.tools, inputs.chat_template_kwargs)
+    size = sum(len(json.dumps(part, default=str, ensure_ascii=False)) + _TURN for part in parts)
     with allowed(BASE_ALLOWANCE + ALLOWANCE_PER_CHARACTER * size):
         template = _compiled(_source(tokenizer, inputs))
         first, *others = _forms(turns)
@@ -99,8 +99,9 @@ def render_chat(
                     return template.render(values | {"messages": form})
             raise
         if "None" in text and others:
-            filled = template.render(values | {"messages": others[0]})
-            return filled if filled.count("None") < text.count("None") else text
+            with contextlib.suppress(Exception):
+                filled = template.render(values | {"messages": others[0]})
+                return filled if filled.count("None") < text.count("None") else text
         return text
 
 
@@ -127,39 +128,36 @@ def _with_json(turn: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**turn, "tool_calls": calls}
 
 
-def unread_variable(tokenizer: Any, inputs: TemplateInputs) -> str | None:
-    """The first of the given variables that the chat template does not read; None if it reads all.
-
-    Raises:
-        jinja2.TemplateSyntaxError: the template does not compile.
-    """
-    if not inputs.chat_template_kwargs:
-        return None
-    read = _variables(_source(tokenizer, inputs))
-    return next((name for name in inputs.chat_template_kwargs if name not in read), None)
-
-
-def check_inputs(tokenizer: Any, inputs: TemplateInputs, rendered: str, fail: Fail) -> None:
-    """Refuse tools that a template left out, and variables that it does not read.
+def left_out(
+    tokenizer: Any,
+    turns: Sequence[Message],
+    inputs: TemplateInputs,
+    rendered: str,
+    *,
+    add_generation_prompt: bool = False,
+) -> list[Missing]:
+    """What a chat template leaves out of a conversation, variables that it does not read included.
 
     Args:
         tokenizer: with the template.
-        inputs: what the template was given beside a conversation.
-        rendered: what it made of both.
-        fail: makes the error.
+        turns: the conversation.
+        inputs: what the template was given beside it.
+        rendered: what it made of both; see `render_chat`.
+        add_generation_prompt: as for `render_chat`.
 
     Raises:
-        Exception: from `fail`, naming the tool or the variable.
+        Exception: what the template raises; a template is a program.
     """
-    missing = missing_tools(rendered, inputs.tools)
-    if missing:
-        reason = "is left out by the chat template, or a part of it is"
-        raise fail(f"tools[{missing[0]}]", reason)
+    render = functools.partial(render_chat, tokenizer, add_generation_prompt=add_generation_prompt)
+    missing = [*missing_text(rendered, turns), *missing_beside(render, turns, inputs)]
     if inputs.chat_template_kwargs:
-        unread = inputs.chat_template_kwargs.keys() - template_variables(tokenizer, inputs)
-        if unread:
-            field = f"chat_template_kwargs.{min(unread)}"
-            raise fail(field, "is no variable that the chat template reads")
+        read = _variables(_source(tokenizer, inputs))
+        missing += [
+            Missing(-1, "", name, None, f"chat_template_kwargs.{name[:64]}")
+            for name in inputs.chat_template_kwargs
+            if name not in read
+        ]
+    return missing
 
 
 def _source(tokenizer: Any, inputs: TemplateInputs) -> str:

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from guerdon.data import Dropped, missing_text, roles_named_in
+from guerdon.data import Dropped, roles_named_in
 from guerdon.models.chat_template import BROKEN
-from guerdon.serving.conversations import check_roles, check_tools, render
+from guerdon.serving.conversations import check_roles, missing_parts, render
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 from guerdon.serving.prompts import Conversation, FormattedText, Message, Prompt, TokenArray
 
@@ -95,13 +95,11 @@ class CheckpointTokenizer:
                 field, "can't be rendered: the model has no chat template; send formatted_text"
             )
         check_roles(field, prompt, self._roles)
-        text = render(
-            self._tokenizer, field, prompt.messages, prompt.inputs, add_generation_prompt=True
-        )
-        for one in missing_text(text, prompt.messages):
+        asked = (self._tokenizer, field, prompt.messages, prompt.inputs)
+        text = render(*asked, add_generation_prompt=True)
+        for one in missing_parts(*asked, text, add_generation_prompt=True):
             # What a tool is called stands in its call.
             is_tool_name = one.part is Dropped.NAME and one.role in ("tool", "function")
             if one.part is not Dropped.EARLIER_REASONING and not is_tool_name:
-                raise InvalidRequest(field, f"turn {one.place + 1} ({one.role}) {one.reason}")
-        check_tools(field, prompt, text)
+                raise InvalidRequest(f"{field}.{one.path}", one.reason)
         return text

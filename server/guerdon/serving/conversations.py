@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from guerdon.data import (
-    Conversation,
-    Message,
-    TemplateInputs,
-    missing_tools,
-    unknown_role,
-)
-from guerdon.models.chat_template import render_chat, unread_variable
+from guerdon.data import Conversation, Message, Missing, TemplateInputs, unknown_role
+from guerdon.models.chat_template import left_out, render_chat
 from guerdon.serving.errors import InvalidRequest
 
 
@@ -34,19 +29,39 @@ def render(
         add_generation_prompt: end with what opens the assistant's turn.
 
     Raises:
-        InvalidRequest: the template refuses it, or does not read a variable that it is given.
+        InvalidRequest: the template refuses it.
     """
-    try:
-        unread = unread_variable(tokenizer, inputs)
-        text = render_chat(tokenizer, turns, inputs, add_generation_prompt=add_generation_prompt)
-    except Exception as error:  # a template is a program: it raises what it likes
-        raise InvalidRequest(field, f"is refused by the chat template: {error}") from error
-    if unread is not None:
-        raise InvalidRequest(
-            f"{field}.chat_template_kwargs.{unread}",
-            "is no variable that the model's chat template reads",
+    with _refusals(field):
+        return render_chat(tokenizer, turns, inputs, add_generation_prompt=add_generation_prompt)
+
+
+def missing_parts(
+    tokenizer: Any,
+    field: str,
+    turns: Sequence[Message],
+    inputs: TemplateInputs,
+    rendered: str,
+    *,
+    add_generation_prompt: bool = False,
+) -> list[Missing]:
+    """What the template left out of a conversation that `render` made `rendered` of.
+
+    Raises:
+        InvalidRequest: the template refuses it with marks in the place of its parts.
+    """
+    with _refusals(field):
+        return left_out(
+            tokenizer, turns, inputs, rendered, add_generation_prompt=add_generation_prompt
         )
-    return text
+
+
+@contextlib.contextmanager
+def _refusals(field: str) -> Iterator[None]:
+    """What a template raises, as an error of the field; a template is a program."""
+    try:
+        yield
+    except Exception as error:
+        raise InvalidRequest(field, f"is refused by the chat template: {error}") from error
 
 
 def check_roles(field: str, conversation: Conversation, known: Collection[str]) -> None:
@@ -61,11 +76,3 @@ def check_roles(field: str, conversation: Conversation, known: Collection[str]) 
         wrong = unknown_role(turn["role"], known)
         if wrong:
             raise InvalidRequest(f"{field}.messages[{place}].role", wrong)
-
-
-def check_tools(field: str, conversation: Conversation, rendered: str) -> None:
-    """Refuse tools that the template did not render, so that the model does not see them."""
-    for place in missing_tools(rendered, conversation.tools):
-        raise InvalidRequest(
-            f"{field}.tools[{place}]", "is a tool that the model's chat template leaves out"
-        )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from guerdon.client.errors import invalid
 from guerdon.client.testing._server import Refused, abort, refused
 from guerdon.client.types import FormattedText, TokenIds
 from guerdon.data import Conversation, Message
@@ -176,7 +175,7 @@ def prompt_value(prompt: common_pb2.Prompt) -> PromptValue:
         return FormattedText(prompt.formatted_text)
     if kind == "token_ids":
         return TokenIds(tuple(prompt.token_ids.ids))
-    conversation = conversation_from_proto(prompt.conversation, "prompt.conversation", invalid)
+    conversation = conversation_from_proto(prompt.conversation, "prompt.conversation", _malformed)
     return conversation if conversation.inputs else list(conversation.messages)
 
 
@@ -186,8 +185,12 @@ def response_value(response: common_pb2.Response) -> ResponseValue:
     if form == "token_ids":
         return TokenIds(tuple(response.token_ids.ids))
     if form == "message":
-        return message_from_proto(response.message, "response", invalid)
+        return message_from_proto(response.message, "response", _malformed)
     return response.text
+
+
+def _malformed(field: str, reason: str) -> Refused:
+    return refused(grpc.StatusCode.INVALID_ARGUMENT, f"{field}: {reason}")
 
 
 def scoring_info(name: str, revision: str, options: Any) -> reward_pb2.ScoringInfo:

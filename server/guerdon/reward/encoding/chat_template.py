@@ -16,14 +16,13 @@ from guerdon.data import (
     TemplateInputs,
     answer_turn,
     dropped_by,
-    missing_text,
     roles_named_in,
 )
 from guerdon.models.chat_template import BROKEN
 from guerdon.reward.encoding.sequences import check_message
 from guerdon.reward.encoding.text_tokenizer import common_length
 from guerdon.reward.types import Dropped
-from guerdon.serving.conversations import check_roles, check_tools, render
+from guerdon.serving.conversations import check_roles, missing_parts, render
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class ChatTemplate:
         """The text of a prompt and its response.
 
         Raises:
-            InvalidRequest: of the field, if the template refuses them or does not read a variable.
+            InvalidRequest: of the field, if the template refuses them.
         """
         return self._apply(field, [*prompt.messages, answer_turn(response)], prompt.inputs)
 
@@ -79,6 +78,33 @@ class ChatTemplate:
         return render(
             self._tokenizer, field, turns, inputs, add_generation_prompt=add_generation_prompt
         )
+
+    def dropped(
+        self, field: str, prompt: Conversation, place: int, response: Answer, rendered: str
+    ) -> tuple[Dropped, ...]:
+        """What the template left out of a conversation on purpose.
+
+        Args:
+            field: of the prompt.
+            prompt: what is answered.
+            place: of the response in the item.
+            response: the answer.
+            rendered: what the template made of both.
+
+        Raises:
+            InvalidRequest: it left out something else, so that the score would be of another
+                text, or does not read a variable.
+        """
+        turns = [*prompt.messages, answer_turn(response)]
+        found = missing_parts(self._tokenizer, field, turns, prompt.inputs, rendered)
+        for one in found:
+            if one.part is None:
+                at = f"{field}.{one.path}" if field == CONVERSATION else field
+                if one.place == len(prompt.messages):
+                    form = "text" if isinstance(response, str) else f"message.{one.field}"
+                    at = f"responses[{place}].{form}"
+                raise InvalidRequest(at, one.reason)
+        return tuple(dict.fromkeys(one.part for one in found if one.part is not None))
 
     def sample(self) -> str | None:
         """A short conversation's text, or None if the template wants other turns than a user's.
@@ -150,31 +176,3 @@ def check_turns(conversation: Conversation, known: Collection[str] = ()) -> None
     for place, turn in enumerate(turns):
         check_message(f"{CONVERSATION}.messages[{place}]", turn)
     check_roles(CONVERSATION, conversation, known)
-
-
-def dropped_text(
-    field: str, prompt: Conversation, place: int, response: Answer, rendered: str
-) -> tuple[Dropped, ...]:
-    """What the template left out of a conversation on purpose.
-
-    Args:
-        field: of the prompt.
-        prompt: what is answered.
-        place: of the response in the item.
-        response: the answer.
-        rendered: what the template made of both.
-
-    Raises:
-        InvalidRequest: it left out something else, so that the score would be of another text.
-    """
-    turns = prompt.messages
-    missing = missing_text(rendered, [*turns, answer_turn(response)])
-    for one in missing:
-        if one.part is None:
-            at = f"{field}.messages[{one.place}].{one.field}" if field == CONVERSATION else field
-            if one.place == len(turns):
-                form = "text" if isinstance(response, str) else f"message.{one.field}"
-                at = f"responses[{place}].{form}"
-            raise InvalidRequest(at, one.reason)
-    check_tools(field, prompt, rendered)
-    return tuple(one.part for one in missing if one.part is not None)

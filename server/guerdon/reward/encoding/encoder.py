@@ -19,7 +19,6 @@ from guerdon.reward.encoding.chat_template import (
     CONVERSATION,
     ChatTemplate,
     check_turns,
-    dropped_text,
 )
 from guerdon.reward.encoding.foreign_text import ForeignTexts
 from guerdon.reward.encoding.readout_places import ReadoutPlaces
@@ -241,7 +240,7 @@ class Encoder:
     ) -> list[TokenSequence]:
         rendered = [template.render(field, conversation, response) for response in responses]
         dropped = [
-            dropped_text(field, conversation, place, *both)
+            template.dropped(field, conversation, place, *both)
             for place, both in enumerate(zip(responses, rendered, strict=True))
         ]
         found = []

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from guerdon.data import Answer, Message
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
-from guerdon.reward.encoding.chat_template import CONVERSATION, ChatTemplate, dropped_text
+from guerdon.reward.encoding.chat_template import CONVERSATION, ChatTemplate
 from guerdon.reward.encoding.encoder import Encoder
 from guerdon.reward.encoding.sequences import TokenSequence
 from guerdon.reward.types import Conversation, Dropped, ScoreItem, TokenArray
@@ -79,7 +79,7 @@ class PolicyEncoder(Encoder):
         found = []
         for place, response in enumerate(responses):
             whole = template.render(field, conversation, response)
-            dropped = dropped_text(field, conversation, place, response, whole)
+            dropped = template.dropped(field, conversation, place, response, whole)
             if not whole.startswith(before):
                 raise InvalidRequest(
                     field,

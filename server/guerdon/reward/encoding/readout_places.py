@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.data import answer_turn, texts_in
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.encoding.sequences import TokenSequence, last_run
 from guerdon.reward.types import Response, TokenArray
@@ -89,12 +88,13 @@ class ReadoutPlaces:
         """
         end = sequence.prompt_end()
         found = np.flatnonzero(sequence.ids[end:] == self._marker_id) + end
-        if not isinstance(response, np.ndarray):
-            texts = [text for _, text in texts_in(answer_turn(response))]
-            written = sum(text.count(self._marker) for text in texts)
+        if isinstance(response, dict):
+            raise InvalidRequest(f"{field}.message", "must be a text, in which steps are marked")
+        if isinstance(response, str):
+            written = response.count(self._marker)
             if written != len(found) and (written or not renders):
                 raise InvalidRequest(
-                    f"{field}.text" if isinstance(response, str) else f"{field}.message",
+                    f"{field}.text",
                     f"has {written} step markers {self._marker!r}, but {len(found)} of them are "
                     "tokens of their own: set them apart",
                 )

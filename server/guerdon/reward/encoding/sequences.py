@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.data import Answer, ControlTokens, all_texts, is_plain, text_of, texts_in
+from guerdon.data import (
+    Answer,
+    ControlTokens,
+    all_texts,
+    argument_texts,
+    is_plain,
+    text_of,
+    texts_in,
+)
 from guerdon.reward.types import (
     Conversation,
     Dropped,
@@ -52,8 +59,9 @@ def check_control_tokens(item: ScoreItem, tokens: ControlTokens) -> None:
     elif isinstance(prompt, Conversation):
         for place, turn in enumerate(prompt.messages):
             fields += _fields(f"prompt.conversation.messages[{place}]", turn)
-        for place, tool in enumerate(prompt.tools):
-            fields.append((f"prompt.conversation.tools[{place}]", json.dumps(tool)))
+        given = {f"tools[{place}]": tool for place, tool in enumerate(prompt.tools)}
+        for name, value in (given | {"chat_template_kwargs": prompt.chat_template_kwargs}).items():
+            fields += [(f"prompt.conversation.{name}", text) for text in argument_texts(value)]
     for place, response in enumerate(item.responses):
         if isinstance(response, str):
             fields.append((f"responses[{place}].text", response))

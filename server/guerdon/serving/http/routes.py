@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -28,8 +27,8 @@ R = TypeVar("R")
 
 MAX_PARTS = 100_000
 """Most lists and objects in a body: each takes a hundred times the memory of its brackets."""
-MAX_KEYS = 32
-"""Most keys of an object: no body has so many fields, and each unknown one makes an error."""
+MAX_KEYS = 256
+"""Most keys of an object, such as the arguments of a tool: each unknown one makes an error."""
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 
@@ -188,11 +187,10 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
         working.cancel()
 
 
-def parse_json(data: bytes, content_type: str, most_keys: int = MAX_KEYS) -> Any:
+def parse_json(data: bytes, content_type: str) -> Any:
     """A body's JSON, if it holds no more parts than it may.
 
     Args:
-        most_keys: of an object.
 
     Raises:
         InvalidRequest: it is no such JSON.
@@ -204,7 +202,7 @@ def parse_json(data: bytes, content_type: str, most_keys: int = MAX_KEYS) -> Any
         raise InvalidRequest("body", "is required")
     _check_parts(data)
     try:
-        value: Any = json.loads(data, object_hook=partial(_check_keys, most=most_keys))
+        value: Any = json.loads(data, object_hook=_check_keys)
     except json.JSONDecodeError as error:
         raise InvalidRequest("body", f"is not valid JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, a number without end, too deep
@@ -232,9 +230,9 @@ def _check_parts(data: bytes) -> None:
             raise InvalidRequest("body", f"holds more than {MAX_PARTS} lists and objects")
 
 
-def _check_keys(value: dict[str, Any], most: int) -> dict[str, Any]:
-    if len(value) > most:
-        raise InvalidRequest("body", f"has an object with more than {most} fields")
+def _check_keys(value: dict[str, Any]) -> dict[str, Any]:
+    if len(value) > MAX_KEYS:
+        raise InvalidRequest("body", f"has an object with more than {MAX_KEYS} fields")
     return value
 
 

@@ -44,7 +44,13 @@ def _check_text(value: str) -> str:
 Text = Annotated[str, AfterValidator(_check_text)]
 
 
-class TextPartBody(Body):
+class Said(BaseModel):
+    """A part of a message: `read_message` looks at what else it holds."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class TextPartBody(Said):
     """A part of a message that is text."""
 
     type: Literal["text", "input_text", "output_text"]
@@ -69,7 +75,7 @@ class ToolCallBody(Body):
     function: FunctionCallBody
 
 
-class MessageBody(Body):
+class MessageBody(Said):
     """One turn of a conversation."""
 
     role: Text = Field(min_length=1, description='Usually "system", "user" or "assistant".')
@@ -93,7 +99,7 @@ class ConversationBody(Body):
     """Turns, and what the model's chat template is given beside them."""
 
     messages: list[MessageBody] = Field(min_length=1, fail_fast=True)
-    tools: list[dict[str, Any]] | None = Field(
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
         default=None, description="Tools that the assistant may call, as in OpenAI's API."
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
@@ -173,7 +179,7 @@ def as_prompt(body: Any, field: str) -> Prompt:
 
 def as_message(body: MessageBody, field: str) -> Message:
     """A message in its normal form; `field` is its path in the request."""
-    return read_message(body.model_dump(exclude_none=True), field, InvalidRequest)
+    return read_message(body.model_dump(exclude_none=True), field, InvalidRequest, strict=True)
 
 
 def _messages(bodies: Sequence[MessageBody], field: str) -> tuple[Message, ...]:

@@ -24,7 +24,7 @@ TextOrMessages = Annotated[
 class TemplateBody(ForeignBody):
     """What a request gives a chat template beside its messages."""
 
-    tools: list[dict[str, Any]] | None = None
+    tools: Messages | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 

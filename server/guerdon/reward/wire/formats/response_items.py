@@ -12,12 +12,13 @@ from guerdon.serving.errors import InvalidRequest
 def response_turns(items: Sequence[Mapping[str, Any]], field: str, role: str = "") -> list[Message]:
     """Turns of messages, calls of functions, and what these gave; reasoning is left out.
 
-    What an assistant says and calls one after another is one turn.
+    A call belongs to the turn of what the assistant says before or after it. In a response, all
+    that comes one after another is one turn.
 
     Args:
         items: in their order.
         field: of the items.
-        role: of messages that name none.
+        role: of messages that name none; given for a response.
 
     Raises:
         InvalidRequest: an item is of another type, or malformed.
@@ -27,7 +28,8 @@ def response_turns(items: Sequence[Mapping[str, Any]], field: str, role: str = "
         if item.get("type") == "reasoning":
             continue
         turn = _turn(item, f"{field}[{place}]", role)
-        if found and found[-1]["role"] == turn["role"] == "assistant":
+        before = found[-1] if found and found[-1]["role"] == turn["role"] == "assistant" else None
+        if before and (role or "tool_calls" in before or "tool_calls" in turn):
             turn = _joined(found.pop(), turn)
         found.append(turn)
     return found
@@ -67,6 +69,9 @@ def _joined(first: Message, second: Message) -> Message:
     """Two turns of an assistant as one."""
     said = [turn["content"] for turn in (first, second) if turn["content"] is not None]
     found: Message = {**first, **second, "content": "".join(said) if said else None}
+    thought = [turn.get("reasoning_content", "") for turn in (first, second)]
+    if any(thought):
+        found["reasoning_content"] = "\n".join(filter(None, thought))
     calls = [*first.get("tool_calls", ()), *second.get("tool_calls", ())]
     if calls:
         found["tool_calls"] = calls

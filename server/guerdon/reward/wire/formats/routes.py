@@ -27,8 +27,6 @@ from guerdon.serving.status import describe
 
 _PAUSE = 0.5
 """Seconds until a held request is tried again, where the error does not say."""
-_MOST_KEYS = 256
-"""Most keys of an object: what a policy was asked and answered has thirty and more."""
 _MODELS = "/models/"
 _ONE_CALLER = 0.8
 """Part of the waiting requests that one caller alone may have."""
@@ -95,7 +93,7 @@ class FormatRoutes:
             with self._calls.track(method_name(path), None) as call:
                 data = await request.body()
                 size, kind = len(data), request.headers.get("content-type", "")
-                value = await self._scorer.off_loop(size, parse_json, data, kind, _MOST_KEYS)
+                value = await self._scorer.off_loop(size, parse_json, data, kind)
                 del data  # the request may wait for minutes
                 if not isinstance(value, dict):
                     raise InvalidRequest("body", "must be a JSON object")

@@ -48,6 +48,7 @@ REFUSED = {
     **dict.fromkeys(("max_tokens_per_doc", "max_tokens_per_query"), _NO_CUT),
     **dict.fromkeys(("add_generation_prompt", "continue_final_message"), _WHOLE),
 }
+REFUSED_OF_POOLING = {**REFUSED, "documents": _OWN_TEMPLATE}
 REFUSED_OF_PAIRS = {
     **REFUSED,
     **dict.fromkeys(("chat_template_kwargs", "tools"), _OWN_TEMPLATE),
@@ -59,7 +60,7 @@ class VLLMFormat(OpenAIFormat[B]):
     """What vLLM's formats have in common."""
 
     overload_code = 503  # which verl's client tries again, and 429 not
-    refuses = REFUSED
+    refuses: ClassVar[Mapping[str, str]] = REFUSED
 
     def _reply(self, kind: str, scored: Scored, data: Sequence[Json]) -> Json:
         return {
@@ -77,10 +78,16 @@ class Pooling(VLLMFormat[PoolingBody]):
 
     paths: ClassVar[tuple[str, ...]] = ("/pooling",)
     body = PoolingBody
+    refuses = REFUSED_OF_POOLING
     items_field = "input"
 
     def reads(self, value: Mapping[str, Json]) -> bool:
         return "input" in value or "messages" in value
+
+    def field(self, path: str) -> str:
+        """A part of a message response is one of the last message."""
+        _, is_message, part = path.partition(".responses[0].message")
+        return f"messages[-1]{part}" if is_message else super().field(path)
 
     def ask(self, body: PoolingBody) -> Asked:
         if body.truncate_prompt_tokens is not None and body.truncate_prompt_tokens != -1:

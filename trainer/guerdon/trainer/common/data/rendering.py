@@ -14,9 +14,8 @@ from guerdon.data import (
     Missing,
     RowError,
     TemplateInputs,
-    missing_text,
 )
-from guerdon.models.chat_template import check_inputs, render_chat
+from guerdon.models.chat_template import left_out, render_chat
 from guerdon.trainer.common.errors import DataError
 
 _NOTED = {"reasoning_dropped": REASONING, "names_dropped": frozenset({Dropped.NAME})}
@@ -83,11 +82,14 @@ def rendered(
     """
     try:
         text = render_chat(tokenizer, turns, inputs, add_generation_prompt=add_generation_prompt)
+        missing = left_out(
+            tokenizer, turns, inputs, text, add_generation_prompt=add_generation_prompt
+        )
     except Exception as error:  # jinja2's errors, and what a template raises itself
         raise RowError("", f"the chat template refuses it: {error}") from error
-    check_inputs(tokenizer, inputs, text, RowError)
-    missing = missing_text(text, turns)
     for one in missing:
+        if one.place < 0:
+            raise RowError(one.field, one.reason)
         if one.part not in may_drop:
             raise RowError("", _reason(one))
     return text, frozenset(one.part for one in missing if one.part)

@@ -24,7 +24,7 @@ class Prompted(Protocol):
 
 def conversation_key(turns: Sequence[Any], inputs: TemplateInputs = NO_INPUTS) -> str:
     """The same for turns that are, with tools and variables of the template that are."""
-    return json.dumps([turns, inputs.columns()], sort_keys=True)
+    return json.dumps([turns, inputs.columns()])
 
 
 def prompt_key(row: Prompted) -> str:
