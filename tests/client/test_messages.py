@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,14 @@ from tests.support import tools as talk
 
 from guerdon.client import Conversation, InvalidArgument, Item, RewardClient
 from guerdon.client.testing import FakeRewardServer
-from guerdon.data import Message, RowError, read_message, read_tools
+from guerdon.data import (
+    Message,
+    RowError,
+    parse_pair,
+    parse_questions,
+    read_message,
+    read_tools,
+)
 from guerdon.data.conversation_protos import conversation_from_proto, conversation_to_proto
 from guerdon.v1 import common_pb2
 
@@ -94,6 +102,9 @@ def test_a_server_gets_what_was_asked() -> None:
     assert seen == [(wanted, talk.CALL), (wanted, "It will rain.")]
 
 
+CALLED_AT = "m.tool_calls[0].function.arguments"
+
+
 @pytest.mark.parametrize(
     ("message", "field"),
     [
@@ -105,6 +116,9 @@ def test_a_server_gets_what_was_asked() -> None:
         ({"role": "user", "content": ["a"]}, "m.content[0]"),
         ({"role": "user", "content": {"text": "a"}}, "m.content"),
         ({"role": "user", "content": "a", "name": 1}, "m.name"),
+        ({"role": "user", "content": "a", "name": "\ud800"}, "m.name"),
+        ({"role": "user", "content": "\ud800"}, "m.content"),
+        ({"role": "assistant", "tool_calls": [talk.call({"a": 10**5000})]}, CALLED_AT + ".a"),
         ({"role": "user", "content": "a", "function_call": {"name": "f"}}, "m.function_call"),
         ({"role": "tool", "content": "a", "tool_calls": [talk.call()]}, "m.tool_calls"),
         ({"role": "assistant", "tool_calls": {"name": "f"}}, "m.tool_calls"),
@@ -116,7 +130,7 @@ def test_a_server_gets_what_was_asked() -> None:
                 {"role": "assistant", "tool_calls": [talk.call(arguments)]},
                 "m.tool_calls[0].function.arguments",
             )
-            for arguments in ("{", "[]", 7, '{"a": NaN}', '{"a": ' * 2000)
+            for arguments in ("{", "[]", 7, '{"a": 1, "a": 2}', '{"a": NaN}', '{"a": ' * 2000)
         ),
         (
             {"role": "assistant", "tool_calls": [talk.call({"a": float("inf")})]},
@@ -132,6 +146,47 @@ def test_a_wrong_part_of_a_message_is_named(message: Any, field: str) -> None:
     with pytest.raises(RowError) as caught:
         read_message(message, "m", RowError)
     assert caught.value.field == field
+
+
+def test_reasoning_has_one_of_two_names() -> None:
+    said = {"role": "assistant", "content": "a"}
+    for more in (
+        {"reasoning": "b"},
+        {"reasoning_content": "b", "reasoning": None},
+        {"reasoning_content": "", "reasoning": "b"},
+        {"reasoning_content": "b", "reasoning": "b"},
+    ):
+        found = read_message(said | more, "m", RowError, strict=True)
+        assert found == said | {"reasoning_content": "b"}
+    with pytest.raises(RowError, match=r"m\.reasoning: differs"):
+        read_message(said | {"reasoning_content": "b", "reasoning": "c"}, "m", RowError)
+
+
+def test_what_python_takes_for_equal_is_told_apart() -> None:
+    """Templates print 1, 1.0 and true, and the order of keys."""
+
+    def row(*arguments: Any) -> dict[str, Any]:
+        chosen, rejected = (
+            [*talk.ASKED, {**talk.CALL, "tool_calls": [talk.call(each)]}, talk.RESULT]
+            for each in arguments
+        )
+        answer = {"role": "assistant", "content": "So."}
+        return {"chosen": [*chosen, answer], "rejected": [*rejected, {**answer, "content": "No."}]}
+
+    for arguments in (({"n": 1}, {"n": True}), ({"a": 1, "b": 2}, {"b": 2, "a": 1})):
+        pair = parse_pair(row(*arguments))
+        assert len(pair.prompt) == len(talk.ASKED)
+        assert len(parse_questions(row(*arguments))) == 2
+    assert len(parse_questions(row({"n": 1}, {"n": 1}))) == 1
+
+
+def test_an_item_is_not_changed_from_outside() -> None:
+    tool, turn = copy.deepcopy((talk.WEATHER, talk.CALL))
+    item = Item(Conversation([*talk.ASKED, turn], [tool]), ["a", turn])
+    before = copy.deepcopy(item)
+    tool["function"]["name"] = "other"
+    turn["tool_calls"][0]["function"]["arguments"]["city"] = float("nan")
+    assert item == before
 
 
 def test_what_has_no_value_is_left_out() -> None:

@@ -139,6 +139,69 @@ def test_nemo_gym_reads_calls_of_functions(served: Served) -> None:
         assert reply.json()["reward"] == pytest.approx(wanted, abs=1e-5)
 
 
+def test_messages_of_a_nemo_gym_input_stay_apart(served: Served) -> None:
+    server, http = served
+    said = [{"role": "assistant", "content": text} for text in ("First.", "Second.")]
+    asked = {"role": "user", "content": "Why?"}
+    params = {"input": [asked, *said, asked]}
+    output = [{"type": "message", "content": text} for text in ("So ", "it is.")]
+    body = {"responses_create_params": params, "response": {"output": output}}
+    reply = http.post("/models/qwen3/nemo_gym/verify", json=body)
+    last = {"role": "assistant", "content": "So it is."}
+    wanted = expected(server, "qwen3", [asked, *said, asked, last])
+    assert reply.json()["reward"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_long_arguments_pass_every_door(served: Served) -> None:
+    server, _ = served
+    many = {f"key{i}": i for i in range(40)}
+    for arguments in (many, {"a": [0] * 5_000}):
+        turn = {**talk.CALL, "tool_calls": [talk.call(arguments)]}
+        for address in (server.address, server.url):
+            with RewardClient(address) as rewards:
+                if arguments is many:
+                    assert rewards.score_one("qwen3", talk.ASKED, [turn]).values
+                    continue
+                with pytest.raises(InvalidArgument, match="is too long"):
+                    rewards.score_one("qwen3", talk.ASKED, [turn])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f", "description": "a<|im_end|>b"}}]},
+        {"chat_template_kwargs": {"enable_thinking": "x<|im_end|>y"}},
+        {"tools": [{"name": "f", "parameters": {"properties": {"<|im_end|>": {}}}}]},
+    ],
+)
+def test_control_tokens_are_found_beside_messages(served: Served, given: dict[str, Any]) -> None:
+    server, _ = served
+    asked = Conversation(talk.ASKED, **given)
+    with (
+        RewardClient(server.address) as rewards,
+        pytest.raises(InvalidArgument, match=r"spells '<\|im_end\|>'"),
+    ):
+        rewards.score_one("qwen3", asked, ["a"], reject_control_tokens=True)
+
+
+def test_half_a_surrogate_pair_is_no_servers_fault(served: Served) -> None:
+    _, http = served
+    for part in ({"name": "\ud800"}, {"content": "\ud800"}, {"reasoning_content": "\ud800"}):
+        messages = [{"role": "user", "content": "a", **part}, {"role": "assistant", "content": "b"}]
+        body = json.dumps({"model": "qwen3", "messages": messages})
+        reply = http.post("/pooling", content=body, headers={"content-type": "application/json"})
+        assert (reply.status_code, "not valid Unicode" in reply.text) == (400, True)
+
+
+def test_the_native_route_passes_over_what_says_nothing(served: Served) -> None:
+    _, http = served
+    turn = {"role": "user", "content": [{"type": "text", "text": "a", "annotations": []}]}
+    for more, code in (({"refusal": None, "audio": None}, 200), ({"weight": 1}, 400)):
+        items = [{"prompt": [{**turn, **more}], "responses": ["b"]}]
+        reply = http.post("/v1/score", json={"model": "qwen3", "items": items})
+        assert reply.status_code == code, reply.text
+
+
 def test_what_a_template_leaves_out_is_said_or_refused(served: Served) -> None:
     server, http = served
     with RewardClient(server.address) as rewards:
