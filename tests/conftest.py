@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from deploy.demo.gpu import gpu_memory, too_small
@@ -24,6 +25,16 @@ def pytest_configure() -> None:
     """Say at once that a GPU is too small, not test by test."""
     if reason := too_small(_MEMORY, _NEEDED_GIB):
         pytest.exit(reason, returncode=2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: at their end quick ones keep all processes busy."""
+    weights: dict[Path, int] = {}
+    for item in items:
+        allowed = item.get_closest_marker("timeout")
+        seconds = allowed.args[0] if allowed else int(item.get_closest_marker("slow") is not None)
+        weights[item.path] = max(weights.get(item.path, 0), seconds)
+    items.sort(key=lambda item: -weights[item.path])
 
 
 def pytest_collection_finish() -> None:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import functools
 import json
 import math
 import tomllib
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 S = TypeVar("S")
 
@@ -30,10 +31,16 @@ class SettingsError(Exception):
     """A setting is unknown or has a value that can't be; the text is one plain sentence."""
 
 
-def field_types(kind: type[Any]) -> dict[str, Any]:
+def field_types(kind: type[Any]) -> Mapping[str, Any]:
     """Each field's type, in the order of the fields."""
+    return _field_types(cast(Hashable, kind))
+
+
+@functools.cache  # all hints of a class are evaluated for each of its fields otherwise
+def _field_types(kind: Hashable) -> Mapping[str, Any]:
     hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    found = {field.name: hints[field.name] for field in dataclasses.fields(cast(Any, kind))}
+    return types.MappingProxyType(found)
 
 
 def required(kind: type[Any]) -> list[str]:

@@ -14,11 +14,11 @@ from rich.table import Table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from guerdon.data import parse_pair, read_jsonl
+from guerdon.data import parse_pair, read_jsonl, text_of
 from guerdon.models import resolve_model
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.kinds import load_model
-from guerdon.reward.types import EncodedItem, Message, RewardModel, ScoreItem, Truncation
+from guerdon.reward.types import Conversation, EncodedItem, RewardModel, ScoreItem, Truncation
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "trainer" / "guerdon" / "trainer" / "demo_data" / "train.jsonl"
@@ -58,8 +58,8 @@ def real_items(count: int) -> list[ScoreItem]:
     items: list[ScoreItem] = []
     for _, row in read_jsonl(DATA):
         pair = parse_pair(row)
-        prompt = tuple(Message(m["role"], m["content"]) for m in pair.prompt)
-        items += [ScoreItem(prompt, (t[-1]["content"],)) for t in (pair.chosen, pair.rejected)]
+        prompt = Conversation(tuple(pair.prompt))
+        items += [ScoreItem(prompt, (text_of(t[-1]),)) for t in (pair.chosen, pair.rejected)]
     assert items
     return [items[i % len(items)] for i in range(count)]
 

@@ -24,6 +24,7 @@ from tests.support.load import HealthProbe, closed_loop, metrics, offer, residen
 from tests.support.server import RunningServer, running_server
 
 from guerdon.client import Item, RewardClient
+from guerdon.data import Conversation
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
 from guerdon.reward.encoding.encoder import Encoder
 from guerdon.reward.types import EncodedItem, RewardModel, ScoreItem, Truncation
@@ -40,6 +41,7 @@ def serve(settings: BenchSettings, **flags: object) -> AbstractContextManager[Ru
     """The real server with as many threads as this process has, without a prefix cache."""
     return running_server(
         {"bench": settings.folder},
+        forked=False,
         environment={"OMP_NUM_THREADS": str(torch.get_num_threads())},
         dtype=settings.dtype,
         prefix_cache_mib=0,
@@ -49,9 +51,8 @@ def serve(settings: BenchSettings, **flags: object) -> AbstractContextManager[Ru
 
 def as_client_item(item: ScoreItem) -> Item:
     """The same question, as the client asks it."""
-    assert isinstance(item.prompt, tuple)
-    turns = [{"role": m.role, "content": m.content} for m in item.prompt if hasattr(m, "role")]
-    return Item(turns, [r for r in item.responses if isinstance(r, str)])
+    assert isinstance(item.prompt, Conversation)
+    return Item(item.prompt, [r for r in item.responses if isinstance(r, str)])
 
 
 def as_request(item: ScoreItem) -> reward_pb2.ScoreRequest:

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.support import tools as talk
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from guerdon.models.chat_template import render_chat
+from guerdon.data import TemplateInputs, read_template_kwargs
+from guerdon.models.chat_template import left_out, render_chat
 from guerdon.models.template_costs import TemplateLimit
 
 TRL = importlib.util.find_spec("trl")
@@ -37,7 +39,9 @@ CONVERSATIONS = [
 
 
 def tokenizer(template: str) -> Any:
-    return SimpleNamespace(special_tokens_map=SPECIAL, get_chat_template=lambda: template)
+    return SimpleNamespace(
+        special_tokens_map=SPECIAL, get_chat_template=lambda tools=None: template
+    )
 
 
 def rendered(render: Any) -> str:
@@ -151,3 +155,79 @@ def test_a_bomb_behind_a_condition_waits_for_it() -> None:
     assert render_chat(tokenizer(template), [{"role": "user", "content": "later"}]) == "later"
     with pytest.raises(TemplateLimit, match="too much memory or time"):
         render_chat(tokenizer(template), [{"role": "user", "content": "now"}])
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "llama3_1", "nemotron_3_nano", "gptoss"])
+def test_tools_and_variables_are_rendered_as_transformers_renders_them(name: str) -> None:
+    template = talk.published(name)
+    turns = [dict(turn) for turn in talk.TALK]
+    if name == "gptoss":  # which can't take null
+        turns[2]["content"] = ""
+    for kwargs in ({}, {"enable_thinking": False}):
+        for tools in (None, [talk.WEATHER]):
+            (wanted,), _ = render_jinja_template(
+                [turns], tools=tools, chat_template=template, **SPECIAL, **kwargs
+            )
+            inputs = TemplateInputs(tuple(tools or ()), kwargs)
+            assert render_chat(tokenizer(template), turns, inputs) == wanted
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ m.content }}{{ m.tool_calls[0].function.arguments | tojson }}", '{"at": "sky"}'),
+        ("{{ m.content is none }}", "True"),
+        ("{{ 'a' + m.content }}", "a"),
+        ("{{ 'a' + m.content + m.tool_calls[0].function.arguments }}", 'a{"at": "sky"}'),
+        (
+            "{{ m.content is none }}{{ m.tool_calls[0].function.arguments + '' }}",
+            'True{"at": "sky"}',
+        ),
+        ("{{ '' if m.content is none else 'None' }}", ""),
+    ],
+)
+def test_null_content_and_arguments_are_given_as_a_template_takes_them(
+    template: str, expected: str
+) -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert render_chat(tokenizer("{% set m = messages[0] %}" + template), [turn]) == expected
+
+
+def test_a_variable_that_no_template_reads_is_found() -> None:
+    made = tokenizer(talk.published("qwen3"))
+    for names in ((), ("thinking",), ("ns", "thinking")):  # the template sets `ns` itself
+        inputs = TemplateInputs((), dict.fromkeys(("enable_thinking", *names), True))
+        text = render_chat(made, [USER], inputs)
+        assert [one.path for one in left_out(made, [USER], inputs, text)] == [
+            f"chat_template_kwargs.{name}" for name in names
+        ]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_templates_show_calls_whatever_they_hold(path: Path) -> None:
+    """A template that shows a plain call shows any other one."""
+    made = tokenizer(path.read_text(encoding="utf-8"))
+    values = ["it's", '{"a": "b\\n"}', True, None, 1.5, [], {}, ["x", {"y": [0]}], "", "ü\u2028"]
+    inputs = TemplateInputs((talk.WEATHER,))
+    for call in ({"city": "Rome"}, dict(zip("abcdefghij", values, strict=True))):
+        turns = [*talk.ASKED, {**talk.CALL, "tool_calls": [talk.call(call)]}, talk.RESULT]
+        try:
+            text = render_chat(made, turns, inputs)
+        except Exception:
+            pytest.skip("has no turns of tools")
+        missing = left_out(made, turns, inputs, text)
+        if any(one.part is None for one in missing):
+            assert call == {"city": "Rome"}
+            return
+
+
+def test_variables_take_the_place_of_nothing_that_rendering_sets() -> None:
+    template = "{{ messages | length }}{{ tools }}{{ add_generation_prompt }}{{ bos_token }}"
+    made = tokenizer(template)
+    for name in ("messages", "tools", "add_generation_prompt", "bos_token"):
+        with pytest.raises(ValueError, match=name):
+            read_template_kwargs({name: "x"}, "kwargs", lambda path, why: ValueError(path + why))
+        assert render_chat(made, [USER], TemplateInputs((), {name: "x"})) == render_chat(
+            made, [USER]
+        )

@@ -14,6 +14,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tests.support.conversations import conversation
 from tests.support.tiny import (
     BOS,
     CHATML,
@@ -28,10 +29,11 @@ from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
+from guerdon.data import Conversation
 from guerdon.models import Manifest, resolve_model
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
 from guerdon.reward.encoding.encoder import Encoder
-from guerdon.reward.types import EncodedItem, FormattedText, Message, ScoreItem, Truncation
+from guerdon.reward.types import EncodedItem, FormattedText, ScoreItem, Truncation
 from guerdon.serving.errors import InvalidRequest
 
 pytestmark = pytest.mark.filterwarnings(
@@ -39,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit:DeprecationWarning"
 )
 
-QUESTION = (Message("system", "Be brief."), Message("user", "What is the capital of France?"))
+QUESTION = conversation(("system", "Be brief."), ("user", "What is the capital of France?"))
 ANSWERS = ("Paris.", "", "It is Paris, I think.\n", "It is <|im_end|> Paris 🙂", " leading")
 TEXTS = st.text(
     alphabet=st.one_of(
@@ -63,10 +65,8 @@ def encode(
     return encoder.encode(ScoreItem(prompt, responses), truncation)
 
 
-def turns(messages: tuple[Message, ...], answer: str) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in messages] + [
-        {"role": "assistant", "content": answer}
-    ]
+def turns(asked: Conversation, answer: str) -> list[Any]:
+    return [*asked.messages, {"role": "assistant", "content": answer}]
 
 
 @functools.cache
@@ -139,7 +139,7 @@ def test_conversations_are_what_trl_trains_on(tmp_path: Path) -> None:
 
 def test_text_is_one_user_turn_with_a_template(smollm: Encoder) -> None:
     asked = encode(smollm, "What?", *ANSWERS)
-    assert whole(asked) == whole(encode(smollm, (Message("user", "What?"),), *ANSWERS))
+    assert whole(asked) == whole(encode(smollm, conversation(("user", "What?")), *ANSWERS))
 
 
 def test_formatted_text_is_taken_as_it_stands(smollm: Encoder) -> None:
@@ -175,7 +175,7 @@ def test_encoders_take_pairs(architecture: str) -> None:
     # As lists: an empty second text beside a bare first one is taken for none at all.
     expected = plain(["What?"] * len(ANSWERS), list(ANSWERS))["input_ids"]
     assert whole(encode(encoder, "What?", *ANSWERS)) == expected
-    assert whole(encode(encoder, (Message("user", "What?"),), *ANSWERS)) == expected
+    assert whole(encode(encoder, conversation(("user", "What?")), *ANSWERS)) == expected
     with pytest.raises(InvalidRequest, match=r"prompt\.conversation: must be a single user turn"):
         encode(encoder, QUESTION, "x")
 
@@ -199,7 +199,7 @@ def test_token_types_of_pairs(tmp_path: Path) -> None:
 def test_special_tokens_written_in_an_answer_count_as_such(smollm: Encoder) -> None:
     item = encode(smollm, "Hi", "a<|im_end|>b")
     assert whole(item)[0].count(2) == smollm._tokenizer.apply_chat_template(
-        turns((Message("user", "Hi"),), "a<|im_end|>b")
+        turns(conversation(("user", "Hi")), "a<|im_end|>b")
     )["input_ids"].count(2)
 
 
@@ -209,7 +209,7 @@ def test_special_tokens_written_in_an_answer_count_as_such(smollm: Encoder) -> N
 def test_shared_text_changes_no_token(smollm: Encoder, content: str, answers: list[str]) -> None:
     for encoder in (smollm, tiny("roomy", longest=4096)):  # any text of these fits
         plain = encoder._tokenizer
-        prompt = (Message("user", content),)
+        prompt = conversation(("user", content))
         assert whole(encode(encoder, prompt, *answers)) == [
             plain.apply_chat_template(turns(prompt, answer))["input_ids"] for answer in answers
         ]
@@ -251,7 +251,7 @@ IDS = np.array([5, 6], dtype=np.int32)
     ("prompt", "responses", "field"),
     [
         ("hi", (), "responses"),
-        ((), ("a",), "prompt.conversation.messages"),
+        (conversation(), ("a",), "prompt.conversation.messages"),
         (np.array([], dtype=np.int32), (IDS,), "prompt.token_ids"),
         (IDS, (IDS, np.array([], dtype=np.int32)), "responses[1].token_ids"),
         (IDS, ("text",), "responses[0].text"),
@@ -266,8 +266,8 @@ IDS = np.array([5, 6], dtype=np.int32)
         ("\ud800", ("a",), "prompt.text"),
         ("a", ("b", "x\udfffy"), "responses[1].text"),
         (FormattedText("\udc00"), ("b",), "prompt.formatted_text"),
-        ((Message("user", "\ud800"),), ("b",), "prompt.conversation.messages[0].content"),
-        ((Message("\ud800", ""),), ("b",), "prompt.conversation.messages[0].role"),
+        (conversation(("user", "\ud800")), ("b",), "prompt.conversation.messages[0].content"),
+        (conversation(("\ud800", "")), ("b",), "prompt.conversation.messages[0].role"),
         ("a", ("word " * 300,), "responses[0]"),
     ],
 )
@@ -286,7 +286,7 @@ def test_a_template_that_refuses_says_why(tmp_path: Path) -> None:
     )
     with pytest.raises(InvalidRequest, match=r"prompt\.conversation: .*user first"):
         encode(encoder, QUESTION, "a")
-    assert encode(encoder, QUESTION[1:], "a").sequences == 1
+    assert encode(encoder, Conversation(QUESTION.messages[1:]), "a").sequences == 1
 
 
 def test_a_conversation_needs_a_template() -> None:
@@ -310,7 +310,7 @@ def test_a_template_with_bos_gives_one_bos(tmp_path: Path) -> None:
 
 def test_a_long_prompt_is_cut_from_the_left_on_request() -> None:
     encoder = tiny()
-    prompt, answers = (Message("user", "many words " * 60),), ("short", "a longer answer " * 5)
+    prompt, answers = conversation(("user", "many words " * 60)), ("short", "a longer answer " * 5)
     full = [encoder._tokenizer.apply_chat_template(turns(prompt, a))["input_ids"] for a in answers]
     with pytest.raises(InvalidRequest, match=rf"{len(full[0])} tokens, and the model takes 256"):
         encode(encoder, prompt, *answers)
@@ -323,7 +323,7 @@ def test_a_long_prompt_is_cut_from_the_left_on_request() -> None:
 def test_a_leading_bos_survives_truncation(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path, "llama", chat_template="{{ bos_token }}" + CHATML)
     encoder = Encoder(inspect_checkpoint(folder))
-    prompt = (Message("user", "many words " * 60),)
+    prompt = conversation(("user", "many words " * 60))
     item = encode(encoder, prompt, "short", truncation=Truncation.PROMPT_LEFT)
     full = encoder._tokenizer.apply_chat_template(turns(prompt, "short"))["input_ids"]
     assert whole(item)[0] == [0, *full[-255:]]
@@ -347,7 +347,7 @@ def test_a_response_is_never_cut(form: str) -> None:
 @given(answer=TEXTS.filter(bool), filler=st.integers(200, 260))
 def test_truncation_keeps_the_whole_response(answer: str, filler: int) -> None:
     encoder = tiny()
-    prompt = (Message("user", "x\n" * filler),)
+    prompt = conversation(("user", "x\n" * filler))
     item = encode(encoder, prompt, answer, truncation=Truncation.PROMPT_LEFT)
     kept = encoder._tokenizer.decode(whole(item)[0])
     assert kept.endswith(f"{answer}{TURN_END}\n")
@@ -362,7 +362,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 
 def test_step_markers_of_the_response_and_only_there(process: Encoder) -> None:
     marker = process._tokenizer.convert_tokens_to_ids(STEP)
-    prompt = (Message("user", f"Solve it.{STEP} Step by step."),)
+    prompt = conversation(("user", f"Solve it.{STEP} Step by step."))
     item = encode(process, prompt, f"One.{STEP}Two.{STEP}", f"One.{STEP}")
     for ids, places, count in zip(whole(item), item.readout, (2, 1), strict=True):
         assert len(places) == count
@@ -374,7 +374,7 @@ def test_step_markers_of_the_response_and_only_there(process: Encoder) -> None:
 
 def test_step_markers_after_truncation(process: Encoder) -> None:
     marker = process._tokenizer.convert_tokens_to_ids(STEP)
-    prompt = (Message("user", f"words {STEP}" * 100),)
+    prompt = conversation(("user", f"words {STEP}" * 100))
     item = encode(
         process, prompt, f"One.{STEP}Two.{STEP}", f"Uno.{STEP}", truncation=Truncation.PROMPT_LEFT
     )
@@ -449,7 +449,7 @@ def test_added_tokens_that_eat_white_space_are_not_cut_at(tmp_path: Path) -> Non
 
 def test_threads_agree(smollm: Encoder) -> None:
     items = [
-        ScoreItem((Message("user", f"Question {n} " * (n % 7 + 1)),), (f"Answer {n}", "x" * n))
+        ScoreItem(conversation(("user", f"Question {n} " * (n % 7 + 1))), (f"Answer {n}", "x" * n))
         for n in range(64)
     ]
     alone = [whole(smollm.encode(item, Truncation.REJECT)) for item in items]

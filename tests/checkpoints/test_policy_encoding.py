@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.checkpoints.test_implicit import implicit
+from tests.support.conversations import conversation, turn
 from tests.support.tiny import BOS, CHATML, EOS, TURN_END, tiny_checkpoint
 
+from guerdon.data import Conversation
 from guerdon.models import Manifest, resolve_model
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
 from guerdon.reward.encoding.policy_encoder import PolicyEncoder
-from guerdon.reward.types import EncodedItem, FormattedText, Message, ScoreItem, Truncation
+from guerdon.reward.types import EncodedItem, FormattedText, ScoreItem, Truncation
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 from guerdon.trainer.fine_tune.tokens import encode as train_encode
 
-QUESTION = (Message("system", "Be brief."), Message("user", "What is the capital of France?"))
+QUESTION = conversation(("system", "Be brief."), ("user", "What is the capital of France?"))
 ANSWERS = ("Paris.", "It is Paris, I think.\n", " leading", "It is <|im_end|> Paris 🙂", "Paris")
 TEMPLATES = {
     "chatml": CHATML,  # writes a new line after the turn's end, which is not the policy's end token
@@ -74,9 +76,9 @@ def parts(item: EncodedItem) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-def trained(encoder: PolicyEncoder, turns: tuple[Message, ...], answers: Any) -> Any:
+def trained(encoder: PolicyEncoder, asked: Conversation, answers: Any) -> Any:
     """What the trainer makes of the same."""
-    prompt: Any = [{"role": turn.role, "content": turn.content} for turn in turns]
+    prompt: Any = list(asked.messages)
     count = len(answers)
     rows, _ = train_encode(
         encoder._tokenizer,
@@ -92,7 +94,9 @@ def trained(encoder: PolicyEncoder, turns: tuple[Message, ...], answers: Any) ->
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_conversation_is_what_dpo_trains_on(template: str, tmp_path: Path) -> None:
     made = encoder(tmp_path, TEMPLATES[template])
-    for turns in (QUESTION, QUESTION[1:], (*QUESTION, Message("assistant", "Rome"), QUESTION[1])):
+    _, question = QUESTION.messages
+    more = (*QUESTION.messages, turn("assistant", "Rome"), question)
+    for turns in (QUESTION, Conversation((question,)), Conversation(more)):
         found = parts(encode(made, turns, *ANSWERS))
         assert found == trained(made, turns, ANSWERS)
         for answer in ANSWERS:  # alone, nothing is shared
@@ -106,7 +110,7 @@ def test_a_conversation_with_a_real_tokenizer(smollm: PolicyEncoder) -> None:
     assert all(response[-1] == end for _, response in found), "no new line after the end"
     assert found[-1][1] == [end]
     as_text = encode(smollm, "What?", "A")
-    assert parts(as_text) == parts(encode(smollm, (Message("user", "What?"),), "A"))
+    assert parts(as_text) == parts(encode(smollm, conversation(("user", "What?")), "A"))
 
 
 def test_rendered_text_and_ids_are_taken_as_they_stand(smollm: PolicyEncoder) -> None:
@@ -142,7 +146,7 @@ def test_tokens_are_cut_from_the_prompt_only(tmp_path: Path) -> None:
     [
         (FormattedText(""), "a", "makes no token at all"),
         (FormattedText("a"), "", "makes no token at all"),
-        ((), "a", "at least one message"),
+        (conversation(), "a", "at least one message"),
     ],
 )
 def test_what_has_no_likelihood(prompt: Any, response: str, reason: str, tmp_path: Path) -> None:
@@ -168,7 +172,7 @@ def test_a_template_that_renders_the_prompt_in_another_way(tmp_path: Path) -> No
         "{% if messages[0]['role'] == 'system' and add_generation_prompt %}!{% endif %}{% if add",
     )
     made = encoder(tmp_path / "late", late)
-    assert parts(encode(made, QUESTION[1:], "a"))
+    assert parts(encode(made, Conversation(QUESTION.messages[1:]), "a"))
     with pytest.raises(InvalidRequest, match="in another way"):
         encode(made, QUESTION, "a")
 

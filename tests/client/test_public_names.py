@@ -23,6 +23,7 @@ NAMES = [
     "Cancelled",
     "Clock",
     "Completion",
+    "Conversation",
     "DeadlineExceeded",
     "FailedPrecondition",
     "FieldViolation",

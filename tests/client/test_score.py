@@ -101,7 +101,7 @@ async def test_every_form_of_prompt_arrives_as_given() -> None:
         (lambda: Item([], ["r"]), "prompt"),
         (lambda: Item(3, ["r"]), "prompt"),  # type: ignore[arg-type]
         (lambda: Item([{"role": "user"}], ["r"]), "prompt[0].content"),
-        (lambda: Item([{"role": "u", "content": "c", "name": "n"}], ["r"]), "prompt[0].name"),
+        (lambda: Item([{"role": "u", "content": "c", "weight": 1}], ["r"]), "prompt[0].weight"),
         (lambda: TokenIds([1, -1]), "token_ids[1]"),
         (lambda: TokenIds([True]), "token_ids[0]"),
         (lambda: TokenIds([]), "token_ids"),

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from tests.support import tools as talk
 from tests.support.tiny import CHATML, tiny_tokenizer
 
 from guerdon.data import (
     ControlTokens,
     Dropped,
     Message,
+    Missing,
+    TemplateInputs,
     dropped_by,
+    missing_beside,
     missing_text,
+    read_message,
     roles_named_in,
     unknown_role,
 )
+from guerdon.models.chat_template import render_chat
 
 TRIMS = CHATML.replace("message['content']", "message['content'] | trim")
 PARTS = CHATML.replace(
@@ -130,6 +138,127 @@ def test_reasoning_that_occurs_in_answers_is_no_reason_to_refuse_them() -> None:
     turns = [user("q"), assistant("<think>0</think>0 drops")]
     found = missing_text(rendering(STRIPS_ALL)(turns), turns)
     assert [entry.part for entry in found] == [Dropped.ANSWER_REASONING]
+
+
+THINKS: Message = {**assistant("It will rain."), "reasoning_content": "Clouds."}
+BOTH: Message = {**talk.CALL, "content": "Let me see.", "reasoning_content": "I ask."}  # type: ignore[typeddict-item]
+PUBLISHED = {
+    # What templates of published models leave out of a call with its answer, of a turn that thinks,
+    # speaks and calls, and whether they leave the tools out.
+    "qwen3": (["name"], [], False),
+    "qwen3_6": (["name"], [], False),
+    "glm4moe": (["name"], [], False),
+    "nemotron_3_nano": (["name"], [], False),
+    "qwen2_5": (["name"], ["reasoning_content"], False),
+    "gptoss": (["name"], ["reasoning_content"], False),
+    "llama3_1": (["name"], ["content", "reasoning_content"], False),
+    "deepseekv3": (["name"], ["reasoning_content"], True),
+    "lfm2": (["tool_calls[0]", "name"], ["reasoning_content", "tool_calls[0]"], False),
+    "llama3": (["tool_calls[0]", "name"], ["reasoning_content", "tool_calls[0]"], True),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_published_templates_leave_out_of_calls_is_found(name: str) -> None:
+    answered, spoken, no_tools = PUBLISHED[name]
+    tokenizer = tiny_tokenizer(chat_template=talk.published(name))
+    turns = [read_message(turn, "", ValueError) for turn in [*map(talk.as_sent, talk.TALK)]]
+    inputs = TemplateInputs((talk.WEATHER,))
+
+    def render(said: Any, given: TemplateInputs) -> str:
+        return render_chat(tokenizer, said, given)
+
+    for said, missing in (
+        ([*turns, assistant(talk.ANSWER)], answered),
+        ([*turns[:2], BOTH], spoken),
+    ):
+        rendered = render_chat(tokenizer, said, inputs)
+        found = [*missing_text(rendered, said), *missing_beside(render, said, inputs)]
+        assert [entry.field for entry in found] == (["tools[0]"] if no_tools else []) + missing
+
+
+def beside(template: str, turns: list[Message], *tools: Any) -> list[Missing]:
+    """What a template leaves out beside the texts."""
+    tokenizer = tiny_tokenizer(chat_template=template)
+
+    def render(marked: Any, inputs: TemplateInputs) -> str:
+        return render_chat(tokenizer, marked, inputs)
+
+    return missing_beside(render, turns, TemplateInputs(tools))
+
+
+def test_reasoning_beside_an_answer_is_found_like_reasoning_in_it() -> None:
+    for earlier in (True, False):
+        turns = [user("q"), THINKS, *([user("r"), assistant("s")] if earlier else [])]
+        (found,) = beside(CHATML, turns)
+        part = Dropped.EARLIER_REASONING if earlier else Dropped.ANSWER_REASONING
+        assert (found.part, found.text) == (part, "Clouds.")
+
+
+def called(name: str, arguments: dict[str, Any]) -> Message:
+    call: Any = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+SHOWS_FIRST_CALL = (
+    "{% for m in messages %}{{ m.name }} {{ m.content }}"
+    "{{ m.tool_calls[0].function | tojson if m.tool_calls }}\n{% endfor %}"
+)
+SHOWS_TRUE = (
+    "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
+    "{% for key, value in c.function.arguments | items if value is string and 'x' in value %}"
+    "{{ key }}{{ value | string }}{% endfor %}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "field"),
+    [
+        # The call's texts all stand in what the tool says.
+        (
+            CHATML,
+            [called("search", {"query": "rain"}), {"role": "tool", "content": "search query rain"}],
+            "messages[0].tool_calls[0]",
+        ),
+        (CHATML, [user("Bob says: I am Bob"), called("list", {})], "messages[1].tool_calls[0]"),
+        (CHATML, [{**user("I am Bob"), "name": "Bob"}], "messages[0].name"),
+        (CHATML, [{**user("Hi"), "name": "user"}], "messages[0].name"),
+        (SHOWS_FIRST_CALL, [{**user("Hi"), "name": "Ann"}], None),
+        (SHOWS_FIRST_CALL, [called("f", {"a": [1, {"b": None}], "c": "it's"})], None),
+        (
+            SHOWS_FIRST_CALL,
+            [{**called("f", {}), "tool_calls": called("f", {})["tool_calls"] * 2}],
+            "messages[0].tool_calls[1]",
+        ),
+        (SHOWS_TRUE, [called("f", {"a": "x"})], None),
+    ],
+)
+def test_what_stands_beside_texts_is_not_taken_for_them(
+    template: str, turns: list[Message], field: str | None
+) -> None:
+    found = beside(template, turns)
+    assert [one.path for one in found] == ([field] if field else [])
+
+
+def test_a_tool_is_not_taken_for_a_word_of_the_conversation() -> None:
+    tool = {"type": "function", "function": {"name": "search"}}
+    (found,) = beside(CHATML, [user("Use search, please.")], tool)
+    assert (found.path, found.text) == ("tools[0]", "search")
+
+
+def test_many_parts_take_no_longer_than_their_rendering() -> None:
+    """Counted: what is rendered is looked through once for all of them."""
+    rendered = 0
+
+    def render(turns: Any, inputs: TemplateInputs) -> str:
+        nonlocal rendered
+        rendered += 1
+        return json.dumps([turns, inputs.tools])
+
+    many = called("f", {f"k{i}": i for i in range(20_000)})
+    tools = tuple({"name": f"t{i}", "description": "d"} for i in range(5_000))
+    assert missing_beside(render, [user("q"), many], TemplateInputs(tools)) == []
+    assert rendered == 1
 
 
 def test_reasoning_that_says_nothing_is_no_loss() -> None:

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -18,9 +17,9 @@ from types import ModuleType
 from typing import Any
 
 import httpx
-import pytest
 import yaml
 from prometheus_client import CollectorRegistry
+from tests.support import packages
 from tests.support.ports import free_port
 
 from guerdon.reward.metrics import RewardMetrics
@@ -49,13 +48,8 @@ FOREIGN = {
 
 def need_program(name: str) -> str:
     """Its path; without it the test is skipped, and fails where it must run (CI)."""
-    found = shutil.which(name)
-    if found is None:
-        reason = f"there is no {name} here: apt-get install prometheus prometheus-alertmanager"
-        if os.environ.get("CI") == "true" or os.environ.get("GUERDON_REQUIRE_PROMETHEUS"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
+    required = bool(os.environ.get("GUERDON_REQUIRE_PROMETHEUS"))
+    return packages.need_program(name, "prometheus", "prometheus-alertmanager", required=required)
 
 
 def load_script(path: Path) -> ModuleType:

@@ -35,7 +35,7 @@ def item(*tail: int) -> Item:
 
 def test_nan_is_never_a_score(tmp_path: Path) -> None:
     with (
-        running_server({"m": poisoned(tmp_path / "m")}) as server,
+        running_server({"m": poisoned(tmp_path / "m")}, forked=False) as server,
         RewardClient(server.address) as client,
     ):
         good = client.score("m", [item(60)]).scores

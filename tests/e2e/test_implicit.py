@@ -60,7 +60,7 @@ def test_a_dpo_run_is_served_as_the_reward_that_it_implies(tmp_path: Path) -> No
     texts = [[row[key][0]["content"] for key in ("chosen", "rejected")] for row in rows]
     items = [Item(row["prompt"], answers) for row, answers in zip(rows, texts, strict=True)]
     with (
-        running_server({"mine": folder}, dtype="float32") as server,
+        running_server({"mine": folder}, forked=False, dtype="float32") as server,
         RewardClient(server.address) as client,
     ):
         info = client.get_model("mine")

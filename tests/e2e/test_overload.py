@@ -55,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         "max_batch_tokens": BATCH * LENGTH,
         "prefix_cache_mib": 0,
     }
-    with running_server({"m": folder}, **flags) as running:
+    with running_server({"m": folder}, forked=False, **flags) as running:
         yield running
 
 

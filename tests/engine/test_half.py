@@ -9,13 +9,14 @@ without any error of its own, the sampling error of such a ratio is a few per ce
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.engine.support import Reference, engine_scores, load, mixed_batch
+from tests.engine.support import Reference, Scores, engine_scores, load, mixed_batch
 from tests.support.tiny import ARCHITECTURES
 
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
@@ -26,15 +27,31 @@ PACKABLE = tuple(a for a in ARCHITECTURES if a != "deberta-v2")
 CASES = [(a, PackedEngine) for a in PACKABLE] + [(a, PaddedEngine) for a in ARCHITECTURES]
 
 
+BATCH = mixed_batch(np.random.default_rng(0), 120, longest=60)
+
+
+@pytest.fixture(scope="module")
+def plain_scores(checkpoint: Callable[..., Path]) -> Callable[[str], tuple[Scores, Scores]]:
+    """Plain transformers' scores of an architecture, in float32 and bfloat16."""
+
+    @functools.cache
+    def scores(architecture: str) -> tuple[Scores, Scores]:
+        folder = checkpoint(architecture, dtype=torch.bfloat16)
+        return Reference(folder).scores(BATCH), Reference(folder, torch.bfloat16).scores(BATCH)
+
+    return scores
+
+
 @pytest.mark.parametrize(("architecture", "kind"), CASES)
 def test_error_is_no_larger_than_plain_transformers(
-    architecture: str, kind: type[Engine], checkpoint: Callable[..., Path]
+    architecture: str,
+    kind: type[Engine],
+    checkpoint: Callable[..., Path],
+    plain_scores: Callable[[str], tuple[Scores, Scores]],
 ) -> None:
+    exact, plain = plain_scores(architecture)
     folder = checkpoint(architecture, dtype=torch.bfloat16)
-    batch = mixed_batch(np.random.default_rng(0), 120, longest=60)
-    exact = Reference(folder).scores(batch)
-    plain = Reference(folder, torch.bfloat16).scores(batch)
-    found = engine_scores(kind(load(folder, torch.bfloat16)), batch)
+    found = engine_scores(kind(load(folder, torch.bfloat16)), BATCH)
     own = np.sqrt(np.mean((plain - exact) ** 2))
     assert own > 1e-4, "bfloat16 must differ from float32 for this to say anything"
     assert np.sqrt(np.mean((found - exact) ** 2)) <= ALLOWANCE * own

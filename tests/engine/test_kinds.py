@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.engine.support import Reference, item, load, mixed_batch, sequences
+from tests.support.conversations import conversation
 from tests.support.tiny import DECODERS, STEP, tiny_checkpoint
 
 from guerdon.models import Manifest
@@ -26,7 +27,6 @@ from guerdon.reward.types import (
     BatchScores,
     ComputeMode,
     EncodedItem,
-    Message,
     ModelInfo,
     ModelKind,
     ScoreItem,
@@ -228,7 +228,7 @@ def test_infinite_attributes_are_passed_on(checkpoint: Make) -> None:
 
 
 ITEM = ScoreItem(
-    prompt=(Message("user", "What is the capital of France?"),),
+    prompt=conversation(("user", "What is the capital of France?")),
     responses=("Paris.", "Paris is the capital of France, I think.", "Rome"),
 )
 
@@ -302,6 +302,22 @@ def test_load_an_ensemble(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         [s.score for s in found], wanted.mean(0) - 2 * wanted.std(0), atol=5e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "label"), [((), "LABEL_0"), (("GOOD",), "GOOD"), (("GOOD", "BAD"), "LABEL_0")]
+)
+def test_an_output_has_the_checkpoints_name_for_it(
+    tmp_path: Path, names: tuple[str, ...], label: str
+) -> None:
+    """Several outputs make one score, which none of their names names."""
+    labels = {"id2label": dict(enumerate(names))} if names else {}
+    folder = tiny_checkpoint(tmp_path / "m", "llama", num_labels=len(names) or 1, **labels)
+    if len(names) > 1:
+        Manifest(kind="attributes", attributes=dict.fromkeys(names, 1.0)).write(folder)
+    model = load_model(folder, name="m", settings=EngineSettings())
+    assert model.info.label == label
+    model.close()
 
 
 def test_load_an_encoder_in_padded_mode(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.support import hub
+from tests.support.conversations import conversation
 from tests.support.pairrm import Published
 
+from guerdon.data import Conversation
 from guerdon.models import Manifest
 from guerdon.reward.encoding.comparisons import scores_of_candidates
 from guerdon.reward.engine.settings import EngineSettings
@@ -22,7 +24,6 @@ from guerdon.reward.kinds import load_model
 from guerdon.reward.types import (
     ComputeMode,
     FormattedText,
-    Message,
     ModelKind,
     RewardModel,
     ScoreItem,
@@ -106,15 +107,15 @@ def test_neighbours_change_nothing(model: RewardModel, published: Published) -> 
 
 
 def test_a_conversation_is_written_as_in_training(model: RewardModel, published: Published) -> None:
-    turns = (Message("user", "Hi."), Message("assistant", "Hello!"), Message("user", "Help me?"))
+    talk = conversation(("user", "Hi."), ("assistant", "Hello!"), ("user", "Help me?"))
     source = (
         "Finish the following coversation in each i-th turn by filling in <Response i> with your "
         "response.USER: Hi.\nAssistant: <Response 1>\nUSER: Help me?\nAssistant: <Response 2>"
     )
     written = [f"<Response 1>: Hello!\n<Response 2>: {answer}" for answer in ("Yes.", "I can't.")]
-    found = ranked(model, ScoreItem(turns, ("Yes.", "I can't.")))
+    found = ranked(model, ScoreItem(talk, ("Yes.", "I can't.")))
     np.testing.assert_allclose(values(found), published.scores(source, written), atol=1e-4)
-    alone = ranked(model, ScoreItem(turns[:1], ANSWERS))
+    alone = ranked(model, ScoreItem(Conversation(talk.messages[:1]), ANSWERS))
     np.testing.assert_allclose(values(alone), published.scores("Hi.", ANSWERS), atol=1e-4)
 
 
@@ -153,8 +154,8 @@ FAULTS: list[tuple[ScoreItem, str]] = [
     (ScoreItem("<|source|>", ("x", "y")), r"prompt.text: holds '<\|source\|>'"),
     (ScoreItem(FormattedText("a"), ("x", "y")), "prompt: must be text or a conversation"),
     (ScoreItem(np.array([5]), (np.array([6]), np.array([7]))), "prompt: must be text or"),
-    (ScoreItem((Message("system", "a"),), ("x", "y")), r"messages\[0\].role: is 'system'"),
-    (ScoreItem((Message("user", "a"), Message("assistant", "b")), ("x", "y")), "end with a user's"),
+    (ScoreItem(conversation(("system", "a")), ("x", "y")), r"messages\[0\].role: is 'system'"),
+    (ScoreItem(conversation(("user", "a"), ("assistant", "b")), ("x", "y")), "end with a user's"),
 ]
 
 

@@ -11,11 +11,12 @@ import grpc
 import numpy as np
 import pytest
 from tests.support.command import read_rows
+from tests.support.tools import ASKED, CALL, RESULT, WEATHER, as_sent
 from tests.trainer.toy import write_rows
 
 from guerdon.cli.main import main
 from guerdon.client.testing import FakeRewardServer
-from guerdon.data import RowError
+from guerdon.data import Conversation, RowError
 from guerdon.trainer.evaluate.comparisons import parser
 from guerdon.trainer.evaluate.findings import SECTIONS, sections
 
@@ -178,3 +179,45 @@ def test_rewardbench_sections_weigh_as_its_own() -> None:
 def test_what_is_no_comparison(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         parser("subset")(row)
+
+
+def test_the_server_is_asked_with_tools_and_calls_of_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def calls(prompt: Any, response: Any) -> float:
+        asked.append((prompt, response))
+        return float("tool_calls" in response)
+
+    sent = [as_sent(turn) for turn in ASKED]
+    rows = [
+        {"prompt": sent, "chosen": [as_sent(CALL)], "rejected": "No.", "tools": [WEATHER]},
+        {"prompt": "Warm?", "chosen": ["Yes."], "rejected": ["No."], "tools": [WEATHER]},
+        {
+            "prompt": ASKED,
+            "chosen": [CALL, RESULT, CALL],
+            "rejected": [says("No.")],
+            "tools": json.dumps([WEATHER]),
+            "chat_template_kwargs": {"enable_thinking": False},
+        },
+    ]
+    data = write_rows(tmp_path / "pairs.jsonl", rows)
+    with FakeRewardServer(calls) as server:
+        (model,) = evaluate(server, data, capfd=capfd)["models"]
+    assert model["accuracy"]["value"] == pytest.approx(2 / 3)
+    user = {"role": "user", "content": "Warm?"}
+    quiet = {"enable_thinking": False}
+    prompts = [
+        Conversation((*turns,), (WEATHER,), kwargs)
+        for turns, kwargs in (
+            (ASKED, {}),
+            (ASKED, {}),
+            ([user], {}),
+            ([user], {}),
+            ([*ASKED, CALL, RESULT], quiet),
+            (ASKED, quiet),
+        )
+    ]
+    assert [prompt for prompt, _ in asked] == prompts
+    assert [response for _, response in asked] == [CALL, "No.", "Yes.", "No.", CALL, "No."]

@@ -14,7 +14,7 @@ from tests.trainer.toy import toy_rows, write_rows
 from transformers import AutoTokenizer
 
 from guerdon.cli.main import main
-from guerdon.data import RowError, parse_demonstration, parse_pair
+from guerdon.data import Dropped, RowError, parse_demonstration, parse_pair
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.fine_tune.tokens import encode
 
@@ -182,11 +182,11 @@ def test_an_answer_of_which_the_template_shows_a_part_is_refused(policy: Path) -
     tokenizer.chat_template = STRIPS
     thought = "<think>I count.</think>\n42"
     prompt = [USER, {"role": "assistant", "content": "<think>Hm.</think>Yes."}, USER]
-    ((_, answer),), shortened = encode(
+    ((_, answer),), left_out = encode(
         tokenizer, [prompt], ["42"], [7], "f", vocab_size=len(tokenizer)
     )
     assert tokenizer.decode(answer).startswith("42")
-    assert shortened == [7]
+    assert left_out == [{Dropped.EARLIER_REASONING}]
     with pytest.raises(DataError, match=r"line 7: turn 2 \(assistant\) has the reasoning 'I coun"):
         encode(tokenizer, [[USER]], [thought], [7], "f", vocab_size=len(tokenizer))
     tokenizer.chat_template = STRIPS.replace("m.content.split('</think>')[-1]", "m.content[0].x")

@@ -12,6 +12,8 @@ import pytest
 from tests.support.server import RunningServer, running_server
 from tests.support.tiny import tiny_checkpoint
 
+LABEL = "GOOD"
+"""What the model calls its output."""
 QUESTION, ANSWER = "What is rain?", "Water that falls from clouds."
 PROMPT = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 WHOLE = f"{PROMPT}{ANSWER}<|im_end|>\n"
@@ -39,7 +41,8 @@ class Formats:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("formats") / "tiny", "llama")
+    folder = tmp_path_factory.mktemp("formats") / "tiny"
+    return tiny_checkpoint(folder, "llama", id2label={0: LABEL}, label2id={LABEL: 0})
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .conftest import ANSWER, PROMPT, QUESTION, WHOLE, Formats
+from .conftest import ANSWER, LABEL, PROMPT, QUESTION, WHOLE, Formats
 
 DOCUMENTS = ["Rain.", ANSWER, "Mud"]
 RECORDED = [
@@ -105,7 +105,7 @@ def test_vllm_classify(formats: Formats, raw: bool) -> None:
             "/classify", {"model": "tiny", **asked, "use_activation": False if raw else None}
         )
         expected = close(score if raw else sigmoid(score))
-        entry = {"index": 0, "label": "LABEL_0", "probs": [expected], "num_classes": 1}
+        entry = {"index": 0, "label": LABEL, "probs": [expected], "num_classes": 1}
         assert reply["data"] == [entry]
         assert (reply["object"], reply["model"]) == ("list", "tiny")
         assert reply["usage"]["prompt_tokens"] == reply["usage"]["total_tokens"] > 10
@@ -121,12 +121,18 @@ def test_vllm_pooling_takes_token_ids(formats: Formats) -> None:
         assert reply["data"] == [{"index": 0, "object": "pooling", "data": [close(score)]}]
 
 
-def test_vllm_score(formats: Formats) -> None:
+@pytest.mark.parametrize("path", ["/score", "/v1/score"])
+def test_vllm_score(formats: Formats, path: str) -> None:
     scores = formats.native(QUESTION, *DOCUMENTS)
-    for names in (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2")):
-        reply = formats.post("/score", dict(zip(names, (QUESTION, DOCUMENTS), strict=True)))
+    for names in (
+        ("text_1", "text_2"),
+        ("queries", "documents"),
+        ("queries", "items"),
+        ("data_1", "data_2"),
+    ):
+        reply = formats.post(path, dict(zip(names, (QUESTION, DOCUMENTS), strict=True)))
         assert [entry["score"] for entry in reply["data"]] == [close(sigmoid(s)) for s in scores]
-    pairs = formats.post("/score", {"text_1": [QUESTION, "b"], "text_2": ["Rain.", "c"]})["data"]
+    pairs = formats.post(path, {"text_1": [QUESTION, "b"], "text_2": ["Rain.", "c"]})["data"]
     expected = [scores[0], *formats.native("b", "c")]
     assert [entry["score"] for entry in pairs] == [close(sigmoid(score)) for score in expected]
 
@@ -197,9 +203,9 @@ def test_tei(formats: Formats) -> None:
     }
     assert [entry["score"] for entry in found] == sorted(scores, reverse=True)
     pair = formats.post("/predict", {"inputs": [QUESTION, ANSWER], "raw_scores": True})
-    assert pair == [{"score": close(scores[1]), "label": "LABEL_0"}]
+    assert pair == [{"score": close(scores[1]), "label": LABEL}]
     batch = formats.post("/predict", {"inputs": [[QUESTION, d] for d in DOCUMENTS]})
-    assert batch == [[{"score": close(sigmoid(s)), "label": "LABEL_0"}] for s in scores]
+    assert batch == [[{"score": close(sigmoid(s)), "label": LABEL}] for s in scores]
 
 
 @pytest.mark.parametrize("path", ["/get_reward", "/models/tiny/get_reward"])
@@ -251,7 +257,7 @@ def test_probes_and_request_ids(formats: Formats) -> None:
         ("/pooling", {"input": [10**6, 3]}, 400, ["error"], "vocabulary"),
         ("/pooling", {"input": 5}, 400, ["error"], "input: input should be a valid string"),
         ("/pooling", {"input": [5, "a"]}, 400, ["error"], "input[1]: "),
-        ("/classify", {"input": "a", "tools": [{}]}, 400, ["error"], "tools: can't be set"),
+        ("/classify", {"input": "a", "tools": [{}]}, 400, ["error"], "tools: is for messages"),
         (
             "/classify",
             {"messages": [{"role": "user", "content": "a"}, {"role": "pirate", "content": "b"}]},
@@ -275,13 +281,13 @@ def test_probes_and_request_ids(formats: Formats) -> None:
             "/classify",
             {
                 "messages": [
-                    {"role": "user", "content": "a", "name": "ann"},
+                    {"role": "user", "content": "a", "function_call": {"name": "f"}},
                     {"role": "assistant", "content": "b"},
                 ]
             },
             400,
             ["error"],
-            "messages[0].name: would not be shown",
+            "messages[0].function_call: is not part of",
         ),
         ("/score", {"text_1": "a", "text_2": ["b", "x" * 5000]}, 400, ["error"], "text_2[1]"),
         ("/score", {"text_1": "a", "text_2": "b", "instruction": "c"}, 400, ["error"], "instruct"),
@@ -334,7 +340,7 @@ def test_probes_and_request_ids(formats: Formats) -> None:
             },
             400,
             ["detail"],
-            "response.output[0].type",
+            "response.output: has the tool call 'f'",
         ),
     ],
 )

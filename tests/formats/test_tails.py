@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.engine.implicit import implicit_folder
+from tests.support.conversations import conversation
 from tests.support.server import running_server
 from tests.support.tiny import CHATML, tiny_checkpoint
 
@@ -16,7 +17,6 @@ from guerdon.reward.encoding.encoders import new_encoder
 from guerdon.reward.types import (
     ForeignText,
     FormattedText,
-    Message,
     PlainText,
     ScoreItem,
     Truncation,
@@ -56,7 +56,7 @@ TEMPLATES = {
     "thinking": THINKING,
     "plain": PLAIN,
 }
-TURNS = (Message("user", "What is rain?"), Message("assistant", "Water."), Message("user", "Why?"))
+TURNS = conversation(("user", "What is rain?"), ("assistant", "Water."), ("user", "Why?"))
 
 
 def encoder_of(tmp_path: Path, template: str | None, **more: object) -> object:

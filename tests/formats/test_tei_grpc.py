@@ -13,7 +13,7 @@ from tests.support.in_process import details, field_at_fault
 from guerdon.reward.wire.tei.v1 import tei_pb2 as tei
 from guerdon.reward.wire.tei.v1 import tei_pb2_grpc
 
-from .conftest import ANSWER, QUESTION, WHOLE, Formats
+from .conftest import ANSWER, LABEL, QUESTION, WHOLE, Formats
 from .test_formats import DOCUMENTS, close, sigmoid
 
 LONG = "x" * 5000
@@ -41,7 +41,7 @@ def test_names_on_the_wire_are_those_of_tei(channel: grpc.Channel) -> None:
     call: Any = channel.unary_unary("/tei.v1.Predict/Predict")
     inputs, raw_scores = b"\x0a\x03Hey", b"\x18\x01"
     reply = tei.PredictResponse.FromString(call(inputs + raw_scores, timeout=60))
-    assert [each.label for each in reply.predictions] == ["LABEL_0"]
+    assert [each.label for each in reply.predictions] == [LABEL]
     health = health_pb2_grpc.HealthStub(channel)
     for name in ("tei.v1.Info", "tei.v1.Predict", "tei.v1.Rerank"):
         request = health_pb2.HealthCheckRequest(service=name)

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from guerdon.client import FormattedText, InvalidArgument, Item, Score, ScoreResult, ScoringInfo
+from guerdon.client import (
+    Conversation,
+    FormattedText,
+    InvalidArgument,
+    Item,
+    Score,
+    ScoreResult,
+    ScoringInfo,
+)
 from guerdon.client.types import ItemScores, Timing
 from guerdon.integrations.conversation import exchange, grouped, ungrouped
 
@@ -66,15 +74,19 @@ def test_every_form_becomes_prompt_and_response(
         ([], "a", "prompt"),
         (7, "a", "prompt"),
         (["q"], "a", "prompt[0]"),
-        ([{"content": "q"}], "a", "prompt[0]"),
+        ([{"content": "q"}], "a", "prompt[0].role"),
         ([{"role": "user"}], "a", "prompt[0].content"),
-        ([{**USER, "name": "Ada"}], "a", "prompt[0].name"),
+        ([{**USER, "name": 7}], "a", "prompt[0].name"),
         ([{"role": "user", "content": [{"type": "image"}]}], "a", "prompt[0].content[0]"),
         ([USER], [], "completion"),
         ([USER], [USER], "completion"),
         ([USER], None, "completion"),
-        ([USER], [answer(None, tool_calls=[{"id": "1"}])], "completion[0].tool_calls"),
-        ([USER], [answer("a", reasoning_content="hm")], "completion[0].reasoning_content"),
+        (
+            [USER],
+            [answer(None, tool_calls=[{"id": "1"}])],
+            "completion[0].tool_calls[0].function.name",
+        ),
+        ([USER], [answer("a", audio={"id": "1"})], "completion[0].audio"),
         (FormattedText("q"), [answer("a"), USER, answer("b")], "completion"),
     ],
 )
@@ -82,6 +94,23 @@ def test_what_cannot_be_asked_is_refused_by_name(prompt: Any, completion: Any, f
     with pytest.raises(InvalidArgument) as caught:
         exchange(prompt, completion)
     assert caught.value.field_violations[0].field == field
+
+
+def test_what_messages_say_beside_their_text_is_kept() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
+    flat = {"id": "1", "name": "look", "arguments": '{"at": "sky"}'}
+    tool = {"role": "tool", "tool_call_id": "1", "name": "look", "content": "It rains."}
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    asked = [{**USER, "name": "Ada"}]
+    turns = [answer(None, tool_calls=[flat]), tool, answer("Yes.", reasoning_content="So.")]
+    prompt, response = exchange(asked, turns, tools=tools)
+    assert prompt == Conversation([*asked, answer(None, tool_calls=[call]), tool], tuple(tools))
+    assert response == turns[-1]
+    other = exchange(asked, turns[:1])
+    assert other == (asked, answer(None, tool_calls=[call]))
+    items, places = grouped([(prompt, response), other, (prompt, "No.")])
+    assert items == [Item(prompt, [response, "No."]), Item(asked, [other[1]])]
+    assert places == [(0, 0), (1, 0), (0, 1)]
 
 
 def test_keys_are_left_out_only_when_that_is_asked_for() -> None:

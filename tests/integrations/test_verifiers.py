@@ -1,20 +1,23 @@
-"""The reward of verifiers' tasks, in verifiers' own scoring, against a real server."""
+"""The reward of verifiers' tasks, in its own scoring and evaluations, against a real server."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.openai_endpoint import openai_endpoint
 from tests.support.packages import python_with, run_program
-from tests.support.server import running_server
+from tests.support.server import RunningServer, running_server
 from tests.support.tiny import tiny_checkpoint
 
 from guerdon.client import RewardClient
 
 PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "verifiers.md"
 TASKS = Path(__file__).with_name("verifiers_task.py")
+HARNESS = Path(__file__).with_name("verifiers_harness.py")
 TASKSET = """
 import verifiers.v1 as vf
 
@@ -40,26 +43,48 @@ def examples(language: str) -> str:
     return str(found)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_verifiers_gets_the_scores_of_the_native_client(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    python = python_with(tmp_path / "verifiers", "verifiers==0.4.0")
-    folder = tiny_checkpoint(tmp_path / "m", "llama", seed=5)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python that has verifiers."""
+    return python_with(tmp_path_factory.mktemp("verifiers"), "verifiers==0.4.0")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("rewards") / "m", "llama", seed=5)
+    with running_server({"helpful": folder}, dtype="float32") as server:
+        yield server
+
+
+@pytest.fixture
+def settings(server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The page's settings; beside them are the modules that they name."""
+    rewards_module = examples("python").replace("localhost:50051", server.address) + DOWN
+    (tmp_path / "my_rewards.py").write_text(rewards_module)
     (tmp_path / "my_taskset.py").write_text(TASKSET)
     (tmp_path / "settings.toml").write_text(examples("toml"))
-    with running_server({"helpful": folder}, dtype="float32") as server:
-        rewards_module = examples("python").replace("localhost:50051", server.address) + DOWN
-        (tmp_path / "my_rewards.py").write_text(rewards_module)
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-        printed = run_program(python, TASKS, tmp_path / "settings.toml").splitlines()
-        with RewardClient(server.address) as rewards:
-            scored = json.loads(printed[0])
-            native = [
-                rewards.score_one("helpful", turns[:-1], [turns[-1]["content"]]).values[0]
-                for turns, *_ in scored
-            ]
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{HARNESS.parent}", prepend=":")
+    return tmp_path / "settings.toml"
+
+
+def native_scores(server: RunningServer, conversations: list[list[dict[str, str]]]) -> list[float]:
+    """The scores of the last turns, as the native client gets them."""
+    with RewardClient(server.address) as rewards:
+        return [
+            rewards.score_one("helpful", turns[:-1], [turns[-1]["content"]]).values[0]
+            for turns in conversations
+        ]
+
+
+def test_verifiers_gets_the_scores_of_the_native_client(
+    python: Path, server: RunningServer, settings: Path
+) -> None:
+    printed = run_program(python, TASKS, settings).splitlines()
+    scored = json.loads(printed[0])
+    native = native_scores(server, [turns for turns, *_ in scored])
     assert len(set(native)) == 3
     for (_, names, score, weight, total), expected in zip(scored, native, strict=True):
         assert (names, weight) == (["helpful"], 0.5)
@@ -67,7 +92,6 @@ def test_verifiers_gets_the_scores_of_the_native_client(
         assert total == pytest.approx(score / 2)
     reasons = (
         "tool_calls",
-        "reasoning_content",
         "not the assistant's",
         "2 branches",
         "cannot conn",
@@ -76,3 +100,29 @@ def test_verifiers_gets_the_scores_of_the_native_client(
     for line, reason in zip(printed[1:], reasons, strict=True):
         assert line.startswith("[None]")
         assert reason in line
+
+
+def test_an_evaluation_gets_the_scores_of_the_native_client(
+    python: Path, server: RunningServer, settings: Path, tmp_path: Path
+) -> None:
+    """`vf-eval`, with the policy behind OpenAI's API."""
+    policy = tiny_checkpoint(tmp_path / "policy", "llama", causal_lm=True)
+    with openai_endpoint(policy, tmp_path / "policy.log") as endpoint:
+        run_program(
+            python,
+            python.with_name("vf-eval"),
+            *("@", settings, "--no-push", "--no-rich", "--output-dir", tmp_path / "runs"),
+            *("--model", policy, "--client.base-url", endpoint, "--sampling.max-tokens", 16),
+            *("--env.agent.harness.id", HARNESS.stem, "--env.agent.runtime.type", "subprocess"),
+            *("--num-rollouts", 2),
+        )
+    (file,) = (tmp_path / "runs").glob("*/traces.jsonl")
+    lines = file.read_bytes().splitlines()
+    traces = [trace for line in lines for trace in json.loads(line)["traces"]]
+    assert [trace["errors"] for trace in traces] == [[], []]
+    native = native_scores(
+        server, [[node["message"] for node in trace["nodes"]] for trace in traces]
+    )
+    assert [trace["rewards"] for trace in traces] == [
+        {"helpful": {"score": pytest.approx(score, abs=1e-4), "weight": 0.5}} for score in native
+    ]

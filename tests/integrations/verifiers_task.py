@@ -49,7 +49,6 @@ async def main(settings: dict[str, Any]) -> None:
     forked.nodes.append(vf.MessageNode(parent=1, message=answers[1], sampled=True))
     refused = [
         trace(task, [*ASKED, vf.AssistantMessage(content="a", tool_calls=[call])]),
-        trace(task, [*ASKED, vf.AssistantMessage(content="a", reasoning_content="Hm.")]),
         trace(task, ASKED),
         forked,
     ]

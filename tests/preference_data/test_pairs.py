@@ -10,9 +10,11 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.fine_tune.support import inputs_of, settings_of
 from tests.rft.support import group_of
 from tests.support.command import read_rows
 from tests.support.tiny import tiny_checkpoint
+from tests.support.tools import ASKED, CALL, RESULT, WEATHER, published
 from tests.trainer.toy import WORDS, write_rows
 from transformers import AutoTokenizer
 
@@ -203,6 +205,40 @@ def test_pairs_of_the_policys_own_answers(
         "--dry-run",
     ]
     assert main(train) == 0
+
+
+def test_pairs_are_trained_on_with_the_tools_that_they_were_sampled_with(tmp_path: Path) -> None:
+    policy = tiny_checkpoint(
+        tmp_path / "policy",
+        "llama",
+        causal_lm=True,
+        max_positions=2048,
+        chat_template=published("qwen3"),
+    )
+    world = World(policy, tmp_path)
+    rows = [
+        {"prompt": ASKED, "tools": [WEATHER], "chat_template_kwargs": {"enable_thinking": False}},
+        {"prompt": [*ASKED, CALL, RESULT], "tools": json.dumps([WEATHER])},
+        {"prompt": ASKED, "tools": None},
+    ]
+    world.prompts = write_rows(tmp_path / "prompts.jsonl", rows)
+    sampled: dict[tuple[int, ...], None] = {}
+    draw = world.draw
+
+    def drawn(prompt: Sequence[int], *how: Any) -> tuple[list[int], list[float]]:
+        sampled[tuple(prompt)] = None
+        return draw(prompt, *how)
+
+    world.sampler = FakePolicyServer(drawn)
+    world.sampler.eos = world.tokenizer.eos_token_id
+    with world.sampler, world.rewards:
+        more = ["--max-prompt-tokens", "2000", "--samples-per-prompt", "16"]
+        assert main(world.arguments(*more)) == 0
+    pairs = world.pairs()
+    assert [row.get("tools") for row in pairs] == [[WEATHER], [WEATHER], None]
+    data = world.output / "pairs.jsonl"
+    settings = settings_of("dpo", policy, (data, data), tmp_path / "dpo", max_length=2000)
+    assert {tuple(pair.prompt) for pair in inputs_of(settings).train.rows} == sampled.keys()
 
 
 def test_a_run_that_was_broken_goes_on(

@@ -18,6 +18,7 @@ from tests.published.checkpoints import (
     skywork_qwen3,
 )
 from tests.published.formulas import Formula, rendered_ids
+from tests.support.conversations import conversation
 from transformers import PreTrainedTokenizerFast
 
 from guerdon.reward.engine.settings import EngineSettings
@@ -26,7 +27,6 @@ from guerdon.reward.types import (
     ComputeMode,
     EncodedItem,
     FormattedText,
-    Message,
     ModelKind,
     ResponseScore,
     RewardModel,
@@ -38,11 +38,11 @@ from guerdon.serving.errors import InvalidRequest
 TOLERANCE = 1e-4
 
 PROMPTS = (
-    (Message("user", "What is 12 + 30?"),),
-    (
-        Message("user", "How do I boil an egg?"),
-        Message("assistant", "Put it into hot water."),
-        Message("user", "For how long, to have it soft?"),
+    conversation(("user", "What is 12 + 30?")),
+    conversation(
+        ("user", "How do I boil an egg?"),
+        ("assistant", "Put it into hot water."),
+        ("user", "For how long, to have it soft?"),
     ),
 )
 ANSWERS = ("It is 42.", "First the tens, then the ones: 42, of course.", "I am sorry, I can't.")
@@ -84,8 +84,7 @@ def sequences(folder: Path, answers: tuple[str, ...] = ANSWERS) -> list[list[int
     return [
         rendered_ids(
             folder,
-            [{"role": m.role, "content": m.content} for m in prompt]
-            + [{"role": "assistant", "content": answer}],
+            [*prompt.messages, {"role": "assistant", "content": answer}],
         )
         for prompt, answer in pairs
     ]
@@ -223,7 +222,7 @@ def test_the_gate_reads_the_last_turn_that_is_written(
     ids = rendered_ids(
         path,
         [
-            {"role": "user", "content": PROMPTS[0][0].content},
+            PROMPTS[0].messages[0],
             {"role": "assistant", "content": answer},
         ],
     )

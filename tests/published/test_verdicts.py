@@ -23,10 +23,12 @@ from tests.published.verdicts import (
     qwen3_log_probabilities,
     qwen3_reranker,
 )
+from tests.support.conversations import conversation
 from tests.support.load import metrics
 from tests.support.server import running_server
 
 from guerdon.client import FailedPrecondition, InvalidArgument, Item, RewardClient
+from guerdon.data import Conversation
 from guerdon.models import Manifest
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
 from guerdon.reward.engine.settings import EngineSettings
@@ -34,7 +36,6 @@ from guerdon.reward.kinds import load_model
 from guerdon.reward.types import (
     ComputeMode,
     EncodedItem,
-    Message,
     ModelKind,
     RewardModel,
     ScoreItem,
@@ -138,10 +139,10 @@ def test_pieces_are_not_the_whole_text(folder: Callable[[str], Path]) -> None:
 
 def test_a_system_turn_is_the_instruction(folder: Callable[[str], Path]) -> None:
     model, path = load(folder("qwen3")), folder("qwen3")
-    turns = (Message("system", "Find the answer."), Message("user", "12 + 30?"))
-    (ids,) = sequences(encode(model, turns, "42"))
+    asked = conversation(("system", "Find the answer."), ("user", "12 + 30?"))
+    (ids,) = sequences(encode(model, asked, "42"))
     assert ids == qwen3_ids(path, "12 + 30?", "42", instruction="Find the answer.")
-    (ids,) = sequences(encode(model, turns[1:], "42"))
+    (ids,) = sequences(encode(model, Conversation(asked.messages[1:]), "42"))
     assert ids == qwen3_ids(path, "12 + 30?", "42")
 
 
@@ -160,7 +161,7 @@ def test_other_conversations_are_refused(
     name: str, roles: list[str], field: str, folder: Callable[[str], Path]
 ) -> None:
     model = load(folder(name))
-    turns = tuple(Message(role, "a") for role in roles)
+    turns = conversation(*((role, "a") for role in roles))
     with pytest.raises(InvalidRequest) as refused:
         encode(model, turns, "b")
     assert refused.value.field == f"prompt.conversation.{field}"

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +18,9 @@ from safetensors.torch import load_file
 from tests.rft.living import LivingPolicy
 from tests.rft.support import rft_settings_of
 from tests.rft.test_sft import interrupt_at
-from tests.support.command import environment, read_rows, write_jsonl
+from tests.runs.processes import train
+from tests.support.command import read_rows, write_jsonl
+from tests.support.forked import Child
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.client._loop import run as run_there
@@ -436,10 +435,6 @@ def test_kill_9_while_sampling_and_while_fine_tuning(
     monkeypatch.setattr(living.server, "wait", wait)
     killed: list[bool] = []
     command = [
-        sys.executable,
-        "-m",
-        "guerdon.cli.main",
-        "train",
         "rft",
         "--policy",
         str(tiny),
@@ -460,7 +455,7 @@ def test_kill_9_while_sampling_and_while_fine_tuning(
         "--checkpoint-every",
         "5",
         "--steps",
-        "150",
+        "15",
         "--no-plots",
         "--eval-samples",
         "2",
@@ -469,36 +464,31 @@ def test_kill_9_while_sampling_and_while_fine_tuning(
         "--keep-cut",
     ]
 
-    def killed_when(pattern: str, lines: int, *more: str) -> None:
-        process = subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, env=environment())
-        try:
-            deadline = time.monotonic() + 120
-            while sum(len(f.read_bytes().splitlines()) for f in output.glob(pattern)) < lines:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed.append(True)
+    def start(name: str, *more: str, dies: str = "") -> Child:
+        return Child(tmp_path / name, train, [*command, *more], dies)
 
-    killed_when("scored.jsonl", 4)
-    had = read_rows(output / "scored.jsonl")[1:]
+    sampling = start("sampling")
+    scored = output / "scored.jsonl"
+    while not scored.exists() or len(scored.read_bytes().splitlines()) < 4:
+        assert sampling.running, sampling.log()
+        time.sleep(0.005)
+    sampling.kill()
+    killed.append(True)
+    had = read_rows(scored)[1:]
     assert 3 <= len(had) <= 5
-    killed_when("checkpoints/checkpoint-*/trainer_state.json", 1, "--resume")
+    tuning = start("tuning", "--resume", dies="after-checkpoint:1")
+    tuning.wait()
+    assert tuning.killed, tuning.log()
     assert not (output / "final").exists()
-    assert read_rows(output / "scored.jsonl")[1 : len(had) + 1] == had
-    ended = subprocess.run(
-        [*command, "--resume"], capture_output=True, text=True, check=False, env=environment()
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "resuming fine-tuning at step" in ended.stderr
+    assert read_rows(scored)[1 : len(had) + 1] == had
+    ended = start("ended", "--resume")
+    assert ended.wait() == 0, ended.log()
+    assert "resuming fine-tuning at step 5" in ended.log()
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["steps"] == 150
+    assert summary["steps"] == 15
     rows = read_rows(output / "metrics.jsonl")
-    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 151))
-    assert sorted(row["task"] for row in read_rows(output / "scored.jsonl")[1:]) == list(range(10))
-    again = subprocess.run(
-        [*command, "--resume"], capture_output=True, text=True, check=False, env=environment()
-    )
-    assert "this run ended already" in again.stderr
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 16))
+    assert sorted(row["task"] for row in read_rows(scored)[1:]) == list(range(10))
+    again = start("again", "--resume")
+    assert again.wait() == 0
+    assert "this run ended already" in again.log()

@@ -6,6 +6,8 @@ import os
 import signal
 from typing import Any
 
+from transformers import Trainer
+
 from guerdon.trainer.common.services.publishing import Publisher
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
@@ -23,6 +25,7 @@ POINTS: dict[str, tuple[type, str]] = {
     "save": (Checkpoints, "save"),
     "rename": (os, "rename"),  # type: ignore[dict-item]
     "final": (RLFolder, "publish_final"),
+    "checkpoint": (Trainer, "_save_checkpoint"),
 }
 """What is called there. `before-NAME` is as it is called, `after-NAME` as it has ended."""
 

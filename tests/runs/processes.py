@@ -1,39 +1,22 @@
 """The processes of a run, which can be killed: trainers, samplers and reward servers.
 
-They come from one fork server that has loaded torch, so that each starts in a fraction of a
-second. What runs in them is the commands `guerdon train …` and `guerdon serve …` themselves.
+What runs in them is the commands `guerdon train …` and `guerdon serve …` themselves.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
-import os
-import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from tests.support.forked import Child, serve_reward
 from tests.support.ports import free_port
 
 START_SECONDS = 120.0
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.runs.loaded"])
-
-
-def serve_reward(arguments: Sequence[str]) -> int:
-    """`guerdon serve reward`."""
-    from guerdon.serving.cli import app
-
-    app(["reward", *arguments], prog_name="guerdon serve")
-    return 0
 
 
 def serve_sampler(arguments: Sequence[str], dies: str, seconds_per_token: float) -> int:
@@ -62,69 +45,6 @@ def train(arguments: Sequence[str], dies: str = "") -> int:
     if dies:
         set_up(dies)
     return main(["train", *arguments])
-
-
-def _child(log: str, function: Callable[..., int], arguments: Sequence[Any]) -> None:
-    import torch
-
-    with Path(log).open("ab") as handle:
-        os.dup2(handle.fileno(), 1)
-        os.dup2(handle.fileno(), 2)
-    torch.set_num_threads(1)
-    code = 1
-    try:
-        code = function(*arguments)
-    except SystemExit as error:
-        code = int(error.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-class Child:
-    """A process that was started.
-
-    Args:
-        log: what it prints is added to this file.
-        function: of this module.
-        arguments: of the function.
-    """
-
-    def __init__(self, log: Path, function: Callable[..., int], *arguments: Any) -> None:
-        self.log_file = log
-        self._process = _context.Process(target=_child, args=(str(log), function, arguments))
-        self._process.start()
-
-    @property
-    def killed(self) -> bool:
-        """Whether it was ended by SIGKILL."""
-        return self._process.exitcode == -signal.SIGKILL
-
-    @property
-    def running(self) -> bool:
-        return self._process.is_alive()
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self._process.kill()
-        # Not `join`: it reads the exit code, which only one thread may (the other is told 255).
-        connection.wait([self._process.sentinel])
-
-    def freeze(self) -> None:
-        """SIGSTOP: it takes connections and calls (the system does), and answers none."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
-
-    def end(self, seconds: float = 120.0) -> int:
-        """Wait for its end; the exit code."""
-        self._process.join(seconds)
-        assert self._process.exitcode is not None, f"it still runs:\n{self.log()}"
-        return self._process.exitcode
-
-    def log(self) -> str:
-        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
 
 class Service:
@@ -215,7 +135,7 @@ def reward_service(folder: Path, **models: Path) -> Iterator[Service]:
         flags = [flag for name, path in models.items() for flag in ("--model", f"{name}={path}")]
         flags += ["--port", str(port), "--http-port", "-1", "--admin-port", "-1"]
         flags += ["--dtype", "float32", "--deterministic", "--ready-file", str(ready)]
-        return Child(log, serve_reward, flags)
+        return Child(log, serve_reward, *flags)
 
     yield from _serving(Service(folder, "reward", launch))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.runs.processes import Child
+from tests.support.forked import Child
 from tests.support.ports import free_port
 
 
@@ -63,7 +63,7 @@ def launch(
         )
         for rank in range(count)
     ]
-    return [(rank.end(), rank.log()) for rank in ranks]
+    return [(rank.wait(), rank.log()) for rank in ranks]
 
 
 def both_end_well(folder: Path, arguments: Sequence[str]) -> str:

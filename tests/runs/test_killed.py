@@ -46,7 +46,7 @@ def test_the_reward_server_is_killed(
             rewards.child.kill()
             while rewards.kills <= lines // 2 or not rewards.child.running:
                 time.sleep(0.01)
-        assert child.end() == 0, child.log()
+        assert child.wait() == 0, child.log()
         assert rewards.kills == 3
         run = Finished(tmp_path)
         run.check_books()
@@ -65,7 +65,7 @@ def test_the_trainer_is_killed_and_goes_on_bit_for_bit(
 ) -> None:
     recipe = Recipe(policy, sampler, rewards, "--deterministic")
     child = recipe.start(tmp_path, dies=point)
-    child.end()
+    child.wait()
     assert child.killed, child.log()
     assert not (tmp_path / "run" / "summary.json").exists()
     run = finished(recipe, tmp_path, "--resume")
@@ -102,7 +102,7 @@ def test_a_service_that_stays_away_ends_the_run_in_one_sentence(
             assert child.running, child.log()
             time.sleep(0.005)
         service.child.kill()
-        assert child.end() == ExitCode.UNREACHABLE, child.log()
+        assert child.wait() == ExitCode.UNREACHABLE, child.log()
         last = child.log().strip().splitlines()[-1]
         assert last.startswith("guerdon: the ")
         assert "gave no answer for 1.5 seconds (--patience)" in last
@@ -121,6 +121,6 @@ def test_nobody_there_from_the_first(policy: Path, rewards: Service, tmp_path: P
 
     recipe = Recipe(policy, Nowhere(), rewards, "--patience", "1")  # type: ignore[arg-type]
     child = recipe.start(tmp_path)
-    assert child.end() == ExitCode.UNREACHABLE
+    assert child.wait() == ExitCode.UNREACHABLE
     assert "the sampler at 127.0.0.1:" in child.log().strip().splitlines()[-1]
     assert not (tmp_path / "run" / "summary.json").exists()

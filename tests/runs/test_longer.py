@@ -38,6 +38,7 @@ def test_a_run_that_ended_goes_on_with_more_steps(
     assert (run.path / "final" / "model.safetensors").read_bytes() != weights
 
 
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS = {
     "ppo": [
         "--value",
@@ -51,15 +52,21 @@ FLAGS = {
         "--kl-in",
         "reward",
     ],
-    "grpo": [],
+    "grpo": ["--verifier", "0.1*my_rewards:brief"],
     "online-rft": ["--threshold", "-100"],
     "online-dpo": ["--unfinished"],
 }
 
 
 def test_every_documented_metric_is_written_by_some_recipe(
-    policy: Path, sampler: Service, rewards: Service, tmp_path: Path
+    policy: Path,
+    sampler: Service,
+    rewards: Service,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """One of them with a reward function of the user's own."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "examples" / "rewards"), prepend=":")
     found: set[str] = set()
     for algorithm, flags in FLAGS.items():
         folder = tmp_path / algorithm

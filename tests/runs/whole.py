@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.runs.processes import Child, Service, train
+from tests.runs.processes import Service, train
 from tests.support.command import read_rows
+from tests.support.forked import Child
 
 from guerdon.client import Item, RewardClient
 
@@ -129,5 +130,5 @@ class Finished:
 def finished(recipe: Recipe, folder: Path, *more: str) -> Finished:
     """Run it, or go on with it, to its end."""
     child = recipe.start(folder, *more)
-    assert child.end() == 0, child.log()
+    assert child.wait() == 0, child.log()
     return Finished(folder)

@@ -11,11 +11,14 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
+from tests.support import tools as talk
 from tests.support.formula_engine import END, MAX_TOKENS, VOCABULARY, length_of, token_of
 from tests.support.in_process import details, field_at_fault, until
 from tests.support.sampler_service import Harness, item, request, start_sampler
 from tests.support.tiny import CHATML, STEP, tiny_tokenizer
 
+from guerdon.client import Conversation
+from guerdon.data.conversation_protos import conversation_to_proto
 from guerdon.sampler.tokenizer import CheckpointTokenizer
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
@@ -68,7 +71,7 @@ async def test_turns_that_the_policy_would_not_see_are_refused_by_name(tmp_path:
     async with start_sampler(CheckpointTokenizer(tmp_path)) as served:
         for turns, field, reason in (
             ([("human", "Hi")], ".messages[0].role", "'human'"),
-            ([("system", "Be brief."), ("user", "Hi")], "", "turn 1 (system)"),
+            ([("system", "Be brief."), ("user", "Hi")], ".messages[0].content", "'Be brief.'"),
         ):
             error = await refusal(served, request(conversation(*turns)))
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -78,6 +81,37 @@ async def test_turns_that_the_policy_would_not_see_are_refused_by_name(tmp_path:
         kept = conversation(("user", "Hi"), ("assistant", "<think>a</think>b"), ("user", "Why?"))
         (reply,) = await served.generate(kept)
         assert reply.token_ids
+
+
+SHOWS_CALLS = (
+    "{{ tools | tojson }}{{ quiet }}{% for m in messages %}{{ m.role }}: {{ m.content or '' }}"
+    "{{ m.tool_calls | tojson if m.tool_calls }}\n{% endfor %}"
+)
+
+
+async def test_tools_reach_the_policy_or_are_refused(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "get_weather"}}
+    turns = [talk.ASKED[1], talk.CALL]
+    asked = Conversation(turns, (tool,), {"quiet": True})
+    item = policy_pb2.GenerateItem(
+        prompt=common_pb2.Prompt(conversation=conversation_to_proto(asked))
+    )
+    words = tiny_tokenizer(chat_template=SHOWS_CALLS)
+    words.save_pretrained(tmp_path / "shows")
+    async with start_sampler(CheckpointTokenizer(tmp_path / "shows")) as served:
+        (reply,) = await served.generate(item)
+    wanted = words.apply_chat_template(turns, tools=[tool], quiet=True)["input_ids"]
+    assert list(reply.prompt_token_ids) == wanted
+    for name, inputs, at in (
+        ("llama3", {"tools": [talk.WEATHER]}, ".tools[0]"),
+        ("llama3", {"chat_template_kwargs": {"thinking": True}}, ".chat_template_kwargs.thinking"),
+    ):
+        tiny_tokenizer(chat_template=talk.published(name)).save_pretrained(tmp_path / name)
+        asked = Conversation(talk.ASKED, **inputs)
+        item.prompt.conversation.CopyFrom(conversation_to_proto(asked))
+        async with start_sampler(CheckpointTokenizer(tmp_path / name)) as served:
+            error = await refusal(served, request(item))
+        assert field_at_fault(details(error)) == f"items[0].prompt.conversation{at}"
 
 
 async def test_lengths_and_text(served: Harness) -> None:

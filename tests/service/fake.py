@@ -156,7 +156,7 @@ class FakeModel:
         elif isinstance(prompt, str):
             text = prompt
         else:
-            text = " ".join(f"{turn.role} {turn.content}" for turn in prompt)
+            text = " ".join(f"{turn['role']} {turn['content']}" for turn in prompt.messages)
         return np.asarray(words(text), dtype=np.int32)
 
     def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.server import serve_command
+from tests.support.forked import Child, serve_reward
 
 from guerdon.cli.main import main
 from guerdon.reward.config import ServeConfig, load_config
@@ -140,10 +140,8 @@ def test_refusals_of_the_command_are_one_sentence_and_exit_code_2(
 @pytest.mark.slow
 def test_a_folder_without_a_model_is_refused_by_the_process(tmp_path: Path) -> None:
     for folder, said in ((tmp_path / "none", "there is no folder"), (tmp_path, "config.json")):
-        done = subprocess.run(
-            serve_command({"a": folder}), capture_output=True, text=True, timeout=120
-        )
-        check_refusal(done.returncode, done.stderr, said)
+        child = Child(tmp_path / f"{said}.log", serve_reward, "--model", f"a={folder}")
+        check_refusal(child.wait(), child.log(), said)
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:

@@ -53,7 +53,7 @@ def plain_scores(folder: Path, asked: str, *answers: str) -> list[float]:
 
 @pytest.mark.slow
 def test_scores_of_a_real_checkpoint_and_a_clean_end(checkpoint: Path) -> None:
-    with running_server({"m": checkpoint}, dtype="float32") as server:
+    with running_server({"m": checkpoint}, forked=False, dtype="float32") as server:
         with grpc.insecure_channel(server.address) as channel:
             stub = reward_pb2_grpc.RewardServiceStub(channel)
             reply = stub.Score(score_request(formatted(*TEXTS)), timeout=30)
@@ -91,7 +91,9 @@ def in_flight(server: RunningServer) -> int:
 
 @pytest.mark.slow
 def test_sigterm_finishes_what_was_accepted(checkpoint: Path) -> None:
-    with running_server({"m": checkpoint}, dtype="float32", max_batch_tokens=64) as server:
+    with running_server(
+        {"m": checkpoint}, forked=False, dtype="float32", max_batch_tokens=64
+    ) as server:
         accepted = score_in_threads(server.address, 4)
         while in_flight(server) < 4:
             assert not all(call.done() for call in accepted), "too fast to be caught in flight"
@@ -105,7 +107,7 @@ def test_sigterm_finishes_what_was_accepted(checkpoint: Path) -> None:
 
 @pytest.mark.slow
 def test_a_second_signal_exits_at_once(checkpoint: Path) -> None:
-    with running_server({"m": checkpoint}, max_batch_tokens=64, threads=1) as server:
+    with running_server({"m": checkpoint}, forked=False, max_batch_tokens=64, threads=1) as server:
         accepted = score_in_threads(server.address, 4)
         while in_flight(server) < 4:
             assert not all(call.done() for call in accepted), "too fast to be caught in flight"
@@ -125,7 +127,7 @@ def test_sighup_reads_tokens_again_and_a_lame_duck_still_answers(
     tokens = tmp_path / "token"
     tokens.write_text("first")
     with (
-        running_server({"m": checkpoint}, token_file=tokens, lame_duck=600) as server,
+        running_server({"m": checkpoint}, forked=False, token_file=tokens, lame_duck=600) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
         rewards = reward_pb2_grpc.RewardServiceStub(channel)
@@ -185,6 +187,7 @@ def test_a_real_swap_over_tls_with_tokens(checkpoint: Path, tmp_path: Path) -> N
     tokens = {"GUERDON_TOKEN": "for-scores", "GUERDON_ADMIN_TOKEN": "for-models"}
     with running_server(
         {"m": checkpoint},
+        forked=False,
         environment=tokens,
         dtype="float32",
         admin_port=-1,
@@ -224,7 +227,7 @@ def test_a_real_swap_over_tls_with_tokens(checkpoint: Path, tmp_path: Path) -> N
 def test_an_open_port_is_warned_of_and_refusals_at_load_name_the_reason(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    with running_server({"m": checkpoint}, host="0.0.0.0") as server:
+    with running_server({"m": checkpoint}, forked=False, host="0.0.0.0") as server:
         said = "0.0.0.0 can be reached from other machines without TLS and a bearer token"
         assert said in server.log()
     headless = tiny_checkpoint(tmp_path / "headless", "llama", causal_lm=True)

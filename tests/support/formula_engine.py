@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from guerdon.data import text_of
 from guerdon.sampler.types import (
     Completion,
     EngineInfo,
@@ -282,9 +283,9 @@ class WordTokenizer:
         elif isinstance(prompt, str):
             text = prompt
         else:
-            if any(turn.role == "nobody" for turn in prompt):
+            if any(turn["role"] == "nobody" for turn in prompt.messages):
                 raise InvalidRequest(f"{field}.conversation", "is refused by the chat template")
-            text = " ".join(turn.content for turn in prompt)
+            text = " ".join(text_of(turn) for turn in prompt.messages)
         return np.asarray([len(word) for word in text.split()], dtype=np.int32)
 
     def decode(self, tokens: TokenArray) -> str:

@@ -1,12 +1,15 @@
-"""Packages of other projects, each in an environment of its own."""
+"""Packages of other projects, each in an environment of its own, and Debian's programs."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sysconfig
 import venv
 from pathlib import Path
+
+import pytest
 
 
 def python_with(folder: Path, *requirements: str, dependencies: bool = True) -> Path:
@@ -40,3 +43,19 @@ def run_program(python: Path, *command: object, timeout: float = 800) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def need_program(name: str, *packages: str, required: bool = False) -> str:
+    """A program's path; without it the test is skipped, and fails where it must run (CI).
+
+    Args:
+        packages: of Debian, which have it.
+        required: whether it must run here too.
+    """
+    found = shutil.which(name)
+    if found is None:
+        reason = f"there is no {name} here: apt-get install {' '.join(packages)}"
+        if required or os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found

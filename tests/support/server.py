@@ -3,6 +3,8 @@
     with running_server({"m": folder}, dtype="float32") as server:
         channel = grpc.insecure_channel(server.address)
 
+    with running_server({"m": folder}, forked=False) as server:  # the command, from its beginning
+
 Flags are given as keywords: `max_queue_tokens=1000` is `--max-queue-tokens 1000`.
 """
 
@@ -20,15 +22,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.forked import Child, serve_reward
+
 START_SECONDS = 120.0
 ROOT = Path(__file__).parents[2]
+SERVE_REWARD = (sys.executable, "-m", "guerdon.serving", "reward")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
     """A server, of rewards or a sampler, that takes work."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Child
     port: int
     http_port: int
     admin_port: int
@@ -69,9 +74,15 @@ def running_server(
     models: Mapping[str, str | Path],
     *,
     environment: Mapping[str, str] | None = None,
+    forked: bool = True,
     **flags: object,
 ) -> Iterator[RunningServer]:
     """Start it, wait until it is ready, kill it at the end if it still runs.
+
+    Args:
+        environment: variables that it has beside this process's.
+        forked: from a process that has loaded torch; for tests of how a process begins and ends
+            it is the command itself, which takes seconds.
 
     Raises:
         RuntimeError: it left before it was ready; the text is its log.
@@ -80,31 +91,46 @@ def running_server(
     def command(ready: Path) -> list[str]:
         return serve_command(models, ready_file=ready, **flags)
 
-    with running_process(command, environment or {}) as server:
+    def fork(ready: Path, log: Path) -> Child:
+        arguments = command(ready)[len(SERVE_REWARD) :]
+        return Child(log, serve_reward, *arguments, environment=environment)
+
+    running = _running(fork) if forked else running_process(command, environment or {})
+    with running as server:
         yield server
 
 
-@contextlib.contextmanager
 def running_process(
     command: Callable[[Path], list[str]],
     environment: Mapping[str, str],
     seconds: float = START_SECONDS,
-) -> Iterator[RunningServer]:
+) -> contextlib.AbstractContextManager[RunningServer]:
     """A server's process that takes work; it is killed at the end if it still runs.
 
     Args:
         command: makes the command line, given the ready file.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        ready, log = Path(scratch) / "ready.json", Path(scratch) / "server.log"
+
+    def start(ready: Path, log: Path) -> subprocess.Popen[bytes]:
         with log.open("wb") as handle:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 command(ready),
                 stdout=handle,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
                 cwd=ROOT,
             )
+
+    return _running(start, seconds)
+
+
+@contextlib.contextmanager
+def _running(
+    start: Callable[[Path, Path], subprocess.Popen[bytes] | Child], seconds: float = START_SECONDS
+) -> Iterator[RunningServer]:
+    with tempfile.TemporaryDirectory() as scratch:
+        ready, log = Path(scratch) / "ready.json", Path(scratch) / "server.log"
+        process = start(ready, log)
         try:
             ports = _wait(process, ready, log, seconds)
             yield RunningServer(
@@ -122,7 +148,7 @@ def running_process(
 
 def serve_command(models: Mapping[str, str | Path], **flags: object) -> list[str]:
     """The command line, on free ports unless the flags say otherwise."""
-    command = [sys.executable, "-m", "guerdon.serving", "reward"]
+    command = [*SERVE_REWARD]
     for name, folder in models.items():
         command += ["--model", f"{name}={folder}"]
     return command + flag_list({"port": 0, "http_port": 0, "admin_port": 0, **flags})
@@ -138,7 +164,7 @@ def flag_list(flags: Mapping[str, object]) -> list[str]:
 
 
 def _wait(
-    process: subprocess.Popen[bytes], ready: Path, log: Path, seconds: float
+    process: subprocess.Popen[bytes] | Child, ready: Path, log: Path, seconds: float
 ) -> dict[str, int | None]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

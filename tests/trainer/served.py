@@ -8,7 +8,7 @@ from typing import Any
 
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.kinds import load_model
-from guerdon.reward.types import Message, ResponseScore, ScoreItem, Truncation
+from guerdon.reward.types import Conversation, ResponseScore, ScoreItem, Truncation
 
 
 def served(folder: Path, answers: Sequence[tuple[Any, str]]) -> list[ResponseScore]:
@@ -21,8 +21,7 @@ def served(folder: Path, answers: Sequence[tuple[Any, str]]) -> list[ResponseSco
     model = load_model(folder, name="m", settings=EngineSettings(dtype="float32"))
     try:
         items = [
-            ScoreItem(tuple(Message(turn["role"], turn["content"]) for turn in prompt), (response,))
-            for prompt, response in answers
+            ScoreItem(Conversation(tuple(prompt)), (response,)) for prompt, response in answers
         ]
         encoded = [model.encode(item, Truncation.REJECT) for item in items]
         return [row[0] for row in model.score(encoded).items]

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +10,8 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from tests.runs.processes import train
+from tests.support.forked import Child
 from tests.support.tensorboard import wait_for_later_names
 from tests.trainer.toy import metrics, run, toy_settings
 
@@ -184,10 +181,6 @@ def test_kill_leaves_no_model_and_the_run_can_go_on(
 ) -> None:
     output = tmp_path / "run"
     command = [
-        sys.executable,
-        "-c",
-        "from guerdon.cli.main import main; raise SystemExit(main())",
-        "train",
         "reward",
         "--base",
         str(base),
@@ -207,39 +200,23 @@ def test_kill_leaves_no_model_and_the_run_can_go_on(
         "--log-every",
         "1",
         "--epochs",
-        "40",
+        "2",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not list(output.glob("checkpoints/checkpoint-*/trainer_state.json")):
-            assert process.poll() is None, process.stderr and process.stderr.read().decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
+    child = Child(tmp_path / "log", train, command, "after-checkpoint:1")
+    child.wait()
+    assert child.killed, child.log()
     assert not (output / WEIGHTS).exists()
     assert not (output / "guerdon.json").exists()
-    again = subprocess.run(
-        [*command, "--resume"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stderr
-    assert "resuming at step" in again.stderr
+    again = Child(tmp_path / "again", train, [*command, "--resume"])
+    assert again.wait() == 0, again.log()
+    assert "resuming at step 10" in again.log()
     assert (output / WEIGHTS).exists()
-    assert json.loads((output / "summary.json").read_text())["steps"] == 480
+    assert json.loads((output / "summary.json").read_text())["steps"] == 24
     steps = [row["step"] for row in metrics(output)]
-    assert steps == list(range(1, 481))
-    ended = subprocess.run(
-        [*command, "--resume"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0
-    assert "this run ended already" in ended.stderr
+    assert steps == list(range(1, 25))
+    ended = Child(tmp_path / "ended", train, [*command, "--resume"])
+    assert ended.wait() == 0
+    assert "this run ended already" in ended.log()
 
 
 def test_a_failure_while_saving_leaves_nothing_servable(

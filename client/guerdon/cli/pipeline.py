@@ -149,7 +149,7 @@ class Pipeline:
             if row.line.row is None:
                 assert row.line.error is not None
                 raise row.line.error
-            items = [Item(q.prompt, q.responses) for q in parse_questions(row.line.row)]
+            items = [Item(q.asked, q.responses) for q in parse_questions(row.line.row)]
         except (RowError, InvalidArgument) as exc:
             self._refuse(row, exc)
             return []

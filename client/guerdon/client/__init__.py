@@ -61,6 +61,7 @@ from guerdon.client.types import (
     Timing,
     TokenIds,
 )
+from guerdon.data import Conversation
 
 __all__ = [
     "TLS",
@@ -74,6 +75,7 @@ __all__ = [
     "Cancelled",
     "Clock",
     "Completion",
+    "Conversation",
     "DeadlineExceeded",
     "FailedPrecondition",
     "FieldViolation",

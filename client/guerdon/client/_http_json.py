@@ -13,6 +13,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 
 from guerdon.client.errors import LONGEST_RETRY_AFTER, NotFound, Unimplemented, invalid
+from guerdon.data.conversation_protos import conversation_from_proto, message_from_proto
 from guerdon.v1 import common_pb2, reward_pb2
 
 M = TypeVar("M", bound=Message)
@@ -99,12 +100,23 @@ def _prompt(prompt: common_pb2.Prompt) -> Any:
         return {"formatted_text": prompt.formatted_text}
     if form == "token_ids":
         return {"token_ids": list(prompt.token_ids.ids)}
-    return [{"role": t.role, "content": t.content} for t in prompt.conversation.messages]
+    conversation = conversation_from_proto(prompt.conversation, "prompt", invalid)
+    turns: list[Any] = list(conversation.messages)
+    if not conversation.inputs:
+        return turns
+    return {
+        "messages": turns,
+        "tools": conversation.tools,
+        "chat_template_kwargs": dict(conversation.chat_template_kwargs),
+    }
 
 
 def _response(response: common_pb2.Response) -> Any:
-    if response.WhichOneof("content") == "token_ids":
+    form = response.WhichOneof("content")
+    if form == "token_ids":
         return {"token_ids": list(response.token_ids.ids)}
+    if form == "message":
+        return message_from_proto(response.message, "response", invalid)
     return response.text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
@@ -13,6 +13,9 @@ from google.protobuf.message import Message
 from guerdon.client import types as t
 from guerdon.client.config import ScoringOptions
 from guerdon.client.errors import Internal, invalid
+from guerdon.data import Conversation, texts_in
+from guerdon.data import Message as Turn
+from guerdon.data.conversation_protos import conversation_to_proto, message_to_proto
 from guerdon.v1 import common_pb2, reward_pb2
 
 R = TypeVar("R")
@@ -70,11 +73,11 @@ def prompt_bytes(prompt: t.Prompt, where: str) -> int:
         return _text_bytes(prompt.text, where)
     if isinstance(prompt, t.TokenIds):
         return _OVERHEAD + 5 * len(prompt.ids)
-    return _OVERHEAD + sum(
-        _text_bytes(str(turn[key]), f"{where}[{i}].{key}")
-        for i, turn in enumerate(prompt)
-        for key in ("role", "content")
-    )
+    conversation = _conversation(prompt)
+    for i, turn in enumerate(conversation.messages):
+        for key, text in (("role", turn["role"]), *texts_in(turn)):
+            _text_bytes(text, f"{where}[{i}].{key}")
+    return _OVERHEAD + conversation_to_proto(conversation).ByteSize()
 
 
 def response_bytes(response: t.Response, where: str) -> int:
@@ -83,9 +86,13 @@ def response_bytes(response: t.Response, where: str) -> int:
     Raises:
         InvalidArgument: its text is not valid Unicode.
     """
+    if isinstance(response, t.TokenIds):
+        return _OVERHEAD + 5 * len(response.ids)
     if isinstance(response, str):
         return _text_bytes(response, where)
-    return _OVERHEAD + 5 * len(response.ids)
+    for key, text in texts_in(_message(response)):
+        _text_bytes(text, f"{where}.{key}")
+    return _OVERHEAD + message_to_proto(_message(response)).ByteSize()
 
 
 def _text_bytes(text: str, where: str) -> int:
@@ -106,18 +113,28 @@ def prompt(value: t.Prompt) -> common_pb2.Prompt:
         return common_pb2.Prompt(formatted_text=value.text)
     if isinstance(value, t.TokenIds):
         return common_pb2.Prompt(token_ids=common_pb2.TokenIds(ids=value.ids))
-    turns = [
-        common_pb2.ChatMessage(role=str(turn["role"]), content=str(turn["content"]))
-        for turn in value
-    ]
-    return common_pb2.Prompt(conversation=common_pb2.Conversation(messages=turns))
+    return common_pb2.Prompt(conversation=conversation_to_proto(_conversation(value)))
+
+
+def _conversation(value: Conversation | Sequence[Mapping[str, object]]) -> Conversation:
+    """A prompt's messages, which `Item` has checked."""
+    if isinstance(value, Conversation):
+        return value
+    return Conversation(cast("Sequence[Turn]", value))
+
+
+def _message(value: Mapping[str, object]) -> Turn:
+    """A response's message, which `Item` has checked."""
+    return cast("Turn", value)
 
 
 def response(value: t.Response) -> common_pb2.Response:
     """The response as a message."""
     if isinstance(value, str):
         return common_pb2.Response(text=value)
-    return common_pb2.Response(token_ids=common_pb2.TokenIds(ids=value.ids))
+    if isinstance(value, t.TokenIds):
+        return common_pb2.Response(token_ids=common_pb2.TokenIds(ids=value.ids))
+    return common_pb2.Response(message=message_to_proto(_message(value)))
 
 
 def item(value: t.Item, start: int = 0, stop: int | None = None) -> reward_pb2.ScoreItem:

@@ -8,6 +8,14 @@ from typing import Any, Literal
 
 from guerdon.client.config import Activation
 from guerdon.client.errors import GuerdonError, invalid
+from guerdon.data import (
+    Conversation,
+    Message,
+    answer_of,
+    read_message,
+    read_template_kwargs,
+    read_tools,
+)
 
 ComputeMode = Literal["unspecified", "packed", "padded"]
 ModelKind = Literal[
@@ -55,11 +63,12 @@ class TokenIds:
         object.__setattr__(self, "ids", ids)
 
 
-Prompt = str | Sequence[Mapping[str, object]] | FormattedText | TokenIds
-"""Text, chat turns (`{"role": …, "content": …}`), rendered text, or token ids."""
+Prompt = str | Sequence[Mapping[str, object]] | Conversation | FormattedText | TokenIds
+"""Text, chat turns (`{"role": …, "content": …}`), turns with tools, rendered text, or token ids."""
 
-Response = str | TokenIds
-"""Text; or token ids, after a prompt of token ids."""
+Response = str | TokenIds | Mapping[str, object]
+"""Text; token ids, after a prompt of token ids; or the assistant's message, where it says more than
+a text (`{"role": "assistant", "tool_calls": …}`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,24 +98,23 @@ def check_prompt(prompt: Prompt) -> Prompt:
     """
     if isinstance(prompt, str | FormattedText | TokenIds):
         return prompt
-    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
-        raise invalid("prompt", "must be text, messages, FormattedText or TokenIds")
-    if not prompt:
-        raise invalid("prompt", "has no messages")
-    return tuple(_check_message(turn, f"prompt[{i}]") for i, turn in enumerate(prompt))
+    if not isinstance(prompt, Conversation):
+        return _check_messages(prompt, "prompt")
+    return Conversation(
+        _check_messages(prompt.messages, "prompt.messages"),
+        read_tools(prompt.tools, "prompt.tools", invalid),
+        read_template_kwargs(prompt.chat_template_kwargs, "prompt.chat_template_kwargs", invalid),
+    )
 
 
-def _check_message(turn: object, where: str) -> Mapping[str, object]:
-    if not isinstance(turn, Mapping):
-        raise invalid(where, "must be a mapping with role and content")
-    for key in ("role", "content"):
-        if not isinstance(turn.get(key), str):
-            raise invalid(f"{where}.{key}", "must be text")
-    unknown = sorted(str(key) for key in set(turn) - {"role", "content"})
-    if unknown:
-        # Left out silently, a tool call or a name would change what is scored.
-        raise invalid(f"{where}.{unknown[0]}", "is not part of a message")
-    return {"role": turn["role"], "content": turn["content"]}
+def _check_messages(turns: object, where: str) -> tuple[Message, ...]:
+    if not isinstance(turns, Sequence) or isinstance(turns, str | bytes | bytearray):
+        raise invalid(where, "must be text, messages, Conversation, FormattedText or TokenIds")
+    if not turns:
+        raise invalid(where, "has no messages")
+    return tuple(
+        read_message(turn, f"{where}[{i}]", invalid, strict=True) for i, turn in enumerate(turns)
+    )
 
 
 def check_responses(responses: Sequence[Response], where: str) -> tuple[Response, ...]:
@@ -123,10 +131,18 @@ def check_responses(responses: Sequence[Response], where: str) -> tuple[Response
         raise invalid(where, "must be a list of responses") from None
     if not found:
         raise invalid(where, "is empty")
-    for place, response in enumerate(found):
-        if not isinstance(response, str | TokenIds):
-            raise invalid(f"{where}[{place}]", "must be text or TokenIds")
-    return found
+    return tuple(_check_response(response, f"{where}[{i}]") for i, response in enumerate(found))
+
+
+def _check_response(response: object, where: str) -> Response:
+    if isinstance(response, str | TokenIds):
+        return response
+    if not isinstance(response, Mapping):
+        raise invalid(where, "must be text, TokenIds or the assistant's message")
+    turn = read_message(response, where, invalid, strict=True)
+    if turn["role"] != "assistant":
+        raise invalid(f"{where}.role", f"is {turn['role']!r}, and must be 'assistant'")
+    return answer_of(turn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +178,8 @@ class Score:
     """Prompt tokens dropped from the left to fit."""
     dropped: tuple[str, ...] = ()
     """What of the conversation the model's chat template left out, so that the score does not
-    depend on it: `system_turn`, `developer_turn`, `earlier_reasoning`, `answer_reasoning`."""
+    depend on it: `system_turn`, `developer_turn`, `earlier_reasoning`, `answer_reasoning` or
+    `name`."""
     tokens_hash: str = ""
     """A hash of the tokens that the model saw. Responses with the same one are the same to the
     model. Empty from pairwise models."""

@@ -6,26 +6,29 @@ arXiv:2204.05862, the published form of the data).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
+from guerdon.data.messages import (
+    NO_INPUTS,
+    Answer,
+    Message,
+    TemplateInputs,
+    answer_of,
+    read_message,
+    read_template_inputs,
+    text_of,
+    texts_in,
+)
 from guerdon.data.rendering import unknown_role
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_UNKEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
-"""Parts of a message that templates render: left out in silence, they would change a score."""
 _ANSWERS = ("messages", "response", "completion", "chosen")
 """Keys of a row that may hold an answer to learn from."""
 _ROLE = {"Human": "user", "Assistant": "assistant"}
-
-
-class Message(TypedDict):
-    """One turn of a conversation, as chat templates take it."""
-
-    role: str
-    content: str
 
 
 class RowError(ValueError):
@@ -60,6 +63,7 @@ class Pair:
     chosen: list[Message]
     """The turns that follow the prompt, the last one the assistant's."""
     rejected: list[Message]
+    inputs: TemplateInputs = NO_INPUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ class Demonstration:
     """An answer to learn from."""
 
     prompt: list[Message]
-    answer: str
+    answer: Answer
+    inputs: TemplateInputs = NO_INPUTS
 
 
 def is_transcript(text: str) -> bool:
@@ -93,7 +98,7 @@ def parse_transcript(text: str, field: str = "transcript") -> list[Message]:
 
 
 def as_messages(value: Any, field: str) -> list[Message]:
-    """Chat messages from a list of `{"role", "content"}` or from a transcript.
+    """Chat messages from a list of them (see `read_message`) or from a transcript.
 
     Raises:
         RowError: neither of these, naming the part that is wrong.
@@ -102,21 +107,7 @@ def as_messages(value: Any, field: str) -> list[Message]:
         return parse_transcript(value, field)
     if not isinstance(value, list) or not value:
         raise RowError(field, "must be a non-empty list of messages, or a transcript")
-    return [_message(entry, f"{field}[{i}]") for i, entry in enumerate(value)]
-
-
-def _message(entry: Any, field: str) -> Message:
-    if not isinstance(entry, Mapping):
-        raise RowError(field, 'must be an object with "role" and "content"')
-    for key in ("role", "content"):
-        if not isinstance(entry.get(key), str):
-            raise RowError(f"{field}.{key}", "must be text")
-    if not entry["role"]:
-        raise RowError(f"{field}.role", "is empty")
-    for key in _UNKEPT:
-        if entry.get(key):
-            raise RowError(f"{field}.{key}", "is not supported: only role and content are read")
-    return Message(role=entry["role"], content=entry["content"])
+    return [read_message(entry, f"{field}[{i}]", RowError) for i, entry in enumerate(value)]
 
 
 def parse_pair(row: Mapping[str, Any]) -> Pair:
@@ -124,7 +115,8 @@ def parse_pair(row: Mapping[str, Any]) -> Pair:
 
     With a `prompt` (text for one user turn, a transcript, or messages) the answers may
     be plain text, or the assistant's turns, or whole conversations that begin with it (see
-    `after`). Without one, both are whole conversations, and what they share is the prompt.
+    `after`). Without one, both are whole conversations, and what they share is the prompt. `tools`
+    and `chat_template_kwargs` beside them are for the chat template.
 
     Raises:
         RowError: a field is missing or malformed, an answer does not end with the
@@ -139,9 +131,9 @@ def parse_pair(row: Mapping[str, Any]) -> Pair:
         check_turns(field, turns)
         _check_follows(field, prompt, turns)
     check_turns("prompt", prompt)
-    if chosen == rejected:
+    if same_turns(chosen, rejected):
         raise RowError("rejected", "is the same as chosen")
-    return Pair(prompt, chosen, rejected)
+    return Pair(prompt, chosen, rejected, read_template_inputs(row, RowError))
 
 
 def parse_demonstration(row: Mapping[str, Any]) -> Demonstration:
@@ -167,14 +159,15 @@ def parse_demonstration(row: Mapping[str, Any]) -> Demonstration:
         turns = as_messages(row[field], field)
     if not turns or turns[-1]["role"] != "assistant":
         raise RowError(field, "does not end with the assistant's turn")
-    if not turns[-1]["content"].strip():
+    if not text_of(turns[-1]).strip() and "tool_calls" not in turns[-1]:
         raise RowError(field, "ends with an empty answer")
     if not prompt and len(turns) == 1:
         raise RowError(field, "has no turn before the answer")
     check_turns("prompt", prompt)
     check_turns(field, turns)
     _check_follows(field, prompt, turns)
-    return Demonstration(prompt + turns[:-1], turns[-1]["content"])
+    inputs = read_template_inputs(row, RowError)
+    return Demonstration(prompt + turns[:-1], answer_of(turns[-1]), inputs)
 
 
 def check_turns(field: str, turns: Sequence[Message]) -> None:
@@ -187,7 +180,8 @@ def check_turns(field: str, turns: Sequence[Message]) -> None:
         wrong = unknown_role(turn["role"])
         if wrong:
             raise RowError(field, f"has a turn whose role {wrong}")
-        check_text(field, turn["content"])
+        for _, text in texts_in(turn):
+            check_text(field, text)
 
 
 def check_text(field: str, text: str) -> None:
@@ -270,12 +264,12 @@ def after(
     Raises:
         RowError: the conversation begins otherwise, so that the prompt would be said twice.
     """
-    if turns[: len(prompt)] == prompt:
+    if same_turns(turns[: len(prompt)], prompt):
         return prompt, turns[len(prompt) :]
     if turns[0]["role"] in ("assistant", "tool", "function"):
         return prompt, turns
     (rules, asked), (own_rules, rest) = _system_apart(prompt), _system_apart(turns)
-    if _bare(rest[: len(asked)]) == _bare(asked):
+    if same_turns(_bare(rest[: len(asked)]), _bare(asked)):
         if rules and own_rules and _bare(rules) != _bare(own_rules):
             raise RowError(field, "begins with another system turn than the row's prompt")
         return (rules or own_rules) + asked, rest[len(asked) :]
@@ -288,6 +282,11 @@ def after(
     )
 
 
+def same_turns(one: Sequence[Message], other: Sequence[Message]) -> bool:
+    """Whether turns say the same; to Python 1, 1.0 and True are equal, and templates print them."""
+    return one == other and json.dumps(one) == json.dumps(other)
+
+
 def _system_apart(turns: list[Message]) -> tuple[list[Message], list[Message]]:
     """The system turns at the start, and the others."""
     rules = ("system", "developer")
@@ -295,13 +294,13 @@ def _system_apart(turns: list[Message]) -> tuple[list[Message], list[Message]]:
     return turns[:count], turns[count:]
 
 
-def _bare(turns: list[Message]) -> list[tuple[str, str]]:
+def _bare(turns: list[Message]) -> list[Message]:
     """Turns without the white space at the ends of their texts."""
-    return [(turn["role"], turn["content"].strip()) for turn in turns]
+    return [{**turn, "content": text_of(turn).strip()} for turn in turns]
 
 
 def _begins(turns: list[Message]) -> str:
-    return f"{turns[0]['role']}: {turns[0]['content'].strip()[:40]!r}" if turns else "nothing"
+    return f"{turns[0]['role']}: {text_of(turns[0]).strip()[:40]!r}" if turns else "nothing"
 
 
 def _split(
@@ -310,7 +309,7 @@ def _split(
     """What both conversations begin with, short of either's last turn, and the rest of each."""
     shared = 0
     for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
-        if one != other:
+        if not same_turns([one], [other]):
             break
         shared += 1
     if shared == 0:

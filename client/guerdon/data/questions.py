@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from guerdon.data.conversations import (
-    Message,
     RowError,
     after,
     as_messages,
     check_text,
     conversations,
     parse_prompt,
+    same_turns,
+)
+from guerdon.data.messages import (
+    NO_INPUTS,
+    Answer,
+    Conversation,
+    Message,
+    TemplateInputs,
+    answer_of,
+    answer_turn,
+    read_message,
+    read_template_inputs,
+    texts_in,
 )
 
 
@@ -22,7 +34,18 @@ class Question:
     """A prompt and the answers to it, which are scored together."""
 
     prompt: str | list[Message]
-    responses: list[str]
+    responses: list[Answer]
+    inputs: TemplateInputs = NO_INPUTS
+
+    @property
+    def asked(self) -> str | list[Message] | Conversation:
+        """The prompt with what its chat template is given beside it."""
+        if not self.inputs:
+            return self.prompt
+        turns = self.prompt
+        if isinstance(turns, str):
+            turns = [Message(role="user", content=turns)]
+        return Conversation.of(turns, self.inputs)
 
 
 def parse_questions(row: Mapping[str, Any]) -> list[Question]:
@@ -31,7 +54,8 @@ def parse_questions(row: Mapping[str, Any]) -> list[Question]:
     A row is `prompt` with `responses`; or `chosen` and `rejected`, perhaps with a `prompt`
     (scores in that order, as one question when both follow the same turns and as two
     otherwise); or `messages`, whose last turn is the response. The first that fits is taken. A
-    `prompt` beside whole conversations must be what they begin with.
+    `prompt` beside whole conversations must be what they begin with. `tools` and
+    `chat_template_kwargs` are for the chat template.
 
     Raises:
         RowError: the row has none of these forms, or a field is malformed.
@@ -46,7 +70,8 @@ def parse_questions(row: Mapping[str, Any]) -> list[Question]:
         raise RowError("", 'has no "responses", no "chosen" and "rejected", and no "messages"')
     for question in questions:
         _check_text(question)
-    return questions
+    inputs = read_template_inputs(row, RowError)
+    return [replace(question, inputs=inputs) for question in questions]
 
 
 def _with_responses(row: Mapping[str, Any]) -> Question:
@@ -60,10 +85,19 @@ def _with_responses(row: Mapping[str, Any]) -> Question:
     responses = row["responses"]
     if not isinstance(responses, list) or not responses:
         raise RowError("responses", "must be a non-empty list of texts")
-    for i, response in enumerate(responses):
-        if not isinstance(response, str):
-            raise RowError(f"responses[{i}]", "must be text")
-    return Question(prompt, responses)
+    return Question(prompt, [_response(r, f"responses[{i}]") for i, r in enumerate(responses)])
+
+
+def _response(value: Any, field: str) -> Answer:
+    """A text, or an assistant's message."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Mapping):
+        raise RowError(field, "must be text, or the assistant's message")
+    turn = read_message(value, field, RowError)
+    if turn["role"] != "assistant":
+        raise RowError(f"{field}.role", f"is {turn['role']!r}, and must be 'assistant'")
+    return answer_of(turn)
 
 
 def _whole(row: Mapping[str, Any]) -> Question:
@@ -78,7 +112,7 @@ def _pair(row: Mapping[str, Any]) -> list[Question]:
     prompt, chosen, rejected = conversations(row)
     one = _conversation((prompt or []) + chosen, "chosen")
     other = _conversation((prompt or []) + rejected, "rejected")
-    if one.prompt == other.prompt:
+    if same_turns(chosen[:-1], rejected[:-1]):
         return [Question(one.prompt, one.responses + other.responses)]
     return [one, other]
 
@@ -88,11 +122,15 @@ def _conversation(turns: Sequence[Message], field: str) -> Question:
         raise RowError(field, "does not end with the assistant's turn")
     if len(turns) == 1:
         raise RowError(field, "has no turn before the assistant's")
-    return Question(list(turns[:-1]), [turns[-1]["content"]])
+    return Question(list(turns[:-1]), [answer_of(turns[-1])])
 
 
 def _check_text(question: Question) -> None:
     turns = question.prompt
-    texts = [turns] if isinstance(turns, str) else [v for t in turns for v in t.values()]
-    for text in (*map(str, texts), *question.responses):
-        check_text("", text)
+    if isinstance(turns, str):
+        check_text("", turns)
+        turns = []
+    for turn in (*turns, *map(answer_turn, question.responses)):
+        check_text("", turn["role"])
+        for _, text in texts_in(turn):
+            check_text("", text)

@@ -58,6 +58,7 @@ class RewardFunction:
         completions: Sequence[Any],
         *,
         log_metric: Callable[[str, float], None] | None = None,
+        tools: Sequence[Any] | None = None,
         **columns: Any,
     ) -> list[float | None]:
         """The scores, in the order of the completions.
@@ -66,6 +67,7 @@ class RewardFunction:
             prompts: one for each completion, text or messages.
             completions: text, or messages that end with the assistant's.
             log_metric: takes the means of a model's attributes, and of an ensemble's spread.
+            tools: those of each row, where the data set has such a column.
             columns: what else TRL passes; not read.
 
         Raises:
@@ -77,6 +79,7 @@ class RewardFunction:
             exchange(
                 FormattedText(p) if self._formatted_text and isinstance(p, str) else p,
                 c,
+                tools=tools[i] if tools is not None else None,
                 ignored_keys=self._ignored_keys,
                 where=(f"prompts[{i}]", f"completions[{i}]"),
             )

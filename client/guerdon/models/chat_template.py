@@ -13,6 +13,7 @@ same options, extensions, filters and globals, less what no chat template needs 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,13 +22,14 @@ from types import BuiltinMethodType, MethodType
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from guerdon.data import NO_INPUTS, Message, Missing, TemplateInputs, missing_beside, missing_text
 from guerdon.models.template_costs import (
     ALLOWANCE_PER_CHARACTER,
     BASE_ALLOWANCE,
@@ -57,9 +59,19 @@ BROKEN = (TemplateLimit, jinja2.TemplateSyntaxError)
 
 
 def render_chat(
-    tokenizer: Any, turns: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
+    tokenizer: Any,
+    turns: Sequence[Mapping[str, Any]],
+    inputs: TemplateInputs = NO_INPUTS,
+    *,
+    add_generation_prompt: bool = False,
 ) -> str:
     """A conversation as text, by the tokenizer's chat template. Threads may share a tokenizer.
+
+    Args:
+        tokenizer: of `transformers`, with a template.
+        turns: the conversation.
+        inputs: what the template is given beside it.
+        add_generation_prompt: end with what opens the assistant's turn.
 
     Raises:
         TemplateLimit: the template takes more memory or time than it can need.
@@ -67,11 +79,96 @@ def render_chat(
     """
     if not turns:
         raise ValueError("a conversation needs at least one message")
-    values = {**tokenizer.special_tokens_map, "messages": turns, "tools": None, "documents": None}
-    size = sum(length_as_text(turn) + _TURN for turn in turns)
+    values = {
+        **inputs.chat_template_kwargs,
+        **tokenizer.special_tokens_map,
+        "tools": list(inputs.tools) or None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+    }
+    parts = (*turns, *inputs.tools, inputs.chat_template_kwargs)
+    size = sum(len(json.dumps(part, default=str, ensure_ascii=False)) + _TURN for part in parts)
     with allowed(BASE_ALLOWANCE + ALLOWANCE_PER_CHARACTER * size):
-        template = _compiled(tokenizer.get_chat_template())
-        return template.render(values, add_generation_prompt=add_generation_prompt)
+        template = _compiled(_source(tokenizer, inputs))
+        first, *others = _forms(turns)
+        try:
+            text = template.render(values | {"messages": first})
+        except Exception:  # a template is a program: it raises what it likes
+            for form in others:
+                with contextlib.suppress(Exception):
+                    return template.render(values | {"messages": form})
+            raise
+        if "None" in text and others:
+            with contextlib.suppress(Exception):
+                filled = template.render(values | {"messages": others[0]})
+                return filled if filled.count("None") < text.count("None") else text
+        return text
+
+
+def _forms(turns: Sequence[Mapping[str, Any]]) -> list[Sequence[Mapping[str, Any]]]:
+    """A conversation in the forms that templates take, the usual one first.
+
+    Beside tool calls, content may be null, and arguments are an object. Some templates raise at
+    null, or print `None`: they get an empty text. DeepSeek's want the arguments as JSON.
+    """
+    if not any(turn.get("tool_calls") for turn in turns):
+        return [turns]
+    filled = [{**turn, "content": turn.get("content") or ""} for turn in turns]
+    return [turns, filled, [*map(_with_json, turns)], [*map(_with_json, filled)]]
+
+
+def _with_json(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A turn with the arguments of its tool calls as JSON."""
+    if not turn.get("tool_calls"):
+        return turn
+    calls = []
+    for call in turn["tool_calls"]:
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**turn, "tool_calls": calls}
+
+
+def left_out(
+    tokenizer: Any,
+    turns: Sequence[Message],
+    inputs: TemplateInputs,
+    rendered: str,
+    *,
+    add_generation_prompt: bool = False,
+) -> list[Missing]:
+    """What a chat template leaves out of a conversation, variables that it does not read included.
+
+    Args:
+        tokenizer: with the template.
+        turns: the conversation.
+        inputs: what the template was given beside it.
+        rendered: what it made of both; see `render_chat`.
+        add_generation_prompt: as for `render_chat`.
+
+    Raises:
+        Exception: what the template raises; a template is a program.
+    """
+    render = functools.partial(render_chat, tokenizer, add_generation_prompt=add_generation_prompt)
+    missing = [*missing_text(rendered, turns), *missing_beside(render, turns, inputs)]
+    if inputs.chat_template_kwargs:
+        read = _variables(_source(tokenizer, inputs))
+        missing += [
+            Missing(-1, "", name, None, f"chat_template_kwargs.{name[:64]}")
+            for name in inputs.chat_template_kwargs
+            if name not in read
+        ]
+    return missing
+
+
+def _source(tokenizer: Any, inputs: TemplateInputs) -> str:
+    """The tokenizer's template; the one for tools where it has several and there are tools."""
+    tools = {"tools": list(inputs.tools)} if inputs.tools else {}
+    return str(tokenizer.get_chat_template(**tools))
+
+
+@functools.lru_cache(maxsize=64)
+def _variables(source: str) -> frozenset[str]:
+    return frozenset(meta.find_undeclared_variables(_BoundedSandbox().parse(source)))
 
 
 @functools.lru_cache(maxsize=64)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17guerdon/v1/common.proto\x12\nguerdon.v1\x1a\x1egoogle/protobuf/duration.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"9\n\x0c\x43onversation\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.guerdon.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x9a\x01\n\x06Prompt\x12\x30\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x18.guerdon.v1.ConversationH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x18\n\x0e\x66ormatted_text\x18\x03 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x14.guerdon.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\"P\n\x08Response\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x14.guerdon.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\"\xb5\x01\n\x06Timing\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08tokenize\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*d\n\rPriorityClass\x12\x1e\n\x1aPRIORITY_CLASS_UNSPECIFIED\x10\x00\x12\x19\n\x15PRIORITY_CLASS_ONLINE\x10\x01\x12\x18\n\x14PRIORITY_CLASS_BATCH\x10\x02\x42$\n\nguerdon.v1P\x01Z\x14guerdon/v1;guerdonv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17guerdon/v1/common.proto\x12\nguerdon.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa6\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x14\n\x07\x63ontent\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x19\n\x11reasoning_content\x18\x04 \x01(\t\x12(\n\ntool_calls\x18\x05 \x03(\x0b\x32\x14.guerdon.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x06 \x01(\tB\n\n\x08_content\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"f\n\x0c\x43onversation\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.guerdon.v1.ChatMessage\x12\r\n\x05tools\x18\x02 \x03(\t\x12\x1c\n\x14\x63hat_template_kwargs\x18\x03 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x9a\x01\n\x06Prompt\x12\x30\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x18.guerdon.v1.ConversationH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x18\n\x0e\x66ormatted_text\x18\x03 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x14.guerdon.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\"|\n\x08Response\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x14.guerdon.v1.TokenIdsH\x00\x12*\n\x07message\x18\x03 \x01(\x0b\x32\x17.guerdon.v1.ChatMessageH\x00\x42\t\n\x07\x63ontent\"\xb5\x01\n\x06Timing\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08tokenize\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*d\n\rPriorityClass\x12\x1e\n\x1aPRIORITY_CLASS_UNSPECIFIED\x10\x00\x12\x19\n\x15PRIORITY_CLASS_ONLINE\x10\x01\x12\x18\n\x14PRIORITY_CLASS_BATCH\x10\x02\x42$\n\nguerdon.v1P\x01Z\x14guerdon/v1;guerdonv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,18 +33,20 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'guerdon.v1.common_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\nguerdon.v1P\001Z\024guerdon/v1;guerdonv1'
-  _globals['_PRIORITYCLASS']._serialized_start=624
-  _globals['_PRIORITYCLASS']._serialized_end=724
-  _globals['_CHATMESSAGE']._serialized_start=71
-  _globals['_CHATMESSAGE']._serialized_end=115
-  _globals['_CONVERSATION']._serialized_start=117
-  _globals['_CONVERSATION']._serialized_end=174
-  _globals['_TOKENIDS']._serialized_start=176
-  _globals['_TOKENIDS']._serialized_end=199
-  _globals['_PROMPT']._serialized_start=202
-  _globals['_PROMPT']._serialized_end=356
-  _globals['_RESPONSE']._serialized_start=358
-  _globals['_RESPONSE']._serialized_end=438
-  _globals['_TIMING']._serialized_start=441
-  _globals['_TIMING']._serialized_end=622
+  _globals['_PRIORITYCLASS']._serialized_start=893
+  _globals['_PRIORITYCLASS']._serialized_end=993
+  _globals['_CHATMESSAGE']._serialized_start=72
+  _globals['_CHATMESSAGE']._serialized_end=238
+  _globals['_TOOLCALL']._serialized_start=240
+  _globals['_TOOLCALL']._serialized_end=295
+  _globals['_CONVERSATION']._serialized_start=297
+  _globals['_CONVERSATION']._serialized_end=399
+  _globals['_TOKENIDS']._serialized_start=401
+  _globals['_TOKENIDS']._serialized_end=424
+  _globals['_PROMPT']._serialized_start=427
+  _globals['_PROMPT']._serialized_end=581
+  _globals['_RESPONSE']._serialized_start=583
+  _globals['_RESPONSE']._serialized_end=707
+  _globals['_TIMING']._serialized_start=710
+  _globals['_TIMING']._serialized_end=891
 # @@protoc_insertion_point(module_scope)

@@ -92,6 +92,8 @@ class _DroppedTextEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DroppedTe
     """
     DROPPED_TEXT_ANSWER_REASONING: _DroppedText.ValueType  # 4
     """The reasoning of the response."""
+    DROPPED_TEXT_NAME: _DroppedText.ValueType  # 5
+    """The name of who speaks in a turn, or of the tool that answers."""
 
 class DroppedText(_DroppedText, metaclass=_DroppedTextEnumTypeWrapper):
     """Text of a conversation that the model's chat template leaves out, so that the
@@ -110,6 +112,8 @@ turn before the response.
 """
 DROPPED_TEXT_ANSWER_REASONING: DroppedText.ValueType  # 4
 """The reasoning of the response."""
+DROPPED_TEXT_NAME: DroppedText.ValueType  # 5
+"""The name of who speaks in a turn, or of the tool that answers."""
 Global___DroppedText: _TypeAlias = DroppedText  # noqa: Y015
 
 class _ComputeMode:

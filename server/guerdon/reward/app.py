@@ -24,6 +24,7 @@ from guerdon.reward.wire.admin import ModelAdminService
 from guerdon.reward.wire.formats import registry as formats
 from guerdon.reward.wire.formats.routes import FormatRoutes
 from guerdon.reward.wire.formats.scoring import FormatScorer
+from guerdon.reward.wire.formats.tei_info import InfoRoute, TEIInfo, TEILimits
 from guerdon.reward.wire.http import RewardRoutes
 from guerdon.reward.wire.service import RewardService
 from guerdon.reward.wire.tei import service as tei
@@ -94,12 +95,15 @@ class RewardServer(Server[RewardPorts]):
         parts = (self._scoring, self.registry, self._calls, config.limits)
         self._service = RewardService(*parts, stream_items=config.stream_items)
         self._door = self._new_door(metrics.refused_calls)
-        app = self._open(self._door, self._service_names(), {**http.ROLES, **formats.ROLES})
-        RewardRoutes(*parts).add_to(app)
+        roles = {**http.ROLES, **formats.ROLES, **InfoRoute.ROLES}
+        app = self._open(self._door, self._service_names(), roles)
         format_scorer = FormatScorer(
             self._scoring, self.registry, config.limits, config.formats.default_model
         )
-        FormatRoutes(
+        limits = _tei_limits(config)
+        tei_info = TEIInfo(self.registry, format_scorer, limits)
+        InfoRoute(self._calls, tei_info).add_to(app)
+        format_routes = FormatRoutes(
             self._scoring,
             self._calls,
             format_scorer,
@@ -107,14 +111,11 @@ class RewardServer(Server[RewardPorts]):
             formats.FORMATS,
             most_waiting=config.http_connections // 2,
             most_waiting_bytes=4 * config.max_body_bytes,
-        ).add_to(app, http.ROLES)
+        )
+        format_routes.add_to(app, http.ROLES, InfoRoute.ROLES)
+        RewardRoutes(*parts, format_routes).add_to(app)
         self._tei = tei.TEIService(
-            self._scoring,
-            self.registry,
-            self._calls,
-            format_scorer,
-            config.formats,
-            _tei_limits(config),
+            self._scoring, self._calls, format_scorer, config.formats, tei_info, limits
         )
         self.threads_left = False
         """After `run`: whether a load or a forward pass still goes on in a daemon thread."""
@@ -186,8 +187,8 @@ class RewardServer(Server[RewardPorts]):
             self.lifecycle.start_draining()
 
 
-def _tei_limits(config: ServeConfig) -> tei.TEILimits:
-    return tei.TEILimits(
+def _tei_limits(config: ServeConfig) -> TEILimits:
+    return TEILimits(
         max_calls=config.max_calls,
         max_batch_tokens=config.batching.max_batch_tokens,
         max_batch_sequences=config.batching.max_batch_sequences,

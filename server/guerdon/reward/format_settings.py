@@ -18,3 +18,6 @@ class FormatSettings:
     openrlhf_scores: Literal["sigmoid", "raw"] = "sigmoid"
     """What OpenRLHF gets as `scores`, by which it filters prompts, with a range of 0 to 1 by
     default; `rewards` are raw."""
+    v1_rerank: Literal["cohere", "sglang"] = "cohere"
+    """Whose replies `/v1/rerank` gives, since the two systems' requests are alike: cohere ranks by
+    the sigmoid of scores, as Jina and vLLM do; sglang gives raw scores in a plain list."""

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guerdon.data import Dropped as Dropped
+from guerdon.serving.prompts import Conversation as Conversation
 from guerdon.serving.prompts import FormattedText as FormattedText
 from guerdon.serving.prompts import Message as Message
 from guerdon.serving.prompts import Prompt as Prompt
@@ -63,8 +64,9 @@ class ComputeMode(enum.Enum):
     PADDED = "padded"
 
 
-Response = str | TokenArray
-"""Text, or (only after a prompt of token ids) token ids."""
+Response = str | Message | TokenArray
+"""Text; the assistant's turn, where it says more than a text; or (only after a prompt of token ids)
+token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,10 @@ class Attribute:
     weight: float
 
 
+DEFAULT_LABEL = "LABEL_0"
+"""How `transformers` names an output that has no name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What is known of a loaded revision. Constant for its life."""
@@ -250,6 +256,8 @@ class ModelInfo:
     regression: bool = False
     """Whether the checkpoint says that its number is no logit (`problem_type`, or an activation of
     sentence-transformers)."""
+    label: str = DEFAULT_LABEL
+    """What the checkpoint calls its output (`id2label`), if it has one alone."""
     vocab_hash: str = ""
     probability: bool = False
     """Whether a score is a probability already, which no activation turns into one again."""

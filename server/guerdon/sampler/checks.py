@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from guerdon.data import all_texts
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.types import GenerateItem, GenerateRequest, SamplingOptions
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.prompts import FormattedText, Message, TokenArray
+from guerdon.serving.prompts import Conversation, FormattedText, TokenArray
 from guerdon.serving.wire.convert import check_count, check_id
 
 MAX_SEED = 2**64 - 1
@@ -64,15 +65,13 @@ def check_item(
         check_length(item.prompt, f"{field}.prompt", max_tokens)
 
 
-def check_length(
-    prompt: tuple[Message, ...] | str | FormattedText, field: str, max_tokens: int
-) -> None:
+def check_length(prompt: Conversation | str | FormattedText, field: str, max_tokens: int) -> None:
     """Refuse a text that can't fit, before the thread that tokenises for all is kept by it."""
     match prompt:
         case FormattedText(text) | str(text):
             size = len(text)
-        case turns:
-            size = sum(len(turn.content) for turn in turns)
+        case conversation:
+            size = sum(map(len, all_texts(conversation)))
     if size > MAX_CHARACTERS_PER_TOKEN * max_tokens:
         raise InvalidRequest(
             field,

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from guerdon.data import Dropped, missing_text, roles_named_in, unknown_role
-from guerdon.data import Message as Turn
-from guerdon.models.chat_template import BROKEN, render_chat
+from guerdon.data import Dropped, roles_named_in
+from guerdon.models.chat_template import BROKEN
+from guerdon.serving.conversations import check_roles, missing_parts, render
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
-from guerdon.serving.prompts import FormattedText, Message, Prompt, TokenArray
+from guerdon.serving.prompts import Conversation, FormattedText, Message, Prompt, TokenArray
 
 
 class Tokenizer(Protocol):
@@ -53,7 +53,7 @@ class CheckpointTokenizer:
 
     def _check_template(self) -> None:
         try:
-            self._render((Message("user", "a"),), "")
+            self._render(Conversation((Message(role="user", content="a"),)), "")
         except InvalidRequest as error:
             if isinstance(error.__cause__, BROKEN):
                 raise CheckpointRefused(f"the chat template is broken: {error.reason}") from error
@@ -69,10 +69,12 @@ class CheckpointTokenizer:
         elif isinstance(prompt, str) and not self._has_template:
             text, field, special = prompt, f"{field}.text", True
         else:
-            is_text = isinstance(prompt, str)
-            turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-            field = f"{field}.text" if is_text else f"{field}.conversation"
-            text = self._render(turns, field)
+            if isinstance(prompt, str):
+                field = f"{field}.text"
+                prompt = Conversation((Message(role="user", content=prompt),))
+            else:
+                field = f"{field}.conversation"
+            text = self._render(prompt, field)
         try:
             ids = self._tokenizer(text, add_special_tokens=special)["input_ids"]
         except UnicodeEncodeError:
@@ -87,21 +89,17 @@ class CheckpointTokenizer:
             )
         )
 
-    def _render(self, turns: tuple[Message, ...], field: str) -> str:
+    def _render(self, prompt: Conversation, field: str) -> str:
         if not self._has_template:
             raise InvalidRequest(
                 field, "can't be rendered: the model has no chat template; send formatted_text"
             )
-        conversation = [Turn(role=turn.role, content=turn.content) for turn in turns]
-        for place, turn in enumerate(turns):
-            wrong = unknown_role(turn.role, self._roles)
-            if wrong:
-                raise InvalidRequest(f"{field}.messages[{place}].role", wrong)
-        try:
-            text = render_chat(self._tokenizer, conversation, add_generation_prompt=True)
-        except Exception as error:  # a template is a program: it raises what it likes
-            raise InvalidRequest(field, f"is refused by the chat template: {error}") from error
-        for one in missing_text(text, conversation):
-            if one.part is not Dropped.EARLIER_REASONING:
-                raise InvalidRequest(field, f"turn {one.place + 1} ({one.role}) {one.reason}")
+        check_roles(field, prompt, self._roles)
+        asked = (self._tokenizer, field, prompt.messages, prompt.inputs)
+        text = render(*asked, add_generation_prompt=True)
+        for one in missing_parts(*asked, text, add_generation_prompt=True):
+            # What a tool is called stands in its call.
+            is_tool_name = one.part is Dropped.NAME and one.role in ("tool", "function")
+            if one.part is not Dropped.EARLIER_REASONING and not is_tool_name:
+                raise InvalidRequest(f"{field}.{one.path}", one.reason)
         return text

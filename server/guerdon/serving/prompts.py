@@ -7,19 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from guerdon.data import Conversation as Conversation
+from guerdon.data import Message as Message
+
 TokenArray = npt.NDArray[np.int32]
 """Token ids of one sequence or part of one, shape [T]."""
 
 MAX_TOKEN_ID = 2**31 - 1
 """Larger than any vocabulary's ids."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,5 +24,5 @@ class FormattedText:
     text: str
 
 
-Prompt = tuple[Message, ...] | str | FormattedText | TokenArray
-"""Chat turns, plain text, rendered text, or token ids."""
+Prompt = Conversation | str | FormattedText | TokenArray
+"""A conversation, plain text, rendered text, or token ids."""

@@ -19,6 +19,7 @@ from guerdon.client.testing._reward_service import (
 )
 from guerdon.client.testing._server import FakeServer, refused
 from guerdon.client.types import TokenIds
+from guerdon.data import text_of
 from guerdon.v1 import admin_pb2_grpc, reward_pb2, reward_pb2_grpc
 
 
@@ -164,4 +165,7 @@ def _function(score: ScoreFunction | Mapping[str, float] | None) -> ScoreFunctio
 
 
 def _key(response: Any) -> Any:
-    return response.ids if isinstance(response, TokenIds) else response
+    """What a table has a score for: a text, a message's text, or token ids."""
+    if isinstance(response, TokenIds):
+        return response.ids
+    return response if isinstance(response, str) else text_of(response)

@@ -11,6 +11,8 @@ import grpc
 
 from guerdon.client.testing._server import Refused, abort, refused
 from guerdon.client.types import FormattedText, TokenIds
+from guerdon.data import Conversation, Message
+from guerdon.data.conversation_protos import conversation_from_proto, message_from_proto
 from guerdon.v1 import admin_pb2, admin_pb2_grpc, common_pb2, reward_pb2, reward_pb2_grpc
 
 if TYPE_CHECKING:
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
 Context = Any
 """grpc.aio.ServicerContext; its type parameters differ from method to method."""
 
-PromptValue = str | list[dict[str, str]] | FormattedText | TokenIds
+PromptValue = str | list[Message] | Conversation | FormattedText | TokenIds
+ResponseValue = str | Message | TokenIds
 ScoreFunction = Callable[[Any, Any], float]
-"""Takes a prompt (`str`, list of messages, `FormattedText`, `TokenIds`) and a response (`str`,
-`TokenIds`), and returns a score."""
+"""Takes a prompt (`str`, list of messages, `Conversation`, `FormattedText`, `TokenIds`) and a
+response (`str`, message, `TokenIds`), and returns a score."""
 
 
 def answered(answer: Callable[[Any, Any], Any]) -> Any:
@@ -172,14 +175,22 @@ def prompt_value(prompt: common_pb2.Prompt) -> PromptValue:
         return FormattedText(prompt.formatted_text)
     if kind == "token_ids":
         return TokenIds(tuple(prompt.token_ids.ids))
-    return [{"role": t.role, "content": t.content} for t in prompt.conversation.messages]
+    conversation = conversation_from_proto(prompt.conversation, "prompt.conversation", _malformed)
+    return conversation if conversation.inputs else list(conversation.messages)
 
 
-def response_value(response: common_pb2.Response) -> str | TokenIds:
+def response_value(response: common_pb2.Response) -> ResponseValue:
     """A response as your function gets it."""
-    if response.WhichOneof("content") == "token_ids":
+    form = response.WhichOneof("content")
+    if form == "token_ids":
         return TokenIds(tuple(response.token_ids.ids))
+    if form == "message":
+        return message_from_proto(response.message, "response", _malformed)
     return response.text
+
+
+def _malformed(field: str, reason: str) -> Refused:
+    return refused(grpc.StatusCode.INVALID_ARGUMENT, f"{field}: {reason}")
 
 
 def scoring_info(name: str, revision: str, options: Any) -> reward_pb2.ScoringInfo:

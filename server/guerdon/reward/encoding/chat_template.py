@@ -8,12 +8,21 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from guerdon.data import Message as Turn
-from guerdon.data import dropped_by, missing_text, roles_named_in, unknown_role
-from guerdon.models.chat_template import BROKEN, render_chat
-from guerdon.reward.encoding.sequences import check_unicode
+from guerdon.data import (
+    NO_INPUTS,
+    Answer,
+    Conversation,
+    Message,
+    TemplateInputs,
+    answer_turn,
+    dropped_by,
+    roles_named_in,
+)
+from guerdon.models.chat_template import BROKEN
+from guerdon.reward.encoding.sequences import check_message
 from guerdon.reward.encoding.text_tokenizer import common_length
-from guerdon.reward.types import Dropped, Message
+from guerdon.reward.types import Dropped
+from guerdon.serving.conversations import check_roles, missing_parts, render
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -46,23 +55,56 @@ class ChatTemplate:
         self.roles = roles_named_in(tokenizer.get_chat_template())
         """Roles that it names, besides the usual ones."""
 
-    def render(self, field: str, turns: Sequence[Message], response: str) -> str:
+    def render(self, field: str, prompt: Conversation, response: Answer) -> str:
         """The text of a prompt and its response.
 
         Raises:
             InvalidRequest: of the field, if the template refuses them.
         """
-        return self._apply(field, _conversation(turns, response))
+        return self._apply(field, [*prompt.messages, answer_turn(response)], prompt.inputs)
 
-    def render_prompt(self, field: str, turns: Sequence[Message]) -> str:
+    def render_prompt(self, field: str, prompt: Conversation) -> str:
         """The text of a prompt, ready for a response; see `render`."""
-        return self._apply(field, _conversation(turns), add_generation_prompt=True)
+        return self._apply(field, prompt.messages, prompt.inputs, add_generation_prompt=True)
 
-    def _apply(self, field: str, conversation: list[Turn], **how: bool) -> str:
-        try:
-            return render_chat(self._tokenizer, conversation, **how)
-        except Exception as error:  # a template is a program: it raises what it likes
-            raise InvalidRequest(field, f"is refused by the chat template: {error}") from error
+    def _apply(
+        self,
+        field: str,
+        turns: Sequence[Message],
+        inputs: TemplateInputs = NO_INPUTS,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        return render(
+            self._tokenizer, field, turns, inputs, add_generation_prompt=add_generation_prompt
+        )
+
+    def dropped(
+        self, field: str, prompt: Conversation, place: int, response: Answer, rendered: str
+    ) -> tuple[Dropped, ...]:
+        """What the template left out of a conversation on purpose.
+
+        Args:
+            field: of the prompt.
+            prompt: what is answered.
+            place: of the response in the item.
+            response: the answer.
+            rendered: what the template made of both.
+
+        Raises:
+            InvalidRequest: it left out something else, so that the score would be of another
+                text, or does not read a variable.
+        """
+        turns = [*prompt.messages, answer_turn(response)]
+        found = missing_parts(self._tokenizer, field, turns, prompt.inputs, rendered)
+        for one in found:
+            if one.part is None:
+                at = f"{field}.{one.path}" if field == CONVERSATION else field
+                if one.place == len(prompt.messages):
+                    form = "text" if isinstance(response, str) else f"message.{one.field}"
+                    at = f"responses[{place}].{form}"
+                raise InvalidRequest(at, one.reason)
+        return tuple(dict.fromkeys(one.part for one in found if one.part is not None))
 
     def sample(self) -> str | None:
         """A short conversation's text, or None if the template wants other turns than a user's.
@@ -70,9 +112,9 @@ class ChatTemplate:
         Raises:
             CheckpointRefused: the template does not compile, or does not show the response.
         """
-        turns = (Message("user", "a"),)
+        asked = Conversation((Message(role="user", content="a"),))
         try:
-            rendered = [self.render(CONVERSATION, turns, text) for text in ("b", "c")]
+            rendered = [self.render(CONVERSATION, asked, text) for text in ("b", "c")]
         except InvalidRequest as error:
             if isinstance(error.__cause__, BROKEN):
                 raise CheckpointRefused(f"the chat template is broken: {error.reason}") from error
@@ -90,10 +132,10 @@ class ChatTemplate:
     def marks(self) -> ConversationMarks | None:
         """What the template writes around a conversation; None if a sample does not show that."""
         question, answer = "What is rain?", "Water that falls."
-        turns = (Message("user", question),)
+        prompt = Conversation((Message(role="user", content=question),))
         try:
-            whole = self.render(CONVERSATION, turns, answer)
-            asked = self.render_prompt(CONVERSATION, turns)
+            whole = self.render(CONVERSATION, prompt, answer)
+            asked = self.render_prompt(CONVERSATION, prompt)
         except InvalidRequest:
             return None
         begin, found, rest = whole.partition(question)
@@ -118,52 +160,19 @@ class ChatTemplate:
         return found
 
 
-def _conversation(turns: Sequence[Message], response: str | None = None) -> list[Turn]:
-    """A prompt, and a response if there is one, as chat templates take them."""
-    said = [Turn(role=turn.role, content=turn.content) for turn in turns]
-    return said if response is None else [*said, Turn(role="assistant", content=response)]
-
-
-def check_turns(turns: Sequence[Message], known: Collection[str] = ()) -> None:
+def check_turns(conversation: Conversation, known: Collection[str] = ()) -> None:
     """Refuse half surrogate pairs, and roles that no model knows: many templates print any role.
 
     Args:
-        turns: of a conversation.
+        conversation: of a prompt.
         known: roles that the model's template names, besides the usual ones.
 
     Raises:
         InvalidRequest: naming the turn; or there is none.
     """
+    turns = conversation.messages
     if not turns:
         raise InvalidRequest(f"{CONVERSATION}.messages", "must have at least one message")
     for place, turn in enumerate(turns):
-        check_unicode(f"{CONVERSATION}.messages[{place}].role", turn.role)
-        check_unicode(f"{CONVERSATION}.messages[{place}].content", turn.content)
-    for place, turn in enumerate(turns):
-        wrong = unknown_role(turn.role, known)
-        if wrong:
-            raise InvalidRequest(f"{CONVERSATION}.messages[{place}].role", wrong)
-
-
-def dropped_text(
-    field: str, turns: tuple[Message, ...], place: int, response: str, rendered: str
-) -> tuple[Dropped, ...]:
-    """What the template left out of a conversation on purpose.
-
-    Args:
-        field: of the prompt.
-        turns: of the prompt.
-        place: of the response in the item.
-        response: its text.
-        rendered: what the template made of both.
-
-    Raises:
-        InvalidRequest: it left out something else, so that the score would be of another text.
-    """
-    missing = missing_text(rendered, _conversation(turns, response))
-    for one in missing:
-        if one.part is None:
-            at = f"{field}.messages[{one.place}].content" if field == CONVERSATION else field
-            at = at if one.place < len(turns) else f"responses[{place}].text"
-            raise InvalidRequest(at, one.reason)
-    return tuple(one.part for one in missing if one.part is not None)
+        check_message(f"{CONVERSATION}.messages[{place}]", turn)
+    check_roles(CONVERSATION, conversation, known)

@@ -13,24 +13,25 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.data import ControlTokens
+from guerdon.data import Answer, ControlTokens, answer_turn, text_of
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.encoding.chat_template import (
     CONVERSATION,
     ChatTemplate,
     check_turns,
-    dropped_text,
 )
 from guerdon.reward.encoding.foreign_text import ForeignTexts
+from guerdon.reward.encoding.readout_places import ReadoutPlaces
 from guerdon.reward.encoding.sequences import (
     TokenSequence,
     check_control_tokens,
     check_unicode,
     common_prefix,
     hash_sequences,
-    last_run,
     leading,
     longest_field,
+    plain_turns,
+    response_answers,
     response_texts,
 )
 from guerdon.reward.encoding.text_tokenizer import (
@@ -40,6 +41,7 @@ from guerdon.reward.encoding.text_tokenizer import (
     common_length,
 )
 from guerdon.reward.types import (
+    Conversation,
     Dropped,
     EncodedItem,
     ForeignText,
@@ -68,12 +70,10 @@ class Encoder:
         self._tokenizer = tokenizer = checkpoint.tokenizer
         self._text = TextTokenizer(tokenizer)
         self._double_bos = checkpoint.manifest.double_bos
-        self._marker = checkpoint.manifest.step_marker
-        self._marker_id = checkpoint.step_marker_id
         self._ending_id = checkpoint.ending_id
-        self._gate_ids = np.array(checkpoint.gate_ids, dtype=np.int64)
+        self._readout_places = ReadoutPlaces(checkpoint)
         self._template = ChatTemplate(tokenizer) if checkpoint.chat_template_hash else None
-        self._control = ControlTokens(tokenizer, allowed=[self._marker])
+        self._control = ControlTokens(tokenizer, allowed=[checkpoint.manifest.step_marker])
         self._bos: int | None = tokenizer.bos_token_id
         self._leading = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
         self.template_hash = checkpoint.chat_template_hash
@@ -94,7 +94,7 @@ class Encoder:
             self._template,
             self._text,
             checkpoint.folder.name,
-            reads_marks=self._marker_id is not None,
+            reads_marks=checkpoint.step_marker_id is not None,
             double_bos=self._double_bos,
         )
 
@@ -148,6 +148,15 @@ class Encoder:
         prompt = item.prompt
         if isinstance(prompt, np.ndarray):
             return "prompt.token_ids", self._from_ids(prompt, item.responses)
+        if isinstance(prompt, Conversation):
+            answers = response_answers(item.responses)
+            return CONVERSATION, self._from_conversation(prompt, answers)
+        assert not isinstance(prompt, ForeignText)
+        if isinstance(prompt, str) and self._template is not None:
+            check_unicode("prompt.text", prompt)
+            asked = Conversation((Message(role="user", content=prompt),))
+            answers = response_answers(item.responses)
+            return "prompt.text", self._from_turns(self._template, "prompt.text", asked, answers)
         responses = response_texts(item.responses)
         if isinstance(prompt, FormattedText):
             check_unicode("prompt.formatted_text", prompt.text)
@@ -155,27 +164,20 @@ class Encoder:
         if isinstance(prompt, PlainText):
             check_unicode("prompt.text", prompt.text)
             return "prompt.text", self._from_text_alone(prompt.text, responses)
-        assert not isinstance(prompt, ForeignText)
-        if isinstance(prompt, str):
-            check_unicode("prompt.text", prompt)
-            if self._template is not None:
-                turns = (Message("user", prompt),)
-                return "prompt.text", self._from_turns(
-                    self._template, "prompt.text", turns, responses
-                )
-            if self.takes_pairs:
-                return "prompt.text", self._from_pairs(prompt, responses)
-            return "prompt.text", self._from_plain(prompt, responses)
-        return CONVERSATION, self._from_conversation(prompt, responses)
+        check_unicode("prompt.text", prompt)
+        if self.takes_pairs:
+            return "prompt.text", self._from_pairs(prompt, responses)
+        return "prompt.text", self._from_plain(prompt, responses)
 
     def _from_ids(self, prompt: TokenArray, responses: Sequence[Response]) -> list[TokenSequence]:
         start = self._checked_ids("prompt.token_ids", prompt)
         end = len(start)
         found = []
         for place, response in enumerate(responses):
-            if isinstance(response, str):
+            if not isinstance(response, np.ndarray):
+                form = "text" if isinstance(response, str) else "message"
                 raise InvalidRequest(
-                    f"responses[{place}].text", "must be token ids, because the prompt is"
+                    f"responses[{place}].{form}", "must be token ids, because the prompt is"
                 )
             rest = self._checked_ids(f"responses[{place}].token_ids", response)
             found.append(TokenSequence(np.concatenate([start, rest]), lambda: end))
@@ -213,13 +215,14 @@ class Encoder:
         ]
 
     def _from_conversation(
-        self, turns: tuple[Message, ...], responses: list[str]
+        self, conversation: Conversation, responses: list[Answer]
     ) -> list[TokenSequence]:
-        check_turns(turns, self._template.roles if self._template is not None else ())
+        check_turns(conversation, self._template.roles if self._template is not None else ())
         if self._template is not None:
-            return self._from_turns(self._template, CONVERSATION, turns, responses)
-        if self.takes_pairs and len(turns) == 1 and turns[0].role == "user":
-            return self._from_pairs(turns[0].content, responses)
+            return self._from_turns(self._template, CONVERSATION, conversation, responses)
+        if self.takes_pairs and [turn["role"] for turn in conversation.messages] == ["user"]:
+            ((_, question),) = plain_turns(conversation, CONVERSATION)
+            return self._from_pairs(question, response_texts(responses))
         raise InvalidRequest(
             CONVERSATION,
             "must be a single user turn: the model has no chat template and reads one question "
@@ -232,12 +235,12 @@ class Encoder:
         self,
         template: ChatTemplate,
         field: str,
-        turns: tuple[Message, ...],
-        responses: list[str],
+        conversation: Conversation,
+        responses: list[Answer],
     ) -> list[TokenSequence]:
-        rendered = [template.render(field, turns, response) for response in responses]
+        rendered = [template.render(field, conversation, response) for response in responses]
         dropped = [
-            dropped_text(field, turns, place, *both)
+            template.dropped(field, conversation, place, *both)
             for place, both in enumerate(zip(responses, rendered, strict=True))
         ]
         found = []
@@ -248,7 +251,7 @@ class Encoder:
             ids = np.concatenate([text.ids[:1], text.ids]) if twice else text.ids
 
             start = partial(
-                _response_start, template, field, turns, response, whole, text, int(twice)
+                _response_start, template, field, conversation, response, whole, text, int(twice)
             )
             found.append(TokenSequence(ids, start, dropped=left_out))
         return found
@@ -259,12 +262,7 @@ class Encoder:
         if rendered is None:
             return  # requests will show
         ids = self._text.one(rendered).ids
-        if len(self._gate_ids) and last_run(ids, self._gate_ids) is None:
-            raise CheckpointRefused(
-                "the chat template does not write "
-                f"{self._tokenizer.decode(self._gate_ids)!r} before an answer, where the model "
-                "reads how to weigh its attributes: restore the published template"
-            )
+        self._readout_places.check_template(ids)
         if not self._double_bos and self._bos is not None and leading(ids, {self._bos}) > 1:
             raise CheckpointRefused(
                 "the chat template begins with two BOS tokens: set double_bos in guerdon.json if "
@@ -344,65 +342,15 @@ class Encoder:
         self, field: str, item: ScoreItem, sequences: Sequence[TokenSequence]
     ) -> tuple[npt.NDArray[np.int64], ...]:
         """The places of each sequence that are read; empty where the head knows them itself."""
-        if len(self._gate_ids):
-            return tuple(self._gate(field, sequence) for sequence in sequences)
-        if self._marker_id is None:
-            return ()
-        return tuple(
-            self._markers(
-                place,
-                sequence,
-                item.responses[place],
-                renders=self._template is not None
-                and not isinstance(item.prompt, FormattedText | PlainText),
-            )
-            for place, sequence in enumerate(sequences)
-        )
-
-    def _gate(self, field: str, sequence: TokenSequence) -> npt.NDArray[np.int64]:
-        """The place that the gate reads, [1]: the first token of its pattern's last occurrence."""
-        found = last_run(sequence.ids, self._gate_ids)
-        if found is None:
-            raise InvalidRequest(
-                field,
-                "has no end of a user's turn in its tokens "
-                f"({self._tokenizer.decode(self._gate_ids)!r}), where the model reads how to weigh "
-                "its attributes: send a conversation",
-            )
-        return np.array([found])
-
-    def _markers(
-        self, place: int, sequence: TokenSequence, response: Response, *, renders: bool
-    ) -> npt.NDArray[np.int64]:
-        """Places of the response's step markers.
-
-        A template may add markers to a response that has none of its own. Elsewhere one
-        more than is written is the prompt's, as when its last token eats the response's
-        first white space.
-        """
-        end = sequence.prompt_end()
-        found = np.flatnonzero(sequence.ids[end:] == self._marker_id) + end
-        field = f"responses[{place}]"
-        if isinstance(response, str):
-            written = response.count(self._marker)
-            if written != len(found) and (written or not renders):
-                raise InvalidRequest(
-                    f"{field}.text",
-                    f"has {written} step markers {self._marker!r}, but {len(found)} of them are "
-                    "tokens of their own: set them apart",
-                )
-        if len(found) == 0:
-            raise InvalidRequest(
-                field, f"has no step marker {self._marker!r}: there is no step to score"
-            )
-        return found.astype(np.int64, copy=False)
+        renders = self._template is not None and isinstance(item.prompt, Conversation | str)
+        return self._readout_places.find(field, item.responses, sequences, renders=renders)
 
 
 def _response_start(
     template: ChatTemplate,
     field: str,
-    turns: tuple[Message, ...],
-    response: str,
+    conversation: Conversation,
+    response: Answer,
     rendered: str,
     tokens: TokenizedText,
     before: int,
@@ -412,6 +360,7 @@ def _response_start(
     It is where this rendering parts from that of another response. The generation prompt
     would not do: templates may end it with more than precedes a given answer.
     """
-    other = "b" if response.lstrip().startswith("a") else "a"
-    shared = common_length([rendered, template.render(field, turns, other)])
+    said = text_of(answer_turn(response)).lstrip()
+    other = "b" if said.startswith("a") else "a"
+    shared = common_length([rendered, template.render(field, conversation, other)])
     return before + tokens.first_from(shared)

@@ -17,9 +17,21 @@ import numpy as np
 from guerdon.data import ControlTokens
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.encoding.comparisons import MAX_CANDIDATES, ordered_pairs
-from guerdon.reward.encoding.sequences import check_control_tokens, check_unicode, response_texts
+from guerdon.reward.encoding.sequences import (
+    check_control_tokens,
+    check_unicode,
+    plain_turns,
+    response_texts,
+)
 from guerdon.reward.encoding.text_tokenizer import TextTokenizer
-from guerdon.reward.types import EncodedItem, Message, Prompt, ScoreItem, TokenArray, Truncation
+from guerdon.reward.types import (
+    Conversation,
+    EncodedItem,
+    Prompt,
+    ScoreItem,
+    TokenArray,
+    Truncation,
+)
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 
 _INSTRUCTION = (
@@ -77,7 +89,7 @@ class PairEncoder:
         Raises:
             InvalidRequest: with the field's path below the item.
         """
-        if not isinstance(item.prompt, str | tuple):
+        if not isinstance(item.prompt, str | Conversation):
             raise InvalidRequest(
                 "prompt",
                 "must be text or a conversation: the model puts marks of its own between prompt "
@@ -201,16 +213,15 @@ def _texts(prompt: Prompt, answers: Sequence[str]) -> tuple[str, str, list[str]]
         check_unicode("prompt.text", prompt)
         return "prompt.text", prompt, list(answers)
     field = "prompt.conversation"
-    assert isinstance(prompt, tuple)
-    _check_turns(field, prompt)
-    if len(prompt) == 1:
-        return field, prompt[0].content, list(answers)
-    users, earlier = prompt[::2], prompt[1::2]
-    asked = (
-        f"USER: {turn.content}\nAssistant: <Response {place}>"
-        for place, turn in enumerate(users, 1)
-    )
-    said = [f"<Response {place}>: {turn.content}" for place, turn in enumerate(earlier, 1)]
+    assert isinstance(prompt, Conversation)
+    turns = plain_turns(prompt, field)
+    _check_roles(field, [role for role, _ in turns])
+    texts = [text for _, text in turns]
+    if len(texts) == 1:
+        return field, texts[0], list(answers)
+    users, earlier = texts[::2], texts[1::2]
+    asked = (f"USER: {text}\nAssistant: <Response {place}>" for place, text in enumerate(users, 1))
+    said = [f"<Response {place}>: {text}" for place, text in enumerate(earlier, 1)]
     return (
         field,
         _INSTRUCTION + "\n".join(asked),
@@ -218,16 +229,15 @@ def _texts(prompt: Prompt, answers: Sequence[str]) -> tuple[str, str, list[str]]
     )
 
 
-def _check_turns(field: str, turns: tuple[Message, ...]) -> None:
+def _check_roles(field: str, roles: Sequence[str]) -> None:
     """A user's and an assistant's by turns, the first and the last a user's."""
-    for place, turn in enumerate(turns):
-        check_unicode(f"{field}.messages[{place}].content", turn.content)
+    for place, role in enumerate(roles):
         wanted = "assistant" if place % 2 else "user"
-        if turn.role != wanted:
+        if role != wanted:
             raise InvalidRequest(
                 f"{field}.messages[{place}].role",
-                f"is {turn.role!r}, and must be {wanted!r}: the model was trained on turns of user "
+                f"is {role!r}, and must be {wanted!r}: the model was trained on turns of user "
                 "and assistant by turns",
             )
-    if len(turns) % 2 == 0:
+    if len(roles) % 2 == 0:
         raise InvalidRequest(f"{field}.messages", "must end with a user's turn")

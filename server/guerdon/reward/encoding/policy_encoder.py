@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from guerdon.data import Answer, Message
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
-from guerdon.reward.encoding.chat_template import CONVERSATION, ChatTemplate, dropped_text
+from guerdon.reward.encoding.chat_template import CONVERSATION, ChatTemplate
 from guerdon.reward.encoding.encoder import Encoder
 from guerdon.reward.encoding.sequences import TokenSequence
-from guerdon.reward.types import Dropped, Message, ScoreItem, TokenArray
+from guerdon.reward.types import Conversation, Dropped, ScoreItem, TokenArray
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 
 
@@ -53,11 +54,11 @@ class PolicyEncoder(Encoder):
         return native
 
     def _from_conversation(
-        self, turns: tuple[Message, ...], responses: list[str]
+        self, conversation: Conversation, responses: list[Answer]
     ) -> list[TokenSequence]:
-        if turns and self._template is None:
+        if conversation.messages and self._template is None:
             raise _no_template(CONVERSATION)
-        return super()._from_conversation(turns, responses)
+        return super()._from_conversation(conversation, responses)
 
     def _from_plain(self, prompt: str, responses: list[str]) -> list[TokenSequence]:
         raise _no_template("prompt.text")
@@ -70,15 +71,15 @@ class PolicyEncoder(Encoder):
         self,
         template: ChatTemplate,
         field: str,
-        turns: tuple[Message, ...],
-        responses: list[str],
+        conversation: Conversation,
+        responses: list[Answer],
     ) -> list[TokenSequence]:
-        before = template.render_prompt(field, turns)
+        before = template.render_prompt(field, conversation)
         start = self._text.one(before).ids
         found = []
         for place, response in enumerate(responses):
-            whole = template.render(field, turns, response)
-            dropped = dropped_text(field, turns, place, response, whole)
+            whole = template.render(field, conversation, response)
+            dropped = template.dropped(field, conversation, place, response, whole)
             if not whole.startswith(before):
                 raise InvalidRequest(
                     field,
@@ -119,7 +120,7 @@ class PolicyEncoder(Encoder):
 
     def _check_template(self, template: ChatTemplate) -> None:
         super()._check_template(template)
-        turns = (Message("user", "a"),)
+        turns = Conversation((Message(role="user", content="a"),))
         try:
             before = template.render_prompt(CONVERSATION, turns)
             whole = template.render(CONVERSATION, turns, "b")

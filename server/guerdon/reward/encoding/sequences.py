@@ -9,11 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.data import ControlTokens
+from guerdon.data import (
+    Answer,
+    ControlTokens,
+    all_texts,
+    argument_texts,
+    is_plain,
+    text_of,
+    texts_in,
+)
 from guerdon.reward.types import (
+    Conversation,
     Dropped,
     ForeignText,
     FormattedText,
+    Message,
     PlainText,
     Response,
     ScoreItem,
@@ -43,19 +53,29 @@ def check_control_tokens(item: ScoreItem, tokens: ControlTokens) -> None:
     Raises:
         InvalidRequest: with the field's path below the item.
     """
-    prompt, texts = item.prompt, dict[str, str]()
+    prompt, fields = item.prompt, list[tuple[str, str]]()
     if isinstance(prompt, str):
-        texts["prompt.text"] = prompt
-    elif isinstance(prompt, tuple):
-        for place, turn in enumerate(prompt):
-            texts[f"prompt.conversation.messages[{place}].content"] = turn.content
+        fields.append(("prompt.text", prompt))
+    elif isinstance(prompt, Conversation):
+        for place, turn in enumerate(prompt.messages):
+            fields += _fields(f"prompt.conversation.messages[{place}]", turn)
+        given = {f"tools[{place}]": tool for place, tool in enumerate(prompt.tools)}
+        for name, value in (given | {"chat_template_kwargs": prompt.chat_template_kwargs}).items():
+            fields += [(f"prompt.conversation.{name}", text) for text in argument_texts(value)]
     for place, response in enumerate(item.responses):
         if isinstance(response, str):
-            texts[f"responses[{place}].text"] = response
-    for field, text in texts.items():
+            fields.append((f"responses[{place}].text", response))
+        elif isinstance(response, dict):
+            fields += _fields(f"responses[{place}].message", response)
+    for field, text in fields:
         found = tokens.first_in(text)
         if found is not None:
             raise InvalidRequest(field, f"spells {found!r}, a control token of the model")
+
+
+def _fields(path: str, turn: Message) -> list[tuple[str, str]]:
+    """Every text of a turn with its field's path."""
+    return [(f"{path}.{key}", text) for key, text in texts_in(turn)]
 
 
 def hash_sequences(sequences: Sequence[TokenSequence]) -> tuple[str, ...]:
@@ -69,33 +89,86 @@ def hash_sequences(sequences: Sequence[TokenSequence]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def response_texts(responses: Sequence[Response]) -> list[str]:
-    """Responses that are texts.
+def response_answers(responses: Sequence[Response]) -> list[Answer]:
+    """Responses that are texts or messages.
 
     Raises:
         InvalidRequest: one is token ids, or no Unicode.
     """
-    found = []
+    found = list[Answer]()
     for place, response in enumerate(responses):
-        if not isinstance(response, str):
-            raise InvalidRequest(
-                f"responses[{place}].token_ids", "is allowed only after a prompt of token ids"
-            )
-        check_unicode(f"responses[{place}].text", response)
+        path = f"responses[{place}]"
+        if isinstance(response, str):
+            check_unicode(f"{path}.text", response)
+        elif isinstance(response, dict):
+            check_message(f"{path}.message", response)
+        else:
+            raise InvalidRequest(f"{path}.token_ids", "is allowed only after a prompt of token ids")
         found.append(response)
     return found
+
+
+def response_texts(responses: Sequence[Response]) -> list[str]:
+    """Responses that are texts, for what reads nothing else.
+
+    Raises:
+        InvalidRequest: one is a message or token ids, or no Unicode.
+    """
+    found = []
+    for place, answer in enumerate(response_answers(responses)):
+        if not isinstance(answer, str):
+            raise InvalidRequest(
+                f"responses[{place}].message",
+                "must be a text: only a chat template renders a message, and none renders this "
+                "prompt",
+            )
+        found.append(answer)
+    return found
+
+
+def plain_turns(conversation: Conversation, field: str) -> list[tuple[str, str]]:
+    """Role and text of each turn, for what reads nothing else.
+
+    Args:
+        conversation: of a prompt.
+        field: of the prompt.
+
+    Raises:
+        InvalidRequest: it says more than that, or a text is no Unicode.
+    """
+    if conversation.inputs:
+        part = "tools" if conversation.tools else "chat_template_kwargs"
+        raise InvalidRequest(f"{field}.{part}", "are not read by a model without chat template")
+    for place, turn in enumerate(conversation.messages):
+        check_message(f"{field}.messages[{place}]", turn)
+        if not is_plain(turn):
+            raise InvalidRequest(
+                f"{field}.messages[{place}]", "must be a role and a text: the model reads no more"
+            )
+    return [(turn["role"], text_of(turn)) for turn in conversation.messages]
+
+
+def check_message(field: str, turn: Message) -> None:
+    """Refuse half surrogate pairs in a turn."""
+    check_unicode(f"{field}.role", turn["role"])
+    for path, text in _fields(field, turn):
+        check_unicode(path, text)
 
 
 def longest_field(item: ScoreItem) -> str:
     """The path of the longest text of an item: its prompt, or one of its responses."""
     prompt = item.prompt
-    if isinstance(prompt, tuple):
-        size = sum(len(turn.content) for turn in prompt)
+    if isinstance(prompt, Conversation):
+        size = sum(map(len, all_texts(prompt)))
     else:
         wrapped = FormattedText | PlainText | ForeignText
         size = len(prompt.text) if isinstance(prompt, wrapped) else len(prompt)
-    place, response = max(enumerate(item.responses), key=lambda pair: len(pair[1]))
-    return f"responses[{place}]" if len(response) > size else "prompt"
+    sizes = [
+        sum(map(len, all_texts(Conversation((r,))))) if isinstance(r, dict) else len(r)
+        for r in item.responses
+    ]
+    longest = max(sizes)
+    return f"responses[{sizes.index(longest)}]" if longest > size else "prompt"
 
 
 def check_unicode(field: str, text: str) -> None:

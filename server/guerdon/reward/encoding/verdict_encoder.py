@@ -16,13 +16,14 @@ from functools import partial
 
 import numpy as np
 
+from guerdon.data import Answer
 from guerdon.models.manifest import QUESTION_SLOTS
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.encoding.chat_template import CONVERSATION, check_turns
 from guerdon.reward.encoding.encoder import Encoder
-from guerdon.reward.encoding.sequences import TokenSequence
+from guerdon.reward.encoding.sequences import TokenSequence, plain_turns, response_texts
 from guerdon.reward.encoding.text_tokenizer import TokenizedText
-from guerdon.reward.types import Message, ScoreItem, Truncation
+from guerdon.reward.types import Conversation, ScoreItem, Truncation
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -81,15 +82,16 @@ class VerdictEncoder(Encoder):
             )
 
     def _from_conversation(
-        self, turns: tuple[Message, ...], responses: list[str]
+        self, conversation: Conversation, responses: list[Answer]
     ) -> list[TokenSequence]:
-        check_turns(turns)
-        roles = [turn.role for turn in turns]
+        check_turns(conversation)
+        said = plain_turns(conversation, CONVERSATION)
+        roles, texts = [role for role, _ in said], [text for _, text in said]
+        answers = response_texts(responses)
         if roles == ["system", "user"] and self._instruction:
-            texts = {"prompt": turns[1].content, "instruction": turns[0].content}
-            return self._asked(texts, responses)
+            return self._asked({"prompt": texts[1], "instruction": texts[0]}, answers)
         if roles == ["user"]:
-            return self._from_plain(turns[0].content, responses)
+            return self._from_plain(texts[0], answers)
         raise InvalidRequest(
             f"{CONVERSATION}.messages",
             "must be one user turn"

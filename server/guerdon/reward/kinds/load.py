@@ -34,6 +34,7 @@ from guerdon.reward.kinds.process import ProcessReward
 from guerdon.reward.kinds.sequence import SequenceReward
 from guerdon.reward.kinds.verdict import VerdictReward
 from guerdon.reward.types import (
+    DEFAULT_LABEL,
     ComputeMode,
     DeviceLost,
     EngineOutOfMemory,
@@ -159,6 +160,7 @@ def _network_info(checkpoint: Checkpoint, name: str, selected: Selected) -> Mode
         step_aggregation=manifest.step_aggregation if process else "",
         parameters=sum(p.numel() for p in model.parameters()),
         regression=_is_regression(model.config),
+        label=_label(checkpoint),
         vocab_hash=""
         if manifest.double_bos or checkpoint.kind is ModelKind.VERDICT
         else vocab_hash(checkpoint.tokenizer.get_vocab()),
@@ -174,6 +176,13 @@ def _is_regression(config: Any) -> bool:
         getattr(config, "problem_type", None) == "regression"
         or str(activation).rpartition(".")[2] == "Identity"
     )
+
+
+def _label(checkpoint: Checkpoint) -> str:
+    """What a checkpoint calls its one output; the default name where it has several."""
+    labels = checkpoint.config.id2label or {}
+    one = checkpoint.num_labels == len(labels) == 1
+    return str(labels.get(0, DEFAULT_LABEL)) if one else DEFAULT_LABEL
 
 
 def _load_ensemble(
@@ -216,6 +225,7 @@ def _load_implicit(
 def _together(checkpoint: Checkpoint, name: str, parts: Sequence[ModelInfo]) -> ModelInfo:
     """What is said of several models that give one reward."""
     padded = [part for part in parts if part.compute_mode is ComputeMode.PADDED]
+    labels = {part.label for part in parts}
     return replace(
         parts[0],
         name=name,
@@ -231,5 +241,6 @@ def _together(checkpoint: Checkpoint, name: str, parts: Sequence[ModelInfo]) -> 
         attributes=(),
         step_aggregation="",
         regression=any(part.regression for part in parts),
+        label=labels.pop() if len(labels) == 1 else DEFAULT_LABEL,
         parameters=sum(part.parameters for part in parts),
     )

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import ParamSpec, TypeVar
 
+from guerdon.data import all_texts
 from guerdon.reward.call_metrics import ScoringCall
 from guerdon.reward.encoding.comparisons import scores_of_candidates
 from guerdon.reward.metrics import RewardMetrics
@@ -25,10 +26,12 @@ from guerdon.reward.scheduling.dispatcher import Dispatcher
 from guerdon.reward.scoring.fair_pool import FairPool
 from guerdon.reward.types import (
     Activation,
+    Conversation,
     Dropped,
     EncodedItem,
     ForeignText,
     FormattedText,
+    Message,
     ModelInfo,
     ModelKind,
     PlainText,
@@ -272,8 +275,8 @@ def _check_dropped(item: EncodedItem, options: ScoreOptions) -> None:
 def _text_bytes(item: ScoreItem) -> int:
     """Bytes of an item's text, the prompt once; a token id counts as four."""
     prompt = item.prompt
-    if isinstance(prompt, tuple):
-        size = sum(len(turn.content.encode()) + len(turn.role) for turn in prompt)
+    if isinstance(prompt, Conversation):
+        size = _conversation_bytes(prompt)
     elif isinstance(prompt, FormattedText | PlainText | ForeignText):
         size = _count_bytes(prompt.text)
     else:
@@ -281,8 +284,14 @@ def _text_bytes(item: ScoreItem) -> int:
     return size + sum(map(_count_bytes, item.responses))
 
 
-def _count_bytes(text: str | TokenArray) -> int:
+def _count_bytes(text: str | Message | TokenArray) -> int:
+    if isinstance(text, dict):
+        return _conversation_bytes(Conversation((text,)))
     return len(text.encode()) if isinstance(text, str) else _BYTES_PER_TOKEN_ID * len(text)
+
+
+def _conversation_bytes(conversation: Conversation) -> int:
+    return sum(len(text.encode()) for text in all_texts(conversation))
 
 
 def _most_tokens(info: ModelInfo, items: Sequence[ScoreItem]) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from guerdon.data import answer_of
+from guerdon.data.conversation_protos import message_from_proto
 from guerdon.reward import types
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored
@@ -126,12 +128,22 @@ def check_response_count(field: str, count: int, limits: RequestLimits) -> None:
 def _response(message: common_pb2.Response, field: str, is_tokens: bool) -> types.Response:
     form = message.WhichOneof("content")
     if form is None:
-        raise InvalidRequest(field, "one of text and token_ids is required")
+        raise InvalidRequest(field, "one of text, token_ids and message is required")
     if (form == "token_ids") != is_tokens:
         raise InvalidRequest(f"{field}.{form}", MIXED_FORMS)
     if form == "text":
         return message.text
-    return tokens(message.token_ids, f"{field}.token_ids")
+    if form == "token_ids":
+        return tokens(message.token_ids, f"{field}.token_ids")
+    path = f"{field}.message"
+    return answer(message_from_proto(message.message, path, InvalidRequest), path)
+
+
+def answer(turn: types.Message, field: str) -> types.Response:
+    """A response that is the assistant's turn."""
+    if turn["role"] != "assistant":
+        raise InvalidRequest(f"{field}.role", f"is {turn['role']!r}, and must be 'assistant'")
+    return answer_of(turn)
 
 
 def response_score(score: types.ResponseScore, info: types.ModelInfo) -> reward_pb2.ResponseScore:
@@ -171,7 +183,7 @@ def model_info(
         "template_drops": [_DROPPED[part] for part in info.template_drops],
     }
     values = field_values(info) | other
-    del values["regression"]  # what other systems' formats go by
+    del values["regression"], values["label"]  # what other systems' formats go by
     return reward_pb2.ModelInfo(current=current, aliases=aliases, **values)
 
 

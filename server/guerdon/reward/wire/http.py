@@ -16,7 +16,7 @@ from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import ScoreItem
 from guerdon.reward.wire import schemas
 from guerdon.serving.access.identity import Role
-from guerdon.serving.http.routes import Routes, json_reply, while_connected
+from guerdon.serving.http.routes import Foreign, Routes, json_reply, while_connected
 from guerdon.serving.http.schemas import ERRORS, ErrorReply
 
 _ERRORS = {**ERRORS, 404: {"model": ErrorReply, "description": "No such model."}}
@@ -44,9 +44,15 @@ class RewardRoutes(Routes[ScoringCall]):
     """The reward service's routes."""
 
     def __init__(
-        self, scorer: Scorer, registry: Registry, calls: ScoringCalls, limits: RequestLimits
+        self,
+        scorer: Scorer,
+        registry: Registry,
+        calls: ScoringCalls,
+        limits: RequestLimits,
+        foreign: Foreign,
     ) -> None:
-        super().__init__("reward", calls, scorer, partial(schemas.check_counts, limits=limits))
+        check = partial(schemas.check_counts, limits=limits)
+        super().__init__("reward", calls, scorer, check, foreign)
         self._scorer = scorer
         self._registry = registry
         self._limits = limits

@@ -1,7 +1,6 @@
 """The JSON twins of the messages, for the HTTP side.
 
-A prompt is text, a list of messages, `{"token_ids": […]}` or `{"formatted_text": …}`;
-a response is text, or `{"token_ids": […]}` after a prompt of token ids.
+A response is text, `{"token_ids": […]}` after a prompt of token ids, or the assistant's message.
 """
 
 from __future__ import annotations
@@ -20,20 +19,26 @@ from guerdon.serving.http.schemas import (
     MAX_UINT32,
     TIMEOUT,
     Body,
+    MessageBody,
     PromptBody,
     Text,
     TokenIdsBody,
+    as_message,
     as_prompt,
 )
 from guerdon.serving.wire.convert import check_id, field_values
 
 
 def _response_form(value: Any) -> str:
+    if isinstance(value, MessageBody) or (isinstance(value, dict) and "role" in value):
+        return "@message"
     return "@tokens" if isinstance(value, dict | TokenIdsBody) else "@text"
 
 
 ResponseBody = Annotated[
-    Annotated[Text, Tag("@text")] | Annotated[TokenIdsBody, Tag("@tokens")],
+    Annotated[Text, Tag("@text")]
+    | Annotated[TokenIdsBody, Tag("@tokens")]
+    | Annotated[MessageBody, Tag("@message")],
     Discriminator(_response_form),
 ]
 
@@ -242,7 +247,9 @@ def _count(value: Any, key: str) -> int:
 def to_item(body: ItemBody, limits: RequestLimits, field: str) -> types.ScoreItem:
     """One item in the domain's terms; `field` is its path in the request."""
     check_id(f"{field}.id", body.id, limits.max_id_length)
-    return _item(body.prompt, body.responses, limits, f"{field}.responses", body.id)
+    return _item(
+        body.prompt, f"{field}.prompt", body.responses, limits, f"{field}.responses", body.id
+    )
 
 
 def to_items(body: ScoreBody, limits: RequestLimits) -> list[types.ScoreItem]:
@@ -253,16 +260,16 @@ def to_items(body: ScoreBody, limits: RequestLimits) -> list[types.ScoreItem]:
 
 def to_candidates(body: RankBody, limits: RequestLimits) -> types.ScoreItem:
     """What is to be ranked, as one item."""
-    return _item(body.prompt, body.candidates, limits, "candidates", "")
+    return _item(body.prompt, "prompt", body.candidates, limits, "candidates")
 
 
 def _item(
-    prompt: Any, responses: list[Any], limits: RequestLimits, at: str, name: str
+    prompt: Any, field: str, responses: list[Any], limits: RequestLimits, at: str, name: str = ""
 ) -> types.ScoreItem:
     convert.check_response_count(at, len(responses), limits)
     is_tokens = isinstance(prompt, TokenIdsBody)
     return types.ScoreItem(
-        prompt=as_prompt(prompt),
+        prompt=as_prompt(prompt, field),
         responses=tuple(
             _response(body, f"{at}[{i}]", is_tokens) for i, body in enumerate(responses)
         ),
@@ -270,10 +277,14 @@ def _item(
     )
 
 
-def _response(body: str | TokenIdsBody, field: str, is_tokens: bool) -> types.Response:
+def _response(
+    body: str | TokenIdsBody | MessageBody, field: str, is_tokens: bool
+) -> types.Response:
     if isinstance(body, TokenIdsBody) != is_tokens:
         raise InvalidRequest(field, convert.MIXED_FORMS)
-    return body if isinstance(body, str) else np.asarray(body.token_ids, dtype=np.int32)
+    if isinstance(body, TokenIdsBody):
+        return np.asarray(body.token_ids, dtype=np.int32)
+    return body if isinstance(body, str) else convert.answer(as_message(body, field), field)
 
 
 def score_reply(score: types.ResponseScore, info: types.ModelInfo) -> ScoreReply:

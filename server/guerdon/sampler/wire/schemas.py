@@ -68,9 +68,12 @@ class GenerateBody(Body):
         return types.GenerateRequest(
             items=[
                 types.GenerateItem(
-                    prompt=as_prompt(item.prompt), n=item.n, seed=item.seed, id=item.id
+                    prompt=as_prompt(item.prompt, f"items[{place}].prompt"),
+                    n=item.n,
+                    seed=item.seed,
+                    id=item.id,
                 )
-                for item in self.items
+                for place, item in enumerate(self.items)
             ],
             options=types.SamplingOptions(
                 max_tokens=options.max_tokens,

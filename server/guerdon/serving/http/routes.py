@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -28,8 +27,8 @@ R = TypeVar("R")
 
 MAX_PARTS = 100_000
 """Most lists and objects in a body: each takes a hundred times the memory of its brackets."""
-MAX_KEYS = 32
-"""Most keys of an object: no body has so many fields, and each unknown one makes an error."""
+MAX_KEYS = 256
+"""Most keys of an object, such as the arguments of a tool: each unknown one makes an error."""
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 
@@ -41,19 +40,38 @@ class Threads(Protocol):
         """Call a function here if its input is small, in a thread if it is `size` bytes large."""
 
 
+class Foreign(Protocol):
+    """Serves the requests of another system that come to the paths of these routes."""
+
+    def reads(self, path: str, value: Any) -> bool:
+        """Whether a body's JSON is such a request's."""
+        ...
+
+    async def serve(self, request: Request) -> Response:
+        """Answer such a request, whatever becomes of it."""
+        ...
+
+
 class Routes(Generic[C]):
     """Routes that take and give JSON, and whose calls are counted.
 
     Args:
         check: bounds how much parsed JSON holds, before a model looks at each part.
+        foreign: what serves bodies that are not for these routes.
     """
 
     def __init__(
-        self, tag: str, calls: CallTracker[C], threads: Threads, check: Callable[[Any], None]
+        self,
+        tag: str,
+        calls: CallTracker[C],
+        threads: Threads,
+        check: Callable[[Any], None],
+        foreign: Foreign | None = None,
     ) -> None:
         self._calls = calls
         self._threads = threads
         self._check = check
+        self._foreign = foreign
         self._router = APIRouter(prefix="/v1", tags=[tag], route_class=self._route_class())
 
     def add_to(self, app: FastAPI) -> None:
@@ -101,7 +119,7 @@ class Routes(Generic[C]):
 
         FastAPI describes such a route as any other, and would parse on the event loop.
         """
-        parse = self._parse
+        parse, foreign = self._parse, self._foreign
 
         class BodyRoute(APIRoute):
             def get_route_handler(self) -> Callable[[Request], Any]:
@@ -110,24 +128,40 @@ class Routes(Generic[C]):
                 model, endpoint = self.body_field.field_info.annotation, self.endpoint
 
                 async def handle(request: Request) -> Response:
-                    response: Response = await endpoint(request, await parse(request, model))
+                    body = await parse(request, model)
+                    if body is None:
+                        assert foreign is not None, "else every body is ours"
+                        return await foreign.serve(request)
+                    response: Response = await endpoint(request, body)
                     return response
 
                 return handle
 
         return BodyRoute
 
-    async def _parse(self, request: Request, kind: Any) -> BaseModel:
-        """The body of a request, parsed in a thread if it is large; faults are counted."""
+    async def _parse(self, request: Request, kind: Any) -> BaseModel | None:
+        """The body of a request, parsed in a thread if it is large; faults are counted.
+
+        None for one that is not for these routes.
+        """
         data, content_type = await request.body(), request.headers.get("content-type", "")
+        path = request.url.path
         try:
-            parsed: BaseModel = await self._threads.off_loop(
-                len(data), parse_body, kind, data, content_type, self._check
+            return await self._threads.off_loop(
+                len(data), self._read, path, kind, data, content_type
             )
         except InvalidRequest:
-            with self._calls.track(method_name(request.url.path), None):
+            with self._calls.track(method_name(path), None):
                 raise
-        return parsed
+
+    def _read(
+        self, path: str, kind: type[BaseModel], data: bytes, content_type: str
+    ) -> BaseModel | None:
+        value = parse_json(data, content_type)
+        if self._foreign is not None and self._foreign.reads(path, value):
+            return None
+        self._check(value)
+        return validated(kind, value)
 
 
 def json_reply(body: BaseModel) -> Response:
@@ -153,25 +187,10 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
         working.cancel()
 
 
-def parse_body(kind: type[B], data: bytes, content_type: str, check: Callable[[Any], None]) -> B:
-    """A body as its model.
-
-    Args:
-        check: looks at the parsed JSON before the model does: bounds on how much there is.
-
-    Raises:
-        InvalidRequest: names the first field at fault.
-    """
-    value = parse_json(data, content_type)
-    check(value)
-    return validated(kind, value)
-
-
-def parse_json(data: bytes, content_type: str, most_keys: int = MAX_KEYS) -> Any:
+def parse_json(data: bytes, content_type: str) -> Any:
     """A body's JSON, if it holds no more parts than it may.
 
     Args:
-        most_keys: of an object.
 
     Raises:
         InvalidRequest: it is no such JSON.
@@ -183,7 +202,7 @@ def parse_json(data: bytes, content_type: str, most_keys: int = MAX_KEYS) -> Any
         raise InvalidRequest("body", "is required")
     _check_parts(data)
     try:
-        value: Any = json.loads(data, object_hook=partial(_check_keys, most=most_keys))
+        value: Any = json.loads(data, object_hook=_check_keys)
     except json.JSONDecodeError as error:
         raise InvalidRequest("body", f"is not valid JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, a number without end, too deep
@@ -211,9 +230,9 @@ def _check_parts(data: bytes) -> None:
             raise InvalidRequest("body", f"holds more than {MAX_PARTS} lists and objects")
 
 
-def _check_keys(value: dict[str, Any], most: int) -> dict[str, Any]:
-    if len(value) > most:
-        raise InvalidRequest("body", f"has an object with more than {most} fields")
+def _check_keys(value: dict[str, Any]) -> dict[str, Any]:
+    if len(value) > MAX_KEYS:
+        raise InvalidRequest("body", f"has an object with more than {MAX_KEYS} fields")
     return value
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 
+from guerdon.data.conversation_protos import conversation_from_proto
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.prompts import MAX_TOKEN_ID, FormattedText, Message, Prompt, TokenArray
+from guerdon.serving.prompts import MAX_TOKEN_ID, FormattedText, Prompt, TokenArray
 from guerdon.serving.waiting import MAX_TIMEOUT
 from guerdon.v1 import common_pb2
 
@@ -29,13 +30,9 @@ def prompt(message: common_pb2.Prompt, field: str) -> Prompt:
         return FormattedText(message.formatted_text)
     if form == "token_ids":
         return tokens(message.token_ids, f"{field}.token_ids")
-    turns = message.conversation.messages
-    if not turns:
+    if not message.conversation.messages:
         raise InvalidRequest(f"{field}.conversation.messages", "at least one is required")
-    for i, turn in enumerate(turns):
-        if not turn.role:
-            raise InvalidRequest(f"{field}.conversation.messages[{i}].role", "is required")
-    return tuple(Message(turn.role, turn.content) for turn in turns)
+    return conversation_from_proto(message.conversation, f"{field}.conversation", InvalidRequest)
 
 
 def tokens(message: common_pb2.TokenIds, field: str) -> TokenArray:

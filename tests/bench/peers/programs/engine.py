@@ -11,7 +11,7 @@ from tests.bench.peers.programs.program import Batch, arguments, work
 
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.kinds import load_model
-from guerdon.reward.types import Message, ScoreItem, Truncation
+from guerdon.reward.types import Conversation, ScoreItem, Truncation
 
 
 def main() -> None:
@@ -31,8 +31,7 @@ def as_item(call: Call) -> ScoreItem:
     if call.tokens:
         responses = tuple(np.asarray(ids, np.int32) for ids in call.responses)
         return ScoreItem(np.asarray(call.prompt, np.int32), responses)
-    turns = tuple(Message(turn["role"], turn["content"]) for turn in call.prompt)
-    return ScoreItem(turns, tuple(call.responses))
+    return ScoreItem(Conversation(tuple(call.prompt)), tuple(call.responses))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ ODD = {
     "contradictions": "{unit} contradict another one",
     "empty_answers": "{unit} have an empty answer, and are {empty}",
     "reasoning_dropped": "{unit} have reasoning that the chat template leaves out",
+    "names_dropped": "{unit} have names that the chat template leaves out",
     "prompts_in_train": "held-out {unit} have a prompt that is trained on",
     "unused_margins": "{unit} have a margin, which is not used: --margin-key margin does",
 }

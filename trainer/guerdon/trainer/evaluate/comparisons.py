@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from guerdon.client import Item
-from guerdon.data import Message, RowError, check_turns, parse_pair, parse_prompt
+from guerdon.data import (
+    NO_INPUTS,
+    Message,
+    Question,
+    RowError,
+    TemplateInputs,
+    answer_of,
+    check_turns,
+    parse_pair,
+    parse_prompt,
+    read_template_inputs,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +35,7 @@ class Comparison:
     subset: str
     id: str = ""
     """The row's own, empty where it has none: RewardBench 2's Ties tells its rows apart by it."""
+    inputs: TemplateInputs = NO_INPUTS
 
     @property
     def is_pair(self) -> bool:
@@ -37,9 +49,15 @@ class Comparison:
 
     def items(self) -> list[Item]:
         """What the server is asked: one item, unless answers have turns before their last."""
+        last = [answer_of(turns[-1]) for turns in self.answers]
         if all(len(turns) == 1 for turns in self.answers):
-            return [Item(self.prompt, [turns[0]["content"] for turns in self.answers])]
-        return [Item(self.prompt + turns[:-1], [turns[-1]["content"]]) for turns in self.answers]
+            questions = [Question(self.prompt, last, self.inputs)]
+        else:
+            questions = [
+                Question(self.prompt + turns[:-1], [answer], self.inputs)
+                for turns, answer in zip(self.answers, last, strict=True)
+            ]
+        return [Item(each.asked, each.responses) for each in questions]
 
 
 def parser(subset_field: str) -> Callable[[Mapping[str, Any]], Comparison]:
@@ -56,7 +74,8 @@ def parser(subset_field: str) -> Callable[[Mapping[str, Any]], Comparison]:
         if _texts(row.get("chosen")) or _texts(row.get("rejected")):
             return _several(row, str(subset))
         pair = parse_pair(row)
-        return Comparison(pair.prompt, (pair.chosen,), (pair.rejected,), str(subset), _id(row))
+        answers = (pair.chosen,), (pair.rejected,)
+        return Comparison(pair.prompt, *answers, str(subset), _id(row), pair.inputs)
 
     return parse
 
@@ -91,7 +110,8 @@ def _several(row: Mapping[str, Any], subset: str) -> Comparison:
     for field, answers in (("chosen", chosen), ("rejected", rejected)):
         for turns in answers:
             check_turns(field, turns)
-    return Comparison(prompt, chosen, rejected, subset, _id(row))
+    inputs = read_template_inputs(row, RowError)
+    return Comparison(prompt, chosen, rejected, subset, _id(row), inputs)
 
 
 def _id(row: Mapping[str, Any]) -> str:

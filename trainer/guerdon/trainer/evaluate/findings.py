@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.trainer.common.data.preferences import prompt_numbers
+from guerdon.trainer.common.data.same_prompts import prompt_numbers
 from guerdon.trainer.common.measuring.measures import (
     Floats,
     Ints,
@@ -56,7 +56,7 @@ def findings(comparisons: Sequence[Comparison], judged: Judged) -> dict[str, Any
     """
     scored = [i for i, found in enumerate(judged.scores) if found is not None]
     delta = margins(judged, scored)
-    prompts = prompt_numbers(comparisons[i].prompt for i in scored)
+    prompts = prompt_numbers(comparisons[i] for i in scored)
     subsets: dict[str, list[int]] = {}
     for at, i in enumerate(scored):
         subsets.setdefault(comparisons[i].subset, []).append(at)
@@ -84,7 +84,7 @@ def findings(comparisons: Sequence[Comparison], judged: Judged) -> dict[str, Any
     pairs = [i for i in scored if comparisons[i].is_pair]
     if pairs:
         found["calibration"] = asdict(calibration(margins(judged, pairs)))
-        of_pairs = prompt_numbers(comparisons[i].prompt for i in pairs)
+        of_pairs = prompt_numbers(comparisons[i] for i in pairs)
         found["length_bias"] = _length_bias(judged, pairs, of_pairs)
     return found
 
@@ -137,7 +137,7 @@ def agreement(comparisons: Sequence[Comparison], one: Judged, other: Judged) -> 
     ]
     first, second = margins(one, places), margins(other, places)
     alike = np.sign(first) == np.sign(second)
-    prompts = prompt_numbers(comparisons[i].prompt for i in places)
+    prompts = prompt_numbers(comparisons[i] for i in places)
     test = paired_test(first > 0, second > 0, prompts)
     return {
         "comparisons": len(places),

@@ -9,8 +9,18 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from guerdon.data import Demonstration, Message, RowError, parse_demonstration
-from guerdon.trainer.common.data.preferences import load_pairs
+from guerdon.data import (
+    Demonstration,
+    Message,
+    RowError,
+    TemplateInputs,
+    answer_of,
+    answer_turn,
+    parse_demonstration,
+    text_of,
+)
+from guerdon.trainer.common.data.preferences import load_pairs, says
+from guerdon.trainer.common.data.rendering import lines_left_out
 from guerdon.trainer.common.data.row_notes import group_values, places_by_group
 from guerdon.trainer.common.data.rows import read_rows, where_odd
 from guerdon.trainer.common.data.tokens import (
@@ -52,6 +62,8 @@ class DataSplit(Generic[T]):
     """Token ids of what is used."""
     turns: list[list[Message]]
     """The prompts of `rows`, as messages."""
+    inputs: list[TemplateInputs]
+    """What the chat template was given beside them."""
     bad: list[RowError]
     noted: dict[str, list[int]]
     """Lines of rows that were left out although they are well-formed, or are used and yet worth a
@@ -170,18 +182,19 @@ def demonstrations(
 
     found = read_rows(source, parse, split=split, limit=limit, bad_rows=settings.bad_rows)
     rows, groups = [row for row, _ in found.rows], [group for _, group in found.rows]
-    sizes = [_characters(r.prompt) + len(r.answer) for r in rows]
+    sizes = [_characters([*r.prompt, answer_turn(r.answer)]) for r in rows]
     limits: dict[str, Any] = {"max_length": settings.max_length, "too_long": settings.too_long}
     short, huge = _short(tokenizer, sizes, found.lines, source, **limits)
     rows, lines = [rows[i] for i in short], [found.lines[i] for i in short]
     groups = [groups[i] for i in short]
-    encoded, shortened = encode(
+    encoded, left_out = encode(
         tokenizer,
         [r.prompt for r in rows],
         [r.answer for r in rows],
         lines,
         source,
         vocab_size=vocab_size,
+        inputs=[r.inputs for r in rows],
     )
     lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
     fit, too_long = fitting(lengths, lines, source, **limits)
@@ -198,11 +211,12 @@ def demonstrations(
         found.sha256,
         [encoded[i] for i in fit],
         [rows[i].prompt for i in fit],
+        [rows[i].inputs for i in fit],
         found.bad,
         {
             "too_long": sorted(huge + too_long),
             "duplicates": duplicates,
-            "reasoning_dropped": shortened,
+            **lines_left_out(lines, left_out),
         },
         lengths,
         frozenset(prompt for prompt, _ in known),
@@ -227,7 +241,7 @@ def pairs(
     for pair, line, group in zip(found.pairs, found.lines, found.groups, strict=True):
         if len(pair.chosen) > 1 or len(pair.rejected) > 1:
             several.append(line)  # the user's turns between would be learned too
-        elif not (pair.chosen[0]["content"].strip() and pair.rejected[0]["content"].strip()):
+        elif not (says(pair.chosen[0]) and says(pair.rejected[0])):
             empty.append(line)
         else:
             usable.append(pair)
@@ -246,15 +260,16 @@ def pairs(
     short, huge = _short(tokenizer, sizes, lines, source, **limits)
     usable, lines = [usable[i] for i in short], [lines[i] for i in short]
     groups = [groups[i] for i in short]
-    prompts = [pair.prompt for pair in usable]
-    (chosen, shortened), (rejected, _) = (
+    prompts, inputs = [pair.prompt for pair in usable], [pair.inputs for pair in usable]
+    (chosen, one), (rejected, other) = (
         encode(
             tokenizer,
             prompts,
-            [answer[0]["content"] for answer in answers],
+            [answer_of(answer[0]) for answer in answers],
             lines,
             source,
             vocab_size=vocab_size,
+            inputs=inputs,
         )
         for answers in ([p.chosen for p in usable], [p.rejected for p in usable])
     )
@@ -273,13 +288,14 @@ def pairs(
         "same_tokens": [lines[i] for i in sorted(set(fit) - set(kept))],
         "duplicates": found.duplicate_lines,
         "contradictions": found.contradiction_lines,
-        "reasoning_dropped": shortened,
+        **lines_left_out(lines, one, other),
     }
     return DataSplit(
         source,
         found.sha256,
         [rows[i] for i in kept],
         [prompts[i] for i in kept],
+        [inputs[i] for i in kept],
         found.bad,
         noted,
         lengths,
@@ -289,7 +305,7 @@ def pairs(
 
 
 def _characters(turns: Sequence[Message]) -> int:
-    return sum(len(turn["content"]) for turn in turns)
+    return sum(len(text_of(turn)) for turn in turns)
 
 
 def _short(

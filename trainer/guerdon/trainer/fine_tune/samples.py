@@ -84,6 +84,7 @@ def write_samples(
                 "prompt_index": place,
                 "sample": 0,
                 "prompt": inputs.eval.turns[place],
+                **inputs.eval.inputs[place].columns(),
                 **said,
             }
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")

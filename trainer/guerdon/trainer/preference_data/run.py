@@ -139,6 +139,7 @@ async def _restarted() -> int:
 def _row(group: Group, chosen: Any, rejected: Any) -> str:
     row = {
         "prompt": [dict(turn) for turn in group.task.row.turns],
+        **group.task.row.inputs.columns(),
         "chosen": chosen.text,
         "rejected": rejected.text,
         "chosen_reward": chosen.reward,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from guerdon.trainer.common.data.preferences import Preferences, load_pairs, shared_prompts
+from guerdon.trainer.common.data.rendering import Located
 from guerdon.trainer.common.data.rows import where_odd
 from guerdon.trainer.common.data.tokens import (
-    Located,
     TokenPairs,
     check_all_embedded,
     choose_pad_token,
@@ -115,6 +115,7 @@ class PairInputs(RewardInputs[Preferences, TokenPairs]):
                 "contradictions": data.contradiction_lines,
                 "empty_answers": data.empty_lines,
                 "reasoning_dropped": tokens.reasoning_dropped,
+                "names_dropped": tokens.names_dropped,
             }
             return {
                 "source": data.source,

@@ -63,5 +63,8 @@ def show_inputs(inputs: RunInputs, console: Console) -> None:
                 "chat template leaves out",
                 "yellow",
             )
+        if prompts.names_dropped:
+            text = "prompts have names, which the chat template leaves out"
+            say(console, f"  {prompts.names_dropped} {text}", "yellow")
     if inputs.shared:
         say(console, f"  {inputs.shared} held-out prompts are trained on", "yellow")

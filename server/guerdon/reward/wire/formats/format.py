@@ -108,6 +108,10 @@ class Format(ABC, Generic[B]):
     def __init__(self, settings: FormatSettings) -> None:
         self._settings = settings
 
+    def serves(self, path: str) -> bool:
+        """Whether one of its paths is served by it, as the settings are."""
+        return True
+
     def reads(self, value: Mapping[str, Json]) -> bool:
         """Whether a body is of this format and not of another one of the same path."""
         return True

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from guerdon.data import answer_of
 from guerdon.reward.scoring.scorer import Scored
-from guerdon.reward.types import Message, PriorityClass, ScoreItem
+from guerdon.reward.types import Conversation, Message, PriorityClass, ScoreItem
 from guerdon.reward.wire.formats.format import Asked, ForeignBody, Format, Json
-from guerdon.reward.wire.formats.messages import (
-    ForeignMessage,
-    TextOrMessages,
-    content,
-    conversation,
-)
+from guerdon.reward.wire.formats.messages import Messages, TextOrMessages
+from guerdon.reward.wire.formats.response_items import chat_tools, response_turns
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.schemas import Text
 from guerdon.serving.status import ErrorStatus
@@ -27,19 +24,13 @@ class CreateParams(ForeignBody):
 
     instructions: Text | None = None
     input: TextOrMessages
-
-
-class OutputEntry(ForeignMessage):
-    """A message of the policy's, its reasoning, or a call of a tool."""
-
-    role: Text = "assistant"
-    type: Text = Field(default="message", max_length=64)
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
 
 
 class PolicyResponse(ForeignBody):
     """What the policy answered, as OpenAI's Responses API gives it."""
 
-    output: Annotated[list[OutputEntry], Field(fail_fast=True)]
+    output: Messages
 
 
 class VerifyBody(ForeignBody):
@@ -84,15 +75,16 @@ class Verify(Format[VerifyBody]):
         return super().read(value).model_copy(update={"whole": value})
 
     def ask(self, body: VerifyBody) -> Asked:
+        answered = response_turns(body.response.output, "response.output", "assistant")
+        if not answered:
+            raise InvalidRequest("response.output", "holds no message and no call of a function")
+        *between, last = answered
+        if last["role"] != "assistant":
+            raise InvalidRequest("response.output", "must end with what the policy said")
         asked = body.responses_create_params
-        turns: tuple[Message, ...]
-        if isinstance(asked.input, str):
-            turns = (Message("user", asked.input),)
-        else:
-            turns = conversation(asked.input, "responses_create_params.input")
-        if asked.instructions:
-            turns = (Message("system", asked.instructions), *turns)
-        return Asked(items=[ScoreItem(turns, (_answer(body.response.output),))])
+        tools = chat_tools(asked.tools or (), f"{self.items_field}.tools")
+        prompt = Conversation((*_asked_turns(asked), *between), tools)
+        return Asked(items=[ScoreItem(prompt, (answer_of(last),))])
 
     def reply(self, body: VerifyBody, scored: Scored) -> Json:
         return {**body.whole, "reward": scored.items[0][0].score}
@@ -100,25 +92,22 @@ class Verify(Format[VerifyBody]):
     def field(self, path: str) -> str:
         if path.startswith("items[0].responses"):
             return "response.output"
-        return super().field(path).replace("messages", "responses_create_params.input", 1)
+        found = super().field(path)
+        if found.startswith("tools"):
+            return f"responses_create_params.{found}"
+        return found.replace("messages", "responses_create_params.input", 1)
 
     def error(self, status: ErrorStatus) -> Json:
         return {"detail": status.message}
 
 
-def _answer(output: Sequence[OutputEntry]) -> str:
-    """The text of a response's messages; reasoning is no part of it.
-
-    Raises:
-        InvalidRequest: it called tools, or said nothing.
-    """
-    texts = []
-    for place, entry in enumerate(output):
-        field = f"response.output[{place}]"
-        if entry.type == "message":
-            texts.append(content(entry, field))
-        elif entry.type != "reasoning":
-            raise InvalidRequest(f"{field}.type", f"is {entry.type!r}: only messages are scored")
-    if not texts:
-        raise InvalidRequest("response.output", "holds no message")
-    return "".join(texts)
+def _asked_turns(asked: CreateParams) -> list[Message]:
+    said = []
+    if asked.instructions:
+        said.append(Message(role="system", content=asked.instructions))
+    if isinstance(asked.input, str):
+        return [*said, Message(role="user", content=asked.input)]
+    turns = response_turns(asked.input, "responses_create_params.input")
+    if not turns:
+        raise InvalidRequest("responses_create_params.input", "must have at least one message")
+    return said + turns

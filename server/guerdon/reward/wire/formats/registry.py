@@ -9,7 +9,7 @@ from guerdon.reward.wire.formats.format import Format
 from guerdon.reward.wire.formats.nemo_gym import SeedSession, Verify
 from guerdon.reward.wire.formats.openrlhf import OpenRLHF
 from guerdon.reward.wire.formats.rerank import Rerank
-from guerdon.reward.wire.formats.sglang import SGLangClassify
+from guerdon.reward.wire.formats.sglang import SGLangClassify, SGLangRerank
 from guerdon.reward.wire.formats.slime import Slime
 from guerdon.reward.wire.formats.tei import Predict, TEIRerank
 from guerdon.reward.wire.formats.vllm import Classify, Pooling, ScorePairs
@@ -26,6 +26,7 @@ FORMATS: Final[tuple[type[Format[Any]], ...]] = (
     ScorePairs,
     Embeddings,
     Rerank,
+    SGLangRerank,
     TEIRerank,
     Predict,
 )

@@ -1,10 +1,10 @@
-"""Rerankers: Cohere v1 and v2, Jina, vLLM and SGLang, at /rerank, /v1/rerank, /v2/rerank."""
+"""Rerankers: Cohere v1 and v2, Jina and vLLM, at /rerank, /v1/rerank, /v2/rerank."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, Field
 
@@ -71,9 +71,12 @@ class RankFormat(Format[B]):
 class Rerank(RankFormat[RerankBody], OpenAIFormat[RerankBody]):
     """Cohere's, Jina's and vLLM's rerankers: the best documents first."""
 
-    paths = ("/rerank", "/v1/rerank", "/v2/rerank")
+    paths: ClassVar[tuple[str, ...]] = ("/rerank", "/v1/rerank", "/v2/rerank")
     body = RerankBody
     refuses = REFUSED_OF_PAIRS
+
+    def serves(self, path: str) -> bool:
+        return path != "/v1/rerank" or self._settings.v1_rerank == "cohere"
 
     def reads(self, value: Mapping[str, Json]) -> bool:
         return "texts" not in value

@@ -27,8 +27,6 @@ from guerdon.serving.status import describe
 
 _PAUSE = 0.5
 """Seconds until a held request is tried again, where the error does not say."""
-_MOST_KEYS = 256
-"""Most keys of an object: what a policy was asked and answered has thirty and more."""
 _MODELS = "/models/"
 _ONE_CALLER = 0.8
 """Part of the waiting requests that one caller alone may have."""
@@ -61,24 +59,33 @@ class FormatRoutes:
         self._formats: dict[str, list[Format[Any]]] = {}
         for kind in formats:
             format_ = kind(settings)
-            for path in format_.paths:
+            for path in filter(format_.serves, format_.paths):
                 self._formats.setdefault(path, []).append(format_)
 
-    def add_to(self, app: FastAPI, native: Collection[str]) -> None:
+    def add_to(self, app: FastAPI, native: Collection[str], others: Collection[str] = ()) -> None:
         """Add them to an app, each also below `/models/NAME`.
 
         Args:
-            native: paths of the native routes, which do not lie there.
+            native: paths of the native routes, which do not lie there and stay theirs.
+            others: paths of further routes, which do.
         """
         for path, formats in self._formats.items():
+            if path in native:
+                continue  # the native route hands over what `reads` tells it to
             summary = "; ".join(str(type(each).__doc__).partition("\n")[0] for each in formats)
             for method in sorted({method for each in formats for method in each.methods}):
                 app.add_api_route(
-                    path, self._serve, methods=[method], summary=summary, tags=["other formats"]
+                    path, self.serve, methods=[method], summary=summary, tags=["other formats"]
                 )
-        app.add_middleware(ModelInPath, paths=self._formats, native=native)
+        paths = [path for path in (*self._formats, *others) if path not in native]
+        app.add_middleware(ModelInPath, paths=paths, native=native)
 
-    async def _serve(self, request: Request) -> Response:
+    def reads(self, path: str, value: Json) -> bool:
+        """Whether a body at a native path is of one of the formats."""
+        formats = self._formats.get(path, ())
+        return isinstance(value, dict) and any(each.reads(value) for each in formats)
+
+    async def serve(self, request: Request) -> Response:
         """Answer a request, in the way of its format also where it fails."""
         path = request.scope["path"]
         format_ = self._formats[path][0]
@@ -86,7 +93,7 @@ class FormatRoutes:
             with self._calls.track(method_name(path), None) as call:
                 data = await request.body()
                 size, kind = len(data), request.headers.get("content-type", "")
-                value = await self._scorer.off_loop(size, parse_json, data, kind, _MOST_KEYS)
+                value = await self._scorer.off_loop(size, parse_json, data, kind)
                 del data  # the request may wait for minutes
                 if not isinstance(value, dict):
                     raise InvalidRequest("body", "must be a JSON object")
@@ -148,7 +155,10 @@ class FormatRoutes:
 
 
 def _reply(format_: Format[Any], body: Any, scored: Scored) -> Response:
-    return JSONResponse(format_.reply(body, scored))
+    """The reply; a header says what the chat template left out, for which no format has a place."""
+    dropped = sorted({part for scores in scored.items for one in scores for part in one.dropped})
+    headers = {"x-guerdon-dropped": ", ".join(dropped)} if dropped else None
+    return JSONResponse(format_.reply(body, scored), headers=headers)
 
 
 class _Waiting:

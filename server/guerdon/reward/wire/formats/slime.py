@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from guerdon.reward.scoring.scorer import Scored
-from guerdon.reward.types import PriorityClass, ScoreItem, Unrendered
+from guerdon.reward.types import Conversation, PriorityClass, ScoreItem, Unrendered
 from guerdon.reward.wire.formats.format import Asked, ForeignBody, Format, Json
-from guerdon.reward.wire.formats.messages import TextOrMessages, conversation
+from guerdon.reward.wire.formats.messages import TextOrMessages, turns
 from guerdon.serving.http.schemas import Text
 
 
@@ -32,8 +32,8 @@ class Slime(Format[RewardBody]):
     def ask(self, body: RewardBody) -> Asked:
         if isinstance(body.prompt, str):
             return Asked(items=[self.text(body.prompt, Unrendered.USER, body.response)])
-        turns = conversation(body.prompt, "prompt")
-        return Asked(items=[ScoreItem(turns, (body.response,))])
+        prompt = Conversation(tuple(turns(body.prompt, "prompt")))
+        return Asked(items=[ScoreItem(prompt, (body.response,))])
 
     def reply(self, body: RewardBody, scored: Scored) -> Json:
         return scored.items[0][0].score

@@ -33,6 +33,7 @@ _ERROR_TYPES = {
     grpc.StatusCode.UNAVAILABLE: (503, "Unhealthy"),
     grpc.StatusCode.PERMISSION_DENIED: (403, "Unauthorized"),
 }
+_OTHER_ERROR = (424, "Backend")
 
 
 class TEIBody(ForeignBody):
@@ -47,15 +48,21 @@ class TEIFormat(Format[B]):
     """What the formats of text-embeddings-inference have in common."""
 
     def code(self, status: ErrorStatus) -> int:
-        return _error(status)[0]
+        return error_code(status)
 
     def error(self, status: ErrorStatus) -> Json:
-        return {"error": status.message, "error_type": _error(status)[1]}
+        return error_body(status)
 
 
-def _error(status: ErrorStatus) -> tuple[int, str]:
-    """The HTTP status and the type of an error."""
-    return _ERROR_TYPES.get(status.code, (424, "Backend"))
+def error_code(status: ErrorStatus) -> int:
+    """The HTTP status of an error."""
+    return _ERROR_TYPES.get(status.code, _OTHER_ERROR)[0]
+
+
+def error_body(status: ErrorStatus) -> Json:
+    """The body of an error."""
+    _, error_type = _ERROR_TYPES.get(status.code, _OTHER_ERROR)
+    return {"error": status.message, "error_type": error_type}
 
 
 class PredictBody(TEIBody):
@@ -77,7 +84,7 @@ class Predict(TEIFormat[PredictBody]):
 
     def reply(self, body: PredictBody, scored: Scored) -> Json:
         scores = final_scores(scored, raw=body.raw_scores)
-        replies = [[{"score": score, "label": "LABEL_0"}] for score in scores]
+        replies = [[{"score": score, "label": scored.info.label}] for score in scores]
         return replies if _is_batch(body) else replies[0]
 
     def _item(self, entry: list[str], field: str) -> ScoreItem:

@@ -22,12 +22,12 @@ from guerdon.reward.wire.formats.format import (
     final_scores,
     usage,
 )
-from guerdon.reward.wire.formats.messages import ForeignMessage, Messages, content, conversation
+from guerdon.reward.wire.formats.messages import Messages, TemplateBody, last_answer, turns
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.schemas import Text
 
 
-class PoolingBody(ForeignBody):
+class PoolingBody(TemplateBody):
     """Texts, token ids or a conversation."""
 
     model: Text = ""
@@ -44,19 +44,23 @@ _OWN_TEMPLATE = "can't be set: the model's own template is used"
 _NO_CUT = "can't be set: nothing is cut"
 _WHOLE = "must be false: a whole answer is scored"
 REFUSED = {
-    **dict.fromkeys(("chat_template", "chat_template_kwargs", "tools"), _OWN_TEMPLATE),
-    **dict.fromkeys(("instruction", "instruct"), _OWN_TEMPLATE),
+    **dict.fromkeys(("chat_template", "instruction", "instruct"), _OWN_TEMPLATE),
     **dict.fromkeys(("max_tokens_per_doc", "max_tokens_per_query"), _NO_CUT),
     **dict.fromkeys(("add_generation_prompt", "continue_final_message"), _WHOLE),
 }
-REFUSED_OF_PAIRS = {**REFUSED, "truncate_prompt_tokens": _NO_CUT}
+REFUSED_OF_POOLING = {**REFUSED, "documents": _OWN_TEMPLATE}
+REFUSED_OF_PAIRS = {
+    **REFUSED,
+    **dict.fromkeys(("chat_template_kwargs", "tools"), _OWN_TEMPLATE),
+    "truncate_prompt_tokens": _NO_CUT,
+}
 
 
 class VLLMFormat(OpenAIFormat[B]):
     """What vLLM's formats have in common."""
 
     overload_code = 503  # which verl's client tries again, and 429 not
-    refuses = REFUSED
+    refuses: ClassVar[Mapping[str, str]] = REFUSED
 
     def _reply(self, kind: str, scored: Scored, data: Sequence[Json]) -> Json:
         return {
@@ -74,10 +78,16 @@ class Pooling(VLLMFormat[PoolingBody]):
 
     paths: ClassVar[tuple[str, ...]] = ("/pooling",)
     body = PoolingBody
+    refuses = REFUSED_OF_POOLING
     items_field = "input"
 
     def reads(self, value: Mapping[str, Json]) -> bool:
         return "input" in value or "messages" in value
+
+    def field(self, path: str) -> str:
+        """A part of a message response is one of the last message."""
+        _, is_message, part = path.partition(".responses[0].message")
+        return f"messages[-1]{part}" if is_message else super().field(path)
 
     def ask(self, body: PoolingBody) -> Asked:
         if body.truncate_prompt_tokens is not None and body.truncate_prompt_tokens != -1:
@@ -97,7 +107,10 @@ class Pooling(VLLMFormat[PoolingBody]):
 
     def _items(self, body: PoolingBody) -> list[ScoreItem]:
         if body.messages is not None:
-            return [_last_answer(body.messages)]
+            return [last_answer(turns(body.messages, "messages"), "messages", body)]
+        for name in ("tools", "chat_template_kwargs"):
+            if getattr(body, name):
+                raise InvalidRequest(name, "is for messages: the input is text already")
         if body.input is None:
             raise InvalidRequest("input", "is required, or messages")
         if body.add_special_tokens is False:
@@ -113,19 +126,10 @@ class Classify(Pooling):
     def reply(self, body: PoolingBody, scored: Scored) -> Json:
         scores = final_scores(scored, raw=body.use_activation is False)
         data = [
-            {"index": place, "label": "LABEL_0", "probs": [score], "num_classes": 1}
+            {"index": place, "label": scored.info.label, "probs": [score], "num_classes": 1}
             for place, score in enumerate(scores)
         ]
         return self._reply("classify", scored, data)
-
-
-def _last_answer(messages: Sequence[ForeignMessage]) -> ScoreItem:
-    """A conversation as its prompt, and the assistant's last turn as the response."""
-    if len(messages) < 2 or messages[-1].role != "assistant":
-        raise InvalidRequest("messages", "must end with the assistant's turn, which is scored")
-    last = len(messages) - 1
-    turns = conversation(messages[:last], "messages")
-    return ScoreItem(turns, (content(messages[last], f"messages[{last}]"),))
 
 
 class PairsBody(ForeignBody):
@@ -148,14 +152,23 @@ _PAIRS = (
     ("queries", "documents"),
     ("queries", "items"),
 )
+_TELLING = {name for pair in _PAIRS for name in pair} - {"items"}
+"""Keys that tell a body of /v1/score from one of the native route, which has items too."""
 
 
 class ScorePairs(VLLMFormat[PairsBody]):
     """vLLM's /score: pairs of texts, through the sigmoid."""
 
-    paths = ("/score",)
+    paths = ("/score", "/v1/score")
     body = PairsBody
     refuses = REFUSED_OF_PAIRS
+
+    def reads(self, value: Mapping[str, Json]) -> bool:
+        items = value.get("items")
+        native = isinstance(items, list) and any(
+            isinstance(item, dict) and "responses" in item for item in items
+        )
+        return not native and not _TELLING.isdisjoint(value)
 
     def ask(self, body: PairsBody) -> Asked:
         for pair in _PAIRS:
@@ -174,8 +187,10 @@ class ScorePairs(VLLMFormat[PairsBody]):
 
     def field(self, path: str) -> str:
         """A pair by its place: one first text has several responses, several have one each."""
+        if re.match(r"items\[\d+\]\.", path) is None:  # a body's own items hold no fields
+            return path
         places = [int(place) for place in re.findall(r"\[(\d+)\]", path)[:2]]
-        return f"text_{len(places)}[{max(places)}]" if path.startswith("items[") else path
+        return f"text_{len(places)}[{max(places)}]"
 
 
 def _pairs(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -13,12 +11,11 @@ import grpc
 
 from guerdon.reward.call_metrics import ScoringCall, ScoringCalls
 from guerdon.reward.format_settings import FormatSettings
-from guerdon.reward.models.registry import Registry
 from guerdon.reward.scoring.scorer import Scored, Scorer
-from guerdon.reward.types import PriorityClass
 from guerdon.reward.wire.formats.format import Format, count_tokens
 from guerdon.reward.wire.formats.scoring import FormatScorer
 from guerdon.reward.wire.formats.tei import Predict, PredictBody, TEIRerank, TEIRerankBody
+from guerdon.reward.wire.formats.tei_info import TEIInfo, TEILimits
 from guerdon.reward.wire.tei.stream import OrderedStream
 from guerdon.reward.wire.tei.v1 import tei_pb2
 from guerdon.serving.access.identity import Role
@@ -41,35 +38,20 @@ PredictRequest = tei_pb2.PredictRequest | tei_pb2.PredictPairRequest
 Request = PredictRequest | tei_pb2.RerankRequest
 
 
-@dataclass(frozen=True, kw_only=True)
-class TEILimits:
-    """The server's limits, which Info tells and the streams keep."""
-
-    max_calls: int
-    max_batch_tokens: int
-    max_batch_sequences: int
-    max_texts: int
-    encode_threads: int
-    stream_items: int
-    """Requests in flight on one stream."""
-    max_message_bytes: int
-    """Bytes of a message, and of all messages of a RerankStream together."""
-
-
 class TEIService:
     """Implements every RPC of the services."""
 
     def __init__(
         self,
         scorer: Scorer,
-        registry: Registry,
         calls: ScoringCalls,
         format_scorer: FormatScorer,
         settings: FormatSettings,
+        info: TEIInfo,
         limits: TEILimits,
     ) -> None:
         self._scorer = scorer
-        self._registry = registry
+        self._info = info
         self._calls = calls
         self._format_scorer = format_scorer
         self._limits = limits
@@ -80,22 +62,8 @@ class TEIService:
         """The model of requests, none of which can name one, and the server's limits."""
         with self._calls.serve("tei_Info", call_deadline(context)) as call:
             decode(tei_pb2.InfoRequest, data)
-            spec = self._format_scorer.spec("")
-            call.asks(spec, PriorityClass.ONLINE)
-            info = self._registry.resolve(spec).info
-            return tei_pb2.InfoResponse(
-                version=importlib.metadata.version("guerdon"),
-                model_id=info.name,
-                model_sha=info.revision,
-                model_dtype=info.dtype,
-                model_type=tei_pb2.MODEL_TYPE_RERANKER,
-                max_concurrent_requests=self._limits.max_calls,
-                max_input_length=info.max_tokens,
-                max_batch_tokens=self._limits.max_batch_tokens,
-                max_batch_requests=self._limits.max_batch_sequences,
-                max_client_batch_size=self._limits.max_texts,
-                tokenization_workers=self._limits.encode_threads,
-            )
+            fields = self._info.fields(self._info.model(call, ""))
+            return tei_pb2.InfoResponse(model_type=tei_pb2.MODEL_TYPE_RERANKER, **fields)
 
     async def Predict(self, data: bytes, context: Context) -> tei_pb2.PredictResponse:
         """Score one text."""

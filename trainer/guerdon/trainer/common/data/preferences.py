@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from guerdon.data import Message, Pair, RowError, parse_pair
+from guerdon.data import Message, Pair, RowError, parse_pair, text_of
 from guerdon.trainer.common.data.row_notes import group_values, read_margin
 from guerdon.trainer.common.data.rows import read_rows
+from guerdon.trainer.common.data.same_prompts import conversation_key, prompt_key
 from guerdon.trainer.common.errors import DataError
-from guerdon.trainer.common.measuring.measures import Ints, numbered
 
 
 @dataclass(kw_only=True)
@@ -89,31 +88,24 @@ def load_pairs(
 
 def shared_prompts(train: Preferences, held_out: Preferences) -> int:
     """How many held-out pairs have a prompt that is trained on: a leak when not zero."""
-    known = {_key(pair.prompt) for pair in train.pairs}
-    return sum(_key(pair.prompt) in known for pair in held_out.pairs)
+    known = {prompt_key(pair) for pair in train.pairs}
+    return sum(prompt_key(pair) in known for pair in held_out.pairs)
 
 
-def prompt_numbers(prompts: Iterable[Any]) -> Ints:
-    """A number for each prompt, a list of messages: the same where they are word for word."""
-    return numbered(map(_key, prompts))
+def says(turn: Message) -> bool:
+    """Whether a turn says or calls anything."""
+    return bool(text_of(turn).strip()) or "tool_calls" in turn
 
 
 def _look(found: Preferences) -> None:
     seen: set[tuple[str, str, str]] = set()
     for pair, line in zip(found.pairs, found.lines, strict=True):
-        if not (_says(pair.chosen) and _says(pair.rejected)):
+        if not (any(map(says, pair.chosen)) and any(map(says, pair.rejected))):
             found.empty_lines.append(line)
-        prompt, chosen, rejected = _key(pair.prompt), _key(pair.chosen), _key(pair.rejected)
+        prompt = prompt_key(pair)
+        chosen, rejected = conversation_key(pair.chosen), conversation_key(pair.rejected)
         if (prompt, chosen, rejected) in seen:
             found.duplicate_lines.append(line)
         if (prompt, rejected, chosen) in seen:
             found.contradiction_lines.append(line)
         seen.add((prompt, chosen, rejected))
-
-
-def _says(turns: Sequence[Message]) -> bool:
-    return any(turn["content"].strip() for turn in turns)
-
-
-def _key(turns: Any) -> str:
-    return json.dumps(turns, sort_keys=True)

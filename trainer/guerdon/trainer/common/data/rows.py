@@ -19,6 +19,8 @@ _FILE_ENDINGS = (".jsonl", ".json", ".gz", ".parquet", ".csv", ".tsv", ".arrow",
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 """Files of a folder that `datasets` saved; one of Parquet files, as hubs have them, lacks them."""
 _PARQUET_BATCH = 256
+_OWN_KEYS = ("tools", "tool_calls", "chat_template_kwargs")
+"""Fields whose objects have keys of their own in each row."""
 MAX_ARRAY_BYTES = 1 << 30
 """Largest JSON array, decompressed: it is in memory whole."""
 
@@ -196,7 +198,7 @@ def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
     try:
         with ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
-                yield from batch.to_pylist()
+                yield from map(_as_written, batch.to_pylist())
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is damaged or no Parquet file: {error}") from error
 
@@ -223,4 +225,25 @@ def _dataset_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any]
             f"{source!r} is neither a file nor a data set with a split {split!r} {_known()}: "
             f"{reason}"
         ) from error
-    yield from enumerate(data, start=1)
+    yield from enumerate(map(_as_written, data), start=1)
+
+
+def _as_written(value: Any, *, own_keys: bool = False) -> Any:
+    """A row of Arrow without the nulls that tools and tool calls did not have when it was written.
+
+    Arrow gives every object of a column the same keys, so that the arguments of one tool call get
+    those of all others.
+
+    Args:
+        value: a row, or a part of one.
+        own_keys: whether null, in an object, is a key that it did not have.
+    """
+    if isinstance(value, Mapping):
+        return {
+            key: _as_written(entry, own_keys=own_keys or key in _OWN_KEYS)
+            for key, entry in value.items()
+            if entry is not None or not own_keys
+        }
+    if isinstance(value, list) and value and isinstance(value[0], Mapping | list):
+        return [_as_written(entry, own_keys=own_keys) for entry in value]
+    return value

@@ -7,14 +7,14 @@ token that is not the pad token; the two agree only when no sequence ends with i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from guerdon.data import REASONING, Dropped, Message, RowError, missing_text
-from guerdon.models.chat_template import render_chat
+from guerdon.data import Conversation, Message, RowError, is_plain, text_of, texts_in
 from guerdon.trainer.common.data.preferences import Preferences
+from guerdon.trainer.common.data.rendering import lines_left_out, render
 from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
 
 NEW_PAD_TOKEN = "<|guerdon_pad|>"  # noqa: S105 - a token of the vocabulary
@@ -54,6 +54,8 @@ class TokenPairs:
     """Tokens of the longest sequence, those left out included."""
     reasoning_dropped: list[int]
     """Lines of conversations whose reasoning the chat template leaves out."""
+    names_dropped: list[int]
+    """Lines of conversations of which it leaves out who speaks, or which tool answers."""
 
     def sequences(self) -> Iterator[tuple[int, list[int]]]:
         """Every sequence, with the place of its row."""
@@ -91,13 +93,13 @@ def tokenize_pairs(
         DataError: a pair is too long and `too_long` is `error`; the template refuses a
             conversation; or no pair is left.
     """
-    chosen = [pair.prompt + pair.chosen for pair in data.pairs]
-    rejected = [pair.prompt + pair.rejected for pair in data.pairs]
+    chosen = [Conversation.of(pair.prompt + pair.chosen, pair.inputs) for pair in data.pairs]
+    rejected = [Conversation.of(pair.prompt + pair.rejected, pair.inputs) for pair in data.pairs]
     (chosen_texts, one), (rejected_texts, other) = (
         render(tokenizer, column, data) for column in (chosen, rejected)
     )
     columns = [token_ids(tokenizer, texts) for texts in (chosen_texts, rejected_texts)]
-    answers = [[turns[-1]["content"] for turns in column] for column in (chosen, rejected)]
+    answers = [[_said(each.messages[-1]) for each in column] for column in (chosen, rejected)]
     sizes = [[len(ids) for ids in token_ids(tokenizer, column)] for column in answers]
     rows = list(zip(*columns, *sizes, strict=True))
     lengths = [max(map(len, two)) for two in zip(*columns, strict=True)]
@@ -112,7 +114,13 @@ def tokenize_pairs(
     if not pairs:
         raise DataError(f"{data.source}: no row is left under {max_length} tokens")
     same = len(kept) - len(pairs)
-    return TokenPairs(pairs, len(dropped), same, max(lengths), sorted({*one, *other}))
+    noted = lines_left_out(data.lines, one, other)
+    return TokenPairs(pairs, len(dropped), same, max(lengths), **noted)
+
+
+def _said(turn: Message) -> str:
+    """What an answer says, as it is counted: its text, and what stands beside it."""
+    return text_of(turn) if is_plain(turn) else " ".join(text for _, text in texts_in(turn))
 
 
 def fitting(
@@ -149,73 +157,6 @@ def fitting(
     if not kept:
         raise DataError(f"{source}: no row is left under {max_length} tokens")
     return kept, [lines[i] for i in long]
-
-
-class Located(Protocol):
-    """Data that knows where it came from."""
-
-    source: str
-    lines: list[int]
-
-
-def render(
-    tokenizer: Any, column: Sequence[list[Message]], data: Located
-) -> tuple[list[str], list[int]]:
-    """Conversations as texts, by the chat template, and the lines that lost reasoning by it.
-
-    A reward model's template may strip the reasoning of all turns, as DeepSeek-R1's does: answers
-    are then judged without it, in training as in serving.
-
-    Args:
-        column: one for each of the data's lines.
-        data: where they came from, for the message.
-
-    Raises:
-        DataError: the template refuses one, or leaves out other text of it.
-    """
-    texts, shortened = [], []
-    for line, turns in zip(data.lines, column, strict=True):
-        try:
-            text, lost = rendered(tokenizer, turns, may_drop=REASONING)
-        except RowError as error:
-            raise DataError(f"{data.source}, {error.at(line)}") from error
-        texts.append(text)
-        if lost:
-            shortened.append(line)
-    return texts, shortened
-
-
-def rendered(
-    tokenizer: Any,
-    turns: Sequence[Message],
-    *,
-    may_drop: Collection[Dropped] = (Dropped.EARLIER_REASONING,),
-    **how: Any,
-) -> tuple[str, bool]:
-    """A conversation as text, by the chat template, and whether the template left some of it out.
-
-    Args:
-        tokenizer: of `transformers`, with a template.
-        turns: the conversation.
-        may_drop: what the template may leave out.
-        how: further arguments of `render_chat`.
-
-    Raises:
-        RowError: the template refuses it, or leaves out other text of it.
-    """
-    try:
-        text = render_chat(tokenizer, turns, **how)
-    except Exception as error:  # jinja2's errors, and what a template raises itself
-        raise RowError("", f"the chat template refuses it: {error}") from error
-    missing = missing_text(text, turns)
-    for one in missing:
-        if one.part not in may_drop:
-            raise RowError(
-                "",
-                f"turn {one.place + 1} ({one.role}) {one.reason}: a template that renders "
-                "messages whose content is a text is needed (--chat-template)",
-            )
-    return text, bool(missing)
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

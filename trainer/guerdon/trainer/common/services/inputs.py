@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from guerdon.trainer.common.data.same_prompts import conversation_key
 from guerdon.trainer.common.data.tokens import embedded_tokens, max_positions
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.report import say
@@ -36,8 +36,9 @@ class RunInputs:
     @property
     def shared(self) -> int:
         """Held-out prompts that are trained on too: a leak."""
-        trained = {_key(row.turns) for row in self.prompts.rows}
-        return sum(_key(row.turns) in trained for row in self.eval_prompts.rows)
+        trained = {conversation_key(row.turns, row.inputs) for row in self.prompts.rows}
+        held_out = (conversation_key(row.turns, row.inputs) for row in self.eval_prompts.rows)
+        return sum(key in trained for key in held_out)
 
 
 def check_services(settings: PublishSettings) -> None:
@@ -131,7 +132,3 @@ def check_positions(config: Any, max_tokens: int, longest: int) -> None:
             f"the longest prompt has {longest} tokens and max_tokens is {max_tokens}, "
             f"but the policy has {known} positions"
         )
-
-
-def _key(turns: Any) -> str:
-    return json.dumps(turns, sort_keys=True)

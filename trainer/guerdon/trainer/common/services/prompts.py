@@ -13,13 +13,24 @@ from typing import Any, Literal
 
 import numpy as np
 
-from guerdon.data import ControlTokens, Message, RowError, check_text, check_turns, parse_prompt
+from guerdon.data import (
+    REASONING,
+    ControlTokens,
+    Dropped,
+    Message,
+    RowError,
+    check_text,
+    check_turns,
+    parse_prompt,
+    read_template_inputs,
+)
 from guerdon.trainer.common.data.columns import missing
 from guerdon.trainer.common.data.rows import data_file, file_rows, file_sha256, source_rows
+from guerdon.trainer.common.data.same_prompts import conversation_key
 from guerdon.trainer.common.data.tables import is_table, table_rows
-from guerdon.trainer.common.data.tokens import check_embedded, rendered
+from guerdon.trainer.common.data.tokens import check_embedded
 from guerdon.trainer.common.errors import DataError
-from guerdon.trainer.common.services.policy_text import opening
+from guerdon.trainer.common.services.prompt_tokens import check_spelled, prompt_tokens
 from guerdon.trainer.common.services.types import Ints, PromptRow, Task
 
 MAX_KEPT_CHARACTERS = 4 << 30
@@ -45,6 +56,8 @@ class Prompts:
     """Rows whose prompt occurred before, word for word. They are kept."""
     reasoning_dropped: int = 0
     """Rows with reasoning in earlier turns that the chat template leaves out."""
+    names_dropped: int = 0
+    """Rows with names, of who speaks or which tool answers, that it leaves out."""
     answer_key: str = "answer"
     """The column of the rows' answers."""
 
@@ -88,7 +101,8 @@ def load_prompts(
     A row is `{"prompt": text, transcript or messages, "answer": optional text or number}`; its
     other columns are kept. Rows are read one after another; what they hold stays in memory, up to
     `MAX_KEPT_CHARACTERS`. The policy's chat template renders it, with the mark that opens the
-    answer; a tokenizer without a template takes plain text as it is.
+    answer, given the row's `tools` and `chat_template_kwargs`; a tokenizer without a template takes
+    plain text as it is.
 
     Args:
         path: JSON Lines, a JSON array or CSV, gzipped or not, or Parquet; a name of
@@ -135,7 +149,7 @@ def load_prompts(
         raise DataError(f"{path}, {error}") from error
     if not read:
         raise DataError(f"{path} holds no prompt")
-    different = {json.dumps(row.row.turns, sort_keys=True) for row in read}
+    different = {conversation_key(row.row.turns, row.row.inputs) for row in read}
     return Prompts(
         path,
         sha256,
@@ -144,7 +158,8 @@ def load_prompts(
         tuple(row.ids for row in read),
         tuple(row.opening for row in read),
         len(read) - len(different),
-        sum(row.shortened for row in read),
+        sum(not REASONING.isdisjoint(row.left_out) for row in read),
+        sum(Dropped.NAME in row.left_out for row in read),
         answer_key,
     )
 
@@ -157,8 +172,8 @@ class _ReadRow:
     row: PromptRow
     ids: Ints
     opening: str
-    shortened: bool
-    """Whether the template left some of its text out."""
+    left_out: frozenset[Dropped]
+    """What the template leaves out of it."""
 
 
 @dataclass(frozen=True)
@@ -179,21 +194,21 @@ class _RowReader:
         Raises:
             RowError: something is wrong with it; names its line.
         """
-        encode = _templated if getattr(self.tokenizer, "chat_template", None) else _plain
         try:
             if isinstance(values, RowError):
                 raise values
             row = parse_row(values, index, self.prompt_key, self.answer_key)
             with _named(self.prompt_key):
-                _check_spelled(row, self.control)
-                ids, opening, shortened = encode(self.tokenizer, row)
+                if self.control is not None:
+                    check_spelled(row, self.control)
+                ids, opening, left_out = prompt_tokens(self.tokenizer, row)
                 _check_size(ids, self.max_prompt_tokens)
             if self.vocab_size is not None:
                 check_embedded(self.tokenizer, ids.tolist(), self.vocab_size)
         except RowError as error:
             raise error.at(line) from error
         ids.setflags(write=False)  # all samples of all its tasks share it
-        return _ReadRow(line, row, ids, opening, shortened)
+        return _ReadRow(line, row, ids, opening, left_out)
 
 
 def _source_rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
@@ -212,7 +227,10 @@ def _named(key: str) -> Iterator[None]:
     try:
         yield
     except RowError as error:
-        raise RowError(error.field.replace("prompt", key, 1), error.reason) from error
+        field = error.field
+        if field.startswith("prompt"):
+            field = key + field.removeprefix("prompt")
+        raise RowError(field, error.reason) from error
 
 
 def _check_size(ids: Ints, most: int) -> None:
@@ -221,26 +239,14 @@ def _check_size(ids: Ints, most: int) -> None:
         raise RowError("prompt", reason)
 
 
-def _check_spelled(row: PromptRow, control: ControlTokens | None) -> None:
-    """Refuse texts that spell control tokens.
-
-    Raises:
-        RowError: names the token.
-    """
-    for turn in row.turns if control else ():
-        token = control.first_in(turn["content"]) if control else None
-        if token is not None:
-            raise RowError("prompt", f"spells the control token {token!r} (--control-tokens allow)")
-
-
 def parse_row(
     values: Mapping[str, Any], index: int, prompt_key: str = "prompt", answer_key: str = "answer"
 ) -> PromptRow:
     """A row of the prompts.
 
     Raises:
-        RowError: the prompt is missing or malformed or ends with the assistant's turn, or the
-            answer is neither text nor a number.
+        RowError: the prompt is missing or malformed or ends with the assistant's turn, the answer
+            is neither text nor a number, or the inputs of the chat template are malformed.
     """
     prompt = values.get(prompt_key)
     if prompt is None:
@@ -256,7 +262,8 @@ def parse_row(
         except (TypeError, ValueError) as error:
             raise RowError(key, f"holds what JSON can't: {error}") from error
     answer = _answer(values.get(answer_key), answer_key)
-    return PromptRow(index, turns, answer, extra, prompt if isinstance(prompt, str) else None)
+    text = prompt if isinstance(prompt, str) else None
+    return PromptRow(index, turns, answer, extra, text, read_template_inputs(values, RowError))
 
 
 def _turns(prompt: Any) -> tuple[Message, ...]:
@@ -277,37 +284,6 @@ def _answer(value: Any, key: str) -> str | None:
         raise RowError(key, "is empty")
     check_text(key, text)
     return text
-
-
-def _templated(tokenizer: Any, row: PromptRow) -> tuple[Ints, str, bool]:
-    """Tokens, what their end writes of the answer, and whether earlier reasoning was left out.
-
-    The template decides about special tokens, BOS included; the tokenizer adds none.
-    """
-    try:
-        text, lost = rendered(tokenizer, row.turns, add_generation_prompt=True)
-    except RowError as error:
-        raise RowError("prompt", error.reason) from error
-    return _ids(tokenizer, text, special=False), opening(tokenizer, row.turns, text), lost
-
-
-def _plain(tokenizer: Any, row: PromptRow) -> tuple[Ints, str, bool]:
-    """Text with the tokenizer's own beginning, but not with its own end: more will follow."""
-    if len(row.turns) != 1 or row.turns[0]["role"] != "user":
-        raise RowError("prompt", "is a conversation, but the policy has no chat template")
-    text = row.turns[0]["content"]
-    ids, bare = (_ids(tokenizer, text, special=special) for special in (True, False))
-    eos = tokenizer.eos_token_id
-    if eos is not None and ids[-1] == eos and bare[-1] != eos:
-        ids = ids[:-1].copy()
-    return ids, "", False
-
-
-def _ids(tokenizer: Any, text: str, *, special: bool) -> Ints:
-    found = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-    if not found:
-        raise RowError("prompt", "has no tokens")
-    return np.array(found, dtype=np.int32)
 
 
 class PromptOrder:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from guerdon.client.types import ModelInfo
+from guerdon.data import is_plain
+from guerdon.trainer.common.data.same_prompts import conversation_key
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.policy_text import PolicyText
 from guerdon.trainer.common.services.prompts import Prompts
 from guerdon.trainer.common.services.settings import DrawSettings
+from guerdon.trainer.common.services.types import PromptRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +39,12 @@ class Asking:
             tokenizer: of the policy.
             prompts: all that is sampled.
         """
+        forms: dict[str, PromptRow] = {}
+        for row in chain.from_iterable(one.rows for one in prompts):
+            forms.setdefault(_form(row), row)
+        first, *others = forms.values()
         return cls(
-            text=PolicyText.of(tokenizer, prompts[0].rows[0].turns),
+            text=PolicyText.of(tokenizer, first.turns, first.inputs, others),
             longest=max(one.longest for one in prompts) + settings.max_tokens,
             too_long=settings.reward_too_long,
             refused=settings.reward_refused,
@@ -68,3 +76,16 @@ class Asking:
         sign = math.copysign(1.0, weight)
         worst = min([self.penalty, *(sign * score for score in scores if score is not None)])
         return [sign * worst if score is None else score for score in scores]
+
+
+def _form(row: PromptRow) -> str:
+    """What may make a template end answers otherwise than after another prompt.
+
+    That is what it is given beside the turns, and turns that are of tools or more than a text.
+    """
+    tools = {
+        (turn["role"], *sorted(turn))
+        for turn in row.turns
+        if turn["role"] in ("tool", "function") or not is_plain(turn)
+    }
+    return conversation_key(sorted(tools), row.inputs)

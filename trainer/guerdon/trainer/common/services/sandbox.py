@@ -39,27 +39,28 @@ class Checker(LineProcess):
     """Asks a process of its own, one question at a time; starts it at the first.
 
     Args:
+        kind: of its questions, `regex` or `maths`: the process loads SymPy for `maths` alone.
         seconds: of processor time that one check may take.
     """
 
     module = "guerdon.trainer.common.services.sandbox"
     purpose = "checks answers"
 
-    def __init__(self, seconds: float = CHECK_SECONDS) -> None:
-        super().__init__()
+    def __init__(self, kind: str, seconds: float = CHECK_SECONDS) -> None:
+        super().__init__(kind)
         self.gave_up = 0
         """Questions without an answer: too long, or a fresh process died of them."""
-        self._seconds = seconds
+        self._kind, self._seconds = kind, seconds
         self._lock = threading.Lock()
         atexit.register(self.close)
 
-    def ask(self, kind: str, expected: str, text: str) -> bool | None:
+    def ask(self, expected: str, text: str) -> bool | None:
         """The answer to one question; None when it takes too long, or its process dies of it.
 
         Raises:
             TrainingError: the process can't be started, or was killed from outside twice.
         """
-        question = json.dumps([kind, expected, text, self._seconds]).encode() + b"\n"
+        question = json.dumps([expected, text, self._seconds]).encode() + b"\n"
         with self._lock:
             for _ in range(2):
                 with contextlib.suppress(OSError):
@@ -70,13 +71,13 @@ class Checker(LineProcess):
             if code == -signal.SIGKILL:
                 raise TrainingError(
                     "the process that checks answers was killed, or stood still, twice in a "
-                    f"{kind} check: is there memory enough?"
+                    f"{self._kind} check: is there memory enough?"
                 )
             self.gave_up += 1
             logger.warning(
                 "a %s check ran over %g seconds or broke its process, and counts as not passed "
                 "(%d so far)",
-                kind,
+                self._kind,
                 self._seconds,
                 self.gave_up,
             )
@@ -88,22 +89,24 @@ class Checker(LineProcess):
             self._stop()
 
 
-def _serve() -> None:
-    """Answer questions from stdin until it ends."""
+def _serve(kind: str) -> None:
+    """Answer questions of one kind from stdin until it ends."""
     logging.disable(logging.CRITICAL)  # math-verify tells of every text that it can't parse
     _limit_memory()
-    from math_verify import parse
+    check = _CHECKS[kind]
+    if check is _maths:
+        from math_verify import parse
 
-    parse("$1$", parsing_timeout=None)  # what loads lazily, loads now
+        parse("$1$", parsing_timeout=None)  # what loads lazily, loads now
     # math-verify and SymPy may print; answers have a pipe of their own.
     answers, sys.stdout = sys.stdout, sys.stderr
     print('"ready"', file=answers, flush=True)
     for line in sys.stdin:
-        kind, expected, text, seconds = json.loads(line)
+        expected, text, seconds = json.loads(line)
         # Unhandled, the signal ends the process even in C code, also where the trainer is gone.
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            found = _CHECKS[kind](expected, text)
+            found = check(expected, text)
         except Exception:  # a text that the library stumbles over is not shown to be right
             found = False
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -141,4 +144,4 @@ def _gold(answer: str) -> Any:
 _CHECKS = {"regex": _regex, "maths": _maths}
 
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.argv[1])

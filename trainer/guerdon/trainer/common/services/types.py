@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.data import Message
+from guerdon.data import NO_INPUTS, Message, TemplateInputs
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -35,6 +35,8 @@ class PromptRow:
     """The row's columns but for the prompt, as they stand there; the answer's is among them."""
     text: str | None = None
     """The prompt, where it is text in the file and no messages."""
+    inputs: TemplateInputs = NO_INPUTS
+    """What the policy's chat template is given beside the conversation."""
 
     @property
     def prompt(self) -> Any:

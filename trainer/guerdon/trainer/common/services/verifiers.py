@@ -221,11 +221,11 @@ class Regex(Rule):
         except re.error as error:
             raise SettingsError(f"verifier: regex: {pattern!r}: {error}") from error
         self._pattern = pattern
-        self._checker = Checker()
+        self._checker = Checker("regex")
 
     def verify(self, row: PromptRow, text: str, n_tokens: int) -> float:
         """1 when it is found, else 0."""
-        return float(self._checker.ask("regex", self._pattern, text) is True)
+        return float(self._checker.ask(self._pattern, text) is True)
 
     async def close(self) -> None:
         """End the process that checks."""
@@ -238,17 +238,17 @@ class Maths(Rule):
     needs_answer = True
 
     def __init__(self) -> None:
-        self._checker = Checker()
+        self._checker = Checker("maths")
 
     def verify(self, row: PromptRow, text: str, n_tokens: int) -> float:
         """1 when it has, else 0."""
         assert row.answer is not None
-        return float(self._checker.ask("maths", row.answer, text) is True)
+        return float(self._checker.ask(row.answer, text) is True)
 
     def check(self, row: PromptRow) -> None:
         """Refuse an answer that math-verify does not find equal to itself."""
         assert row.answer is not None
-        if self._checker.ask("maths", row.answer, row.answer) is not True:
+        if self._checker.ask(row.answer, row.answer) is not True:
             raise RowError("answer", f"{row.answer!r} is nothing that math-verify can read")
 
     async def close(self) -> None:

@@ -36,6 +36,7 @@ from guerdon.trainer.evaluate.policy.winning import reward_per_kl, win_rates
 OWN_KEYS = frozenset({
     "prompt_index", "sample", "prompt", "response", "reward", "parts", "heldout_reward", "kl",
     "tokens", "finished", "repetition", "refusal", "harm", "harmful", "answer",
+    "tools", "chat_template_kwargs",
 })  # fmt: skip
 """The keys of a row of samples.jsonl; a field of the prompts' rows with one of these names is left
 out."""

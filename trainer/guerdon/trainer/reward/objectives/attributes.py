@@ -79,7 +79,7 @@ def parse_ratings(
     )
     if all(target is None for target in targets):
         raise RowError("attributes", f"has none of {', '.join(names)}")
-    return RatedAnswer(text.prompt, text.answer, targets, group_values(row, by))
+    return RatedAnswer(text.prompt, text.answer, targets, group_values(row, by), text.inputs)
 
 
 def squared_error(logits_NK: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:

@@ -18,7 +18,7 @@ from transformers import set_seed
 from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from guerdon.trainer.common.data.preferences import prompt_numbers
+from guerdon.trainer.common.data.same_prompts import prompt_numbers
 from guerdon.trainer.common.data.tokens import TokenPair, TokenPairs
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measuring import measures
@@ -48,9 +48,7 @@ class PreferenceTask(RewardTask[PairScores]):
         self.inputs = inputs
         self.share = False
         """Whether pairs are computed in one row each; known when the model is loaded."""
-        self.prompts = prompt_numbers(
-            inputs.eval_data.pairs[pair.row].prompt for pair in inputs.eval.pairs
-        )
+        self.prompts = prompt_numbers(inputs.eval_data.pairs[p.row] for p in inputs.eval.pairs)
         """The prompt of each held-out pair; equal numbers are one prompt."""
 
     def counts(self) -> dict[str, Any]:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from guerdon.data import RowError, parse_prompt
-from guerdon.trainer.common.data.preferences import prompt_numbers
+from guerdon.data import RowError, parse_prompt, read_template_inputs
 from guerdon.trainer.common.data.row_notes import group_values
+from guerdon.trainer.common.data.same_prompts import prompt_numbers
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.common.measuring.measures import Bounded, Floats, Ints
 from guerdon.trainer.reward.objectives import step_measures
@@ -75,7 +75,8 @@ def parse_steps(row: Mapping[str, Any], marker: str, by: Sequence[str]) -> Rated
         _check_step(i, step, label, marker)
     answer = "".join(f"{step}{marker}" for step in steps)
     targets = tuple(float(label) for label in labels)
-    return RatedAnswer(parse_prompt(row["prompt"]), answer, targets, group_values(row, by))
+    inputs = read_template_inputs(row, RowError)
+    return RatedAnswer(parse_prompt(row["prompt"]), answer, targets, group_values(row, by), inputs)
 
 
 def _check_step(place: int, step: Any, label: Any, marker: str) -> None:
@@ -113,9 +114,7 @@ class ProcessTask(AnswerTask[list[Floats]]):
     def __init__(self, inputs: AnswerInputs) -> None:
         super().__init__(inputs)
         self._right = [np.array(row.targets, dtype=np.float64) for row in inputs.eval.rows]
-        self._prompts = prompt_numbers(
-            inputs.eval_data.rows[row.row].prompt for row in inputs.eval.rows
-        )
+        self._prompts = prompt_numbers(inputs.eval_data.rows[row.row] for row in inputs.eval.rows)
         for data, tokens in ((inputs.train_data, inputs.train), (inputs.eval_data, inputs.eval)):
             labels = {label for row in tokens.rows for label in row.targets}
             if len(labels) < 2:

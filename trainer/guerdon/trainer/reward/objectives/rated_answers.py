@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from guerdon.data import Message
+from guerdon.data import (
+    NO_INPUTS,
+    Answer,
+    Conversation,
+    Message,
+    TemplateInputs,
+    answer_turn,
+    text_of,
+)
 from guerdon.models.chat_template import render_chat
+from guerdon.trainer.common.data.rendering import lines_left_out, render
 from guerdon.trainer.common.data.rows import Rows, read_rows, where_odd
-from guerdon.trainer.common.data.tokens import fitting, render, token_ids
+from guerdon.trainer.common.data.same_prompts import conversation_key, prompt_key
+from guerdon.trainer.common.data.tokens import fitting, token_ids
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.reward.inputs import RewardInputs
 from guerdon.trainer.reward.settings import RewardModelSettings
@@ -22,16 +31,17 @@ class RatedAnswer:
     """An answer to a prompt, and its targets."""
 
     prompt: list[Message]
-    answer: str
+    answer: Answer
     targets: tuple[float | None, ...]
     """One for each attribute, None where it is not known; or one for each step, 1 or 0."""
     groups: dict[str, str]
     """The row's value of each field that results are broken down by."""
+    inputs: TemplateInputs = NO_INPUTS
 
     @property
-    def conversation(self) -> list[Message]:
+    def conversation(self) -> Conversation:
         """The prompt and the answer."""
-        return [*self.prompt, Message(role="assistant", content=self.answer)]
+        return Conversation.of([*self.prompt, answer_turn(self.answer)], self.inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,8 @@ class TokenizedAnswers:
     """Tokens of the longest sequence, those left out included."""
     reasoning_dropped: list[int]
     """Lines of conversations whose reasoning the chat template leaves out."""
+    names_dropped: list[int]
+    """Lines of conversations of which it leaves out who speaks, or which tool answers."""
 
     def sequences(self) -> Iterator[tuple[int, list[int]]]:
         """Every sequence, with the place of its row."""
@@ -73,6 +85,10 @@ class AnswerInputs(RewardInputs[Rows[RatedAnswer], TokenizedAnswers]):
         """
 
         def one(data: Rows[RatedAnswer], tokens: TokenizedAnswers) -> dict[str, Any]:
+            noted = {
+                "reasoning_dropped": tokens.reasoning_dropped,
+                "names_dropped": tokens.names_dropped,
+            }
             return {
                 "source": data.source,
                 "sha256": data.sha256,
@@ -81,13 +97,13 @@ class AnswerInputs(RewardInputs[Rows[RatedAnswer], TokenizedAnswers]):
                 "too_long": tokens.too_long,
                 "duplicates": _duplicates(data.rows),
                 "longest_tokens": tokens.longest,
-                "reasoning_dropped": len(tokens.reasoning_dropped),
                 "about": list(about(tokens)),
-                **where_odd(data.bad, {"reasoning_dropped": tokens.reasoning_dropped}),
+                **{kind: len(lines) for kind, lines in noted.items()},
+                **where_odd(data.bad, noted),
             }
 
-        known = {json.dumps(row.prompt) for row in self.train_data.rows}
-        leaked = sum(json.dumps(row.prompt) in known for row in self.eval_data.rows)
+        known = {prompt_key(row) for row in self.train_data.rows}
+        leaked = sum(prompt_key(row) in known for row in self.eval_data.rows)
         return {
             "train": one(self.train_data, self.train),
             "eval": one(self.eval_data, self.eval) | {"prompts_in_train": leaked},
@@ -148,7 +164,7 @@ def tokenize(
         DataError: a row is too long and `too_long` is `error`; the template refuses a
             conversation; a marker is not a token of its own; or no row is left.
     """
-    texts, shortened = render(tokenizer, [row.conversation for row in data.rows], data)
+    texts, left_out = render(tokenizer, [row.conversation for row in data.rows], data)
     encoded = tokenizer(
         texts,
         add_special_tokens=False,
@@ -175,7 +191,8 @@ def tokenize(
                     "a token of its own that the template does not write"
                 )
         rows.append(TokenizedAnswer(ids, places, row.targets, i))
-    return TokenizedAnswers(rows, len(dropped), max(lengths), shortened)
+    noted = lines_left_out(data.lines, left_out)
+    return TokenizedAnswers(rows, len(dropped), max(lengths), **noted)
 
 
 def _answer_start(tokenizer: Any, row: RatedAnswer, text: str) -> int:
@@ -183,9 +200,9 @@ def _answer_start(tokenizer: Any, row: RatedAnswer, text: str) -> int:
 
     The server finds it in the same way.
     """
-    other = "b" if row.answer.lstrip().startswith("a") else "a"
-    turns = [*row.prompt, Message(role="assistant", content=other)]
-    beside = render_chat(tokenizer, turns)
+    said = text_of(answer_turn(row.answer)).lstrip()
+    turns = [*row.prompt, answer_turn("b" if said.startswith("a") else "a")]
+    beside = render_chat(tokenizer, turns, row.inputs)
     pairs = enumerate(zip(text, beside, strict=False))
     return next((i for i, (one, two) in pairs if one != two), min(len(text), len(beside)))
 
@@ -204,7 +221,7 @@ def _duplicates(rows: Sequence[RatedAnswer]) -> int:
     seen: set[str] = set()
     found = 0
     for row in rows:
-        key = json.dumps(row.conversation)
+        key = conversation_key(row.conversation.messages, row.inputs)
         found += key in seen
         seen.add(key)
     return found

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from guerdon.data import RowError, read_template_inputs
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 
 
@@ -26,7 +27,12 @@ def unpack_tasks(tree: dict[str, Any]) -> list[Task]:
         Task(
             uid,
             PromptRow(
-                row["index"], tuple(row["turns"]), row["answer"], row["extra"], row.get("text")
+                row["index"],
+                tuple(row["turns"]),
+                row["answer"],
+                row["extra"],
+                row.get("text"),
+                read_template_inputs(row, RowError),
             ),
             ids,
             text,
@@ -94,6 +100,7 @@ def _row(row: PromptRow) -> dict[str, Any]:
         "answer": row.answer,
         "extra": dict(row.extra),
         "text": row.text,
+        **row.inputs.columns(),
     }
 
 

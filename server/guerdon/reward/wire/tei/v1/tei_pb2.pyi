@@ -294,7 +294,7 @@ class Prediction(_message.Message):
     score: _builtins.float
     """The score, or its sigmoid."""
     label: _builtins.str
-    """LABEL_0."""
+    """What the checkpoint calls its output, or LABEL_0."""
     def __init__(
         self,
         *,
