@@ -47,21 +47,22 @@ async def main(settings: dict[str, Any]) -> None:
     call = vf.ToolCall(id="1", name="look", arguments="{}")
     forked = trace(task, [*ASKED, answers[0]])
     forked.nodes.append(vf.MessageNode(parent=1, message=answers[1], sampled=True))
-    refused = [
+    for refused in (
         trace(task, [*ASKED, vf.AssistantMessage(content="a", tool_calls=[call])]),
         trace(task, ASKED),
         forked,
-    ]
-    (down,) = vf.load_taskset(env.taskset)
-    down.config.rewards["helpful"].fn = "my_rewards:down"
-    for asked, scored in [
-        *((task, each) for each in refused),
-        (down, trace(down, [*ASKED, MORE[0]])),
-    ]:
-        try:
-            await asked.score(scored)
-        except vf.TaskError as error:
-            print(list(scored.rewards.values()), str(error).replace("\n", " "))
+    ):
+        await print_refusal(task, refused)
+    task.config.rewards["helpful"].fn = "my_rewards:down"
+    await print_refusal(task, trace(task, [*ASKED, MORE[0]]))
+
+
+async def print_refusal(task: Any, asked: vf.Trace) -> None:
+    """The rewards of what can't be scored, and why."""
+    try:
+        await task.score(asked)
+    except vf.TaskError as error:
+        print(list(asked.rewards.values()), str(error).replace("\n", " "))
 
 
 if __name__ == "__main__":
