@@ -14,6 +14,7 @@ from guerdon.data.conversations import (
     parse_transcript,
 )
 from guerdon.data.formats import FileFormat
+from guerdon.data.json_values import json_texts
 from guerdon.data.jsonl import (
     DAMAGED_GZIP,
     JsonLines,
@@ -34,7 +35,6 @@ from guerdon.data.messages import (
     all_texts,
     answer_of,
     answer_turn,
-    argument_texts,
     is_plain,
     read_message,
     read_template_inputs,
@@ -80,7 +80,6 @@ __all__ = [
     "all_texts",
     "answer_of",
     "answer_turn",
-    "argument_texts",
     "as_messages",
     "check_text",
     "check_turns",
@@ -89,6 +88,7 @@ __all__ = [
     "file_format",
     "is_plain",
     "is_transcript",
+    "json_texts",
     "missing_beside",
     "missing_text",
     "parse_demonstration",

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from guerdon.data.json_values import Fail
 from guerdon.data.messages import (
     Conversation,
-    Fail,
     Message,
     read_message,
     read_template_kwargs,

@@ -8,13 +8,11 @@ is left out.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
-Fail = Callable[[str, str], Exception]
-"""Makes an error of a field's path and of what is wrong with it."""
+from guerdon.data.json_values import Fail, check_unicode, json_copy, json_texts, parsed, shown
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of content parts that are text."""
@@ -29,10 +27,6 @@ _RESERVED = frozenset({
     "joiner", "namespace", "loop", "self", "true", "false", "none",
 })  # fmt: skip
 """Names that are no variables of a template's own."""
-_MOST_BITS = 4096
-"""Of an integer: Python writes no longer ones."""
-MOST_LEVELS = 24
-"""Lists and objects within each other, in JSON that comes with a conversation."""
 
 
 class FunctionCall(TypedDict):
@@ -159,7 +153,7 @@ def texts_in(message: Message) -> Iterator[tuple[str, str]]:
         path = f"tool_calls[{place}]"
         yield f"{path}.id", call.get("id", "")
         yield f"{path}.function.name", call["function"]["name"]
-        for text in argument_texts(call["function"]["arguments"]):
+        for text in json_texts(call["function"]["arguments"]):
             yield f"{path}.function.arguments", text
 
 
@@ -209,7 +203,7 @@ def _values(entry: Any, path: str, fail: Fail, *, strict: bool) -> dict[str, Any
         raise fail(f"{path}.role", "must be text")
     if not role:
         raise fail(f"{path}.role", "is empty")
-    _check_unicode(role, f"{path}.role", fail)
+    check_unicode(role, f"{path}.role", fail)
     thought = given.pop("reasoning", None)  # another name for it, of vLLM and OpenRouter
     if thought and given.setdefault("reasoning_content", thought) != thought:
         if given["reasoning_content"]:
@@ -217,7 +211,7 @@ def _values(entry: Any, path: str, fail: Fail, *, strict: bool) -> dict[str, Any
         given["reasoning_content"] = thought
     for key in sorted(given.keys() - _SAID, key=str):
         if strict or (key in _UNSHOWN and given[key]):
-            raise fail(f"{path}.{_shown(key)}", "is not part of a message that a model is shown")
+            raise fail(f"{path}.{shown(key)}", "is not part of a message that a model is shown")
     return given
 
 
@@ -231,7 +225,7 @@ def read_tools(value: Any, path: str, fail: Fail) -> tuple[Mapping[str, Any], ..
     """
     if value is None:
         return ()
-    tools = _list(_parsed(value, path, fail), path, fail)
+    tools = _list(parsed(value, path, fail), path, fail)
     return tuple(_tool(tool, f"{path}[{place}]", fail) for place, tool in enumerate(tools))
 
 
@@ -243,13 +237,13 @@ def read_template_kwargs(value: Any, path: str, fail: Fail) -> Mapping[str, Any]
     """
     if value is None:
         return {}
-    values = _parsed(value, path, fail)
+    values = parsed(value, path, fail)
     if not isinstance(values, Mapping):
         raise fail(path, "must be an object")
-    checked: dict[str, Any] = _json_copy(values, path, fail)
+    checked: dict[str, Any] = json_copy(values, path, fail)
     for name in checked:
         if name in _RESERVED or name.endswith("_token"):
-            raise fail(f"{path}.{_shown(name)}", "is no variable that a conversation may set")
+            raise fail(f"{path}.{shown(name)}", "is no variable that a conversation may set")
     return checked
 
 
@@ -265,17 +259,6 @@ def read_template_inputs(row: Mapping[str, Any], fail: Fail) -> TemplateInputs:
     return TemplateInputs(tools, kwargs) if tools or kwargs else NO_INPUTS
 
 
-def argument_texts(value: Any) -> list[str]:
-    """Every key and every value of an object of JSON, as text."""
-    if isinstance(value, Mapping):
-        return [text for key, entry in value.items() for text in (str(key), *argument_texts(entry))]
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, Sequence):
-        return [text for entry in value for text in argument_texts(entry)]
-    return [] if value is None or isinstance(value, bool) else [json.dumps(value)]
-
-
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     """The function of a tool, which some data sets give bare."""
     function = tool.get("function", tool)
@@ -283,11 +266,11 @@ def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _tool(value: Any, path: str, fail: Fail) -> Mapping[str, Any]:
-    tool = _parsed(value, path, fail)
+    tool = parsed(value, path, fail)
     name = _function(tool).get("name") if isinstance(tool, Mapping) else None
     if not isinstance(name, str) or not name:
         raise fail(path, 'must be an object with a "function" that has a name')
-    checked: Mapping[str, Any] = _json_copy(tool, path, fail)
+    checked: Mapping[str, Any] = json_copy(tool, path, fail)
     return checked
 
 
@@ -296,18 +279,18 @@ def _tool_call(entry: Any, path: str, fail: Fail) -> ToolCall:
         raise fail(path, 'must be an object with a "function"')
     kind = entry.get("type") or "function"
     if kind != "function":
-        raise fail(f"{path}.type", f"is {_shown(kind)!r}, and only calls of functions are read")
+        raise fail(f"{path}.type", f"is {shown(kind)!r}, and only calls of functions are read")
     function = _function(entry)
     name = function.get("name")
     if not isinstance(name, str) or not name:
         raise fail(f"{path}.function.name", "is required")
-    _check_unicode(name, f"{path}.function.name", fail)
+    check_unicode(name, f"{path}.function.name", fail)
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        arguments = _parsed(arguments or "{}", f"{path}.function.arguments", fail)
+        arguments = parsed(arguments or "{}", f"{path}.function.arguments", fail)
     if not isinstance(arguments, Mapping | None):
         raise fail(f"{path}.function.arguments", "must be an object, or the JSON of one")
-    checked = _json_copy(arguments or {}, f"{path}.function.arguments", fail)
+    checked = json_copy(arguments or {}, f"{path}.function.arguments", fail)
     call = ToolCall(type="function", function=FunctionCall(name=name, arguments=checked))
     call_id = _optional_text(entry, "id", path, fail)
     return ToolCall(id=call_id, **call) if call_id else call
@@ -316,7 +299,7 @@ def _tool_call(entry: Any, path: str, fail: Fail) -> ToolCall:
 def _text(content: Any, path: str, fail: Fail) -> str:
     """Text as it is, and the parts of text joined with nothing between."""
     if isinstance(content, str):
-        _check_unicode(content, path, fail)
+        check_unicode(content, path, fail)
         return content
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise fail(path, "must be text, or a list of text parts")
@@ -325,7 +308,7 @@ def _text(content: Any, path: str, fail: Fail) -> str:
         text = part.get("text") if isinstance(part, Mapping) else None
         if not isinstance(text, str) or part.get("type") not in TEXT_PARTS:
             raise fail(f"{path}[{place}]", "must be a part of type text: no other kind is read")
-        _check_unicode(text, f"{path}[{place}].text", fail)
+        check_unicode(text, f"{path}[{place}].text", fail)
         texts.append(text)
     return "".join(texts)
 
@@ -334,7 +317,7 @@ def _optional_text(entry: Mapping[str, Any], key: str, path: str, fail: Fail) ->
     value = entry.get(key)
     if value is not None and not isinstance(value, str):
         raise fail(f"{path}.{key}", "must be text")
-    _check_unicode(value or "", f"{path}.{key}", fail)
+    check_unicode(value or "", f"{path}.{key}", fail)
     return value or ""
 
 
@@ -342,69 +325,3 @@ def _list(value: Any, path: str, fail: Fail) -> Sequence[Any]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise fail(path, "must be a list")
     return value
-
-
-def _parsed(value: Any, path: str, fail: Fail) -> Any:
-    """JSON where a value is text, and other values as they are."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value, parse_constant=_refuse, object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        raise fail(path, "is not valid JSON, or has a key twice") from None
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(name)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key twice")
-    return found
-
-
-def _json_copy(value: Any, path: str, fail: Fail, levels: int = MOST_LEVELS) -> Any:
-    """A copy of a value; what JSON has not is refused, for templates print it in their own ways."""
-    if levels == 0:
-        raise fail(path, f"has more than {MOST_LEVELS} lists and objects within each other")
-    if isinstance(value, Mapping):
-        return {
-            _key(key, path, fail): _json_copy(entry, f"{path}.{_shown(key)}", fail, levels - 1)
-            for key, entry in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [
-            _json_copy(entry, f"{path}[{place}]", fail, levels - 1)
-            for place, entry in enumerate(value)
-        ]
-    if isinstance(value, str):
-        _check_unicode(value, path, fail)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise fail(path, "is not a finite number")
-    elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
-        raise fail(path, "has too many digits")
-    elif not isinstance(value, int | float | None):
-        raise fail(path, f"is a {type(value).__name__}, which JSON has not")
-    return value
-
-
-def _key(key: Any, path: str, fail: Fail) -> str:
-    if not isinstance(key, str):
-        raise fail(path, f"has the key {_shown(key)!r}, which is no text")
-    _check_unicode(key, path, fail)
-    return key
-
-
-def _shown(key: Any) -> str:
-    """As much of a key as an error quotes."""
-    return str(key)[:64].encode("utf-8", "replace").decode()
-
-
-def _check_unicode(text: str, path: str, fail: Fail) -> None:
-    """Refuse half of a surrogate pair, which JSON can escape and tokenizers don't take."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise fail(path, "is not valid Unicode") from None

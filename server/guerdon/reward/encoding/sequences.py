@@ -13,8 +13,8 @@ from guerdon.data import (
     Answer,
     ControlTokens,
     all_texts,
-    argument_texts,
     is_plain,
+    json_texts,
     text_of,
     texts_in,
 )
@@ -61,7 +61,7 @@ def check_control_tokens(item: ScoreItem, tokens: ControlTokens) -> None:
             fields += _fields(f"prompt.conversation.messages[{place}]", turn)
         given = {f"tools[{place}]": tool for place, tool in enumerate(prompt.tools)}
         for name, value in (given | {"chat_template_kwargs": prompt.chat_template_kwargs}).items():
-            fields += [(f"prompt.conversation.{name}", text) for text in argument_texts(value)]
+            fields += [(f"prompt.conversation.{name}", text) for text in json_texts(value)]
     for place, response in enumerate(item.responses):
         if isinstance(response, str):
             fields.append((f"responses[{place}].text", response))

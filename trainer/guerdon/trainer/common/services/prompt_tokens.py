@@ -10,8 +10,8 @@ from guerdon.data import (
     ControlTokens,
     Dropped,
     RowError,
-    argument_texts,
     is_plain,
+    json_texts,
     text_of,
     texts_in,
 )
@@ -43,7 +43,7 @@ def check_spelled(row: PromptRow, control: ControlTokens) -> None:
     """
     columns = row.inputs.columns()
     texts = [("prompt", text) for turn in row.turns for _, text in texts_in(turn)]
-    texts += [(name, text) for name, value in columns.items() for text in argument_texts(value)]
+    texts += [(name, text) for name, value in columns.items() for text in json_texts(value)]
     for field, text in texts:
         token = control.first_in(text)
         if token is not None:
