@@ -117,7 +117,7 @@ def test_nemo_gym_reads_calls_of_functions(served: Served) -> None:
     server, http = served
     call = {"type": "function_call", "call_id": "call00001", "name": "get_weather"}
     output = [
-        {"type": "reasoning", "summary": []},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "I look it up."}]},
         {**call, "arguments": json.dumps(talk.ARGUMENTS)},
         {
             "type": "function_call_output",
@@ -137,6 +137,7 @@ def test_nemo_gym_reads_calls_of_functions(served: Served) -> None:
         assert reply.status_code == 200, reply.text
         wanted = expected(server, "qwen3", turns, tools=[talk.WEATHER])
         assert reply.json()["reward"] == pytest.approx(wanted, abs=1e-5)
+        assert "answer_reasoning" in reply.headers["x-guerdon-dropped"]
 
 
 def test_messages_of_a_nemo_gym_input_stay_apart(served: Served) -> None:

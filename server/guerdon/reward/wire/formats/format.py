@@ -14,7 +14,14 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from guerdon.reward.format_settings import FormatSettings
 from guerdon.reward.scoring.scorer import Scored, sigmoid
-from guerdon.reward.types import ForeignText, PriorityClass, ScoreItem, Truncation, Unrendered
+from guerdon.reward.types import (
+    Dropped,
+    ForeignText,
+    PriorityClass,
+    ScoreItem,
+    Truncation,
+    Unrendered,
+)
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.routes import validated
 from guerdon.serving.http.schemas import Text
@@ -81,6 +88,8 @@ class Asked:
     truncation: Truncation = Truncation.REJECT
     if_empty: Json = None
     """The answer where it has no items; None refuses it."""
+    dropped: frozenset[Dropped] = frozenset()
+    """What of the request is not part of the items."""
 
 
 class Format(ABC, Generic[B]):

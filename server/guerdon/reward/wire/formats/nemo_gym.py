@@ -10,10 +10,10 @@ from pydantic import Field
 
 from guerdon.data import answer_of
 from guerdon.reward.scoring.scorer import Scored
-from guerdon.reward.types import Conversation, Message, PriorityClass, ScoreItem
+from guerdon.reward.types import Conversation, Dropped, Message, PriorityClass, ScoreItem
 from guerdon.reward.wire.formats.format import Asked, ForeignBody, Format, Json
 from guerdon.reward.wire.formats.messages import Messages, TextOrMessages
-from guerdon.reward.wire.formats.response_items import chat_tools, response_turns
+from guerdon.reward.wire.formats.response_items import chat_tools, holds_reasoning, response_turns
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.schemas import Text
 from guerdon.serving.status import ErrorStatus
@@ -75,7 +75,8 @@ class Verify(Format[VerifyBody]):
         return super().read(value).model_copy(update={"whole": value})
 
     def ask(self, body: VerifyBody) -> Asked:
-        answered = response_turns(body.response.output, "response.output", "assistant")
+        output = body.response.output
+        answered = response_turns(output, "response.output", "assistant")
         if not answered:
             raise InvalidRequest("response.output", "holds no message and no call of a function")
         *between, last = answered
@@ -84,7 +85,13 @@ class Verify(Format[VerifyBody]):
         asked = body.responses_create_params
         tools = chat_tools(asked.tools or (), f"{self.items_field}.tools")
         prompt = Conversation((*_asked_turns(asked), *between), tools)
-        return Asked(items=[ScoreItem(prompt, (answer_of(last),))])
+        unread = set()
+        if holds_reasoning(output):
+            unread.add(Dropped.ANSWER_REASONING)
+        if not isinstance(asked.input, str) and holds_reasoning(asked.input):
+            unread.add(Dropped.EARLIER_REASONING)
+        items = [ScoreItem(prompt, (answer_of(last),))]
+        return Asked(items=items, dropped=frozenset(unread))
 
     def reply(self, body: VerifyBody, scored: Scored) -> Json:
         return {**body.whole, "reward": scored.items[0][0].score}

@@ -35,6 +35,14 @@ def response_turns(items: Sequence[Mapping[str, Any]], field: str, role: str = "
     return found
 
 
+def holds_reasoning(items: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an item is reasoning that can be read."""
+    return any(
+        item.get("type") == "reasoning" and (item.get("summary") or item.get("content"))
+        for item in items
+    )
+
+
 def chat_tools(tools: Sequence[Mapping[str, Any]], field: str) -> tuple[Mapping[str, Any], ...]:
     """Tools in the form of the Chat Completions API, which chat templates take.
 

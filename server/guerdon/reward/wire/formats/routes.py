@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from guerdon.reward.call_metrics import ScoringCall, ScoringCalls
 from guerdon.reward.format_settings import FormatSettings
 from guerdon.reward.scoring.scorer import Scored, Scorer
+from guerdon.reward.types import Dropped
 from guerdon.reward.wire.formats.format import Asked, Format, Json
 from guerdon.reward.wire.formats.scoring import FormatScorer
 from guerdon.serving.errors import InvalidRequest, Overloaded, Unavailable, WorkLost
@@ -107,7 +109,8 @@ class FormatRoutes:
                 work = self._hold(call, format_, asked, model, size)
                 scored = await while_connected(request, work)
                 reply_size = max(size, scored.reply_size)
-                return await self._scorer.off_loop(reply_size, _reply, format_, body, scored)
+                reply = partial(_reply, format_, body, asked.dropped)
+                return await self._scorer.off_loop(reply_size, reply, scored)
         except Exception as error:
             if isinstance(error, InvalidRequest):
                 error = format_.renamed(error)
@@ -154,10 +157,13 @@ class FormatRoutes:
                 self._format_scorer.check_count(name, len(entries))
 
 
-def _reply(format_: Format[Any], body: Any, scored: Scored) -> Response:
-    """The reply; a header says what the chat template left out, for which no format has a place."""
-    dropped = sorted({part for scores in scored.items for one in scores for part in one.dropped})
-    headers = {"x-guerdon-dropped": ", ".join(dropped)} if dropped else None
+def _reply(
+    format_: Format[Any], body: Any, unread: Collection[Dropped], scored: Scored
+) -> Response:
+    """The reply; a header says what the model was not shown, for which no format has a place."""
+    dropped = {part for scores in scored.items for one in scores for part in one.dropped}
+    said = ", ".join(sorted({*dropped, *unread}))
+    headers = {"x-guerdon-dropped": said} if said else None
     return JSONResponse(format_.reply(body, scored), headers=headers)
 
 
