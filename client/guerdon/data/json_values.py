@@ -11,7 +11,7 @@ Fail = Callable[[str, str], Exception]
 """Makes an error of a field's path and of what is wrong with it."""
 
 _MOST_BITS = 4096
-"""Of an integer: Python writes no longer ones."""
+"""Most bits of an integer: Python writes no longer ones as text."""
 MOST_LEVELS = 24
 """Lists and objects within each other, in JSON that comes with a conversation."""
 
@@ -81,7 +81,7 @@ def _key(key: Any, path: str, fail: Fail) -> str:
 
 
 def shown(key: Any) -> str:
-    """As much of a key as an error quotes."""
+    """The beginning of a key, as errors quote it."""
     return str(key)[:64].encode("utf-8", "replace").decode()
 
 

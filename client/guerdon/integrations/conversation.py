@@ -113,7 +113,7 @@ def ungrouped(result: ScoreResult, places: Sequence[tuple[int, int]]) -> list[Sc
 
 
 def _key(prompt: Any) -> object:
-    """The same for prompts that render to the same: the order of keys counts."""
+    """A key that equal prompts share; the order of a tool's keys counts, which templates print."""
     if isinstance(prompt, str | FormattedText):
         return prompt
     if not isinstance(prompt, Conversation):

@@ -15,7 +15,7 @@ class Prompted(Protocol):
 
     @property
     def prompt(self) -> Sequence[Any]:
-        """Its messages."""
+        """The prompt's messages."""
 
     @property
     def inputs(self) -> TemplateInputs:
@@ -23,12 +23,12 @@ class Prompted(Protocol):
 
 
 def conversation_key(turns: Sequence[Any], inputs: TemplateInputs = NO_INPUTS) -> str:
-    """The same for turns that are, with tools and variables of the template that are."""
+    """A key that conversations share where turns, tools and template variables are equal."""
     return json.dumps([turns, inputs.columns()])
 
 
 def prompt_key(row: Prompted) -> str:
-    """The same for rows that ask the same."""
+    """A key that rows share whose prompts are equal."""
     return conversation_key(row.prompt, row.inputs)
 
 
