@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from guerdon.client import types as t
 from guerdon.client.config import ScoringOptions
 from guerdon.client.errors import Internal, invalid
-from guerdon.data import Conversation, texts_in
+from guerdon.data import Conversation, all_texts
 from guerdon.data import Message as Turn
 from guerdon.data.conversation_protos import conversation_to_proto, message_to_proto
 from guerdon.v1 import common_pb2, reward_pb2
@@ -73,11 +73,7 @@ def prompt_bytes(prompt: t.Prompt, where: str) -> int:
         return _text_bytes(prompt.text, where)
     if isinstance(prompt, t.TokenIds):
         return _OVERHEAD + 5 * len(prompt.ids)
-    conversation = _conversation(prompt)
-    for i, turn in enumerate(conversation.messages):
-        for key, text in (("role", turn["role"]), *texts_in(turn)):
-            _text_bytes(text, f"{where}[{i}].{key}")
-    return _OVERHEAD + conversation_to_proto(conversation).ByteSize()
+    return _conversation_bytes(_conversation(prompt), where)
 
 
 def response_bytes(response: t.Response, where: str) -> int:
@@ -90,9 +86,12 @@ def response_bytes(response: t.Response, where: str) -> int:
         return _OVERHEAD + 5 * len(response.ids)
     if isinstance(response, str):
         return _text_bytes(response, where)
-    for key, text in texts_in(_message(response)):
-        _text_bytes(text, f"{where}.{key}")
-    return _OVERHEAD + message_to_proto(_message(response)).ByteSize()
+    return _conversation_bytes(Conversation([_message(response)]), where)
+
+
+def _conversation_bytes(conversation: Conversation, where: str) -> int:
+    """Bytes of its message, at most: JSON, with its names, is longer than protobuf."""
+    return _OVERHEAD + sum(_text_bytes(text, where) for text in all_texts(conversation))
 
 
 def _text_bytes(text: str, where: str) -> int:

@@ -11,7 +11,7 @@ from guerdon.client.errors import GuerdonError, invalid
 from guerdon.data import (
     Conversation,
     Message,
-    answer_of,
+    checked_answer,
     read_message,
     read_template_kwargs,
     read_tools,
@@ -139,10 +139,7 @@ def _check_response(response: object, where: str) -> Response:
         return response
     if not isinstance(response, Mapping):
         raise invalid(where, "must be text, TokenIds or the assistant's message")
-    turn = read_message(response, where, invalid, strict=True)
-    if turn["role"] != "assistant":
-        raise invalid(f"{where}.role", f"is {turn['role']!r}, and must be 'assistant'")
-    return answer_of(turn)
+    return checked_answer(read_message(response, where, invalid, strict=True), where, invalid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,17 @@ def answer_of(turn: Message) -> Answer:
     return text_of(turn) if is_plain(turn) else turn
 
 
+def checked_answer(turn: Message, path: str, fail: Fail) -> Answer:
+    """The answer that a turn is.
+
+    Raises:
+        Exception: from `fail`, if it is not the assistant's.
+    """
+    if turn["role"] != "assistant":
+        raise fail(f"{path}.role", f"is {turn['role']!r}, and must be 'assistant'")
+    return answer_of(turn)
+
+
 def answer_turn(answer: Answer) -> Message:
     """The assistant's turn that an answer is."""
     return Message(role="assistant", content=answer) if isinstance(answer, str) else answer

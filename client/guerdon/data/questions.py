@@ -23,6 +23,7 @@ from guerdon.data.messages import (
     TemplateInputs,
     answer_of,
     answer_turn,
+    checked_answer,
     read_message,
     read_template_inputs,
     texts_in,
@@ -94,10 +95,7 @@ def _response(value: Any, field: str) -> Answer:
         return value
     if not isinstance(value, Mapping):
         raise RowError(field, "must be text, or the assistant's message")
-    turn = read_message(value, field, RowError)
-    if turn["role"] != "assistant":
-        raise RowError(f"{field}.role", f"is {turn['role']!r}, and must be 'assistant'")
-    return answer_of(turn)
+    return checked_answer(read_message(value, field, RowError), field, RowError)
 
 
 def _whole(row: Mapping[str, Any]) -> Question:

@@ -87,7 +87,7 @@ def render_chat(
         "add_generation_prompt": add_generation_prompt,
     }
     parts = (*turns, *inputs.tools, inputs.chat_template_kwargs)
-    size = sum(len(json.dumps(part, default=str, ensure_ascii=False)) + _TURN for part in parts)
+    size = sum(_size(part) + _TURN for part in parts)
     with allowed(BASE_ALLOWANCE + ALLOWANCE_PER_CHARACTER * size):
         template = _compiled(_source(tokenizer, inputs))
         first, *others = _forms(turns)
@@ -103,6 +103,13 @@ def render_chat(
                 filled = template.render(values | {"messages": others[0]})
                 return filled if filled.count("None") < text.count("None") else text
         return text
+
+
+def _size(part: Mapping[str, Any]) -> int:
+    """Characters of a turn, a tool, or the variables."""
+    if all(isinstance(value, str) for value in part.values()):
+        return length_as_text(part)
+    return len(json.dumps(part, default=str, ensure_ascii=False))
 
 
 def _forms(turns: Sequence[Mapping[str, Any]]) -> list[Sequence[Mapping[str, Any]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guerdon.data import answer_of
+from guerdon.data import checked_answer
 from guerdon.data.conversation_protos import message_from_proto
 from guerdon.reward import types
 from guerdon.reward.request_limits import RequestLimits
@@ -136,14 +136,8 @@ def _response(message: common_pb2.Response, field: str, is_tokens: bool) -> type
     if form == "token_ids":
         return tokens(message.token_ids, f"{field}.token_ids")
     path = f"{field}.message"
-    return answer(message_from_proto(message.message, path, InvalidRequest), path)
-
-
-def answer(turn: types.Message, field: str) -> types.Response:
-    """A response that is the assistant's turn."""
-    if turn["role"] != "assistant":
-        raise InvalidRequest(f"{field}.role", f"is {turn['role']!r}, and must be 'assistant'")
-    return answer_of(turn)
+    turn = message_from_proto(message.message, path, InvalidRequest)
+    return checked_answer(turn, path, InvalidRequest)
 
 
 def response_score(score: types.ResponseScore, info: types.ModelInfo) -> reward_pb2.ResponseScore:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from guerdon.data import checked_answer
 from guerdon.reward import types
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored
@@ -284,7 +285,9 @@ def _response(
         raise InvalidRequest(field, convert.MIXED_FORMS)
     if isinstance(body, TokenIdsBody):
         return np.asarray(body.token_ids, dtype=np.int32)
-    return body if isinstance(body, str) else convert.answer(as_message(body, field), field)
+    if isinstance(body, str):
+        return body
+    return checked_answer(as_message(body, field), field, InvalidRequest)
 
 
 def score_reply(score: types.ResponseScore, info: types.ModelInfo) -> ScoreReply:
