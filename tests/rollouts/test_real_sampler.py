@@ -14,6 +14,7 @@ import pytest
 from tests.rollouts.runs import Run, running, sleeper, weights
 from tests.rollouts.support import settings, some_prompts
 from tests.support.formula_engine import END, logprob_of, token_of
+from tests.support.ports import free_port
 from tests.support.sampler import formula_sampler
 
 from guerdon.trainer.common.services.types import Sample
@@ -42,7 +43,7 @@ async def step_with_kill(run: Run, stack: ExitStack, sampler: Any, after: float,
     stepping = asyncio.create_task(run.step(sleeper(0.05)))
     await asyncio.sleep(after)
     await asyncio.to_thread(sampler.kill)
-    again = formula_sampler(port=sampler.port, **flags)
+    again = formula_sampler(**flags)
     sampler = await asyncio.to_thread(stack.enter_context, again)
     await stepping
     return sampler
@@ -52,7 +53,7 @@ async def step_with_kill(run: Run, stack: ExitStack, sampler: Any, after: float,
 @pytest.mark.parametrize("eta", [0, 2])
 async def test_kill_9_at_several_points_of_a_step(tmp_path: Path, eta: int) -> None:
     prompts = some_prompts(tmp_path, 11)
-    flags = {"seconds_per_token": 0.02}
+    flags: dict[str, Any] = {"seconds_per_token": 0.02, "port": free_port()}
     with ExitStack() as stack:
         sampler = await asyncio.to_thread(stack.enter_context, formula_sampler(**flags))
         chosen = settings(

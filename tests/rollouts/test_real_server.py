@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.rollouts.test_rewards import group
+from tests.support.ports import free_port
 from tests.support.server import running_server
 from tests.support.tiny import tiny_checkpoint
 
@@ -47,7 +48,7 @@ async def test_a_real_server_scores_what_is_empty_and_comes_back_from_kill_9(
     tmp_path: Path,
 ) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama")
-    flags = {"dtype": "float32"}
+    flags = {"dtype": "float32", "port": free_port()}
     texts = ["Water.", "", "It is water that falls from clouds."]
     with ExitStack() as stack:
         server = stack.enter_context(running_server({"m": folder}, **flags))
@@ -65,7 +66,7 @@ async def test_a_real_server_scores_what_is_empty_and_comes_back_from_kill_9(
         scoring = asyncio.create_task(rewards.score(group(*texts)))
         await asyncio.sleep(1.0)
         assert not scoring.done()
-        again = running_server({"m": folder}, port=server.port, **flags)
+        again = running_server({"m": folder}, **flags)
         await asyncio.to_thread(stack.enter_context, again)
         second = await scoring
         assert [s.reward for s in second.samples] == pytest.approx(

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from tests.support.ports import free_port
 from tests.support.sampler import formula_sampler, sampler_command
 from tests.support.sampler_service import item, request, update
 from tests.support.server import RunningServer
@@ -84,11 +85,12 @@ def test_a_dead_engine_ends_the_process_with_its_reason() -> None:
 
 @pytest.mark.slow
 def test_a_sampler_that_was_killed_comes_back_with_version_0() -> None:
-    with formula_sampler() as sampler:
+    port = free_port()
+    with formula_sampler(port=port) as sampler:
         publish(sampler, 3)
         assert len(draw(sampler.address, item(), min_version=3)) == 1
         sampler.kill()
-        with formula_sampler(port=sampler.port) as again:
+        with formula_sampler(port=port) as again:
             with pytest.raises(grpc.RpcError) as caught:
                 draw(again.address, item(), min_version=3)
             assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION

@@ -140,7 +140,8 @@ def test_refusals_of_the_command_are_one_sentence_and_exit_code_2(
 @pytest.mark.slow
 def test_a_folder_without_a_model_is_refused_by_the_process(tmp_path: Path) -> None:
     for folder, said in ((tmp_path / "none", "there is no folder"), (tmp_path, "config.json")):
-        child = Child(tmp_path / f"{said}.log", serve_reward, "--model", f"a={folder}")
+        flags = ["--model", f"a={folder}", "--port", "0", "--http-port", "-1"]
+        child = Child(tmp_path / f"{said}.log", serve_reward, *flags)
         check_refusal(child.wait(), child.log(), said)
 
 
