@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import grpc
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
 from guerdon.reward.format_settings import FormatSettings
 from guerdon.reward.scoring.scorer import Scored, sigmoid
@@ -23,52 +23,20 @@ from guerdon.reward.types import (
     Unrendered,
 )
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.http.routes import validated
+from guerdon.serving.http.foreign import ForeignBody, ManyTexts, form_of, read_body
 from guerdon.serving.http.schemas import Text
-from guerdon.serving.prompts import MAX_TOKEN_ID
+from guerdon.serving.openai.errors import openai_error
 from guerdon.serving.status import ErrorStatus
 
 Json = Any
 """Whatever JSON can hold."""
 
 
-class ForeignBody(BaseModel):
-    """A part of another system's request: keys that mean nothing here are ignored."""
-
-    model_config = ConfigDict(
-        extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-
-def _form(value: Any) -> str:
-    """Which form a field has, by its first entry; the tag's @ keeps it out of error paths."""
-    if not isinstance(value, list):
-        return "@text"
-    if value and isinstance(value[0], list):
-        return "@lists"
-    return "@ids" if value and isinstance(value[0], int) else "@texts"
-
-
-# A list fails at its first fault: each further one would cost memory and time.
-ManyTexts = Annotated[list[Text], Field(fail_fast=True)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(fail_fast=True)]
-Texts = Annotated[
-    Annotated[Text, Tag("@text")] | Annotated[ManyTexts, Tag("@texts")], Discriminator(_form)
-]
-"""One text, or several."""
-Inputs = Annotated[
-    Annotated[Text, Tag("@text")]
-    | Annotated[ManyTexts, Tag("@texts")]
-    | Annotated[TokenIds, Tag("@ids")]
-    | Annotated[list[TokenIds], Field(fail_fast=True), Tag("@lists")],
-    Discriminator(_form),
-]
-"""One text or its token ids, or several."""
 Pairs = Annotated[
     Annotated[Text, Tag("@text")]
     | Annotated[ManyTexts, Tag("@texts")]
     | Annotated[list[ManyTexts], Field(fail_fast=True), Tag("@lists")],
-    Discriminator(_form),
+    Discriminator(form_of),
 ]
 """A text, a pair of texts, or several of either."""
 
@@ -134,8 +102,7 @@ class Format(ABC, Generic[B]):
         for name, reason in self.refuses.items():
             if value.get(name):
                 raise InvalidRequest(name, reason)
-        given = {name: entry for name, entry in value.items() if entry is not None}
-        return validated(self.body, given)
+        return read_body(self.body, value)
 
     @abstractmethod
     def ask(self, body: B) -> Asked:
@@ -193,13 +160,7 @@ class OpenAIFormat(Format[B]):
     """What formats whose errors OpenAI's and vLLM's clients read have in common."""
 
     def error(self, status: ErrorStatus) -> Json:
-        error = {
-            "message": status.message,
-            "type": _OPENAI_TYPES.get(status.code, "InternalServerError"),
-            "param": status.field or None,
-            "code": self.code(status),
-        }
-        return {"error": error}
+        return openai_error(status, self.code(status))
 
 
 def raw_scores(scored: Scored) -> list[float]:
@@ -236,13 +197,3 @@ def entries(value: T | list[T], field: str) -> list[T]:
     if not value:
         raise InvalidRequest(field, "must have at least one entry")
     return value
-
-
-_OPENAI_TYPES = {
-    grpc.StatusCode.INVALID_ARGUMENT: "BadRequestError",
-    grpc.StatusCode.FAILED_PRECONDITION: "BadRequestError",
-    grpc.StatusCode.NOT_FOUND: "NotFoundError",
-    grpc.StatusCode.PERMISSION_DENIED: "PermissionDeniedError",
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "RateLimitError",
-    grpc.StatusCode.UNAVAILABLE: "ServiceUnavailableError",
-}

@@ -11,10 +11,11 @@ from pydantic import Field
 from guerdon.data import answer_of
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import Conversation, Dropped, Message, PriorityClass, ScoreItem
-from guerdon.reward.wire.formats.format import Asked, ForeignBody, Format, Json
-from guerdon.reward.wire.formats.messages import Messages, TextOrMessages
+from guerdon.reward.wire.formats.format import Asked, Format, Json
+from guerdon.reward.wire.formats.messages import TextOrMessages
 from guerdon.reward.wire.formats.response_items import chat_tools, holds_reasoning, response_turns
 from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.http.foreign import ForeignBody, Messages
 from guerdon.serving.http.schemas import Text
 from guerdon.serving.status import ErrorStatus
 

@@ -8,13 +8,12 @@ from guerdon.reward.scoring.scorer import Scored, sigmoid
 from guerdon.reward.types import PriorityClass, ScoreItem, Unrendered
 from guerdon.reward.wire.formats.format import (
     Asked,
-    ForeignBody,
     Format,
     Json,
-    ManyTexts,
     raw_scores,
 )
 from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.http.foreign import ForeignBody, ManyTexts
 
 
 class GetRewardBody(ForeignBody):

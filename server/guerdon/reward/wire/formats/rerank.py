@@ -13,16 +13,15 @@ from guerdon.reward.types import ScoreItem
 from guerdon.reward.wire.formats.format import (
     Asked,
     B,
-    ForeignBody,
     Format,
     Json,
-    ManyTexts,
     OpenAIFormat,
     final_scores,
     usage,
 )
 from guerdon.reward.wire.formats.vllm import REFUSED_OF_PAIRS
 from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.http.foreign import ForeignBody, ManyTexts
 from guerdon.serving.http.schemas import Text, is_unicode
 from guerdon.serving.status import ErrorStatus
 

@@ -9,12 +9,11 @@ from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import ResponseScore
 from guerdon.reward.wire.formats.format import (
     Asked,
-    ForeignBody,
     Json,
     OpenAIFormat,
-    Texts,
 )
 from guerdon.reward.wire.formats.rerank import Rerank, RerankBody
+from guerdon.serving.http.foreign import ForeignBody, Texts
 from guerdon.serving.http.schemas import Text
 from guerdon.serving.status import ErrorStatus
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import Conversation, PriorityClass, ScoreItem, Unrendered
-from guerdon.reward.wire.formats.format import Asked, ForeignBody, Format, Json
-from guerdon.reward.wire.formats.messages import TextOrMessages, turns
+from guerdon.reward.wire.formats.format import Asked, Format, Json
+from guerdon.reward.wire.formats.messages import TextOrMessages
+from guerdon.serving.http.foreign import ForeignBody, read_turns
 from guerdon.serving.http.schemas import Text
 
 
@@ -32,7 +33,7 @@ class Slime(Format[RewardBody]):
     def ask(self, body: RewardBody) -> Asked:
         if isinstance(body.prompt, str):
             return Asked(items=[self.text(body.prompt, Unrendered.USER, body.response)])
-        prompt = Conversation(tuple(turns(body.prompt, "prompt")))
+        prompt = Conversation(tuple(read_turns(body.prompt, "prompt")))
         return Asked(items=[ScoreItem(prompt, (body.response,))])
 
     def reply(self, body: RewardBody, scored: Scored) -> Json:

@@ -13,15 +13,14 @@ from guerdon.reward.types import ScoreItem, Truncation, Unrendered
 from guerdon.reward.wire.formats.format import (
     Asked,
     B,
-    ForeignBody,
     Format,
     Json,
-    ManyTexts,
     Pairs,
     final_scores,
 )
 from guerdon.reward.wire.formats.rerank import RankFormat
 from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.http.foreign import ForeignBody, ManyTexts
 from guerdon.serving.http.schemas import Text
 from guerdon.serving.status import ErrorStatus
 

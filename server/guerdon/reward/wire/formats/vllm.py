@@ -13,17 +13,22 @@ from guerdon.reward.types import ScoreItem, Truncation, Unrendered
 from guerdon.reward.wire.formats.format import (
     Asked,
     B,
-    ForeignBody,
-    Inputs,
     Json,
     OpenAIFormat,
-    Texts,
     entries,
     final_scores,
     usage,
 )
-from guerdon.reward.wire.formats.messages import Messages, TemplateBody, last_answer, turns
+from guerdon.reward.wire.formats.messages import last_answer
 from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.http.foreign import (
+    ForeignBody,
+    Inputs,
+    Messages,
+    TemplateBody,
+    Texts,
+    read_turns,
+)
 from guerdon.serving.http.schemas import Text
 
 
@@ -107,7 +112,7 @@ class Pooling(VLLMFormat[PoolingBody]):
 
     def _items(self, body: PoolingBody) -> list[ScoreItem]:
         if body.messages is not None:
-            return [last_answer(turns(body.messages, "messages"), "messages", body)]
+            return [last_answer(read_turns(body.messages, "messages"), "messages", body)]
         for name in ("tools", "chat_template_kwargs"):
             if getattr(body, name):
                 raise InvalidRequest(name, "is for messages: the input is text already")

@@ -1,0 +1,1 @@
+"""OpenAI's API: what every service that speaks it shares."""

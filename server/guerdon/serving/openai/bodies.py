@@ -1,0 +1,125 @@
+"""The bodies of OpenAI's requests for chat and text completions.
+
+What would draw completions otherwise and can't here is refused by its name; other keys that mean
+nothing here are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.http.foreign import (
+    ForeignBody,
+    Inputs,
+    Messages,
+    TemplateBody,
+    Texts,
+    TokenIds,
+)
+from guerdon.serving.http.schemas import MAX_UINT32, TIMEOUT, Text
+
+MAX_TOP_LOGPROBS = 20
+"""Most alternatives of a token whose log-probabilities are told: vLLM's bound, and OpenAI's."""
+
+_MOST_SEED = 2**63
+
+
+class StreamOptions(ForeignBody):
+    """How a stream ends."""
+
+    include_usage: bool = False
+
+
+class SamplingBody(ForeignBody):
+    """How completions are drawn, and how they are told."""
+
+    model: Text = ""
+    n: int = Field(default=1, ge=1, le=MAX_UINT32)
+    max_tokens: int | None = Field(default=None, ge=1, le=MAX_UINT32)
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = Field(default=0, ge=-1, le=MAX_UINT32)
+    seed: int | None = Field(default=None, ge=-_MOST_SEED, lt=_MOST_SEED)
+    stop: Texts = Field(default_factory=list)
+    stop_token_ids: TokenIds = Field(default_factory=list)
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    stream: bool = False
+    stream_options: StreamOptions = Field(default_factory=StreamOptions)
+    return_token_ids: bool = False
+    timeout: float | None = TIMEOUT
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end a completion, and are no part of it."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class ChatBody(SamplingBody, TemplateBody):
+    """Request of POST /v1/chat/completions."""
+
+    messages: Messages
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_UINT32)
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)
+    tool_choice: Literal["auto", "none"] = "auto"
+    reasoning_effort: Text | None = None
+
+
+class CompletionBody(SamplingBody):
+    """Request of POST /v1/completions."""
+
+    prompt: Inputs
+    max_tokens: int | None = Field(default=16, ge=1, le=MAX_UINT32)
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    add_special_tokens: bool = True
+
+
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "logit_bias": ({},),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "use_beam_search": (False,),
+    "include_stop_str_in_output": (False,),
+    "truncate_prompt_tokens": (),
+    "thinking_token_budget": (),
+    "prompt_logprobs": (),
+    "echo": (False,),
+    "suffix": ("",),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "chat_template": (),
+    "documents": ([],),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "modalities": (["text"],),
+    "audio": (),
+}
+"""Keys that change what is drawn or told, and the values with which they change nothing."""
+
+
+def check_neutral(value: Mapping[str, Any]) -> None:
+    """Refuse what changes completions and is not done here; null is a key that is left out.
+
+    Raises:
+        InvalidRequest: names the key.
+    """
+    for name, neutral in _NEUTRAL.items():
+        given = value.get(name)
+        if given is not None and given not in neutral:
+            raise InvalidRequest(name, "is not done here: leave it out")
+    choice = value.get("tool_choice")
+    if choice is not None and choice not in ("auto", "none"):
+        raise InvalidRequest("tool_choice", 'must be "auto" or "none": no call can be forced here')

@@ -1,0 +1,100 @@
+"""OpenAI's answers: chat and text completions, the chunks of their streams, lists of models."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What the objects of chat answers are called, and those of text answers."""
+
+    prefix: str
+    whole: str
+    chunk: str
+
+    def choice(self, index: int, text: str, **fields: Any) -> Json:
+        """A choice of a whole answer."""
+        if self is CHAT:
+            fields = {"message": {"role": "assistant", "content": text}, **fields}
+        else:
+            fields = {"text": text, **fields}
+        return {"index": index, "finish_reason": None, "logprobs": None, **fields}
+
+    def delta(self, index: int, text: str | None, *, first: bool = False, **fields: Any) -> Json:
+        """A choice of a chunk: what its text grew by.
+
+        Args:
+            text: None where it did not grow.
+            first: of the choice.
+        """
+        if self is CHAT:
+            role = {"role": "assistant"} if first else {}
+            said = {} if text is None else {"content": text}
+            fields = {"delta": {**role, **said}, **fields}
+        else:
+            fields = {"text": text or "", **fields}
+        return {"index": index, "finish_reason": None, "logprobs": None, **fields}
+
+
+CHAT = Shape(prefix="chatcmpl", whole="chat.completion", chunk="chat.completion.chunk")
+TEXT = Shape(prefix="cmpl", whole="text_completion", chunk="text_completion")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What all parts of one answer have in common."""
+
+    shape: Shape
+    model: str
+    id: str
+    created: int
+
+    @classmethod
+    def new(cls, shape: Shape, model: str) -> Envelope:
+        """One for an answer that begins now."""
+        return cls(shape, model, f"{shape.prefix}-{secrets.token_hex(16)}", int(time.time()))
+
+    def whole(self, choices: Sequence[Json], usage: Json, **fields: Any) -> Json:
+        """The whole answer."""
+        return self._named(self.shape.whole, choices=list(choices), usage=usage, **fields)
+
+    def chunk(self, *choices: Json, **fields: Any) -> Json:
+        """A part of a stream."""
+        return self._named(self.shape.chunk, choices=list(choices), **fields)
+
+    def _named(self, kind: str, **fields: Any) -> Json:
+        named = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {**named, **fields}
+
+
+def usage(prompt: int, completion: int, details: Mapping[str, int] | None = None) -> Json:
+    """Tokens that were computed.
+
+    Args:
+        details: of the completion tokens.
+    """
+    found: Json = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+    if details:
+        found["completion_tokens_details"] = dict(details)
+    return found
+
+
+def models_reply(models: Iterable[Json]) -> Json:
+    """The answer of GET /v1/models."""
+    return {"object": "list", "data": list(models)}
+
+
+def model_entry(name: str, created: int, **fields: Any) -> Json:
+    """A model of GET /v1/models."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "guerdon", **fields}
