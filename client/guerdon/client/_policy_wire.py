@@ -80,6 +80,7 @@ class Pending:
             check_number(f"items[{place}].n", item.n, 1, 2**31 - 1, whole=True)
             if item.seed is not None:
                 check_number(f"items[{place}].seed", item.seed, 0, 2**64 - 1, whole=True)
+            check_number(f"items[{place}].drawn", item.drawn, 0, 2**32 - 1, whole=True)
         self._prompts = [_wire.prompt(item.prompt) for item in self._items]
         self._came: list[set[int]] = [set() for _ in self._items]
         self._asked: list[tuple[int, int]] = []
@@ -105,7 +106,9 @@ class Pending:
                 continue
             n = item.n - len(came) if item.seed is None else item.n
             self._asked.append((place, n))
-            request.items.add(id=item.id, prompt=self._prompts[place], seed=item.seed, n=n)
+            request.items.add(
+                id=item.id, prompt=self._prompts[place], seed=item.seed, n=n, drawn=item.drawn
+            )
         return request
 
     def take(self, reply: policy_pb2.GenerateResponse) -> Completion | None:

@@ -26,6 +26,9 @@ class GenerateItem:
     """A number that makes the draw repeatable under the same weights."""
     id: str = ""
     """A label that comes back with each completion."""
+    drawn: int = 0
+    """Tokens at the end of a prompt of `TokenIds` that were drawn before, as the beginning of the
+    completion: its `text` begins with theirs, and `token_ids` are the new ones."""
 
 
 @dataclass(frozen=True, slots=True)

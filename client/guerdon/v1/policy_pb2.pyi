@@ -55,6 +55,7 @@ class GenerateItem(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    DRAWN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Optional. Comes back with each completion."""
     n: _builtins.int
@@ -62,6 +63,10 @@ class GenerateItem(_message.Message):
     seed: _builtins.int
     """Optional. Makes the draw repeatable under the same weights; completion i
     of the item is drawn with a seed made of this and i.
+    """
+    drawn: _builtins.int
+    """Optional. So many tokens at the end of a prompt of token ids were drawn
+    before, as the beginning of the completion: its text begins with theirs.
     """
     @_builtins.property
     def prompt(self) -> _common_pb2.Prompt:
@@ -74,10 +79,11 @@ class GenerateItem(_message.Message):
         prompt: _common_pb2.Prompt | None = ...,
         n: _builtins.int = ...,
         seed: _builtins.int | None = ...,
+        drawn: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "prompt", b"prompt", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "id", b"id", "n", b"n", "prompt", b"prompt", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "drawn", b"drawn", "id", b"id", "n", b"n", "prompt", b"prompt", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015

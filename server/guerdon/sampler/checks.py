@@ -61,7 +61,14 @@ def check_item(
     if isinstance(item.prompt, np.ndarray):
         check_tokens(item.prompt, f"{field}.prompt.token_ids.ids", vocab_size)
         check_room(item.prompt, f"{field}.prompt", max_tokens)
+        if not 0 <= item.drawn < len(item.prompt):
+            raise InvalidRequest(
+                f"{field}.drawn",
+                f"is {item.drawn}, and the prompt has {len(item.prompt)} tokens: it must be less",
+            )
     else:
+        if item.drawn:
+            raise InvalidRequest(f"{field}.drawn", "needs a prompt of token ids")
         check_length(item.prompt, f"{field}.prompt", max_tokens)
 
 

@@ -13,9 +13,7 @@ import contextlib
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -30,12 +28,10 @@ from guerdon.serving.access.identity import current_caller
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import ComputeFailed, DeadlinePassed, Outdated, Overloaded
 from guerdon.serving.prompts import TokenArray
+from guerdon.serving.threads import OneThread
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_INLINE_BYTES = 16 * 1024
-"""Messages up to this size are parsed on the event loop: it takes a millisecond or less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +71,17 @@ class Sampler:
         self._limits = limits
         self.admission = Admission(max_in_flight)
         # One thread: a tokenizer's calls share state.
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._thread = OneThread("tokenizer")
 
     def close(self) -> None:
         """Stop the thread."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
 
     async def off_loop(
         self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """Call a function here if its input is small, in the thread if it is `size` bytes large."""
-        if size <= _INLINE_BYTES:
-            return function(*args, **kwargs)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, partial(function, *args, **kwargs))
+        return await self._thread.off_loop(size, function, *args, **kwargs)
 
     async def draw(self, call: Call, request: GenerateRequest, hand_over: HandOver) -> None:
         """Hand over every completion that the request asks for, each as it ends.
@@ -144,9 +137,7 @@ class Sampler:
                 prompts.append(item.prompt)  # looked at by `check_request`
                 continue
             field = f"items[{place}].prompt"
-            tokens = await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._tokenizer.encode, item.prompt, field
-            )
+            tokens = await self._thread.run(self._tokenizer.encode, item.prompt, field)
             checks.check_tokens(tokens, field, info.vocab_size)
             checks.check_room(tokens, field, info.max_tokens)
             prompts.append(tokens)
@@ -167,7 +158,7 @@ class Sampler:
             drawing = self._completions(request, place, prompt)
             async with contextlib.aclosing(drawing):
                 async for completion in drawing:
-                    text = await self._text(request, completion)
+                    text = await self._text(request, place, prompt, completion)
                     async with one_at_a_time:
                         await hand_over(Drawn(place, item.id, prompt, completion, text))
                     # Its room is free now that it was handed over: who is slow to take
@@ -201,14 +192,16 @@ class Sampler:
                 f"the engine ended after {item.n - len(missing)} of {item.n} completions"
             )
 
-    async def _text(self, request: GenerateRequest, completion: Completion) -> str:
+    async def _text(
+        self, request: GenerateRequest, place: int, prompt: TokenArray, completion: Completion
+    ) -> str:
         if not request.return_text:
             return ""
-        tokens = completion.token_ids
+        drawn = request.items[place].drawn
+        tokens = np.concatenate([prompt[len(prompt) - drawn :], completion.token_ids])
         if completion.finish_reason is FinishReason.STOP:
             tokens = tokens[:-1]  # the token that ended it is no part of what it says
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._tokenizer.decode, tokens)
+        return await self._thread.run(self._tokenizer.decode, tokens)
 
     def _observe(self, call: Call, completion: Completion) -> None:
         metrics = self._metrics

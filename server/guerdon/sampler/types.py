@@ -25,6 +25,8 @@ class GenerateItem:
     n: int = 1
     seed: int | None = None
     id: str = ""
+    drawn: int = 0
+    """Tokens at the prompt's end that were drawn before: the completion's text begins with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

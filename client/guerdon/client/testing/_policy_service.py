@@ -160,7 +160,9 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
             finish_reason=policy_pb2.FINISH_REASON_STOP
             if ids[-1] == fake.eos
             else policy_pb2.FINISH_REASON_LENGTH,
-            text=" ".join(map(str, ids)) if request.return_text else "",
+            text=" ".join(map(str, [*prompt[len(prompt) - item.drawn :], *ids]))
+            if request.return_text
+            else "",
         )
         reply.spans.extend(_spans(state.history[first:], len(ids)))
         return reply

@@ -35,6 +35,7 @@ def _item(message: policy_pb2.GenerateItem, field: str) -> GenerateItem:
         n=message.n or 1,
         seed=message.seed if message.HasField("seed") else None,
         id=message.id,
+        drawn=message.drawn,
     )
 
 

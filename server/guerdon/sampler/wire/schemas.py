@@ -35,6 +35,13 @@ class ItemBody(Body):
         le=MAX_UINT64,
         description="Makes the draw repeatable under the same weights.",
     )
+    drawn: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_UINT32,
+        description="Tokens at the end of a prompt of token ids that were drawn before: the "
+        "completion's text begins with theirs.",
+    )
 
 
 class OptionsBody(Body):
@@ -72,6 +79,7 @@ class GenerateBody(Body):
                     n=item.n,
                     seed=item.seed,
                     id=item.id,
+                    drawn=item.drawn,
                 )
                 for place, item in enumerate(self.items)
             ],

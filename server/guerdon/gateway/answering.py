@@ -1,0 +1,183 @@
+"""Answers one call: reserve its tokens, find the best answer, or say why there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from guerdon.gateway.metrics import GatewayMetrics
+from guerdon.gateway.spending import Spending
+from guerdon.gateway.strategies.registry import STRATEGIES
+from guerdon.gateway.strategies.work import Work
+from guerdon.gateway.types import (
+    Answer,
+    Candidate,
+    Draft,
+    Drawer,
+    Plan,
+    Question,
+    Ranking,
+    RankingFailed,
+    Score,
+    Scorer,
+    Seconds,
+    Unscored,
+)
+from guerdon.serving.calls import Call
+from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
+from guerdon.together import together
+
+_NOT_SCORED = Unscored("was not scored: it was not needed")
+
+
+class Answering:
+    """Finds the best answers.
+
+    Args:
+        unranked: what happens when no ranking is to be had.
+        max_seconds: longest time of a call.
+    """
+
+    def __init__(
+        self,
+        drawer: Drawer,
+        scorer: Scorer,
+        spending: Spending,
+        metrics: GatewayMetrics,
+        *,
+        unranked: Literal["refuse", "first"],
+        max_seconds: float,
+    ) -> None:
+        self._drawer = drawer
+        self._scorer = scorer
+        self._spending = spending
+        self._metrics = metrics
+        self._unranked = unranked
+        self._max_seconds = max_seconds
+
+    async def answer(
+        self,
+        call: Call,
+        question: Question,
+        plan: Plan,
+        on_progress: Callable[[Work], None] = lambda work: None,
+    ) -> Answer:
+        """The best answers; whatever ends this early stops what is drawn and scored for it.
+
+        Args:
+            call: its caller and deadline.
+            question: what is asked.
+            plan: how the best answer is found.
+            on_progress: called when a candidate was drawn or scored.
+
+        Raises:
+            RankingFailed: no ranking is to be had, and the settings refuse then.
+            DeadlinePassed: the deadline came before the answer.
+            Overloaded: the caller has spent its tokens.
+            ServiceError: the policy can't or won't.
+        """
+        latest = call.arrival + self._max_seconds
+        deadline = latest if call.deadline is None else min(call.deadline, latest)
+        work = Work(
+            question,
+            plan,
+            self._drawer,
+            self._scorer,
+            deadline,
+            needs_first=self._unranked == "first",
+        )
+        work.on_progress = lambda: on_progress(work)
+        reserved = most_tokens(question, plan)
+        self._reserve(call, reserved)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                answer = await self._find(call, work)
+        except TimeoutError as error:
+            raise DeadlinePassed(
+                f"no answer within {deadline - call.arrival:.3g} s; {len(work.drafts)} of "
+                f"{work.begun} candidates were drawn"
+            ) from error
+        finally:
+            unspent = reserved - spent_tokens(work)
+            self._spending.give_back(call.caller, unspent, time.monotonic())
+        self._metrics.observe(answer)
+        return answer
+
+    def _reserve(self, call: Call, tokens: int) -> None:
+        try:
+            self._spending.take(call.caller, tokens, time.monotonic())
+        except (Overloaded, InvalidRequest):
+            self._metrics.spending_refused.labels(call.caller.name).inc()
+            raise
+
+    async def _find(self, call: Call, work: Work) -> Answer:
+        try:
+            ranking = await STRATEGIES[work.plan.strategy].find(work)
+        except RankingFailed as error:
+            if self._unranked == "refuse":
+                raise
+            return _answer(call, work, await _first(work), reason=str(error))
+        return _answer(call, work, ranking)
+
+
+def most_tokens(question: Question, plan: Plan) -> int:
+    """The most tokens that a call may have drawn."""
+    most = plan.best_of * question.sampling.max_tokens
+    return most if plan.token_budget is None else min(most, plan.token_budget)
+
+
+def spent_tokens(work: Work) -> int:
+    """Tokens that a call has spent; a stopped candidate, whose tokens nobody told, counts whole."""
+    unknown = work.begun - len(work.drafts)
+    known = sum(draft.tokens for draft in work.drafts.values())
+    return known + unknown * work.question.sampling.max_tokens
+
+
+async def _first(work: Work) -> Ranking:
+    """The first candidates by number, drawn to their end."""
+    plan, most = work.plan, work.question.sampling.max_tokens
+
+    async def finish(draft: Draft) -> None:
+        async for _ in work.go_on([draft], most - draft.tokens):
+            pass
+
+    parts = [work.drafts[i] for i in range(plan.n) if not work.drafts[i].ended]
+    await together([finish(part) for part in parts])
+    unscored = Unscored("the rewards are away")
+    return Ranking(ranked=tuple(Candidate(work.drafts[i], unscored) for i in range(plan.n)))
+
+
+def _answer(call: Call, work: Work, ranking: Ranking, reason: str = "") -> Answer:
+    now = time.monotonic()
+    drawn = work.last_drawn or now
+    known = {each.draft.index: each for each in (*ranking.ranked, *ranking.unranked)}
+    candidates = tuple(
+        known.get(index, Candidate(draft, _NOT_SCORED))
+        for index, draft in sorted(work.drafts.items())
+    )
+    whole = (each for each in ranking.unranked if each.draft.ended)
+    choices = (*ranking.ranked, *whole)[: work.plan.n]
+    return Answer(
+        choices=choices,
+        ranked=not reason,
+        plan=work.plan,
+        candidates=candidates,
+        stopped=work.begun - len(work.drafts),
+        seconds=Seconds(draw=drawn - call.arrival, score=now - drawn, total=now - call.arrival),
+        reason=reason,
+        gain=_gain(choices[0], known.get(0)),
+        notes=ranking.notes,
+    )
+
+
+def _gain(best: Candidate, first: Candidate | None) -> float | None:
+    """How much better the answer is than candidate 0, where one model has scored both whole."""
+    if first is None or not first.draft.ended:
+        return None
+    a, b = best.score, first.score
+    if not isinstance(a, Score) or not isinstance(b, Score):
+        return None
+    same = (a.model, a.revision) == (b.model, b.revision)
+    return a.value - b.value if same else None

@@ -1,0 +1,147 @@
+"""Puts the gateway together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import grpc
+
+from guerdon.client import TLS, Retry
+from guerdon.client.policy import AsyncPolicyClient
+from guerdon.gateway.answering import Answering
+from guerdon.gateway.call_metrics import GatewayCalls
+from guerdon.gateway.config import GatewayConfig
+from guerdon.gateway.metrics import GatewayMetrics
+from guerdon.gateway.passing import Passing
+from guerdon.gateway.spending import Spending
+from guerdon.gateway.upstream.endpoint import EndpointDrawer
+from guerdon.gateway.upstream.openai_api import OpenAIAPI
+from guerdon.gateway.upstream.rewards import RewardScorer
+from guerdon.gateway.upstream.sampler import SamplerDrawer
+from guerdon.gateway.wire.asking import Names
+from guerdon.gateway.wire.completions import ChatEndpoint, Reading, TextEndpoint
+from guerdon.gateway.wire.models import ModelRoutes
+from guerdon.serving.access.credentials import read_token
+from guerdon.serving.access.identity import Role
+from guerdon.serving.openai.routes import OpenAIRoutes
+from guerdon.serving.process.listening import Ports
+from guerdon.serving.process.server import Server
+from guerdon.serving.threads import OneThread
+
+logger = logging.getLogger(__name__)
+
+ROLES: Mapping[str, Role | None] = {
+    ChatEndpoint.path: Role.SAMPLE,
+    TextEndpoint.path: Role.SAMPLE,
+}
+"""What a caller of each path needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The connections to what the gateway stands in front of."""
+
+    drawer: SamplerDrawer | EndpointDrawer
+    scorer: RewardScorer
+    pass_to: OpenAIAPI | None
+
+    async def close(self) -> None:
+        """Close them all."""
+        await self.drawer.close()
+        await self.scorer.close()
+        if self.pass_to is not None:
+            await self.pass_to.close()
+
+
+class GatewayServer(Server[Ports]):
+    """The gateway in this process.
+
+    Raises:
+        SettingsError: the settings cannot be served, or a file of them cannot be read.
+    """
+
+    title = "Guerdon best-of-n gateway"
+    role = Role.SAMPLE
+
+    def __init__(self, config: GatewayConfig) -> None:
+        super().__init__(config)
+        self._metrics = metrics = GatewayMetrics(self._prometheus)
+        self._upstream = upstream = connect(config)
+        self._thread = OneThread("bodies")
+        names = Names(config.name, config.presets, config.offered)
+        models = ModelRoutes(names)
+        answering = Answering(
+            upstream.drawer,
+            upstream.scorer,
+            Spending(config.spending),
+            metrics,
+            unranked=config.unranked,
+            max_seconds=config.max_seconds,
+        )
+        passing = Passing(upstream.pass_to, metrics, max_seconds=config.max_seconds)
+        reading = Reading(
+            names=names,
+            defaults=config.defaults,
+            limits=config.limits,
+            max_tokens=config.max_tokens,
+            comment_seconds=config.comment_seconds,
+        )
+        app = self._open(self._new_door(metrics.refused_calls), (), {**ROLES, **models.roles})
+        OpenAIRoutes(
+            GatewayCalls(metrics, self.lifecycle),
+            self._thread,
+            ChatEndpoint(answering, passing, reading),
+            TextEndpoint(answering, passing, reading),
+        ).add_to(app)
+        models.add_to(app)
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """None: gRPC has health alone."""
+        return []
+
+    async def listen(self) -> Ports:
+        """Bind and serve all ports."""
+        return await self._listen()
+
+    async def load(self) -> None:
+        """Nothing is loaded: services behind it may come and go."""
+
+    async def stop(self) -> None:
+        """Close the ports, then the connections."""
+        await super().stop()
+        self._thread.close()
+        await self._upstream.close()
+
+
+def connect(config: GatewayConfig) -> Upstream:
+    """The connections of a gateway; each is opened when it is first used.
+
+    Raises:
+        SettingsError: a file of tokens can't be read, or a setting names no service.
+    """
+    tls = TLS(ca=config.upstream_ca) if config.upstream_tls else None
+    key = read_token("GUERDON_ENDPOINT_KEY", config.endpoint_key_file)
+    scorer = RewardScorer(
+        config.models,
+        seconds=config.reward_seconds,
+        token=read_token("GUERDON_REWARD_TOKEN", config.reward_token_file) or None,
+        tls=tls,
+    )
+
+    def api(url: str) -> OpenAIAPI:
+        return OpenAIAPI(url, key=key, model=config.endpoint_model, ca=config.upstream_ca)
+
+    passed = config.pass_to or config.endpoint
+    pass_to = api(passed) if passed else None
+    if config.endpoint:
+        return Upstream(EndpointDrawer(api(config.endpoint)), scorer, pass_to)
+    client = AsyncPolicyClient(
+        config.sampler,
+        token=read_token("GUERDON_SAMPLER_TOKEN", config.sampler_token_file) or None,
+        tls=tls,
+        retry=Retry(attempts=1),  # its retries favour short completions
+        timeout=None,
+    )
+    return Upstream(SamplerDrawer(client), scorer, pass_to)

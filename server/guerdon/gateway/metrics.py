@@ -1,0 +1,88 @@
+"""The gateway's Prometheus metrics: every name is declared here and nowhere else.
+
+`docs/operations.md` says how to read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry
+
+from guerdon.gateway.types import Answer, Strategy
+from guerdon.serving.metrics import Declared
+
+SECONDS_BUCKETS: Sequence[float] = (
+    0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180,
+    300, 600,
+)  # fmt: skip
+GAIN_BUCKETS: Sequence[float] = (-4, -2, -1, 0, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 16)
+RATIO_BUCKETS: Sequence[float] = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
+
+
+class GatewayMetrics:
+    """The metrics of one gateway process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        declared = Declared(registry, "guerdon_gateway")
+        counter, gauge, histogram = declared.counter, declared.gauge, declared.histogram
+
+        self.requests = counter("requests", "Finished calls.", ["method", "code"])
+        """`method` is `http_completions` or `http_models`; `code` the gRPC status."""
+        self.caller_requests = counter("caller_requests", "Finished calls.", ["caller", "code"])
+        """`caller` is a name of the tokens file, else `shared` or `anonymous`."""
+        self.refused_calls = counter(
+            "refused_calls", "Calls refused from their headers alone.", ["method", "code"]
+        )
+        self.in_flight = gauge("requests_in_flight", "Calls being served.", ["method"])
+
+        self.answers = counter("answers", "Answers by how they were found.", ["strategy", "ranked"])
+        """`ranked` is yes, no (rewards were away) or passed (not for ranking, such as tools)."""
+        self.candidates = counter("candidates", "Candidates of answered calls.", ["outcome"])
+        """`outcome` is scored, unscored, or stopped (before its end, to no use)."""
+        self.drawn_tokens = counter("drawn_tokens", "Tokens drawn for answered calls.")
+        self.served_tokens = counter("served_tokens", "Tokens of the choices that were sent.")
+        self.tokens_per_served_token = histogram(
+            "tokens_per_served_token", "Tokens drawn for each that was sent.", RATIO_BUCKETS
+        )
+        self.reward_gain = histogram(
+            "reward_gain", "The answer's score less that of candidate 0.", GAIN_BUCKETS
+        )
+        self.answer_seconds = histogram(
+            "answer_seconds", "From a call's arrival to its best answer.", SECONDS_BUCKETS
+        )
+        self.phase_seconds = histogram(
+            "phase_seconds", "Phases of an answer.", SECONDS_BUCKETS, ["phase"]
+        )
+        """`phase` is draw (to the last candidate's end) or score (what scoring added)."""
+        self.spending_refused = counter(
+            "spending_refused", "Calls refused for the tokens that a caller may spend.", ["caller"]
+        )
+        self._begin()
+
+    def _begin(self) -> None:
+        """Series that alerts and panels need before their first event."""
+        for strategy in Strategy:
+            for ranked in ("yes", "no"):
+                self.answers.labels(strategy.value, ranked)
+        self.answers.labels("none", "passed")
+        for outcome in ("scored", "unscored", "stopped"):
+            self.candidates.labels(outcome)
+
+    def observe(self, answer: Answer) -> None:
+        """Count an answer."""
+        self.answers.labels(answer.plan.strategy.value, "yes" if answer.ranked else "no").inc()
+        scored = sum(each.scored for each in answer.candidates)
+        self.candidates.labels("scored").inc(scored)
+        self.candidates.labels("unscored").inc(len(answer.candidates) - scored)
+        self.candidates.labels("stopped").inc(answer.stopped)
+        served = sum(each.draft.tokens for each in answer.choices)
+        self.drawn_tokens.inc(answer.tokens)
+        self.served_tokens.inc(served)
+        if served:
+            self.tokens_per_served_token.observe(answer.tokens / served)
+        if answer.gain is not None:
+            self.reward_gain.observe(answer.gain)
+        self.answer_seconds.observe(answer.seconds.total)
+        self.phase_seconds.labels("draw").observe(answer.seconds.draw)
+        self.phase_seconds.labels("score").observe(answer.seconds.score)

@@ -1,0 +1,38 @@
+"""Every strategy with the fields of a plan that it reads beside the common ones."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from guerdon.gateway.strategies.adaptive import adaptive
+from guerdon.gateway.strategies.best_of_n import best_of_n
+from guerdon.gateway.strategies.cascade import cascade
+from guerdon.gateway.strategies.rejection import rejection
+from guerdon.gateway.strategies.soft import soft
+from guerdon.gateway.strategies.threshold import threshold
+from guerdon.gateway.strategies.voting import voting
+from guerdon.gateway.strategies.work import Work
+from guerdon.gateway.types import Ranking, Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A strategy's function, and what it reads of a plan."""
+
+    find: Callable[[Work], Awaitable[Ranking]]
+    needed: tuple[str, ...] = ()
+    """Fields that must be given."""
+    read: tuple[str, ...] = ()
+    """Fields that may be given."""
+
+
+STRATEGIES: Mapping[Strategy, Entry] = {
+    Strategy.BEST_OF_N: Entry(best_of_n),
+    Strategy.THRESHOLD: Entry(threshold, needed=("threshold",)),
+    Strategy.ADAPTIVE: Entry(adaptive, read=("token_budget", "seconds", "min_gain")),
+    Strategy.VOTE: Entry(voting, read=("weight", "answer")),
+    Strategy.SOFT: Entry(soft, read=("temperature",)),
+    Strategy.REJECTION: Entry(rejection, read=("chunk", "keep")),
+    Strategy.CASCADE: Entry(cascade, needed=("small_model",), read=("margin",)),
+}

@@ -1,0 +1,187 @@
+"""One call's work: its question and plan, its two services, and all that was drawn so far."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from guerdon.gateway.types import (
+    Candidate,
+    Draft,
+    Drawer,
+    Plan,
+    Question,
+    RankingFailed,
+    Score,
+    Scorer,
+    Unscored,
+)
+
+Enough = Callable[[Sequence[Candidate]], bool]
+"""Whether the candidates that have come so far are enough."""
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One call's work."""
+
+    question: Question
+    plan: Plan
+    drawer: Drawer
+    scorer: Scorer
+    deadline: float
+    """On `time.monotonic`'s clock."""
+    needs_first: bool = False
+    """Whether the first candidates by number are waited for when no ranking is to be had: they
+    are the choices then. Those that end first would be the short ones."""
+    on_progress: Callable[[], None] = lambda: None
+    """Called when a candidate was begun, drawn or scored."""
+    begun: int = 0
+    """Candidates that were asked for."""
+    drafts: dict[int, Draft] = field(default_factory=dict)
+    """The latest of each candidate that is known, by index."""
+    scored: int = 0
+    """Candidates with a score, or known to have none."""
+    last_drawn: float | None = None
+    """When the last draft came, on the deadline's clock."""
+    revisions: dict[str, str] = field(default_factory=dict)
+    """The revision that scores, by the model's name."""
+    trouble: RankingFailed | None = None
+    """Why no ranking is to be had."""
+
+    async def draw(self, n: int, *, max_tokens: int | None = None) -> AsyncGenerator[Draft, None]:
+        """So many more candidates, each as it ends."""
+        first, self.begun = self.begun, self.begun + n
+        most = self.question.sampling.max_tokens if max_tokens is None else max_tokens
+        drawing = self.drawer.draw(
+            self.question, n, first=first, max_tokens=most, deadline=self.deadline
+        )
+        async with contextlib.aclosing(drawing):
+            async for draft in drawing:
+                self._note(draft)
+                yield draft
+
+    async def go_on(self, drafts: Sequence[Draft], max_tokens: int) -> AsyncGenerator[Draft, None]:
+        """The same drafts with up to so many tokens more, each as it ends."""
+        drawing = self.drawer.go_on(
+            self.question, drafts, max_tokens=max_tokens, deadline=self.deadline
+        )
+        async with contextlib.aclosing(drawing):
+            async for draft in drawing:
+                self._note(draft)
+                yield draft
+
+    def _note(self, draft: Draft) -> None:
+        self.drafts[draft.index] = draft
+        self.last_drawn = time.monotonic()
+        self.on_progress()
+
+    async def score(self, draft: Draft, model: str | None = None) -> Candidate:
+        """A draft with its score; where the rewards are away it has none, and `trouble` is set."""
+        name = self.plan.model if model is None else model
+        pinned = f"{name}@{self.revisions[name]}" if name in self.revisions else name
+        score: Score | Unscored
+        try:
+            score = await self.scorer.score(pinned, self.question, draft.text, self.deadline)
+            if isinstance(score, Score):
+                self._check_revision(name, score)
+        except RankingFailed as error:
+            self.trouble = self.trouble or error
+            score = Unscored(str(error))
+        self.scored += 1
+        self.on_progress()
+        return Candidate(draft, score)
+
+    def _check_revision(self, name: str, score: Score) -> None:
+        """Hold all scores of a model to one revision: those of two are not comparable."""
+        if self.revisions.setdefault(name, score.revision) != score.revision:
+            raise RankingFailed(f"another revision of {name} was promoted meanwhile: ask again")
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nothing more need be waited for, since no ranking will be had."""
+        first = range(self.plan.n if self.needs_first else 0)
+        return self.trouble is not None and all(index in self.drafts for index in first)
+
+    def check(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates that can be ranked, by index.
+
+        Raises:
+            RankingFailed: rewards are away, or none can be.
+        """
+        if self.trouble is not None:
+            raise self.trouble
+        ranked = [each for each in candidates if each.scored]
+        if not ranked:
+            reasons = [c.score.reason for c in candidates if isinstance(c.score, Unscored)]
+            why = f"; of the first: {reasons[0]}" if reasons else ""
+            raise RankingFailed(f"none of {len(candidates)} candidates has a score{why}")
+        return sorted(ranked, key=lambda each: each.draft.index)
+
+
+async def gather(
+    work: Work,
+    drawing: AsyncGenerator[Draft, None],
+    *,
+    enough: Enough = lambda found: False,
+    until: float | None = None,
+    model: str | None = None,
+) -> list[Candidate]:
+    """Candidates, each scored as soon as it has ended; what is not needed is stopped.
+
+    Args:
+        work: the call's.
+        drawing: what is drawn.
+        enough: when to stop.
+        until: the time after which no more is waited for, if as many as are asked for are scored.
+        model: the reward model; the plan's when not given.
+
+    Raises:
+        ServiceError: the policy can't or won't.
+    """
+    found: list[Candidate] = []
+    changed = asyncio.Event()
+
+    async def score(draft: Draft) -> None:
+        found.append(await work.score(draft, model))
+        changed.set()
+
+    async def run() -> None:
+        try:
+            async with asyncio.TaskGroup() as group, contextlib.aclosing(drawing):
+                async for draft in drawing:
+                    changed.set()
+                    group.create_task(score(draft))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            changed.set()
+
+    def answerable() -> bool:
+        return sum(each.scored for each in found) >= work.plan.n
+
+    def over() -> bool:
+        late = until is not None and time.monotonic() >= until and answerable()
+        return late or work.given_up or enough(found)
+
+    running = asyncio.ensure_future(run())
+    try:
+        while not running.done() and not over():
+            changed.clear()
+            await _wait(changed, until if answerable() else None)
+        if running.done() and not over():
+            running.result()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    return sorted(found, key=lambda each: each.draft.index)
+
+
+async def _wait(event: asyncio.Event, until: float | None) -> None:
+    """Wait for an event, or for a time on `time.monotonic`'s clock."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(None if until is None else until - time.monotonic()):
+            await event.wait()

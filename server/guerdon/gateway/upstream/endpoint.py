@@ -1,0 +1,102 @@
+"""Candidates from an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from guerdon.gateway.types import Draft, Question
+from guerdon.gateway.upstream.openai_api import OpenAIAPI
+from guerdon.serving.errors import ComputeFailed, Unsupported
+from guerdon.serving.prompts import Conversation
+
+OURS = ("guerdon", "best_of", "n", "stream", "stream_options", "timeout", "model")
+"""Keys of a request that are the gateway's to read."""
+
+
+class EndpointDrawer:
+    """Draws candidates: a request each, since not every endpoint takes n, or tells the tokens of
+    each choice, or which has ended.
+
+    Args:
+        api: the endpoint.
+    """
+
+    resumes = False
+
+    def __init__(self, api: OpenAIAPI) -> None:
+        self._api = api
+
+    async def draw(
+        self, question: Question, n: int, *, first: int, max_tokens: int, deadline: float
+    ) -> AsyncGenerator[Draft, None]:
+        """Candidates, each as it ends; see `Drawer`."""
+        chat = isinstance(question.prompt, Conversation)
+        path = "/chat/completions" if chat else "/completions"
+        body = _body(question, max_tokens)
+
+        async def one(index: int) -> Draft:
+            seed = question.sampling.seed
+            seeded = body if seed is None else {**body, "seed": seed + index}
+            reply = await self._api.post(path, seeded, deadline)
+            return _draft(index, reply, chat=chat)
+
+        drawing = [asyncio.ensure_future(one(first + place)) for place in range(n)]
+        try:
+            for finished in asyncio.as_completed(drawing):
+                yield await finished
+        finally:
+            for task in drawing:
+                task.cancel()
+            await asyncio.gather(*drawing, return_exceptions=True)
+
+    async def go_on(
+        self, question: Question, drafts: Sequence[Draft], *, max_tokens: int, deadline: float
+    ) -> AsyncGenerator[Draft, None]:
+        """It can't.
+
+        Raises:
+            Unsupported: always.
+        """
+        raise Unsupported("an OpenAI endpoint can't go on with a part of a completion")
+        yield  # it is a generator, as the protocol has it
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._api.close()
+
+
+def _body(question: Question, max_tokens: int) -> dict[str, Any]:
+    """The caller's own request, for one choice with so many tokens at most."""
+    body = {key: value for key, value in question.sampling.body.items() if key not in OURS}
+    key = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
+    return {**body, key: max_tokens}
+
+
+def _draft(index: int, reply: Mapping[str, Any], *, chat: bool) -> Draft:
+    """The one choice of a reply.
+
+    Raises:
+        ComputeFailed: it has no text, or its tokens are not told.
+    """
+    try:
+        choice, usage = reply["choices"][0], reply["usage"]
+        message = choice["message"] if chat else choice
+        text, finish = message["content" if chat else "text"], choice["finish_reason"]
+        tokens, prompt_tokens = usage["completion_tokens"], usage["prompt_tokens"]
+    except (LookupError, TypeError) as error:
+        raise ComputeFailed("the endpoint's answer lacks a choice, or its usage") from error
+    if not isinstance(text, str) or not isinstance(finish, str):
+        raise ComputeFailed("the endpoint's choice has no text, or no reason why it ended")
+    if not isinstance(tokens, int) or not isinstance(prompt_tokens, int):
+        raise ComputeFailed("the endpoint's usage has no numbers of tokens")
+    said = {k: v for k, v in message.items() if chat and k not in ("role", "content") and v}
+    return Draft(
+        index=index,
+        text=text,
+        tokens=tokens,
+        prompt_tokens=prompt_tokens,
+        finish_reason=finish,
+        said=said,
+    )

@@ -1,0 +1,147 @@
+"""Candidates from a Guerdon sampler, over gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guerdon.client import FormattedText, GuerdonError, Prompt, TokenIds
+from guerdon.client.policy import AsyncPolicyClient
+from guerdon.client.policy_types import Completion, GenerateItem
+from guerdon.gateway.types import Draft, Question
+from guerdon.gateway.upstream.errors import policy_error, time_left
+from guerdon.serving.prompts import Conversation
+
+_APART = 1_000_003
+"""What seeds of one request's draws are apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """What it takes to go on with a candidate."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+class SamplerDrawer:
+    """Draws candidates: one item with n completions, whose prompt is computed once.
+
+    Args:
+        client: without retries, which ask for what is missing and so favour short completions.
+    """
+
+    resumes = True
+
+    def __init__(self, client: AsyncPolicyClient) -> None:
+        self._client = client
+
+    async def draw(
+        self, question: Question, n: int, *, first: int, max_tokens: int, deadline: float
+    ) -> AsyncGenerator[Draft, None]:
+        """Candidates, each as it ends; see `Drawer`."""
+        seed = _seed(question, first)
+        items = [GenerateItem(_prompt(question), n=n, seed=seed)]
+        async with contextlib.aclosing(
+            self._generate(question, items, max_tokens, deadline)
+        ) as completions:
+            async for done in completions:
+                prompt, tokens = _ids(done.prompt_token_ids), _ids(done.token_ids)
+                yield Draft(
+                    index=first + done.sample,
+                    text=done.text,
+                    tokens=len(tokens),
+                    prompt_tokens=len(prompt),
+                    finish_reason=done.finish_reason,
+                    ended=_ended(question, done, max_tokens, len(tokens)),
+                    state=_Drawn(prompt, tokens),
+                )
+
+    async def go_on(
+        self, question: Question, drafts: Sequence[Draft], *, max_tokens: int, deadline: float
+    ) -> AsyncGenerator[Draft, None]:
+        """The drafts with more tokens, each as it ends; see `Drawer`."""
+        try:
+            policy = await self._client.get_policy(timeout=time_left(deadline))
+        except GuerdonError as error:
+            raise policy_error(error) from error
+        growing = []
+        for draft in drafts:
+            if draft.prompt_tokens + draft.tokens < policy.max_tokens:
+                growing.append(draft)
+            else:
+                yield dataclasses.replace(draft, ended=True)
+        if not growing:
+            return
+        items = [_continued(question, draft) for draft in growing]
+        async with contextlib.aclosing(
+            self._generate(question, items, max_tokens, deadline)
+        ) as completions:
+            async for done in completions:
+                draft = growing[done.item]
+                tokens = draft.state.tokens + _ids(done.token_ids)
+                yield dataclasses.replace(
+                    draft,
+                    text=done.text,
+                    tokens=len(tokens),
+                    finish_reason=done.finish_reason,
+                    ended=_ended(question, done, max_tokens, len(tokens)),
+                    state=_Drawn(draft.state.prompt, tokens),
+                )
+
+    async def _generate(
+        self, question: Question, items: Sequence[GenerateItem], max_tokens: int, deadline: float
+    ) -> AsyncGenerator[Completion, None]:
+        sampling = question.sampling
+        drawing = self._client.generate(
+            items,
+            max_tokens=max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            stop_token_ids=sampling.stop_token_ids,
+            ignore_eos=sampling.ignore_eos,
+            return_text=True,
+            timeout=time_left(deadline),
+        )
+        try:
+            async with contextlib.aclosing(drawing):
+                async for completion in drawing:
+                    yield completion
+        except GuerdonError as error:
+            raise policy_error(error) from error
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+
+def _prompt(question: Question) -> Prompt:
+    if isinstance(question.prompt, Conversation):
+        return question.prompt
+    return FormattedText(question.prompt.text)
+
+
+def _continued(question: Question, draft: Draft) -> GenerateItem:
+    drawn: _Drawn = draft.state
+    prompt = TokenIds(drawn.prompt + drawn.tokens)
+    seed = _seed(question, draft.index + draft.tokens * _APART)
+    return GenerateItem(prompt, seed=seed, drawn=len(drawn.tokens))
+
+
+def _seed(question: Question, apart: int) -> int | None:
+    """The seed of a draw, other than that of the request's other draws."""
+    seed = question.sampling.seed
+    return None if seed is None else (seed + apart * _APART) % 2**64
+
+
+def _ended(question: Question, done: Completion, asked: int, tokens: int) -> bool:
+    """Whether it can't go on: it ended by itself, at its limit, or at the policy's longest."""
+    return done.finished or tokens >= question.sampling.max_tokens or len(done.token_ids) < asked
+
+
+def _ids(array: Any) -> tuple[int, ...]:
+    return tuple(array.tolist())

@@ -1,0 +1,1 @@
+"""The gateway on the wire: OpenAI's API, what callers ask of it, and what it answers."""

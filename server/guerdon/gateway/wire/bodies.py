@@ -1,0 +1,152 @@
+"""Requests as the gateway reads them: OpenAI's bodies, and what is asked of the gateway in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import PrivateAttr
+
+from guerdon.data import read_template_inputs
+from guerdon.gateway.asked import Asked
+from guerdon.gateway.types import Question, Sampling
+from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.http.foreign import read_body, read_turns
+from guerdon.serving.openai.bodies import ChatBody, CompletionBody, SamplingBody, check_neutral
+from guerdon.serving.prompts import Conversation, FormattedText
+
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+class GatewayBody(SamplingBody):
+    """What all requests have."""
+
+    _value: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _asked: Asked = PrivateAttr(default_factory=Asked)
+    _why_passed: str = PrivateAttr(default="")
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """The body's JSON as it came."""
+        return self._value
+
+    @property
+    def asked(self) -> Asked:
+        """What is asked of the gateway."""
+        return self._asked
+
+    @property
+    def why_passed(self) -> str:
+        """Why it is passed on as it is; empty where it is not."""
+        return self._why_passed
+
+
+class RankedChat(GatewayBody, ChatBody):
+    """A chat whose answers are ranked."""
+
+
+class RankedText(GatewayBody, CompletionBody):
+    """A text whose completions are ranked."""
+
+
+def read_request(
+    kind: type[RankedChat | RankedText], value: dict[str, Any], asked: Asked, *, neutral: bool
+) -> GatewayBody:
+    """A body's JSON as its model.
+
+    Args:
+        kind: of a request that is ranked.
+        value: the JSON.
+        asked: what is asked of the gateway.
+        neutral: whether what a Guerdon sampler can't do is refused.
+
+    Raises:
+        InvalidRequest: names the first field at fault.
+    """
+    why = why_passed(value)
+    body: GatewayBody
+    if why:
+        known = ("n", "stream", "timeout", "model")
+        body = read_body(GatewayBody, {key: value[key] for key in known if key in value})
+        if body.n != 1:
+            raise InvalidRequest("n", f"is {body.n}: a request that {why} has one choice here")
+    else:
+        if neutral:
+            check_neutral(value)
+        ranked = read_body(kind, {**value, "tool_choice": None, "tools": None})
+        _check_told(ranked)
+        body = ranked
+    body._value, body._asked, body._why_passed = value, asked, why
+    body.timeout = asked.timeout if asked.timeout is not None else body.timeout
+    return body
+
+
+def why_passed(value: Mapping[str, Any]) -> str:
+    """Why a request is not ranked: it has tools, or parts that are no text. Empty for others."""
+    if value.get("tools") or value.get("functions"):
+        return "has tools"
+    messages = value.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind not in _TEXT_PARTS:
+                return f"has a part of type {kind!r:.40}"
+    return ""
+
+
+def _check_told(body: RankedChat | RankedText) -> None:
+    """Refuse what would have to be told of tokens that the gateway doesn't see."""
+    if body.logprobs is not None and body.logprobs is not False:
+        raise InvalidRequest("logprobs", "can't be told of ranked answers: leave it out")
+    if body.return_token_ids:
+        raise InvalidRequest("return_token_ids", "can't be told of ranked answers: leave it out")
+
+
+def question_of(body: GatewayBody, default_tokens: int, *, neutral: bool) -> Question:
+    """What a request asks of the policy.
+
+    Args:
+        body: of a request that is ranked.
+        default_tokens: of a candidate, where the request doesn't say.
+        neutral: whether what a Guerdon sampler can't do is refused.
+
+    Raises:
+        InvalidRequest: names the field at fault.
+    """
+    prompt: Conversation | FormattedText
+    most = body.max_tokens
+    if isinstance(body, RankedChat):
+        turns = read_turns(body.messages, "messages")
+        inputs = read_template_inputs(body.model_dump(), InvalidRequest)
+        prompt = Conversation.of(turns, inputs)
+        most = body.max_completion_tokens or most
+    else:
+        assert isinstance(body, RankedText)
+        texts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+        if len(texts) != 1 or not isinstance(texts[0], str):
+            raise InvalidRequest("prompt", "must be one text: reward models read its completions")
+        prompt = FormattedText(texts[0])
+    if neutral:
+        _check_drawn(body)
+    return Question(
+        prompt=prompt,
+        sampling=Sampling(
+            max_tokens=most or default_tokens,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=max(body.top_k, 0),
+            stop_token_ids=tuple(body.stop_token_ids),
+            ignore_eos=body.ignore_eos,
+            seed=body.seed,
+            body=body.value,
+        ),
+    )
+
+
+def _check_drawn(body: GatewayBody) -> None:
+    """Refuse what the sampler's gRPC can't be told."""
+    if body.stops:
+        raise InvalidRequest("stop", "is not done here: the sampler stops at stop_token_ids")
+    if isinstance(body, RankedChat) and body.reasoning_effort is not None:
+        raise InvalidRequest("reasoning_effort", "is not done here: use chat_template_kwargs")

@@ -1,0 +1,141 @@
+"""POST /v1/chat/completions and /v1/completions: the best of several answers, or passed on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from guerdon.gateway.answering import Answering
+from guerdon.gateway.asked import Asked, PlanLimits, new_plan
+from guerdon.gateway.passing import Passing
+from guerdon.gateway.strategies.work import Work
+from guerdon.gateway.types import Plan, Question
+from guerdon.gateway.wire import answers
+from guerdon.gateway.wire.asking import HEADER, Names, asked
+from guerdon.gateway.wire.bodies import (
+    GatewayBody,
+    RankedChat,
+    RankedText,
+    question_of,
+    read_request,
+)
+from guerdon.serving.calls import Call
+from guerdon.serving.openai.events import comment, event
+from guerdon.serving.openai.replies import CHAT, TEXT, Envelope, Shape
+from guerdon.serving.openai.routes import Endpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How requests are read."""
+
+    names: Names
+    defaults: Asked
+    """What holds where nobody asks."""
+    limits: PlanLimits
+    max_tokens: int
+    """Of a candidate where a request doesn't say."""
+    comment_seconds: float
+    """Longest silence of a stream."""
+
+
+class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
+    """What both paths do."""
+
+    body = GatewayBody
+    shape: Shape
+    kind: type[RankedChat | RankedText]
+
+    def __init__(self, answering: Answering, passing: Passing, reading: Reading) -> None:
+        self._answering = answering
+        self._passing = passing
+        self._reading = reading
+        self._neutral = reading.limits.resumes
+
+    def read(self, value: dict[str, Any], request: Request) -> GatewayBody:
+        """A body's JSON as its model, with what is asked for beside it."""
+        found = asked(value, request.headers.get(HEADER), self._reading.names)
+        return read_request(self.kind, value, found, neutral=self._neutral)
+
+    async def answer(self, call: Call, body: GatewayBody) -> Response:
+        """The whole answer."""
+        if body.why_passed:
+            reply = await self._passing.whole(call, self._path, body.value, body.why_passed)
+            return JSONResponse(reply, headers={answers.RANKED_HEADER: "false"})
+        question, plan = self._asked(body)
+        found = await self._answering.answer(call, question, plan)
+        return JSONResponse(
+            answers.whole(self._envelope(body), found), headers=answers.headers(found)
+        )
+
+    async def stream(self, call: Call, body: GatewayBody) -> AsyncGenerator[bytes, None]:
+        """Comments while candidates are drawn, then the answer as it stands."""
+        if body.why_passed:
+            passed = self._passing.events(call, self._path, body.value, body.why_passed)
+            async with contextlib.aclosing(passed):
+                async for piece in passed:
+                    yield piece
+            return
+        question, plan = self._asked(body)
+        envelope = self._envelope(body)
+        changed, told = asyncio.Event(), ""
+
+        def progress(work: Work) -> None:
+            nonlocal told
+            told = f"{len(work.drafts)} of {plan.best_of} drawn, {work.scored} scored"
+            changed.set()
+
+        finding = asyncio.ensure_future(
+            self._answering.answer(call, question, plan, on_progress=progress)
+        )
+        finding.add_done_callback(lambda _: changed.set())
+        try:
+            while not finding.done():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._reading.comment_seconds):
+                        await changed.wait()
+                changed.clear()
+                if not finding.done():
+                    yield comment(told or "drawing")
+            found = finding.result()
+        finally:
+            finding.cancel()
+            await asyncio.gather(finding, return_exceptions=True)
+        for chunk in answers.chunks(
+            envelope, found, include_usage=body.stream_options.include_usage
+        ):
+            yield event(chunk)
+
+    def _asked(self, body: GatewayBody) -> tuple[Question, Plan]:
+        reading = self._reading
+        plan = new_plan(body.asked.over(reading.defaults), body.n, reading.limits)
+        return question_of(body, reading.max_tokens, neutral=self._neutral), plan
+
+    def _envelope(self, body: GatewayBody) -> Envelope:
+        return Envelope.new(self.shape, body.model or self._reading.names.name)
+
+    @property
+    def _path(self) -> str:
+        return self.path.removeprefix("/v1")
+
+
+class ChatEndpoint(CompletionsEndpoint):
+    """Chats."""
+
+    path = "/v1/chat/completions"
+    summary = "The best of several answers to a conversation"
+    shape, kind = CHAT, RankedChat
+
+
+class TextEndpoint(CompletionsEndpoint):
+    """Texts."""
+
+    path = "/v1/completions"
+    summary = "The best of several completions of a text"
+    shape, kind = TEXT, RankedText
