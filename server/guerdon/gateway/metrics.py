@@ -16,7 +16,8 @@ SECONDS_BUCKETS: Sequence[float] = (
     0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180,
     300, 600,
 )  # fmt: skip
-GAIN_BUCKETS: Sequence[float] = (-4, -2, -1, 0, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 16)
+GAIN_BUCKETS: Sequence[float] = (0, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 16)
+"""From 0 on, for a histogram with negative buckets has no sum; a loss counts with 0."""
 RATIO_BUCKETS: Sequence[float] = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 
 

@@ -1,0 +1,169 @@
+"""A gateway before an OpenAI-compatible endpoint, and what is passed on to one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from starlette.responses import JSONResponse, Response
+from tests.support.in_process import until
+
+from guerdon.client.testing import FakeRewardServer
+from guerdon.settings import SettingsError
+
+from .endpoint import Endpoint, chat_reply, chat_stream, start_endpoint
+from .support import QUESTION, openai_client, running_gateway, start_gateway
+
+TEXTS = ["one", "three 3", "two"]
+SCORES = {"one": 1.0, "two": 2.0, "three 3": 3.0}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+
+
+def texts(place: int, _body: dict[str, Any]) -> Response:
+    return chat_reply(TEXTS[place % 3], tokens=3 + place)
+
+
+async def asked(
+    endpoint: Endpoint, call: Callable[[openai.AsyncOpenAI], Any], **settings: Any
+) -> Any:
+    """What OpenAI's client is answered by a gateway before an endpoint."""
+    async with FakeRewardServer(SCORES, models=("rm",)) as rewards:
+        given = {
+            "endpoint": endpoint.url,
+            "endpoint_model": "theirs",
+            "reward": [f"{rewards.target}/rm"],
+            **settings,
+        }
+        async with running_gateway(given) as gateway, openai_client(gateway.http) as client:
+            return await call(client)
+
+
+def chat(model: str = "policy:best-of-3", **fields: Any) -> Callable[[openai.AsyncOpenAI], Any]:
+    given = {"model": model, "messages": QUESTION, **fields}
+    return lambda client: client.chat.completions.create(**given)
+
+
+async def test_the_endpoint_gets_the_callers_own_request_once_for_each_candidate(
+    tmp_path: Path,
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret")
+    async with start_endpoint(texts) as endpoint:
+        fields = {"temperature": 0.5, "stop": ["."], "frequency_penalty": 0.25, "seed": 5}
+        reply = await asked(endpoint, chat(max_tokens=9, n=2, **fields), endpoint_key_file=key)
+    assert [choice.message.content for choice in reply.choices] == ["three 3", "two"]
+    assert (reply.usage.completion_tokens, reply.usage.prompt_tokens) == (12, 4)
+    expected = {"model": "theirs", "messages": QUESTION, "max_tokens": 9, **fields}
+    bodies = sorted(endpoint.bodies, key=lambda body: body["seed"])
+    assert bodies == [{**expected, "seed": 5 + i} for i in range(3)]
+    assert set(endpoint.keys) == {"Bearer secret"}
+    assert set(endpoint.paths) == {"/v1/chat/completions"}
+
+
+async def test_what_an_endpoint_says_beside_the_text_comes_too() -> None:
+    async with start_endpoint(lambda *_: chat_reply("one", reasoning_content="hm")) as endpoint:
+        reply = await asked(endpoint, chat("policy:best-of-1"))
+    assert reply.choices[0].message.reasoning_content == "hm"
+
+
+BROKEN: list[tuple[Response, type[openai.APIStatusError], str]] = [
+    (JSONResponse({"error": {"message": "no such key"}}, 401), openai.InternalServerError, "key"),
+    (JSONResponse({"error": {"message": "too hot"}}, 400), openai.BadRequestError, "too hot"),
+    (JSONResponse({}, 429, {"retry-after": "7"}), openai.RateLimitError, "429"),
+    (JSONResponse({}, 500), openai.InternalServerError, "500"),
+    (Response("<html>"), openai.InternalServerError, "no JSON"),
+    (JSONResponse([]), openai.InternalServerError, "no JSON object"),
+    (JSONResponse({"choices": []}), openai.InternalServerError, "lacks a choice"),
+    (chat_reply(None), openai.InternalServerError, "no text"),
+    (chat_reply("one", tokens=None), openai.InternalServerError, "tokens"),
+]
+
+
+async def test_what_is_no_answer_is_an_error_and_never_a_text() -> None:
+    async def all_of_them(client: openai.AsyncOpenAI) -> None:
+        for answer, kind, said in BROKEN:
+            endpoint.reply = lambda *_, answer=answer: answer
+            with pytest.raises(kind, match=said):
+                await chat()(client)
+
+    async with start_endpoint(texts) as endpoint:
+        await asked(endpoint, all_of_them)
+
+
+async def test_leaving_leaves_the_endpoint() -> None:
+    async with start_endpoint(texts) as endpoint:
+        endpoint.gate.clear()
+        calling = asyncio.ensure_future(asked(endpoint, chat()))
+        await until(lambda: len(endpoint.bodies) == 3)
+        calling.cancel()
+        await until(lambda: endpoint.left == 3)
+        await asyncio.gather(calling, return_exceptions=True)
+
+
+async def test_rejection_needs_a_sampler() -> None:
+    async with start_endpoint(texts) as endpoint:
+        with pytest.raises(openai.BadRequestError, match="takes a Guerdon sampler over gRPC"):
+            await asked(endpoint, chat(extra_body={"guerdon": {"strategy": "rejection"}}))
+        with pytest.raises(SettingsError, match=r"presets\.fast: .*takes a Guerdon sampler"):
+            await asked(endpoint, chat(), presets={"fast": {"strategy": "rejection"}})
+    assert endpoint.bodies == []
+
+
+PASSED = [
+    ({"tools": [TOOL], "tool_choice": "required"}, "the request has tools"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, PICTURE]}]},
+        "the request has a part of type 'image_url'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "why"), PASSED)
+@pytest.mark.parametrize("sampler", [False, True], ids=["endpoint", "sampler"])
+async def test_tools_and_pictures_are_passed_on_as_they_are(
+    fields: dict[str, Any], why: str, sampler: bool
+) -> None:
+    body = {"messages": QUESTION, "temperature": 0.25, "unknown": [1], **fields}
+
+    def reply(_place: int, body: dict[str, Any]) -> Response:
+        return chat_stream("a", "b") if body.get("stream") else chat_reply("theirs")
+
+    async def both(client: openai.AsyncOpenAI) -> Any:
+        whole = await client.post("/chat/completions", body=given, cast_to=object)
+        pieces = await client.chat.completions.create(
+            model="policy", messages=QUESTION, stream=True, extra_body=body
+        )
+        return whole, [chunk async for chunk in pieces]
+
+    given = {**body, "model": "policy:best-of-4", "guerdon": {"best_of": 5}}
+    async with start_endpoint(reply) as endpoint:
+        if sampler:
+            settings = {"pass_to": endpoint.url, "endpoint_model": "theirs"}
+            async with start_gateway(**settings) as gateway:
+                whole, pieces = await both(gateway.openai)
+                assert gateway.engine.behaviour.drawn == 0
+                assert await gateway.metric('answers_total{ranked="passed",strategy="none"}') == 2
+        else:
+            whole, pieces = await asked(endpoint, both)
+    assert endpoint.bodies[0] == {**body, "model": "theirs"}
+    assert whole["choices"][0]["message"]["content"] == "theirs"
+    assert whole["guerdon"]["ranked"] is False
+    assert whole["guerdon"]["reason"] == why
+    assert [chunk.choices[0].delta.content for chunk in pieces] == ["a", "b"]
+
+
+async def test_several_choices_with_tools_are_refused_and_not_cut() -> None:
+    async with start_endpoint(texts) as endpoint:
+        with pytest.raises(openai.BadRequestError, match="has one choice here"):
+            await asked(endpoint, chat(tools=[TOOL], n=2))
+
+
+async def test_tools_with_nowhere_to_go_are_refused() -> None:
+    async with start_gateway() as gateway:
+        with pytest.raises(openai.BadRequestError, match="--pass-to"):
+            await gateway.chat(tools=[TOOL])
