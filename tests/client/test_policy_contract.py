@@ -104,6 +104,23 @@ async def test_a_seed_repeats_the_draw(kind: str) -> None:
 
 
 @both
+async def test_a_completion_goes_on_from_what_was_drawn(kind: str) -> None:
+    async with sampler(kind) as client:
+        (begun,) = await collect(
+            client, GenerateItem(PROMPT, seed=1), max_tokens=2, return_text=True
+        )
+        drawn = TokenIds((*PROMPT.ids, *begun.token_ids.tolist()))
+        (more,) = await collect(client, GenerateItem(drawn, seed=2, drawn=2), return_text=True)
+        assert more.prompt_token_ids.tolist() == [*drawn.ids]
+        said = [*begun.token_ids.tolist(), *more.token_ids.tolist()]
+        assert more.text in (" ".join(map(str, said)), " ".join(map(str, said[:-1])))
+        for item in (GenerateItem(TokenIds((5,)), drawn=1), GenerateItem("a text", drawn=1)):
+            with pytest.raises(InvalidArgument) as caught:
+                await collect(client, item)
+            assert [each.field for each in caught.value.field_violations] == ["items[0].drawn"]
+
+
+@both
 async def test_versions_of_the_weights(kind: str) -> None:
     async with sampler(kind) as client:
         with pytest.raises(FailedPrecondition, match="version 0, older than 1"):

@@ -148,6 +148,50 @@ def test_only_the_registry_of_adapters_knows_a_published_model() -> None:
             assert not of_others, f"{path} imports {of_others}"
 
 
+GATEWAY = ROOT / "server" / "guerdon" / "gateway"
+GATEWAY_ROOMS: dict[str, set[str]] = {
+    "types": set(),
+    "strategies": {"types"},
+    "asked": {"strategies", "types"},
+    "config": {"asked"},
+    "spending": {"config"},
+    "metrics": {"types"},
+    "call_metrics": {"metrics"},
+    "answering": {"metrics", "spending", "strategies", "types"},
+    "passing": {"metrics"},
+    "upstream": {"types"},
+    "wire": {"answering", "asked", "config", "passing", "strategies", "types"},
+    "app": {
+        *("answering", "call_metrics", "config", "metrics", "passing", "spending"),
+        *("upstream", "wire"),
+    },
+    "cli": {"app", "config"},
+}
+"""For each folder and module of the gateway, those whose modules it may import."""
+HTTP_CLIENT = ("httpx", "guerdon.client")
+GATEWAY_FOREIGN = {
+    **dict.fromkeys(("types", "strategies", "asked", "spending"), (*WIRE, *HTTP_CLIENT)),
+    **dict.fromkeys(("answering", "passing"), (*WIRE, *HTTP_CLIENT)),
+    "upstream": ("fastapi", "starlette", "uvicorn", "guerdon.v1"),
+    "wire": ("grpc", *HTTP_CLIENT),
+}
+"""For each folder and module of the gateway, the libraries that it must not import."""
+
+
+def test_rooms_of_the_gateway_import_only_those_below_and_no_other_service() -> None:
+    paths = [path for path in GATEWAY.rglob("*.py") if path != GATEWAY / "__init__.py"]
+    room_of = {path: path.relative_to(GATEWAY).parts[0].removesuffix(".py") for path in paths}
+    assert set(room_of.values()) == GATEWAY_ROOMS.keys()
+    for path, room in room_of.items():
+        names = imports(path)
+        others = {name.split(".")[2] for name in names if name.startswith("guerdon.gateway.")}
+        assert others <= {room, *GATEWAY_ROOMS[room]}, path
+        banned = (*TORCH, "vllm", "guerdon.reward", "guerdon.sampler")
+        banned += GATEWAY_FOREIGN.get(room, ())
+        foreign = {n for n in names for p in banned if starts_with(n, p)}
+        assert not foreign, f"{path} imports {foreign}"
+
+
 def test_serving_knows_nothing_of_rewards() -> None:
     for path in (ROOT / "server" / "guerdon" / "serving").rglob("*.py"):
         assert not {n for n in imports(path) if starts_with(n, "guerdon.reward")}, path.name

@@ -28,6 +28,7 @@ def gateway(one_gateway: Gateway) -> Gateway:
 
 WAYS: list[tuple[str, dict[str, Any], int]] = [
     ("policy", {}, 8),
+    ("policy", {"n": 9}, 9),
     ("policy:best-of-4", {}, 4),
     ("policy:careful", {}, 6),
     ("policy:best-of-4", {"extra_headers": {"x-guerdon-best-of": "5"}}, 5),
@@ -145,7 +146,7 @@ async def test_text_completions_are_ranked_too(gateway: Gateway) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"n": 9}, "n: is 9"),
+    ({"n": 5, "best_of": 4}, "n: is 5"),
     ({"best_of": 65}, "best_of: is 65"),
     ({"best_of": 0}, "best_of: is 0"),
     ({"best_of": True}, "best_of: must be a whole number"),

@@ -222,7 +222,7 @@ async def test_a_deadline_ends_what_is_drawn() -> None:
 
 
 async def test_what_a_call_did_not_spend_is_given_back() -> None:
-    books = Spending(SpendingSettings(tokens=50, seconds=1e9))
+    books = Spending(SpendingSettings(caller_tokens=50, caller_seconds=1e9))
     how = {"spending": books}
     policy, rewards = ScriptedPolicy(TEXTS), ScriptedRewards(SCORES)
     await answer(policy, rewards, plan("best_of_n", 4), **how)
@@ -238,7 +238,9 @@ async def test_what_a_call_did_not_spend_is_given_back() -> None:
 
 
 def test_tokens_come_back_evenly_and_each_caller_has_its_own() -> None:
-    books = Spending(SpendingSettings(tokens=100, seconds=10.0, callers={"bulk": 10, "free": 0}))
+    books = Spending(
+        SpendingSettings(caller_tokens=100, caller_seconds=10.0, callers={"bulk": 10, "free": 0})
+    )
     one, two = Caller(name="a", key="a"), Caller(name="b", key="b")
     books.take(one, 100, now=0.0)
     books.take(two, 100, now=0.0)

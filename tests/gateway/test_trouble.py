@@ -147,7 +147,7 @@ async def test_each_caller_may_spend_its_tokens(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.toml"
     lines = [f'[callers.{who}]\ntoken = "{who}-key"\nroles = ["sample"]' for who in ("a", "b")]
     tokens.write_text("\n".join(lines))
-    spending = {"tokens": 100, "seconds": 1e6, "callers": {"b": 0}}
+    spending = {"caller_tokens": 100, "caller_seconds": 1e6, "callers": {"b": 0}}
     async with start_gateway(tokens=tokens, spending=spending) as gateway:
         one = gateway.openai.with_options(api_key="a-key")
         two = gateway.openai.with_options(api_key="b-key")

@@ -21,7 +21,7 @@ SERVICES = [
 
 
 def test_our_services_are_registered() -> None:
-    assert {entry.name for entry in SERVICES} == {"reward", "sampler"}
+    assert {entry.name for entry in SERVICES} == {"gateway", "reward", "sampler"}
     assert all(isinstance(entry.load(), typer.Typer) for entry in SERVICES)
 
 
@@ -31,7 +31,7 @@ def test_services_are_listed_and_not_loaded(
     (tmp_path / "relay_service.py").write_text('"""Pass calls on."""\nraise RuntimeError\n')
     monkeypatch.syspath_prepend(tmp_path)
     added = [
-        EntryPoint("gateway", "nowhere.cli:app", cli.GROUP),
+        EntryPoint("away", "nowhere.cli:app", cli.GROUP),
         EntryPoint("relay", "relay_service:app", cli.GROUP),
     ]
     monkeypatch.setattr(cli, "entry_points", lambda *, group: [*SERVICES, *added])
@@ -42,6 +42,7 @@ def test_services_are_listed_and_not_loaded(
         "Serve reward models",
         "sampler",
         "gateway",
+        "away",
         "Added by nowhere.cli",
         "Pass calls on.",
     ):

@@ -26,7 +26,7 @@ from guerdon.gateway.types import (
     Unscored,
 )
 from guerdon.serving.calls import Call
-from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
+from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded, ServiceError
 from guerdon.together import together
 
 _NOT_SCORED = Unscored("was not scored: it was not needed")
@@ -91,6 +91,7 @@ class Answering:
         work.on_progress = lambda: on_progress(work)
         reserved = most_tokens(question, plan)
         self._reserve(call, reserved)
+        failed = False
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 answer = await self._find(call, work)
@@ -99,8 +100,11 @@ class Answering:
                 f"no answer within {deadline - call.arrival:.3g} s; {len(work.drafts)} of "
                 f"{work.begun} candidates were drawn"
             ) from error
+        except ServiceError as error:
+            failed = not isinstance(error, DeadlinePassed)
+            raise
         finally:
-            unspent = reserved - spent_tokens(work)
+            unspent = reserved - spent_tokens(work, failed=failed)
             self._spending.give_back(call.caller, unspent, time.monotonic())
         self._metrics.observe(answer)
         return answer
@@ -128,10 +132,14 @@ def most_tokens(question: Question, plan: Plan) -> int:
     return most if plan.token_budget is None else min(most, plan.token_budget)
 
 
-def spent_tokens(work: Work) -> int:
-    """Tokens that a call has spent; a stopped candidate, whose tokens nobody told, counts whole."""
-    unknown = work.begun - len(work.drafts)
+def spent_tokens(work: Work, *, failed: bool) -> int:
+    """Tokens that a call has spent.
+
+    A candidate that was stopped, and whose tokens nobody told, counts with all that it may have
+    had; unless a service failed, which is not the caller's fault.
+    """
     known = sum(draft.tokens for draft in work.drafts.values())
+    unknown = 0 if failed else work.begun - len(work.drafts)
     return known + unknown * work.question.sampling.max_tokens
 
 

@@ -83,7 +83,6 @@ class GatewayServer(Server[Ports]):
         passing = Passing(upstream.pass_to, metrics, max_seconds=config.max_seconds)
         reading = Reading(
             names=names,
-            defaults=config.defaults,
             limits=config.limits,
             max_tokens=config.max_tokens,
             comment_seconds=config.comment_seconds,

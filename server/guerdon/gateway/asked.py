@@ -46,8 +46,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanLimits:
-    """What a plan may hold."""
+    """What a plan may hold, and what it holds where nobody asks."""
 
+    best_of: int
+    """Candidates where nobody says how many; no fewer than the choices."""
     max_best_of: int
     models: Sequence[str]
     """Reward models; the first is the default."""
@@ -75,7 +77,7 @@ def new_plan(asked: Asked, n: int, limits: PlanLimits) -> Plan:
     strategy = asked.strategy or Strategy.BEST_OF_N
     _check_fields(strategy, given)
     _check_numbers(given)
-    best_of = asked.best_of if asked.best_of is not None else n
+    best_of = max(limits.best_of, n) if asked.best_of is None else asked.best_of
     if not 1 <= best_of <= limits.max_best_of:
         raise InvalidRequest(
             "best_of", f"is {best_of}, it must be between 1 and {limits.max_best_of}"

@@ -22,7 +22,7 @@ _PANELS = {
     ),
     "Answers": (
         "best_of", "max_best_of", "max_tokens", "unranked", "max_seconds", "reward_seconds",
-        "comment_seconds", "spending.tokens", "spending.seconds",
+        "comment_seconds", "spending.caller_tokens", "spending.caller_seconds",
     ),
     "Upstream": (
         "upstream_tls", "upstream_ca", "sampler_token_file", "reward_token_file",

@@ -7,7 +7,7 @@ reward = ["localhost:50051/helpful"]
 best_of = 16
 strategy = "soft"
 [spending]                        # the keys of SpendingSettings
-tokens = 100000
+caller_tokens = 100000
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ BEST_OF = "best-of-"
 class SpendingSettings:
     """How many tokens a caller may have drawn."""
 
-    tokens: int = 0
-    """Tokens of candidates that each caller may have drawn in `seconds`; 0 for no limit."""
-    seconds: float = 60.0
-    """The time in which they come back, evenly."""
+    caller_tokens: int = 0
+    """Tokens that each caller may have drawn in caller_seconds; 0 for no limit."""
+    caller_seconds: float = 60.0
+    """Seconds in which they come back, evenly."""
     callers: Mapping[str, int] = field(default_factory=dict)
     """Other numbers of tokens, by the caller's name in the tokens file."""
 
     def __post_init__(self) -> None:
-        not_negative(self, "tokens")
-        positive(self, "seconds")
+        not_negative(self, "caller_tokens")
+        positive(self, "caller_seconds")
         for name, tokens in self.callers.items():
             if tokens < 0:
                 raise ValueError(f"callers.{name} is {tokens}, it must not be negative")
@@ -108,6 +108,7 @@ class GatewayConfig(ServerSettings):
         )  # fmt: skip
         for url in ("endpoint", "pass_to"):
             _check_url(url, getattr(self, url))
+        _ = self.models
         if self.best_of > self.max_best_of:
             raise ValueError(f"best_of is {self.best_of}, more than max_best_of")
         if not _NAME.fullmatch(self.name):
@@ -137,13 +138,11 @@ class GatewayConfig(ServerSettings):
     def limits(self) -> PlanLimits:
         """What a plan may hold."""
         return PlanLimits(
-            max_best_of=self.max_best_of, models=tuple(self.models), resumes=bool(self.sampler)
+            best_of=self.best_of,
+            max_best_of=self.max_best_of,
+            models=tuple(self.models),
+            resumes=bool(self.sampler),
         )
-
-    @property
-    def defaults(self) -> Asked:
-        """What holds where nobody asks."""
-        return Asked(best_of=self.best_of)
 
 
 def load_config(file: Path | None, flags: Mapping[str, Any]) -> GatewayConfig:
@@ -161,7 +160,7 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> GatewayConfig:
         raise SettingsError("no reward model: give --reward with HOST:PORT/MODEL")
     for name, preset in config.presets.items():
         try:
-            new_plan(preset.over(config.defaults), 1, config.limits)
+            new_plan(preset, 1, config.limits)
         except InvalidRequest as error:
             raise SettingsError(f"presets.{name}: {error}") from error
     return config

@@ -46,14 +46,14 @@ class Spending:
             raise InvalidRequest(
                 "max_tokens",
                 f"times best_of is {tokens} tokens, and {caller.name!r} may have {limit} drawn in "
-                f"{self._settings.seconds:g} s",
+                f"{self._settings.caller_seconds:g} s",
             )
         account = self._account(caller, limit, now)
         if tokens > account.left:
-            wait = (tokens - account.left) * self._settings.seconds / limit
+            wait = (tokens - account.left) * self._settings.caller_seconds / limit
             raise Overloaded(
-                f"{caller.name!r} may have {limit} tokens drawn in {self._settings.seconds:g} s, "
-                f"and this call may take {tokens}, more than are left",
+                f"this call may take {tokens} tokens, and of the {limit} that {caller.name!r} may "
+                f"have drawn in {self._settings.caller_seconds:g} s fewer are left",
                 retry_after=max(wait, MIN_RETRY_SECONDS),
             )
         account.left -= tokens
@@ -66,11 +66,11 @@ class Spending:
             account.left = min(float(limit), account.left + tokens)
 
     def _limit(self, caller: Caller) -> int:
-        return self._settings.callers.get(caller.name, self._settings.tokens)
+        return self._settings.callers.get(caller.name, self._settings.caller_tokens)
 
     def _account(self, caller: Caller, limit: int, now: float) -> _Account:
         """The caller's account, with what has come back until now."""
-        rate = limit / self._settings.seconds
+        rate = limit / self._settings.caller_seconds
         if caller.key not in self._accounts:
             self._forget_full(now)
         account = self._accounts.setdefault(caller.key, _Account(float(limit), now))
@@ -81,5 +81,5 @@ class Spending:
     def _forget_full(self, now: float) -> None:
         """Drop accounts of which nothing is spent any more, once there are many."""
         if len(self._accounts) >= _MOST_ACCOUNTS:
-            old = now - self._settings.seconds
+            old = now - self._settings.caller_seconds
             self._accounts = {k: a for k, a in self._accounts.items() if a.at > old}

@@ -129,6 +129,9 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"the sampler serves version {state.version}, older than {request.min_version}",
             )
+        for place, item in enumerate(request.items):
+            if item.drawn and item.drawn >= len(item.prompt.token_ids.ids):
+                raise _wrong(f"items[{place}].drawn", "must be less than the prompt's token ids")
         asked = sum(item.n or 1 for item in request.items)
         if asked > fake.limit:
             raise _wrong("items", f"they ask for {asked} completions, the limit is {fake.limit}")

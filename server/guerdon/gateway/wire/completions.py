@@ -12,7 +12,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from guerdon.gateway.answering import Answering
-from guerdon.gateway.asked import Asked, PlanLimits, new_plan
+from guerdon.gateway.asked import PlanLimits, new_plan
 from guerdon.gateway.passing import Passing
 from guerdon.gateway.strategies.work import Work
 from guerdon.gateway.types import Plan, Question
@@ -36,8 +36,6 @@ class Reading:
     """How requests are read."""
 
     names: Names
-    defaults: Asked
-    """What holds where nobody asks."""
     limits: PlanLimits
     max_tokens: int
     """Of a candidate where a request doesn't say."""
@@ -114,7 +112,7 @@ class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
 
     def _asked(self, body: GatewayBody) -> tuple[Question, Plan]:
         reading = self._reading
-        plan = new_plan(body.asked.over(reading.defaults), body.n, reading.limits)
+        plan = new_plan(body.asked, body.n, reading.limits)
         return question_of(body, reading.max_tokens, neutral=self._neutral), plan
 
     def _envelope(self, body: GatewayBody) -> Envelope:

@@ -143,8 +143,11 @@ class _Server(uvicorn.Server):
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for task in (self._accepting, *self._handshakes):
+        tasks = (self._accepting, *self._handshakes)
+        for task in tasks:
             task.cancel()
+        # Before the socket is closed: else the event loop watches a number that is another's.
+        await asyncio.gather(*tasks, return_exceptions=True)
         await super().shutdown(sockets)
 
     async def _accept(self) -> None:

@@ -1,0 +1,84 @@
+"""A real reward server behind the gateway, the command itself, and what a gateway loads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tests.service.conftest import start_server
+from tests.service.fake import expected_score, revision_of, words
+from tests.support.sampler_service import start_sampler
+from tests.support.server import flag_list, running_process
+
+from .support import QUESTION, openai_client, running_gateway
+
+
+async def test_scores_are_those_of_a_real_reward_server() -> None:
+    async with start_server() as rewards, start_sampler() as sampler:
+        settings = {
+            "sampler": f"127.0.0.1:{sampler.ports.port}",
+            "reward": [f"127.0.0.1:{rewards.ports.port}/m"],
+        }
+        async with running_gateway(settings) as gateway, openai_client(gateway.http) as client:
+            reply: Any = await client.chat.completions.create(
+                model="policy:best-of-4", messages=QUESTION, n=4
+            )
+            revision = revision_of("first")
+            for choice in reply.choices:
+                [score] = await scores_alone(rewards, choice.message.content)
+                assert choice.guerdon["score"] == score
+                assert choice.guerdon["revision"] == revision
+            values = [choice.guerdon["score"] for choice in reply.choices]
+            assert values == sorted(values, reverse=True)
+            assert rewards.behaviour.sequences == 4 + 4
+
+            rewards.behaviour.nonfinite = True
+            refused = await gateway.http.post(
+                "/v1/chat/completions", json={"model": "policy", "messages": QUESTION}
+            )
+            assert refused.status_code == 503
+            assert "none of 8 candidates has a score" in refused.json()["error"]["message"]
+
+
+async def scores_alone(rewards: Any, text: str) -> list[float]:
+    """What the reward server says of one answer by itself."""
+    item = {"prompt": QUESTION, "responses": [text]}
+    reply = await rewards.http.post("/v1/score", json={"model": "m", "items": [item]})
+    return [score["score"] for score in reply.json()["items"][0]["scores"]]
+
+
+def test_a_fake_models_score_depends_on_every_word() -> None:
+    one, other = words("a b"), words("b a")
+    assert expected_score(revision_of("first"), one) != expected_score(revision_of("first"), other)
+
+
+def test_the_command_serves_until_a_signal() -> None:
+    def command(ready: Path) -> list[str]:
+        flags = {"sampler": "127.0.0.1:1", "reward": "127.0.0.1:1/rm", "ready_file": ready}
+        run = "from guerdon.gateway.cli import app; app(prog_name='guerdon serve gateway')"
+        return [sys.executable, "-c", run, *flag_list({"port": 0, "http_port": 0, **flags})]
+
+    with running_process(command, {}) as gateway:
+        listed = httpx.get(f"{gateway.url}/v1/models").json()
+        assert [model["id"] for model in listed["data"]][:2] == ["policy", "policy:best-of-4"]
+        assert httpx.get(f"{gateway.url}/readyz").status_code == 200
+        asked = {"model": "policy", "messages": QUESTION}
+        reply = httpx.post(f"{gateway.url}/v1/chat/completions", json=asked)
+        assert reply.status_code == 503
+        assert json.loads(reply.text)["error"]["message"].startswith("the sampler is away")
+        assert gateway.stop() == 0
+
+
+def test_a_gateway_loads_no_model_and_no_other_service() -> None:
+    code = (
+        "import sys, guerdon.gateway.app, guerdon.gateway.cli\n"
+        "names = ('torch', 'transformers', 'vllm', 'guerdon.reward', 'guerdon.sampler')\n"
+        "found = [name for name in names if name in sys.modules]\n"
+        "assert not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

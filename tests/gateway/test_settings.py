@@ -1,0 +1,48 @@
+"""Settings that can't be, each said in one plain sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from guerdon.gateway.config import load_config
+from guerdon.settings import SettingsError
+
+GOOD = {"sampler": "localhost:50052", "reward": ["localhost:50051/rm"]}
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"sampler": ""}, "give either --sampler or --endpoint"),
+    ({"endpoint": "http://localhost:8000/v1"}, "give either --sampler or --endpoint"),
+    ({"sampler": "", "endpoint": "http://localhost:8000/v1"}, "--endpoint-model"),
+    ({"endpoint": "localhost:8000"}, "endpoint must be http://HOST:PORT/v1"),
+    ({"pass_to": "http://me:secret@localhost/v1"}, "pass_to must have no password"),
+    ({"reward": ()}, "no reward model"),
+    ({"reward": ["localhost:50051"]}, "is not HOST:PORT/MODEL"),
+    ({"reward": ["a:1/rm", "b:1/rm"]}, "two models are called 'rm'"),
+    ({"best_of": 65}, "best_of is 65, more than max_best_of"),
+    ({"name": "a:b"}, "name is 'a:b'"),
+    ({"presets": {"best-of-2": {}}}, "can't name a preset"),
+    ({"presets": {"x": {"best_of": 99}}}, "presets.x: best_of: is 99"),
+    ({"presets": {"x": {"strategy": "cascade"}}}, "guerdon.small_model: is required by cascade"),
+    ({"presets": {"x": {"model": "other"}}}, "guerdon.model: is 'other'"),
+    ({"spending": {"caller_tokens": -1}}, "caller_tokens is -1"),
+]
+
+
+def load(**changes: Any) -> Any:
+    given = {**GOOD, **changes}
+    # A flag that is empty means not given: what a file would hold is built as one.
+    return load_config(None, {key: value for key, value in given.items() if value != ()})
+
+
+@pytest.mark.parametrize(("changes", "said"), WRONG)
+def test_what_cannot_be_is_said(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(**changes)
+    assert said in str(caught.value)
+
+
+def test_what_can_be_is_taken() -> None:
+    config = load(presets={"careful": {"best_of": 16, "strategy": "soft", "temperature": 0.5}})
+    assert config.models == {"rm": "localhost:50051"}
+    assert config.presets["careful"].temperature == 0.5
