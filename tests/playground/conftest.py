@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from tests.support.packages import need_program
 from tests.support.server import RunningServer, running_server
-from tests.support.tiny import STEP, tiny_checkpoint
+from tests.support.tiny import CHATML, STEP, TURN_END, tiny_checkpoint
 
 from guerdon.models.manifest import Manifest
 
@@ -44,7 +44,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     Manifest(kind="attributes", attributes={"helpful": 1.0, "long": -0.5}).write(attributes)
     process = tiny_checkpoint(folder / "process", "qwen2", token_classification=True)
     Manifest(kind="process", step_marker=STEP, step_aggregation="min").write(process)
-    models = {"sequence": sequence, "attributes": attributes, "process": process}
+    marks = CHATML.replace(TURN_END, STEP + TURN_END)
+    marking = tiny_checkpoint(
+        folder / "marking", "qwen2", token_classification=True, chat_template=marks
+    )
+    Manifest(kind="process", step_marker=STEP).write(marking)
+    ensemble = folder / "ensemble"
+    for seed in range(2):
+        tiny_checkpoint(ensemble / f"member-{seed}", "llama", seed=seed)
+    Manifest(kind="ensemble", members=("member-0", "member-1"), aggregation="mean").write(ensemble)
+    models = {
+        "sequence": sequence,
+        "attributes": attributes,
+        "process": process,
+        "marking": marking,
+        "ensemble": ensemble,
+    }
     with running_server(models, dtype="float32") as server:
         yield server
 

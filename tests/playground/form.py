@@ -65,7 +65,7 @@ def rank(page: Page, model: str, answers: Sequence[str] = ANSWERS, prompt: str =
     page.get_by_label("Text of the prompt").fill(prompt)
     write_answers(page, answers)
     page.get_by_role("button", name="Rank the answers").click()
-    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    expect(page.locator("#found")).to_have_attribute("aria-busy", "false")
 
 
 def shown_ranking(page: Page) -> list[tuple[int, float]]:

@@ -112,7 +112,7 @@ def test_a_call_is_cancelled_and_another_takes_its_place(page: Page) -> None:
     write_answers(page, ANSWERS)
     page.get_by_label("Answer 1", exact=True).press("Control+Enter")
     expect(page.get_by_role("status")).to_have_text("Scoring 3 answers…")
-    expect(page.locator("#results")).to_have_attribute("aria-busy", "true")
+    expect(page.locator("#found")).to_have_attribute("aria-busy", "true")
     spinner = "getComputedStyle(document.getElementById('status'), '::before').animationName"
     assert page.evaluate(spinner) == "none"
     page.get_by_role("button", name="Cancel").click()

@@ -88,6 +88,29 @@ def test_steps_are_spans_with_their_numbers(page: Page, server: RunningServer) -
         assert answer.text_content().endswith(texts[-1])
 
 
+def test_a_step_that_the_template_marked_stands_after_the_answer(
+    page: Page, server: RunningServer
+) -> None:
+    rank(page, "marking")
+    for place, each in enumerate(true_ranking(server.address, "marking", ANSWERS)):
+        (step,) = each.score.steps
+        text = page.locator(".ranking .text").nth(place).text_content()
+        answer, number = text.split("  Step 1: ")
+        assert answer == ANSWERS[each.index]
+        assert float(number) == pytest.approx(step.score, abs=NEAR)
+
+
+def test_members_of_an_ensemble_are_a_table(page: Page, server: RunningServer) -> None:
+    rank(page, "ensemble")
+    table = page.get_by_role("table", name="Members of the ensemble")
+    wanted = true_ranking(server.address, "ensemble", ANSWERS)
+    for member in range(2):
+        row = table.get_by_role("row", name=f"member-{member}")
+        values = [float(text) for text in row.get_by_role("cell").all_inner_texts()]
+        assert values == pytest.approx([each.score.members[member] for each in wanted], abs=NEAR)
+    expect(page.locator(".ranking .hint").first).to_contain_text("spread")
+
+
 def test_scales_are_those_that_the_model_has(page: Page, server: RunningServer) -> None:
     for model in ("attributes", "process"):
         choose(page, model)

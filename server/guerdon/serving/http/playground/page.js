@@ -27,7 +27,7 @@ async function ask(path, body, show) {
   running?.abort();
   const mine = new AbortController();
   running = mine;
-  byId("results").setAttribute("aria-busy", "true");
+  byId("found").setAttribute("aria-busy", "true");
   byId("cancel").hidden = false;
   clearMark();
   try {
@@ -40,7 +40,7 @@ async function ask(path, body, show) {
   } finally {
     if (running === mine) {
       running = null;
-      byId("results").setAttribute("aria-busy", "false");
+      byId("found").setAttribute("aria-busy", "false");
       byId("cancel").hidden = true;
     }
   }
@@ -50,7 +50,7 @@ async function reloadModels() {
   say("Asking for the models…");
   await ask("v1/models", undefined, ({ models }) => {
     listModels(models);
-    say(models.length ? `${counted(models.length, "model")} loaded. Nothing scored yet.` : "No model is loaded.");
+    say(models.length ? `${counted(models.length, "model")} loaded.` : "No model is loaded.");
   });
   suitToModel();
 }
