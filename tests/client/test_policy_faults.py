@@ -152,11 +152,11 @@ items = st.lists(
 def test_whatever_is_sent_no_completion_comes_twice_or_unasked(asked: Any, streams: Any) -> None:
     pending = wire.Pending(asked)
     found: set[tuple[int, int]] = set()
-    options = wire.options(8, 1.0, 1.0, 0, (), ignore_eos=False)
+    options = wire.options(8, 1.0, 1.0, 0, (), (), ignore_eos=False)
     for stream in streams:  # each is a try, broken where it ends
         if pending.complete:
             break
-        request = pending.request(options, 0, return_text=False)
+        request = pending.request(policy_pb2.GenerateRequest(options=options))
         whole = {place for place, item in enumerate(asked) if item.seed is not None}
         assert sum(i.n for i in request.items if not i.HasField("seed")) == sum(
             item.n for place, item in enumerate(asked) if place not in whole

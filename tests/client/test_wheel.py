@@ -46,6 +46,8 @@ def test_the_wheel_alone_is_a_client_without_torch(tmp_path: Path) -> None:
     assert {str(path.relative_to(ROOT / "trainer")) for path in PROJECT_DATA.values()} <= held
     protos = {str(path.relative_to(ROOT)) for path in (ROOT / "protos").rglob("*.proto")}
     assert {f"guerdon/{path}" for path in protos} <= held
+    page = (ROOT / "server/guerdon/serving/http/playground").iterdir()
+    assert {str(path.relative_to(ROOT / "server")) for path in page if path.is_file()} <= held
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     run(home / "bin" / "python", "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)

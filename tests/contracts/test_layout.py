@@ -168,7 +168,7 @@ GATEWAY_ROOMS: dict[str, set[str]] = {
     "cli": {"app", "config"},
 }
 """For each folder and module of the gateway, those whose modules it may import."""
-HTTP_CLIENT = ("httpx", "guerdon.client")
+HTTP_CLIENT = ("httpx2", "guerdon.client")
 GATEWAY_FOREIGN = {
     **dict.fromkeys(("types", "strategies", "asked", "spending"), (*WIRE, *HTTP_CLIENT)),
     **dict.fromkeys(("answering", "passing"), (*WIRE, *HTTP_CLIENT)),

@@ -258,6 +258,7 @@ def test_load_a_process_model(tmp_path: Path, labels: int) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "qwen2", token_classification=True, num_labels=labels)
     Manifest(kind="process", step_marker=STEP, step_aggregation="product").write(folder)
     model = load_model(folder, name="steps", settings=EngineSettings())
+    assert (model.info.step_marker, model.info.step_aggregation) == (STEP, "product")
     item_ = ScoreItem(
         prompt="1 + 1 + 1 = ?",
         responses=(f"1 + 1 = 2{STEP}2 + 1 = 3{STEP}", f"It is 3.{STEP}"),

@@ -145,6 +145,25 @@ async def test_text_completions_are_ranked_too(gateway: Gateway) -> None:
     assert [choice.guerdon["score"] for choice in reply.choices] == scores
 
 
+@pytest.mark.parametrize(
+    "guerdon", [{}, {"strategy": "rejection", "chunk": 2, "keep": 1.0}], ids=["whole", "grown"]
+)
+async def test_a_stop_text_ends_a_candidate_and_is_no_part_of_it(
+    gateway: Gateway, guerdon: dict[str, Any]
+) -> None:
+    async def texts(**fields: Any) -> dict[int, str]:
+        reply = await gateway.chat(
+            n=4, seed=1, max_tokens=6, extra_body={"best_of": 4, "guerdon": guerdon}, **fields
+        )
+        return {each.guerdon["candidate"]: each.message.content for each in reply.choices}
+
+    plain = await texts()
+    candidate, words = next((i, t.split()) for i, t in plain.items() if len(t.split()) > 3)
+    stop = f"{words[1]} {words[2]}"  # of two tokens, which a chunk of two parts
+    stopped = await texts(stop=[stop])
+    assert stopped == {**plain, candidate: f"{words[0]} "}
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"n": 5, "best_of": 4}, "n: is 5"),
     ({"best_of": 65}, "best_of: is 65"),
@@ -159,7 +178,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"guerdon": {"strategy": "rejection", "keep": 2.0}}, "guerdon.keep"),
     ({"guerdon": []}, "guerdon: must be an object"),
     ({"logprobs": True}, "logprobs"),
-    ({"stop": ["."]}, "stop"),
+    ({"stop": [""]}, "stop"),
     ({"frequency_penalty": 1}, "frequency_penalty"),
 ]
 

@@ -27,6 +27,7 @@ from guerdon.sampler.types import (
     Completion,
     EngineInfo,
     FinishReason,
+    Grown,
     NcclSource,
     PublishResult,
     SamplingOptions,
@@ -120,9 +121,16 @@ class ModelEngine:
         raise AssertionError
 
     async def generate(
-        self, prompt: TokenArray, options: SamplingOptions, *, n: int, seed: int | None
+        self,
+        prompt: TokenArray,
+        options: SamplingOptions,
+        *,
+        n: int,
+        seed: int | None,
+        grown: Grown | None = None,
     ) -> AsyncGenerator[Completion, None]:
-        """The completions of one prompt, each as it ends."""
+        """The completions of one prompt, each as it ends; trainers ask for no pieces."""
+        assert grown is None
         chances = [
             random.Random(self._chance.random() if seed is None else f"{seed}/{index}")
             for index in range(n)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from openai import APIError, AsyncOpenAI, BadRequestError
 from safetensors.torch import load_file
 from tests.support.sampler import running_sampler
 from tests.support.sampler_service import item, request
@@ -23,6 +26,7 @@ from guerdon.v1 import policy_pb2, policy_pb2_grpc
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
 
+RAIN: Any = [{"role": "user", "content": "What is rain?"}]
 PROMPT = [5, 6, 7, 8, 9]
 TEMPERATURE = 0.7
 
@@ -123,3 +127,77 @@ def test_texts_are_rendered_by_the_policys_own_template(policy: Any) -> None:
     whole = policy_pb2.GenerateItem(prompt={"formatted_text": rendered})
     (again,) = policy.Generate(request(whole, max_tokens=4), timeout=60)
     assert again.prompt_token_ids == reply.prompt_token_ids
+
+
+async def test_openais_client_gets_the_same_text_whole_and_streamed(
+    sampler: RunningServer, folder: Path
+) -> None:
+    asked: Any = {"model": folder.name, "messages": RAIN, "n": 2, "seed": 4, "max_tokens": 12}
+    async with AsyncOpenAI(base_url=f"{sampler.url}/v1", api_key="none", max_retries=0) as client:
+        create = client.chat.completions.create
+        whole = await create(**asked, logprobs=True, top_logprobs=3)
+        texts = [choice.message.content or "" for choice in whole.choices]
+        streamed = ["", ""]
+        async for chunk in await create(**asked, stream=True):
+            (choice,) = chunk.choices
+            streamed[choice.index] += choice.delta.content or ""
+        assert streamed == texts
+        for choice in whole.choices:
+            content = choice.logprobs and choice.logprobs.content
+            assert content
+            assert len(content) <= 12
+            for each in content:
+                found = [other.logprob for other in each.top_logprobs]
+                assert found == sorted(found, reverse=True)
+                assert len(found) == 3
+                assert each.logprob <= found[0]
+        stop = texts[0][2:4]
+        short = await create(**asked, stop=stop)
+        assert short.choices[0].message.content == texts[0][: texts[0].find(stop)]
+        assert (short.choices[0].model_extra or {})["stop_reason"] == stop
+        stream = await create(**{**asked, "n": 1}, stop=stop, stream=True)
+        said = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        assert "".join(said) == texts[0][: texts[0].find(stop)]
+        with pytest.raises(BadRequestError, match="messages"):
+            await create(**{**asked, "messages": [{"role": "user", "content": "rain " * 9000}]})
+
+
+async def test_a_stream_goes_on_through_new_weights_and_never_tells_of_refused_ones(
+    sampler: RunningServer, policy: Any, folder: Path
+) -> None:
+    old = load_file(folder / "model.safetensors")
+    first = policy.GetPolicy(policy_pb2.GetPolicyRequest()).weight_version
+    wrong = plain_logprobs(folder, old, PROMPT, 1.0) - 1.0
+    async with AsyncOpenAI(base_url=f"{sampler.url}/v1", api_key="none", max_retries=0) as client:
+
+        async def begin() -> Any:
+            stream = await client.chat.completions.create(
+                model="", messages=RAIN, stream=True, extra_body={"ignore_eos": True}
+            )
+            await anext(stream)
+            return stream
+
+        stream = await begin()
+        canary = plain_logprobs(folder, old, PROMPT, 1.0)
+        publish = partial(policy.UpdateWeights, update(first + 1, old, canary), timeout=60)
+        assert (await asyncio.to_thread(publish)).version == first + 1
+        *_, last = [chunk async for chunk in stream]
+        spans = last.choices[0].model_extra["guerdon"]["weight_versions"]
+        assert {span["version"] for span in spans} <= {first, first + 1}
+        assert spans[-1]["end"] > 50
+        stream = await begin()
+        publish = partial(policy.UpdateWeights, update(first + 2, old, wrong), timeout=60)
+        with pytest.raises(grpc.RpcError, match="canaries"):
+            await asyncio.to_thread(publish)
+        refusal, versions = "", set()
+        try:
+            async for chunk in stream:
+                told = (chunk.choices[0].model_extra or {}).get("guerdon", {})
+                versions |= {span["version"] for span in told.get("weight_versions", ())}
+        except APIError as error:
+            refusal = str(error)
+    if refusal:  # they had begun to draw it
+        assert "an update that was refused ended the generation" in refusal
+        assert not versions
+    else:
+        assert versions == {first + 1}

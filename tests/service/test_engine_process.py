@@ -124,6 +124,9 @@ def test_every_kind_scores_as_it_does_in_one_process(tmp_path: Path) -> None:
     }
     with running_server(folders, dtype="float32") as server, RewardClient(server.address) as client:
         assert len(children(server.process.pid)) == 2, "one engine, and what starts it"
+        assert {m.name: m.step_marker for m in client.list_models() if m.step_marker} == {
+            "process": STEP
+        }
         for name, folder in folders.items():
             model = load_model(folder, name=name, settings=EngineSettings(dtype="float32"))
             encoded = model.encode(ScoreItem(PROMPT, ANSWERS), Truncation.REJECT)

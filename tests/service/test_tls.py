@@ -179,7 +179,7 @@ async def test_metrics_and_probes_can_have_a_port_without_tls(ours: Authority) -
         for path in ("/healthz", "/readyz"):
             assert (await stranger.get(plain + path)).status_code == 200
         assert "guerdon_ready 1.0" in (await stranger.get(plain + "/metrics")).text
-        for path in ("/v1/models", "/v1/score", "/docs", "/openapi.json"):
+        for path in ("/v1/models", "/v1/score", "/docs", "/openapi.json", "/"):
             assert (await stranger.get(plain + path)).status_code == 404
         encrypted = f"https://localhost:{served.ports.http_port}"
         with pytest.raises(httpx.TransportError):

@@ -21,7 +21,10 @@ from guerdon.sampler.types import (
     Completion,
     EngineInfo,
     FinishReason,
+    Grown,
     NcclSource,
+    Piece,
+    PlainText,
     PublishResult,
     SamplingOptions,
     Staging,
@@ -175,14 +178,21 @@ class FormulaEngine:
         return (0, self.running) if not self._resumed.is_set() else (self.running, 0)
 
     async def generate(
-        self, prompt: TokenArray, options: SamplingOptions, *, n: int, seed: int | None
+        self,
+        prompt: TokenArray,
+        options: SamplingOptions,
+        *,
+        n: int,
+        seed: int | None,
+        grown: Grown | None = None,
     ) -> AsyncGenerator[Completion, None]:
         self.running += n
         left = n
         drawing: list[asyncio.Future[Completion]] = []
         try:
             drawing = [
-                asyncio.ensure_future(self._draw(prompt, options, i, seed or 0)) for i in range(n)
+                asyncio.ensure_future(self._draw(prompt, options, i, seed or 0, grown))
+                for i in range(n)
             ]
             for finished in asyncio.as_completed(drawing):
                 completion = await finished
@@ -200,14 +210,14 @@ class FormulaEngine:
             await asyncio.gather(*drawing, return_exceptions=True)
 
     async def _draw(
-        self, prompt: TokenArray, options: SamplingOptions, i: int, seed: int
+        self, prompt: TokenArray, options: SamplingOptions, i: int, seed: int, grown: Grown | None
     ) -> Completion:
         length = MAX_TOKENS if options.ignore_eos else length_of(prompt.tolist(), i)
         most = min(options.max_tokens, MAX_TOKENS - len(prompt))
         tokens: list[int] = []
         versions: list[int] = []
-        history = self._history
-        while len(tokens) < min(length, most):
+        history, stop = self._history, ""
+        while len(tokens) < min(length, most) and not stop:
             await asyncio.sleep(self.behaviour.seconds_per_token)
             await self.behaviour.gate.wait()
             await self._resumed.wait()
@@ -221,6 +231,10 @@ class FormulaEngine:
             last = len(tokens) + 1 == length
             drawn = token_of(self.weights, prompt.tolist(), i, len(tokens), seed)
             tokens.append(END if last else drawn)
+            said = " ".join(map(str, tokens))
+            stop = next((text for text in options.stop if text in said), "")
+            if grown is not None:
+                grown(piece_of(i, tokens[-1:], options))
         logprobs = [logprob_of(t, options.temperature) for t in tokens]
         if self.behaviour.nonfinite:
             logprobs[-1] = float("nan")
@@ -229,8 +243,10 @@ class FormulaEngine:
             index=i,
             token_ids=np.asarray(tokens, dtype=np.int32),
             logprobs=np.asarray(logprobs, dtype=np.float32),
-            finish_reason=FinishReason.STOP if tokens[-1] == END else FinishReason.LENGTH,
+            finish_reason=FinishReason.STOP if stop or tokens[-1] == END else FinishReason.LENGTH,
             spans=spans_of(versions),
+            stop_text=stop,
+            alternatives=piece_of(i, tokens, options).alternatives,
         )
 
     async def stage_stream(self, specs: tuple[TensorSpec, ...]) -> Staging:
@@ -275,10 +291,11 @@ class FormulaEngine:
 class WordTokenizer:
     """A token for each word; what it decodes is the ids."""
 
-    def encode(self, prompt: Prompt, field: str) -> TokenArray:
+    def encode(self, prompt: Prompt | PlainText, field: str) -> TokenArray:
         if isinstance(prompt, np.ndarray):
             return prompt
-        if isinstance(prompt, FormattedText):
+        first = [1] if isinstance(prompt, PlainText) and prompt.add_special_tokens else []
+        if isinstance(prompt, FormattedText | PlainText):
             text = prompt.text
         elif isinstance(prompt, str):
             text = prompt
@@ -286,10 +303,24 @@ class WordTokenizer:
             if any(turn["role"] == "nobody" for turn in prompt.messages):
                 raise InvalidRequest(f"{field}.conversation", "is refused by the chat template")
             text = " ".join(text_of(turn) for turn in prompt.messages)
-        return np.asarray([len(word) for word in text.split()], dtype=np.int32)
+        return np.asarray(first + [len(word) for word in text.split()], dtype=np.int32)
 
-    def decode(self, tokens: TokenArray) -> str:
-        return " ".join(map(str, tokens.tolist()))
+    def decode(self, tokens: TokenArray, *, skip_special_tokens: bool = False) -> str:
+        return " ".join(str(t) for t in tokens.tolist() if t != END or not skip_special_tokens)
+
+
+def piece_of(index: int, tokens: Sequence[int], options: SamplingOptions) -> Piece:
+    """Tokens that were drawn, each followed by the next ids at one less each."""
+    logprobs = [logprob_of(t, options.temperature) for t in tokens]
+    return Piece(
+        index,
+        np.asarray(tokens, dtype=np.int32),
+        np.asarray(logprobs, dtype=np.float32),
+        [
+            {token + j: logprob - j for j in range(max(1, options.top_logprobs))}
+            for token, logprob in zip(tokens, logprobs, strict=True)
+        ],
+    )
 
 
 def spans_of(versions: Sequence[int]) -> tuple[VersionSpan, ...]:

@@ -43,6 +43,7 @@ def options(
     top_p: float,
     top_k: int,
     stop_token_ids: Sequence[int],
+    stop: Sequence[str],
     *,
     ignore_eos: bool,
 ) -> policy_pb2.SamplingOptions:
@@ -55,6 +56,8 @@ def options(
     check_number("options.temperature", temperature, 0, _LARGEST_FLOAT32)
     check_number("options.top_p", top_p, _SMALLEST_FLOAT32, 1)
     check_number("options.top_k", top_k, 0, 2**31 - 1, whole=True)
+    if isinstance(stop, str):
+        raise invalid("options.stop", "must be a list of texts")
     return policy_pb2.SamplingOptions(
         temperature=temperature,
         max_tokens=max_tokens,
@@ -62,6 +65,7 @@ def options(
         top_k=top_k,
         stop_token_ids=stop_token_ids,
         ignore_eos=ignore_eos,
+        stop=stop,
     )
 
 
@@ -93,13 +97,10 @@ class Pending:
         pairs = zip(self._items, self._came, strict=True)
         return all(len(came) == item.n for item, came in pairs)
 
-    def request(
-        self, sampling: policy_pb2.SamplingOptions, min_version: int, *, return_text: bool
-    ) -> policy_pb2.GenerateRequest:
-        """The request for what is missing."""
-        request = policy_pb2.GenerateRequest(
-            options=sampling, min_version=min_version, return_text=return_text
-        )
+    def request(self, template: policy_pb2.GenerateRequest) -> policy_pb2.GenerateRequest:
+        """The request for what is missing; `template` is one without items."""
+        request = policy_pb2.GenerateRequest()
+        request.CopyFrom(template)
         self._asked, self._seen = [], set()
         for place, (item, came) in enumerate(zip(self._items, self._came, strict=True)):
             if len(came) == item.n:
@@ -174,6 +175,7 @@ def _completion(reply: policy_pb2.GenerateResponse, place: int, sample: int, id:
         finish_reason=reason,
         spans=spans,
         text=reply.text,
+        stop_text=reply.stop_text,
         prompt_token_ids=_ids(reply.prompt_token_ids, where),
     )
 

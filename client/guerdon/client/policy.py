@@ -54,9 +54,11 @@ class AsyncPolicyClient(AsyncClient):
         top_p: float = 1.0,
         top_k: int = 0,
         stop_token_ids: Sequence[int] = (),
+        stop: Sequence[str] = (),
         ignore_eos: bool = False,
         min_version: int = 0,
         return_text: bool = False,
+        skip_special_tokens: bool = False,
         timeout: float | Unset | None = UNSET,
     ) -> AsyncGenerator[Completion, None]:
         """Completions as they finish, in any order; all of them, or an error.
@@ -74,22 +76,30 @@ class AsyncPolicyClient(AsyncClient):
             top_p: keep the likeliest tokens of this mass; less than 1 biases importance ratios.
             top_k: keep so many likeliest tokens; 0 keeps all.
             stop_token_ids: end a completion, beside the model's own end tokens.
+            stop: texts that end a completion, and are no part of its text.
             ignore_eos: do not end at the model's own end tokens.
             min_version: raise `FailedPrecondition` if the weights are older.
             return_text: fill in `Completion.text`.
+            skip_special_tokens: leave special tokens out of texts.
             timeout: seconds for all.
         """
         options = wire.options(
-            max_tokens, temperature, top_p, top_k, stop_token_ids, ignore_eos=ignore_eos
+            max_tokens, temperature, top_p, top_k, stop_token_ids, stop, ignore_eos=ignore_eos
         )
         check_number("min_version", min_version, 0, 2**63 - 1, whole=True)
+        template = policy_pb2.GenerateRequest(
+            options=options,
+            min_version=min_version,
+            return_text=return_text,
+            skip_special_tokens=skip_special_tokens,
+        )
         pending = wire.Pending(items)
         connection = self._connection
         deadline = connection.deadline(timeout)
         backoff = Backoff(connection.retry, connection.clock, deadline)
         begun, last = connection.clock.now(), None
         while not pending.complete:
-            request = pending.request(options, min_version, return_text=return_text)
+            request = pending.request(template)
             remaining = deadline.remaining()
             if remaining is not None and remaining <= 0:
                 raise deadline.expired(last) from last

@@ -58,6 +58,8 @@ class Completion:
     text: str
     """The text; empty unless it was asked for."""
     prompt_token_ids: npt.NDArray[np.int32]
+    stop_text: str = ""
+    """The text in `stop` that ended it; empty where a token or the limit did."""
 
     @property
     def finished(self) -> bool:

@@ -329,6 +329,8 @@ class ModelInfo:
     """Ensembles: how members are combined."""
     step_aggregation: str = ""
     """Process rewards: how steps become one score."""
+    step_marker: str = ""
+    """Process rewards: the text that ends each step of a response."""
     parameters: int = 0
     template_drops: tuple[str, ...] = ()
     """What its chat template leaves out of conversations; see `Score.dropped`."""

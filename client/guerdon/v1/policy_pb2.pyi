@@ -30,7 +30,9 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Never sent."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """A token that ends it was drawn; it is the last of `token_ids`."""
+    """A token that ends it was drawn, which is the last of `token_ids`; or its text came
+    to `stop_text`.
+    """
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """`max_tokens`, or the model's longest sequence, was reached."""
 
@@ -40,7 +42,9 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Never sent."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""A token that ends it was drawn; it is the last of `token_ids`."""
+"""A token that ends it was drawn, which is the last of `token_ids`; or its text came
+to `stop_text`.
+"""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """`max_tokens`, or the model's longest sequence, was reached."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
@@ -103,6 +107,7 @@ class SamplingOptions(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """Optional. 1 when not set; 0 takes the likeliest token each time. Else from 0.01 to
     100.
@@ -121,6 +126,10 @@ class SamplingOptions(_message.Message):
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Optional. Tokens that end a completion beside the model's own end tokens."""
 
+    @_builtins.property
+    def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Texts that end a completion; each has 1 to 256 characters."""
+
     def __init__(
         self,
         *,
@@ -130,10 +139,11 @@ class SamplingOptions(_message.Message):
         top_k: _builtins.int = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         ignore_eos: _builtins.bool = ...,
+        stop: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_p", b"_top_p", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_p", b"_top_p", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_p", b"_top_p", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
@@ -156,12 +166,17 @@ class GenerateRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     MIN_VERSION_FIELD_NUMBER: _builtins.int
     RETURN_TEXT_FIELD_NUMBER: _builtins.int
+    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     min_version: _builtins.int
     """Optional. Refuse with FAILED_PRECONDITION when the weights are of an older
     version: a sampler that was restarted serves version 0 again.
     """
     return_text: _builtins.bool
     """Optional. Return each completion's text too."""
+    skip_special_tokens: _builtins.bool
+    """Optional. Leave special tokens out of texts, also of those in which `stop` is
+    looked for.
+    """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateItem]:
         """Required. At least one."""
@@ -177,10 +192,11 @@ class GenerateRequest(_message.Message):
         options: Global___SamplingOptions | None = ...,
         min_version: _builtins.int = ...,
         return_text: _builtins.bool = ...,
+        skip_special_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "min_version", b"min_version", "options", b"options", "return_text", b"return_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "min_version", b"min_version", "options", b"options", "return_text", b"return_text", "skip_special_tokens", b"skip_special_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -231,6 +247,7 @@ class GenerateResponse(_message.Message):
     SPANS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    STOP_TEXT_FIELD_NUMBER: _builtins.int
     item: _builtins.int
     """The item's place in the request."""
     id: _builtins.str
@@ -240,9 +257,9 @@ class GenerateResponse(_message.Message):
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     text: _builtins.str
-    """When asked for: the text, special tokens included, but without the token
-    that ended it.
-    """
+    """When asked for: the text without the token, or the stop text, that ended it."""
+    stop_text: _builtins.str
+    """Which of the texts in `stop` ended it; empty where none did."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The tokens drawn."""
@@ -273,10 +290,11 @@ class GenerateResponse(_message.Message):
         spans: _abc.Iterable[Global___VersionSpan] | None = ...,
         text: _builtins.str = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        stop_text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "id", b"id", "item", b"item", "logprobs", b"logprobs", "prompt_token_ids", b"prompt_token_ids", "sample", b"sample", "spans", b"spans", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "id", b"id", "item", b"item", "logprobs", b"logprobs", "prompt_token_ids", b"prompt_token_ids", "sample", b"sample", "spans", b"spans", "stop_text", b"stop_text", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -46,8 +46,11 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     """0: all tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a candidate, and are no part of it."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     seed: int | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     """The caller's request as it came: an OpenAI endpoint gets all of it."""

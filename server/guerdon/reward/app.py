@@ -29,6 +29,7 @@ from guerdon.reward.wire.http import RewardRoutes
 from guerdon.reward.wire.service import RewardService
 from guerdon.reward.wire.tei import service as tei
 from guerdon.serving.access.identity import Role
+from guerdon.serving.http.playground.pages import add_playground
 from guerdon.serving.process.lifecycle import Phase
 from guerdon.serving.process.listening import Ports
 from guerdon.serving.process.server import Server
@@ -97,6 +98,7 @@ class RewardServer(Server[RewardPorts]):
         self._door = self._new_door(metrics.refused_calls)
         roles = {**http.ROLES, **formats.ROLES, **InfoRoute.ROLES}
         app = self._open(self._door, self._service_names(), roles)
+        add_playground(app)
         format_scorer = FormatScorer(
             self._scoring, self.registry, config.limits, config.formats.default_model
         )

@@ -250,6 +250,8 @@ class ModelInfo:
     members: tuple[str, ...] = ()
     aggregation: str = ""
     step_aggregation: str = ""
+    step_marker: str = ""
+    """The text that ends each step of a response; empty unless it gives process rewards."""
     parameters: int = 0
     template_drops: tuple[Dropped, ...] = ()
     """What the chat template leaves out of conversations, as far as samples show."""

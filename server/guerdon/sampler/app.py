@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -14,7 +15,7 @@ from guerdon.sampler.metrics import SamplerMetrics
 from guerdon.sampler.sampling import Sampler, check_completion
 from guerdon.sampler.tokenizer import Tokenizer
 from guerdon.sampler.types import PolicyEngine, SamplingOptions
-from guerdon.sampler.wire import http, service
+from guerdon.sampler.wire import http, openai, service
 from guerdon.sampler.wire.http import PolicyRoutes
 from guerdon.sampler.wire.service import PolicyService
 from guerdon.sampler.wire.status import StatusReader
@@ -85,8 +86,10 @@ class SamplerServer(Server[Ports]):
         metrics.waiting.set_function(lambda: engine.load()[1])
         self._service = PolicyService(self._sampler, updates, status, calls, config.limits)
         self._door = self._new_door(metrics.refused_calls)
-        app = self._open(self._door, (service.SERVICE.full_name,), http.ROLES)
+        app = self._open(self._door, (service.SERVICE.full_name,), {**http.ROLES, **openai.ROLES})
         PolicyRoutes(self._sampler, status, calls, config.limits).add_to(app)
+        name = config.served_name or Path(config.model).name
+        openai.add_routes(app, self._sampler, engine, name, calls)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """The one service."""

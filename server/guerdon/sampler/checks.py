@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from guerdon.data import all_texts
 from guerdon.sampler.request_limits import RequestLimits
-from guerdon.sampler.types import GenerateItem, GenerateRequest, SamplingOptions
+from guerdon.sampler.types import GenerateItem, GenerateRequest, PlainText, SamplingOptions
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.prompts import Conversation, FormattedText, TokenArray
 from guerdon.serving.wire.convert import check_count, check_id
@@ -22,6 +22,8 @@ MAX_SEED = 2**64 - 1
 MIN_TEMPERATURE = 0.01
 """vLLM raises a lower one to this, 0 excepted: completions would be drawn otherwise than asked."""
 MAX_TEMPERATURE = 100.0
+MAX_STOP_CHARACTERS = 256
+"""Most characters of a text that ends a completion: all the newest text is searched for it."""
 MAX_CHARACTERS_PER_TOKEN = 64
 """Most characters of a prompt for each token that the sampler takes: more than any language
 needs."""
@@ -72,10 +74,12 @@ def check_item(
         check_length(item.prompt, f"{field}.prompt", max_tokens)
 
 
-def check_length(prompt: Conversation | str | FormattedText, field: str, max_tokens: int) -> None:
+def check_length(
+    prompt: Conversation | str | FormattedText | PlainText, field: str, max_tokens: int
+) -> None:
     """Refuse a text that can't fit, before the thread that tokenises for all is kept by it."""
     match prompt:
-        case FormattedText(text) | str(text):
+        case FormattedText(text) | PlainText(text) | str(text):
             size = len(text)
         case conversation:
             size = sum(map(len, all_texts(conversation)))
@@ -127,6 +131,13 @@ def check_options(options: SamplingOptions, limits: RequestLimits, vocab_size: i
         raise InvalidRequest(
             "options.top_k", f"is {options.top_k}, it must be between 0 and {vocab_size}"
         )
+    check_count("options.stop", len(options.stop), limits.max_stop_tokens)
+    for place, text in enumerate(options.stop):
+        if not 0 < len(text) <= MAX_STOP_CHARACTERS:
+            raise InvalidRequest(
+                f"options.stop[{place}]",
+                f"has {len(text)} characters, it must have 1 to {MAX_STOP_CHARACTERS}",
+            )
     check_count("options.stop_token_ids", len(options.stop_token_ids), limits.max_stop_tokens)
     for place, token in enumerate(options.stop_token_ids):
         if not 0 <= token < vocab_size:

@@ -38,6 +38,8 @@ class SamplerConfig(ServerSettings):
     """Largest gRPC message taken: bounds the chunks of tensors."""
     model: str = ""
     """The policy to begin with: a folder or a hub name."""
+    served_name: str = ""
+    """What OpenAI's API calls the policy; the last part of --model if empty."""
     max_in_flight: int = 512
     """Most completions running and waiting; beyond, calls are shed."""
     updates: bool = True

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -23,7 +24,14 @@ from guerdon.sampler.admission import Admission, Ticket
 from guerdon.sampler.metrics import SamplerMetrics
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.tokenizer import Tokenizer
-from guerdon.sampler.types import Completion, FinishReason, GenerateRequest, PolicyEngine
+from guerdon.sampler.types import (
+    Completion,
+    FinishReason,
+    GenerateRequest,
+    Grown,
+    Piece,
+    PolicyEngine,
+)
 from guerdon.serving.access.identity import current_caller
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import ComputeFailed, DeadlinePassed, Outdated, Overloaded
@@ -83,8 +91,28 @@ class Sampler:
         """Call a function here if its input is small, in the thread if it is `size` bytes large."""
         return await self._thread.off_loop(size, function, *args, **kwargs)
 
-    async def draw(self, call: Call, request: GenerateRequest, hand_over: HandOver) -> None:
+    async def decode(
+        self, *parts: TokenArray, skip_special_tokens: bool = False
+    ) -> tuple[str, ...]:
+        """The text of each of several parts of completions."""
+        decode = partial(self._tokenizer.decode, skip_special_tokens=skip_special_tokens)
+
+        def decode_all() -> tuple[str, ...]:
+            return tuple(map(decode, parts))
+
+        return await self._thread.run(decode_all)
+
+    async def draw(
+        self,
+        call: Call,
+        request: GenerateRequest,
+        hand_over: HandOver,
+        grown: Callable[[int, Piece], None] | None = None,
+    ) -> None:
         """Hand over every completion that the request asks for, each as it ends.
+
+        Args:
+            grown: gets an item's place and each piece of its completions as they are drawn.
 
         Raises:
             ServiceError: whatever stops it: a wrong field, weights that are too old, no room,
@@ -101,7 +129,7 @@ class Sampler:
                 prompts = await self._encode(request)
                 self._check_version(request)  # again: an update may have begun a new history
                 self._metrics.prompt_tokens.inc(sum(map(len, prompts)))
-                await self._draw_all(call, request, prompts, ticket, hand_over)
+                await self._draw_all(call, request, prompts, ticket, hand_over, grown)
         except TimeoutError as error:
             raise DeadlinePassed("the deadline passed before all completions were drawn") from error
         finally:
@@ -150,12 +178,14 @@ class Sampler:
         prompts: Sequence[TokenArray],
         ticket: Ticket,
         hand_over: HandOver,
+        grown: Callable[[int, Piece], None] | None,
     ) -> None:
         one_at_a_time = asyncio.Lock()
 
         async def draw(place: int) -> None:
             item, prompt = request.items[place], prompts[place]
-            drawing = self._completions(request, place, prompt)
+            told = None if grown is None else partial(grown, place)
+            drawing = self._completions(request, place, prompt, told)
             async with contextlib.aclosing(drawing):
                 async for completion in drawing:
                     text = await self._text(request, place, prompt, completion)
@@ -174,12 +204,14 @@ class Sampler:
             raise errors.exceptions[0] from None
 
     async def _completions(
-        self, request: GenerateRequest, place: int, prompt: TokenArray
+        self, request: GenerateRequest, place: int, prompt: TokenArray, grown: Grown | None
     ) -> AsyncGenerator[Completion, None]:
         """All of one item's, each looked at; the engine stops when this is closed."""
         item = request.items[place]
         missing = set(range(item.n))
-        drawn = self._engine.generate(prompt, request.options, n=item.n, seed=item.seed)
+        drawn = self._engine.generate(
+            prompt, request.options, n=item.n, seed=item.seed, grown=grown
+        )
         async with contextlib.aclosing(drawn):
             async for completion in drawn:
                 check_completion(completion)
@@ -197,11 +229,10 @@ class Sampler:
     ) -> str:
         if not request.return_text:
             return ""
-        drawn = request.items[place].drawn
-        tokens = np.concatenate([prompt[len(prompt) - drawn :], completion.token_ids])
-        if completion.finish_reason is FinishReason.STOP:
-            tokens = tokens[:-1]  # the token that ended it is no part of what it says
-        return await self._thread.run(self._tokenizer.decode, tokens)
+        options, drawn = request.options, request.items[place].drawn
+        tokens = np.concatenate([prompt[len(prompt) - drawn :], said_tokens(completion)])
+        (text,) = await self.decode(tokens, skip_special_tokens=options.skip_special_tokens)
+        return text[: found_stop(text, options.stop)] if completion.stop_text else text
 
     def _observe(self, call: Call, completion: Completion) -> None:
         metrics = self._metrics
@@ -222,6 +253,17 @@ class Sampler:
                 reason = "failed"
             self._metrics.dropped.labels(reason).inc(ticket.completions)
         self.admission.close(ticket, now=time.monotonic())
+
+
+def said_tokens(completion: Completion) -> TokenArray:
+    """A completion's tokens without the one that ended it, which is no part of what it says."""
+    ended = completion.finish_reason is FinishReason.STOP and not completion.stop_text
+    return completion.token_ids[:-1] if ended else completion.token_ids
+
+
+def found_stop(text: str, stops: Sequence[str]) -> int:
+    """Where the first of the texts that end a completion begins; the text's length if none does."""
+    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))
 
 
 def check_completion(completion: Completion) -> None:

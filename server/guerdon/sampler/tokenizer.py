@@ -9,6 +9,7 @@ import numpy as np
 
 from guerdon.data import Dropped, roles_named_in
 from guerdon.models.chat_template import BROKEN
+from guerdon.sampler.types import PlainText
 from guerdon.serving.conversations import check_roles, missing_parts, render
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
 from guerdon.serving.prompts import Conversation, FormattedText, Message, Prompt, TokenArray
@@ -17,15 +18,15 @@ from guerdon.serving.prompts import Conversation, FormattedText, Message, Prompt
 class Tokenizer(Protocol):
     """Turns a policy's texts to tokens and back. Used by one thread at a time."""
 
-    def encode(self, prompt: Prompt, field: str) -> TokenArray:
+    def encode(self, prompt: Prompt | PlainText, field: str) -> TokenArray:
         """The prompt's tokens, generation prompt included.
 
         Raises:
             InvalidRequest: it can't be rendered; `field` is the prompt's path.
         """
 
-    def decode(self, tokens: TokenArray) -> str:
-        """The text of tokens, special tokens included."""
+    def decode(self, tokens: TokenArray, *, skip_special_tokens: bool = False) -> str:
+        """The text of tokens."""
 
 
 class CheckpointTokenizer:
@@ -59,12 +60,14 @@ class CheckpointTokenizer:
                 raise CheckpointRefused(f"the chat template is broken: {error.reason}") from error
             # It may want a system turn, for example: requests will show.
 
-    def encode(self, prompt: Prompt, field: str) -> TokenArray:
+    def encode(self, prompt: Prompt | PlainText, field: str) -> TokenArray:
         """The prompt's tokens, generation prompt included."""
         if isinstance(prompt, np.ndarray):
             return prompt
         special = False
-        if isinstance(prompt, FormattedText):
+        if isinstance(prompt, PlainText):
+            text, special = prompt.text, prompt.add_special_tokens
+        elif isinstance(prompt, FormattedText):
             text, field = prompt.text, f"{field}.formatted_text"
         elif isinstance(prompt, str) and not self._has_template:
             text, field, special = prompt, f"{field}.text", True
@@ -81,11 +84,13 @@ class CheckpointTokenizer:
             raise InvalidRequest(field, "is not valid Unicode") from None
         return np.asarray(ids, dtype=np.int32)
 
-    def decode(self, tokens: TokenArray) -> str:
-        """The text of tokens, special tokens included."""
+    def decode(self, tokens: TokenArray, *, skip_special_tokens: bool = False) -> str:
+        """The text of tokens."""
         return str(
             self._tokenizer.decode(
-                tokens.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+                tokens.tolist(),
+                skip_special_tokens=skip_special_tokens,
+                clean_up_tokenization_spaces=False,
             )
         )
 

@@ -6,7 +6,7 @@ Pure Python: no torch, no protobuf, no vLLM.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,11 +17,20 @@ import numpy.typing as npt
 from guerdon.serving.prompts import Prompt, TokenArray
 
 
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """Text that is no user's turn: tokenised as the tokenizer does by itself."""
+
+    text: str
+    add_special_tokens: bool = True
+    """Begin with the tokens that the tokenizer begins a text with."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateItem:
     """One prompt and how many completions it gets."""
 
-    prompt: Prompt
+    prompt: Prompt | PlainText
     n: int = 1
     seed: int | None = None
     id: str = ""
@@ -39,7 +48,13 @@ class SamplingOptions:
     top_k: int = 0
     """0: all tokens."""
     stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion."""
     ignore_eos: bool = False
+    skip_special_tokens: bool = False
+    """Leave special tokens out of texts, also of those in which `stop` is looked for."""
+    top_logprobs: int = 0
+    """Likeliest tokens in each place whose log-probabilities are wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +76,7 @@ class FinishReason(enum.Enum):
     """Why a completion ended."""
 
     STOP = "stop"
-    """A token that ends it was drawn; it is the last one."""
+    """A token that ends it was drawn, which is the last one; or a text that does."""
     LENGTH = "length"
     """`max_tokens`, or the longest sequence, was reached."""
 
@@ -75,6 +90,10 @@ class VersionSpan:
     end: int
 
 
+Alternatives = Sequence[Mapping[int, float]]
+"""The likeliest tokens of each place with their log-probabilities, likeliest first."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Completion:
     """One finished completion."""
@@ -85,6 +104,24 @@ class Completion:
     logprobs: npt.NDArray[np.float32]
     finish_reason: FinishReason
     spans: tuple[VersionSpan, ...]
+    stop_text: str = ""
+    """Which of `SamplingOptions.stop` ended it; empty where none did."""
+    alternatives: Alternatives = ()
+    """Empty unless `SamplingOptions.top_logprobs` asks for them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """Tokens by which a completion has grown since the last piece."""
+
+    index: int
+    token_ids: TokenArray
+    logprobs: npt.NDArray[np.float32]
+    alternatives: Alternatives = ()
+
+
+Grown = Callable[[Piece], None]
+"""Gets the pieces of completions as they are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,15 +239,25 @@ class PolicyEngine(Protocol):
         """Completions that are being drawn, and that wait. (0, 0) before the start."""
 
     def generate(
-        self, prompt: TokenArray, options: SamplingOptions, *, n: int, seed: int | None
+        self,
+        prompt: TokenArray,
+        options: SamplingOptions,
+        *,
+        n: int,
+        seed: int | None,
+        grown: Grown | None = None,
     ) -> AsyncGenerator[Completion, None]:
         """The completions of one prompt, each as it ends, in any order.
 
         Closing the generator, or cancelling who iterates it, stops what still runs. While an
         update stands in the way it waits. `options.max_tokens` may be more than there is room.
 
+        Args:
+            grown: gets all tokens of a completion, in pieces, before the completion comes.
+
         Raises:
-            Interrupted: an update with `reset` ended it.
+            Interrupted: an update with `reset` ended it; or one that was refused did, and tokens
+                of it had been given to `grown`.
             Unavailable: the engine died.
             ComputeFailed: the engine failed.
         """

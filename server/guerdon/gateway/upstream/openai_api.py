@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from guerdon.addresses import is_loopback
 from guerdon.gateway.upstream.errors import time_left
@@ -47,12 +47,12 @@ class OpenAIAPI:
         if ca is not None:
             context.load_verify_locations(cafile=str(ca))
         self._url, self._key, self._model = url.rstrip("/"), key, model
-        self._client = httpx.AsyncClient(
+        self._client = httpx2.AsyncClient(
             headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=None,  # noqa: S113 - every call has a deadline
+            timeout=None,  # every call has a deadline
             verify=context,
             trust_env=not is_loopback(urlsplit(url).hostname or ""),
-            limits=httpx.Limits(max_connections=None),
+            limits=httpx2.Limits(max_connections=None),
         )
 
     async def post(self, path: str, body: Mapping[str, Any], deadline: float) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class OpenAIAPI:
     @asynccontextmanager
     async def _asked(
         self, path: str, body: Mapping[str, Any], deadline: float
-    ) -> AsyncGenerator[httpx.Response, None]:
+    ) -> AsyncGenerator[httpx2.Response, None]:
         named = {**body, "model": self._model} if self._model else dict(body)
         try:
             async with (
@@ -104,11 +104,11 @@ class OpenAIAPI:
                 yield response
         except TimeoutError as error:
             raise DeadlinePassed("the endpoint did not answer before the deadline") from error
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             why = str(error) or type(error).__name__
             raise Unavailable(f"the endpoint is away: {why}") from error
 
-    def _error(self, response: httpx.Response, data: bytes) -> ServiceError:
+    def _error(self, response: httpx2.Response, data: bytes) -> ServiceError:
         status = response.status_code
         said = _message(data)
         if self._key:
@@ -129,7 +129,7 @@ class OpenAIAPI:
         await self._client.aclose()
 
 
-async def _whole(response: httpx.Response) -> bytes:
+async def _whole(response: httpx2.Response) -> bytes:
     data = bytearray()
     async for part in response.aiter_bytes():
         data += part
@@ -148,7 +148,7 @@ def _message(data: bytes) -> str:
     return " ".join(str(said).split())[:_SHOWN]
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _retry_after(response: httpx2.Response) -> float:
     """Seconds, where the header has them; it may also be a date."""
     try:
         seconds = float(response.headers.get("retry-after", ""))

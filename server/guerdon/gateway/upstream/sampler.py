@@ -83,12 +83,13 @@ class SamplerDrawer:
             async for done in completions:
                 draft = growing[done.item]
                 tokens = draft.state.tokens + _ids(done.token_ids)
+                text, stopped = _stopped(question, done.text)
                 yield dataclasses.replace(
                     draft,
-                    text=done.text,
+                    text=text,
                     tokens=len(tokens),
-                    finish_reason=done.finish_reason,
-                    ended=_ended(question, done, max_tokens, len(tokens)),
+                    finish_reason="stop" if stopped else done.finish_reason,
+                    ended=stopped or _ended(question, done, max_tokens, len(tokens)),
                     state=_Drawn(draft.state.prompt, tokens),
                 )
 
@@ -103,8 +104,10 @@ class SamplerDrawer:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             stop_token_ids=sampling.stop_token_ids,
+            stop=sampling.stop,
             ignore_eos=sampling.ignore_eos,
             return_text=True,
+            skip_special_tokens=sampling.skip_special_tokens,
             timeout=time_left(deadline),
         )
         try:
@@ -136,6 +139,15 @@ def _seed(question: Question, apart: int) -> int | None:
     """The seed of a draw, other than that of the request's other draws."""
     seed = question.sampling.seed
     return None if seed is None else (seed + apart * _APART) % 2**64
+
+
+def _stopped(question: Question, text: str) -> tuple[str, bool]:
+    """A text up to the first stop text in it, and whether there is one.
+
+    The sampler looks for them in new tokens alone, and one may begin in those drawn before.
+    """
+    places = [place for stop in question.sampling.stop if (place := text.find(stop)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
 
 
 def _ended(question: Question, done: Completion, asked: int, tokens: int) -> bool:

@@ -7,12 +7,17 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from guerdon.data import read_template_inputs
 from guerdon.gateway.asked import Asked
 from guerdon.gateway.types import Question, Sampling
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.http.foreign import read_body, read_turns
-from guerdon.serving.openai.bodies import ChatBody, CompletionBody, SamplingBody, check_neutral
+from guerdon.serving.http.foreign import read_body
+from guerdon.serving.openai.bodies import (
+    ChatBody,
+    CompletionBody,
+    SamplingBody,
+    check_neutral,
+    conversation_of,
+)
 from guerdon.serving.prompts import Conversation, FormattedText
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -103,13 +108,12 @@ def _check_told(body: RankedChat | RankedText) -> None:
         raise InvalidRequest("return_token_ids", "can't be told of ranked answers: leave it out")
 
 
-def question_of(body: GatewayBody, default_tokens: int, *, neutral: bool) -> Question:
+def question_of(body: GatewayBody, default_tokens: int) -> Question:
     """What a request asks of the policy.
 
     Args:
         body: of a request that is ranked.
         default_tokens: of a candidate, where the request doesn't say.
-        neutral: whether what a Guerdon sampler can't do is refused.
 
     Raises:
         InvalidRequest: names the field at fault.
@@ -117,9 +121,7 @@ def question_of(body: GatewayBody, default_tokens: int, *, neutral: bool) -> Que
     prompt: Conversation | FormattedText
     most = body.max_tokens
     if isinstance(body, RankedChat):
-        turns = read_turns(body.messages, "messages")
-        inputs = read_template_inputs(body.model_dump(), InvalidRequest)
-        prompt = Conversation.of(turns, inputs)
+        prompt = conversation_of(body)
         most = body.max_completion_tokens or most
     else:
         assert isinstance(body, RankedText)
@@ -127,8 +129,6 @@ def question_of(body: GatewayBody, default_tokens: int, *, neutral: bool) -> Que
         if len(texts) != 1 or not isinstance(texts[0], str):
             raise InvalidRequest("prompt", "must be one text: reward models read its completions")
         prompt = FormattedText(texts[0])
-    if neutral:
-        _check_drawn(body)
     return Question(
         prompt=prompt,
         sampling=Sampling(
@@ -136,17 +136,11 @@ def question_of(body: GatewayBody, default_tokens: int, *, neutral: bool) -> Que
             temperature=body.temperature,
             top_p=body.top_p,
             top_k=max(body.top_k, 0),
+            stop=body.stops,
             stop_token_ids=tuple(body.stop_token_ids),
             ignore_eos=body.ignore_eos,
+            skip_special_tokens=body.skip_special_tokens,
             seed=body.seed,
             body=body.value,
         ),
     )
-
-
-def _check_drawn(body: GatewayBody) -> None:
-    """Refuse what the sampler's gRPC can't be told."""
-    if body.stops:
-        raise InvalidRequest("stop", "is not done here: the sampler stops at stop_token_ids")
-    if isinstance(body, RankedChat) and body.reasoning_effort is not None:
-        raise InvalidRequest("reasoning_effort", "is not done here: use chat_template_kwargs")

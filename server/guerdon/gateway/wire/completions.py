@@ -113,7 +113,7 @@ class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
     def _asked(self, body: GatewayBody) -> tuple[Question, Plan]:
         reading = self._reading
         plan = new_plan(body.asked, body.n, reading.limits)
-        return question_of(body, reading.max_tokens, neutral=self._neutral), plan
+        return question_of(body, reading.max_tokens), plan
 
     def _envelope(self, body: GatewayBody) -> Envelope:
         return Envelope.new(self.shape, body.model or self._reading.names.name)

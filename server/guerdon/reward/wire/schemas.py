@@ -206,6 +206,7 @@ class ModelReply(BaseModel):
     members: list[str]
     aggregation: str
     step_aggregation: str
+    step_marker: str
     parameters: int
     template_drops: list[str]
     vocab_hash: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,8 @@ class Llm:
 
     # Drawing
 
-    async def draw(self, prompt: TokenArray, sampling: Any) -> Any:
-        """vLLM's output for one completion, None if there is none; cancelling it aborts it.
+    async def draw(self, prompt: TokenArray, sampling: Any) -> AsyncGenerator[Any, None]:
+        """vLLM's outputs for one completion, as `sampling` wants them; closing it aborts it.
 
         Raises:
             Unavailable: the engine died.
@@ -113,10 +113,11 @@ class Llm:
         self._running.add(request)
         try:
             with _translated():
-                last = await self._last(prompt, sampling, request)
+                async with contextlib.aclosing(self._ask(prompt, sampling, request)) as found:
+                    async for output in found:
+                        yield output.outputs[0]
         finally:
             self._running.discard(request)
-        return None if last is None else last.outputs[0]
 
     async def logprobs(self, tokens: TokenArray) -> npt.NDArray[np.float64]:
         """Log-probabilities of a sequence's tokens after the first, at temperature 1."""
@@ -131,7 +132,9 @@ class Llm:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         with _translated():
-            last = await self._last(tokens, sampling, self._next("logprobs"))
+            last = None
+            async for output in self._ask(tokens, sampling, self._next("logprobs")):
+                last = output
         if last is None or not last.prompt_logprobs:
             raise ComputeFailed("vLLM gave no log-probabilities of a sequence")
         rows = zip(last.prompt_logprobs[1:], tokens.tolist()[1:], strict=True)
@@ -181,12 +184,9 @@ class Llm:
             raise
         await llm.finish_weight_update(label)
 
-    async def _last(self, prompt: TokenArray, sampling: Any, request: str) -> Any:
-        last = None
+    def _ask(self, prompt: TokenArray, sampling: Any, request: str) -> Any:
         asked = {"prompt_token_ids": prompt.tolist()}
-        async for output in self._engine().generate(asked, sampling, request):
-            last = output
-        return last
+        return self._engine().generate(asked, sampling, request)
 
     def _next(self, kind: str) -> str:
         self._count += 1

@@ -55,6 +55,8 @@ class Switch:
         """SHA-256 of the last update; empty before the first."""
         self.history = 0
         """Counts the updates with `reset`."""
+        self.refusals = 0
+        """Counts the updates that were tried and refused."""
         self.settled = asyncio.Event()
         """Set while no switch is under way."""
         self.fatal = ""
@@ -109,6 +111,7 @@ class Switch:
             clock.lap("pause")
             mean, largest, tokens = await self._compare(update)
         except Exception as error:
+            self.refusals += 1
             await self._go_back(before, drew=drew)
             if isinstance(error, UpdateRefused):
                 raise

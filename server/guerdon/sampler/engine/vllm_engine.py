@@ -6,8 +6,10 @@ Nothing that was drawn under refused weights ever reaches a caller: see `switch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import AsyncGenerator, Sequence
+import math
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from guerdon.sampler.types import (
     Completion,
     EngineInfo,
     FinishReason,
+    Grown,
     NcclSource,
+    Piece,
     PublishResult,
     SamplingOptions,
     StagedWeights,
@@ -118,14 +122,20 @@ class VLLMEngine:
     # Drawing
 
     async def generate(
-        self, prompt: TokenArray, options: SamplingOptions, *, n: int, seed: int | None
+        self,
+        prompt: TokenArray,
+        options: SamplingOptions,
+        *,
+        n: int,
+        seed: int | None,
+        grown: Grown | None = None,
     ) -> AsyncGenerator[Completion, None]:
         """The completions of one prompt, each as it ends."""
         room = self.info.max_tokens - len(prompt)
-        drawing = [
-            asyncio.ensure_future(self._draw(prompt, self._sampling(options, room, seed, i), i))
-            for i in range(n)
-        ]
+        drawing = []
+        for index in range(n):
+            sampling = self._sampling(options, room, seed, index, pieces=grown is not None)
+            drawing.append(asyncio.ensure_future(self._draw(prompt, sampling, index, grown)))
         try:
             for finished in asyncio.as_completed(drawing):
                 yield await finished
@@ -134,7 +144,9 @@ class VLLMEngine:
                 task.cancel()
             await asyncio.gather(*drawing, return_exceptions=True)
 
-    def _sampling(self, options: SamplingOptions, room: int, seed: int | None, index: int) -> Any:
+    def _sampling(
+        self, options: SamplingOptions, room: int, seed: int | None, index: int, *, pieces: bool
+    ) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -144,31 +156,54 @@ class VLLMEngine:
             top_k=options.top_k or -1,
             max_tokens=min(options.max_tokens, room),
             stop_token_ids=list(options.stop_token_ids),
+            stop=list(options.stop),
+            skip_special_tokens=options.skip_special_tokens,
             ignore_eos=options.ignore_eos,
             seed=None if seed is None else _seed(seed, index),
-            logprobs=0,  # of the token that was drawn
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            logprobs=options.top_logprobs,  # and always of the token that was drawn
+            detokenize=bool(options.stop),  # to look for them
+            output_kind=RequestOutputKind.CUMULATIVE if pieces else RequestOutputKind.FINAL_ONLY,
         )
 
-    async def _draw(self, prompt: TokenArray, sampling: Any, index: int) -> Completion:
+    async def _draw(
+        self, prompt: TokenArray, sampling: Any, index: int, grown: Grown | None
+    ) -> Completion:
         """One completion, drawn anew when refused weights had a part in it."""
         switch = self._ready()[0]
         await switch.settled.wait()
         history = switch.history
         for _ in range(_MOST_TRIES):
-            output = await self._llm.draw(prompt, sampling.clone())
+            output, told = await self._follow(prompt, sampling, index, grown)
             await switch.settled.wait()
             if switch.fatal:
                 raise Unavailable("the engine lost its weights")
             if history != switch.history:
                 raise Interrupted("an update with reset ended the generation: ask again")
-            if output is None or output.finish_reason == "abort":
-                continue
-            completion = _completion(output, index, switch)
-            if completion is not None:
-                return completion
+            if output is not None and output.finish_reason != "abort":
+                completion = _completion(output, index, switch)
+                if completion is not None:
+                    if grown is not None and told < len(completion.token_ids):
+                        grown(_piece(output, index, told))
+                    return completion
+            if told:
+                raise Interrupted("an update that was refused ended the generation: ask again")
         raise ComputeFailed("updates of the weights kept ending the generation")
+
+    async def _follow(
+        self, prompt: TokenArray, sampling: Any, index: int, grown: Grown | None
+    ) -> tuple[Any, int]:
+        """vLLM's last output of one try, and how many of its tokens were given to `grown`."""
+        switch = self._ready()[0]
+        told, refusals, output = 0, switch.refusals, None
+        async with contextlib.aclosing(self._llm.draw(prompt, sampling.clone())) as outputs:
+            async for output in outputs:
+                await switch.settled.wait()
+                if grown is None or refusals != switch.refusals or output.finish_reason == "abort":
+                    continue  # what was refused may have drawn it: its end will show
+                if len(output.token_ids) > told:
+                    grown(_piece(output, index, told))
+                    told = len(output.token_ids)
+        return output, told
 
     # Updates
 
@@ -218,15 +253,28 @@ class VLLMEngine:
         return self._switch, self._shape, self._area
 
 
-def _completion(output: Any, index: int, switch: Switch) -> Completion | None:
-    """What vLLM drew, checked; None when a part of it is of refused weights."""
-    tokens = np.asarray(output.token_ids, dtype=np.int32)
-    if not output.logprobs or len(output.logprobs) != len(tokens):
+def _piece(output: Any, index: int, start: int) -> Piece:
+    """What vLLM drew from a token on, checked."""
+    tokens = np.asarray(output.token_ids[start:], dtype=np.int32)
+    rows = (output.logprobs or ())[start:]
+    if len(rows) != len(tokens):
         raise ComputeFailed("the engine gave another number of log-probabilities than tokens")
-    rows = zip(output.logprobs, output.token_ids, strict=True)
-    logprobs = np.array([row[token].logprob for row, token in rows], dtype=np.float32)
+    both = zip(rows, tokens.tolist(), strict=True)
+    logprobs = np.array([row[token].logprob for row, token in both], dtype=np.float32)
     if not np.isfinite(logprobs).all():
         raise ComputeFailed("the engine gave a log-probability that is not a finite number")
+    return Piece(index, tokens, logprobs, tuple(map(_likeliest, rows)))
+
+
+def _likeliest(row: Mapping[int, Any]) -> dict[int, float]:
+    """Log-probabilities of a place's tokens, likeliest first, without those that can't be drawn."""
+    ranked = sorted(row.items(), key=lambda each: int(each[1].rank))
+    return {int(token): float(each.logprob) for token, each in ranked if each.logprob > -math.inf}
+
+
+def _completion(output: Any, index: int, switch: Switch) -> Completion | None:
+    """What vLLM drew, checked; None when a part of it is of refused weights."""
+    whole = _piece(output, index, 0)
     spans: list[VersionSpan] = []
     for span in output.weight_versions or ():
         version = switch.published_version(str(span.version))
@@ -236,7 +284,16 @@ def _completion(output: Any, index: int, switch: Switch) -> Completion | None:
     if output.finish_reason not in ("stop", "length"):
         raise ComputeFailed(f"the engine ended a completion with {output.finish_reason!r}")
     reason = FinishReason.STOP if output.finish_reason == "stop" else FinishReason.LENGTH
-    return Completion(index, tokens, logprobs, reason, tuple(_joined(spans)))
+    stop = output.stop_reason if isinstance(output.stop_reason, str) else ""
+    return Completion(
+        index,
+        whole.token_ids,
+        whole.logprobs,
+        reason,
+        tuple(_joined(spans)),
+        stop_text=stop,
+        alternatives=whole.alternatives,
+    )
 
 
 def _seed(seed: int, index: int) -> int:

@@ -23,7 +23,7 @@ def generate_request(message: policy_pb2.GenerateRequest, limits: RequestLimits)
     check_count("items", len(message.items), limits.max_items)  # before any is looked at
     return GenerateRequest(
         items=[_item(item, f"items[{i}]") for i, item in enumerate(message.items)],
-        options=_options(message.options),
+        options=_options(message),
         min_version=message.min_version,
         return_text=message.return_text,
     )
@@ -39,14 +39,17 @@ def _item(message: policy_pb2.GenerateItem, field: str) -> GenerateItem:
     )
 
 
-def _options(message: policy_pb2.SamplingOptions) -> SamplingOptions:
+def _options(request: policy_pb2.GenerateRequest) -> SamplingOptions:
+    message = request.options
     return SamplingOptions(
         max_tokens=message.max_tokens,
         temperature=message.temperature if message.HasField("temperature") else 1.0,
         top_p=message.top_p if message.HasField("top_p") else 1.0,
         top_k=message.top_k,
         stop_token_ids=tuple(message.stop_token_ids),
+        stop=tuple(message.stop),
         ignore_eos=message.ignore_eos,
+        skip_special_tokens=request.skip_special_tokens,
     )
 
 
@@ -74,6 +77,7 @@ def completion_fields(drawn: Drawn) -> dict[str, Any]:
         "sample": completion.index,
         "token_ids": completion.token_ids.tolist(),
         "logprobs": completion.logprobs.tolist(),
+        "stop_text": completion.stop_text or None,
         "spans": [field_values(span) for span in completion.spans],
         "prompt_token_ids": drawn.prompt.tolist(),
     }

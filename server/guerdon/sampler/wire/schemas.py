@@ -52,6 +52,9 @@ class OptionsBody(Body):
     top_p: float = Field(default=1.0, description="Less than 1 biases importance ratios.")
     top_k: int = Field(default=0, ge=0, le=MAX_UINT32, description="All tokens when 0.")
     stop_token_ids: list[int] = Field(default_factory=list, fail_fast=True)
+    stop: list[Text] = Field(
+        default_factory=list, fail_fast=True, description="Texts that end a completion."
+    )
     ignore_eos: bool = False
 
 
@@ -67,6 +70,9 @@ class GenerateBody(Body):
         description="Refuse when the weights are of an older version.",
     )
     return_text: bool = Field(default=True, description="Return each completion's text too.")
+    skip_special_tokens: bool = Field(
+        default=False, description="Leave special tokens out of texts."
+    )
     timeout: float | None = TIMEOUT
 
     def to_request(self) -> types.GenerateRequest:
@@ -89,7 +95,9 @@ class GenerateBody(Body):
                 top_p=options.top_p,
                 top_k=options.top_k,
                 stop_token_ids=tuple(options.stop_token_ids),
+                stop=tuple(options.stop),
                 ignore_eos=options.ignore_eos,
+                skip_special_tokens=self.skip_special_tokens,
             ),
             min_version=self.min_version,
             return_text=self.return_text,
@@ -123,6 +131,7 @@ class CompletionReply(BaseModel):
     )
     finish_reason: Literal["stop", "length"]
     spans: list[SpanReply]
+    stop_text: str | None = Field(description="The text in `stop` that ended it, if one did.")
     text: str | None
     prompt_token_ids: list[int]
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from guerdon.data import read_template_inputs
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.foreign import (
     ForeignBody,
@@ -19,8 +20,10 @@ from guerdon.serving.http.foreign import (
     TemplateBody,
     Texts,
     TokenIds,
+    read_turns,
 )
 from guerdon.serving.http.schemas import MAX_UINT32, TIMEOUT, Text
+from guerdon.serving.prompts import Conversation
 
 MAX_TOP_LOGPROBS = 20
 """Most alternatives of a token whose log-probabilities are told: vLLM's bound, and OpenAI's."""
@@ -77,6 +80,22 @@ class CompletionBody(SamplingBody):
     max_tokens: int | None = Field(default=16, ge=1, le=MAX_UINT32)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     add_special_tokens: bool = True
+
+
+def conversation_of(body: ChatBody) -> Conversation:
+    """What a chat asks of a policy.
+
+    Raises:
+        InvalidRequest: a message, a tool or a template's variable is malformed.
+    """
+    variables = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    tools = None if body.tool_choice == "none" else body.tools
+    inputs = read_template_inputs(
+        {"tools": tools, "chat_template_kwargs": variables or None}, InvalidRequest
+    )
+    return Conversation.of(read_turns(body.messages, "messages"), inputs)
 
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {

@@ -1,0 +1,1 @@
+"""A page at `/` on which people try what a server answers."""

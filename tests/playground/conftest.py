@@ -1,0 +1,71 @@
+"""The playground as people use it: a real Chromium, and a real server with small models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+from tests.support.packages import need_program
+from tests.support.server import RunningServer, running_server
+from tests.support.tiny import CHATML, STEP, TURN_END, tiny_checkpoint
+
+from guerdon.models.manifest import Manifest
+
+from .form import MILLISECONDS, open_page
+
+CHROMIUM = ("chromium", "chromium")
+"""The program, and Debian's package that has it."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium. Of a module's: while it lives, no event loop runs in this thread."""
+    program = need_program(*CHROMIUM)
+    # Its sandbox refuses root.
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=program, args=arguments, timeout=MILLISECONDS
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A reward server with a model of each kind that the page shows in a way of its own."""
+    need_program(*CHROMIUM)
+    folder = tmp_path_factory.mktemp("models")
+    sequence = tiny_checkpoint(folder / "sequence", "llama")
+    Manifest(mean=0.5, std=2.0).write(sequence)
+    attributes = tiny_checkpoint(folder / "attributes", "qwen2", num_labels=2)
+    Manifest(kind="attributes", attributes={"helpful": 1.0, "long": -0.5}).write(attributes)
+    process = tiny_checkpoint(folder / "process", "qwen2", token_classification=True)
+    Manifest(kind="process", step_marker=STEP, step_aggregation="min").write(process)
+    marks = CHATML.replace(TURN_END, STEP + TURN_END)
+    marking = tiny_checkpoint(
+        folder / "marking", "qwen2", token_classification=True, chat_template=marks
+    )
+    Manifest(kind="process", step_marker=STEP).write(marking)
+    ensemble = folder / "ensemble"
+    for seed in range(2):
+        tiny_checkpoint(ensemble / f"member-{seed}", "llama", seed=seed)
+    Manifest(kind="ensemble", members=("member-0", "member-1"), aggregation="mean").write(ensemble)
+    models = {
+        "sequence": sequence,
+        "attributes": attributes,
+        "process": process,
+        "marking": marking,
+        "ensemble": ensemble,
+    }
+    with running_server(models, dtype="float32") as server:
+        yield server
+
+
+@pytest.fixture
+def page(browser: Browser, server: RunningServer) -> Iterator[Page]:
+    """The page with its models listed, in a window of its own."""
+    with open_page(browser, server.url) as page:
+        yield page
