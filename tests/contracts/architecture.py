@@ -21,8 +21,8 @@ and why they are as they are.
 
 Three trees share one namespace, `guerdon`: `client/` is what everyone has, `server/` adds the
 services, `trainer/` the training. Client and trainer reach the services over the network only.
-Which folder may import which is held by `tests/contracts/test_layout.py` (the reward server's) and
-`tests/contracts/test_trainer_rooms.py`.
+Which folder may import which is held by `tests/contracts/test_layout.py` (the reward
+server's and the gateway's) and `tests/contracts/test_trainer_rooms.py`.
 """
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 from tests.service.conftest import start_server
 from tests.service.fake import expected_score, revision_of, words
+from tests.support.formula_engine import length_of
 from tests.support.sampler_service import start_sampler
 from tests.support.server import flag_list, running_process
 
-from .support import QUESTION, openai_client, running_gateway
+from .support import QUESTION, openai_client, reward_of, running_gateway, start_gateway
 
 
 async def test_scores_are_those_of_a_real_reward_server() -> None:
@@ -42,6 +43,32 @@ async def test_scores_are_those_of_a_real_reward_server() -> None:
             )
             assert refused.status_code == 503
             assert "none of 8 candidates has a score" in refused.json()["error"]["message"]
+
+
+async def test_the_samplers_own_openai_api_is_an_endpoint_too() -> None:
+    """With the same seed it draws what it draws over gRPC: one candidate of each request."""
+    async with start_gateway() as first:
+        settings: dict[str, Any] = {
+            "endpoint": f"{first.sampler.http.base_url}/v1",
+            "endpoint_model": "formula",
+            "reward": [f"{first.rewards.target}/rm"],
+        }
+        async with running_gateway(settings) as second, openai_client(second.http) as client:
+            model = "policy:best-of-3"
+            reply: Any = await client.chat.completions.create(
+                model=model, messages=QUESTION, n=3, seed=1
+            )
+            words = {len(choice.message.content.split()) for choice in reply.choices}
+            assert words == {length_of([4], 0) - 1}  # the first of each request
+            assert {choice.guerdon["score"] for choice in reply.choices} == {
+                reward_of(choice.message.content) for choice in reply.choices
+            }
+            tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+            passed: Any = await client.chat.completions.create(
+                model=model, messages=QUESTION, tools=[tool]
+            )
+            assert passed.guerdon["ranked"] is False
+            assert passed.choices[0].message.content
 
 
 async def scores_alone(rewards: Any, text: str) -> list[float]:
