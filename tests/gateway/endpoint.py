@@ -55,7 +55,7 @@ def chat_reply(text: str | None, *, tokens: int | None = 3, **message: Any) -> R
 
 
 def chat_stream(*texts: str) -> Response:
-    """The same in pieces, ended as OpenAI ends it."""
+    """A streamed answer, ended as OpenAI ends it."""
 
     async def events() -> AsyncIterator[bytes]:
         whole = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "theirs"}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from tests.support.in_process import until
 
 from guerdon.client.testing import FakeRewardServer
@@ -155,6 +156,34 @@ async def test_tools_and_pictures_are_passed_on_as_they_are(
     assert whole["guerdon"]["ranked"] is False
     assert whole["guerdon"]["reason"] == why
     assert [chunk.choices[0].delta.content for chunk in pieces] == ["a", "b"]
+
+
+async def test_a_stream_that_is_passed_on_ends_with_its_deadline_or_its_caller() -> None:
+    body = {"messages": QUESTION, "tools": [TOOL], "stream": True}
+    closed = asyncio.Event()
+
+    async def stalled() -> AsyncIterator[bytes]:
+        try:
+            yield b'data: {"choices": []}\n\n'
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    async def both(client: openai.AsyncOpenAI) -> None:
+        url = str(client.base_url.copy_with(path="/v1/chat/completions"))
+        async with httpx.AsyncClient(timeout=30) as http:
+            late = await http.post(url, json={**body, "guerdon": {"timeout": 0.3}})
+            assert late.headers["x-guerdon-ranked"] == "false"
+            assert "before the deadline" in late.text
+            assert "[DONE]" not in late.text
+            await closed.wait()
+            closed.clear()
+            async with http.stream("POST", url, json=body) as begun:
+                assert await anext(begun.aiter_bytes())
+            await closed.wait()
+
+    async with start_endpoint(lambda *_: StreamingResponse(stalled())) as endpoint:
+        await asked(endpoint, both)
 
 
 async def test_several_choices_with_tools_are_refused_and_not_cut() -> None:

@@ -37,6 +37,16 @@ async def test_scores_are_those_of_a_real_reward_server() -> None:
             assert values == sorted(values, reverse=True)
             assert rewards.behaviour.sequences == 4 + 4
 
+            for guerdon in (
+                {"strategy": "adaptive", "min_gain": 0.0},
+                {"strategy": "rejection", "chunk": 2, "keep": 1.0},
+                {"strategy": "cascade", "small_model": "m", "margin": 1e9},
+            ):  # these score in several rounds, and name the revision of the first from then on
+                reply = await client.chat.completions.create(
+                    model="policy:best-of-8", messages=QUESTION, extra_body={"guerdon": guerdon}
+                )
+                assert [each["revision"] for each in reply.guerdon["scores"]] == [revision] * 8
+
             rewards.behaviour.nonfinite = True
             refused = await gateway.http.post(
                 "/v1/chat/completions", json={"model": "policy", "messages": QUESTION}
@@ -46,7 +56,7 @@ async def test_scores_are_those_of_a_real_reward_server() -> None:
 
 
 async def test_the_samplers_own_openai_api_is_an_endpoint_too() -> None:
-    """With the same seed it draws what it draws over gRPC: one candidate of each request."""
+    """Each request draws one candidate, where gRPC draws all in one."""
     async with start_gateway() as first:
         settings: dict[str, Any] = {
             "endpoint": f"{first.sampler.http.base_url}/v1",

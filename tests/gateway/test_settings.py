@@ -20,6 +20,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"reward": ["localhost:50051"]}, "is not HOST:PORT/MODEL"),
     ({"reward": ["a:1/rm", "b:1/rm"]}, "two models are called 'rm'"),
     ({"best_of": 65}, "best_of is 65, more than max_best_of"),
+    ({"http_port": -1}, "http_port is -1, it must be between 0 and"),
     ({"name": "a:b"}, "name is 'a:b'"),
     ({"presets": {"best-of-2": {}}}, "can't name a preset"),
     ({"presets": {"x": {"best_of": 99}}}, "presets.x: best_of: is 99"),

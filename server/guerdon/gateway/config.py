@@ -102,6 +102,7 @@ class GatewayConfig(ServerSettings):
     def __post_init__(self) -> None:
         """Refuse what cannot be served."""
         super().__post_init__()
+        self.check_port("http_port", least=0)
         positive(
             self, "best_of", "max_best_of", "max_tokens", "max_seconds", "reward_seconds",
             "comment_seconds",

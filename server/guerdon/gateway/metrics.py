@@ -17,7 +17,7 @@ SECONDS_BUCKETS: Sequence[float] = (
     300, 600,
 )  # fmt: skip
 GAIN_BUCKETS: Sequence[float] = (0, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 16)
-"""From 0 on, for a histogram with negative buckets has no sum; a loss counts with 0."""
+"""Buckets from 0 on: a histogram with negative ones has no sum. A loss counts in the first."""
 RATIO_BUCKETS: Sequence[float] = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 
 

@@ -23,7 +23,7 @@ class Strategy(enum.Enum):
     BEST_OF_N = "best_of_n"
     """Draw all, the highest score wins."""
     THRESHOLD = "threshold"
-    """The same, until a candidate reaches a score."""
+    """Best of n, until a candidate reaches a score."""
     ADAPTIVE = "adaptive"
     """Draw in waves, while another candidate promises to be better."""
     VOTE = "vote"
@@ -87,7 +87,7 @@ class Plan:
     min_gain: float = 0.05
     """Least expected gain, in standard deviations of the scores, of another candidate."""
     temperature: float = 1.0
-    """Of the softmax over scores."""
+    """Temperature of the softmax over scores."""
     weight: VoteWeight = "sigmoid"
     """What a candidate's vote weighs, by its score."""
     answer: AnswerForm = "boxed"
@@ -175,7 +175,7 @@ class Seconds:
     draw: float
     """Until the last candidate that was waited for had ended."""
     score: float
-    """From then until the ranking: what scoring added."""
+    """What scoring added: from that end until the ranking."""
     total: float
 
 
@@ -241,7 +241,7 @@ class Drawer(Protocol):
     def go_on(
         self, question: Question, drafts: Sequence[Draft], *, max_tokens: int, deadline: float
     ) -> AsyncGenerator[Draft, None]:
-        """The same drafts with up to `max_tokens` tokens more each; as `draw`."""
+        """Drafts with up to `max_tokens` tokens more each; otherwise as `draw`."""
 
 
 class Scorer(Protocol):

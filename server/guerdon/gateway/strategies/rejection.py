@@ -5,7 +5,7 @@ from __future__ import annotations
 from guerdon.gateway.strategies.best_of_n import unscored
 from guerdon.gateway.strategies.choosing import best_first, kept
 from guerdon.gateway.strategies.work import Work, gather
-from guerdon.gateway.types import Candidate, Ranking
+from guerdon.gateway.types import Candidate, Ranking, RankingFailed
 
 
 async def rejection(work: Work) -> Ranking:
@@ -33,6 +33,8 @@ async def rejection(work: Work) -> Ranking:
         more = work.go_on([each.draft for each in growing], min(plan.chunk, room))
         found = await gather(work, more)
         rounds += 1
+    if len(ended) < plan.n:
+        raise RankingFailed(f"{len(ended)} candidates have a score, and {plan.n} are asked for")
     order = best_first([each.value for each in ended])
     return Ranking(
         ranked=tuple(ended[i] for i in order),

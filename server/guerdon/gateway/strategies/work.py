@@ -33,7 +33,7 @@ class Work:
     drawer: Drawer
     scorer: Scorer
     deadline: float
-    """On `time.monotonic`'s clock."""
+    """When the caller wants its answer, on `time.monotonic`'s clock."""
     needs_first: bool = False
     """Whether the first candidates by number are waited for when no ranking is to be had: they
     are the choices then. Those that end first would be the short ones."""
@@ -65,7 +65,7 @@ class Work:
                 yield draft
 
     async def go_on(self, drafts: Sequence[Draft], max_tokens: int) -> AsyncGenerator[Draft, None]:
-        """The same drafts with up to so many tokens more, each as it ends."""
+        """Drafts with up to so many tokens more, each as it ends."""
         drawing = self.drawer.go_on(
             self.question, drafts, max_tokens=max_tokens, deadline=self.deadline
         )

@@ -54,7 +54,7 @@ class EndpointDrawer:
     async def go_on(
         self, question: Question, drafts: Sequence[Draft], *, max_tokens: int, deadline: float
     ) -> AsyncGenerator[Draft, None]:
-        """It can't.
+        """Refuse: an endpoint draws whole completions.
 
         Raises:
             Unsupported: always.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -25,6 +24,8 @@ from guerdon.serving.errors import (
     Unavailable,
 )
 from guerdon.serving.waiting import MAX_RETRY_SECONDS, UNKNOWN_RETRY_SECONDS
+
+T = TypeVar("T")
 
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 """Most bytes of a reply, and of an event of a stream."""
@@ -61,8 +62,7 @@ class OpenAIAPI:
         Raises:
             ServiceError: there is none; the text says why.
         """
-        async with self._asked(path, body, deadline) as response:
-            data = await _whole(response)
+        data = await _within(deadline, lambda: self._reply(path, body))
         try:
             reply = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -79,34 +79,39 @@ class OpenAIAPI:
         Raises:
             ServiceError: as `post`.
         """
-        async with self._asked(path, body, deadline) as response:
-            pending = b""
-            async for data in response.aiter_bytes():
-                *events, pending = (pending + data.replace(b"\r\n", b"\n")).split(b"\n\n")
+        response = await _within(deadline, lambda: self._opened(path, body))
+        try:
+            parts, pending = response.aiter_bytes(), b""
+            while (data := await _within(deadline, lambda: anext(parts, None))) is not None:
+                *events, pending = (pending + data).replace(b"\r\n", b"\n").split(b"\n\n")
                 for each in events:
                     if each.strip() != b"data: [DONE]":
                         yield each + b"\n\n"
                 if len(pending) > MAX_REPLY_BYTES:
                     raise ComputeFailed("the endpoint sends an event that has no end")
+            if pending.strip():
+                raise Unavailable("the endpoint broke off in the middle of an event")
+        finally:
+            await response.aclose()
 
-    @asynccontextmanager
-    async def _asked(
-        self, path: str, body: Mapping[str, Any], deadline: float
-    ) -> AsyncGenerator[httpx2.Response, None]:
-        named = {**body, "model": self._model} if self._model else dict(body)
+    async def _reply(self, path: str, body: Mapping[str, Any]) -> bytes:
+        response = await self._opened(path, body)
         try:
-            async with (
-                asyncio.timeout(time_left(deadline)),
-                self._client.stream("POST", f"{self._url}{path}", json=named) as response,
-            ):
-                if not response.is_success:
-                    raise self._error(response, await _whole(response))
-                yield response
-        except TimeoutError as error:
-            raise DeadlinePassed("the endpoint did not answer before the deadline") from error
-        except httpx2.HTTPError as error:
-            why = str(error) or type(error).__name__
-            raise Unavailable(f"the endpoint is away: {why}") from error
+            return await _whole(response)
+        finally:
+            await response.aclose()
+
+    async def _opened(self, path: str, body: Mapping[str, Any]) -> httpx2.Response:
+        """A good answer whose body has not come yet; close it."""
+        named = {**body, "model": self._model} if self._model else dict(body)
+        request = self._client.build_request("POST", f"{self._url}{path}", json=named)
+        response = await self._client.send(request, stream=True)
+        if response.is_success:
+            return response
+        try:
+            raise self._error(response, await _whole(response))
+        finally:
+            await response.aclose()
 
     def _error(self, response: httpx2.Response, data: bytes) -> ServiceError:
         status = response.status_code
@@ -127,6 +132,21 @@ class OpenAIAPI:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+async def _within(deadline: float, work: Callable[[], Awaitable[T]]) -> T:
+    """Do a part of a request before the deadline.
+
+    A stream's parts are awaited by several tasks, so each has a timeout of its own.
+    """
+    try:
+        async with asyncio.timeout(time_left(deadline)):
+            return await work()
+    except TimeoutError as error:
+        raise DeadlinePassed("the endpoint did not answer before the deadline") from error
+    except httpx2.HTTPError as error:
+        why = str(error) or type(error).__name__
+        raise Unavailable(f"the endpoint is away: {why}") from error
 
 
 async def _whole(response: httpx2.Response) -> bytes:

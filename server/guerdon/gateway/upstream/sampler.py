@@ -21,7 +21,7 @@ _APART = 1_000_003
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """What it takes to go on with a candidate."""
+    """A candidate's tokens, with which it can be gone on with."""
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Reading:
     names: Names
     limits: PlanLimits
     max_tokens: int
-    """Of a candidate where a request doesn't say."""
+    """Most tokens of a candidate where a request doesn't say."""
     comment_seconds: float
     """Longest silence of a stream."""
 
@@ -109,6 +109,10 @@ class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
             envelope, found, include_usage=body.stream_options.include_usage
         ):
             yield event(chunk)
+
+    def stream_headers(self, body: GatewayBody) -> Mapping[str, str]:
+        """Whether it is passed on; what is ranked says so at its end."""
+        return {answers.RANKED_HEADER: "false"} if body.why_passed else {}
 
     def _asked(self, body: GatewayBody) -> tuple[Question, Plan]:
         reading = self._reading

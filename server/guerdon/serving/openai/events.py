@@ -32,13 +32,17 @@ class EventStream(StreamingResponse):
     Args:
         first: the event that has come already.
         events: those after it.
+        headers: of the answer, beside a stream's own.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: bytes, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(
+        self, first: bytes, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]
+    ) -> None:
         # The latter tells proxies to pass events on as they come.
-        super().__init__(events, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        own = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(events, headers={**own, **headers})
         self._first = first
         self._events = events
 

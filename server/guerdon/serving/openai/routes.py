@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -48,6 +48,10 @@ class Endpoint(ABC, Generic[C, B]):
     def stream(self, call: C, body: B) -> AsyncGenerator[bytes, None]:
         """The answer's events, without the last one."""
 
+    def stream_headers(self, _body: B) -> Mapping[str, str]:
+        """Headers of a stream, which go before all that is found out while it lasts."""
+        return {}
+
     def renamed(self, error: InvalidRequest) -> InvalidRequest:
         """The error with the request's own name of its field."""
         return error
@@ -85,7 +89,8 @@ class OpenAIRoutes(Generic[C]):
                     return await while_connected(request, endpoint.answer(call, body))
             events = self._events(request, endpoint, body)
             # Until the first event an error is still a status code.
-            return EventStream(await while_connected(request, anext(events)), events)
+            first = await while_connected(request, anext(events))
+            return EventStream(first, events, endpoint.stream_headers(body))
         except Exception as error:
             return self._failed(endpoint, error)
 
