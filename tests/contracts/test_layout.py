@@ -158,7 +158,7 @@ GATEWAY_ROOMS: dict[str, set[str]] = {
     "metrics": {"types"},
     "call_metrics": {"metrics"},
     "answering": {"metrics", "spending", "strategies", "types"},
-    "passing": {"metrics"},
+    "passing": {"metrics", "types"},
     "upstream": {"types"},
     "wire": {"answering", "asked", "config", "passing", "strategies", "types"},
     "app": {

@@ -40,7 +40,6 @@ class ScriptedPolicy:
     calls: list[tuple[int, int]] = field(default_factory=list)
     """First candidate and number of each draw."""
     closed: int = 0
-    resumes: bool = True
     backwards: bool = False
     """The last candidate ends first."""
 

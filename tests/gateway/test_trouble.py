@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,24 @@ async def test_a_deadline_reaches_both_services() -> None:
         with pytest.raises(openai.InternalServerError, match=r"deadline|no answer|away"):
             await gateway.chat(extra_body={"guerdon": {"timeout": 0.5}})
         await until(lambda: gateway.rewards.cancelled == len(gateway.rewards.calls) - 8)
+
+
+async def test_a_stream_is_never_silent_for_long() -> None:
+    async with start_gateway(comment_seconds=0.02) as gateway:
+        gateway.engine.behaviour.gate.clear()
+        body = {"model": "policy", "messages": QUESTION, "stream": True}
+        async with gateway.http.stream("POST", "/v1/chat/completions", json=body) as reply:
+            lines = reply.aiter_lines()
+            heard = [line async for line in take(lines, 6) if line]
+            assert heard == [": drawing"] * 3
+            gateway.engine.behaviour.gate.set()
+            rest = [line async for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+
+
+async def take(lines: AsyncIterator[str], count: int) -> AsyncIterator[str]:
+    for _ in range(count):
+        yield await anext(lines)
 
 
 async def test_rewards_that_never_answer_count_as_away_before_the_deadline() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,8 +28,6 @@ from guerdon.serving.openai.routes import OpenAIRoutes
 from guerdon.serving.process.listening import Ports
 from guerdon.serving.process.server import Server
 from guerdon.serving.threads import OneThread
-
-logger = logging.getLogger(__name__)
 
 ROLES: Mapping[str, Role | None] = {
     ChatEndpoint.path: Role.SAMPLE,

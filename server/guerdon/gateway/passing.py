@@ -8,11 +8,9 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 from guerdon.gateway.metrics import GatewayMetrics
+from guerdon.gateway.types import OURS
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import InvalidRequest
-
-OURS = ("guerdon", "best_of", "n", "timeout", "model")
-"""Keys of a request that are the gateway's to read, and mean something else behind it."""
 
 
 class API(Protocol):

@@ -17,6 +17,10 @@ VoteWeight = Literal["sigmoid", "score", "one"]
 AnswerForm = Literal["boxed", "number", "line"]
 
 
+OURS = ("guerdon", "best_of", "n", "timeout", "model")
+"""Keys of a request that are the gateway's to read, and mean something else behind it."""
+
+
 class Strategy(enum.Enum):
     """How many candidates are drawn, and which one is the answer."""
 
@@ -215,10 +219,6 @@ class RankingFailed(Unavailable):
 
 class Drawer(Protocol):
     """Draws candidates from a policy."""
-
-    @property
-    def resumes(self) -> bool:
-        """Whether `go_on` is to be had."""
 
     def draw(
         self, question: Question, n: int, *, first: int, max_tokens: int, deadline: float

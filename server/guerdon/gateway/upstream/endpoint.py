@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from guerdon.gateway.types import Draft, Question
+from guerdon.gateway.types import OURS, Draft, Question
 from guerdon.gateway.upstream.openai_api import OpenAIAPI
 from guerdon.serving.errors import ComputeFailed, Unsupported
 from guerdon.serving.prompts import Conversation
 
-OURS = ("guerdon", "best_of", "n", "stream", "stream_options", "timeout", "model")
-"""Keys of a request that are the gateway's to read."""
+_NOT_SENT = (*OURS, "stream", "stream_options")
 
 
 class EndpointDrawer:
@@ -22,8 +21,6 @@ class EndpointDrawer:
     Args:
         api: the endpoint.
     """
-
-    resumes = False
 
     def __init__(self, api: OpenAIAPI) -> None:
         self._api = api
@@ -69,7 +66,7 @@ class EndpointDrawer:
 
 def _body(question: Question, max_tokens: int) -> dict[str, Any]:
     """The caller's own request, for one choice with so many tokens at most."""
-    body = {key: value for key, value in question.sampling.body.items() if key not in OURS}
+    body = {key: value for key, value in question.sampling.body.items() if key not in _NOT_SENT}
     key = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
     return {**body, key: max_tokens}
 

@@ -49,20 +49,21 @@ class RewardScorer:
         self, model: str, question: Question, text: str, deadline: float
     ) -> Score | Unscored:
         """The score of one answer; see `Scorer`."""
-        client = self._by_model[model.partition("@")[0]]
+        name = model.partition("@")[0]
+        client = self._by_model[name]
         timeout = min(time_left(deadline), self._seconds)
         try:
             result = await client.score(
                 model, [Item(_prompt(question), [text])], priority="online", timeout=timeout
             )
         except GuerdonError as error:
-            found = reward_error(model, error)
+            found = reward_error(name, error)
             if isinstance(found, RankingFailed):
                 raise found from error
             return found
         value = result.scores[0][0]
         if not math.isfinite(value):
-            return Unscored(f"{model} gives {value}, which is no finite number")
+            return Unscored(f"{name} gives {value}, which is no finite number")
         return Score(value, result.info.model, result.info.revision)
 
     async def close(self) -> None:

@@ -34,8 +34,6 @@ class SamplerDrawer:
         client: without retries, which ask for what is missing and so favour short completions.
     """
 
-    resumes = True
-
     def __init__(self, client: AsyncPolicyClient) -> None:
         self._client = client
 
