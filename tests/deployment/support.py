@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from tests.support import packages
 from tests.support.ports import free_port
 
+from guerdon.gateway.metrics import GatewayMetrics
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.sampler.metrics import SamplerMetrics
 from guerdon.serving.metrics import ServiceMetrics
@@ -87,7 +88,9 @@ def rules(file: str) -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
-def known_series(kind: type[RewardMetrics] | type[SamplerMetrics]) -> set[str]:
+def known_series(
+    kind: type[GatewayMetrics] | type[RewardMetrics] | type[SamplerMetrics],
+) -> set[str]:
     """Every series name that a server can expose, `_total`, `_bucket` … included."""
     registry = CollectorRegistry()
     own = (kind(registry), ServiceMetrics(registry, Lifecycle(), None))

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 import yaml
 
+from guerdon.gateway.metrics import GatewayMetrics
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.sampler.metrics import SamplerMetrics
 
@@ -33,7 +34,7 @@ from .support import (
 )
 
 SERIES = {REWARD: known_series(RewardMetrics), SAMPLER: known_series(SamplerMetrics)}
-EVERY = SERIES[REWARD] | SERIES[SAMPLER]
+EVERY = SERIES[REWARD] | SERIES[SAMPLER] | known_series(GatewayMetrics)
 each_dashboard = pytest.mark.parametrize("file", SERIES)
 
 
