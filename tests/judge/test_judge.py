@@ -31,6 +31,12 @@ async def failed(call: Any) -> grpc.aio.AioRpcError:
     return error.value
 
 
+def requests_line(revision: str, outcome: str) -> str:
+    """The metric of requests that ended so."""
+    labels = f'model="j",outcome="{outcome}",revision="{revision[:12]}"'
+    return f"guerdon_judge_requests_total{{{labels}}}"
+
+
 async def test_a_verdict_is_the_score_everywhere(
     judged: StartJudge, endpoint: ScriptedEndpoint
 ) -> None:
@@ -41,19 +47,18 @@ async def test_a_verdict_is_the_score_everywhere(
         body = {"model": "j", "items": [{"prompt": "Another?", "responses": ["a", "b"]}]}
         spoken = (await run.http.post("/v1/score", json=body)).json()
         assert [each["score"] for each in spoken["items"][0]["scores"]] == [7.0, 7.0]
-        documents = {"model": "j", "query": "Rank?", "documents": ["a", "b"], "raw_scores": True}
-        reranked = (await run.http.post("/rerank", json={**documents, "texts": ["a", "b"]})).json()
-        assert {entry["score"] for entry in reranked} == {7.0}
+        texts = {"query": "Rank?", "texts": ["a", "b"], "raw_scores": True}
+        reranked = (await run.http.post("/models/j/rerank", json=texts)).json()
+        assert [entry["score"] for entry in reranked] == [7.0, 7.0]
         async with AsyncRewardClient(f"127.0.0.1:{run.ports.port}") as client:
             (scored,) = (await client.score("j", [Item("Why?", ["Because."])])).scores
             info = await client.get_model("j")
         assert scored == [7.0]
         assert (info.kind, info.compute_mode, info.base_model) == ("judge", "remote", "judge-1")
         assert reply.info.revision == info.revision
-        series = f'{{model="j",revision="{info.revision[:12]}"'
-        assert await run.metric(f'guerdon_judge_requests_total{series},outcome="ok"}}') == 6
-        assert await run.metric(f"guerdon_judge_tokens_total{series}}}") == 600
-        assert await run.metric(f"guerdon_judge_request_seconds_count{series}}}") == 6
+        series = f'{{model="j",revision="{info.revision[:12]}"}}'
+        assert await run.metric(f"guerdon_judge_tokens_total{series}") == 600
+        assert await run.metric(f"guerdon_judge_request_seconds_count{series}") == 6
     assert len(endpoint.bodies) == 6
     first = endpoint.bodies[0]
     assert (first["model"], first["temperature"], first["max_tokens"]) == ("judge-1", 0.0, 1024)
@@ -114,10 +119,8 @@ async def test_a_later_try_may_bring_the_verdict(
     async with judged() as run:
         reply = await run.rewards.Score(score_request(model="j"))
         assert reply.items[0].scores[0].score == 4.5
-        labels = f'model="j",revision="{reply.info.revision[:12]}"'
         for outcome in ("no_verdict", "away", "ok"):
-            line = f'guerdon_judge_requests_total{{{labels},outcome="{outcome}"}}'
-            assert await run.metric(line) == 1
+            assert await run.metric(requests_line(reply.info.revision, outcome)) == 1
 
 
 async def test_a_limited_endpoint_says_when_to_come_back(
@@ -134,9 +137,9 @@ async def test_a_limited_endpoint_says_when_to_come_back(
 async def test_one_item_without_a_verdict_fails_the_call(
     judged: StartJudge, endpoint: ScriptedEndpoint
 ) -> None:
-    endpoint.script = lambda body: "Score: 5" if "good" in str(body) else "Hm."
+    endpoint.script = lambda body: "Score: 5" if "apple" in str(body) else "Hm."
     async with judged(template="{{ prompt }}{{ response }}", system="s") as run:
-        request = score_request(item("q", "good", "bad"), item("q", "good too"), model="j")
+        request = score_request(item("q", "apple", "pear"), item("q", "an apple"), model="j")
         assert (await failed(run.rewards.Score(request))).code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -210,9 +213,9 @@ async def test_the_latest_used_verdicts_are_kept(
 async def test_verdicts_that_came_are_not_asked_for_again_when_a_call_failed(
     judged: StartJudge, endpoint: ScriptedEndpoint
 ) -> None:
-    endpoint.script = lambda body: "Score: 5" if "good" in str(body) else Answer(b"", 400)
+    endpoint.script = lambda body: "Score: 5" if "apple" in str(body) else Answer(b"", 400)
     async with judged("[limits]\nat_once = 1\n") as run:
-        request = score_request(item("q", "good", "bad"), model="j")
+        request = score_request(item("q", "apple", "pear"), model="j")
         assert (await failed(run.rewards.Score(request))).code() is grpc.StatusCode.INTERNAL
         endpoint.script = replies("Score: 6")
         reply = await run.rewards.Score(request)

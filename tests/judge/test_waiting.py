@@ -15,7 +15,7 @@ from guerdon.v1 import common_pb2
 
 from .conftest import StartJudge
 from .endpoint import NEVER, Answer, ScriptedEndpoint, completion, replies
-from .test_judge import failed
+from .test_judge import failed, requests_line
 
 
 async def acquired(semaphore: threading.Semaphore) -> None:
@@ -53,10 +53,8 @@ async def test_a_caller_who_leaves_ends_what_nobody_else_wants(
         second.cancel()
         await acquired(endpoint.left)
         assert len(endpoint.bodies) == 1
-        cancelled = 'outcome="cancelled"'
-        label = f'model="j",revision="{run.server.registry.resolve("j").info.revision[:12]}"'
-        line = f"guerdon_judge_requests_total{{{label},{cancelled}}}"
-        await run.until_metric(line, lambda value: value == 1)
+        revision = run.server.registry.resolve("j").info.revision
+        await run.until_metric(requests_line(revision, "cancelled"), lambda value: value == 1)
 
 
 async def test_engine_and_judge_do_not_wait_for_each_other(
@@ -119,9 +117,7 @@ async def test_online_calls_go_first_and_bulk_ones_get_a_share(
         )
         online = score_request(item("q", *(f"online {n}" for n in range(8))), model="j")
         calls = [asyncio.ensure_future(run.rewards.Score(bulk))]
-        await acquired(endpoint.asked) if endpoint.bodies else await until(
-            lambda: endpoint.bodies != []
-        )
+        await until(lambda: endpoint.bodies != [])
         calls.append(asyncio.ensure_future(run.rewards.Score(online)))
         judge = run.server.registry.resolve("j").model
         await until(lambda: len(judge._slots._waiting) == 16)
@@ -210,11 +206,11 @@ async def test_a_stream_fails_the_item_alone(
 ) -> None:
     from guerdon.client import AsyncRewardClient, Internal, Item
 
-    endpoint.script = lambda body: "Score: 5" if "good" in str(body) else Answer(b"", 400)
+    endpoint.script = lambda body: "Score: 5" if "apple" in str(body) else Answer(b"", 400)
     async with (
         judged() as run,
         AsyncRewardClient(f"127.0.0.1:{run.ports.port}") as client,
     ):
-        items = [Item("q", ["good"]), Item("q", ["bad"]), Item("q", ["very good"])]
+        items = [Item("q", ["apple"]), Item("q", ["pear"]), Item("q", ["apples"])]
         results = {r.index: r async for r in client.score_stream("j", items)}
         assert [type(results[n].error) for n in range(3)] == [type(None), Internal, type(None)]
