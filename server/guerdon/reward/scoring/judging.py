@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -51,13 +50,10 @@ class Judging:
         Raises:
             ServiceError: whatever stops it.
         """
-        began = time.monotonic()
         async with self._limited(call.deadline):
             scores = await judge.judge(asked, Asker(call.caller, call.priority), self._observer)
         model = (judge.info.name, judge.info.revision_label)
-        classed = (*model, call.priority.value)
-        self._metrics.compute_seconds.labels(*classed).observe(time.monotonic() - began)
-        self._metrics.sequences.labels(*classed).inc(sum(map(len, scores)))
+        self._metrics.sequences.labels(*model, call.priority.value).inc(sum(map(len, scores)))
         for item in scores:
             for score in item:
                 self._metrics.scores.labels(*model).observe(score.score)
