@@ -42,7 +42,7 @@ URL = "http://127.0.0.1:1/v1"
         ),
         ('template = "{{ prompt "', "template is broken"),
         ('template_file = "missing.jinja"', "template_file .* cannot be read"),
-        ('api_key_file = "missing"', "api_key_file: missing cannot be read"),
+        ('api_key_file = "missing"', "api_key_file: .*/missing cannot be read"),
         ('api_key_variable = "GUERDON_NO_SUCH"', r"api_key_variable: \$GUERDON_NO_SUCH holds no"),
         ("[verdict]\nlowest = 5\nhighest = 5", "verdict: lowest is 5 and highest 5"),
         ("[verdict]\npattern = '(a'", "verdict: pattern is no regular expression"),

@@ -11,7 +11,9 @@ import pytest
 from tests.service.messages import item, score_request
 from tests.support.in_process import details, field_at_fault, retry_seconds, until
 
-from guerdon.v1 import common_pb2
+from guerdon.reward.judge.slots import Asker, Slots
+from guerdon.reward.types import PriorityClass
+from guerdon.serving.access.identity import Caller
 
 from .conftest import StartJudge
 from .endpoint import NEVER, Answer, ScriptedEndpoint, completion, replies
@@ -99,32 +101,27 @@ async def test_so_many_requests_at_once(judged: StartJudge, endpoint: ScriptedEn
     assert most == 3
 
 
-async def test_online_calls_go_first_and_bulk_ones_get_a_share(
-    judged: StartJudge, endpoint: ScriptedEndpoint
-) -> None:
-    gate = threading.Event()
+async def test_online_calls_go_first_bulk_ones_get_a_share_and_callers_take_turns() -> None:
+    slots, order = Slots(1), list[str]()
+    left = asyncio.Event()
 
-    def script(body: Any) -> str:
-        assert gate.wait(60)
-        return "Score: 1"
+    async def ask(name: str, priority: PriorityClass) -> None:
+        async with slots.one(Asker(Caller(key=name), priority)):
+            order.append(name)
+            await left.wait()
 
-    endpoint.script = script
-    async with judged("[limits]\nat_once = 1\n", system="s") as run:
-        bulk = score_request(
-            item("q", *(f"bulk {n}" for n in range(9))),
-            model="j",
-            priority=common_pb2.PRIORITY_CLASS_BATCH,
-        )
-        online = score_request(item("q", *(f"online {n}" for n in range(8))), model="j")
-        calls = [asyncio.ensure_future(run.rewards.Score(bulk))]
-        await until(lambda: endpoint.bodies != [])
-        calls.append(asyncio.ensure_future(run.rewards.Score(online)))
-        judge = run.server.registry.resolve("j").model
-        await until(lambda: len(judge._slots._waiting) == 16)
-        gate.set()
-        await asyncio.gather(*calls)
-    order = ["b" if "bulk" in question else "o" for question in endpoint.questions()]
-    assert "".join(order[:12]) == "b" + "ooob" * 2 + "oo" + "b"
+    asked = [
+        *(("a", PriorityClass.BATCH) for _ in range(5)),
+        *(("b", PriorityClass.ONLINE) for _ in range(6)),
+        *(("c", PriorityClass.ONLINE) for _ in range(4)),
+    ]
+    tasks = [asyncio.create_task(ask(*each)) for each in asked]
+    gone = asyncio.create_task(ask("gone", PriorityClass.ONLINE))
+    await until(lambda: order == ["a"])
+    gone.cancel()
+    left.set()
+    await asyncio.gather(*tasks)
+    assert "".join(order) == "a" + "bcba" + "cbca" + "bcba" + "ba"
 
 
 async def test_more_than_may_wait_is_shed_or_refused(
@@ -135,6 +132,9 @@ async def test_more_than_may_wait_is_shed_or_refused(
         error = await failed(run.rewards.Score(score_request(item("q", *"abc"), model="j")))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert field_at_fault(details(error)) == "items"
+        body = {"model": "j", "prompt": "q", "candidates": ["a", "b", "c"]}
+        refused = (await run.http.post("/v1/rank", json=body)).json()["error"]
+        assert (refused["code"], refused["field"]) == ("INVALID_ARGUMENT", "candidates")
         waiting = run.rewards.Score(score_request(item("q", "a", "b"), model="j"))
         for _ in range(2):
             await acquired(endpoint.asked)

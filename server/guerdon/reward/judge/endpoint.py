@@ -7,6 +7,7 @@ endpoint says of an error goes to the log, less the key, and to nobody else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from collections.abc import Mapping, Sequence
@@ -113,7 +114,9 @@ class Endpoint:
     def close(self) -> None:
         """Close the connections; from any thread but the event loop's."""
         if self._client is not None and self._loop is not None and self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result(10)
+            closing = asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop)
+            with contextlib.suppress(TimeoutError):
+                closing.result(10)
 
     async def _posted(self, body: Mapping[str, Any]) -> bytes:
         if self._client is None:

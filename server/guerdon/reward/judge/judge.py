@@ -23,6 +23,7 @@ from guerdon.reward.judge.question import Question, QuestionWriter
 from guerdon.reward.judge.settings import JudgeSettings
 from guerdon.reward.judge.slots import Asker, Slots
 from guerdon.reward.judge.verdict import NoVerdict, VerdictReader
+from guerdon.reward.scheduling.admission import TooLarge
 from guerdon.reward.types import (
     Attribute,
     ComputeMode,
@@ -135,6 +136,7 @@ class Judge:
 
         Raises:
             Overloaded: too much is asked at a time, or the budget is spent.
+            TooLarge: more is asked than may ever be waited for.
             Unavailable: a question has no verdict after all tries.
             ComputeFailed: the endpoint refuses to be asked.
         """
@@ -168,7 +170,7 @@ class Judge:
         most = self._settings.limits.max_waiting
         if count > most:
             reason = f"need {count} verdicts, more than the judge gives at a time ({most})"
-            raise InvalidRequest("candidates" if self._compares else "items", reason)
+            raise TooLarge("items", reason)
         if self._waited_for + count > most:
             raise Overloaded("too many verdicts are waited for", retry_after=FULL_RETRY_SECONDS)
 

@@ -141,7 +141,7 @@ class JudgeSettings:
     template: str = ""
     """The user turn, a Jinja template; or `template_file`. (default: one for each `ask`)"""
     template_file: Path | None = None
-    """The template's file; relative paths start from the folder of these settings."""
+    """The template's file."""
     temperature: float = 0.0
     """The sampling temperature."""
     max_tokens: int = 1024
@@ -220,12 +220,15 @@ class JudgeSettings:
 
 
 def read_settings(file: Path) -> JudgeSettings:
-    """The settings of a judge, its template read.
+    """The settings of a judge, its template read; relative paths start from the file's folder.
 
     Raises:
         SettingsError: a file can't be read, or a key or a value is wrong.
     """
     settings = build(JudgeSettings, read_toml(file))
+    if settings.api_key_file is not None:
+        key_file = file.parent / settings.api_key_file
+        settings = dataclasses.replace(settings, api_key_file=key_file)
     if settings.template_file is None:
         return settings
     path = file.parent / settings.template_file

@@ -24,6 +24,9 @@ class Asker:
     priority: PriorityClass
 
 
+_Turn = asyncio.Future[None]
+
+
 class Slots:
     """A number of slots. Online work goes first, and within a class who has had least.
 
@@ -32,7 +35,8 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self._free = count
-        self._waiting: list[tuple[int, Asker, asyncio.Future[None]]] = []
+        self._waiting: dict[tuple[PriorityClass, str], dict[int, tuple[Asker, _Turn]]] = {}
+        """Turns by class and caller's key, in order; none of the queues is empty."""
         self._numbers = itertools.count()
         self._contested = 0
         self._shares = Shares()
@@ -40,17 +44,17 @@ class Slots:
     @asynccontextmanager
     async def one(self, asker: Asker) -> AsyncIterator[None]:
         """Hold a slot, after waiting for it."""
-        turn = asyncio.get_running_loop().create_future()
-        entry = (next(self._numbers), asker, turn)
-        if not any(each.caller.key == asker.caller.key for _, each, _ in self._waiting):
+        number, turn = next(self._numbers), asyncio.get_running_loop().create_future()
+        place = (asker.priority, asker.caller.key)
+        if not any((each, asker.caller.key) in self._waiting for each in PriorityClass):
             self._shares.enter(asker.caller)
-        self._waiting.append(entry)
+        self._waiting.setdefault(place, {})[number] = (asker, turn)
         self._grant()
         try:
             await turn
         except asyncio.CancelledError:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
+            if number in self._waiting.get(place, ()):
+                self._drop(place, number)
             else:  # its turn came as it left
                 self._give_back()
             raise
@@ -65,21 +69,31 @@ class Slots:
 
     def _grant(self) -> None:
         while self._free and self._waiting:
-            entry = self._next()
-            self._waiting.remove(entry)
-            self._shares.charge(entry[1].caller, 1.0)
-            self._shares.forget({asker.caller.key for _, asker, _ in self._waiting})
+            place = self._next()
+            number = next(iter(self._waiting[place]))
+            asker, turn = self._waiting[place][number]
+            self._drop(place, number)
+            if turn.cancelled():  # it has left, and does not know it yet
+                continue
+            self._shares.charge(asker.caller, 1.0)
+            self._shares.forget({key for _, key in self._waiting})
             self._free -= 1
-            entry[2].set_result(None)
+            turn.set_result(None)
 
-    def _next(self) -> tuple[int, Asker, asyncio.Future[None]]:
-        classes = {asker.priority for _, asker, _ in self._waiting}
+    def _drop(self, place: tuple[PriorityClass, str], number: int) -> None:
+        del self._waiting[place][number]
+        if not self._waiting[place]:
+            del self._waiting[place]
+
+    def _next(self) -> tuple[PriorityClass, str]:
+        """The class and caller that is next."""
+        classes = {priority for priority, _ in self._waiting}
         chosen = PriorityClass.ONLINE if PriorityClass.ONLINE in classes else PriorityClass.BATCH
         if len(classes) > 1:
             self._contested += 1
             if self._contested % BATCH_TURN == 0:
                 chosen = PriorityClass.BATCH
         return min(
-            (each for each in self._waiting if each[1].priority is chosen),
-            key=lambda each: (self._shares.served(each[1].caller.key), each[0]),
+            (place for place in self._waiting if place[0] is chosen),
+            key=lambda place: (self._shares.served(place[1]), next(iter(self._waiting[place]))),
         )
