@@ -50,6 +50,8 @@ async def test_a_verdict_is_the_score_everywhere(
         texts = {"query": "Rank?", "texts": ["a", "b"], "raw_scores": True}
         reranked = (await run.http.post("/models/j/rerank", json=texts)).json()
         assert [entry["score"] for entry in reranked] == [7.0, 7.0]
+        asked = {"prompt": "slime?", "response": "No.", "label": None}
+        assert (await run.http.post("/models/j/rm", json=asked)).json() == 7.0
         async with AsyncRewardClient(f"127.0.0.1:{run.ports.port}") as client:
             (scored,) = (await client.score("j", [Item("Why?", ["Because."])])).scores
             info = await client.get_model("j")
@@ -57,9 +59,9 @@ async def test_a_verdict_is_the_score_everywhere(
         assert (info.kind, info.compute_mode, info.base_model) == ("judge", "remote", "judge-1")
         assert reply.info.revision == info.revision
         series = f'{{model="j",revision="{info.revision[:12]}"}}'
-        assert await run.metric(f"guerdon_judge_tokens_total{series}") == 600
-        assert await run.metric(f"guerdon_judge_request_seconds_count{series}") == 6
-    assert len(endpoint.bodies) == 6
+        assert await run.metric(f"guerdon_judge_tokens_total{series}") == 700
+        assert await run.metric(f"guerdon_judge_request_seconds_count{series}") == 7
+    assert len(endpoint.bodies) == 7
     first = endpoint.bodies[0]
     assert (first["model"], first["temperature"], first["max_tokens"]) == ("judge-1", 0.0, 1024)
     assert "What is rain?" in endpoint.questions()[0]
