@@ -9,7 +9,7 @@ TEST_PROCESSES ?= $(if $(shell command -v nvidia-smi),1,2)
 PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-sampler demo comparison pictures test coverage test-fast check audit sbom format protos bench clean
+.PHONY: help setup setup-sampler demo comparison best-of-n pictures test coverage test-fast check audit sbom format protos bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: setup-sampler ## Train a reward model, serve it, ask it, and run PPO again
 
 comparison: setup-sampler ## Train by SFT, DPO, ORPO, RFT and PPO from one start, and compare them (40 minutes)
 	@$(BIN)/python -m deploy.comparison $(COMPARISON_ARGS)
+
+best-of-n: setup-sampler ## Measure what the best of n answers gain and cost (15 minutes)
+	@$(BIN)/python -m deploy.best_of_n $(BEST_OF_N_ARGS)
 
 pictures: setup ## Draw docs/pictures anew, from the runs of demo and comparison
 	@$(BIN)/python -m deploy.pictures $(PICTURES_ARGS)

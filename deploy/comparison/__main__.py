@@ -95,7 +95,7 @@ def compare(plan: Plan) -> None:
             sampler = stack.enter_context(
                 serving(["sampler", "--model", BASE], logs / "sampler.log")
             )
-            do(plan.with_services(rewards, sampler), logs)
+            do(plan.with_services(rewards.grpc, sampler.grpc), logs)
     heading("Put them side by side")
     run(plan.report(), "the comparison failed; its message is above")
 

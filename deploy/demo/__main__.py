@@ -48,11 +48,11 @@ def run(args: argparse.Namespace) -> None:
 
     heading("Serve it over gRPC")
     command = ["reward", "--model", f"{NAME}={model}"]
-    with serving(command, output / "reward-server.log") as address:
-        with RewardClient(address, timeout=CALL_SECONDS) as client:
+    with serving(command, output / "reward-server.log") as served:
+        with RewardClient(served.grpc, timeout=CALL_SECONDS) as client:
             ask(client, args.prompts)
         if not args.reward_only:
-            improve(output, address, args)
+            improve(output, served.grpc, args)
     show_next(output, model)
 
 
@@ -96,7 +96,7 @@ def improve(output: Path, address: str, args: argparse.Namespace) -> None:
     heading("Serve the policy: vLLM samples from SmolLM2-135M-Instruct")
     with serving(["sampler", "--model", policy.BASE], output / "sampler.log") as sampler:
         heading("Train it by PPO: prompts go to the sampler, its answers to the reward server")
-        policy.train(folder, sampler, f"{address}/{NAME}", seed=args.seed)
+        policy.train(folder, sampler.grpc, f"{address}/{NAME}", seed=args.seed)
         policy.show(folder)
 
 

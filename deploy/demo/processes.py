@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,19 @@ def last_line(log: Path) -> str:
     return lines[-1].strip()
 
 
+@dataclass(frozen=True)
+class Served:
+    """Where a server is reached."""
+
+    grpc: str
+    """HOST:PORT."""
+    http: str
+    """URL."""
+
+
 @contextlib.contextmanager
-def serving(command: Sequence[str], log: Path) -> Iterator[str]:
-    """A server in a process of its own; its gRPC address. Stopped by SIGTERM.
+def serving(command: Sequence[str], log: Path) -> Iterator[Served]:
+    """A server in a process of its own. Stopped by SIGTERM.
 
     Args:
         command: what follows `guerdon serve`.
@@ -140,12 +151,12 @@ def serving(command: Sequence[str], log: Path) -> Iterator[str]:
         )
         try:
             ports = wait_until_ready(process, ready_file, log)
+            served = Served(f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['http_port']}")
             console.print(
-                f"gRPC on 127.0.0.1:{ports['port']}, HTTP and metrics on "
-                f"http://127.0.0.1:{ports['http_port']} (log: {relative(log)})",
+                f"gRPC on {served.grpc}, HTTP and metrics on {served.http} (log: {relative(log)})",
                 highlight=False,
             )
-            yield f"127.0.0.1:{ports['port']}"
+            yield served
             stop(process, command[0], log)
         finally:
             if process.poll() is None:

@@ -338,6 +338,32 @@ MODELS = [
     ),
 ]
 
+JUDGES = [
+    Panel(
+        "Requests to judges",
+        "By outcome: no_verdict is a reply that could not be read, limited is HTTP 429.",
+        [rates("guerdon_judge_requests_total", M, "model, outcome")],
+        unit="reqps",
+        stack=True,
+    ),
+    Panel(
+        "Seconds of a request to a judge",
+        "From sending the question to the reply's end.",
+        quantiles("guerdon_judge_request_seconds", M),
+        unit="s",
+        logarithmic=True,
+    ),
+    Panel(
+        "Tokens and known verdicts of judges",
+        "Tokens as the endpoints count them, and verdicts that were not asked for again.",
+        [
+            Query(rate("guerdon_judge_tokens_total", M, "model"), "{{model}} tokens"),
+            Query(rate("guerdon_judge_cached_total", M, "model"), "{{model}} known"),
+        ],
+        unit="cps",
+    ),
+]
+
 REWARD_SERVER = Dashboard(
     uid="guerdon-reward-server",
     title="Guerdon reward server",
@@ -353,6 +379,7 @@ REWARD_SERVER = Dashboard(
         ("Latency", LATENCY),
         ("Queue and admission", QUEUE),
         ("Engine", ENGINE),
+        ("Judges", JUDGES),
         ("Scores", SCORES),
         ("Models", MODELS),
         ("Process", process_panels("guerdon-reward")),

@@ -51,7 +51,7 @@ def draw_dashboard(model: Path, to: Path, seconds: int) -> None:
         raise DemoFailed("there is no prometheus here: apt-get install prometheus")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with serving(["reward", "--model", f"helpful={model}"], folder / "server.log") as address:
+        with serving(["reward", "--model", f"helpful={model}"], folder / "server.log") as served:
             metrics = json.loads((folder / "server.json").read_text())["http_port"]
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
@@ -74,7 +74,7 @@ def draw_dashboard(model: Path, to: Path, seconds: int) -> None:
                 begun = time.time()
                 for callers in CALLERS:
                     console.print(f"callers at a time: {callers}, for {seconds // len(CALLERS)} s")
-                    put_load(address, callers, seconds / len(CALLERS))
+                    put_load(served.grpc, callers, seconds / len(CALLERS))
                 draw(url, begun, time.time(), to)
             finally:
                 process.terminate()

@@ -71,13 +71,14 @@ ROOMS: dict[str, set[str]] = {
     "kinds": {"checkpoints", "encoding", "engine", "types"},
     "engine_process": {"checkpoints", "encoding", "engine", "kinds", "types"},
     "scheduling": {"types"},
-    "models": {"types"},
+    "judge": {"encoding", "scheduling", "types"},
+    "models": {"judge", "types"},
     "metrics": set(),
     "call_metrics": {"metrics", "models", "types"},
     "metrics_observer": {"metrics", "models", "scheduling", "types"},
     "request_limits": set(),
     "format_settings": set(),
-    "scoring": {"call_metrics", "encoding", "metrics", "models", "scheduling", "types"},
+    "scoring": {"call_metrics", "encoding", "judge", "metrics", "models", "scheduling", "types"},
     "wire": {"call_metrics", "format_settings", "models", "request_limits", "scoring", "types"},
     "config": {"engine", "format_settings", "request_limits", "scheduling"},
     "app": {
@@ -92,7 +93,15 @@ WIRE = ("grpc", "fastapi", "starlette", "uvicorn", "guerdon.v1", "google.protobu
 TORCH = ("torch", "transformers")
 WAITING = ("asyncio", "time", "threading", "socket")
 COMPUTING = ("engine", "adapters", "checkpoints", "encoding", "kinds", "engine_process")
-SERVING = ("scheduling", "models", "scoring", "metrics", "call_metrics", "metrics_observer")
+SERVING = (
+    "judge",
+    "scheduling",
+    "models",
+    "scoring",
+    "metrics",
+    "call_metrics",
+    "metrics_observer",
+)
 FOREIGN = {
     "types": (*WIRE, *TORCH, *WAITING),
     **dict.fromkeys(COMPUTING, (*WIRE, "asyncio")),
@@ -168,7 +177,7 @@ GATEWAY_ROOMS: dict[str, set[str]] = {
     "cli": {"app", "config"},
 }
 """For each folder and module of the gateway, those whose modules it may import."""
-HTTP_CLIENT = ("httpx2", "guerdon.client")
+HTTP_CLIENT = ("httpx", "guerdon.client")
 GATEWAY_FOREIGN = {
     **dict.fromkeys(("types", "strategies", "asked", "spending"), (*WIRE, *HTTP_CLIENT)),
     **dict.fromkeys(("answering", "passing"), (*WIRE, *HTTP_CLIENT)),

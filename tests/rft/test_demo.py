@@ -145,12 +145,12 @@ def test_a_server_is_stopped_and_its_exit_code_looked_at(
     program.chmod(0o755)
     monkeypatch.setattr(processes, "GUERDON", program)
 
-    def serve() -> str:
-        with processes.serving([f"leave={code}"], tmp_path / "log") as address:
-            return address
+    def serve() -> processes.Served:
+        with processes.serving([f"leave={code}"], tmp_path / "log") as served:
+            return served
 
     if code == 0:
-        assert serve() == "127.0.0.1:5"
+        assert serve() == processes.Served("127.0.0.1:5", "http://127.0.0.1:6")
     else:
         with pytest.raises(DemoFailed, match="exit code 3"):
             serve()

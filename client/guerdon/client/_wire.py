@@ -276,10 +276,15 @@ def _dropped(values: Iterable[int]) -> tuple[str, ...]:
     return tuple(name.removeprefix("DROPPED_TEXT_").lower() for name in names)
 
 
+_COMPUTE_MODES: Mapping[int, t.ComputeMode] = {
+    reward_pb2.COMPUTE_MODE_PACKED: "packed",
+    reward_pb2.COMPUTE_MODE_PADDED: "padded",
+    reward_pb2.COMPUTE_MODE_REMOTE: "remote",
+}
+
+
 def _compute_mode(value: int) -> t.ComputeMode:
-    if value == reward_pb2.COMPUTE_MODE_PACKED:
-        return "packed"
-    return "padded" if value == reward_pb2.COMPUTE_MODE_PADDED else "unspecified"
+    return _COMPUTE_MODES.get(value, "unspecified")
 
 
 def _seconds(value: Duration) -> float:

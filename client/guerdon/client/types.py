@@ -17,7 +17,7 @@ from guerdon.data import (
     read_tools,
 )
 
-ComputeMode = Literal["unspecified", "packed", "padded"]
+ComputeMode = Literal["unspecified", "packed", "padded", "remote"]
 ModelKind = Literal[
     "unspecified",
     "sequence",
@@ -27,6 +27,7 @@ ModelKind = Literal[
     "pairwise",
     "implicit",
     "verdict",
+    "judge",
 ]
 
 MAX_TOKEN_ID = 2**32 - 1
@@ -162,10 +163,11 @@ class Score:
     attributes: Mapping[str, float] = field(default_factory=dict)
     """Models with several attributes: each one's raw value."""
     members: tuple[float, ...] = ()
-    """Ensembles: each member's raw score, in the order of `ModelInfo.members`."""
+    """Ensembles: each member's raw score, in the order of `ModelInfo.members`. Judges that score:
+    each vote, whose mean the score is."""
     spread: float | None = None
     """Ensembles: the standard deviation (ddof = 0) of `members`, each less what its training mean
-    is above the members' average."""
+    is above the members' average. Judges with several votes: of the votes."""
     token_count: int = 0
     """Tokens of prompt and response that the model saw."""
     reused_tokens: int = 0

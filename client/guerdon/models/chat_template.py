@@ -105,6 +105,18 @@ def render_chat(
         return text
 
 
+def render_text(source: str, values: Mapping[str, str]) -> str:
+    """A text by a Jinja template that is no tokenizer's, within the same limits.
+
+    Raises:
+        TemplateLimit: the template takes more memory or time than it can need.
+        Exception: what Jinja or the template itself raises; a template is a program.
+    """
+    size = sum(map(len, values.values()))
+    with allowed(BASE_ALLOWANCE + ALLOWANCE_PER_CHARACTER * size):
+        return _compiled(source).render(values)
+
+
 def _size(part: Mapping[str, Any]) -> int:
     """Characters of a turn, a tool, or the variables."""
     if all(isinstance(value, str) for value in part.values()):
@@ -158,7 +170,7 @@ def left_out(
     render = functools.partial(render_chat, tokenizer, add_generation_prompt=add_generation_prompt)
     missing = [*missing_text(rendered, turns), *missing_beside(render, turns, inputs)]
     if inputs.chat_template_kwargs:
-        read = _variables(_source(tokenizer, inputs))
+        read = template_variables(_source(tokenizer, inputs))
         missing += [
             Missing(-1, "", name, None, f"chat_template_kwargs.{name[:64]}")
             for name in inputs.chat_template_kwargs
@@ -174,7 +186,12 @@ def _source(tokenizer: Any, inputs: TemplateInputs) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _variables(source: str) -> frozenset[str]:
+def template_variables(source: str) -> frozenset[str]:
+    """The variables that a template reads and does not set itself.
+
+    Raises:
+        jinja2.TemplateSyntaxError: it is no template.
+    """
     return frozenset(meta.find_undeclared_variables(_BoundedSandbox().parse(source)))
 
 

@@ -128,6 +128,8 @@ class _ComputeModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ComputeMo
     """One row without padding, prompts computed once."""
     COMPUTE_MODE_PADDED: _ComputeMode.ValueType  # 2
     """Rows of similar length, padded to the longest."""
+    COMPUTE_MODE_REMOTE: _ComputeMode.ValueType  # 3
+    """Not computed here: a judge's endpoint is asked."""
 
 class ComputeMode(_ComputeMode, metaclass=_ComputeModeEnumTypeWrapper):
     """How sequences share a batch."""
@@ -138,6 +140,8 @@ COMPUTE_MODE_PACKED: ComputeMode.ValueType  # 1
 """One row without padding, prompts computed once."""
 COMPUTE_MODE_PADDED: ComputeMode.ValueType  # 2
 """Rows of similar length, padded to the longest."""
+COMPUTE_MODE_REMOTE: ComputeMode.ValueType  # 3
+"""Not computed here: a judge's endpoint is asked."""
 Global___ComputeMode: _TypeAlias = ComputeMode  # noqa: Y015
 
 class _ModelKind:
@@ -168,6 +172,11 @@ class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.V
     """The answer of a language model that is asked about a response: log p(yes) −
     log p(no) of two tokens, or one token's logit.
     """
+    MODEL_KIND_JUDGE: _ModelKind.ValueType  # 8
+    """What a language model behind an OpenAI-compatible endpoint answers when it is
+    asked about a response. One that compares answers has no score for one: Rank
+    only.
+    """
 
 class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
     """What kind of reward a model gives."""
@@ -193,6 +202,11 @@ only.
 MODEL_KIND_VERDICT: ModelKind.ValueType  # 7
 """The answer of a language model that is asked about a response: log p(yes) −
 log p(no) of two tokens, or one token's logit.
+"""
+MODEL_KIND_JUDGE: ModelKind.ValueType  # 8
+"""What a language model behind an OpenAI-compatible endpoint answers when it is
+asked about a response. One that compares answers has no score for one: Rank
+only.
 """
 Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
 
@@ -400,10 +414,11 @@ class ResponseScore(_message.Message):
     """The score; always a finite number."""
     spread: _builtins.float
     """Ensembles: the standard deviation (ddof = 0) of the members' scores, each
-    less what its training mean is above the members' average.
+    less what its training mean is above the members' average. Judges with
+    several votes: the standard deviation (ddof = 0) of the votes.
     """
     token_count: _builtins.int
-    """Tokens of prompt and response that the model saw."""
+    """Tokens of prompt and response that the model saw; 0 from judges."""
     reused_tokens: _builtins.int
     """Of these, tokens that were not computed for it: another sequence of the batch
     begins with them, or an earlier one did and the prefix cache still held them.
@@ -413,7 +428,8 @@ class ResponseScore(_message.Message):
     tokens_hash: _builtins.str
     """A hash of the tokens that the model saw, prompt included, in hexadecimal.
     Responses with the same one are the same to the model, and differ in score
-    by the noise of floating-point numbers at most. Empty from pairwise models.
+    by the noise of floating-point numbers at most. Empty from pairwise models
+    and judges.
     """
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepScore]:
@@ -425,7 +441,9 @@ class ResponseScore(_message.Message):
 
     @_builtins.property
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Ensembles: each member's raw score, in the order of ModelInfo.members."""
+        """Ensembles: each member's raw score, in the order of ModelInfo.members.
+        Judges that score: each vote, whose mean the score is.
+        """
 
     @_builtins.property
     def dropped(self) -> _containers.RepeatedScalarFieldContainer[Global___DroppedText.ValueType]:
@@ -707,7 +725,9 @@ class RankRequest(_message.Message):
 
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Response]:
-        """Required. At least one; for a pairwise model two to 128."""
+        """Required. At least one; for a pairwise model, or a judge that compares, two
+        to 128.
+        """
 
     @_builtins.property
     def options(self) -> Global___ScoreOptions:
@@ -778,8 +798,9 @@ class RankedCandidate(_message.Message):
     """Its place in RankRequest.candidates, from 0."""
     @_builtins.property
     def score(self) -> Global___ResponseScore:
-        """Its score. Of a pairwise model: its mean margin over the candidates of this
-        request, 0 in the mean, and not comparable with other requests.
+        """Its score. Of a pairwise model, and of a judge that compares: its mean margin
+        over the candidates of this request, 0 in the mean, and not comparable with
+        other requests.
         """
 
     def __init__(
@@ -917,7 +938,9 @@ class ModelInfo(_message.Message):
     name: _builtins.str
     """The name it is served under."""
     revision: _builtins.str
-    """The revision: a hash over weights, head, tokenizer and template."""
+    """The revision: a hash over weights, head, tokenizer and template; of a judge,
+    over its settings and template.
+    """
     current: _builtins.bool
     """Whether requests for the bare name go to this revision."""
     kind: Global___ModelKind.ValueType
@@ -925,9 +948,13 @@ class ModelInfo(_message.Message):
     architecture: _builtins.str
     """The architecture, as in the checkpoint's config.json."""
     base_model: _builtins.str
-    """What it was trained from, where that is recorded."""
+    """What it was trained from, where that is recorded; of a judge, the model that
+    its endpoint is asked for.
+    """
     max_tokens: _builtins.int
-    """The longest sequence it takes, in tokens."""
+    """The longest sequence it takes, in tokens; 0 where that is not known, as of a
+    judge.
+    """
     dtype: _builtins.str
     """The number type it computes in, such as "float32"."""
     device: _builtins.str

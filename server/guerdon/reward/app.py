@@ -163,6 +163,7 @@ class RewardServer(Server[RewardPorts]):
 
     async def stop(self) -> None:
         """End what is computed, so that its callers are told, then close the ports."""
+        self._scoring.end_judging()
         engine_ended = await self._dispatcher.stop(grace=0.5)
         if self._engines is not None:
             if not engine_ended:

@@ -62,8 +62,9 @@ def reward(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=DIR",
-            help="Serve the checkpoint in DIR (or a hub name) as NAME. Repeat it.",
+            metavar="NAME=DIR|FILE",
+            help="Serve the checkpoint in DIR (or a hub name), or the judge of FILE.toml, as NAME. "
+            "Repeat it.",
         ),
     ] = None,
     alias: Annotated[

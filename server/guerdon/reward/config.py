@@ -2,7 +2,7 @@
 
 port = 50051                      # the keys of ServeConfig
 [models]
-helpful = "/models/helpful"       # name = folder, hub name, or embedded name
+helpful = "/models/helpful"       # name = folder, hub name, embedded name, or a judge's settings
 [aliases]
 default = "helpful"
 [engine]                          # the keys of EngineSettings
@@ -40,7 +40,8 @@ class ServeConfig(ServerSettings):
     token_file: Path | None = None
     """Holds the bearer token for scoring; else $GUERDON_TOKEN."""
     models: Mapping[str, str] = field(default_factory=dict)
-    """Name to folder, hub name or embedded name. May be empty when admin is served."""
+    """Name to folder, hub name, embedded name or a judge's settings file. May be empty when
+    administration is served."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Alias to model name."""
     admin_host: str = "127.0.0.1"

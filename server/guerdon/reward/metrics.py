@@ -25,6 +25,13 @@ SCORE_BUCKETS: Sequence[float] = (
     0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10, 15, 25, 50,
 )  # fmt: skip
 
+JUDGE_OUTCOMES = (
+    "ok", "no_verdict", "invalid", "timeout", "away", "limited", "refused", "failed", "cancelled",
+)  # fmt: skip
+"""How a request to a judge's endpoint ends: `invalid` is a reply that is cut or no completion,
+`away` no connection or HTTP 5xx, `limited` HTTP 429, `refused` any other status, `failed` a fault
+of ours."""
+
 
 class RewardMetrics:
     """The metrics of one server process."""
@@ -100,6 +107,18 @@ class RewardMetrics:
         """`reason` is expired or cancelled; `stage` is `queued` (cost no forward pass) or
         `computing` (the answer came too late)."""
 
+        self.judge_requests = counter(
+            "judge_requests", "Requests to judges' endpoints.", [*model, "outcome"]
+        )
+        """`outcome` is one of `JUDGE_OUTCOMES`."""
+        self.judge_seconds = histogram(
+            "judge_request_seconds", "Requests to judges' endpoints.", LATENCY_BUCKETS, model
+        )
+        self.judge_tokens = counter(
+            "judge_tokens", "Tokens of judges' questions and replies, as endpoints count.", model
+        )
+        self.judge_cached = counter("judge_cached", "Verdicts that were known already.", model)
+
         self.scores = histogram("score", "Raw scores given.", SCORE_BUCKETS, model)
         self.nonfinite_scores = counter(
             "nonfinite_scores", "Scores that were NaN or infinite, never served.", model
@@ -136,6 +155,10 @@ class RewardMetrics:
             "Times an engine's process was started anew after it had ended.",
             ["engine"],
         )
+
+    def of_judge(self) -> tuple[Counter | Histogram, ...]:
+        """The metrics that judges alone have."""
+        return (self.judge_requests, self.judge_seconds, self.judge_tokens, self.judge_cached)
 
     def of_revision(self) -> tuple[Counter | Histogram, ...]:
         """The metrics labelled by model and revision alone, and not described by the registry."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 
-from guerdon.reward.metrics import RewardMetrics
+from guerdon.reward.metrics import JUDGE_OUTCOMES, RewardMetrics
 from guerdon.reward.models.revision import Revision
 from guerdon.reward.scheduling.events import DropReason, DropStage, Failure
-from guerdon.reward.types import BatchStats, ComputeMode, ModelInfo, PriorityClass
+from guerdon.reward.types import BatchStats, ComputeMode, ModelInfo, ModelKind, PriorityClass
 
 
 class MetricsObserver:
@@ -98,6 +98,8 @@ class MetricsObserver:
             self._begin_name(name)
         for each in revisions:
             self._begin_revision(each.info.name, each.info.revision_label)
+            if each.info.kind is ModelKind.JUDGE:
+                self._begin_judge(each.info.name, each.info.revision_label)
         self._metrics.model_info.clear()
         self._metrics.model_packed.clear()
         for each in revisions:
@@ -120,6 +122,7 @@ class MetricsObserver:
         labels = {"model": info.name, "revision": info.revision_label}
         for metric in (
             *metrics.of_revision(),
+            *metrics.of_judge(),
             metrics.batch_failures,
             metrics.sequences,
             metrics.queue_seconds,
@@ -139,6 +142,13 @@ class MetricsObserver:
             metrics.shed.labels(name, each.value)
             for reason, stage in itertools.product(DropReason, DropStage):
                 metrics.dropped.labels(name, each.value, reason.value, stage.value)
+
+    def _begin_judge(self, name: str, revision: str) -> None:
+        requests, *others = self._metrics.of_judge()
+        for outcome in JUDGE_OUTCOMES:
+            requests.labels(name, revision, outcome)
+        for metric in others:
+            metric.labels(name, revision)
 
     def _begin_revision(self, name: str, revision: str) -> None:
         metrics = self._metrics

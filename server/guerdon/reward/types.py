@@ -55,6 +55,7 @@ class ModelKind(enum.Enum):
     PAIRWISE = "pairwise"
     IMPLICIT = "implicit"
     VERDICT = "verdict"
+    JUDGE = "judge"
 
 
 class ComputeMode(enum.Enum):
@@ -62,6 +63,8 @@ class ComputeMode(enum.Enum):
 
     PACKED = "packed"
     PADDED = "padded"
+    REMOTE = "remote"
+    """Not computed here: another server is asked."""
 
 
 Response = str | Message | TokenArray
@@ -202,7 +205,7 @@ class ResponseScore:
     attributes: tuple[float, ...] = ()
     """Values in the order of `ModelInfo.attributes`."""
     members: tuple[float, ...] = ()
-    """Scores in the order of `ModelInfo.members`."""
+    """Scores in the order of `ModelInfo.members`, or the votes of a judge."""
     spread: float | None = None
     token_count: int = 0
     reused_tokens: int = 0

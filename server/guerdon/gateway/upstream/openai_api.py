@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-import httpx2
+import httpx
 
-from guerdon.addresses import is_loopback
 from guerdon.gateway.upstream.errors import time_left
 from guerdon.serving.errors import (
     ComputeFailed,
@@ -23,6 +20,7 @@ from guerdon.serving.errors import (
     ServiceError,
     Unavailable,
 )
+from guerdon.serving.http.client import new_client
 from guerdon.serving.waiting import MAX_RETRY_SECONDS, UNKNOWN_RETRY_SECONDS
 
 T = TypeVar("T")
@@ -44,17 +42,8 @@ class OpenAIAPI:
     """
 
     def __init__(self, url: str, *, key: str, model: str, ca: Path | None) -> None:
-        context = ssl.create_default_context()
-        if ca is not None:
-            context.load_verify_locations(cafile=str(ca))
         self._url, self._key, self._model = url.rstrip("/"), key, model
-        self._client = httpx2.AsyncClient(
-            headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=None,  # every call has a deadline
-            verify=context,
-            trust_env=not is_loopback(urlsplit(url).hostname or ""),
-            limits=httpx2.Limits(max_connections=None),
-        )
+        self._client = new_client(url, key, ca=ca)
 
     async def post(self, path: str, body: Mapping[str, Any], deadline: float) -> dict[str, Any]:
         """The JSON of a whole answer.
@@ -81,7 +70,7 @@ class OpenAIAPI:
         """
         response = await _within(deadline, lambda: self._opened(path, body))
         try:
-            parts, pending = response.aiter_bytes(), b""
+            parts, pending = response.aiter_raw(), b""
             while (data := await _within(deadline, lambda: anext(parts, None))) is not None:
                 *events, pending = (pending + data).replace(b"\r\n", b"\n").split(b"\n\n")
                 for each in events:
@@ -101,7 +90,7 @@ class OpenAIAPI:
         finally:
             await response.aclose()
 
-    async def _opened(self, path: str, body: Mapping[str, Any]) -> httpx2.Response:
+    async def _opened(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
         """A good answer whose body has not come yet; close it."""
         named = {**body, "model": self._model} if self._model else dict(body)
         request = self._client.build_request("POST", f"{self._url}{path}", json=named)
@@ -113,7 +102,7 @@ class OpenAIAPI:
         finally:
             await response.aclose()
 
-    def _error(self, response: httpx2.Response, data: bytes) -> ServiceError:
+    def _error(self, response: httpx.Response, data: bytes) -> ServiceError:
         status = response.status_code
         said = _message(data)
         if self._key:
@@ -144,14 +133,14 @@ async def _within(deadline: float, work: Callable[[], Awaitable[T]]) -> T:
             return await work()
     except TimeoutError as error:
         raise DeadlinePassed("the endpoint did not answer before the deadline") from error
-    except httpx2.HTTPError as error:
+    except httpx.HTTPError as error:
         why = str(error) or type(error).__name__
         raise Unavailable(f"the endpoint is away: {why}") from error
 
 
-async def _whole(response: httpx2.Response) -> bytes:
+async def _whole(response: httpx.Response) -> bytes:
     data = bytearray()
-    async for part in response.aiter_bytes():
+    async for part in response.aiter_raw():
         data += part
         if len(data) > MAX_REPLY_BYTES:
             raise ComputeFailed(f"the endpoint's answer is longer than {MAX_REPLY_BYTES} bytes")
@@ -168,7 +157,7 @@ def _message(data: bytes) -> str:
     return " ".join(str(said).split())[:_SHOWN]
 
 
-def _retry_after(response: httpx2.Response) -> float:
+def _retry_after(response: httpx.Response) -> float:
     """Seconds, where the header has them; it may also be a date."""
     try:
         seconds = float(response.headers.get("retry-after", ""))

@@ -20,10 +20,14 @@ class AllowedSources:
             `*` stands for anything, such as `our-organisation/*`.
         configured: what the settings serve. Where `allowed` is empty, these may be loaded
             again, and what lies beside their folders.
+
+    A file, which is a judge's settings, is allowed where it is named itself, and not for the folder
+    that it lies in: it says where texts and a key are sent.
     """
 
     def __init__(self, allowed: Collection[str], configured: Collection[str] = ()) -> None:
         self._names = tuple(allowed or configured)
+        self._files = set(map(_existing, allowed or configured))
         self._folders = tuple(_folders(allowed) if allowed else _beside(configured))
 
     def check(self, path: str) -> str:
@@ -35,7 +39,10 @@ class AllowedSources:
         if ANYTHING in self._names:
             return path
         resolved = _existing(path)
-        if resolved is not None:
+        if resolved is not None and resolved.is_file():
+            if resolved in self._files:
+                return str(resolved)
+        elif resolved is not None:
             if any(resolved.is_relative_to(allowed) for allowed in self._folders):
                 return str(resolved)
         elif any(fnmatch.fnmatchcase(path, name) for name in self._names):

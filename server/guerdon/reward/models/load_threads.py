@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from guerdon.reward.types import RewardModel
+from guerdon.reward.models.revision import ServedModel
 from guerdon.serving.errors import Overloaded
 
 MAX_LOADS = 4
@@ -20,7 +20,7 @@ MAX_LOADS = 4
 Check = Callable[[], None]
 """A loader calls it between its steps. Raises `LoadEnded` when nobody wants the model any more."""
 
-Loader = Callable[[str, str, Check], RewardModel]
+Loader = Callable[[str, str, Check], ServedModel]
 """Makes a model of a path or model name and the name to serve it under; blocks, in a thread.
 
 Raises:
@@ -45,7 +45,7 @@ class LoadThreads:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         return len(self._threads)
 
-    async def load(self, path: str, name: str) -> RewardModel:
+    async def load(self, path: str, name: str) -> ServedModel:
         """A model; cancelling this ends the load.
 
         Raises:
@@ -63,9 +63,9 @@ class LoadThreads:
             loaded.add_done_callback(_close)
             raise
 
-    def _start(self, path: str, name: str, ended: threading.Event) -> Future[RewardModel]:
+    def _start(self, path: str, name: str, ended: threading.Event) -> Future[ServedModel]:
         """Load in a thread that the process's end does not wait for: it may take minutes."""
-        loaded: Future[RewardModel] = Future()
+        loaded: Future[ServedModel] = Future()
         loaded.set_running_or_notify_cancel()
 
         def check() -> None:
@@ -84,6 +84,6 @@ class LoadThreads:
         return loaded
 
 
-def _close(loaded: Future[RewardModel]) -> None:
+def _close(loaded: Future[ServedModel]) -> None:
     if loaded.exception() is None:
         loaded.result().close()

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from guerdon.reward.models.load_threads import Loader, LoadThreads
-from guerdon.reward.models.revision import Revision
-from guerdon.reward.types import ModelInfo, RewardModel
+from guerdon.reward.models.revision import Revision, ServedModel
+from guerdon.reward.types import ModelInfo
 from guerdon.serving.errors import (
     CheckpointRefused,
     Interrupted,
@@ -269,7 +269,7 @@ class Registry:
             raise
         return self._add(name, path, model, promote=promote)
 
-    async def _load_in_thread(self, name: str, path: str) -> RewardModel:
+    async def _load_in_thread(self, name: str, path: str) -> ServedModel:
         start = time.monotonic()
         outcome = "failed"
         try:
@@ -287,20 +287,19 @@ class Registry:
             self._observer.model_loaded(name, outcome, time.monotonic() - start)
         info = model.info
         logger.info(
-            "loaded %s@%s in %.1f s: %s %s, %s on %s, %s%s",
+            "loaded %s@%s in %.1f s: %s %s, %s%s%s",
             name,
             info.revision_label,
             time.monotonic() - start,
-            info.architecture,
+            info.architecture or info.base_model,
             info.kind.value,
-            info.dtype,
-            info.device,
+            f"{info.dtype} on {info.device}, " if info.device else "",
             info.compute_mode.value,
             f" ({info.compute_mode_reason})" if info.compute_mode_reason else "",
         )
         return model
 
-    def _add(self, name: str, path: str, model: RewardModel, *, promote: bool) -> Revision:
+    def _add(self, name: str, path: str, model: ServedModel, *, promote: bool) -> Revision:
         known = self._revisions.setdefault(name, {})
         key = model.info.revision
         if key in known:

@@ -8,7 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from guerdon.reward.judge.judge import Judge
 from guerdon.reward.types import ModelInfo, RewardModel
+
+ServedModel = RewardModel | Judge
+"""What a name may stand for: what engines compute, or a judge, which is asked."""
 
 
 class Revision:
@@ -16,10 +20,10 @@ class Revision:
 
     _numbers = itertools.count()
 
-    def __init__(self, model: RewardModel, path: str) -> None:
+    def __init__(self, model: ServedModel, path: str) -> None:
         self.model = model
         self.path = path
-        """What was loaded: a folder, hub name or embedded name."""
+        """What was loaded: a folder, hub name, embedded name, or a judge's settings file."""
         self.key = f"{model.info.name}@{model.info.revision}#{next(self._numbers)}"
         """Unique to this load, for the dispatcher: a batch holds one key."""
         self.loaded_at = time.time()
@@ -35,7 +39,7 @@ class Revision:
         return self.model.info
 
     @contextmanager
-    def lease(self) -> Iterator[RewardModel]:
+    def lease(self) -> Iterator[ServedModel]:
         """Keep the model in memory while it is used."""
         self._leases += 1
         self._free.clear()

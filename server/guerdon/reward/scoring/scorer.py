@@ -18,12 +18,14 @@ from typing import ParamSpec, TypeVar
 from guerdon.data import all_texts
 from guerdon.reward.call_metrics import ScoringCall
 from guerdon.reward.encoding.comparisons import scores_of_candidates
+from guerdon.reward.judge.judge import Judge
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.models.registry import Registry
 from guerdon.reward.scheduling.admission import TooLarge
 from guerdon.reward.scheduling.calls import ItemResult
 from guerdon.reward.scheduling.dispatcher import Dispatcher
 from guerdon.reward.scoring.fair_pool import FairPool
+from guerdon.reward.scoring.judging import Judging
 from guerdon.reward.types import (
     Activation,
     Conversation,
@@ -115,6 +117,11 @@ class Scorer:
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._pool = FairPool(threads)
+        self._judging = Judging(metrics)
+
+    def end_judging(self) -> None:
+        """Fail what judges are still asked about: the server stops."""
+        self._judging.stop()
 
     def close(self) -> None:
         """Stop the threads."""
@@ -153,6 +160,16 @@ class Scorer:
         with revision.lease() as model:
             call.info = model.info
             _check_options(model.info, options)
+            if isinstance(model, Judge):
+                scores, read, judged = await self._judge(call, model, items, locate)
+                return Scored(
+                    info=model.info,
+                    options=options,
+                    items=_finish(model.info, options, scores),
+                    queue_seconds=0.0,
+                    tokenize_seconds=read,
+                    compute_seconds=judged,
+                )
             if model.info.kind is ModelKind.PAIRWISE and locate is not in_ranking:
                 raise Unsupported(
                     f"model {model.info.name!r} compares answers with each other and has no score "
@@ -200,28 +217,51 @@ class Scorer:
         options: ScoreOptions,
         locate: Locate,
     ) -> list[EncodedItem]:
-        """Tokenise in the threads; the error of an item names its place in the request."""
+        """Tokenise in the threads."""
 
-        def encode(start: int) -> list[EncodedItem]:
-            encoded = []
-            for place in range(start, min(start + _ENCODE_CHUNK, len(items))):
-                try:
-                    item = model.encode(
-                        items[place],
-                        options.truncation,
-                        reject_control_tokens=options.reject_control_tokens,
-                    )
-                    _check_dropped(item, options)
-                    encoded.append(item)
-                except InvalidRequest as error:
-                    raise locate(place, error) from error
+        def encode(item: ScoreItem) -> EncodedItem:
+            encoded = model.encode(
+                item, options.truncation, reject_control_tokens=options.reject_control_tokens
+            )
+            _check_dropped(encoded, options)
             return encoded
 
-        encoded: list[EncodedItem] = []
+        return await self._read(call, items, locate, encode)
+
+    async def _judge(
+        self, call: ScoringCall, judge: Judge, items: Sequence[ScoreItem], locate: Locate
+    ) -> tuple[list[list[ResponseScore]], float, float]:
+        """The scores by a judge, and the seconds of reading the items and of judging."""
+        started = time.monotonic()
+        questions = partial(judge.questions, ranks=locate is in_ranking)
+        asked = await self._read(call, items, locate, questions)
+        read = time.monotonic()
+        scores = await self._judging.judge(call, judge, asked)
+        return scores, read - started, time.monotonic() - read
+
+    async def _read(
+        self,
+        call: ScoringCall,
+        items: Sequence[ScoreItem],
+        locate: Locate,
+        function: Callable[[ScoreItem], R],
+    ) -> list[R]:
+        """A function of each item, in the threads; the error of an item names its place."""
+
+        def read(start: int) -> list[R]:
+            found = []
+            for place in range(start, min(start + _ENCODE_CHUNK, len(items))):
+                try:
+                    found.append(function(items[place]))
+                except InvalidRequest as error:
+                    raise locate(place, error) from error
+            return found
+
+        found: list[R] = []
         for start in range(0, len(items), _ENCODE_CHUNK):
             size = sum(map(_text_bytes, items[start : start + _ENCODE_CHUNK]))
-            encoded += await self._pool.run(call.caller, size, partial(encode, start))
-        return encoded
+            found += await self._pool.run(call.caller, size, partial(read, start))
+        return found
 
     def _observe(
         self, call: ScoringCall, tokenize: float, tokens: int, results: Sequence[ItemResult]

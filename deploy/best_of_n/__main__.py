@@ -1,0 +1,198 @@
+"""Asks, counts and draws."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import deploy.best_of_n
+import httpx
+from deploy.best_of_n.figures import Answer, Figures, as_rows, figures
+from deploy.demo import reward
+from deploy.demo.console import ROOT, DemoFailed, console, heading, minutes, relative
+from deploy.demo.policy import BASE
+from deploy.demo.processes import Served, check_gpu, leave_on_sigterm, serving
+from rich.table import Table
+
+from guerdon.data import read_jsonl
+from guerdon.trainer.common.data.rows import PROJECT_DATA
+from guerdon.trainer.common.measuring.plots import CHOSEN, REJECTED, new_figure, save_figure
+from guerdon.trainer.common.run_folder import write_whole
+
+COUNTS = (1, 2, 4, 8, 16)
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    **{f"best of {n}": {"best_of": n} for n in COUNTS},
+    **{
+        f"rejection, {chunk} tokens, keep {keep:g}": {
+            "best_of": 16,
+            "strategy": "rejection",
+            "chunk": chunk,
+            "keep": keep,
+        }
+        for chunk, keep in ((8, 0.5), (16, 0.5), (16, 0.25))
+    },
+}
+"""What the gateway is asked for, by name."""
+ONE, MOST = "best of 1", "best of 16"
+
+
+def main() -> None:
+    """Ask what was not asked yet; any failure is one sentence and exit code 1."""
+    parser = argparse.ArgumentParser(prog="make best-of-n", description=deploy.best_of_n.__doc__)
+    parser.add_argument("--demo", type=Path, default=ROOT / "runs" / "demo")
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "best-of-n")
+    parser.add_argument("--questions", type=int, default=50, help="held-out questions to ask")
+    parser.add_argument("--max-tokens", type=int, default=64, help="of an answer")
+    args = parser.parse_args()
+    leave_on_sigterm()
+    begun = time.monotonic()
+    try:
+        run(args)
+    except DemoFailed as error:
+        console.print(f"[red]best-of-n:[/red] {error}", highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("stopped: the same command goes on where it was")
+        sys.exit(130)
+    console.print(f"\nThat took {minutes(time.monotonic() - begun)}.", highlight=False)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve, ask, and show what came of it."""
+    check_gpu()
+    output = args.output.resolve()
+    model = reward.train(args.demo.resolve() / "reward-model", fresh=False)
+    rows = itertools.islice(read_jsonl(PROJECT_DATA["questions-eval"]), args.questions)
+    questions = [row["prompt"] for _, row in rows]
+    heading("Serve the policy, the reward model, and the gateway in front of them")
+    with ExitStack() as stack:
+
+        def start(*command: str) -> Served:
+            return stack.enter_context(serving(command, output / f"{command[0]}.log"))
+
+        sampler = start("sampler", "--model", BASE)
+        rewards = start("reward", "--model", f"helpful={model}")
+        gateway = start("gateway", "--sampler", sampler.grpc, "--reward", f"{rewards.grpc}/helpful")
+        heading(f"Ask {len(questions)} held-out questions in {len(WAYS)} ways")
+        answers = Answers(output / "answers.jsonl", gateway.http, args.max_tokens)
+        served = {name: answers.of(name, way, questions) for name, way in WAYS.items()}
+    found = {
+        name: figures(served[name], served[ONE], served[MOST], n=count_of(way))
+        for name, way in WAYS.items()
+    }
+    summary = {name: dataclasses.asdict(each) for name, each in found.items()}
+    write_whole(output / "summary.json", json.dumps(summary, indent=1))
+    show(found)
+    draw(found, output / "best-of-n.png")
+    console.print(f"\nlook at {relative(output / 'best-of-n.png')}", highlight=False)
+
+
+def count_of(way: Mapping[str, Any]) -> int | None:
+    """The candidates of a best-of-n; None for other ways."""
+    return None if "strategy" in way else int(way["best_of"])
+
+
+class Answers:
+    """The gateway's answers, kept in a file."""
+
+    def __init__(self, file: Path, url: str, max_tokens: int) -> None:
+        self._file = file
+        self._url = url
+        self._max_tokens = max_tokens
+        self._known: dict[tuple[str, str], Answer] = {}
+        for _, row in read_jsonl(file) if file.exists() else ():
+            if row["max_tokens"] == max_tokens:
+                served = Answer(**{**row["served"], "scores": tuple(row["served"]["scores"])})
+                self._known[row["way"], row["question"]] = served
+
+    def of(self, name: str, way: Mapping[str, Any], questions: Sequence[str]) -> list[Answer]:
+        """The answers to all questions; asks for those that are not there yet."""
+        with console.status("") as status, httpx.Client(timeout=600) as client:
+            for place, question in enumerate(questions):
+                status.update(f"{name}: {place} of {len(questions)}")
+                if (name, question) not in self._known:
+                    self._ask(client, name, way, question, seed=place)
+        found = [self._known[name, question] for question in questions]
+        mean = sum(each.score for each in found) / len(found)
+        console.print(f"{name}: mean reward {mean:+.3f}", highlight=False)
+        return found
+
+    def _ask(
+        self, client: httpx.Client, name: str, way: Mapping[str, Any], question: str, seed: int
+    ) -> None:
+        body = {
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": self._max_tokens,
+            # Ways are compared on draws of their own.
+            "seed": seed + 1000 * list(WAYS).index(name),
+            "guerdon": way,
+        }
+        reply = client.post(f"{self._url}/v1/chat/completions", json=body)
+        if reply.status_code != 200:
+            raise DemoFailed(f"the gateway refused a question: {reply.text}")
+        told = reply.json()["guerdon"]
+        served = Answer(
+            score=reply.json()["choices"][0]["guerdon"]["score"],
+            tokens=told["tokens"],
+            seconds=told["seconds"]["total"],
+            scores=tuple(each["score"] for each in told["scores"] if each.get("ended", True)),
+        )
+        self._known[name, question] = served
+        row = {"way": name, "question": question, "max_tokens": self._max_tokens}
+        with self._file.open("a") as handle:
+            handle.write(json.dumps({**row, "served": dataclasses.asdict(served)}) + "\n")
+
+
+def show(found: Mapping[str, Figures]) -> None:
+    """The figures as a table."""
+    table = Table(title="What the gateway served: means over the questions, 95 % intervals")
+    for column in (
+        "asked", "reward", "promised", "part of the gain", "tokens", "part", "seconds",
+    ):  # fmt: skip
+        table.add_column(column, justify="left" if column == "asked" else "right")
+    for row in as_rows(found):
+        table.add_row(*row)
+    console.print(table)
+
+
+def draw(found: Mapping[str, Figures], to: Path) -> None:
+    """Reward by candidates beside what the samples promise; reward by tokens."""
+    figure, (by_count, by_tokens) = new_figure(2)
+    best = [found[f"best of {n}"] for n in COUNTS]
+    means = [each.reward.mean for each in best]
+    spread = [(each.reward.high or 0.0) - each.reward.mean for each in best]
+    by_count.errorbar(COUNTS, means, spread, color=CHOSEN, marker="o", capsize=3, label="served")
+    promised = [each.promised for each in best]
+    by_count.plot(
+        COUNTS, promised, color=REJECTED, linestyle="--", label="promised by 16 candidates"
+    )
+    by_count.set(xscale="log", xlabel="candidates", ylabel="mean reward, held-out questions")
+    by_count.set_xticks(COUNTS, [str(n) for n in COUNTS])
+    by_count.minorticks_off()
+    by_count.legend(loc="lower right")
+    tokens = [each.tokens for each in best]
+    by_tokens.plot(tokens, means, color=CHOSEN, marker="o", label="best of n")
+    for name, each in others(found):
+        by_tokens.plot(each.tokens, each.reward.mean, "^", label=name)
+    by_tokens.set(xlabel="tokens drawn for an answer", ylabel="mean reward, held-out questions")
+    by_tokens.legend(loc="lower right", fontsize="small")
+    save_figure(figure, to)
+
+
+def others(found: Mapping[str, Figures]) -> Iterator[tuple[str, Figures]]:
+    """The ways other than best-of-n."""
+    return ((name, each) for name, each in found.items() if "strategy" in WAYS[name])
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    main()

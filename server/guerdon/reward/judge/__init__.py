@@ -1,0 +1,1 @@
+"""Judges: rewards by asking a language model behind an OpenAI-compatible endpoint."""

@@ -1,0 +1,183 @@
+"""An OpenAI-compatible endpoint: one chat completion asked for, and its text.
+
+What the endpoint says of an error goes to the log, less the key, and to nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from guerdon.data.json_values import parsed
+from guerdon.reward.judge.settings import JudgeSettings
+from guerdon.serving.http.client import new_client
+
+logger = logging.getLogger(__name__)
+
+MAX_REPLY_BYTES = 1024 * 1024
+LONGEST_RETRY_AFTER = 86_400
+"""Seconds: the longest Retry-After that is believed."""
+ENDED = ("stop", "eos_token")
+"""What a completion's `finish_reason` is where the model itself ended it."""
+_SHOWN = 300
+"""Characters of a reply that the log shows."""
+
+
+class AskFailed(Exception):
+    """A request that brought no reply to read; the text says why, for callers.
+
+    Args:
+        outcome: as the metrics name it.
+        reason: about the endpoint.
+        retry_after: seconds, where the endpoint said when to come back.
+        final: whether asking again would bring the same.
+    """
+
+    def __init__(
+        self, outcome: str, reason: str, *, retry_after: float | None = None, final: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.outcome = outcome
+        self.retry_after = retry_after
+        self.final = final
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the model said."""
+
+    text: str
+    tokens: int | None
+    """Tokens of question and reply, if the endpoint counts them."""
+
+
+class Endpoint:
+    """Asks for chat completions. All methods but `close` belong to one event loop.
+
+    Args:
+        settings: of the judge.
+        key: of the endpoint; empty where it wants none.
+        schema: of a reply, which the endpoint is to hold it to; None for any text.
+    """
+
+    def __init__(
+        self, settings: JudgeSettings, key: str, schema: Mapping[str, Any] | None = None
+    ) -> None:
+        self._settings = settings
+        self._key = key
+        self._url = settings.url.rstrip("/") + "/chat/completions"
+        self._fields: dict[str, Any] = {
+            **settings.extra,
+            "model": settings.model,
+            "temperature": settings.temperature,
+            "max_tokens": settings.max_tokens,
+        }
+        if schema is not None:
+            self._fields["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "verdict", "strict": True, "schema": schema},
+            }
+        self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def ask(self, messages: Sequence[Mapping[str, str]], vote: int) -> Reply:
+        """The reply to a conversation.
+
+        Args:
+            messages: of the conversation.
+            vote: its number from 0; each has a seed of its own where the settings have one.
+
+        Raises:
+            AskFailed: there is none.
+        """
+        body = {**self._fields, "messages": list(messages)}
+        if self._settings.seed is not None:
+            body["seed"] = self._settings.seed + vote
+        timeout = self._settings.limits.timeout
+        try:
+            async with asyncio.timeout(timeout):  # of all of it, however slowly it comes
+                return _read(await self._posted(body))
+        except TimeoutError as error:
+            raise AskFailed("timeout", f"gave no answer in {timeout:g} s") from error
+        except httpx.HTTPError as error:
+            logger.warning("the judge's endpoint %s: %s", self._url, self._shown(str(error)))
+            raise AskFailed("away", "cannot be reached") from error
+
+    def close(self) -> None:
+        """Close the connections; from any thread but the event loop's."""
+        if self._client is not None and self._loop is not None and self._loop.is_running():
+            closing = asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop)
+            with contextlib.suppress(TimeoutError):
+                closing.result(10)
+
+    async def _posted(self, body: Mapping[str, Any]) -> bytes:
+        if self._client is None:
+            at_once = self._settings.limits.at_once
+            self._client = new_client(self._url, self._key, at_once=at_once)
+            self._loop = asyncio.get_running_loop()
+        async with self._client.stream("POST", self._url, json=body) as response:
+            reply = bytearray()
+            async for part in response.aiter_raw():
+                reply += part
+                if len(reply) > MAX_REPLY_BYTES:
+                    raise AskFailed("invalid", f"gave a reply longer than {MAX_REPLY_BYTES} bytes")
+            if response.status_code != 200:
+                raise self._refused(response, bytes(reply))
+            return bytes(reply)
+
+    def _refused(self, response: httpx.Response, reply: bytes) -> AskFailed:
+        status = response.status_code
+        shown = self._shown(reply.decode("utf-8", "replace"))
+        logger.warning("the judge's endpoint %s: HTTP %d: %s", self._url, status, shown)
+        reason = f"answers with HTTP {status}"
+        if status == 429:
+            return AskFailed("limited", reason, retry_after=_retry_after(response))
+        if status >= 500 or status == 408:
+            return AskFailed("away", reason, retry_after=_retry_after(response))
+        return AskFailed("refused", reason, final=True)
+
+    def _shown(self, text: str) -> str:
+        """Text for the log, without the key even if the endpoint sent it back."""
+        text = text.replace(self._key, "…") if self._key else text
+        return " ".join(text.split())[:_SHOWN]
+
+
+def _read(body: bytes) -> Reply:
+    """The text of a completion.
+
+    Raises:
+        AskFailed: it has none, or was cut.
+    """
+
+    def fail(path: str, why: str) -> AskFailed:
+        return AskFailed("invalid", f"gave a reply that is no chat completion: {path} {why}")
+
+    found = parsed(body.decode("utf-8", "replace"), "it", fail)
+    try:
+        choice = found["choices"][0]
+        text, ended = choice["message"]["content"], choice.get("finish_reason")
+        usage = found.get("usage") or {}
+        tokens = usage.get("total_tokens")
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise fail("it", "lacks a message") from None
+    if ended not in ENDED:
+        reason = "length" if ended == "length" else "another reason"
+        raise AskFailed("invalid", f"gave a reply that was cut ({reason})")
+    if not isinstance(text, str):
+        raise fail("its message", "has no text")
+    counted = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0
+    return Reply(text, tokens if counted else None)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """When the endpoint says to come back, where it says it in seconds."""
+    after = response.headers.get("retry-after", "")
+    if not (after.isascii() and after.isdigit()):
+        return None
+    return float(min(int(after[:9]), LONGEST_RETRY_AFTER))

@@ -1,0 +1,261 @@
+"""A judge: questions asked until they have verdicts, and verdicts made into scores.
+
+A judge computes nothing here, and waits on the event loop: it takes no room in the queue and no
+time of an engine. What brings no verdict is asked again, and fails the call in the end; nothing
+stands for a verdict that was not given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+from typing import Protocol
+
+from guerdon.reward.judge.budget import Budget
+from guerdon.reward.judge.endpoint import AskFailed, Endpoint, Reply
+from guerdon.reward.judge.flights import Flights
+from guerdon.reward.judge.pairs import DISAGREEMENT, MAX_CANDIDATES, compared, ordered_pairs
+from guerdon.reward.judge.question import Question, QuestionWriter
+from guerdon.reward.judge.settings import JudgeSettings
+from guerdon.reward.judge.slots import Asker, Slots
+from guerdon.reward.judge.verdict import NoVerdict, VerdictReader
+from guerdon.reward.scheduling.admission import TooLarge
+from guerdon.reward.types import (
+    Attribute,
+    ComputeMode,
+    ModelInfo,
+    ModelKind,
+    ResponseScore,
+    ScoreItem,
+)
+from guerdon.serving.errors import (
+    ComputeFailed,
+    InvalidRequest,
+    Overloaded,
+    ServiceError,
+    Unavailable,
+    Unsupported,
+)
+from guerdon.together import together
+
+FIRST_DELAY, MOST_DELAY = 0.5, 8.0
+"""Seconds before a verdict is asked for again, doubled each time, less a random part."""
+MOST_PATIENCE = 30.0
+"""Seconds: where the endpoint says to come back later than this, the caller is told to."""
+FULL_RETRY_SECONDS = 1.0
+"""When to come back after too many verdicts were waited for."""
+
+
+class JudgeObserver(Protocol):
+    """Told what is asked of endpoints, on the event loop."""
+
+    def asked(self, info: ModelInfo, outcome: str, seconds: float, tokens: int) -> None:
+        """A request ended: `outcome` is ok, no_verdict, that of an `AskFailed`, cancelled, or
+        failed for a fault of ours."""
+        ...
+
+    def cached(self, info: ModelInfo) -> None:
+        """A verdict was known already."""
+        ...
+
+
+class Judge:
+    """A loaded judge. Its coroutines belong to one event loop.
+
+    Args:
+        name: under which it is served.
+        settings: of the judge.
+        key: of its endpoint.
+
+    Raises:
+        SettingsError: its template can't be used.
+    """
+
+    def __init__(self, name: str, settings: JudgeSettings, key: str) -> None:
+        self._settings = settings
+        self._compares = settings.ask == "compare"
+        self._reader = VerdictReader(settings)
+        self._writer = QuestionWriter(settings, self._reader)
+        wanted = settings.verdict.form == "json" and settings.verdict.send_schema
+        self._endpoint = Endpoint(settings, key, self._reader.schema() if wanted else None)
+        self._budget = Budget(settings.limits)
+        self._slots = Slots(settings.limits.at_once)
+        self._flights = Flights[float]()
+        self._known: OrderedDict[tuple[str, int], float] = OrderedDict()
+        """Verdicts by question and vote, the latest used last."""
+        self._waited_for = 0
+        self.info = ModelInfo(
+            name=name,
+            revision=settings.revision,
+            kind=ModelKind.JUDGE,
+            architecture="",
+            max_tokens=0,
+            dtype="",
+            device="",
+            compute_mode=ComputeMode.REMOTE,
+            base_model=settings.model,
+            attributes=(Attribute(DISAGREEMENT, 0.0),) if self._compares else (),
+        )
+
+    def questions(self, item: ScoreItem, *, ranks: bool) -> list[Question]:
+        """What is to be asked about an item; called from several threads at once.
+
+        Args:
+            item: as asked.
+            ranks: whether its responses are to be ranked, and not scored each.
+
+        Raises:
+            InvalidRequest: with the field's path below the item.
+            Unsupported: the judge compares, and there is nothing to compare.
+        """
+        if not self._compares:
+            return self._writer.scored(item)
+        if not ranks:
+            raise Unsupported(
+                f"model {self.info.name!r} compares answers with each other and has no score for "
+                "one: rank them instead"
+            )
+        if not 2 <= len(item.responses) <= MAX_CANDIDATES:
+            reason = f"must be two to {MAX_CANDIDATES}: the judge compares them"
+            raise InvalidRequest("responses", reason)
+        return self._writer.compared(item, ordered_pairs(len(item.responses)))
+
+    async def judge(
+        self, asked: Sequence[Sequence[Question]], asker: Asker, observer: JudgeObserver
+    ) -> list[list[ResponseScore]]:
+        """The scores of items' responses; cancelling it ends the requests that nobody else wants.
+
+        Args:
+            asked: the questions about each item.
+            asker: for whom.
+            observer: told of each request.
+
+        Raises:
+            Overloaded: too much is asked at a time, or the budget is spent.
+            TooLarge: more is asked than may ever be waited for.
+            Unavailable: a question has no verdict after all tries.
+            ComputeFailed: the endpoint refuses to be asked.
+        """
+        votes = self._settings.votes
+        count = votes * sum(map(len, asked))
+        self._check_room(count)
+        self._waited_for += count
+        try:
+            verdicts = await together(
+                [
+                    self._verdict(question, vote, asker, observer)
+                    for questions in asked
+                    for question in questions
+                    for vote in range(votes)
+                ]
+            )
+        finally:
+            self._waited_for -= count
+        found = iter(verdicts)
+        scores = []
+        for questions in asked:
+            voted = [[next(found) for _ in range(votes)] for _ in questions]
+            scores.append(compared(voted) if self._compares else list(map(_score, voted)))
+        return scores
+
+    def close(self) -> None:
+        """Close the connections; from any thread but the event loop's."""
+        self._endpoint.close()
+
+    def _check_room(self, count: int) -> None:
+        most = self._settings.limits.max_waiting
+        if count > most:
+            reason = f"need {count} verdicts, more than the judge gives at a time ({most})"
+            raise TooLarge("items", reason)
+        if self._waited_for + count > most:
+            raise Overloaded("too many verdicts are waited for", retry_after=FULL_RETRY_SECONDS)
+
+    async def _verdict(
+        self, question: Question, vote: int, asker: Asker, observer: JudgeObserver
+    ) -> float:
+        key = (question.hash, vote)
+        if key in self._known:
+            self._known.move_to_end(key)
+            observer.cached(self.info)
+            return self._known[key]
+        return await self._flights.join(key, lambda: self._ask(question, vote, asker, observer))
+
+    async def _ask(
+        self, question: Question, vote: int, asker: Asker, observer: JudgeObserver
+    ) -> float:
+        """A verdict, in as many tries as there are."""
+        tries = self._settings.limits.tries
+        for number in range(tries):
+            try:
+                async with self._slots.one(asker):
+                    self._budget.take()
+                    verdict = await self._try(question, vote, observer)
+            except AskFailed as error:
+                if error.final or number == tries - 1 or (error.retry_after or 0) > MOST_PATIENCE:
+                    raise self._failure(error, number + 1) from error
+                await asyncio.sleep(_delay(number, error.retry_after))
+            else:
+                self._keep((question.hash, vote), verdict)
+                return verdict
+        raise AssertionError("there is one try at least")
+
+    async def _try(self, question: Question, vote: int, observer: JudgeObserver) -> float:
+        """A verdict in one try.
+
+        Raises:
+            AskFailed: it brought none.
+        """
+        began, outcome, tokens = time.monotonic(), "failed", 0
+        try:
+            reply = await self._endpoint.ask(self._writer.messages(question), vote)
+            tokens = self._charge(reply)
+            verdict = self._reader.read(reply.text)
+            outcome = "ok"
+        except NoVerdict as error:
+            outcome = "no_verdict"
+            raise AskFailed(outcome, f"gave no verdict: {error}") from error
+        except AskFailed as error:
+            outcome = error.outcome
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            observer.asked(self.info, outcome, time.monotonic() - began, tokens)
+        return verdict
+
+    def _charge(self, reply: Reply) -> int:
+        if reply.tokens is None and self._budget.counts_tokens:
+            raise AskFailed("invalid", "counts no tokens, and budget_tokens is set", final=True)
+        self._budget.charge(reply.tokens or 0)
+        return reply.tokens or 0
+
+    def _failure(self, error: AskFailed, tries: int) -> ServiceError:
+        reason = f"the endpoint of the judge {self.info.name!r} {error}"
+        if error.final:
+            return ComputeFailed(reason)
+        if tries > 1:
+            reason += f", in the last of {tries} tries"
+        if error.outcome == "limited" and error.retry_after is not None:
+            return Overloaded(reason, retry_after=error.retry_after)
+        return Unavailable(reason)
+
+    def _keep(self, key: tuple[str, int], verdict: float) -> None:
+        self._known[key] = verdict
+        while len(self._known) > self._settings.limits.cached:
+            self._known.popitem(last=False)
+
+
+def _score(votes: Sequence[float]) -> ResponseScore:
+    spread = pstdev(votes) if len(votes) > 1 else None
+    return ResponseScore(score=fmean(votes), members=tuple(votes), spread=spread)
+
+
+def _delay(number: int, retry_after: float | None) -> float:
+    """Seconds until the next try; not all come back at the same moment."""
+    delay = min(FIRST_DELAY * 2.0**number, MOST_DELAY) * random.uniform(0.5, 1.0)  # noqa: S311
+    return max(delay, retry_after or 0.0)

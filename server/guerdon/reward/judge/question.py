@@ -1,0 +1,233 @@
+"""What a judge is asked about an item: its texts, fenced, in a template.
+
+Texts go in as data. Each stands between marks that hold a random number, which is drawn for each
+request, so that no text can end its own part and speak as the template does. The template gets
+texts in their fences only, and must show all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from guerdon.data import Conversation, Message, is_plain, text_of
+from guerdon.data.json_values import check_unicode
+from guerdon.models.chat_template import render_text, template_variables
+from guerdon.reward.judge.settings import JudgeSettings
+from guerdon.reward.judge.templates import SYSTEM, TEMPLATES
+from guerdon.reward.judge.verdict import VerdictReader
+from guerdon.reward.types import ForeignText, Response, ScoreItem, Unrendered
+from guerdon.serving.conversations import check_roles
+from guerdon.serving.errors import ComputeFailed, InvalidRequest
+from guerdon.settings import SettingsError
+
+ANSWERS = {"score": ("response",), "compare": ("first", "second")}
+"""The template's variables for answers, which are also their marks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A text and what it is: a turn's role, `tools`, or the name of an answer."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt and the answers that are judged together."""
+
+    prompt: tuple[Part, ...]
+    answers: tuple[str, ...]
+    hash: str
+    """A SHA-256 of all its texts, in hexadecimal."""
+
+
+def new_questions(prompt: tuple[Part, ...], answers: Iterable[tuple[str, ...]]) -> list[Question]:
+    """Questions about the same prompt."""
+    parts = json.dumps([[part.name, part.text] for part in prompt])
+    start = hashlib.sha256(parts.encode())
+    found = []
+    for texts in answers:
+        digest = start.copy()
+        digest.update(json.dumps(texts).encode())
+        found.append(Question(prompt, texts, digest.hexdigest()))
+    return found
+
+
+class QuestionWriter:
+    """Makes questions of items, and messages of questions. Threads may share it.
+
+    Args:
+        settings: of the judge.
+        reader: reads the replies.
+
+    Raises:
+        SettingsError: the template is broken, or does not show the texts.
+    """
+
+    def __init__(self, settings: JudgeSettings, reader: VerdictReader) -> None:
+        self._names = ANSWERS[settings.ask]
+        self._system = settings.system or SYSTEM
+        self._template = settings.template or TEMPLATES[settings.ask, settings.verdict.form]
+        self._most = settings.limits.max_characters
+        self._control = re.compile("|".join(f"(?:{each})" for each in settings.control_tokens))
+        self._any_control = bool(settings.control_tokens)
+        verdict = settings.verdict
+        self._constants = {
+            "lowest": f"{verdict.lowest:g}",
+            "highest": f"{verdict.highest:g}",
+            "words": reader.words,
+            "label": reader.label,
+            "field": verdict.field,
+        }
+        self._check_template()
+
+    def scored(self, item: ScoreItem) -> list[Question]:
+        """A question for each response.
+
+        Raises:
+            InvalidRequest: with the field's path below the item.
+        """
+        prompt = self._prompt(item)
+        answers = self._answers(prompt, item.responses)
+        return new_questions(prompt, ((answer,) for answer in answers))
+
+    def compared(self, item: ScoreItem, pairs: Sequence[tuple[int, int]]) -> list[Question]:
+        """A question for each pair of places of responses, in that order.
+
+        Raises:
+            InvalidRequest: with the field's path below the item.
+        """
+        prompt = self._prompt(item)
+        answers = self._answers(prompt, item.responses)
+        return new_questions(prompt, ((answers[i], answers[j]) for i, j in pairs))
+
+    def messages(self, question: Question) -> list[Mapping[str, str]]:
+        """The conversation that asks a question, with new marks.
+
+        Raises:
+            ComputeFailed: the template did not show all of the texts.
+        """
+        nonce = self._nonce(question)
+        prompt = "\n".join(_fenced(part.name, part.text, nonce) for part in question.prompt)
+        answers = {
+            name: _fenced(name, text, nonce)
+            for name, text in zip(self._names, question.answers, strict=True)
+        }
+        texts = {"prompt": prompt, **answers}
+        try:
+            asked = render_text(self._template, {**texts, **self._constants, "nonce": nonce})
+        except Exception as error:  # a template is a program: it raises what it likes
+            raise ComputeFailed(f"the judge's template fails: {error}") from error
+        for name, text in texts.items():
+            if text not in asked:
+                raise ComputeFailed(f"the judge's template leaves out some of {name!r}")
+        return [
+            {"role": "system", "content": self._system},
+            {"role": "user", "content": asked},
+        ]
+
+    def _check_template(self) -> None:
+        needed = {"prompt", *self._names}
+        try:
+            read = template_variables(self._template)
+            if missing := sorted(needed - read):
+                raise SettingsError(f"template does not show {{{{ {missing[0]} }}}}")
+            if unknown := sorted(read - needed - {"nonce", *self._constants}):
+                raise SettingsError(f"template reads {unknown[0]!r}, which is not known")
+            sample = (Part("system", "a\n b"), Part("user", " c <d>"))
+            answers = tuple(f"e{name}" for name in self._names)
+            self.messages(*new_questions(sample, [answers]))
+        except ComputeFailed as error:
+            raise SettingsError(f"template: {error}") from error
+        except SettingsError:
+            raise
+        except Exception as error:
+            raise SettingsError(f"template is broken: {error}") from error
+
+    def _nonce(self, question: Question) -> str:
+        while True:
+            nonce = secrets.token_hex(8)
+            texts = (*(part.text for part in question.prompt), *question.answers)
+            if not any(nonce in text for text in texts):
+                return nonce
+
+    def _prompt(self, item: ScoreItem) -> tuple[Part, ...]:
+        prompt = item.prompt
+        if isinstance(prompt, ForeignText) and prompt.otherwise is Unrendered.USER:
+            prompt = prompt.text if isinstance(prompt.text, str) else prompt
+        if isinstance(prompt, str):
+            self._check_text("prompt.text", prompt)
+            return (Part("user", prompt),)
+        if not isinstance(prompt, Conversation):
+            form = "token_ids" if isinstance(prompt, np.ndarray) else "formatted_text"
+            raise InvalidRequest(
+                f"prompt.{form}", "is not read by a judge: send plain text or a conversation"
+            )
+        return tuple(self._turns(prompt))
+
+    def _turns(self, prompt: Conversation) -> Iterator[Part]:
+        field = "prompt.conversation"
+        if not prompt.messages:
+            raise InvalidRequest(f"{field}.messages", "must have at least one message")
+        if prompt.chat_template_kwargs:
+            reason = "are variables of a chat template, and a judge has none"
+            raise InvalidRequest(f"{field}.chat_template_kwargs", reason)
+        check_roles(field, prompt, ())
+        if prompt.tools:
+            text = json.dumps([dict(tool) for tool in prompt.tools], ensure_ascii=False)
+            self._check_text(f"{field}.tools", text)
+            yield Part("tools", text)
+        for place, turn in enumerate(prompt.messages):
+            text = _turn_text(turn)
+            self._check_text(f"{field}.messages[{place}]", text)
+            yield Part(turn["role"], text)
+
+    def _answers(self, prompt: Sequence[Part], responses: Sequence[Response]) -> list[str]:
+        if not responses:
+            raise InvalidRequest("responses", "must have at least one")
+        room = self._most - sum(len(part.text) for part in prompt)
+        answers = []
+        for place, response in enumerate(responses):
+            field = f"responses[{place}]"
+            if not isinstance(response, str | dict):
+                raise InvalidRequest(f"{field}.token_ids", "are not read by a judge: send text")
+            text = response if isinstance(response, str) else _turn_text(response)
+            if len(text) > room // len(self._names):
+                raise InvalidRequest(
+                    field,
+                    f"has {len(text)} characters, and {max(room, 0)} are left of the "
+                    f"{self._most} that the judge takes in one question (limits.max_characters)",
+                )
+            self._check_text(field, text)
+            answers.append(text)
+        return answers
+
+    def _check_text(self, field: str, text: str) -> None:
+        check_unicode(text, field, InvalidRequest)
+        found = self._control.search(text) if self._any_control else None
+        if found:
+            reason = (
+                f"holds {found[0]!r}, by which the judge's own model may tell who speaks "
+                "(control_tokens)"
+            )
+            raise InvalidRequest(field, reason)
+
+
+def _turn_text(turn: Message) -> str:
+    """The text of a turn, or the JSON of one that says more."""
+    if is_plain(turn):
+        return text_of(turn)
+    said = {key: value for key, value in turn.items() if key != "role"}
+    return json.dumps(said, ensure_ascii=False)
+
+
+def _fenced(name: str, text: str, nonce: str) -> str:
+    return f"<{name}-{nonce}>\n{text}\n</{name}-{nonce}>"

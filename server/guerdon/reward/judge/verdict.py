@@ -1,0 +1,124 @@
+"""Verdicts read from a judge's reply: by its last line, or by a field of JSON. Pure functions.
+
+Nothing is guessed: a reply has one verdict at its place, or none. A reply may quote the answer
+that it judges, so a verdict elsewhere in the text never counts, and one that says something else
+makes the reply unclear.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from guerdon.data.json_values import parsed
+from guerdon.reward.judge.settings import PREFERENCES, JudgeSettings
+
+MAX_LINE = 200
+"""Characters of the longest line that may be a verdict."""
+_NUMBER = r"-?\d+(?:\.\d+)?"
+_MEANINGS = {
+    1.0: "the first response is better",
+    -1.0: "the second is better",
+    0.0: "neither is",
+}
+
+
+class NoVerdict(Exception):
+    """A reply from which no verdict can be read; the text says why, and quotes nothing of it."""
+
+
+class VerdictReader:
+    """Reads the replies of one judge.
+
+    Args:
+        settings: of the judge.
+    """
+
+    def __init__(self, settings: JudgeSettings) -> None:
+        self._settings = verdict = settings.verdict
+        self._values: Mapping[str, float] = verdict.values
+        if settings.ask == "compare" and not self._values:
+            self._values = PREFERENCES
+        self.label = "Verdict" if self._values else "Score"
+        """What the last line begins with, unless the settings have a pattern of their own."""
+        known = "|".join(map(re.escape, self._values)) or _NUMBER
+        self._pattern = re.compile(verdict.pattern or f"{self.label}: ({known})", re.ASCII)
+        self._compares = settings.ask == "compare"
+
+    @property
+    def words(self) -> str:
+        """The words that are verdicts, and what they mean to a judge that compares, for a
+        template; empty where verdicts are numbers."""
+        meanings = _MEANINGS if self._compares else {}
+        named = [
+            f"{word} ({meanings[number]})" if number in meanings else word
+            for word, number in self._values.items()
+        ]
+        return ", ".join(named)
+
+    def read(self, reply: str) -> float:
+        """The number of a reply's verdict.
+
+        Raises:
+            NoVerdict: it has none, or not one alone.
+        """
+        return self._in_json(reply) if self._settings.form == "json" else self._in_text(reply)
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of a reply."""
+        settings = self._settings
+        verdict: dict[str, Any] = {"type": "number"}
+        verdict |= {"minimum": settings.lowest, "maximum": settings.highest}
+        if self._values:
+            verdict = {"type": "string", "enum": list(self._values)}
+        reason = {"reason": {"type": "string"}} if settings.reason else {}
+        properties = {**reason, settings.field: verdict}
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": list(properties),
+            "additionalProperties": False,
+        }
+
+    def _in_text(self, reply: str) -> float:
+        lines = [line for line in map(str.strip, reply.splitlines()) if line]
+        if not lines:
+            raise NoVerdict("the reply is empty")
+        found = [self._line(line) for line in lines]
+        if found[-1] is None:
+            raise NoVerdict("the last line of the reply is no verdict")
+        if len({text for text in found if text is not None}) > 1:
+            raise NoVerdict("the reply has several verdicts that differ")
+        return self._number(found[-1])
+
+    def _line(self, line: str) -> str | None:
+        match = self._pattern.fullmatch(line) if len(line) <= MAX_LINE else None
+        return match[1] if match else None
+
+    def _in_json(self, reply: str) -> float:
+        settings = self._settings
+        found = parsed(reply, "the reply", lambda path, why: NoVerdict(f"{path} {why}"))
+        wanted = {settings.field, "reason"} if settings.reason else {settings.field}
+        if not isinstance(found, dict) or found.keys() != wanted:
+            raise NoVerdict(f"the reply is no object of {' and '.join(sorted(wanted))} alone")
+        if settings.reason and not isinstance(found["reason"], str):
+            raise NoVerdict("the reason is no text")
+        verdict = found[settings.field]
+        if self._values or (isinstance(verdict, int | float) and not isinstance(verdict, bool)):
+            return self._number(verdict)
+        raise NoVerdict("the verdict is no number")
+
+    def _number(self, verdict: Any) -> float:
+        """What a verdict stands for."""
+        if self._values:
+            if not isinstance(verdict, str) or verdict not in self._values:
+                raise NoVerdict("the verdict is none of the words that are known")
+            return float(self._values[verdict])
+        try:
+            number = float(verdict)
+        except (TypeError, ValueError, OverflowError):
+            raise NoVerdict("the verdict is no number") from None
+        if not self._settings.lowest <= number <= self._settings.highest:
+            raise NoVerdict("the verdict is outside the range")
+        return number
