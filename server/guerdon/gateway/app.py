@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,9 +22,10 @@ from guerdon.gateway.upstream.rewards import RewardScorer
 from guerdon.gateway.upstream.sampler import SamplerDrawer
 from guerdon.gateway.wire.asking import Names
 from guerdon.gateway.wire.completions import ChatEndpoint, Reading, TextEndpoint
-from guerdon.gateway.wire.models import ModelRoutes
 from guerdon.serving.access.credentials import read_token
 from guerdon.serving.access.identity import Role
+from guerdon.serving.openai.models import ModelRoutes
+from guerdon.serving.openai.replies import model_entry
 from guerdon.serving.openai.routes import OpenAIRoutes
 from guerdon.serving.process.listening import Ports
 from guerdon.serving.process.server import Server
@@ -68,7 +70,8 @@ class GatewayServer(Server[Ports]):
         self._upstream = upstream = connect(config)
         self._thread = OneThread("bodies")
         names = Names(config.name, config.presets, config.offered)
-        models = ModelRoutes(names)
+        created = int(time.time())
+        models = ModelRoutes(names.listed(), lambda name: model_entry(name, created))
         answering = Answering(
             upstream.drawer,
             upstream.scorer,

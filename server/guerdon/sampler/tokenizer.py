@@ -28,6 +28,9 @@ class Tokenizer(Protocol):
     def decode(self, tokens: TokenArray, *, skip_special_tokens: bool = False) -> str:
         """The text of tokens."""
 
+    def decode_token(self, token: int) -> str:
+        """The text of a token, with the space that it begins with."""
+
 
 class CheckpointTokenizer:
     """A checkpoint's own tokenizer and chat template.
@@ -93,6 +96,13 @@ class CheckpointTokenizer:
                 clean_up_tokenization_spaces=False,
             )
         )
+
+    def decode_token(self, token: int) -> str:
+        """The text of a token, with the space that it begins with."""
+        text = self.decode(np.asarray([token], dtype=np.int32))
+        # SentencePiece's decoders leave it out of a text's first token.
+        piece = self._tokenizer.convert_ids_to_tokens(token) or ""
+        return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
 
     def _render(self, prompt: Conversation, field: str) -> str:
         if not self._has_template:
