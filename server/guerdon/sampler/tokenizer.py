@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from guerdon.data import Dropped, roles_named_in
-from guerdon.models.chat_template import BROKEN
+from guerdon.models.template_sandbox import BROKEN
 from guerdon.sampler.types import PlainText
 from guerdon.serving.conversations import check_roles, missing_parts, render
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
