@@ -7,18 +7,30 @@ import time
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
+from guerdon.gateway.asked import PlanLimits, own_fields, told
 from guerdon.gateway.wire.asking import Names
 from guerdon.serving.access.identity import Role
 from guerdon.serving.openai.replies import model_entry, models_reply
 
 
 class ModelRoutes:
-    """The list, and each name by itself."""
+    """The list, and each name by itself.
 
-    def __init__(self, names: Names) -> None:
+    Each says what it asks for; the list, what else may be asked for.
+    """
+
+    def __init__(self, names: Names, limits: PlanLimits) -> None:
         created = int(time.time())
         self._entries = {
-            f"/v1/models/{name}": model_entry(name, created) for name in names.listed()
+            f"/v1/models/{name}": model_entry(
+                name, created, guerdon=told(names.asked(name), limits)
+            )
+            for name in names.listed()
+        }
+        self._choice = {
+            "max_best_of": limits.max_best_of,
+            "reward_models": [*limits.models],
+            "strategies": own_fields(limits),
         }
 
     @property
@@ -35,7 +47,7 @@ class ModelRoutes:
 
     async def models(self) -> Response:
         """All names."""
-        return JSONResponse(models_reply(self._entries.values()))
+        return JSONResponse({**models_reply(self._entries.values()), "guerdon": self._choice})
 
     async def model(self, request: Request) -> Response:
         """One name."""
