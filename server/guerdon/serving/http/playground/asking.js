@@ -16,7 +16,8 @@ export class Asking {
     byId("error").textContent = "";
   }
 
-  // Makes a call in place of the one that runs: `make` gets its token and signal; `show` gets what it gave.
+  // Makes a call in place of the one that runs. `make` gets its token, its signal, and what tells how
+  // far it is; `show` gets what it gave.
   async ask(make, show) {
     this.running?.abort();
     const mine = new AbortController();
@@ -25,7 +26,8 @@ export class Asking {
     byId("cancel").hidden = false;
     clearMark();
     try {
-      const given = await make({ token: byId("token").value, signal: mine.signal });
+      const tell = (sentence) => this.running === mine && this.say(sentence);
+      const given = await make({ token: byId("token").value, signal: mine.signal, tell });
       if (this.running === mine) show(given);
     } catch (error) {
       if (this.running !== mine) return;
