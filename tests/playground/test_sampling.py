@@ -197,3 +197,11 @@ def test_a_narrow_screen_needs_no_scrolling_sideways(
         sample(page)
         expect(page.locator("#results-heading")).to_be_in_viewport()
         assert page.evaluate("document.documentElement.scrollWidth") == 320
+
+
+def test_votes_are_told(sampling: Page) -> None:
+    fill(sampling, guerdon__strategy="vote", guerdon__answer="number")
+    _, stream = sampled(sampling)
+    told = events(stream)[-1]["guerdon"]["votes"]
+    votes = "; ".join(f"{each['answer']}: {each['weight']}" for each in told)
+    expect(sampling.locator(".facts dd").filter(has_text=votes)).to_have_count(1)

@@ -56,6 +56,11 @@ function facets(each, namesModel) {
   return found.join("; ");
 }
 
+// What a strategy notes: one value, or a list of rows such as votes.
+function noted(value) {
+  return Array.isArray(value) ? value.map((row) => Object.values(row).join(": ")).join("; ") : String(value);
+}
+
 function facts(report, usage, roundTrip) {
   const { seconds } = report;
   const notes = Object.entries(report).filter(([name]) => !TOLD.includes(name));
@@ -66,7 +71,7 @@ function facts(report, usage, roundTrip) {
     ["tokens drawn", report.tokens.toLocaleString("en")],
     ["of these, in the answers", usage.completion_tokens_details.accepted_prediction_tokens.toLocaleString("en")],
     ["tokens of the prompt", usage.prompt_tokens.toLocaleString("en")],
-    ...notes.map(([name, value]) => [name.replaceAll("_", " "), String(value)]),
+    ...notes.map(([name, value]) => [name.replaceAll("_", " "), noted(value)]),
     ["drawing", duration(seconds.draw)],
     ["scoring, after the last was drawn", duration(seconds.score)],
     ["the whole call, in the gateway", duration(seconds.total)],
