@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -22,11 +23,13 @@ class ModelRoutes:
     Args:
         names: of the models.
         entry: what is told of one, by its name.
+        beside: what the list tells beside them.
     """
 
-    def __init__(self, names: Sequence[str], entry: Callable[[str], Json]) -> None:
+    def __init__(self, names: Sequence[str], entry: Callable[[str], Json], **beside: Any) -> None:
         self._names = {f"{PATH}/{name}": name for name in names}
         self._entry = entry
+        self._beside = beside
 
     @property
     def roles(self) -> dict[str, Role | None]:
@@ -45,7 +48,8 @@ class ModelRoutes:
         try:
             if name is not None:
                 return JSONResponse(self._entry(name))
-            return JSONResponse(models_reply(map(self._entry, self._names.values())))
+            listed = models_reply(map(self._entry, self._names.values()))
+            return JSONResponse({**listed, **self._beside})
         except ServiceError as error:
             status = describe(error)
             return JSONResponse(openai_error(status), status.http_code, status.http_headers())
