@@ -32,6 +32,7 @@ async def test_where_rewards_are_away_the_call_is_refused_and_nothing_is_answere
         with pytest.raises(openai.APIError, match="the rewards of rm are away"):
             async for _ in await gateway.chat(stream=True):
                 pass
+        assert await gateway.metric("unranked_refused_total") == 4
         await gateway.rewards.start()
         while (await gateway.post({})).status_code != 200:  # noqa: ASYNC110 - gRPC connects anew
             await asyncio.sleep(0.05)
