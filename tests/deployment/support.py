@@ -31,11 +31,11 @@ from guerdon.serving.process.lifecycle import Lifecycle
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 DASHBOARDS = DEPLOY / "grafana" / "dashboards"
-REWARD, SAMPLER = "reward-server.json", "sampler.json"
+GATEWAY, REWARD, SAMPLER = "gateway.json", "reward-server.json", "sampler.json"
 PROMETHEUS = DEPLOY / "prometheus"
-ALERTS = ("alerts.yml", "sampler-alerts.yml", "service-alerts.yml")
+ALERTS = ("alerts.yml", "gateway-alerts.yml", "sampler-alerts.yml", "service-alerts.yml")
 RULES = ("rules.yml", *ALERTS)
-RULE_TESTS = ("tests.yml", "sampler-tests.yml", "service-tests.yml")
+RULE_TESTS = ("tests.yml", "gateway-tests.yml", "sampler-tests.yml", "service-tests.yml")
 
 FOREIGN = {
     "up",

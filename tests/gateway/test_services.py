@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import httpx
 from tests.service.conftest import start_server
 from tests.service.fake import expected_score, revision_of, words
 from tests.support.formula_engine import length_of
+from tests.support.gateway import gateway_process
 from tests.support.sampler_service import start_sampler
-from tests.support.server import flag_list, running_process
 
 from .support import QUESTION, openai_client, reward_of, running_gateway, start_gateway
 
@@ -96,12 +95,7 @@ def test_a_fake_models_score_depends_on_every_word() -> None:
 
 
 def test_the_command_serves_until_a_signal() -> None:
-    def command(ready: Path) -> list[str]:
-        flags = {"sampler": "127.0.0.1:1", "reward": "127.0.0.1:1/rm", "ready_file": ready}
-        run = "from guerdon.gateway.cli import app; app(prog_name='guerdon serve gateway')"
-        return [sys.executable, "-c", run, *flag_list({"port": 0, "http_port": 0, **flags})]
-
-    with running_process(command, {}) as gateway:
+    with gateway_process(sampler="127.0.0.1:1", reward=["127.0.0.1:1/rm"]) as gateway:
         listed = httpx.get(f"{gateway.url}/v1/models").json()
         assert [model["id"] for model in listed["data"]][:2] == ["policy", "policy:best-of-4"]
         assert httpx.get(f"{gateway.url}/readyz").status_code == 200

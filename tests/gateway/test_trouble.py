@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import openai
 import pytest
 from tests.support.in_process import until
@@ -32,6 +33,7 @@ async def test_where_rewards_are_away_the_call_is_refused_and_nothing_is_answere
         with pytest.raises(openai.APIError, match="the rewards of rm are away"):
             async for _ in await gateway.chat(stream=True):
                 pass
+        assert await gateway.metric("unranked_refused_total") == 4
         await gateway.rewards.start()
         while (await gateway.post({})).status_code != 200:  # noqa: ASYNC110 - gRPC connects anew
             await asyncio.sleep(0.05)
@@ -70,6 +72,15 @@ async def test_an_answer_that_has_no_score_is_not_ranked_and_never_0() -> None:
         assert last.guerdon["score"] is None
         assert "rm gives no score" in last.guerdon["reason"]
         assert await gateway.metric('candidates_total{outcome="unscored"}') == 1
+
+
+@pytest.mark.parametrize("unranked", ["refuse", "first"])
+async def test_a_model_that_has_no_score_for_one_answer_is_the_callers_error(unranked: str) -> None:
+    said = "model 'rm' compares answers with each other and has no score for one"
+    async with start_gateway(unranked=unranked) as gateway:
+        gateway.rewards.fail(grpc.StatusCode.FAILED_PRECONDITION, said, times=8, method="Score")
+        with pytest.raises(openai.BadRequestError, match=f"rm can't rank these answers: {said}"):
+            await gateway.chat("policy:best-of-8")
 
 
 async def test_a_sampler_that_is_away_or_dies_is_said() -> None:

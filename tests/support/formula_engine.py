@@ -44,6 +44,7 @@ from guerdon.serving.prompts import FormattedText, Prompt, TokenArray
 VOCABULARY = 1000
 MAX_TOKENS = 256
 END = 2
+HELD_TOKENS = 4
 MODEL = (TensorSpec("a.weight", "float32", (4, 2)), TensorSpec("b.weight", "bfloat16", (3,)))
 """The tensors that the policy has."""
 BYTES = (32, 6)
@@ -72,6 +73,9 @@ class Behaviour:
     seconds_per_token: float = 0.0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     """No token is drawn while it is not set."""
+    held_seed: int | None = None
+    """Completions of this seed wait for `release` when they have `HELD_TOKENS` tokens."""
+    release: asyncio.Event = field(default_factory=asyncio.Event)
     fails: bool = False
     nonfinite: bool = False
     loses: bool = False
@@ -221,6 +225,8 @@ class FormulaEngine:
             await asyncio.sleep(self.behaviour.seconds_per_token)
             await self.behaviour.gate.wait()
             await self._resumed.wait()
+            if seed == self.behaviour.held_seed and len(tokens) == HELD_TOKENS:
+                await self.behaviour.release.wait()
             if self._dead.is_set():
                 raise Unavailable("the engine died")
             if self.behaviour.fails:

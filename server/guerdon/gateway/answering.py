@@ -121,6 +121,7 @@ class Answering:
             ranking = await STRATEGIES[work.plan.strategy].find(work)
         except RankingFailed as error:
             if self._unranked == "refuse":
+                self._metrics.unranked_refused.inc()
                 raise
             reason = str(error)
             return _answer(call, work, await _first(work, reason), reason=reason)

@@ -59,6 +59,9 @@ class GatewayMetrics:
         self.spending_refused = counter(
             "spending_refused", "Calls refused for the tokens that a caller may spend.", ["caller"]
         )
+        self.unranked_refused = counter(
+            "unranked_refused", "Calls refused since no ranking was to be had."
+        )
         self._begin()
 
     def _begin(self) -> None:

@@ -260,4 +260,5 @@ class Scorer(Protocol):
 
         Raises:
             RankingFailed: the service is away, or refuses all work; the text says why.
+            Unsupported: the model has no score for one answer, as a pairwise one.
         """

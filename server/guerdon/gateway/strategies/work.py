@@ -140,7 +140,7 @@ async def gather(
         model: the reward model; the plan's when not given.
 
     Raises:
-        ServiceError: the policy can't or won't.
+        ServiceError: the policy can't or won't, or the model can't score.
     """
     found: list[Candidate] = []
     changed = asyncio.Event()

@@ -56,10 +56,14 @@ def policy_error(error: client.GuerdonError) -> errors.ServiceError:
             return errors.Unavailable(f"the sampler is away: {error.message}")
 
 
-def reward_error(model: str, error: client.GuerdonError) -> RankingFailed | Unscored:
-    """An error of a reward server: of the one answer, or of all."""
+def reward_error(
+    model: str, error: client.GuerdonError
+) -> RankingFailed | errors.Unsupported | Unscored:
+    """An error of a reward server: of the one answer, of all now, or of all that will ever be."""
     if isinstance(error, client.InvalidArgument | client.Internal):
         return Unscored(f"{model} gives no score: {error.message}")
+    if isinstance(error, client.FailedPrecondition):
+        return errors.Unsupported(f"{model} can't rank these answers: {error.message}")
     if isinstance(error, _OF_GATEWAY):
         logger.error("the reward server of %s refuses the gateway: %s", model, error.message)
     return RankingFailed(f"the rewards of {model} are away: {error.message}")

@@ -14,7 +14,7 @@ from guerdon.client import (
     Prompt,
     Retry,
 )
-from guerdon.gateway.types import Question, RankingFailed, Score, Unscored
+from guerdon.gateway.types import Question, Score, Unscored
 from guerdon.gateway.upstream.errors import reward_error, time_left
 from guerdon.serving.prompts import Conversation
 from guerdon.together import together
@@ -58,9 +58,9 @@ class RewardScorer:
             )
         except GuerdonError as error:
             found = reward_error(name, error)
-            if isinstance(found, RankingFailed):
-                raise found from error
-            return found
+            if isinstance(found, Unscored):
+                return found
+            raise found from error
         value = result.scores[0][0]
         if not math.isfinite(value):
             return Unscored(f"{name} gives {value}, which is no finite number")
