@@ -107,18 +107,26 @@ def test_verifiers_gets_the_scores_of_the_native_client(
 
 
 async def test_an_evaluation_by_the_best_of_four_gets_the_scores_of_the_native_client(
-    python: Path, server: RunningServer, settings: Path, tmp_path: Path
+    python: Path,
+    server: RunningServer,
+    settings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`vf-eval`, with the gateway as its policy."""
+    token = tmp_path / "token"
+    token.write_text("of-the-policy")
+    monkeypatch.setenv("POLICY_TOKEN", "of-the-policy")
     async with (
         start_sampler() as sampler,
-        gateway_before(sampler, f"{server.address}/helpful") as gateway,
+        gateway_before(sampler, f"{server.address}/helpful", token_file=token) as gateway,
     ):
         await asyncio.to_thread(
             run_program,
             *(python, python.with_name("vf-eval"), "@", settings),
             *("--no-push", "--no-rich", "--output-dir", tmp_path / "runs"),
             *("--model", "policy:best-of-4", "--client.base-url", f"{gateway.http.base_url}/v1"),
+            *("--client.api-key-var", "POLICY_TOKEN"),
             *("--env.agent.harness.id", HARNESS.stem, "--env.agent.runtime.type", "subprocess"),
         )
     (file,) = (tmp_path / "runs").glob("*/traces.jsonl")

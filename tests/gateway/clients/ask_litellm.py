@@ -19,7 +19,7 @@ def ask(case: Case) -> dict[str, Any]:
     }
     if "prompt" in case:
         text = litellm.text_completion(prompt=case["prompt"], **asked)
-        return {"texts": [choice.text for choice in text.choices]}
+        return {"texts": [choice.text for choice in text.choices], "guerdon": text.guerdon}
     asked |= {"messages": case["messages"], "tools": case.get("tools")}
     if case.get("stream"):
         pieces = list(litellm.completion(**asked, stream=True))
@@ -28,7 +28,7 @@ def ask(case: Case) -> dict[str, Any]:
     reply = litellm.completion(**asked)
     return {
         "texts": [choice.message.content for choice in reply.choices],
-        "guerdon": reply.model_extra.get("guerdon") or reply._hidden_params,
+        "guerdon": reply.guerdon,
     }
 
 
