@@ -195,7 +195,7 @@ def typed(key: str, value: Any, kind: Any) -> Any:
         SettingsError: it has not.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:  # with None
+    if origin in (types.UnionType, typing.Union):  # with None; the latter of a Literal
         inner = next(each for each in arguments if each is not types.NoneType)
         return None if value is None else typed(key, value, inner)
     if kind is Any:

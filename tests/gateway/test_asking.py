@@ -9,6 +9,8 @@ import openai
 import pytest
 import pytest_asyncio
 
+from guerdon.gateway.types import Strategy
+
 from .support import Gateway, reward_of, start_gateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -99,6 +101,30 @@ async def test_the_models_are_listed_with_numbers_and_presets(gateway: Gateway) 
         "policy:best-of-16",
         "policy:careful",
     ]
+
+
+async def test_the_list_says_what_may_be_asked(gateway: Gateway) -> None:
+    listed = (await gateway.http.get("/v1/models")).json()
+    asked = {model["id"]: model["guerdon"] for model in listed["data"]}
+    default = {"best_of": 8, "strategy": "best_of_n", "model": "rm"}
+    assert asked["policy"] == default
+    assert asked["policy:best-of-4"] == {**default, "best_of": 4}
+    assert asked["policy:careful"] == {"best_of": 6, "strategy": "soft", "model": "rm"}
+    choice = listed["guerdon"]
+    assert (choice["max_best_of"], choice["reward_models"]) == (64, ["rm", "small"])
+    for strategy, fields in choice["strategies"].items():  # null: to be given, or no limit
+        given: dict[str, Any] = {
+            "threshold": 1.0,
+            "small_model": "small",
+            "token_budget": 10**6,
+            "seconds": 60.0,
+        }
+        given["answer"] = "number"  # the candidates' texts are numbers
+        filled = {name: given.get(name, value) for name, value in fields.items()}
+        body = {"guerdon": {"best_of": 2, "strategy": strategy, **filled}}
+        reply = await gateway.post(body)
+        assert reply.status_code == 200, reply.text
+    assert {*choice["strategies"]} == {strategy.value for strategy in Strategy}
 
 
 async def test_one_item_is_drawn_so_that_the_prompt_is_computed_once(gateway: Gateway) -> None:

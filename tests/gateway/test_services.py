@@ -77,6 +77,8 @@ async def test_the_samplers_own_openai_api_is_an_endpoint_too() -> None:
             assert {choice.guerdon["score"] for choice in reply.choices} == {
                 reward_of(choice.message.content) for choice in reply.choices
             }
+            listed = (await second.http.get("/v1/models")).json()
+            assert "rejection" not in listed["guerdon"]["strategies"]
             tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
             passed: Any = await client.chat.completions.create(
                 model=model, messages=QUESTION, tools=[tool]

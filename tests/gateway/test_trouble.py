@@ -116,7 +116,7 @@ async def test_a_caller_who_leaves_ends_drawing_and_scoring(stream: bool) -> Non
         calling.cancel()
         await until(lambda: gateway.rewards.cancelled == 8)
         await asyncio.gather(calling, return_exceptions=True)
-        method = 'requests_in_flight{method="http_completions"}'
+        method = 'requests_in_flight{method="http_chat_completions"}'
         while await gateway.metric(method):  # noqa: ASYNC110 - it asks the server
             await asyncio.sleep(0.01)
 
@@ -201,5 +201,5 @@ async def test_what_is_measured() -> None:
         assert await gateway.metric("answer_seconds_count") == 1
         ratio = reply.usage.completion_tokens / served
         assert await gateway.metric("tokens_per_served_token_sum") == pytest.approx(ratio)
-        name = 'requests_total{code="OK",method="http_completions"}'
+        name = 'requests_total{code="OK",method="http_chat_completions"}'
         assert await gateway.metric(name) == 1

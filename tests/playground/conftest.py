@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from tests.support.packages import need_program
+from tests.support.sampler import formula_sampler
 from tests.support.server import RunningServer, running_server
 from tests.support.tiny import CHATML, STEP, TURN_END, tiny_checkpoint
 
 from guerdon.models.manifest import Manifest
 
 from .form import MILLISECONDS, open_page
+from .sampling import running_gateway
 
 CHROMIUM = ("chromium", "chromium")
 """The program, and Debian's package that has it."""
@@ -68,4 +70,32 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def page(browser: Browser, server: RunningServer) -> Iterator[Page]:
     """The page with its models listed, in a window of its own."""
     with open_page(browser, server.url) as page:
+        yield page
+
+
+@pytest.fixture(scope="package")
+def gateway(
+    server: RunningServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """A gateway between the reward server and a sampler, with a preset."""
+    config = tmp_path_factory.mktemp("gateway") / "gateway.toml"
+    config.write_text(
+        '[presets.careful]\nbest_of = 6\nstrategy = "soft"\ntemperature = 0.5\ntimeout = 60\n'
+    )
+    with (
+        formula_sampler() as sampler,
+        running_gateway(
+            sampler=sampler.address,
+            reward=(f"{server.address}/sequence", f"{server.address}/process"),
+            unranked="first",
+            config=config,
+        ) as gateway,
+    ):
+        yield gateway
+
+
+@pytest.fixture
+def sampling(browser: Browser, gateway: RunningServer) -> Iterator[Page]:
+    """The gateway's page with its names listed, in a window of its own."""
+    with open_page(browser, gateway.url) as page:
         yield page

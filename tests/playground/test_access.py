@@ -141,7 +141,7 @@ def test_no_other_script_runs_and_no_text_becomes_markup(page: Page) -> None:
 
 def test_headers_of_every_file(server: RunningServer) -> None:
     with httpx.Client(base_url=server.url) as http:
-        for path in ("/", "/playground/page.js", "/playground/page.css"):
+        for path in ("/", "/playground/rank.js", "/playground/page.css"):
             reply = http.get(path)
             assert reply.status_code == 200
             policy = reply.headers["content-security-policy"].split("; ")

@@ -72,6 +72,7 @@ def test_its_pieces_make_the_whole_text(make: Callable[[], Any], anywhere: bool)
         tokens = [*tokens[:cut], END]
         growing = GrowingText(decode, stops, ends=[END])
         whole = decode_now(np.asarray(tokens[:-1], dtype=np.int32))
+        first_stop = min(filter(whole.count, stops), key=whole.index, default="")
         whole = whole[: found_stop(whole, stops)]
 
         async def tell() -> str:
@@ -81,8 +82,27 @@ def test_its_pieces_make_the_whole_text(make: Callable[[], Any], anywhere: bool)
                 said += await growing.add(tokens[start : start + size])
                 start += size
                 assert whole.startswith(said)
-            return said + await growing.end(cut, stopped=True)
+            return said + await growing.end(cut, first_stop)
 
         assert asyncio.run(tell()) == whole
 
     check()
+
+
+@pytest.mark.parametrize("text", ["", "\ufffd"])
+def test_tokens_without_a_text_of_their_own_cost_no_more_than_others(text: str) -> None:
+    """Tokens that are left out of texts, and parts of characters that never end."""
+    decoded = 0
+
+    async def decode(*parts: TokenArray) -> tuple[str, ...]:
+        nonlocal decoded
+        decoded += sum(map(len, parts))
+        return tuple(text * len(part) for part in parts)
+
+    async def tell() -> None:
+        growing = GrowingText(decode, ["stop"], ends=[])
+        for token in range(2000):
+            await growing.add([token])
+
+    asyncio.run(tell())
+    assert decoded < 2000 * 200

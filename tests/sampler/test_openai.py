@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tests.support.formula_engine import (
 )
 from tests.support.in_process import until
 from tests.support.sampler_service import Harness, start_sampler
+
+from guerdon.serving.openai.bodies import NEUTRAL, ChatBody, CompletionBody
 
 RAIN: Any = [{"role": "user", "content": "What is rain"}]
 IDS = [4, 2, 4]
@@ -108,7 +111,8 @@ async def test_text_completions_of_several_prompts(client: openai.AsyncOpenAI) -
             model="formula", prompt=prompt, n=2, logprobs=1, extra_body={"return_token_ids": True}
         )
         wanted = [tokens_of(one, sample) for one in expected for sample in range(2)]
-        assert [choice.text for choice in found.choices] == list(map(text_of, wanted))
+        # They go on with the prompt: the words of this tokenizer have a space between them.
+        assert [choice.text for choice in found.choices] == [f" {text_of(one)}" for one in wanted]
         assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
         logprobs = found.choices[1].logprobs
         assert logprobs is not None
@@ -116,10 +120,11 @@ async def test_text_completions_of_several_prompts(client: openai.AsyncOpenAI) -
         assert logprobs.text_offset is not None
         assert logprobs.text_offset[:2] == [0, len(str(wanted[1][0]))]
         assert (found.choices[3].model_extra or {})["token_ids"] == wanted[3]
-        assert (found.model_extra or {})["prompt_token_ids"] == expected
+        prompts_told = [(c.model_extra or {})["prompt_token_ids"] for c in found.choices]
+        assert prompts_told == [one for one in expected for _ in range(2)]
     stream = await client.completions.create(model="formula", prompt="a bb", stream=True)
     said = [chunk.choices[0].text async for chunk in stream]
-    assert "".join(said) == text_of(tokens_of([1, 1, 2], 0))
+    assert "".join(said) == f" {text_of(tokens_of([1, 1, 2], 0))}"
     assert len(said) > 2
 
 
@@ -147,6 +152,7 @@ async def test_what_ends_a_completion_is_no_part_of_it(client: openai.AsyncOpenA
 async def test_models(client: openai.AsyncOpenAI) -> None:
     (model,) = (await client.models.list()).data
     assert (model.id, (model.model_extra or {})["max_model_len"]) == ("formula", MAX_TOKENS)
+    assert await client.models.retrieve("formula") == model
 
 
 async def test_a_name_of_ones_own() -> None:
@@ -170,6 +176,9 @@ async def test_a_name_of_ones_own() -> None:
         ({"stop": ""}, "stop[0]"),
         ({"stop": ["a"] * 65}, "stop"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"extra_body": {"best_of": 2}}, "best_of"),
+        ({"extra_body": {"guided_json": {}}}, "guided_json"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
@@ -234,7 +243,7 @@ async def test_a_caller_who_leaves_a_stream_stops_the_drawing(
     await stream.close()
     await until(lambda: served.engine.behaviour.aborted == 1)
     served.engine.behaviour.gate.set()
-    line = 'requests_total{code="CANCELLED",method="http_completions"}'
+    line = 'requests_total{code="CANCELLED",method="http_chat_completions"}'
     while not await served.metric(line):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     await served.still_serves()
@@ -328,3 +337,82 @@ async def test_bodies_that_are_no_requests(served: Harness) -> None:
         )
         assert reply.status_code == code
         assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_more_log_probabilities_than_an_answer_may_tell_are_refused() -> None:
+    async with start_sampler(limits={"max_logprobs": 100}) as served, client_of(served) as client:
+        asked: Any = {"model": "", "messages": RAIN, "logprobs": True, "top_logprobs": 4}
+        assert (await client.chat.completions.create(**asked, max_tokens=20)).choices
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.create(**asked, max_tokens=21)
+        assert caught.value.param == "logprobs"
+
+
+async def test_tokens_by_their_number(client: openai.AsyncOpenAI) -> None:
+    found = await client.chat.completions.create(
+        model="",
+        messages=RAIN,
+        logprobs=True,
+        extra_body={"return_tokens_as_token_ids": True, "return_token_ids": True},
+    )
+    tokens = tokens_of(IDS, 0)
+    content = (found.choices[0].logprobs and found.choices[0].logprobs.content) or []
+    assert [each.token for each in content] == [f"token_id:{token}" for token in tokens]
+    assert (found.model_extra or {})["prompt_token_ids"] == IDS
+    stream = await client.chat.completions.create(
+        model="", messages=RAIN, stream=True, extra_body={"return_token_ids": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    told = [(chunk.model_extra or {}).get("prompt_token_ids") for chunk in chunks]
+    assert told == [IDS] + [None] * (len(chunks) - 1)
+    parts = [(chunk.choices[0].model_extra or {}).get("token_ids") or [] for chunk in chunks]
+    assert [token for part in parts for token in part] == tokens
+
+
+async def test_a_caller_with_few_tokens_gets_as_many_as_it_may(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_text(
+        '[callers.app]\ntoken = "app-token-0123456789"\nroles = ["sample"]\nmax_tokens = 8\n'
+    )
+    async with (
+        start_sampler(tokens=file) as served,
+        client_of(served, "app-token-0123456789") as client,
+    ):
+        found = await client.chat.completions.create(
+            model="", messages=RAIN, n=2, extra_body={"ignore_eos": True}
+        )
+        assert found.usage is not None
+        assert found.usage.completion_tokens == 8
+
+
+@pytest.mark.parametrize("path", ["/v1/models%0A", "/v1/policy%0A", "/v1/chat/completions%0A"])
+async def test_a_path_that_ends_in_a_newline_is_no_way_around_a_token(
+    tmp_path: Path, path: str
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("for-sampling")
+    async with start_sampler(token_file=token) as served:
+        for method in ("GET", "POST"):
+            assert (await served.http.request(method, path)).status_code == 404
+
+
+def test_every_field_of_vllms_requests_is_read_refused_or_means_nothing_here() -> None:
+    """A field that changes completions and is ignored would be a silent lie."""
+    pytest.importorskip("vllm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what vLLM imports
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    known = {*ChatBody.model_fields, *CompletionBody.model_fields, *NEUTRAL, *MEANINGLESS}
+    fields = {*ChatCompletionRequest.model_fields, *CompletionRequest.model_fields}
+    assert fields <= known
+
+
+MEANINGLESS = {
+    "user", "parallel_tool_calls", "priority", "request_id", "cache_salt", "include_reasoning",
+    "kv_transfer_params", "ec_transfer_params", "session_id", "routed_experts_prompt_start",
+    "truncation_side", "stream_interval", "media_io_kwargs", "mm_processor_kwargs", "mm_payload",
+    "return_mm_kwargs",
+}  # fmt: skip
+"""They change neither what is drawn nor what is told here."""

@@ -87,7 +87,7 @@ async def test_a_stranger_is_refused_before_its_body_comes(tmp_path: Path) -> No
 
 
 async def test_open_paths_take_no_body(served: Harness) -> None:
-    for path in ("/healthz", "/metrics", "/nothing", "/docs", "/", "/playground/page.js"):
+    for path in ("/healthz", "/metrics", "/nothing", "/docs", "/", "/playground/rank.js"):
         reply = await served.http.post(path, content=b"x" * 100_000)
         assert reply.status_code == 413
     await healthy(served)

@@ -319,6 +319,9 @@ class WordTokenizer:
     def decode(self, tokens: TokenArray, *, skip_special_tokens: bool = False) -> str:
         return " ".join(str(t) for t in tokens.tolist() if t != END or not skip_special_tokens)
 
+    def decode_token(self, token: int) -> str:
+        return str(token)
+
 
 def piece_of(index: int, tokens: Sequence[int], options: SamplingOptions) -> Piece:
     """Tokens that were drawn, each followed by the next ids at one less each."""
@@ -328,8 +331,9 @@ def piece_of(index: int, tokens: Sequence[int], options: SamplingOptions) -> Pie
         np.asarray(tokens, dtype=np.int32),
         np.asarray(logprobs, dtype=np.float32),
         [
-            {token + j: logprob - j for j in range(max(1, options.top_logprobs))}
+            {token + j: logprob - j for j in range(options.top_logprobs)}
             for token, logprob in zip(tokens, logprobs, strict=True)
+            if options.top_logprobs
         ],
     )
 

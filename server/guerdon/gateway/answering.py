@@ -122,7 +122,8 @@ class Answering:
         except RankingFailed as error:
             if self._unranked == "refuse":
                 raise
-            return _answer(call, work, await _first(work), reason=str(error))
+            reason = str(error)
+            return _answer(call, work, await _first(work, reason), reason=reason)
         return _answer(call, work, ranking)
 
 
@@ -143,8 +144,8 @@ def spent_tokens(work: Work, *, failed: bool) -> int:
     return known + unknown * work.question.sampling.max_tokens
 
 
-async def _first(work: Work) -> Ranking:
-    """The first candidates by number, drawn to their end."""
+async def _first(work: Work, reason: str) -> Ranking:
+    """The first candidates by number, drawn to their end; none is ranked, for the reason."""
     plan, most = work.plan, work.question.sampling.max_tokens
 
     async def finish(draft: Draft) -> None:
@@ -153,7 +154,7 @@ async def _first(work: Work) -> Ranking:
 
     parts = [work.drafts[i] for i in range(plan.n) if not work.drafts[i].ended]
     await together([finish(part) for part in parts])
-    unscored = Unscored("the rewards are away")
+    unscored = Unscored(reason)
     return Ranking(ranked=tuple(Candidate(work.drafts[i], unscored) for i in range(plan.n)))
 
 

@@ -21,9 +21,10 @@ from guerdon.gateway.upstream.rewards import RewardScorer
 from guerdon.gateway.upstream.sampler import SamplerDrawer
 from guerdon.gateway.wire.asking import Names
 from guerdon.gateway.wire.completions import ChatEndpoint, Reading, TextEndpoint
-from guerdon.gateway.wire.models import ModelRoutes
+from guerdon.gateway.wire.models import model_routes
 from guerdon.serving.access.credentials import read_token
 from guerdon.serving.access.identity import Role
+from guerdon.serving.http.playground.pages import add_playground
 from guerdon.serving.openai.routes import OpenAIRoutes
 from guerdon.serving.process.listening import Ports
 from guerdon.serving.process.server import Server
@@ -68,7 +69,7 @@ class GatewayServer(Server[Ports]):
         self._upstream = upstream = connect(config)
         self._thread = OneThread("bodies")
         names = Names(config.name, config.presets, config.offered)
-        models = ModelRoutes(names)
+        models = model_routes(names, config.limits)
         answering = Answering(
             upstream.drawer,
             upstream.scorer,
@@ -92,6 +93,7 @@ class GatewayServer(Server[Ports]):
             TextEndpoint(answering, passing, reading),
         ).add_to(app)
         models.add_to(app)
+        add_playground(app, "sample")
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """None: gRPC has health alone."""

@@ -97,6 +97,26 @@ def new_plan(asked: Asked, n: int, limits: PlanLimits) -> Plan:
     return Plan(**{**given, "best_of": best_of, "n": n, "strategy": strategy})
 
 
+def told(asked: Asked, limits: PlanLimits) -> dict[str, Any]:
+    """What a name asks for, as JSON, with the common fields that it leaves open."""
+    strategy = asked.strategy or Strategy.BEST_OF_N
+    common = {"best_of": limits.best_of, "model": limits.models[0]}
+    return {**common, **asked.given(), "strategy": strategy.value}
+
+
+def own_fields(limits: PlanLimits) -> dict[str, dict[str, Any]]:
+    """The strategies that can be had, each with its own fields and what they hold by default.
+
+    None stands for a field that must be given, or for no limit.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(Plan)}
+    return {
+        strategy.value: {**dict.fromkeys(e.needed), **{name: defaults[name] for name in e.read}}
+        for strategy, e in STRATEGIES.items()
+        if limits.resumes or strategy is not Strategy.REJECTION
+    }
+
+
 def _check_fields(strategy: Strategy, given: Mapping[str, Any]) -> None:
     entry = STRATEGIES[strategy]
     for name in entry.needed:

@@ -29,7 +29,7 @@ class GatewayMetrics:
         counter, gauge, histogram = declared.counter, declared.gauge, declared.histogram
 
         self.requests = counter("requests", "Finished calls.", ["method", "code"])
-        """`method` is `http_completions` or `http_models`; `code` the gRPC status."""
+        """`method` is `http_chat_completions` or `http_completions`; `code` the gRPC status."""
         self.caller_requests = counter("caller_requests", "Finished calls.", ["caller", "code"])
         """`caller` is a name of the tokens file, else `shared` or `anonymous`."""
         self.refused_calls = counter(

@@ -98,7 +98,7 @@ class RewardServer(Server[RewardPorts]):
         self._door = self._new_door(metrics.refused_calls)
         roles = {**http.ROLES, **formats.ROLES, **InfoRoute.ROLES}
         app = self._open(self._door, self._service_names(), roles)
-        add_playground(app)
+        add_playground(app, "rank")
         format_scorer = FormatScorer(
             self._scoring, self.registry, config.limits, config.formats.default_model
         )

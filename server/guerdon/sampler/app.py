@@ -15,8 +15,9 @@ from guerdon.sampler.metrics import SamplerMetrics
 from guerdon.sampler.sampling import Sampler, check_completion
 from guerdon.sampler.tokenizer import Tokenizer
 from guerdon.sampler.types import PolicyEngine, SamplingOptions
-from guerdon.sampler.wire import http, openai, service
+from guerdon.sampler.wire import http, service
 from guerdon.sampler.wire.http import PolicyRoutes
+from guerdon.sampler.wire.openai import SamplerAPI
 from guerdon.sampler.wire.service import PolicyService
 from guerdon.sampler.wire.status import StatusReader
 from guerdon.sampler.wire.updates import Updates
@@ -86,10 +87,11 @@ class SamplerServer(Server[Ports]):
         metrics.waiting.set_function(lambda: engine.load()[1])
         self._service = PolicyService(self._sampler, updates, status, calls, config.limits)
         self._door = self._new_door(metrics.refused_calls)
-        app = self._open(self._door, (service.SERVICE.full_name,), {**http.ROLES, **openai.ROLES})
+        name = config.served_name or Path(config.model).resolve().name
+        api = SamplerAPI(self._sampler, engine, name, calls, config.limits)
+        app = self._open(self._door, (service.SERVICE.full_name,), {**http.ROLES, **api.roles})
         PolicyRoutes(self._sampler, status, calls, config.limits).add_to(app)
-        name = config.served_name or Path(config.model).name
-        openai.add_routes(app, self._sampler, engine, name, calls)
+        api.add_to(app)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """The one service."""

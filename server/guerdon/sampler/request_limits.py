@@ -19,7 +19,9 @@ class RequestLimits:
     max_id_length: int = 256
     """Characters in an item's id."""
     max_stop_tokens: int = 64
-    """Stop tokens in a request."""
+    """Stop tokens in a request, and stop texts."""
+    max_logprobs: int = 1_000_000
+    """Log-probabilities that an answer of OpenAI's API may tell."""
     max_tensors: int = 65_536
     """Tensors in an update."""
     max_canaries: int = 256

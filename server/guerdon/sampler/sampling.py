@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -40,6 +40,9 @@ from guerdon.serving.threads import OneThread
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_CONTEXT = 8
+"""Tokens of the prompt behind which a text that goes on with it is decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +99,25 @@ class Sampler:
     ) -> tuple[str, ...]:
         """The text of each of several parts of completions."""
         decode = partial(self._tokenizer.decode, skip_special_tokens=skip_special_tokens)
+        return await self._thread.run(lambda: tuple(map(decode, parts)))
 
-        def decode_all() -> tuple[str, ...]:
-            return tuple(map(decode, parts))
-
-        return await self._thread.run(decode_all)
+    async def token_texts(self, tokens: Collection[int]) -> dict[int, str]:
+        """The text of each token by itself, with the space that it begins with."""
+        return await self._thread.run(
+            lambda: {token: self._tokenizer.decode_token(token) for token in tokens}
+        )
 
     async def draw(
         self,
         call: Call,
         request: GenerateRequest,
         hand_over: HandOver,
-        grown: Callable[[int, Piece], None] | None = None,
+        grown: Callable[[int, TokenArray, Piece], None] | None = None,
     ) -> None:
         """Hand over every completion that the request asks for, each as it ends.
 
         Args:
-            grown: gets an item's place and each piece of its completions as they are drawn.
+            grown: gets an item's place, its prompt, and each piece of its completions.
 
         Raises:
             ServiceError: whatever stops it: a wrong field, weights that are too old, no room,
@@ -178,13 +183,13 @@ class Sampler:
         prompts: Sequence[TokenArray],
         ticket: Ticket,
         hand_over: HandOver,
-        grown: Callable[[int, Piece], None] | None,
+        grown: Callable[[int, TokenArray, Piece], None] | None,
     ) -> None:
         one_at_a_time = asyncio.Lock()
 
         async def draw(place: int) -> None:
             item, prompt = request.items[place], prompts[place]
-            told = None if grown is None else partial(grown, place)
+            told = None if grown is None else partial(grown, place, prompt)
             drawing = self._completions(request, place, prompt, told)
             async with contextlib.aclosing(drawing):
                 async for completion in drawing:
@@ -230,9 +235,13 @@ class Sampler:
         if not request.return_text:
             return ""
         options, drawn = request.options, request.items[place].drawn
-        tokens = np.concatenate([prompt[len(prompt) - drawn :], said_tokens(completion)])
-        (text,) = await self.decode(tokens, skip_special_tokens=options.skip_special_tokens)
-        return text[: found_stop(text, options.stop)] if completion.stop_text else text
+        before, own = split_prompt(prompt, drawn, continues=options.continues_text)
+        whole = np.concatenate([before, own, said_tokens(completion)])
+        known, text = await self.decode(
+            before, whole, skip_special_tokens=options.skip_special_tokens
+        )
+        text = text[len(known) :]
+        return text[: found_stop(text, (completion.stop_text,))] if completion.stop_text else text
 
     def _observe(self, call: Call, completion: Completion) -> None:
         metrics = self._metrics
@@ -253,6 +262,19 @@ class Sampler:
                 reason = "failed"
             self._metrics.dropped.labels(reason).inc(ticket.completions)
         self.admission.close(ticket, now=time.monotonic())
+
+
+def split_prompt(
+    prompt: TokenArray, drawn: int, *, continues: bool
+) -> tuple[TokenArray, TokenArray]:
+    """A prompt's last tokens: those behind which the text is decoded, and those that begin it.
+
+    Args:
+        drawn: tokens that were drawn before.
+        continues: whether the text goes on with that of the tokens before.
+    """
+    start = len(prompt) - drawn
+    return prompt[max(0, start - _CONTEXT) : start] if continues else prompt[:0], prompt[start:]
 
 
 def said_tokens(completion: Completion) -> TokenArray:

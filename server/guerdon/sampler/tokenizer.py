@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from guerdon.data import Dropped, roles_named_in
-from guerdon.models.chat_template import BROKEN
+from guerdon.models.template_sandbox import BROKEN
 from guerdon.sampler.types import PlainText
 from guerdon.serving.conversations import check_roles, missing_parts, render
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
@@ -27,6 +27,9 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens: TokenArray, *, skip_special_tokens: bool = False) -> str:
         """The text of tokens."""
+
+    def decode_token(self, token: int) -> str:
+        """The text of a token, with the space that it begins with."""
 
 
 class CheckpointTokenizer:
@@ -93,6 +96,13 @@ class CheckpointTokenizer:
                 clean_up_tokenization_spaces=False,
             )
         )
+
+    def decode_token(self, token: int) -> str:
+        """The text of a token, with the space that it begins with."""
+        text = self.decode(np.asarray([token], dtype=np.int32))
+        # SentencePiece's decoders leave it out of a text's first token.
+        piece = self._tokenizer.convert_ids_to_tokens(token) or ""
+        return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
 
     def _render(self, prompt: Conversation, field: str) -> str:
         if not self._has_template:

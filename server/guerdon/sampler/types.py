@@ -53,6 +53,8 @@ class SamplingOptions:
     ignore_eos: bool = False
     skip_special_tokens: bool = False
     """Leave special tokens out of texts, also of those in which `stop` is looked for."""
+    continues_text: bool = False
+    """Whether texts go on with the prompt's: decoded behind it, they begin with its space."""
     top_logprobs: int = 0
     """Likeliest tokens in each place whose log-probabilities are wanted."""
 

@@ -124,6 +124,8 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
             raise _wrong("items", "at least one is required")
         if not request.options.max_tokens:
             raise _wrong("options.max_tokens", "is required, and must be at least 1")
+        if request.options.stop:
+            raise _wrong("options.stop", "is not looked for by this fake")
         if state.version < request.min_version:
             raise refused(
                 grpc.StatusCode.FAILED_PRECONDITION,
@@ -153,6 +155,9 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
         prompt = _ids(item.prompt)
         seed = item.seed if item.HasField("seed") else None
         ids, logprobs = fake.draw(prompt, seed, sample, request.options.max_tokens)
+        said = [*prompt[len(prompt) - item.drawn :], *ids]
+        if request.skip_special_tokens:
+            said = [token for token in said if token != fake.eos]
         reply = policy_pb2.GenerateResponse(
             item=place,
             id=item.id,
@@ -163,9 +168,7 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
             finish_reason=policy_pb2.FINISH_REASON_STOP
             if ids[-1] == fake.eos
             else policy_pb2.FINISH_REASON_LENGTH,
-            text=" ".join(map(str, [*prompt[len(prompt) - item.drawn :], *ids]))
-            if request.return_text
-            else "",
+            text=" ".join(map(str, said)) if request.return_text else "",
         )
         reply.spans.extend(_spans(state.history[first:], len(ids)))
         return reply

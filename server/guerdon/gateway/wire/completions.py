@@ -46,7 +46,6 @@ class Reading:
 class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
     """What both paths do."""
 
-    body = GatewayBody
     shape: Shape
     kind: type[RankedChat | RankedText]
 

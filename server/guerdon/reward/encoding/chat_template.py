@@ -18,7 +18,7 @@ from guerdon.data import (
     dropped_by,
     roles_named_in,
 )
-from guerdon.models.chat_template import BROKEN
+from guerdon.models.template_sandbox import BROKEN
 from guerdon.reward.encoding.sequences import check_message
 from guerdon.reward.encoding.text_tokenizer import common_length
 from guerdon.reward.types import Dropped

@@ -18,7 +18,7 @@ import numpy as np
 
 from guerdon.data import Conversation, Message, is_plain, text_of
 from guerdon.data.json_values import check_unicode
-from guerdon.models.chat_template import render_text, template_variables
+from guerdon.models.template_sandbox import render_text, template_variables
 from guerdon.reward.judge.settings import JudgeSettings
 from guerdon.reward.judge.templates import SYSTEM, TEMPLATES
 from guerdon.reward.judge.verdict import VerdictReader

@@ -256,14 +256,16 @@ class VLLMEngine:
 def _piece(output: Any, index: int, start: int) -> Piece:
     """What vLLM drew from a token on, checked."""
     tokens = np.asarray(output.token_ids[start:], dtype=np.int32)
-    rows = (output.logprobs or ())[start:]
+    rows = (output.logprobs or ())[start : len(output.token_ids)]
     if len(rows) != len(tokens):
         raise ComputeFailed("the engine gave another number of log-probabilities than tokens")
     both = zip(rows, tokens.tolist(), strict=True)
     logprobs = np.array([row[token].logprob for row, token in both], dtype=np.float32)
     if not np.isfinite(logprobs).all():
         raise ComputeFailed("the engine gave a log-probability that is not a finite number")
-    return Piece(index, tokens, logprobs, tuple(map(_likeliest, rows)))
+    # Beside the drawn token there is a row's likeliest only where they are asked for.
+    wanted = any(len(row) > 1 for row in rows)
+    return Piece(index, tokens, logprobs, tuple(map(_likeliest, rows)) if wanted else ())
 
 
 def _likeliest(row: Mapping[int, Any]) -> dict[int, float]:

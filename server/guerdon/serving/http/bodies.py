@@ -18,6 +18,7 @@ from guerdon.serving.access.door import Door
 from guerdon.serving.access.identity import Role, set_caller
 from guerdon.serving.errors import (
     InvalidRequest,
+    NotFound,
     Overloaded,
     PermissionDenied,
     ServiceError,
@@ -37,7 +38,8 @@ HELD_BODIES = 16
 
 def method_name(path: str) -> str:
     """What metrics and logs call the method of a path."""
-    return f"http_{path.rpartition('/')[2]}"
+    _, native, name = path.rpartition("/v1/")
+    return "http_" + (name.replace("/", "_") if native else path.rpartition("/")[2])
 
 
 class Bodies:
@@ -113,6 +115,8 @@ class Bodies:
         if "content-length" in headers and "transfer-encoding" in headers:
             raise InvalidRequest("body", "has both a Content-Length and a Transfer-Encoding")
         path = scope["path"]
+        if not path.isprintable():  # routes match paths that end in a newline, too
+            raise NotFound("nothing is served at such a path")
         if path in self._roles:
             peer = scope["client"][0] if scope.get("client") else ""
             role = self._roles[path]

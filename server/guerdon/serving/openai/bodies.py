@@ -35,6 +35,8 @@ class StreamOptions(ForeignBody):
     """How a stream ends."""
 
     include_usage: bool = False
+    continuous_usage_stats: Literal[False] = False
+    """Not done."""
 
 
 class SamplingBody(ForeignBody):
@@ -54,6 +56,7 @@ class SamplingBody(ForeignBody):
     stream: bool = False
     stream_options: StreamOptions = Field(default_factory=StreamOptions)
     return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
     timeout: float | None = TIMEOUT
 
     @property
@@ -71,6 +74,8 @@ class ChatBody(SamplingBody, TemplateBody):
     top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)
     tool_choice: Literal["auto", "none"] = "auto"
     reasoning_effort: Text | None = None
+    add_special_tokens: Literal[False] = False
+    """A chat template writes them."""
 
 
 class CompletionBody(SamplingBody):
@@ -98,7 +103,7 @@ def conversation_of(body: ChatBody) -> Conversation:
     return Conversation.of(read_turns(body.messages, "messages"), inputs)
 
 
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
@@ -108,6 +113,27 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "bad_words": ([],),
     "allowed_token_ids": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+    "regex": (),
+    "ebnf": (),
+    "json_schema": (),
+    "logprob_token_ids": (),
+    "prompt_embeds": (),
+    "return_token_offsets": (False,),
+    "return_prompt_text": (False,),
+    "repetition_detection": (),
+    "watermarking": (False,),
+    "logits_processors": ([],),
+    "no_repeat_ngram_size": (0,),
+    "typical_p": (1,),
+    "early_stopping": (False,),
+    "vllm_xargs": ({},),
+    "spaces_between_special_tokens": (True,),
     "response_format": ({"type": "text"},),
     "structured_outputs": (),
     "use_beam_search": (False,),
@@ -135,7 +161,7 @@ def check_neutral(value: Mapping[str, Any]) -> None:
     Raises:
         InvalidRequest: names the key.
     """
-    for name, neutral in _NEUTRAL.items():
+    for name, neutral in NEUTRAL.items():
         given = value.get(name)
         if given is not None and given not in neutral:
             raise InvalidRequest(name, "is not done here: leave it out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -11,13 +12,16 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+STALL_SECONDS = 60.0
+"""Seconds in which a caller must read what is sent: until then it keeps others from the room."""
 DONE = b"data: [DONE]\n\n"
 """What OpenAI's streams end with."""
 
 
 def event(value: Mapping[str, Any]) -> bytes:
     """JSON as one event."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # In ASCII: many clients split lines as Python does, at U+2028 and its like too.
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return b"data: " + text.encode() + b"\n\n"
 
 
@@ -61,9 +65,15 @@ class EventStream(StreamingResponse):
 
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+
+        async def send_body(piece: bytes, *, more: bool = True) -> None:
+            async with asyncio.timeout(STALL_SECONDS):
+                await send({"type": "http.response.body", "body": piece, "more_body": more})
+
         async with aclosing(self._events):
-            await send(start)
-            await send({"type": "http.response.body", "body": self._first, "more_body": True})
-            async for piece in self._events:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            with contextlib.suppress(TimeoutError):  # the connection is closed then
+                await send(start)
+                await send_body(self._first)
+                async for piece in self._events:
+                    await send_body(piece)
+                await send_body(b"", more=False)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -14,31 +14,40 @@ from fastapi.responses import JSONResponse, Response
 from guerdon.serving.calls import C, CallTracker
 from guerdon.serving.errors import Cancelled, InvalidRequest
 from guerdon.serving.http.bodies import method_name
-from guerdon.serving.http.foreign import read_body
 from guerdon.serving.http.routes import Threads, parse_json, while_connected
-from guerdon.serving.openai.bodies import SamplingBody, check_neutral
 from guerdon.serving.openai.errors import openai_error
 from guerdon.serving.openai.events import DONE, EventStream, event
 from guerdon.serving.status import describe
 
-B = TypeVar("B", bound=SamplingBody)
+
+class Asking(Protocol):
+    """What a request asks for."""
+
+    @property
+    def stream(self) -> bool:
+        """Whether the answer is streamed."""
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds for the whole call."""
+
+
+B = TypeVar("B", bound=Asking)
 
 
 class Endpoint(ABC, Generic[C, B]):
     """What answers the requests of one path."""
 
     path: ClassVar[str]
-    body: type[B]
     summary: ClassVar[str]
 
-    def read(self, value: dict[str, Any], _request: Request) -> B:
-        """A body's JSON as its model.
+    @abstractmethod
+    def read(self, value: dict[str, Any], request: Request) -> B:
+        """What a body's JSON asks for; called in a thread where it is large.
 
         Raises:
             InvalidRequest: names the first field at fault.
         """
-        check_neutral(value)
-        return read_body(self.body, value)
 
     @abstractmethod
     async def answer(self, call: C, body: B) -> Response:
@@ -52,8 +61,12 @@ class Endpoint(ABC, Generic[C, B]):
         """Headers of a stream, which go before all that is found out while it lasts."""
         return {}
 
-    def renamed(self, error: InvalidRequest) -> InvalidRequest:
-        """The error with the request's own name of its field."""
+    def renamed(self, error: InvalidRequest, _asked: B | None = None) -> InvalidRequest:
+        """The error with the request's own name of its field.
+
+        Args:
+            _asked: what the request asks for, if it could be read.
+        """
         return error
 
 
@@ -70,29 +83,40 @@ class OpenAIRoutes(Generic[C]):
     ) -> None:
         self._calls = calls
         self._threads = threads
-        self._endpoints = {endpoint.path: endpoint for endpoint in endpoints}
+        self._endpoints = endpoints
 
     def add_to(self, app: FastAPI) -> None:
         """Add them to an app."""
-        for path, endpoint in self._endpoints.items():
+        for endpoint in self._endpoints:
             app.add_api_route(
-                path, self.serve, methods=["POST"], summary=endpoint.summary, tags=["OpenAI's API"]
+                endpoint.path,
+                self._route(endpoint),
+                methods=["POST"],
+                summary=endpoint.summary,
+                tags=["OpenAI's API"],
             )
 
-    async def serve(self, request: Request) -> Response:
+    def _route(self, endpoint: Endpoint[C, Any]) -> Callable[[Request], Awaitable[Response]]:
+        async def serve(request: Request) -> Response:
+            return await self._serve(request, endpoint)
+
+        return serve
+
+    async def _serve(self, request: Request, endpoint: Endpoint[C, B]) -> Response:
         """Answer a request, in OpenAI's way also where it fails."""
-        endpoint = self._endpoints[request.scope["path"]]
+        asked: B | None = None
         try:
-            body = await self._read(request, endpoint)
-            if not body.stream:
-                with self._calls.serve(*self._method(request, body)) as call:
-                    return await while_connected(request, endpoint.answer(call, body))
-            events = self._events(request, endpoint, body)
+            asked = await self._read(request, endpoint)
+            if not asked.stream:
+                with self._calls.serve(*self._method(request, asked)) as call:
+                    return await while_connected(request, endpoint.answer(call, asked))
+            events = self._events(request, endpoint, asked)
             # Until the first event an error is still a status code.
             first = await while_connected(request, anext(events))
-            return EventStream(first, events, endpoint.stream_headers(body))
+            return EventStream(first, events, endpoint.stream_headers(asked))
         except Exception as error:
-            return self._failed(endpoint, error)
+            body, code, headers = self._told(endpoint, error, asked)
+            return JSONResponse(body, code, headers)
 
     async def _read(self, request: Request, endpoint: Endpoint[C, B]) -> B:
         data, kind = await request.body(), request.headers.get("content-type", "")
@@ -110,12 +134,12 @@ class OpenAIRoutes(Generic[C]):
                 raise
 
     async def _events(
-        self, request: Request, endpoint: Endpoint[C, B], body: B
+        self, request: Request, endpoint: Endpoint[C, B], asked: B
     ) -> AsyncGenerator[bytes, None]:
         begun = False
         try:
-            with self._calls.serve(*self._method(request, body)) as call:
-                async with aclosing(endpoint.stream(call, body)) as events:
+            with self._calls.serve(*self._method(request, asked)) as call:
+                async with aclosing(endpoint.stream(call, asked)) as events:
                     async for piece in events:
                         begun = True
                         try:
@@ -127,22 +151,19 @@ class OpenAIRoutes(Generic[C]):
         except Exception as error:
             if not begun:
                 raise
-            yield event(self._body(endpoint, error)[0])
+            yield event(self._told(endpoint, error, asked)[0])
             return
         yield DONE
 
-    def _method(self, request: Request, body: SamplingBody) -> tuple[str, float | None]:
-        deadline = None if body.timeout is None else time.monotonic() + body.timeout
+    def _method(self, request: Request, asked: Asking) -> tuple[str, float | None]:
+        deadline = None if asked.timeout is None else time.monotonic() + asked.timeout
         return method_name(request.url.path), deadline
 
-    def _failed(self, endpoint: Endpoint[C, Any], error: Exception) -> Response:
-        body, code, headers = self._body(endpoint, error)
-        return JSONResponse(body, code, headers)
-
-    def _body(
-        self, endpoint: Endpoint[C, Any], error: Exception
+    def _told(
+        self, endpoint: Endpoint[C, B], error: Exception, asked: B | None
     ) -> tuple[dict[str, Any], int, dict[str, str]]:
+        """The body, HTTP code and headers of an error."""
         if isinstance(error, InvalidRequest):
-            error = endpoint.renamed(error)
+            error = endpoint.renamed(error, asked)
         status = describe(error)
         return openai_error(status), status.http_code, status.http_headers()

@@ -3,33 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
-from fastapi.responses import JSONResponse, Response
+from fastapi import Request
+from fastapi.responses import Response
 
-from guerdon.sampler.sampling import Drawn, Sampler, said_tokens
+from guerdon.sampler.request_limits import RequestLimits
+from guerdon.sampler.sampling import Drawn, Sampler, said_tokens, split_prompt
 from guerdon.sampler.types import Completion, GenerateRequest, Piece, PolicyEngine
+from guerdon.sampler.wire.openai.answers import (
+    Counted,
+    end_of,
+    logprobs_of,
+    usage_of,
+    weights_of,
+    whole_answer,
+)
 from guerdon.sampler.wire.openai.growing_text import GrowingText
-from guerdon.sampler.wire.openai.logprobs import Place, chat_logprobs, places_of, text_logprobs
-from guerdon.sampler.wire.openai.requests import chat_request, openai_field, text_request
+from guerdon.sampler.wire.openai.logprobs import TokenTexts, text_sizes, tokens_of
+from guerdon.sampler.wire.openai.requests import (
+    SamplerRequest,
+    chat_request,
+    openai_field,
+    text_request,
+    within_room,
+)
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import InvalidRequest, NotFound
-from guerdon.serving.openai.bodies import ChatBody, CompletionBody, SamplingBody
+from guerdon.serving.http.foreign import read_body
+from guerdon.serving.openai.bodies import ChatBody, CompletionBody, SamplingBody, check_neutral
 from guerdon.serving.openai.events import event
-from guerdon.serving.openai.replies import CHAT, TEXT, Envelope, Shape, usage
+from guerdon.serving.openai.replies import CHAT, TEXT, Envelope, Json, Shape
 from guerdon.serving.openai.routes import Endpoint
-from guerdon.serving.wire.convert import field_values
+from guerdon.serving.prompts import TokenArray
 
 B = TypeVar("B", bound=SamplingBody)
-Json = dict[str, Any]
+
+_BYTES_PER_LOGPROB = 50
+"""Bytes of an answer's JSON for each log-probability, about."""
 
 
-class SamplerEndpoint(Endpoint[Call, B]):
-    """What both have in common.
+class SamplerEndpoint(Endpoint[Call, SamplerRequest[B]]):
+    """An endpoint of OpenAI's API whose completions the sampler draws.
 
     Args:
         name: what the policy is called.
@@ -37,30 +58,39 @@ class SamplerEndpoint(Endpoint[Call, B]):
 
     shape: ClassVar[Shape]
 
-    def __init__(self, sampler: Sampler, engine: PolicyEngine, name: str) -> None:
+    def __init__(
+        self, sampler: Sampler, engine: PolicyEngine, name: str, limits: RequestLimits
+    ) -> None:
         self._sampler = sampler
         self._engine = engine
         self._name = name
+        self._limits = limits
 
     @abstractmethod
-    def request(self, body: B) -> GenerateRequest:
-        """What a body asks for, in the sampler's terms."""
+    def ask(self, value: Json) -> SamplerRequest[B]:
+        """What a body's JSON asks for, in the sampler's terms.
 
-    @abstractmethod
-    def most_alternatives(self, body: B) -> int | None:
-        """Likeliest tokens of each place that are told; None where no log-probabilities are."""
+        Raises:
+            InvalidRequest: names the first field at fault.
+        """
 
-    @abstractmethod
-    def logprobs(self, places: Sequence[Place], offset: int) -> Json:
-        """A choice's log-probabilities, behind `offset` characters of its tokens."""
+    def read(self, value: Json, _request: Request) -> SamplerRequest[B]:
+        """What a body's JSON asks for."""
+        check_neutral(value)
+        if value.get("best_of") not in (None, 1, value.get("n")):
+            raise InvalidRequest("best_of", "takes a best-of-n gateway: leave it out")
+        return self.ask(value)
 
-    def renamed(self, error: InvalidRequest) -> InvalidRequest:
+    def renamed(
+        self, error: InvalidRequest, asked: SamplerRequest[B] | None = None
+    ) -> InvalidRequest:
         """The error with OpenAI's name of its field."""
-        return InvalidRequest(openai_field(error.field, chat=self.shape is CHAT), error.reason)
+        field = openai_field(error.field, asked, chat=self.shape is CHAT)
+        return InvalidRequest(field, error.reason)
 
-    async def answer(self, call: Call, body: B) -> Response:
+    async def answer(self, call: Call, asked: SamplerRequest[B]) -> Response:
         """All choices at once."""
-        request = self._checked(body)
+        request = self._checked(call, asked)
         drawn: list[Drawn] = []
 
         async def keep(one: Drawn) -> None:
@@ -68,54 +98,66 @@ class SamplerEndpoint(Endpoint[Call, B]):
 
         await self._sampler.draw(call, request, keep)
         drawn.sort(key=lambda one: (one.item, one.completion.index))
-        choices = [await self._choice(body, one) for one in drawn]
-        version = max(_version(one.completion) for one in drawn)
-        whole = self._envelope(body).whole(
-            choices, _usage(drawn), **_told(version), **_prompt_ids(body, drawn)
-        )
-        return JSONResponse(whole, headers={"x-guerdon-weight-version": str(version)})
+        names = await self._names(asked, *(one.completion for one in drawn))
+        envelope = self._envelope(asked)
 
-    async def stream(self, call: Call, body: B) -> AsyncGenerator[bytes, None]:
+        def write() -> tuple[bytes, int]:
+            whole = whole_answer(envelope, asked, drawn, names)
+            data = json.dumps(whole, allow_nan=False).encode()
+            return data, whole["guerdon"]["weight_version"]
+
+        tokens = sum(len(one.completion.token_ids) for one in drawn)
+        size = tokens * (2 + (asked.most or 0)) * _BYTES_PER_LOGPROB
+        data, version = await self._sampler.off_loop(size, write)
+        headers = {"x-guerdon-weight-version": str(version)}
+        return Response(data, headers=headers, media_type="application/json")
+
+    async def stream(self, call: Call, asked: SamplerRequest[B]) -> AsyncGenerator[bytes, None]:
         """Each choice as it grows."""
-        request = self._checked(body)
-        envelope = self._envelope(body)
-        growing: dict[int, _Growing] = {}
-        drawn: list[Drawn] = []
+        request = self._checked(call, asked)
+        envelope = self._envelope(asked)
+        choices: dict[int, _Choice] = {}
+        counted: list[Counted] = []
+        prompt: Json | None = None
         async with self._drawing(call, request) as arriving:
             while (arrived := await arriving.get()) is not None:
-                place, part = arrived
-                index = place * body.n + _index(part)
-                if index not in growing:
-                    growing[index] = _Growing(self._text(request))
-                choice: Json | None
+                told: Json | None
+                part = arrived.part
+                index = arrived.item * asked.body.n + arrived.completion
+                if index not in choices:
+                    text = self._text(request, arrived.prompt)
+                    choices[index] = _Choice(index, text, arrived.prompt)
+                if prompt is None:
+                    prompt = self._prompt(asked, arrived.prompt)
                 if isinstance(part, Drawn):
-                    drawn.append(part)
-                    choice = await self._ended(body, index, growing[index], part)
+                    counted.append(Counted.of(part))
+                    told = await self._ended(asked, choices.pop(index), part.completion)
                 else:
-                    choice = await self._grown(body, index, growing[index], part)
-                if choice is not None:
-                    yield event(envelope.chunk(choice))
-                arriving.task_done()
-        if body.stream_options.include_usage:
-            version = max(_version(one.completion) for one in drawn)
-            yield event(envelope.chunk(usage=_usage(drawn), **_told(version)))
+                    told = await self._grown(asked, choices[index], part)
+                if told is not None:
+                    yield event(envelope.chunk(told, **prompt))
+                    prompt = {}
+                arrived.taken.set()
+        if asked.body.stream_options.include_usage:
+            yield event(envelope.chunk(usage=usage_of(counted), **weights_of(counted)))
 
     @asynccontextmanager
     async def _drawing(
         self, call: Call, request: GenerateRequest
-    ) -> AsyncGenerator[asyncio.Queue[tuple[int, Piece | Drawn] | None], None]:
+    ) -> AsyncGenerator[asyncio.Queue[_Arrived | None], None]:
         """What is drawn, as it arrives, and None at its end; leaving the block stops the drawing.
 
-        A completion holds its room until all that has arrived of it was taken.
+        A completion holds its room until it was taken.
         """
-        arriving: asyncio.Queue[tuple[int, Piece | Drawn] | None] = asyncio.Queue()
+        arriving: asyncio.Queue[_Arrived | None] = asyncio.Queue()
 
         async def hand_over(one: Drawn) -> None:
-            arriving.put_nowait((one.item, one))
-            await arriving.join()
+            arrived = _Arrived(one.item, one.prompt, one)
+            arriving.put_nowait(arrived)
+            await arrived.taken.wait()
 
-        def grown(place: int, piece: Piece) -> None:
-            arriving.put_nowait((place, piece))
+        def grown(place: int, prompt: TokenArray, piece: Piece) -> None:
+            arriving.put_nowait(_Arrived(place, prompt, piece))
 
         drawing = asyncio.create_task(self._sampler.draw(call, request, hand_over, grown))
         drawing.add_done_callback(lambda _: arriving.put_nowait(None))
@@ -126,138 +168,110 @@ class SamplerEndpoint(Endpoint[Call, B]):
             drawing.cancel()
             await asyncio.wait({drawing})
 
-    def _checked(self, body: B) -> GenerateRequest:
-        names = {"", self._name, self._engine.info.model}
-        if body.model not in names:
-            raise NotFound(f"there is no model {body.model!r} here: the policy is {self._name!r}")
-        return self.request(body)
+    def _checked(self, call: Call, asked: SamplerRequest[B]) -> GenerateRequest:
+        """The request within what there is room for, of this policy."""
+        info, model = self._engine.info, asked.body.model
+        if model not in ("", self._name, info.model):
+            raise NotFound(f"there is no model {model!r} here: the policy is {self._name!r}")
+        return within_room(asked, info.max_tokens, self._limits, call.caller)
 
-    def _envelope(self, body: B) -> Envelope:
-        return Envelope.new(self.shape, body.model or self._name)
+    def _envelope(self, asked: SamplerRequest[B]) -> Envelope:
+        return Envelope.new(self.shape, asked.body.model or self._name)
 
-    def _text(self, request: GenerateRequest) -> GrowingText:
+    def _text(self, request: GenerateRequest, prompt: TokenArray) -> GrowingText:
         options = request.options
-        ends = (*self._engine.info.eos_token_ids, *options.stop_token_ids)
+        ends = {*self._engine.info.eos_token_ids, *options.stop_token_ids}
+        before, _ = split_prompt(prompt, 0, continues=options.continues_text)
         decode = partial(self._sampler.decode, skip_special_tokens=options.skip_special_tokens)
-        return GrowingText(decode, options.stop, ends)
+        return GrowingText(decode, options.stop, ends, before.tolist())
 
-    async def _choice(self, body: B, one: Drawn) -> Json:
-        completion, most = one.completion, self.most_alternatives(body)
-        fields = _end(completion)
-        if most is not None:
-            places = await places_of(completion, self._sampler.decode, most)
-            fields["logprobs"] = self.logprobs(places, 0)
-        if body.return_token_ids:
-            fields["token_ids"] = completion.token_ids.tolist()
-        return self.shape.choice(one.item * body.n + completion.index, one.text, **fields)
+    def _prompt(self, asked: SamplerRequest[B], prompt: TokenArray) -> Json:
+        """The prompt's tokens, which a chat's answer tells of beside its choices."""
+        told = asked.body.return_token_ids and self.shape is CHAT
+        return {"prompt_token_ids": prompt.tolist()} if told else {}
 
-    async def _grown(self, body: B, index: int, growing: _Growing, piece: Piece) -> Json | None:
-        text = await growing.text.add(piece.token_ids.tolist())
+    async def _names(self, asked: SamplerRequest[B], *drawn: Completion | Piece) -> TokenTexts:
+        """What tokens are called, where their log-probabilities are told."""
+        wanted = set[int]().union(*map(tokens_of, drawn)) if asked.most is not None else ()
+        texts = await self._sampler.token_texts(wanted) if wanted else {}
+        return TokenTexts(texts, by_id=asked.body.return_tokens_as_token_ids)
+
+    async def _grown(self, asked: SamplerRequest[B], choice: _Choice, piece: Piece) -> Json | None:
+        """The delta of a choice that has grown; None where there is nothing to tell."""
+        text = await choice.text.add(piece.token_ids.tolist())
         fields: Json = {}
-        most = self.most_alternatives(body)
-        if most is not None:
-            places = await places_of(piece, self._sampler.decode, most)
-            fields["logprobs"] = self.logprobs(places, growing.offset)
-            growing.offset += sum(len(place.drawn.text) for place in places)
-        if body.return_token_ids:
+        if asked.most is not None:
+            names = await self._names(asked, piece)
+            fields |= logprobs_of(self.shape, asked, piece, names, choice.offset)
+            choice.offset += sum(text_sizes(piece, names))
+        if asked.body.return_token_ids:
             fields["token_ids"] = piece.token_ids.tolist()
         if not text and not fields:
             return None
-        first, growing.begun = not growing.begun, True
-        return self.shape.delta(index, text, first=first, **fields)
+        return self._delta(asked, choice, text, fields)
 
-    async def _ended(self, body: B, index: int, growing: _Growing, one: Drawn) -> Json:
-        completion = one.completion
+    async def _ended(
+        self, asked: SamplerRequest[B], choice: _Choice, completion: Completion
+    ) -> Json:
+        """The last delta of a choice."""
         said = len(said_tokens(completion))
-        rest = await growing.text.end(said, stopped=bool(completion.stop_text))
-        prompt = {"prompt_token_ids": one.prompt.tolist()} if body.return_token_ids else {}
-        return self.shape.delta(index, rest, first=not growing.begun, **_end(completion), **prompt)
+        rest = await choice.text.end(said, completion.stop_text)
+        return self._delta(asked, choice, rest, end_of(completion))
+
+    def _delta(self, asked: SamplerRequest[B], choice: _Choice, text: str, fields: Json) -> Json:
+        first, choice.begun = not choice.begun, True
+        if first and asked.body.return_token_ids and self.shape is TEXT:
+            fields = {**fields, "prompt_token_ids": choice.prompt.tolist()}
+        return self.shape.delta(choice.index, text, first=first, **fields)
 
 
 class ChatEndpoint(SamplerEndpoint[ChatBody]):
     """POST /v1/chat/completions."""
 
     path = "/v1/chat/completions"
-    body = ChatBody
     summary = "Chat completions, as OpenAI's API"
     shape = CHAT
 
-    def request(self, body: ChatBody) -> GenerateRequest:
-        """What a body asks for, in the sampler's terms."""
-        return chat_request(body, self._engine.info)
-
-    def most_alternatives(self, body: ChatBody) -> int | None:
-        """Likeliest tokens of each place that are told; None where no log-probabilities are."""
-        return body.top_logprobs if body.logprobs else None
-
-    def logprobs(self, places: Sequence[Place], offset: int) -> Json:
-        """A choice's log-probabilities."""
-        return chat_logprobs(places)
+    def ask(self, value: Json) -> SamplerRequest[ChatBody]:
+        """What a body's JSON asks for, in the sampler's terms."""
+        return chat_request(read_body(ChatBody, value))
 
 
 class TextEndpoint(SamplerEndpoint[CompletionBody]):
     """POST /v1/completions."""
 
     path = "/v1/completions"
-    body = CompletionBody
     summary = "Text completions, as OpenAI's API"
     shape = TEXT
 
-    def request(self, body: CompletionBody) -> GenerateRequest:
-        """What a body asks for, in the sampler's terms."""
-        return text_request(body, self._engine.info)
-
-    def most_alternatives(self, body: CompletionBody) -> int | None:
-        """Likeliest tokens of each place that are told; None where no log-probabilities are."""
-        return body.logprobs
-
-    def logprobs(self, places: Sequence[Place], offset: int) -> Json:
-        """A choice's log-probabilities, behind `offset` characters of its tokens."""
-        return text_logprobs(places, offset)
+    def ask(self, value: Json) -> SamplerRequest[CompletionBody]:
+        """What a body's JSON asks for, in the sampler's terms."""
+        return text_request(read_body(CompletionBody, value), self._limits)
 
 
-class _Growing:
-    """What has been told of a choice of a stream."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Arrived:
+    """A part of an item's completion, or all of it, as the sampler has drawn it."""
 
-    def __init__(self, text: GrowingText) -> None:
-        self.text = text
-        self.begun = False
-        self.offset = 0
-        """Characters of the tokens whose log-probabilities were told."""
+    item: int
+    prompt: TokenArray
+    part: Piece | Drawn
+    taken: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it was told."""
 
-
-def _index(part: Piece | Drawn) -> int:
-    return part.completion.index if isinstance(part, Drawn) else part.index
-
-
-def _version(completion: Completion) -> int:
-    """The newest weights that had a part in it."""
-    return max(span.version for span in completion.spans)
+    @property
+    def completion(self) -> int:
+        """Which of the item's completions."""
+        return self.part.completion.index if isinstance(self.part, Drawn) else self.part.index
 
 
-def _end(completion: Completion) -> Json:
-    """Why a choice ended, and which weights drew it."""
-    reason: str | int | None = completion.stop_text or None
-    return {
-        "finish_reason": completion.finish_reason.value,
-        "stop_reason": reason,
-        "guerdon": {"weight_versions": [field_values(span) for span in completion.spans]},
-    }
+@dataclass(slots=True, eq=False)
+class _Choice:
+    """What was told of a choice of a stream."""
 
-
-def _told(version: int) -> Json:
-    """The newest weights that had a part in an answer, also where OpenAI's clients look for it."""
-    return {"system_fingerprint": f"weights-{version}", "guerdon": {"weight_version": version}}
-
-
-def _prompt_ids(body: SamplingBody, drawn: Sequence[Drawn]) -> Json:
-    if not body.return_token_ids:
-        return {}
-    prompts = {one.item: one.prompt.tolist() for one in drawn}
-    return {"prompt_token_ids": prompts[0] if len(prompts) == 1 else list(prompts.values())}
-
-
-def _usage(drawn: Sequence[Drawn]) -> Json:
-    """Tokens of the prompts, each once, and of all completions."""
-    prompts = {one.item: len(one.prompt) for one in drawn}
-    return usage(sum(prompts.values()), sum(len(one.completion.token_ids) for one in drawn))
+    index: int
+    text: GrowingText
+    prompt: TokenArray
+    begun: bool = False
+    offset: int = 0
+    """Characters of the tokens whose log-probabilities were told."""

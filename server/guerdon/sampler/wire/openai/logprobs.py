@@ -2,79 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
-
 from guerdon.sampler.types import Completion, Piece
 
-Decode = Callable[..., Any]
-"""`Sampler.decode`."""
-
 
 @dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A token's text and log-probability."""
+class TokenTexts:
+    """What tokens are called: by their text, or `token_id:N` where the request asks for that."""
 
-    text: str
-    logprob: float
+    texts: Mapping[int, str]
+    by_id: bool
 
-    def to_json(self) -> dict[str, Any]:
-        """One as chat answers have it; a part of a character has no bytes that are known."""
-        whole = "\ufffd" not in self.text
-        data = list(self.text.encode()) if whole else None
-        return {"token": self.text, "logprob": self.logprob, "bytes": data}
+    def name(self, token: int) -> str:
+        """The name of a token."""
+        return f"token_id:{token}" if self.by_id else self.texts[token]
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The token that was drawn in one place, and the likeliest ones there."""
-
-    drawn: TokenLogprob
-    likeliest: Sequence[TokenLogprob]
+    def chat_entry(self, token: int, logprob: float) -> dict[str, Any]:
+        """A token as chat answers have it; a part of a character has no bytes that are known."""
+        text = self.texts[token]
+        data = None if "\ufffd" in text else list(text.encode())
+        return {"token": self.name(token), "logprob": logprob, "bytes": data}
 
 
-async def places_of(drawn: Completion | Piece, decode: Decode, most: int) -> list[Place]:
-    """The tokens of a completion, or of a piece of one, with their texts.
+def tokens_of(drawn: Completion | Piece) -> set[int]:
+    """All tokens whose log-probabilities are known."""
+    return {*drawn.token_ids.tolist(), *(token for row in drawn.alternatives for token in row)}
+
+
+def chat_logprobs(drawn: Completion | Piece, names: TokenTexts, most: int) -> dict[str, Any]:
+    """The `logprobs` of a choice of a chat answer.
 
     Args:
-        most: likeliest tokens of each place.
+        drawn: the completion, or a piece of it.
+        names: of all its tokens.
+        most: likeliest tokens of each place that are told.
     """
-    rows = [list(row.items())[:most] for row in drawn.alternatives] if most else []
-    tokens = [*drawn.token_ids.tolist(), *(token for row in rows for token, _ in row)]
-    texts = iter(await decode(*(np.asarray([token], dtype=np.int32) for token in tokens)))
-    own = [TokenLogprob(next(texts), float(logprob)) for logprob in drawn.logprobs]
-    likeliest = [[TokenLogprob(next(texts), logprob) for _, logprob in row] for row in rows]
-    return [Place(each, likeliest[i] if most else ()) for i, each in enumerate(own)]
+    content = []
+    for place, (token, logprob) in enumerate(_rows(drawn)):
+        likeliest = list(drawn.alternatives[place].items())[:most] if most else []
+        content.append(
+            {
+                **names.chat_entry(token, logprob),
+                "top_logprobs": [names.chat_entry(*each) for each in likeliest],
+            }
+        )
+    return {"content": content, "refusal": None}
 
 
-def chat_logprobs(places: Sequence[Place]) -> dict[str, Any]:
-    """The `logprobs` of a choice of a chat answer."""
-    return {
-        "content": [
-            place.drawn.to_json() | {"top_logprobs": [each.to_json() for each in place.likeliest]}
-            for place in places
-        ],
-        "refusal": None,
-    }
-
-
-def text_logprobs(places: Sequence[Place], offset: int = 0) -> dict[str, Any]:
+def text_logprobs(
+    drawn: Completion | Piece, names: TokenTexts, most: int, offset: int
+) -> dict[str, Any]:
     """The `logprobs` of a choice of a text answer.
 
     Args:
+        drawn: the completion, or a piece of it.
+        names: of all its tokens.
+        most: likeliest tokens of each place that are told.
         offset: characters of the tokens before.
     """
-    texts = [place.drawn.text for place in places]
+    rows = _rows(drawn)
+    told = []
+    for place, (token, logprob) in enumerate(rows):
+        likeliest = list(drawn.alternatives[place].items())[:most] if most else []
+        told.append({names.name(each): value for each, value in (*likeliest, (token, logprob))})
     return {
-        "tokens": texts,
-        "token_logprobs": [place.drawn.logprob for place in places],
-        "top_logprobs": [
-            {each.text: each.logprob for each in (*place.likeliest, place.drawn)}
-            for place in places
-        ],
-        "text_offset": list(accumulate(map(len, texts[:-1]), initial=offset)) if texts else [],
+        "tokens": [names.name(token) for token, _ in rows],
+        "token_logprobs": [logprob for _, logprob in rows],
+        "top_logprobs": told,
+        "text_offset": list(accumulate(text_sizes(drawn, names), initial=offset))[:-1],
     }
+
+
+def text_sizes(drawn: Completion | Piece, names: TokenTexts) -> Sequence[int]:
+    """Characters of each token's text."""
+    return [len(names.texts[token]) for token in drawn.token_ids.tolist()]
+
+
+def _rows(drawn: Completion | Piece) -> list[tuple[int, float]]:
+    return list(zip(drawn.token_ids.tolist(), drawn.logprobs.tolist(), strict=True))

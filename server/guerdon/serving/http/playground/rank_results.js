@@ -1,7 +1,8 @@
 // What the server found: a ranked list, tables of attributes and members, timings.
 
 import { byId, counted, duration, fillFacts, make, signed } from "./dom.js";
-import { short } from "./models.js";
+import { short } from "./rank_models.js";
+import { barsFor, scoreHead } from "./scores.js";
 
 // `asked` is the request that `reply` answers, and `model` the card of what it asked.
 export function showResults(reply, asked, model, roundTrip) {
@@ -31,29 +32,16 @@ function madeBy(info) {
 }
 
 function rankedList(ranking, candidates, model) {
-  const scores = ranking.map((each) => each.score.score);
-  const low = Math.min(0, ...scores);
-  const width = Math.max(0, ...scores) - low || 1;
+  const bar = barsFor(ranking.map((each) => each.score.score));
   const list = make("ol", "ranking");
   list.append(
     ...ranking.map((each) => {
       const { score } = each.score;
-      const head = make("h3", "", make("span", "", nameOf(each)), " ", make("span", "score", signed(score)));
-      return make("li", "", head, bar((Math.min(0, score) - low) / width, Math.abs(score) / width, score < 0),
+      return make("li", "", scoreHead(nameOf(each), score), bar(score),
         answerText(candidates[each.index], each.score.steps, model), make("p", "hint", tokens(each.score)));
     }),
   );
   return list;
-}
-
-// From zero to the score; the number beside it says the same.
-function bar(start, size, negative) {
-  const fill = make("span", negative ? "below" : "above");
-  fill.style.setProperty("--start", start);
-  fill.style.setProperty("--size", size);
-  const whole = make("div", "bar", fill);
-  whole.setAttribute("aria-hidden", "true");
-  return whole;
 }
 
 function tokens(score) {

@@ -1,0 +1,93 @@
+"""The sampler's completions as OpenAI's answers. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guerdon.sampler.sampling import Drawn
+from guerdon.sampler.types import Completion, Piece
+from guerdon.sampler.wire.openai.logprobs import TokenTexts, chat_logprobs, text_logprobs
+from guerdon.sampler.wire.openai.requests import SamplerRequest
+from guerdon.serving.openai.replies import CHAT, Envelope, Json, Shape, usage
+from guerdon.serving.wire.convert import field_values
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What an answer's end tells of a completion, which may be long gone."""
+
+    item: int
+    prompt_tokens: int
+    tokens: int
+    version: int
+    """The newest weights that had a part in it."""
+
+    @classmethod
+    def of(cls, one: Drawn) -> Counted:
+        """The counts of a completion."""
+        spans = one.completion.spans
+        version = max(span.version for span in spans)
+        return cls(one.item, len(one.prompt), len(one.completion.token_ids), version)
+
+
+def whole_answer(
+    envelope: Envelope, asked: SamplerRequest[Any], drawn: Sequence[Drawn], names: TokenTexts
+) -> Json:
+    """All choices at once."""
+    choices = []
+    for one in drawn:
+        completion = one.completion
+        fields = {**end_of(completion), **logprobs_of(envelope.shape, asked, completion, names, 0)}
+        if asked.body.return_token_ids:
+            fields["token_ids"] = completion.token_ids.tolist()
+            if envelope.shape is not CHAT:
+                fields["prompt_token_ids"] = one.prompt.tolist()
+        index = one.item * asked.body.n + completion.index
+        choices.append(envelope.shape.choice(index, one.text, **fields))
+    prompt = {}
+    if asked.body.return_token_ids and envelope.shape is CHAT:
+        prompt = {"prompt_token_ids": drawn[0].prompt.tolist()}
+    counted = list(map(Counted.of, drawn))
+    return envelope.whole(choices, usage_of(counted), **weights_of(counted), **prompt)
+
+
+def logprobs_of(
+    shape: Shape,
+    asked: SamplerRequest[Any],
+    drawn: Completion | Piece,
+    names: TokenTexts,
+    offset: int,
+) -> Json:
+    """The field `logprobs` of a choice, where it is asked for.
+
+    Args:
+        offset: characters of the tokens before.
+    """
+    if asked.most is None:
+        return {}
+    if shape is CHAT:
+        return {"logprobs": chat_logprobs(drawn, names, asked.most)}
+    return {"logprobs": text_logprobs(drawn, names, asked.most, offset)}
+
+
+def end_of(completion: Completion) -> Json:
+    """Why a choice ended, and which weights drew it."""
+    return {
+        "finish_reason": completion.finish_reason.value,
+        "stop_reason": completion.stop_text or None,
+        "guerdon": {"weight_versions": [field_values(span) for span in completion.spans]},
+    }
+
+
+def weights_of(counted: Iterable[Counted]) -> Json:
+    """The newest weights that had a part in an answer, also where OpenAI's clients look for it."""
+    version = max(one.version for one in counted)
+    return {"system_fingerprint": f"weights-{version}", "guerdon": {"weight_version": version}}
+
+
+def usage_of(counted: Sequence[Counted]) -> Json:
+    """Tokens of the prompts, each once, and of all completions."""
+    prompts = {one.item: one.prompt_tokens for one in counted}
+    return usage(sum(prompts.values()), sum(one.tokens for one in counted))

@@ -1,0 +1,67 @@
+"""A gateway's page: the server behind it, steps that people take, and what the API answered."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, expect
+from tests.support.server import RunningServer, flag_list, running_process
+
+from .form import PROMPT
+
+
+@contextmanager
+def running_gateway(
+    *, reward: Sequence[str], environment: Mapping[str, str] | None = None, **flags: object
+) -> Iterator[RunningServer]:
+    """The real `guerdon serve gateway`, in a process of its own, on free ports."""
+
+    def command(ready: Path) -> list[str]:
+        found = [sys.executable, "-m", "guerdon.serving", "gateway"]
+        for model in reward:
+            found += ["--reward", model]
+        return found + flag_list({"port": 0, "http_port": 0, "ready_file": ready, **flags})
+
+    with running_process(command, environment or {}) as gateway:
+        yield gateway
+
+
+def fill(page: Page, **fields: object) -> None:
+    """Write fields of a request by their names; two underscores stand for a dot."""
+    for name, value in fields.items():
+        control = page.locator(f"[id='{name.replace('__', '.')}']")
+        if control.evaluate("control => control.tagName") == "SELECT":
+            control.select_option(str(value))
+        else:
+            control.fill(str(value))
+
+
+def sample(page: Page, prompt: str = PROMPT) -> None:
+    """Ask for answers, and wait for what comes of it."""
+    page.get_by_label("Text of the prompt").fill(prompt)
+    page.get_by_role("button", name="Sample and rank").click()
+    expect(page.locator("#found")).to_have_attribute("aria-busy", "false")
+
+
+def sampled(page: Page) -> tuple[dict[str, Any], str]:
+    """The request that the page makes, and the stream that answers it."""
+    with page.expect_response("**/v1/chat/completions") as caught:
+        sample(page)
+    return caught.value.request.post_data_json, caught.value.text()
+
+
+def events(stream: str) -> list[dict[str, Any]]:
+    """The JSON of a stream's events."""
+    lines = [line for line in stream.splitlines() if line.startswith("data: {")]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def shown_candidates(page: Page, items: str = "ol.ranking > li") -> list[tuple[int, float]]:
+    """Number and score of each candidate of a list, in the order that is shown."""
+    words = [head.split() for head in page.locator(f"{items} h3").all_inner_texts()]
+    return [(int(each[1]), float(each[-1])) for each in words]

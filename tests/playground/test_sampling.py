@@ -1,0 +1,207 @@
+"""The gateway's page: what it asks, and that it shows what the gateway answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+from tests.support.server import RunningServer
+
+from guerdon.client import RewardClient
+
+from .form import PROMPT, open_page
+from .sampling import events, fill, running_gateway, sample, sampled, shown_candidates
+from .test_access import check_accessibility
+from .test_errors import expect_fault
+
+NEAR = 6e-4
+"""Scores are shown with three decimals."""
+SAID = """() => {
+    window.said = [];
+    const status = document.getElementById("status");
+    const watcher = new MutationObserver(() => window.said.push(status.textContent));
+    watcher.observe(status, { childList: true });
+}"""
+"""Notes all that the status line says."""
+
+
+def test_the_ranking_is_the_gateways(sampling: Page, server: RunningServer) -> None:
+    sampling.get_by_label("Name or preset").select_option("policy:best-of-4")
+    _, stream = sampled(sampling)
+    told = events(stream)
+    texts = [each["choices"][0]["delta"]["content"] for each in told[0:8:2]]
+    choices = [each["choices"][0]["guerdon"] for each in told[1:8:2]]
+    assert shown_candidates(sampling) == [
+        (each["candidate"], pytest.approx(each["score"], abs=NEAR)) for each in choices
+    ]
+    assert sampling.locator(".ranking .text").all_inner_texts() == texts
+    counts = sampling.locator(".ranking .hint").all_inner_texts()
+    assert [int(text.split()[0]) for text in counts] == [each["tokens"] for each in choices]
+    report, facts = told[-1]["guerdon"], sampling.locator(".facts")
+    names, values = (facts.locator(tag).all_inner_texts() for tag in ("dt", "dd"))
+    shown = dict(zip(names, values, strict=True))
+    assert float(shown["gain over candidate 0"]) == pytest.approx(report["gain"], abs=NEAR)
+    assert shown["tokens drawn"] == str(report["tokens"])
+    assert {"drawing", "scoring, after the last was drawn", "round trip, from this page"} <= {
+        *names
+    }
+    best = choices[0]["candidate"]
+    expect(sampling.get_by_role("status")).to_contain_text(
+        f"4 candidates, 4 scored. Chosen: Candidate {best}, "
+    )
+    with RewardClient(server.address) as client:
+        ranking = client.rank("sequence", [{"role": "user", "content": PROMPT}], texts).ranking
+    assert [each.score.score for each in ranking] == pytest.approx(
+        [each["score"] for each in choices], abs=1e-5
+    )
+
+
+def test_a_preset_fills_the_form_which_is_what_is_asked(sampling: Page) -> None:
+    sampling.get_by_label("Name or preset").select_option("policy:careful")
+    expect(sampling.get_by_label("Temperature of the choice by score")).to_have_value("0.5")
+    fill(sampling, n=2, seed=7, max_tokens=4)
+    body, stream = sampled(sampling)
+    assert body == {
+        "model": "policy",
+        "messages": [{"role": "user", "content": PROMPT}],
+        "best_of": 6,
+        "n": 2,
+        "temperature": 1,
+        "top_p": 1,
+        "max_tokens": 4,
+        "seed": 7,
+        "guerdon": {"strategy": "soft", "model": "sequence", "temperature": 0.5, "timeout": 60},
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    report = events(stream)[-1]["guerdon"]
+    assert len(shown_candidates(sampling)) == 2
+    others = dict(shown_candidates(sampling, "ul.ranking > li"))
+    assert others == {
+        each["candidate"]: pytest.approx(each["score"], abs=NEAR)
+        for each in report["scores"]
+        if each["candidate"] in others
+    }
+    assert len(others) == 4
+    expect(sampling.locator("ol .hint").filter(has_text="cut at the most")).not_to_have_count(0)
+    expect(sampling.locator(".facts")).to_contain_text("probability")
+
+
+def test_candidates_that_were_rejected_are_told(sampling: Page) -> None:
+    expect(sampling.get_by_label("Part that goes on")).to_be_hidden()
+    fill(sampling, guerdon__strategy="rejection", guerdon__chunk=2)
+    expect(sampling.get_by_label("Answers that come back")).to_have_value("1")
+    expect(sampling.get_by_label("Part that goes on")).to_have_value("0.5")
+    fill(sampling, max_tokens=16)
+    _, stream = sampled(sampling)
+    scores = {each["candidate"]: each for each in events(stream)[-1]["guerdon"]["scores"]}
+    chosen = shown_candidates(sampling)
+    others = shown_candidates(sampling, "ul.ranking > li")
+    assert (len(chosen), len(others)) == (1, 7)
+    for candidate, score in chosen + others:
+        assert score == pytest.approx(scores[candidate]["score"], abs=NEAR)
+    stopped = sum(each.get("ended") is False for each in scores.values())
+    assert stopped > 0
+    hints = sampling.locator("ul .hint")
+    expect(hints.filter(has_text="stopped before its end")).to_have_count(stopped)
+
+
+def test_what_is_not_ranked_says_why(sampling: Page) -> None:
+    """The process model refuses answers without a step."""
+    fill(sampling, best_of=2, guerdon__model="process")
+    sampling.get_by_label("Candidates, at most").press("Tab")
+    sample(sampling)
+    expect(sampling.get_by_role("status")).to_contain_text("2 candidates, not ranked: none of 2")
+    expect(sampling.locator("ol .score")).to_have_text(["no score", "no score"])
+    expect(sampling.locator("ol .bar")).to_have_count(0)
+    assert all(sampling.locator("ol .text").all_inner_texts())
+
+
+def test_a_field_at_fault_is_marked(sampling: Page) -> None:
+    fill(sampling, guerdon__strategy="threshold")
+    sample(sampling)
+    wanted = sampling.get_by_label("Score at which drawing ends")
+    expect_fault(sampling, wanted, "is required by threshold")
+    fill(sampling, guerdon__threshold="-100", best_of=1000)
+    sample(sampling)
+    candidates = sampling.get_by_label("Candidates, at most")
+    expect_fault(sampling, candidates, "is 1000, it must be between 1 and 64")
+    fill(sampling, best_of=2.5)
+    sampling.get_by_role("button", name="Sample and rank").click()
+    expect(candidates).to_have_attribute("aria-invalid", "true")  # by the browser's own sentence
+    fill(sampling, best_of=2)
+    sample(sampling)
+    assert len(shown_candidates(sampling)) == 1
+    expect(sampling.locator("[aria-invalid]")).to_have_count(0)
+
+
+def test_progress_is_said_and_errors_end_it(sampling: Page) -> None:
+    """Streams as a gateway makes them whose services slow down, or go away."""
+    progress = ": 3 of 8 drawn, 2 scored\n\n"
+    trouble = 'data: {"error":{"message":"the sampler is away","param":null,"code":503}}\n\n'
+    sampling.evaluate(SAID)
+    for stream, sentence in (
+        (progress + trouble, "the sampler is away"),
+        (progress, "The answer broke off before its end."),
+    ):
+        sampling.route("**/v1/chat/completions", answering(stream))
+        sample(sampling)
+        expect(sampling.get_by_role("alert")).to_have_text(sentence)
+        sampling.unroute("**/v1/chat/completions")
+    said = [text for text in sampling.evaluate("window.said") if text]
+    assert said == ["Drawing candidates…", "3 of 8 drawn, 2 scored"] * 2
+
+
+def answering(stream: str) -> Callable[[Route], None]:
+    """What answers a request with a stream."""
+    return lambda route: route.fulfill(body=stream, content_type="text/event-stream")
+
+
+def test_a_gateway_wants_its_token(browser: Browser) -> None:
+    away, environment = "127.0.0.1:1", {"GUERDON_TOKEN": "sesame"}
+    with (
+        running_gateway(sampler=away, reward=[f"{away}/m"], environment=environment) as gateway,
+        open_page(browser, gateway.url) as page,
+    ):
+        token = page.get_by_label("Token, if the server wants one")
+        expect_fault(page, token, "token")
+        page.get_by_role("button", name="Sample and rank").click()
+        expect_fault(page, page.get_by_label("Name or preset"), "There is no model to ask")
+        token.fill("sesame")
+        token.press("Tab")
+        expect(page.get_by_role("status")).to_contain_text("names to ask for")
+        sample(page)
+        expect(page.get_by_role("alert")).to_contain_text("the sampler is away")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_fault(browser: Browser, gateway: RunningServer, scheme: str) -> None:
+    # Only here may a script be added to the page: axe's own.
+    with open_page(browser, gateway.url, color_scheme=scheme, bypass_csp=True) as page:
+        check_accessibility(page)
+        fill(page, guerdon__strategy="rejection", guerdon__chunk=2, max_tokens=16)
+        sample(page)
+        assert len(shown_candidates(page, "ul.ranking > li")) == 7
+        check_accessibility(page)
+        fill(page, best_of=1000)
+        sample(page)
+        expect(page.locator("[aria-invalid]")).to_have_count(1)
+        check_accessibility(page)
+
+
+def test_a_narrow_screen_needs_no_scrolling_sideways(
+    browser: Browser, gateway: RunningServer
+) -> None:
+    with open_page(browser, gateway.url, viewport={"width": 320, "height": 640}) as page:
+        sample(page)
+        expect(page.locator("#results-heading")).to_be_in_viewport()
+        assert page.evaluate("document.documentElement.scrollWidth") == 320
+
+
+def test_votes_are_told(sampling: Page) -> None:
+    fill(sampling, guerdon__strategy="vote", guerdon__answer="number")
+    _, stream = sampled(sampling)
+    told = events(stream)[-1]["guerdon"]["votes"]
+    votes = "; ".join(f"{each['answer']}: {each['weight']}" for each in told)
+    expect(sampling.locator(".facts dd").filter(has_text=votes)).to_have_count(1)
