@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.support.packages import node_modules_with, run_program
 from tests.support.server import ROOT
 
 from .conftest import ANSWER, QUESTION, Formats
@@ -29,25 +28,15 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Packages of npm."""
-    folder = tmp_path_factory.mktemp("node")
-    run(["npm", "install", "--silent", "--no-audit", "--no-fund", *PACKAGES], folder)
-    return folder / "node_modules"
-
-
-def run(command: list[str], folder: Path, **environment: str) -> str:
-    done = subprocess.run(
-        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return node_modules_with(tmp_path_factory.mktemp("node"), *PACKAGES)
 
 
 def test_a_node_client_scores_streams_and_reads_error_details(
     formats: Formats, modules: Path
 ) -> None:
-    program = str(Path(__file__).with_name("node_client.js"))
-    command = ["node", program, str(PROTOS), formats.server.address, QUESTION, *ANSWERS]
-    found = json.loads(run(command, modules.parent, NODE_PATH=str(modules)))
+    program = Path(__file__).with_name("node_client.js")
+    command = ("node", program, PROTOS, formats.server.address, QUESTION, *ANSWERS)
+    found = json.loads(run_program(*command, NODE_PATH=str(modules)))
     expected = [close(score) for score in formats.native(QUESTION, *ANSWERS)]
     assert [score["score"] for score in found["score"]["items"][0]["scores"]] == expected
     streamed = [found["stream"][f"r{place}"]["scores"] for place in range(3)]
@@ -62,11 +51,10 @@ def test_a_node_client_scores_streams_and_reads_error_details(
 def test_typescript_stubs(modules: Path, tmp_path: Path) -> None:
     """protoc needs no other include path than ours."""
     plugin = modules / ".bin" / "protoc-gen-es"
-    command = [
+    run_program(
         *(sys.executable, "-W", "ignore", "-m", "grpc_tools.protoc", f"-I{PROTOS}"),
         *(f"--plugin=protoc-gen-es={plugin}", f"--es_out={tmp_path}", "--es_opt=target=ts"),
-        *map(str, sorted(PROTOS.rglob("*.proto"))),
-    ]
-    run(command, ROOT)
+        *sorted(PROTOS.rglob("*.proto")),
+    )
     text = (tmp_path / "guerdon" / "v1" / "reward_pb.ts").read_text()
     assert "export const RewardService" in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,13 +72,18 @@ async def start_gateway(
         score or (lambda prompt, response: reward_of(response)), models=("rm", "small")
     )
     async with start_sampler() as sampler, rewards:
-        given = {
-            "sampler": f"127.0.0.1:{sampler.ports.port}",
-            "reward": [f"{rewards.target}/rm", f"{rewards.target}/small"],
-            **settings,
-        }
-        async with running_gateway(given) as running, openai_client(running.http) as client:
+        models = (f"{rewards.target}/rm", f"{rewards.target}/small")
+        before = gateway_before(sampler, *models, **settings)
+        async with before as running, openai_client(running.http) as client:
             yield Gateway(**vars(running), sampler=sampler, rewards=rewards, openai=client)
+
+
+def gateway_before(
+    sampler: SamplerHarness, *rewards: str, **settings: Any
+) -> AbstractAsyncContextManager[InProcess]:
+    """A gateway before a sampler and reward models, each HOST:PORT/MODEL."""
+    address = f"127.0.0.1:{sampler.ports.port}"
+    return running_gateway({"sampler": address, "reward": rewards, **settings})
 
 
 @asynccontextmanager

@@ -14,16 +14,20 @@ from tests.support.formula_engine import length_of
 from tests.support.gateway import gateway_process
 from tests.support.sampler_service import start_sampler
 
-from .support import QUESTION, openai_client, reward_of, running_gateway, start_gateway
+from .support import (
+    QUESTION,
+    gateway_before,
+    openai_client,
+    reward_of,
+    running_gateway,
+    start_gateway,
+)
 
 
 async def test_scores_are_those_of_a_real_reward_server() -> None:
     async with start_server() as rewards, start_sampler() as sampler:
-        settings = {
-            "sampler": f"127.0.0.1:{sampler.ports.port}",
-            "reward": [f"127.0.0.1:{rewards.ports.port}/m"],
-        }
-        async with running_gateway(settings) as gateway, openai_client(gateway.http) as client:
+        before = gateway_before(sampler, f"127.0.0.1:{rewards.ports.port}/m")
+        async with before as gateway, openai_client(gateway.http) as client:
             reply: Any = await client.chat.completions.create(
                 model="policy:best-of-4", messages=QUESTION, n=4
             )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.openai_endpoint import openai_endpoint
+from tests.gateway.support import gateway_before
+from tests.support.formula_engine import text_of, tokens_of
 from tests.support.packages import python_with, run_program
+from tests.support.sampler_service import start_sampler
 from tests.support.server import RunningServer, running_server
 from tests.support.tiny import tiny_checkpoint
 
@@ -30,7 +33,8 @@ class MyTask(vf.Task[vf.TaskData]):
 
 class MyTaskset(vf.Taskset[MyTask]):
     def load(self):
-        yield MyTask(vf.TaskData(prompt="What is rain?"), self.config.task)
+        for prompt in ("What is rain?", "Where does it come from?"):
+            yield MyTask(vf.TaskData(prompt=prompt), self.config.task)
 """
 DOWN = """
 from guerdon.client import Retry
@@ -102,27 +106,45 @@ def test_verifiers_gets_the_scores_of_the_native_client(
         assert reason in line
 
 
-def test_an_evaluation_gets_the_scores_of_the_native_client(
-    python: Path, server: RunningServer, settings: Path, tmp_path: Path
+async def test_an_evaluation_by_the_best_of_four_gets_the_scores_of_the_native_client(
+    python: Path,
+    server: RunningServer,
+    settings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`vf-eval`, with the policy behind OpenAI's API."""
-    policy = tiny_checkpoint(tmp_path / "policy", "llama", causal_lm=True)
-    with openai_endpoint(policy, tmp_path / "policy.log") as endpoint:
-        run_program(
-            python,
-            python.with_name("vf-eval"),
-            *("@", settings, "--no-push", "--no-rich", "--output-dir", tmp_path / "runs"),
-            *("--model", policy, "--client.base-url", endpoint, "--sampling.max-tokens", 16),
+    """`vf-eval`, with the gateway as its policy."""
+    token = tmp_path / "token"
+    token.write_text("of-the-policy")
+    monkeypatch.setenv("POLICY_TOKEN", "of-the-policy")
+    async with (
+        start_sampler() as sampler,
+        gateway_before(sampler, f"{server.address}/helpful", token_file=token) as gateway,
+    ):
+        await asyncio.to_thread(
+            run_program,
+            *(python, python.with_name("vf-eval"), "@", settings),
+            *("--no-push", "--no-rich", "--output-dir", tmp_path / "runs"),
+            *("--model", "policy:best-of-4", "--client.base-url", f"{gateway.http.base_url}/v1"),
+            *("--client.api-key-var", "POLICY_TOKEN"),
             *("--env.agent.harness.id", HARNESS.stem, "--env.agent.runtime.type", "subprocess"),
-            *("--num-rollouts", 2),
         )
     (file,) = (tmp_path / "runs").glob("*/traces.jsonl")
     lines = file.read_bytes().splitlines()
     traces = [trace for line in lines for trace in json.loads(line)["traces"]]
     assert [trace["errors"] for trace in traces] == [[], []]
-    native = native_scores(
-        server, [[node["message"] for node in trace["nodes"]] for trace in traces]
-    )
+    conversations = [[node["message"] for node in trace["nodes"]] for trace in traces]
+    best = []
+    for question, answer in conversations:
+        ids = [len(word) for word in question["content"].split()]
+        drawn = [text_of(tokens_of(ids, sample)) for sample in range(4)]
+        assert answer["content"] in drawn
+        best.append(max(native_scores(server, [[question, said(text)] for text in drawn])))
+    assert best[0] != best[1]
     assert [trace["rewards"] for trace in traces] == [
-        {"helpful": {"score": pytest.approx(score, abs=1e-4), "weight": 0.5}} for score in native
+        {"helpful": {"score": pytest.approx(score, abs=1e-4), "weight": 0.5}} for score in best
     ]
+
+
+def said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}

@@ -1,4 +1,6 @@
-"""A harness of verifiers whose program asks the policy once, without a stream."""
+"""A harness of verifiers whose program asks the policy once, by a stream.
+
+Theirs are scripts of uv, which installs what they need anew."""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ import openai
 endpoint, secret, model, prompt = sys.argv[1:]
 messages = [{"role": "user", "content": prompt}]
 client = openai.OpenAI(base_url=endpoint, api_key=secret)
-client.chat.completions.create(model=model, messages=messages)
+with client.chat.completions.stream(model=model, messages=messages) as stream:
+    assert stream.get_final_completion().choices[0].message.content
 """
 
 

@@ -33,7 +33,7 @@ def trace(task: vf.Task, messages: list[Any]) -> vf.Trace:
 async def main(settings: dict[str, Any]) -> None:
     """Score answers; then what can't be scored, and without a server."""
     env = vf.resolve_env_config(settings["env"])
-    (task,) = vf.load_taskset(env.taskset)
+    task, *_ = vf.load_taskset(env.taskset)
     answers = [vf.AssistantMessage(content=text) for text in ("From clouds.", "")]
     found = []
     for messages in ([*ASKED, answers[0]], [*ASKED, answers[1]], [*ASKED, *MORE, answers[0]]):

@@ -11,7 +11,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from tests.support.formula_engine import END, MAX_TOKENS, length_of, logprob_of, token_of
+from tests.support.formula_engine import (
+    MAX_TOKENS,
+    length_of,
+    logprob_of,
+    text_of,
+    tokens_of,
+)
 from tests.support.in_process import until
 from tests.support.sampler_service import Harness, start_sampler
 
@@ -37,16 +43,6 @@ async def client(served: Harness) -> AsyncIterator[openai.AsyncOpenAI]:
 def client_of(served: Harness, key: str = "none") -> openai.AsyncOpenAI:
     url = str(served.http.base_url) + "/v1"
     return openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0)
-
-
-def tokens_of(prompt: list[int], sample: int, seed: int = 0) -> list[int]:
-    """What the engine draws, its end token included."""
-    length = length_of(prompt, sample)
-    return [token_of(0, prompt, sample, i, seed) for i in range(length - 1)] + [END]
-
-
-def text_of(tokens: list[int]) -> str:
-    return " ".join(map(str, tokens[:-1]))
 
 
 async def test_chat_completions(served: Harness, client: openai.AsyncOpenAI) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from guerdon.data import text_of
+from guerdon.data import text_of as text_of_turn
 from guerdon.sampler.types import (
     Completion,
     EngineInfo,
@@ -64,6 +64,17 @@ def logprob_of(token: int, temperature: float) -> float:
 def length_of(prompt: Sequence[int], sample: int) -> int:
     """Tokens of a completion that ends by itself."""
     return 3 + (int(prompt[0]) + sample) % 5
+
+
+def tokens_of(prompt: Sequence[int], sample: int, seed: int = 0) -> list[int]:
+    """What the first weights draw to the end, the end token included."""
+    length = length_of(prompt, sample)
+    return [token_of(0, prompt, sample, i, seed) for i in range(length - 1)] + [END]
+
+
+def text_of(tokens: Sequence[int]) -> str:
+    """The text of tokens that end with the end token, as `WordTokenizer` writes it."""
+    return " ".join(map(str, tokens[:-1]))
 
 
 @dataclass
@@ -308,7 +319,7 @@ class WordTokenizer:
         else:
             if any(turn["role"] == "nobody" for turn in prompt.messages):
                 raise InvalidRequest(f"{field}.conversation", "is refused by the chat template")
-            text = " ".join(text_of(turn) for turn in prompt.messages)
+            text = " ".join(text_of_turn(turn) for turn in prompt.messages)
         return np.asarray(first + [len(word) for word in text.split()], dtype=np.int32)
 
     def decode(self, tokens: TokenArray, *, skip_special_tokens: bool = False) -> str:

@@ -26,17 +26,37 @@ def python_with(folder: Path, *requirements: str, dependencies: bool = True) -> 
     here = sysconfig.get_path("purelib")
     Path(site, "base.pth").write_text(f"import site; site.addsitedir({here!r})\n")
     flags = [] if dependencies else ["--no-deps"]
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # Compiling all modules takes longer than downloading them, and few are imported.
+    flags += ["--no-compile", "--quiet", "--disable-pip-version-check"]
+    command = [python, "-m", "pip", "install"]
     done = subprocess.run([*command, *flags, *requirements], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return python
 
 
-def run_program(python: Path, *command: object, timeout: float = 800) -> str:
-    """What a program prints that runs in such an environment."""
+def node_modules_with(folder: Path, *packages: str) -> Path:
+    """A folder's node_modules, which has packages of npm.
+
+    Args:
+        packages: pinned, as npm takes them.
+    """
+    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", *packages]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "node_modules"
+
+
+def run_program(*command: object, timeout: float = 800, **environment: str) -> str:
+    """What a program prints that runs in such an environment.
+
+    Args:
+        command: the environment's Python (or node), the program and its arguments.
+        timeout: seconds.
+        environment: variables that it has beside this process's.
+    """
     done = subprocess.run(
-        [python, *map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        list(map(str, command)),
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
