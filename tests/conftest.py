@@ -7,12 +7,18 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from deploy.demo.gpu import gpu_memory, too_small
 
 # Tests run real servers and trainers beside each other on few cores: threads that wait must
 # sleep, or they take the cores from those who work. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# No example is late on a busy machine. (Under CI, Hypothesis has a profile of its own, and so too.)
+if not os.environ.get("CI"):
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
 
 # Where there is a GPU, this process and those that it starts share its memory.
 _MEMORY = gpu_memory()
