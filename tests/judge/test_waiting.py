@@ -124,6 +124,35 @@ async def test_online_calls_go_first_bulk_ones_get_a_share_and_callers_take_turn
     assert "".join(order) == "a" + "bcba" + "cbca" + "bcba" + "ba"
 
 
+async def test_those_who_leave_as_slots_come_free_make_no_more_of_them() -> None:
+    slots, asker = Slots(2), Asker(Caller(key="a"), PriorityClass.ONLINE)
+    left, holding, most = asyncio.Event(), 0, 0
+
+    async def hold() -> None:
+        nonlocal holding, most
+        async with slots.one(asker):
+            holding += 1
+            most = max(most, holding)
+            await left.wait()
+            await asyncio.sleep(0)
+            holding -= 1
+
+    holders = [asyncio.create_task(hold()) for _ in range(2)]
+    await until(lambda: holding == 2)
+    waiters = [asyncio.create_task(hold()) for _ in range(3)]
+    await asyncio.sleep(0)  # now they wait
+    for holder in holders:
+        holder.cancel()  # they give back before the waiters know that they are cancelled
+    for waiter in waiters:
+        waiter.cancel()
+    await asyncio.gather(*holders, *waiters, return_exceptions=True)
+    assert all(waiter.cancelled() for waiter in waiters)
+    holding = 0
+    left.set()
+    await asyncio.gather(*(hold() for _ in range(5)))
+    assert most == 2
+
+
 async def test_more_than_may_wait_is_shed_or_refused(
     judged: StartJudge, endpoint: ScriptedEndpoint
 ) -> None:
