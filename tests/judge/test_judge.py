@@ -82,7 +82,7 @@ UNCLEAR = "gave no verdict: "
         (replies("Score: 2\nbut it could be 3"), "UNAVAILABLE", UNCLEAR, 2),
         (replies("My score: 2"), "UNAVAILABLE", UNCLEAR, 2),
         (replies(completion("Score: 7", finish_reason="length")), "UNAVAILABLE", "cut (length)", 2),
-        (replies(completion(None)), "UNAVAILABLE", "its message has no text", 2),  # type: ignore[arg-type]
+        (replies(completion(None)), "UNAVAILABLE", "its message has no text", 2),
         (replies(Answer(b"<html>")), "UNAVAILABLE", "is no chat completion", 2),
         (replies(Answer(b'{"choices": []}')), "UNAVAILABLE", "is no chat completion", 2),
         (replies(Answer(b"[1]")), "UNAVAILABLE", "is no chat completion", 2),

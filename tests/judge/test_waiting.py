@@ -189,6 +189,23 @@ async def test_a_spent_budget_says_when_it_begins_anew(
         assert len(endpoint.bodies) == 2
 
 
+@pytest.mark.parametrize(
+    "reply", [completion("Score: 7", finish_reason="length"), completion(None)]
+)
+async def test_replies_that_cannot_be_read_cost_tokens_too(
+    judged: StartJudge, endpoint: ScriptedEndpoint, reply: Answer
+) -> None:
+    endpoint.script = replies(reply)
+    async with judged("[limits]\ntries = 1\nbudget_tokens = 100\n") as run:
+        codes = [
+            (await failed(run.rewards.Score(score_request(model="j")))).code() for _ in range(2)
+        ]
+        assert codes == [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED]
+        series = f'{{model="j",revision="{run.server.registry.resolve("j").info.revision[:12]}"}}'
+        assert await run.metric(f"guerdon_judge_tokens_total{series}") == 100
+    assert len(endpoint.bodies) == 1
+
+
 async def test_a_budget_begins_anew() -> None:
     from guerdon.reward.judge.budget import Budget
     from guerdon.reward.judge.settings import JudgeLimits

@@ -220,6 +220,8 @@ class Judge:
             raise AskFailed(outcome, f"gave no verdict: {error}") from error
         except AskFailed as error:
             outcome = error.outcome
+            tokens = error.tokens
+            self._budget.charge(tokens)
             raise
         except asyncio.CancelledError:
             outcome = "cancelled"
