@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 from tests.service.messages import item, score_request
 from tests.support.in_process import details, field_at_fault, retry_seconds, until
 
+from guerdon.reward.call_metrics import ScoringCall
+from guerdon.reward.judge.judge import Judge
 from guerdon.reward.judge.slots import Asker, Slots
-from guerdon.reward.types import PriorityClass
+from guerdon.reward.metrics import RewardMetrics
+from guerdon.reward.scoring.judging import Judging
+from guerdon.reward.types import PriorityClass, ResponseScore
 from guerdon.serving.access.identity import Caller
+from guerdon.serving.errors import Unavailable
 
 from .conftest import StartJudge
 from .endpoint import NEVER, Answer, ScriptedEndpoint, completion, replies
@@ -245,6 +251,22 @@ async def test_a_server_that_stops_says_so(judged: StartJudge, endpoint: Scripte
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert error.details() == "the server stopped before the request was done"
         await acquired(endpoint.left)
+
+
+async def test_a_server_can_stop_while_a_deadline_passes() -> None:
+    judging = Judging(RewardMetrics(CollectorRegistry()))
+
+    class StopsWhenCancelled:
+        async def judge(self, *_: object) -> list[list[ResponseScore]]:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                judging.stop()  # the deadline has passed, and its call has not ended yet
+            return []
+
+    call = ScoringCall("Score", asyncio.get_running_loop().time())
+    with pytest.raises(Unavailable, match="the server stopped"):
+        await judging.judge(call, cast(Judge, StopsWhenCancelled()), [])
 
 
 async def test_a_stream_fails_the_item_alone(
