@@ -24,6 +24,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from guerdon.addresses import is_loopback
+from guerdon.data.json_values import json_copy
 from guerdon.settings import SettingsError, build, not_negative, positive, read_toml
 
 OWN_FIELDS = frozenset({
@@ -175,6 +176,7 @@ class JudgeSettings:
         self._check_together()
         if wrong := sorted(self.extra.keys() & OWN_FIELDS):
             raise SettingsError(f"extra.{wrong[0]} is made of other settings")
+        json_copy(self.extra, "extra", lambda path, why: SettingsError(f"{path} {why}"))
         for place, pattern in enumerate(self.control_tokens):
             try:
                 re.compile(pattern)
