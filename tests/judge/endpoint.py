@@ -29,7 +29,7 @@ Script = Callable[[Json], "Answer | str | None"]
 """Makes the answer to a request's body: a text is what the model says."""
 
 
-def completion(text: str, **more: Any) -> Answer:
+def completion(text: str | None, **more: Any) -> Answer:
     """A chat completion as OpenAI's API gives it."""
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant"}}
     choice |= {key: more.pop(key) for key in ("finish_reason",) if key in more}

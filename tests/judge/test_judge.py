@@ -82,7 +82,7 @@ UNCLEAR = "gave no verdict: "
         (replies("Score: 2\nbut it could be 3"), "UNAVAILABLE", UNCLEAR, 2),
         (replies("My score: 2"), "UNAVAILABLE", UNCLEAR, 2),
         (replies(completion("Score: 7", finish_reason="length")), "UNAVAILABLE", "cut (length)", 2),
-        (replies(completion(None)), "UNAVAILABLE", "its message has no text", 2),  # type: ignore[arg-type]
+        (replies(completion(None)), "UNAVAILABLE", "its message has no text", 2),
         (replies(Answer(b"<html>")), "UNAVAILABLE", "is no chat completion", 2),
         (replies(Answer(b'{"choices": []}')), "UNAVAILABLE", "is no chat completion", 2),
         (replies(Answer(b"[1]")), "UNAVAILABLE", "is no chat completion", 2),
@@ -90,7 +90,6 @@ UNCLEAR = "gave no verdict: "
         (replies(Answer(b"{}", 429)), "UNAVAILABLE", "answers with HTTP 429", 2),
         (replies(Answer(b"{}", 401)), "INTERNAL", "answers with HTTP 401", 1),
         (replies(Answer(b"", 302, {"location": "/x"})), "INTERNAL", "answers with HTTP 302", 1),
-        (replies(NEVER), "UNAVAILABLE", "gave no answer in 0.2 s", 2),
     ],
 )
 async def test_what_brings_no_verdict_is_an_error_after_all_tries(
@@ -102,7 +101,7 @@ async def test_what_brings_no_verdict_is_an_error_after_all_tries(
     requests: int,
 ) -> None:
     endpoint.script = script
-    async with judged("[limits]\ntries = 2\ntimeout = 0.2\n") as run:
+    async with judged("[limits]\ntries = 2\n") as run:
         error = await failed(run.rewards.Score(score_request(item("q", "Score: 10"), model="j")))
         assert (error.code().name, len(endpoint.bodies)) == (code, requests)
         assert message in str(error.details())
@@ -112,6 +111,18 @@ async def test_what_brings_no_verdict_is_an_error_after_all_tries(
         endpoint.script = replies("Score: 3")  # nothing of it was kept
         reply = await run.rewards.Score(score_request(item("q", "Score: 10"), model="j"))
         assert reply.items[0].scores[0].score == 3.0
+
+
+async def test_no_answer_in_time_is_an_error_after_all_tries(
+    judged: StartJudge, endpoint: ScriptedEndpoint
+) -> None:
+    endpoint.script = replies(NEVER)
+    async with judged("[limits]\ntries = 2\ntimeout = 0.2\n") as run:
+        error = await failed(run.rewards.Score(score_request(model="j")))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert "gave no answer in 0.2 s, in the last of 2 tries" in str(error.details())
+        revision = run.server.registry.resolve("j").info.revision
+        assert await run.metric(requests_line(revision, "timeout")) == 2
 
 
 async def test_a_later_try_may_bring_the_verdict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -10,6 +11,7 @@ from tests.service.messages import item, prompt, response, score_request
 from tests.support.in_process import details, field_at_fault
 
 from guerdon.client import AsyncRewardClient
+from guerdon.reward.judge import question
 from guerdon.v1 import reward_pb2
 
 from .conftest import StartJudge
@@ -112,6 +114,25 @@ async def test_a_verdict_that_is_missing_fails_the_ranking(
     async with judged("[limits]\ntries = 1\n", ask="compare") as run:
         error = await failed(run.rewards.Rank(rank_request("a", "b", "c")))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_ranking_that_needs_too_many_verdicts_is_refused_unread(
+    judged: StartJudge, endpoint: ScriptedEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Mock(wraps=question.new_questions)
+    endpoint.script = longer
+    limits = "[limits]\nmax_waiting = 12\n"
+    async with judged(limits, ask="compare", votes=2, temperature=1.0) as run:
+        monkeypatch.setattr(question, "new_questions", read)
+        error = await failed(run.rewards.Rank(rank_request("a", "b", "c", "d")))  # 4 · 3 · 2
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert field_at_fault(details(error)) == "candidates"
+        assert "need 24 verdicts" in str(error.details())
+        assert "(12, limits.max_waiting)" in str(error.details())
+        assert (read.call_count, endpoint.bodies) == (0, [])
+        reply = await run.rewards.Rank(rank_request("a", "bb", "ccc"))  # 3 · 2 · 2
+        assert [each.index for each in reply.ranking] == [2, 1, 0]
+        assert read.call_count == 1
 
 
 async def test_it_has_no_score_for_one(judged: StartJudge, endpoint: ScriptedEndpoint) -> None:

@@ -51,6 +51,8 @@ URL = "http://127.0.0.1:1/v1"
         ('ask = "compare"\n[verdict.values]\nA = 1\nB = 0', "verdict.values of a judge that comp"),
         ("[limits]\nbudget_tokens = 0", "limits: budget_tokens is 0, it must be positive"),
         ("[extra]\nn = 2", "extra.n is made of other settings"),
+        ("[extra]\nd = 2024-01-01", "extra.d is a date, which JSON has not"),
+        ("[extra.a]\nb = [1, inf]", r"extra.a.b\[1\] is not a finite number"),
         ('control_tokens = ["("]', r"control_tokens\[0\]: "),
     ],
 )

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 from tests.service.messages import item, score_request
 from tests.support.in_process import details, field_at_fault, retry_seconds, until
 
+from guerdon.reward.call_metrics import ScoringCall
+from guerdon.reward.judge.judge import Judge
 from guerdon.reward.judge.slots import Asker, Slots
-from guerdon.reward.types import PriorityClass
+from guerdon.reward.metrics import RewardMetrics
+from guerdon.reward.scoring.judging import Judging
+from guerdon.reward.types import PriorityClass, ResponseScore
 from guerdon.serving.access.identity import Caller
+from guerdon.serving.errors import Unavailable
 
 from .conftest import StartJudge
 from .endpoint import NEVER, Answer, ScriptedEndpoint, completion, replies
@@ -124,6 +130,35 @@ async def test_online_calls_go_first_bulk_ones_get_a_share_and_callers_take_turn
     assert "".join(order) == "a" + "bcba" + "cbca" + "bcba" + "ba"
 
 
+async def test_those_who_leave_as_slots_come_free_make_no_more_of_them() -> None:
+    slots, asker = Slots(2), Asker(Caller(key="a"), PriorityClass.ONLINE)
+    left, holding, most = asyncio.Event(), 0, 0
+
+    async def hold() -> None:
+        nonlocal holding, most
+        async with slots.one(asker):
+            holding += 1
+            most = max(most, holding)
+            await left.wait()
+            await asyncio.sleep(0)
+            holding -= 1
+
+    holders = [asyncio.create_task(hold()) for _ in range(2)]
+    await until(lambda: holding == 2)
+    waiters = [asyncio.create_task(hold()) for _ in range(3)]
+    await asyncio.sleep(0)  # now they wait
+    for holder in holders:
+        holder.cancel()  # they give back before the waiters know that they are cancelled
+    for waiter in waiters:
+        waiter.cancel()
+    await asyncio.gather(*holders, *waiters, return_exceptions=True)
+    assert all(waiter.cancelled() for waiter in waiters)
+    holding = 0
+    left.set()
+    await asyncio.gather(*(hold() for _ in range(5)))
+    assert most == 2
+
+
 async def test_more_than_may_wait_is_shed_or_refused(
     judged: StartJudge, endpoint: ScriptedEndpoint
 ) -> None:
@@ -158,6 +193,23 @@ async def test_a_spent_budget_says_when_it_begins_anew(
         assert error.details() == f"the judge's budget of {what} is spent"
         assert 3000 < retry_seconds(details(error)) <= 3600
         assert len(endpoint.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    "reply", [completion("Score: 7", finish_reason="length"), completion(None)]
+)
+async def test_replies_that_cannot_be_read_cost_tokens_too(
+    judged: StartJudge, endpoint: ScriptedEndpoint, reply: Answer
+) -> None:
+    endpoint.script = replies(reply)
+    async with judged("[limits]\ntries = 1\nbudget_tokens = 100\n") as run:
+        codes = [
+            (await failed(run.rewards.Score(score_request(model="j")))).code() for _ in range(2)
+        ]
+        assert codes == [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED]
+        series = f'{{model="j",revision="{run.server.registry.resolve("j").info.revision[:12]}"}}'
+        assert await run.metric(f"guerdon_judge_tokens_total{series}") == 100
+    assert len(endpoint.bodies) == 1
 
 
 async def test_a_budget_begins_anew() -> None:
@@ -199,6 +251,22 @@ async def test_a_server_that_stops_says_so(judged: StartJudge, endpoint: Scripte
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert error.details() == "the server stopped before the request was done"
         await acquired(endpoint.left)
+
+
+async def test_a_server_can_stop_while_a_deadline_passes() -> None:
+    judging = Judging(RewardMetrics(CollectorRegistry()))
+
+    class StopsWhenCancelled:
+        async def judge(self, *_: object) -> list[list[ResponseScore]]:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                judging.stop()  # the deadline has passed, and its call has not ended yet
+            return []
+
+    call = ScoringCall("Score", asyncio.get_running_loop().time())
+    with pytest.raises(Unavailable, match="the server stopped"):
+        await judging.judge(call, cast(Judge, StopsWhenCancelled()), [])
 
 
 async def test_a_stream_fails_the_item_alone(

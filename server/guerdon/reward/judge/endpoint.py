@@ -37,15 +37,23 @@ class AskFailed(Exception):
         reason: about the endpoint.
         retry_after: seconds, where the endpoint said when to come back.
         final: whether asking again would bring the same.
+        tokens: what it cost all the same, as far as the endpoint says.
     """
 
     def __init__(
-        self, outcome: str, reason: str, *, retry_after: float | None = None, final: bool = False
+        self,
+        outcome: str,
+        reason: str,
+        *,
+        retry_after: float | None = None,
+        final: bool = False,
+        tokens: int = 0,
     ) -> None:
         super().__init__(reason)
         self.outcome = outcome
         self.retry_after = retry_after
         self.final = final
+        self.tokens = tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,17 +170,18 @@ def _read(body: bytes) -> Reply:
     try:
         choice = found["choices"][0]
         text, ended = choice["message"]["content"], choice.get("finish_reason")
-        usage = found.get("usage") or {}
-        tokens = usage.get("total_tokens")
+        tokens = (found.get("usage") or {}).get("total_tokens")
     except (AttributeError, IndexError, KeyError, TypeError):
         raise fail("it", "lacks a message") from None
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
+        tokens = None
     if ended not in ENDED:
         reason = "length" if ended == "length" else "another reason"
-        raise AskFailed("invalid", f"gave a reply that was cut ({reason})")
+        raise AskFailed("invalid", f"gave a reply that was cut ({reason})", tokens=tokens or 0)
     if not isinstance(text, str):
-        raise fail("its message", "has no text")
-    counted = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0
-    return Reply(text, tokens if counted else None)
+        reason = "gave a reply that is no chat completion: its message has no text"
+        raise AskFailed("invalid", reason, tokens=tokens or 0)
+    return Reply(text, tokens)
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -110,6 +110,7 @@ class Judge:
 
         Raises:
             InvalidRequest: with the field's path below the item.
+            TooLarge: more verdicts are needed than may ever be waited for.
             Unsupported: the judge compares, and there is nothing to compare.
         """
         if not self._compares:
@@ -122,7 +123,10 @@ class Judge:
         if not 2 <= len(item.responses) <= MAX_CANDIDATES:
             reason = f"must be two to {MAX_CANDIDATES}: the judge compares them"
             raise InvalidRequest("responses", reason)
-        return self._writer.compared(item, ordered_pairs(len(item.responses)))
+        pairs = ordered_pairs(len(item.responses))
+        # Before any text is read, since every pair costs the hash of two answers.
+        self._check_count(self._settings.votes * len(pairs), "responses")
+        return self._writer.compared(item, pairs)
 
     async def judge(
         self, asked: Sequence[Sequence[Question]], asker: Asker, observer: JudgeObserver
@@ -166,12 +170,18 @@ class Judge:
         """Close the connections; from any thread but the event loop's."""
         self._endpoint.close()
 
-    def _check_room(self, count: int) -> None:
+    def _check_count(self, count: int, field: str) -> None:
         most = self._settings.limits.max_waiting
         if count > most:
-            reason = f"need {count} verdicts, more than the judge gives at a time ({most})"
-            raise TooLarge("items", reason)
-        if self._waited_for + count > most:
+            reason = (
+                f"need {count} verdicts, more than the judge gives at a time "
+                f"({most}, limits.max_waiting)"
+            )
+            raise TooLarge(field, reason)
+
+    def _check_room(self, count: int) -> None:
+        self._check_count(count, "items")
+        if self._waited_for + count > self._settings.limits.max_waiting:
             raise Overloaded("too many verdicts are waited for", retry_after=FULL_RETRY_SECONDS)
 
     async def _verdict(
@@ -220,6 +230,8 @@ class Judge:
             raise AskFailed(outcome, f"gave no verdict: {error}") from error
         except AskFailed as error:
             outcome = error.outcome
+            tokens = error.tokens
+            self._budget.charge(tokens)
             raise
         except asyncio.CancelledError:
             outcome = "cancelled"

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from guerdon.addresses import is_loopback
+from guerdon.data.json_values import json_copy
 from guerdon.settings import SettingsError, build, not_negative, positive, read_toml
 
 OWN_FIELDS = frozenset({
@@ -35,11 +36,18 @@ PREFERENCES = {"A": 1.0, "B": -1.0, "tie": 0.0}
 """Words for the first answer, the second, and neither."""
 CONTROL_TOKENS = (
     r"<[|｜][^|｜<>\n]{1,48}[|｜]>",
+    r"<\|[a-z_]{1,48}>",
+    r"<[a-z_]{1,48}\|>",
     r"</?(?:start|end)_of_turn>",
-    r"\[/?INST\]",
+    r"</?s>",
+    r"<(?:bos|eos)>",
+    r"</?seed:\w{1,48}>",
+    r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_CONTENT|TOOL_RESULTS|THINK)\]",
+    r"\[\|(?:system|user|assistant|tool|endofturn)\|\]",
     r"<</?SYS>>",
 )
-"""What opens and closes turns in the templates of published chat models."""
+"""What opens and closes turns in the templates of published chat models: those that are known
+here, and no guarantee that a model reads no other text so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +160,7 @@ class JudgeSettings:
     """Verdicts on each question, of which the mean counts."""
     control_tokens: tuple[str, ...] = CONTROL_TOKENS
     """Regular expressions of what no prompt or answer may hold, since the endpoint's model may
-    read it as the end of its turn. (default: the marks of published chat models)"""
+    read it as the end of its turn. (default: marks of published chat models, not all of them)"""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """More fields for each request, such as `reasoning_effort`."""
     verdict: VerdictSettings = dataclasses.field(default_factory=VerdictSettings)
@@ -168,6 +176,7 @@ class JudgeSettings:
         self._check_together()
         if wrong := sorted(self.extra.keys() & OWN_FIELDS):
             raise SettingsError(f"extra.{wrong[0]} is made of other settings")
+        json_copy(self.extra, "extra", lambda path, why: SettingsError(f"{path} {why}"))
         for place, pattern in enumerate(self.control_tokens):
             try:
                 re.compile(pattern)

@@ -55,7 +55,7 @@ class Slots:
         except asyncio.CancelledError:
             if number in self._waiting.get(place, ()):
                 self._drop(place, number)
-            else:  # its turn came as it left
+            elif not turn.cancelled():  # its turn came as it left
                 self._give_back()
             raise
         try:

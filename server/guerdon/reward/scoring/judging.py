@@ -63,7 +63,8 @@ class Judging:
         """Fail what is waited for, and what comes from now on."""
         self._stopped = True
         for limit in self._limits:
-            limit.reschedule(asyncio.get_running_loop().time())
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time())
 
     @asynccontextmanager
     async def _limited(self, deadline: float | None) -> AsyncIterator[None]:
