@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
             "chunk": chunk,
             "keep": keep,
         }
-        for chunk, keep in ((8, 0.5), (16, 0.5), (16, 0.25))
+        for chunk, keep in ((8, 0.5), (16, 0.25))
     },
 }
 """What the gateway is asked for, by name."""
@@ -51,7 +52,8 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=ROOT / "runs" / "demo")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "best-of-n")
     parser.add_argument("--questions", type=int, default=50, help="held-out questions to ask")
-    parser.add_argument("--max-tokens", type=int, default=64, help="of an answer")
+    parser.add_argument("--max-tokens", type=int, default=48, help="of an answer")
+    parser.add_argument("--at-once", type=int, default=8, help="questions asked at a time")
     args = parser.parse_args()
     leave_on_sigterm()
     begun = time.monotonic()
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         rewards = start("reward", "--model", f"helpful={model}")
         gateway = start("gateway", "--sampler", sampler.grpc, "--reward", f"{rewards.grpc}/helpful")
         heading(f"Ask {len(questions)} held-out questions in {len(WAYS)} ways")
-        answers = Answers(output / "answers.jsonl", gateway.http, args.max_tokens)
+        answers = Answers(output / "answers.jsonl", gateway.http, args.max_tokens, args.at_once)
         served = {name: answers.of(name, way, questions) for name, way in WAYS.items()}
     found = {
         name: figures(served[name], served[ONE], served[MOST], n=count_of(way))
@@ -104,10 +106,11 @@ def count_of(way: Mapping[str, Any]) -> int | None:
 class Answers:
     """The gateway's answers, kept in a file."""
 
-    def __init__(self, file: Path, url: str, max_tokens: int) -> None:
+    def __init__(self, file: Path, url: str, max_tokens: int, at_once: int) -> None:
         self._file = file
         self._url = url
         self._max_tokens = max_tokens
+        self._at_once = at_once
         self._known: dict[tuple[str, str], Answer] = {}
         for _, row in read_jsonl(file) if file.exists() else ():
             if row["max_tokens"] == max_tokens:
@@ -116,11 +119,16 @@ class Answers:
 
     def of(self, name: str, way: Mapping[str, Any], questions: Sequence[str]) -> list[Answer]:
         """The answers to all questions; asks for those that are not there yet."""
+        missing = [place for place, q in enumerate(questions) if (name, q) not in self._known]
         with console.status("") as status, httpx.Client(timeout=600) as client:
-            for place, question in enumerate(questions):
-                status.update(f"{name}: {place} of {len(questions)}")
-                if (name, question) not in self._known:
-                    self._ask(client, name, way, question, seed=place)
+
+            def ask(place: int) -> tuple[str, Answer]:
+                return questions[place], self._ask(client, name, way, questions[place], seed=place)
+
+            with ThreadPoolExecutor(self._at_once) as threads:
+                for done, (question, answer) in enumerate(threads.map(ask, missing)):
+                    self._keep(name, question, answer)
+                    status.update(f"{name}: {done + 1} of {len(missing)}")
         found = [self._known[name, question] for question in questions]
         mean = sum(each.score for each in found) / len(found)
         console.print(f"{name}: mean reward {mean:+.3f}", highlight=False)
@@ -128,7 +136,7 @@ class Answers:
 
     def _ask(
         self, client: httpx.Client, name: str, way: Mapping[str, Any], question: str, seed: int
-    ) -> None:
+    ) -> Answer:
         body = {
             "messages": [{"role": "user", "content": question}],
             "max_tokens": self._max_tokens,
@@ -140,16 +148,18 @@ class Answers:
         if reply.status_code != 200:
             raise DemoFailed(f"the gateway refused a question: {reply.text}")
         told = reply.json()["guerdon"]
-        served = Answer(
+        return Answer(
             score=reply.json()["choices"][0]["guerdon"]["score"],
             tokens=told["tokens"],
             seconds=told["seconds"]["total"],
             scores=tuple(each["score"] for each in told["scores"] if each.get("ended", True)),
         )
-        self._known[name, question] = served
+
+    def _keep(self, name: str, question: str, answer: Answer) -> None:
+        self._known[name, question] = answer
         row = {"way": name, "question": question, "max_tokens": self._max_tokens}
         with self._file.open("a") as handle:
-            handle.write(json.dumps({**row, "served": dataclasses.asdict(served)}) + "\n")
+            handle.write(json.dumps({**row, "served": dataclasses.asdict(answer)}) + "\n")
 
 
 def show(found: Mapping[str, Figures]) -> None:
