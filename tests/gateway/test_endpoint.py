@@ -151,7 +151,7 @@ async def test_tools_and_pictures_are_passed_on_as_they_are(
                 assert await gateway.metric('answers_total{ranked="passed",strategy="none"}') == 2
         else:
             whole, pieces = await asked(endpoint, both)
-    assert endpoint.bodies[0] == {**body, "model": "theirs"}
+    assert endpoint.bodies[0] == {**body, "model": "theirs", "max_tokens": 1024}
     assert whole["choices"][0]["message"]["content"] == "theirs"
     assert whole["guerdon"]["ranked"] is False
     assert whole["guerdon"]["reason"] == why
@@ -190,6 +190,77 @@ async def test_several_choices_with_tools_are_refused_and_not_cut() -> None:
     async with start_endpoint(texts) as endpoint:
         with pytest.raises(openai.BadRequestError, match="has one choice here"):
             await asked(endpoint, chat(tools=[TOOL], n=2))
+
+
+async def test_what_is_passed_on_spends_its_callers_tokens() -> None:
+    def reply(_place: int, body: dict[str, Any]) -> Response:
+        if body["messages"] == []:
+            return JSONResponse({}, 500)
+        usage = {"usage": {"completion_tokens": 30}} if "stream_options" in body else {}
+        return chat_stream("a", **usage) if body.get("stream") else chat_reply("a", tokens=20)
+
+    async def calls(client: openai.AsyncOpenAI) -> None:
+        async def ask(most: int | None, **fields: Any) -> None:
+            if most is not None:
+                fields["max_completion_tokens"] = most
+            whole = await chat("policy", tools=[TOOL], **fields)(client)
+            if fields.get("stream"):
+                assert [chunk async for chunk in whole]
+
+        with pytest.raises(openai.BadRequestError, match="is 101 tokens"):
+            await ask(101)
+        await ask(100)  # 20 are spent
+        with pytest.raises(openai.RateLimitError):
+            await ask(81)
+        with pytest.raises(openai.InternalServerError):
+            await ask(80, messages=[])  # the endpoint's fault costs nothing
+        await ask(80, stream=True, stream_options={"include_usage": True})  # 50
+        await ask(None, stream=True)  # 90: all of the default, since no usage is told
+        with pytest.raises(openai.RateLimitError):
+            await ask(11)
+        await ask(10)
+
+    spending = {"caller_tokens": 100, "caller_seconds": 1e9}
+    async with start_endpoint(reply) as endpoint:
+        await asked(endpoint, calls, max_tokens=40, spending=spending)
+    assert [body.get("max_tokens") for body in endpoint.bodies] == [None, None, None, 40, None]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"tools": [TOOL]}, {"functions": [TOOL]}, {"prompt": ["a"] * 2}]
+)
+async def test_texts_with_tools_and_lists_of_texts_are_refused(fields: dict[str, Any]) -> None:
+    async def call(client: openai.AsyncOpenAI) -> None:
+        body = {"model": "policy", "prompt": "a", "messages": [{"content": [PICTURE]}], **fields}
+        with pytest.raises(openai.BadRequestError, match=r"tools: can't|prompt: must be one text"):
+            await client.post("/completions", body=body, cast_to=object)
+
+    async with start_endpoint(texts) as endpoint:
+        await asked(endpoint, call)
+    assert endpoint.bodies == []
+
+
+CONTINUED: list[dict[str, Any]] = [
+    {"echo": True},
+    {"suffix": "b"},
+    {"continue_final_message": True},
+    {"add_generation_prompt": False},
+    {"documents": [{"text": "b"}]},
+    {"chat_template": "b"},
+    {"truncate_prompt_tokens": 1},
+    {"prompt_embeds": "b"},
+]
+
+
+async def test_what_lets_the_policy_continue_another_prompt_is_refused() -> None:
+    async def all_of_them(client: openai.AsyncOpenAI) -> None:
+        for fields in CONTINUED:
+            with pytest.raises(openai.BadRequestError, match=f"{next(iter(fields))}: is not done"):
+                await chat(extra_body=fields)(client)
+
+    async with start_endpoint(texts) as endpoint:
+        await asked(endpoint, all_of_them)
+    assert endpoint.bodies == []
 
 
 async def test_tools_with_nowhere_to_go_are_refused() -> None:

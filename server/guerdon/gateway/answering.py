@@ -26,7 +26,7 @@ from guerdon.gateway.types import (
     Unscored,
 )
 from guerdon.serving.calls import Call
-from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded, ServiceError
+from guerdon.serving.errors import DeadlinePassed, ServiceError
 from guerdon.together import together
 
 _NOT_SCORED = Unscored("was not scored: it was not needed")
@@ -90,7 +90,8 @@ class Answering:
         )
         work.on_progress = lambda: on_progress(work)
         reserved = most_tokens(question, plan)
-        self._reserve(call, reserved)
+        with self._metrics.spending_refusals(call.caller):
+            self._spending.take(call.caller, reserved, time.monotonic())
         failed = False
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -108,13 +109,6 @@ class Answering:
             self._spending.give_back(call.caller, unspent, time.monotonic())
         self._metrics.observe(answer)
         return answer
-
-    def _reserve(self, call: Call, tokens: int) -> None:
-        try:
-            self._spending.take(call.caller, tokens, time.monotonic())
-        except (Overloaded, InvalidRequest):
-            self._metrics.spending_refused.labels(call.caller.name).inc()
-            raise
 
     async def _find(self, call: Call, work: Work) -> Answer:
         try:

@@ -70,15 +70,22 @@ class GatewayServer(Server[Ports]):
         self._thread = OneThread("bodies")
         names = Names(config.name, config.presets, config.offered)
         models = model_routes(names, config.limits)
+        spending = Spending(config.spending)
         answering = Answering(
             upstream.drawer,
             upstream.scorer,
-            Spending(config.spending),
+            spending,
             metrics,
             unranked=config.unranked,
             max_seconds=config.max_seconds,
         )
-        passing = Passing(upstream.pass_to, metrics, max_seconds=config.max_seconds)
+        passing = Passing(
+            upstream.pass_to,
+            spending,
+            metrics,
+            max_tokens=config.max_tokens,
+            max_seconds=config.max_seconds,
+        )
         reading = Reading(
             names=names,
             limits=config.limits,
