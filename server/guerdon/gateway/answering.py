@@ -131,12 +131,11 @@ def most_tokens(question: Question, plan: Plan) -> int:
 def spent_tokens(work: Work, *, failed: bool) -> int:
     """Tokens that a call has spent.
 
-    A candidate that was stopped, and whose tokens nobody told, counts with all that it may have
-    had; unless a service failed, which is not the caller's fault.
+    A candidate that was stopped while it was drawn counts with all that it may have had, since
+    nobody told its tokens; unless a service failed, which is not the caller's fault.
     """
     known = sum(draft.tokens for draft in work.drafts.values())
-    unknown = 0 if failed else work.begun - len(work.drafts)
-    return known + unknown * work.question.sampling.max_tokens
+    return known if failed else known + sum(work.under_way.values())
 
 
 async def _first(work: Work, reason: str) -> Ranking:
