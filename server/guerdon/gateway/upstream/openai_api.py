@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,6 @@ from guerdon.serving.errors import (
     ComputeFailed,
     DeadlinePassed,
     InvalidRequest,
-    NotFound,
     Overloaded,
     ServiceError,
     Unavailable,
@@ -24,6 +24,8 @@ from guerdon.serving.http.client import new_client
 from guerdon.serving.waiting import MAX_RETRY_SECONDS, UNKNOWN_RETRY_SECONDS
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 """Most bytes of a reply, and of an event of a stream."""
@@ -70,16 +72,18 @@ class OpenAIAPI:
         """
         response = await _within(deadline, lambda: self._opened(path, body))
         try:
-            parts, pending = response.aiter_raw(), b""
+            parts, pending, done = response.aiter_raw(), b"", False
             while (data := await _within(deadline, lambda: anext(parts, None))) is not None:
                 *events, pending = (pending + data).replace(b"\r\n", b"\n").split(b"\n\n")
                 for each in events:
-                    if each.strip() != b"data: [DONE]":
+                    if _is_last(each):
+                        done = True
+                    else:
                         yield each + b"\n\n"
                 if len(pending) > MAX_REPLY_BYTES:
                     raise ComputeFailed("the endpoint sends an event that has no end")
-            if pending.strip():
-                raise Unavailable("the endpoint broke off in the middle of an event")
+            if not done and not _is_last(pending):
+                raise Unavailable("the endpoint broke off before the end of its answer")
         finally:
             await response.aclose()
 
@@ -107,16 +111,16 @@ class OpenAIAPI:
         said = _message(data)
         if self._key:
             said = said.replace(self._key, "…")
-        text = f"the endpoint answers HTTP {status}" + (f": {said}" if said else "")
+        said = said[:_SHOWN]
+        answers = f"the endpoint answers HTTP {status}"
+        text = f"{answers}: {said}" if said else answers
         if status == 429:
             return Overloaded(text, retry_after=_retry_after(response))
-        if status == 404:
-            return NotFound(text)
         if status in (400, 413, 422):
             return InvalidRequest("request", text)
-        if status == 504:
-            return DeadlinePassed(text)
-        return Unavailable(text)
+        # Others are the operator's to read: a wrong key or model, say.
+        logger.error("%s", text)
+        return DeadlinePassed(answers) if status == 504 else Unavailable(answers)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -138,6 +142,10 @@ async def _within(deadline: float, work: Callable[[], Awaitable[T]]) -> T:
         raise Unavailable(f"the endpoint is away: {why}") from error
 
 
+def _is_last(event: bytes) -> bool:
+    return event.strip() == b"data: [DONE]"
+
+
 async def _whole(response: httpx.Response) -> bytes:
     data = bytearray()
     async for part in response.aiter_raw():
@@ -148,13 +156,13 @@ async def _whole(response: httpx.Response) -> bytes:
 
 
 def _message(data: bytes) -> str:
-    """What the body of an error says."""
+    """What the body of an error says, all of it."""
     try:
         error = json.loads(data)["error"]
         said = error["message"] if isinstance(error, dict) else error
     except (ValueError, RecursionError, LookupError, TypeError):
         said = data.decode("utf-8", "replace")
-    return " ".join(str(said).split())[:_SHOWN]
+    return " ".join(str(said).split())
 
 
 def _retry_after(response: httpx.Response) -> float:
