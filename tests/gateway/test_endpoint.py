@@ -72,8 +72,32 @@ async def test_what_an_endpoint_says_beside_the_text_comes_too() -> None:
     assert reply.choices[0].message.reasoning_content == "hm"
 
 
+async def test_of_two_names_for_most_tokens_the_endpoint_gets_one() -> None:
+    async with start_endpoint(texts) as endpoint:
+        await asked(endpoint, chat(max_tokens=9, max_completion_tokens=7))
+        await asked(endpoint, chat(extra_body={"max_completion_tokens": None}))
+    most = [{k: v for k, v in body.items() if k.startswith("max_")} for body in endpoint.bodies]
+    assert most == [{"max_completion_tokens": 7}] * 3 + [{"max_tokens": 1024}] * 3
+
+
+async def test_a_candidate_without_text_has_no_score_and_comes_last() -> None:
+    def reply(place: int, _body: dict[str, Any]) -> Response:
+        return chat_reply(None if place == 0 else TEXTS[place], reasoning_content=f"hm {place}")
+
+    async with start_endpoint(reply) as endpoint:
+        found = await asked(endpoint, chat(n=3))
+    said = [(c.message.content, c.message.reasoning_content) for c in found.choices]
+    assert said == [("three 3", "hm 1"), ("two", "hm 2"), (None, "hm 0")]
+    last = found.choices[-1].guerdon
+    assert (last["score"], last["reason"]) == (None, "has no text")
+    async with start_endpoint(lambda *_: chat_reply(None)) as endpoint:
+        with pytest.raises(openai.InternalServerError, match="has no text"):
+            await asked(endpoint, chat(), unranked="first")
+
+
 BROKEN: list[tuple[Response, type[openai.APIStatusError], str]] = [
-    (JSONResponse({"error": {"message": "no such key"}}, 401), openai.InternalServerError, "key"),
+    (JSONResponse({"error": {"message": "no key"}}, 401), openai.InternalServerError, "401$"),
+    (JSONResponse({"error": {"message": "no model"}}, 404), openai.InternalServerError, "404$"),
     (JSONResponse({"error": {"message": "too hot"}}, 400), openai.BadRequestError, "too hot"),
     (JSONResponse({}, 429, {"retry-after": "7"}), openai.RateLimitError, "429"),
     (JSONResponse({}, 500), openai.InternalServerError, "500"),
@@ -94,6 +118,50 @@ async def test_what_is_no_answer_is_an_error_and_never_a_text() -> None:
 
     async with start_endpoint(texts) as endpoint:
         await asked(endpoint, all_of_them)
+
+
+@pytest.mark.parametrize("status", [400, 500])
+async def test_the_key_is_in_no_error_and_no_log(
+    status: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret-of-the-operator")
+    said = "x" * 290 + " secret-of-the-operator"  # cut in the middle of the key, were it cut first
+    answer = JSONResponse({"error": {"message": said}}, status)
+    async with start_endpoint(lambda *_: answer) as endpoint:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await asked(endpoint, chat(), endpoint_key_file=key)
+    assert ("xxx" in str(caught.value)) == (status == 400)
+    assert ("xxx" in caplog.text) == (status == 500)
+    assert "secret" not in str(caught.value) + caplog.text
+
+
+ENDS = [
+    (b"data: [DONE]\n\n", True),
+    (b"data: [DONE]\n", True),
+    (b"data: [DONE]", True),
+    (b"", False),
+    (b"data: {", False),
+]
+
+
+@pytest.mark.parametrize(("end", "whole"), ENDS)
+async def test_a_stream_that_is_passed_on_is_whole_with_its_last_event_alone(
+    end: bytes, whole: bool
+) -> None:
+    async def call(client: openai.AsyncOpenAI) -> httpx.Response:
+        url = str(client.base_url.copy_with(path="/v1/chat/completions"))
+        body = {"messages": QUESTION, "tools": [TOOL], "stream": True}
+        async with httpx.AsyncClient(timeout=30) as http:
+            return await http.post(url, json=body)
+
+    def reply(*_: Any) -> Response:
+        return Response(b'data: {"choices": []}\n\n' + end, media_type="text/event-stream")
+
+    async with start_endpoint(reply) as endpoint:
+        told = (await asked(endpoint, call)).text
+    assert told.endswith("data: [DONE]\n\n") == whole
+    assert ("broke off before the end" in told) != whole
 
 
 async def test_leaving_leaves_the_endpoint() -> None:

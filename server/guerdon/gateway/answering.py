@@ -148,6 +148,8 @@ async def _first(work: Work, reason: str) -> Ranking:
 
     parts = [work.drafts[i] for i in range(plan.n) if not work.drafts[i].ended]
     await together([finish(part) for part in parts])
+    if all(draft.textless for draft in work.drafts.values()):
+        raise RankingFailed(reason)
     unscored = Unscored(reason)
     return Ranking(ranked=tuple(Candidate(work.drafts[i], unscored) for i in range(plan.n)))
 

@@ -90,7 +90,10 @@ class Work:
         pinned = f"{name}@{self.revisions[name]}" if name in self.revisions else name
         score: Score | Unscored
         try:
-            score = await self.scorer.score(pinned, self.question, draft.text, self.deadline)
+            if draft.textless:
+                score = Unscored("has no text")
+            else:
+                score = await self.scorer.score(pinned, self.question, draft.text, self.deadline)
             if isinstance(score, Score):
                 self._check_revision(name, score)
         except RankingFailed as error:

@@ -11,7 +11,7 @@ from guerdon.gateway.upstream.openai_api import OpenAIAPI
 from guerdon.serving.errors import ComputeFailed, Unsupported
 from guerdon.serving.prompts import Conversation
 
-_NOT_SENT = (*OURS, "stream", "stream_options")
+_NOT_SENT = (*OURS, "stream", "stream_options", "max_tokens", "max_completion_tokens")
 
 
 class EndpointDrawer:
@@ -66,8 +66,9 @@ class EndpointDrawer:
 
 def _body(question: Question, max_tokens: int) -> dict[str, Any]:
     """The caller's own request, for one choice with so many tokens at most."""
-    body = {key: value for key, value in question.sampling.body.items() if key not in _NOT_SENT}
-    key = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
+    given = question.sampling.body
+    body = {key: value for key, value in given.items() if key not in _NOT_SENT}
+    key = "max_completion_tokens" if given.get("max_completion_tokens") else "max_tokens"
     return {**body, key: max_tokens}
 
 
@@ -84,6 +85,9 @@ def _draft(index: int, reply: Mapping[str, Any], *, chat: bool) -> Draft:
         tokens, prompt_tokens = usage["completion_tokens"], usage["prompt_tokens"]
     except (LookupError, TypeError) as error:
         raise ComputeFailed("the endpoint's answer lacks a choice, or its usage") from error
+    textless = chat and text is None
+    if textless:
+        text = ""
     if not isinstance(text, str) or not isinstance(finish, str):
         raise ComputeFailed("the endpoint's choice has no text, or no reason why it ended")
     if not isinstance(tokens, int) or not isinstance(prompt_tokens, int):
@@ -95,5 +99,6 @@ def _draft(index: int, reply: Mapping[str, Any], *, chat: bool) -> Draft:
         tokens=tokens,
         prompt_tokens=prompt_tokens,
         finish_reason=finish,
+        textless=textless,
         said=said,
     )
