@@ -31,7 +31,8 @@ class Endpoint:
     url: str = ""
 
     async def serve(self, request: Request) -> Response:
-        place, body = len(self.bodies), await request.json()
+        body = await request.json()
+        place = len(self.bodies)
         self.bodies.append(body)
         self.paths.append(request.url.path)
         self.keys.append(request.headers.get("authorization"))

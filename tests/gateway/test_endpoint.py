@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from tests.support.in_process import until
 
 from guerdon.client.testing import FakeRewardServer
+from guerdon.gateway.types import Question, Sampling
+from guerdon.gateway.upstream.endpoint import EndpointDrawer
+from guerdon.gateway.upstream.openai_api import OpenAIAPI
+from guerdon.serving.prompts import FormattedText
 from guerdon.settings import SettingsError
 
 from .endpoint import Endpoint, chat_reply, chat_stream, start_endpoint
@@ -70,6 +75,40 @@ async def test_what_an_endpoint_says_beside_the_text_comes_too() -> None:
     async with start_endpoint(lambda *_: chat_reply("one", reasoning_content="hm")) as endpoint:
         reply = await asked(endpoint, chat("policy:best-of-1"))
     assert reply.choices[0].message.reasoning_content == "hm"
+
+
+async def test_a_large_request_is_encoded_once_for_all_candidates() -> None:
+    class Watched(OpenAIAPI):
+        def __init__(self, url: str) -> None:
+            super().__init__(url, key="", model="theirs", ca=None)
+            self.encodings = 0
+            self.bodies: set[int] = set()
+
+        async def encoded(self, body: Mapping[str, Any]) -> bytes:
+            self.encodings += 1
+            return await super().encoded(body)
+
+        async def send(self, path: str, parts: Sequence[bytes], deadline: float) -> dict[str, Any]:
+            self.bodies.add(id(parts[0]))
+            return await super().send(path, parts, deadline)
+
+    body = {"prompt": "ä\ud800" * 100_000, "seed": 5, "max_tokens": 9}  # more than one piece
+    sampling = Sampling(max_tokens=9, seed=5, body=body)
+    question = Question(prompt=FormattedText(""), sampling=sampling)
+    answer = {
+        "choices": [{"text": "a", "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+    }
+    async with start_endpoint(lambda *_: JSONResponse(answer)) as endpoint:
+        api = Watched(endpoint.url)
+        drawer = EndpointDrawer(api)
+        deadline = time.monotonic() + 60
+        drawn = drawer.draw(question, 8, first=0, max_tokens=9, deadline=deadline)
+        assert len([draft async for draft in drawn]) == 8
+        await drawer.close()
+    assert (api.encodings, len(api.bodies)) == (1, 1)
+    got = sorted(endpoint.bodies, key=lambda each: each["seed"])
+    assert got == [{**body, "model": "theirs", "seed": 5 + i} for i in range(8)]
 
 
 async def test_of_two_names_for_most_tokens_the_endpoint_gets_one() -> None:

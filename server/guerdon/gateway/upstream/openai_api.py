@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 """Most bytes of a reply, and of an event of a stream."""
+_PIECE_BYTES = 256 * 1024
+"""Most bytes of a request that are handed to a connection at once, and copied by it."""
 _SHOWN = 300
 """Characters of an endpoint's own words that are passed on."""
 
@@ -53,7 +55,21 @@ class OpenAIAPI:
         Raises:
             ServiceError: there is none; the text says why.
         """
-        data = await _within(deadline, lambda: self._reply(path, body))
+        return await self.send(path, (await self.encoded(body),), deadline)
+
+    async def encoded(self, body: Mapping[str, Any]) -> bytes:
+        """A request's JSON, with the model's name; made in a thread, since it may be large."""
+        named = {**body, "model": self._model} if self._model else dict(body)
+        text = await asyncio.to_thread(json.dumps, named, allow_nan=False, separators=(",", ":"))
+        return text.encode("ascii")
+
+    async def send(self, path: str, parts: Sequence[bytes], deadline: float) -> dict[str, Any]:
+        """The JSON of a whole answer to a request that is encoded; several may share a part.
+
+        Raises:
+            ServiceError: there is none; the text says why.
+        """
+        data = await _within(deadline, lambda: self._reply(path, parts))
         try:
             reply = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -70,7 +86,8 @@ class OpenAIAPI:
         Raises:
             ServiceError: as `post`.
         """
-        response = await _within(deadline, lambda: self._opened(path, body))
+        parts_sent = (await self.encoded(body),)
+        response = await _within(deadline, lambda: self._opened(path, parts_sent))
         try:
             parts, pending, done = response.aiter_raw(), b"", False
             while (data := await _within(deadline, lambda: anext(parts, None))) is not None:
@@ -87,17 +104,20 @@ class OpenAIAPI:
         finally:
             await response.aclose()
 
-    async def _reply(self, path: str, body: Mapping[str, Any]) -> bytes:
-        response = await self._opened(path, body)
+    async def _reply(self, path: str, parts: Sequence[bytes]) -> bytes:
+        response = await self._opened(path, parts)
         try:
             return await _whole(response)
         finally:
             await response.aclose()
 
-    async def _opened(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
+    async def _opened(self, path: str, parts: Sequence[bytes]) -> httpx.Response:
         """A good answer whose body has not come yet; close it."""
-        named = {**body, "model": self._model} if self._model else dict(body)
-        request = self._client.build_request("POST", f"{self._url}{path}", json=named)
+        size = sum(map(len, parts))
+        headers = {"content-type": "application/json", "content-length": str(size)}
+        request = self._client.build_request(
+            "POST", f"{self._url}{path}", content=_pieces(parts), headers=headers
+        )
         response = await self._client.send(request, stream=True)
         if response.is_success:
             return response
@@ -140,6 +160,12 @@ async def _within(deadline: float, work: Callable[[], Awaitable[T]]) -> T:
     except httpx.HTTPError as error:
         why = str(error) or type(error).__name__
         raise Unavailable(f"the endpoint is away: {why}") from error
+
+
+async def _pieces(parts: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
+    for part in parts:
+        for start in range(0, len(part), _PIECE_BYTES):
+            yield part[start : start + _PIECE_BYTES]
 
 
 def _is_last(event: bytes) -> bool:
