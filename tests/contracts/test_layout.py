@@ -167,7 +167,7 @@ GATEWAY_ROOMS: dict[str, set[str]] = {
     "metrics": {"types"},
     "call_metrics": {"metrics"},
     "answering": {"metrics", "spending", "strategies", "types"},
-    "passing": {"metrics", "types"},
+    "passing": {"metrics", "spending", "types"},
     "upstream": {"types"},
     "wire": {"answering", "asked", "config", "passing", "strategies", "types"},
     "app": {

@@ -31,7 +31,8 @@ class Endpoint:
     url: str = ""
 
     async def serve(self, request: Request) -> Response:
-        place, body = len(self.bodies), await request.json()
+        body = await request.json()
+        place = len(self.bodies)
         self.bodies.append(body)
         self.paths.append(request.url.path)
         self.keys.append(request.headers.get("authorization"))
@@ -54,11 +55,12 @@ def chat_reply(text: str | None, *, tokens: int | None = 3, **message: Any) -> R
     return JSONResponse({**whole, "choices": [choice], "usage": used})
 
 
-def chat_stream(*texts: str) -> Response:
-    """A streamed answer, ended as OpenAI ends it."""
+def chat_stream(*texts: str, **fields: Any) -> Response:
+    """A streamed answer, each event with the fields, ended as OpenAI ends it."""
 
     async def events() -> AsyncIterator[bytes]:
-        whole = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "theirs"}
+        named = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "theirs"}
+        whole = {**named, **fields}
         for text in texts:
             choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
             yield f"data: {json.dumps({**whole, 'choices': [choice]})}\r\n\r\n".encode()

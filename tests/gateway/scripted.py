@@ -42,6 +42,10 @@ class ScriptedPolicy:
     closed: int = 0
     backwards: bool = False
     """The last candidate ends first."""
+    growing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when drafts are gone on with."""
+    grown: asyncio.Event | None = None
+    """What going on with drafts waits for."""
 
     async def draw(
         self, question: Question, n: int, *, first: int, max_tokens: int, deadline: float
@@ -58,6 +62,9 @@ class ScriptedPolicy:
     async def go_on(
         self, question: Question, drafts: Sequence[Draft], *, max_tokens: int, deadline: float
     ) -> AsyncGenerator[Draft, None]:
+        self.growing.set()
+        if self.grown is not None:
+            await self.grown.wait()
         for draft in drafts:
             yield self.part(draft.index, draft.tokens + max_tokens)
 

@@ -221,5 +221,14 @@ async def test_what_cannot_be_is_refused_by_its_name(
 
 @pytest.mark.parametrize("model", ["gpt-4", "policy:best-of-", "policy:best-of-x", "policy:other"])
 async def test_another_model_is_not_found(gateway: Gateway, model: str) -> None:
+    line = 'requests_total{code="NOT_FOUND",method="http_chat_completions"}'
+    before = await gateway.metric(line)
     with pytest.raises(openai.NotFoundError, match="policy:careful"):
         await gateway.chat(model)
+    assert await gateway.metric(line) == before + 1
+
+
+async def test_no_more_candidates_are_listed_than_may_be_asked() -> None:
+    async with start_gateway(best_of=2, max_best_of=8) as small:
+        listed = [model.id async for model in small.openai.models.list()]
+    assert listed == ["policy", "policy:best-of-4", "policy:best-of-8"]

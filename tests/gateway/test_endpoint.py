@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from tests.support.in_process import until
 
 from guerdon.client.testing import FakeRewardServer
+from guerdon.gateway.types import Question, Sampling
+from guerdon.gateway.upstream.endpoint import EndpointDrawer
+from guerdon.gateway.upstream.openai_api import OpenAIAPI
+from guerdon.serving.prompts import FormattedText
 from guerdon.settings import SettingsError
 
 from .endpoint import Endpoint, chat_reply, chat_stream, start_endpoint
@@ -72,8 +77,66 @@ async def test_what_an_endpoint_says_beside_the_text_comes_too() -> None:
     assert reply.choices[0].message.reasoning_content == "hm"
 
 
+async def test_a_large_request_is_encoded_once_for_all_candidates() -> None:
+    class Watched(OpenAIAPI):
+        def __init__(self, url: str) -> None:
+            super().__init__(url, key="", model="theirs", ca=None)
+            self.encodings = 0
+            self.bodies: set[int] = set()
+
+        async def encoded(self, body: Mapping[str, Any]) -> bytes:
+            self.encodings += 1
+            return await super().encoded(body)
+
+        async def send(self, path: str, parts: Sequence[bytes], deadline: float) -> dict[str, Any]:
+            self.bodies.add(id(parts[0]))
+            return await super().send(path, parts, deadline)
+
+    body = {"prompt": "ä\ud800" * 100_000, "seed": 5, "max_tokens": 9}  # more than one piece
+    sampling = Sampling(max_tokens=9, seed=5, body=body)
+    question = Question(prompt=FormattedText(""), sampling=sampling)
+    answer = {
+        "choices": [{"text": "a", "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+    }
+    async with start_endpoint(lambda *_: JSONResponse(answer)) as endpoint:
+        api = Watched(endpoint.url)
+        drawer = EndpointDrawer(api)
+        deadline = time.monotonic() + 60
+        drawn = drawer.draw(question, 8, first=0, max_tokens=9, deadline=deadline)
+        assert len([draft async for draft in drawn]) == 8
+        await drawer.close()
+    assert (api.encodings, len(api.bodies)) == (1, 1)
+    got = sorted(endpoint.bodies, key=lambda each: each["seed"])
+    assert got == [{**body, "model": "theirs", "seed": 5 + i} for i in range(8)]
+
+
+async def test_of_two_names_for_most_tokens_the_endpoint_gets_one() -> None:
+    async with start_endpoint(texts) as endpoint:
+        await asked(endpoint, chat(max_tokens=9, max_completion_tokens=7))
+        await asked(endpoint, chat(extra_body={"max_completion_tokens": None}))
+    most = [{k: v for k, v in body.items() if k.startswith("max_")} for body in endpoint.bodies]
+    assert most == [{"max_completion_tokens": 7}] * 3 + [{"max_tokens": 1024}] * 3
+
+
+async def test_a_candidate_without_text_has_no_score_and_comes_last() -> None:
+    def reply(place: int, _body: dict[str, Any]) -> Response:
+        return chat_reply(None if place == 0 else TEXTS[place], reasoning_content=f"hm {place}")
+
+    async with start_endpoint(reply) as endpoint:
+        found = await asked(endpoint, chat(n=3))
+    said = [(c.message.content, c.message.reasoning_content) for c in found.choices]
+    assert said == [("three 3", "hm 1"), ("two", "hm 2"), (None, "hm 0")]
+    last = found.choices[-1].guerdon
+    assert (last["score"], last["reason"]) == (None, "has no text")
+    async with start_endpoint(lambda *_: chat_reply(None)) as endpoint:
+        with pytest.raises(openai.InternalServerError, match="has no text"):
+            await asked(endpoint, chat(), unranked="first")
+
+
 BROKEN: list[tuple[Response, type[openai.APIStatusError], str]] = [
-    (JSONResponse({"error": {"message": "no such key"}}, 401), openai.InternalServerError, "key"),
+    (JSONResponse({"error": {"message": "no key"}}, 401), openai.InternalServerError, "401$"),
+    (JSONResponse({"error": {"message": "no model"}}, 404), openai.InternalServerError, "404$"),
     (JSONResponse({"error": {"message": "too hot"}}, 400), openai.BadRequestError, "too hot"),
     (JSONResponse({}, 429, {"retry-after": "7"}), openai.RateLimitError, "429"),
     (JSONResponse({}, 500), openai.InternalServerError, "500"),
@@ -94,6 +157,50 @@ async def test_what_is_no_answer_is_an_error_and_never_a_text() -> None:
 
     async with start_endpoint(texts) as endpoint:
         await asked(endpoint, all_of_them)
+
+
+@pytest.mark.parametrize("status", [400, 500])
+async def test_the_key_is_in_no_error_and_no_log(
+    status: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret-of-the-operator")
+    said = "x" * 290 + " secret-of-the-operator"  # cut in the middle of the key, were it cut first
+    answer = JSONResponse({"error": {"message": said}}, status)
+    async with start_endpoint(lambda *_: answer) as endpoint:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await asked(endpoint, chat(), endpoint_key_file=key)
+    assert ("xxx" in str(caught.value)) == (status == 400)
+    assert ("xxx" in caplog.text) == (status == 500)
+    assert "secret" not in str(caught.value) + caplog.text
+
+
+ENDS = [
+    (b"data: [DONE]\n\n", True),
+    (b"data: [DONE]\n", True),
+    (b"data: [DONE]", True),
+    (b"", False),
+    (b"data: {", False),
+]
+
+
+@pytest.mark.parametrize(("end", "whole"), ENDS)
+async def test_a_stream_that_is_passed_on_is_whole_with_its_last_event_alone(
+    end: bytes, whole: bool
+) -> None:
+    async def call(client: openai.AsyncOpenAI) -> httpx.Response:
+        url = str(client.base_url.copy_with(path="/v1/chat/completions"))
+        body = {"messages": QUESTION, "tools": [TOOL], "stream": True}
+        async with httpx.AsyncClient(timeout=30) as http:
+            return await http.post(url, json=body)
+
+    def reply(*_: Any) -> Response:
+        return Response(b'data: {"choices": []}\n\n' + end, media_type="text/event-stream")
+
+    async with start_endpoint(reply) as endpoint:
+        told = (await asked(endpoint, call)).text
+    assert told.endswith("data: [DONE]\n\n") == whole
+    assert ("broke off before the end" in told) != whole
 
 
 async def test_leaving_leaves_the_endpoint() -> None:
@@ -151,7 +258,7 @@ async def test_tools_and_pictures_are_passed_on_as_they_are(
                 assert await gateway.metric('answers_total{ranked="passed",strategy="none"}') == 2
         else:
             whole, pieces = await asked(endpoint, both)
-    assert endpoint.bodies[0] == {**body, "model": "theirs"}
+    assert endpoint.bodies[0] == {**body, "model": "theirs", "max_tokens": 1024}
     assert whole["choices"][0]["message"]["content"] == "theirs"
     assert whole["guerdon"]["ranked"] is False
     assert whole["guerdon"]["reason"] == why
@@ -190,6 +297,77 @@ async def test_several_choices_with_tools_are_refused_and_not_cut() -> None:
     async with start_endpoint(texts) as endpoint:
         with pytest.raises(openai.BadRequestError, match="has one choice here"):
             await asked(endpoint, chat(tools=[TOOL], n=2))
+
+
+async def test_what_is_passed_on_spends_its_callers_tokens() -> None:
+    def reply(_place: int, body: dict[str, Any]) -> Response:
+        if body["messages"] == []:
+            return JSONResponse({}, 500)
+        usage = {"usage": {"completion_tokens": 30}} if "stream_options" in body else {}
+        return chat_stream("a", **usage) if body.get("stream") else chat_reply("a", tokens=20)
+
+    async def calls(client: openai.AsyncOpenAI) -> None:
+        async def ask(most: int | None, **fields: Any) -> None:
+            if most is not None:
+                fields["max_completion_tokens"] = most
+            whole = await chat("policy", tools=[TOOL], **fields)(client)
+            if fields.get("stream"):
+                assert [chunk async for chunk in whole]
+
+        with pytest.raises(openai.BadRequestError, match="is 101 tokens"):
+            await ask(101)
+        await ask(100)  # 20 are spent
+        with pytest.raises(openai.RateLimitError):
+            await ask(81)
+        with pytest.raises(openai.InternalServerError):
+            await ask(80, messages=[])  # the endpoint's fault costs nothing
+        await ask(80, stream=True, stream_options={"include_usage": True})  # 50
+        await ask(None, stream=True)  # 90: all of the default, since no usage is told
+        with pytest.raises(openai.RateLimitError):
+            await ask(11)
+        await ask(10)
+
+    spending = {"caller_tokens": 100, "caller_seconds": 1e9}
+    async with start_endpoint(reply) as endpoint:
+        await asked(endpoint, calls, max_tokens=40, spending=spending)
+    assert [body.get("max_tokens") for body in endpoint.bodies] == [None, None, None, 40, None]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"tools": [TOOL]}, {"functions": [TOOL]}, {"prompt": ["a"] * 2}]
+)
+async def test_texts_with_tools_and_lists_of_texts_are_refused(fields: dict[str, Any]) -> None:
+    async def call(client: openai.AsyncOpenAI) -> None:
+        body = {"model": "policy", "prompt": "a", "messages": [{"content": [PICTURE]}], **fields}
+        with pytest.raises(openai.BadRequestError, match=r"tools: can't|prompt: must be one text"):
+            await client.post("/completions", body=body, cast_to=object)
+
+    async with start_endpoint(texts) as endpoint:
+        await asked(endpoint, call)
+    assert endpoint.bodies == []
+
+
+CONTINUED: list[dict[str, Any]] = [
+    {"echo": True},
+    {"suffix": "b"},
+    {"continue_final_message": True},
+    {"add_generation_prompt": False},
+    {"documents": [{"text": "b"}]},
+    {"chat_template": "b"},
+    {"truncate_prompt_tokens": 1},
+    {"prompt_embeds": "b"},
+]
+
+
+async def test_what_lets_the_policy_continue_another_prompt_is_refused() -> None:
+    async def all_of_them(client: openai.AsyncOpenAI) -> None:
+        for fields in CONTINUED:
+            with pytest.raises(openai.BadRequestError, match=f"{next(iter(fields))}: is not done"):
+                await chat(extra_body=fields)(client)
+
+    async with start_endpoint(texts) as endpoint:
+        await asked(endpoint, all_of_them)
+    assert endpoint.bodies == []
 
 
 async def test_tools_with_nowhere_to_go_are_refused() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from guerdon.gateway.app import connect
 from guerdon.gateway.config import load_config
 from guerdon.settings import SettingsError
 
@@ -19,6 +21,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"reward": ()}, "no reward model"),
     ({"reward": ["localhost:50051"]}, "is not HOST:PORT/MODEL"),
     ({"reward": ["a:1/rm", "b:1/rm"]}, "two models are called 'rm'"),
+    ({"reward": ["a:1/rm@5f"]}, "'a:1/rm@5f' pins a revision"),
     ({"best_of": 65}, "best_of is 65, more than max_best_of"),
     ({"http_port": -1}, "http_port is -1, it must be between 0 and"),
     ({"name": "a:b"}, "name is 'a:b'"),
@@ -41,6 +44,23 @@ def test_what_cannot_be_is_said(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(**changes)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["endpoint", "pass_to"])
+def test_a_key_is_not_sent_to_other_machines_unencrypted(name: str, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret")
+
+    def check(url: str, **settings: Any) -> None:
+        changes = {"sampler": "", "endpoint_model": "m"} if name == "endpoint" else {}
+        config = load(**{name: url, "endpoint_key_file": key, **changes, **settings})
+        connect(config)
+
+    with pytest.raises(SettingsError, match=f"{name} is http, which would show"):
+        check("http://models.example/v1")
+    check("http://models.example/v1", endpoint_key_over_http=True)
+    check("https://models.example/v1")
+    check("http://127.0.0.1:8000/v1")
 
 
 def test_what_can_be_is_taken() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 import pytest
 
@@ -11,6 +12,7 @@ from guerdon.gateway.spending import Spending, SpendingSettings
 from guerdon.gateway.strategies.choosing import expected_gain, softly_first
 from guerdon.gateway.types import Plan, RankingFailed
 from guerdon.serving.access.identity import Caller
+from guerdon.serving.calls import Call
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded, Unsupported
 
 from .scripted import ScriptedPolicy, ScriptedRewards, answer, chosen, plan
@@ -214,6 +216,30 @@ async def test_the_declared_answer_is_candidate_0_whole_and_not_whoever_ends_fir
     assert found.gain is None
 
 
+async def test_enough_scores_do_not_end_the_wait_for_candidate_0_once_there_is_no_ranking() -> None:
+    last_scored, first_may_come = asyncio.Event(), asyncio.Event()
+
+    def score(_model: str, text: str) -> float:
+        if text == "c c c":
+            last_scored.set()
+        return SCORES[text]
+
+    async def release() -> None:
+        await last_scored.wait()
+        for _ in range(100):  # turns of the loop, in which a call that is over would end
+            await asyncio.sleep(0)
+        first_may_come.set()
+
+    policy = ScriptedPolicy(["b b", "c c c", "d d d d", "a"], {0: first_may_come}, backwards=True)
+    rewards = ScriptedRewards(score, revision=lambda text: "r2" if text == "d d d d" else "r1")
+    given = plan("threshold", 4, threshold=1.5, n=2)
+    releasing = asyncio.ensure_future(release())
+    found = await answer(policy, rewards, given, unranked="first")
+    await releasing
+    assert chosen(found) == [0, 1]
+    assert not found.ranked
+
+
 async def test_a_deadline_ends_what_is_drawn() -> None:
     policy = ScriptedPolicy(TEXTS, held={1: asyncio.Event()})
     with pytest.raises(DeadlinePassed, match="no answer within"):
@@ -235,6 +261,21 @@ async def test_what_a_call_did_not_spend_is_given_back() -> None:
     stopped = ScriptedPolicy(TEXTS, held={3: asyncio.Event()})
     given = plan("threshold", 3, threshold=1.5)
     await answer(stopped, rewards, given, **how)
+
+
+async def test_tokens_that_were_under_way_when_a_call_ended_are_spent() -> None:
+    books = Spending(SpendingSettings(caller_tokens=40, caller_seconds=1e9))
+    policy = ScriptedPolicy(["1 1 1 1 1 1"] * 4, growing=asyncio.Event(), grown=asyncio.Event())
+    given = plan("rejection", 4, chunk=4, keep=0.5)
+    rewards = ScriptedRewards(lambda _, text: 1.0)
+    calling = asyncio.ensure_future(answer(policy, rewards, given, spending=books))
+    await policy.growing.wait()
+    calling.cancel()
+    await asyncio.gather(calling, return_exceptions=True)
+    caller = Call("http_completions", None).caller
+    with pytest.raises(Overloaded):  # four have 4 tokens, and two may have had 4 more
+        books.take(caller, 40 - 24 + 1, now=time.monotonic())
+    books.take(caller, 40 - 24, now=time.monotonic())
 
 
 def test_tokens_come_back_evenly_and_each_caller_has_its_own() -> None:

@@ -26,7 +26,7 @@ from guerdon.gateway.types import (
     Unscored,
 )
 from guerdon.serving.calls import Call
-from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded, ServiceError
+from guerdon.serving.errors import DeadlinePassed, ServiceError
 from guerdon.together import together
 
 _NOT_SCORED = Unscored("was not scored: it was not needed")
@@ -90,7 +90,8 @@ class Answering:
         )
         work.on_progress = lambda: on_progress(work)
         reserved = most_tokens(question, plan)
-        self._reserve(call, reserved)
+        with self._metrics.spending_refusals(call.caller):
+            self._spending.take(call.caller, reserved, time.monotonic())
         failed = False
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -108,13 +109,6 @@ class Answering:
             self._spending.give_back(call.caller, unspent, time.monotonic())
         self._metrics.observe(answer)
         return answer
-
-    def _reserve(self, call: Call, tokens: int) -> None:
-        try:
-            self._spending.take(call.caller, tokens, time.monotonic())
-        except (Overloaded, InvalidRequest):
-            self._metrics.spending_refused.labels(call.caller.name).inc()
-            raise
 
     async def _find(self, call: Call, work: Work) -> Answer:
         try:
@@ -137,12 +131,11 @@ def most_tokens(question: Question, plan: Plan) -> int:
 def spent_tokens(work: Work, *, failed: bool) -> int:
     """Tokens that a call has spent.
 
-    A candidate that was stopped, and whose tokens nobody told, counts with all that it may have
-    had; unless a service failed, which is not the caller's fault.
+    A candidate that was stopped while it was drawn counts with all that it may have had, since
+    nobody told its tokens; unless a service failed, which is not the caller's fault.
     """
     known = sum(draft.tokens for draft in work.drafts.values())
-    unknown = 0 if failed else work.begun - len(work.drafts)
-    return known + unknown * work.question.sampling.max_tokens
+    return known if failed else known + sum(work.under_way.values())
 
 
 async def _first(work: Work, reason: str) -> Ranking:
@@ -155,6 +148,8 @@ async def _first(work: Work, reason: str) -> Ranking:
 
     parts = [work.drafts[i] for i in range(plan.n) if not work.drafts[i].ended]
     await together([finish(part) for part in parts])
+    if all(draft.textless for draft in work.drafts.values()):
+        raise RankingFailed(reason)
     unscored = Unscored(reason)
     return Ranking(ranked=tuple(Candidate(work.drafts[i], unscored) for i in range(plan.n)))
 

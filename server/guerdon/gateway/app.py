@@ -68,17 +68,25 @@ class GatewayServer(Server[Ports]):
         self._metrics = metrics = GatewayMetrics(self._prometheus)
         self._upstream = upstream = connect(config)
         self._thread = OneThread("bodies")
-        names = Names(config.name, config.presets, config.offered)
+        offered = tuple(n for n in config.offered if 1 <= n <= config.max_best_of)
+        names = Names(config.name, config.presets, offered)
         models = model_routes(names, config.limits)
+        spending = Spending(config.spending)
         answering = Answering(
             upstream.drawer,
             upstream.scorer,
-            Spending(config.spending),
+            spending,
             metrics,
             unranked=config.unranked,
             max_seconds=config.max_seconds,
         )
-        passing = Passing(upstream.pass_to, metrics, max_seconds=config.max_seconds)
+        passing = Passing(
+            upstream.pass_to,
+            spending,
+            metrics,
+            max_tokens=config.max_tokens,
+            max_seconds=config.max_seconds,
+        )
         reading = Reading(
             names=names,
             limits=config.limits,
@@ -117,10 +125,12 @@ def connect(config: GatewayConfig) -> Upstream:
     """The connections of a gateway; each is opened when it is first used.
 
     Raises:
-        SettingsError: a file of tokens can't be read, or a setting names no service.
+        SettingsError: a file of tokens can't be read, or a key would be shown to the network.
     """
     tls = TLS(ca=config.upstream_ca) if config.upstream_tls else None
     key = read_token("GUERDON_ENDPOINT_KEY", config.endpoint_key_file)
+    if key:
+        config.check_key()
     scorer = RewardScorer(
         config.models,
         seconds=config.reward_seconds,

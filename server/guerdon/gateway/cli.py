@@ -26,7 +26,7 @@ _PANELS = {
     ),
     "Upstream": (
         "upstream_tls", "upstream_ca", "sampler_token_file", "reward_token_file",
-        "endpoint_key_file",
+        "endpoint_key_file", "endpoint_key_over_http",
     ),
     "Security": command.SECURITY,
 }  # fmt: skip

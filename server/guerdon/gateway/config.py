@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from guerdon.addresses import is_loopback
 from guerdon.gateway.asked import Asked, PlanLimits, new_plan
 from guerdon.serving.config import ServerSettings
 from guerdon.serving.errors import InvalidRequest
@@ -77,6 +78,8 @@ class GatewayConfig(ServerSettings):
     """Holds the reward servers' token; else $GUERDON_REWARD_TOKEN."""
     endpoint_key_file: Path | None = None
     """Holds the key of endpoint or pass_to; else $GUERDON_ENDPOINT_KEY."""
+    endpoint_key_over_http: bool = False
+    """Send that key to other machines over http too, unencrypted: in a network of your own."""
     name: str = "policy"
     """What the gateway calls its model."""
     best_of: int = 8
@@ -130,10 +133,27 @@ class GatewayConfig(ServerSettings):
             address, slash, model = spec.partition("/")
             if not slash or not address or not model:
                 raise SettingsError(f"reward: {spec!r} is not HOST:PORT/MODEL")
+            if "@" in model:
+                raise SettingsError(f"reward: {spec!r} pins a revision, which the gateway can't")
             if model in found:
                 raise SettingsError(f"reward: two models are called {model!r}")
             found[model] = address
         return found
+
+    def check_key(self) -> None:
+        """Refuse URLs that would show the endpoint's key to the network.
+
+        Raises:
+            SettingsError: one is http, and of another machine.
+        """
+        for name in ("endpoint", "pass_to"):
+            parts = urlsplit(getattr(self, name))
+            plain = parts.scheme == "http" and not is_loopback(parts.hostname or "")
+            if plain and not self.endpoint_key_over_http:
+                raise SettingsError(
+                    f"{name} is http, which would show the endpoint's key to the network: use "
+                    "https, or --endpoint-key-over-http in a network of your own"
+                )
 
     @property
     def limits(self) -> PlanLimits:

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry
 
 from guerdon.gateway.types import Answer, Strategy
+from guerdon.serving.access.identity import Caller
+from guerdon.serving.errors import InvalidRequest, Overloaded
 from guerdon.serving.metrics import Declared
 
 SECONDS_BUCKETS: Sequence[float] = (
@@ -72,6 +75,15 @@ class GatewayMetrics:
         self.answers.labels("none", "passed")
         for outcome in ("scored", "unscored", "stopped"):
             self.candidates.labels(outcome)
+
+    @contextmanager
+    def spending_refusals(self, caller: Caller) -> Iterator[None]:
+        """Count the caller's call where its tokens are refused."""
+        try:
+            yield
+        except (Overloaded, InvalidRequest):
+            self.spending_refused.labels(caller.name).inc()
+            raise
 
     def observe(self, answer: Answer) -> None:
         """Count an answer."""

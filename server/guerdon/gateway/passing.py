@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from guerdon.gateway.metrics import GatewayMetrics
+from guerdon.gateway.spending import Spending
 from guerdon.gateway.types import OURS
 from guerdon.serving.calls import Call
-from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.errors import DeadlinePassed, InvalidRequest, ServiceError
 
 
 class API(Protocol):
@@ -29,36 +32,104 @@ class API(Protocol):
         """The events of an answer as they come, without the last one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passed:
+    """A request that is passed on."""
+
+    path: str
+    value: Mapping[str, Any]
+    """Its JSON as it came."""
+    why: str
+    """Why it is not ranked."""
+    most: int | None
+    """The most tokens that it asks for, None where it doesn't say."""
+
+
+@dataclass(slots=True)
+class _Bill:
+    """What a request costs its caller."""
+
+    tokens: int
+    """All that it may draw, until the endpoint tells how many it drew."""
+
+    def read(self, reply: Mapping[str, Any]) -> None:
+        """Take the tokens from a reply's usage, where it has one."""
+        usage = reply.get("usage")
+        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if type(tokens) is int and tokens >= 0:
+            self.tokens = tokens
+
+
 class Passing:
-    """Passes requests on.
+    """Passes requests on, at the cost of the tokens that their callers have.
 
     Args:
         api: where to; None where there is nothing.
+        max_tokens: of a request that doesn't say how many.
         max_seconds: longest time of a call.
     """
 
-    def __init__(self, api: API | None, metrics: GatewayMetrics, *, max_seconds: float) -> None:
+    def __init__(
+        self,
+        api: API | None,
+        spending: Spending,
+        metrics: GatewayMetrics,
+        *,
+        max_tokens: int,
+        max_seconds: float,
+    ) -> None:
         self._api = api
+        self._spending = spending
+        self._max_tokens = max_tokens
         self._metrics = metrics
         self._max_seconds = max_seconds
 
-    async def whole(
-        self, call: Call, path: str, value: Mapping[str, Any], why: str
-    ) -> dict[str, Any]:
-        """The answer, with why it is not ranked."""
-        reply = await self._to(why).post(path, _verbatim(value), self._deadline(call))
-        self._metrics.answers.labels("none", "passed").inc()
-        return {**reply, "guerdon": report(why)}
+    async def whole(self, call: Call, asked: Passed) -> dict[str, Any]:
+        """The answer, with why it is not ranked.
 
-    async def events(
-        self, call: Call, path: str, value: Mapping[str, Any], why: str
-    ) -> AsyncGenerator[bytes, None]:
-        """The answer's events as they come, without the last one."""
-        events = self._to(why).stream(path, _verbatim(value), self._deadline(call))
-        async with aclosing(events):
-            async for piece in events:
-                yield piece
+        Raises:
+            ServiceError: there is nowhere to pass it on to, no answer, or no tokens are left.
+        """
+        api = self._to(asked.why)
+        with self._billed(call, asked) as bill:
+            reply = await api.post(asked.path, self._sent(asked), self._deadline(call))
+            bill.read(reply)
         self._metrics.answers.labels("none", "passed").inc()
+        return {**reply, "guerdon": report(asked.why)}
+
+    async def events(self, call: Call, asked: Passed) -> AsyncGenerator[bytes, None]:
+        """The answer's events as they come, without the last one; raises as `whole`."""
+        api = self._to(asked.why)
+        with self._billed(call, asked) as bill:
+            events = api.stream(asked.path, self._sent(asked), self._deadline(call))
+            async with aclosing(events):
+                async for piece in events:
+                    bill.read(_usage_event(piece))
+                    yield piece
+        self._metrics.answers.labels("none", "passed").inc()
+
+    @contextmanager
+    def _billed(self, call: Call, asked: Passed) -> Iterator[_Bill]:
+        """Take what a request may cost, and give back what it doesn't."""
+        reserved = asked.most or self._max_tokens
+        with self._metrics.spending_refusals(call.caller):
+            self._spending.take(call.caller, reserved, time.monotonic())
+        bill = _Bill(reserved)
+        try:
+            yield bill
+        except DeadlinePassed:
+            raise
+        except ServiceError:
+            bill.tokens = 0  # no fault of the caller's
+            raise
+        finally:
+            unspent = reserved - bill.tokens
+            self._spending.give_back(call.caller, unspent, time.monotonic())
+
+    def _sent(self, asked: Passed) -> dict[str, Any]:
+        """The request as it came, without the gateway's own keys, and with its most tokens."""
+        body = {key: each for key, each in asked.value.items() if key not in OURS}
+        return body if asked.most else {**body, "max_tokens": self._max_tokens}
 
     def _to(self, why: str) -> API:
         if self._api is None:
@@ -79,5 +150,12 @@ def report(why: str) -> dict[str, Any]:
     return {"strategy": "none", "best_of": 1, "ranked": False, "reason": f"the request {why}"}
 
 
-def _verbatim(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: each for key, each in value.items() if key not in OURS}
+def _usage_event(piece: bytes) -> dict[str, Any]:
+    """The JSON of a stream's event that may tell the usage; empty for others."""
+    if b'"usage"' not in piece:
+        return {}
+    try:
+        value = json.loads(piece.strip().removeprefix(b"data:"))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

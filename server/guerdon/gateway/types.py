@@ -121,6 +121,8 @@ class Draft:
     """Whether it can't go on: a part of one can."""
     state: Any = None
     """What its drawer needs to go on with it."""
+    textless: bool = False
+    """Whether an OpenAI endpoint's choice has no text at all: `text` is empty, and has no score."""
     said: Mapping[str, Any] = field(default_factory=dict)
     """What else an OpenAI endpoint's choice says, such as its reasoning."""
 

@@ -7,7 +7,9 @@ from fractions import Fraction
 
 from guerdon.gateway.types import AnswerForm
 
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\d)|[-+]?\.\d+")
+_PLAIN = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\d)|\.\d+)"
+# A hyphen after a word or a number, as in 2020-05, is no sign.
+_NUMBER = re.compile(rf"(?:(?<![\w)])[-+]\s*)?{_PLAIN}(?:\s*/\s*{_PLAIN})?")
 _BOXED = "\\boxed{"
 _LONGEST_NUMBER = 1000
 """Characters: Python refuses to read much longer ones."""
@@ -16,8 +18,8 @@ _LONGEST_NUMBER = 1000
 def final_answer(text: str, form: AnswerForm) -> str | Fraction | None:
     """The final answer of a text, None where it has none.
 
-    A number is a `Fraction`, so that 0.5 and .50 are one answer; anything else is text without
-    the spaces in it.
+    A number is a `Fraction`, so that 0.5, .50 and 1/2 are one answer; anything else, LaTeX's
+    fractions too, is text without the spaces in it.
 
     Args:
         text: a candidate's.
@@ -48,9 +50,11 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _normal(found: str) -> str | Fraction | None:
-    bare = "".join(found.split()).strip("$").removesuffix(".")
-    if not bare:
-        return None
-    if len(bare) <= _LONGEST_NUMBER and _NUMBER.fullmatch(bare):
-        return Fraction(bare.replace(",", ""))
-    return bare
+    trimmed = found.strip().strip("$").strip().removesuffix(".").rstrip()
+    bare = "".join(trimmed.split())
+    # Matched with its spaces: "1, 234" is two numbers.
+    if len(bare) <= _LONGEST_NUMBER and _NUMBER.fullmatch(trimmed):
+        above, _, below = bare.replace(",", "").partition("/")
+        divisor = Fraction(below or 1)
+        return Fraction(above) / divisor if divisor else bare
+    return bare or None

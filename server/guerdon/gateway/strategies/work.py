@@ -43,6 +43,8 @@ class Work:
     """Candidates that were asked for."""
     drafts: dict[int, Draft] = field(default_factory=dict)
     """The latest of each candidate that is known, by index."""
+    under_way: dict[int, int] = field(default_factory=dict)
+    """The most tokens that each candidate may be getting now, by index."""
     scored: int = 0
     """Candidates with a score, or known to have none."""
     last_drawn: float | None = None
@@ -56,6 +58,7 @@ class Work:
         """So many more candidates, each as it ends."""
         first, self.begun = self.begun, self.begun + n
         most = self.question.sampling.max_tokens if max_tokens is None else max_tokens
+        self.under_way |= dict.fromkeys(range(first, self.begun), most)
         drawing = self.drawer.draw(
             self.question, n, first=first, max_tokens=most, deadline=self.deadline
         )
@@ -66,6 +69,7 @@ class Work:
 
     async def go_on(self, drafts: Sequence[Draft], max_tokens: int) -> AsyncGenerator[Draft, None]:
         """Drafts with up to so many tokens more, each as it ends."""
+        self.under_way |= {draft.index: max_tokens for draft in drafts}
         drawing = self.drawer.go_on(
             self.question, drafts, max_tokens=max_tokens, deadline=self.deadline
         )
@@ -76,6 +80,7 @@ class Work:
 
     def _note(self, draft: Draft) -> None:
         self.drafts[draft.index] = draft
+        self.under_way.pop(draft.index, None)
         self.last_drawn = time.monotonic()
         self.on_progress()
 
@@ -85,7 +90,10 @@ class Work:
         pinned = f"{name}@{self.revisions[name]}" if name in self.revisions else name
         score: Score | Unscored
         try:
-            score = await self.scorer.score(pinned, self.question, draft.text, self.deadline)
+            if draft.textless:
+                score = Unscored("has no text")
+            else:
+                score = await self.scorer.score(pinned, self.question, draft.text, self.deadline)
             if isinstance(score, Score):
                 self._check_revision(name, score)
         except RankingFailed as error:
@@ -164,8 +172,10 @@ async def gather(
         return sum(each.scored for each in found) >= work.plan.n
 
     def over() -> bool:
+        if work.trouble is not None:
+            return work.given_up
         late = until is not None and time.monotonic() >= until and answerable()
-        return late or work.given_up or enough(found)
+        return late or enough(found)
 
     running = asyncio.ensure_future(run())
     try:

@@ -11,7 +11,7 @@ from guerdon.gateway.upstream.openai_api import OpenAIAPI
 from guerdon.serving.errors import ComputeFailed, Unsupported
 from guerdon.serving.prompts import Conversation
 
-_NOT_SENT = (*OURS, "stream", "stream_options")
+_NOT_SENT = (*OURS, "stream", "stream_options", "seed", "max_tokens", "max_completion_tokens")
 
 
 class EndpointDrawer:
@@ -31,12 +31,14 @@ class EndpointDrawer:
         """Candidates, each as it ends; see `Drawer`."""
         chat = isinstance(question.prompt, Conversation)
         path = "/chat/completions" if chat else "/completions"
-        body = _body(question, max_tokens)
+        # One copy for all: it may be large.
+        body = await self._api.encoded(_body(question, max_tokens))
+        opened = body.removesuffix(b"}")
 
         async def one(index: int) -> Draft:
             seed = question.sampling.seed
-            seeded = body if seed is None else {**body, "seed": seed + index}
-            reply = await self._api.post(path, seeded, deadline)
+            parts = (body,) if seed is None else (opened, b',"seed":%d}' % (seed + index))
+            reply = await self._api.send(path, parts, deadline)
             return _draft(index, reply, chat=chat)
 
         drawing = [asyncio.ensure_future(one(first + place)) for place in range(n)]
@@ -65,9 +67,10 @@ class EndpointDrawer:
 
 
 def _body(question: Question, max_tokens: int) -> dict[str, Any]:
-    """The caller's own request, for one choice with so many tokens at most."""
-    body = {key: value for key, value in question.sampling.body.items() if key not in _NOT_SENT}
-    key = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
+    """The caller's own request without its seed, for one choice with so many tokens at most."""
+    given = question.sampling.body
+    body = {key: value for key, value in given.items() if key not in _NOT_SENT}
+    key = "max_completion_tokens" if given.get("max_completion_tokens") else "max_tokens"
     return {**body, key: max_tokens}
 
 
@@ -84,6 +87,9 @@ def _draft(index: int, reply: Mapping[str, Any], *, chat: bool) -> Draft:
         tokens, prompt_tokens = usage["completion_tokens"], usage["prompt_tokens"]
     except (LookupError, TypeError) as error:
         raise ComputeFailed("the endpoint's answer lacks a choice, or its usage") from error
+    textless = chat and text is None
+    if textless:
+        text = ""
     if not isinstance(text, str) or not isinstance(finish, str):
         raise ComputeFailed("the endpoint's choice has no text, or no reason why it ended")
     if not isinstance(tokens, int) or not isinstance(prompt_tokens, int):
@@ -95,5 +101,6 @@ def _draft(index: int, reply: Mapping[str, Any], *, chat: bool) -> Draft:
         tokens=tokens,
         prompt_tokens=prompt_tokens,
         finish_reason=finish,
+        textless=textless,
         said=said,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,6 @@ from guerdon.serving.errors import (
     ComputeFailed,
     DeadlinePassed,
     InvalidRequest,
-    NotFound,
     Overloaded,
     ServiceError,
     Unavailable,
@@ -25,8 +25,12 @@ from guerdon.serving.waiting import MAX_RETRY_SECONDS, UNKNOWN_RETRY_SECONDS
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 """Most bytes of a reply, and of an event of a stream."""
+_PIECE_BYTES = 256 * 1024
+"""Most bytes of a request that are handed to a connection at once, and copied by it."""
 _SHOWN = 300
 """Characters of an endpoint's own words that are passed on."""
 
@@ -51,7 +55,21 @@ class OpenAIAPI:
         Raises:
             ServiceError: there is none; the text says why.
         """
-        data = await _within(deadline, lambda: self._reply(path, body))
+        return await self.send(path, (await self.encoded(body),), deadline)
+
+    async def encoded(self, body: Mapping[str, Any]) -> bytes:
+        """A request's JSON, with the model's name; made in a thread, since it may be large."""
+        named = {**body, "model": self._model} if self._model else dict(body)
+        text = await asyncio.to_thread(json.dumps, named, allow_nan=False, separators=(",", ":"))
+        return text.encode("ascii")
+
+    async def send(self, path: str, parts: Sequence[bytes], deadline: float) -> dict[str, Any]:
+        """The JSON of a whole answer to a request that is encoded; several may share a part.
+
+        Raises:
+            ServiceError: there is none; the text says why.
+        """
+        data = await _within(deadline, lambda: self._reply(path, parts))
         try:
             reply = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -68,32 +86,38 @@ class OpenAIAPI:
         Raises:
             ServiceError: as `post`.
         """
-        response = await _within(deadline, lambda: self._opened(path, body))
+        parts_sent = (await self.encoded(body),)
+        response = await _within(deadline, lambda: self._opened(path, parts_sent))
         try:
-            parts, pending = response.aiter_raw(), b""
+            parts, pending, done = response.aiter_raw(), b"", False
             while (data := await _within(deadline, lambda: anext(parts, None))) is not None:
                 *events, pending = (pending + data).replace(b"\r\n", b"\n").split(b"\n\n")
                 for each in events:
-                    if each.strip() != b"data: [DONE]":
+                    if _is_last(each):
+                        done = True
+                    else:
                         yield each + b"\n\n"
                 if len(pending) > MAX_REPLY_BYTES:
                     raise ComputeFailed("the endpoint sends an event that has no end")
-            if pending.strip():
-                raise Unavailable("the endpoint broke off in the middle of an event")
+            if not done and not _is_last(pending):
+                raise Unavailable("the endpoint broke off before the end of its answer")
         finally:
             await response.aclose()
 
-    async def _reply(self, path: str, body: Mapping[str, Any]) -> bytes:
-        response = await self._opened(path, body)
+    async def _reply(self, path: str, parts: Sequence[bytes]) -> bytes:
+        response = await self._opened(path, parts)
         try:
             return await _whole(response)
         finally:
             await response.aclose()
 
-    async def _opened(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
+    async def _opened(self, path: str, parts: Sequence[bytes]) -> httpx.Response:
         """A good answer whose body has not come yet; close it."""
-        named = {**body, "model": self._model} if self._model else dict(body)
-        request = self._client.build_request("POST", f"{self._url}{path}", json=named)
+        size = sum(map(len, parts))
+        headers = {"content-type": "application/json", "content-length": str(size)}
+        request = self._client.build_request(
+            "POST", f"{self._url}{path}", content=_pieces(parts), headers=headers
+        )
         response = await self._client.send(request, stream=True)
         if response.is_success:
             return response
@@ -107,16 +131,16 @@ class OpenAIAPI:
         said = _message(data)
         if self._key:
             said = said.replace(self._key, "…")
-        text = f"the endpoint answers HTTP {status}" + (f": {said}" if said else "")
+        said = said[:_SHOWN]
+        answers = f"the endpoint answers HTTP {status}"
+        text = f"{answers}: {said}" if said else answers
         if status == 429:
             return Overloaded(text, retry_after=_retry_after(response))
-        if status == 404:
-            return NotFound(text)
         if status in (400, 413, 422):
             return InvalidRequest("request", text)
-        if status == 504:
-            return DeadlinePassed(text)
-        return Unavailable(text)
+        # Others are the operator's to read: a wrong key or model, say.
+        logger.error("%s", text)
+        return DeadlinePassed(answers) if status == 504 else Unavailable(answers)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -138,6 +162,16 @@ async def _within(deadline: float, work: Callable[[], Awaitable[T]]) -> T:
         raise Unavailable(f"the endpoint is away: {why}") from error
 
 
+async def _pieces(parts: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
+    for part in parts:
+        for start in range(0, len(part), _PIECE_BYTES):
+            yield part[start : start + _PIECE_BYTES]
+
+
+def _is_last(event: bytes) -> bool:
+    return event.strip() == b"data: [DONE]"
+
+
 async def _whole(response: httpx.Response) -> bytes:
     data = bytearray()
     async for part in response.aiter_raw():
@@ -148,13 +182,13 @@ async def _whole(response: httpx.Response) -> bytes:
 
 
 def _message(data: bytes) -> str:
-    """What the body of an error says."""
+    """What the body of an error says, all of it."""
     try:
         error = json.loads(data)["error"]
         said = error["message"] if isinstance(error, dict) else error
     except (ValueError, RecursionError, LookupError, TypeError):
         said = data.decode("utf-8", "replace")
-    return " ".join(str(said).split())[:_SHOWN]
+    return " ".join(str(said).split())
 
 
 def _retry_after(response: httpx.Response) -> float:

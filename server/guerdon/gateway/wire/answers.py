@@ -41,7 +41,7 @@ def chunks(envelope: Envelope, answer: Answer, *, include_usage: bool) -> Iterat
     """The answer as the chunks of a stream: each choice, its end, then usage and report."""
     shape, last = envelope.shape, len(answer.choices) - 1
     for place, each in enumerate(answer.choices):
-        delta = shape.delta(place, each.draft.text, first=True)
+        delta = shape.delta(place, _content(each), first=True)
         if shape is CHAT:
             delta["delta"].update(each.draft.said)
         yield envelope.chunk(delta)
@@ -92,10 +92,14 @@ def _candidate(each: Candidate) -> Json:
 
 
 def _said(shape: Shape, each: Candidate) -> dict[str, Any]:
-    """A chat's message, where an endpoint said more than a text."""
-    if shape is not CHAT or not each.draft.said:
+    """A chat's message, where an endpoint said more than a text, or none."""
+    if shape is not CHAT or not (each.draft.said or each.draft.textless):
         return {}
-    return {"message": {"role": "assistant", "content": each.draft.text, **each.draft.said}}
+    return {"message": {"role": "assistant", "content": _content(each), **each.draft.said}}
+
+
+def _content(each: Candidate) -> str | None:
+    return None if each.draft.textless else each.draft.text
 
 
 def _usage(answer: Answer) -> Json:

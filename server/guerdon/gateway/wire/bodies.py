@@ -5,21 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from guerdon.gateway.asked import Asked
 from guerdon.gateway.types import Question, Sampling
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.foreign import read_body
+from guerdon.serving.http.schemas import MAX_UINT32
 from guerdon.serving.openai.bodies import (
     ChatBody,
     CompletionBody,
     SamplingBody,
+    check_left_out,
     check_neutral,
     conversation_of,
 )
 from guerdon.serving.prompts import Conversation, FormattedText
 
+_CONTINUED = (
+    "echo",
+    "suffix",
+    "continue_final_message",
+    "add_generation_prompt",
+    "documents",
+    "chat_template",
+    "truncate_prompt_tokens",
+    "prompt_embeds",
+)
+"""Keys with which what a policy continues is not the prompt that reward models read."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -46,6 +59,17 @@ class GatewayBody(SamplingBody):
         return self._why_passed
 
 
+class PassedChat(GatewayBody):
+    """A chat that is passed on: of it is read what bounds it alone."""
+
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_UINT32)
+
+    @property
+    def most(self) -> int | None:
+        """The most tokens that it asks for, None where it doesn't say."""
+        return max(self.max_tokens or 0, self.max_completion_tokens or 0) or None
+
+
 class RankedChat(GatewayBody, ChatBody):
     """A chat whose answers are ranked."""
 
@@ -68,14 +92,17 @@ def read_request(
     Raises:
         InvalidRequest: names the first field at fault.
     """
-    why = why_passed(value)
+    why = why_passed(value) if kind is RankedChat else ""
     body: GatewayBody
     if why:
-        known = ("n", "stream", "timeout", "model")
-        body = read_body(GatewayBody, {key: value[key] for key in known if key in value})
+        known = ("n", "stream", "timeout", "model", "max_tokens", "max_completion_tokens")
+        body = read_body(PassedChat, {key: value[key] for key in known if key in value})
         if body.n != 1:
             raise InvalidRequest("n", f"is {body.n}: a request that {why} has one choice here")
     else:
+        if value.get("tools") or value.get("functions"):
+            raise InvalidRequest("tools", "can't be had of a text completion: ask for a chat")
+        check_left_out(value, _CONTINUED)
         if neutral:
             check_neutral(value)
         ranked = read_body(kind, {**value, "tool_choice": None, "tools": None})

@@ -13,13 +13,14 @@ from fastapi.responses import JSONResponse, Response
 
 from guerdon.gateway.answering import Answering
 from guerdon.gateway.asked import PlanLimits, new_plan
-from guerdon.gateway.passing import Passing
+from guerdon.gateway.passing import Passed, Passing
 from guerdon.gateway.strategies.work import Work
 from guerdon.gateway.types import Plan, Question
 from guerdon.gateway.wire import answers
 from guerdon.gateway.wire.asking import HEADER, Names, asked
 from guerdon.gateway.wire.bodies import (
     GatewayBody,
+    PassedChat,
     RankedChat,
     RankedText,
     question_of,
@@ -62,8 +63,8 @@ class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
 
     async def answer(self, call: Call, body: GatewayBody) -> Response:
         """The whole answer."""
-        if body.why_passed:
-            reply = await self._passing.whole(call, self._path, body.value, body.why_passed)
+        if isinstance(body, PassedChat):
+            reply = await self._passing.whole(call, self._passed(body))
             return JSONResponse(reply, headers={answers.RANKED_HEADER: "false"})
         question, plan = self._asked(body)
         found = await self._answering.answer(call, question, plan)
@@ -73,8 +74,8 @@ class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
 
     async def stream(self, call: Call, body: GatewayBody) -> AsyncGenerator[bytes, None]:
         """Comments while candidates are drawn, then the answer as it stands."""
-        if body.why_passed:
-            passed = self._passing.events(call, self._path, body.value, body.why_passed)
+        if isinstance(body, PassedChat):
+            passed = self._passing.events(call, self._passed(body))
             async with contextlib.aclosing(passed):
                 async for piece in passed:
                     yield piece
@@ -111,7 +112,7 @@ class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
 
     def stream_headers(self, body: GatewayBody) -> Mapping[str, str]:
         """Whether it is passed on; what is ranked says so at its end."""
-        return {answers.RANKED_HEADER: "false"} if body.why_passed else {}
+        return {answers.RANKED_HEADER: "false"} if isinstance(body, PassedChat) else {}
 
     def _asked(self, body: GatewayBody) -> tuple[Question, Plan]:
         reading = self._reading
@@ -121,9 +122,9 @@ class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
     def _envelope(self, body: GatewayBody) -> Envelope:
         return Envelope.new(self.shape, body.model or self._reading.names.name)
 
-    @property
-    def _path(self) -> str:
-        return self.path.removeprefix("/v1")
+    def _passed(self, body: PassedChat) -> Passed:
+        path = self.path.removeprefix("/v1")
+        return Passed(path=path, value=body.value, why=body.why_passed, most=body.most)
 
 
 class ChatEndpoint(CompletionsEndpoint):

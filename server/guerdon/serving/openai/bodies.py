@@ -6,7 +6,7 @@ nothing here are ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -155,16 +155,25 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 """Keys that change what is drawn or told, and the values with which they change nothing."""
 
 
+def check_left_out(value: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse keys of `NEUTRAL`, unless they change nothing.
+
+    Raises:
+        InvalidRequest: names the key.
+    """
+    for name in names:
+        given = value.get(name)
+        if given is not None and given not in NEUTRAL[name]:
+            raise InvalidRequest(name, "is not done here: leave it out")
+
+
 def check_neutral(value: Mapping[str, Any]) -> None:
     """Refuse what changes completions and is not done here; null is a key that is left out.
 
     Raises:
         InvalidRequest: names the key.
     """
-    for name, neutral in NEUTRAL.items():
-        given = value.get(name)
-        if given is not None and given not in neutral:
-            raise InvalidRequest(name, "is not done here: leave it out")
+    check_left_out(value, NEUTRAL)
     choice = value.get("tool_choice")
     if choice is not None and choice not in ("auto", "none"):
         raise InvalidRequest("tool_choice", 'must be "auto" or "none": no call can be forced here')

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from guerdon.serving.calls import C, CallTracker
-from guerdon.serving.errors import Cancelled, InvalidRequest
+from guerdon.serving.errors import Cancelled, InvalidRequest, ServiceError
 from guerdon.serving.http.bodies import method_name
 from guerdon.serving.http.routes import Threads, parse_json, while_connected
 from guerdon.serving.openai.errors import openai_error
@@ -129,7 +129,7 @@ class OpenAIRoutes(Generic[C]):
 
         try:
             return await self._threads.off_loop(len(data), read)
-        except InvalidRequest:
+        except ServiceError:
             with self._calls.track(method_name(request.url.path), None):  # which counts it
                 raise
 
