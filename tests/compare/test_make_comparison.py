@@ -117,9 +117,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 (folder / name).touch()
 
     @contextmanager
-    def serving(command: list[str], log: Path) -> Iterator[str]:
+    def serving(command: list[str], log: Path) -> Iterator[processes.Served]:
         found.append(f"serve {command[0]}")
-        yield f"127.0.0.1:{len(found)}"
+        yield processes.Served(f"127.0.0.1:{len(found)}", "http://127.0.0.1:1")
 
     monkeypatch.setattr(comparison, "run", run)
     monkeypatch.setattr(comparison, "run_logged", run)

@@ -26,14 +26,18 @@ from .support import (
     running_prometheus,
 )
 
+CALLER_TOKENS = 1_000_000
+"""So many, in a minute, that calls are refused only where they ask for more at once."""
+
 
 def work(gateway: RunningServer, rewards: Server, stop: threading.Event) -> None:
     """Calls that are answered, unranked, refused and passed on, until `stop`."""
     question = [{"role": "user", "content": "What is rain?"}]
-    bodies = [
+    bodies: list[dict[str, object]] = [
+        {},  # gets the failure
         {},
         {"guerdon": {"strategy": "threshold", "threshold": 0.0}},
-        {"max_tokens": 10_000},  # more than a caller may spend
+        {"max_tokens": CALLER_TOKENS},  # four times what a caller may spend
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
     ]
     with httpx.Client(base_url=gateway.url, timeout=30) as http:
@@ -57,7 +61,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             sampler=sampler.address,
             reward=[f"{rewards.target}/rm"],
             pass_to=f"{sampler.url}/v1",
-            caller_tokens=30_000,
+            caller_tokens=CALLER_TOKENS,
         ) as gateway,
         running_prometheus(
             folder, gateway.url.removeprefix("http://"), "guerdon-gateway"

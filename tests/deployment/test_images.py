@@ -242,7 +242,8 @@ def test_prometheus_scrapes_the_services_of_compose() -> None:
 
 def test_the_gateway_of_compose_reaches_the_services_beside_it() -> None:
     services = compose()["services"]
-    flags = dict(word.removeprefix("--").split("=", 1) for word in services["gateway"]["command"])
+    words = [word.removeprefix("--") for word in services["gateway"]["command"]]
+    flags = dict(word.split("=", 1) for word in words if "=" in word)
     reached = (
         flags["sampler"],
         flags["reward"].partition("/")[0],

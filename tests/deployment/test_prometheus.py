@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from tests.judge.conftest import write_settings
+from tests.judge.endpoint import replies, scripted
 from tests.support.server import RunningServer, running_server
 from tests.support.tiny import tiny_checkpoint
 
@@ -51,6 +55,8 @@ HAPPENED = (
     'guerdon_request_seconds_count{class="online"} > 5',
     'guerdon_request_seconds_count{class="batch"} > 5',
     'count by (model) (guerdon_score_count{model="packed"}) > 1',
+    "guerdon_judge_requests_total > 1",
+    "guerdon_judge_cached_total > 1",
 )
 """What the load is for. Without one of them a panel could be right and empty."""
 
@@ -59,6 +65,7 @@ async def load(address: str, stop: threading.Event) -> None:
     """Calls of every sort, more than fit, until `stop`."""
     few = Item(WORDS * 3, [WORDS * n for n in (1, 2, 4)])
     long = Item(WORDS * 60, [WORDS])
+    numbers = itertools.count()  # a verdict on each is asked for; that on WORDS is known
     async with AsyncRewardClient(address, retry=Retry(attempts=1), timeout=10) as client:
 
         async def online(model: str) -> None:
@@ -71,6 +78,7 @@ async def load(address: str, stop: threading.Event) -> None:
             lambda: client.score("packed", [long], truncation="prompt_left"),
             lambda: client.score("padded", [MANY], timeout=0.04),
             lambda: client.rank("packed", few.prompt, few.responses),
+            lambda: client.score("judge", [Item(WORDS, [WORDS, f"{next(numbers)}"])]),
             *[lambda: client.score("padded", [MANY], priority="batch")] * 8,
             *[lambda: client.score("packed", [MANY], priority="batch")] * 2,
         ]
@@ -144,7 +152,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     second = tiny_checkpoint(folder / "second", "llama", seed=1)
     padded = tiny_checkpoint(folder / "padded", "deberta-v2")
     models = {"packed": first, "padded": padded}
-    with running_server(models, max_queue_tokens=QUEUE_TOKENS, max_batch_tokens=2048) as running:
+    limits = {"max_queue_tokens": QUEUE_TOKENS, "max_batch_tokens": 2048}
+    with scripted(replies("It is brief.\nScore: 7")) as endpoint:
+        models["judge"] = write_settings(folder / "judge.toml", endpoint.url)
+        yield from _serving(models, second, limits)
+
+
+def _serving(
+    models: dict[str, Path], second: Path, limits: dict[str, int]
+) -> Iterator[RunningServer]:
+    with running_server(models, **limits) as running:
         asyncio.run(expire(running.address))
         asyncio.run(cancel(running))
         with RewardClient(running.address) as client:
@@ -204,7 +221,7 @@ def test_the_variable_has_values(name: str, prometheus: Prometheus) -> None:
     matched = {"match[]": as_grafana_asks(found[1])}
     values = prometheus.get(f"label/{found[2]}/values", **matched)
     if name == "model":
-        assert values == ["packed", "padded"]
+        assert values == ["judge", "packed", "padded"]
     else:
         assert len(values) == 1
 

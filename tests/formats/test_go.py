@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.support.packages import need_program
+from tests.support.packages import need_program, run_program
 
-from .test_node import PROTOS, run
+from .test_node import PROTOS
 
 PLUGINS = ("protoc-gen-go", "protoc-gen-go-grpc")
 
@@ -20,7 +20,7 @@ def test_go_stubs(tmp_path: Path) -> None:
         *(f"--go_out={tmp_path}", f"--go-grpc_out={tmp_path}"),
         *map(str, sorted((PROTOS / "guerdon").rglob("*.proto"))),
     ]
-    run(command, tmp_path)
+    run_program(*command)
     package = tmp_path / "guerdon" / "v1"
     protos = {path.stem for path in (PROTOS / "guerdon" / "v1").glob("*.proto")}
     assert {path.name.split(".")[0] for path in package.glob("*.pb.go")} >= protos

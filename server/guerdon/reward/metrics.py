@@ -134,7 +134,9 @@ class RewardMetrics:
             ["model", "revision", "kind", "mode", "dtype", "device", "current"],
         )
         """`mode` is packed or padded."""
-        self.model_packed = gauge("model_packed", "1 if the model runs packed, 0 if padded.", model)
+        self.model_packed = gauge(
+            "model_packed", "1 if the model runs packed, 0 if padded; no judge.", model
+        )
         self.model_loads = counter("model_loads", "Attempts to load a model.", ["model", "outcome"])
         """`outcome` is loaded, refused, failed or cancelled."""
         self.model_load_seconds = histogram(

@@ -113,8 +113,9 @@ class MetricsObserver:
                 info.device,
                 str(each.current).lower(),
             ).set(1)
-            packed = info.compute_mode is ComputeMode.PACKED
-            self._metrics.model_packed.labels(info.name, revision).set(1 if packed else 0)
+            if info.compute_mode is not ComputeMode.REMOTE:
+                packed = info.compute_mode is ComputeMode.PACKED
+                self._metrics.model_packed.labels(info.name, revision).set(1 if packed else 0)
 
     def model_closed(self, info: ModelInfo, *, last: bool) -> None:
         """Forget the series of a revision that nothing uses any more, so that they stay few."""
