@@ -20,7 +20,13 @@ from guerdon.serving.errors import (
     ServiceError,
     Unavailable,
 )
-from guerdon.serving.http.client import new_client
+from guerdon.serving.http.client import (
+    ReplyTooLong,
+    new_client,
+    retry_after,
+    shown,
+    whole_reply,
+)
 from guerdon.serving.waiting import MAX_RETRY_SECONDS, UNKNOWN_RETRY_SECONDS
 
 T = TypeVar("T")
@@ -31,8 +37,6 @@ MAX_REPLY_BYTES = 16 * 1024 * 1024
 """Most bytes of a reply, and of an event of a stream."""
 _PIECE_BYTES = 256 * 1024
 """Most bytes of a request that are handed to a connection at once, and copied by it."""
-_SHOWN = 300
-"""Characters of an endpoint's own words that are passed on."""
 
 
 class OpenAIAPI:
@@ -71,7 +75,7 @@ class OpenAIAPI:
         """
         data = await _within(deadline, lambda: self._reply(path, parts))
         try:
-            reply = json.loads(data)
+            reply = json.loads(data, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise ComputeFailed("the endpoint answers with no JSON") from error
         if not isinstance(reply, dict):
@@ -128,14 +132,12 @@ class OpenAIAPI:
 
     def _error(self, response: httpx.Response, data: bytes) -> ServiceError:
         status = response.status_code
-        said = _message(data)
-        if self._key:
-            said = said.replace(self._key, "…")
-        said = said[:_SHOWN]
+        said = shown(_message(data), self._key)
         answers = f"the endpoint answers HTTP {status}"
         text = f"{answers}: {said}" if said else answers
         if status == 429:
-            return Overloaded(text, retry_after=_retry_after(response))
+            after = retry_after(response, MAX_RETRY_SECONDS)
+            return Overloaded(text, retry_after=UNKNOWN_RETRY_SECONDS if after is None else after)
         if status in (400, 413, 422):
             return InvalidRequest("request", text)
         # Others are the operator's to read: a wrong key or model, say.
@@ -173,12 +175,14 @@ def _is_last(event: bytes) -> bool:
 
 
 async def _whole(response: httpx.Response) -> bytes:
-    data = bytearray()
-    async for part in response.aiter_raw():
-        data += part
-        if len(data) > MAX_REPLY_BYTES:
-            raise ComputeFailed(f"the endpoint's answer is longer than {MAX_REPLY_BYTES} bytes")
-    return bytes(data)
+    try:
+        return await whole_reply(response, MAX_REPLY_BYTES)
+    except ReplyTooLong as error:
+        raise ComputeFailed(f"the endpoint's answer is {error}") from error
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _message(data: bytes) -> str:
@@ -188,13 +192,4 @@ def _message(data: bytes) -> str:
         said = error["message"] if isinstance(error, dict) else error
     except (ValueError, RecursionError, LookupError, TypeError):
         said = data.decode("utf-8", "replace")
-    return " ".join(str(said).split())
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds, where the header has them; it may also be a date."""
-    try:
-        seconds = float(response.headers.get("retry-after", ""))
-    except ValueError:
-        return UNKNOWN_RETRY_SECONDS
-    return min(max(0.0, seconds), MAX_RETRY_SECONDS)
+    return str(said)

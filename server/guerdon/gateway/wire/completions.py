@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from guerdon.gateway.answering import Answering
 from guerdon.gateway.asked import PlanLimits, new_plan
@@ -28,7 +28,7 @@ from guerdon.gateway.wire.bodies import (
 )
 from guerdon.serving.calls import Call
 from guerdon.serving.openai.events import comment, event
-from guerdon.serving.openai.replies import CHAT, TEXT, Envelope, Shape
+from guerdon.serving.openai.replies import CHAT, TEXT, Envelope, Json, Shape, as_bytes
 from guerdon.serving.openai.routes import Endpoint
 
 
@@ -65,12 +65,10 @@ class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
         """The whole answer."""
         if isinstance(body, PassedChat):
             reply = await self._passing.whole(call, self._passed(body))
-            return JSONResponse(reply, headers={answers.RANKED_HEADER: "false"})
+            return _reply(reply, {answers.RANKED_HEADER: "false"})
         question, plan = self._asked(body)
         found = await self._answering.answer(call, question, plan)
-        return JSONResponse(
-            answers.whole(self._envelope(body), found), headers=answers.headers(found)
-        )
+        return _reply(answers.whole(self._envelope(body), found), answers.headers(found))
 
     async def stream(self, call: Call, body: GatewayBody) -> AsyncGenerator[bytes, None]:
         """Comments while candidates are drawn, then the answer as it stands."""
@@ -141,3 +139,7 @@ class TextEndpoint(CompletionsEndpoint):
     path = "/v1/completions"
     summary = "The best of several completions of a text"
     shape, kind = TEXT, RankedText
+
+
+def _reply(value: Json, headers: Mapping[str, str]) -> Response:
+    return Response(as_bytes(value), headers=dict(headers), media_type="application/json")

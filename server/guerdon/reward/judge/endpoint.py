@@ -16,7 +16,13 @@ import httpx
 
 from guerdon.data.json_values import parsed
 from guerdon.reward.judge.settings import JudgeSettings
-from guerdon.serving.http.client import new_client
+from guerdon.serving.http.client import (
+    ReplyTooLong,
+    new_client,
+    retry_after,
+    shown,
+    whole_reply,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +31,6 @@ LONGEST_RETRY_AFTER = 86_400
 """Seconds: the longest Retry-After that is believed."""
 ENDED = ("stop", "eos_token")
 """What a completion's `finish_reason` is where the model itself ended it."""
-_SHOWN = 300
-"""Characters of a reply that the log shows."""
 
 
 class AskFailed(Exception):
@@ -114,7 +118,7 @@ class Endpoint:
         except TimeoutError as error:
             raise AskFailed("timeout", f"gave no answer in {timeout:g} s") from error
         except httpx.HTTPError as error:
-            logger.warning("the judge's endpoint %s: %s", self._url, self._shown(str(error)))
+            logger.warning("the judge's endpoint %s: %s", self._url, shown(str(error), self._key))
             raise AskFailed("away", "cannot be reached") from error
 
     def close(self) -> None:
@@ -130,30 +134,25 @@ class Endpoint:
             self._client = new_client(self._url, self._key, at_once=at_once)
             self._loop = asyncio.get_running_loop()
         async with self._client.stream("POST", self._url, json=body) as response:
-            reply = bytearray()
-            async for part in response.aiter_raw():
-                reply += part
-                if len(reply) > MAX_REPLY_BYTES:
-                    raise AskFailed("invalid", f"gave a reply longer than {MAX_REPLY_BYTES} bytes")
+            try:
+                reply = await whole_reply(response, MAX_REPLY_BYTES)
+            except ReplyTooLong as error:
+                raise AskFailed("invalid", f"gave a reply {error}") from error
             if response.status_code != 200:
-                raise self._refused(response, bytes(reply))
-            return bytes(reply)
+                raise self._refused(response, reply)
+            return reply
 
     def _refused(self, response: httpx.Response, reply: bytes) -> AskFailed:
         status = response.status_code
-        shown = self._shown(reply.decode("utf-8", "replace"))
-        logger.warning("the judge's endpoint %s: HTTP %d: %s", self._url, status, shown)
+        said = shown(reply.decode("utf-8", "replace"), self._key)
+        logger.warning("the judge's endpoint %s: HTTP %d: %s", self._url, status, said)
         reason = f"answers with HTTP {status}"
+        after = retry_after(response, LONGEST_RETRY_AFTER)
         if status == 429:
-            return AskFailed("limited", reason, retry_after=_retry_after(response))
+            return AskFailed("limited", reason, retry_after=after)
         if status >= 500 or status == 408:
-            return AskFailed("away", reason, retry_after=_retry_after(response))
+            return AskFailed("away", reason, retry_after=after)
         return AskFailed("refused", reason, final=True)
-
-    def _shown(self, text: str) -> str:
-        """Text for the log, without the key even if the endpoint sent it back."""
-        text = text.replace(self._key, "…") if self._key else text
-        return " ".join(text.split())[:_SHOWN]
 
 
 def _read(body: bytes) -> Reply:
@@ -182,11 +181,3 @@ def _read(body: bytes) -> Reply:
         reason = "gave a reply that is no chat completion: its message has no text"
         raise AskFailed("invalid", reason, tokens=tokens or 0)
     return Reply(text, tokens)
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """When the endpoint says to come back, where it says it in seconds."""
-    after = response.headers.get("retry-after", "")
-    if not (after.isascii() and after.isdigit()):
-        return None
-    return float(min(int(after[:9]), LONGEST_RETRY_AFTER))

@@ -1,4 +1,4 @@
-"""HTTP clients of a server that asks other services itself."""
+"""What a server has in common with others where it asks HTTP services itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from pathlib import Path
 import httpx
 
 from guerdon.addresses import is_loopback
+
+_SHOWN = 300
+"""Characters of a service's own words that are shown."""
+
+
+class ReplyTooLong(Exception):
+    """A reply has more bytes than are read of it; the text says how many are."""
 
 
 def new_client(
@@ -37,3 +44,36 @@ def new_client(
         trust_env=not is_loopback(httpx.URL(url).host),
         limits=httpx.Limits(max_connections=at_once),
     )
+
+
+async def whole_reply(response: httpx.Response, most: int) -> bytes:
+    """The body of a reply that was opened as a stream.
+
+    Raises:
+        ReplyTooLong: it has more bytes than `most`.
+    """
+    data = bytearray()
+    async for part in response.aiter_raw():
+        data += part
+        if len(data) > most:
+            raise ReplyTooLong(f"longer than {most} bytes")
+    return bytes(data)
+
+
+def shown(text: str, key: str) -> str:
+    """A service's words in short, without the key that it may have sent back."""
+    text = text.replace(key, "…") if key else text
+    return " ".join(text.split())[:_SHOWN]
+
+
+def retry_after(response: httpx.Response, most: float) -> float | None:
+    """Seconds until it makes sense to ask again, where the reply tells them.
+
+    Args:
+        response: with the header `Retry-After`, which may also hold a date.
+        most: the longest time that is believed, in seconds.
+    """
+    said = response.headers.get("retry-after", "")
+    if not (said.isascii() and said.isdigit()):
+        return None
+    return min(float(said[:9]), most)

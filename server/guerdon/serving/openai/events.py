@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
+
+from guerdon.serving.openai.replies import as_bytes
 
 STALL_SECONDS = 60.0
 """Seconds in which a caller must read what is sent: until then it keeps others from the room."""
@@ -20,9 +21,7 @@ DONE = b"data: [DONE]\n\n"
 
 def event(value: Mapping[str, Any]) -> bytes:
     """JSON as one event."""
-    # In ASCII: many clients split lines as Python does, at U+2028 and its like too.
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return b"data: " + text.encode() + b"\n\n"
+    return b"data: " + as_bytes(value) + b"\n\n"
 
 
 def comment(text: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 Json = dict[str, Any]
+
+
+def as_bytes(value: Mapping[str, Any]) -> bytes:
+    """JSON in ASCII: half a surrogate pair passes, and U+2028 ends no line of a stream."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -39,7 +38,7 @@ from guerdon.serving.errors import InvalidRequest, NotFound
 from guerdon.serving.http.foreign import read_body
 from guerdon.serving.openai.bodies import ChatBody, CompletionBody, SamplingBody, check_neutral
 from guerdon.serving.openai.events import event
-from guerdon.serving.openai.replies import CHAT, TEXT, Envelope, Json, Shape
+from guerdon.serving.openai.replies import CHAT, TEXT, Envelope, Json, Shape, as_bytes
 from guerdon.serving.openai.routes import Endpoint
 from guerdon.serving.prompts import TokenArray
 
@@ -103,8 +102,7 @@ class SamplerEndpoint(Endpoint[Call, SamplerRequest[B]]):
 
         def write() -> tuple[bytes, int]:
             whole = whole_answer(envelope, asked, drawn, names)
-            data = json.dumps(whole, allow_nan=False).encode()
-            return data, whole["guerdon"]["weight_version"]
+            return as_bytes(whole), whole["guerdon"]["weight_version"]
 
         tokens = sum(len(one.completion.token_ids) for one in drawn)
         size = tokens * (2 + (asked.most or 0)) * _BYTES_PER_LOGPROB
