@@ -10,7 +10,6 @@ import grpc
 from guerdon.client import TLS, Retry
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.gateway.answering import Answering
-from guerdon.gateway.call_metrics import GatewayCalls
 from guerdon.gateway.config import GatewayConfig
 from guerdon.gateway.metrics import GatewayMetrics
 from guerdon.gateway.passing import Passing
@@ -24,6 +23,7 @@ from guerdon.gateway.wire.completions import ChatEndpoint, Reading, TextEndpoint
 from guerdon.gateway.wire.models import model_routes
 from guerdon.serving.access.credentials import read_token
 from guerdon.serving.access.identity import Role
+from guerdon.serving.calls import CountedCalls
 from guerdon.serving.http.playground.pages import add_playground
 from guerdon.serving.openai.routes import OpenAIRoutes
 from guerdon.serving.process.listening import Ports
@@ -95,7 +95,7 @@ class GatewayServer(Server[Ports]):
         )
         app = self._open(self._new_door(metrics.refused_calls), (), {**ROLES, **models.roles})
         OpenAIRoutes(
-            GatewayCalls(metrics, self.lifecycle),
+            CountedCalls(metrics, self.lifecycle),
             self._thread,
             ChatEndpoint(answering, passing, reading),
             TextEndpoint(answering, passing, reading),

@@ -9,7 +9,6 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from guerdon.sampler.call_metrics import SamplerCalls
 from guerdon.sampler.config import SamplerConfig
 from guerdon.sampler.metrics import SamplerMetrics
 from guerdon.sampler.sampling import Sampler, check_completion
@@ -22,6 +21,7 @@ from guerdon.sampler.wire.service import PolicyService
 from guerdon.sampler.wire.status import StatusReader
 from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.access.identity import Role
+from guerdon.serving.calls import CountedCalls
 from guerdon.serving.errors import CheckpointRefused, ServiceError
 from guerdon.serving.process.listening import Ports
 from guerdon.serving.process.server import Server
@@ -66,7 +66,7 @@ class SamplerServer(Server[Ports]):
         self.engine = engine
         self._metrics = metrics = SamplerMetrics(self._prometheus)
         metrics.limit.set(config.max_in_flight)
-        calls = SamplerCalls(metrics, self.lifecycle)
+        calls = CountedCalls(metrics, self.lifecycle)
         self._sampler = Sampler(
             engine, tokenizer, metrics, config.limits, max_in_flight=config.max_in_flight
         )

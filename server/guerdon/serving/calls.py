@@ -7,9 +7,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
 from guerdon.serving.access import audit
 from guerdon.serving.access.identity import Caller, current_caller
@@ -123,3 +123,31 @@ class CallTracker(ABC, Generic[C]):
             self._held[caller.key] -= 1
             if not self._held[caller.key]:
                 del self._held[caller.key]
+
+
+class CallMetrics(Protocol):
+    """The metrics of a service's calls."""
+
+    in_flight: Gauge
+    """By method."""
+    requests: Counter
+    """By method and by the code that they end with."""
+    caller_requests: Counter
+    """By the caller's name and by code."""
+
+
+class CountedCalls(CallTracker[Call]):
+    """Counts calls by method, by caller, and by the code that they end with."""
+
+    def __init__(self, metrics: CallMetrics, lifecycle: Lifecycle) -> None:
+        super().__init__(lifecycle, metrics.in_flight)
+        self._metrics = metrics
+
+    def new_call(self, method: str, deadline: float | None) -> Call:
+        """A call that arrives now."""
+        return Call(method, deadline)
+
+    def count(self, call: Call, code: str, _seconds: float) -> None:
+        """Count it by method and by caller."""
+        self._metrics.requests.labels(call.method, code).inc()
+        self._metrics.caller_requests.labels(call.caller.name, code).inc()

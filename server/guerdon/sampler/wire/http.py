@@ -9,13 +9,12 @@ from typing import Annotated
 from fastapi import Body, Request
 from fastapi.responses import Response
 
-from guerdon.sampler.call_metrics import SamplerCalls
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn, Sampler
 from guerdon.sampler.wire import schemas
 from guerdon.sampler.wire.status import StatusReader
 from guerdon.serving.access.identity import Role
-from guerdon.serving.calls import Call
+from guerdon.serving.calls import Call, CountedCalls
 from guerdon.serving.http.routes import Routes, json_reply, while_connected
 
 _EXAMPLE = {
@@ -30,7 +29,7 @@ class PolicyRoutes(Routes[Call]):
     """The sampler's routes."""
 
     def __init__(
-        self, sampler: Sampler, status: StatusReader, calls: SamplerCalls, limits: RequestLimits
+        self, sampler: Sampler, status: StatusReader, calls: CountedCalls, limits: RequestLimits
     ) -> None:
         super().__init__("policy", calls, sampler, partial(schemas.check_counts, limits=limits))
         self._sampler = sampler

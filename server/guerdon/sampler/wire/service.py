@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from guerdon.sampler.call_metrics import SamplerCalls
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn, Sampler
 from guerdon.sampler.types import GenerateRequest
@@ -12,6 +11,7 @@ from guerdon.sampler.wire import convert
 from guerdon.sampler.wire.status import StatusReader
 from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.access.identity import Role
+from guerdon.serving.calls import CountedCalls
 from guerdon.serving.wire.handlers import Context, call_deadline, decode, send
 from guerdon.v1 import policy_pb2
 
@@ -32,7 +32,7 @@ class PolicyService:
         sampler: Sampler,
         updates: Updates,
         status: StatusReader,
-        calls: SamplerCalls,
+        calls: CountedCalls,
         limits: RequestLimits,
     ) -> None:
         self._sampler = sampler

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 from fastapi import FastAPI
 
-from guerdon.sampler.call_metrics import SamplerCalls
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Sampler
 from guerdon.sampler.types import PolicyEngine
 from guerdon.sampler.wire.openai.endpoints import ChatEndpoint, TextEndpoint
 from guerdon.serving.access.identity import Role
+from guerdon.serving.calls import CountedCalls
 from guerdon.serving.openai.models import ModelRoutes
 from guerdon.serving.openai.replies import Json, model_entry
 from guerdon.serving.openai.routes import OpenAIRoutes
@@ -30,7 +30,7 @@ class SamplerAPI:
         sampler: Sampler,
         engine: PolicyEngine,
         name: str,
-        calls: SamplerCalls,
+        calls: CountedCalls,
         limits: RequestLimits,
     ) -> None:
         self._engine = engine
