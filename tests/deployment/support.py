@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -177,3 +178,28 @@ def wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
                 return
         time.sleep(0.1)
     raise RuntimeError(f"{process.args!r} did not start:\n{log.read_text()}")
+
+
+def check_panel(prometheus: Prometheus, expression: str) -> None:
+    """A panel's query, asked as Grafana does with all of each variable chosen, has data."""
+    expression = as_grafana_asks(expression)
+    result = prometheus.query(expression)
+    values = [float(series["value"][1]) for series in result]
+    assert values, f"no data: {expression}"
+    assert any(math.isfinite(value) for value in values), (expression, result)
+
+
+def as_grafana_asks(expression: str) -> str:
+    """The variables as Grafana fills them in with All chosen."""
+    filled = expression.replace("$__rate_interval", "15s")
+    filled = filled.replace("$instance", ".*").replace("$model", ".*")
+    assert "$" not in filled
+    return filled
+
+
+def check_rules(prometheus: Prometheus, file: str) -> None:
+    """Prometheus has evaluated every alert of a file without an error."""
+    groups = prometheus.get("rules")["groups"]
+    found = {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
+    for rule in rules(file):
+        assert found[rule["alert"]] == "ok"

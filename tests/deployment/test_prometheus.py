@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import math
 import re
 import threading
 import time
@@ -31,6 +30,8 @@ from guerdon.client import (
 from .support import (
     REWARD,
     Prometheus,
+    as_grafana_asks,
+    check_panel,
     dashboard,
     need_program,
     panel_queries,
@@ -194,22 +195,10 @@ def prometheus(
             yield running
 
 
-def as_grafana_asks(expression: str) -> str:
-    """The variables as Grafana fills them in with All chosen."""
-    filled = expression.replace("$__rate_interval", "15s")
-    filled = filled.replace("$instance", ".*").replace("$model", ".*")
-    assert "$" not in filled
-    return filled
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", panel_queries(REWARD))
 def test_the_panel_has_data(name: str, prometheus: Prometheus) -> None:
-    expression = as_grafana_asks(panel_queries(REWARD)[name])
-    result = prometheus.query(expression)
-    values = [float(series["value"][1]) for series in result]
-    assert values, f"no data: {expression}"
-    assert any(math.isfinite(value) for value in values), (expression, result)
+    check_panel(prometheus, panel_queries(REWARD)[name])
 
 
 @pytest.mark.slow
