@@ -133,8 +133,9 @@ RANKING = [
 COST = [
     Panel(
         "Tokens",
-        "Drawn for answered calls, and sent.",
-        [Query(total(f"{each}_tokens"), each) for each in ("drawn", "served")],
+        "drawn: for answered calls; served: of the choices that were sent; unanswered: drawn for "
+        "calls that got no answer.",
+        [Query(total(f"{each}_tokens"), each) for each in ("drawn", "served", "unanswered")],
         unit="cps",
     ),
     Panel(

@@ -16,6 +16,7 @@ from guerdon.client import (
     AsyncPolicyClient,
     Canary,
     Completion,
+    CompletionProgress,
     FailedPrecondition,
     GenerateItem,
     Internal,
@@ -27,7 +28,9 @@ from guerdon.client import (
     TokenIds,
     Unavailable,
 )
+from guerdon.client import _policy_wire as wire
 from guerdon.client.testing import FakePolicyServer
+from guerdon.v1 import policy_pb2
 
 PROMPT = TokenIds((5, 6, 7))
 SPECS = [TensorSpec("a", "float32", (2, 3)), TensorSpec("b", "bfloat16", (4,))]
@@ -75,6 +78,50 @@ async def test_a_broken_stream_is_asked_again_for_what_is_missing(seed: int | No
     if seed is not None:
         texts = [{c.sample: c.token_ids.tolist() for c in found} for found in (whole, again)]
         assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("seed", [None, 11])
+async def test_progress_after_a_break_is_of_what_has_not_come(seed: int | None) -> None:
+    came: set[int] = set()
+    told: list[list[int]] = []
+
+    def progress(each: CompletionProgress) -> None:
+        assert each.sample not in came
+        if each.tokens == 0 and (not told or each.sample in told[-1]):
+            told.append([])  # a stream begins with all that it was asked for
+        told[-1].append(each.sample)
+
+    async with FakePolicyServer() as server:
+        async with AsyncPolicyClient(server.target, retry=Retry(initial=0.01)) as client:
+            server.break_streams(after=2)
+            found = client.generate(
+                [GenerateItem(PROMPT, n=6, seed=seed)], max_tokens=8, on_progress=progress
+            )
+            async for completion in found:
+                assert completion.sample in told[-1]
+                came.add(completion.sample)
+    first, second = told
+    assert set(first) == came == set(range(6))
+    assert len(set(second)) == 4
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"item": 1}, {"sample": 2}, {"tokens": 9}],
+    ids=["an item that was not asked for", "a completion that was not", "too many tokens"],
+)
+def test_progress_that_cannot_be_right_is_refused(wrong: dict[str, int]) -> None:
+    pending = wire.Pending([GenerateItem(PROMPT, n=2)])
+    pending.request(policy_pb2.GenerateRequest())
+    right = {"item": 0, "sample": 1, "tokens": 8}
+
+    def reply(**changes: int) -> policy_pb2.GenerateResponse:
+        progress = policy_pb2.CompletionProgress(**{**right, **changes})
+        return policy_pb2.GenerateResponse(progress=[progress])
+
+    assert pending.progress(reply(), max_tokens=8) == [CompletionProgress(0, 1, 8)]
+    with pytest.raises(Internal):
+        pending.progress(reply(**wrong), max_tokens=8)
 
 
 async def test_errors_keep_their_kind() -> None:

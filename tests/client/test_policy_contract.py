@@ -22,6 +22,7 @@ from guerdon.client import (
     AsyncPolicyClient,
     Canary,
     Completion,
+    CompletionProgress,
     FailedPrecondition,
     GenerateItem,
     GuerdonError,
@@ -91,6 +92,30 @@ async def test_completions(kind: str) -> None:
             assert completion.finished == (completion.token_ids[-1] == 2)
         assert found[0].prompt_token_ids.tolist() == [5, 6, 7]
         assert not any(c.text for c in await collect(client, GenerateItem(PROMPT)))
+
+
+@both
+async def test_progress_is_told_beside_the_completions_and_never_after_one(kind: str) -> None:
+    async with sampler(kind) as client:
+        events: list[Any] = []
+        items = [GenerateItem(PROMPT, n=3), GenerateItem("two words", n=2)]
+        async for completion in client.generate(items, max_tokens=9, on_progress=events.append):
+            events.append(completion)
+    every = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert events[: len(every)] == [CompletionProgress(*each, 0) for each in every]
+    latest: dict[tuple[int, int], int] = {}
+    ended: dict[tuple[int, int], int] = {}
+    for event in events:
+        key = (event.item, event.sample)
+        assert key not in ended
+        if isinstance(event, Completion):
+            ended[key] = len(event.token_ids)
+            assert latest[key] <= ended[key]
+        else:
+            assert event.tokens >= latest.get(key, 0)
+            latest[key] = event.tokens
+    assert sorted(ended) == every
+    assert max(latest.values()) > 0
 
 
 @both

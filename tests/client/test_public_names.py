@@ -23,6 +23,7 @@ NAMES = [
     "Cancelled",
     "Clock",
     "Completion",
+    "CompletionProgress",
     "Conversation",
     "DeadlineExceeded",
     "FailedPrecondition",

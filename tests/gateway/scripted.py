@@ -22,6 +22,7 @@ from guerdon.gateway.types import (
     Sampling,
     Score,
     Strategy,
+    Told,
     Unscored,
 )
 from guerdon.serving.calls import Call
@@ -47,10 +48,23 @@ class ScriptedPolicy:
     grown: asyncio.Event | None = None
     """What going on with drafts waits for."""
 
+    tells: bool = False
+    """Whether it tells how far candidates are that are held: at their last token but one."""
+
     async def draw(
-        self, question: Question, n: int, *, first: int, max_tokens: int, deadline: float
+        self,
+        question: Question,
+        n: int,
+        *,
+        first: int,
+        max_tokens: int,
+        deadline: float,
+        told: Told,
     ) -> AsyncGenerator[Draft, None]:
         self.calls.append((first, n))
+        if self.tells:
+            for index in range(first, first + n):
+                told(index, self.part(index, max_tokens).tokens - 1)
         try:
             for index in sorted(range(first, first + n), reverse=self.backwards):
                 if index in self.held:
@@ -60,8 +74,16 @@ class ScriptedPolicy:
             self.closed += 1
 
     async def go_on(
-        self, question: Question, drafts: Sequence[Draft], *, max_tokens: int, deadline: float
+        self,
+        question: Question,
+        drafts: Sequence[Draft],
+        *,
+        max_tokens: int,
+        deadline: float,
+        told: Told,
     ) -> AsyncGenerator[Draft, None]:
+        for draft in drafts if self.tells else ():
+            told(draft.index, draft.tokens + 1)
         self.growing.set()
         if self.grown is not None:
             await self.grown.wait()

@@ -103,7 +103,9 @@ async def test_a_large_request_is_encoded_once_for_all_candidates() -> None:
         api = Watched(endpoint.url)
         drawer = EndpointDrawer(api)
         deadline = time.monotonic() + 60
-        drawn = drawer.draw(question, 8, first=0, max_tokens=9, deadline=deadline)
+        drawn = drawer.draw(
+            question, 8, first=0, max_tokens=9, deadline=deadline, told=lambda *_: None
+        )
         assert len([draft async for draft in drawn]) == 8
         await drawer.close()
     assert (api.encodings, len(api.bodies)) == (1, 1)

@@ -10,7 +10,7 @@ import pytest
 
 from guerdon.gateway.spending import Spending, SpendingSettings
 from guerdon.gateway.strategies.choosing import expected_gain, softly_first
-from guerdon.gateway.types import Plan, RankingFailed
+from guerdon.gateway.types import Plan, RankingFailed, Stopped
 from guerdon.serving.access.identity import Caller
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded, Unsupported
@@ -24,7 +24,7 @@ SCORES = {"a": 0.5, "b b": -1.0, "c c c": 2.0, "d d d d": 0.75}
 async def test_best_of_n_is_the_order_of_the_scores() -> None:
     found = await answer(ScriptedPolicy(TEXTS), ScriptedRewards(SCORES), plan("best_of_n", 4, n=4))
     assert chosen(found) == [2, 3, 0, 1]
-    assert (found.tokens, found.prompt_tokens, found.stopped) == (10, 3, 0)
+    assert (found.tokens, found.prompt_tokens, found.stopped) == (10, 3, ())
     assert found.gain == 1.5
     assert found.ranked
 
@@ -59,7 +59,28 @@ async def test_the_threshold_stops_the_drawing() -> None:
     policy = ScriptedPolicy(TEXTS, held={3: asyncio.Event()})  # which never comes
     found = await answer(policy, ScriptedRewards(SCORES), plan("threshold", 4, threshold=1.5))
     assert chosen(found) == [2]
-    assert (len(found.candidates), found.stopped, policy.closed) == (3, 1, 1)
+    assert (len(found.candidates), found.stopped, policy.closed) == (3, (Stopped(3, None),), 1)
+    assert found.tokens == 6
+
+
+async def test_a_candidate_that_was_stopped_counts_with_the_tokens_that_were_told() -> None:
+    policy = ScriptedPolicy(TEXTS, held={3: asyncio.Event()}, tells=True)
+    found = await answer(policy, ScriptedRewards(SCORES), plan("threshold", 4, threshold=1.5))
+    assert found.stopped == (Stopped(3, 3),)
+    assert found.tokens == 6 + 3
+
+
+async def test_a_part_that_was_stopped_as_it_grew_counts_once() -> None:
+    texts = ["1 1 1 1 1 1", "5 5 5 5 5 5"]
+    policy = ScriptedPolicy(texts, grown=asyncio.Event(), tells=True)
+    rewards = ScriptedRewards(lambda _, text: float(text[0]))
+    books = Spending(SpendingSettings(caller_tokens=20, caller_seconds=1e9))
+    given = plan("rejection", 2, chunk=2, keep=1.0)
+    calling = asyncio.ensure_future(answer(policy, rewards, given, spending=books))
+    await policy.growing.wait()
+    calling.cancel()
+    await asyncio.gather(calling, return_exceptions=True)
+    check_left(books, 20 - 2 * (2 + 1))
 
 
 async def test_the_threshold_waits_for_as_many_as_are_asked_for() -> None:
@@ -109,7 +130,8 @@ async def test_adaptive_n_answers_when_its_time_is_over() -> None:
     given = plan("adaptive", 32, seconds=0.1, min_gain=0.0)
     found = await answer(policy, ScriptedRewards(noisy), given)
     assert found.notes["stopped_by"] == "seconds"
-    assert (len(found.candidates), found.stopped) == (1, 3)
+    assert len(found.candidates) == 1
+    assert [each.index for each in found.stopped] == [1, 2, 3]
 
 
 async def test_a_weighted_majority_beats_a_single_high_score() -> None:
@@ -153,7 +175,7 @@ async def test_rejection_stops_the_weak_and_lets_the_strong_grow() -> None:
     tokens = {each.draft.index: each.draft.tokens for each in found.candidates}
     assert tokens == {0: 2, 1: 6, 2: 2, 3: 4}
     assert found.notes == {"rounds": 3, "rejected": 3}
-    assert found.stopped == 0
+    assert found.stopped == ()
 
 
 async def test_rejection_keeps_as_many_as_are_asked_for_and_all_that_ended() -> None:
@@ -272,10 +294,15 @@ async def test_tokens_that_were_under_way_when_a_call_ended_are_spent() -> None:
     await policy.growing.wait()
     calling.cancel()
     await asyncio.gather(calling, return_exceptions=True)
+    check_left(books, 40 - 24)  # four have 4 tokens, and two may have had 4 more
+
+
+def check_left(books: Spending, tokens: int) -> None:
+    """Check that the caller of `answer` has just so many tokens left, and take them."""
     caller = Call("http_completions", None).caller
-    with pytest.raises(Overloaded):  # four have 4 tokens, and two may have had 4 more
-        books.take(caller, 40 - 24 + 1, now=time.monotonic())
-    books.take(caller, 40 - 24, now=time.monotonic())
+    with pytest.raises(Overloaded):
+        books.take(caller, tokens + 1, now=time.monotonic())
+    books.take(caller, tokens, now=time.monotonic())
 
 
 def test_tokens_come_back_evenly_and_each_caller_has_its_own() -> None:

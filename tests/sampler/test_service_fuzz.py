@@ -104,6 +104,7 @@ def test_any_bytes_to_generate(outside: Outside, data: bytes) -> None:
     if code is grpc.StatusCode.OK:
         asked = policy_pb2.GenerateRequest.FromString(data)
         found = [policy_pb2.GenerateResponse.FromString(reply) for reply in replies]
+        found = [reply for reply in found if not reply.progress]
         assert sorted((r.item, r.sample) for r in found) == [
             (i, k) for i, each in enumerate(asked.items) for k in range(each.n or 1)
         ]

@@ -97,6 +97,9 @@ class Behaviour:
     aborted: int = 0
     """Completions that somebody stopped waiting for."""
     drawn: int = 0
+    """Completions that have come to their end."""
+    tokens: int = 0
+    """Tokens that were drawn, of all completions."""
     staged: int = 0
     """Stagings that are open."""
 
@@ -248,6 +251,7 @@ class FormulaEngine:
             last = len(tokens) + 1 == length
             drawn = token_of(self.weights, prompt.tolist(), i, len(tokens), seed)
             tokens.append(END if last else drawn)
+            self.behaviour.tokens += 1
             said = " ".join(map(str, tokens))
             stop = next((text for text in options.stop if text in said), "")
             if grown is not None:

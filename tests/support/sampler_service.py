@@ -57,7 +57,8 @@ async def start_sampler(tokenizer: Tokenizer | None = None, **flags: Any) -> Asy
     engine = FormulaEngine()
     server = SamplerServer(load_config(None, settings), engine, tokenizer or WordTokenizer())
     async with serving(server) as running:
-        engine.behaviour.drawn = 0  # the start draws a token to see that it can
+        # The start draws a token to see that it can.
+        engine.behaviour.drawn = engine.behaviour.tokens = 0
         try:
             yield Harness(**vars(running), engine=engine)
         finally:
@@ -78,6 +79,7 @@ def request(
     *items: policy_pb2.GenerateItem,
     min_version: int = 0,
     return_text: bool = False,
+    report_progress: bool = False,
     **options: Any,
 ) -> policy_pb2.GenerateRequest:
     return policy_pb2.GenerateRequest(
@@ -85,6 +87,7 @@ def request(
         options=policy_pb2.SamplingOptions(**{"max_tokens": 16, **options}),
         min_version=min_version,
         return_text=return_text,
+        report_progress=report_progress,
     )
 
 

@@ -33,6 +33,7 @@ from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import (
     Canary,
     Completion,
+    CompletionProgress,
     GenerateItem,
     Nccl,
     PolicyInfo,
@@ -75,6 +76,7 @@ __all__ = [
     "Cancelled",
     "Clock",
     "Completion",
+    "CompletionProgress",
     "Conversation",
     "DeadlineExceeded",
     "FailedPrecondition",

@@ -12,6 +12,7 @@ from guerdon.client.errors import Internal, invalid
 from guerdon.client.policy_types import (
     Canary,
     Completion,
+    CompletionProgress,
     FinishReason,
     GenerateItem,
     Nccl,
@@ -87,8 +88,8 @@ class Pending:
             check_number(f"items[{place}].drawn", item.drawn, 0, 2**32 - 1, whole=True)
         self._prompts = [_wire.prompt(item.prompt) for item in self._items]
         self._came: list[set[int]] = [set() for _ in self._items]
-        self._asked: list[tuple[int, int]] = []
-        """Each item of the last request: its place in the call, and how many were asked for."""
+        self._asked: list[tuple[int, Sequence[int]]] = []
+        """Each item of the last request: its place in the call, and its completions' numbers."""
         self._seen: set[tuple[int, int]] = set()
 
     @property
@@ -105,10 +106,16 @@ class Pending:
         for place, (item, came) in enumerate(zip(self._items, self._came, strict=True)):
             if len(came) == item.n:
                 continue
-            n = item.n - len(came) if item.seed is None else item.n
-            self._asked.append((place, n))
+            # Without a seed any draw is as good: only those that have not come are asked for.
+            every = range(item.n)
+            samples = every if item.seed is not None else [i for i in every if i not in came]
+            self._asked.append((place, samples))
             request.items.add(
-                id=item.id, prompt=self._prompts[place], seed=item.seed, n=n, drawn=item.drawn
+                id=item.id,
+                prompt=self._prompts[place],
+                seed=item.seed,
+                n=len(samples),
+                drawn=item.drawn,
             )
         return request
 
@@ -118,24 +125,47 @@ class Pending:
         Raises:
             Internal: it cannot be right.
         """
-        if reply.item >= len(self._asked):
-            raise Internal(f"a completion of item {reply.item}, which was not asked for")
+        place, sample = self._number(reply)
         if (reply.item, reply.sample) in self._seen:
             raise Internal(f"completion {reply.sample} of item {reply.item} came twice")
         self._seen.add((reply.item, reply.sample))
-        place, asked = self._asked[reply.item]
-        item, came = self._items[place], self._came[place]
-        sample = reply.sample
-        if sample >= asked:
-            raise Internal(f"completion {sample} of item {reply.item} was not asked for")
-        if asked < item.n:
-            # Asked for again without a seed: any draw is as good, and takes the next free number.
-            sample = next(i for i in range(item.n) if i not in came)
-        if sample in came:
+        if sample in self._came[place]:
             return None
-        completion = _completion(reply, place, sample, item.id)
-        came.add(sample)
+        completion = _completion(reply, place, sample, self._items[place].id)
+        self._came[place].add(sample)
         return completion
+
+    def progress(
+        self, reply: policy_pb2.GenerateResponse, max_tokens: int
+    ) -> list[CompletionProgress]:
+        """How far completions have come that had not come before.
+
+        Raises:
+            Internal: it cannot be right.
+        """
+        found = []
+        for each in reply.progress:
+            place, sample = self._number(each)
+            if each.tokens > max_tokens:
+                raise Internal(f"a completion of item {each.item} has {each.tokens} tokens so far")
+            if sample not in self._came[place]:
+                found.append(CompletionProgress(place, sample, each.tokens))
+        return found
+
+    def _number(
+        self, of: policy_pb2.GenerateResponse | policy_pb2.CompletionProgress
+    ) -> tuple[int, int]:
+        """The item's place in the call, and the completion's number there.
+
+        Raises:
+            Internal: it was not asked for.
+        """
+        if of.item >= len(self._asked):
+            raise Internal(f"a completion of item {of.item}, which was not asked for")
+        place, samples = self._asked[of.item]
+        if of.sample >= len(samples):
+            raise Internal(f"completion {of.sample} of item {of.item} was not asked for")
+        return place, samples[of.sample]
 
     def check_complete(self) -> None:
         """Refuse a stream that ended well without all completions."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import grpc
 
@@ -26,6 +26,7 @@ from guerdon.client.errors import (
 from guerdon.client.policy_types import (
     Canary,
     Completion,
+    CompletionProgress,
     GenerateItem,
     PolicyInfo,
     TensorSpec,
@@ -59,6 +60,7 @@ class AsyncPolicyClient(AsyncClient):
         min_version: int = 0,
         return_text: bool = False,
         skip_special_tokens: bool = False,
+        on_progress: Callable[[CompletionProgress], None] | None = None,
         timeout: float | Unset | None = UNSET,
     ) -> AsyncGenerator[Completion, None]:
         """Completions as they finish, in any order; all of them, or an error.
@@ -81,6 +83,10 @@ class AsyncPolicyClient(AsyncClient):
             min_version: raise `FailedPrecondition` if the weights are older.
             return_text: fill in `Completion.text`.
             skip_special_tokens: leave special tokens out of texts.
+            on_progress: called while completions are waited for, with the tokens drawn so far of
+                each that has not come: 0 of all at first, then of those that have grown. What is
+                drawn anew after a break begins at 0 again. An update of the weights that is
+                refused then raises `Aborted` where what it had drawn is drawn anew otherwise.
             timeout: seconds for all.
         """
         options = wire.options(
@@ -92,6 +98,7 @@ class AsyncPolicyClient(AsyncClient):
             min_version=min_version,
             return_text=return_text,
             skip_special_tokens=skip_special_tokens,
+            report_progress=on_progress is not None,
         )
         pending = wire.Pending(items)
         connection = self._connection
@@ -106,6 +113,10 @@ class AsyncPolicyClient(AsyncClient):
             try:
                 async with contextlib.aclosing(self._stream(request, remaining)) as stream:
                     async for reply in stream:
+                        if on_progress is not None and reply.progress:
+                            for each in pending.progress(reply, max_tokens):
+                                on_progress(each)
+                            continue
                         completion = pending.take(reply)
                         if completion is not None:
                             backoff.reset()

@@ -76,6 +76,18 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class CompletionProgress:
+    """How far a completion has come that has not ended."""
+
+    item: int
+    """The item's place in the call."""
+    sample: int
+    """Which of the item's completions, from 0."""
+    tokens: int
+    """Tokens of it that have been drawn so far."""
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """The name, type and size of a tensor of the checkpoint."""
 

@@ -202,7 +202,10 @@ class PolicyClient(_SyncClient):
     _client: AsyncPolicyClient
 
     def generate(self, items: Sequence[GenerateItem], **options: Any) -> list[Completion]:
-        """All completions, by item and sample; see `AsyncPolicyClient.generate`."""
+        """All completions, by item and sample; see `AsyncPolicyClient.generate`.
+
+        `on_progress` is called in another thread, in which all clients work.
+        """
 
         async def collect() -> list[Completion]:
             return [completion async for completion in self._client.generate(items, **options)]

@@ -167,6 +167,7 @@ class GenerateRequest(_message.Message):
     MIN_VERSION_FIELD_NUMBER: _builtins.int
     RETURN_TEXT_FIELD_NUMBER: _builtins.int
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    REPORT_PROGRESS_FIELD_NUMBER: _builtins.int
     min_version: _builtins.int
     """Optional. Refuse with FAILED_PRECONDITION when the weights are of an older
     version: a sampler that was restarted serves version 0 again.
@@ -176,6 +177,11 @@ class GenerateRequest(_message.Message):
     skip_special_tokens: _builtins.bool
     """Optional. Leave special tokens out of texts, also of those in which `stop` is
     looked for.
+    """
+    report_progress: _builtins.bool
+    """Optional. Tell meanwhile how many tokens have been drawn of completions that
+    have not ended. An update that is refused then ends the call with ABORTED
+    where it had begun to draw one, which is drawn anew otherwise.
     """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateItem]:
@@ -193,10 +199,11 @@ class GenerateRequest(_message.Message):
         min_version: _builtins.int = ...,
         return_text: _builtins.bool = ...,
         skip_special_tokens: _builtins.bool = ...,
+        report_progress: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "min_version", b"min_version", "options", b"options", "return_text", b"return_text", "skip_special_tokens", b"skip_special_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "min_version", b"min_version", "options", b"options", "report_progress", b"report_progress", "return_text", b"return_text", "skip_special_tokens", b"skip_special_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -233,8 +240,38 @@ class VersionSpan(_message.Message):
 Global___VersionSpan: _TypeAlias = VersionSpan  # noqa: Y015
 
 @_typing.final
+class CompletionProgress(_message.Message):
+    """How far a completion has come that has not ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    item: _builtins.int
+    """The item's place in the request."""
+    sample: _builtins.int
+    """Which of the item's completions, from 0."""
+    tokens: _builtins.int
+    """Tokens of it that have been drawn so far."""
+    def __init__(
+        self,
+        *,
+        item: _builtins.int = ...,
+        sample: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "sample", b"sample", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletionProgress: _TypeAlias = CompletionProgress  # noqa: Y015
+
+@_typing.final
 class GenerateResponse(_message.Message):
-    """One finished completion."""
+    """One finished completion; or, when asked for, how far others have come."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -248,6 +285,7 @@ class GenerateResponse(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     STOP_TEXT_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     item: _builtins.int
     """The item's place in the request."""
     id: _builtins.str
@@ -278,6 +316,14 @@ class GenerateResponse(_message.Message):
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens of the prompt, as they were computed."""
 
+    @_builtins.property
+    def progress(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletionProgress]:
+        """When asked for, in messages that hold no completion: completions that have
+        grown since the message before. The first one comes when the request is
+        accepted, with 0 tokens of every completion. At most one comes for each step
+        of the engine; fewer where the reader is slow: only the latest counts wait.
+        """
+
     def __init__(
         self,
         *,
@@ -291,10 +337,11 @@ class GenerateResponse(_message.Message):
         text: _builtins.str = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         stop_text: _builtins.str = ...,
+        progress: _abc.Iterable[Global___CompletionProgress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "id", b"id", "item", b"item", "logprobs", b"logprobs", "prompt_token_ids", b"prompt_token_ids", "sample", b"sample", "spans", b"spans", "stop_text", b"stop_text", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "id", b"id", "item", b"item", "logprobs", b"logprobs", "progress", b"progress", "prompt_token_ids", b"prompt_token_ids", "sample", b"sample", "spans", b"spans", "stop_text", b"stop_text", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,7 +85,8 @@ class PolicyServiceServicer(object):
     def Generate(self, request, context):
         """Samples completions. Each comes back when it has ended, in any order; when
         the stream ends with OK, every one that was asked for has come. Leaving
-        the call stops what still runs.
+        the call stops what still runs. With `report_progress` there are messages in
+        between that hold `progress` alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

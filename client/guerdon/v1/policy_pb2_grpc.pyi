@@ -50,7 +50,8 @@ class PolicyServiceStub:
     Generate: _grpc.UnaryStreamMultiCallable[_policy_pb2.GenerateRequest, _policy_pb2.GenerateResponse]
     """Samples completions. Each comes back when it has ended, in any order; when
     the stream ends with OK, every one that was asked for has come. Leaving
-    the call stops what still runs.
+    the call stops what still runs. With `report_progress` there are messages in
+    between that hold `progress` alone.
     """
     UpdateWeights: _grpc.StreamUnaryMultiCallable[_policy_pb2.UpdateWeightsRequest, _policy_pb2.UpdateWeightsResponse]
     """Replaces the weights: one `begin`, then `chunk` messages (if the tensors
@@ -84,7 +85,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     Generate: _aio.UnaryStreamMultiCallable[_policy_pb2.GenerateRequest, _policy_pb2.GenerateResponse]  # type: ignore[assignment]
     """Samples completions. Each comes back when it has ended, in any order; when
     the stream ends with OK, every one that was asked for has come. Leaving
-    the call stops what still runs.
+    the call stops what still runs. With `report_progress` there are messages in
+    between that hold `progress` alone.
     """
     UpdateWeights: _aio.StreamUnaryMultiCallable[_policy_pb2.UpdateWeightsRequest, _policy_pb2.UpdateWeightsResponse]  # type: ignore[assignment]
     """Replaces the weights: one `begin`, then `chunk` messages (if the tensors
@@ -121,7 +123,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_policy_pb2.GenerateResponse], _abc.AsyncIterator[_policy_pb2.GenerateResponse]]:
         """Samples completions. Each comes back when it has ended, in any order; when
         the stream ends with OK, every one that was asked for has come. Leaving
-        the call stops what still runs.
+        the call stops what still runs. With `report_progress` there are messages in
+        between that hold `progress` alone.
         """
 
     @_abc_1.abstractmethod

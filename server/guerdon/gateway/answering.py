@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from guerdon.gateway.metrics import GatewayMetrics
@@ -23,6 +24,7 @@ from guerdon.gateway.types import (
     Score,
     Scorer,
     Seconds,
+    Stopped,
     Unscored,
 )
 from guerdon.serving.calls import Call
@@ -89,26 +91,34 @@ class Answering:
             needs_first=self._unranked == "first",
         )
         work.on_progress = lambda: on_progress(work)
-        reserved = most_tokens(question, plan)
+        with self._billed(call, work):
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    answer = await self._find(call, work)
+            except TimeoutError as error:
+                raise DeadlinePassed(
+                    f"no answer within {deadline - call.arrival:.3g} s; {len(work.drafts)} of "
+                    f"{work.begun} candidates were drawn"
+                ) from error
+        self._metrics.observe(answer)
+        return answer
+
+    @contextmanager
+    def _billed(self, call: Call, work: Work) -> Iterator[None]:
+        """Take the most tokens that a call may spend, and give back what it doesn't."""
+        reserved = most_tokens(work.question, work.plan)
         with self._metrics.spending_refusals(call.caller):
             self._spending.take(call.caller, reserved, time.monotonic())
         failed = False
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                answer = await self._find(call, work)
-        except TimeoutError as error:
-            raise DeadlinePassed(
-                f"no answer within {deadline - call.arrival:.3g} s; {len(work.drafts)} of "
-                f"{work.begun} candidates were drawn"
-            ) from error
-        except ServiceError as error:
-            failed = not isinstance(error, DeadlinePassed)
+            yield
+        except BaseException as error:
+            failed = isinstance(error, ServiceError) and not isinstance(error, DeadlinePassed)
+            self._metrics.unanswered_tokens.inc(sum(work.tokens().values()))
             raise
         finally:
             unspent = reserved - spent_tokens(work, failed=failed)
             self._spending.give_back(call.caller, unspent, time.monotonic())
-        self._metrics.observe(answer)
-        return answer
 
     async def _find(self, call: Call, work: Work) -> Answer:
         try:
@@ -131,11 +141,14 @@ def most_tokens(question: Question, plan: Plan) -> int:
 def spent_tokens(work: Work, *, failed: bool) -> int:
     """Tokens that a call has spent.
 
-    A candidate that was stopped while it was drawn counts with all that it may have had, since
-    nobody told its tokens; unless a service failed, which is not the caller's fault.
+    A candidate that was stopped while it was drawn counts with the tokens that it had as last
+    told, or with all that it may have had where nobody tells; and not at all where a service
+    failed, which is not the caller's fault.
     """
-    known = sum(draft.tokens for draft in work.drafts.values())
-    return known if failed else known + sum(work.under_way.values())
+    tokens = {index: draft.tokens for index, draft in work.drafts.items()}
+    if not failed:
+        tokens |= work.under_way | work.told
+    return sum(tokens.values())
 
 
 async def _first(work: Work, reason: str) -> Ranking:
@@ -161,7 +174,9 @@ def _answer(call: Call, work: Work, ranking: Ranking, reason: str = "") -> Answe
     candidates = tuple(
         known.get(index, Candidate(draft, _NOT_SCORED))
         for index, draft in sorted(work.drafts.items())
+        if index not in work.under_way
     )
+    tokens = work.tokens()
     whole = (each for each in ranking.unranked if each.draft.ended)
     choices = (*ranking.ranked, *whole)[: work.plan.n]
     return Answer(
@@ -169,7 +184,7 @@ def _answer(call: Call, work: Work, ranking: Ranking, reason: str = "") -> Answe
         ranked=not reason,
         plan=work.plan,
         candidates=candidates,
-        stopped=work.begun - len(work.drafts),
+        stopped=tuple(Stopped(index, tokens.get(index)) for index in sorted(work.under_way)),
         seconds=Seconds(draw=drawn - call.arrival, score=now - drawn, total=now - call.arrival),
         reason=reason,
         gain=_gain(choices[0], known.get(0)),

@@ -45,6 +45,9 @@ class GatewayMetrics:
         self.candidates = counter("candidates", "Candidates of answered calls.", ["outcome"])
         """`outcome` is scored, unscored, or stopped (before its end, to no use)."""
         self.drawn_tokens = counter("drawn_tokens", "Tokens drawn for answered calls.")
+        self.unanswered_tokens = counter(
+            "unanswered_tokens", "Tokens drawn for calls that got no answer."
+        )
         self.served_tokens = counter("served_tokens", "Tokens of the choices that were sent.")
         self.tokens_per_served_token = histogram(
             "tokens_per_served_token", "Tokens drawn for each that was sent.", RATIO_BUCKETS
@@ -91,7 +94,7 @@ class GatewayMetrics:
         scored = sum(each.scored for each in answer.candidates)
         self.candidates.labels("scored").inc(scored)
         self.candidates.labels("unscored").inc(len(answer.candidates) - scored)
-        self.candidates.labels("stopped").inc(answer.stopped)
+        self.candidates.labels("stopped").inc(len(answer.stopped))
         served = sum(each.draft.tokens for each in answer.choices)
         self.drawn_tokens.inc(answer.tokens)
         self.served_tokens.inc(served)

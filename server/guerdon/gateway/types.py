@@ -6,7 +6,7 @@ Pure Python: no protobuf, no HTTP.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -128,6 +128,16 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopped:
+    """A candidate that was stopped while it was drawn."""
+
+    index: int
+    """Which candidate, from 0."""
+    tokens: int | None
+    """Tokens of it that were drawn, as last told; None where nobody tells."""
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """A finite number, and the model and revision that gave it."""
 
@@ -194,9 +204,9 @@ class Answer:
     """Whether the first choice is the best by reward; else it is the first that was drawn."""
     plan: Plan
     candidates: tuple[Candidate, ...]
-    """All that were drawn or begun and known, by index."""
-    stopped: int
-    """Candidates that were stopped before their end, and whose tokens nobody told."""
+    """All that came, whole or as a part, by index."""
+    stopped: tuple[Stopped, ...]
+    """The others, by index."""
     seconds: Seconds
     reason: str = ""
     """Why it is not ranked."""
@@ -206,8 +216,9 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """Tokens drawn, of all candidates."""
-        return sum(each.draft.tokens for each in self.candidates)
+        """Tokens drawn, of all candidates, as far as they are known."""
+        known = sum(each.draft.tokens for each in self.candidates)
+        return known + sum(each.tokens or 0 for each in self.stopped)
 
     @property
     def prompt_tokens(self) -> int:
@@ -219,11 +230,22 @@ class RankingFailed(Unavailable):
     """No candidate could be ranked: rewards are away, or no score is to be had."""
 
 
+Told = Callable[[int, int], None]
+"""Gets the index of a candidate that is being drawn, and the tokens that it has so far."""
+
+
 class Drawer(Protocol):
     """Draws candidates from a policy."""
 
     def draw(
-        self, question: Question, n: int, *, first: int, max_tokens: int, deadline: float
+        self,
+        question: Question,
+        n: int,
+        *,
+        first: int,
+        max_tokens: int,
+        deadline: float,
+        told: Told,
     ) -> AsyncGenerator[Draft, None]:
         """Candidates `first` to `first + n - 1`, each as it ends, in any order; all, or an error.
 
@@ -235,13 +257,20 @@ class Drawer(Protocol):
             first: the number of the first one.
             max_tokens: most tokens of each; a draft that reaches them has not ended.
             deadline: on `time.monotonic`'s clock.
+            told: called while candidates are waited for, where the policy tells how far they are.
 
         Raises:
             ServiceError: the policy can't or won't; the text says why.
         """
 
     def go_on(
-        self, question: Question, drafts: Sequence[Draft], *, max_tokens: int, deadline: float
+        self,
+        question: Question,
+        drafts: Sequence[Draft],
+        *,
+        max_tokens: int,
+        deadline: float,
+        told: Told,
     ) -> AsyncGenerator[Draft, None]:
         """Drafts with up to `max_tokens` tokens more each; otherwise as `draw`."""
 

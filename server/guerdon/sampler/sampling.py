@@ -113,11 +113,13 @@ class Sampler:
         request: GenerateRequest,
         hand_over: HandOver,
         grown: Callable[[int, TokenArray, Piece], None] | None = None,
+        begun: Callable[[], None] = lambda: None,
     ) -> None:
         """Hand over every completion that the request asks for, each as it ends.
 
         Args:
             grown: gets an item's place, its prompt, and each piece of its completions.
+            begun: called when the request is accepted, before anything is drawn.
 
         Raises:
             ServiceError: whatever stops it: a wrong field, weights that are too old, no room,
@@ -134,6 +136,7 @@ class Sampler:
                 prompts = await self._encode(request)
                 self._check_version(request)  # again: an update may have begun a new history
                 self._metrics.prompt_tokens.inc(sum(map(len, prompts)))
+                begun()
                 await self._draw_all(call, request, prompts, ticket, hand_over, grown)
         except TimeoutError as error:
             raise DeadlinePassed("the deadline passed before all completions were drawn") from error

@@ -67,6 +67,8 @@ class GenerateRequest:
     options: SamplingOptions
     min_version: int = 0
     return_text: bool = False
+    report_progress: bool = False
+    """Whether the caller wants to know meanwhile how far completions have come."""
 
     @property
     def completions(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -96,17 +96,23 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
         tasks: list[asyncio.Task[policy_pb2.GenerateResponse]] = []
         try:
             self._check(request)
-            for place, item in enumerate(request.items):
-                tasks += [
-                    asyncio.create_task(self._complete(request, place, item, sample))
-                    for sample in range(item.n or 1)
-                ]
+            samples = [(i, k) for i, item in enumerate(request.items) for k in range(item.n or 1)]
+            if request.report_progress:
+                await context.write(_progress((*each, 0) for each in samples))
+            tasks += [
+                asyncio.create_task(self._complete(request, place, request.items[place], sample))
+                for place, sample in samples
+            ]
             for done in asyncio.as_completed(tasks):
                 reply = await done
                 if left == 0:
                     raise refused(grpc.StatusCode.UNAVAILABLE, "broken by the test")
                 left = None if left is None else left - 1
                 fake.drawn += 1
+                if request.report_progress:
+                    await context.write(
+                        _progress([(reply.item, reply.sample, len(reply.token_ids))])
+                    )
                 await context.write(reply)
             if left is not None:
                 raise refused(grpc.StatusCode.UNAVAILABLE, "broken by the test")
@@ -239,6 +245,14 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
             limit=fake.limit,
             shared_path=True,
         )
+
+
+def _progress(completions: Iterable[tuple[int, int, int]]) -> policy_pb2.GenerateResponse:
+    """How far completions have come, each by item, sample and tokens."""
+    reply = policy_pb2.GenerateResponse()
+    for item, sample, tokens in completions:
+        reply.progress.add(item=item, sample=sample, tokens=tokens)
+    return reply
 
 
 def _spans(versions: Sequence[int], tokens: int) -> list[policy_pb2.VersionSpan]:

@@ -44,7 +44,9 @@ class Work:
     drafts: dict[int, Draft] = field(default_factory=dict)
     """The latest of each candidate that is known, by index."""
     under_way: dict[int, int] = field(default_factory=dict)
-    """The most tokens that each candidate may be getting now, by index."""
+    """The most tokens that each candidate that is being drawn may have in the end, by index."""
+    told: dict[int, int] = field(default_factory=dict)
+    """Tokens that each of these has so far, by index, where the policy tells them."""
     scored: int = 0
     """Candidates with a score, or known to have none."""
     last_drawn: float | None = None
@@ -60,7 +62,12 @@ class Work:
         most = self.question.sampling.max_tokens if max_tokens is None else max_tokens
         self.under_way |= dict.fromkeys(range(first, self.begun), most)
         drawing = self.drawer.draw(
-            self.question, n, first=first, max_tokens=most, deadline=self.deadline
+            self.question,
+            n,
+            first=first,
+            max_tokens=most,
+            deadline=self.deadline,
+            told=self._note_tokens,
         )
         async with contextlib.aclosing(drawing):
             async for draft in drawing:
@@ -69,9 +76,13 @@ class Work:
 
     async def go_on(self, drafts: Sequence[Draft], max_tokens: int) -> AsyncGenerator[Draft, None]:
         """Drafts with up to so many tokens more, each as it ends."""
-        self.under_way |= {draft.index: max_tokens for draft in drafts}
+        self.under_way |= {draft.index: draft.tokens + max_tokens for draft in drafts}
         drawing = self.drawer.go_on(
-            self.question, drafts, max_tokens=max_tokens, deadline=self.deadline
+            self.question,
+            drafts,
+            max_tokens=max_tokens,
+            deadline=self.deadline,
+            told=self._note_tokens,
         )
         async with contextlib.aclosing(drawing):
             async for draft in drawing:
@@ -81,8 +92,16 @@ class Work:
     def _note(self, draft: Draft) -> None:
         self.drafts[draft.index] = draft
         self.under_way.pop(draft.index, None)
+        self.told.pop(draft.index, None)
         self.last_drawn = time.monotonic()
         self.on_progress()
+
+    def _note_tokens(self, index: int, tokens: int) -> None:
+        self.told[index] = tokens
+
+    def tokens(self) -> dict[int, int]:
+        """Tokens that were drawn of each candidate of which that is known, by index."""
+        return {index: draft.tokens for index, draft in self.drafts.items()} | self.told
 
     async def score(self, draft: Draft, model: str | None = None) -> Candidate:
         """A draft with its score; where the rewards are away it has none, and `trouble` is set."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from guerdon.gateway.types import OURS, Draft, Question
+from guerdon.gateway.types import OURS, Draft, Question, Told
 from guerdon.gateway.upstream.openai_api import OpenAIAPI
 from guerdon.serving.errors import ComputeFailed, Unsupported
 from guerdon.serving.prompts import Conversation
@@ -26,9 +26,16 @@ class EndpointDrawer:
         self._api = api
 
     async def draw(
-        self, question: Question, n: int, *, first: int, max_tokens: int, deadline: float
+        self,
+        question: Question,
+        n: int,
+        *,
+        first: int,
+        max_tokens: int,
+        deadline: float,
+        told: Told,
     ) -> AsyncGenerator[Draft, None]:
-        """Candidates, each as it ends; see `Drawer`."""
+        """Candidates, each as it ends; see `Drawer`. An endpoint doesn't tell how far they are."""
         chat = isinstance(question.prompt, Conversation)
         path = "/chat/completions" if chat else "/completions"
         # One copy for all: it may be large.
@@ -51,7 +58,13 @@ class EndpointDrawer:
             await asyncio.gather(*drawing, return_exceptions=True)
 
     async def go_on(
-        self, question: Question, drafts: Sequence[Draft], *, max_tokens: int, deadline: float
+        self,
+        question: Question,
+        drafts: Sequence[Draft],
+        *,
+        max_tokens: int,
+        deadline: float,
+        told: Told,
     ) -> AsyncGenerator[Draft, None]:
         """Refuse: an endpoint draws whole completions.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from guerdon.client import FormattedText, GuerdonError, Prompt, TokenIds
 from guerdon.client.policy import AsyncPolicyClient
-from guerdon.client.policy_types import Completion, GenerateItem
-from guerdon.gateway.types import Draft, Question
+from guerdon.client.policy_types import Completion, CompletionProgress, GenerateItem
+from guerdon.gateway.types import Draft, Question, Told
 from guerdon.gateway.upstream.errors import policy_error, time_left
 from guerdon.serving.prompts import Conversation
 
@@ -38,13 +38,24 @@ class SamplerDrawer:
         self._client = client
 
     async def draw(
-        self, question: Question, n: int, *, first: int, max_tokens: int, deadline: float
+        self,
+        question: Question,
+        n: int,
+        *,
+        first: int,
+        max_tokens: int,
+        deadline: float,
+        told: Told,
     ) -> AsyncGenerator[Draft, None]:
         """Candidates, each as it ends; see `Drawer`."""
+
+        def progress(each: CompletionProgress) -> None:
+            told(first + each.sample, each.tokens)
+
         seed = _seed(question, first)
         items = [GenerateItem(_prompt(question), n=n, seed=seed)]
         async with contextlib.aclosing(
-            self._generate(question, items, max_tokens, deadline)
+            self._generate(question, items, max_tokens, deadline, progress)
         ) as completions:
             async for done in completions:
                 prompt, tokens = _ids(done.prompt_token_ids), _ids(done.token_ids)
@@ -59,7 +70,13 @@ class SamplerDrawer:
                 )
 
     async def go_on(
-        self, question: Question, drafts: Sequence[Draft], *, max_tokens: int, deadline: float
+        self,
+        question: Question,
+        drafts: Sequence[Draft],
+        *,
+        max_tokens: int,
+        deadline: float,
+        told: Told,
     ) -> AsyncGenerator[Draft, None]:
         """The drafts with more tokens, each as it ends; see `Drawer`."""
         try:
@@ -74,9 +91,14 @@ class SamplerDrawer:
                 yield dataclasses.replace(draft, ended=True)
         if not growing:
             return
+
+        def progress(each: CompletionProgress) -> None:
+            draft = growing[each.item]
+            told(draft.index, draft.tokens + each.tokens)
+
         items = [_continued(question, draft) for draft in growing]
         async with contextlib.aclosing(
-            self._generate(question, items, max_tokens, deadline)
+            self._generate(question, items, max_tokens, deadline, progress)
         ) as completions:
             async for done in completions:
                 draft = growing[done.item]
@@ -92,7 +114,12 @@ class SamplerDrawer:
                 )
 
     async def _generate(
-        self, question: Question, items: Sequence[GenerateItem], max_tokens: int, deadline: float
+        self,
+        question: Question,
+        items: Sequence[GenerateItem],
+        max_tokens: int,
+        deadline: float,
+        progress: Callable[[CompletionProgress], None],
     ) -> AsyncGenerator[Completion, None]:
         sampling = question.sampling
         drawing = self._client.generate(
@@ -106,6 +133,7 @@ class SamplerDrawer:
             ignore_eos=sampling.ignore_eos,
             return_text=True,
             skip_special_tokens=sampling.skip_special_tokens,
+            on_progress=progress,
             timeout=time_left(deadline),
         )
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from guerdon.gateway.types import Answer, Candidate, Score, Unscored
+from guerdon.gateway.types import Answer, Candidate, Score, Stopped, Unscored
 from guerdon.serving.openai.replies import CHAT, Envelope, Json, Shape, usage
 
 SCORE_HEADER = "x-guerdon-score"
@@ -17,7 +17,7 @@ def headers(answer: Answer) -> dict[str, str]:
     """What an answer's headers tell."""
     found = {
         RANKED_HEADER: "true" if answer.ranked else "false",
-        CANDIDATES_HEADER: str(len(answer.candidates) + answer.stopped),
+        CANDIDATES_HEADER: str(len(answer.candidates) + len(answer.stopped)),
     }
     score = answer.choices[0].score
     if answer.ranked and isinstance(score, Score):
@@ -57,13 +57,15 @@ def chunks(envelope: Envelope, answer: Answer, *, include_usage: bool) -> Iterat
 def report(answer: Answer) -> Json:
     """What was done to find an answer."""
     seconds = answer.seconds
+    scores = [*map(_candidate, answer.candidates), *map(_stopped, answer.stopped)]
+    scores.sort(key=lambda each: each["candidate"])
     found: Json = {
         "strategy": answer.plan.strategy.value,
         "best_of": answer.plan.best_of,
         "ranked": answer.ranked,
-        "candidates": len(answer.candidates) + answer.stopped,
-        "stopped": answer.stopped,
-        "scores": [_candidate(each) for each in answer.candidates],
+        "candidates": len(scores),
+        "stopped": len(answer.stopped),
+        "scores": scores,
         "gain": answer.gain,
         "tokens": answer.tokens,
         "seconds": {"draw": seconds.draw, "score": seconds.score, "total": seconds.total},
@@ -89,6 +91,16 @@ def _candidate(each: Candidate) -> Json:
     if not each.draft.ended:
         found["ended"] = False
     return found
+
+
+def _stopped(each: Stopped) -> Json:
+    return {
+        "candidate": each.index,
+        "score": None,
+        "tokens": each.tokens,
+        "reason": "was stopped: it was not needed",
+        "ended": False,
+    }
 
 
 def _said(shape: Shape, each: Candidate) -> dict[str, Any]:

@@ -80,11 +80,12 @@ class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
             return
         question, plan = self._asked(body)
         envelope = self._envelope(body)
-        changed, told = asyncio.Event(), ""
+        changed = asyncio.Event()
+        working: Work | None = None
 
         def progress(work: Work) -> None:
-            nonlocal told
-            told = f"{len(work.drafts)} of {plan.best_of} drawn, {work.scored} scored"
+            nonlocal working
+            working = work
             changed.set()
 
         finding = asyncio.ensure_future(
@@ -98,7 +99,7 @@ class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
                         await changed.wait()
                 changed.clear()
                 if not finding.done():
-                    yield comment(told or "drawing")
+                    yield comment("drawing" if working is None else _so_far(working))
             found = finding.result()
         finally:
             finding.cancel()
@@ -139,6 +140,13 @@ class TextEndpoint(CompletionsEndpoint):
     path = "/v1/completions"
     summary = "The best of several completions of a text"
     shape, kind = TEXT, RankedText
+
+
+def _so_far(work: Work) -> str:
+    """How far a call has come."""
+    tokens = sum(work.tokens().values())
+    drawn = f"{len(work.drafts)} of {work.plan.best_of} drawn"
+    return f"{drawn}, {work.scored} scored, {tokens} tokens"
 
 
 def _reply(value: Json, headers: Mapping[str, str]) -> Response:

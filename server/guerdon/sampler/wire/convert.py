@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from guerdon.sampler.request_limits import RequestLimits
@@ -26,6 +27,7 @@ def generate_request(message: policy_pb2.GenerateRequest, limits: RequestLimits)
         options=_options(message),
         min_version=message.min_version,
         return_text=message.return_text,
+        report_progress=message.report_progress,
     )
 
 
@@ -65,6 +67,16 @@ def response(drawn: Drawn) -> policy_pb2.GenerateResponse:
         finish_reason=_REASONS[drawn.completion.finish_reason],
         text=drawn.text,
         **completion_fields(drawn),
+    )
+
+
+def progress(tokens: Mapping[tuple[int, int], int]) -> policy_pb2.GenerateResponse:
+    """The tokens drawn so far of completions, by item and sample, as a message."""
+    return policy_pb2.GenerateResponse(
+        progress=[
+            policy_pb2.CompletionProgress(item=item, sample=sample, tokens=count)
+            for (item, sample), count in tokens.items()
+        ]
     )
 
 

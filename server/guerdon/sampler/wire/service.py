@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn, Sampler
 from guerdon.sampler.types import GenerateRequest
 from guerdon.sampler.wire import convert
+from guerdon.sampler.wire.progress import draw_and_tell
 from guerdon.sampler.wire.status import StatusReader
 from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.access.identity import Role
@@ -49,7 +51,10 @@ class PolicyService:
 
         with self._calls.serve("Generate", call_deadline(context)) as call:
             request = await self._sampler.off_loop(len(data), self._read, data)
-            await self._sampler.draw(call, request, write)
+            if request.report_progress:
+                await draw_and_tell(self._sampler, call, request, partial(send, context))
+            else:
+                await self._sampler.draw(call, request, write)
 
     def _read(self, data: bytes) -> GenerateRequest:
         return convert.generate_request(decode(policy_pb2.GenerateRequest, data), self._limits)

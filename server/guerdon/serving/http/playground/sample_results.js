@@ -48,7 +48,7 @@ function candidateItem(each, bar, namesModel) {
 }
 
 function facets(each, namesModel) {
-  const found = [counted(each.tokens, "token")];
+  const found = [each.tokens === null ? "tokens not told" : counted(each.tokens, "token")];
   if (each.finish_reason === "length") found.push("cut at the most tokens");
   if (each.ended === false) found.push("stopped before its end");
   if (each.score === null) found.push(`not ranked (${each.reason})`);
@@ -64,7 +64,7 @@ function noted(value) {
 function facts(report, usage, roundTrip) {
   const { seconds } = report;
   const notes = Object.entries(report).filter(([name]) => !TOLD.includes(name));
-  const stopped = report.stopped ? `, ${report.stopped} of them stopped, whose tokens nobody told` : "";
+  const stopped = report.stopped ? `, ${report.stopped} of them stopped before their end` : "";
   return [
     ["gain over candidate 0", report.gain === null ? "not known" : signed(report.gain)],
     ["candidates", `${report.candidates}${stopped}`],
