@@ -166,3 +166,13 @@ class Clock:
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     uniform: Callable[[float, float], float] = _uniform
+
+
+class ConnectionOptions(TypedDict, total=False):
+    """Keyword arguments of every client beside its target; see `AsyncClient`."""
+
+    token: str | None
+    tls: TLS | None
+    retry: Retry
+    timeout: float | None
+    clock: Clock
