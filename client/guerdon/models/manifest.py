@@ -104,7 +104,6 @@ class Manifest:
     """Free notes of the training: settings, seed, held-out accuracy, versions."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be served."""
         if self.format != FORMAT_VERSION:
             raise ManifestError(f"format is {self.format}, this version reads {FORMAT_VERSION}")
         _check_choice("kind", self.kind, KINDS)

@@ -60,7 +60,6 @@ class ServerSettings:
     """Log every call, with its caller, status and seconds."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be served."""
         self.check_port("port", least=0)
         self.check_port("http_port", least=-1)
         self.check_port("metrics_port", least=-1)

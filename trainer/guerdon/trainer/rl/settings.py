@@ -108,7 +108,6 @@ class RunSettings(PublishSettings):
     """Draw plots/*.png at the end."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         self._check_steps()
         positive(self, "micro_batch_tokens", "eval_samples", "max_grad_norm", "keep_checkpoints")
@@ -158,7 +157,6 @@ class OnlineSettings(RunSettings):
     """Steps between evaluations on held-out prompts; 0 evaluates before and after only."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "prompts_per_step")
         not_negative(self, "max_staleness", "eval_every")
@@ -203,7 +201,6 @@ class PolicyGradientSettings(OnlineSettings):
     """Mean over tokens; over completions of their means; or sum / max_tokens (Dr. GRPO)."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "epochs", "minibatches", "clip", "behaviour_cap", "kl_horizon")
         not_negative(
@@ -247,7 +244,6 @@ class PPOSettings(PolicyGradientSettings):
     """Give advantages mean 0 and variance 1 over the step."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         not_negative(self, "value_lr", "value_coef", "value_warmup", "clip_value")
         positive(self, "value_max_grad_norm")
@@ -279,7 +275,6 @@ class GRPOSettings(PolicyGradientSettings):
     """Divide a group's advantages by its standard deviation (Dr. GRPO does not)."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         needs_groups(self)
 
@@ -294,7 +289,6 @@ class RLOOSettings(PolicyGradientSettings):
     """Whether β·KL is taken from the completion's reward or added to the loss."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         needs_groups(self)
 
@@ -325,7 +319,6 @@ class KeepSettings(RunSettings):
     """Keep completions that were cut at max_tokens too: the policy unlearns to end."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "top")
         not_negative(self, "max_per_prompt")
@@ -367,7 +360,6 @@ class RFTSettings(KeepSettings):
     """Completions in a step of fine-tuning."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "epochs", "batch_size")
         refuse_idle(self, ("epochs",), used=not self.steps, because="where steps is given")
@@ -392,7 +384,6 @@ class OnlineDPOSettings(OnlineSettings, PickSettings):
     """β: how strongly the policy is held to the reference."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "beta")
         if self.missing_eos_penalty and not self.unfinished:
