@@ -171,6 +171,8 @@ class OnlineSettings(RunSettings):
 class PolicyGradientSettings(OnlineSettings):
     """What PPO, GRPO and RLOO share."""
 
+    group_is_baseline: ClassVar[bool] = True  # of a completion: the prompt's others
+
     reward_scale: Literal["none", "running"] = "none"
     """Divide rewards by their running standard deviation (the mean stays)."""
     reward_clip: float = 0.0
@@ -212,6 +214,8 @@ class PolicyGradientSettings(OnlineSettings):
             raise SettingsError("dual_clip must be over 1, or 0 for none")
         refuse_idle(self, ("kl_in", "kl_target"), used=self.kl_coef, because="where kl_coef is 0")
         refuse_idle(self, ("kl_horizon",), used=self.kl_target, because="without kl_target")
+        if self.group_is_baseline and self.samples_per_prompt < 2:
+            raise SettingsError("samples_per_prompt must be at least 2: the group is the baseline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +223,7 @@ class PPOSettings(PolicyGradientSettings):
     """Decoupled PPO with a value model."""
 
     algorithm: ClassVar[str] = "ppo"
+    group_is_baseline: ClassVar[bool] = False
 
     kl_in: Literal["reward", "loss"] = "reward"
     """Whether β·KL is taken from the token rewards or added to the loss."""
@@ -274,10 +279,6 @@ class GRPOSettings(PolicyGradientSettings):
     scale_by_std: bool = True
     """Divide a group's advantages by its standard deviation (Dr. GRPO does not)."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        needs_groups(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RLOOSettings(PolicyGradientSettings):
@@ -287,10 +288,6 @@ class RLOOSettings(PolicyGradientSettings):
 
     kl_in: Literal["reward", "loss"] = "reward"
     """Whether β·KL is taken from the completion's reward or added to the loss."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        needs_groups(self)
 
 
 _UNSHAPED = {"reward_scale": "none", "reward_clip": 0.0}
@@ -391,9 +388,3 @@ class OnlineDPOSettings(OnlineSettings, PickSettings):
                 "missing_eos_penalty does nothing where completions that were cut make no pair: "
                 "set unfinished"
             )
-
-
-def needs_groups(settings: RunSettings) -> None:
-    """Refuse one completion for each prompt."""
-    if settings.samples_per_prompt < 2:
-        raise SettingsError("samples_per_prompt must be at least 2: the group is the baseline")

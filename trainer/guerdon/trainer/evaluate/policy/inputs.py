@@ -58,14 +58,7 @@ def read_inputs(settings: EvalSettings) -> EvalInputs:
     policy, config = _policy(settings.policy)
     reference, reference_config = _policy(settings.reference)
     tokenizer = load_tokenizer(policy)
-    prompts = read_prompts(
-        settings,
-        settings.prompts,
-        tokenizer,
-        config,
-        split=settings.prompts_split,
-        limit=settings.limit,
-    )
+    prompts = read_prompts(settings, tokenizer, config, limit=settings.limit)
     check_verifiers(settings, prompts)
     for of in (config, reference_config):
         check_positions(of, settings.max_tokens, prompts.longest)
