@@ -24,8 +24,9 @@ from guerdon.data import (
     parse_prompt,
     read_template_inputs,
 )
+from guerdon.models import file_hash
 from guerdon.trainer.common.data.columns import missing
-from guerdon.trainer.common.data.rows import data_file, file_rows, file_sha256, source_rows
+from guerdon.trainer.common.data.rows import data_file, file_rows, source_rows
 from guerdon.trainer.common.data.same_prompts import conversation_key
 from guerdon.trainer.common.data.tables import is_table, table_rows
 from guerdon.trainer.common.data.tokens import check_embedded
@@ -144,7 +145,7 @@ def load_prompts(
             read.append(row)
             if len(read) == limit:
                 break
-        sha256 = file_sha256(path) if data_file(path).is_file() else digest.hexdigest()
+        sha256 = file_hash(data_file(path)) if data_file(path).is_file() else digest.hexdigest()
     except RowError as error:
         raise DataError(f"{path}, {error}") from error
     if not read:

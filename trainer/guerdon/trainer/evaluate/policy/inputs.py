@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guerdon.models import file_hash
 from guerdon.trainer.common.data.tokens import load_tokenizer
 from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.common.models.language_model import load_config
@@ -84,9 +85,7 @@ def fingerprint(folder: Path) -> str:
     if not files:
         raise TrainingError(f"{folder} holds no safetensors: it is no policy that can be loaded")
     for file in files:
-        with file.open("rb") as handle:
-            digest.update(f"{file.name}\n".encode())
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
+        digest.update(f"{file.name}\n".encode() + bytes.fromhex(file_hash(file)))
     return digest.hexdigest()
 
 
