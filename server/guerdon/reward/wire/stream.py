@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from typing import cast
 
 import grpc
@@ -17,14 +18,65 @@ from guerdon.reward.call_metrics import ScoringCall, ScoringCalls
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scorer, in_item
 from guerdon.reward.wire import convert
-from guerdon.serving.errors import Cancelled, DeadlinePassed, InvalidRequest, Unavailable
+from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Unavailable
+from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.status import describe
 from guerdon.serving.wire.convert import check_id, timeout
 from guerdon.serving.wire.handlers import Context, decode, read, send
 from guerdon.v1 import reward_pb2
 
 
-class ScoreStreamCall:
+class RequestStream(ABC):
+    """A stream of requests that tasks answer, with bounded requests in flight.
+
+    While the bound is reached nothing is read, so that the sender waits.
+
+    Args:
+        in_flight: most requests that are read and not yet answered.
+    """
+
+    def __init__(self, context: Context, lifecycle: Lifecycle, in_flight: int) -> None:
+        self._context = context
+        self._lifecycle = lifecycle
+        self._room = asyncio.Semaphore(in_flight)
+
+    async def run(self) -> None:
+        """Serve the stream until its end, its first error, or until the server drains.
+
+        Raises:
+            ServiceError: a request failed, or the caller has left.
+            Unavailable: the server drains; what was read has been answered.
+        """
+        self._lifecycle.check_accepting()
+        draining = asyncio.create_task(self._lifecycle.wait_draining())
+        try:
+            # Leaving the group waits for the requests in flight; an error cancels them.
+            async with asyncio.TaskGroup() as group:
+                drained = await self._read_all(group, draining)
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the first to fail
+        finally:
+            draining.cancel()
+        if drained:
+            raise Unavailable("the server is draining; what was read has been answered")
+
+    async def _read_all(self, group: asyncio.TaskGroup, draining: asyncio.Task[None]) -> bool:
+        """Start a task for each request; True if the server drains before the stream's end."""
+        while True:
+            await self._room.acquire()
+            data = await read(self._context, draining)
+            if data is None:
+                return True
+            if data is grpc.aio.EOF:
+                return False
+            self._begin(group, cast(bytes, data))
+
+    @abstractmethod
+    def _begin(self, group: asyncio.TaskGroup, data: bytes) -> None:
+        """Start the task that answers a request, and then makes room for another."""
+
+
+class ScoreStreamCall(RequestStream):
     """One stream.
 
     Args:
@@ -42,49 +94,16 @@ class ScoreStreamCall:
         deadline: float | None,
         items_in_flight: int,
     ) -> None:
-        self._context = context
+        super().__init__(context, calls.lifecycle, items_in_flight)
         self._scorer = scorer
-        self._lifecycle = calls.lifecycle
         self._calls = calls
         self._limits = limits
         self._deadline = deadline
-        self._room = asyncio.Semaphore(items_in_flight)
         self._writing = asyncio.Lock()
         self._ids: set[str] = set()
 
-    async def run(self) -> None:
-        """Serve the stream until its end, or until the server drains.
-
-        Raises:
-            Unavailable: the server drains; what was read has been answered.
-            Cancelled: the caller has left.
-        """
-        self._lifecycle.check_accepting()
-        draining = asyncio.create_task(self._lifecycle.wait_draining())
-        drained = left = False
-        try:
-            # Leaving the group waits for the items in flight; an error cancels them.
-            async with asyncio.TaskGroup() as group:
-                drained = await self._read_all(group, draining)
-        except* Cancelled:
-            left = True
-        finally:
-            draining.cancel()
-        if left:
-            raise Cancelled("the caller has left")
-        if drained:
-            raise Unavailable("the server is draining; what was read has been answered")
-
-    async def _read_all(self, group: asyncio.TaskGroup, draining: asyncio.Task[None]) -> bool:
-        """Start a task for each item; True if the server drains before the stream's end."""
-        while True:
-            await self._room.acquire()
-            data = await read(self._context, draining)
-            if data is None:
-                return True
-            if data is grpc.aio.EOF:
-                return False
-            group.create_task(self._serve(cast(bytes, data), time.monotonic()))
+    def _begin(self, group: asyncio.TaskGroup, data: bytes) -> None:
+        group.create_task(self._serve(data, time.monotonic()))
 
     async def _serve(self, data: bytes, arrival: float) -> None:
         """Answer one item, whatever happens to it."""
