@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from guerdon.reward.engine.attention_record import AttentionCall, MaskFunction, note_call, note_mask
+from guerdon.reward.engine.buckets import Bucket, make_buckets
 from guerdon.reward.engine.device import is_ampere
-from guerdon.reward.engine.plan import Bucket, CacheUse, Segment, make_buckets
+from guerdon.reward.engine.plan import CacheUse, Segment
 from guerdon.reward.engine.prefix_cache import PrefixCache
 
 PACKED = "guerdon_packed"
