@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import nn
 from transformers import Qwen2Model, Qwen2PreTrainedModel
 
 from guerdon.models import Manifest
@@ -34,11 +33,6 @@ class _Qwen2Score(PublishedNetwork, Qwen2PreTrainedModel):  # type: ignore[misc]
         # The published classes set the width themselves: config.json does not give it.
         self.score = two_layers(config.hidden_size, self.labels)
         self.post_init()
-
-    def head(self) -> nn.Module:
-        """The two layers."""
-        score: nn.Module = self.score
-        return score
 
 
 class Qwen2ForRewardModel(_Qwen2Score):
