@@ -14,6 +14,7 @@ from guerdon.client.errors import (
     Overloaded,
     Unavailable,
 )
+from guerdon.together import cancel
 
 T = TypeVar("T")
 
@@ -158,6 +159,4 @@ async def hedged(ask: Callable[[], Awaitable[T]], after: float, clock: Clock) ->
                 if not waiting or not isinstance(error, GuerdonError) or not is_transient(error):
                     return each.result()
     finally:
-        for task in (timer, *asked):
-            task.cancel()
-        await asyncio.gather(timer, *asked, return_exceptions=True)
+        await cancel([timer, *asked])

@@ -29,6 +29,7 @@ from guerdon.client.errors import (
     invalid,
 )
 from guerdon.client.types import Item, StreamResult
+from guerdon.together import cancel
 from guerdon.v1 import reward_pb2, reward_pb2_grpc
 
 
@@ -107,9 +108,7 @@ class ScoreStream:
                 self._room.release()
                 yield result
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(tasks)
             for pending in self._pending.values():
                 _stop_timers(pending)
 

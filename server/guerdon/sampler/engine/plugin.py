@@ -25,13 +25,14 @@ _NEEDLESS: dict[str, tuple[str, ...]] = {
     # What our own settings ask for on a CPU: see `launch.py`.
     "vllm.engine.arg_utils": ("does not officially support disabling chunked prefill",),
     "vllm.config.vllm": (
-        "Enforce eager set", "Inductor compilation was disabled by user settings",
+        "Enforce eager set",
+        "Inductor compilation was disabled by user settings",
         "Model Runner V2 requires Triton",
     ),
     # Triton has no CPU backend that could be installed from a package index.
     "vllm.platforms.cpu": ("Triton is not installed", "Reset SSM cache type to float32"),
     "vllm.triton_utils.importing": ("Triton is installed, but doesn't include CPU backend",),
-}  # fmt: skip
+}
 """Parts of messages of vLLM 0.32 that nobody can act on, by logger; all else is still said."""
 
 _watching = False
