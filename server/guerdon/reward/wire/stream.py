@@ -1,7 +1,7 @@
-"""`ScoreStream`: items in, replies out as they finish, with bounded items in flight.
+"""Streams of requests with bounded requests in flight; replies come as they finish, or in order.
 
 Back-pressure is gRPC's own: while the bound is reached nothing is read, so the
-window of the stream fills and the sender waits. An item counts until its reply is
+window of the stream fills and the sender waits. A request counts until its reply is
 written, so a reader that is slow to take replies slows its own sending.
 """
 
@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import grpc
+from google.protobuf.message import Message
 
 from guerdon.reward.call_metrics import ScoringCall, ScoringCalls
 from guerdon.reward.request_limits import RequestLimits
@@ -27,9 +29,7 @@ from guerdon.v1 import reward_pb2
 
 
 class RequestStream(ABC):
-    """A stream of requests that tasks answer, with bounded requests in flight.
-
-    While the bound is reached nothing is read, so that the sender waits.
+    """A stream of requests, each answered by a task of its own.
 
     Args:
         in_flight: most requests that are read and not yet answered.
@@ -77,7 +77,7 @@ class RequestStream(ABC):
 
 
 class ScoreStreamCall(RequestStream):
-    """One stream.
+    """One `ScoreStream`.
 
     Args:
         deadline: of the whole stream, on `time.monotonic`'s clock.
@@ -153,3 +153,37 @@ class ScoreStreamCall(RequestStream):
             info=convert.scoring_info(scored),
             timing=convert.timing(scored, call.elapsed()),
         )
+
+
+class OrderedStream(RequestStream):
+    """A stream with a reply for each request in order; the first that fails ends it.
+
+    Args:
+        answer: makes the reply of a request.
+        in_flight: most requests that are read and not yet answered.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        lifecycle: Lifecycle,
+        answer: Callable[[bytes], Awaitable[Message]],
+        *,
+        in_flight: int,
+    ) -> None:
+        super().__init__(context, lifecycle, in_flight)
+        self._answer = answer
+        self._before: asyncio.Task[None] | None = None
+
+    def _begin(self, group: asyncio.TaskGroup, data: bytes) -> None:
+        self._before = group.create_task(self._serve(data, self._before))
+
+    async def _serve(self, data: bytes, before: asyncio.Task[None] | None) -> None:
+        """Answer a request, or fail, once the one before it has been answered."""
+        try:
+            reply = await self._answer(data)
+        finally:
+            if before is not None:
+                await before
+        await send(self._context, reply)
+        self._room.release()
