@@ -39,7 +39,8 @@ class RunSettings(PublishSettings):
     prompts_limit: int = 0
     """First so many prompts to train on; 0 takes all."""
     eval_prompts: str
-    """The same of held-out prompts; of the project's own, questions-eval or arithmetic-eval."""
+    """Held-out prompts, in the same forms; of the project's own, questions-eval or
+    arithmetic-eval."""
     eval_prompts_split: str = "test"
     """Split of the held-out prompts, where they are a data set and no file."""
     steps: int = 20
