@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from guerdon.client.config import LONGEST, SHORTEST, Clock, Retry, check_number
-from guerdon.client.errors import (
-    DeadlineExceeded,
-    GuerdonError,
-    Overloaded,
-    Unavailable,
-)
+from guerdon.client.errors import DeadlineExceeded, GuerdonError, Overloaded, Unavailable
 from guerdon.together import cancel
 
 T = TypeVar("T")

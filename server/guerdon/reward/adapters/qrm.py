@@ -17,12 +17,7 @@ from torch import nn
 from transformers import LlamaModel, LlamaPreTrainedModel
 
 from guerdon.reward.adapters.base import PublishedNetwork
-from guerdon.reward.adapters.gating import (
-    GatedAdapter,
-    GatedHead,
-    gating_settings,
-    softmax_gate,
-)
+from guerdon.reward.adapters.gating import GatedAdapter, GatedHead, gating_settings, softmax_gate
 from guerdon.reward.engine.heads import Reads
 
 

@@ -7,13 +7,7 @@ import struct
 from typing import Literal
 
 from guerdon.reward.scoring.scorer import Scored
-from guerdon.reward.wire.formats.format import (
-    Asked,
-    Json,
-    OpenAIFormat,
-    raw_scores,
-    usage,
-)
+from guerdon.reward.wire.formats.format import Asked, Json, OpenAIFormat, raw_scores, usage
 from guerdon.serving.http.foreign import ForeignBody, Inputs
 from guerdon.serving.http.schemas import Text
 
