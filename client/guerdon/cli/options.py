@@ -131,8 +131,7 @@ PriorityOption = Annotated[
     Priority, typer.Option(help="batch waits behind online work, with a guaranteed share.")
 ]
 TruncationOption = Annotated[
-    Truncation,
-    typer.Option(help="Refuse what is too long, or cut its prompt from the left."),
+    Truncation, typer.Option(help="Refuse what is too long, or cut its prompt from the left.")
 ]
 Normalize = Annotated[
     bool, typer.Option("--normalize", help="Subtract the training set's mean, divide by its std.")

@@ -24,12 +24,7 @@ class AsyncAdminClient(AsyncClient):
     """
 
     async def load_model(
-        self,
-        name: str,
-        path: str,
-        *,
-        promote: bool = False,
-        timeout: float | Unset | None = UNSET,
+        self, name: str, path: str, *, promote: bool = False, timeout: float | Unset | None = UNSET
     ) -> ModelInfo:
         """Load a checkpoint as a revision of a model.
 

@@ -48,13 +48,7 @@ class ScoringOptions(TypedDict, total=False):
 
 
 def check_number(
-    name: str,
-    value: Any,
-    lowest: float,
-    highest: float,
-    *,
-    whole: bool = False,
-    instead: str = "",
+    name: str, value: Any, lowest: float, highest: float, *, whole: bool = False, instead: str = ""
 ) -> None:
     """Refuse what is no number, not finite, or out of range.
 

@@ -200,12 +200,7 @@ class AdminClient(_SyncClient):
     _client: AsyncAdminClient
 
     def load_model(
-        self,
-        name: str,
-        path: str,
-        *,
-        promote: bool = False,
-        timeout: float | Unset | None = UNSET,
+        self, name: str, path: str, *, promote: bool = False, timeout: float | Unset | None = UNSET
     ) -> ModelInfo:
         """See `AsyncAdminClient.load_model`."""
         return run(self._client.load_model(name, path, promote=promote, timeout=timeout))

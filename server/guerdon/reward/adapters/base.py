@@ -61,10 +61,7 @@ class PublishedNetwork:
         return score
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        readout: torch.Tensor | None = None,
-        **kwargs: Any,
+        self, input_ids: torch.Tensor, readout: torch.Tensor | None = None, **kwargs: Any
     ) -> SequenceClassifierOutput:
         """One sequence [1, T], plainly: the reference that the probes compare engines with.
 

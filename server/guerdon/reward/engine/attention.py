@@ -85,10 +85,7 @@ class AttentionPlan:
     """The segment table of one forward pass, made ready for the device once for all layers."""
 
     def __init__(
-        self,
-        segments: Sequence[Segment],
-        device: torch.device,
-        cached: CachedKeys | None = None,
+        self, segments: Sequence[Segment], device: torch.device, cached: CachedKeys | None = None
     ) -> None:
         self.segments = tuple(segments)
         self.device = device

@@ -85,9 +85,7 @@ def _select(model: Any, settings: EngineSettings, max_tokens: int) -> Selected:
             raise CheckpointRefused(f"packed mode was asked for, but {reason}")
         logger.warning("the model runs in padded batches: %s", reason)
     padded = PaddedEngine(
-        model,
-        deterministic=settings.deterministic,
-        max_batch_tokens=settings.max_batch_tokens,
+        model, deterministic=settings.deterministic, max_batch_tokens=settings.max_batch_tokens
     )
     difference = probes.difference(padded)
     strict = probes.exact_difference(PaddedEngine)

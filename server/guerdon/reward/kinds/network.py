@@ -102,8 +102,7 @@ class WeighedReward(NetworkReward):
 
     def _response(self, item: EncodedItem, j: int, logits: Logits) -> ResponseScore:
         return ResponseScore(
-            score=float(logits[0, 0]),
-            attributes=tuple(float(value) for value in logits[0, 1:]),
+            score=float(logits[0, 0]), attributes=tuple(float(value) for value in logits[0, 1:])
         )
 
 

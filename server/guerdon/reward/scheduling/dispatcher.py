@@ -141,11 +141,7 @@ class Dispatcher:
         return ticket
 
     async def score(
-        self,
-        ticket: Ticket,
-        key: str,
-        model: RewardModel,
-        items: Sequence[EncodedItem],
+        self, ticket: Ticket, key: str, model: RewardModel, items: Sequence[EncodedItem]
     ) -> list[ItemResult]:
         """Have the items computed; results are in their order. Once for each ticket.
 

@@ -64,10 +64,7 @@ def call_deadline(context: Context) -> float | None:
 
 
 def generic_handler(
-    service: ServiceDescriptor,
-    implementation: object,
-    door: Door,
-    roles: Mapping[str, Role | None],
+    service: ServiceDescriptor, implementation: object, door: Door, roles: Mapping[str, Role | None]
 ) -> grpc.GenericRpcHandler:
     """A handler for every method of a service.
 

@@ -41,12 +41,7 @@ class Embeddings(OpenAIFormat[EmbeddingsBody]):
             }
             for place, score in enumerate(raw_scores(scored))
         ]
-        return {
-            "object": "list",
-            "data": data,
-            "model": scored.info.name,
-            "usage": usage(scored),
-        }
+        return {"object": "list", "data": data, "model": scored.info.name, "usage": usage(scored)}
 
 
 def _base64(score: float) -> str:

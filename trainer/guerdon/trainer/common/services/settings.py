@@ -9,14 +9,7 @@ from typing import Literal
 from guerdon.settings import not_negative, positive, refuse_idle
 from guerdon.trainer.common.errors import SettingsError
 
-SERVICES = (
-    "patience",
-    "request_timeout",
-    "token_file",
-    "verifier_token_file",
-    "tls",
-    "tls_ca",
-)
+SERVICES = ("patience", "request_timeout", "token_file", "verifier_token_file", "tls", "tls_ca")
 """The settings that say how services are reached: a resumed run may have other values."""
 
 

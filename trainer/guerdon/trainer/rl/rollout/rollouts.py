@@ -59,12 +59,7 @@ class Rollouts(Drawing):
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(
-            settings,
-            sampler,
-            rewards,
-            republish=republish,
-            seeded=settings.deterministic,
-            now=now,
+            settings, sampler, rewards, republish=republish, seeded=settings.deterministic, now=now
         )
         self._settings = settings
         self._order = order
