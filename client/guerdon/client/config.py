@@ -74,9 +74,8 @@ def check_number(
 class Retry:
     """When to try again, and how long to wait before.
 
-    Retried is what is safe and may help: UNAVAILABLE, and RESOURCE_EXHAUSTED with RetryInfo.
-    A call is tried until its deadline; the numbers of tries are a second bound, for calls
-    without one.
+    Retried is what is safe and may help: UNAVAILABLE, and RESOURCE_EXHAUSTED with RetryInfo. A call
+    is tried until its deadline; the numbers of tries are a second bound, for calls without one.
 
     Waits have full jitter: uniform between 0 and `initial * multiplier ** n`, at most `maximum`.
     Where the server says when to come back, that time is waited and the jitter comes on top,

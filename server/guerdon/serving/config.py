@@ -1,7 +1,6 @@
 """The settings that every server has: where it listens, what guards it, how it ends.
 
-A service's own settings inherit from these, so that one TOML file and one set of flags
-hold both.
+A service's own settings inherit from these, so that one TOML file and one set of flags hold both.
 """
 
 from __future__ import annotations

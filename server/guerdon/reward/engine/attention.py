@@ -1,10 +1,9 @@
 """Attention over a packed row, as an attention function of `transformers`.
 
-`transformers` calls whatever is registered under `config._attn_implementation` with
-query, key and value [1, heads, T, D] and passes keyword arguments of the model's forward
-call through, so the segment table arrives as `guerdon_plan`. What differs between
-architectures arrives the same way: `scaling`, `sliding_window`, `softcap`, and
-`is_causal` on the module.
+`transformers` calls whatever is registered under `config._attn_implementation` with query, key and
+value [1, heads, T, D] and passes keyword arguments of the model's forward call through, so the
+segment table arrives as `guerdon_plan`. What differs between architectures arrives the same way:
+`scaling`, `sliding_window`, `softcap`, and `is_causal` on the module.
 """
 
 from __future__ import annotations
