@@ -29,15 +29,10 @@ class EngineReward(abc.ABC):
     """
 
     def __init__(self, info: ModelInfo, encoder: ItemEncoder, *engines: Engine) -> None:
-        self._info = info
+        self.info = info
         self._encoder = encoder
         self._engines = engines
         """None of them once it is closed."""
-
-    @property
-    def info(self) -> ModelInfo:
-        """What is known of the model."""
-        return self._info
 
     def encode(
         self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
