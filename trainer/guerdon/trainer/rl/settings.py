@@ -110,7 +110,6 @@ class RunSettings(PublishSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_steps()
         positive(self, "micro_batch_tokens", "eval_samples", "max_grad_norm", "keep_checkpoints")
         if self.lr is not None:
             positive(self, "lr")
@@ -127,9 +126,6 @@ class RunSettings(PublishSettings):
             because="where checkpoint_every is 0",
         )
         settle_dtype(self)
-
-    def _check_steps(self) -> None:
-        positive(self, "steps")
 
     @property
     def trains_value_network(self) -> bool:
@@ -159,7 +155,7 @@ class OnlineSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "prompts_per_step")
+        positive(self, "steps", "prompts_per_step")
         not_negative(self, "max_staleness", "eval_every")
         if self.deterministic and self.max_staleness:
             raise SettingsError(
@@ -359,11 +355,9 @@ class RFTSettings(KeepSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        not_negative(self, "steps")
         positive(self, "epochs", "batch_size")
         refuse_idle(self, ("epochs",), used=not self.steps, because="where steps is given")
-
-    def _check_steps(self) -> None:
-        not_negative(self, "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
