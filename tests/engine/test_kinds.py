@@ -18,10 +18,9 @@ from guerdon.reward.engine.engine import PackedEngine, PaddedEngine
 from guerdon.reward.engine.probes import select_engine
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.kinds import load_model
-from guerdon.reward.kinds.attributes import AttributesReward
 from guerdon.reward.kinds.ensemble import EnsembleReward
+from guerdon.reward.kinds.network import AttributesReward, SequenceReward
 from guerdon.reward.kinds.process import ProcessReward
-from guerdon.reward.kinds.sequence import SequenceReward
 from guerdon.reward.types import (
     Attribute,
     BatchScores,

@@ -12,7 +12,7 @@ from tests.evaluate.test_eval_reward import evaluate, number
 from tests.trainer.toy import write_rows
 
 from guerdon.client.testing import FakeRewardServer
-from guerdon.trainer.evaluate.paired_test import paired_test
+from guerdon.trainer.evaluate.findings import paired_test
 from guerdon.trainer.evaluate.ties import ties_score
 
 

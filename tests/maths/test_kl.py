@@ -13,7 +13,7 @@ from guerdon.trainer.common.measuring.kl_estimate import kl_estimate
 from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.learner.algorithms.base import StepBatch
 from guerdon.trainer.rl.learner.algorithms.online_dpo import OnlineDPO
-from guerdon.trainer.rl.learner.kl import AdaptiveKL, FixedKL
+from guerdon.trainer.rl.learner.kl import AdaptiveKL, KLWeight
 from guerdon.trainer.rl.learner.losses import segment_sum, sequence_kl
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
@@ -181,7 +181,7 @@ def test_beta_refuses_what_is_no_number() -> None:
 
 
 def test_a_fixed_beta_stays() -> None:
-    controller = FixedKL(0.3)
+    controller = KLWeight(0.3)
     controller.update(100.0, 1000)
     controller.load_state_dict(controller.state_dict())
     assert controller.value == 0.3

@@ -38,13 +38,13 @@ def test_transcripts_and_messages_and_gzip(tmp_path: Path) -> None:
     rows = [HH, *toy_rows(2, seed=0)]
     path.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
     found = load(path)
-    assert found.pairs[0].prompt == [
+    assert found.rows[0].prompt == [
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": "hi"},
         {"role": "user", "content": "2+2?"},
     ]
-    assert found.pairs[0].chosen == [{"role": "assistant", "content": "4"}]
-    assert len(found.pairs) == 3
+    assert found.rows[0].chosen == [{"role": "assistant", "content": "4"}]
+    assert len(found.rows) == 3
     assert load(path, limit=2).lines == [1, 2]
 
 
@@ -69,7 +69,7 @@ def test_repeats_are_counted_and_kept(tmp_path: Path) -> None:
     one, two = toy_rows(2, seed=0)
     turned = {**one, "chosen": one["rejected"], "rejected": one["chosen"]}
     found = load(write_rows(tmp_path / "a.jsonl", [one, one, two, turned]))
-    assert [*map(len, (found.duplicate_lines, found.contradiction_lines, found.pairs))] == [1, 1, 4]
+    assert [*map(len, (found.duplicate_lines, found.contradiction_lines, found.rows))] == [1, 1, 4]
     other = load(write_rows(tmp_path / "b.jsonl", [two, *toy_rows(3, seed=9)]))
     assert shared_prompts(found, other) == 1
 
@@ -80,7 +80,7 @@ def test_a_data_set_that_was_saved(tmp_path: Path) -> None:
     rows = toy_rows(3, seed=0)
     datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "d")
     found = load(tmp_path / "d")
-    assert [pair.prompt for pair in found.pairs] == [row["prompt"] for row in rows]
+    assert [pair.prompt for pair in found.rows] == [row["prompt"] for row in rows]
     assert found.sha256 == ""
     with pytest.raises(DataError, match="split 'nope'"):
         load_pairs(str(tmp_path / "d"), split="nope")
@@ -90,7 +90,7 @@ def test_parquet_and_json_arrays_are_read_as_json_lines_are(tmp_path: Path) -> N
     import datasets
 
     rows = [*toy_rows(600, seed=0), *toy_rows(2, seed=1)]
-    expected = load(write_rows(tmp_path / "a.jsonl", rows)).pairs
+    expected = load(write_rows(tmp_path / "a.jsonl", rows)).rows
     array, zipped = tmp_path / "a.json", tmp_path / "a.json.gz"
     array.write_text(json.dumps(rows, indent=1))
     zipped.write_bytes(gzip.compress(array.read_bytes()))
@@ -99,7 +99,7 @@ def test_parquet_and_json_arrays_are_read_as_json_lines_are(tmp_path: Path) -> N
         datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / name))
     for source in (array, zipped, tmp_path / "a.parquet", tmp_path / "hub"):
         found = load(source)
-        assert found.pairs == expected
+        assert found.rows == expected
         assert found.lines == list(range(1, 603))
         assert bool(found.sha256) is source.is_file()
 
@@ -124,7 +124,7 @@ def test_ids_are_those_of_the_chat_template(base: Path, tmp_path: Path) -> None:
     data = load(write_rows(tmp_path / "a.jsonl", [HH, *toy_rows(5, seed=0)]))
     found = tokenize_pairs(tokenizer, data, max_length=500, too_long="drop")
     plain = AutoTokenizer.from_pretrained(base)
-    for pair, tokens in zip(data.pairs, found.pairs, strict=True):
+    for pair, tokens in zip(data.rows, found.pairs, strict=True):
         for turns, ids in ((pair.chosen, tokens.chosen), (pair.rejected, tokens.rejected)):
             whole = plain.apply_chat_template(pair.prompt + turns, return_dict=True)
             assert ids == whole["input_ids"]

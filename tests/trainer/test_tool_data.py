@@ -130,7 +130,7 @@ def test_what_arrow_fills_in_is_not_part_of_a_row(base: Path, tmp_path: Path) ->
     data.to_parquet(str(tmp_path / "rows.parquet"))
     data.save_to_disk(tmp_path / "saved")
     for source in ("rows.parquet", "saved"):
-        assert load_pairs(str(tmp_path / source), split="train").pairs == plain.pairs
+        assert load_pairs(str(tmp_path / source), split="train").rows == plain.rows
 
 
 @pytest.mark.parametrize(

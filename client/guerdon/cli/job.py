@@ -75,10 +75,7 @@ async def _run(job: FileJob, lines: JsonLines, live: bool) -> ExitCode:
                 return _code(kept, progress)
             progress.resumed(kept.rows)
             pipeline = Pipeline(
-                replace(job, model=info.pinned, pairwise=pairwise),
-                output,
-                progress,
-                lines.position,
+                replace(job, model=info.pinned, pairwise=pairwise), output, progress, lines.position
             )
             await _score(pipeline, client, rest, live, output, progress)
             return _code(kept, progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,8 +131,7 @@ PriorityOption = Annotated[
     Priority, typer.Option(help="batch waits behind online work, with a guaranteed share.")
 ]
 TruncationOption = Annotated[
-    Truncation,
-    typer.Option(help="Refuse what is too long, or cut its prompt from the left."),
+    Truncation, typer.Option(help="Refuse what is too long, or cut its prompt from the left.")
 ]
 Normalize = Annotated[
     bool, typer.Option("--normalize", help="Subtract the training set's mean, divide by its std.")
@@ -183,20 +182,44 @@ def connects(
         )
     ]
 
+    def gather(values: dict[str, Any]) -> Any:
+        from guerdon.cli.connection import ServerOptions
+
+        return ServerOptions(**values)
+
+    return add_options({each.name: each for each in options}, "connection", gather)
+
+
+def add_options(
+    options: Mapping[str, inspect.Parameter],
+    place: str,
+    gather: Callable[[dict[str, Any]], Any] = dict,
+    *,
+    last: bool = False,
+) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator that gives a command options in the place of one of its parameters.
+
+    Args:
+        options: by the keys under which their values are gathered.
+        place: name of the parameter.
+        gather: makes what the parameter is given of the values by key.
+        last: whether the help lists them after the command's own options instead.
+    """
+
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        known = {"ServerOptions": Any}  # imported when it is needed
-        hints = typing.get_type_hints(function, localns=known, include_extras=True)
-        parameters: list[inspect.Parameter] = []
-        for own in inspect.signature(function).parameters.values():
-            declared = own.replace(annotation=hints[own.name])
-            parameters += options if own.name == "connection" else [declared]
+        del function.__annotations__[place]  # its type may be one that is imported when needed
+        hints = typing.get_type_hints(function, include_extras=True)
+        own = inspect.signature(function).parameters
+        declared = [
+            each.replace(annotation=hints[name]) for name, each in own.items() if name != place
+        ]
+        at = len(declared) if last else list(own).index(place)
+        parameters = [*declared[:at], *options.values(), *declared[at:]]
 
         @functools.wraps(function)
         def command(**given: Any) -> Any:
-            from guerdon.cli.connection import ServerOptions
-
-            connection = ServerOptions(**{each.name: given.pop(each.name) for each in options})
-            return function(connection=connection, **given)
+            values = {key: given.pop(option.name) for key, option in options.items()}
+            return function(**{place: gather(values)}, **given)
 
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {each.name: each.annotation for each in parameters}

@@ -17,6 +17,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from guerdon.cli.options import add_options
 from guerdon.settings import field_types, required
 
 Panels = Mapping[str, Sequence[str]]
@@ -49,8 +50,7 @@ def _own_docs(owner: Hashable) -> dict[str, str]:
 def add_settings(kind: type[Any], panels: Panels) -> Callable[[Callable[..., None]], Any]:
     """A decorator that gives a typer command an option for every field of a dataclass.
 
-    The command gets what was given as its first argument, a dict by the fields' names; its own
-    options come after it, as keyword-only arguments.
+    The command gets what was given as `given`, a dict by the fields' names.
 
     Args:
         kind: the settings.
@@ -60,37 +60,7 @@ def add_settings(kind: type[Any], panels: Panels) -> Callable[[Callable[..., Non
     known = {heading: [n for n in names if n in types] for heading, names in panels.items()}
     ordered = [name for names in known.values() for name in names]
     assert sorted(ordered) == sorted(types), set(types) ^ set(ordered)
-    return add_options(setting_options(kind, known))
-
-
-def add_options(
-    options: Mapping[str, inspect.Parameter], *, own_first: bool = False
-) -> Callable[[Callable[..., None]], Any]:
-    """A decorator that gives a typer command options beside its own.
-
-    Args:
-        options: by the keys under which the command's first argument, a dict, has their values.
-        own_first: whether the help lists the command's own options before them.
-    """
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function).parameters.values())[1:]
-        hints = typing.get_type_hints(function, include_extras=True)
-
-        def command(**given: Any) -> None:
-            values = {key: given.pop(option.name) for key, option in options.items()}
-            function(values, **given)
-
-        declared = [p.replace(annotation=hints[p.name]) for p in own]
-        shared = list(options.values())
-        parameters = [*declared, *shared] if own_first else [*shared, *declared]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        command.__doc__ = function.__doc__
-        command.__name__ = function.__name__
-        return command
-
-    return decorate
+    return add_options(setting_options(kind, known), "given")
 
 
 def setting_options(

@@ -42,10 +42,7 @@ def models(
 
 
 @opt.connects(timeout=5.0)
-def health(
-    *,
-    connection: ServerOptions,
-) -> ExitCode:
+def health(*, connection: ServerOptions) -> ExitCode:
     """Say whether a server takes requests: exit code 0 if it does, 1 if not, 3 if not there."""
     serving = asyncio.run(_health(connection))
     typer.echo("serving" if serving else "not serving")

@@ -131,9 +131,7 @@ async def _addresses(
     return [(address, port) for address in dict.fromkeys(chosen)]
 
 
-def _static(
-    addresses: Sequence[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]],
-) -> str:
+def _static(addresses: Sequence[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]]) -> str:
     if all(address.version == 4 for address, _ in addresses):
         return "ipv4:" + ",".join(f"{address}:{port}" for address, port in addresses)
     # One scheme holds one family: IPv4 addresses go in as IPv4-mapped IPv6 ones (RFC 4291).

@@ -11,14 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 
-from guerdon.client._channel import (
-    Target,
-    check_fork,
-    forked,
-    open_channel,
-    proxy_hint,
-    read_files,
-)
+from guerdon.client._channel import Target, check_fork, forked, open_channel, proxy_hint, read_files
 from guerdon.client._retry import Deadline, hedged, retrying
 from guerdon.client.config import MAX_REPLY_BYTES, TLS, Clock, Retry
 from guerdon.client.errors import (

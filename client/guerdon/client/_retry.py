@@ -8,12 +8,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from guerdon.client.config import LONGEST, SHORTEST, Clock, Retry, check_number
-from guerdon.client.errors import (
-    DeadlineExceeded,
-    GuerdonError,
-    Overloaded,
-    Unavailable,
-)
+from guerdon.client.errors import DeadlineExceeded, GuerdonError, Overloaded, Unavailable
+from guerdon.together import cancel
 
 T = TypeVar("T")
 
@@ -158,6 +154,4 @@ async def hedged(ask: Callable[[], Awaitable[T]], after: float, clock: Clock) ->
                 if not waiting or not isinstance(error, GuerdonError) or not is_transient(error):
                     return each.result()
     finally:
-        for task in (timer, *asked):
-            task.cancel()
-        await asyncio.gather(timer, *asked, return_exceptions=True)
+        await cancel([timer, *asked])

@@ -21,14 +21,9 @@ from guerdon.client import _wire
 from guerdon.client._connection import Connection, Unset, being_cancelled
 from guerdon.client._retry import Backoff, Deadline
 from guerdon.client.config import Limits
-from guerdon.client.errors import (
-    GuerdonError,
-    Internal,
-    Unavailable,
-    from_status,
-    invalid,
-)
+from guerdon.client.errors import GuerdonError, Internal, Unavailable, from_status, invalid
 from guerdon.client.types import Item, StreamResult
+from guerdon.together import cancel
 from guerdon.v1 import reward_pb2, reward_pb2_grpc
 
 
@@ -107,9 +102,7 @@ class ScoreStream:
                 self._room.release()
                 yield result
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(tasks)
             for pending in self._pending.values():
                 _stop_timers(pending)
 

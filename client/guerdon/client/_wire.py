@@ -23,10 +23,7 @@ R = TypeVar("R")
 _OVERHEAD = 16
 """Bytes of tags and lengths around one text or list, at most."""
 
-_PRIORITY = {
-    "online": common_pb2.PRIORITY_CLASS_ONLINE,
-    "batch": common_pb2.PRIORITY_CLASS_BATCH,
-}
+_PRIORITY = {"online": common_pb2.PRIORITY_CLASS_ONLINE, "batch": common_pb2.PRIORITY_CLASS_BATCH}
 _TRUNCATION = {
     "reject": reward_pb2.TRUNCATION_REJECT,
     "prompt_left": reward_pb2.TRUNCATION_PROMPT_LEFT,

@@ -18,18 +18,12 @@ from guerdon.v1 import admin_pb2, admin_pb2_grpc
 class AsyncAdminClient(AsyncClient):
     """Loads, names and swaps models on a running server.
 
-    The arguments are those of `AsyncClient`; `token` is the admin token. Give it one server:
-    behind a balancer, nobody knows which of them changed. Loading may take minutes: pass
-    `timeout`.
+    The arguments are those of `AsyncClient`; `token` is the admin token. Give it one server: behind
+    a balancer, nobody knows which of them changed. Loading may take minutes: pass `timeout`.
     """
 
     async def load_model(
-        self,
-        name: str,
-        path: str,
-        *,
-        promote: bool = False,
-        timeout: float | Unset | None = UNSET,
+        self, name: str, path: str, *, promote: bool = False, timeout: float | Unset | None = UNSET
     ) -> ModelInfo:
         """Load a checkpoint as a revision of a model.
 

@@ -17,6 +17,7 @@ from guerdon.client.config import (
     MAX_REPLY_BYTES,
     TLS,
     Clock,
+    ConnectionOptions,
     Limits,
     Retry,
     ScoringOptions,
@@ -132,15 +133,11 @@ class AsyncRewardClient(AsyncClient):
         self,
         target: str | Sequence[str],
         *,
-        token: str | None = None,
-        tls: TLS | None = None,
-        retry: Retry = Retry(),  # noqa: B008 - frozen
-        timeout: float | None = DEFAULT_TIMEOUT,
         limits: Limits = Limits(),  # noqa: B008 - frozen
-        clock: Clock = Clock(),  # noqa: B008 - frozen
+        **options: Unpack[ConnectionOptions],
     ) -> None:
         self._max_reply_bytes = limits.max_reply_bytes
-        super().__init__(target, token=token, tls=tls, retry=retry, timeout=timeout, clock=clock)
+        super().__init__(target, **options)
         self._limits = limits
 
     async def score(

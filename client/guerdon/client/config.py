@@ -48,13 +48,7 @@ class ScoringOptions(TypedDict, total=False):
 
 
 def check_number(
-    name: str,
-    value: Any,
-    lowest: float,
-    highest: float,
-    *,
-    whole: bool = False,
-    instead: str = "",
+    name: str, value: Any, lowest: float, highest: float, *, whole: bool = False, instead: str = ""
 ) -> None:
     """Refuse what is no number, not finite, or out of range.
 
@@ -80,9 +74,8 @@ def check_number(
 class Retry:
     """When to try again, and how long to wait before.
 
-    Retried is what is safe and may help: UNAVAILABLE, and RESOURCE_EXHAUSTED with RetryInfo.
-    A call is tried until its deadline; the numbers of tries are a second bound, for calls
-    without one.
+    Retried is what is safe and may help: UNAVAILABLE, and RESOURCE_EXHAUSTED with RetryInfo. A call
+    is tried until its deadline; the numbers of tries are a second bound, for calls without one.
 
     Waits have full jitter: uniform between 0 and `initial * multiplier ** n`, at most `maximum`.
     Where the server says when to come back, that time is waited and the jitter comes on top,
@@ -166,3 +159,13 @@ class Clock:
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     uniform: Callable[[float, float], float] = _uniform
+
+
+class ConnectionOptions(TypedDict, total=False):
+    """Keyword arguments of every client beside its target; see `AsyncClient`."""
+
+    token: str | None
+    tls: TLS | None
+    retry: Retry
+    timeout: float | None
+    clock: Clock

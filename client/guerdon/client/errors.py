@@ -68,11 +68,7 @@ class GuerdonError(Exception):
     default_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
 
     def __init__(
-        self,
-        message: str,
-        *,
-        code: grpc.StatusCode | None = None,
-        details: Sequence[Message] = (),
+        self, message: str, *, code: grpc.StatusCode | None = None, details: Sequence[Message] = ()
     ) -> None:
         super().__init__(message)
         self.message = message

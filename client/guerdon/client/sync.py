@@ -15,15 +15,7 @@ from guerdon.client._loop import background_loop, run
 from guerdon.client._update_steps import Source
 from guerdon.client.admin import AsyncAdminClient
 from guerdon.client.aio import MAX_IN_FLIGHT, AsyncClient, AsyncRewardClient
-from guerdon.client.config import (
-    DEFAULT_TIMEOUT,
-    TLS,
-    Clock,
-    Limits,
-    Retry,
-    ScoringOptions,
-    check_number,
-)
+from guerdon.client.config import ConnectionOptions, Limits, ScoringOptions, check_number
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import Completion, GenerateItem, PolicyInfo, WeightUpdate
 from guerdon.client.types import (
@@ -45,19 +37,8 @@ class _SyncClient:
     _kind: ClassVar[type[AsyncClient]]
     _client: AsyncClient
 
-    def __init__(
-        self,
-        target: str | Sequence[str],
-        *,
-        token: str | None = None,
-        tls: TLS | None = None,
-        retry: Retry = Retry(),  # noqa: B008 - frozen
-        timeout: float | None = DEFAULT_TIMEOUT,
-        clock: Clock = Clock(),  # noqa: B008 - frozen
-    ) -> None:
-        self._client = self._kind(
-            target, token=token, tls=tls, retry=retry, timeout=timeout, clock=clock
-        )
+    def __init__(self, target: str | Sequence[str], **options: Unpack[ConnectionOptions]) -> None:
+        self._client = self._kind(target, **options)
 
     def __enter__(self) -> Self:
         return self
@@ -88,16 +69,10 @@ class RewardClient(_SyncClient):
         self,
         target: str | Sequence[str],
         *,
-        token: str | None = None,
-        tls: TLS | None = None,
-        retry: Retry = Retry(),  # noqa: B008 - frozen
-        timeout: float | None = DEFAULT_TIMEOUT,
         limits: Limits = Limits(),  # noqa: B008 - frozen
-        clock: Clock = Clock(),  # noqa: B008 - frozen
+        **options: Unpack[ConnectionOptions],
     ) -> None:
-        self._client: AsyncRewardClient = AsyncRewardClient(
-            target, token=token, tls=tls, retry=retry, timeout=timeout, limits=limits, clock=clock
-        )
+        self._client: AsyncRewardClient = AsyncRewardClient(target, limits=limits, **options)
 
     def score(
         self, model: str, items: Sequence[Item], **options: Unpack[ScoringOptions]
@@ -228,12 +203,7 @@ class AdminClient(_SyncClient):
     _client: AsyncAdminClient
 
     def load_model(
-        self,
-        name: str,
-        path: str,
-        *,
-        promote: bool = False,
-        timeout: float | Unset | None = UNSET,
+        self, name: str, path: str, *, promote: bool = False, timeout: float | Unset | None = UNSET
     ) -> ModelInfo:
         """See `AsyncAdminClient.load_model`."""
         return run(self._client.load_model(name, path, promote=promote, timeout=timeout))

@@ -4,16 +4,10 @@ Shared by the trainer (which writes) and the servers (which read), so that neith
 imports the other. Importing it loads nothing heavy.
 """
 
-from guerdon.models.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    ManifestError,
-    template_hash,
-    vocab_hash,
-)
+from guerdon.models.hashes import file_hash, template_hash, vocab_hash, weights_hash
+from guerdon.models.manifest import MANIFEST_NAME, Manifest, ManifestError
 from guerdon.models.permissions import apply_umask, unreadable
 from guerdon.models.resolve import EMBEDDED_MODELS, ModelNotFound, resolve_model
-from guerdon.models.weights import weights_hash
 
 __all__ = [
     "EMBEDDED_MODELS",
@@ -22,6 +16,7 @@ __all__ = [
     "ManifestError",
     "ModelNotFound",
     "apply_umask",
+    "file_hash",
     "resolve_model",
     "template_hash",
     "unreadable",

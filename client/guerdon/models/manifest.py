@@ -7,12 +7,10 @@ classifier; whatever goes beyond that must be stated.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,21 +29,6 @@ QUESTION_SLOTS = ("prompt", "response", "instruction")
 
 class ManifestError(ValueError):
     """`guerdon.json` is missing something or says something that cannot be."""
-
-
-def template_hash(template: str | None) -> str:
-    """SHA-256 of a chat template's text, in hexadecimal; empty when there is none."""
-    return hashlib.sha256(template.encode()).hexdigest() if template else ""
-
-
-def vocab_hash(vocabulary: Mapping[str, int]) -> str:
-    """SHA-256 of a vocabulary, each token's text with its id, in hexadecimal.
-
-    Models with the same hash mean the same by a token id.
-    """
-    tokens = sorted(vocabulary.items(), key=lambda entry: (entry[1], entry[0]))
-    text = json.dumps(tokens, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +87,6 @@ class Manifest:
     """Free notes of the training: settings, seed, held-out accuracy, versions."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be served."""
         if self.format != FORMAT_VERSION:
             raise ManifestError(f"format is {self.format}, this version reads {FORMAT_VERSION}")
         _check_choice("kind", self.kind, KINDS)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from guerdon.models.hashes import file_hash
 from guerdon.models.permissions import MODEL_FILES, apply_umask, unreadable
 
 
@@ -146,8 +146,7 @@ def _gguf_file(model: EmbeddedModel) -> Path:
     path = Path(str(distribution.locate_file(model.file)))
     if not path.is_file():
         raise ModelNotFound(f"the package {model.distribution!r} does not hold {model.file}")
-    with path.open("rb") as handle:
-        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    found = file_hash(path)
     if found != model.sha256:
         raise ModelNotFound(
             f"{model.file} has the SHA-256 {found}, expected {model.sha256}: another version of "

@@ -75,9 +75,7 @@ class RewardServer(Server[RewardPorts]):
         self._metrics = metrics = RewardMetrics(self._prometheus)
         metrics.queue_limit_tokens.set(config.queue.max_queued_tokens)
         observer = MetricsObserver(
-            metrics,
-            on_engine_changed=self._engine_changed,
-            on_engines_ended=self._engines_ended,
+            metrics, on_engine_changed=self._engine_changed, on_engines_ended=self._engines_ended
         )
         self._dispatcher = Dispatcher(
             limits=DispatchLimits(

@@ -67,7 +67,6 @@ class ServeConfig(ServerSettings):
     formats: FormatSettings = field(default_factory=FormatSettings)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be served."""
         super().__post_init__()
         self.check_port("admin_port", least=-1)
         positive(self, "stream_items", "encode_threads", "hang_seconds")

@@ -132,10 +132,9 @@ class ScoreOptions:
 class EncodedItem:
     """One prompt and its responses as tokens; what the scheduler packs and the engine computes.
 
-    The sequence of response i is `prefix` followed by `suffixes[i]`. The prefix is the
-    longest run of tokens that all sequences share, short of the last token of the
-    shortest one: every suffix has at least one token. A single response shares with
-    nobody: its prefix is empty.
+    The sequence of response i is `prefix` followed by `suffixes[i]`. The prefix is the longest run
+    of tokens that all sequences share, short of the last token of the shortest one: every suffix
+    has at least one token. A single response shares with nobody: its prefix is empty.
     """
 
     prefix: TokenArray

@@ -67,12 +67,7 @@ class Admission:
         self._accounts: dict[str, Account] = {}
 
     def reserve(
-        self,
-        completions: int,
-        *,
-        now: float,
-        tokens_each: int = 1,
-        caller: Caller = EVERYBODY,
+        self, completions: int, *, now: float, tokens_each: int = 1, caller: Caller = EVERYBODY
     ) -> Ticket:
         """Hold room for a call.
 

@@ -96,8 +96,7 @@ def check_tokens(tokens: npt.NDArray[np.integer[Any]], field: str, vocab_size: i
     bad = np.flatnonzero(tokens >= vocab_size)
     if bad.size:
         raise InvalidRequest(
-            f"{field}[{bad[0]}]",
-            f"is {tokens[bad[0]]}, but the vocabulary has {vocab_size} tokens",
+            f"{field}[{bad[0]}]", f"is {tokens[bad[0]]}, but the vocabulary has {vocab_size} tokens"
         )
 
 

@@ -56,7 +56,6 @@ class SamplerConfig(ServerSettings):
     limits: RequestLimits = field(default_factory=RequestLimits)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be served."""
         super().__post_init__()
         positive(self, "max_in_flight", "update_idle_seconds", "encode_threads")
         for folder in self.shared_dirs:

@@ -129,11 +129,11 @@ class CallMetrics(Protocol):
     """The metrics of a service's calls."""
 
     in_flight: Gauge
-    """By method."""
+    """Calls being served, by method."""
     requests: Counter
-    """By method and by the code that they end with."""
+    """Calls that have ended, by method and by the code that they ended with."""
     caller_requests: Counter
-    """By the caller's name and by code."""
+    """Calls that have ended, by the caller's name and by code."""
 
 
 class CountedCalls(CallTracker[Call]):

@@ -1,7 +1,6 @@
 """The settings that every server has: where it listens, what guards it, how it ends.
 
-A service's own settings inherit from these, so that one TOML file and one set of flags
-hold both.
+A service's own settings inherit from these, so that one TOML file and one set of flags hold both.
 """
 
 from __future__ import annotations
@@ -60,7 +59,6 @@ class ServerSettings:
     """Log every call, with its caller, status and seconds."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be served."""
         self.check_port("port", least=0)
         self.check_port("http_port", least=-1)
         self.check_port("metrics_port", least=-1)

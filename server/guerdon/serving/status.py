@@ -1,8 +1,7 @@
 """The one place where domain errors become gRPC status codes and HTTP answers.
 
-The mapping to HTTP follows google/rpc/code.proto. Details travel as
-`google.rpc.Status` in the trailer `grpc-status-details-bin`, as the gRPC guide
-"Error handling, richer error model" lays down.
+The mapping to HTTP follows google/rpc/code.proto. Details travel as `google.rpc.Status` in the
+trailer `grpc-status-details-bin`, as the gRPC guide "Error handling, richer error model" lays down.
 """
 
 from __future__ import annotations

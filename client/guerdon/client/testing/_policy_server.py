@@ -30,9 +30,8 @@ class _CommitFault:
 class FakePolicyServer(FakeServer):
     """A FAKE policy sampler: draws what you say, and fails when you say.
 
-    Use it as a context manager, `with` or `async with`. Versions, spans, updates and refusals
-    are those of `guerdon.v1.PolicyService`; no model is behind them, and canaries are not
-    compared.
+    Use it as a context manager, `with` or `async with`. Versions, spans, updates and refusals are
+    those of `guerdon.v1.PolicyService`; no model is behind them, and canaries are not compared.
 
     Args:
         policy: draws a completion. By default: 1 to `max_tokens` random ids from 3 to 99, each

@@ -13,6 +13,7 @@ from guerdon.client.testing._server import Refused, abort, refused
 from guerdon.client.types import FormattedText, TokenIds
 from guerdon.data import Conversation, Message
 from guerdon.data.conversation_protos import conversation_from_proto, message_from_proto
+from guerdon.together import cancel
 from guerdon.v1 import admin_pb2, admin_pb2_grpc, common_pb2, reward_pb2, reward_pb2_grpc
 
 if TYPE_CHECKING:
@@ -82,9 +83,7 @@ class FakeRewardService(reward_pb2_grpc.RewardServiceServicer):
                 await context.write(reply)
                 left = None if left is None else left - 1
         finally:
-            for task in (reading, *tasks):
-                task.cancel()
-            await asyncio.gather(reading, *tasks, return_exceptions=True)
+            await cancel([reading, *tasks])
 
     async def _one(self, request: Any, context: Context, replies: asyncio.Queue[Any]) -> None:
         reply = reward_pb2.ScoreStreamResponse(request_id=request.request_id)

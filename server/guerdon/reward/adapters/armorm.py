@@ -15,25 +15,19 @@ from torch import nn
 from transformers import LlamaModel, LlamaPreTrainedModel
 
 from guerdon.reward.adapters.base import PublishedNetwork
-from guerdon.reward.adapters.gating import (
-    GatedAdapter,
-    GatedHead,
-    gating_settings,
-    softmax_gate,
-)
+from guerdon.reward.adapters.gating import GatedAdapter, GatedHead, softmax_gate
 from guerdon.reward.engine.heads import Reads
 
 
 class _Gating(nn.Module):
-    """`depth` hidden layers with ReLU, an output layer, and the softmax."""
+    """Hidden layers with ReLU, an output layer, and the softmax."""
 
-    def __init__(
-        self, *, inputs: int, outputs: int, hidden: int, depth: int, temperature: float
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature = config.gating_temperature
         self.logit_scale = nn.Parameter(torch.ones(1))
-        sizes = [inputs, *[hidden] * depth, outputs]
+        hidden = [config.gating_hidden_dim] * config.gating_n_hidden
+        sizes = [config.hidden_size, *hidden, config.num_objectives]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -53,7 +47,7 @@ class LlamaForRewardModelWithGating(PublishedNetwork, LlamaPreTrainedModel):  # 
         self.model = LlamaModel(config)
         self.regression_layer = nn.Linear(config.hidden_size, config.num_objectives, bias=False)
         self.reward_transform_matrix = nn.Parameter(torch.zeros([config.num_objectives] * 2))
-        self.gating = _Gating(**gating_settings(config))
+        self.gating = _Gating(config)
         self.post_init()
 
     def head(self) -> nn.Module:

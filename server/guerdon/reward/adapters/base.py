@@ -54,15 +54,14 @@ class PublishedNetwork:
     def head(self) -> nn.Module:
         """The layers from the hidden states that are read, in float32, to logits [N, labels].
 
-        They are [N, H]; [N, 2, H] for `Reads.GATE`, and [N, 3, H] for `Reads.MARKS`.
+        They are [N, H]; [N, 2, H] for `Reads.GATE`, and [N, 3, H] for `Reads.MARKS`. The layers
+        named `score`, unless a class says otherwise.
         """
-        raise NotImplementedError
+        score: nn.Module = getattr(self, "score")  # noqa: B009 - of the class it is mixed into
+        return score
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        readout: torch.Tensor | None = None,
-        **kwargs: Any,
+        self, input_ids: torch.Tensor, readout: torch.Tensor | None = None, **kwargs: Any
     ) -> SequenceClassifierOutput:
         """One sequence [1, T], plainly: the reference that the probes compare engines with.
 

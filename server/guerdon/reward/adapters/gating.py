@@ -89,17 +89,6 @@ class GatedAdapter(AttributesAdapter):
         return found
 
 
-def gating_settings(config: PretrainedConfig) -> Mapping[str, Any]:
-    """Keyword arguments of a gating network."""
-    return {
-        "inputs": config.hidden_size,
-        "outputs": config.num_objectives,
-        "hidden": config.gating_hidden_dim,
-        "depth": config.gating_n_hidden,
-        "temperature": config.gating_temperature,
-    }
-
-
 def softmax_gate(logits: torch.Tensor, temperature: float, scale: torch.Tensor) -> torch.Tensor:
     """Weights [N, A] of A attributes: softmax(logits / temperature) · scale."""
     return torch.softmax(logits / temperature, dim=1) * scale

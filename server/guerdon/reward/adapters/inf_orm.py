@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from transformers import LlamaModel, LlamaPreTrainedModel
 
 from guerdon.reward.adapters.base import Adapter, PublishedNetwork, two_layers
@@ -28,11 +27,6 @@ class INFORMForSequenceClassification(PublishedNetwork, LlamaPreTrainedModel):  
         self.model = LlamaModel(config)
         self.score = two_layers(config.hidden_size, self.labels)
         self.post_init()
-
-    def head(self) -> nn.Module:
-        """The two layers."""
-        score: nn.Module = self.score
-        return score
 
 
 class INFORM(Adapter):

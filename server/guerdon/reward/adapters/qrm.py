@@ -17,29 +17,23 @@ from torch import nn
 from transformers import LlamaModel, LlamaPreTrainedModel
 
 from guerdon.reward.adapters.base import PublishedNetwork
-from guerdon.reward.adapters.gating import (
-    GatedAdapter,
-    GatedHead,
-    gating_settings,
-    softmax_gate,
-)
+from guerdon.reward.adapters.gating import GatedAdapter, GatedHead, softmax_gate
 from guerdon.reward.engine.heads import Reads
 
 
 class _Gating(nn.Module):
-    """`depth` times Linear, ReLU, BatchNorm; an output layer, and the softmax."""
+    """Several times Linear, ReLU, BatchNorm; an output layer, and the softmax."""
 
-    def __init__(
-        self, *, inputs: int, outputs: int, hidden: int, depth: int, temperature: float
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature = config.gating_temperature
         self.logit_scale = nn.Parameter(torch.ones(1))
         layers: list[nn.Module] = []
-        for place in range(depth):
+        inputs, hidden = config.hidden_size, config.gating_hidden_dim
+        for place in range(config.gating_n_hidden):
             layers.append(nn.Linear(hidden if place else inputs, hidden, bias=False))
             layers += [nn.ReLU(), nn.BatchNorm1d(hidden)]
-        self.layers = nn.ModuleList([*layers, nn.Linear(hidden, outputs)])
+        self.layers = nn.ModuleList([*layers, nn.Linear(hidden, config.num_objectives)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
@@ -72,7 +66,7 @@ class LlamaForQuantileRewardModelWithGating(PublishedNetwork, LlamaPreTrainedMod
         outputs = config.num_objectives * config.num_quantiles
         self.regression_layer = nn.Linear(config.hidden_size, outputs, bias=False)
         self.reward_transform_matrix = nn.Parameter(torch.zeros([config.num_objectives] * 2))
-        self.gating = _Gating(**gating_settings(config))
+        self.gating = _Gating(config)
         self.post_init()
 
     def head(self) -> nn.Module:

@@ -5,10 +5,9 @@ reward model has two outputs, "bad" and "good", at every `<extra_0>`, and publis
 softmax probability of "good". The step scores here are the log-odds of the same two logits,
 so that probability is their sigmoid.
 
-Sources: config.json of Qwen/Qwen2.5-Math-RM-72B and of Qwen/Qwen2.5-Math-PRM-7B on the
-Hugging Face hub, and the model cards; the heads as in vLLM's
-vllm/model_executor/models/qwen2_rm.py, which is adapted from their modeling_qwen2_rm.py;
-arXiv:2501.07301.
+Sources: config.json of Qwen/Qwen2.5-Math-RM-72B and of Qwen/Qwen2.5-Math-PRM-7B on the Hugging Face
+hub, and the model cards; the heads as in vLLM's vllm/model_executor/models/qwen2_rm.py, which is
+adapted from their modeling_qwen2_rm.py; arXiv:2501.07301.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import nn
 from transformers import Qwen2Model, Qwen2PreTrainedModel
 
 from guerdon.models import Manifest
@@ -34,11 +32,6 @@ class _Qwen2Score(PublishedNetwork, Qwen2PreTrainedModel):  # type: ignore[misc]
         # The published classes set the width themselves: config.json does not give it.
         self.score = two_layers(config.hidden_size, self.labels)
         self.post_init()
-
-    def head(self) -> nn.Module:
-        """The two layers."""
-        score: nn.Module = self.score
-        return score
 
 
 class Qwen2ForRewardModel(_Qwen2Score):

@@ -10,15 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from guerdon.reward.checkpoints.model_config import read_json
@@ -104,8 +96,7 @@ def _add_later_tokens(folder: Path, settings: dict[str, Any], rules: Tokenizer) 
         later[int(place)] = AddedToken(name, normalized=not special, special=special)
     for place, token in (settings.get("added_tokens_decoder") or {}).items():
         later[int(place)] = AddedToken(
-            token["content"],
-            **{key: bool(token[key]) for key in _FLAGS if key in token},
+            token["content"], **{key: bool(token[key]) for key in _FLAGS if key in token}
         )
     if "[MASK]" not in {token.content for token in later.values()}:
         later[max([rules.get_vocab_size() - 1, *later]) + 1] = AddedToken("[MASK]", special=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from guerdon.models import MANIFEST_NAME
+from guerdon.models import MANIFEST_NAME, file_hash
 from guerdon.serving.errors import CheckpointRefused
 
 SINGLE = "model.safetensors"
@@ -153,16 +153,11 @@ def content_hash(folder: Path, weights: Iterable[Path]) -> str:
     """
     ordered = all_files(folder, weights)
     with ThreadPoolExecutor(4) as pool:
-        digests = list(pool.map(_file_hash, ordered))
+        digests = list(pool.map(file_hash, ordered))
     whole = hashlib.sha256()
     for path, digest in zip(ordered, digests, strict=True):
         whole.update(f"{path.relative_to(folder).as_posix()}\0{digest}\n".encode())
     return whole.hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def stamp(files: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:

@@ -15,11 +15,7 @@ import numpy.typing as npt
 
 from guerdon.data import Answer, ControlTokens, answer_turn, text_of
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
-from guerdon.reward.encoding.chat_template import (
-    CONVERSATION,
-    ChatTemplate,
-    check_turns,
-)
+from guerdon.reward.encoding.chat_template import CONVERSATION, ChatTemplate, check_turns
 from guerdon.reward.encoding.foreign_text import ForeignTexts
 from guerdon.reward.encoding.readout_places import ReadoutPlaces
 from guerdon.reward.encoding.sequences import (

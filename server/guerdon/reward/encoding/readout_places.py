@@ -82,9 +82,8 @@ class ReadoutPlaces:
     ) -> npt.NDArray[np.int64]:
         """Places of the response's step markers.
 
-        A template may add markers to a response that has none of its own. Elsewhere one
-        more than is written is the prompt's, as when its last token eats the response's
-        first white space.
+        A template may add markers to a response that has none of its own. Elsewhere one more than
+        is written is the prompt's, as when its last token eats the response's first white space.
         """
         end = sequence.prompt_end()
         found = np.flatnonzero(sequence.ids[end:] == self._marker_id) + end

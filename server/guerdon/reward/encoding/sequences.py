@@ -9,15 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.data import (
-    Answer,
-    ControlTokens,
-    all_texts,
-    is_plain,
-    json_texts,
-    text_of,
-    texts_in,
-)
+from guerdon.data import Answer, ControlTokens, all_texts, is_plain, json_texts, text_of, texts_in
 from guerdon.reward.types import (
     Conversation,
     Dropped,

@@ -1,10 +1,9 @@
 """Attention over a packed row, as an attention function of `transformers`.
 
-`transformers` calls whatever is registered under `config._attn_implementation` with
-query, key and value [1, heads, T, D] and passes keyword arguments of the model's forward
-call through, so the segment table arrives as `guerdon_plan`. What differs between
-architectures arrives the same way: `scaling`, `sliding_window`, `softcap`, and
-`is_causal` on the module.
+`transformers` calls whatever is registered under `config._attn_implementation` with query, key and
+value [1, heads, T, D] and passes keyword arguments of the model's forward call through, so the
+segment table arrives as `guerdon_plan`. What differs between architectures arrives the same way:
+`scaling`, `sliding_window`, `softcap`, and `is_causal` on the module.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from guerdon.reward.engine.attention_record import AttentionCall, MaskFunction, note_call, note_mask
+from guerdon.reward.engine.buckets import Bucket, make_buckets
 from guerdon.reward.engine.device import is_ampere
-from guerdon.reward.engine.plan import Bucket, CacheUse, Segment, make_buckets
+from guerdon.reward.engine.plan import CacheUse, Segment
 from guerdon.reward.engine.prefix_cache import PrefixCache
 
 PACKED = "guerdon_packed"
@@ -84,10 +84,7 @@ class AttentionPlan:
     """The segment table of one forward pass, made ready for the device once for all layers."""
 
     def __init__(
-        self,
-        segments: Sequence[Segment],
-        device: torch.device,
-        cached: CachedKeys | None = None,
+        self, segments: Sequence[Segment], device: torch.device, cached: CachedKeys | None = None
     ) -> None:
         self.segments = tuple(segments)
         self.device = device

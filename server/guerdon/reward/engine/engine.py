@@ -22,12 +22,7 @@ from guerdon.reward.engine.heads import Logits, find_head, first_read
 from guerdon.reward.engine.language_head import LanguageHead, language_head
 from guerdon.reward.engine.plan import Layout, Places, lay_out, token_types
 from guerdon.reward.engine.prefix_cache import PrefixCache
-from guerdon.reward.types import (
-    BatchStats,
-    ComputeMode,
-    EncodedItem,
-    TokenArray,
-)
+from guerdon.reward.types import BatchStats, ComputeMode, EncodedItem, TokenArray
 
 
 @dataclass(frozen=True, slots=True)

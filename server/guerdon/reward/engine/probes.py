@@ -1,9 +1,8 @@
 """What a model must pass before it serves: a few probes, computed every way, compared.
 
-Each probe is scored by plain `transformers` one at a time (the reference), by the packed
-engine all together and one by one, and by the padded engine. Packed parts from plain:
-the model runs in padded batches. Padded parts from plain, or a score is not finite: the
-checkpoint is refused.
+Each probe is scored by plain `transformers` one at a time (the reference), by the packed engine all
+together and one by one, and by the padded engine. Packed parts from plain: the model runs in padded
+batches. Padded parts from plain, or a score is not finite: the checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ from guerdon.serving.errors import CheckpointRefused
 logger = logging.getLogger(__name__)
 
 FLOAT32_TOLERANCE = 1e-4
-"""Largest difference of logits in float32, relative to the largest logit where that is
-above 1."""
+"""Largest difference of logits in float32, relative to the largest logit where that is above 1."""
 HALF_ALLOWANCE = 3.0
 """How many times plain transformers' own largest error is allowed in half precision."""
 REFERENCE_PARAMETERS = 2_000_000_000
@@ -85,9 +83,7 @@ def _select(model: Any, settings: EngineSettings, max_tokens: int) -> Selected:
             raise CheckpointRefused(f"packed mode was asked for, but {reason}")
         logger.warning("the model runs in padded batches: %s", reason)
     padded = PaddedEngine(
-        model,
-        deterministic=settings.deterministic,
-        max_batch_tokens=settings.max_batch_tokens,
+        model, deterministic=settings.deterministic, max_batch_tokens=settings.max_batch_tokens
     )
     difference = probes.difference(padded)
     strict = probes.exact_difference(PaddedEngine)

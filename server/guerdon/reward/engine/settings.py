@@ -36,7 +36,6 @@ class EngineSettings:
     its last bit, on what else is in the batch. Slower."""
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
         for name, known in (("dtype", DTYPES), ("mode", MODES)):
             value = getattr(self, name)
             if value not in known:

@@ -8,7 +8,7 @@
     verdict      what a language model says when it is asked about the response: yes against no
 
 Each is a `RewardModel` (`guerdon.reward.types`). A new kind (a verifier, a custom head) is
-one more module here and one more line in `load`.
+one more class here and one more line in `load`.
 """
 
 from guerdon.reward.kinds.load import load_model

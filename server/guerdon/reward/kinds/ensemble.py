@@ -54,7 +54,7 @@ class EnsembleReward:
     def __init__(
         self, info: ModelInfo, members: Sequence[RewardModel], *, std_weight: float = 1.0
     ) -> None:
-        self._info = info
+        self.info = info
         self._members = tuple(members)
         self._std_weight = std_weight
         means = [member.info.mean for member in self._members]
@@ -62,11 +62,6 @@ class EnsembleReward:
         self._offsets: Members = (
             known - known.mean() if len(known) == len(means) else np.zeros(len(means))
         )
-
-    @property
-    def info(self) -> ModelInfo:
-        """What is known of the ensemble."""
-        return self._info
 
     def encode(
         self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False

@@ -16,12 +16,7 @@ from guerdon.reward.engine.engine import Engine
 from guerdon.reward.engine.heads import Logits
 from guerdon.reward.kinds.ensemble import join_stats
 from guerdon.reward.kinds.network import EngineReward, with_counts
-from guerdon.reward.types import (
-    BatchScores,
-    EncodedItem,
-    ModelInfo,
-    ResponseScore,
-)
+from guerdon.reward.types import BatchScores, EncodedItem, ModelInfo, ResponseScore
 
 
 class ImplicitReward(EngineReward):

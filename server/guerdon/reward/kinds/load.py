@@ -26,13 +26,16 @@ from guerdon.reward.engine.device import (
 from guerdon.reward.engine.probes import Selected, select_engine
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.engine.verdict_network import VerdictNetwork
-from guerdon.reward.kinds.attributes import AttributesReward, WeighedReward
 from guerdon.reward.kinds.ensemble import EnsembleReward
 from guerdon.reward.kinds.implicit import ImplicitReward
-from guerdon.reward.kinds.network import NetworkReward
+from guerdon.reward.kinds.network import (
+    AttributesReward,
+    NetworkReward,
+    SequenceReward,
+    VerdictReward,
+    WeighedReward,
+)
 from guerdon.reward.kinds.process import ProcessReward
-from guerdon.reward.kinds.sequence import SequenceReward
-from guerdon.reward.kinds.verdict import VerdictReward
 from guerdon.reward.types import (
     DEFAULT_LABEL,
     ComputeMode,

@@ -33,12 +33,7 @@ from guerdon.reward.scheduling.watchdog import Watchdog
 from guerdon.reward.scheduling.worker import Abandon, EngineEnded, Worker
 from guerdon.reward.types import EncodedItem, EngineKeeper, PriorityClass, RewardModel
 from guerdon.serving.access.identity import EVERYBODY, Caller
-from guerdon.serving.errors import (
-    DeadlinePassed,
-    Overloaded,
-    ServiceError,
-    Unavailable,
-)
+from guerdon.serving.errors import DeadlinePassed, Overloaded, ServiceError, Unavailable
 from guerdon.serving.waiting import left_late
 
 logger = logging.getLogger(__name__)
@@ -146,11 +141,7 @@ class Dispatcher:
         return ticket
 
     async def score(
-        self,
-        ticket: Ticket,
-        key: str,
-        model: RewardModel,
-        items: Sequence[EncodedItem],
+        self, ticket: Ticket, key: str, model: RewardModel, items: Sequence[EncodedItem]
     ) -> list[ItemResult]:
         """Have the items computed; results are in their order. Once for each ticket.
 

@@ -1,7 +1,7 @@
-"""`ScoreStream`: items in, replies out as they finish, with bounded items in flight.
+"""Streams of requests with bounded requests in flight; replies come as they finish, or in order.
 
 Back-pressure is gRPC's own: while the bound is reached nothing is read, so the
-window of the stream fills and the sender waits. An item counts until its reply is
+window of the stream fills and the sender waits. A request counts until its reply is
 written, so a reader that is slow to take replies slows its own sending.
 """
 
@@ -9,23 +9,75 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import grpc
+from google.protobuf.message import Message
 
 from guerdon.reward.call_metrics import ScoringCall, ScoringCalls
 from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scorer, in_item
 from guerdon.reward.wire import convert
-from guerdon.serving.errors import Cancelled, DeadlinePassed, InvalidRequest, Unavailable
+from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Unavailable
+from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.status import describe
 from guerdon.serving.wire.convert import check_id, timeout
 from guerdon.serving.wire.handlers import Context, decode, read, send
 from guerdon.v1 import reward_pb2
 
 
-class ScoreStreamCall:
-    """One stream.
+class RequestStream(ABC):
+    """A stream of requests, each answered by a task of its own.
+
+    Args:
+        in_flight: most requests that are read and not yet answered.
+    """
+
+    def __init__(self, context: Context, lifecycle: Lifecycle, in_flight: int) -> None:
+        self._context = context
+        self._lifecycle = lifecycle
+        self._room = asyncio.Semaphore(in_flight)
+
+    async def run(self) -> None:
+        """Serve the stream until its end, its first error, or until the server drains.
+
+        Raises:
+            ServiceError: a request failed, or the caller has left.
+            Unavailable: the server drains; what was read has been answered.
+        """
+        self._lifecycle.check_accepting()
+        draining = asyncio.create_task(self._lifecycle.wait_draining())
+        try:
+            # Leaving the group waits for the requests in flight; an error cancels them.
+            async with asyncio.TaskGroup() as group:
+                drained = await self._read_all(group, draining)
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the first to fail
+        finally:
+            draining.cancel()
+        if drained:
+            raise Unavailable("the server is draining; what was read has been answered")
+
+    async def _read_all(self, group: asyncio.TaskGroup, draining: asyncio.Task[None]) -> bool:
+        """Start a task for each request; True if the server drains before the stream's end."""
+        while True:
+            await self._room.acquire()
+            data = await read(self._context, draining)
+            if data is None:
+                return True
+            if data is grpc.aio.EOF:
+                return False
+            self._begin(group, cast(bytes, data))
+
+    @abstractmethod
+    def _begin(self, group: asyncio.TaskGroup, data: bytes) -> None:
+        """Start the task that answers a request, and then makes room for another."""
+
+
+class ScoreStreamCall(RequestStream):
+    """One `ScoreStream`.
 
     Args:
         deadline: of the whole stream, on `time.monotonic`'s clock.
@@ -42,49 +94,16 @@ class ScoreStreamCall:
         deadline: float | None,
         items_in_flight: int,
     ) -> None:
-        self._context = context
+        super().__init__(context, calls.lifecycle, items_in_flight)
         self._scorer = scorer
-        self._lifecycle = calls.lifecycle
         self._calls = calls
         self._limits = limits
         self._deadline = deadline
-        self._room = asyncio.Semaphore(items_in_flight)
         self._writing = asyncio.Lock()
         self._ids: set[str] = set()
 
-    async def run(self) -> None:
-        """Serve the stream until its end, or until the server drains.
-
-        Raises:
-            Unavailable: the server drains; what was read has been answered.
-            Cancelled: the caller has left.
-        """
-        self._lifecycle.check_accepting()
-        draining = asyncio.create_task(self._lifecycle.wait_draining())
-        drained = left = False
-        try:
-            # Leaving the group waits for the items in flight; an error cancels them.
-            async with asyncio.TaskGroup() as group:
-                drained = await self._read_all(group, draining)
-        except* Cancelled:
-            left = True
-        finally:
-            draining.cancel()
-        if left:
-            raise Cancelled("the caller has left")
-        if drained:
-            raise Unavailable("the server is draining; what was read has been answered")
-
-    async def _read_all(self, group: asyncio.TaskGroup, draining: asyncio.Task[None]) -> bool:
-        """Start a task for each item; True if the server drains before the stream's end."""
-        while True:
-            await self._room.acquire()
-            data = await read(self._context, draining)
-            if data is None:
-                return True
-            if data is grpc.aio.EOF:
-                return False
-            group.create_task(self._serve(cast(bytes, data), time.monotonic()))
+    def _begin(self, group: asyncio.TaskGroup, data: bytes) -> None:
+        group.create_task(self._serve(data, time.monotonic()))
 
     async def _serve(self, data: bytes, arrival: float) -> None:
         """Answer one item, whatever happens to it."""
@@ -134,3 +153,37 @@ class ScoreStreamCall:
             info=convert.scoring_info(scored),
             timing=convert.timing(scored, call.elapsed()),
         )
+
+
+class OrderedStream(RequestStream):
+    """A stream with a reply for each request in order; the first that fails ends it.
+
+    Args:
+        answer: makes the reply of a request.
+        in_flight: most requests that are read and not yet answered.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        lifecycle: Lifecycle,
+        answer: Callable[[bytes], Awaitable[Message]],
+        *,
+        in_flight: int,
+    ) -> None:
+        super().__init__(context, lifecycle, in_flight)
+        self._answer = answer
+        self._before: asyncio.Task[None] | None = None
+
+    def _begin(self, group: asyncio.TaskGroup, data: bytes) -> None:
+        self._before = group.create_task(self._serve(data, self._before))
+
+    async def _serve(self, data: bytes, before: asyncio.Task[None] | None) -> None:
+        """Answer a request, or fail, once the one before it has been answered."""
+        try:
+            reply = await self._answer(data)
+        finally:
+            if before is not None:
+                await before
+        await send(self._context, reply)
+        self._room.release()

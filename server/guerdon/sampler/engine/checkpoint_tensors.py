@@ -16,12 +16,7 @@ _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _CODES = {name: code for code, name in _NAMES.items()}
 _MOST_HEADER = 100 * 1024 * 1024
 _SHOWN = 5
-_EMBEDDINGS = (
-    "embed_tokens.weight",
-    "wte.weight",
-    "word_embeddings.weight",
-    "embed_in.weight",
-)
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 """What an output layer that is tied shares, as checkpoints name it."""
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from guerdon.models.devices import cpu_multiplies_bfloat16
 from guerdon.sampler.engine.failure import error_sentence
-from guerdon.sampler.engine.plugin import BACKEND, SAMPLER
-from guerdon.sampler.engine.quiet import keep_quiet
+from guerdon.sampler.engine.plugin import BACKEND, SAMPLER, keep_quiet
 from guerdon.sampler.engine.settings import EngineSettings
 
 _CPU_LENGTH = 4096

@@ -32,7 +32,6 @@ class EngineSettings:
     """Seed of completions that come without one of their own."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be."""
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, it must be one of {', '.join(_DTYPES)}")
         for name in ("max_model_len", "max_num_seqs", "threads", "seed"):

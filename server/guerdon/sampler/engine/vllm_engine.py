@@ -37,6 +37,7 @@ from guerdon.sampler.types import (
 )
 from guerdon.serving.errors import ComputeFailed, Interrupted, Unavailable, UpdateRefused
 from guerdon.serving.prompts import TokenArray
+from guerdon.together import cancel
 
 _MOST_TRIES = 20
 """Draws of one completion: each but the last was ended by an update that was refused."""
@@ -140,9 +141,7 @@ class VLLMEngine:
             for finished in asyncio.as_completed(drawing):
                 yield await finished
         finally:
-            for task in drawing:
-                task.cancel()
-            await asyncio.gather(*drawing, return_exceptions=True)
+            await cancel(drawing)
 
     def _sampling(
         self, options: SamplingOptions, room: int, seed: int | None, index: int, *, pieces: bool

@@ -58,7 +58,6 @@ class CallerSettings:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what can't be."""
         if bool(self.token) == bool(self.token_sha256):
             raise ValueError("give either token or token_sha256")
         if self.token and (not self.token.isascii() or not self.token.isprintable()):

@@ -13,18 +13,23 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CollectorRegistry
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from guerdon.serving.access import audit
 from guerdon.serving.access.door import Door
 from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import InvalidRequest, ServiceError
 from guerdon.serving.http.bodies import Bodies
-from guerdon.serving.http.request_ids import RequestIds
 from guerdon.serving.metrics import exposition
 from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.status import describe
 
 _DOCS_PAGE = Path(__file__).with_name("docs.html")
+_REQUEST_ID = "x-request-id"
+_LONGEST_ID = 200
+"""Characters of an id that is echoed."""
 
 
 def new_app(
@@ -142,3 +147,25 @@ async def _on_http_exception(_request: Request, error: Exception) -> Response:
     names = {404: "NOT_FOUND", 405: "UNIMPLEMENTED"}
     body = {"code": names.get(error.status_code, "UNKNOWN"), "message": str(error.detail)}
     return JSONResponse({"error": body}, error.status_code, headers=error.headers)
+
+
+class RequestIds:
+    """ASGI middleware: echoes `x-request-id`, and notes it for the access log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; its answer bears its id, if it has one that can be shown."""
+        given = Headers(scope=scope).get(_REQUEST_ID, "") if scope["type"] == "http" else ""
+        if not given or len(given) > _LONGEST_ID or not given.isprintable():
+            await self._app(scope, receive, send)
+            return
+        audit.note_request_id(given)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[_REQUEST_ID] = given
+            await send(message)
+
+        await self._app(scope, receive, answer)

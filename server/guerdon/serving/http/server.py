@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from guerdon.serving.access.credentials import LoadedTLS
 from guerdon.serving.process.logs import RateLimit
+from guerdon.together import cancel
 
 logger = logging.getLogger(__name__)
 
@@ -143,11 +144,8 @@ class _Server(uvicorn.Server):
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        tasks = (self._accepting, *self._handshakes)
-        for task in tasks:
-            task.cancel()
         # Before the socket is closed: else the event loop watches a number that is another's.
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel([self._accepting, *self._handshakes])
         await super().shutdown(sockets)
 
     async def _accept(self) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from guerdon.cli.settings_options import add_options, setting_options
+from guerdon.cli.options import add_options
+from guerdon.cli.settings_options import setting_options
 from guerdon.serving.config import ServerSettings
 from guerdon.serving.errors import EngineDied, ServiceError
 from guerdon.settings import SettingsError
@@ -43,13 +44,15 @@ def server_options(
 ) -> Callable[[Callable[..., None]], Any]:
     """A decorator that gives a server's command the options of its settings, after its own.
 
-    The command gets what was given as its first argument, a dict as `load_settings` takes it.
+    The command gets what was given as `flags`, a dict as `load_settings` takes it.
 
     Args:
         panels: heading of the help to settings; see `setting_options`.
         other: what is not as the settings have it.
     """
-    return add_options(setting_options(kind, panels, other=other, switches=True), own_first=True)
+    return add_options(
+        setting_options(kind, panels, other=other, switches=True), "flags", last=True
+    )
 
 
 def refuse(command: str, sentence: str, code: int = REFUSED) -> NoReturn:

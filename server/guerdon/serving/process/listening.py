@@ -21,7 +21,6 @@ from guerdon.serving.access.credentials import LoadedTLS, warn_if_open
 from guerdon.serving.access.door import Door, guarded
 from guerdon.serving.access.identity import Role
 from guerdon.serving.config import ServerSettings
-from guerdon.serving.http.inherited_socket import inherited_socket
 from guerdon.serving.http.server import HTTPServer
 from guerdon.serving.wire import health
 
@@ -29,6 +28,8 @@ REPLY_GRACE = 1.0
 """Seconds that replies which are made get to leave the process."""
 CONNECTION_STREAMS = 4096
 """Calls of one connection at a time. More wait at the client, within their deadline."""
+_INHERITED = 3
+"""The first file descriptor that a supervisor hands over."""
 PENDING_CALLS = 16_384
 """Calls that have come and were not looked at yet."""
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
@@ -75,6 +76,33 @@ def _reflection(names: Sequence[str]) -> grpc.GenericRpcHandler:
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
     return grpc.method_handlers_generic_handler(REFLECTION, {"ServerReflectionInfo": method})
+
+
+def inherited_socket() -> socket.socket | None:
+    """The listening socket that a supervisor handed to this process, or None.
+
+    systemd hands it over by `sd_listen_fds(3)`, and keeps it open while the server is started
+    anew: requests that come while there is no server wait in its backlog instead of being refused.
+    A second call gives None.
+
+    Raises:
+        OSError: what was handed over is not one listening TCP socket.
+    """
+    pid, count = os.environ.get("LISTEN_PID"), os.environ.get("LISTEN_FDS", "")
+    if pid != str(os.getpid()):
+        return None
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    if count != "1":
+        raise OSError(f"{count or 'no'} sockets were handed over, and one is taken, for HTTP")
+    os.set_inheritable(_INHERITED, False)
+    found = socket.socket(fileno=_INHERITED)
+    listens = found.type is socket.SOCK_STREAM and found.getsockopt(
+        socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+    )
+    if found.family not in (socket.AF_INET, socket.AF_INET6) or not listens:
+        raise OSError("what was handed over is no listening TCP socket")
+    return found
 
 
 class Listener:

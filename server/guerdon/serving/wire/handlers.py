@@ -64,10 +64,7 @@ def call_deadline(context: Context) -> float | None:
 
 
 def generic_handler(
-    service: ServiceDescriptor,
-    implementation: object,
-    door: Door,
-    roles: Mapping[str, Role | None],
+    service: ServiceDescriptor, implementation: object, door: Door, roles: Mapping[str, Role | None]
 ) -> grpc.GenericRpcHandler:
     """A handler for every method of a service.
 
@@ -87,7 +84,7 @@ def generic_handler(
         audited = partial(_audited, method.name, roles[method.name])
         call = _guard(function, door, check, audited, streamed=method.client_streaming)
         make = _HANDLERS[method.client_streaming, method.server_streaming]
-        handlers[method.name] = make(call, None, _serialize)
+        handlers[method.name] = make(call, None, lambda message: message.SerializeToString())
     return guarded(grpc.method_handlers_generic_handler(service.full_name, handlers), door, roles)
 
 
@@ -97,10 +94,6 @@ _HANDLERS: dict[tuple[bool, bool], Any] = {
     (True, False): grpc.stream_unary_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
-
-
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
 
 
 def _identify(callers: Callers, role: Role | None, context: Context) -> None:

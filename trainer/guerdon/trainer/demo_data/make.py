@@ -218,9 +218,7 @@ def _judged(question: Question, answers: list[Answer]) -> list[tuple[Answer, Ver
 
 
 def _answer_to_another(
-    question: Question,
-    others: list[Question],
-    judged: dict[str, list[tuple[Answer, Verdict]]],
+    question: Question, others: list[Question], judged: dict[str, list[tuple[Answer, Verdict]]]
 ) -> tuple[Answer, Verdict] | None:
     """A good answer to another prompt of the split, which does not answer this one.
 
@@ -239,9 +237,7 @@ def _answer_to_another(
 
 
 def _pairs(
-    question: Question,
-    judged: list[tuple[Answer, Verdict]],
-    stray: tuple[Answer, Verdict] | None,
+    question: Question, judged: list[tuple[Answer, Verdict]], stray: tuple[Answer, Verdict] | None
 ) -> Iterator[dict[str, Any]]:
     """Up to `PAIRS_PER_PROMPT` rows, over different faults before twice the same."""
     good = [answer for answer, verdict in judged if verdict.good]

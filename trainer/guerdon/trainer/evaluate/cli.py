@@ -13,6 +13,7 @@ from guerdon.trainer.common.settings_options import plain_errors
 from guerdon.trainer.evaluate.policy.cli import policy
 
 if TYPE_CHECKING:
+    from guerdon.cli.connection import ServerOptions
     from guerdon.client import RewardClient
     from guerdon.trainer.common.data.rows import Rows
     from guerdon.trainer.evaluate.judging import Judged
@@ -22,6 +23,7 @@ app.command("policy")(policy)
 
 
 @app.command("reward")
+@opt.connects(timeout=300.0)
 def reward(
     data: Annotated[
         str,
@@ -35,7 +37,7 @@ def reward(
     against: Annotated[
         str | None, typer.Option(help="Another served model, to compare it with.")
     ] = None,
-    server: opt.Server = opt.DEFAULT_SERVER,
+    connection: ServerOptions,
     split: Annotated[str, typer.Option(help="Of a data set; files have none.")] = "test",
     subset_field: Annotated[
         str, typer.Option(help="Field of a row that names its part.")
@@ -50,10 +52,6 @@ def reward(
     ] = None,
     in_flight: opt.InFlight = 64,
     truncation: opt.TruncationOption = opt.Truncation.REJECT,
-    token: opt.Token = None,
-    tls: opt.Tls = False,
-    tls_ca: opt.TlsCa = None,
-    timeout: opt.Timeout = 300.0,
     wait: opt.Wait = opt.DEFAULT_WAIT,
 ) -> None:
     """Accuracy of a reward model on pairs, by part, with calibration, length bias and speed.
@@ -61,12 +59,11 @@ def reward(
     A row is a pair as for `guerdon train reward`, or has lists of texts in `chosen` and `rejected`
     (RewardBench 2). RewardBench's own subsets give its sections too.
     """
-    from guerdon.cli.connection import ServerOptions, score_options
+    from guerdon.cli.connection import score_options
 
     options = score_options(
-        opt.Priority.BATCH, truncation, opt.Activation.NONE, normalize=False, timeout=timeout
+        opt.Priority.BATCH, truncation, opt.Activation.NONE, False, connection.timeout
     )
-    connection = ServerOptions(server, token, tls, tls_ca, timeout)
     with plain_errors():
         rows = _read(data, split, subset_field, limit, skip=on_error is opt.OnError.SKIP)
         names = [model] + ([against] if against else [])

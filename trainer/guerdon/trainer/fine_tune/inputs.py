@@ -238,7 +238,7 @@ def pairs(
     usable, lines, groups = [], [], []
     several: list[int] = []
     empty: list[int] = []
-    for pair, line, group in zip(found.pairs, found.lines, found.groups, strict=True):
+    for pair, line, group in zip(found.rows, found.lines, found.groups, strict=True):
         if len(pair.chosen) > 1 or len(pair.rejected) > 1:
             several.append(line)  # the user's turns between would be learned too
         elif not (says(pair.chosen[0]) and says(pair.rejected[0])):

@@ -158,15 +158,6 @@ def pair_measures(
     }
 
 
-def sft_measures(now: Likelihoods, prompts: Ints) -> dict[str, Any]:
-    """What summary.json says of held-out answers; `prompts` as for `pair_measures`."""
-    return {
-        "nll": now.nll,
-        "perplexity": float(np.exp(now.nll)),
-        "answer_nll_se": estimate(-now.means, prompts=prompts).se,
-    }
-
-
 def pair_differences(
     now: PairLikelihoods, reference: PairLikelihoods, beta: float, prompts: Ints
 ) -> dict[str, Any]:
@@ -187,8 +178,3 @@ def pair_differences(
         - right(reference.chosen.means, reference.rejected.means),
     }
     return {name: estimate(values, prompts=prompts).as_dict() for name, values in found.items()}
-
-
-def sft_differences(now: Likelihoods, reference: Likelihoods, prompts: Ints) -> dict[str, Any]:
-    """after − before of held-out answers: `answer_nll` is the mean over answers, not tokens."""
-    return {"answer_nll": estimate(reference.means - now.means, prompts=prompts).as_dict()}

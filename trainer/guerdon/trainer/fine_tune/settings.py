@@ -22,7 +22,6 @@ class PolicySettings(FineTuneSettings):
     """Tokens of the longest of these answers."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         not_negative(self, "sample_prompts")
         positive(self, "sample_tokens")
@@ -69,7 +68,6 @@ class DPOSettings(PolicySettings):
     memory, less time where there are several epochs."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "beta")
         if not 0 <= self.label_smoothing < 0.5:
@@ -94,6 +92,5 @@ class ORPOSettings(PolicySettings):
     """λ: weight of the odds ratio beside the likelihood of the chosen answer (arXiv:2403.07691)."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "odds_weight")

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from trl import SFTConfig
 
+from guerdon.trainer.common.measuring.statistics import estimate
 from guerdon.trainer.common.trl.completions import (
     CompletionTrainer,
     completion_dataset,
     keeps_apart,
 )
-from guerdon.trainer.fine_tune.measure import (
-    Likelihoods,
-    likelihoods,
-    sft_differences,
-    sft_measures,
-)
+from guerdon.trainer.fine_tune.measure import Likelihoods, likelihoods
 from guerdon.trainer.fine_tune.settings import SFTSettings
 from guerdon.trainer.fine_tune.task import PolicyTask
 
@@ -60,11 +57,16 @@ class SFTTask(PolicyTask[Likelihoods]):
 
     def measures(self, now: Likelihoods) -> dict[str, Any]:
         """What summary.json says of the held-out answers."""
-        return sft_measures(now, self.prompts)
+        return {
+            "nll": now.nll,
+            "perplexity": float(np.exp(now.nll)),
+            "answer_nll_se": estimate(-now.means, prompts=self.prompts).se,
+        }
 
     def differences(self, now: Likelihoods) -> dict[str, Any]:
-        """after − before, answer by answer, with its interval."""
-        return sft_differences(now, self.reference, self.prompts)
+        """after − before of the mean over answers, not tokens, with its interval."""
+        differences = self.reference.means - now.means
+        return {"answer_nll": estimate(differences, prompts=self.prompts).as_dict()}
 
     def group_measures(self, now: Likelihoods, places: list[int]) -> dict[str, Any]:
         """What summary.json says of the answers of one group."""

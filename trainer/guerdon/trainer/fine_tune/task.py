@@ -25,9 +25,7 @@ from guerdon.trainer.common.timed_phase import rounded, timed_phase
 from guerdon.trainer.common.trl.completions import BATCH_TOKENS
 from guerdon.trainer.common.trl.length_grouped import EpochOrder
 from guerdon.trainer.common.trl.task import FineTuneTask, TrainingOutcome
-from guerdon.trainer.common.trl.trainer_arguments import (
-    trainer_arguments,
-)
+from guerdon.trainer.common.trl.trainer_arguments import trainer_arguments
 from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 from guerdon.trainer.fine_tune.inputs import PolicyInputs, prompt_ids
 from guerdon.trainer.fine_tune.measure import Likelihoods, PairLikelihoods

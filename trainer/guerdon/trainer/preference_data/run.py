@@ -73,14 +73,7 @@ def collect(settings: PairsSettings, folder: PairsFolder, console: Console) -> d
 def _inputs(settings: PairsSettings) -> tuple[Any, Prompts]:
     policy, config = load_config(settings.policy)
     tokenizer = load_tokenizer(policy)
-    prompts = read_prompts(
-        settings,
-        settings.prompts,
-        tokenizer,
-        config,
-        split=settings.prompts_split,
-        limit=settings.limit,
-    )
+    prompts = read_prompts(settings, tokenizer, config, limit=settings.limit)
     rewards = _rewards(settings, tokenizer, prompts)
     try:
         for verifier in rewards.verifiers:

@@ -27,7 +27,6 @@ class PairsSettings(PickSettings):
     """Prompts that are sampled or scored at once."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "in_flight")
         not_negative(self, "limit")

@@ -8,7 +8,6 @@ training set is above the members' average before they are combined.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from guerdon.models import Manifest, template_hash
+from guerdon.models import Manifest, template_hash, weights_hash
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measuring import measures
 from guerdon.trainer.common.measuring.measures import Floats, Ints
@@ -183,11 +182,7 @@ def _check_different(folders: Sequence[Path]) -> None:
     """Two equal models would look like agreement, and the server refuses them."""
     seen: dict[str, Path] = {}
     for path in folders:
-        whole = hashlib.sha256()
-        for file in sorted(path.glob("model*.safetensors")):
-            with file.open("rb") as handle:
-                whole.update(hashlib.file_digest(handle, "sha256").digest())
-        other = seen.setdefault(whole.hexdigest(), path)
+        other = seen.setdefault(weights_hash(path), path)
         if other is not path:
             raise TrainingError(
                 f"the members {other.name} and {path.name} came out the same: with this base and "

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from guerdon.trainer.common.data.preferences import Preferences, load_pairs, shared_prompts
-from guerdon.trainer.common.data.rendering import Located
-from guerdon.trainer.common.data.rows import where_odd
+from guerdon.trainer.common.data.rows import Rows, where_odd
 from guerdon.trainer.common.data.tokens import (
     TokenPairs,
     check_all_embedded,
@@ -25,12 +24,6 @@ from guerdon.trainer.common.models.language_model import load_config
 from guerdon.trainer.reward.settings import RewardModelSettings, RewardSettings
 
 
-class Data(Located, Protocol):
-    """Rows of a file or a data set."""
-
-    sha256: str
-
-
 class Tokens(Protocol):
     """Rows as tokens."""
 
@@ -39,7 +32,7 @@ class Tokens(Protocol):
         ...
 
 
-D = TypeVar("D", bound=Data)
+D = TypeVar("D", bound=Rows[Any])
 K = TypeVar("K", bound=Tokens)
 
 

@@ -42,7 +42,6 @@ class RewardModelSettings(FineTuneSettings):
     """Most training pairs (or rows) that are scored for the mean and std of the manifest."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "stats_pairs")
         not_negative(self, "freeze_layers")
@@ -70,7 +69,6 @@ class RewardSettings(RewardModelSettings):
     """λ of mean_minus_std: the score is mean - λ·std of the members."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         not_negative(self, "center", "ensemble")
         if self.ensemble == 1:
@@ -92,7 +90,6 @@ class AttributeSettings(RewardModelSettings):
     """NAME=WEIGHT: an attribute to learn, and its weight in the final score; repeatable."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         if not self.attribute:
             raise SettingsError("attribute is missing: give --attribute NAME=WEIGHT for each")
@@ -118,7 +115,6 @@ class ProcessSettings(RewardModelSettings):
     """How the scores of the steps become the solution's."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         if not self.step_marker:
             raise SettingsError("step_marker is empty")

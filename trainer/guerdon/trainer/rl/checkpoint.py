@@ -11,7 +11,6 @@ manifest, and the one before it is taken.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guerdon.models import file_hash
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.run_folder import sync, write_whole
 from guerdon.trainer.rl.state_files import StateError, read_tree, write_tree
@@ -148,7 +148,7 @@ def _seal(folder: Path, step: int, parts: tuple[str, ...]) -> None:
     files = {}
     for path in sorted(folder.iterdir()):
         sync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
     found = {"format": _FORMAT, "step": step, "parts": parts, "files": files}
     write_whole(folder / _MANIFEST, json.dumps(found, indent=1) + "\n")
     sync(folder / _MANIFEST)
@@ -163,11 +163,6 @@ def _verified(step: int, path: Path) -> Checkpoint:
         raise ValueError(f"it is of step {found['step']}")
     for name, of in found["files"].items():
         file = path / name
-        if file.stat().st_size != of["bytes"] or _sha256(file) != of["sha256"]:
+        if file.stat().st_size != of["bytes"] or file_hash(file) != of["sha256"]:
             raise ValueError(f"{name} is not what was written")
     return Checkpoint(step, path, tuple(found["parts"]))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

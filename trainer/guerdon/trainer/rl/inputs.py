@@ -28,22 +28,8 @@ def read_inputs(settings: RunSettings) -> RunInputs:
     check_services(settings)
     policy, config = load_config(settings.policy)
     tokenizer = load_tokenizer(policy)
-    prompts = read_prompts(
-        settings,
-        settings.prompts,
-        tokenizer,
-        config,
-        split=settings.prompts_split,
-        limit=settings.prompts_limit,
-    )
-    held_out = read_prompts(
-        settings,
-        settings.eval_prompts,
-        tokenizer,
-        config,
-        split=settings.eval_prompts_split,
-        limit=settings.eval_limit,
-    )
+    prompts = read_prompts(settings, tokenizer, config, limit=settings.prompts_limit)
+    held_out = read_prompts(settings, tokenizer, config, "eval_prompts", limit=settings.eval_limit)
     if is_main():  # the one rank that scores: a function's process is started for this
         check_verifiers(settings, prompts, held_out)
     check_positions(config, settings.max_tokens, max(prompts.longest, held_out.longest))

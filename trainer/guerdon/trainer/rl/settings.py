@@ -39,7 +39,8 @@ class RunSettings(PublishSettings):
     prompts_limit: int = 0
     """First so many prompts to train on; 0 takes all."""
     eval_prompts: str
-    """The same of held-out prompts; of the project's own, questions-eval or arithmetic-eval."""
+    """Held-out prompts, in the same forms; of the project's own, questions-eval or
+    arithmetic-eval."""
     eval_prompts_split: str = "test"
     """Split of the held-out prompts, where they are a data set and no file."""
     steps: int = 20
@@ -108,9 +109,7 @@ class RunSettings(PublishSettings):
     """Draw plots/*.png at the end."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
-        self._check_steps()
         positive(self, "micro_batch_tokens", "eval_samples", "max_grad_norm", "keep_checkpoints")
         if self.lr is not None:
             positive(self, "lr")
@@ -127,9 +126,6 @@ class RunSettings(PublishSettings):
             because="where checkpoint_every is 0",
         )
         settle_dtype(self)
-
-    def _check_steps(self) -> None:
-        positive(self, "steps")
 
     @property
     def trains_value_network(self) -> bool:
@@ -158,9 +154,8 @@ class OnlineSettings(RunSettings):
     """Steps between evaluations on held-out prompts; 0 evaluates before and after only."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
-        positive(self, "prompts_per_step")
+        positive(self, "steps", "prompts_per_step")
         not_negative(self, "max_staleness", "eval_every")
         if self.deterministic and self.max_staleness:
             raise SettingsError(
@@ -172,6 +167,8 @@ class OnlineSettings(RunSettings):
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientSettings(OnlineSettings):
     """What PPO, GRPO and RLOO share."""
+
+    group_is_baseline: ClassVar[bool] = True  # of a completion: the prompt's others
 
     reward_scale: Literal["none", "running"] = "none"
     """Divide rewards by their running standard deviation (the mean stays)."""
@@ -203,7 +200,6 @@ class PolicyGradientSettings(OnlineSettings):
     """Mean over tokens; over completions of their means; or sum / max_tokens (Dr. GRPO)."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "epochs", "minibatches", "clip", "behaviour_cap", "kl_horizon")
         not_negative(
@@ -215,6 +211,8 @@ class PolicyGradientSettings(OnlineSettings):
             raise SettingsError("dual_clip must be over 1, or 0 for none")
         refuse_idle(self, ("kl_in", "kl_target"), used=self.kl_coef, because="where kl_coef is 0")
         refuse_idle(self, ("kl_horizon",), used=self.kl_target, because="without kl_target")
+        if self.group_is_baseline and self.samples_per_prompt < 2:
+            raise SettingsError("samples_per_prompt must be at least 2: the group is the baseline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +220,7 @@ class PPOSettings(PolicyGradientSettings):
     """Decoupled PPO with a value model."""
 
     algorithm: ClassVar[str] = "ppo"
+    group_is_baseline: ClassVar[bool] = False
 
     kl_in: Literal["reward", "loss"] = "reward"
     """Whether β·KL is taken from the token rewards or added to the loss."""
@@ -247,7 +246,6 @@ class PPOSettings(PolicyGradientSettings):
     """Give advantages mean 0 and variance 1 over the step."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         not_negative(self, "value_lr", "value_coef", "value_warmup", "clip_value")
         positive(self, "value_max_grad_norm")
@@ -278,11 +276,6 @@ class GRPOSettings(PolicyGradientSettings):
     scale_by_std: bool = True
     """Divide a group's advantages by its standard deviation (Dr. GRPO does not)."""
 
-    def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
-        super().__post_init__()
-        needs_groups(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RLOOSettings(PolicyGradientSettings):
@@ -292,11 +285,6 @@ class RLOOSettings(PolicyGradientSettings):
 
     kl_in: Literal["reward", "loss"] = "reward"
     """Whether β·KL is taken from the completion's reward or added to the loss."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
-        super().__post_init__()
-        needs_groups(self)
 
 
 _UNSHAPED = {"reward_scale": "none", "reward_clip": 0.0}
@@ -325,7 +313,6 @@ class KeepSettings(RunSettings):
     """Keep completions that were cut at max_tokens too: the policy unlearns to end."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "top")
         not_negative(self, "max_per_prompt")
@@ -367,13 +354,10 @@ class RFTSettings(KeepSettings):
     """Completions in a step of fine-tuning."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
+        not_negative(self, "steps")
         positive(self, "epochs", "batch_size")
         refuse_idle(self, ("epochs",), used=not self.steps, because="where steps is given")
-
-    def _check_steps(self) -> None:
-        not_negative(self, "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,7 +376,6 @@ class OnlineDPOSettings(OnlineSettings, PickSettings):
     """β: how strongly the policy is held to the reference."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         positive(self, "beta")
         if self.missing_eos_penalty and not self.unfinished:
@@ -400,9 +383,3 @@ class OnlineDPOSettings(OnlineSettings, PickSettings):
                 "missing_eos_penalty does nothing where completions that were cut make no pair: "
                 "set unfinished"
             )
-
-
-def needs_groups(settings: RunSettings) -> None:
-    """Refuse one completion for each prompt."""
-    if settings.samples_per_prompt < 2:
-        raise SettingsError("samples_per_prompt must be at least 2: the group is the baseline")

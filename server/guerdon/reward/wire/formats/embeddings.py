@@ -7,13 +7,7 @@ import struct
 from typing import Literal
 
 from guerdon.reward.scoring.scorer import Scored
-from guerdon.reward.wire.formats.format import (
-    Asked,
-    Json,
-    OpenAIFormat,
-    raw_scores,
-    usage,
-)
+from guerdon.reward.wire.formats.format import Asked, Json, OpenAIFormat, raw_scores, usage
 from guerdon.serving.http.foreign import ForeignBody, Inputs
 from guerdon.serving.http.schemas import Text
 
@@ -47,12 +41,7 @@ class Embeddings(OpenAIFormat[EmbeddingsBody]):
             }
             for place, score in enumerate(raw_scores(scored))
         ]
-        return {
-            "object": "list",
-            "data": data,
-            "model": scored.info.name,
-            "usage": usage(scored),
-        }
+        return {"object": "list", "data": data, "model": scored.info.name, "usage": usage(scored)}
 
 
 def _base64(score: float) -> str:

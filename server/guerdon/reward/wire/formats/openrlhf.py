@@ -6,12 +6,7 @@ from pydantic import Field
 
 from guerdon.reward.scoring.scorer import Scored, sigmoid
 from guerdon.reward.types import PriorityClass, ScoreItem, Unrendered
-from guerdon.reward.wire.formats.format import (
-    Asked,
-    Format,
-    Json,
-    raw_scores,
-)
+from guerdon.reward.wire.formats.format import Asked, Format, Json, raw_scores
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.foreign import ForeignBody, ManyTexts
 

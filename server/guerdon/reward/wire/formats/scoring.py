@@ -22,11 +22,7 @@ class FormatScorer:
     """
 
     def __init__(
-        self,
-        scorer: Scorer,
-        registry: Registry,
-        limits: RequestLimits,
-        default_model: str,
+        self, scorer: Scorer, registry: Registry, limits: RequestLimits, default_model: str
     ) -> None:
         self._scorer = scorer
         self._registry = registry

@@ -7,11 +7,7 @@ from typing import Any
 
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import ResponseScore
-from guerdon.reward.wire.formats.format import (
-    Asked,
-    Json,
-    OpenAIFormat,
-)
+from guerdon.reward.wire.formats.format import Asked, Json, OpenAIFormat
 from guerdon.reward.wire.formats.rerank import Rerank, RerankBody
 from guerdon.serving.http.foreign import ForeignBody, Texts
 from guerdon.serving.http.schemas import Text

@@ -10,14 +10,7 @@ from pydantic import Field
 
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import ScoreItem, Truncation, Unrendered
-from guerdon.reward.wire.formats.format import (
-    Asked,
-    B,
-    Format,
-    Json,
-    Pairs,
-    final_scores,
-)
+from guerdon.reward.wire.formats.format import Asked, B, Format, Json, Pairs, final_scores
 from guerdon.reward.wire.formats.rerank import RankFormat
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.foreign import ForeignBody, ManyTexts

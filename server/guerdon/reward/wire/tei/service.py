@@ -16,7 +16,7 @@ from guerdon.reward.wire.formats.format import Format, count_tokens
 from guerdon.reward.wire.formats.scoring import FormatScorer
 from guerdon.reward.wire.formats.tei import Predict, PredictBody, TEIRerank, TEIRerankBody
 from guerdon.reward.wire.formats.tei_info import TEIInfo, TEILimits
-from guerdon.reward.wire.tei.stream import OrderedStream
+from guerdon.reward.wire.stream import OrderedStream
 from guerdon.reward.wire.tei.v1 import tei_pb2
 from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import InvalidRequest, Unavailable

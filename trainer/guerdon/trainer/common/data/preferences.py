@@ -6,25 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from guerdon.data import Message, Pair, RowError, parse_pair, text_of
+from guerdon.data import Message, Pair, parse_pair, text_of
 from guerdon.trainer.common.data.row_notes import group_values, read_margin
-from guerdon.trainer.common.data.rows import read_rows
+from guerdon.trainer.common.data.rows import Rows, read_rows
 from guerdon.trainer.common.data.same_prompts import conversation_key, prompt_key
 from guerdon.trainer.common.errors import DataError
 
 
 @dataclass(kw_only=True)
-class Preferences:
+class Preferences(Rows[Pair]):
     """The pairs of one source."""
 
-    source: str
-    sha256: str = ""
-    """The file's SHA-256; empty for a `datasets` data set."""
-    pairs: list[Pair] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    """The line at which each pair stood, from 1."""
-    bad: list[RowError] = field(default_factory=list)
-    """The rows that were skipped, with their lines."""
     duplicate_lines: list[int] = field(default_factory=list)
     """Lines of pairs that occurred before, word for word. They are kept."""
     contradiction_lines: list[int] = field(default_factory=list)
@@ -73,14 +65,14 @@ def load_pairs(
     found = Preferences(
         source=source,
         sha256=rows.sha256,
-        pairs=[row[0] for row in rows.rows],
+        rows=[row[0] for row in rows.rows],
         lines=rows.lines,
         bad=rows.bad,
         margins=[row[1] for row in rows.rows] if margin_key else [],
         groups=[row[2] for row in rows.rows],
         unused_margins=sum(row[3] for row in rows.rows),
     )
-    if not found.pairs:
+    if not found.rows:
         raise DataError(f"{source} holds no preference pair")
     _look(found)
     return found
@@ -88,8 +80,8 @@ def load_pairs(
 
 def shared_prompts(train: Preferences, held_out: Preferences) -> int:
     """How many held-out pairs have a prompt that is trained on: a leak when not zero."""
-    known = {prompt_key(pair) for pair in train.pairs}
-    return sum(prompt_key(pair) in known for pair in held_out.pairs)
+    known = {prompt_key(pair) for pair in train.rows}
+    return sum(prompt_key(pair) in known for pair in held_out.rows)
 
 
 def says(turn: Message) -> bool:
@@ -99,7 +91,7 @@ def says(turn: Message) -> bool:
 
 def _look(found: Preferences) -> None:
     seen: set[tuple[str, str, str]] = set()
-    for pair, line in zip(found.pairs, found.lines, strict=True):
+    for pair, line in zip(found.rows, found.lines, strict=True):
         if not (any(map(says, pair.chosen)) and any(map(says, pair.rejected))):
             found.empty_lines.append(line)
         prompt = prompt_key(pair)

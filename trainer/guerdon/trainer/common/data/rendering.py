@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from guerdon.data import (
     NO_INPUTS,
@@ -16,6 +16,7 @@ from guerdon.data import (
     TemplateInputs,
 )
 from guerdon.models.chat_template import left_out, render_chat
+from guerdon.trainer.common.data.rows import Rows
 from guerdon.trainer.common.errors import DataError
 
 _NOTED = {"reasoning_dropped": REASONING, "names_dropped": frozenset({Dropped.NAME})}
@@ -23,15 +24,8 @@ _NOTED = {"reasoning_dropped": REASONING, "names_dropped": frozenset({Dropped.NA
 common.report)."""
 
 
-class Located(Protocol):
-    """Data that knows where it came from."""
-
-    source: str
-    lines: list[int]
-
-
 def render(
-    tokenizer: Any, column: Sequence[Conversation], data: Located
+    tokenizer: Any, column: Sequence[Conversation], data: Rows[Any]
 ) -> tuple[list[str], list[frozenset[Dropped]]]:
     """Conversations as texts, by the chat template, and what it leaves out of each.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from guerdon.data import FileFormat, JsonLines, RowError, file_format, read_json_array
+from guerdon.models import file_hash
 from guerdon.trainer.common.errors import DataError
 
 T = TypeVar("T")
@@ -93,12 +93,6 @@ def data_file(source: str) -> Path:
     return path if path.exists() else PROJECT_DATA.get(source, path)
 
 
-def file_sha256(source: str) -> str:
-    """SHA-256 of a file as it lies on disk."""
-    with data_file(source).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def _known() -> str:
     return f"(the project's own data: {', '.join(PROJECT_DATA)})"
 
@@ -127,7 +121,7 @@ def read_rows(
     """
     found: Rows[T] = Rows(source=source)
     if data_file(source).is_file():
-        found.sha256 = file_sha256(source)
+        found.sha256 = file_hash(data_file(source))
     for number, row in source_rows(source, split):
         try:
             if isinstance(row, RowError):

@@ -93,8 +93,8 @@ def tokenize_pairs(
         DataError: a pair is too long and `too_long` is `error`; the template refuses a
             conversation; or no pair is left.
     """
-    chosen = [Conversation.of(pair.prompt + pair.chosen, pair.inputs) for pair in data.pairs]
-    rejected = [Conversation.of(pair.prompt + pair.rejected, pair.inputs) for pair in data.pairs]
+    chosen = [Conversation.of(pair.prompt + pair.chosen, pair.inputs) for pair in data.rows]
+    rejected = [Conversation.of(pair.prompt + pair.rejected, pair.inputs) for pair in data.rows]
     (chosen_texts, one), (rejected_texts, other) = (
         render(tokenizer, column, data) for column in (chosen, rejected)
     )

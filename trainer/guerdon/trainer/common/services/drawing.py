@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
+from guerdon.together import cancel
 from guerdon.trainer.common.errors import ServiceGone
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler, StaleSampler, sampling_seed
@@ -213,10 +214,3 @@ class Drawing:
             pending.discard(stale)
             for task in done - {stale}:
                 task.result()
-
-
-async def cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel tasks, and wait until all have ended."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

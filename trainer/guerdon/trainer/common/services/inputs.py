@@ -55,35 +55,28 @@ def check_services(settings: PublishSettings) -> None:
 
 
 def read_prompts(
-    settings: DrawSettings,
-    source: str,
-    tokenizer: Any,
-    config: Any,
-    *,
-    split: str,
-    limit: int = 0,
+    settings: DrawSettings, tokenizer: Any, config: Any, part: str = "prompts", *, limit: int
 ) -> Prompts:
     """The prompts of a file or a data set, rendered and tokenised as the settings say.
 
     Args:
         settings: of the run.
-        source: the file, or the data set's name.
         tokenizer: of the policy.
         config: of the policy.
-        split: of a data set.
+        part: the setting that names them, `prompts` or `eval_prompts`.
         limit: take so many only; 0 takes all.
 
     Raises:
         TrainingError: one can't be read, or is too long.
     """
     return load_prompts(
-        source,
+        getattr(settings, part),
         tokenizer,
         max_prompt_tokens=settings.max_prompt_tokens,
         limit=limit,
         vocab_size=embedded_tokens(config),
         control_tokens=settings.control_tokens,
-        split=split,
+        split=getattr(settings, f"{part}_split"),
         prompt_key=settings.prompt_key,
         answer_key=settings.answer_key,
     )

@@ -43,6 +43,8 @@ class LineProcess:
         self._arguments = arguments
         self._start_seconds = max(seconds, START_SECONDS)
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        """Held by who asks the process, or ends it."""
 
     def _answer(self, question: bytes, seconds: float) -> bytes:
         """The line that answers a line.

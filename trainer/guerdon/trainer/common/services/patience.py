@@ -18,11 +18,7 @@ T = TypeVar("T")
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
 """Seconds: bounds of the longest wait before a try, which doubles from one to the other."""
 
-_AWAY = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.ABORTED,
-}
+_AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED}
 
 _TOKENS = (
     " (GUERDON_TOKEN or --token-file; for the sampler's weights GUERDON_ADMIN_TOKEN or "

@@ -34,9 +34,7 @@ def answer_text(tokenizer: Any, ids: Sequence[int], *, finished: bool) -> str:
         finished: whether the last id is the token that ended it.
     """
     text: str = tokenizer.decode(
-        ids[:-1] if finished else ids,
-        skip_special_tokens=False,
-        clean_up_tokenization_spaces=False,
+        ids[:-1] if finished else ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
     return text
 

@@ -6,15 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.data import (
-    ControlTokens,
-    Dropped,
-    RowError,
-    is_plain,
-    json_texts,
-    text_of,
-    texts_in,
-)
+from guerdon.data import ControlTokens, Dropped, RowError, is_plain, json_texts, text_of, texts_in
 from guerdon.trainer.common.data.rendering import rendered
 from guerdon.trainer.common.services.policy_text import opening
 from guerdon.trainer.common.services.types import Ints, PromptRow

@@ -24,8 +24,9 @@ from guerdon.data import (
     parse_prompt,
     read_template_inputs,
 )
+from guerdon.models import file_hash
 from guerdon.trainer.common.data.columns import missing
-from guerdon.trainer.common.data.rows import data_file, file_rows, file_sha256, source_rows
+from guerdon.trainer.common.data.rows import data_file, file_rows, source_rows
 from guerdon.trainer.common.data.same_prompts import conversation_key
 from guerdon.trainer.common.data.tables import is_table, table_rows
 from guerdon.trainer.common.data.tokens import check_embedded
@@ -144,7 +145,7 @@ def load_prompts(
             read.append(row)
             if len(read) == limit:
                 break
-        sha256 = file_sha256(path) if data_file(path).is_file() else digest.hexdigest()
+        sha256 = file_hash(data_file(path)) if data_file(path).is_file() else digest.hexdigest()
     except RowError as error:
         raise DataError(f"{path}, {error}") from error
     if not read:
@@ -300,7 +301,7 @@ class PromptOrder:
     """
 
     def __init__(self, prompts: Prompts, seed: int) -> None:
-        self._prompts = prompts
+        self.prompts = prompts
         self._seed = seed
         self._next = 0
         self._waiting: list[int] = []
@@ -309,14 +310,9 @@ class PromptOrder:
         self._permutation = np.empty(0, dtype=np.int64)
 
     @property
-    def prompts(self) -> Prompts:
-        """The rows."""
-        return self._prompts
-
-    @property
     def epoch(self) -> int:
         """The epoch of the next new task, from 0."""
-        return self._next // len(self._prompts)
+        return self._next // len(self.prompts)
 
     @property
     def out(self) -> frozenset[int]:
@@ -345,18 +341,18 @@ class PromptOrder:
 
     def task(self, uid: int) -> Task:
         """The task of a uid: the same whenever it is asked for."""
-        epoch, place = divmod(uid, len(self._prompts))
+        epoch, place = divmod(uid, len(self.prompts))
         if epoch != self._epoch:
             generator = np.random.default_rng([self._seed, epoch])
-            self._epoch, self._permutation = epoch, generator.permutation(len(self._prompts))
+            self._epoch, self._permutation = epoch, generator.permutation(len(self.prompts))
         index = int(self._permutation[place])
-        return self._prompts.task(uid, index)
+        return self.prompts.task(uid, index)
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the order, as JSON can hold it."""
         return {
-            "sha256": self._prompts.sha256,
-            "rows": len(self._prompts),
+            "sha256": self.prompts.sha256,
+            "rows": len(self.prompts),
             "seed": self._seed,
             "next": self._next,
             "waiting": sorted(self._waiting),
@@ -374,11 +370,11 @@ class PromptOrder:
         Raises:
             DataError: the prompts or the seed are not those of the state.
         """
-        mine = {"sha256": self._prompts.sha256, "rows": len(self._prompts), "seed": self._seed}
+        mine = {"sha256": self.prompts.sha256, "rows": len(self.prompts), "seed": self._seed}
         for key, value in mine.items():
             if state[key] != value:
                 raise DataError(
-                    f"{self._prompts.source}: its {key} is {value}, the checkpoint's is "
+                    f"{self.prompts.source}: its {key} is {value}, the checkpoint's is "
                     f"{state[key]}: a run can only be resumed on the same prompts and seed"
                 )
         out = set(state["out"])

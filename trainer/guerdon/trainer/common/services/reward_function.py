@@ -11,7 +11,6 @@ import asyncio
 import atexit
 import json
 import signal
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +42,6 @@ class RewardFunction(LineProcess):
         self._source = ""
         self._needs: list[str] = []
         self._closed = False
-        self._lock = threading.Lock()
         self._turn = asyncio.Lock()
         atexit.register(self._end)
 

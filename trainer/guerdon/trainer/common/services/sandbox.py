@@ -18,7 +18,6 @@ import logging
 import re
 import signal
 import sys
-import threading
 from typing import Any
 
 from guerdon.trainer.common.errors import TrainingError
@@ -51,7 +50,6 @@ class Checker(LineProcess):
         self.gave_up = 0
         """Questions without an answer: too long, or a fresh process died of them."""
         self._kind, self._seconds = kind, seconds
-        self._lock = threading.Lock()
         atexit.register(self.close)
 
     def ask(self, expected: str, text: str) -> bool | None:

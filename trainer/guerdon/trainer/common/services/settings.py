@@ -9,14 +9,7 @@ from typing import Literal
 from guerdon.settings import not_negative, positive, refuse_idle
 from guerdon.trainer.common.errors import SettingsError
 
-SERVICES = (
-    "patience",
-    "request_timeout",
-    "token_file",
-    "verifier_token_file",
-    "tls",
-    "tls_ca",
-)
+SERVICES = ("patience", "request_timeout", "token_file", "verifier_token_file", "tls", "tls_ca")
 """The settings that say how services are reached: a resumed run may have other values."""
 
 
@@ -83,7 +76,6 @@ class DrawSettings:
     """Encrypt all connections, trusting the authorities in this PEM file."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         if not self.reward and not self.verifier:
             raise SettingsError("nothing gives rewards: set reward or verifier")
         positive(self, "samples_per_prompt", "max_tokens", "max_prompt_tokens", "temperature")
@@ -111,7 +103,6 @@ class PublishSettings(DrawSettings):
     """File with the sampler's token for updates; else $GUERDON_ADMIN_TOKEN, or the token."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         not_negative(self, "canaries", "canary_tolerance")
         refuse_idle(
@@ -135,7 +126,6 @@ class PickSettings(DrawSettings):
     """Take answers that were cut at max_tokens too, less missing_eos_penalty where there is one."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         not_negative(self, "min_margin", "max_per_prompt")
         if self.samples_per_prompt < 2:

@@ -96,7 +96,6 @@ class FineTuneSettings:
     """Draw plots/*.png at the end."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         positive(self, "epochs", "batch_size", "max_length", "accumulate", "log_every")
         not_negative(self, "lora_r", "lora_dropout", "limit", "eval_limit", "warmup")
         not_negative(self, "weight_decay", "checkpoint_every", "eval_every", "seed")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guerdon.models import file_hash
 from guerdon.trainer.common.data.tokens import load_tokenizer
 from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.common.models.language_model import load_config
@@ -58,14 +59,7 @@ def read_inputs(settings: EvalSettings) -> EvalInputs:
     policy, config = _policy(settings.policy)
     reference, reference_config = _policy(settings.reference)
     tokenizer = load_tokenizer(policy)
-    prompts = read_prompts(
-        settings,
-        settings.prompts,
-        tokenizer,
-        config,
-        split=settings.prompts_split,
-        limit=settings.limit,
-    )
+    prompts = read_prompts(settings, tokenizer, config, limit=settings.limit)
     check_verifiers(settings, prompts)
     for of in (config, reference_config):
         check_positions(of, settings.max_tokens, prompts.longest)
@@ -91,9 +85,7 @@ def fingerprint(folder: Path) -> str:
     if not files:
         raise TrainingError(f"{folder} holds no safetensors: it is no policy that can be loaded")
     for file in files:
-        with file.open("rb") as handle:
-            digest.update(f"{file.name}\n".encode())
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
+        digest.update(f"{file.name}\n".encode() + bytes.fromhex(file_hash(file)))
     return digest.hexdigest()
 
 

@@ -66,7 +66,7 @@ def _table(found: Mapping[str, Any]) -> Table:
     if difference is not None:
         table.add_column("less the baseline")
     for name, value in found["measures"].items():
-        cells = [_name(name), _number(value["mean"]), _interval(value)]
+        cells = [escape(NAMES.get(name, name)), _number(value["mean"]), _interval(value)]
         if difference is not None:
             change = difference.get(name)
             cells.append(f"{_number(change['mean'], '+')} {_interval(change)}" if change else "")
@@ -95,10 +95,6 @@ def _by(field: str, values: Mapping[str, Mapping[str, Any]]) -> Table:
             ]
             table.add_row(escape(value) or "(none)", str(measures["reward"]["n"]), *cells)
     return table
-
-
-def _name(name: str) -> str:
-    return escape(NAMES.get(name, name))
 
 
 def _mean(found: Mapping[str, Any]) -> str:

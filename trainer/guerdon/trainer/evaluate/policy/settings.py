@@ -58,7 +58,6 @@ class EvalSettings(PublishSettings):
     """Draw plots/*.png."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can't be, naming the key."""
         super().__post_init__()
         if self.harm and self.harm_threshold is None:
             raise SettingsError(

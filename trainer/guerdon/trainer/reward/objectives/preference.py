@@ -48,7 +48,7 @@ class PreferenceTask(RewardTask[PairScores]):
         self.inputs = inputs
         self.share = False
         """Whether pairs are computed in one row each; known when the model is loaded."""
-        self.prompts = prompt_numbers(inputs.eval_data.pairs[p.row] for p in inputs.eval.pairs)
+        self.prompts = prompt_numbers(inputs.eval_data.rows[p.row] for p in inputs.eval.pairs)
         """The prompt of each held-out pair; equal numbers are one prompt."""
 
     def counts(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -245,36 +245,25 @@ class RunningMoments:
     """Moments of all rewards of a run so far, for their scale."""
 
     def __init__(self) -> None:
-        self._moments = Moments()
-
-    @property
-    def moments(self) -> Moments:
-        """The moments as they are now."""
-        return self._moments
+        self.moments = Moments()
 
     @property
     def scale(self) -> float:
         """The rewards' standard deviation; 1 while rewards have not differed."""
-        std = self._moments.std
+        std = self.moments.std
         return std if std > WHITEN_EPSILON else 1.0
 
     def update(self, moments: Moments) -> None:
         """Add a step's rewards, of all processes."""
-        self._moments = self._moments.merge(moments)
+        self.moments = self.moments.merge(moments)
 
     def state_dict(self) -> dict[str, Any]:
         """Three numbers."""
-        return {
-            "count": self._moments.count,
-            "mean": self._moments.mean,
-            "squares": self._moments.squares,
-        }
+        return asdict(self.moments)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from them."""
-        self._moments = Moments(
-            float(state["count"]), float(state["mean"]), float(state["squares"])
-        )
+        self.moments = Moments(float(state["count"]), float(state["mean"]), float(state["squares"]))
 
 
 def require_finite(what: str, values: Tensor) -> None:

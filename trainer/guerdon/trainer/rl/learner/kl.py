@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 
-class KLController(Protocol):
-    """Holds β between steps."""
+class KLWeight:
+    """β, which stays as it is set.
 
-    @property
-    def value(self) -> float:
-        """β of the step that comes."""
-        ...
+    Attributes:
+        value: β of the step that comes.
+    """
+
+    def __init__(self, value: float) -> None:
+        self.value = value
 
     def update(self, kl: float, samples: int) -> None:
         """Learn from a step.
@@ -25,40 +27,16 @@ class KLController(Protocol):
             kl: mean divergence of its completions, in nats.
             samples: how many there were, over all processes.
         """
-        ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from it."""
-        ...
-
-
-class FixedKL:
-    """β stays."""
-
-    def __init__(self, value: float) -> None:
-        self._value = value
-
-    @property
-    def value(self) -> float:
-        """β."""
-        return self._value
-
-    def update(self, kl: float, samples: int) -> None:
-        """Nothing moves."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: β is a setting."""
+        """What changes: nothing, β is a setting."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take."""
+        """Go on from it."""
 
 
-class AdaptiveKL:
+class AdaptiveKL(KLWeight):
     """β ← β·(1 + clip(KL/target − 1, ±0.2)·samples/horizon).
 
     Args:
@@ -68,14 +46,9 @@ class AdaptiveKL:
     """
 
     def __init__(self, value: float, *, target: float, horizon: float) -> None:
-        self._value = value
+        super().__init__(value)
         self._target = target
         self._horizon = horizon
-
-    @property
-    def value(self) -> float:
-        """β of the step that comes."""
-        return self._value
 
     def update(self, kl: float, samples: int) -> None:
         """Raise β where the divergence is over the target, lower it where it is under.
@@ -86,12 +59,12 @@ class AdaptiveKL:
         if not math.isfinite(kl):
             raise ValueError(f"the divergence from the reference is {kl}")
         error = min(max(kl / self._target - 1.0, -0.2), 0.2)
-        self._value *= 1.0 + error * min(samples / self._horizon, 1.0)
+        self.value *= 1.0 + error * min(samples / self._horizon, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """β as it is now."""
-        return {"kl_coef": self._value}
+        return {"kl_coef": self.value}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from it."""
-        self._value = float(state["kl_coef"])
+        self.value = float(state["kl_coef"])

@@ -23,8 +23,7 @@ def keep(groups: Iterable[Group], settings: KeepSettings, rng: np.random.Generat
     have no ending token, so what is trained on them forgets to end (and every way to ramble on is
     another completion, so they outnumber the plain answer once copies are gone). Then equal
     completions go (they would fill a prompt's places with copies of one answer), then the rule
-    decides, then chance thins out what is over
-    `max_per_prompt`.
+    decides, then chance thins out what is over `max_per_prompt`.
 
     Args:
         groups: scored.

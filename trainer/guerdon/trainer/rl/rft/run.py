@@ -136,11 +136,7 @@ class RFTRun:
                     self._evaluated("before", evaluate(0, groups, kl=zeros, heldout=other), groups)
             with self.state.phase("sample"):
                 await draw_missing(
-                    services.rollouts,
-                    self.scored,
-                    services.rewards,
-                    self.console,
-                    stream=_DRAWN,
+                    services.rollouts, self.scored, services.rewards, self.console, stream=_DRAWN
                 )
             self.state.survived(services.faults)
 

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from guerdon.trainer.common.services.drawing import Drawing, Republish, cancel
+from guerdon.together import cancel
+from guerdon.trainer.common.services.drawing import Drawing, Republish
 from guerdon.trainer.common.services.prompts import PromptOrder
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
@@ -58,12 +59,7 @@ class Rollouts(Drawing):
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(
-            settings,
-            sampler,
-            rewards,
-            republish=republish,
-            seeded=settings.deterministic,
-            now=now,
+            settings, sampler, rewards, republish=republish, seeded=settings.deterministic, now=now
         )
         self._settings = settings
         self._order = order

@@ -23,7 +23,7 @@ from guerdon.trainer.rl.learner.advantages import (
 )
 from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, Reduce, StepBatch
 from guerdon.trainer.rl.learner.algorithms.measured import check, divergence, off_policy, token_mask
-from guerdon.trainer.rl.learner.kl import AdaptiveKL, FixedKL, KLController
+from guerdon.trainer.rl.learner.kl import AdaptiveKL, KLWeight
 from guerdon.trainer.rl.learner.losses import (
     TokenLoss,
     entropy_bonus,
@@ -96,7 +96,7 @@ class PolicyGradient(Algorithm):
         self.needs_reference = settings.kl_coef > 0
         self.needs_entropy = settings.entropy_coef > 0
         self._rewards = RunningMoments()
-        self._kl: KLController = FixedKL(settings.kl_coef)
+        self._kl = KLWeight(settings.kl_coef)
         if settings.kl_target and settings.kl_coef:
             self._kl = AdaptiveKL(
                 settings.kl_coef, target=settings.kl_target, horizon=settings.kl_horizon
