@@ -17,13 +17,15 @@ from typing import Any
 
 import deploy.best_of_n
 import httpx
-from deploy.best_of_n.figures import Answer, Figures, as_rows, figures
+from deploy.best_of_n import small_model
+from deploy.best_of_n.figures import Answer, Cascade, Figures, as_rows, cascade, figures
 from deploy.demo import reward
 from deploy.demo.console import ROOT, DemoFailed, console, heading, minutes, relative
 from deploy.demo.policy import BASE
 from deploy.demo.processes import Served, check_gpu, leave_on_sigterm, serving
 from rich.table import Table
 
+from guerdon.client import Item, RewardClient
 from guerdon.data import read_jsonl
 from guerdon.trainer.common.data.rows import PROJECT_DATA
 from guerdon.trainer.common.measuring.plots import CHOSEN, REJECTED, new_figure, save_figure
@@ -39,11 +41,15 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
             "chunk": chunk,
             "keep": keep,
         }
-        for chunk, keep in ((8, 0.5), (16, 0.25))
+        for chunk, keep in ((8, 0.5), (8, 0.6), (10, 0.5))
     },
 }
 """What the gateway is asked for, by name."""
 ONE, MOST = "best of 1", "best of 16"
+MARGINS = tuple(0.05 * step for step in range(81))
+"""Margins of a cascade, in units of the small model's score."""
+ALLOWED = 0.02
+"""The part of the questions in which a cascade may serve another answer than its large model."""
 
 
 def main() -> None:
@@ -78,8 +84,8 @@ def run(args: argparse.Namespace) -> None:
     heading("Serve the policy, the reward model, and the gateway in front of them")
     with ExitStack() as stack:
 
-        def start(*command: str) -> Served:
-            return stack.enter_context(serving(command, output / f"{command[0]}.log"))
+        def start(*command: str, log: str = "") -> Served:
+            return stack.enter_context(serving(command, output / f"{log or command[0]}.log"))
 
         sampler = start("sampler", "--model", BASE)
         rewards = start("reward", "--model", f"helpful={model}")
@@ -87,15 +93,44 @@ def run(args: argparse.Namespace) -> None:
         heading(f"Ask {len(questions)} held-out questions in {len(WAYS)} ways")
         answers = Answers(output / "answers.jsonl", gateway.http, args.max_tokens, args.at_once)
         served = {name: answers.of(name, way, questions) for name, way in WAYS.items()}
+        heading("Train the small model of a cascade, and hold it against the large one")
+        small = small_model.train(
+            output / "small",
+            model,
+            sampler=sampler.grpc,
+            reward=f"{rewards.grpc}/helpful",
+            max_tokens=args.max_tokens,
+        )
+        small_server = start("reward", "--model", f"small={small}", log="small")
+        cascades = held_against(served[MOST], questions, small_server.grpc)
     found = {
         name: figures(served[name], served[ONE], served[MOST], n=count_of(way))
         for name, way in WAYS.items()
     }
-    summary = {name: dataclasses.asdict(each) for name, each in found.items()}
+    summary = {
+        "ways": {name: dataclasses.asdict(each) for name, each in found.items()},
+        "cascades": [dataclasses.asdict(each) for each in cascades],
+    }
     write_whole(output / "summary.json", json.dumps(summary, indent=1))
     show(found)
-    draw(found, output / "best-of-n.png")
+    show_cascade(cascades)
+    draw(found, cascades, output / "best-of-n.png")
     console.print(f"\nlook at {relative(output / 'best-of-n.png')}", highlight=False)
+
+
+def held_against(answers: Sequence[Answer], questions: Sequence[str], small: str) -> list[Cascade]:
+    """What cascades of all margins come to on the candidates that the large model has scored.
+
+    Args:
+        answers: all candidates of each question, with the large model's scores.
+        questions: what they answer.
+        small: HOST:PORT of the small model.
+    """
+    items = [Item(question, each.texts) for question, each in zip(questions, answers, strict=True)]
+    with RewardClient(small) as client:
+        cheap = client.score("small", items).scores
+    dear = [each.scores for each in answers]
+    return [cascade(cheap, dear, margin) for margin in MARGINS]
 
 
 def count_of(way: Mapping[str, Any]) -> int | None:
@@ -114,7 +149,8 @@ class Answers:
         self._known: dict[tuple[str, str], Answer] = {}
         for _, row in read_jsonl(file) if file.exists() else ():
             if row["max_tokens"] == max_tokens:
-                served = Answer(**{**row["served"], "scores": tuple(row["served"]["scores"])})
+                lists = {name: tuple(row["served"][name]) for name in ("scores", "texts")}
+                served = Answer(**{**row["served"], **lists})
                 self._known[row["way"], row["question"]] = served
 
     def of(self, name: str, way: Mapping[str, Any], questions: Sequence[str]) -> list[Answer]:
@@ -142,17 +178,21 @@ class Answers:
             "max_tokens": self._max_tokens,
             # Ways are compared on draws of their own.
             "seed": seed + 1000 * list(WAYS).index(name),
+            "n": way["best_of"] if name == MOST else 1,  # texts are needed of these alone
             "guerdon": way,
         }
         reply = client.post(f"{self._url}/v1/chat/completions", json=body)
         if reply.status_code != 200:
             raise DemoFailed(f"the gateway refused a question: {reply.text}")
-        told = reply.json()["guerdon"]
+        told, choices = reply.json()["guerdon"], reply.json()["choices"]
+        texts = {each["guerdon"]["candidate"]: each["message"]["content"] for each in choices}
+        ended = [each for each in told["scores"] if each.get("ended", True)]
         return Answer(
-            score=reply.json()["choices"][0]["guerdon"]["score"],
+            score=choices[0]["guerdon"]["score"],
             tokens=told["tokens"],
             seconds=told["seconds"]["total"],
-            scores=tuple(each["score"] for each in told["scores"] if each.get("ended", True)),
+            scores=tuple(each["score"] for each in ended),
+            texts=tuple(texts[each["candidate"]] for each in ended) if name == MOST else (),
         )
 
     def _keep(self, name: str, question: str, answer: Answer) -> None:
@@ -174,9 +214,23 @@ def show(found: Mapping[str, Figures]) -> None:
     console.print(table)
 
 
-def draw(found: Mapping[str, Figures], to: Path) -> None:
-    """Reward by candidates beside what the samples promise; reward by tokens."""
-    figure, (by_count, by_tokens) = new_figure(2)
+def show_cascade(cascades: Sequence[Cascade]) -> None:
+    """The cheapest cascade that seldom serves another answer than the large model alone."""
+    cheapest = next((each for each in cascades if each.disagreed < ALLOWED), None)
+    if cheapest is None:
+        console.print(f"No cascade served the large model's best in {1 - ALLOWED:.0%}.")
+        return
+    console.print(
+        f"A cascade that asks the large model for {cheapest.asked:.0%} of the candidates serves "
+        f"another answer than its best in {cheapest.disagreed:.1%} of the questions, and loses "
+        f"{cheapest.lost:.3f} of reward.",
+        highlight=False,
+    )
+
+
+def draw(found: Mapping[str, Figures], cascades: Sequence[Cascade], to: Path) -> None:
+    """Reward by candidates beside what the samples promise, and by tokens; what cascades ask."""
+    figure, (by_count, by_tokens, by_asked) = new_figure(3)
     best = [found[f"best of {n}"] for n in COUNTS]
     means = [each.reward.mean for each in best]
     spread = [(each.reward.high or 0.0) - each.reward.mean for each in best]
@@ -195,6 +249,12 @@ def draw(found: Mapping[str, Figures], to: Path) -> None:
         by_tokens.plot(each.tokens, each.reward.mean, "^", label=name)
     by_tokens.set(xlabel="tokens drawn for an answer", ylabel="mean reward, held-out questions")
     by_tokens.legend(loc="lower right", fontsize="small")
+    asked, differed = zip(*((each.asked, each.disagreed) for each in cascades), strict=True)
+    by_asked.plot(asked, differed, color=CHOSEN, marker=".", label="cascades, by margin")
+    by_asked.axhline(ALLOWED, color=REJECTED, linestyle="--", label=f"{ALLOWED:.0%}")
+    by_asked.set(xlabel="candidates that the large model is asked for, part of all")
+    by_asked.set_ylabel("questions with another best answer, part of all")
+    by_asked.legend(loc="upper right")
     save_figure(figure, to)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from guerdon.trainer.common.measuring.statistics import Estimate, estimate
 
+Scores = Sequence[float]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -20,6 +22,8 @@ class Answer:
     seconds: float
     scores: tuple[float, ...]
     """Those of the candidates that were drawn to their end."""
+    texts: tuple[str, ...] = ()
+    """Of those that came back, best first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,40 @@ def figures(
         promised=None
         if n is None
         else statistics.fmean(expected_best(each.scores, n) for each in most),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cascade:
+    """What a cascade came to, over all questions."""
+
+    asked: float
+    """The part of the candidates that the large model was asked for."""
+    disagreed: float
+    """The part of the questions where another answer than the large model's best was served."""
+    lost: float
+    """How much less the large model thinks of what was served than of its best, in the mean."""
+
+
+def cascade(small: Sequence[Scores], large: Sequence[Scores], margin: float) -> Cascade:
+    """What a cascade comes to that asks the large model within a margin of the small one's best.
+
+    Args:
+        small: the small model's scores of each question's candidates.
+        large: the large model's of the same.
+        margin: as the gateway takes it.
+    """
+    asked = disagreed = 0
+    lost = []
+    for cheap, dear in zip(small, large, strict=True):
+        close = [place for place, score in enumerate(cheap) if score >= max(cheap) - margin]
+        asked += len(close) if len(close) > 1 else 0
+        served = max(dear[place] for place in close)
+        disagreed += served < max(dear)
+        lost.append(max(dear) - served)
+    candidates = sum(len(each) for each in large)
+    return Cascade(
+        asked=asked / candidates, disagreed=disagreed / len(large), lost=statistics.fmean(lost)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 import httpx
@@ -13,6 +14,12 @@ from tests.service.fake import expected_score, revision_of, words
 from tests.support.formula_engine import length_of
 from tests.support.gateway import gateway_process
 from tests.support.sampler_service import start_sampler
+
+from guerdon.client import FormattedText
+from guerdon.client.testing import FakeRewardServer
+from guerdon.gateway.types import Question, Sampling, Score, Unscored
+from guerdon.gateway.upstream.rewards import RewardScorer
+from guerdon.together import together
 
 from .support import (
     QUESTION,
@@ -56,6 +63,27 @@ async def test_scores_are_those_of_a_real_reward_server() -> None:
             )
             assert refused.status_code == 503
             assert "none of 8 candidates has a score" in refused.json()["error"]["message"]
+
+
+async def test_answers_that_end_together_share_a_request_and_one_at_fault_costs_no_other() -> None:
+    def score(_prompt: Any, response: str) -> float:
+        return {"a": 1.0, "b": 2.0}[response]  # the fake refuses all of a request for "c"
+
+    question = Question(prompt=FormattedText("p"), sampling=Sampling(max_tokens=1))
+    async with FakeRewardServer(score, models=("rm",)) as rewards:
+        scorer = RewardScorer({"rm": rewards.target}, seconds=60, token=None, tls=None)
+
+        async def scores(*texts: str) -> list[Score | Unscored]:
+            deadline = time.monotonic() + 60
+            return await together([scorer.score("rm", question, each, deadline) for each in texts])
+
+        a, b = Score(1.0, "rm", "rev-1"), Score(2.0, "rm", "rev-1")
+        assert await scores("a", "b", "a") == [a, b, a]
+        assert len(rewards.calls) == 1
+        first, refused, last = await scores("a", "c", "b")
+        assert (first, last) == (a, b)
+        assert isinstance(refused, Unscored)
+        await scorer.close()
 
 
 async def test_the_samplers_own_openai_api_is_an_endpoint_too() -> None:

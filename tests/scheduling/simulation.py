@@ -85,9 +85,9 @@ class Simulation:
         while (now := now + self.rng.expovariate(rate)) < seconds:
             heapq.heappush(self._events, (now, next(self._order), priority, within))
 
-    def run(self) -> dict[PriorityClass, Tally]:
-        """Until nothing is left."""
-        while self._events:
+    def run(self, until: float = math.inf) -> dict[PriorityClass, Tally]:
+        """Until a time, or until nothing is left."""
+        while self._events and self._events[0][0] < until:
             now, _, what, more = heapq.heappop(self._events)
             if isinstance(what, Batch):
                 self._finish(what, more, now)
@@ -158,15 +158,30 @@ def overloaded(times: EngineTimes, load: float, service_times: float, *, seed: i
     return simulation.run()[ONLINE]
 
 
-def beside_training(times: EngineTimes, limits: BatchLimits, *, seed: int = 0) -> list[float]:
-    """Seconds of online calls at a tenth of the capacity, beside three times its BATCH work."""
+@dataclass(frozen=True)
+class Online:
+    """What online calls at a tenth of the capacity got, and what BATCH did beside them."""
+
+    seconds: list[float]
+    """Of each call, in order of size."""
+    batch_part: float
+    """Of the capacity, what BATCH work was computed."""
+
+    def quantile(self, q: float) -> float:
+        return self.seconds[int(len(self.seconds) * q)]
+
+
+def online(times: EngineTimes, limits: BatchLimits, *, batch_load: float, seed: int = 0) -> Online:
+    """Online calls beside so many times the engine's capacity of BATCH work."""
     simulation, capacity = Simulation(times, limits, seed=seed), times.capacity(limits)
     seconds = TOTAL / capacity
-    simulation.offer(BATCH, 3 * capacity / MEAN_TOKENS, seconds, 1e6)
+    if batch_load:
+        simulation.offer(BATCH, batch_load * capacity / MEAN_TOKENS, seconds, 1e6)
     simulation.offer(ONLINE, 0.1 * capacity / MEAN_TOKENS, seconds, 60.0)
-    tally = simulation.run()[ONLINE]
+    tallies = simulation.run(until=seconds)
+    tally = tallies[ONLINE]
     assert not tally.late + tally.expired + tally.shed
-    return sorted(tally.seconds)
+    return Online(sorted(tally.seconds), tallies[BATCH].good / TOTAL)
 
 
 def main() -> None:
@@ -177,12 +192,18 @@ def main() -> None:
             t = overloaded(times, load, service_times)
             parts = "  ".join(f"{x / TOTAL:6.2f}" for x in (t.good, t.late, t.expired, t.shed))
             print(f"{name} {load:4}x {service_times:4}  {parts}")
-    print("online beside training: engine, max_batch_seconds, p50, p99")
+    print("online: engine, max_batch_seconds, shared_batch_seconds, p50, p99, BATCH computed")
     for name, times in (("CPU", CPU), ("GPU", GPU)):
-        for most in (0.1, 0.25, math.inf):
-            taken = beside_training(times, BatchLimits(max_batch_seconds=most))
-            p50, p99 = (1000 * taken[int(len(taken) * q)] for q in (0.5, 0.99))
-            print(f"{name} {most:4} {p50:6.0f} ms {p99:6.0f} ms")
+        alone = online(times, BatchLimits(), batch_load=0)
+        print(f"{name} alone {_milliseconds(alone)}")
+        for most, shared in ((math.inf, math.inf), (0.25, math.inf), (0.25, 0.06), (0.25, 0.03)):
+            limits = BatchLimits(max_batch_seconds=most, shared_batch_seconds=shared)
+            beside = online(times, limits, batch_load=3)
+            print(f"{name} {most:4} {shared:4} {_milliseconds(beside)} {beside.batch_part:5.2f}")
+
+
+def _milliseconds(found: Online) -> str:
+    return "  ".join(f"{1000 * found.quantile(q):6.0f} ms" for q in (0.5, 0.99))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tests.scheduling.simulation import (
     GPU,
     TOTAL,
     EngineTimes,
-    beside_training,
+    online,
     overloaded,
 )
 
@@ -37,15 +37,17 @@ def test_goodput_holds_at_overload(
     assert tally.late + tally.expired <= late * TOTAL
 
 
-@pytest.mark.parametrize("times", [CPU, GPU])
+@pytest.mark.parametrize(("times", "batch_part"), [(CPU, 0.8), (GPU, 0.5)])
 def test_online_calls_wait_for_little_beside_a_job_that_saturates_the_engine(
-    times: EngineTimes,
+    times: EngineTimes, batch_part: float
 ) -> None:
-    taken = beside_training(times, BatchLimits())
-    assert taken[len(taken) // 2] <= 0.25
-    assert taken[int(len(taken) * 0.99)] <= 3 * 0.25
+    limits = BatchLimits()
+    alone, beside = (online(times, limits, batch_load=load) for load in (0, 3))
+    assert beside.quantile(0.99) <= 2 * alone.quantile(0.99)
+    assert beside.batch_part > batch_part  # what the short batches leave of the whole
 
 
 def test_without_a_bound_on_time_they_wait_for_whole_batches() -> None:
-    taken = beside_training(CPU, BatchLimits(max_batch_seconds=math.inf))
-    assert taken[len(taken) // 2] > 1.0  # so the bound above is not held by luck
+    limits = BatchLimits(max_batch_seconds=math.inf, shared_batch_seconds=math.inf)
+    waited = online(CPU, limits, batch_load=3).quantile(0.5)
+    assert waited > 1.0  # so the bound above is not held by luck

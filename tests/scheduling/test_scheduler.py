@@ -276,6 +276,24 @@ def test_batch_work_uses_all_of_an_idle_engine_and_owes_nothing_for_it() -> None
     assert order == [ONLINE, ONLINE, ONLINE, BATCH, ONLINE]  # a quarter, as its share says
 
 
+def test_batches_of_bulk_work_are_short_while_online_work_comes() -> None:
+    scheduler: Scheduler = Scheduler(BatchLimits(max_batch_seconds=1.0, shared_batch_seconds=0.05))
+    scheduler.observe("a", 1000, 0.2)  # 5,000 tokens a second
+    for _ in range(200):
+        one(scheduler, 50, priority=BATCH)
+
+    def tokens(now: float) -> int:
+        batch = scheduler.next_batch(now).batch
+        assert batch is not None
+        return batch.tokens
+
+    assert tokens(0.0) > 1000
+    one(scheduler, 50, priority=ONLINE, now=1.0)
+    assert tokens(1.0) == 50  # it goes first
+    assert tokens(1.9) == 250  # 0.05 s of BATCH
+    assert tokens(2.1) > 1000
+
+
 def test_work_that_is_gone_does_not_stay_in_memory_until_its_far_deadline() -> None:
     class Owner:
         pass

@@ -79,6 +79,17 @@ class GuerdonByCore(Guerdon):
         return [*super().command(), "--devices", str(self.setup.threads)]
 
 
+class GuerdonDeterministic(Guerdon):
+    """`guerdon serve reward` with one sequence in a forward pass, and nothing shared."""
+
+    name = "deterministic"
+    label = "this server, deterministic"
+
+    def command(self) -> list[str]:
+        """The switch for it."""
+        return [*super().command(), "--deterministic"]
+
+
 class Engine(Worker):
     """What is left of a call without the network, the queue and tokenising."""
 
@@ -158,6 +169,15 @@ class Reference(Worker):
 
 CONTENDERS: dict[str, type[Contender]] = {
     kind.name: kind
-    for kind in (Guerdon, GuerdonByCore, Engine, VLLM, FastAPIScript, LitServe, Bound)
+    for kind in (
+        Guerdon,
+        GuerdonByCore,
+        GuerdonDeterministic,
+        Engine,
+        VLLM,
+        FastAPIScript,
+        LitServe,
+        Bound,
+    )
 }
 """All of them; the first is what the others are compared with."""

@@ -95,9 +95,9 @@ class BatchLimits:
         max_batch_sequences: most responses in a batch.
         max_batch_seconds: how long a batch should take at most, as far as can be foreseen
             from those before it; infinite for as long as its tokens take.
-        shared_batch_seconds: the same for ONLINE work while callers that ask for little come
-            beside others that have more waiting, and twice as much as a batch with all the work
-            of one of them should take.
+        shared_batch_seconds: the same for BATCH work while ONLINE work comes, and for ONLINE
+            work while callers that ask for little come beside others that have more waiting; in
+            the second case a batch with all the work of one of them should take half of it.
         batch_share: part of the tokens that the class BATCH gets while both classes wait.
         patience: seconds after which work without a nearer deadline is due.
     """

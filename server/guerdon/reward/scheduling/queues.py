@@ -17,7 +17,7 @@ MAX_SKIPPED = 64
 """Units that one batch may skip over: it bounds the work of `next_batch`."""
 
 LIGHT_SECONDS = 1.0
-"""How long batches are kept short for a caller that asks for little, after its last call."""
+"""How long batches are kept short after the last call of those for whom they are."""
 
 
 class CallerQueue(Generic[Owner]):
@@ -169,11 +169,8 @@ class ModelQueue(Generic[Owner]):
 class ClassQueue(Generic[Owner]):
     """The queues of one class, and how much each model and each caller has had."""
 
-    def __init__(
-        self, limits: BatchLimits, budgets: Budgets, *, shared_seconds: float = math.inf
-    ) -> None:
+    def __init__(self, limits: BatchLimits, budgets: Budgets) -> None:
         self._limits = limits
-        self._shared_seconds = shared_seconds
         self._budgets = budgets
         self.queues: dict[str, ModelQueue[Owner]] = {}
         """Only those in which something waits."""
@@ -219,11 +216,21 @@ class ClassQueue(Generic[Owner]):
         return min(near, key=lambda each: each.due())
 
     def take(
-        self, queue: ModelQueue[Owner], batch: Batch[Owner], credit: float, now: float
+        self,
+        queue: ModelQueue[Owner],
+        batch: Batch[Owner],
+        credit: float,
+        now: float,
+        shared: float,
+        *,
+        short: bool,
     ) -> list[BatchPart[Owner]]:
-        """Move units of a queue into a batch; see `ModelQueue.take`."""
-        short = self._light_ones_come(now)
-        parts = queue.take(batch, credit, now, self._shared_seconds, short=short)
+        """Move units of a queue into a batch; see `ModelQueue.take`.
+
+        It is short too while somebody waits beside callers that ask for little.
+        """
+        short = short or self._light_ones_come(now)
+        parts = queue.take(batch, credit, now, shared, short=short)
         self._account(queue, parts, now)
         return parts
 

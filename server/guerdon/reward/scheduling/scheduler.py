@@ -18,8 +18,9 @@ The rules, and why, are in `docs/scheduling.md`. In short:
   larger than a batch is split by responses, and its parts begin batches; one response that
   is longer than a batch runs alone.
 - A batch is as large as its model computes in `max_batch_seconds`, going by its last ones,
-  and no larger than fits in memory and leaves those in it their deadlines. While ONLINE callers
-  with little work come beside others, it takes no longer than `shared_batch_seconds`.
+  and no larger than fits in memory and leaves those in it their deadlines. It takes no longer
+  than `shared_batch_seconds` if it is BATCH while ONLINE work comes, or ONLINE while callers
+  with little work come beside others.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from dataclasses import dataclass
 from typing import Generic
 
 from guerdon.reward.scheduling.limits import BatchLimits, Budgets
-from guerdon.reward.scheduling.queues import ClassQueue, ModelQueue
-from guerdon.reward.scheduling.units import Batch, LazyHeap, Owner, QueuedItem
+from guerdon.reward.scheduling.queues import LIGHT_SECONDS, ClassQueue, ModelQueue
+from guerdon.reward.scheduling.units import Batch, BatchPart, LazyHeap, Owner, QueuedItem
 from guerdon.reward.types import EncodedItem, PriorityClass
 from guerdon.serving.access.identity import EVERYBODY, Caller
 
@@ -62,10 +63,10 @@ class Scheduler(Generic[Owner]):
         self._orders = itertools.count()
         self._deadlines = LazyHeap[Owner]()
         self._budgets = Budgets(limits)
-        self._online = ClassQueue[Owner](
-            limits, self._budgets, shared_seconds=limits.shared_batch_seconds
-        )
+        self._online = ClassQueue[Owner](limits, self._budgets)
         self._batch = ClassQueue[Owner](limits, self._budgets)
+        self._online_came = -math.inf
+        """When the last ONLINE work came."""
         self._credit = 0.0
         share = limits.batch_share
         self._earning = share / (1 - share)
@@ -105,6 +106,8 @@ class Scheduler(Generic[Owner]):
             tokens=item.tokens,
         )
         self._class(priority).add(unit)
+        if priority is PriorityClass.ONLINE:
+            self._online_came = now
         if deadline is not None:
             self._deadlines.push(deadline, unit)
         return unit
@@ -151,17 +154,17 @@ class Scheduler(Generic[Owner]):
         credit = self._credit + _ROUNDING if contended else math.inf
         if self._batch.units and (queue := self._batch.pick()).first_cost() <= credit:
             batch = Batch[Owner](queue.key)
-            self._take(self._batch, queue, batch, credit, now)
+            self._take_batch(queue, batch, credit, now)
             for_batch = batch.tokens
             # ONLINE work of the same model rides along, unless BATCH has been kept waiting for
             # so long that its credit would grow without bound.
             companion = self._online.queues.get(queue.key)
             if companion is not None and credit - for_batch < self._limits.max_batch_tokens:
-                self._take(self._online, companion, batch, math.inf, now)
+                self._take_online(companion, batch, now)
         else:
             queue = self._online.pick()
             batch = Batch[Owner](queue.key)
-            self._take(self._online, queue, batch, math.inf, now)
+            self._take_online(queue, batch, now)
             for_batch = 0
         self._account(contended, for_batch, batch.tokens - for_batch)
         return batch
@@ -174,14 +177,20 @@ class Scheduler(Generic[Owner]):
             # Alone, BATCH has had its share at once; away, it gathers no claim for later.
             self._credit = max(0.0, self._credit - for_batch) if for_batch else 0.0
 
-    def _take(
-        self,
-        of_class: ClassQueue[Owner],
-        queue: ModelQueue[Owner],
-        batch: Batch[Owner],
-        credit: float,
-        now: float,
+    def _take_batch(
+        self, queue: ModelQueue[Owner], batch: Batch[Owner], credit: float, now: float
     ) -> None:
-        for part in of_class.take(queue, batch, credit, now):
+        """Move units of BATCH into a batch: a short one while ONLINE work comes."""
+        short = now < self._online_came + LIGHT_SECONDS
+        shared = self._limits.shared_batch_seconds if short else math.inf
+        self._no_deadlines(self._batch.take(queue, batch, credit, now, shared, short=short))
+
+    def _take_online(self, queue: ModelQueue[Owner], batch: Batch[Owner], now: float) -> None:
+        shared = self._limits.shared_batch_seconds
+        self._no_deadlines(self._online.take(queue, batch, math.inf, now, shared, short=False))
+
+    def _no_deadlines(self, parts: list[BatchPart[Owner]]) -> None:
+        """Note that the deadlines of units that are wholly in a batch are watched no more."""
+        for part in parts:
             if not part.unit.queued and part.unit.deadline is not None:
                 self._deadlines.forget()
