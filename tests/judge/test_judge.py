@@ -256,7 +256,7 @@ async def test_json_verdicts(judged: StartJudge, endpoint: ScriptedEndpoint) -> 
     assert sent["additionalProperties"] is False
 
 
-RUBRIC = {
+RUBRIC: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "required": ["faults", "tone", "score"],
@@ -293,6 +293,21 @@ async def test_a_schema_of_ones_own_is_sent_and_each_reply_is_held_to_it(
     sent = endpoint.bodies[0]["response_format"]["json_schema"]
     assert (sent["strict"], sent["schema"]) == (True, RUBRIC)
     assert json.dumps(RUBRIC) in endpoint.questions()[0]
+
+
+async def test_a_reply_too_deep_for_a_schema_that_refers_to_itself_is_asked_for_again(
+    judged: StartJudge, endpoint: ScriptedEndpoint, tmp_path: Path
+) -> None:
+    tree = {**RUBRIC, "properties": {**RUBRIC["properties"], "parts": {"$ref": "#/$defs/parts"}}}
+    tree["$defs"] = {"parts": {"type": "array", "items": {"$ref": "#/$defs/parts"}}}
+    (tmp_path / "rubric.json").write_text(json.dumps(tree))
+    good = json.dumps({**GOOD, "parts": [[[]], []]})
+    endpoint.script = replies(good.replace("[[[]], []]", "[" * 500 + "]" * 500), good)
+    own = '[verdict]\nform = "json"\nfield = "score"\nschema_file = "rubric.json"\n'
+    async with judged(own) as run:
+        reply = await run.rewards.Score(score_request(model="j"))
+        assert reply.items[0].scores[0].score == 4.0
+    assert len(endpoint.bodies) == 2
 
 
 async def test_words_stand_for_numbers(judged: StartJudge, endpoint: ScriptedEndpoint) -> None:

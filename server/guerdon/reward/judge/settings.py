@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from guerdon.addresses import is_loopback
 from guerdon.data.json_values import json_copy, parsed
-from guerdon.reward.judge.schema import check_schema
+from guerdon.reward.judge.schema import ReplySchema
 from guerdon.settings import SettingsError, build, not_negative, positive, read_toml
 
 OWN_FIELDS = frozenset({
@@ -101,10 +101,12 @@ class VerdictSettings:
         if not self.schema:
             return
         schema = json_copy(self.schema, "schema", _wrong)
-        check_schema(schema, "schema", _wrong)
+        ReplySchema(schema, "schema", _wrong)
         verdict = schema.get("properties", {}).get(self.field)
-        if schema["type"] != "object" or self.field not in schema.get("required", ()):
+        if schema.get("type") != "object" or self.field not in schema.get("required", ()):
             raise SettingsError(f"schema must be of an object that requires {self.field!r}")
+        if not isinstance(verdict, dict):
+            raise SettingsError(f"schema.properties must say what {self.field!r} is")
         for name, own in (("minimum", self.lowest), ("maximum", self.highest)):
             if verdict.get(name, own) != own:
                 path = f"schema.properties.{self.field}.{name}"
@@ -243,10 +245,10 @@ class JudgeSettings:
             return
         field = self.verdict.schema["properties"][self.verdict.field]
         path = f"verdict.schema.properties.{self.verdict.field}"
-        if field["type"] not in (("string",) if words else ("number", "integer")):
+        if field.get("type") not in (("string",) if words else ("number", "integer")):
             kind = "string: verdicts are words" if words else "number or integer"
             raise SettingsError(f"{path}.type must be {kind}")
-        if words and (unknown := [each for each in field.get("enum", ()) if each not in words]):
+        if words and (unknown := [each for each in field.get("enum", ()) if each not in [*words]]):
             raise SettingsError(f"{path}.enum has {unknown[0]!r}, which is none of the words")
 
     def _check_url(self) -> None:

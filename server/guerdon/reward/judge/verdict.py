@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from guerdon.data.json_values import parsed
-from guerdon.reward.judge.schema import check_value
+from guerdon.reward.judge.schema import ReplySchema
 from guerdon.reward.judge.settings import PREFERENCES, JudgeSettings
 
 MAX_LINE = 200
@@ -48,6 +48,9 @@ class VerdictReader:
         self._compares = settings.ask == "compare"
         self.schema: Mapping[str, Any] = verdict.schema or self._default_schema()
         """The JSON schema of a reply."""
+        self._checked_by = (
+            ReplySchema(self.schema, "schema", _no_verdict) if verdict.form == "json" else None
+        )
 
     @property
     def words(self) -> str:
@@ -66,7 +69,7 @@ class VerdictReader:
         Raises:
             NoVerdict: it has none, or not one alone.
         """
-        return self._in_json(reply) if self._settings.form == "json" else self._in_text(reply)
+        return self._in_json(reply, self._checked_by) if self._checked_by else self._in_text(reply)
 
     def _default_schema(self) -> dict[str, Any]:
         """The schema of the verdict alone, or of a reason and the verdict."""
@@ -99,12 +102,9 @@ class VerdictReader:
         match = self._pattern.fullmatch(line) if len(line) <= MAX_LINE else None
         return match[1] if match else None
 
-    def _in_json(self, reply: str) -> float:
-        def fail(path: str, why: str) -> NoVerdict:
-            return NoVerdict(f"{path} {why}")
-
-        found = parsed(reply, "the reply", fail)
-        check_value(found, self.schema, "the reply", fail)
+    def _in_json(self, reply: str, schema: ReplySchema) -> float:
+        found = parsed(reply, "the reply", _no_verdict)
+        schema.check(found, "the reply", _no_verdict)
         return self._number(found[self._settings.field])
 
     def _number(self, verdict: Any) -> float:
@@ -120,3 +120,7 @@ class VerdictReader:
         if not self._settings.lowest <= number <= self._settings.highest:
             raise NoVerdict("the verdict is outside the range")
         return number
+
+
+def _no_verdict(path: str, why: str) -> NoVerdict:
+    return NoVerdict(f"{path} {why}")
