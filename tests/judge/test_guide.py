@@ -20,12 +20,14 @@ def test_every_example_loads(tmp_path: Path) -> None:
     first, *others = blocks("toml")
     (template,) = blocks("jinja")
     (tmp_path / "judge.jinja").write_text(template)
+    (schema,) = blocks("json")
+    (tmp_path / "rubric.json").write_text(schema)
     file = tmp_path / "judge.toml"
     seen = set()
     for example in ("", *others):
         file.write_text(first + example)
         seen.add(load_judge(file, "j").info.revision)
-    assert len(seen) == 1 + len(others) == 5
+    assert len(seen) == 1 + len(others) == 6
 
 
 def test_the_table_has_every_setting() -> None:

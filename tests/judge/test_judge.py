@@ -256,6 +256,60 @@ async def test_json_verdicts(judged: StartJudge, endpoint: ScriptedEndpoint) -> 
     assert sent["additionalProperties"] is False
 
 
+RUBRIC: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["faults", "tone", "score"],
+    "properties": {
+        "faults": {"type": "array", "items": {"type": "string"}},
+        "tone": {"type": "string", "enum": ["kind", "rude"], "description": "How it sounds."},
+        "sure": {"type": "boolean"},
+        "score": {"type": "integer", "minimum": 1, "maximum": 10},
+    },
+}
+GOOD = {"faults": ["score: 10"], "tone": "kind", "score": 4}
+BAD: list[dict[str, Any]] = [
+    {**GOOD, "score": 11},
+    {**GOOD, "score": 4.5},
+    {**GOOD, "score": True},
+    {**GOOD, "tone": "plain"},
+    {**GOOD, "faults": ["a", 1]},
+    {**GOOD, "sure": 1},
+    {**GOOD, "more": 1},
+    {key: value for key, value in GOOD.items() if key != "tone"},
+]
+
+
+async def test_a_schema_of_ones_own_is_sent_and_each_reply_is_held_to_it(
+    judged: StartJudge, endpoint: ScriptedEndpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "rubric.json").write_text(json.dumps(RUBRIC))
+    endpoint.script = replies(*map(json.dumps, [*BAD, GOOD]))
+    own = '[verdict]\nform = "json"\nfield = "score"\nschema_file = "rubric.json"\n'
+    async with judged(f"{own}[limits]\ntries = {len(BAD) + 1}\n") as run:
+        reply = await run.rewards.Score(score_request(model="j"))
+        assert reply.items[0].scores[0].score == 4.0
+    assert len(endpoint.bodies) == len(BAD) + 1
+    sent = endpoint.bodies[0]["response_format"]["json_schema"]
+    assert (sent["strict"], sent["schema"]) == (True, RUBRIC)
+    assert json.dumps(RUBRIC) in endpoint.questions()[0]
+
+
+async def test_a_reply_too_deep_for_a_schema_that_refers_to_itself_is_asked_for_again(
+    judged: StartJudge, endpoint: ScriptedEndpoint, tmp_path: Path
+) -> None:
+    tree = {**RUBRIC, "properties": {**RUBRIC["properties"], "parts": {"$ref": "#/$defs/parts"}}}
+    tree["$defs"] = {"parts": {"type": "array", "items": {"$ref": "#/$defs/parts"}}}
+    (tmp_path / "rubric.json").write_text(json.dumps(tree))
+    good = json.dumps({**GOOD, "parts": [[[]], []]})
+    endpoint.script = replies(good.replace("[[[]], []]", "[" * 500 + "]" * 500), good)
+    own = '[verdict]\nform = "json"\nfield = "score"\nschema_file = "rubric.json"\n'
+    async with judged(own) as run:
+        reply = await run.rewards.Score(score_request(model="j"))
+        assert reply.items[0].scores[0].score == 4.0
+    assert len(endpoint.bodies) == 2
+
+
 async def test_words_stand_for_numbers(judged: StartJudge, endpoint: ScriptedEndpoint) -> None:
     endpoint.script = replies("Verdict: maybe", "Verdict: yes.", "Verdict: no")
     async with judged("[verdict.values]\nyes = 1\nno = 0\n") as run:

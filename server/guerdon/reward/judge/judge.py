@@ -81,7 +81,7 @@ class Judge:
         self._reader = VerdictReader(settings)
         self._writer = QuestionWriter(settings, self._reader)
         wanted = settings.verdict.form == "json" and settings.verdict.send_schema
-        self._endpoint = Endpoint(settings, key, self._reader.schema() if wanted else None)
+        self._endpoint = Endpoint(settings, key, self._reader.schema if wanted else None)
         self._budget = Budget(settings.limits)
         self._slots = Slots(settings.limits.at_once)
         self._flights = Flights[float]()

@@ -86,6 +86,7 @@ class QuestionWriter:
             "words": reader.words,
             "label": reader.label,
             "field": verdict.field,
+            "schema": json.dumps(verdict.schema, ensure_ascii=False) if verdict.schema else "",
         }
         self._check_template()
 

@@ -24,7 +24,8 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from guerdon.addresses import is_loopback
-from guerdon.data.json_values import json_copy
+from guerdon.data.json_values import json_copy, parsed
+from guerdon.reward.judge.schema import ReplySchema
 from guerdon.settings import SettingsError, build, not_negative, positive, read_toml
 
 OWN_FIELDS = frozenset({
@@ -61,8 +62,12 @@ class VerdictSettings:
     (default: `Score: ` and a number, or `Verdict: ` and one of `values`)"""
     field: str = "verdict"
     """`json`: the field."""
+    schema: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """`json`: the JSON schema of the reply; or `schema_file`. (default: `reason` and the field)"""
+    schema_file: Path | None = None
+    """The schema's file."""
     reason: bool = True
-    """`json`: the object begins with a text, `reason`."""
+    """`json`: the object begins with a text, `reason`; not with a schema of one's own."""
     send_schema: bool = True
     """`json`: the endpoint is given the schema as `response_format`."""
     values: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -85,6 +90,27 @@ class VerdictSettings:
         if self.form == "json" and self.field in ("", "reason"):
             raise SettingsError(f"field is {self.field!r}, it must be another name")
         self._check_pattern()
+        self._check_schema()
+
+    def _check_schema(self) -> None:
+        """Refuse a schema that replies can't be checked by, or that has no place for a verdict."""
+        if self.schema and self.schema_file:
+            raise SettingsError("schema and schema_file are both given")
+        if (self.schema or self.schema_file) and (self.form != "json" or not self.reason):
+            raise SettingsError("a schema of your own needs form json, and takes no reason = false")
+        if not self.schema:
+            return
+        schema = json_copy(self.schema, "schema", _wrong)
+        ReplySchema(schema, "schema", _wrong)
+        verdict = schema.get("properties", {}).get(self.field)
+        if schema.get("type") != "object" or self.field not in schema.get("required", ()):
+            raise SettingsError(f"schema must be of an object that requires {self.field!r}")
+        if not isinstance(verdict, dict):
+            raise SettingsError(f"schema.properties must say what {self.field!r} is")
+        for name, own in (("minimum", self.lowest), ("maximum", self.highest)):
+            if verdict.get(name, own) != own:
+                path = f"schema.properties.{self.field}.{name}"
+                raise SettingsError(f"{path} is not {own:g}, as the setting is")
 
     def _check_pattern(self) -> None:
         if self.form == "json" and self.pattern:
@@ -176,7 +202,7 @@ class JudgeSettings:
         self._check_together()
         if wrong := sorted(self.extra.keys() & OWN_FIELDS):
             raise SettingsError(f"extra.{wrong[0]} is made of other settings")
-        json_copy(self.extra, "extra", lambda path, why: SettingsError(f"{path} {why}"))
+        json_copy(self.extra, "extra", _wrong)
         for place, pattern in enumerate(self.control_tokens):
             try:
                 re.compile(pattern)
@@ -205,11 +231,25 @@ class JudgeSettings:
                 raise SettingsError(f"{one} and {other} are both given")
         if self.verdict.pattern and not (self.template or self.template_file):
             raise SettingsError("verdict.pattern needs a template that asks for such a line")
+        words = self.verdict.values or (PREFERENCES if self.ask == "compare" else {})
+        self._check_field(words)
         numbers = set(self.verdict.values.values())
         if self.ask == "compare" and numbers and not {1, -1} <= numbers <= {1, 0, -1}:
             raise SettingsError(
                 "verdict.values of a judge that compares must be 1, -1 and perhaps 0"
             )
+
+    def _check_field(self, words: Mapping[str, float]) -> None:
+        """Refuse a schema of one's own whose field can hold what is no verdict."""
+        if not self.verdict.schema:
+            return
+        field = self.verdict.schema["properties"][self.verdict.field]
+        path = f"verdict.schema.properties.{self.verdict.field}"
+        if field.get("type") not in (("string",) if words else ("number", "integer")):
+            kind = "string: verdicts are words" if words else "number or integer"
+            raise SettingsError(f"{path}.type must be {kind}")
+        if words and (unknown := [each for each in field.get("enum", ()) if each not in [*words]]):
+            raise SettingsError(f"{path}.enum has {unknown[0]!r}, which is none of the words")
 
     def _check_url(self) -> None:
         try:
@@ -229,7 +269,8 @@ class JudgeSettings:
 
 
 def read_settings(file: Path) -> JudgeSettings:
-    """The settings of a judge, its template read; relative paths start from the file's folder.
+    """The settings of a judge, its template and schema read; relative paths start from the
+    file's folder.
 
     Raises:
         SettingsError: a file can't be read, or a key or a value is wrong.
@@ -238,15 +279,32 @@ def read_settings(file: Path) -> JudgeSettings:
     if settings.api_key_file is not None:
         key_file = file.parent / settings.api_key_file
         settings = dataclasses.replace(settings, api_key_file=key_file)
-    if settings.template_file is None:
-        return settings
-    path = file.parent / settings.template_file
+    if settings.verdict.schema_file is not None:
+        text = _text_of(file.parent / settings.verdict.schema_file, "verdict.schema_file")
+        schema = parsed(text, "verdict.schema_file", _wrong)
+        if not isinstance(schema, dict) or not schema:
+            raise SettingsError("verdict.schema_file holds no JSON schema")
+        try:
+            verdict = dataclasses.replace(settings.verdict, schema=schema, schema_file=None)
+        except SettingsError as error:
+            raise SettingsError(f"verdict: {error}") from error
+        settings = dataclasses.replace(settings, verdict=verdict)
+    if settings.template_file is not None:
+        template = _text_of(file.parent / settings.template_file, "template_file")
+        settings = dataclasses.replace(settings, template=template, template_file=None)
+    return settings
+
+
+def _text_of(path: Path, name: str) -> str:
     try:
-        template = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise SettingsError(f"template_file {path} cannot be read: {reason}") from error
-    return dataclasses.replace(settings, template=template, template_file=None)
+        raise SettingsError(f"{name} {path} cannot be read: {reason}") from error
+
+
+def _wrong(path: str, why: str) -> SettingsError:
+    return SettingsError(f"{path} {why}")
 
 
 def read_key(settings: JudgeSettings) -> str:

@@ -50,8 +50,10 @@ _TEXT = """\
 Say why in a few sentences. Then end with a line of its own: `{{ label }}: ` and the verdict.
 """
 _JSON = (
+    "{% if schema %}Reply with a JSON object alone, by this JSON schema, in which `{{ field }}` is "
+    "the verdict: {{ schema }}{% else %}"
     "Reply with a JSON object alone: `reason`, a few sentences, and then `{{ field }}`, "
-    "the verdict.\n"
+    "the verdict.{% endif %}\n"
 )
 
 TEMPLATES = {

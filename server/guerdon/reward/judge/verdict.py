@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from guerdon.data.json_values import parsed
+from guerdon.reward.judge.schema import ReplySchema
 from guerdon.reward.judge.settings import PREFERENCES, JudgeSettings
 
 MAX_LINE = 200
@@ -45,6 +46,11 @@ class VerdictReader:
         known = "|".join(map(re.escape, self._values)) or _NUMBER
         self._pattern = re.compile(verdict.pattern or f"{self.label}: ({known})", re.ASCII)
         self._compares = settings.ask == "compare"
+        self.schema: Mapping[str, Any] = verdict.schema or self._default_schema()
+        """The JSON schema of a reply."""
+        self._checked_by = (
+            ReplySchema(self.schema, "schema", _no_verdict) if verdict.form == "json" else None
+        )
 
     @property
     def words(self) -> str:
@@ -63,10 +69,10 @@ class VerdictReader:
         Raises:
             NoVerdict: it has none, or not one alone.
         """
-        return self._in_json(reply) if self._settings.form == "json" else self._in_text(reply)
+        return self._in_json(reply, self._checked_by) if self._checked_by else self._in_text(reply)
 
-    def schema(self) -> dict[str, Any]:
-        """The JSON schema of a reply."""
+    def _default_schema(self) -> dict[str, Any]:
+        """The schema of the verdict alone, or of a reason and the verdict."""
         settings = self._settings
         verdict: dict[str, Any] = {"type": "number"}
         verdict |= {"minimum": settings.lowest, "maximum": settings.highest}
@@ -96,18 +102,10 @@ class VerdictReader:
         match = self._pattern.fullmatch(line) if len(line) <= MAX_LINE else None
         return match[1] if match else None
 
-    def _in_json(self, reply: str) -> float:
-        settings = self._settings
-        found = parsed(reply, "the reply", lambda path, why: NoVerdict(f"{path} {why}"))
-        wanted = {settings.field, "reason"} if settings.reason else {settings.field}
-        if not isinstance(found, dict) or found.keys() != wanted:
-            raise NoVerdict(f"the reply is no object of {' and '.join(sorted(wanted))} alone")
-        if settings.reason and not isinstance(found["reason"], str):
-            raise NoVerdict("the reason is no text")
-        verdict = found[settings.field]
-        if self._values or (isinstance(verdict, int | float) and not isinstance(verdict, bool)):
-            return self._number(verdict)
-        raise NoVerdict("the verdict is no number")
+    def _in_json(self, reply: str, schema: ReplySchema) -> float:
+        found = parsed(reply, "the reply", _no_verdict)
+        schema.check(found, "the reply", _no_verdict)
+        return self._number(found[self._settings.field])
 
     def _number(self, verdict: Any) -> float:
         """What a verdict stands for."""
@@ -122,3 +120,7 @@ class VerdictReader:
         if not self._settings.lowest <= number <= self._settings.highest:
             raise NoVerdict("the verdict is outside the range")
         return number
+
+
+def _no_verdict(path: str, why: str) -> NoVerdict:
+    return NoVerdict(f"{path} {why}")
