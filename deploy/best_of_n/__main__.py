@@ -41,7 +41,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
             "chunk": chunk,
             "keep": keep,
         }
-        for chunk, keep in ((8, 0.5), (8, 0.6), (10, 0.5))
+        for chunk, keep in ((8, 0.5), (10, 0.5))
     },
 }
 """What the gateway is asked for, by name."""

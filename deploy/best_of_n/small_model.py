@@ -20,7 +20,7 @@ def train(folder: Path, large: Path, *, sampler: str, reward: str, max_tokens: i
     them.
 
     Args:
-        folder: of the run, which goes on where it was.
+        folder: of the pairs and the model; a part that is finished is not made again.
         large: the large model's folder.
         sampler: HOST:PORT of the policy.
         reward: HOST:PORT/MODEL of the large model.
@@ -29,18 +29,31 @@ def train(folder: Path, large: Path, *, sampler: str, reward: str, max_tokens: i
     pairs, model = folder / "pairs", folder / "model"
     if (model / "guerdon.json").exists():
         return model
+    rows = pairs / "pairs.jsonl"
+    if not rows.exists():
+        options = {
+            "policy": BASE,
+            "sampler": sampler,
+            "reward": reward,
+            "prompts": "questions-train",
+            "samples-per-prompt": 8,
+            "max-tokens": max_tokens,
+            "pick": "all",
+            "max-per-prompt": 12,
+            "output": pairs,
+        }
+        run(["data", "pairs", *flags(options), "--unfinished", "--overwrite"], "no pairs were made")
     options = {
-        "policy": BASE, "sampler": sampler, "reward": reward, "prompts": "questions-train",
-        "samples-per-prompt": 8, "max-tokens": max_tokens, "pick": "all", "max-per-prompt": 12,
-        "output": pairs,
-    }  # fmt: skip
-    resume = ["--resume"] if pairs.exists() else []
-    run(["data", "pairs", *flags(options), "--unfinished", *resume], "no pairs were made")
-    data = {"train": pairs / "pairs.jsonl", "eval": "helpful-eval"}
-    command = ["train", "reward", *flags({"base": first_layers(large, folder / "base"), **data})]
-    command += flags({"output": model, "epochs": 2, "batch-size": 16, "lr": 1e-4})
-    resume = ["--resume"] if model.exists() else []
-    run([*command, *resume], "training the small reward model failed; its message is above")
+        "base": first_layers(large, folder / "base"),
+        "train": rows,
+        "eval": "helpful-eval",
+        "epochs": 2,
+        "batch-size": 16,
+        "lr": 1e-4,
+        "output": model,
+    }
+    failure = "training the small reward model failed; its message is above"
+    run(["train", "reward", *flags(options), "--overwrite"], failure)
     return model
 
 
