@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -22,6 +23,14 @@ gc.disable()
 if not os.environ.get("CI"):
     hypothesis.settings.register_profile("untimed", deadline=None)
     hypothesis.settings.load_profile("untimed")
+
+# Their engine (`tests/sampler/conftest.py`) starts in three processes that import vLLM.
+_ONE_ENGINE = {
+    "test_vllm_drawing.py",
+    "test_vllm_parity.py",
+    "test_vllm_refusals.py",
+    "test_vllm_updates.py",
+}
 
 # Where there is a GPU, this process and those that it starts share its memory.
 _MEMORY = gpu_memory()
@@ -44,6 +53,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         seconds = allowed.args[0] if allowed else int(item.get_closest_marker("slow") is not None)
         weights[item.path] = max(weights.get(item.path, 0), seconds)
     items.sort(key=lambda item: -weights[item.path])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files of one vLLM engine stay in one process too: in two there would be two engines."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "one engine" if Path(file).name in _ONE_ENGINE else file
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:
