@@ -6,7 +6,8 @@ export VENV
 # Tests run in two processes, and in one where they share a GPU. Each file's stay together, in the
 # order of tests/conftest.py: pytest-xdist's own leaves the files of one long test to the end.
 TEST_PROCESSES ?= $(if $(shell command -v nvidia-smi),1,2)
-PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+# Many start our own commands, which would be compiled each time without bytecode.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-sampler demo comparison best-of-n pictures test coverage test-fast check audit sbom format protos bench clean

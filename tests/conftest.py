@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -15,10 +16,21 @@ from deploy.demo.gpu import gpu_memory, too_small
 # sleep, or they take the cores from those who work. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Nothing that is imported and collected is garbage: looking for it takes a sixth of the collection.
+gc.disable()
+
 # No example is late on a busy machine. (Under CI, Hypothesis has a profile of its own, and so too.)
 if not os.environ.get("CI"):
     hypothesis.settings.register_profile("untimed", deadline=None)
     hypothesis.settings.load_profile("untimed")
+
+# Their engine (`tests/sampler/conftest.py`) starts in three processes that import vLLM.
+_ONE_ENGINE = {
+    "test_vllm_drawing.py",
+    "test_vllm_parity.py",
+    "test_vllm_refusals.py",
+    "test_vllm_updates.py",
+}
 
 # Where there is a GPU, this process and those that it starts share its memory.
 _MEMORY = gpu_memory()
@@ -43,10 +55,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -weights[item.path])
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files of one vLLM engine stay in one process too: in two there would be two engines."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "one engine" if Path(file).name in _ONE_ENGINE else file
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_collection_finish() -> None:
     """Take what the imports left out of garbage collections: a quarter of the tests' time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,6 +13,15 @@ import pytest
 from guerdon.models import EMBEDDED_MODELS, ModelNotFound, resolve_model
 
 NAME = "smollm2-135m-instruct"
+ANSWER = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+t = AutoTokenizer.from_pretrained(folder)
+m = AutoModelForCausalLM.from_pretrained(folder)
+q = [{"role": "user", "content": "What is the capital of France?"}]
+i = t.apply_chat_template(q, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(t.decode(m.generate(**i, max_new_tokens=12, do_sample=False)[0]))
+print(folder)
+"""
 
 
 def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +103,10 @@ def test_the_embedded_model_is_real_and_cached(tmp_path: Path) -> None:
         handle.truncate(1000)
     (folder / "tokenizer.json").unlink()
 
-    code = f"from guerdon.models import resolve_model; print(resolve_model({NAME!r}))"
-    assert Path(run(code, tmp_path).strip().splitlines()[-1]) == folder
+    code = f"from guerdon.models import resolve_model; folder = resolve_model({NAME!r})\n"
+    *answer, printed = run(code + ANSWER, tmp_path).strip().splitlines()
+    assert Path(printed) == folder
+    assert "Paris" in "\n".join(answer)
     assert weights.stat().st_size > 200_000_000
     assert {"model.safetensors", "tokenizer.json", "config.json"} <= {
         p.name for p in folder.iterdir()
@@ -105,15 +116,3 @@ def test_the_embedded_model_is_real_and_cached(tmp_path: Path) -> None:
 
     run(code, tmp_path)
     assert weights.stat().st_mtime_ns == made  # cached
-
-    answer = run(
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"t = AutoTokenizer.from_pretrained({str(folder)!r})\n"
-        f"m = AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"
-        "q = [{'role': 'user', 'content': 'What is the capital of France?'}]\n"
-        "i = t.apply_chat_template(q, add_generation_prompt=True, return_tensors='pt', "
-        "return_dict=True)\n"
-        "print(t.decode(m.generate(**i, max_new_tokens=12, do_sample=False)[0]))\n",
-        tmp_path,
-    )
-    assert "Paris" in answer

@@ -1,11 +1,7 @@
-"""One rank's part of a test of several processes: gradients, a step, weights, a resume.
-
-torchrun --nproc-per-node 2 -m tests.learner.ranks CHECKPOINT OUT
-"""
+"""One rank's part of a test of several processes: gradients, a step, weights, a resume."""
 
 from __future__ import annotations
 
-import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -59,10 +55,11 @@ def result(folder: Path, case: str) -> dict[str, Any]:
     return found
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    made = {case: result(Path(sys.argv[1]), case) for case in CASES}
+def write_results(folder: Path, out: Path) -> int:
+    """Every case's result, written by the first rank; 0."""
+    made = {case: result(folder, case) for case in CASES}
     if made["head"]["main"]:
-        torch.save(made, sys.argv[2])
+        torch.save(made, out)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    return 0

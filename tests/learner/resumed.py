@@ -1,11 +1,7 @@
-"""A process that goes on from a learner's state on disk, as `--resume` does.
-
-python -m tests.learner.resumed CHECKPOINT FOLDER
-"""
+"""What a process does that goes on from a learner's state on disk, as `--resume` does."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +34,11 @@ def go_on(learner: Learner, steps: range) -> dict[str, Any]:
     return {"metrics": metrics, "weights": weights(learner), "algorithm": algorithm, "rng": rng}
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[2])
+def write_resumed(checkpoint: Path, folder: Path, threads: int) -> int:
+    """Go on with every case of a folder, beside which its result is written; 0."""
+    torch.set_num_threads(threads)
     for name in CASES:
-        made = new_learner(Path(sys.argv[1]), name)
+        made = new_learner(checkpoint, name)
         made.load_state(read_tree(folder / name))
         torch.save(go_on(made, range(made.step_count, 4)), folder / f"{name}.pt")
+    return 0

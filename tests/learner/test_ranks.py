@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.learner.ranks import CASES, result
+from tests.learner.ranks import CASES, result, write_results
 from tests.learner.support import apart, most_apart, norm
+from tests.support.forked import Child, rank_environment
+from tests.support.ports import free_port
 
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
@@ -20,7 +19,6 @@ FSDP = {
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
 }
 """What `accelerate launch --use_fsdp --fsdp_version 2` says to the processes."""
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +34,20 @@ def together(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, dict[str, Any]]:
     """By two."""
-    out = tmp_path_factory.mktemp("ranks") / "found.pt"
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    what = ["-m", "tests.learner.ranks", str(policy("llama")), str(out)]
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    env |= FSDP if request.param == "fsdp2" else {}
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, *what],
-        cwd=ROOT,
-        env=env,
-        timeout=240,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    folder = tmp_path_factory.mktemp("ranks")
+    out, port = folder / "found.pt", free_port()
+    told = {"ACCELERATE_USE_CPU": "true", **(FSDP if request.param == "fsdp2" else {})}
+    ranks = [
+        Child(
+            folder / f"{rank}.log",
+            write_results,
+            policy("llama"),
+            out,
+            environment=told | rank_environment(rank, 2, port),
+        )
+        for rank in range(2)
+    ]
+    assert [rank.wait(240) for rank in ranks] == [0, 0], ranks[0].log() + ranks[1].log()
     found: dict[str, Any] = torch.load(out)
     return request.param, found
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.learner.resumed import CASES, go_on, new_learner
+from tests.learner.resumed import CASES, go_on, new_learner, write_resumed
 from tests.learner.support import same
+from tests.support.forked import Child
 
 from guerdon.trainer.rl.state_files import read_tree, write_tree
 
 Policy = Callable[[str], Path]
-ROOT = Path(__file__).parents[2]
 
 
 def equal(first: dict[str, Any], second: dict[str, Any]) -> None:
@@ -51,12 +48,9 @@ def test_another_process_goes_on_bit_for_bit(policy: Policy, tmp_path: Path) -> 
         go_on(unbroken, range(1))
         write_tree(tmp_path / case, unbroken.state())
         right[case] = go_on(unbroken, range(1, 4))
-    what = [sys.executable, "-m", "tests.learner.resumed", str(policy("llama")), str(tmp_path)]
-    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(
-        what, cwd=ROOT, env=env, timeout=120, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    threads = torch.get_num_threads()
+    other = Child(tmp_path / "log", write_resumed, policy("llama"), tmp_path, threads)
+    assert other.wait() == 0, other.log()
     for case, expected in right.items():
         equal(torch.load(tmp_path / f"{case}.pt"), expected)
 

@@ -7,23 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.forked import Child
+from tests.support.forked import Child, rank_environment
 from tests.support.ports import free_port
 
 
-def train_rank(
-    arguments: Sequence[str], rank: int, count: int, port: int, dies_at: int
-) -> int:  # in a process of its own
+def train_rank(arguments: Sequence[str], dies_at: int) -> int:  # in a process of its own
     """One rank's command, killed in a step if that is not 0."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
     from guerdon.cli.main import main
     from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
 
@@ -56,10 +45,8 @@ def launch(
             folder / f"{port}-{rank}.log",
             train_rank,
             list(arguments),
-            rank,
-            count,
-            port,
             (dies or {}).get(rank, 0),
+            environment=rank_environment(rank, count, port),
         )
         for rank in range(count)
     ]

@@ -1,11 +1,13 @@
-"""`guerdon serve sampler` on vLLM with the real client, and how its processes end."""
+"""`guerdon serve sampler` on vLLM with the real client, and how its processes end.
+
+`test_service_vllm` ends one by SIGTERM after its work.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import time
@@ -17,7 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from tests.support.sampler import running_sampler, sampler_command
+from tests.support.sampler import (
+    END_SECONDS,
+    descendants,
+    engine_processes,
+    running_sampler,
+    sampler_command,
+    wait_gone,
+)
 from tests.support.server import RunningServer
 
 from guerdon.client import GuerdonError, Retry, TokenIds
@@ -30,46 +39,6 @@ from tests.support.engine import PROMPT, Plain, bytes_of, drawn, specs_of
 pytestmark = pytest.mark.slow
 
 FLAGS = {"dtype": "float32", "threads": 1, "kv_cache_gib": 1}
-END_SECONDS = 30.0
-
-
-def descendants(root: int) -> dict[int, str]:
-    """The processes below one, with their command names."""
-    parents: dict[int, tuple[int, str]] = {}
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            name, _, rest = (place / "stat").read_text().rpartition(")")
-            parents[int(place.name)] = (int(rest.split()[1]), name.partition("(")[2])
-    found: dict[int, str] = {}
-    waiting = [root]
-    while waiting:
-        above = waiting.pop()
-        below = {pid: name for pid, (parent, name) in parents.items() if parent == above}
-        found |= below
-        waiting += below
-    return found
-
-
-def alive(pid: int) -> bool:
-    """Whether it runs; a process that is dead and not yet waited for does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
-
-
-def wait_gone(pids: dict[int, str]) -> None:
-    deadline = time.monotonic() + END_SECONDS
-    while left := {pid: name for pid, name in pids.items() if alive(pid)}:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
-
-
-def engine_processes(sampler: RunningServer) -> dict[int, str]:
-    found = descendants(sampler.process.pid)
-    assert any("VLLM" in name for name in found.values()), found
-    return found
 
 
 async def drive(sampler: RunningServer, folder: Path) -> None:
@@ -97,27 +66,9 @@ async def drive(sampler: RunningServer, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def samplers(tied_policy: Path) -> Iterator[list[RunningServer]]:
     """One for each test that ends it, started together: each takes its time alone."""
-    contexts = [running_sampler(tied_policy, **FLAGS) for _ in range(3)]
+    contexts = [running_sampler(tied_policy, **FLAGS) for _ in range(2)]
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(contexts)) as pool:
         yield list(pool.map(stack.enter_context, contexts))
-
-
-def test_it_serves_the_client_and_leaves_nothing_at_sigterm(
-    samplers: list[RunningServer], tied_policy: Path
-) -> None:
-    sampler = samplers[0]
-    asyncio.run(drive(sampler, tied_policy))
-    with urllib.request.urlopen(f"{sampler.url}/metrics", timeout=10) as answer:
-        metrics = answer.read().decode()
-    assert "guerdon_sampler_weight_version 1.0" in metrics
-    below = engine_processes(sampler)
-    assert sampler.stop(END_SECONDS) == 0
-    wait_gone(below)
-    log = sampler.log()
-    assert "Traceback" not in log
-    # What vLLM warns of and an operator could act on is still said.
-    warned = [line for line in log.splitlines() if re.search(r"WARNING \d\d-\d\d ", line)]
-    assert all("LD_PRELOAD" in line for line in warned), log
 
 
 def test_sigterm_during_the_start_leaves_nothing(tied_policy: Path, tmp_path: Path) -> None:
@@ -138,9 +89,16 @@ def test_sigterm_during_the_start_leaves_nothing(tied_policy: Path, tmp_path: Pa
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_its_engine_leaves_with_it_when_it_is_killed(samplers: list[RunningServer]) -> None:
-    below = engine_processes(samplers[1])
-    samplers[1].kill()
+def test_it_serves_the_client_and_its_engine_leaves_with_it_when_it_is_killed(
+    samplers: list[RunningServer], tied_policy: Path
+) -> None:
+    sampler = samplers[0]
+    asyncio.run(drive(sampler, tied_policy))
+    with urllib.request.urlopen(f"{sampler.url}/metrics", timeout=10) as answer:
+        metrics = answer.read().decode()
+    assert "guerdon_sampler_weight_version 1.0" in metrics
+    below = engine_processes(sampler)
+    sampler.kill()
     wait_gone(below)
 
 
@@ -161,7 +119,7 @@ def test_it_fails_and_leaves_when_its_engine_is_killed(samplers: list[RunningSer
                 with pytest.raises(GuerdonError):
                     await asked
 
-    sampler = samplers[2]
+    sampler = samplers[1]
     below = engine_processes(sampler)
     core = next(pid for pid, name in below.items() if "VLLM::EngineCor" in name)
     asyncio.run(draw(sampler, core))

@@ -27,6 +27,25 @@ def serve_reward(*arguments: str) -> int:
     return 0
 
 
+def rank_environment(rank: int, count: int, port: int) -> dict[str, str]:
+    """What a launcher such as torchrun tells one of several processes on this machine.
+
+    Args:
+        rank: which one it is.
+        count: of the processes.
+        port: where they meet.
+    """
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
 def _child(
     log: str, environment: dict[str, str], function: Callable[..., int], *arguments: Any
 ) -> None:

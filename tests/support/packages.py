@@ -20,7 +20,7 @@ def python_with(folder: Path, *requirements: str, dependencies: bool = True) -> 
         requirements: pinned, as pip takes them.
         dependencies: whether what they depend on is installed where it is missing here.
     """
-    venv.create(folder, with_pip=True)
+    venv.create(folder)  # pip is one of the packages that this environment has
     python = folder / "bin" / "python"
     site = sysconfig.get_path("purelib", vars={"base": str(folder)})
     here = sysconfig.get_path("purelib")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from tests.support.server import RunningServer, flag_list, running_process
 
 START_SECONDS = 300.0
 """An engine compiles and warms up, on cores that other tests use too."""
+END_SECONDS = 30.0
+"""Within which the processes of one on vLLM are gone."""
 
 
 def sampler_command(model: str | Path, *, module: str = "", **flags: object) -> list[str]:
@@ -68,3 +71,44 @@ def formula_sampler(
         "formula", environment=variables, module="tests.support.formula_process", **flags
     ) as sampler:
         yield sampler
+
+
+def descendants(root: int) -> dict[int, str]:
+    """The processes below one, with their command names."""
+    parents: dict[int, tuple[int, str]] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name, _, rest = (place / "stat").read_text().rpartition(")")
+            parents[int(place.name)] = (int(rest.split()[1]), name.partition("(")[2])
+    found: dict[int, str] = {}
+    waiting = [root]
+    while waiting:
+        above = waiting.pop()
+        below = {pid: name for pid, (parent, name) in parents.items() if parent == above}
+        found |= below
+        waiting += below
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; a process that is dead and not yet waited for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def wait_gone(pids: dict[int, str]) -> None:
+    """Wait until none of some processes runs."""
+    deadline = time.monotonic() + END_SECONDS
+    while left := {pid: name for pid, name in pids.items() if alive(pid)}:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def engine_processes(sampler: RunningServer) -> dict[int, str]:
+    """The processes below one on vLLM, with their command names."""
+    found = descendants(sampler.process.pid)
+    assert any("VLLM" in name for name in found.values()), found
+    return found
