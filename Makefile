@@ -27,10 +27,10 @@ demo: setup-sampler ## Train a reward model, serve it, ask it, and run PPO again
 comparison: setup-sampler ## Train by SFT, DPO, ORPO, RFT and PPO from one start, and compare them (40 minutes)
 	@$(BIN)/python -m deploy.comparison $(COMPARISON_ARGS)
 
-best-of-n: setup-sampler ## Measure what the best of n answers gain and cost (15 minutes)
+best-of-n: setup-sampler ## Measure what the best of n answers gain and cost (30 minutes)
 	@$(BIN)/python -m deploy.best_of_n $(BEST_OF_N_ARGS)
 
-pictures: setup ## Draw docs/pictures anew, from the runs of demo and comparison
+pictures: setup ## Draw docs/pictures anew, from the runs of demo, comparison and best-of-n
 	@$(BIN)/python -m deploy.pictures $(PICTURES_ARGS)
 
 test: setup-sampler ## All tests

@@ -1,6 +1,6 @@
 """`make pictures`: the pictures of README and docs, from runs that are there.
 
-`make demo` and `make comparison` leave the runs. The dashboard's picture is made of Prometheus'
-answers to the dashboard's own queries, about the demo's reward model under load; it needs
-Debian's `prometheus`. The report's picture needs a Chromium.
+`make demo`, `make comparison` and `make best-of-n` leave the runs. The dashboard's picture is made
+of Prometheus' answers to the dashboard's own queries, about the demo's reward model under load; it
+needs Debian's `prometheus`. The report's picture needs a Chromium.
 """

@@ -24,9 +24,10 @@ def main() -> None:
     """Make what was asked for; any failure is one sentence and exit code 1."""
     parser = argparse.ArgumentParser(prog="make pictures", description=deploy.pictures.__doc__)
     parser.add_argument("--demo", type=Path, default=ROOT / "runs" / "demo")
+    parser.add_argument("--best-of-n", type=Path, default=ROOT / "runs" / "best-of-n")
     parser.add_argument("--report", type=Path, default=ROOT / "runs/comparison-small/report.html")
     parser.add_argument("--seconds", type=int, default=120, help="of load on the reward server")
-    parser.add_argument("--only", choices=["reward", "dashboard", "report"])
+    parser.add_argument("--only", choices=["reward", "dashboard", "best-of-n", "report"])
     args = parser.parse_args()
     leave_on_sigterm()
     makers = {
@@ -34,6 +35,7 @@ def main() -> None:
         "dashboard": lambda to: draw_dashboard(
             needed(args.demo / "reward-model"), to, args.seconds
         ),
+        "best-of-n": lambda to: shutil.copyfile(needed(args.best_of_n / "best-of-n.png"), to),
         "report": lambda to: take_screenshot(needed(args.report), to),
     }
     try:
@@ -53,7 +55,9 @@ def needed(path: Path) -> Path:
         DemoFailed: it is not.
     """
     if not path.exists():
-        raise DemoFailed(f"{relative(path)} is not there: run make demo or make comparison first")
+        raise DemoFailed(
+            f"{relative(path)} is not there: run make demo, comparison or best-of-n first"
+        )
     return path
 
 
