@@ -47,7 +47,7 @@ def train(folder: Path, large: Path, *, sampler: str, reward: str, max_tokens: i
         "base": first_layers(large, folder / "base"),
         "train": rows,
         "eval": "helpful-eval",
-        "epochs": 2,
+        "epochs": 0.5,
         "batch-size": 16,
         "lr": 1e-4,
         "output": model,

@@ -52,7 +52,7 @@ def serve(settings: BenchSettings, **flags: object) -> AbstractContextManager[Ru
 def as_client_item(item: ScoreItem) -> Item:
     """The same question, as the client asks it."""
     assert isinstance(item.prompt, Conversation)
-    return Item(item.prompt, [r for r in item.responses if isinstance(r, str)])
+    return Item(item.prompt.messages, [r for r in item.responses if isinstance(r, str)])
 
 
 def as_request(item: ScoreItem) -> reward_pb2.ScoreRequest:

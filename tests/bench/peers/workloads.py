@@ -72,7 +72,9 @@ def real_calls(count: int, salt: str) -> list[Call]:
 
 @functools.cache
 def _texts() -> list[Any]:
-    return [as_client_item(item) for item in dict.fromkeys(real_items(2000))]
+    return [
+        as_client_item(item) for item in {repr(each): each for each in real_items(2000)}.values()
+    ]
 
 
 def group_call(group: Group, seed: int) -> Call:
