@@ -23,7 +23,7 @@ class Answer:
     scores: tuple[float, ...]
     """Those of the candidates that were drawn to their end."""
     texts: tuple[str, ...] = ()
-    """Of those that came back, best first."""
+    """Of the same candidates, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

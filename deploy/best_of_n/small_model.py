@@ -1,5 +1,4 @@
-"""The small reward model of the cascade: the first layers of the large one, trained to rank as it
-does."""
+"""The small model of the cascade: the first layers of the large one, trained to rank as it does."""
 
 from __future__ import annotations
 

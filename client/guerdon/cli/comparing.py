@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Unpack
 
 from guerdon.client import GuerdonError, StreamResult
+from guerdon.together import cancel
 
 if TYPE_CHECKING:
     from guerdon.client import AsyncRewardClient, Item, ScoringOptions
@@ -67,8 +68,7 @@ async def rank_stream(
             yield result
         await asking
     finally:
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        await cancel([asking])
 
 
 async def _as_room(

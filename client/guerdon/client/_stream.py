@@ -231,8 +231,7 @@ class ScoreStream:
             error = self._connection.ended()
         finally:
             call.cancel()
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            await cancel([writer])
         unanswered = [index for index in sent if index in self._pending]
         self._outbox.extendleft(reversed(unanswered))
         if error is None and unanswered:

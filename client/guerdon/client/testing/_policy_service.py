@@ -19,6 +19,7 @@ from guerdon.client._policy_wire import tensor_bytes
 from guerdon.client.errors import InvalidArgument
 from guerdon.client.policy_types import TensorSpec
 from guerdon.client.testing._server import Refused, abort, refused
+from guerdon.together import cancel
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
 if TYPE_CHECKING:
@@ -119,9 +120,7 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
         except Refused as error:
             await abort(context, error.status)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(tasks)
 
     def _check(self, request: Any) -> None:
         fake, state = self._fake, self._state

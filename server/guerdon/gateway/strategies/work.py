@@ -19,6 +19,7 @@ from guerdon.gateway.types import (
     Scorer,
     Unscored,
 )
+from guerdon.together import cancel
 
 Enough = Callable[[Sequence[Candidate]], bool]
 """Whether the candidates that have come so far are enough."""
@@ -204,8 +205,7 @@ async def gather(
         if running.done() and not over():
             running.result()
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await cancel([running])
     return sorted(found, key=lambda each: each.draft.index)
 
 

@@ -10,6 +10,7 @@ from guerdon.gateway.types import OURS, Draft, Question, Told
 from guerdon.gateway.upstream.openai_api import OpenAIAPI
 from guerdon.serving.errors import ComputeFailed, Unsupported
 from guerdon.serving.prompts import Conversation
+from guerdon.together import cancel
 
 _NOT_SENT = (*OURS, "stream", "stream_options", "seed", "max_tokens", "max_completion_tokens")
 
@@ -53,9 +54,7 @@ class EndpointDrawer:
             for finished in asyncio.as_completed(drawing):
                 yield await finished
         finally:
-            for task in drawing:
-                task.cancel()
-            await asyncio.gather(*drawing, return_exceptions=True)
+            await cancel(drawing)
 
     async def go_on(
         self,

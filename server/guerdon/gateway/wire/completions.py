@@ -30,6 +30,7 @@ from guerdon.serving.calls import Call
 from guerdon.serving.openai.events import comment, event
 from guerdon.serving.openai.replies import CHAT, TEXT, Envelope, Json, Shape, as_bytes
 from guerdon.serving.openai.routes import Endpoint
+from guerdon.together import cancel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +103,7 @@ class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
                     yield comment("drawing" if working is None else _so_far(working))
             found = finding.result()
         finally:
-            finding.cancel()
-            await asyncio.gather(finding, return_exceptions=True)
+            await cancel([finding])
         for chunk in answers.chunks(
             envelope, found, include_usage=body.stream_options.include_usage
         ):

@@ -183,13 +183,13 @@ class Scheduler(Generic[Owner]):
         """Move units of BATCH into a batch: a short one while ONLINE work comes."""
         short = now < self._online_came + LIGHT_SECONDS
         shared = self._limits.shared_batch_seconds if short else math.inf
-        self._no_deadlines(self._batch.take(queue, batch, credit, now, shared, short=short))
+        self._forget_deadlines(self._batch.take(queue, batch, credit, now, shared, short=short))
 
     def _take_online(self, queue: ModelQueue[Owner], batch: Batch[Owner], now: float) -> None:
         shared = self._limits.shared_batch_seconds
-        self._no_deadlines(self._online.take(queue, batch, math.inf, now, shared, short=False))
+        self._forget_deadlines(self._online.take(queue, batch, math.inf, now, shared, short=False))
 
-    def _no_deadlines(self, parts: list[BatchPart[Owner]]) -> None:
+    def _forget_deadlines(self, parts: list[BatchPart[Owner]]) -> None:
         """Note that the deadlines of units that are wholly in a batch are watched no more."""
         for part in parts:
             if not part.unit.queued and part.unit.deadline is not None:
