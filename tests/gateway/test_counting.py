@@ -52,22 +52,22 @@ class Held:
 
     @asynccontextmanager
     async def asking(
-        self, guerdon: dict[str, Any], drawn: int, *, held_seed: int = SEED
+        self, guerdon: dict[str, Any], known: str, *, held_seed: int = SEED
     ) -> AsyncIterator[AsyncIterator[str]]:
-        """A streamed call, as soon as the gateway knows of so many tokens: its further lines."""
+        """A streamed call, as soon as the gateway says so much of it: its further lines."""
         self.gateway.engine.behaviour.held_seed = held_seed
         body = {"model": "policy", "messages": QUESTION, **ASKED, "guerdon": guerdon}
         http = self.gateway.http
         async with http.stream("POST", "/v1/chat/completions", json=body) as reply:
             lines = reply.aiter_lines()
             async for line in lines:
-                if line.endswith(f", {drawn} tokens"):
+                if line.endswith(known):
                     break
             yield lines
 
     async def leave(self, guerdon: dict[str, Any], drawn: int, *, held_seed: int = SEED) -> None:
         """Leave such a call, and check that it has cost just what the engine drew."""
-        async with self.asking(guerdon, drawn, held_seed=held_seed):
+        async with self.asking(guerdon, f", {drawn} tokens", held_seed=held_seed):
             pass
         in_flight = 'requests_in_flight{method="http_chat_completions"}'
         while await self.gateway.metric(in_flight):  # noqa: ASYNC110 - it asks the server
@@ -94,7 +94,8 @@ async def held() -> AsyncIterator[Held]:
 
 async def test_usage_is_what_the_engine_drew(held: Held) -> None:
     gateway = held.gateway
-    async with held.asking(EARLY_STOP, DRAWN) as lines:
+    ended = f"{BEST_OF - len(HELD)} of {BEST_OF} drawn"  # their tokens may be told before
+    async with held.asking(EARLY_STOP, f"{ended}, 0 scored, {DRAWN} tokens") as lines:
         held.scores.set()
         events = [line async for line in lines if line.startswith("data: {")]
     last = json.loads(events[-1].removeprefix("data: "))
