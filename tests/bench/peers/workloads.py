@@ -250,12 +250,12 @@ class Beside:
     """How online calls, one at a time, and bulk work share a server.
 
     Args:
-        lone: median seconds of an online call on the idle server.
+        alone: seconds of each online call on the server that does nothing else.
         online: seconds of each online call beside bulk work.
         batch: rate of the bulk work beside them, as a share of its rate alone.
     """
 
-    lone: float
+    alone: list[float]
     online: list[float]
     batch: float
 
@@ -267,24 +267,27 @@ def beside_batch(field: Field, plan: Plan) -> dict[str, list[Beside]]:
         for server in field.servers:
             with field.alone(server):
                 warm_up(server, f"beside {number}")
-                lone = median(server.turn(real_calls(LONE_CALLS, f"lone d{number}"), 1).latencies)
-                alone = server.turn(real_calls(plan.texts, f"d{number}"), BUSY)
-                online, done = asyncio.run(_together(server, plan.seconds, number))
-                share = done / plan.seconds / (plan.texts / alone.seconds)
-                found.setdefault(server.name, []).append(Beside(lone, online, share))
+                alone, _ = asyncio.run(_together(server, plan.seconds, f"d{number} alone", 0))
+                bulk = server.turn(real_calls(plan.texts, f"d{number}"), BUSY)
+                online, done = asyncio.run(_together(server, plan.seconds, f"d{number}", BUSY))
+                share = done / plan.seconds / (plan.texts / bulk.seconds)
+                found.setdefault(server.name, []).append(Beside(alone, online, share))
                 field.say(
                     f"round {number + 1} of {plan.rounds}, online beside batch: {server.name} "
-                    f"{1000 * median(online):.0f} ms, {1000 * lone:.0f} ms alone"
+                    f"{1000 * median(online):.0f} ms, {1000 * median(alone):.0f} ms alone; "
+                    f"batch {share:.2f} of what it does alone"
                 )
     return found
 
 
-async def _together(server: Server, seconds: float, number: int) -> tuple[list[float], int]:
-    """Seconds of each online call, and how many bulk calls were answered meanwhile."""
+async def _together(
+    server: Server, seconds: float, salt: str, in_flight: int
+) -> tuple[list[float], int]:
+    """Seconds of each online call, and how many of the bulk calls beside them were answered."""
     latencies: list[float] = []
     done = 0
-    bulk = conversations(f"bulk {number}")
-    online = conversations(f"online {number}")
+    bulk = conversations(f"bulk {salt}")
+    online = conversations(f"online {salt}")
     async with server.connect() as ask:
         end = time.perf_counter() + seconds
 
@@ -300,7 +303,7 @@ async def _together(server: Server, seconds: float, number: int) -> tuple[list[f
                 await ask(next(online))
                 latencies.append(time.perf_counter() - begun)
 
-        await asyncio.gather(online_caller(ask), *(batch_caller() for _ in range(BUSY)))
+        await asyncio.gather(online_caller(ask), *(batch_caller() for _ in range(in_flight)))
     return latencies, done
 
 
