@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.bench.common import reward_checkpoint
 from tests.bench.peers import workloads
 from tests.bench.peers.contender import Failed, Setup
-from tests.bench.peers.contenders import CONTENDERS, Reference
+from tests.bench.peers.contenders import CONTENDERS, Guerdon, Reference
 from tests.bench.peers.field import Field, check
 from tests.bench.peers.report import Report
 
@@ -21,9 +21,10 @@ WORKLOADS = {
     "a": "single-sample calls of real conversations, 1, 8 and 64 in flight",
     "b": "16 responses of 256 tokens to one prompt of 1,024 (--group), as one call",
     "c": "an open loop at 50, 70, 90 and 200 % of each server's capacity: goodput, percentiles",
-    "d": "online calls, one at a time, beside bulk work that saturates the server",
+    "d": "online calls at 10 % of the capacity, beside bulk work that saturates the server",
     "e": "a file of --sequences conversations, once, whatever --rounds is",
     "f": "start-up time, and memory after 64 calls",
+    "g": "8 answers to each of 8 prompts, each in a call of its own, at random within 5 seconds",
 }
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}
 """How far scores may be from those of plain transformers in float32."""
@@ -63,12 +64,13 @@ def parser() -> argparse.ArgumentParser:
         "--workloads", type=names(WORKLOADS), default=["a", "b", "f"], metavar="a,b,…"
     )
     others = list(CONTENDERS)[1:]
+    peers = [name for name in others if not issubclass(CONTENDERS[name], Guerdon)]
     found.add_argument(
         "--contenders",
         type=names(others),
-        default=others,
+        default=peers,
         metavar="NAME,…",
-        help=f"beside this server: some of {', '.join(others)} (all)",
+        help=f"beside this server: some of {', '.join(others)} ({','.join(peers)})",
     )
     found.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32")
     found.add_argument("--rounds", type=positive, default=5, help="turns of each (5)")
@@ -180,6 +182,8 @@ def run(field: Field, report: Report, plan: workloads.Plan, asked: list[str], se
         report.open(workloads.open_loops(field, plan))
     if "d" in asked:
         report.beside(workloads.beside_batch(field, plan))
+    if "g" in asked:
+        report.one_by_one(workloads.one_by_one(field, plan))
     if "e" in asked:
         report.file(workloads.from_file(field, plan), plan.sequences)
 

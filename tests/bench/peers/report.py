@@ -90,16 +90,17 @@ class Report:
                 return ["–"] * 4
             online = [latency for one in rounds for latency in one.online]
             alone = [latency for one in rounds for latency in one.alone]
-            times = (np.percentile(online, 99) / np.percentile(alone, 99)).item()
+            medians = [median(one.online) / median(one.alone) for one in rounds]
+            slowest = np.percentile(online, 99) / np.percentile(alone, 99)
             return [
                 f"{_milliseconds(alone, 50)}, {_milliseconds(alone, 99)}",
                 f"{_milliseconds(online, 50)}, {_milliseconds(online, 99)}",
-                f"{spread([median(one.online) / median(one.alone) for one in rounds], 1)}; {times:.1f}",
+                f"{spread(medians, 1)}; {slowest:.1f}",
                 spread([one.batch for one in rounds]),
             ]
 
         self._table(
-            "online calls, one at a time, beside bulk work with 64 in flight",
+            "online calls at a tenth of the capacity, beside bulk work with 64 in flight",
             [
                 "alone, ms: median, 99 %",
                 "beside, ms: median, 99 %",
@@ -108,6 +109,19 @@ class Report:
             ],
             self._rows(row),
         )
+
+    def one_by_one(self, found: Mapping[str, Sequence[float]]) -> None:
+        """(g): seconds, and ratios."""
+        self.measured["one by one"] = dict(found)
+
+        def row(name: str) -> list[str]:
+            if name not in found or self.first not in found:
+                return ["–"] * 2
+            ratios = [a / b for a, b in zip(found[name], found[self.first], strict=False)]
+            return [spread(found[name]), spread(ratios)]
+
+        title = "8 answers to each of 8 prompts, one by one within 5 seconds"
+        self._table(title, ["seconds until all are answered", "÷ this server's"], self._rows(row))
 
     def file(self, found: Mapping[str, float], sequences: int) -> None:
         """(e): seconds, and ratios."""

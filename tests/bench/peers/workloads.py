@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 from tests.bench.common import median, real_items
 from tests.bench.peers.calls import Call, Turn
-from tests.bench.peers.contender import Ask, Contender, Failed, Server
+from tests.bench.peers.contender import Contender, Failed, Server
 from tests.bench.peers.field import Field, difference
 from tests.bench.serving import as_client_item
 
 IN_FLIGHT = (1, 8, 64)
 BUSY = 64
 LOADS = (0.5, 0.7, 0.9, 2.0)
+PATIENT_SECONDS = 600.0
+"""Time of a call that nobody is in a hurry for."""
 WARM_UP = 4
 LONE_CALLS = 16
 DEADLINE = 20
@@ -244,14 +246,16 @@ async def open_loop(
 
 # (d): ONLINE beside BATCH
 
+ONLINE_LOAD = 0.1
+
 
 @dataclass(frozen=True)
 class Beside:
-    """How online calls, one at a time, and bulk work share a server.
+    """How online calls at a tenth of a server's capacity and bulk work share it.
 
     Args:
         alone: seconds of each online call on the server that does nothing else.
-        online: seconds of each online call beside bulk work.
+        online: seconds of each online call beside bulk work, at the same moments.
         batch: rate of the bulk work beside them, as a share of its rate alone.
     """
 
@@ -267,44 +271,75 @@ def beside_batch(field: Field, plan: Plan) -> dict[str, list[Beside]]:
         for server in field.servers:
             with field.alone(server):
                 warm_up(server, f"beside {number}")
-                alone, _ = asyncio.run(_together(server, plan.seconds, f"d{number} alone", 0))
                 bulk = server.turn(real_calls(plan.texts, f"d{number}"), BUSY)
-                online, done = asyncio.run(_together(server, plan.seconds, f"d{number}", BUSY))
-                share = done / plan.seconds / (plan.texts / bulk.seconds)
-                found.setdefault(server.name, []).append(Beside(alone, online, share))
+                capacity = plan.texts / bulk.seconds
+                count = max(1, round(ONLINE_LOAD * capacity * plan.seconds))
+                lone, online = (real_calls(count, f"{kind} d{number}") for kind in ("lone", "on"))
+                alone, _ = asyncio.run(
+                    open_loop(server, lone, plan.seconds, PATIENT_SECONDS, number)
+                )
+                beside, rate = asyncio.run(_together(server, online, plan.seconds, number))
+                found.setdefault(server.name, []).append(Beside(alone, beside, rate / capacity))
                 field.say(
-                    f"round {number + 1} of {plan.rounds}, online beside batch: {server.name} "
-                    f"{1000 * median(online):.0f} ms, {1000 * median(alone):.0f} ms alone; "
-                    f"batch {share:.2f} of what it does alone"
+                    f"round {number + 1} of {plan.rounds}, {count} calls online beside batch: "
+                    f"{server.name} {1000 * median(beside):.0f} ms, "
+                    f"{1000 * median(alone):.0f} ms alone; batch {rate / capacity:.2f}"
                 )
     return found
 
 
 async def _together(
-    server: Server, seconds: float, salt: str, in_flight: int
-) -> tuple[list[float], int]:
-    """Seconds of each online call, and how many of the bulk calls beside them were answered."""
-    latencies: list[float] = []
+    server: Server, calls: Sequence[Call], seconds: float, number: int
+) -> tuple[list[float], float]:
+    """Seconds of each online call, and bulk calls per second that were answered meanwhile."""
     done = 0
-    bulk = conversations(f"bulk {salt}")
-    online = conversations(f"online {salt}")
+    bulk = conversations(f"bulk d{number}")
+    over = False
     async with server.connect() as ask:
-        end = time.perf_counter() + seconds
 
         async def batch_caller() -> None:
             nonlocal done
-            while time.perf_counter() < end:
+            while not over:
                 await ask(next(bulk), online=False)
-                done += time.perf_counter() < end
+                done += 1
 
-        async def online_caller(ask: Ask) -> None:
-            while time.perf_counter() < end:
-                begun = time.perf_counter()
-                await ask(next(online))
-                latencies.append(time.perf_counter() - begun)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(BUSY):
+                group.create_task(batch_caller())
+            latencies, taken = await open_loop(server, calls, seconds, PATIENT_SECONDS, number)
+            rate, over = done / taken, True
+    return latencies, rate
 
-        await asyncio.gather(online_caller(ask), *(batch_caller() for _ in range(in_flight)))
-    return latencies, done
+
+# (g): answers to the same prompts, one by one
+
+ARRIVING = Group(8, 60, 400)
+PROMPTS, ARRIVING_SECONDS = 8, 5.0
+
+
+def one_by_one(field: Field, plan: Plan) -> dict[str, list[float]]:
+    """Seconds from the first of single calls that come at random until all are answered."""
+    found: dict[str, list[float]] = {}
+    for number in range(plan.rounds):
+        groups = [group_call(ARRIVING, PROMPTS * number + i) for i in range(PROMPTS)]
+        calls = [Call(each.prompt, [answer]) for each in groups for answer in each.responses]
+        np.random.default_rng(number).shuffle(calls)
+        for server in field.in_turn(number):
+            if not isinstance(server, Server):
+                continue
+            with field.alone(server):
+                warm_up(server, f"g{number}")
+                latencies, seconds = asyncio.run(
+                    open_loop(server, calls, ARRIVING_SECONDS, PATIENT_SECONDS, number)
+                )
+                if len(latencies) != len(calls):
+                    raise Failed(f"{len(calls) - len(latencies)} calls were not answered")
+                found.setdefault(server.name, []).append(seconds)
+                field.say(
+                    f"round {number + 1} of {plan.rounds}, answers one by one: {server.name} "
+                    f"{seconds:.2f} s"
+                )
+    return found
 
 
 # (e): a file
