@@ -46,6 +46,8 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 }
 """What the gateway is asked for, by name."""
 ONE, MOST = "best of 1", "best of 16"
+CASCADE_DRAWS = 3
+"""How often each question's candidates are drawn to hold a cascade against its large model."""
 MARGINS = tuple(0.05 * step for step in range(81))
 """Margins of a cascade, in units of the small model's score."""
 ALLOWED = 0.02
@@ -92,7 +94,10 @@ def run(args: argparse.Namespace) -> None:
         gateway = start("gateway", "--sampler", sampler.grpc, "--reward", f"{rewards.grpc}/helpful")
         heading(f"Ask {len(questions)} held-out questions in {len(WAYS)} ways")
         answers = Answers(output / "answers.jsonl", gateway.http, args.max_tokens, args.at_once)
-        served = {name: answers.of(name, way, questions) for name, way in WAYS.items()}
+        served = {
+            name: answers.of(name, way, questions, first_seed=1000 * place)
+            for place, (name, way) in enumerate(WAYS.items())  # each has draws of its own
+        }
         heading("Train the small model of a cascade, and hold it against the large one")
         small = small_model.train(
             output / "small",
@@ -101,8 +106,12 @@ def run(args: argparse.Namespace) -> None:
             reward=f"{rewards.grpc}/helpful",
             max_tokens=args.max_tokens,
         )
+        drawn = list(served[MOST])
+        for number in range(1, CASCADE_DRAWS):
+            first_seed, name = 1000 * (len(WAYS) + number), f"{MOST}, draw {number + 1}"
+            drawn += answers.of(name, WAYS[MOST], questions, first_seed=first_seed)
         small_server = start("reward", "--model", f"small={small}", log="small")
-        cascades = held_against(served[MOST], questions, small_server.grpc)
+        cascades = held_against(drawn, questions * CASCADE_DRAWS, small_server.grpc)
     found = {
         name: figures(served[name], served[ONE], served[MOST], n=count_of(way))
         for name, way in WAYS.items()
@@ -153,13 +162,16 @@ class Answers:
                 served = Answer(**{**row["served"], **lists})
                 self._known[row["way"], row["question"]] = served
 
-    def of(self, name: str, way: Mapping[str, Any], questions: Sequence[str]) -> list[Answer]:
-        """The answers to all questions; asks for those that are not there yet."""
+    def of(
+        self, name: str, way: Mapping[str, Any], questions: Sequence[str], *, first_seed: int
+    ) -> list[Answer]:
+        """The answers to all questions, under a name; asks for those that are not there yet."""
         missing = [place for place, q in enumerate(questions) if (name, q) not in self._known]
         with console.status("") as status, httpx.Client(timeout=600) as client:
 
             def ask(place: int) -> tuple[str, Answer]:
-                return questions[place], self._ask(client, name, way, questions[place], seed=place)
+                question = questions[place]
+                return question, self._ask(client, way, question, seed=first_seed + place)
 
             with ThreadPoolExecutor(self._at_once) as threads:
                 for done, (question, answer) in enumerate(threads.map(ask, missing)):
@@ -171,14 +183,14 @@ class Answers:
         return found
 
     def _ask(
-        self, client: httpx.Client, name: str, way: Mapping[str, Any], question: str, seed: int
+        self, client: httpx.Client, way: Mapping[str, Any], question: str, seed: int
     ) -> Answer:
+        all_texts = way == WAYS[MOST]  # the cascade's; of the others one is enough
         body = {
             "messages": [{"role": "user", "content": question}],
             "max_tokens": self._max_tokens,
-            # Ways are compared on draws of their own.
-            "seed": seed + 1000 * list(WAYS).index(name),
-            "n": way["best_of"] if name == MOST else 1,  # texts are needed of these alone
+            "seed": seed,
+            "n": way["best_of"] if all_texts else 1,
             "guerdon": way,
         }
         reply = client.post(f"{self._url}/v1/chat/completions", json=body)
@@ -192,7 +204,7 @@ class Answers:
             tokens=told["tokens"],
             seconds=told["seconds"]["total"],
             scores=tuple(each["score"] for each in ended),
-            texts=tuple(texts[each["candidate"]] for each in ended) if name == MOST else (),
+            texts=tuple(texts[each["candidate"]] for each in ended) if all_texts else (),
         )
 
     def _keep(self, name: str, question: str, answer: Answer) -> None:
