@@ -114,7 +114,7 @@ class Answering:
             yield
         except BaseException as error:
             failed = isinstance(error, ServiceError) and not isinstance(error, DeadlinePassed)
-            self._metrics.unanswered_tokens.inc(sum(work.tokens().values()))
+            self._metrics.unanswered_tokens.inc(work.drawn)
             raise
         finally:
             unspent = reserved - spent_tokens(work, failed=failed)
@@ -146,9 +146,9 @@ def spent_tokens(work: Work, *, failed: bool) -> int:
     failed, which is not the caller's fault.
     """
     tokens = {index: draft.tokens for index, draft in work.drafts.items()}
-    if not failed:
-        tokens |= work.under_way | work.told
-    return sum(tokens.values())
+    if failed:
+        return sum(tokens.values())
+    return sum((tokens | work.under_way | work.told).values()) + work.interrupted_tokens
 
 
 async def _first(work: Work, reason: str) -> Ranking:
@@ -184,6 +184,7 @@ def _answer(call: Call, work: Work, ranking: Ranking, reason: str = "") -> Answe
         ranked=not reason,
         plan=work.plan,
         candidates=candidates,
+        interrupted_tokens=work.interrupted_tokens,
         stopped=tuple(Stopped(index, tokens.get(index)) for index in sorted(work.under_way)),
         seconds=Seconds(draw=drawn - call.arrival, score=now - drawn, total=now - call.arrival),
         reason=reason,

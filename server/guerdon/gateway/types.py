@@ -208,6 +208,8 @@ class Answer:
     stopped: tuple[Stopped, ...]
     """The others, by index."""
     seconds: Seconds
+    interrupted_tokens: int = 0
+    """Tokens drawn of candidates that updates of the policy's weights ended."""
     reason: str = ""
     """Why it is not ranked."""
     gain: float | None = None
@@ -218,7 +220,8 @@ class Answer:
     def tokens(self) -> int:
         """Tokens drawn, of all candidates, as far as they are known."""
         known = sum(each.draft.tokens for each in self.candidates)
-        return known + sum(each.tokens or 0 for each in self.stopped)
+        known += sum(each.tokens or 0 for each in self.stopped)
+        return known + self.interrupted_tokens
 
     @property
     def prompt_tokens(self) -> int:
@@ -240,26 +243,25 @@ class Drawer(Protocol):
     def draw(
         self,
         question: Question,
-        n: int,
+        indices: Sequence[int],
         *,
-        first: int,
         max_tokens: int,
         deadline: float,
         told: Told,
     ) -> AsyncGenerator[Draft, None]:
-        """Candidates `first` to `first + n - 1`, each as it ends, in any order; all, or an error.
+        """Candidates, each as it ends, in any order; all, or an error.
 
         Closing the generator stops what still runs.
 
         Args:
             question: what is asked.
-            n: how many.
-            first: the number of the first one.
+            indices: the numbers of the candidates.
             max_tokens: most tokens of each; a draft that reaches them has not ended.
             deadline: on `time.monotonic`'s clock.
             told: called while candidates are waited for, where the policy tells how far they are.
 
         Raises:
+            Interrupted: an update of the policy's weights ended what had not come.
             ServiceError: the policy can't or won't; the text says why.
         """
 
