@@ -133,6 +133,9 @@ class ScriptedRewards:
     heard: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a score is asked for."""
 
+    async def ranks_only(self, model: str, deadline: float) -> bool:
+        return False
+
     async def score(
         self, model: str, question: Question, text: str, deadline: float
     ) -> Score | Unscored:

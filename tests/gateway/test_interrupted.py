@@ -11,7 +11,8 @@ import pytest
 from tests.support.formula_engine import HELD_TOKENS, token_of
 from tests.support.sampler_service import WEIGHTS
 
-from guerdon.gateway.spending import Spending, SpendingSettings
+from guerdon.gateway.config import SpendingSettings
+from guerdon.gateway.spending import Spending
 from guerdon.gateway.strategies.work import TRIES
 from guerdon.serving.errors import Interrupted
 

@@ -13,6 +13,7 @@ from guerdon.gateway.spending import Spending
 from guerdon.gateway.strategies.registry import STRATEGIES
 from guerdon.gateway.strategies.work import Work
 from guerdon.gateway.types import (
+    RANKS_ONLY,
     Answer,
     Candidate,
     Draft,
@@ -28,7 +29,7 @@ from guerdon.gateway.types import (
     Unscored,
 )
 from guerdon.serving.calls import Call
-from guerdon.serving.errors import DeadlinePassed, ServiceError
+from guerdon.serving.errors import DeadlinePassed, InvalidRequest, ServiceError
 from guerdon.together import together
 
 _NOT_SCORED = Unscored("was not scored: it was not needed")
@@ -78,6 +79,7 @@ class Answering:
             RankingFailed: no ranking is to be had, and the settings refuse then.
             DeadlinePassed: the deadline came before the answer.
             Overloaded: the caller has spent its tokens.
+            InvalidRequest: a reward model has no score for one answer.
             ServiceError: the policy can't or won't.
         """
         latest = call.arrival + self._max_seconds
@@ -120,7 +122,15 @@ class Answering:
             unspent = reserved - spent_tokens(work, failed=failed)
             self._spending.give_back(call.caller, unspent, time.monotonic())
 
+    async def _check_models(self, work: Work) -> None:
+        """Refuse reward models that have no score for one answer, before anything is drawn."""
+        plan = work.plan
+        for field, model in (("model", plan.model), ("small_model", plan.small_model)):
+            if model and await self._scorer.ranks_only(model, work.deadline):
+                raise InvalidRequest(f"guerdon.{field}", f"is {model!r}, which {RANKS_ONLY}")
+
     async def _find(self, call: Call, work: Work) -> Answer:
+        await self._check_models(work)
         try:
             ranking = await STRATEGIES[work.plan.strategy].find(work)
         except RankingFailed as error:

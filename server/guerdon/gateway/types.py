@@ -21,6 +21,12 @@ OURS = ("guerdon", "best_of", "n", "timeout", "model")
 """Keys of a request that are the gateway's to read, and mean something else behind it."""
 
 
+RANKS_ONLY = (
+    "compares answers with each other and has no score for one: give --reward a model that scores"
+)
+"""What is wrong with a reward model that only ranks."""
+
+
 class Strategy(enum.Enum):
     """How many candidates are drawn, and which one is the answer."""
 
@@ -279,6 +285,14 @@ class Drawer(Protocol):
 
 class Scorer(Protocol):
     """Scores answers by the reward models of a service."""
+
+    async def ranks_only(self, model: str, deadline: float) -> bool:
+        """Whether a model has no score for one answer; False where that can't be known now.
+
+        Args:
+            model: a name.
+            deadline: on `time.monotonic`'s clock.
+        """
 
     async def score(
         self, model: str, question: Question, text: str, deadline: float
