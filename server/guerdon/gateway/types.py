@@ -72,6 +72,8 @@ class Question:
 
     prompt: Conversation | FormattedText
     sampling: Sampling
+    add_special_tokens: bool = False
+    """Whether the policy reads a text behind the tokens with which its tokenizer begins one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,6 +132,8 @@ class SamplerDrawer:
             ignore_eos=sampling.ignore_eos,
             return_text=True,
             skip_special_tokens=sampling.skip_special_tokens,
+            add_special_tokens=question.add_special_tokens,
+            continues_text=not isinstance(question.prompt, Conversation),
             on_progress=progress,
             timeout=time_left(deadline),
         )
