@@ -79,9 +79,11 @@ class Servers:
             ranked: best first, by the reward model's own client; else as drawn.
         """
         prompt = case.get("prompt", QUESTION[0]["content"])
-        before = [BOS] if "prompt" in case else []
+        # A text begins with BOS, and its completions with the space that they follow it by.
+        before, space = ([BOS], " ") if "prompt" in case else ([], "")
         after = [TOOL_TOKEN for _ in case.get("tools", ())]
-        drawn = candidates([*before, *map(len, prompt.split()), *after], count)
+        found = candidates([*before, *map(len, prompt.split()), *after], count)
+        drawn = [space + text for text in found]
         if not ranked:
             return drawn
         completed = FormattedText(prompt) if "prompt" in case else QUESTION
