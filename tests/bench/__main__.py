@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from tests.bench import engine, gateway, learner, serving, training
+from tests.bench import engine, gateway, learner, progress, serving, training
 from tests.bench.common import BenchSettings, reward_checkpoint
 from tests.bench.peers import __main__ as peers
 
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[BenchSettings], None]] = {
     "latency": serving.latency,
     "overload": serving.overload,
     "gateway": gateway.run,
+    "progress": progress.run,
     "learner": learner.run,
     "ppo": training.run,
     "overlap": training.overlap,

@@ -26,6 +26,7 @@ from guerdon.gateway.types import (
     Unscored,
 )
 from guerdon.serving.calls import Call
+from guerdon.serving.errors import Interrupted
 from guerdon.serving.prompts import FormattedText
 
 MAX_TOKENS = 10
@@ -51,25 +52,32 @@ class ScriptedPolicy:
     tells: bool = False
     """Whether it tells how far candidates are that are held: at their last token but one."""
 
+    interrupted: list[set[int]] = field(default_factory=list)
+    """The candidates that an update of the weights ends, by draw; going on with some is one too."""
+    seeds: list[int | None] = field(default_factory=list)
+    """The seed of each draw."""
+
     async def draw(
         self,
         question: Question,
-        n: int,
+        indices: Sequence[int],
         *,
-        first: int,
         max_tokens: int,
         deadline: float,
         told: Told,
     ) -> AsyncGenerator[Draft, None]:
-        self.calls.append((first, n))
+        self.calls.append((indices[0], len(indices)))
+        self.seeds.append(question.sampling.seed)
+        ended = self.interrupted.pop(0) if self.interrupted else set()
         if self.tells:
-            for index in range(first, first + n):
+            for index in indices:
                 told(index, self.part(index, max_tokens).tokens - 1)
         try:
-            for index in sorted(range(first, first + n), reverse=self.backwards):
+            for index in sorted({*indices} - ended, reverse=self.backwards):
                 if index in self.held:
                     await self.held[index].wait()
                 yield self.part(index, max_tokens)
+            check_whole(ended)
         finally:
             self.closed += 1
 
@@ -87,8 +95,11 @@ class ScriptedPolicy:
         self.growing.set()
         if self.grown is not None:
             await self.grown.wait()
+        ended = self.interrupted.pop(0) if self.interrupted else set()
         for draft in drafts:
-            yield self.part(draft.index, draft.tokens + max_tokens)
+            if draft.index not in ended:
+                yield self.part(draft.index, draft.tokens + max_tokens)
+        check_whole(ended)
 
     def part(self, index: int, most: int) -> Draft:
         words = self.texts[index].split()
@@ -105,6 +116,12 @@ class ScriptedPolicy:
         return replace(draft, text=said, tokens=most, finish_reason="length", ended=False)
 
 
+def check_whole(ended: set[int]) -> None:
+    """Raise what a sampler does whose update ended candidates."""
+    if ended:
+        raise Interrupted("the sampler: an update that was refused ended the generation: ask again")
+
+
 @dataclass
 class ScriptedRewards:
     """Scores a text by `scores`, a table or a function of model and text."""
@@ -115,6 +132,9 @@ class ScriptedRewards:
     asked: list[tuple[str, str]] = field(default_factory=list)
     heard: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a score is asked for."""
+
+    async def ranks_only(self, model: str, deadline: float) -> bool:
+        return False
 
     async def score(
         self, model: str, question: Question, text: str, deadline: float

@@ -75,6 +75,7 @@ async def start_gateway(
         models = (f"{rewards.target}/rm", f"{rewards.target}/small")
         before = gateway_before(sampler, *models, **settings)
         async with before as running, openai_client(running.http) as client:
+            rewards.calls.clear()  # the start looks at the models
             yield Gateway(**vars(running), sampler=sampler, rewards=rewards, openai=client)
 
 

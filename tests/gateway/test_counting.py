@@ -52,11 +52,11 @@ class Held:
 
     @asynccontextmanager
     async def asking(
-        self, guerdon: dict[str, Any], known: str, *, held_seed: int = SEED
+        self, guerdon: dict[str, Any], known: str, *, held_seed: int = SEED, **fields: Any
     ) -> AsyncIterator[AsyncIterator[str]]:
         """A streamed call, as soon as the gateway says so much of it: its further lines."""
         self.gateway.engine.behaviour.held_seed = held_seed
-        body = {"model": "policy", "messages": QUESTION, **ASKED, "guerdon": guerdon}
+        body = {"model": "policy", "messages": QUESTION, **ASKED, "guerdon": guerdon, **fields}
         http = self.gateway.http
         async with http.stream("POST", "/v1/chat/completions", json=body) as reply:
             lines = reply.aiter_lines()

@@ -41,7 +41,7 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"name": {"type": "string"}}},
     },
 }
-TOOL_TOKEN = 900
+TOOL_TOKEN, BOS = 900, 1
 
 pytestmark = [
     pytest.mark.slow,
@@ -79,7 +79,11 @@ class Servers:
             ranked: best first, by the reward model's own client; else as drawn.
         """
         prompt = case.get("prompt", QUESTION[0]["content"])
-        drawn = candidates(prompt, count, *[TOOL_TOKEN for _ in case.get("tools", ())])
+        # A text begins with BOS, and its completions with the space that they follow it by.
+        before, space = ([BOS], " ") if "prompt" in case else ([], "")
+        after = [TOOL_TOKEN for _ in case.get("tools", ())]
+        found = candidates([*before, *map(len, prompt.split()), *after], count)
+        drawn = [space + text for text in found]
         if not ranked:
             return drawn
         completed = FormattedText(prompt) if "prompt" in case else QUESTION
@@ -89,10 +93,9 @@ class Servers:
         return best[: case.get("n", 1)]
 
 
-def candidates(prompt: str, n: int, *tools: int) -> list[str]:
+def candidates(prompt: list[int], n: int) -> list[str]:
     """What the policy draws, by its formula."""
-    ids = [*map(len, prompt.split()), *tools]
-    return [text_of(tokens_of(ids, sample, SEED)) for sample in range(n)]
+    return [text_of(tokens_of(prompt, sample, SEED)) for sample in range(n)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

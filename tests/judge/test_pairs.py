@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import grpc
 import pytest
 from tests.service.messages import item, prompt, response, score_request
+from tests.service.test_pairwise import command
+from tests.support.command import read_rows, write_jsonl
 from tests.support.in_process import details, field_at_fault
 
 from guerdon.client import AsyncRewardClient
@@ -55,8 +58,26 @@ async def test_ranks_by_all_pairs_in_both_orders(
         async with AsyncRewardClient(f"127.0.0.1:{run.ports.port}") as client:
             ranked = await client.rank("j", "q", ANSWERS, top_n=2)
             assert [each.index for each in ranked.ranking] == [2, 3]
-            assert (await client.get_model("j")).kind == "judge"
+            info = await client.get_model("j")
+            assert (info.kind, info.ranks_only) == ("judge", True)
+            assert not (await client.get_model("m")).ranks_only
         assert len(endpoint.bodies) == 20
+
+
+async def test_the_command_ranks_rows_and_does_not_score_them(
+    judged: StartJudge, endpoint: ScriptedEndpoint, tmp_path: Path
+) -> None:
+    endpoint.script = longer
+    rows = [{"prompt": f"q{n}", "responses": ANSWERS[: 2 + n]} for n in range(3)]
+    source = write_jsonl(tmp_path / "rows.jsonl", rows)
+    async with judged(ask="compare") as run:
+        done = await command(run, "rank", source, model="j")
+        assert done.returncode == 0, done.stderr
+        best = [row["responses"][row["ranking"][0]] for row in read_rows(done.stdout)]
+        assert best == ["bb", "dddd", "dddd"]
+        done = await command(run, "score", source, model="j")
+        assert done.returncode == 1
+        assert b"The model j compares answers with each other" in done.stderr
 
 
 @pytest.mark.parametrize("word", ["A", "B"])

@@ -61,7 +61,20 @@ def events(stream: str) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
-def shown_candidates(page: Page, items: str = "ol.ranking > li") -> list[tuple[int, float]]:
-    """Number and score of each candidate of a list, in the order that is shown."""
-    words = [head.split() for head in page.locator(f"{items} h3").all_inner_texts()]
+def shown_answers(page: Page) -> list[tuple[int, float]]:
+    """Number and score of each answer, in the order that is shown."""
+    words = [head.split() for head in page.locator("ol.ranking h3").all_inner_texts()]
     return [(int(each[1]), float(each[-1])) for each in words]
+
+
+def shown_table(page: Page) -> list[list[str]]:
+    """The rows of the table of candidates, as a screen reader reads them."""
+    table = page.get_by_role("table", name="All candidates, best first")
+    names = table.get_by_role("columnheader").all_inner_texts()
+    assert names[:4] == ["Candidate", "Score", "Tokens", "Drawn"]
+    found = []
+    for row in table.get_by_role("row").all()[1:]:
+        cells = row.get_by_role("cell").all_inner_texts()
+        assert len(cells) == len(names) - 1
+        found.append([row.get_by_role("rowheader").inner_text(), *cells])
+    return found

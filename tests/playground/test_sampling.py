@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
@@ -11,7 +13,15 @@ from tests.support.server import RunningServer
 from guerdon.client import RewardClient
 
 from .form import PROMPT, open_page
-from .sampling import events, fill, running_gateway, sample, sampled, shown_candidates
+from .sampling import (
+    events,
+    fill,
+    running_gateway,
+    sample,
+    sampled,
+    shown_answers,
+    shown_table,
+)
 from .test_access import check_accessibility
 from .test_errors import expect_fault
 
@@ -32,7 +42,7 @@ def test_the_ranking_is_the_gateways(sampling: Page, server: RunningServer) -> N
     told = events(stream)
     texts = [each["choices"][0]["delta"]["content"] for each in told[0:8:2]]
     choices = [each["choices"][0]["guerdon"] for each in told[1:8:2]]
-    assert shown_candidates(sampling) == [
+    assert shown_answers(sampling) == [
         (each["candidate"], pytest.approx(each["score"], abs=NEAR)) for each in choices
     ]
     assert sampling.locator(".ranking .text").all_inner_texts() == texts
@@ -76,14 +86,11 @@ def test_a_preset_fills_the_form_which_is_what_is_asked(sampling: Page) -> None:
         "stream_options": {"include_usage": True},
     }
     report = events(stream)[-1]["guerdon"]
-    assert len(shown_candidates(sampling)) == 2
-    others = dict(shown_candidates(sampling, "ul.ranking > li"))
-    assert others == {
-        each["candidate"]: pytest.approx(each["score"], abs=NEAR)
-        for each in report["scores"]
-        if each["candidate"] in others
-    }
-    assert len(others) == 4
+    assert len(shown_answers(sampling)) == 2
+    assert [row[0] for row in shown_table(sampling)[:2]] == [
+        f"Candidate {candidate}" for candidate, _ in shown_answers(sampling)
+    ]
+    check_table(sampling, report["scores"], 6)
     expect(sampling.locator("ol .hint").filter(has_text="cut at the most")).not_to_have_count(0)
     expect(sampling.locator(".facts")).to_contain_text("probability")
 
@@ -95,16 +102,91 @@ def test_candidates_that_were_rejected_are_told(sampling: Page) -> None:
     expect(sampling.get_by_label("Part that goes on")).to_have_value("0.5")
     fill(sampling, max_tokens=16)
     _, stream = sampled(sampling)
-    scores = {each["candidate"]: each for each in events(stream)[-1]["guerdon"]["scores"]}
-    chosen = shown_candidates(sampling)
-    others = shown_candidates(sampling, "ul.ranking > li")
-    assert (len(chosen), len(others)) == (1, 7)
-    for candidate, score in chosen + others:
-        assert score == pytest.approx(scores[candidate]["score"], abs=NEAR)
-    stopped = sum(each.get("ended") is False for each in scores.values())
+    scores = events(stream)[-1]["guerdon"]["scores"]
+    check_table(sampling, scores, 8)
+    stopped = sum(each.get("ended") is False for each in scores)
     assert stopped > 0
-    hints = sampling.locator("ul .hint")
-    expect(hints.filter(has_text="stopped before its end")).to_have_count(stopped)
+    drawn = [row[3] for row in shown_table(sampling)]
+    assert drawn == ["ended"] * (8 - stopped) + ["stopped"] * stopped
+
+
+@pytest.mark.parametrize(
+    "guerdon",
+    [
+        {"strategy": "threshold", "threshold": -1000},
+        {"strategy": "adaptive", "min_gain": 0},
+        {"strategy": "cascade", "small_model": "sequence", "margin": 0.01},
+        {"strategy": "best_of_n"},
+        {"strategy": "vote", "answer": "number", "weight": "one"},
+    ],
+)
+def test_every_strategy_shows_its_candidates(sampling: Page, guerdon: dict[str, object]) -> None:
+    fill(sampling, **{f"guerdon__{name}": value for name, value in guerdon.items()})
+    _, stream = sampled(sampling)
+    check_table(sampling, events(stream)[-1]["guerdon"]["scores"], 8)
+
+
+def check_table(page: Page, scores: list[dict[str, Any]], count: int) -> None:
+    """The table has each candidate of a report once, with what the report says of it."""
+    rows = {row[0]: row[1:] for row in shown_table(page)}
+    assert len(rows) == len(scores) == count
+    for each in scores:
+        score, tokens, drawn, *_ = rows[f"Candidate {each['candidate']}"]
+        assert tokens == str(each["tokens"])
+        assert drawn == ("stopped" if each.get("ended") is False else "ended")
+        if each["score"] is None:
+            assert score == f"none: {each['reason']}"
+        else:
+            assert float(score) == pytest.approx(each["score"], abs=NEAR)
+
+
+def test_candidates_stand_best_first_and_those_without_a_score_last(sampling: Page) -> None:
+    """A report as a cascade may make it, whose models have no common scale, with all the rest."""
+    large = {"model": "large", "revision": "r"}
+    small = {"model": "small", "revision": "r"}
+    stop = {"score": None, "reason": "was stopped: it was not needed", "ended": False}
+    scores = [
+        {"candidate": 0, "score": 9.0, "tokens": 5, **small},
+        {"candidate": 1, "tokens": None, **stop},
+        {"candidate": 2, "score": -1.5, "tokens": 6, **large},
+        {"candidate": 3, "score": 50.0, "tokens": 2, "ended": False, **large},
+        {"candidate": 4, "score": 0.25, "tokens": 1024, **large},
+        {"candidate": 5, "score": 0.5, "tokens": 7, **large},
+        {"candidate": 6, "score": None, "tokens": 8, "reason": "is too long"},
+    ]
+    answer = {"candidate": 4, "score": 0.25, "tokens": 1024, "ranked": True, **large}
+    report = {
+        "strategy": "cascade",
+        "best_of": 7,
+        "ranked": True,
+        "candidates": 7,
+        "stopped": 1,
+        "scores": scores,
+        "gain": None,
+        "tokens": 1052,
+        "seconds": {"draw": 1.0, "score": 1.0, "total": 2.0},
+    }
+    usage = {"completion_tokens_details": {"accepted_prediction_tokens": 1024}, "prompt_tokens": 3}
+    chunks: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": {"content": "so"}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "guerdon": answer}]},
+        {"choices": [], "usage": usage, "guerdon": report},
+    ]
+    stream = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    sampling.route("**/v1/chat/completions", answering(stream))
+    sample(sampling)
+    assert shown_table(sampling) == [
+        ["Candidate 4", "+0.250", "1,024", "ended", "large@r"],
+        ["Candidate 5", "+0.500", "7", "ended", "large@r"],
+        ["Candidate 2", "-1.500", "6", "ended", "large@r"],
+        ["Candidate 0", "+9.000", "5", "ended", "small@r"],
+        ["Candidate 3", "+50.000", "2", "stopped", "large@r"],
+        ["Candidate 1", "none: was stopped: it was not needed", "not told", "stopped", ""],
+        ["Candidate 6", "none: is too long", "8", "ended", ""],
+    ]
+    region = sampling.get_by_role("region", name="All candidates, best first")
+    region.focus()  # by which keys can scroll it
+    expect(region).to_be_focused()
 
 
 def test_what_is_not_ranked_says_why(sampling: Page) -> None:
@@ -132,7 +214,7 @@ def test_a_field_at_fault_is_marked(sampling: Page) -> None:
     expect(candidates).to_have_attribute("aria-invalid", "true")  # by the browser's own sentence
     fill(sampling, best_of=2)
     sample(sampling)
-    assert len(shown_candidates(sampling)) == 1
+    assert len(shown_answers(sampling)) == 1
     expect(sampling.locator("[aria-invalid]")).to_have_count(0)
 
 
@@ -182,7 +264,7 @@ def test_axe_finds_no_fault(browser: Browser, gateway: RunningServer, scheme: st
         check_accessibility(page)
         fill(page, guerdon__strategy="rejection", guerdon__chunk=2, max_tokens=16)
         sample(page)
-        assert len(shown_candidates(page, "ul.ranking > li")) == 7
+        assert len(shown_table(page)) == 8
         check_accessibility(page)
         fill(page, best_of=1000)
         sample(page)

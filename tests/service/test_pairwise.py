@@ -81,6 +81,7 @@ async def test_rank_gives_the_published_scores(paired: Harness, folder: Path) ->
     assert [candidate["index"] for candidate in spoken] == order
     info = await paired.rewards.GetModel(reward_pb2.GetModelRequest(model="m"))
     assert info.model.kind == reward_pb2.MODEL_KIND_PAIRWISE
+    assert info.model.ranks_only
     assert await paired.metric(
         f'guerdon_sequences_total{{class="online",model="m",revision="{reply.info.revision[:12]}"}}'
     ) == 3 * len(ANSWERS)
@@ -140,10 +141,12 @@ async def test_the_commands(paired: Harness, folder: Path, tmp_path: Path) -> No
     )
 
 
-async def command(harness: Harness, *args: object) -> subprocess.CompletedProcess[bytes]:
+async def command(
+    harness: Harness, *args: object, model: str = "m"
+) -> subprocess.CompletedProcess[bytes]:
     return await asyncio.to_thread(
         subprocess.run,
-        [*GUERDON, *map(str, args), "--model", "m"],
+        [*GUERDON, *map(str, args), "--model", model],
         capture_output=True,
         env=environment(GUERDON_SERVER=f"127.0.0.1:{harness.ports.port}"),
         timeout=120,

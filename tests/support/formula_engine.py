@@ -87,6 +87,8 @@ class Behaviour:
     held_seed: int | None = None
     """Completions of this seed wait for `release` when they have `HELD_TOKENS` tokens."""
     release: asyncio.Event = field(default_factory=asyncio.Event)
+    interrupts: bool = False
+    """Every completion is ended by an update that was refused, once it has a token."""
     fails: bool = False
     nonfinite: bool = False
     loses: bool = False
@@ -245,6 +247,8 @@ class FormulaEngine:
                 raise Unavailable("the engine died")
             if self.behaviour.fails:
                 raise ComputeFailed("the engine failed")
+            if self.behaviour.interrupts and tokens:
+                raise Interrupted("an update that was refused ended the generation")
             if history != self._history:
                 raise Interrupted("an update with reset ended the generation")
             versions.append(self.version)

@@ -54,8 +54,7 @@ async def _run(job: FileJob, lines: JsonLines, live: bool) -> ExitCode:
     async with job.connection.first(job.wait).open() as client:
         info = await client.get_model(job.model)
     async with job.connection.open() as client:
-        pairwise = info.kind == "pairwise"
-        if pairwise and job.command != "rank":
+        if info.ranks_only and job.command != "rank":
             raise CommandError(
                 f"The model {info.name} compares answers with each other and has no score for "
                 "one: use `guerdon rank`."
@@ -75,7 +74,10 @@ async def _run(job: FileJob, lines: JsonLines, live: bool) -> ExitCode:
                 return _code(kept, progress)
             progress.resumed(kept.rows)
             pipeline = Pipeline(
-                replace(job, model=info.pinned, pairwise=pairwise), output, progress, lines.position
+                replace(job, model=info.pinned, ranks_only=info.ranks_only),
+                output,
+                progress,
+                lines.position,
             )
             await _score(pipeline, client, rest, live, output, progress)
             return _code(kept, progress)

@@ -45,7 +45,7 @@ class RowJob:
     """Whether a bad row gets an `error` and the run goes on."""
     score_options: ScoringOptions
     """Keyword arguments of the client's `score_stream`."""
-    pairwise: bool = False
+    ranks_only: bool = False
     """Whether the model only ranks: it is asked for one row at a time."""
 
     @property
@@ -97,7 +97,7 @@ class Pipeline:
             GuerdonError: the server can't be used any more; the rows before are written.
         """
         job, items = self._job, self._items(lines)
-        if job.pairwise:
+        if job.ranks_only:
             from guerdon.cli.comparing import rank_stream
 
             results = rank_stream(

@@ -60,6 +60,8 @@ class AsyncPolicyClient(AsyncClient):
         min_version: int = 0,
         return_text: bool = False,
         skip_special_tokens: bool = False,
+        add_special_tokens: bool = False,
+        continues_text: bool = False,
         on_progress: Callable[[CompletionProgress], None] | None = None,
         timeout: float | Unset | None = UNSET,
     ) -> AsyncGenerator[Completion, None]:
@@ -83,6 +85,10 @@ class AsyncPolicyClient(AsyncClient):
             min_version: raise `FailedPrecondition` if the weights are older.
             return_text: fill in `Completion.text`.
             skip_special_tokens: leave special tokens out of texts.
+            add_special_tokens: begin prompts of `FormattedText` with the tokens with which the
+                policy's tokenizer begins a text, such as BOS.
+            continues_text: each `Completion.text` is what follows the prompt's text, with the
+                space that it begins with.
             on_progress: called while completions are waited for, with the tokens drawn so far of
                 each that has not come: 0 of all at first, then of those that have grown. What is
                 drawn anew after a break begins at 0 again. An update of the weights that is
@@ -98,6 +104,8 @@ class AsyncPolicyClient(AsyncClient):
             min_version=min_version,
             return_text=return_text,
             skip_special_tokens=skip_special_tokens,
+            add_special_tokens=add_special_tokens,
+            continues_text=continues_text,
             report_progress=on_progress is not None,
         )
         pending = wire.Pending(items)

@@ -341,6 +341,8 @@ class ModelInfo:
     token ids can't stand for a conversation."""
     probability: bool = False
     """Whether its scores are probabilities already. They take no activation."""
+    ranks_only: bool = False
+    """Whether it compares answers with each other and has no score for one: `rank` alone."""
 
     @property
     def pinned(self) -> str:

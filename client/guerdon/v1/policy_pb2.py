@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from guerdon.v1 import common_pb2 as guerdon_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17guerdon/v1/policy.proto\x12\nguerdon.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17guerdon/v1/common.proto\"t\n\x0cGenerateItem\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x06prompt\x18\x02 \x01(\x0b\x32\x12.guerdon.v1.Prompt\x12\t\n\x01n\x18\x03 \x01(\r\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05\x64rawn\x18\x05 \x01(\rB\x07\n\x05_seed\"\xb6\x01\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x05 \x03(\r\x12\x12\n\nignore_eos\x18\x06 \x01(\x08\x12\x0c\n\x04stop\x18\x07 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_p\"\xc8\x01\n\x0fGenerateRequest\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.guerdon.v1.GenerateItem\x12,\n\x07options\x18\x02 \x01(\x0b\x32\x1b.guerdon.v1.SamplingOptions\x12\x13\n\x0bmin_version\x18\x03 \x01(\x04\x12\x13\n\x0breturn_text\x18\x04 \x01(\x08\x12\x1b\n\x13skip_special_tokens\x18\x05 \x01(\x08\x12\x17\n\x0freport_progress\x18\x06 \x01(\x08\":\n\x0bVersionSpan\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r\"B\n\x12\x43ompletionProgress\x12\x0c\n\x04item\x18\x01 \x01(\r\x12\x0e\n\x06sample\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\"\xa7\x02\n\x10GenerateResponse\x12\x0c\n\x04item\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06sample\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12/\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x18.guerdon.v1.FinishReason\x12&\n\x05spans\x18\x07 \x03(\x0b\x32\x17.guerdon.v1.VersionSpan\x12\x0c\n\x04text\x18\x08 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\t \x03(\r\x12\x11\n\tstop_text\x18\n \x01(\t\x12\x30\n\x08progress\x18\x0b \x03(\x0b\x32\x1e.guerdon.v1.CompletionProgress\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\"\x0e\n\x0cStreamSource\" \n\x10SharedPathSource\x12\x0c\n\x04path\x18\x01 \x01(\t\"b\n\nNcclSource\x12\x16\n\x0emaster_address\x18\x01 \x01(\t\x12\x13\n\x0bmaster_port\x18\x02 \x01(\r\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x13\n\x0brank_offset\x18\x04 \x01(\r\"\xe9\x01\n\x0b\x42\x65ginUpdate\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\'\n\x07tensors\x18\x02 \x03(\x0b\x32\x16.guerdon.v1.TensorSpec\x12*\n\x06stream\x18\x03 \x01(\x0b\x32\x18.guerdon.v1.StreamSourceH\x00\x12\x33\n\x0bshared_path\x18\x04 \x01(\x0b\x32\x1c.guerdon.v1.SharedPathSourceH\x00\x12&\n\x04nccl\x18\x05 \x01(\x0b\x32\x16.guerdon.v1.NcclSourceH\x00\x12\r\n\x05reset\x18\x06 \x01(\x08\x42\x08\n\x06source\";\n\x0bTensorChunk\x12\x0e\n\x06tensor\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"-\n\x06\x43\x61nary\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\"\\\n\x0c\x43ommitUpdate\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12$\n\x08\x63\x61naries\x18\x02 \x03(\x0b\x32\x12.guerdon.v1.Canary\x12\x16\n\x0emean_tolerance\x18\x03 \x01(\x01\"\x9e\x01\n\x14UpdateWeightsRequest\x12(\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x17.guerdon.v1.BeginUpdateH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.guerdon.v1.TensorChunkH\x00\x12*\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x18.guerdon.v1.CommitUpdateH\x00\x42\x06\n\x04step\"\xd4\x01\n\x15UpdateWeightsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x15\n\rcanary_tokens\x18\x02 \x01(\r\x12\x1e\n\x16\x63\x61nary_mean_difference\x18\x03 \x01(\x01\x12\x1d\n\x15\x63\x61nary_max_difference\x18\x04 \x01(\x01\x12*\n\x07receive\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05pause\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x12\n\x10GetPolicyRequest\"\x85\x02\n\x11GetPolicyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x16\n\x0eweight_version\x18\x03 \x01(\x04\x12\x15\n\rweight_sha256\x18\x04 \x01(\x0c\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\x0f\n\x07running\x18\t \x01(\r\x12\x0f\n\x07waiting\x18\n \x01(\r\x12\r\n\x05limit\x18\x0b \x01(\r\x12\x13\n\x0bshared_path\x18\x0c \x01(\x08\x12\x0c\n\x04nccl\x18\r \x01(\x08*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xfa\x01\n\rPolicyService\x12G\n\x08Generate\x12\x1b.guerdon.v1.GenerateRequest\x1a\x1c.guerdon.v1.GenerateResponse0\x01\x12V\n\rUpdateWeights\x12 .guerdon.v1.UpdateWeightsRequest\x1a!.guerdon.v1.UpdateWeightsResponse(\x01\x12H\n\tGetPolicy\x12\x1c.guerdon.v1.GetPolicyRequest\x1a\x1d.guerdon.v1.GetPolicyResponseB$\n\nguerdon.v1P\x01Z\x14guerdon/v1;guerdonv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17guerdon/v1/policy.proto\x12\nguerdon.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17guerdon/v1/common.proto\"t\n\x0cGenerateItem\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x06prompt\x18\x02 \x01(\x0b\x32\x12.guerdon.v1.Prompt\x12\t\n\x01n\x18\x03 \x01(\r\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05\x64rawn\x18\x05 \x01(\rB\x07\n\x05_seed\"\xb6\x01\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x05 \x03(\r\x12\x12\n\nignore_eos\x18\x06 \x01(\x08\x12\x0c\n\x04stop\x18\x07 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_p\"\xfc\x01\n\x0fGenerateRequest\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.guerdon.v1.GenerateItem\x12,\n\x07options\x18\x02 \x01(\x0b\x32\x1b.guerdon.v1.SamplingOptions\x12\x13\n\x0bmin_version\x18\x03 \x01(\x04\x12\x13\n\x0breturn_text\x18\x04 \x01(\x08\x12\x1b\n\x13skip_special_tokens\x18\x05 \x01(\x08\x12\x17\n\x0freport_progress\x18\x06 \x01(\x08\x12\x1a\n\x12\x61\x64\x64_special_tokens\x18\x07 \x01(\x08\x12\x16\n\x0e\x63ontinues_text\x18\x08 \x01(\x08\":\n\x0bVersionSpan\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r\"B\n\x12\x43ompletionProgress\x12\x0c\n\x04item\x18\x01 \x01(\r\x12\x0e\n\x06sample\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\"\xa7\x02\n\x10GenerateResponse\x12\x0c\n\x04item\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06sample\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12/\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x18.guerdon.v1.FinishReason\x12&\n\x05spans\x18\x07 \x03(\x0b\x32\x17.guerdon.v1.VersionSpan\x12\x0c\n\x04text\x18\x08 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\t \x03(\r\x12\x11\n\tstop_text\x18\n \x01(\t\x12\x30\n\x08progress\x18\x0b \x03(\x0b\x32\x1e.guerdon.v1.CompletionProgress\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\"\x0e\n\x0cStreamSource\" \n\x10SharedPathSource\x12\x0c\n\x04path\x18\x01 \x01(\t\"b\n\nNcclSource\x12\x16\n\x0emaster_address\x18\x01 \x01(\t\x12\x13\n\x0bmaster_port\x18\x02 \x01(\r\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x13\n\x0brank_offset\x18\x04 \x01(\r\"\xe9\x01\n\x0b\x42\x65ginUpdate\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\'\n\x07tensors\x18\x02 \x03(\x0b\x32\x16.guerdon.v1.TensorSpec\x12*\n\x06stream\x18\x03 \x01(\x0b\x32\x18.guerdon.v1.StreamSourceH\x00\x12\x33\n\x0bshared_path\x18\x04 \x01(\x0b\x32\x1c.guerdon.v1.SharedPathSourceH\x00\x12&\n\x04nccl\x18\x05 \x01(\x0b\x32\x16.guerdon.v1.NcclSourceH\x00\x12\r\n\x05reset\x18\x06 \x01(\x08\x42\x08\n\x06source\";\n\x0bTensorChunk\x12\x0e\n\x06tensor\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"-\n\x06\x43\x61nary\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\"\\\n\x0c\x43ommitUpdate\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12$\n\x08\x63\x61naries\x18\x02 \x03(\x0b\x32\x12.guerdon.v1.Canary\x12\x16\n\x0emean_tolerance\x18\x03 \x01(\x01\"\x9e\x01\n\x14UpdateWeightsRequest\x12(\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x17.guerdon.v1.BeginUpdateH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.guerdon.v1.TensorChunkH\x00\x12*\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x18.guerdon.v1.CommitUpdateH\x00\x42\x06\n\x04step\"\xd4\x01\n\x15UpdateWeightsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x15\n\rcanary_tokens\x18\x02 \x01(\r\x12\x1e\n\x16\x63\x61nary_mean_difference\x18\x03 \x01(\x01\x12\x1d\n\x15\x63\x61nary_max_difference\x18\x04 \x01(\x01\x12*\n\x07receive\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05pause\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x12\n\x10GetPolicyRequest\"\x85\x02\n\x11GetPolicyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x16\n\x0eweight_version\x18\x03 \x01(\x04\x12\x15\n\rweight_sha256\x18\x04 \x01(\x0c\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\x0f\n\x07running\x18\t \x01(\r\x12\x0f\n\x07waiting\x18\n \x01(\r\x12\r\n\x05limit\x18\x0b \x01(\r\x12\x13\n\x0bshared_path\x18\x0c \x01(\x08\x12\x0c\n\x04nccl\x18\r \x01(\x08*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xfa\x01\n\rPolicyService\x12G\n\x08Generate\x12\x1b.guerdon.v1.GenerateRequest\x1a\x1c.guerdon.v1.GenerateResponse0\x01\x12V\n\rUpdateWeights\x12 .guerdon.v1.UpdateWeightsRequest\x1a!.guerdon.v1.UpdateWeightsResponse(\x01\x12H\n\tGetPolicy\x12\x1c.guerdon.v1.GetPolicyRequest\x1a\x1d.guerdon.v1.GetPolicyResponseB$\n\nguerdon.v1P\x01Z\x14guerdon/v1;guerdonv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,44 +34,44 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'guerdon.v1.policy_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\nguerdon.v1P\001Z\024guerdon/v1;guerdonv1'
-  _globals['_FINISHREASON']._serialized_start=2334
-  _globals['_FINISHREASON']._serialized_end=2429
+  _globals['_FINISHREASON']._serialized_start=2386
+  _globals['_FINISHREASON']._serialized_end=2481
   _globals['_GENERATEITEM']._serialized_start=96
   _globals['_GENERATEITEM']._serialized_end=212
   _globals['_SAMPLINGOPTIONS']._serialized_start=215
   _globals['_SAMPLINGOPTIONS']._serialized_end=397
   _globals['_GENERATEREQUEST']._serialized_start=400
-  _globals['_GENERATEREQUEST']._serialized_end=600
-  _globals['_VERSIONSPAN']._serialized_start=602
-  _globals['_VERSIONSPAN']._serialized_end=660
-  _globals['_COMPLETIONPROGRESS']._serialized_start=662
-  _globals['_COMPLETIONPROGRESS']._serialized_end=728
-  _globals['_GENERATERESPONSE']._serialized_start=731
-  _globals['_GENERATERESPONSE']._serialized_end=1026
-  _globals['_TENSORSPEC']._serialized_start=1028
-  _globals['_TENSORSPEC']._serialized_end=1084
-  _globals['_STREAMSOURCE']._serialized_start=1086
-  _globals['_STREAMSOURCE']._serialized_end=1100
-  _globals['_SHAREDPATHSOURCE']._serialized_start=1102
-  _globals['_SHAREDPATHSOURCE']._serialized_end=1134
-  _globals['_NCCLSOURCE']._serialized_start=1136
-  _globals['_NCCLSOURCE']._serialized_end=1234
-  _globals['_BEGINUPDATE']._serialized_start=1237
-  _globals['_BEGINUPDATE']._serialized_end=1470
-  _globals['_TENSORCHUNK']._serialized_start=1472
-  _globals['_TENSORCHUNK']._serialized_end=1531
-  _globals['_CANARY']._serialized_start=1533
-  _globals['_CANARY']._serialized_end=1578
-  _globals['_COMMITUPDATE']._serialized_start=1580
-  _globals['_COMMITUPDATE']._serialized_end=1672
-  _globals['_UPDATEWEIGHTSREQUEST']._serialized_start=1675
-  _globals['_UPDATEWEIGHTSREQUEST']._serialized_end=1833
-  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_start=1836
-  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_end=2048
-  _globals['_GETPOLICYREQUEST']._serialized_start=2050
-  _globals['_GETPOLICYREQUEST']._serialized_end=2068
-  _globals['_GETPOLICYRESPONSE']._serialized_start=2071
-  _globals['_GETPOLICYRESPONSE']._serialized_end=2332
-  _globals['_POLICYSERVICE']._serialized_start=2432
-  _globals['_POLICYSERVICE']._serialized_end=2682
+  _globals['_GENERATEREQUEST']._serialized_end=652
+  _globals['_VERSIONSPAN']._serialized_start=654
+  _globals['_VERSIONSPAN']._serialized_end=712
+  _globals['_COMPLETIONPROGRESS']._serialized_start=714
+  _globals['_COMPLETIONPROGRESS']._serialized_end=780
+  _globals['_GENERATERESPONSE']._serialized_start=783
+  _globals['_GENERATERESPONSE']._serialized_end=1078
+  _globals['_TENSORSPEC']._serialized_start=1080
+  _globals['_TENSORSPEC']._serialized_end=1136
+  _globals['_STREAMSOURCE']._serialized_start=1138
+  _globals['_STREAMSOURCE']._serialized_end=1152
+  _globals['_SHAREDPATHSOURCE']._serialized_start=1154
+  _globals['_SHAREDPATHSOURCE']._serialized_end=1186
+  _globals['_NCCLSOURCE']._serialized_start=1188
+  _globals['_NCCLSOURCE']._serialized_end=1286
+  _globals['_BEGINUPDATE']._serialized_start=1289
+  _globals['_BEGINUPDATE']._serialized_end=1522
+  _globals['_TENSORCHUNK']._serialized_start=1524
+  _globals['_TENSORCHUNK']._serialized_end=1583
+  _globals['_CANARY']._serialized_start=1585
+  _globals['_CANARY']._serialized_end=1630
+  _globals['_COMMITUPDATE']._serialized_start=1632
+  _globals['_COMMITUPDATE']._serialized_end=1724
+  _globals['_UPDATEWEIGHTSREQUEST']._serialized_start=1727
+  _globals['_UPDATEWEIGHTSREQUEST']._serialized_end=1885
+  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_start=1888
+  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_end=2100
+  _globals['_GETPOLICYREQUEST']._serialized_start=2102
+  _globals['_GETPOLICYREQUEST']._serialized_end=2120
+  _globals['_GETPOLICYRESPONSE']._serialized_start=2123
+  _globals['_GETPOLICYRESPONSE']._serialized_end=2384
+  _globals['_POLICYSERVICE']._serialized_start=2484
+  _globals['_POLICYSERVICE']._serialized_end=2734
 # @@protoc_insertion_point(module_scope)

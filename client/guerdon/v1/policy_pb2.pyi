@@ -168,6 +168,8 @@ class GenerateRequest(_message.Message):
     RETURN_TEXT_FIELD_NUMBER: _builtins.int
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     REPORT_PROGRESS_FIELD_NUMBER: _builtins.int
+    ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    CONTINUES_TEXT_FIELD_NUMBER: _builtins.int
     min_version: _builtins.int
     """Optional. Refuse with FAILED_PRECONDITION when the weights are of an older
     version: a sampler that was restarted serves version 0 again.
@@ -182,6 +184,14 @@ class GenerateRequest(_message.Message):
     """Optional. Tell meanwhile how many tokens have been drawn of completions that
     have not ended. An update that is refused then ends the call with ABORTED
     where it had begun to draw one, which is drawn anew otherwise.
+    """
+    add_special_tokens: _builtins.bool
+    """Optional. Begin prompts of `formatted_text` with the tokens with which the
+    tokenizer begins a text, such as BOS.
+    """
+    continues_text: _builtins.bool
+    """Optional. The completions go on with their prompts' texts: each text is what
+    follows the prompt's, with the space that it begins with.
     """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateItem]:
@@ -200,10 +210,12 @@ class GenerateRequest(_message.Message):
         return_text: _builtins.bool = ...,
         skip_special_tokens: _builtins.bool = ...,
         report_progress: _builtins.bool = ...,
+        add_special_tokens: _builtins.bool = ...,
+        continues_text: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "min_version", b"min_version", "options", b"options", "report_progress", b"report_progress", "return_text", b"return_text", "skip_special_tokens", b"skip_special_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_special_tokens", b"add_special_tokens", "continues_text", b"continues_text", "items", b"items", "min_version", b"min_version", "options", b"options", "report_progress", b"report_progress", "return_text", b"return_text", "skip_special_tokens", b"skip_special_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -935,6 +935,7 @@ class ModelInfo(_message.Message):
     VOCAB_HASH_FIELD_NUMBER: _builtins.int
     PROBABILITY_FIELD_NUMBER: _builtins.int
     STEP_MARKER_FIELD_NUMBER: _builtins.int
+    RANKS_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name it is served under."""
     revision: _builtins.str
@@ -988,6 +989,10 @@ class ModelInfo(_message.Message):
     """Verdicts: whether scores are probabilities already. They take no activation."""
     step_marker: _builtins.str
     """Process rewards: the text that ends each step of a response."""
+    ranks_only: _builtins.bool
+    """Whether it compares answers with each other and has no score for one: Rank
+    only.
+    """
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Aliases that point to the name."""
@@ -1034,10 +1039,11 @@ class ModelInfo(_message.Message):
         vocab_hash: _builtins.str = ...,
         probability: _builtins.bool = ...,
         step_marker: _builtins.str = ...,
+        ranks_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "_std", b"_std", "mean", b"mean", "std", b"std"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "_std", b"_std", "aggregation", b"aggregation", "aliases", b"aliases", "architecture", b"architecture", "attributes", b"attributes", "base_model", b"base_model", "chat_template_hash", b"chat_template_hash", "compute_mode", b"compute_mode", "compute_mode_reason", b"compute_mode_reason", "current", b"current", "device", b"device", "dtype", b"dtype", "kind", b"kind", "max_tokens", b"max_tokens", "mean", b"mean", "members", b"members", "name", b"name", "parameters", b"parameters", "probability", b"probability", "probe_max_difference", b"probe_max_difference", "revision", b"revision", "std", b"std", "step_aggregation", b"step_aggregation", "step_marker", b"step_marker", "template_drops", b"template_drops", "vocab_hash", b"vocab_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "_std", b"_std", "aggregation", b"aggregation", "aliases", b"aliases", "architecture", b"architecture", "attributes", b"attributes", "base_model", b"base_model", "chat_template_hash", b"chat_template_hash", "compute_mode", b"compute_mode", "compute_mode_reason", b"compute_mode_reason", "current", b"current", "device", b"device", "dtype", b"dtype", "kind", b"kind", "max_tokens", b"max_tokens", "mean", b"mean", "members", b"members", "name", b"name", "parameters", b"parameters", "probability", b"probability", "probe_max_difference", b"probe_max_difference", "ranks_only", b"ranks_only", "revision", b"revision", "std", b"std", "step_aggregation", b"step_aggregation", "step_marker", b"step_marker", "template_drops", b"template_drops", "vocab_hash", b"vocab_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mean: _TypeAlias = _typing.Literal["mean"]  # noqa: Y015
     _WhichOneofArgType__mean: _TypeAlias = _typing.Literal["_mean", b"_mean"]  # noqa: Y015

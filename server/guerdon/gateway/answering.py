@@ -13,6 +13,7 @@ from guerdon.gateway.spending import Spending
 from guerdon.gateway.strategies.registry import STRATEGIES
 from guerdon.gateway.strategies.work import Work
 from guerdon.gateway.types import (
+    RANKS_ONLY,
     Answer,
     Candidate,
     Draft,
@@ -28,7 +29,7 @@ from guerdon.gateway.types import (
     Unscored,
 )
 from guerdon.serving.calls import Call
-from guerdon.serving.errors import DeadlinePassed, ServiceError
+from guerdon.serving.errors import DeadlinePassed, InvalidRequest, ServiceError
 from guerdon.together import together
 
 _NOT_SCORED = Unscored("was not scored: it was not needed")
@@ -78,6 +79,7 @@ class Answering:
             RankingFailed: no ranking is to be had, and the settings refuse then.
             DeadlinePassed: the deadline came before the answer.
             Overloaded: the caller has spent its tokens.
+            InvalidRequest: a reward model has no score for one answer.
             ServiceError: the policy can't or won't.
         """
         latest = call.arrival + self._max_seconds
@@ -114,13 +116,21 @@ class Answering:
             yield
         except BaseException as error:
             failed = isinstance(error, ServiceError) and not isinstance(error, DeadlinePassed)
-            self._metrics.unanswered_tokens.inc(sum(work.tokens().values()))
+            self._metrics.unanswered_tokens.inc(work.drawn)
             raise
         finally:
             unspent = reserved - spent_tokens(work, failed=failed)
             self._spending.give_back(call.caller, unspent, time.monotonic())
 
+    async def _check_models(self, work: Work) -> None:
+        """Refuse reward models that have no score for one answer, before anything is drawn."""
+        plan = work.plan
+        for field, model in (("model", plan.model), ("small_model", plan.small_model)):
+            if model and await self._scorer.ranks_only(model, work.deadline):
+                raise InvalidRequest(f"guerdon.{field}", f"is {model!r}, which {RANKS_ONLY}")
+
     async def _find(self, call: Call, work: Work) -> Answer:
+        await self._check_models(work)
         try:
             ranking = await STRATEGIES[work.plan.strategy].find(work)
         except RankingFailed as error:
@@ -146,9 +156,9 @@ def spent_tokens(work: Work, *, failed: bool) -> int:
     failed, which is not the caller's fault.
     """
     tokens = {index: draft.tokens for index, draft in work.drafts.items()}
-    if not failed:
-        tokens |= work.under_way | work.told
-    return sum(tokens.values())
+    if failed:
+        return sum(tokens.values())
+    return sum((tokens | work.under_way | work.told).values()) + work.interrupted_tokens
 
 
 async def _first(work: Work, reason: str) -> Ranking:
@@ -184,6 +194,7 @@ def _answer(call: Call, work: Work, ranking: Ranking, reason: str = "") -> Answe
         ranked=not reason,
         plan=work.plan,
         candidates=candidates,
+        interrupted_tokens=work.interrupted_tokens,
         stopped=tuple(Stopped(index, tokens.get(index)) for index in sorted(work.under_way)),
         seconds=Seconds(draw=drawn - call.arrival, score=now - drawn, total=now - call.arrival),
         reason=reason,

@@ -112,7 +112,8 @@ class GatewayServer(Server[Ports]):
         return await self._listen()
 
     async def load(self) -> None:
-        """Nothing is loaded: services behind it may come and go."""
+        """Look at the reward models; services behind it may come and go."""
+        await self._upstream.scorer.look()
 
     async def stop(self) -> None:
         """Close the ports, then the connections."""

@@ -21,6 +21,12 @@ OURS = ("guerdon", "best_of", "n", "timeout", "model")
 """Keys of a request that are the gateway's to read, and mean something else behind it."""
 
 
+RANKS_ONLY = (
+    "compares answers with each other and has no score for one: give --reward a model that scores"
+)
+"""What is wrong with a reward model that only ranks."""
+
+
 class Strategy(enum.Enum):
     """How many candidates are drawn, and which one is the answer."""
 
@@ -66,6 +72,8 @@ class Question:
 
     prompt: Conversation | FormattedText
     sampling: Sampling
+    add_special_tokens: bool = False
+    """Whether the policy reads a text behind the tokens with which its tokenizer begins one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +216,8 @@ class Answer:
     stopped: tuple[Stopped, ...]
     """The others, by index."""
     seconds: Seconds
+    interrupted_tokens: int = 0
+    """Tokens drawn of candidates that updates of the policy's weights ended."""
     reason: str = ""
     """Why it is not ranked."""
     gain: float | None = None
@@ -218,7 +228,8 @@ class Answer:
     def tokens(self) -> int:
         """Tokens drawn, of all candidates, as far as they are known."""
         known = sum(each.draft.tokens for each in self.candidates)
-        return known + sum(each.tokens or 0 for each in self.stopped)
+        known += sum(each.tokens or 0 for each in self.stopped)
+        return known + self.interrupted_tokens
 
     @property
     def prompt_tokens(self) -> int:
@@ -240,26 +251,25 @@ class Drawer(Protocol):
     def draw(
         self,
         question: Question,
-        n: int,
+        indices: Sequence[int],
         *,
-        first: int,
         max_tokens: int,
         deadline: float,
         told: Told,
     ) -> AsyncGenerator[Draft, None]:
-        """Candidates `first` to `first + n - 1`, each as it ends, in any order; all, or an error.
+        """Candidates, each as it ends, in any order; all, or an error.
 
         Closing the generator stops what still runs.
 
         Args:
             question: what is asked.
-            n: how many.
-            first: the number of the first one.
+            indices: the numbers of the candidates.
             max_tokens: most tokens of each; a draft that reaches them has not ended.
             deadline: on `time.monotonic`'s clock.
             told: called while candidates are waited for, where the policy tells how far they are.
 
         Raises:
+            Interrupted: an update of the policy's weights ended what had not come.
             ServiceError: the policy can't or won't; the text says why.
         """
 
@@ -277,6 +287,14 @@ class Drawer(Protocol):
 
 class Scorer(Protocol):
     """Scores answers by the reward models of a service."""
+
+    async def ranks_only(self, model: str, deadline: float) -> bool:
+        """Whether a model has no score for one answer; False where that can't be known now.
+
+        Args:
+            model: a name.
+            deadline: on `time.monotonic`'s clock.
+        """
 
     async def score(
         self, model: str, question: Question, text: str, deadline: float

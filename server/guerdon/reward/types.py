@@ -265,6 +265,8 @@ class ModelInfo:
     vocab_hash: str = ""
     probability: bool = False
     """Whether a score is a probability already, which no activation turns into one again."""
+    ranks_only: bool = False
+    """Whether it compares answers with each other and has no score for one."""
 
     @property
     def revision_label(self) -> str:

@@ -47,5 +47,4 @@ def affordable(work: Work) -> int:
     plan = work.plan
     if plan.token_budget is None:
         return plan.best_of
-    spent = sum(draft.tokens for draft in work.drafts.values())
-    return max(0, plan.token_budget - spent) // work.question.sampling.max_tokens
+    return max(0, plan.token_budget - work.drawn) // work.question.sampling.max_tokens

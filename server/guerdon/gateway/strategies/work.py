@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from guerdon.gateway.types import (
     Candidate,
@@ -19,7 +20,13 @@ from guerdon.gateway.types import (
     Scorer,
     Unscored,
 )
+from guerdon.serving.errors import Interrupted
 from guerdon.together import cancel
+
+TRIES = 3
+"""Draws of a candidate: updates of the policy's weights ended all but the last."""
+_APART = 2**40
+"""What seeds of two tries are apart."""
 
 Enough = Callable[[Sequence[Candidate]], bool]
 """Whether the candidates that have come so far are enough."""
@@ -48,6 +55,8 @@ class Work:
     """The most tokens that each candidate that is being drawn may have in the end, by index."""
     told: dict[int, int] = field(default_factory=dict)
     """Tokens that each of these has so far, by index, where the policy tells them."""
+    interrupted_tokens: int = 0
+    """Tokens drawn of candidates that updates of the weights ended, and that were drawn anew."""
     scored: int = 0
     """Candidates with a score, or known to have none."""
     last_drawn: float | None = None
@@ -57,38 +66,73 @@ class Work:
     trouble: RankingFailed | None = None
     """Why no ranking is to be had."""
 
-    async def draw(self, n: int, *, max_tokens: int | None = None) -> AsyncGenerator[Draft, None]:
+    def draw(self, n: int, *, max_tokens: int | None = None) -> AsyncGenerator[Draft, None]:
         """So many more candidates, each as it ends."""
         first, self.begun = self.begun, self.begun + n
         most = self.question.sampling.max_tokens if max_tokens is None else max_tokens
         self.under_way |= dict.fromkeys(range(first, self.begun), most)
-        drawing = self.drawer.draw(
-            self.question,
-            n,
-            first=first,
-            max_tokens=most,
-            deadline=self.deadline,
-            told=self._note_tokens,
-        )
-        async with contextlib.aclosing(drawing):
-            async for draft in drawing:
-                self._note(draft)
-                yield draft
 
-    async def go_on(self, drafts: Sequence[Draft], max_tokens: int) -> AsyncGenerator[Draft, None]:
+        def begin(question: Question, indices: Sequence[int]) -> AsyncGenerator[Draft, None]:
+            return self.drawer.draw(
+                question,
+                indices,
+                max_tokens=most,
+                deadline=self.deadline,
+                told=self._note_tokens,
+            )
+
+        return self._all(range(first, self.begun), begin)
+
+    def go_on(self, drafts: Sequence[Draft], max_tokens: int) -> AsyncGenerator[Draft, None]:
         """Drafts with up to so many tokens more, each as it ends."""
         self.under_way |= {draft.index: draft.tokens + max_tokens for draft in drafts}
-        drawing = self.drawer.go_on(
-            self.question,
-            drafts,
-            max_tokens=max_tokens,
-            deadline=self.deadline,
-            told=self._note_tokens,
-        )
-        async with contextlib.aclosing(drawing):
-            async for draft in drawing:
-                self._note(draft)
-                yield draft
+
+        def begin(question: Question, indices: Sequence[int]) -> AsyncGenerator[Draft, None]:
+            return self.drawer.go_on(
+                question,
+                [self.drafts[index] for index in indices],
+                max_tokens=max_tokens,
+                deadline=self.deadline,
+                told=self._note_tokens,
+            )
+
+        return self._all([draft.index for draft in drafts], begin)
+
+    async def _all(
+        self,
+        indices: Sequence[int],
+        begin: Callable[[Question, Sequence[int]], AsyncGenerator[Draft, None]],
+    ) -> AsyncGenerator[Draft, None]:
+        """Candidates, each as it ends; those that updates of the weights end are drawn anew.
+
+        Raises:
+            Interrupted: they were ended too often, or the token budget has no room for them.
+        """
+        missing, question = list(indices), self.question
+        for tries in itertools.count(1):
+            try:
+                async with contextlib.aclosing(begin(question, tuple(missing))) as drawing:
+                    async for draft in drawing:
+                        missing.remove(draft.index)
+                        self._note(draft)
+                        yield draft
+                return
+            except Interrupted:
+                self._count_interrupted(missing)
+                if tries == TRIES or not self._affordable(missing):
+                    raise
+                question = _with_other_seed(self.question, tries)
+
+    def _count_interrupted(self, indices: Sequence[int]) -> None:
+        """Count what was drawn in vain of candidates."""
+        for index in indices:
+            before = self.drafts[index].tokens if index in self.drafts else 0
+            self.interrupted_tokens += self.told.pop(index, before) - before
+
+    def _affordable(self, indices: Sequence[int]) -> bool:
+        """Whether the token budget has room for all that candidates may need."""
+        budget = self.plan.token_budget
+        return budget is None or self.drawn + sum(self.under_way[i] for i in indices) <= budget
 
     def _note(self, draft: Draft) -> None:
         self.drafts[draft.index] = draft
@@ -103,6 +147,11 @@ class Work:
     def tokens(self) -> dict[int, int]:
         """Tokens that were drawn of each candidate of which that is known, by index."""
         return {index: draft.tokens for index, draft in self.drafts.items()} | self.told
+
+    @property
+    def drawn(self) -> int:
+        """Tokens that were drawn for this call, as far as that is known."""
+        return sum(self.tokens().values()) + self.interrupted_tokens
 
     async def score(self, draft: Draft, model: str | None = None) -> Candidate:
         """A draft with its score; where the rewards are away it has none, and `trouble` is set."""
@@ -148,6 +197,14 @@ class Work:
             why = f"; of the first: {reasons[0]}" if reasons else ""
             raise RankingFailed(f"none of {len(candidates)} candidates has a score{why}")
         return sorted(ranked, key=lambda each: each.draft.index)
+
+
+def _with_other_seed(question: Question, tries: int) -> Question:
+    """The question for another try: with the same seed, what has come would be drawn twice."""
+    seed = question.sampling.seed
+    if seed is None:
+        return question
+    return replace(question, sampling=replace(question.sampling, seed=seed + tries * _APART))
 
 
 async def gather(

@@ -29,9 +29,8 @@ class EndpointDrawer:
     async def draw(
         self,
         question: Question,
-        n: int,
+        indices: Sequence[int],
         *,
-        first: int,
         max_tokens: int,
         deadline: float,
         told: Told,
@@ -49,7 +48,7 @@ class EndpointDrawer:
             reply = await self._api.send(path, parts, deadline)
             return _draft(index, reply, chat=chat)
 
-        drawing = [asyncio.ensure_future(one(first + place)) for place in range(n)]
+        drawing = [asyncio.ensure_future(one(index)) for index in indices]
         try:
             for finished in asyncio.as_completed(drawing):
                 yield await finished

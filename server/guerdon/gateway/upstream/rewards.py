@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,10 +18,13 @@ from guerdon.client import (
     Prompt,
     Retry,
 )
-from guerdon.gateway.types import Question, Score, Unscored
+from guerdon.gateway.types import RANKS_ONLY, Question, Score, Unscored
 from guerdon.gateway.upstream.errors import reward_error, time_left
+from guerdon.serving.errors import Unsupported
 from guerdon.serving.prompts import Conversation
 from guerdon.together import together
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """Tries of a score where a server is away: a second lost, rather than the call."""
@@ -27,6 +32,12 @@ ATTEMPTS = 3
 BURST_SECONDS = 0.001
 """For how long an answer waits for others of its call that end in the same step of the policy: one
 request for all of them costs little more than a request for one."""
+
+
+LOOK_SECONDS = 1.0
+"""Longest time of finding out what a model is."""
+LATER = "the reward model %s can't be looked at now, but when a call asks for it: %s"
+REFUSED = "reward: calls that ask for %s are refused, since it %s"
 
 
 @dataclass(slots=True)
@@ -59,6 +70,41 @@ class RewardScorer:
         self._by_model = {model: self._clients[at] for model, at in addresses.items()}
         self._seconds = seconds
         self._bursts: dict[tuple[str, int], _Burst] = {}
+        self._known: dict[str, bool] = {}
+        """Whether a model ranks only, as it was last asked."""
+
+    async def look(self) -> None:
+        """Find out what all models are, and log it; a server may be away."""
+        deadline = time.monotonic() + LOOK_SECONDS
+
+        async def look_at(model: str) -> None:
+            try:
+                await self._look_at(model, deadline)
+            except GuerdonError as error:
+                logger.warning(LATER, model, error.message)
+
+        await together([look_at(model) for model in self._by_model])
+
+    async def ranks_only(self, model: str, deadline: float) -> bool:
+        """Whether a model has no score for one answer; see `Scorer`."""
+        if self._known.get(model) is False:
+            return False
+        try:
+            return await self._look_at(model, deadline)
+        except GuerdonError:
+            return False  # what is wrong with it will show when it is asked for a score
+
+    async def _look_at(self, model: str, deadline: float) -> bool:
+        """Whether a model ranks only, as its server says now; logged when it is news."""
+        timeout = min(time_left(deadline), LOOK_SECONDS)
+        info = await self._by_model[model].get_model(model, timeout=timeout)
+        if self._known.get(model) is not info.ranks_only:
+            self._known[model] = info.ranks_only
+            if info.ranks_only:
+                logger.warning(REFUSED, model, RANKS_ONLY)
+            else:
+                logger.info("the reward model %s is of kind %s", info.pinned, info.kind)
+        return info.ranks_only
 
     async def score(
         self, model: str, question: Question, text: str, deadline: float
@@ -94,6 +140,10 @@ class RewardScorer:
             )
         except GuerdonError as error:
             found = reward_error(name, error)
+            if isinstance(found, Unsupported):
+                self._known.pop(
+                    name, None
+                )  # another revision was promoted: the next call looks again
             if not isinstance(found, Unscored):
                 raise found from error
             if len(texts) == 1:

@@ -40,9 +40,8 @@ class SamplerDrawer:
     async def draw(
         self,
         question: Question,
-        n: int,
+        indices: Sequence[int],
         *,
-        first: int,
         max_tokens: int,
         deadline: float,
         told: Told,
@@ -50,17 +49,17 @@ class SamplerDrawer:
         """Candidates, each as it ends; see `Drawer`."""
 
         def progress(each: CompletionProgress) -> None:
-            told(first + each.sample, each.tokens)
+            told(indices[each.sample], each.tokens)
 
-        seed = _seed(question, first)
-        items = [GenerateItem(_prompt(question), n=n, seed=seed)]
+        seed = _seed(question, indices[0])
+        items = [GenerateItem(_prompt(question), n=len(indices), seed=seed)]
         async with contextlib.aclosing(
             self._generate(question, items, max_tokens, deadline, progress)
         ) as completions:
             async for done in completions:
                 prompt, tokens = _ids(done.prompt_token_ids), _ids(done.token_ids)
                 yield Draft(
-                    index=first + done.sample,
+                    index=indices[done.sample],
                     text=done.text,
                     tokens=len(tokens),
                     prompt_tokens=len(prompt),
@@ -133,6 +132,8 @@ class SamplerDrawer:
             ignore_eos=sampling.ignore_eos,
             return_text=True,
             skip_special_tokens=sampling.skip_special_tokens,
+            add_special_tokens=question.add_special_tokens,
+            continues_text=not isinstance(question.prompt, Conversation),
             on_progress=progress,
             timeout=time_left(deadline),
         )

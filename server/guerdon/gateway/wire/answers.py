@@ -71,6 +71,8 @@ def report(answer: Answer) -> Json:
         "seconds": {"draw": seconds.draw, "score": seconds.score, "total": seconds.total},
         **answer.notes,
     }
+    if answer.interrupted_tokens:
+        found["interrupted_tokens"] = answer.interrupted_tokens
     if answer.reason:
         found["reason"] = answer.reason
     return found

@@ -146,7 +146,7 @@ def question_of(body: GatewayBody, default_tokens: int) -> Question:
         InvalidRequest: names the field at fault.
     """
     prompt: Conversation | FormattedText
-    most = body.max_tokens
+    most, special = body.max_tokens, False
     if isinstance(body, RankedChat):
         prompt = conversation_of(body)
         most = body.max_completion_tokens or most
@@ -155,9 +155,10 @@ def question_of(body: GatewayBody, default_tokens: int) -> Question:
         texts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
         if len(texts) != 1 or not isinstance(texts[0], str):
             raise InvalidRequest("prompt", "must be one text: reward models read its completions")
-        prompt = FormattedText(texts[0])
+        prompt, special = FormattedText(texts[0]), body.add_special_tokens
     return Question(
         prompt=prompt,
+        add_special_tokens=special,
         sampling=Sampling(
             max_tokens=most or default_tokens,
             temperature=body.temperature,

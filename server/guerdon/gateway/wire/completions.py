@@ -144,9 +144,8 @@ class TextEndpoint(CompletionsEndpoint):
 
 def _so_far(work: Work) -> str:
     """How far a call has come."""
-    tokens = sum(work.tokens().values())
     drawn = f"{len(work.drafts)} of {work.plan.best_of} drawn"
-    return f"{drawn}, {work.scored} scored, {tokens} tokens"
+    return f"{drawn}, {work.scored} scored, {work.drawn} tokens"
 
 
 def _reply(value: Json, headers: Mapping[str, str]) -> Response:

@@ -38,7 +38,6 @@ from guerdon.serving.errors import (
     Overloaded,
     ServiceError,
     Unavailable,
-    Unsupported,
 )
 from guerdon.together import together
 
@@ -99,27 +98,21 @@ class Judge:
             compute_mode=ComputeMode.REMOTE,
             base_model=settings.model,
             attributes=(Attribute(DISAGREEMENT, 0.0),) if self._compares else (),
+            ranks_only=self._compares,
         )
 
-    def questions(self, item: ScoreItem, *, ranks: bool) -> list[Question]:
+    def questions(self, item: ScoreItem) -> list[Question]:
         """What is to be asked about an item; called from several threads at once.
 
         Args:
-            item: as asked.
-            ranks: whether its responses are to be ranked, and not scored each.
+            item: as asked; its responses are to be ranked where the judge compares.
 
         Raises:
             InvalidRequest: with the field's path below the item.
             TooLarge: more verdicts are needed than may ever be waited for.
-            Unsupported: the judge compares, and there is nothing to compare.
         """
         if not self._compares:
             return self._writer.scored(item)
-        if not ranks:
-            raise Unsupported(
-                f"model {self.info.name!r} compares answers with each other and has no score for "
-                "one: rank them instead"
-            )
         if not 2 <= len(item.responses) <= MAX_CANDIDATES:
             reason = f"must be two to {MAX_CANDIDATES}: the judge compares them"
             raise InvalidRequest("responses", reason)

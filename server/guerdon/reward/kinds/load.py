@@ -169,6 +169,7 @@ def _network_info(checkpoint: Checkpoint, name: str, selected: Selected) -> Mode
         if manifest.double_bos or checkpoint.kind is ModelKind.VERDICT
         else vocab_hash(checkpoint.tokenizer.get_vocab()),
         probability=manifest.probability,
+        ranks_only=checkpoint.kind is ModelKind.PAIRWISE,
     )
 
 

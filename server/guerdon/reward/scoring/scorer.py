@@ -150,7 +150,7 @@ class Scorer:
             call: gets the revision that it was resolved to.
             spec: a name, an alias, or `name@revision`.
             locate: names the fields at fault as the request has them. Only `in_ranking` lets a
-                pairwise model compare the responses.
+                model that compares have the responses.
 
         Raises:
             ServiceError: whatever stops it.
@@ -160,6 +160,11 @@ class Scorer:
         with revision.lease() as model:
             call.info = model.info
             _check_options(model.info, options)
+            if model.info.ranks_only and locate is not in_ranking:
+                raise Unsupported(
+                    f"model {model.info.name!r} compares answers with each other and has no score "
+                    "for one: rank them instead"
+                )
             if isinstance(model, Judge):
                 scores, read, judged = await self._judge(call, model, items, locate)
                 return Scored(
@@ -169,11 +174,6 @@ class Scorer:
                     queue_seconds=0.0,
                     tokenize_seconds=read,
                     compute_seconds=judged,
-                )
-            if model.info.kind is ModelKind.PAIRWISE and locate is not in_ranking:
-                raise Unsupported(
-                    f"model {model.info.name!r} compares answers with each other and has no score "
-                    "for one: rank them instead"
                 )
             with self._dispatcher.reserve(
                 model_name=model.info.name,
@@ -233,8 +233,7 @@ class Scorer:
     ) -> tuple[list[list[ResponseScore]], float, float]:
         """The scores by a judge, and the seconds of reading the items and of judging."""
         started = time.monotonic()
-        questions = partial(judge.questions, ranks=locate is in_ranking)
-        asked = await self._read(call, items, locate, questions)
+        asked = await self._read(call, items, locate, judge.questions)
         read = time.monotonic()
         scores = await self._judging.judge(call, judge, asked)
         return scores, read - started, time.monotonic() - read

@@ -211,6 +211,7 @@ class ModelReply(BaseModel):
     template_drops: list[str]
     vocab_hash: str
     probability: bool
+    ranks_only: bool
 
 
 class OpenAIModel(BaseModel):

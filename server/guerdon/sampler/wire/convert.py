@@ -7,8 +7,15 @@ from typing import Any
 
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn
-from guerdon.sampler.types import FinishReason, GenerateItem, GenerateRequest, SamplingOptions
+from guerdon.sampler.types import (
+    FinishReason,
+    GenerateItem,
+    GenerateRequest,
+    PlainText,
+    SamplingOptions,
+)
 from guerdon.serving.errors import InvalidRequest
+from guerdon.serving.prompts import FormattedText, Prompt
 from guerdon.serving.wire.convert import check_count, field_values, prompt
 from guerdon.v1 import policy_pb2
 
@@ -23,7 +30,10 @@ def generate_request(message: policy_pb2.GenerateRequest, limits: RequestLimits)
         raise InvalidRequest("options", "is required")
     check_count("items", len(message.items), limits.max_items)  # before any is looked at
     return GenerateRequest(
-        items=[_item(item, f"items[{i}]") for i, item in enumerate(message.items)],
+        items=[
+            _item(item, f"items[{i}]", add_special_tokens=message.add_special_tokens)
+            for i, item in enumerate(message.items)
+        ],
         options=_options(message),
         min_version=message.min_version,
         return_text=message.return_text,
@@ -31,9 +41,14 @@ def generate_request(message: policy_pb2.GenerateRequest, limits: RequestLimits)
     )
 
 
-def _item(message: policy_pb2.GenerateItem, field: str) -> GenerateItem:
+def _item(
+    message: policy_pb2.GenerateItem, field: str, *, add_special_tokens: bool
+) -> GenerateItem:
+    given: Prompt | PlainText = prompt(message.prompt, f"{field}.prompt")
+    if isinstance(given, FormattedText) and add_special_tokens:
+        given = PlainText(given.text)
     return GenerateItem(
-        prompt=prompt(message.prompt, f"{field}.prompt"),
+        prompt=given,
         n=message.n or 1,
         seed=message.seed if message.HasField("seed") else None,
         id=message.id,
@@ -52,6 +67,7 @@ def _options(request: policy_pb2.GenerateRequest) -> SamplingOptions:
         stop=tuple(message.stop),
         ignore_eos=message.ignore_eos,
         skip_special_tokens=request.skip_special_tokens,
+        continues_text=request.continues_text,
     )
 
 

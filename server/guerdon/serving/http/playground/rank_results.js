@@ -3,6 +3,7 @@
 import { byId, counted, duration, fillFacts, make, signed } from "./dom.js";
 import { short } from "./rank_models.js";
 import { barsFor, scoreHead } from "./scores.js";
+import { captionedTable, cell } from "./tables.js";
 
 // `asked` is the request that `reply` answers, and `model` the card of what it asked.
 export function showResults(reply, asked, model, roundTrip) {
@@ -93,21 +94,8 @@ function tables(ranking, model) {
 // A row for each name with its values, a column for each answer.
 function valuesTable(title, ranking, rows) {
   if (rows.length === 0) return null;
-  const columns = ranking.map((each) => heading(nameOf(each), "col"));
-  const head = make("thead", "", make("tr", "", make("td"), ...columns));
-  const body = make("tbody", "", ...rows.map(([name, values]) =>
-    make("tr", "", heading(name, "row"), ...values.map((value) => make("td", "", signed(value))))));
-  const scroller = make("div", "scroller", make("table", "", make("caption", "", title), head, body));
-  scroller.tabIndex = 0; // so that keys can scroll it
-  scroller.setAttribute("role", "region");
-  scroller.setAttribute("aria-label", title);
-  return scroller;
-}
-
-function heading(text, scope) {
-  const cell = make("th", "", text);
-  cell.scope = scope;
-  return cell;
+  return captionedTable(title, ["", ...ranking.map(nameOf)],
+    rows.map(([name, values]) => [name, ...values.map((value) => cell(signed(value)))]));
 }
 
 function timings(timing, roundTrip) {

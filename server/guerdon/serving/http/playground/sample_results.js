@@ -1,7 +1,8 @@
-// What the gateway found: its answers with their scores, the other candidates, what it all took.
+// What the gateway found: its answers with their scores, a table of all candidates, what it all took.
 
 import { byId, counted, duration, fillFacts, make, signed } from "./dom.js";
 import { barsFor, scoreHead } from "./scores.js";
+import { captionedTable, cell, sentence } from "./tables.js";
 
 const TOLD = ["strategy", "best_of", "ranked", "candidates", "stopped", "scores", "gain", "tokens", "seconds", "reason"];
 
@@ -10,14 +11,10 @@ export function showResults({ choices, report, usage }, roundTrip) {
   const models = new Set(report.scores.filter((each) => each.model).map(modelOf));
   const bar = barsByModel(report.scores);
   const item = (each) => candidateItem(each, bar, models.size > 1);
-  const read = new Set(choices.map((each) => each.candidate));
-  const others = report.scores.filter((each) => !read.has(each.candidate));
-  const answers = make("ol", "ranking", ...choices.map(item));
   byId("found").replaceChildren(
     make("p", "hint", [report.strategy, ...models].join(", ")),
-    answers,
-    ...(others.length ? [make("h3", "", "Candidates that were not chosen"),
-      make("ul", "ranking", ...others.map(item))] : []),
+    make("ol", "ranking", ...choices.map(item)),
+    candidatesTable(bestFirst(choices, report.scores), models.size > 1),
     make("h3", "", "What it took"),
     fillFacts(make("dl", "facts"), facts(report, usage, roundTrip)),
   );
@@ -43,17 +40,40 @@ function barsByModel(scores) {
 }
 
 function candidateItem(each, bar, namesModel) {
-  const text = each.text === undefined ? [] : [make("p", "text", each.text)];
-  return make("li", "", scoreHead(nameOf(each), each.score), ...bar(each), ...text, make("p", "hint", facets(each, namesModel)));
+  return make("li", "", scoreHead(nameOf(each), each.score), ...bar(each),
+    make("p", "text", each.text), make("p", "hint", facets(each, namesModel)));
 }
 
 function facets(each, namesModel) {
-  const found = [each.tokens === null ? "tokens not told" : counted(each.tokens, "token")];
+  const found = [counted(each.tokens, "token")];
   if (each.finish_reason === "length") found.push("cut at the most tokens");
-  if (each.ended === false) found.push("stopped before its end");
   if (each.score === null) found.push(`not ranked (${each.reason})`);
   else if (namesModel) found.push(`by ${modelOf(each)}`);
   return found.join("; ");
+}
+
+// All candidates: the answers in their order, then the others that ended, by score; then those that were
+// stopped while they grew, whose scores are of their beginnings; then those that have none.
+function bestFirst(choices, scores) {
+  const chosen = choices.map(({ candidate }) => scores.find((each) => each.candidate === candidate));
+  const rank = (each) => {
+    if (each.score === null) return 3;
+    if (each.ended === false) return 2;
+    return each.model === chosen[0].model ? 0 : 1; // scores of two models have no common scale
+  };
+  const others = scores.filter((each) => !chosen.includes(each));
+  return [...chosen, ...others.sort((a, b) => rank(a) - rank(b) || b.score - a.score)];
+}
+
+function candidatesTable(candidates, namesModel) {
+  const columns = ["Candidate", "Score", "Tokens", "Drawn", ...(namesModel ? ["By"] : [])];
+  return captionedTable("All candidates, best first", columns, candidates.map((each) => [
+    nameOf(each),
+    each.score === null ? sentence(`none: ${each.reason}`) : cell(signed(each.score)),
+    cell(each.tokens === null ? "not told" : each.tokens.toLocaleString("en")),
+    cell(each.ended === false ? "stopped" : "ended"),
+    ...(namesModel ? [cell(each.model ? modelOf(each) : "")] : []),
+  ]));
 }
 
 // What a strategy notes: one value, or a list of rows such as votes.
