@@ -134,6 +134,12 @@ class Prometheus:
             assert time.monotonic() < end, f"no data after {seconds} s: {expression}"
             time.sleep(0.3)
 
+    def wait_for_scrapes(self, more: int) -> None:
+        """Until its target was scraped so many times more."""
+        scrapes = "count_over_time(up[1h])"
+        (series,) = self.query(scrapes)
+        self.wait_for(f"{scrapes} >= {int(series['value'][1]) + more}")
+
 
 @contextlib.contextmanager
 def running_prometheus(

@@ -77,7 +77,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
                 "guerdon_gateway_spending_refused_total > 0",
             ):
                 running.wait_for(expression)
-            time.sleep(5)  # rates need several scrapes
+            running.wait_for_scrapes(4)  # rates need several
             yield running
         finally:
             stop.set()

@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import re
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -191,7 +190,7 @@ def prometheus(
                     client.score(old.pinned, [Item(WORDS, [WORDS * 2])])
             for expression in HAPPENED:
                 running.wait_for(expression)
-            time.sleep(6)  # rates need several scrapes
+            running.wait_for_scrapes(4)  # rates need several
             yield running
 
 

@@ -81,7 +81,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
                 'guerdon_sampler_updates_total{outcome="invalid"} > 0',
             ):
                 running.wait_for(expression)
-            time.sleep(5)  # rates need several scrapes
+            running.wait_for_scrapes(4)  # rates need several
             yield running
         finally:
             stop.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from tests.support.formula_engine import END, length_of, token_of
+from tests.support.in_process import until
 
 from .support import numbers_in, reward_of, start_gateway
 
@@ -53,6 +54,7 @@ async def test_rejection_draws_just_these_tokens_and_its_texts_are_whole() -> No
             max_tokens=MOST,
             extra_body={"guerdon": {"strategy": "rejection", "chunk": CHUNK, "keep": 0.5}},
         )
+        await until(lambda: gateway.sampler.server.lifecycle.accepted == 0)
         told = await gateway.sampler.metric("generated_tokens_total")
     report = reply.model_extra["guerdon"] if reply.model_extra else {}
     assert {each["candidate"]: each["tokens"] for each in report["scores"]} == {

@@ -62,7 +62,14 @@ def test_it_shows_the_whole_run_and_writes_nothing(
 
 
 @pytest.mark.slow
-def test_as_a_process(policy: Path, prompts: Path, held_out: Path, tmp_path: Path) -> None:
+def test_what_a_process_prints_is_its_configuration(
+    policy: Path,
+    prompts: Path,
+    held_out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
     line = arguments("ppo", policy, prompts, held_out, tmp_path / "run")
     first = subprocess.run(
         [*GUERDON, *line, "--dry-run", "--lr", "0.001"],
@@ -72,22 +79,12 @@ def test_as_a_process(policy: Path, prompts: Path, held_out: Path, tmp_path: Pat
         timeout=120,
     )
     (tmp_path / "c.toml").write_bytes(first.stdout)
-    again = subprocess.run(
-        [*GUERDON, "train", "ppo", "--config", str(tmp_path / "c.toml"), "--dry-run"],
-        check=True,
-        capture_output=True,
-        env=environment(RANK="0"),
-        timeout=120,
-    )
-    assert again.stdout == first.stdout
-    other = subprocess.run(
-        [*GUERDON, *line, "--dry-run"],
-        check=True,
-        capture_output=True,
-        env=environment(RANK="1"),
-        timeout=120,
-    )
-    assert other.stdout == other.stderr == b""  # one process of a launcher's speaks
+    monkeypatch.setenv("RANK", "0")
+    assert main(["train", "ppo", "--config", str(tmp_path / "c.toml"), "--dry-run"]) == 0
+    assert capfdbinary.readouterr().out == first.stdout
+    monkeypatch.setenv("RANK", "1")
+    assert main([*line, "--dry-run"]) == 0
+    assert capfdbinary.readouterr() == (b"", b"")  # one process of a launcher's speaks
 
 
 def test_odd_prompts_are_named(

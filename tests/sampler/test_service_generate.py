@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from tests.support import tools as talk
-from tests.support.formula_engine import END, MAX_TOKENS, VOCABULARY, length_of, token_of
+from tests.support.formula_engine import (
+    END,
+    HELD_TOKENS,
+    MAX_TOKENS,
+    VOCABULARY,
+    length_of,
+    token_of,
+)
 from tests.support.in_process import details, field_at_fault, until
 from tests.support.sampler_service import Harness, item, request, start_sampler
 from tests.support.tiny import CHATML, STEP, tiny_tokenizer
@@ -258,12 +265,14 @@ async def test_a_caller_who_leaves_stops_the_drawing(served: Harness) -> None:
 
 async def test_a_caller_who_leaves_in_the_middle_gives_the_rest_of_its_room_back() -> None:
     async with start_sampler(max_in_flight=4) as served:
-        served.engine.behaviour.seconds_per_token = 0.01
-        call = served.policy.Generate(request(item(1, n=4), max_tokens=50))
-        assert (await call.read()).sample in range(4)
+        served.engine.behaviour.held_seed = 9
+        held = [i for i in range(4) if length_of([1], i) > HELD_TOKENS]
+        assert 0 < len(held) < 4
+        call = served.policy.Generate(request(item(1, n=4, seed=9), max_tokens=50))
+        assert (await call.read()).sample not in held
         call.cancel()
         await until(lambda: served.server.lifecycle.accepted == 0)
-        assert 0 < served.engine.behaviour.aborted < 4
+        assert served.engine.behaviour.aborted == len(held)
         assert len(await served.generate(item(n=4))) == 4
 
 

@@ -165,11 +165,17 @@ async def test_the_server_listens_and_is_not_ready_while_the_engine_starts() -> 
 
 async def test_a_signal_while_the_engine_starts_ends_the_start() -> None:
     engine = FormulaEngine()
-    engine.start = asyncio.Event().wait  # type: ignore[assignment, method-assign]
+    starting = asyncio.Event()
+
+    async def start() -> None:
+        starting.set()
+        await asyncio.Event().wait()
+
+    engine.start = start  # type: ignore[method-assign]
     config = load_config(None, {"model": "x", "port": 0, "http_port": -1})
     server = SamplerServer(config, engine, WordTokenizer())
     running = asyncio.create_task(server.run(lambda ports: None, signals=False))
-    await asyncio.sleep(0.1)
+    await starting.wait()
     server.lifecycle.start_draining()
     await asyncio.wait_for(running, 10)
     assert engine.stopped

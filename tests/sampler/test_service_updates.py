@@ -88,12 +88,16 @@ async def test_new_weights_serve_from_the_commit_on(served: Harness) -> None:
 
 
 async def test_generation_in_flight_goes_on_with_a_span_for_each_version(served: Harness) -> None:
-    served.engine.behaviour.seconds_per_token = 0.01
+    behaviour = served.engine.behaviour
+    behaviour.seconds_per_token = 0.01
     drawing = asyncio.ensure_future(served.generate(item(1, 2), max_tokens=60, ignore_eos=True))
-    await asyncio.sleep(0.1)
-    await served.publish(1)
-    await asyncio.sleep(0.1)
-    await served.publish(2, OTHER)
+    for version, weights in ((1, WEIGHTS), (2, OTHER)):
+        before = behaviour.tokens
+        behaviour.gate.set()
+        await until(lambda: behaviour.tokens > before)  # noqa: B023
+        behaviour.gate.clear()
+        await served.publish(version, weights)
+    behaviour.gate.set()
     (reply,) = await drawing
     assert [span.version for span in reply.spans] == [0, 1, 2]
     assert reply.spans[0].start == 0

@@ -78,6 +78,7 @@ async def start_server(
             yield Harness(**vars(running), loader=loader, admin_channel=admin_channel)
         finally:
             loader.behaviour.gate.set()
+            loader.behaviour.may_load.set()
             server.lifecycle.start_draining()
             await running.finished
 

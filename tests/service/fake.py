@@ -57,14 +57,15 @@ class Behaviour:
     batches: int = 0
     sequences: int = 0
     closed: list[str] = field(default_factory=list)
-    load_seconds: float = 0.0
-    """That a load takes, unless its path says `quick`."""
+    may_load: threading.Event = field(default_factory=threading.Event)
+    """Loads wait for it, unless their path says `quick`."""
     loads: list[str] = field(default_factory=list)
     """Paths of loads that began."""
 
     def __post_init__(self) -> None:
         self.gate.set()
         self.long_texts.set()
+        self.may_load.set()
 
 
 def revision_of(path: str) -> str:
@@ -210,9 +211,7 @@ class FakeLoader:
 
     def __call__(self, path: str, name: str, check: Callable[[], None]) -> RewardModel:
         self.behaviour.loads.append(path)
-        over = time.monotonic() + self.behaviour.load_seconds * ("quick" not in path)
-        while time.monotonic() < over:
-            time.sleep(min(0.01, self.behaviour.load_seconds))
+        while "quick" not in path and not self.behaviour.may_load.wait(0.01):
             if "stuck" not in path:
                 check()
         if "missing" in path:

@@ -76,12 +76,13 @@ async def test_a_load_that_fails_changes_nothing(
 
 
 async def test_other_models_serve_while_one_loads(served: Harness) -> None:
-    served.behaviour.load_seconds = 0.5
+    served.behaviour.may_load.clear()
     loading = asyncio.ensure_future(served.admin.LoadModel(load("slow", "second")))
-    await asyncio.sleep(0.05)
+    await until(lambda: "second" in served.behaviour.loads)
     for _ in range(10):
         await served.still_serves()
     assert not loading.done()
+    served.behaviour.may_load.set()
     assert (await loading).model.current
 
 
@@ -107,7 +108,7 @@ async def test_unloading_waits_for_accepted_work(served: Harness) -> None:
     unloading = asyncio.ensure_future(
         served.admin.UnloadModel(admin_pb2.UnloadModelRequest(name="m"))
     )
-    await asyncio.sleep(0.1)
+    await until(lambda: served.server.registry.canonical("m") is None)
     assert not unloading.done()
     assert served.behaviour.closed == []
     late = served.rewards.Score(score_request())
@@ -126,7 +127,7 @@ async def test_unloading_waits_for_work_whose_caller_has_left(served: Harness) -
     unloading = asyncio.ensure_future(
         served.admin.UnloadModel(admin_pb2.UnloadModelRequest(name="m"))
     )
-    await asyncio.sleep(0.1)
+    await until(lambda: served.server.registry.canonical("m") is None)
     assert served.behaviour.closed == []  # the engine still computes with it
     served.behaviour.gate.set()
     await unloading
@@ -166,14 +167,14 @@ async def test_promoting_under_load_drops_nothing_and_mixes_nothing(served: Harn
     previous = FIRST
     for turn in range(6):
         path = f"turn-{turn}"
-        await asyncio.sleep(0.1)
+        await until(lambda: seen[previous] > 0)  # noqa: B023
         await served.admin.LoadModel(load("m", path))
         reply = await served.admin.PromoteModel(promote(revision_of(path), unload_previous=True))
         assert reply.previous_revision == previous
         previous = revision_of(path)
         after = await served.rewards.Score(score_request())
         assert after.info.revision == previous
-    await asyncio.sleep(0.1)
+    await until(lambda: seen[previous] > 0)
     stop.set()
     await asyncio.gather(*callers)  # an error of any call fails the test
     assert len(seen) == 7
@@ -235,7 +236,7 @@ async def until_idle(served: Harness) -> None:
 
 
 async def test_a_slow_load_holds_up_no_other(served: Harness) -> None:
-    served.behaviour.load_seconds = 1e6
+    served.behaviour.may_load.clear()
     slow = asyncio.ensure_future(served.admin.LoadModel(load("slow", "second")))
     await until(lambda: "second" in served.behaviour.loads)
     assert (await served.admin.LoadModel(load("other", "quick"), timeout=30)).model.current
@@ -244,7 +245,7 @@ async def test_a_slow_load_holds_up_no_other(served: Harness) -> None:
 
 
 async def test_a_caller_who_leaves_ends_the_load(served: Harness) -> None:
-    served.behaviour.load_seconds = 1e6
+    served.behaviour.may_load.clear()
     late = served.admin.LoadModel(load("slow", "second"), timeout=0.2)
     assert await code_of(late) is grpc.StatusCode.DEADLINE_EXCEEDED
     await until_idle(served)
@@ -253,7 +254,7 @@ async def test_a_caller_who_leaves_ends_the_load(served: Harness) -> None:
 
 
 async def test_unloading_a_name_ends_its_loads(served: Harness) -> None:
-    served.behaviour.load_seconds = 1e6
+    served.behaviour.may_load.clear()
     loading = asyncio.ensure_future(code_of(served.admin.LoadModel(load("slow", "second"))))
     beside = asyncio.ensure_future(code_of(served.admin.LoadModel(load("m", "third"))))
     await until(lambda: {"second", "third"} <= set(served.behaviour.loads))
@@ -267,7 +268,7 @@ async def test_unloading_a_name_ends_its_loads(served: Harness) -> None:
 
 
 async def test_loads_under_way_are_bounded(served: Harness) -> None:
-    served.behaviour.load_seconds = 1e6
+    served.behaviour.may_load.clear()
     loads = [
         asyncio.ensure_future(code_of(served.admin.LoadModel(load("slow", f"{i}"))))
         for i in range(4)

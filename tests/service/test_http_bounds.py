@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from pydantic import ValidationError
+from tests.support.in_process import until
 
 from guerdon.reward.wire.schemas import RankBody, ScoreBody
 from guerdon.sampler.wire.schemas import GenerateBody
@@ -149,6 +151,15 @@ async def test_a_request_of_two_lengths_is_refused(served: Harness) -> None:
         answers = await wire.reader.read()
     assert answers.startswith(b"HTTP/1.1 400 ")
     assert answers.count(b"HTTP/1.1 ") == 1
+
+
+async def test_a_body_does_not_wait_until_the_headers_are_acknowledged(served: Harness) -> None:
+    async with connected(served, POST):
+        connections = served.server._listener._http[0]._server.server_state.connections
+        await until(lambda: bool(connections))
+        (connection,) = connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_idle_connections_make_room_for_new_ones() -> None:

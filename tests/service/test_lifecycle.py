@@ -55,9 +55,8 @@ async def test_draining_finishes_what_was_accepted(served: Harness) -> None:
     ]
     await until(lambda: served.server.lifecycle.accepted == 10)
     served.server.lifecycle.start_draining()
-    await asyncio.sleep(0.05)
     for service in SERVICES:
-        assert await served.health(service) == NOT_SERVING
+        await served.until_health(service, NOT_SERVING)
     for call in (
         served.rewards.Score(score_request()),
         served.rewards.ListModels(reward_pb2.ListModelsRequest()),
@@ -118,13 +117,15 @@ async def test_draining_is_bounded_by_its_grace() -> None:
 
 async def test_the_server_listens_and_is_not_ready_while_it_loads() -> None:
     loader = FakeLoader()
-    loader.behaviour.load_seconds = 0.5
+    loader.behaviour.may_load.clear()
     flags = {"models": {"m": "first"}, "port": 0, "http_port": 0}
     server = RewardServer(load_config(None, flags), loader)
     ready = asyncio.Event()
     running = asyncio.create_task(server.run(lambda ports: ready.set(), signals=False))
-    await asyncio.sleep(0.2)
+    await until(lambda: len(server._listener._http) == 1 and bool(loader.behaviour.loads))
+    assert not ready.is_set()
     assert server.lifecycle.phase is Phase.STARTING
+    loader.behaviour.may_load.set()
     await asyncio.wait_for(ready.wait(), 10)
     assert server.lifecycle.ready
     server.lifecycle.start_draining()
@@ -197,6 +198,7 @@ async def test_expired_work_is_never_computed(served: Harness) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.rewards.Score(score_request(), timeout=0.1)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: served.server.lifecycle.accepted == 1)  # the server's clock says so too
     served.behaviour.gate.set()
     await first
     await served.still_serves()
@@ -323,7 +325,7 @@ async def test_a_taken_port_is_refused(served: Harness) -> None:
 
 async def test_a_load_under_way_holds_up_neither_the_drain_nor_an_unload(served: Harness) -> None:
     await served.admin.LoadModel(admin_pb2.LoadModelRequest(name="other", path="second"))
-    served.behaviour.load_seconds = 20
+    served.behaviour.may_load.clear()
     loading = asyncio.ensure_future(
         served.admin.LoadModel(admin_pb2.LoadModelRequest(name="slow", path="stuck"))
     )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -155,6 +156,23 @@ def _gguf_file(model: EmbeddedModel) -> Path:
     return path
 
 
+@contextmanager
+def _cached_reading() -> Iterator[None]:
+    """Let transformers read a GGUF file once, and make the table of its tensors' names once.
+
+    It reads the file for the tokenizer, for the configuration and for the weights, and makes the
+    table for each of hundreds of modules: more than half of a conversion.
+    """
+    import gguf
+
+    plain = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, plain)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = plain
+
+
 def _convert(model: EmbeddedModel, folder: Path, stamp: dict[str, Any]) -> None:
     """GGUF to bfloat16 safetensors, whole or not at all."""
     gguf = _gguf_file(model)
@@ -164,13 +182,14 @@ def _convert(model: EmbeddedModel, folder: Path, stamp: dict[str, Any]) -> None:
 
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        lm = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
+        with _cached_reading():
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            lm = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
         # The weights are plain numbers now; the marks of quantisation would stop the saving.
         lm.hf_quantizer = None
         if hasattr(lm.config, "quantization_config"):

@@ -157,43 +157,60 @@ def _unit(samples: Sequence[Sample], offsets: Sequence[int]) -> Unit:
 
 def make_row(units: Sequence[Unit]) -> PackedRow:
     """One row of all these tokens."""
-    ids, positions, predict, targets, tokens, blocks = [], [], [], [], [], []
+    parts = []
     at = 0
     for unit in units:
-        prompt = len(unit.prompt_ids_P)
-        ids.append(unit.prompt_ids_P)
-        positions.append(np.arange(prompt))
-        places = at + prompt
-        lengths = [len(response) - 1 for response in unit.responses]
-        for response, length, offset in zip(unit.responses, lengths, unit.offsets, strict=True):
-            ids.append(response[:-1])
-            positions.append(np.arange(prompt, prompt + length))
-            predict.append(np.r_[at + prompt - 1, np.arange(places, places + length)])
-            targets.append(response)
-            tokens.append(np.arange(offset, offset + length + 1))
-            places += length
-        blocks.append(_block(at, prompt, lengths))
-        at = places
+        parts.append(_part(unit, at))
+        at += unit.tokens
+    ids, positions, predict, targets, tokens, blocks = zip(*parts, strict=True)
 
-    def joined(parts: Sequence[Any]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+    def joined(column: Sequence[Any]) -> Tensor:
+        return torch.from_numpy(np.concatenate(column).astype(np.int64))
 
     return PackedRow(
-        joined(ids), joined(positions), joined(predict), joined(targets), joined(tokens), blocks
+        joined(ids),
+        joined(positions),
+        joined(predict),
+        joined(targets),
+        joined(tokens),
+        list(blocks),
     )
 
 
-def _block(start: int, prompt: int, lengths: Sequence[int]) -> Block:
-    longest = max(lengths)
-    gather_nT = torch.full((len(lengths), longest), start)
-    scatter = []
-    at = start + prompt
-    for i, length in enumerate(lengths):
-        gather_nT[i, :length] = torch.arange(at, at + length)
-        scatter.append(torch.arange(i * longest, i * longest + length))
-        at += length
+def _part(unit: Unit, start: int) -> tuple[Any, Any, Any, Any, Any, Block]:
+    """What a unit adds to a `PackedRow`: ids, positions, predict, targets, tokens, its block.
+
+    Args:
+        start: the unit's first place in the row.
+    """
+    prompt = len(unit.prompt_ids_P)
+    targets_M = np.concatenate(unit.responses)
+    lengths_n = np.array([len(response) for response in unit.responses])
+    begins_n = np.cumsum(lengths_n) - lengths_n
+    nth_M = np.arange(len(targets_M)) - np.repeat(begins_n, lengths_n)
+    # In the row each response lacks its last token, and so begins one place earlier per response.
+    places_n = start + prompt + begins_n - np.arange(len(lengths_n))
+    in_row_M = nth_M < np.repeat(lengths_n - 1, lengths_n)
+    before_M = np.repeat(places_n, lengths_n) + nth_M - 1
+    return (
+        np.concatenate([unit.prompt_ids_P, targets_M[in_row_M]]),
+        np.concatenate([np.arange(prompt), prompt + nth_M[in_row_M]]),
+        np.where(nth_M == 0, start + prompt - 1, before_M),
+        targets_M,
+        np.repeat(unit.offsets, lengths_n) + nth_M,
+        _block(start, prompt, places_n, lengths_n - 1),
+    )
+
+
+def _block(start: int, prompt: int, places_n: Ints, lengths_n: Ints) -> Block:
+    """The block of responses that begin at these places in the row and have these lengths there."""
+    columns_T = np.arange(lengths_n.max())
+    real_nT = columns_T < lengths_n[:, None]
+    gather_nT = np.where(real_nT, places_n[:, None] + columns_T, start)
+    longest = len(columns_T)
     mask_TK = torch.ones(longest, prompt + longest, dtype=torch.bool).tril(prompt)
-    return Block(start, prompt, gather_nT, torch.cat(scatter), mask_TK)
+    scatter_R = np.flatnonzero(real_nT)
+    return Block(start, prompt, torch.from_numpy(gather_nT), torch.from_numpy(scatter_R), mask_TK)
 
 
 def packed_attention(
