@@ -13,7 +13,7 @@ from guerdon.reward.config import ServeConfig
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.metrics_observer import MetricsObserver
 from guerdon.reward.models.allowed_sources import AllowedSources
-from guerdon.reward.models.load_threads import Loader
+from guerdon.reward.models.loader import Loader
 from guerdon.reward.models.registry import Registry
 from guerdon.reward.scheduling.dispatcher import Dispatcher
 from guerdon.reward.scheduling.limits import DispatchLimits
@@ -57,7 +57,7 @@ class RewardServer(Server[RewardPorts]):
     """The reward service.
 
     Args:
-        loader: makes a model of a path; see `guerdon.reward.models.load_threads.Loader`.
+        loader: makes a model of a path; see `guerdon.reward.models.loader.Loader`.
         engines: keeps the processes that models compute in; None where they do in this one.
     """
 

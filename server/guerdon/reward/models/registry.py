@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from guerdon.reward.models.load_threads import Loader, LoadThreads
+from guerdon.reward.models.loader import Loader, LoadThreads
 from guerdon.reward.models.revision import Revision, ServedModel
 from guerdon.reward.types import ModelInfo
 from guerdon.serving.errors import (

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from guerdon.reward.call_metrics import ScoringCall
+from guerdon.reward.judge.budget import Asker
 from guerdon.reward.judge.judge import Judge
 from guerdon.reward.judge.question import Question
-from guerdon.reward.judge.slots import Asker
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.types import ModelInfo, ResponseScore
 from guerdon.serving.errors import DeadlinePassed, Unavailable
