@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from tests.service.messages import item, score_request
 from tests.support.in_process import details, field_at_fault, retry_seconds, until
 
-from guerdon.reward.call_metrics import ScoringCall
+from guerdon.reward.counting import ScoringCall
 from guerdon.reward.judge.budget import Asker, Slots
 from guerdon.reward.judge.judge import Judge
 from guerdon.reward.metrics import RewardMetrics

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import grpc
 
-from guerdon.reward.call_metrics import ScoringCalls
 from guerdon.reward.config import ServeConfig
+from guerdon.reward.counting import MetricsObserver, ScoringCalls
 from guerdon.reward.metrics import RewardMetrics
-from guerdon.reward.metrics_observer import MetricsObserver
 from guerdon.reward.models.allowed_sources import AllowedSources
 from guerdon.reward.models.loader import Loader
 from guerdon.reward.models.registry import Registry

@@ -23,8 +23,8 @@ from guerdon.reward.encoding.comparisons import (
     scores_by_votes,
 )
 from guerdon.reward.judge.budget import Asker, Budget, Slots
-from guerdon.reward.judge.endpoint import AskFailed, Endpoint, Reply
-from guerdon.reward.judge.question import Question, QuestionWriter
+from guerdon.reward.judge.endpoint import AskFailed, JudgeEndpoint, Reply
+from guerdon.reward.judge.question import JudgeQuestion, QuestionWriter
 from guerdon.reward.judge.settings import JudgeSettings
 from guerdon.reward.judge.verdict import NoVerdict, VerdictReader
 from guerdon.reward.scheduling.admission import TooLarge
@@ -120,7 +120,7 @@ class Judge:
         self._reader = VerdictReader(settings)
         self._writer = QuestionWriter(settings, self._reader)
         wanted = settings.verdict.form == "json" and settings.verdict.send_schema
-        self._endpoint = Endpoint(settings, key, self._reader.schema if wanted else None)
+        self._endpoint = JudgeEndpoint(settings, key, self._reader.schema if wanted else None)
         self._budget = Budget(settings.limits)
         self._slots = Slots(settings.limits.at_once)
         self._flights = Flights[float]()
@@ -140,7 +140,7 @@ class Judge:
             attributes=(Attribute(DISAGREEMENT, 0.0),) if self._compares else (),
         )
 
-    def questions(self, item: ScoreItem, *, ranks: bool) -> list[Question]:
+    def questions(self, item: ScoreItem, *, ranks: bool) -> list[JudgeQuestion]:
         """What is to be asked about an item; called from several threads at once.
 
         Args:
@@ -168,7 +168,7 @@ class Judge:
         return self._writer.compared(item, pairs)
 
     async def judge(
-        self, asked: Sequence[Sequence[Question]], asker: Asker, observer: JudgeObserver
+        self, asked: Sequence[Sequence[JudgeQuestion]], asker: Asker, observer: JudgeObserver
     ) -> list[list[ResponseScore]]:
         """The scores of items' responses; cancelling it ends the requests that nobody else wants.
 
@@ -224,7 +224,7 @@ class Judge:
             raise Overloaded("too many verdicts are waited for", retry_after=FULL_RETRY_SECONDS)
 
     async def _verdict(
-        self, question: Question, vote: int, asker: Asker, observer: JudgeObserver
+        self, question: JudgeQuestion, vote: int, asker: Asker, observer: JudgeObserver
     ) -> float:
         key = (question.hash, vote)
         if key in self._known:
@@ -234,7 +234,7 @@ class Judge:
         return await self._flights.join(key, lambda: self._ask(question, vote, asker, observer))
 
     async def _ask(
-        self, question: Question, vote: int, asker: Asker, observer: JudgeObserver
+        self, question: JudgeQuestion, vote: int, asker: Asker, observer: JudgeObserver
     ) -> float:
         """A verdict, in as many tries as there are."""
         tries = self._settings.limits.tries
@@ -252,7 +252,7 @@ class Judge:
                 return verdict
         raise AssertionError("there is one try at least")
 
-    async def _try(self, question: Question, vote: int, observer: JudgeObserver) -> float:
+    async def _try(self, question: JudgeQuestion, vote: int, observer: JudgeObserver) -> float:
         """A verdict in one try.
 
         Raises:

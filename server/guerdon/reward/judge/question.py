@@ -102,7 +102,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class JudgeQuestion:
     """A prompt and the answers that are judged together."""
 
     prompt: tuple[Part, ...]
@@ -111,7 +111,9 @@ class Question:
     """A SHA-256 of all its texts, in hexadecimal."""
 
 
-def new_questions(prompt: tuple[Part, ...], answers: Iterable[tuple[str, ...]]) -> list[Question]:
+def new_questions(
+    prompt: tuple[Part, ...], answers: Iterable[tuple[str, ...]]
+) -> list[JudgeQuestion]:
     """Questions about the same prompt."""
     parts = json.dumps([[part.name, part.text] for part in prompt])
     start = hashlib.sha256(parts.encode())
@@ -119,7 +121,7 @@ def new_questions(prompt: tuple[Part, ...], answers: Iterable[tuple[str, ...]]) 
     for texts in answers:
         digest = start.copy()
         digest.update(json.dumps(texts).encode())
-        found.append(Question(prompt, texts, digest.hexdigest()))
+        found.append(JudgeQuestion(prompt, texts, digest.hexdigest()))
     return found
 
 
@@ -152,7 +154,7 @@ class QuestionWriter:
         }
         self._check_template()
 
-    def scored(self, item: ScoreItem) -> list[Question]:
+    def scored(self, item: ScoreItem) -> list[JudgeQuestion]:
         """A question for each response.
 
         Raises:
@@ -162,7 +164,7 @@ class QuestionWriter:
         answers = self._answers(prompt, item.responses)
         return new_questions(prompt, ((answer,) for answer in answers))
 
-    def compared(self, item: ScoreItem, pairs: Sequence[tuple[int, int]]) -> list[Question]:
+    def compared(self, item: ScoreItem, pairs: Sequence[tuple[int, int]]) -> list[JudgeQuestion]:
         """A question for each pair of places of responses, in that order.
 
         Raises:
@@ -172,7 +174,7 @@ class QuestionWriter:
         answers = self._answers(prompt, item.responses)
         return new_questions(prompt, ((answers[i], answers[j]) for i, j in pairs))
 
-    def messages(self, question: Question) -> list[Mapping[str, str]]:
+    def messages(self, question: JudgeQuestion) -> list[Mapping[str, str]]:
         """The conversation that asks a question, with new marks.
 
         Raises:
@@ -215,7 +217,7 @@ class QuestionWriter:
         except Exception as error:
             raise SettingsError(f"template is broken: {error}") from error
 
-    def _nonce(self, question: Question) -> str:
+    def _nonce(self, question: JudgeQuestion) -> str:
         while True:
             nonce = secrets.token_hex(8)
             texts = (*(part.text for part in question.prompt), *question.answers)

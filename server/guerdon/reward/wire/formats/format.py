@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 from pydantic import Discriminator, Field, Tag
 
-from guerdon.reward.format_settings import FormatSettings
+from guerdon.reward.request_settings import FormatSettings
 from guerdon.reward.scoring.scorer import Scored, sigmoid
 from guerdon.reward.types import (
     Dropped,

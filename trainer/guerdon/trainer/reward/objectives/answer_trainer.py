@@ -18,7 +18,7 @@ from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measuring.measures import Floats
 from guerdon.trainer.common.models.language_model import autocast
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
-from guerdon.trainer.common.trl.length_grouped import LengthGroupedTrainer
+from guerdon.trainer.common.trl.mixins import LengthGroupedTrainer
 from guerdon.trainer.reward import shared_prefix as sharing
 from guerdon.trainer.reward.ddp_calls import call_through_ddp
 from guerdon.trainer.reward.objectives.rated_answers import TokenizedAnswer

@@ -12,8 +12,7 @@ from rich.text import Text
 from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, compare
 from guerdon.trainer.common.measuring.samples import before_and_after
 from guerdon.trainer.common.report import say, show_policy, spent
-from guerdon.trainer.common.run_state import package_versions
-from guerdon.trainer.common.timed_phase import rounded
+from guerdon.trainer.common.run_state import package_versions, rounded
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.settings import RunSettings
 
