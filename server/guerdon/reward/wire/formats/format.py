@@ -25,7 +25,7 @@ from guerdon.reward.types import (
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.foreign import ForeignBody, ManyTexts, form_of, read_body
 from guerdon.serving.http.schemas import Text
-from guerdon.serving.openai.errors import openai_error
+from guerdon.serving.openai.replies import openai_error
 from guerdon.serving.status import ErrorStatus
 
 Json = Any

@@ -51,7 +51,6 @@ class Drawing:
         rewards: scores them; closed by `close`.
         republish: called only where the weights stand still, when the sampler has lost them.
         seeded: seed every completion, so that a run can be repeated.
-        now: seconds of a steady clock.
     """
 
     def __init__(
@@ -62,14 +61,12 @@ class Drawing:
         republish: Republish,
         *,
         seeded: bool,
-        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._seed = settings.seed if seeded else None
         self._patience = settings.patience
         self._sampler = sampler
         self._rewards = rewards
         self._republish = republish
-        self._now = now
         self._sampler_version = 0
         self._given = 0
         """How often the sampler was given weights: a version may be given twice."""
@@ -77,8 +74,8 @@ class Drawing:
         """The sampler's outages before it was last given weights."""
         self._fresh = asyncio.Event()
         self._stale = asyncio.Event()
-        self._began = now()
-        self._sampling, self._scoring = Meter(now), Meter(now)
+        self._began = time.monotonic()
+        self._sampling, self._scoring = Meter(), Meter()
         self._restarts = 0
 
     async def start(self, version: int) -> None:
@@ -91,7 +88,7 @@ class Drawing:
             TrainingError: a reward model can't be had.
         """
         await self._rewards.start()
-        self._began = self._now()
+        self._began = time.monotonic()
         self.published(version)
 
     def published(self, version: int) -> None:
@@ -151,7 +148,7 @@ class Drawing:
     def stats(self) -> RolloutStats:
         """What happened so far."""
         return RolloutStats(
-            seconds=self._now() - self._began,
+            seconds=time.monotonic() - self._began,
             sampling_seconds=self._sampling.seconds,
             scoring_seconds=self._scoring.seconds,
             stale_sampler=self._restarts,
@@ -166,7 +163,7 @@ class Drawing:
     async def _draw(self, task: Task, n: int, stream: int, temperature: float | None) -> Group:
         """The samples of one task, unscored; waits where the sampler has lost its weights."""
         seed = None if self._seed is None else sampling_seed(self._seed, stream, task.uid)
-        begin = self._now()
+        begin = time.monotonic()
         while True:
             await self._fresh.wait()
             version, given = self._sampler_version, self._given
@@ -177,7 +174,7 @@ class Drawing:
                         task, n, min_version=version, temperature=temperature, seed=seed
                     )
             except StaleSampler as error:
-                if self._now() - begin > self._patience:
+                if time.monotonic() - begin > self._patience:
                     raise ServiceGone(
                         f"{self._sampler.patience.service} at {self._sampler.patience.address} "
                         f"keeps losing its weights: {error}"
