@@ -1,6 +1,8 @@
 """The synchronous clients: the asynchronous ones, run on a private event loop.
 
-They work wherever blocking is allowed, also where another loop is running (Jupyter).
+They work wherever blocking is allowed, also where another loop is running (Jupyter). The loop is
+one for all of the process: gRPC's asyncio side polls once for the whole process, and clients on
+many loops wake each other for nothing.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ from pydantic import Field
 from guerdon.data import Message, answer_of, read_message, read_tools
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import Conversation, Dropped, PriorityClass, ScoreItem
-from guerdon.reward.wire.formats.format import Asked, Format, Json
-from guerdon.reward.wire.formats.messages import TextOrMessages
+from guerdon.reward.wire.formats.format import Asked, Format, Json, TextOrMessages
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.foreign import ForeignBody, Messages
 from guerdon.serving.http.schemas import Text
