@@ -22,8 +22,8 @@ from guerdon.models.template_sandbox import render_text, template_variables
 from guerdon.reward.judge.settings import JudgeSettings
 from guerdon.reward.judge.verdict import VerdictReader
 from guerdon.reward.types import ForeignText, Response, ScoreItem, Unrendered
-from guerdon.serving.conversations import check_roles
 from guerdon.serving.errors import ComputeFailed, InvalidRequest
+from guerdon.serving.prompts import check_roles
 from guerdon.settings import SettingsError
 
 SYSTEM = """\
