@@ -132,9 +132,9 @@ class RewardServer(Server[RewardPorts]):
         """Bind and serve all ports."""
         config, ports, admin_port = self._config, await self._listen(), None
         if config.admin_port >= 0:
-            server = self._listener.new_server()
-            server.add_generic_rpc_handlers((self._admin(),))
-            admin_port = await self._listener.bind(server, config.admin_host, config.admin_port)
+            admin_port = await self._listener.start_grpc(
+                [self._admin()], config.admin_host, config.admin_port
+            )
         return RewardPorts(**vars(ports), admin_host=config.admin_host, admin_port=admin_port)
 
     def _admin(self) -> grpc.GenericRpcHandler:
