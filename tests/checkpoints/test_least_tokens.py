@@ -20,9 +20,12 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from guerdon.reward.checkpoints.checkpoint import inspect_checkpoint
-from guerdon.reward.encoding.bytes_per_token import most_bytes_per_token
 from guerdon.reward.encoding.encoder import Encoder
-from guerdon.reward.encoding.text_tokenizer import TextTokenizer, TooManyTokens
+from guerdon.reward.encoding.text_tokenizer import (
+    TextTokenizer,
+    TooManyTokens,
+    most_bytes_per_token,
+)
 from guerdon.reward.types import FormattedText, ScoreItem, Truncation
 from guerdon.serving.errors import InvalidRequest
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from guerdon.trainer.common.measuring.statistics import Estimate
-from guerdon.trainer.compare.comparison import Result, RunGroup
-from guerdon.trainer.compare.equal_kl import gain_at
+from guerdon.trainer.compare.comparison import Result, RunGroup, gain_at
 from guerdon.trainer.compare.runs import Point, Run, RunMeasures
 from guerdon.trainer.compare.sentences import headlines
 

@@ -19,8 +19,7 @@ from guerdon.reward.engine.probes import select_engine
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.kinds import load_model
 from guerdon.reward.kinds.ensemble import EnsembleReward
-from guerdon.reward.kinds.network import AttributesReward, SequenceReward
-from guerdon.reward.kinds.process import ProcessReward
+from guerdon.reward.kinds.network import AttributesReward, ProcessReward, SequenceReward
 from guerdon.reward.types import (
     Attribute,
     BatchScores,

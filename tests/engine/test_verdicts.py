@@ -16,9 +16,9 @@ from tests.engine.support import words
 from tests.engine.test_implicit import draw, encode, load
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from guerdon.reward.engine import attention, verdict_network
+from guerdon.reward.engine import attention, language_head
 from guerdon.reward.engine.heads import find_head
-from guerdon.reward.engine.verdict_network import VerdictNetwork
+from guerdon.reward.engine.language_head import VerdictNetwork
 from guerdon.reward.types import ComputeMode, ModelKind
 from guerdon.serving.errors import CheckpointRefused
 
@@ -121,12 +121,12 @@ def test_a_head_that_reads_other_rows_is_refused(
     folder: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The probes compare with the whole model, not with the head that was taken from it."""
-    whole = verdict_network.DetachedHead
+    whole = language_head.DetachedHead
 
     def swapped(model: Any, tokens: Sequence[int]) -> Any:
         return whole(model, tokens[::-1])
 
-    monkeypatch.setattr(verdict_network, "DetachedHead", swapped)
+    monkeypatch.setattr(language_head, "DetachedHead", swapped)
     with pytest.raises(CheckpointRefused, match="probe scores differ"):
         load(folder("llama"))
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from torch import Tensor
 
 from guerdon.settings import build
+from guerdon.trainer.common.trl.folder import TunedPolicyFolder
 from guerdon.trainer.common.trl.recipe import fine_tune
-from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 from guerdon.trainer.fine_tune.inputs import PolicyInputs
 from guerdon.trainer.fine_tune.read_task import read_task
 from guerdon.trainer.fine_tune.settings import (

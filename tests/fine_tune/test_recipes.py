@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from guerdon.cli.main import main
 from guerdon.settings import field_types, to_toml
 from guerdon.trainer.common.errors import DivergedError, OutputError
-from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
+from guerdon.trainer.common.trl.folder import TunedPolicyFolder
+from guerdon.trainer.common.trl.mixins import DivergenceGuard
 from guerdon.trainer.fine_tune.cli import PANELS
-from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 from guerdon.trainer.fine_tune.read_task import read_task
 from guerdon.trainer.fine_tune.task import PolicyTask
 

@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 from tests.service.messages import item, score_request
 from tests.support.in_process import details, field_at_fault, retry_seconds, until
 
-from guerdon.reward.call_metrics import ScoringCall
+from guerdon.reward.counting import ScoringCall
+from guerdon.reward.judge.budget import Asker, Slots
 from guerdon.reward.judge.judge import Judge
-from guerdon.reward.judge.slots import Asker, Slots
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.scoring.judging import Judging
 from guerdon.reward.types import PriorityClass, ResponseScore

@@ -13,7 +13,7 @@ from guerdon.trainer.common.measuring.kl_estimate import kl_estimate
 from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.learner.algorithms.base import StepBatch
 from guerdon.trainer.rl.learner.algorithms.online_dpo import OnlineDPO
-from guerdon.trainer.rl.learner.kl import AdaptiveKL, KLWeight
+from guerdon.trainer.rl.learner.algorithms.policy_gradient import AdaptiveKL, KLWeight
 from guerdon.trainer.rl.learner.losses import segment_sum, sequence_kl
 from guerdon.trainer.rl.settings import (
     GRPOSettings,

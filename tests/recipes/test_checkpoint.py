@@ -23,7 +23,7 @@ from tests.recipes.support import make_group
 
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.rl.checkpoint import Checkpoints
-from guerdon.trainer.rl.rollout.packed_groups import (
+from guerdon.trainer.rl.rollout.buffer import (
     pack_groups,
     pack_tasks,
     unpack_groups,

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from guerdon.cli.main import main
 from guerdon.settings import build, to_toml
-from guerdon.trainer.rl.memory import memory_estimate
+from guerdon.trainer.rl.inputs import memory_estimate
 from guerdon.trainer.rl.settings import GRPOSettings, PPOSettings, RunSettings
 
 

@@ -22,7 +22,7 @@ from guerdon.trainer.common.trackers import Trackers, check_trackers
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.report.metrics import describe
 from guerdon.trainer.rl.report.plots import FIGURES, PHASES, draw_plots
-from guerdon.trainer.rl.report.progress import SHOWN, Progress
+from guerdon.trainer.rl.report.progress import SHOWN, RunProgress
 from guerdon.trainer.rl.report.summary import make_summary, show_summary
 
 ROW = {
@@ -49,7 +49,7 @@ def folder_of(path: Path, **more: Any) -> RLFolder:
 
 def test_a_line_for_each_step() -> None:
     shown_on, text = console()
-    with Progress(shown_on, steps=20) as shown:
+    with RunProgress(shown_on, steps=20) as shown:
         shown.phase("sampling")
         shown.add(ROW)
         shown.add(made(10, 0.5, 0.2).metrics())
@@ -69,7 +69,7 @@ def test_a_live_table_on_a_terminal() -> None:
     shown_on, text = console(terminal=True)
 
     def interrupted() -> None:
-        with Progress(shown_on, steps=20, done=2) as shown:
+        with RunProgress(shown_on, steps=20, done=2) as shown:
             shown.phase("learning")
             shown.add(ROW)
             raise KeyboardInterrupt
@@ -84,7 +84,7 @@ def test_a_live_table_on_a_terminal() -> None:
 
 def test_other_processes_say_nothing() -> None:
     shown_on, text = console(quiet=True)
-    with Progress(shown_on, steps=20) as shown:
+    with RunProgress(shown_on, steps=20) as shown:
         shown.add(ROW)
         shown.note("x")
     assert text.getvalue() == ""

@@ -23,7 +23,7 @@ from tests.support.command import read_rows, write_jsonl
 from tests.support.forked import Child
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from guerdon.client._loop import run as run_there
+from guerdon.client.sync import run as run_there
 from guerdon.client.testing import FakeRewardServer
 from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
 from guerdon.trainer.common.services.drawing import Drawing

@@ -36,7 +36,7 @@ from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.types import Group, Sample, Task
 from guerdon.trainer.preference_data.settings import PairsSettings
 from guerdon.trainer.rl.checkpoint import Checkpoints
-from guerdon.trainer.rl.rollout.packed_groups import pack_groups, unpack_groups
+from guerdon.trainer.rl.rollout.buffer import pack_groups, unpack_groups
 
 QUIET = {"enable_thinking": False}
 ROWS: list[dict[str, Any]] = [

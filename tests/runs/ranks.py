@@ -14,7 +14,7 @@ from tests.support.ports import free_port
 def train_rank(arguments: Sequence[str], dies_at: int) -> int:  # in a process of its own
     """One rank's command, killed in a step if that is not 0."""
     from guerdon.cli.main import main
-    from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
+    from guerdon.trainer.common.trl.mixins import DivergenceGuard
 
     step = DivergenceGuard.training_step
 

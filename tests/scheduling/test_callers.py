@@ -14,11 +14,10 @@ from tests.scheduling.simulation import CPU, GPU, EngineTimes
 from tests.support.dispatch import item_of
 
 from guerdon.reward.scheduling.admission import Admission, Ticket, TooLarge
-from guerdon.reward.scheduling.ledgers import MAX_CALLERS
+from guerdon.reward.scheduling.ledgers import MAX_CALLERS, MAX_REMEMBERED, Shares
 from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.scheduling.queues import MAX_SKIPPED
 from guerdon.reward.scheduling.scheduler import Scheduler
-from guerdon.reward.scheduling.shares import MAX_REMEMBERED, Shares
 from guerdon.reward.scheduling.units import QueuedItem
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.access.identity import Caller

@@ -9,8 +9,7 @@ import random
 import pytest
 from tests.support.dispatch import item_of
 
-from guerdon.reward.scheduling.limits import BatchLimits
-from guerdon.reward.scheduling.pace import Pace
+from guerdon.reward.scheduling.limits import BatchLimits, Pace
 from guerdon.reward.scheduling.scheduler import Scheduler
 from guerdon.reward.scheduling.units import Batch
 from guerdon.reward.types import PriorityClass

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from guerdon.client._loop import run
+from guerdon.client.sync import run
 from guerdon.client.testing import FakeRewardServer
 from guerdon.client.testing._server import refused
 from guerdon.v1 import reward_pb2

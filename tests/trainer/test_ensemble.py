@@ -17,7 +17,7 @@ from tests.trainer.toy import toy_settings
 
 from guerdon.models import Manifest
 from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingError
-from guerdon.trainer.common.trl import length_grouped
+from guerdon.trainer.common.trl import mixins
 from guerdon.trainer.reward.ensemble import train_ensemble
 from guerdon.trainer.reward.folder import EnsembleFolder
 from guerdon.trainer.reward.objectives import preference
@@ -129,7 +129,7 @@ def test_members_that_come_out_the_same_are_refused(
 ) -> None:
     settings = settings_of(base, toy, tmp_path / "run", ensemble=2, epochs=0.1, plots=False)
     monkeypatch.setattr(preference, "set_seed", lambda seed: _seed0())
-    monkeypatch.setattr(length_grouped.np.random, "default_rng", _fixed)
+    monkeypatch.setattr(mixins.np.random, "default_rng", _fixed)
     with pytest.raises(TrainingError, match="members 0 and 1 came out the same"):
         together(settings)
     assert not (tmp_path / "run" / "guerdon.json").exists()

@@ -19,7 +19,7 @@ from guerdon.cli.main import main
 from guerdon.settings import to_toml
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.process_group import SINGLE_PROCESS
-from guerdon.trainer.reward.ddp_calls import call_through_ddp
+from guerdon.trainer.reward.model import call_through_ddp
 
 Files = tuple[Path, Path]
 

@@ -163,10 +163,10 @@ def test_calibration_of_steps() -> None:
     [("min", -1.0), ("mean", 0.5), ("last", 2.0), ("product", -1.44015)],
 )
 def test_steps_amount_to_what_the_server_says(name: str, wanted: float) -> None:
-    from guerdon.reward.kinds import process
+    from guerdon.reward.kinds import network
 
     steps = np.array([-1.0, 2.0])
     if name == "product":
         wanted = math.log(1 / (1 + math.e)) + math.log(1 / (1 + math.exp(-2)))
     assert step_measures.AGGREGATE[name](steps) == pytest.approx(wanted)
-    assert step_measures.AGGREGATE[name](steps) == process.AGGREGATE[name](steps)
+    assert step_measures.AGGREGATE[name](steps) == network.AGGREGATE[name](steps)

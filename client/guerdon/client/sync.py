@@ -1,17 +1,22 @@
 """The synchronous clients: the asynchronous ones, run on a private event loop.
 
-They work wherever blocking is allowed, also where another loop is running (Jupyter).
+They work wherever blocking is allowed, also where another loop is running (Jupyter). The loop is
+one for all of the process: gRPC's asyncio side polls once for the whole process, and clients on
+many loops wake each other for nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Self, Unpack
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from typing import Any, ClassVar, Self, TypeVar, Unpack
 
 from guerdon.client._connection import UNSET, Unset
-from guerdon.client._loop import background_loop, run
 from guerdon.client._update_steps import Source
 from guerdon.client.admin import AsyncAdminClient
 from guerdon.client.aio import MAX_IN_FLIGHT, AsyncClient, AsyncRewardClient
@@ -29,6 +34,55 @@ from guerdon.client.types import (
     ScoreResult,
     StreamResult,
 )
+
+T = TypeVar("T")
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def _after_fork_in_child() -> None:
+    """The thread is not here, and another one may have held the lock."""
+    global _lock, _loop
+    _lock, _loop = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def background_loop() -> asyncio.AbstractEventLoop:
+    """The loop, started when it is first needed; a forked child gets its own."""
+    global _loop
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name="guerdon-client", daemon=True).start()
+        return _loop
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The coroutine's result; an interrupt (Ctrl-C) cancels it first.
+
+    Raises:
+        RuntimeError: called on the loop's own thread, where waiting would be for ever.
+    """
+    loop = background_loop()
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
+        running = None
+    if running is loop:
+        coroutine.close()
+        raise RuntimeError("a synchronous client cannot be used inside an asynchronous one")
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    try:
+        return future.result()
+    except BaseException:
+        if future.cancel():
+            with suppress(CancelledError, Exception):
+                future.result()
+        raise
 
 
 class _SyncClient:

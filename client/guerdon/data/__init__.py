@@ -13,10 +13,10 @@ from guerdon.data.conversations import (
     parse_prompt,
     parse_transcript,
 )
-from guerdon.data.formats import FileFormat
 from guerdon.data.json_values import json_texts
 from guerdon.data.jsonl import (
     DAMAGED_GZIP,
+    FileFormat,
     JsonLines,
     Line,
     NotJsonLines,

@@ -107,9 +107,14 @@ class GatewayConfig(ServerSettings):
         super().__post_init__()
         self.check_port("http_port", least=0)
         positive(
-            self, "best_of", "max_best_of", "max_tokens", "max_seconds", "reward_seconds",
+            self,
+            "best_of",
+            "max_best_of",
+            "max_tokens",
+            "max_seconds",
+            "reward_seconds",
             "comment_seconds",
-        )  # fmt: skip
+        )
         for url in ("endpoint", "pass_to"):
             _check_url(url, getattr(self, url))
         _ = self.models

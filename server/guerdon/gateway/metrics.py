@@ -13,12 +13,8 @@ from prometheus_client import CollectorRegistry
 from guerdon.gateway.types import Answer, Strategy
 from guerdon.serving.access.identity import Caller
 from guerdon.serving.errors import InvalidRequest, Overloaded
-from guerdon.serving.metrics import Declared
+from guerdon.serving.metrics import SECONDS_BUCKETS, Declared
 
-SECONDS_BUCKETS: Sequence[float] = (
-    0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180,
-    300, 600,
-)  # fmt: skip
 GAIN_BUCKETS: Sequence[float] = (0, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 16)
 """Buckets from 0 on: a histogram with negative ones has no sum. A loss counts in the first."""
 RATIO_BUCKETS: Sequence[float] = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)

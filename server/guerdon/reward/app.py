@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import grpc
 
-from guerdon.reward.call_metrics import ScoringCalls
 from guerdon.reward.config import ServeConfig
+from guerdon.reward.counting import MetricsObserver, ScoringCalls
 from guerdon.reward.metrics import RewardMetrics
-from guerdon.reward.metrics_observer import MetricsObserver
 from guerdon.reward.models.allowed_sources import AllowedSources
-from guerdon.reward.models.load_threads import Loader
+from guerdon.reward.models.loader import Loader
 from guerdon.reward.models.registry import Registry
 from guerdon.reward.scheduling.dispatcher import Dispatcher
 from guerdon.reward.scheduling.limits import DispatchLimits
@@ -57,7 +56,7 @@ class RewardServer(Server[RewardPorts]):
     """The reward service.
 
     Args:
-        loader: makes a model of a path; see `guerdon.reward.models.load_threads.Loader`.
+        loader: makes a model of a path; see `guerdon.reward.models.loader.Loader`.
         engines: keeps the processes that models compute in; None where they do in this one.
     """
 
@@ -133,9 +132,9 @@ class RewardServer(Server[RewardPorts]):
         """Bind and serve all ports."""
         config, ports, admin_port = self._config, await self._listen(), None
         if config.admin_port >= 0:
-            server = self._listener.new_server()
-            server.add_generic_rpc_handlers((self._admin(),))
-            admin_port = await self._listener.bind(server, config.admin_host, config.admin_port)
+            admin_port = await self._listener.start_grpc(
+                [self._admin()], config.admin_host, config.admin_port
+            )
         return RewardPorts(**vars(ports), admin_host=config.admin_host, admin_port=admin_port)
 
     def _admin(self) -> grpc.GenericRpcHandler:

@@ -22,8 +22,7 @@ from typing import Any
 
 from guerdon.addresses import is_loopback
 from guerdon.reward.engine.settings import EngineSettings
-from guerdon.reward.format_settings import FormatSettings
-from guerdon.reward.request_limits import RequestLimits
+from guerdon.reward.request_settings import FormatSettings, RequestLimits
 from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.serving.config import ServerSettings
 from guerdon.settings import SettingsError, load, positive

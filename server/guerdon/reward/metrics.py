@@ -26,8 +26,16 @@ SCORE_BUCKETS: Sequence[float] = (
 )  # fmt: skip
 
 JUDGE_OUTCOMES = (
-    "ok", "no_verdict", "invalid", "timeout", "away", "limited", "refused", "failed", "cancelled",
-)  # fmt: skip
+    "ok",
+    "no_verdict",
+    "invalid",
+    "timeout",
+    "away",
+    "limited",
+    "refused",
+    "failed",
+    "cancelled",
+)
 """How a request to a judge's endpoint ends: `invalid` is a reply that is cut or no completion,
 `away` no connection or HTTP 5xx, `limited` HTTP 429, `refused` any other status, `failed` a fault
 of ours."""

@@ -15,10 +15,10 @@ from guerdon.sampler.sampling import Sampler, check_completion
 from guerdon.sampler.tokenizer import Tokenizer
 from guerdon.sampler.types import PolicyEngine, SamplingOptions
 from guerdon.sampler.wire import http, service
+from guerdon.sampler.wire.convert import StatusReader
 from guerdon.sampler.wire.http import PolicyRoutes
 from guerdon.sampler.wire.openai import SamplerAPI
 from guerdon.sampler.wire.service import PolicyService
-from guerdon.sampler.wire.status import StatusReader
 from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.access.identity import Role
 from guerdon.serving.calls import CountedCalls

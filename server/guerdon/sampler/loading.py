@@ -26,9 +26,9 @@ def load_policy(config: SamplerConfig) -> tuple[PolicyEngine, Tokenizer]:
         raise NotFound(str(error)) from error
     tokenizer = CheckpointTokenizer(folder)
 
-    from guerdon.sampler.engine import new_engine
+    from guerdon.sampler.engine.vllm_engine import VLLMEngine
 
-    return new_engine(folder, config.model, config.engine), tokenizer
+    return VLLMEngine(folder, config.model, config.engine), tokenizer
 
 
 def _check_cuda() -> None:

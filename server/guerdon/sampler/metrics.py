@@ -9,13 +9,8 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
-from guerdon.serving.metrics import Declared
+from guerdon.serving.metrics import SECONDS_BUCKETS, Declared
 
-SECONDS_BUCKETS: Sequence[float] = (
-    0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180,
-    300, 600,
-)  # fmt: skip
-"""A twentieth of a second to ten minutes: a completion is drawn token by token."""
 TOKEN_BUCKETS: Sequence[float] = tuple(float(2**k) for k in range(16))
 UPDATE_BUCKETS: Sequence[float] = (
     0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600,

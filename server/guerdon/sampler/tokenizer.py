@@ -8,11 +8,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from guerdon.data import Dropped, roles_named_in
+from guerdon.models.chat_template import left_out, render_chat
 from guerdon.models.template_sandbox import BROKEN
 from guerdon.sampler.types import PlainText
-from guerdon.serving.conversations import check_roles, missing_parts, render
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
-from guerdon.serving.prompts import Conversation, FormattedText, Message, Prompt, TokenArray
+from guerdon.serving.prompts import (
+    Conversation,
+    FormattedText,
+    Message,
+    Prompt,
+    TokenArray,
+    check_roles,
+    template_refusals,
+)
 
 
 class Tokenizer(Protocol):
@@ -110,9 +118,11 @@ class CheckpointTokenizer:
                 field, "can't be rendered: the model has no chat template; send formatted_text"
             )
         check_roles(field, prompt, self._roles)
-        asked = (self._tokenizer, field, prompt.messages, prompt.inputs)
-        text = render(*asked, add_generation_prompt=True)
-        for one in missing_parts(*asked, text, add_generation_prompt=True):
+        asked = (self._tokenizer, prompt.messages, prompt.inputs)
+        with template_refusals(field):
+            text = render_chat(*asked, add_generation_prompt=True)
+            missing = left_out(*asked, text, add_generation_prompt=True)
+        for one in missing:
             # What a tool is called stands in its call.
             is_tool_name = one.part is Dropped.NAME and one.role in ("tool", "function")
             if one.part is not Dropped.EARLIER_REASONING and not is_tool_name:

@@ -10,9 +10,9 @@ a real socket, so that faults (`fail`, `break_streams`, `restart`, `add_revision
 `FakePolicyServer` is the same for the policy sampler, with versions of weights.
 """
 
-from guerdon.client.testing._clock import FakeClock
 from guerdon.client.testing._policy_server import FakePolicyServer
 from guerdon.client.testing._policy_service import ReceivedUpdate
 from guerdon.client.testing._reward_server import FakeRewardServer, RecordedCall
+from guerdon.client.testing._server import FakeClock
 
 __all__ = ["FakeClock", "FakePolicyServer", "FakeRewardServer", "ReceivedUpdate", "RecordedCall"]

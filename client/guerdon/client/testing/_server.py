@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from guerdon.client._loop import run
+from guerdon.client.config import Clock
+from guerdon.client.sync import run
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
@@ -176,3 +178,29 @@ class FakeServer:
             if fault.times > 0 and fault.method in (None, method):
                 fault.times -= 1
                 raise Refused(fault.status)
+
+
+class FakeClock:
+    """A clock that sleeps in no time and remembers how long; give `clock.clock` to a client.
+
+    Args:
+        chance: stands for the jitter: where between its bounds a random number lies, 0 to 1.
+    """
+
+    def __init__(self, chance: float = 0.5) -> None:
+        self.time = 0.0
+        self.sleeps: list[float] = []
+        self.chance = chance
+
+    @property
+    def clock(self) -> Clock:
+        """The `clock` argument for a client."""
+        return Clock(now=lambda: self.time, sleep=self._sleep, uniform=self._uniform)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.time += seconds
+        await asyncio.sleep(0)
+
+    def _uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * self.chance

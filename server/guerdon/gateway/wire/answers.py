@@ -29,11 +29,14 @@ def whole(envelope: Envelope, answer: Answer) -> Json:
     """The whole answer."""
     choices = [
         envelope.shape.choice(
-            place, each.draft.text, finish_reason=each.draft.finish_reason,
-            **_said(envelope.shape, each), guerdon=_choice(each),
+            place,
+            each.draft.text,
+            finish_reason=each.draft.finish_reason,
+            **_said(envelope.shape, each),
+            guerdon=_choice(each),
         )
         for place, each in enumerate(answer.choices)
-    ]  # fmt: skip
+    ]
     return envelope.whole(choices, _usage(answer), guerdon=report(answer))
 
 

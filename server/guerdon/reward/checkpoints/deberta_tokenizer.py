@@ -19,8 +19,15 @@ from guerdon.serving.errors import CheckpointRefused
 DEBERTA_FILE = "spm.model"
 """No other architecture's SentencePiece model has this name."""
 
-_NAMES = {"bos_token": "[CLS]", "eos_token": "[SEP]", "cls_token": "[CLS]", "sep_token": "[SEP]",
-          "unk_token": "[UNK]", "pad_token": "[PAD]", "mask_token": "[MASK]"}  # fmt: skip
+_NAMES = {
+    "bos_token": "[CLS]",
+    "eos_token": "[SEP]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "unk_token": "[UNK]",
+    "pad_token": "[PAD]",
+    "mask_token": "[MASK]",
+}
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _UNIGRAM, _CONTROL, _USER_DEFINED = 1, 3, 4
 """Types of models and pieces in SentencePiece's sentencepiece_model.proto."""

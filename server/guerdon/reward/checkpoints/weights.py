@@ -17,11 +17,7 @@ from guerdon.serving.errors import CheckpointRefused
 
 
 def load_weights(
-    checkpoint: Checkpoint,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    attn_implementation: str | None = None,
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
     """The model of a checkpoint that is no ensemble, for inference.
 
@@ -29,7 +25,6 @@ def load_weights(
         checkpoint: as it was inspected.
         dtype: the number type to compute in.
         device: where.
-        attn_implementation: as `from_pretrained` takes it; the model's best when None.
 
     Raises:
         CheckpointRefused: a tensor is missing, unknown, of a wrong shape, or not finite; or
@@ -37,7 +32,6 @@ def load_weights(
     """
     assert not checkpoint.members, "load the members of an ensemble one by one"
     folder = checkpoint.folder
-    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         model, report = _from_pretrained(
             checkpoint,
@@ -45,7 +39,6 @@ def load_weights(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            **chosen,
         )
     except torch.OutOfMemoryError:
         raise

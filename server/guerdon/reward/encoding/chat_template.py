@@ -18,12 +18,13 @@ from guerdon.data import (
     dropped_by,
     roles_named_in,
 )
+from guerdon.models.chat_template import left_out, render_chat
 from guerdon.models.template_sandbox import BROKEN
 from guerdon.reward.encoding.sequences import check_message
 from guerdon.reward.encoding.text_tokenizer import common_length
 from guerdon.reward.types import Dropped
-from guerdon.serving.conversations import check_roles, missing_parts, render
 from guerdon.serving.errors import CheckpointRefused, InvalidRequest
+from guerdon.serving.prompts import check_roles, template_refusals
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +76,10 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = False,
     ) -> str:
-        return render(
-            self._tokenizer, field, turns, inputs, add_generation_prompt=add_generation_prompt
-        )
+        with template_refusals(field):
+            return render_chat(
+                self._tokenizer, turns, inputs, add_generation_prompt=add_generation_prompt
+            )
 
     def dropped(
         self, field: str, prompt: Conversation, place: int, response: Answer, rendered: str
@@ -96,7 +98,8 @@ class ChatTemplate:
                 text, or does not read a variable.
         """
         turns = [*prompt.messages, answer_turn(response)]
-        found = missing_parts(self._tokenizer, field, turns, prompt.inputs, rendered)
+        with template_refusals(field):
+            found = left_out(self._tokenizer, turns, prompt.inputs, rendered)
         for one in found:
             if one.part is None:
                 at = f"{field}.{one.path}" if field == CONVERSATION else field

@@ -17,8 +17,8 @@ from guerdon.data import Answer, ControlTokens, answer_turn, text_of
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.encoding.chat_template import CONVERSATION, ChatTemplate, check_turns
 from guerdon.reward.encoding.foreign_text import ForeignTexts
-from guerdon.reward.encoding.readout_places import ReadoutPlaces
 from guerdon.reward.encoding.sequences import (
+    ReadoutPlaces,
     TokenSequence,
     check_control_tokens,
     check_unicode,

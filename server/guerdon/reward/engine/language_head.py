@@ -1,4 +1,4 @@
-"""Language models: how likely each token of a response was.
+"""Language models: how likely each token of a response was, or what would be said after it.
 
 Only the places before a response's tokens go through the head, a chunk at a time, in float32:
 the logits of a whole batch over a whole vocabulary would be larger than the model.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -184,3 +185,42 @@ def language_head(model: Any) -> LanguageHead | None:
     if not known or not is_language_model(cls.__name__, model.config):
         return None
     return LanguageHead(model)
+
+
+class VerdictNetwork(nn.Module):
+    """An `OwnHead` that reads what a language model would say next.
+
+    What it doesn't say itself, the language model does: engines and probes take it for a model of
+    `transformers`.
+
+    Args:
+        language_model: a causal language model of `transformers`, which stays as it is.
+        tokens: those whose logits are read, in this order.
+    """
+
+    reads = Reads.LAST
+
+    def __init__(self, language_model: Any, tokens: Sequence[int]) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self._tokens = list(tokens)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("language_model"), name)
+
+    @property
+    def labels(self) -> int:
+        """How many tokens are read."""
+        return len(self._tokens)
+
+    def head(self) -> nn.Module:
+        """Hidden states [N, H] to the logits [N, labels], in float32."""
+        return DetachedHead(self.language_model, self._tokens)
+
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        """The logits [B, labels] after the last place, of all that the language model says."""
+        logits: torch.Tensor = self.language_model(**inputs).logits
+        return SimpleNamespace(logits=logits[:, -1, self._tokens])

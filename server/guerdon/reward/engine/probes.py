@@ -22,9 +22,9 @@ from guerdon.reward.engine.device import interpret_error
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
 from guerdon.reward.engine.heads import MARKS, Logits, Reads
 from guerdon.reward.engine.kernels import Table, check_kernels
+from guerdon.reward.engine.language_head import VerdictNetwork
 from guerdon.reward.engine.prefix_cache import PrefixCache
 from guerdon.reward.engine.settings import EngineSettings
-from guerdon.reward.engine.verdict_network import VerdictNetwork
 from guerdon.reward.types import DeviceLost, EncodedItem, EngineOutOfMemory, TokenArray
 from guerdon.serving.errors import CheckpointRefused
 

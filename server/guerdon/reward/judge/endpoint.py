@@ -69,7 +69,7 @@ class Reply:
     """Tokens of question and reply, if the endpoint counts them."""
 
 
-class Endpoint:
+class JudgeEndpoint:
     """Asks for chat completions. All methods but `close` belong to one event loop.
 
     Args:

@@ -11,17 +11,21 @@ import asyncio
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from dataclasses import dataclass
 from statistics import fmean, pstdev
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from guerdon.reward.judge.budget import Budget
-from guerdon.reward.judge.endpoint import AskFailed, Endpoint, Reply
-from guerdon.reward.judge.flights import Flights
-from guerdon.reward.judge.pairs import DISAGREEMENT, MAX_CANDIDATES, compared, ordered_pairs
-from guerdon.reward.judge.question import Question, QuestionWriter
+from guerdon.reward.encoding.comparisons import (
+    DISAGREEMENT,
+    MAX_CANDIDATES,
+    ordered_pairs,
+    scores_by_votes,
+)
+from guerdon.reward.judge.budget import Asker, Budget, Slots
+from guerdon.reward.judge.endpoint import AskFailed, JudgeEndpoint, Reply
+from guerdon.reward.judge.question import JudgeQuestion, QuestionWriter
 from guerdon.reward.judge.settings import JudgeSettings
-from guerdon.reward.judge.slots import Asker, Slots
 from guerdon.reward.judge.verdict import NoVerdict, VerdictReader
 from guerdon.reward.scheduling.admission import TooLarge
 from guerdon.reward.types import (
@@ -40,6 +44,41 @@ from guerdon.serving.errors import (
     Unavailable,
 )
 from guerdon.together import together
+
+R = TypeVar("R")
+
+
+@dataclass(slots=True, eq=False)
+class _Flight(Generic[R]):
+    task: asyncio.Task[R]
+    waiting: int = 0
+
+
+class Flights(Generic[R]):
+    """Does the same work once at a time. It is cancelled when the last who waited has left.
+
+    All methods belong to one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._flights: dict[Hashable, _Flight[R]] = {}
+
+    async def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        """The result of the work under a key, which begins unless it is under way."""
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = _Flight(asyncio.create_task(work()))
+        flight.waiting += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            done = flight.task.done()
+            if (done or not flight.waiting) and self._flights.get(key) is flight:
+                del self._flights[key]
+            if not done and not flight.waiting:
+                flight.task.cancel()
+
 
 FIRST_DELAY, MOST_DELAY = 0.5, 8.0
 """Seconds before a verdict is asked for again, doubled each time, less a random part."""
@@ -80,7 +119,7 @@ class Judge:
         self._reader = VerdictReader(settings)
         self._writer = QuestionWriter(settings, self._reader)
         wanted = settings.verdict.form == "json" and settings.verdict.send_schema
-        self._endpoint = Endpoint(settings, key, self._reader.schema if wanted else None)
+        self._endpoint = JudgeEndpoint(settings, key, self._reader.schema if wanted else None)
         self._budget = Budget(settings.limits)
         self._slots = Slots(settings.limits.at_once)
         self._flights = Flights[float]()
@@ -101,7 +140,7 @@ class Judge:
             ranks_only=self._compares,
         )
 
-    def questions(self, item: ScoreItem) -> list[Question]:
+    def questions(self, item: ScoreItem) -> list[JudgeQuestion]:
         """What is to be asked about an item; called from several threads at once.
 
         Args:
@@ -122,7 +161,7 @@ class Judge:
         return self._writer.compared(item, pairs)
 
     async def judge(
-        self, asked: Sequence[Sequence[Question]], asker: Asker, observer: JudgeObserver
+        self, asked: Sequence[Sequence[JudgeQuestion]], asker: Asker, observer: JudgeObserver
     ) -> list[list[ResponseScore]]:
         """The scores of items' responses; cancelling it ends the requests that nobody else wants.
 
@@ -156,7 +195,7 @@ class Judge:
         scores = []
         for questions in asked:
             voted = [[next(found) for _ in range(votes)] for _ in questions]
-            scores.append(compared(voted) if self._compares else list(map(_score, voted)))
+            scores.append(scores_by_votes(voted) if self._compares else list(map(_score, voted)))
         return scores
 
     def close(self) -> None:
@@ -178,7 +217,7 @@ class Judge:
             raise Overloaded("too many verdicts are waited for", retry_after=FULL_RETRY_SECONDS)
 
     async def _verdict(
-        self, question: Question, vote: int, asker: Asker, observer: JudgeObserver
+        self, question: JudgeQuestion, vote: int, asker: Asker, observer: JudgeObserver
     ) -> float:
         key = (question.hash, vote)
         if key in self._known:
@@ -188,7 +227,7 @@ class Judge:
         return await self._flights.join(key, lambda: self._ask(question, vote, asker, observer))
 
     async def _ask(
-        self, question: Question, vote: int, asker: Asker, observer: JudgeObserver
+        self, question: JudgeQuestion, vote: int, asker: Asker, observer: JudgeObserver
     ) -> float:
         """A verdict, in as many tries as there are."""
         tries = self._settings.limits.tries
@@ -206,7 +245,7 @@ class Judge:
                 return verdict
         raise AssertionError("there is one try at least")
 
-    async def _try(self, question: Question, vote: int, observer: JudgeObserver) -> float:
+    async def _try(self, question: JudgeQuestion, vote: int, observer: JudgeObserver) -> float:
         """A verdict in one try.
 
         Raises:

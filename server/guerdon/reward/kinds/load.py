@@ -23,19 +23,19 @@ from guerdon.reward.engine.device import (
     resolve_device,
     resolve_dtype,
 )
+from guerdon.reward.engine.language_head import VerdictNetwork
 from guerdon.reward.engine.probes import Selected, select_engine
 from guerdon.reward.engine.settings import EngineSettings
-from guerdon.reward.engine.verdict_network import VerdictNetwork
 from guerdon.reward.kinds.ensemble import EnsembleReward
-from guerdon.reward.kinds.implicit import ImplicitReward
 from guerdon.reward.kinds.network import (
     AttributesReward,
+    ImplicitReward,
     NetworkReward,
+    ProcessReward,
     SequenceReward,
     VerdictReward,
     WeighedReward,
 )
-from guerdon.reward.kinds.process import ProcessReward
 from guerdon.reward.types import (
     DEFAULT_LABEL,
     ComputeMode,

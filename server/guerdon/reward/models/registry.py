@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from guerdon.reward.models.load_threads import Loader, LoadThreads
+from guerdon.reward.models.loader import Loader, LoadThreads
 from guerdon.reward.models.revision import Revision, ServedModel
 from guerdon.reward.types import ModelInfo
 from guerdon.serving.errors import (
@@ -79,7 +79,7 @@ class Registry:
         self._closers = ThreadPoolExecutor(1, thread_name_prefix="close-model")
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def resolve(self, spec: str, field: str = "model") -> Revision:
+    def resolve(self, spec: str) -> Revision:
         """The revision that a request for `name`, an alias or `name@revision` goes to.
 
         Raises:
@@ -87,7 +87,7 @@ class Registry:
             NotFound: there is no such model or revision.
         """
         if not spec:
-            raise InvalidRequest(field, "is required")
+            raise InvalidRequest("model", "is required")
         name, at, revision = spec.partition("@")
         name = self._aliases.get(name, name)
         known = self._revisions.get(name)
@@ -95,7 +95,7 @@ class Registry:
             raise NotFound(self._no_such_model(name))
         if not at:
             return known[self._current[name]]
-        return known[self._match(name, revision, field)]
+        return known[self._match(name, revision, "model")]
 
     def infos(self) -> list[tuple[Revision, tuple[str, ...]]]:
         """Every revision and its name's aliases, ordered by name, then load time."""

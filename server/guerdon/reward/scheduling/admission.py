@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from guerdon.reward.scheduling.ledgers import Account, Accounts
-from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
-from guerdon.reward.scheduling.pace import Fit, Pace
+from guerdon.reward.scheduling.limits import BatchLimits, Fit, Pace, QueueLimits
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded

@@ -8,7 +8,7 @@
     await dispatcher.idle(key)                                # then `model.close()` is safe
     await dispatcher.stop(grace=30)
 
-Deadlines are points of `clock`. All methods belong to the event loop on which `start` was
+Deadlines are points of `time.monotonic`. All methods belong to the event loop on which `start` was
 called; none of them blocks it. Each batch comes back in one `call_soon_threadsafe`.
 
 Nothing waits for ever: a caller gets its scores, or `DeadlinePassed` at its deadline, or
@@ -45,7 +45,6 @@ class Dispatcher:
     Args:
         keeper: starts the engine anew when it has ended; None where models compute in this
             process, and nothing can.
-        clock: seconds, steadily rising.
     """
 
     def __init__(
@@ -54,10 +53,8 @@ class Dispatcher:
         limits: DispatchLimits,
         observer: DispatchObserver,
         keeper: EngineKeeper | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._announcer = Announcer(observer, self._count_queue)
-        self._clock = clock
         self._admission = Admission(limits.queue, limits.batch)
         self._worker = Worker(
             limits.batch,
@@ -65,7 +62,6 @@ class Dispatcher:
             on_exit=lambda failed: self._post(self._threads_ended, failed),
             on_engine=lambda engine, up: self._post(self._tell_engine, engine, up),
             keeper=keeper,
-            clock=clock,
         )
         self._keeper = keeper
         self._watchdogs = [Watchdog(limits.hang_seconds) for _ in range(self._worker.engines)]
@@ -128,7 +124,7 @@ class Dispatcher:
                 priority=priority,
                 text_bytes=text_bytes,
                 deadline=deadline,
-                now=self._clock(),
+                now=time.monotonic(),
                 caller=caller,
                 most=most,
                 on_close=self._close_ticket,
@@ -159,7 +155,7 @@ class Dispatcher:
         """
         assert ticket in self._tickets, "a ticket is good for one call"
         deadline = ticket.deadline
-        now = self._clock()
+        now = time.monotonic()
         self._check_ready(self._up)
         if deadline is not None and deadline <= now:
             raise DeadlinePassed("the deadline passed while the request was tokenised")
@@ -188,15 +184,15 @@ class Dispatcher:
             model must not be closed.
         """
         self._draining = True
-        end = self._clock() + grace
+        end = time.monotonic() + grace
         while self._up and (self._calls or self._tickets):
-            if not await self._change(end - self._clock()):
+            if not await self._change(end - time.monotonic()):
                 break
         for call in list(self._calls):
             self._fail(call, Unavailable("the server stopped before the request was done"))
         self._worker.send(None)
         # The batch in hand, if any, cannot be interrupted.
-        while (self._up or self._hung) and await self._change(max(end - self._clock(), 0.5)):
+        while (self._up or self._hung) and await self._change(max(end - time.monotonic(), 0.5)):
             pass
         return not (self._up or self._hung)
 
@@ -232,11 +228,11 @@ class Dispatcher:
         assert self._loop is not None
         deadline, timer = call.ticket.deadline, None
         if deadline is not None:
-            timer = self._loop.call_later(deadline - self._clock(), self._expire, call)
+            timer = self._loop.call_later(deadline - time.monotonic(), self._expire, call)
         try:
             return await call.future
         except asyncio.CancelledError:
-            late = left_late(deadline, self._clock())
+            late = left_late(deadline, time.monotonic())
             self._abandon(call, DropReason.EXPIRED if late else DropReason.CANCELLED)
             raise
         finally:
@@ -333,7 +329,7 @@ class Dispatcher:
         if not self._up:
             return
         for engine, watchdog in enumerate(self._watchdogs):
-            if not watchdog.hangs(self._worker.running.get(engine), self._clock()):
+            if not watchdog.hangs(self._worker.running.get(engine), time.monotonic()):
                 continue
             logger.critical("a batch has taken far longer than it should: its engine is given up")
             if self._keeper is None:

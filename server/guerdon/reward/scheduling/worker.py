@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -70,7 +71,6 @@ class Worker:
         on_exit: called on the last thread as it ends, with whether one failed.
         on_engine: called on a thread with an engine and whether it can compute, when that changes.
         keeper: starts engines anew; None where models compute in this process, as one engine.
-        clock: seconds; the same that deadlines are in.
     """
 
     def __init__(
@@ -81,7 +81,6 @@ class Worker:
         on_exit: Callable[[bool], None],
         on_engine: Callable[[int, bool], None] = lambda engine, up: None,
         keeper: EngineKeeper | None = None,
-        clock: Callable[[], float],
     ) -> None:
         self._limits = limits
         self._scheduler = Scheduler[DispatchedItem](limits)
@@ -92,7 +91,6 @@ class Worker:
         self._on_exit = on_exit
         self._on_engine = on_engine
         self._keeper = keeper
-        self._clock = clock
         self.engines = 1 if keeper is None else keeper.engines
         self.running: dict[int, Running] = {}
         """The batch in each engine's hands. Other threads may look."""
@@ -237,7 +235,7 @@ class Worker:
         with self._lock:
             if not self._free:
                 return
-            formed = self._scheduler.next_batch(self._clock())
+            formed = self._scheduler.next_batch(time.monotonic())
             self._dropped(formed.expired)
             if formed.batch is None:
                 return
@@ -276,7 +274,7 @@ class Worker:
 
     def _wanted(self, parts: Parts) -> Parts:
         """Drop what nobody waits for: the last moment at which it costs no forward pass."""
-        now = self._clock()
+        now = time.monotonic()
         wanted: Parts = []
         dropped: Parts = []
         for part in parts:
@@ -294,12 +292,12 @@ class Worker:
         tokens = sum(part.tokens for part in parts)
         with self._lock:
             self.running[engine] = Running(self._scheduler.batch_seconds(key, tokens))
-        start = self._clock()
+        start = time.monotonic()
         try:
             scores, nonfinite, failure = call_model(model, [part.item for part in parts], engine)
         finally:
             del self.running[engine]
-        finished = self._clock()
+        finished = time.monotonic()
         outcomes = batch_outcomes(parts, scores, failure)
         if nonfinite:
             logger.error("%s gave %d scores that are not finite", key, nonfinite)

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from guerdon.reward.call_metrics import ScoringCall
+from guerdon.reward.counting import ScoringCall
+from guerdon.reward.judge.budget import Asker
 from guerdon.reward.judge.judge import Judge
-from guerdon.reward.judge.question import Question
-from guerdon.reward.judge.slots import Asker
+from guerdon.reward.judge.question import JudgeQuestion
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.types import ModelInfo, ResponseScore
 from guerdon.serving.errors import DeadlinePassed, Unavailable
@@ -43,7 +43,7 @@ class Judging:
         self._stopped = False
 
     async def judge(
-        self, call: ScoringCall, judge: Judge, asked: Sequence[Sequence[Question]]
+        self, call: ScoringCall, judge: Judge, asked: Sequence[Sequence[JudgeQuestion]]
     ) -> list[list[ResponseScore]]:
         """The scores of the items that the questions are about.
 

@@ -16,7 +16,7 @@ from itertools import zip_longest
 from typing import ParamSpec, TypeVar
 
 from guerdon.data import all_texts
-from guerdon.reward.call_metrics import ScoringCall
+from guerdon.reward.counting import ScoringCall
 from guerdon.reward.encoding.comparisons import scores_of_candidates
 from guerdon.reward.judge.judge import Judge
 from guerdon.reward.metrics import RewardMetrics

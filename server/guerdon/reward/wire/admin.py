@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from guerdon.reward.call_metrics import ScoringCalls
+from guerdon.reward.counting import ScoringCalls
 from guerdon.reward.models.allowed_sources import AllowedSources
 from guerdon.reward.models.registry import Registry
 from guerdon.reward.models.revision import Revision

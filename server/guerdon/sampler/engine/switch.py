@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -192,12 +192,12 @@ class Switch:
 class _Clock:
     """Seconds since it was made, and by when what was done."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._begun = clock, clock()
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
         self.laps: dict[str, float] = {}
 
     def now(self) -> float:
-        return self._clock() - self._begun
+        return time.monotonic() - self._begun
 
     def lap(self, name: str) -> None:
         self.laps[name] = self.now()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +14,14 @@ from guerdon.sampler.types import (
     GenerateItem,
     GenerateRequest,
     PlainText,
+    PolicyEngine,
     SamplingOptions,
 )
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.prompts import FormattedText, Prompt
 from guerdon.serving.wire.convert import check_count, field_values, prompt
 from guerdon.v1 import policy_pb2
+from guerdon.v1.policy_pb2 import GetPolicyResponse
 
 
 def generate_request(message: policy_pb2.GenerateRequest, limits: RequestLimits) -> GenerateRequest:
@@ -109,3 +113,30 @@ def completion_fields(drawn: Drawn) -> dict[str, Any]:
         "spans": [field_values(span) for span in completion.spans],
         "prompt_token_ids": drawn.prompt.tolist(),
     }
+
+
+class StatusReader:
+    """Reads the policy's status from its engine.
+
+    Args:
+        limit: most completions running and waiting.
+    """
+
+    def __init__(self, engine: PolicyEngine, *, limit: int, shared_path: bool, nccl: bool) -> None:
+        self._engine = engine
+        self._fixed: dict[str, Any] = {"limit": limit, "shared_path": shared_path, "nccl": nccl}
+        self._instance = secrets.token_hex(16)
+
+    def read(self) -> GetPolicyResponse:
+        """The status now."""
+        engine = self._engine
+        running, waiting = engine.load()
+        return GetPolicyResponse(
+            instance=self._instance,
+            weight_version=engine.version,
+            weight_sha256=engine.sha256,
+            running=running,
+            waiting=waiting,
+            **dataclasses.asdict(engine.info),
+            **self._fixed,
+        )

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn, Sampler
 from guerdon.sampler.wire import schemas
-from guerdon.sampler.wire.status import StatusReader
+from guerdon.sampler.wire.convert import StatusReader
 from guerdon.serving.access.identity import Role
 from guerdon.serving.calls import Call, CountedCalls
 from guerdon.serving.http.routes import Routes, json_reply, while_connected

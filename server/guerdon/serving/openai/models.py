@@ -10,8 +10,7 @@ from fastapi.responses import JSONResponse, Response
 
 from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import ServiceError
-from guerdon.serving.openai.errors import openai_error
-from guerdon.serving.openai.replies import Json, models_reply
+from guerdon.serving.openai.replies import Json, models_reply, openai_error
 from guerdon.serving.status import describe
 
 PATH = "/v1/models"

@@ -1,4 +1,4 @@
-"""OpenAI's answers: chat and text completions, the chunks of their streams, lists of models."""
+"""OpenAI's answers: completions, the chunks of their streams, lists of models, errors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import grpc
+
+from guerdon.serving.status import ErrorStatus
 
 Json = dict[str, Any]
 
@@ -104,3 +108,28 @@ def models_reply(models: Iterable[Json]) -> Json:
 def model_entry(name: str, created: int, **fields: Any) -> Json:
     """A model of GET /v1/models."""
     return {"id": name, "object": "model", "created": created, "owned_by": "guerdon", **fields}
+
+
+def openai_error(status: ErrorStatus, code: int | None = None) -> dict[str, Any]:
+    """The body of an error.
+
+    Args:
+        code: of HTTP, where it is not the status's own.
+    """
+    error = {
+        "message": status.message,
+        "type": _TYPES.get(status.code, "InternalServerError"),
+        "param": status.field or None,
+        "code": status.http_code if code is None else code,
+    }
+    return {"error": error}
+
+
+_TYPES = {
+    grpc.StatusCode.INVALID_ARGUMENT: "BadRequestError",
+    grpc.StatusCode.FAILED_PRECONDITION: "BadRequestError",
+    grpc.StatusCode.NOT_FOUND: "NotFoundError",
+    grpc.StatusCode.PERMISSION_DENIED: "PermissionDeniedError",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "RateLimitError",
+    grpc.StatusCode.UNAVAILABLE: "ServiceUnavailableError",
+}

@@ -15,8 +15,8 @@ from guerdon.serving.calls import C, CallTracker
 from guerdon.serving.errors import Cancelled, InvalidRequest, ServiceError
 from guerdon.serving.http.bodies import method_name
 from guerdon.serving.http.routes import Threads, parse_json, while_connected
-from guerdon.serving.openai.errors import openai_error
 from guerdon.serving.openai.events import DONE, EventStream, event
+from guerdon.serving.openai.replies import openai_error
 from guerdon.serving.status import describe
 
 

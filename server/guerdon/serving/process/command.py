@@ -33,8 +33,13 @@ Config = Annotated[Path | None, typer.Option(help="TOML file with the same setti
 LISTENING = ("host", "port", "http_port", "metrics_port")
 ENDING = ("lame_duck", "drain_grace", "ready_file", "log_level", "access_log")
 SECURITY = (
-    "tls_certificate", "tls_key", "tls_client_ca", "tokens", "token_file", "admin_token_file",
-)  # fmt: skip
+    "tls_certificate",
+    "tls_key",
+    "tls_client_ca",
+    "tokens",
+    "token_file",
+    "admin_token_file",
+)
 
 
 def server_options(

@@ -131,46 +131,25 @@ class Listener:
         """Say of every service whether it takes calls."""
         await self._health.set_serving(serving)
 
-    def new_server(self) -> grpc.aio.Server:
-        """A gRPC server with health and reflection; add the handlers, then `bind`."""
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", self._settings.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.max_concurrent_streams", CONNECTION_STREAMS),
-                # Beyond these gRPC ends calls with CANCELLED, as if their callers had. The
-                # door sheds long before, and says when to come back.
-                ("grpc.server.max_pending_requests", PENDING_CALLS),
-                ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
-                # Connections that say nothing make room for others.
-                ("grpc.server_handshake_timeout_ms", 20_000),
-                ("grpc.max_allowed_incoming_connections", most_connections()),
-                # A port that somebody else has is an error, not half of the calls.
-                ("grpc.so_reuseport", 0),
-                # Clients may ping as often as their own keepalive says, calls or no calls.
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                # Callers behind a dead link are noticed, and their work dropped.
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-            ]
-        )
+    async def start_grpc(
+        self, handlers: Sequence[grpc.GenericRpcHandler], host: str, port: int
+    ) -> int:
+        """Serve gRPC on an address, health and reflection included; the port that it got.
+
+        Raises:
+            OSError: the port cannot be bound.
+        """
+        server = grpc.aio.server(options=self._grpc_options())
         names = (*self._services, health.SERVICE_NAME, REFLECTION)
+        # A call is looked for in this order.
         server.add_generic_rpc_handlers(
             (
+                *handlers,
                 self._health.handler(self._door),
                 guarded(_reflection(names), self._door, _REFLECTION_ROLES),
             )
         )
         self._servers.append(server)
-        return server
-
-    async def bind(self, server: grpc.aio.Server, host: str, port: int) -> int:
-        """Start a server on an address; the port that it got.
-
-        Raises:
-            OSError: the port cannot be bound.
-        """
         address = f"[{host}]:{port}" if ":" in host and "[" not in host else f"{host}:{port}"
         try:
             if self._tls is not None:
@@ -183,6 +162,28 @@ class Listener:
             raise OSError(f"cannot listen on {address}: is the port taken?") from error
         await server.start()
         return bound
+
+    def _grpc_options(self) -> list[tuple[str, int]]:
+        return [
+            ("grpc.max_receive_message_length", self._settings.max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", CONNECTION_STREAMS),
+            # Beyond these gRPC ends calls with CANCELLED, as if their callers had. The
+            # door sheds long before, and says when to come back.
+            ("grpc.server.max_pending_requests", PENDING_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
+            # Connections that say nothing make room for others.
+            ("grpc.server_handshake_timeout_ms", 20_000),
+            ("grpc.max_allowed_incoming_connections", most_connections()),
+            # A port that somebody else has is an error, not half of the calls.
+            ("grpc.so_reuseport", 0),
+            # Clients may ping as often as their own keepalive says, calls or no calls.
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # Callers behind a dead link are noticed, and their work dropped.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+        ]
 
     def _grpc_credentials(self, first: LoadedTLS) -> grpc.ServerCredentials:
         """Credentials of a secure port: each handshake takes the certificates that are in force."""

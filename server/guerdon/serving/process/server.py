@@ -155,11 +155,11 @@ class Server(ABC, Generic[P]):
         settings = self._settings
         token = self._callers.guards(self.role)
         warn_if_open(settings.host, tls=settings.tls is not None, token=token)
-        server = self._listener.new_server()
-        server.add_generic_rpc_handlers(tuple(self.handlers()))
         return Ports(
             host=settings.host,
-            port=await self._listener.bind(server, settings.host, settings.port),
+            port=await self._listener.start_grpc(
+                tuple(self.handlers()), settings.host, settings.port
+            ),
             http_port=await self._listener.start_http(self._app, token=token),
             metrics_port=await self._listener.start_metrics(self._operations),
         )

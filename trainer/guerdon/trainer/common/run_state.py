@@ -1,10 +1,11 @@
-"""How far a run has come, in one small file beside what it has on the disk."""
+"""How far a run has come, in one small file beside the rest; seconds by phase."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,40 @@ from typing import Any, Self
 
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.run_folder import write_whole
-from guerdon.trainer.common.timed_phase import timed_phase
+
+
+@contextmanager
+def timed_phase(
+    seconds: dict[str, float], name: str, changed: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[], None]]:
+    """Time a phase, also one that an error ends.
+
+    Args:
+        seconds: by phase; gets more of this one.
+        name: of the phase.
+        changed: called when there is more.
+
+    Yields:
+        What may be called to add up what was spent so far.
+    """
+    begun = time.monotonic()
+
+    def spend() -> None:
+        nonlocal begun
+        now = time.monotonic()
+        seconds[name] = seconds.get(name, 0.0) + now - begun
+        begun = now
+        changed()
+
+    try:
+        yield spend
+    finally:
+        spend()
+
+
+def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    """The seconds as a summary says them."""
+    return {name: round(spent, 2) for name, spent in seconds.items()}
 
 
 @dataclass

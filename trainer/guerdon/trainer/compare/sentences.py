@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from guerdon.trainer.common.measuring.statistics import Estimate, paired
-from guerdon.trainer.compare.comparison import Parting, Result, RunGroup, differing, reward_words
-from guerdon.trainer.compare.equal_kl import ahead, gain_at, smallest_kl
+from guerdon.trainer.compare.comparison import (
+    Parting,
+    Result,
+    RunGroup,
+    ahead,
+    differing,
+    gain_at,
+    reward_words,
+    smallest_kl,
+)
 
 NONE = "–"
 

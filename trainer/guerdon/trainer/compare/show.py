@@ -14,8 +14,16 @@ from guerdon.trainer.compare import sentences, tables
 from guerdon.trainer.compare.comparison import Result, RunGroup
 from guerdon.trainer.compare.runs import Run
 
-SHOWN = ("reward", "gain", "held-out reward", "held-out says", "win rate", "KL", "length",
-         "minutes")  # fmt: skip
+SHOWN = (
+    "reward",
+    "gain",
+    "held-out reward",
+    "held-out says",
+    "win rate",
+    "KL",
+    "length",
+    "minutes",
+)
 """Measures that a terminal has room for."""
 WIDE = 120
 """Columns from which there is room for all of them, and for their noise."""

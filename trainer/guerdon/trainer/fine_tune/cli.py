@@ -59,7 +59,7 @@ class PolicyCommand(FineTuneCommand):
 
     def folder(self, settings: PolicySettings) -> type[FineTuneFolder]:
         """The kind of folder that has a policy in the end."""
-        from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
+        from guerdon.trainer.common.trl.folder import TunedPolicyFolder
 
         return TunedPolicyFolder
 

@@ -12,9 +12,9 @@ from trl import DPOConfig, DPOTrainer
 
 from guerdon.trainer.common.models.implicit_manifest import leave_reward
 from guerdon.trainer.common.models.language_model import load_lm
-from guerdon.trainer.common.trl.mean_over_pairs import MeanOverPairs
+from guerdon.trainer.common.trl.folder import TunedPolicyFolder
+from guerdon.trainer.common.trl.mixins import MeanOverPairs
 from guerdon.trainer.common.trl.task import TrainingOutcome
-from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
 from guerdon.trainer.fine_tune.inputs import PairTokens, PolicyInputs
 from guerdon.trainer.fine_tune.measure import PairLikelihoods
 from guerdon.trainer.fine_tune.pairs import PairTask

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from guerdon.trainer.common.trl.completions import IGNORED
-from guerdon.trainer.common.trl.mean_over_pairs import MeanOverPairs
+from guerdon.trainer.common.trl.mixins import MeanOverPairs
 from guerdon.trainer.fine_tune.inputs import PairTokens
 from guerdon.trainer.fine_tune.pairs import PairTask
 from guerdon.trainer.fine_tune.settings import ORPOSettings

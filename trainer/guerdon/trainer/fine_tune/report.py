@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guerdon.trainer.common.report import say, share, show_groups, show_policy, spent
-from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
+from guerdon.trainer.common.trl.folder import TunedPolicyFolder
 
 
 def show_summary(summary: dict[str, Any], folder: TunedPolicyFolder, console: Console) -> None:

@@ -21,12 +21,11 @@ from guerdon.trainer.common.processes import launched
 from guerdon.trainer.common.progress import Bar
 from guerdon.trainer.common.report import show_counts
 from guerdon.trainer.common.run_folder import write_whole
-from guerdon.trainer.common.timed_phase import rounded, timed_phase
+from guerdon.trainer.common.run_state import rounded, timed_phase
 from guerdon.trainer.common.trl.completions import BATCH_TOKENS
-from guerdon.trainer.common.trl.length_grouped import EpochOrder
-from guerdon.trainer.common.trl.task import FineTuneTask, TrainingOutcome
-from guerdon.trainer.common.trl.trainer_arguments import trainer_arguments
-from guerdon.trainer.fine_tune.folder import TunedPolicyFolder
+from guerdon.trainer.common.trl.folder import TunedPolicyFolder
+from guerdon.trainer.common.trl.mixins import EpochOrder
+from guerdon.trainer.common.trl.task import FineTuneTask, TrainingOutcome, trainer_arguments
 from guerdon.trainer.fine_tune.inputs import PolicyInputs, prompt_ids
 from guerdon.trainer.fine_tune.measure import Likelihoods, PairLikelihoods
 from guerdon.trainer.fine_tune.plots import draw_plots

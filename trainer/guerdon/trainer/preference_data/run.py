@@ -19,8 +19,7 @@ from guerdon.trainer.common.models.language_model import load_config
 from guerdon.trainer.common.report import say
 from guerdon.trainer.common.run_folder import SUMMARY, RunFolder, write_json, write_whole
 from guerdon.trainer.common.services.credentials import reach
-from guerdon.trainer.common.services.draw_missing import draw_missing
-from guerdon.trainer.common.services.drawing import Drawing
+from guerdon.trainer.common.services.drawing import Drawing, draw_missing
 from guerdon.trainer.common.services.inputs import read_prompts
 from guerdon.trainer.common.services.pair_selection import Picked, pick_pairs
 from guerdon.trainer.common.services.prompts import Prompts

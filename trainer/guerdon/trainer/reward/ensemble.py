@@ -27,8 +27,7 @@ from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.report import say
 from guerdon.trainer.common.run_folder import MEMBERS, SUMMARY
-from guerdon.trainer.common.run_state import package_versions
-from guerdon.trainer.common.timed_phase import rounded, timed_phase
+from guerdon.trainer.common.run_state import package_versions, rounded, timed_phase
 from guerdon.trainer.common.trl.recipe import PACKAGES, check_shares, fine_tune
 from guerdon.trainer.reward.folder import EnsembleFolder
 from guerdon.trainer.reward.model import load_base

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
@@ -145,3 +146,30 @@ def _freeze(model: Any, count: int) -> None:
     model.get_input_embeddings().requires_grad_(False)
     for layer in layers[:count]:
         layer.requires_grad_(False)
+
+
+def call_through_ddp(model: Any, compute: Callable[[Any], Tensor]) -> Tensor:
+    """What `compute` makes of the model, as if it were the model's forward pass.
+
+    DDP averages the gradients of what its own forward pass computed; of a decoder and a head that
+    are called by themselves it knows nothing.
+
+    Args:
+        model: wrapped or not.
+        compute: given the model without the wrapper.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return compute(model)
+    inner = model.module
+    own = inner.forward
+
+    def forward(_: None) -> Tensor:
+        inner.forward = own  # which `compute` may call
+        return compute(inner)
+
+    inner.forward = forward
+    try:
+        found: Tensor = model(None)  # on a GPU DDP wants an argument to move there
+    finally:
+        inner.forward = own
+    return found

@@ -13,9 +13,9 @@ from trl import RewardTrainer
 
 from guerdon.trainer.common.data.tokens import TokenPair
 from guerdon.trainer.common.models.language_model import autocast
-from guerdon.trainer.common.trl.mean_over_pairs import MeanOverPairs
+from guerdon.trainer.common.trl.mixins import MeanOverPairs
 from guerdon.trainer.reward import shared_prefix as sharing
-from guerdon.trainer.reward.ddp_calls import call_through_ddp
+from guerdon.trainer.reward.model import call_through_ddp
 from guerdon.trainer.reward.scoring import plain_scores
 
 

@@ -149,8 +149,7 @@ def _train(
 
 def _dry_run(settings: RunSettings, console: Any) -> None:
     from guerdon.trainer.common.models.memory import show_memory
-    from guerdon.trainer.rl.inputs import read_inputs, show_inputs
-    from guerdon.trainer.rl.memory import memory_estimate
+    from guerdon.trainer.rl.inputs import memory_estimate, read_inputs, show_inputs
 
     inputs = read_inputs(settings)
     show_inputs(inputs, console)

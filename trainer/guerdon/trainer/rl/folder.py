@@ -14,17 +14,7 @@ from guerdon.trainer.rl.settings import RunSettings
 
 
 class RLFolder(PolicyFolder):
-    """A run's folder. Making the object looks only; `begin` writes.
-
-    Args:
-        settings: of the run that is about to start.
-        resume: go on with what is there.
-        overwrite: remove what is there, when it is a run of ours.
-        main: whether this is the process that writes; the others neither look nor write.
-
-    Raises:
-        OutputError: something is there and neither was asked, or it can't be used so.
-    """
+    """A run's folder; see `RunFolder`."""
 
     may_change = frozenset({
         "output", "steps", "sampler", "reward", "heldout_reward", "publish", "shared_dir",

@@ -1,11 +1,14 @@
-"""What a run starts from, checked before anything is asked of a service."""
+"""What a run starts from, checked before anything is asked of a service, and its memory."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from rich.console import Console
 
 from guerdon.trainer.common.data.tokens import load_tokenizer
 from guerdon.trainer.common.models.language_model import load_config
+from guerdon.trainer.common.models.memory import MemoryEstimate, measure
 from guerdon.trainer.common.processes import is_main
 from guerdon.trainer.common.report import say
 from guerdon.trainer.common.services.inputs import (
@@ -16,6 +19,7 @@ from guerdon.trainer.common.services.inputs import (
     read_prompts,
     show_prompts,
 )
+from guerdon.trainer.rl.learner.policy import CHUNK
 from guerdon.trainer.rl.settings import RunSettings
 
 
@@ -54,3 +58,24 @@ def show_inputs(inputs: RunInputs, console: Console) -> None:
             say(console, f"  {prompts.names_dropped} {text}", "yellow")
     if inputs.shared:
         say(console, f"  {inputs.shared} held-out prompts are trained on", "yellow")
+
+
+def memory_estimate(settings: RunSettings, config: Any) -> MemoryEstimate:
+    """What one process holds at the height of a step.
+
+    Args:
+        settings: of the run.
+        config: of the policy, of `transformers`.
+
+    Raises:
+        TrainingError: there is no language model for the config.
+    """
+    tokens = settings.micro_batch_tokens
+    return measure(config, settings.dtype, settings.lora_r).estimate(
+        settings,
+        tokens,
+        min(CHUNK, tokens) if settings.chunks_logits else tokens,
+        "a micro-batch",
+        reference=settings.keeps_reference and not settings.lora_r,  # LoRA's is itself
+        value_network=settings.trains_value_network,
+    )

@@ -36,6 +36,7 @@ from guerdon.trainer.common.metrics_log import MetricsLog
 from guerdon.trainer.common.models.implicit_manifest import leave_reward
 from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.report import say
+from guerdon.trainer.common.run_state import timed_phase
 from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.drawing import Republish
 from guerdon.trainer.common.services.inputs import RunInputs
@@ -43,7 +44,6 @@ from guerdon.trainer.common.services.prompts import PromptOrder
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.utilisation import RolloutStats
-from guerdon.trainer.common.timed_phase import timed_phase
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
 from guerdon.trainer.rl.folder import RLFolder
@@ -51,7 +51,7 @@ from guerdon.trainer.rl.inputs import read_inputs, show_inputs
 from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.learner.learner import Learner
 from guerdon.trainer.rl.report.plots import draw_plots
-from guerdon.trainer.rl.report.progress import Progress
+from guerdon.trainer.rl.report.progress import RunProgress
 from guerdon.trainer.rl.report.step_metrics import group_metrics, speed_metrics
 from guerdon.trainer.rl.report.summary import make_summary
 from guerdon.trainer.rl.rollout.rollouts import Rollouts
@@ -155,7 +155,7 @@ class OnlineRun:
         checkpoint = self._checkpoints.latest() if resume else None
         async with self._services:
             await self._begin(checkpoint)
-            with Progress(self.console, self.settings.steps, self.learner.step_count) as shown:
+            with RunProgress(self.console, self.settings.steps, self.learner.step_count) as shown:
                 self._shown = shown
                 self._warn(rounded_for_sampler(self.settings.dtype, self._services.dtype))
                 if not self._evaluations:

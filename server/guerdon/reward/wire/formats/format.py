@@ -12,20 +12,30 @@ import grpc
 import numpy as np
 from pydantic import Discriminator, Field, Tag
 
-from guerdon.reward.format_settings import FormatSettings
+from guerdon.data import answer_of, read_template_inputs
+from guerdon.reward.request_settings import FormatSettings
 from guerdon.reward.scoring.scorer import Scored, sigmoid
 from guerdon.reward.types import (
+    Conversation,
     Dropped,
     ForeignText,
+    Message,
     PriorityClass,
     ScoreItem,
     Truncation,
     Unrendered,
 )
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.http.foreign import ForeignBody, ManyTexts, form_of, read_body
+from guerdon.serving.http.foreign import (
+    ForeignBody,
+    ManyTexts,
+    Messages,
+    TemplateBody,
+    form_of,
+    read_body,
+)
 from guerdon.serving.http.schemas import Text
-from guerdon.serving.openai.errors import openai_error
+from guerdon.serving.openai.replies import openai_error
 from guerdon.serving.status import ErrorStatus
 
 Json = Any
@@ -197,3 +207,23 @@ def entries(value: T | list[T], field: str) -> list[T]:
     if not value:
         raise InvalidRequest(field, "must have at least one entry")
     return value
+
+
+TextOrMessages = Annotated[
+    Annotated[Text, Tag("@text")] | Annotated[Messages, Tag("@messages")],
+    Discriminator(lambda value: "@messages" if isinstance(value, list) else "@text"),
+]
+"""A prompt as text or as a conversation."""
+
+
+def last_answer(messages: Sequence[Message], field: str, given: TemplateBody) -> ScoreItem:
+    """A conversation as its prompt, and the assistant's last turn as the response.
+
+    Raises:
+        InvalidRequest: it has no turn before that, or ends otherwise, or what the template is given
+            is malformed.
+    """
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise InvalidRequest(field, "must end with the assistant's turn, which is scored")
+    inputs = read_template_inputs(given.model_dump(), InvalidRequest)
+    return ScoreItem(Conversation.of(messages[:-1], inputs), (answer_of(messages[-1]),))

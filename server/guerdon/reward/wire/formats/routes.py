@@ -15,8 +15,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from guerdon.reward.call_metrics import ScoringCall, ScoringCalls
-from guerdon.reward.format_settings import FormatSettings
+from guerdon.reward.counting import ScoringCall, ScoringCalls
+from guerdon.reward.request_settings import FormatSettings
 from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import Dropped
 from guerdon.reward.wire.formats.format import Asked, Format, Json

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import Conversation, PriorityClass, ScoreItem, Unrendered
-from guerdon.reward.wire.formats.format import Asked, Format, Json
-from guerdon.reward.wire.formats.messages import TextOrMessages
+from guerdon.reward.wire.formats.format import Asked, Format, Json, TextOrMessages
 from guerdon.serving.http.foreign import ForeignBody, read_turns
 from guerdon.serving.http.schemas import Text
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from guerdon.reward.call_metrics import ScoringCall, ScoringCalls
+from guerdon.reward.counting import ScoringCall, ScoringCalls
 from guerdon.reward.models.registry import Registry
 from guerdon.reward.types import ModelInfo, PriorityClass
 from guerdon.reward.wire.formats.format import Json

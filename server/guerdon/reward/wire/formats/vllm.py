@@ -17,9 +17,9 @@ from guerdon.reward.wire.formats.format import (
     OpenAIFormat,
     entries,
     final_scores,
+    last_answer,
     usage,
 )
-from guerdon.reward.wire.formats.messages import last_answer
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.foreign import (
     ForeignBody,

@@ -18,14 +18,16 @@ from guerdon.sampler.sampling import Drawn, Sampler, said_tokens, split_prompt
 from guerdon.sampler.types import Completion, GenerateRequest, Piece, PolicyEngine
 from guerdon.sampler.wire.openai.answers import (
     Counted,
+    TokenTexts,
     end_of,
     logprobs_of,
+    text_sizes,
+    tokens_of,
     usage_of,
     weights_of,
     whole_answer,
 )
 from guerdon.sampler.wire.openai.growing_text import GrowingText
-from guerdon.sampler.wire.openai.logprobs import TokenTexts, text_sizes, tokens_of
 from guerdon.sampler.wire.openai.requests import (
     SamplerRequest,
     chat_request,

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import csv
+import difflib
+import io
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from guerdon.data import FileFormat, JsonLines, RowError, file_format, read_json_array
+from guerdon.data import (
+    DAMAGED_GZIP,
+    FileFormat,
+    JsonLines,
+    RowError,
+    decompressed,
+    file_format,
+    read_json_array,
+)
 from guerdon.models import file_hash
 from guerdon.trainer.common.errors import DataError
 
@@ -241,3 +252,69 @@ def _as_written(value: Any, *, own_keys: bool = False) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], Mapping | list):
         return [_as_written(entry, own_keys=own_keys) for entry in value]
     return value
+
+
+_LONGEST_CELL = 16 << 20
+"""Characters of a cell."""
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is CSV or TSV, by its name, or by a header of training data's columns."""
+    named = path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
+    return path.is_file() and (named or file_format(path) is FileFormat.CSV)
+
+
+def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    """The rows under the header, one after another, with the line that each begins at, from 1.
+
+    Every cell is text as it stands, and an empty one is None.
+
+    Raises:
+        DataError: the file can't be read, or its header names no columns.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    try:
+        with path.open("rb") as raw:
+            text = io.TextIOWrapper(decompressed(raw), encoding="utf-8-sig", newline="")
+            yield from _rows(text, path)
+    except (OSError, *DAMAGED_GZIP, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"can't read {path}: {error}") from error
+
+
+def _rows(text: io.TextIOWrapper, path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    first = text.readline()
+    delimiter = max(",\t;", key=first.count)
+    header = next(csv.reader([first], delimiter=delimiter, strict=True), [])
+    if not all(header) or len(set(header)) != len(header) or not header:
+        raise DataError(f"{path}: line 1 must name every column once, and is {first.strip()!r}")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    begins = 2
+    for cells in reader:
+        if len(cells) == len(header):
+            yield begins, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+        elif cells:  # a blank line is no row
+            reason = f"has {len(cells)} cells, and the header has {len(header)}"
+            yield begins, RowError("", reason)
+        begins = reader.line_num + 2
+
+
+_SHOWN = 10
+"""Columns that are named where none is like the one that is missing."""
+
+
+def missing_column(name: str, columns: Collection[str], option: str = "") -> str:
+    """What to say of a column that a row lacks: the nearest of those that it has, or all of them.
+
+    Args:
+        name: of the column.
+        columns: that the row has.
+        option: that names the column, where one does.
+    """
+    if name in columns or not columns:  # it has no value
+        return "is missing"
+    near = difflib.get_close_matches(name, columns, n=1)
+    hint = f" ({option})" if option else ""
+    if near:
+        return f"is missing; did you mean {near[0]!r}?{hint}"
+    more = ", …" if len(columns) > _SHOWN else ""
+    return f"is missing; the columns are {', '.join(list(columns)[:_SHOWN])}{more}{hint}"

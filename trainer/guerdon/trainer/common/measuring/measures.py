@@ -110,7 +110,7 @@ def wilson(p: float, n: float, z: float = Z95) -> tuple[float, float]:
     return low, 1.0 if p == 1 else min(1.0, centre + half)
 
 
-def proportion(hits: Floats, prompts: Ints | None = None, level: float = LEVEL) -> Proportion:
+def proportion(hits: Floats, prompts: Ints | None = None) -> Proportion:
     """The share of hits, and an interval that holds where several trials share a prompt.
 
     It is Wilson's for as many independent trials as would vary like these do over prompts (their
@@ -122,7 +122,6 @@ def proportion(hits: Floats, prompts: Ints | None = None, level: float = LEVEL) 
     Args:
         hits: 1 or 0 (or between: half for a draw), for each trial.
         prompts: of each trial; equal numbers are one prompt. None: each has its own.
-        level: of confidence.
 
     Raises:
         ValueError: there is no trial.
@@ -135,7 +134,7 @@ def proportion(hits: Floats, prompts: Ints | None = None, level: float = LEVEL) 
     sizes, sums = np.bincount(owner), np.bincount(owner, weights=hits)
     count = len(sizes)
     if count == n:
-        return Proportion(value, *wilson(value, n, float(ndtri(0.5 + level / 2))), n)
+        return Proportion(value, *wilson(value, n, float(ndtri(0.5 + LEVEL / 2))), n)
     if count == 1:  # nothing says how much prompts differ
         return Proportion(value, 0.0, 1.0, n)
     residuals = sums - value * sizes
@@ -143,7 +142,7 @@ def proportion(hits: Floats, prompts: Ints | None = None, level: float = LEVEL) 
     independent = min(float(n), value * (1 - value) / variance) if variance else float(count)
     if min(int((sums > 0).sum()), int((sums < sizes).sum())) < FEW:
         independent = min(independent, float(count))
-    quantile = t_quantile(0.5 + level / 2, count - 1)
+    quantile = t_quantile(0.5 + LEVEL / 2, count - 1)
     return Proportion(value, *wilson(value, independent, quantile), n)
 
 

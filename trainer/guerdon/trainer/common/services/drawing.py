@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from rich.console import Console
+
 from guerdon.together import cancel
 from guerdon.trainer.common.errors import ServiceGone
+from guerdon.trainer.common.progress import Bar
+from guerdon.trainer.common.report import say
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler, StaleSampler, sampling_seed
+from guerdon.trainer.common.services.scored_store import ScoredGroups
 from guerdon.trainer.common.services.settings import DrawSettings
 from guerdon.trainer.common.services.types import Group, Task
 from guerdon.trainer.common.services.utilisation import Meter, RolloutStats
@@ -44,7 +51,6 @@ class Drawing:
         rewards: scores them; closed by `close`.
         republish: called only where the weights stand still, when the sampler has lost them.
         seeded: seed every completion, so that a run can be repeated.
-        now: seconds of a steady clock.
     """
 
     def __init__(
@@ -55,14 +61,12 @@ class Drawing:
         republish: Republish,
         *,
         seeded: bool,
-        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._seed = settings.seed if seeded else None
         self._patience = settings.patience
         self._sampler = sampler
         self._rewards = rewards
         self._republish = republish
-        self._now = now
         self._sampler_version = 0
         self._given = 0
         """How often the sampler was given weights: a version may be given twice."""
@@ -70,8 +74,8 @@ class Drawing:
         """The sampler's outages before it was last given weights."""
         self._fresh = asyncio.Event()
         self._stale = asyncio.Event()
-        self._began = now()
-        self._sampling, self._scoring = Meter(now), Meter(now)
+        self._began = time.monotonic()
+        self._sampling, self._scoring = Meter(), Meter()
         self._restarts = 0
 
     async def start(self, version: int) -> None:
@@ -84,7 +88,7 @@ class Drawing:
             TrainingError: a reward model can't be had.
         """
         await self._rewards.start()
-        self._began = self._now()
+        self._began = time.monotonic()
         self.published(version)
 
     def published(self, version: int) -> None:
@@ -144,7 +148,7 @@ class Drawing:
     def stats(self) -> RolloutStats:
         """What happened so far."""
         return RolloutStats(
-            seconds=self._now() - self._began,
+            seconds=time.monotonic() - self._began,
             sampling_seconds=self._sampling.seconds,
             scoring_seconds=self._scoring.seconds,
             stale_sampler=self._restarts,
@@ -159,7 +163,7 @@ class Drawing:
     async def _draw(self, task: Task, n: int, stream: int, temperature: float | None) -> Group:
         """The samples of one task, unscored; waits where the sampler has lost its weights."""
         seed = None if self._seed is None else sampling_seed(self._seed, stream, task.uid)
-        begin = self._now()
+        begin = time.monotonic()
         while True:
             await self._fresh.wait()
             version, given = self._sampler_version, self._given
@@ -170,7 +174,7 @@ class Drawing:
                         task, n, min_version=version, temperature=temperature, seed=seed
                     )
             except StaleSampler as error:
-                if self._now() - begin > self._patience:
+                if time.monotonic() - begin > self._patience:
                     raise ServiceGone(
                         f"{self._sampler.patience.service} at {self._sampler.patience.address} "
                         f"keeps losing its weights: {error}"
@@ -214,3 +218,55 @@ class Drawing:
             pending.discard(stale)
             for task in done - {stale}:
                 task.result()
+
+
+LINES = 10
+"""Lines over the whole sampling, where there is no terminal."""
+
+
+async def draw_missing(
+    drawing: Drawing,
+    scored: ScoredGroups,
+    rewards: Scores,
+    console: Console,
+    *,
+    stream: int = 1,
+    in_flight: int = 16,
+    check: Callable[[Group], None] = lambda group: None,
+) -> None:
+    """Sample and score the groups that a store lacks: a bar on a terminal, some lines elsewhere.
+
+    Args:
+        drawing: that samples, by the weights published last.
+        scored: gets each group as it comes.
+        rewards: scores them.
+        console: where; a quiet one shows nothing.
+        stream: of seeds.
+        in_flight: most prompts that are being sampled.
+        check: refuses a group before it is stored.
+
+    Raises:
+        TrainingError: a service stayed away or refused.
+    """
+    total = len(scored) + len(scored.missing)
+    means: list[float] = []
+    scored.begin()
+    with Bar(console, "sampling", total, len(scored)) as bar:
+
+        def on_group(group: Group) -> None:
+            check(group)
+            scored.add(group)
+            means.append(float(group.rewards_G.mean()))
+            mean, done = f"mean reward {np.mean(means):+.3f}", len(scored)
+            bar.move(done, mean)
+            if bar.disable and (done % math.ceil(total / LINES) == 0 or done == total):
+                say(console, f"sampled {done}/{total} prompts: {mean}")
+
+        await drawing.sample(
+            scored.missing,
+            scored.samples_per_prompt,
+            rewards=rewards,
+            stream=stream,
+            in_flight=in_flight,
+            on_group=on_group,
+        )

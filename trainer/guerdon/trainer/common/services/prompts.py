@@ -25,10 +25,15 @@ from guerdon.data import (
     read_template_inputs,
 )
 from guerdon.models import file_hash
-from guerdon.trainer.common.data.columns import missing
-from guerdon.trainer.common.data.rows import data_file, file_rows, source_rows
+from guerdon.trainer.common.data.rows import (
+    data_file,
+    file_rows,
+    is_table,
+    missing_column,
+    source_rows,
+    table_rows,
+)
 from guerdon.trainer.common.data.same_prompts import conversation_key
-from guerdon.trainer.common.data.tables import is_table, table_rows
 from guerdon.trainer.common.data.tokens import check_embedded
 from guerdon.trainer.common.errors import DataError
 from guerdon.trainer.common.services.prompt_tokens import check_spelled, prompt_tokens
@@ -251,11 +256,11 @@ def parse_row(
     """
     prompt = values.get(prompt_key)
     if prompt is None:
-        raise RowError(prompt_key, missing(prompt_key, values, "--prompt-key"))
+        raise RowError(prompt_key, missing_column(prompt_key, values, "--prompt-key"))
     with _named(prompt_key):
         turns = _turns(prompt)
     if answer_key != "answer" and answer_key not in values:
-        raise RowError(answer_key, missing(answer_key, values, "--answer-key"))
+        raise RowError(answer_key, missing_column(answer_key, values, "--answer-key"))
     extra = {key: value for key, value in values.items() if key != prompt_key}
     for key, value in extra.items():  # samples are written as JSON; Parquet holds dates and bytes
         try:

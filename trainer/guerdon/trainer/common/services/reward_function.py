@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from guerdon.data import RowError
-from guerdon.trainer.common.data.columns import missing
+from guerdon.trainer.common.data.rows import missing_column
 from guerdon.trainer.common.errors import SettingsError, TrainingError
 from guerdon.trainer.common.services.line_process import END_SECONDS, LineProcess
 from guerdon.trainer.common.services.reward_function_process import GIVEN
@@ -58,7 +58,7 @@ class RewardFunction(LineProcess):
                 raise RowError(name, "is what a reward function gets under that name: rename it")
         for name in self._needs:
             if name not in row.extra:
-                raise RowError(name, f"{missing(name, row.extra)}; the function needs it")
+                raise RowError(name, f"{missing_column(name, row.extra)}; the function needs it")
 
     async def start(self) -> str:
         """SHA-256 of the function's source.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
@@ -59,7 +60,7 @@ class RolloutStats:
 class Meter:
     """Seconds in which something was under way, however many at once."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._busy = 0.0
         self._active = 0

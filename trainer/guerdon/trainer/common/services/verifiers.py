@@ -24,7 +24,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Protocol
 
 from guerdon.data import RowError
-from guerdon.trainer.common.data.columns import missing
+from guerdon.trainer.common.data.rows import missing_column
 from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.common.services.credentials import Credentials
 from guerdon.trainer.common.services.http_reward import HttpReward
@@ -98,7 +98,7 @@ class WeightedVerifier:
             try:
                 if self.verifier.needs_answer and row.answer is None:
                     key = prompts.answer_key
-                    raise RowError(key, missing(key, row.extra, "--answer-key"))
+                    raise RowError(key, missing_column(key, row.extra, "--answer-key"))
                 self.verifier.check(row)
             except RowError as error:
                 raise DataError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from trl import SFTTrainer
 
 from guerdon.trainer.common.models.language_model import autocast
-from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
+from guerdon.trainer.common.trl.mixins import DivergenceGuard
 
 Completion: TypeAlias = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of the response to it."""

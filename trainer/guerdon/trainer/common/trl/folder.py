@@ -1,4 +1,4 @@
-"""The folder of a run by a trainer of `transformers`, which keeps its checkpoints there."""
+"""Folders of runs by a trainer of `transformers`, which keeps its checkpoints there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import abc
 import shutil
 from pathlib import Path
 
-from guerdon.trainer.common.run_folder import RunFolder, last_checkpoint
+from guerdon.trainer.common.policy_folder import PolicyFolder
+from guerdon.trainer.common.run_folder import SUMMARY, RunFolder, last_checkpoint
 
 
 class FineTuneFolder(RunFolder, abc.ABC):
@@ -26,3 +27,12 @@ class FineTuneFolder(RunFolder, abc.ABC):
     def remove_checkpoints(self) -> None:
         """Remove what is no longer needed once the model is there."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+class TunedPolicyFolder(FineTuneFolder, PolicyFolder):
+    """The folder of an SFT, DPO or ORPO run: it holds a policy in the end."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run that is there has ended well."""
+        return self.final.is_dir() and (self.path / SUMMARY).exists()

@@ -22,8 +22,7 @@ from guerdon.trainer.common.models.language_model import merged
 from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
 from guerdon.trainer.common.report import say
-from guerdon.trainer.common.run_state import package_versions
-from guerdon.trainer.common.timed_phase import timed_phase
+from guerdon.trainer.common.run_state import package_versions, timed_phase
 from guerdon.trainer.common.trackers import Trackers
 from guerdon.trainer.common.trl.callbacks import Evaluations, LoggedMetrics, ProgressBar
 from guerdon.trainer.common.trl.settings import FineTuneSettings

@@ -28,18 +28,16 @@ from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.policy_folder import SAMPLES
 from guerdon.trainer.common.report import say
 from guerdon.trainer.common.run_folder import PLOTS, write_json, write_whole
-from guerdon.trainer.common.run_state import package_versions
+from guerdon.trainer.common.run_state import package_versions, rounded
 from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.credentials import reach
-from guerdon.trainer.common.services.draw_missing import draw_missing
-from guerdon.trainer.common.services.drawing import Drawing
+from guerdon.trainer.common.services.drawing import Drawing, draw_missing
 from guerdon.trainer.common.services.inputs import show_prompts
 from guerdon.trainer.common.services.reward_requests import Asking
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints
 from guerdon.trainer.common.services.weights import Weights
-from guerdon.trainer.common.timed_phase import rounded
 from guerdon.trainer.common.trl.completions import Floats, response_logprobs
 from guerdon.trainer.evaluate.policy.baseline import Baseline
 from guerdon.trainer.evaluate.policy.columns import (

@@ -11,9 +11,8 @@ from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
 from guerdon.trainer.common.measuring.measures import Floats
-from guerdon.trainer.common.trl.length_grouped import EpochOrder
-from guerdon.trainer.common.trl.task import Measured
-from guerdon.trainer.common.trl.trainer_arguments import trainer_arguments
+from guerdon.trainer.common.trl.mixins import EpochOrder
+from guerdon.trainer.common.trl.task import Measured, trainer_arguments
 from guerdon.trainer.reward.model import load_with_head, prepare
 from guerdon.trainer.reward.objectives.answer_trainer import AnswerTrainer, answer_outputs
 from guerdon.trainer.reward.objectives.rated_answers import (

@@ -18,9 +18,9 @@ from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measuring.measures import Floats
 from guerdon.trainer.common.models.language_model import autocast
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
-from guerdon.trainer.common.trl.length_grouped import LengthGroupedTrainer
+from guerdon.trainer.common.trl.mixins import LengthGroupedTrainer
 from guerdon.trainer.reward import shared_prefix as sharing
-from guerdon.trainer.reward.ddp_calls import call_through_ddp
+from guerdon.trainer.reward.model import call_through_ddp
 from guerdon.trainer.reward.objectives.rated_answers import TokenizedAnswer
 from guerdon.trainer.reward.scoring import length_batches
 
@@ -134,13 +134,16 @@ class AnswerTrainer(LengthGroupedTrainer, Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
 
+_BATCH_TOKENS = 4096
+"""Tokens of a batch that is only computed, padding counted; one row may be longer."""
+
+
 def answer_outputs(
     model: Any,
     rows: Sequence[TokenizedAnswer],
     *,
     pad_id: int,
     dtype: str,
-    batch_tokens: int = 4096,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> list[Floats]:
     """The head's outputs for each row, of shape [places, K], in the order of the rows.
@@ -150,7 +153,6 @@ def answer_outputs(
         rows: dealt to the processes.
         pad_id: a token that ends no sequence.
         dtype: of the computation, `bfloat16` or `float32`.
-        batch_tokens: tokens in a batch, padding counted; one row may be longer.
         processes: of the run.
 
     Raises:
@@ -158,7 +160,7 @@ def answer_outputs(
     """
 
     def outputs(dealt: list[int]) -> list[Floats]:
-        return _outputs(model, [rows[i] for i in dealt], pad_id, batch_tokens)
+        return _outputs(model, [rows[i] for i in dealt], pad_id)
 
     was_training = model.training
     model.eval()
@@ -170,12 +172,10 @@ def answer_outputs(
     return found
 
 
-def _outputs(
-    model: Any, rows: Sequence[TokenizedAnswer], pad_id: int, batch_tokens: int
-) -> list[Floats]:
+def _outputs(model: Any, rows: Sequence[TokenizedAnswer], pad_id: int) -> list[Floats]:
     found: dict[int, Floats] = {}
     device = next(model.parameters()).device
-    for places in length_batches([len(row.ids) for row in rows], batch_tokens):
+    for places in length_batches([len(row.ids) for row in rows], _BATCH_TOKENS):
         some = [rows[i] for i in places]
         batch = {k: v.to(device) for k, v in collate(some, pad_id).items()}
         logits = read_logits(model, batch).float().cpu().numpy().astype(np.float64)

@@ -23,8 +23,8 @@ from guerdon.trainer.common.data.tokens import TokenPair, TokenPairs
 from guerdon.trainer.common.errors import TrainingError
 from guerdon.trainer.common.measuring import measures
 from guerdon.trainer.common.measuring.measures import Floats, Ints
-from guerdon.trainer.common.trl.length_grouped import EpochOrder
-from guerdon.trainer.common.trl.trainer_arguments import trainer_arguments
+from guerdon.trainer.common.trl.mixins import EpochOrder
+from guerdon.trainer.common.trl.task import trainer_arguments
 from guerdon.trainer.reward import shared_prefix as sharing
 from guerdon.trainer.reward.inputs import PairInputs
 from guerdon.trainer.reward.model import load_base, prepare

@@ -17,7 +17,7 @@ from guerdon.trainer.common.data.tokens import max_positions
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measuring.measures import Floats
 from guerdon.trainer.common.report import show_counts
-from guerdon.trainer.common.timed_phase import rounded, timed_phase
+from guerdon.trainer.common.run_state import rounded, timed_phase
 from guerdon.trainer.common.trl.task import FineTuneTask, Measured, TrainingOutcome
 from guerdon.trainer.reward.folder import RewardFolder
 from guerdon.trainer.reward.inputs import RewardInputs

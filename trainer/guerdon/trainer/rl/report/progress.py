@@ -27,7 +27,7 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
 """Key, its short name, and how it is written."""
 
 
-class Progress(Bar):
+class RunProgress(Bar):
     """Shows each step. Use it as a context manager: it gives the terminal back on any error.
 
     Args:

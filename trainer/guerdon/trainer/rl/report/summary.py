@@ -12,11 +12,12 @@ from rich.text import Text
 from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, compare
 from guerdon.trainer.common.measuring.samples import before_and_after
 from guerdon.trainer.common.report import say, show_policy, spent
-from guerdon.trainer.common.run_state import package_versions
-from guerdon.trainer.common.timed_phase import rounded
+from guerdon.trainer.common.run_state import package_versions, rounded
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.settings import RunSettings
 
+_SHOWN, _WIDTH = 4, 300
+"""Prompts of which completions are shown, and the characters of a text."""
 KEYS = {
     "algorithm": "ppo, grpo, rloo, rft, online-rft or online-dpo",
     "policy": "what training began from",
@@ -130,16 +131,17 @@ def show_summary(summary: dict[str, Any], folder: RLFolder, console: Console) ->
     show_policy(folder, console)
 
 
-def show_samples(folder: RLFolder, console: Console, most: int = 4, width: int = 300) -> None:
+def show_samples(
+    folder: RLFolder,
+    console: Console,
+) -> None:
     """Completions to the same held-out prompts before and after, side by side.
 
     Args:
         folder: of the run.
         console: where.
-        most: prompts that are shown.
-        width: characters of each text.
     """
-    pairs = before_and_after(folder.samples)[:most]
+    pairs = before_and_after(folder.samples)[:_SHOWN]
     if not pairs:
         return
     table = Table(show_lines=True, expand=True)
@@ -147,18 +149,18 @@ def show_samples(folder: RLFolder, console: Console, most: int = 4, width: int =
         table.add_column(name, ratio=ratio)
     for before, after in pairs:
         prompt = before["prompt"][-1]["content"]
-        table.add_row(_cut(prompt, width), _cell(before, width), _cell(after, width))
+        table.add_row(_cut(prompt), _cell(before), _cell(after))
     console.print(table)
 
 
-def _cell(row: Mapping[str, Any], width: int) -> Text:
-    return Text.assemble((f"{row['reward']:+.3f}  ", "bold"), _cut(row["response"], width))
+def _cell(row: Mapping[str, Any]) -> Text:
+    return Text.assemble((f"{row['reward']:+.3f}  ", "bold"), _cut(row["response"]))
 
 
-def _cut(text: str, width: int) -> Text:
+def _cut(text: str) -> Text:
     """The text on one line, never read as markup."""
     line = " ".join(text.split())
-    return Text(line if len(line) <= width else line[: width - 1] + "…")
+    return Text(line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…")
 
 
 def _mean(found: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,9 +34,9 @@ from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.processes import launched
 from guerdon.trainer.common.report import say
 from guerdon.trainer.common.run_folder import kept_rows, last_checkpoint
+from guerdon.trainer.common.run_state import RunState
 from guerdon.trainer.common.services.connections import Connections
-from guerdon.trainer.common.services.draw_missing import draw_missing
-from guerdon.trainer.common.services.drawing import Drawing
+from guerdon.trainer.common.services.drawing import Drawing, draw_missing
 from guerdon.trainer.common.services.inputs import RunInputs
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints, Sample
@@ -46,12 +47,39 @@ from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import read_inputs, show_inputs
 from guerdon.trainer.rl.learner.rejection import keep
 from guerdon.trainer.rl.report.plots import draw_plots
-from guerdon.trainer.rl.report.progress import Progress
+from guerdon.trainer.rl.report.progress import RunProgress
 from guerdon.trainer.rl.report.step_metrics import group_metrics
 from guerdon.trainer.rl.report.summary import make_summary
 from guerdon.trainer.rl.rft import fine_tuning as sft
-from guerdon.trainer.rl.rft.state import RFTState
 from guerdon.trainer.rl.settings import RFTSettings
+
+
+@dataclass
+class RFTState(RunState):
+    """What is done. Saved whole, or as it was before."""
+
+    before: dict[str, Any] | None = None
+    """The first policy on held-out prompts."""
+    after: dict[str, Any] | None = None
+    """The tuned one."""
+    dtype: str = "float32"
+    """The dtype of the published weights, and so of the policy that is saved."""
+
+    @classmethod
+    def mend(cls, values: dict[str, Any]) -> None:
+        """Put right in place what JSON can't hold as it was: its keys are texts."""
+        for name in ("before", "after"):
+            if values[name]:
+                values[name]["prompts"] = {
+                    key: {int(index): value for index, value in means.items()}
+                    for key, means in values[name]["prompts"].items()
+                }
+
+    def evaluations(self) -> list[Evaluation]:
+        """Those that were made, in order."""
+        trees = [tree for tree in (self.before, self.after) if tree is not None]
+        return [Evaluation.from_tree(tree) for tree in trees]
+
 
 STATE = "rft.json"
 FIRST, TUNED = 1, 2
@@ -174,12 +202,12 @@ class RFTRun:
             say(self.console, f"resuming fine-tuning at step {self.done}")
         model = adapted(model, self.settings)
         with ExitStack() as stack, self.state.phase("learn") as spend:
-            shown: list[Progress] = []
+            shown: list[RunProgress] = []
             before = max((row.get("sft_tokens", 0.0) for row in self.log.rows), default=0.0)
 
             def report(step: int, steps: int, row: Mapping[str, float]) -> None:
                 if not shown:
-                    shown.append(stack.enter_context(Progress(self.console, steps, step - 1)))
+                    shown.append(stack.enter_context(RunProgress(self.console, steps, step - 1)))
                 tokens = before + row["sft_tokens"]  # TRL counts from the last start on
                 shown[0].add(self._logged({"step": step, **row, "sft_tokens": tokens}))
                 spend()
@@ -215,7 +243,7 @@ class RFTRun:
         self._forget_metrics(lambda row: "eval/reward" in row and row["step"] == found.step)
         self.samples.add(found.step, groups, kind)
         row = self._logged(found.metrics())
-        with Progress(self.console, found.step) as shown:
+        with RunProgress(self.console, found.step) as shown:
             shown.add(row)
         setattr(self.state, kind, found.tree())
         self.state.save()

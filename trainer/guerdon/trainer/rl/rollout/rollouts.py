@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +42,6 @@ class Rollouts(Drawing):
         republish: called only from within `next_batch` and `sample`, where the learner's weights
             stand still, when the sampler has lost its weights.
         last_version: of the weights that the last step trains: nothing is sampled beyond it.
-        now: seconds of a steady clock.
     """
 
     def __init__(
@@ -56,10 +53,9 @@ class Rollouts(Drawing):
         *,
         republish: Republish,
         last_version: float = math.inf,
-        now: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(
-            settings, sampler, rewards, republish=republish, seeded=settings.deterministic, now=now
+            settings, sampler, rewards, republish=republish, seeded=settings.deterministic
         )
         self._settings = settings
         self._order = order
@@ -70,7 +66,7 @@ class Rollouts(Drawing):
         self._failure: Exception | None = None
         self._changed = asyncio.Event()
         self._closed = False
-        self._waiting = Meter(now)
+        self._waiting = Meter()
         self._counts = dict.fromkeys(("groups", "completions", "tokens", "expired_groups"), 0)
 
     async def start(self, version: int) -> None:

@@ -1,10 +1,12 @@
 """What PPO, GRPO and RLOO share: shaped rewards, KL to the reference, and the clipped loss.
 
-They differ in their advantages only, and PPO in its value model.
+They differ in their advantages only, and PPO in its value model. β, the weight of KL, is fixed or
+moved towards a target.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +25,6 @@ from guerdon.trainer.rl.learner.advantages import (
 )
 from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, Reduce, StepBatch
 from guerdon.trainer.rl.learner.algorithms.measured import check, divergence, off_policy, token_mask
-from guerdon.trainer.rl.learner.kl import AdaptiveKL, KLWeight
 from guerdon.trainer.rl.learner.losses import (
     TokenLoss,
     entropy_bonus,
@@ -33,6 +34,66 @@ from guerdon.trainer.rl.learner.losses import (
     token_weights,
 )
 from guerdon.trainer.rl.settings import PolicyGradientSettings
+
+
+class KLWeight:
+    """β, which stays as it is set.
+
+    Attributes:
+        value: β of the step that comes.
+    """
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def update(self, kl: float, samples: int) -> None:
+        """Learn from a step.
+
+        Args:
+            kl: mean divergence of its completions, in nats.
+            samples: how many there were, over all processes.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes: nothing, β is a setting."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from it."""
+
+
+class AdaptiveKL(KLWeight):
+    """β ← β·(1 + clip(KL/target − 1, ±0.2)·samples/horizon): Ziegler 2019, arXiv:1909.08593, 2.2.
+
+    Args:
+        value: the first β.
+        target: nats per completion.
+        horizon: completions over which β moves; a step that is longer counts as this long.
+    """
+
+    def __init__(self, value: float, *, target: float, horizon: float) -> None:
+        super().__init__(value)
+        self._target = target
+        self._horizon = horizon
+
+    def update(self, kl: float, samples: int) -> None:
+        """Raise β where the divergence is over the target, lower it where it is under.
+
+        Raises:
+            ValueError: the divergence is not a finite number.
+        """
+        if not math.isfinite(kl):
+            raise ValueError(f"the divergence from the reference is {kl}")
+        error = min(max(kl / self._target - 1.0, -0.2), 0.2)
+        self.value *= 1.0 + error * min(samples / self._horizon, 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """β as it is now."""
+        return {"kl_coef": self.value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from it."""
+        self.value = float(state["kl_coef"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The order in which training data is taken: like lengths together, in batches at random."""
+"""What stands before a trainer of TRL's among a class's bases: guard, order of the data, mean."""
 
 from __future__ import annotations
 
@@ -6,11 +6,44 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
+from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.process_group import SINGLE_PROCESS, ProcessGroup
-from guerdon.trainer.common.trl.divergence_guard import DivergenceGuard
+
+
+class DivergenceGuard:
+    """Put before one of TRL's trainers in a class's bases."""
+
+    processes: ProcessGroup = SINGLE_PROCESS
+    """The processes of the run."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch, forward and backward.
+
+        Raises:
+            DivergedError: the loss is not a finite number.
+        """
+        ours: Any = super()
+        loss: Tensor = ours.training_step(*args, **kwargs)
+        # Where one process has such a loss, all of them end, and none waits for it.
+        if self.processes.any_rank(not torch.isfinite(loss)):
+            state: Any = self.state  # type: ignore[attr-defined]
+            raise DivergedError(
+                f"the loss is not a finite number at step {state.global_step + 1}: "
+                "try a smaller --lr, or --dtype float32"
+            )
+        return loss
+
+    def _send_telemetry(self) -> None:
+        """Nothing is reported to anyone."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card for checkpoints: they are for resuming only."""
+
 
 _MEGABATCH = 16
 """Batches that are sorted by length together; few enough that epochs differ."""
@@ -103,3 +136,45 @@ class LengthGroupedTrainer(DivergenceGuard):
         # Accelerate gives each process its part of every batch.
         batch = ours.args.train_batch_size * self.processes.world_size
         return LengthGroupedSampler(self._lengths, batch, seed=ours.args.seed)
+
+
+class MeanOverPairs(LengthGroupedTrainer):
+    """Put before a trainer of TRL's whose loss is the mean over the pairs of a micro-batch.
+
+    TRL takes the mean of these means, over micro-batches and processes, so that a pair of a short
+    micro-batch, which the last one of a pass may be, counts for more than others. Here every pair
+    of an optimiser step counts the same, however `accumulate` and the processes divide them.
+    """
+
+    loss_is_scaled_for_ga = True  # tells `transformers` to add micro-batches up, not to average
+
+    def pairs_in(self, batch: dict[str, Any]) -> int:
+        """Pairs in a micro-batch; by default the chosen rows, then the rejected ones."""
+        return len(batch["input_ids"]) // 2
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: Any
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """The micro-batches of an optimiser step, and its pairs over all processes."""
+        ours: Any = super()
+        batches, _ = ours.get_batch_samples(epoch_iterator, num_batches, device)
+        pairs = self.processes.all_gather(sum(self.pairs_in(batch) for batch in batches))
+        return batches, sum(pairs)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The micro-batch's part of the step's mean; its own mean outside of a step.
+
+        DDP takes the mean over processes of the gradient, so each one's part counts `count` times.
+        """
+        ours: Any = super()
+        found = ours.compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if num_items_in_batch is None:
+            return found
+        part = self.pairs_in(inputs) * self.processes.world_size / num_items_in_batch
+        return (found[0] * part, found[1]) if return_outputs else found * part
