@@ -170,8 +170,7 @@ async def test_a_wrong_canary_brings_the_old_weights_back(served: Served) -> Non
 async def test_an_update_in_flight_recomputes_the_keys_and_values(served: Served) -> None:
     version = served.engine.version
     drawing = asyncio.create_task(served.draw(n=8, max_tokens=800, ignore_eos=True))
-    await served.until_running(8)
-    await asyncio.sleep(0.5)
+    await served.until_drawing(8)
     await served.publish(drawn(served.tensors, seed=6))
     completions = await drawing
     for completion in completions:
@@ -184,8 +183,7 @@ async def test_no_token_of_refused_weights_is_ever_handed_out(served: Served) ->
     version, old = served.engine.version, served.tensors
     drawing = asyncio.create_task(served.draw(n=8, max_tokens=500, ignore_eos=True))
     short = asyncio.create_task(_draw_on(served, drawing))
-    await served.until_running(9)
-    await asyncio.sleep(0.2)
+    await served.until_drawing(9)
     with pytest.raises(UpdateRefused):
         await served.publish(drawn(old, seed=7), believed=old)
     completions = [*await drawing, *await short]

@@ -200,6 +200,14 @@ class Served:
             while len(self.running()) != count:  # noqa: ASYNC110 - vLLM has no event for it
                 await asyncio.sleep(0.01)
 
+    async def until_drawing(self, count: int) -> None:
+        """Wait until vLLM has so many requests, and each of them a token."""
+        await self.until_running(count)
+        states = self.engine._llm._llm.output_processor.request_states
+        async with asyncio.timeout(60):
+            while not all(s.detokenizer.num_output_tokens() for s in states.values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
     def running(self) -> list[str]:
         """The requests that vLLM has."""
         return list(self.engine._llm._llm.output_processor.request_states)

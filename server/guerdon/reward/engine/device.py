@@ -8,6 +8,7 @@ import gc
 import torch
 
 from guerdon.models.devices import DeviceError, has_gpu
+from guerdon.reward.engine.malloc import give_back_freed_memory
 from guerdon.reward.types import DeviceLost, EngineOutOfMemory
 from guerdon.serving.errors import Unsupported
 
@@ -77,7 +78,9 @@ def _answers(device: torch.device) -> bool:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back to the device what torch's allocator keeps for nobody."""
+    """Give back what allocators keep for nobody: torch's of a GPU, or this process's."""
+    if device.type == "cpu":
+        give_back_freed_memory()
     if device.type == "cuda":
         gc.collect()  # modules hold each other in circles
         with contextlib.suppress(RuntimeError):  # of a device that is lost

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from guerdon.models import ManifestError
 from guerdon.models.devices import DeviceError, has_gpu
+from guerdon.reward.engine.malloc import keep_freed_memory
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.engine_process import messages
 from guerdon.reward.kinds import load_model
@@ -51,6 +52,7 @@ class Host:
 
     def run(self, channel: socket.socket) -> None:
         """Take connections of models until the channel is closed, then end the process."""
+        keep_freed_memory()
         channel.sendall(os.getpid().to_bytes(4, "little"))
         while True:
             try:
