@@ -13,7 +13,7 @@ from tests.support.sampler_service import WEIGHTS
 
 from guerdon.gateway.config import SpendingSettings
 from guerdon.gateway.spending import Spending
-from guerdon.gateway.strategies.work import TRIES
+from guerdon.gateway.strategies.work import INTERRUPTIONS
 from guerdon.serving.errors import Interrupted
 
 from .scripted import MAX_TOKENS, ScriptedPolicy, ScriptedRewards, answer, chosen, plan
@@ -64,7 +64,7 @@ async def test_what_a_reset_ends_is_drawn_anew_and_counted(held: Held) -> None:
     assert gateway.engine.behaviour.tokens == report["tokens"]
     assert await gateway.metric("drawn_tokens_total") == report["tokens"]
     assert await gateway.metric("unanswered_tokens_total") == 0
-    await held.spends(2 * LIMIT - report["tokens"])
+    await held.spends(2 * LIMIT - whole)
 
 
 async def test_what_updates_keep_ending_is_said_with_409() -> None:
@@ -73,7 +73,7 @@ async def test_what_updates_keep_ending_is_said_with_409() -> None:
         with pytest.raises(openai.ConflictError, match="an update that was refused ended"):
             await gateway.chat("policy:best-of-4")
         ended = 'requests_total{code="ABORTED",method="Generate"}'
-        assert await gateway.sampler.metric(ended) == TRIES
+        assert await gateway.sampler.metric(ended) == INTERRUPTIONS + 1
         assert await gateway.metric("drawn_tokens_total") == 0
         drawn = gateway.engine.behaviour.tokens
         assert 0 < await gateway.metric("unanswered_tokens_total") <= drawn
@@ -91,15 +91,15 @@ async def test_only_what_was_ended_is_drawn_anew_with_another_seed() -> None:
     assert found.tokens == 10 + 7
 
 
-async def test_a_caller_pays_for_what_was_ended_unless_there_is_no_answer() -> None:
+async def test_a_caller_does_not_pay_for_what_was_ended() -> None:
     books = Spending(SpendingSettings(caller_tokens=100, caller_seconds=1e9))
     once = ScriptedPolicy(TEXTS, interrupted=[{3}], **TELLS)
     await answer(once, ScriptedRewards(SCORES), plan("best_of_n", 4), spending=books)
-    often = ScriptedPolicy(TEXTS, interrupted=[{3}] * TRIES, **TELLS)
+    often = ScriptedPolicy(TEXTS, interrupted=[{3}] * (INTERRUPTIONS + 1), **TELLS)
     with pytest.raises(Interrupted):
         await answer(often, ScriptedRewards(SCORES), plan("best_of_n", 4), spending=books)
-    assert len(often.calls) == TRIES
-    check_left(books, 100 - (10 + 3) - 6)
+    assert len(often.calls) == INTERRUPTIONS + 1
+    check_left(books, 100 - 10 - 6)
 
 
 async def test_a_part_goes_on_from_where_it_was() -> None:

@@ -69,9 +69,23 @@ async def test_a_judge_that_compares_is_refused_before_a_token_is_drawn(
             assert await answered(gateway, model="m")
 
 
-async def test_a_server_that_was_away_at_the_start_is_looked_at_when_it_is_asked(
-    caplog: pytest.LogCaptureFixture,
+async def test_a_look_that_failed_is_not_repeated_by_the_next_call(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("guerdon.gateway.upstream.rewards.LOOK_AGAIN_SECONDS", 1e9)
+    async with start_sampler() as sampler, FakeRewardServer(models=("rm",)) as rewards:
+        rewards.fail(grpc.StatusCode.PERMISSION_DENIED, "no", times=100, method="GetModel")
+        async with gateway_before(sampler, f"{rewards.target}/rm") as gateway:
+            assert await answered(gateway)
+            seen = len(rewards.calls)
+            assert await answered(gateway)
+            assert {call.method for call in rewards.calls[seen:]} == {"Score"}
+
+
+async def test_a_server_that_was_away_at_the_start_is_looked_at_when_it_is_asked(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guerdon.gateway.upstream.rewards.LOOK_AGAIN_SECONDS", 0.0)
     caplog.set_level(logging.INFO, "guerdon.gateway")
     async with start_sampler() as sampler, RankingServer(models=("rm",)) as rewards:
         await rewards.stop()

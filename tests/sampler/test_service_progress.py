@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -10,6 +11,7 @@ from tests.support.formula_engine import END, HELD_TOKENS, length_of
 from tests.support.in_process import until
 from tests.support.sampler_service import item, request, start_sampler
 
+from guerdon.serving.wire.handlers import send
 from guerdon.v1 import policy_pb2, policy_pb2_grpc
 
 ITEMS = [item(7, 8, n=3, seed=9), item(1, 2, 3, n=2)]
@@ -81,3 +83,26 @@ async def test_a_slow_reader_gets_the_latest_counts_and_no_queue_of_old_ones() -
     assert len(replies) - len(messages) == n * items
     assert len(messages) < length / 2  # those that the connection had room for, and one more
     assert all(reply.token_ids[-1] != END for reply in replies if reply.token_ids)
+
+
+async def test_a_write_that_is_cancelled_ends_first() -> None:
+    """While gRPC has a write it takes no status, and a call that failed would never end."""
+
+    class Context:
+        room, written = asyncio.Event(), 0
+
+        async def write(self, _message: Any) -> None:
+            await self.room.wait()
+            self.written += 1
+
+    context: Any = Context()
+    sending = asyncio.ensure_future(send(context, policy_pb2.GenerateResponse()))
+    await asyncio.sleep(0)
+    sending.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not sending.done()
+    context.room.set()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert context.written == 1

@@ -231,6 +231,8 @@ def model_info(message: reward_pb2.ModelInfo) -> t.ModelInfo:
         t.ModelInfo,
         message,
         kind=kind,
+        # Servers from before the field are silent about their pairwise models.
+        ranks_only=message.ranks_only or kind == "pairwise",
         compute_mode=_compute_mode(message.compute_mode),
         attributes=tuple(t.AttributeInfo(a.name, a.weight) for a in message.attributes),
         template_drops=_dropped(message.template_drops),

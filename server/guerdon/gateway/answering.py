@@ -124,9 +124,11 @@ class Answering:
 
     async def _check_models(self, work: Work) -> None:
         """Refuse reward models that have no score for one answer, before anything is drawn."""
-        plan = work.plan
-        for field, model in (("model", plan.model), ("small_model", plan.small_model)):
-            if model and await self._scorer.ranks_only(model, work.deadline):
+        fields = {"model": work.plan.model, "small_model": work.plan.small_model}
+        models = {field: model for field, model in fields.items() if model}
+        looks = [self._scorer.ranks_only(model, work.deadline) for model in models.values()]
+        for (field, model), ranks_only in zip(models.items(), await together(looks), strict=True):
+            if ranks_only:
                 raise InvalidRequest(f"guerdon.{field}", f"is {model!r}, which {RANKS_ONLY}")
 
     async def _find(self, call: Call, work: Work) -> Answer:
@@ -153,12 +155,12 @@ def spent_tokens(work: Work, *, failed: bool) -> int:
 
     A candidate that was stopped while it was drawn counts with the tokens that it had as last
     told, or with all that it may have had where nobody tells; and not at all where a service
-    failed, which is not the caller's fault.
+    failed, which is not the caller's fault. Nor are tokens that updates of the weights wasted.
     """
     tokens = {index: draft.tokens for index, draft in work.drafts.items()}
     if failed:
         return sum(tokens.values())
-    return sum((tokens | work.under_way | work.told).values()) + work.interrupted_tokens
+    return sum((tokens | work.under_way | work.told).values())
 
 
 async def _first(work: Work, reason: str) -> Ranking:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,10 +22,10 @@ from guerdon.gateway.types import (
 from guerdon.serving.errors import Interrupted
 from guerdon.together import cancel
 
-TRIES = 3
-"""Draws of a candidate: updates of the policy's weights ended all but the last."""
+INTERRUPTIONS = 2
+"""How often updates of the policy's weights may end candidates of a call that are drawn anew."""
 _APART = 2**40
-"""What seeds of two tries are apart."""
+"""What seeds are apart before and after an interruption."""
 
 Enough = Callable[[Sequence[Candidate]], bool]
 """Whether the candidates that have come so far are enough."""
@@ -55,6 +54,8 @@ class Work:
     """The most tokens that each candidate that is being drawn may have in the end, by index."""
     told: dict[int, int] = field(default_factory=dict)
     """Tokens that each of these has so far, by index, where the policy tells them."""
+    interruptions: int = 0
+    """How often updates of the weights ended candidates."""
     interrupted_tokens: int = 0
     """Tokens drawn of candidates that updates of the weights ended, and that were drawn anew."""
     scored: int = 0
@@ -109,7 +110,7 @@ class Work:
             Interrupted: they were ended too often, or the token budget has no room for them.
         """
         missing, question = list(indices), self.question
-        for tries in itertools.count(1):
+        while True:
             try:
                 async with contextlib.aclosing(begin(question, tuple(missing))) as drawing:
                     async for draft in drawing:
@@ -119,20 +120,27 @@ class Work:
                 return
             except Interrupted:
                 self._count_interrupted(missing)
-                if tries == TRIES or not self._affordable(missing):
+                if self.interruptions > INTERRUPTIONS or not self._affordable(missing):
                     raise
-                question = _with_other_seed(self.question, tries)
+                question = _with_other_seed(self.question, self.interruptions)
 
     def _count_interrupted(self, indices: Sequence[int]) -> None:
-        """Count what was drawn in vain of candidates."""
+        """Count what was drawn in vain of candidates, which have again what they had before."""
+        self.interruptions += 1
         for index in indices:
-            before = self.drafts[index].tokens if index in self.drafts else 0
-            self.interrupted_tokens += self.told.pop(index, before) - before
+            before = self._kept(index)
+            self.interrupted_tokens += self.told.get(index, before) - before
+            self.told[index] = before
 
     def _affordable(self, indices: Sequence[int]) -> bool:
         """Whether the token budget has room for all that candidates may need."""
         budget = self.plan.token_budget
-        return budget is None or self.drawn + sum(self.under_way[i] for i in indices) <= budget
+        needed = sum(self.under_way[index] - self._kept(index) for index in indices)
+        return budget is None or self.drawn + needed <= budget
+
+    def _kept(self, index: int) -> int:
+        """Tokens of a candidate's latest draft."""
+        return self.drafts[index].tokens if index in self.drafts else 0
 
     def _note(self, draft: Draft) -> None:
         self.drafts[draft.index] = draft
@@ -199,12 +207,12 @@ class Work:
         return sorted(ranked, key=lambda each: each.draft.index)
 
 
-def _with_other_seed(question: Question, tries: int) -> Question:
-    """The question for another try: with the same seed, what has come would be drawn twice."""
+def _with_other_seed(question: Question, number: int) -> Question:
+    """The question for the next draw: with the same seed, what has come would be drawn twice."""
     seed = question.sampling.seed
     if seed is None:
         return question
-    return replace(question, sampling=replace(question.sampling, seed=seed + tries * _APART))
+    return replace(question, sampling=replace(question.sampling, seed=seed + number * _APART))
 
 
 async def gather(

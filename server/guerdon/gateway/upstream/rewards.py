@@ -36,6 +36,8 @@ request for all of them costs little more than a request for one."""
 
 LOOK_SECONDS = 1.0
 """Longest time of finding out what a model is."""
+LOOK_AGAIN_SECONDS = 10.0
+"""For how long that is not tried again after it failed."""
 LATER = "the reward model %s can't be looked at now, but when a call asks for it: %s"
 REFUSED = "reward: calls that ask for %s are refused, since it %s"
 
@@ -72,6 +74,8 @@ class RewardScorer:
         self._bursts: dict[tuple[str, int], _Burst] = {}
         self._known: dict[str, bool] = {}
         """Whether a model ranks only, as it was last asked."""
+        self._look_again: dict[str, float] = {}
+        """Until when a model whose server did not answer is not asked again, on `monotonic`."""
 
     async def look(self) -> None:
         """Find out what all models are, and log it; a server may be away."""
@@ -87,12 +91,13 @@ class RewardScorer:
 
     async def ranks_only(self, model: str, deadline: float) -> bool:
         """Whether a model has no score for one answer; see `Scorer`."""
-        if self._known.get(model) is False:
+        if self._known.get(model) is False or time.monotonic() < self._look_again.get(model, 0):
             return False
         try:
             return await self._look_at(model, deadline)
-        except GuerdonError:
-            return False  # what is wrong with it will show when it is asked for a score
+        except GuerdonError:  # what is wrong with it will show when it is asked for a score
+            self._look_again[model] = time.monotonic() + LOOK_AGAIN_SECONDS
+            return False
 
     async def _look_at(self, model: str, deadline: float) -> bool:
         """Whether a model ranks only, as its server says now; logged when it is news."""

@@ -139,13 +139,20 @@ async def read(context: Context, until: asyncio.Future[Any]) -> object | None:
 async def send(context: Context, message: Message) -> None:
     """Write a reply to a stream.
 
+    A write that is cancelled ends before this does: while gRPC has one, it takes no status that
+    would end the call, and the caller would wait for ever.
+
     Raises:
         Cancelled: the caller has left.
     """
+    writing = asyncio.ensure_future(context.write(message))
     try:
-        await context.write(message)
+        await asyncio.shield(writing)
     except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
         raise Cancelled("the caller has left") from error
+    except asyncio.CancelledError:
+        await asyncio.gather(writing, return_exceptions=True)
+        raise
 
 
 def _guard(
