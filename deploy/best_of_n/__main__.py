@@ -136,7 +136,7 @@ def held_against(answers: Sequence[Answer], questions: Sequence[str], small: str
         small: HOST:PORT of the small model.
     """
     items = [Item(question, each.texts) for question, each in zip(questions, answers, strict=True)]
-    with RewardClient(small) as client:
+    with RewardClient(small, timeout=600) as client:  # nobody is in a hurry
         cheap = client.score("small", items).scores
     dear = [each.scores for each in answers]
     return [cascade(cheap, dear, margin) for margin in MARGINS]
