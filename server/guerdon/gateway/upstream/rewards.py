@@ -146,9 +146,8 @@ class RewardScorer:
         except GuerdonError as error:
             found = reward_error(name, error)
             if isinstance(found, Unsupported):
-                self._known.pop(
-                    name, None
-                )  # another revision was promoted: the next call looks again
+                # Another revision was promoted: the next call looks again.
+                self._known.pop(name, None)
             if not isinstance(found, Unscored):
                 raise found from error
             if len(texts) == 1:
