@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.formula_engine import MODEL
+from tests.support.in_process import reply_of
 from tests.support.sampler_service import WEIGHTS, begin, chunk, commit, start_sampler, update
 
 from guerdon.client import (
@@ -274,15 +275,10 @@ class Pair:
 
     async def _send(self, client: AsyncPolicyClient, requests: Sequence[Any]) -> Any:
         stub = policy_pb2_grpc.PolicyServiceStub(await client._connection.channel())
-        while True:
-            try:
-                answer: Any = (await stub.UpdateWeights(iter(requests))).version
-                break
-            except grpc.aio.AioRpcError as error:
-                if error.details() == "Internal error from Core":
-                    continue  # grpc.aio's own words, in the place of the status
-                answer = _told(from_rpc_error(error))
-                break
+        try:
+            answer: Any = (await reply_of(stub.UpdateWeights(iter(requests)))).version
+        except grpc.aio.AioRpcError as error:
+            answer = _told(from_rpc_error(error))
         policy = await client.get_policy()
         return answer, policy.weight_version, policy.weight_sha256
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.support.formula_engine import FormulaEngine, WordTokenizer
-from tests.support.in_process import NOT_SERVING, SERVING, until
+from tests.support.in_process import NOT_SERVING, SERVING, reply_of, until
 from tests.support.sampler_service import Harness, begin, item, request, start_sampler, update
 
 from guerdon.sampler.app import SamplerServer
@@ -50,7 +50,7 @@ async def test_draining_finishes_what_was_accepted(served: Harness) -> None:
         yield begin(1)
         await forever.wait()
 
-    updating = asyncio.ensure_future(served.policy.UpdateWeights(half()))
+    updating = asyncio.ensure_future(reply_of(served.policy.UpdateWeights(half())))
     await until(lambda: served.engine.running == 12)
     await until(lambda: served.engine.behaviour.staged == 1)
     served.server.lifecycle.start_draining()
@@ -211,7 +211,7 @@ async def test_who_may_sample_may_not_replace_the_weights(tmp_path: Path) -> Non
             assert await code_of(stub.Generate(request(), metadata=metadata)) is sampling
             call = stub.UpdateWeights(update(1), metadata=metadata, timeout=20)
             try:
-                await call
+                await reply_of(call)
                 found = grpc.StatusCode.OK
             except grpc.aio.AioRpcError as error:
                 found = error.code()

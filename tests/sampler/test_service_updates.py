@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from tests.support.formula_engine import token_of
-from tests.support.in_process import details, field_at_fault, until
+from tests.support.in_process import details, field_at_fault, reply_of, until
 from tests.support.sampler_service import (
     WEIGHTS,
     Harness,
@@ -40,7 +40,7 @@ async def served() -> Any:
 
 async def refusal(served: Harness, steps: Any, seconds: float = 20) -> Any:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await served.policy.UpdateWeights(steps, timeout=seconds)
+        await reply_of(served.policy.UpdateWeights(steps, timeout=seconds))
     return caught.value
 
 
@@ -263,7 +263,7 @@ async def test_bytes_that_are_no_step(served: Harness) -> None:
     method = served.channel.stream_unary("/guerdon.v1.PolicyService/UpdateWeights")
     for steps in ([b"\xff\xff"], [begin(1).SerializeToString(), b"\xff\xff"]):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await method(iter(steps))
+            await reply_of(method(iter(steps)))
         assert caught.value.code() is INVALID
         await usable(served, served.engine.version)
 
@@ -350,7 +350,7 @@ async def test_updates_can_be_off() -> None:
 
 async def shared(served: Harness, path: Path | str, version: int = 1) -> Any:
     steps = [begin(version, shared_path={"path": str(path)}), commit()]
-    return await served.policy.UpdateWeights(iter(steps), timeout=20)
+    return await reply_of(served.policy.UpdateWeights(iter(steps), timeout=20))
 
 
 async def test_a_file_below_a_shared_folder(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import httpx
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from guerdon.client.errors import ServerStatus
 from guerdon.serving.process.server import Server
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -23,6 +24,15 @@ async def until(condition: Callable[[], bool]) -> None:
     """Wait for what another task or thread does; the test's own time limit bounds it."""
     while not condition():  # noqa: ASYNC110 - nobody sets an event for it
         await asyncio.sleep(0.003)
+
+
+async def reply_of(call: Any) -> Any:
+    """The reply to a stream of requests, or the status with which the server refused it."""
+    status = ServerStatus(call)
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise status.error(error) from None
 
 
 @dataclass

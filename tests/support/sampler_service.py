@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.support.formula_engine import MODEL, FormulaEngine, WordTokenizer
-from tests.support.in_process import InProcess, serving
+from tests.support.in_process import InProcess, reply_of, serving
 
 from guerdon.sampler.app import SamplerServer
 from guerdon.sampler.config import load_config
@@ -36,9 +36,8 @@ class Harness(InProcess):
     async def publish(
         self, version: int, data: bytes = WEIGHTS, **how: Any
     ) -> policy_pb2.UpdateWeightsResponse:
-        reply: policy_pb2.UpdateWeightsResponse = await self.policy.UpdateWeights(
-            iter(update(version, data, **how)), timeout=20
-        )
+        call = self.policy.UpdateWeights(iter(update(version, data, **how)), timeout=20)
+        reply: policy_pb2.UpdateWeightsResponse = await reply_of(call)
         return reply
 
     async def metric(self, line: str) -> float:

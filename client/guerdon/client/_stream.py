@@ -21,7 +21,14 @@ from guerdon.client import _wire
 from guerdon.client._connection import Connection, Unset, being_cancelled
 from guerdon.client._retry import Backoff, Deadline
 from guerdon.client.config import Limits
-from guerdon.client.errors import GuerdonError, Internal, Unavailable, from_status, invalid
+from guerdon.client.errors import (
+    GuerdonError,
+    Internal,
+    ServerStatus,
+    Unavailable,
+    from_status,
+    invalid,
+)
 from guerdon.client.types import Item, StreamResult
 from guerdon.together import cancel
 from guerdon.v1 import reward_pb2, reward_pb2_grpc
@@ -214,6 +221,7 @@ class ScoreStream:
         except Unavailable as unavailable:
             return unavailable
         call = stub.ScoreStream(metadata=self._connection.metadata)
+        status = ServerStatus(call)
         sent: dict[int, None] = {}
         writer = asyncio.create_task(self._write(call, sent))
         error: GuerdonError | None = None
@@ -222,7 +230,7 @@ class ScoreStream:
                 self._progress, self._broken = True, None
                 self._receive(reply, sent)
         except grpc.aio.AioRpcError as exc:
-            error = self._connection.error(exc)
+            error = self._connection.error(status.error(exc))
             error.__cause__ = exc
         except asyncio.CancelledError:
             if being_cancelled():

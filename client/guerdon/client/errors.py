@@ -24,7 +24,7 @@ Every error has a `code`, a `message` and `details`. A code that is not listed h
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import unquote
@@ -226,15 +226,49 @@ def from_status(status: status_pb2.Status) -> GuerdonError:
     return _make(_CODES.get(status.code), status.message, _unpack(status))
 
 
-def hides_status(error: grpc.aio.AioRpcError) -> bool:
-    """Whether grpc.aio put its own words in the place of whatever status there was."""
-    return error.code() is grpc.StatusCode.INTERNAL and error.details() == _WRITE_FAILED
+class ServerStatus:
+    """Keeps the status with which a server ends a streaming call.
+
+    A write that fails because the call has just ended makes grpc.aio put `INTERNAL: Internal error
+    from Core` in its place, before or after it (https://github.com/grpc/grpc/issues/36066).
+
+    Args:
+        call: one that has just been made.
+    """
+
+    def __init__(self, call: grpc.aio.Call) -> None:
+        self._error: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._keep)
+
+    def _keep(self, call: Any) -> None:
+        """Called for each status that the call is given."""
+        code, details = _result(call.code()), _result(call.details())
+        if not _write_failed(code, details):
+            trailing = _result(call.trailing_metadata())
+            self._error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details)
+
+    def error(self, raised: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+        """What the server said, or else what the call raised."""
+        return self._error or raised
+
+
+def _write_failed(code: grpc.StatusCode, details: str | None) -> bool:
+    return code is grpc.StatusCode.INTERNAL and details == _WRITE_FAILED
+
+
+def _result(finished: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that has nothing to wait for."""
+    try:
+        finished.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("the call has not ended")
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> GuerdonError:
     """The error that a failed call tells of; raise it `from` the original."""
-    if hides_status(error):
-        # Put by grpc.aio in the place of the status. Nothing was computed wrongly.
+    if _write_failed(error.code(), error.details()):
+        # grpc.aio's own words. Nothing was computed wrongly.
         return Unavailable("the connection broke while a message was being sent")
     message = error.details() or ""
     if (found := _NO_CONNECTION.search(message)) is not None:

@@ -15,14 +15,7 @@ from guerdon.client._retry import Backoff, Deadline
 from guerdon.client._update_steps import CHUNK_BYTES, Source, UpdateSteps
 from guerdon.client.aio import AsyncClient
 from guerdon.client.config import MAX_REPLY_BYTES, check_number
-from guerdon.client.errors import (
-    Aborted,
-    GuerdonError,
-    Internal,
-    InvalidArgument,
-    Unavailable,
-    hides_status,
-)
+from guerdon.client.errors import GuerdonError, Internal, ServerStatus
 from guerdon.client.policy_types import (
     Canary,
     Completion,
@@ -204,13 +197,13 @@ class AsyncPolicyClient(AsyncClient):
         call = stub.UpdateWeights(
             steps.requests(), timeout=deadline.remaining(), metadata=self._connection.metadata
         )
+        status = ServerStatus(call)
         try:
             return wire.update(await call)
         except grpc.aio.AioRpcError as exc:
             if steps.fault is not None:
                 raise steps.fault from exc
-            refusal = await self._refusal(begin, deadline) if hides_status(exc) else None
-            raise refusal or self._connection.error(exc) from exc
+            raise self._connection.error(status.error(exc)) from exc
         except asyncio.CancelledError:
             if steps.fault is not None:
                 raise steps.fault from None
@@ -219,31 +212,6 @@ class AsyncPolicyClient(AsyncClient):
             raise self._connection.ended() from None
         finally:
             call.cancel()
-
-    async def _refusal(
-        self, begin: policy_pb2.BeginUpdate, deadline: Deadline
-    ) -> GuerdonError | None:
-        """Why an update is refused, asked by its beginning alone; None when that can't be known.
-
-        A refusal that comes while a message is being sent is lost in grpc.aio, now and then. An
-        update that ends before its commit changes nothing.
-        """
-        if begin.HasField("nccl"):
-            return None  # its beginning would wait for the trainer's other end
-        request = policy_pb2.UpdateWeightsRequest(begin=begin)
-        try:
-            await (await self._stub()).UpdateWeights(
-                iter([request]), timeout=deadline.remaining(), metadata=self._connection.metadata
-            )
-        except grpc.aio.AioRpcError as exc:
-            error = self._connection.error(exc)
-            if isinstance(error, Unavailable):
-                return None
-            violations = error.field_violations if isinstance(error, InvalidArgument) else ()
-            if any(v.field == "commit" for v in violations):
-                return Aborted("the update was ended, by what is no longer in its way: begin again")
-            return error
-        raise Internal("the sampler took an update that has no commit")
 
     async def get_policy(self, *, timeout: float | Unset | None = UNSET) -> PolicyInfo:
         """The policy, its version and its load."""
