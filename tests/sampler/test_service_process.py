@@ -20,6 +20,10 @@ from tests.support.server import RunningServer
 
 from guerdon.v1 import policy_pb2, policy_pb2_grpc
 
+HELD = 7
+HOLDING = {"FORMULA_HELD_SEED": str(HELD)}
+"""Completions of this seed wait for SIGUSR2."""
+
 
 def draw(address: str, *items: Any, **options: Any) -> list[policy_pb2.GenerateResponse]:
     with grpc.insecure_channel(address) as channel:
@@ -34,11 +38,11 @@ def publish(sampler: RunningServer, version: int) -> policy_pb2.UpdateWeightsRes
 
 
 def drawing(sampler: RunningServer, calls: int) -> list[Future[Any]]:
-    """Calls of four completions each, all of them in flight."""
+    """Calls of four completions each, all of them in flight and held."""
     pool = ThreadPoolExecutor(calls)
+    held = [item(k + 1, n=4, seed=HELD) for k in range(calls)]
     futures = [
-        pool.submit(draw, sampler.address, item(k + 1, n=4), max_tokens=100, ignore_eos=True)
-        for k in range(calls)
+        pool.submit(draw, sampler.address, each, max_tokens=100, ignore_eos=True) for each in held
     ]
     pool.shutdown(wait=False)
     while "guerdon_sampler_running 16.0" not in httpx.get(f"{sampler.url}/metrics").text:
@@ -60,18 +64,22 @@ def test_a_clean_end() -> None:
 
 @pytest.mark.slow
 def test_sigterm_finishes_what_was_accepted() -> None:
-    with formula_sampler(seconds_per_token=0.02) as sampler:
+    with formula_sampler(environment=HOLDING) as sampler:
         accepted = drawing(sampler, 4)
         sampler.process.send_signal(signal.SIGTERM)
+        while "SIGTERM: leaving, 4 calls being served" not in sampler.log():
+            time.sleep(0.01)
+        while not all(call.done() for call in accepted):
+            time.sleep(0.01)
+            sampler.process.send_signal(signal.SIGUSR2)
         for call in accepted:
             assert [len(reply.token_ids) for reply in call.result(timeout=60)] == [100] * 4
         assert sampler.process.wait(30) == 0
-        assert "SIGTERM: leaving, 4 calls being served" in sampler.log()
 
 
 @pytest.mark.slow
 def test_a_dead_engine_ends_the_process_with_its_reason() -> None:
-    with formula_sampler(seconds_per_token=0.02) as sampler:
+    with formula_sampler(environment=HOLDING) as sampler:
         accepted = drawing(sampler, 4)
         sampler.process.send_signal(signal.SIGUSR1)
         assert sampler.process.wait(30) == 1

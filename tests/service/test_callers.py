@@ -292,8 +292,10 @@ async def test_who_opens_calls_without_end_leaves_room_for_another(tmp_path: Pat
     tokens = write(tmp_path, FILE.replace('classes = ["batch"]\n', ""))
     async with start_server(tokens=tokens, max_calls=10) as served:
         streams = [served.rewards.ScoreStream(metadata=bearer("jobs")) for _ in range(8)]
+        asked = reward_pb2.ScoreStreamRequest(request_id="1", model="m", item=item())
         for stream in streams:
-            await stream.wait_for_connection()
+            await stream.write(asked)
+            assert (await stream.read()).HasField("scores")  # so the server knows of the stream
         code, said = await failure(served.rewards.Score(score_request(), metadata=bearer("jobs")))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "8 calls of 'jobs' are being served" in said

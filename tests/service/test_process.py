@@ -115,7 +115,8 @@ def test_a_second_signal_exits_at_once(checkpoint: Path) -> None:
         while "leaving" not in server.log():
             time.sleep(0.005)
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(5) == 128 + signal.SIGTERM
+        # A first signal alone would have had all calls answered.
+        assert server.process.wait(60) == 128 + signal.SIGTERM
         outcomes = [call.exception(timeout=30) for call in accepted]
         assert any(isinstance(outcome, grpc.RpcError) for outcome in outcomes)
 

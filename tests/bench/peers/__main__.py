@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -83,6 +84,9 @@ def parser() -> argparse.ArgumentParser:
         help="b's responses, tokens of each, and tokens of the prompt (16,256,1024)",
     )
     found.add_argument("--seconds", type=positive, default=20, help="length of a turn of c, d (20)")
+    found.add_argument(
+        "--answers", type=positive, default=1, help="to rank in each of d's online calls (1)"
+    )
     found.add_argument("--sequences", type=positive, default=20_000, help="in e's file (20000)")
     found.add_argument(
         "--threads",
@@ -129,25 +133,26 @@ def positive(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the workloads that were asked for."""
     args = parser().parse_args(arguments)
-    # SIGTERM as Ctrl-C: the contenders are ended.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # SIGTERM as Ctrl-C, which is ignored in the background: the contenders are ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(width=140, highlight=False)
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.model or reward_checkpoint(Path(scratch) / "model")
         setup = Setup(folder, args.dtype, args.threads)
-        field = Field(
-            [CONTENDERS[name](setup) for name in (FIRST, *args.contenders)], console.print
-        )
+        say = partial(console.print, markup=False)
+        field = Field([CONTENDERS[name](setup) for name in (FIRST, *args.contenders)], say)
         conditions = (
             f"{args.dtype}, {args.threads} of {os.cpu_count()} cores each, {args.rounds} rounds, "
             f"{args.texts} texts"
         )
         report = Report(console, field, conditions)
-        plan = workloads.Plan(args.rounds, args.texts, args.seconds, args.sequences, args.group)
+        plan = workloads.Plan(
+            args.rounds, args.texts, args.seconds, args.sequences, args.group, args.answers
+        )
         try:
             run(field, report, plan, args.workloads, setup)
         except Failed as error:
-            console.print(str(error))
+            say(str(error))
             return 1
         except KeyboardInterrupt:
             console.print("interrupted: nothing is written")

@@ -56,6 +56,7 @@ class Plan:
     seconds: float
     sequences: int
     group: Group
+    answers: int
 
 
 def conversations(salt: str) -> Iterator[Call]:
@@ -70,6 +71,16 @@ def conversations(salt: str) -> Iterator[Call]:
 def real_calls(count: int, salt: str) -> list[Call]:
     """The first of them."""
     return list(itertools.islice(conversations(salt), count))
+
+
+def rankings(count: int, answers: int, salt: str) -> list[Call]:
+    """Prompts of real conversations, each with the answers of so many."""
+    calls = real_calls(count * answers, salt)
+    groups = [calls[start : start + answers] for start in range(0, len(calls), answers)]
+    return [
+        Call(first.prompt, [*first.responses, *(r for call in rest for r in call.responses)])
+        for first, *rest in groups
+    ]
 
 
 @functools.cache
@@ -273,8 +284,10 @@ def beside_batch(field: Field, plan: Plan) -> dict[str, list[Beside]]:
                 warm_up(server, f"beside {number}")
                 bulk = server.turn(real_calls(plan.texts, f"d{number}"), BUSY)
                 capacity = plan.texts / bulk.seconds
-                count = max(1, round(ONLINE_LOAD * capacity * plan.seconds))
-                lone, online = (real_calls(count, f"{kind} d{number}") for kind in ("lone", "on"))
+                count = max(1, round(ONLINE_LOAD * capacity * plan.seconds / plan.answers))
+                lone, online = (
+                    rankings(count, plan.answers, f"{kind} d{number}") for kind in ("lone", "on")
+                )
                 alone, _ = asyncio.run(
                     open_loop(server, lone, plan.seconds, PATIENT_SECONDS, number)
                 )
