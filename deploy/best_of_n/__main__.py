@@ -233,9 +233,9 @@ def show_cascade(cascades: Sequence[Cascade]) -> None:
         console.print(f"No cascade served the large model's best in {1 - ALLOWED:.0%}.")
         return
     console.print(
-        f"A cascade that asks the large model for {cheapest.asked:.0%} of the candidates serves "
-        f"another answer than its best in {cheapest.disagreed:.1%} of the questions, and loses "
-        f"{cheapest.lost:.3f} of reward.",
+        f"A cascade that asks the large model for {cheapest.asked:.0%} of the candidates (in "
+        f"{cheapest.close:.0%} of the questions) serves another answer than its best in "
+        f"{cheapest.disagreed:.1%} of the questions, and loses {cheapest.lost:.3f} of reward.",
         highlight=False,
     )
 

@@ -90,6 +90,8 @@ class Cascade:
 
     asked: float
     """The part of the candidates that the large model was asked for."""
+    close: float
+    """The part of the questions for which it was asked at all."""
     disagreed: float
     """The part of the questions where another answer than the large model's best was served."""
     lost: float
@@ -104,17 +106,22 @@ def cascade(small: Sequence[Scores], large: Sequence[Scores], margin: float) -> 
         large: the large model's of the same.
         margin: as the gateway takes it.
     """
-    asked = disagreed = 0
+    asked = questions = disagreed = 0
     lost = []
     for cheap, dear in zip(small, large, strict=True):
         close = [place for place, score in enumerate(cheap) if score >= max(cheap) - margin]
-        asked += len(close) if len(close) > 1 else 0
+        if len(close) > 1:
+            asked += len(close)
+            questions += 1
         served = max(dear[place] for place in close)
         disagreed += served < max(dear)
         lost.append(max(dear) - served)
     candidates = sum(len(each) for each in large)
     return Cascade(
-        asked=asked / candidates, disagreed=disagreed / len(large), lost=statistics.fmean(lost)
+        asked=asked / candidates,
+        close=questions / len(large),
+        disagreed=disagreed / len(large),
+        lost=statistics.fmean(lost),
     )
 
 

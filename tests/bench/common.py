@@ -53,10 +53,10 @@ def load(settings: BenchSettings, mode: str = "auto") -> RewardModel:
     return load_model(settings.folder, name="bench", settings=engine)
 
 
-def real_items(count: int) -> list[ScoreItem]:
-    """Real prompts, each with one real answer of the embedded model, mixed lengths."""
+def real_items(count: int, pairs: Path = DATA) -> list[ScoreItem]:
+    """Prompts of preference pairs (the demo's, of mixed lengths), each with one answer."""
     items: list[ScoreItem] = []
-    for _, row in read_jsonl(DATA):
+    for _, row in read_jsonl(pairs):
         pair = parse_pair(row)
         prompt = Conversation(tuple(pair.prompt))
         items += [ScoreItem(prompt, (text_of(t[-1]),)) for t in (pair.chosen, pair.rejected)]

@@ -22,20 +22,43 @@ from tests.support.tiny import tiny_checkpoint
 from guerdon.client import AsyncRewardClient, Item
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import GenerateItem
+from guerdon.gateway.upstream.rewards import BURST_SECONDS
 
 BEST_OF, MAX_TOKENS = 8, 16
 QUESTION = [{"role": "user", "content": "What is rain and where does it go?"}]
 WARM_UP = 20
 
 
-async def directly(policy: AsyncPolicyClient, rewards: AsyncRewardClient, seed: int) -> float:
-    """The score of the best of eight, each scored as soon as it has ended."""
+async def directly(
+    policy: AsyncPolicyClient, rewards: AsyncRewardClient, seed: int, wait: float | None = None
+) -> float:
+    """The score of the best of eight.
+
+    Args:
+        policy: draws them.
+        rewards: scores each as soon as it has ended.
+        seed: of the draws.
+        wait: seconds for which an answer waits for others, to be scored by one request with them.
+    """
+    waiting: list[str] = []
+    scoring: list[asyncio.Task[float]] = []
+
+    async def score_waiting() -> float:
+        if wait is not None:
+            await asyncio.sleep(wait)
+        texts = waiting[:]
+        waiting.clear()
+        return max((await rewards.score("m", [Item(QUESTION, texts)])).scores[0])
+
     item = GenerateItem(QUESTION, n=BEST_OF, seed=seed)
-    scoring = [
-        asyncio.create_task(rewards.score("m", [Item(QUESTION, [drawn.text])]))
-        async for drawn in policy.generate([item], max_tokens=MAX_TOKENS, return_text=True)
-    ]
-    return max(result.scores[0][0] for result in await asyncio.gather(*scoring))
+    async for drawn in policy.generate([item], max_tokens=MAX_TOKENS, return_text=True):
+        assert drawn.text is not None
+        waiting.append(drawn.text)
+        if len(waiting) == 1:
+            scoring.append(asyncio.create_task(score_waiting()))
+        if wait is None:
+            await asyncio.sleep(0)  # the task takes its text
+    return max(await asyncio.gather(*scoring))
 
 
 async def through_gateway(http: httpx.AsyncClient, seed: int) -> float:
@@ -47,8 +70,8 @@ async def through_gateway(http: httpx.AsyncClient, seed: int) -> float:
 
 
 async def compare(sampler: str, rewards: str, gateway: str, calls: int) -> tuple[list[float], ...]:
-    """Milliseconds of each call: directly, and through the gateway, taking turns."""
-    direct, through = [], []
+    """Milliseconds of each call: directly, so with answers in groups, by the gateway, in turns."""
+    direct, grouped, through = [], [], []
     async with (
         AsyncPolicyClient(sampler) as policy,
         AsyncRewardClient(rewards) as client,
@@ -57,12 +80,13 @@ async def compare(sampler: str, rewards: str, gateway: str, calls: int) -> tuple
         for place in range(WARM_UP + calls):
             for taken, call in (
                 (direct, lambda: directly(policy, client, place)),  # noqa: B023
+                (grouped, lambda: directly(policy, client, place, BURST_SECONDS)),  # noqa: B023
                 (through, lambda: through_gateway(http, place)),  # noqa: B023
             ):
                 begun = time.perf_counter()
                 await call()
                 taken.append(1000 * (time.perf_counter() - begun))
-    return direct[WARM_UP:], through[WARM_UP:]
+    return direct[WARM_UP:], grouped[WARM_UP:], through[WARM_UP:]
 
 
 def run(settings: BenchSettings) -> None:
@@ -74,16 +98,21 @@ def run(settings: BenchSettings) -> None:
             running_server({"m": model}, forked=False) as rewards,
             gateway_process(sampler=sampler.address, reward=[f"{rewards.address}/m"]) as gateway,
         ):
-            direct, through = asyncio.run(
+            direct, grouped, through = asyncio.run(
                 compare(sampler.address, rewards.address, gateway.url, settings.texts)
             )
-    added = [b - a for a, b in zip(direct, through, strict=True)]
+
+    def added(to: list[float]) -> str:
+        return f"{statistics.median(b - a for a, b in zip(to, through, strict=True)):.1f}"
+
     table(
         f"the best of {BEST_OF}, {settings.texts} calls one after the other, ms at the median",
         [
-            ("sampler and reward server, asked directly", f"{statistics.median(direct):.1f}"),
+            ("asked directly, a request for each score", f"{statistics.median(direct):.1f}"),
+            ("the same, one for all that end together", f"{statistics.median(grouped):.1f}"),
             ("through the gateway", f"{statistics.median(through):.1f}"),
-            ("added, of paired calls", f"{statistics.median(added):.1f}"),
+            ("added to the first, of paired calls", added(direct)),
+            ("added to the second", added(grouped)),
         ],
         settings.console,
     )

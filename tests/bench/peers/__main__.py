@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from tests.bench.common import reward_checkpoint
+from tests.bench.common import DATA, reward_checkpoint
 from tests.bench.peers import workloads
 from tests.bench.peers.contender import Failed, Setup
 from tests.bench.peers.contenders import CONTENDERS, Guerdon, Reference
@@ -19,7 +19,7 @@ from tests.bench.peers.field import Field, check
 from tests.bench.peers.report import Report
 
 WORKLOADS = {
-    "a": "single-sample calls of real conversations, 1, 8 and 64 in flight",
+    "a": "single-sample calls of real conversations (--pairs), 1, 8 and 64 in flight",
     "b": "16 responses of 256 tokens to one prompt of 1,024 (--group), as one call",
     "c": "an open loop at 50, 70, 90 and 200 % of each server's capacity: goodput, percentiles",
     "d": "online calls at 10 % of the capacity, beside bulk work that saturates the server",
@@ -95,6 +95,9 @@ def parser() -> argparse.ArgumentParser:
         help="OMP_NUM_THREADS of each contender (as many as there are cores)",
     )
     found.add_argument(
+        "--pairs", type=Path, default=DATA, help="preference pairs to send (the demo's)"
+    )
+    found.add_argument(
         "--model", type=Path, help="a reward model's folder (a fresh head on SmolLM2-135M-Instruct)"
     )
     found.add_argument("--output", type=Path, default=Path("runs/peers"), help="(runs/peers)")
@@ -135,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     # SIGTERM as Ctrl-C, which is ignored in the background: the contenders are ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    workloads.pairs = args.pairs
     console = Console(width=140, highlight=False)
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.model or reward_checkpoint(Path(scratch) / "model")

@@ -27,6 +27,12 @@ from tests.support.ports import free_port
 START_SECONDS = 600.0
 SHORT_SPIN, LONG_SPIN = "10000", "300000"
 """GOMP_SPINCOUNT: what `guerdon serve reward` sets for itself, and GNU OpenMP's own default."""
+KEEPING_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
+"""glibc keeps what is freed for what is allocated next, as this server's engines tell it to."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Contender(abc.ABC):
         self.setup = setup
         self.port = 0
         self.processes: Processes | None = None
+        self.computed_tokens: int | None = None
+        """Of all answers so far; None where answers don't tell."""
 
     def missing(self) -> str:
         """How to install what it lacks, or nothing."""
@@ -79,7 +87,8 @@ class Contender(abc.ABC):
         begun = time.perf_counter()
         self.port = free_port()
         threads = {"OMP_NUM_THREADS": str(self.setup.threads), "GOMP_SPINCOUNT": self.spin}
-        self.processes = Processes(self.command(), {**threads, **self.environment()})
+        variables = {**threads, **KEEPING_MEMORY, **self.environment()}
+        self.processes = Processes(self.command(), variables)
         while not self.ready():
             if not self.processes.alive or time.perf_counter() - begun > START_SECONDS:
                 raise Failed(f"did not start:\n{self.processes.log()}")

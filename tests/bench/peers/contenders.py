@@ -54,7 +54,10 @@ class Guerdon(Server):
 
     def connect(self) -> AbstractAsyncContextManager[Ask]:
         """Its client."""
-        return over_grpc.connected(self.address)
+        return over_grpc.connected(self.address, self._count)
+
+    def _count(self, tokens: int) -> None:
+        self.computed_tokens = (self.computed_tokens or 0) + tokens
 
     def score_file(self, path: Path, in_flight: int) -> float:
         """`guerdon score`, which reads and writes files itself."""

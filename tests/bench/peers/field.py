@@ -34,10 +34,9 @@ class Field:
         """Those that nothing is known against."""
         return [contender for contender in self.all if contender.name not in self.out]
 
-    @property
-    def servers(self) -> list[Server]:
-        """Those that run and can be asked by several callers."""
-        return [contender for contender in self.running if isinstance(contender, Server)]
+    def servers(self, number: int) -> list[Server]:
+        """Those in a round that can be asked by several callers."""
+        return [each for each in self.in_turn(number) if isinstance(each, Server)]
 
     def start(self, first: Call) -> None:
         """Start all, each while the others are paused."""

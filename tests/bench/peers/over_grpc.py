@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from tests.bench.peers.calls import Call
@@ -15,8 +15,8 @@ MODEL = "bench"
 
 
 @asynccontextmanager
-async def connected(address: str) -> AsyncIterator[Ask]:
-    """A client that doesn't retry, so that every refusal is seen."""
+async def connected(address: str, computed: Callable[[int], None]) -> AsyncIterator[Ask]:
+    """A client that doesn't retry, so that every refusal is seen; told the tokens computed."""
     async with AsyncRewardClient(address, retry=ONCE) as client:
         try:
             await client.get_model(MODEL)  # connected
@@ -35,6 +35,7 @@ async def connected(address: str) -> AsyncIterator[Ask]:
                 )
             except GuerdonError as error:
                 raise Failed(str(error)) from error
+            computed(sum(s.token_count - s.reused_tokens for s in result.items[0].scores))
             return result.scores[0]
 
         yield ask

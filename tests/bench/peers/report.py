@@ -14,7 +14,7 @@ from rich.table import Table
 from tests.bench.common import median, spread
 from tests.bench.peers.contenders import ABSENT
 from tests.bench.peers.field import Field
-from tests.bench.peers.workloads import LOADS, Beside, Load, Start, Turns
+from tests.bench.peers.workloads import LOADS, Arrived, Beside, Load, Start, Turns
 
 Rows = Sequence[Sequence[str]]
 
@@ -110,18 +110,26 @@ class Report:
             self._rows(row),
         )
 
-    def one_by_one(self, found: Mapping[str, Sequence[float]]) -> None:
-        """(g): seconds, and ratios."""
-        self.measured["one by one"] = dict(found)
+    def one_by_one(self, found: Mapping[str, Sequence[Arrived]]) -> None:
+        """(g): seconds, ratios, and tokens computed."""
+        self.measured["one by one"] = _plain(found)
 
         def row(name: str) -> list[str]:
             if name not in found or self.first not in found:
-                return ["–"] * 2
-            ratios = [a / b for a, b in zip(found[name], found[self.first], strict=False)]
-            return [spread(found[name]), spread(ratios)]
+                return ["–"] * 3
+            pairs = zip(found[name], found[self.first], strict=False)
+            ratios = [mine.seconds / first.seconds for mine, first in pairs]
+            computed = [one.computed for one in found[name] if one.computed is not None]
+            seconds = spread([one.seconds for one in found[name]])
+            return [seconds, spread(ratios), spread(computed) if computed else "–"]
 
         title = "8 answers to each of 8 prompts, one by one within 5 seconds"
-        self._table(title, ["seconds until all are answered", "÷ this server's"], self._rows(row))
+        columns = [
+            "seconds until all are answered",
+            "÷ this server's",
+            "tokens computed ÷ those of grouped calls",
+        ]
+        self._table(title, columns, self._rows(row))
 
     def file(self, found: Mapping[str, float], sequences: int) -> None:
         """(e): seconds, and ratios."""

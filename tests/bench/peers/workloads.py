@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.bench.common import median, real_items
+from tests.bench.common import DATA, median, real_items
 from tests.bench.peers.calls import Call, Turn
 from tests.bench.peers.contender import Contender, Failed, Server
 from tests.bench.peers.field import Field, difference
 from tests.bench.serving import as_client_item
 
 IN_FLIGHT = (1, 8, 64)
+pairs = DATA
+"""The preference pairs whose conversations are sent."""
 BUSY = 64
 LOADS = (0.5, 0.7, 0.9, 2.0)
 PATIENT_SECONDS = 600.0
@@ -85,9 +87,8 @@ def rankings(count: int, answers: int, salt: str) -> list[Call]:
 
 @functools.cache
 def _texts() -> list[Any]:
-    return [
-        as_client_item(item) for item in {repr(each): each for each in real_items(2000)}.values()
-    ]
+    items = real_items(2000, pairs)
+    return [as_client_item(item) for item in {repr(each): each for each in items}.values()]
 
 
 def group_call(group: Group, seed: int) -> Call:
@@ -197,7 +198,7 @@ def open_loops(field: Field, plan: Plan) -> dict[str, list[Load]]:
     found: dict[str, list[Load]] = {}
     deadline = 0.0
     for number in range(plan.rounds):
-        for server in field.servers:
+        for server in field.servers(number):
             with field.alone(server):
                 warm_up(server, f"open {number}")
                 if not deadline:
@@ -279,7 +280,7 @@ def beside_batch(field: Field, plan: Plan) -> dict[str, list[Beside]]:
     """Each server's rounds."""
     found: dict[str, list[Beside]] = {}
     for number in range(plan.rounds):
-        for server in field.servers:
+        for server in field.servers(number):
             with field.alone(server):
                 warm_up(server, f"beside {number}")
                 bulk = server.turn(real_calls(plan.texts, f"d{number}"), BUSY)
@@ -326,28 +327,48 @@ async def _together(
 
 # (g): answers to the same prompts, one by one
 
+
+@dataclass(frozen=True)
+class Arrived:
+    """What became of single calls that came at random.
+
+    Args:
+        seconds: from the first call until all were answered.
+        computed: tokens computed, as a share of what grouped calls need; None where it isn't told.
+    """
+
+    seconds: float
+    computed: float | None
+
+
 ARRIVING = Group(8, 60, 400)
 PROMPTS, ARRIVING_SECONDS = 8, 5.0
+ARRIVING_SEED = 10_000
+"""Others' random tokens than (b) and the check have."""
 
 
-def one_by_one(field: Field, plan: Plan) -> dict[str, list[float]]:
-    """Seconds from the first of single calls that come at random until all are answered."""
-    found: dict[str, list[float]] = {}
+def one_by_one(field: Field, plan: Plan) -> dict[str, list[Arrived]]:
+    """Each server's rounds."""
+    found: dict[str, list[Arrived]] = {}
+    grouped = PROMPTS * (ARRIVING.prompt + ARRIVING.responses * ARRIVING.tokens)
     for number in range(plan.rounds):
-        groups = [group_call(ARRIVING, PROMPTS * number + i) for i in range(PROMPTS)]
+        seed = ARRIVING_SEED + PROMPTS * number
+        groups = [group_call(ARRIVING, seed + i) for i in range(PROMPTS)]
         calls = [Call(each.prompt, [answer]) for each in groups for answer in each.responses]
         np.random.default_rng(number).shuffle(calls)
-        for server in field.in_turn(number):
-            if not isinstance(server, Server):
-                continue
+        for server in field.servers(number):
             with field.alone(server):
                 warm_up(server, f"g{number}")
+                before = server.computed_tokens
                 latencies, seconds = asyncio.run(
                     open_loop(server, calls, ARRIVING_SECONDS, PATIENT_SECONDS, number)
                 )
                 if len(latencies) != len(calls):
                     raise Failed(f"{len(calls) - len(latencies)} calls were not answered")
-                found.setdefault(server.name, []).append(seconds)
+                computed = None
+                if before is not None and server.computed_tokens is not None:
+                    computed = (server.computed_tokens - before) / grouped
+                found.setdefault(server.name, []).append(Arrived(seconds, computed))
                 field.say(
                     f"round {number + 1} of {plan.rounds}, answers one by one: {server.name} "
                     f"{seconds:.2f} s"
@@ -393,7 +414,7 @@ def starts(field: Field, plan: Plan) -> dict[str, list[Start]]:
     found: dict[str, list[Start]] = {}
     first, *busy = real_calls(BUSY + 1, "start")
     for number in range(plan.rounds):
-        for contender in field.able:
+        for contender in field.able[:: 1 if number % 2 == 0 else -1]:
             if not contender.scores:
                 continue
             with field.guarded(contender):
