@@ -175,4 +175,4 @@ async def test_of_an_endpoint_nobody_tells_and_nothing_is_made_up() -> None:
             await client.chat.completions.create(**one, max_tokens=rest)
     assert (found.guerdon["stopped"], found.guerdon["candidates"]) == (1, 2)
     assert sorted(str(each["tokens"]) for each in found.guerdon["scores"]) == ["3", "None"]
-    assert found.usage.completion_tokens == 3
+    assert (found.usage.completion_tokens, found.usage.prompt_tokens) == (3, 4)
