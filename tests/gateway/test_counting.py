@@ -105,6 +105,8 @@ async def test_usage_is_what_the_engine_drew(held: Held) -> None:
     served = usage["completion_tokens_details"]["accepted_prediction_tokens"]
     assert usage["completion_tokens_details"]["rejected_prediction_tokens"] == DRAWN - served
     assert report["stopped"] == len(HELD)
+    assert (HELD[0], report["gain"]) == (0, None)
+    assert await gateway.metric('reward_gain_count{strategy="threshold"}') == 0
     assert report["candidates"] == BEST_OF
     tokens = {each["candidate"]: each["tokens"] for each in report["scores"]}
     assert tokens == {i: min(length, HELD_TOKENS) for i, length in enumerate(LENGTHS)}
