@@ -8,6 +8,7 @@ from pictures import (
     Panel,
     Query,
     failures,
+    names,
     outcomes,
     process_panels,
     quantile,
@@ -31,7 +32,10 @@ NOT_RANKED = rate(f"{G}_answers_total", f'{ONE}, ranked="no"')
 FOR_RANKING = rate(f"{G}_answers_total", f'{ONE}, ranked=~"yes|no"')
 UNRANKED = Query(f"{NOT_RANKED} / ({FOR_RANKING} > 0)", "unranked")
 DRAWN_PER_SERVED = f"{total('drawn_tokens')} / ({total('served_tokens')} > 0)"
-GAIN = f"{rate(f'{G}_reward_gain_sum', ONE)} / ({rate(f'{G}_reward_gain_count', ONE)} > 0)"
+GAIN = (
+    f"{rate(f'{G}_reward_gain_sum', ONE, 'strategy')} "
+    f"/ ({rate(f'{G}_reward_gain_count', ONE, 'strategy')} > 0)"
+)
 
 OVERVIEW = [
     stat(
@@ -120,12 +124,15 @@ RANKING = [
     ),
     Panel(
         "Reward gained over the first answer (mean)",
-        "The answer's score less that of candidate 0, in the reward model's own units.",
-        [Query(GAIN, "gain")],
+        "The answer's score less that of candidate 0, in the reward model's own units. Only of "
+        "answers whose candidate 0 was scored whole, by the same model: calls that stopped it "
+        "(threshold, rejection) are left out.",
+        [Query(GAIN, names("strategy"))],
     ),
     Panel(
         "Reward gained (quantiles)",
-        "Near 0: the candidates are alike, or the first is as good as the best.",
+        "Of the same answers. Near 0: the candidates are alike, or the first is as good as the "
+        "best.",
         quantiles(f"{G}_reward_gain", ONE, qs=(0.1, 0.5, 0.9)),
     ),
 ]

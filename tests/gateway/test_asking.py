@@ -18,7 +18,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def one_gateway() -> AsyncIterator[Gateway]:
-    async with start_gateway(presets={"careful": {"best_of": 6, "strategy": "soft"}}) as running:
+    presets = {
+        "careful": {"best_of": 6, "strategy": "soft"},
+        "quick": {"best_of": 6, "strategy": "threshold", "threshold": -1000.0},
+    }
+    async with start_gateway(presets=presets) as running:
         yield running
 
 
@@ -57,6 +61,23 @@ async def test_the_ways_to_ask_win_in_their_order(
     reply = await gateway.chat(model, **fields)
     assert reply.guerdon["candidates"] == count == gateway.engine.behaviour.drawn
     assert reply.model == model
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"strategy": "soft"},
+        {"strategy": "soft", "temperature": 2.0},
+        {"strategy": "vote", "answer": "line"},
+    ],
+)
+async def test_another_strategy_than_the_presets_leaves_out_the_presets_fields(
+    gateway: Gateway, asked: dict[str, Any]
+) -> None:
+    reply = await gateway.chat("policy:quick", extra_body={"guerdon": asked})
+    assert reply.guerdon["strategy"] == asked["strategy"]
+    assert reply.guerdon["candidates"] == 6 == len(reply.guerdon["scores"])
+    assert reply.guerdon["stopped"] == 0
 
 
 async def test_choices_come_best_first_with_their_scores(gateway: Gateway) -> None:
@@ -100,6 +121,7 @@ async def test_the_models_are_listed_with_numbers_and_presets(gateway: Gateway) 
         "policy:best-of-8",
         "policy:best-of-16",
         "policy:careful",
+        "policy:quick",
     ]
 
 

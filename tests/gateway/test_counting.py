@@ -105,6 +105,8 @@ async def test_usage_is_what_the_engine_drew(held: Held) -> None:
     served = usage["completion_tokens_details"]["accepted_prediction_tokens"]
     assert usage["completion_tokens_details"]["rejected_prediction_tokens"] == DRAWN - served
     assert report["stopped"] == len(HELD)
+    assert (HELD[0], report["gain"]) == (0, None)
+    assert await gateway.metric('reward_gain_count{strategy="threshold"}') == 0
     assert report["candidates"] == BEST_OF
     tokens = {each["candidate"]: each["tokens"] for each in report["scores"]}
     assert tokens == {i: min(length, HELD_TOKENS) for i, length in enumerate(LENGTHS)}
@@ -175,4 +177,4 @@ async def test_of_an_endpoint_nobody_tells_and_nothing_is_made_up() -> None:
             await client.chat.completions.create(**one, max_tokens=rest)
     assert (found.guerdon["stopped"], found.guerdon["candidates"]) == (1, 2)
     assert sorted(str(each["tokens"]) for each in found.guerdon["scores"]) == ["3", "None"]
-    assert found.usage.completion_tokens == 3
+    assert (found.usage.completion_tokens, found.usage.prompt_tokens) == (3, 4)

@@ -63,7 +63,7 @@ async def test_the_endpoint_gets_the_callers_own_request_once_for_each_candidate
         fields = {"temperature": 0.5, "stop": ["."], "frequency_penalty": 0.25, "seed": 5}
         reply = await asked(endpoint, chat(max_tokens=9, n=2, **fields), endpoint_key_file=key)
     assert [choice.message.content for choice in reply.choices] == ["three 3", "two"]
-    assert (reply.usage.completion_tokens, reply.usage.prompt_tokens) == (12, 4)
+    assert (reply.usage.completion_tokens, reply.usage.prompt_tokens) == (12, 3 * 4)
     expected = {"model": "theirs", "messages": QUESTION, "max_tokens": 9, **fields}
     bodies = sorted(endpoint.bodies, key=lambda body: body["seed"])
     assert bodies == [{**expected, "seed": 5 + i} for i in range(3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from typing import Any
 
 import httpx
+import pytest
 from tests.service.conftest import start_server
 from tests.service.fake import expected_score, revision_of, words
 from tests.support.formula_engine import length_of
@@ -83,6 +85,31 @@ async def test_answers_that_end_together_share_a_request_and_one_at_fault_costs_
         first, refused, last = await scores("a", "c", "b")
         assert (first, last) == (a, b)
         assert isinstance(refused, Unscored)
+        await scorer.close()
+
+
+@pytest.mark.parametrize("steps", range(1, 5))
+async def test_a_caller_that_leaves_while_scoring_begins_takes_no_later_score_along(
+    steps: int,
+) -> None:
+    question = Question(prompt=FormattedText("p"), sampling=Sampling(max_tokens=1))
+    async with FakeRewardServer(lambda _prompt, _text: 1.0, models=("rm",)) as rewards:
+        scorer = RewardScorer({"rm": rewards.target}, seconds=60, token=None, tls=None)
+
+        def score() -> asyncio.Task[Score | Unscored]:
+            deadline = time.monotonic() + 60
+            return asyncio.ensure_future(scorer.score("rm", question, "a", deadline))
+
+        leaving = score()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait({leaving})
+        later = score()
+        await asyncio.wait({later})
+        assert leaving.cancelled()
+        assert not later.cancelled()
+        assert later.result() == Score(1.0, "rm", "rev-1")
         await scorer.close()
 
 

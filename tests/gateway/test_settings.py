@@ -1,4 +1,4 @@
-"""Settings that can't be, each said in one plain sentence."""
+"""Settings that can't be, each said in one plain sentence, and how what is asked is merged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from guerdon.gateway.app import connect
+from guerdon.gateway.asked import Asked
 from guerdon.gateway.config import load_config
+from guerdon.gateway.types import Strategy
 from guerdon.settings import SettingsError
 
 GOOD = {"sampler": "localhost:50052", "reward": ["localhost:50051/rm"]}
@@ -67,3 +69,18 @@ def test_what_can_be_is_taken() -> None:
     config = load(presets={"careful": {"best_of": 16, "strategy": "soft", "temperature": 0.5}})
     assert config.models == {"rm": "localhost:50051"}
     assert config.presets["careful"].temperature == 0.5
+
+
+def test_what_two_places_ask_is_merged_by_what_the_first_ones_strategy_reads() -> None:
+    preset = Asked(best_of=4, model="rm", strategy=Strategy.THRESHOLD, threshold=2.5, timeout=9.0)
+    common = {"best_of": 4, "model": "rm", "timeout": 9.0}
+    kept = {**common, "strategy": Strategy.THRESHOLD, "threshold": 2.5}
+    soft = {"strategy": Strategy.SOFT}
+    assert Asked(**soft).over(preset).given() == {**common, **soft}
+    assert Asked(strategy=Strategy.THRESHOLD).over(preset).given() == kept
+    assert Asked(best_of=4).over(preset).given() == kept
+    assert Asked(threshold=1.0).over(preset).given() == {**kept, "threshold": 1.0}
+    # A field of no strategy of theirs is for the check to refuse.
+    assert Asked(**soft).over(Asked(margin=1.0)).given() == {**soft, "margin": 1.0}
+    wrong = Asked(**soft, threshold=1.0)
+    assert wrong.over(preset).given() == {**common, **soft, "threshold": 1.0}

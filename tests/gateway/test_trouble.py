@@ -227,7 +227,9 @@ async def test_what_is_measured() -> None:
         assert await gateway.metric('candidates_total{outcome="scored"}') == 4
         assert await gateway.metric("drawn_tokens_total") == reply.usage.completion_tokens
         assert await gateway.metric("served_tokens_total") == served
-        assert await gateway.metric("reward_gain_sum") == pytest.approx(reply.guerdon["gain"])
+        assert await gateway.metric('reward_gain_sum{strategy="best_of_n"}') == pytest.approx(
+            reply.guerdon["gain"]
+        )
         assert await gateway.metric("answer_seconds_count") == 1
         ratio = reply.usage.completion_tokens / served
         assert await gateway.metric("tokens_per_served_token_sum") == pytest.approx(ratio)

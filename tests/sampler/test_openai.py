@@ -306,8 +306,11 @@ async def test_a_token_is_wanted_before_the_body(tmp_path: Path) -> None:
     token.write_text("for-sampling")
     async with start_sampler(token_file=token) as served:
         async with client_of(served, "wrong") as client:
-            with pytest.raises(openai.AuthenticationError):
+            with pytest.raises(openai.AuthenticationError) as caught:
                 await client.chat.completions.create(model="formula", messages=RAIN)
+            assert caught.value.body.keys() == {"message", "type", "param", "code"}  # type: ignore[attr-defined]
+            native = await served.http.post("/v1/generate", json={})
+            assert native.json()["error"]["code"] == "UNAUTHENTICATED"
             with pytest.raises(openai.AuthenticationError):
                 await client.models.list()
         async with client_of(served, "for-sampling") as client:

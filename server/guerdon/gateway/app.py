@@ -25,6 +25,7 @@ from guerdon.serving.access.credentials import read_token
 from guerdon.serving.access.identity import Role
 from guerdon.serving.calls import CountedCalls
 from guerdon.serving.http.playground.pages import add_playground
+from guerdon.serving.openai.replies import errors_beside
 from guerdon.serving.openai.routes import OpenAIRoutes
 from guerdon.serving.process.listening import Ports
 from guerdon.serving.process.server import Server
@@ -93,7 +94,8 @@ class GatewayServer(Server[Ports]):
             max_tokens=config.max_tokens,
             comment_seconds=config.comment_seconds,
         )
-        app = self._open(self._new_door(metrics.refused_calls), (), {**ROLES, **models.roles})
+        door = self._new_door(metrics.refused_calls)
+        app = self._open(door, (), {**ROLES, **models.roles}, errors_beside())
         OpenAIRoutes(
             CountedCalls(metrics, self.lifecycle),
             self._thread,

@@ -35,8 +35,18 @@ class Asked:
     """Seconds for the whole call."""
 
     def over(self, other: Asked) -> Asked:
-        """This, and what the other one asks for where this leaves it open."""
-        return Asked(**{**other.given(), **self.given()})
+        """This, and what the other one asks for where this leaves it open.
+
+        Where this names another strategy, the fields of the other one's are left out, but for
+        those that both read.
+        """
+        inherited = other.given()
+        if self.strategy is not None and other.strategy is not None:
+            own = STRATEGIES[self.strategy].own
+            for name in STRATEGIES[other.strategy].own:
+                if name not in own:
+                    inherited.pop(name, None)
+        return Asked(**{**inherited, **self.given()})
 
     def given(self) -> dict[str, Any]:
         """What is asked for, by field."""
@@ -122,8 +132,8 @@ def _check_fields(strategy: Strategy, given: Mapping[str, Any]) -> None:
     for name in entry.needed:
         if name not in given:
             raise InvalidRequest(f"guerdon.{name}", f"is required by {strategy.value}")
-    for name in sorted(given.keys() - _COMMON - {*entry.needed, *entry.read}):
-        owners = [s.value for s, e in STRATEGIES.items() if name in (*e.needed, *e.read)]
+    for name in sorted(given.keys() - _COMMON - {*entry.own}):
+        owners = [s.value for s, e in STRATEGIES.items() if name in e.own]
         raise InvalidRequest(
             f"guerdon.{name}",
             f"is read by {' and '.join(owners)}, and the strategy is {strategy.value}",

@@ -49,7 +49,11 @@ class GatewayMetrics:
             "tokens_per_served_token", "Tokens drawn for each that was sent.", RATIO_BUCKETS
         )
         self.reward_gain = histogram(
-            "reward_gain", "The answer's score less that of candidate 0.", GAIN_BUCKETS
+            "reward_gain",
+            "The answer's score less that of candidate 0, where one model scored both whole: "
+            "not of answers whose candidate 0 was stopped.",
+            GAIN_BUCKETS,
+            ["strategy"],
         )
         self.answer_seconds = histogram(
             "answer_seconds", "From a call's arrival to its best answer.", SECONDS_BUCKETS
@@ -97,7 +101,7 @@ class GatewayMetrics:
         if served:
             self.tokens_per_served_token.observe(answer.tokens / served)
         if answer.gain is not None:
-            self.reward_gain.observe(answer.gain)
+            self.reward_gain.labels(answer.plan.strategy.value).observe(answer.gain)
         self.answer_seconds.observe(answer.seconds.total)
         self.phase_seconds.labels("draw").observe(answer.seconds.draw)
         self.phase_seconds.labels("score").observe(answer.seconds.score)

@@ -123,6 +123,7 @@ class Draft:
     text: str
     tokens: int
     prompt_tokens: int
+    """Tokens of the prompt that it was drawn from."""
     finish_reason: str
     """`stop` or `length`; of an OpenAI endpoint, what it says."""
     ended: bool = True
@@ -131,6 +132,8 @@ class Draft:
     """What its drawer needs to go on with it."""
     textless: bool = False
     """Whether an OpenAI endpoint's choice has no text at all: `text` is empty, and has no score."""
+    own_prompt: bool = False
+    """Whether the prompt was computed for it alone, and not once for all candidates."""
     said: Mapping[str, Any] = field(default_factory=dict)
     """What else an OpenAI endpoint's choice says, such as its reasoning."""
 
@@ -233,8 +236,10 @@ class Answer:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompt, once."""
-        return max((each.draft.prompt_tokens for each in self.candidates), default=0)
+        """Tokens of the prompt, as often as it was computed for candidates that came."""
+        drafts = [each.draft for each in self.candidates]
+        shared = max((each.prompt_tokens for each in drafts if not each.own_prompt), default=0)
+        return shared + sum(each.prompt_tokens for each in drafts if each.own_prompt)
 
 
 class RankingFailed(Unavailable):

@@ -23,6 +23,7 @@ from guerdon.sampler.wire.updates import Updates
 from guerdon.serving.access.identity import Role
 from guerdon.serving.calls import CountedCalls
 from guerdon.serving.errors import CheckpointRefused, ServiceError
+from guerdon.serving.openai.replies import errors_beside
 from guerdon.serving.process.listening import Ports
 from guerdon.serving.process.server import Server
 from guerdon.serving.wire.handlers import generic_handler
@@ -89,7 +90,9 @@ class SamplerServer(Server[Ports]):
         self._door = self._new_door(metrics.refused_calls)
         name = config.served_name or Path(config.model).resolve().name
         api = SamplerAPI(self._sampler, engine, name, calls, config.limits)
-        app = self._open(self._door, (service.SERVICE.full_name,), {**http.ROLES, **api.roles})
+        roles = {**http.ROLES, **api.roles}
+        errors = errors_beside(native=http.ROLES)
+        app = self._open(self._door, (service.SERVICE.full_name,), roles, errors)
         PolicyRoutes(self._sampler, status, calls, config.limits).add_to(app)
         api.add_to(app)
 

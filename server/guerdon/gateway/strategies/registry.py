@@ -26,6 +26,11 @@ class Entry:
     read: tuple[str, ...] = ()
     """Fields that may be given."""
 
+    @property
+    def own(self) -> tuple[str, ...]:
+        """All fields that it reads beside the common ones."""
+        return (*self.needed, *self.read)
+
 
 STRATEGIES: Mapping[Strategy, Entry] = {
     Strategy.BEST_OF_N: Entry(best_of_n),

@@ -113,5 +113,6 @@ def _draft(index: int, reply: Mapping[str, Any], *, chat: bool) -> Draft:
         prompt_tokens=prompt_tokens,
         finish_reason=finish,
         textless=textless,
+        own_prompt=True,
         said=said,
     )

@@ -118,20 +118,27 @@ class RewardScorer:
         key = (model, id(question))
         burst = self._bursts.get(key)
         if burst is None:
-            burst = self._bursts[key] = _Burst()
-            burst.scoring = asyncio.ensure_future(self._score_burst(key, question, deadline))
+            burst = self._begin_burst(key, question, deadline)
         place = len(burst.texts)
         burst.texts.append(text)
         return (await burst.scoring)[place]
 
-    async def _score_burst(
-        self, key: tuple[str, int], question: Question, deadline: float
-    ) -> list[Score | Unscored]:
-        try:
+    def _begin_burst(self, key: tuple[str, int], question: Question, deadline: float) -> _Burst:
+        burst = self._bursts[key] = _Burst()
+
+        def close() -> None:
+            if self._bursts.get(key) is burst:
+                del self._bursts[key]
+
+        async def score() -> list[Score | Unscored]:
             await asyncio.sleep(BURST_SECONDS)
-        finally:
-            burst = self._bursts.pop(key)
-        return await self._scores(key[0], question, burst.texts, deadline)
+            close()
+            return await self._scores(key[0], question, burst.texts, deadline)
+
+        burst.scoring = asyncio.ensure_future(score())
+        # A task that is cancelled before its first step runs no line of its coroutine.
+        burst.scoring.add_done_callback(lambda _: close())
+        return burst
 
     async def _scores(
         self, model: str, question: Question, texts: Sequence[str], deadline: float

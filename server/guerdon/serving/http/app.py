@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from prometheus_client import CollectorRegistry
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -20,11 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from guerdon.serving.access import audit
 from guerdon.serving.access.door import Door
 from guerdon.serving.access.identity import Role
-from guerdon.serving.errors import InvalidRequest, ServiceError
+from guerdon.serving.errors import ServiceError
 from guerdon.serving.http.bodies import Bodies
+from guerdon.serving.http.errors import ErrorBody, ErrorReplies
 from guerdon.serving.metrics import exposition
 from guerdon.serving.process.lifecycle import Lifecycle
-from guerdon.serving.status import describe
 
 _DOCS_PAGE = Path(__file__).with_name("docs.html")
 _REQUEST_ID = "x-request-id"
@@ -41,6 +41,7 @@ def new_app(
     door: Door,
     roles: Mapping[str, Role | None],
     max_body: int,
+    error_body: ErrorBody,
 ) -> FastAPI:
     """An app with the common routes and JSON errors; a service adds its own.
 
@@ -48,13 +49,15 @@ def new_app(
         registry: of the metrics; None where they have a port of their own.
         roles: what each path that takes calls needs; None for what any known caller may do.
         max_body: largest request body in bytes.
+        error_body: the JSON of errors that no route tells.
     """
+    errors = ErrorReplies(error_body)
     app = _App(title=title, version=version, docs_url=None, redoc_url=None)
-    app.add_middleware(Bodies, door=door, roles=roles, max_body=max_body)
+    app.add_middleware(Bodies, door=door, roles=roles, max_body=max_body, errors=errors)
     app.add_middleware(RequestIds)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ServiceError, _on_error)
-    app.add_exception_handler(Exception, _on_error)
+    app.add_exception_handler(HTTPException, errors.on_http_exception)
+    app.add_exception_handler(ServiceError, errors.on_error)
+    app.add_exception_handler(Exception, errors.on_error)
     _add_probes(app, lifecycle)
     if registry is not None:
         _add_metrics(app, registry)
@@ -73,7 +76,7 @@ def new_app(
 def new_operations_app(lifecycle: Lifecycle, registry: CollectorRegistry, door: Door) -> FastAPI:
     """An app with the probes and the metrics alone."""
     app = FastAPI(openapi_url=None)
-    app.add_middleware(Bodies, door=door, roles={}, max_body=0)
+    app.add_middleware(Bodies, door=door, roles={}, max_body=0, errors=ErrorReplies())
     _add_probes(app, lifecycle)
     _add_metrics(app, registry)
     return app
@@ -128,25 +131,6 @@ def _add_probes(app: FastAPI, lifecycle: Lifecycle) -> None:
             response_class=PlainTextResponse,
             responses={503: {"description": "Starting or draining."}},
         )
-
-
-def error_response(error: BaseException) -> JSONResponse:
-    """The JSON answer for an error."""
-    status = describe(error)
-    return JSONResponse(status.to_json(), status.http_code, headers=status.http_headers())
-
-
-async def _on_error(_request: Request, error: Exception) -> Response:
-    return error_response(error)
-
-
-async def _on_http_exception(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code == 400:  # FastAPI's: not UTF-8, nested too deeply, …
-        return error_response(InvalidRequest("body", "cannot be parsed as JSON"))
-    names = {404: "NOT_FOUND", 405: "UNIMPLEMENTED"}
-    body = {"code": names.get(error.status_code, "UNKNOWN"), "message": str(error.detail)}
-    return JSONResponse({"error": body}, error.status_code, headers=error.headers)
 
 
 class RequestIds:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
+import grpc
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,7 +25,8 @@ from guerdon.serving.errors import (
     ServiceError,
     Unauthenticated,
 )
-from guerdon.serving.status import describe
+from guerdon.serving.http.errors import ErrorReplies
+from guerdon.serving.status import ErrorStatus, describe
 
 BODY_SECONDS = 60.0
 """Seconds that a whole body may take."""
@@ -49,15 +51,22 @@ class Bodies:
         roles: what each path that takes calls needs; None for what any known caller may do.
             Other paths are open, and take no body.
         max_body: most bytes of a body.
+        errors: make the answers to refused requests.
     """
 
     def __init__(
-        self, app: ASGIApp, door: Door, roles: Mapping[str, Role | None], max_body: int
+        self,
+        app: ASGIApp,
+        door: Door,
+        roles: Mapping[str, Role | None],
+        max_body: int,
+        errors: ErrorReplies,
     ) -> None:
         self._app = app
         self._door = door
         self._roles = roles
         self._max_body = max_body
+        self._errors = errors
         self._held = 0
         """Bytes of bodies in memory."""
 
@@ -67,23 +76,27 @@ class Bodies:
             await self._app(scope, receive, send)
             return
         body = _Body(receive, Headers(scope=scope), self._hold)
+        path = scope["path"]
         try:
             self._enter(scope, body.headers)
-            await body.read(self._max_body if scope["path"] in self._roles else 0)
+            await body.read(self._max_body if path in self._roles else 0)
         except _TooLarge as error:
-            refusal = _refusal(413, "RESOURCE_EXHAUSTED", str(error))
+            status = ErrorStatus(code=grpc.StatusCode.RESOURCE_EXHAUSTED, message=str(error))
+            refusal = self._errors.reply(path, status, 413)
         except TimeoutError:
-            refusal = _refusal(408, "DEADLINE_EXCEEDED", f"no whole body in {BODY_SECONDS:g} s")
+            late = f"no whole body in {BODY_SECONDS:g} s"
+            status = ErrorStatus(code=grpc.StatusCode.DEADLINE_EXCEEDED, message=late)
+            refusal = self._errors.reply(path, status, 408)
         except _Left:
             self._held -= body.size
             return
         except ServiceError as error:
             status = describe(error)
-            method = method_name(scope["path"])
+            method = method_name(path)
             self._door.refused.labels(method, status.code.name).inc()
             if isinstance(error, Unauthenticated | PermissionDenied):
                 audit.refused(method, (scope.get("client") or ("",))[0], status.code.name)
-            refusal = JSONResponse(status.to_json(), status.http_code, status.http_headers())
+            refusal = self._errors.reply(path, status)
         else:
             try:
                 await self._app(scope, body.replay(), send)
@@ -211,7 +224,3 @@ class _Body:
         message = await self._receive()
         self._ended = not message.get("more_body", False)
         return message
-
-
-def _refusal(code: int, name: str, message: str) -> JSONResponse:
-    return JSONResponse({"error": {"code": name, "message": message}}, code)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
+from guerdon.serving.http.errors import ErrorBody, native_error
 from guerdon.serving.status import ErrorStatus
 
 Json = dict[str, Any]
@@ -116,20 +117,39 @@ def openai_error(status: ErrorStatus, code: int | None = None) -> dict[str, Any]
     Args:
         code: of HTTP, where it is not the status's own.
     """
+    http_code = status.http_code if code is None else code
+    kind = _TYPES.get(status.code, "InternalServerError")
     error = {
         "message": status.message,
-        "type": _TYPES.get(status.code, "InternalServerError"),
+        "type": "BadRequestError" if http_code in _HTTP_ONLY else kind,
         "param": status.field or None,
-        "code": status.http_code if code is None else code,
+        "code": http_code,
     }
     return {"error": error}
+
+
+def errors_beside(native: Collection[str] = ()) -> ErrorBody:
+    """Errors in OpenAI's shape at all paths under /v1 but the native ones, whether served or not.
+
+    For what is refused before a route has it.
+    """
+
+    def body(path: str, status: ErrorStatus, code: int) -> Json:
+        if path.startswith("/v1/") and path not in native:
+            return openai_error(status, code)
+        return native_error(path, status, code)
+
+    return body
 
 
 _TYPES = {
     grpc.StatusCode.INVALID_ARGUMENT: "BadRequestError",
     grpc.StatusCode.FAILED_PRECONDITION: "BadRequestError",
     grpc.StatusCode.NOT_FOUND: "NotFoundError",
+    grpc.StatusCode.UNAUTHENTICATED: "AuthenticationError",
     grpc.StatusCode.PERMISSION_DENIED: "PermissionDeniedError",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "RateLimitError",
     grpc.StatusCode.UNAVAILABLE: "ServiceUnavailableError",
 }
+_HTTP_ONLY = (405, 408, 413)
+"""HTTP codes of faults of a request that gRPC's codes don't tell from others."""

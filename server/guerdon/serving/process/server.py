@@ -22,6 +22,7 @@ from guerdon.serving.access.identity import Role
 from guerdon.serving.config import ServerSettings
 from guerdon.serving.errors import EngineDied
 from guerdon.serving.http.app import new_app, new_operations_app
+from guerdon.serving.http.errors import ErrorBody, native_error
 from guerdon.serving.metrics import ServiceMetrics, new_registry
 from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.process.listening import Listener, Ports
@@ -57,12 +58,19 @@ class Server(ABC, Generic[P]):
     def _new_door(self, refused: Counter) -> Door:
         return Door(self._callers, max_calls=self._settings.max_calls, refused=refused)
 
-    def _open(self, door: Door, names: Sequence[str], roles: Mapping[str, Role | None]) -> FastAPI:
+    def _open(
+        self,
+        door: Door,
+        names: Sequence[str],
+        roles: Mapping[str, Role | None],
+        error_body: ErrorBody = native_error,
+    ) -> FastAPI:
         """Make what listens; the HTTP side, to which the service adds its routes.
 
         Args:
             names: full names of all gRPC services.
             roles: what each path that takes calls needs; None for what any known caller may do.
+            error_body: the JSON of errors that no route tells.
         """
         settings = self._settings
         self._listener = Listener(settings, names, door)
@@ -74,6 +82,7 @@ class Server(ABC, Generic[P]):
             door=door,
             roles=roles,
             max_body=settings.max_body_bytes,
+            error_body=error_body,
         )
         self._operations = new_operations_app(self.lifecycle, self._prometheus, door)
         self._reloads = new_reloads(settings, self._callers, self._listener, self._common.reloads)
