@@ -135,6 +135,15 @@ RANKING = [
         "best.",
         quantiles(f"{G}_reward_gain", ONE, qs=(0.1, 0.5, 0.9)),
     ),
+    Panel(
+        "Cascades",
+        "clear: decided by the small model; confirmed, overruled: the large one was asked, and "
+        "agreed or not.",
+        [rates(f"{G}_cascades_total", ONE, "decided")],
+        unit="cps",
+        stack=True,
+        width=24,
+    ),
 ]
 
 COST = [

@@ -195,7 +195,11 @@ async def test_a_cascade_asks_the_large_model_for_close_calls_alone() -> None:
     assert chosen(found) == [0, 3, 2, 1]
     asked = [text for model, text in rewards.asked if model.startswith("rm")]
     assert sorted(asked) == ["a", "c c c", "d d d d"]
-    assert found.notes == {"close_calls": 3}
+    assert found.notes == {"close_calls": 3, "overruled": True}
+    large["c c c"] = 40.0
+    found = await answer(ScriptedPolicy(TEXTS), rewards, given)
+    assert chosen(found) == [2, 0, 3, 1]
+    assert found.notes == {"close_calls": 3, "overruled": False}
 
 
 async def test_a_cascade_lets_the_small_model_decide_a_clear_case() -> None:

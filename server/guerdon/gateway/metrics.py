@@ -55,6 +55,8 @@ class GatewayMetrics:
             GAIN_BUCKETS,
             ["strategy"],
         )
+        self.cascades = counter("cascades", "Answers by cascades.", ["decided"])
+        """`decided` is clear (by the small model), confirmed or overruled (by the large one)."""
         self.answer_seconds = histogram(
             "answer_seconds", "From a call's arrival to its best answer.", SECONDS_BUCKETS
         )
@@ -78,6 +80,8 @@ class GatewayMetrics:
         self.answers.labels("none", "passed")
         for outcome in ("scored", "unscored", "stopped"):
             self.candidates.labels(outcome)
+        for decided in ("clear", "confirmed", "overruled"):
+            self.cascades.labels(decided)
 
     @contextmanager
     def spending_refusals(self, caller: Caller) -> Iterator[None]:
@@ -102,6 +106,10 @@ class GatewayMetrics:
             self.tokens_per_served_token.observe(answer.tokens / served)
         if answer.gain is not None:
             self.reward_gain.labels(answer.plan.strategy.value).observe(answer.gain)
+        if answer.ranked and answer.plan.strategy is Strategy.CASCADE:
+            asked, overruled = answer.notes["close_calls"], answer.notes.get("overruled")
+            decided = "overruled" if overruled else "confirmed" if asked else "clear"
+            self.cascades.labels(decided).inc()
         self.answer_seconds.observe(answer.seconds.total)
         self.phase_seconds.labels("draw").observe(answer.seconds.draw)
         self.phase_seconds.labels("score").observe(answer.seconds.score)

@@ -19,7 +19,7 @@ async def cascade(work: Work) -> Ranking:
     found = await gather(work, work.draw(plan.best_of), model=plan.small_model)
     scored = work.check(found)
     values = [each.value for each in scored]
-    close = close_calls(values, plan.margin)
+    close = close_calls(values, plan.margin)  # best first
     clear = [scored[i] for i in best_first(values) if i not in close]
     if len(close) == 1:
         ranked = (scored[close[0]], *clear)
@@ -30,5 +30,8 @@ async def cascade(work: Work) -> Ranking:
     return Ranking(
         ranked=(*(able[i] for i in order), *clear),
         unranked=(*unscored(found), *unscored(judged)),
-        notes={"close_calls": len(close)},
+        notes={
+            "close_calls": len(close),
+            "overruled": able[order[0]].draft.index != scored[close[0]].draft.index,
+        },
     )
