@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[RunningServer]:
-    with running_server({"m": folder}, dtype="float32") as running:
+    with running_server({"m": folder}, dtype="float32", prefix_cache_mib=8) as running:
         yield running
 
 
@@ -46,6 +46,11 @@ def computed(replies: Sequence[ScoreResult]) -> int:
     """Tokens that all these replies cost together."""
     scores = [score for reply in replies for item in reply.items for score in item.scores]
     return sum(score.token_count - score.reused_tokens for score in scores)
+
+
+def test_the_log_says_how_many_tokens_it_holds(server: RunningServer) -> None:
+    token_bytes = 2 * 2 * 2 * 16 * 4  # layers, keys and values, key heads, head size, float32
+    assert f", prefix cache of {(8 << 20) // token_bytes:,} tokens\n" in server.log()
 
 
 def test_a_call_that_comes_again_is_taken_out_of_the_cache(server: RunningServer) -> None:
@@ -86,4 +91,5 @@ def test_deterministic_reuses_nothing(folder: Path) -> None:
         first, second = (client.score("m", [item]) for _ in range(2))
         assert computed([first]) == computed([second]) == 2 * (PROMPT + ANSWER)
         assert counted(server, "cached") == 0
+        assert "prefix cache" not in server.log()
     assert second.scores == first.scores
