@@ -12,7 +12,7 @@ import torch
 from tests.support.tiny import SPECIAL_TOKENS
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from guerdon.reward.engine.engine import Engine, PackedEngine
+from guerdon.reward.engine.engine import BatchLogits, Engine, PackedEngine
 from guerdon.reward.engine.prefix_cache import BLOCK, PrefixCache
 from guerdon.reward.engine.probes import select_engine
 from guerdon.reward.engine.settings import EngineSettings
@@ -65,8 +65,12 @@ def sequences(items: Sequence[EncodedItem]) -> list[npt.NDArray[Any]]:
 
 def engine_scores(engine: Engine, items: Sequence[EncodedItem]) -> Scores:
     """The first logit of every sequence, in order."""
-    rows = engine.compute(items).logits
-    return np.array([float(logits[0, 0]) for row in rows for logits in row])
+    return first_logits(engine.compute(items))
+
+
+def first_logits(computed: BatchLogits) -> Scores:
+    """That of every sequence, in order."""
+    return np.array([float(logits[0, 0]) for row in computed.logits for logits in row])
 
 
 def words(rng: np.random.Generator, length: int) -> npt.NDArray[np.int32]:
