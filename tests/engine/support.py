@@ -12,7 +12,10 @@ import torch
 from tests.support.tiny import SPECIAL_TOKENS
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from guerdon.reward.engine.engine import Engine
+from guerdon.reward.engine.engine import BatchLogits, Engine, PackedEngine
+from guerdon.reward.engine.prefix_cache import BLOCK, PrefixCache
+from guerdon.reward.engine.probes import select_engine
+from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.types import EncodedItem
 
 VOCABULARY = 350
@@ -25,6 +28,16 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, *, tokenwise: bool = 
     """A model as plain transformers loads it; eager attention is its definition."""
     auto = AutoModelForTokenClassification if tokenwise else AutoModelForSequenceClassification
     return auto.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+
+
+def cached_engine(folder: Path, *, blocks: int | None = None, **kwargs: Any) -> PackedEngine:
+    """An engine that passed its probes, with room for so many blocks."""
+    engine = select_engine(load(folder, **kwargs), EngineSettings(), 256).engine
+    assert isinstance(engine, PackedEngine)
+    if blocks is not None:
+        engine.cache = PrefixCache(blocks * BLOCK, 1)
+        assert engine.cache.blocks == blocks
+    return engine
 
 
 class Reference:
@@ -52,8 +65,12 @@ def sequences(items: Sequence[EncodedItem]) -> list[npt.NDArray[Any]]:
 
 def engine_scores(engine: Engine, items: Sequence[EncodedItem]) -> Scores:
     """The first logit of every sequence, in order."""
-    rows = engine.compute(items).logits
-    return np.array([float(logits[0, 0]) for row in rows for logits in row])
+    return first_logits(engine.compute(items))
+
+
+def first_logits(computed: BatchLogits) -> Scores:
+    """That of every sequence, in order."""
+    return np.array([float(logits[0, 0]) for row in computed.logits for logits in row])
 
 
 def words(rng: np.random.Generator, length: int) -> npt.NDArray[np.int32]:

@@ -16,8 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.engine.support import Reference, Scores, engine_scores, load, mixed_batch
-from tests.support.tiny import ARCHITECTURES
+from tests.engine.support import (
+    Reference,
+    Scores,
+    cached_engine,
+    engine_scores,
+    first_logits,
+    load,
+    mixed_batch,
+)
+from tests.support.tiny import ARCHITECTURES, DECODERS
 
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
 
@@ -49,9 +57,25 @@ def test_error_is_no_larger_than_plain_transformers(
     checkpoint: Callable[..., Path],
     plain_scores: Callable[[str], tuple[Scores, Scores]],
 ) -> None:
-    exact, plain = plain_scores(architecture)
     folder = checkpoint(architecture, dtype=torch.bfloat16)
     found = engine_scores(kind(load(folder, torch.bfloat16)), BATCH)
+    assert_no_larger(found, *plain_scores(architecture))
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_error_out_of_the_cache_is_no_larger_either(
+    architecture: str,
+    checkpoint: Callable[..., Path],
+    plain_scores: Callable[[str], tuple[Scores, Scores]],
+) -> None:
+    engine = cached_engine(checkpoint(architecture, dtype=torch.bfloat16), dtype=torch.bfloat16)
+    first, second = (engine.compute(BATCH) for _ in range(2))
+    assert first.stats.cached_tokens == 0 < second.stats.cached_tokens
+    assert_no_larger(first_logits(second), *plain_scores(architecture))
+
+
+def assert_no_larger(found: Scores, exact: Scores, plain: Scores) -> None:
+    """Scores err no more than plain transformers' do in bfloat16."""
     own = np.sqrt(np.mean((plain - exact) ** 2))
     assert own > 1e-4, "bfloat16 must differ from float32 for this to say anything"
     assert np.sqrt(np.mean((found - exact) ** 2)) <= ALLOWANCE * own

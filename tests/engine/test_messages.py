@@ -45,6 +45,7 @@ INFO = ModelInfo(
     compute_mode=ComputeMode.PADDED,
     compute_mode_reason="no packed attention",
     probe_max_difference=1.25e-7,
+    prefix_cache_tokens=4096,
     mean=-0.1,
     std=None,
     attributes=(Attribute("helpful", 1.0), Attribute("brief", -0.5)),

@@ -13,7 +13,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.engine.support import Reference, engine_scores, item, load, sequences, words
+from tests.engine.support import (
+    Reference,
+    cached_engine,
+    engine_scores,
+    item,
+    load,
+    sequences,
+    words,
+)
 from tests.support.tiny import DECODERS
 
 from guerdon.reward.engine import attention
@@ -36,16 +44,6 @@ def alone(*parts: Any) -> EncodedItem:
     return EncodedItem(
         prefix=np.concatenate([NOTHING, *parts[:-1]]), suffixes=(parts[-1],), truncated=(0,)
     )
-
-
-def cached_engine(folder: Path, *, blocks: int | None = None, **kwargs: Any) -> PackedEngine:
-    """An engine that passed its probes, with room for so many blocks."""
-    engine = select_engine(load(folder, **kwargs), EngineSettings(), 256).engine
-    assert isinstance(engine, PackedEngine)
-    if blocks is not None:
-        engine.cache = PrefixCache(blocks * BLOCK, 1)
-        assert engine.cache.blocks == blocks
-    return engine
 
 
 def stats(engine: PackedEngine, items: Sequence[EncodedItem]) -> BatchStats:
@@ -157,11 +155,11 @@ def test_answers_that_come_one_by_one_cost_little_more_than_a_group(checkpoint: 
 
 
 def test_an_answer_that_grows_costs_little_more_than_once(checkpoint: Make) -> None:
-    engine = cached_engine(checkpoint("llama"))
+    engine = cached_engine(checkpoint("llama", max_positions=1024))
     rng = np.random.default_rng(1)
-    prompt, answer = words(rng, 40), words(rng, 160)
-    grown = [alone(prompt, answer[:n]) for n in range(20, 161, 20)]
-    assert sum(stats(engine, [one]).computed_tokens for one in grown) <= 1.5 * 200
+    prompt, answer = words(rng, 40), words(rng, 512)
+    grown = [alone(prompt, answer[:n]) for n in range(64, 513, 64)]
+    assert sum(stats(engine, [one]).computed_tokens for one in grown) <= 1.5 * (40 + 512)
 
 
 def test_equal_texts_are_computed_once(checkpoint: Make) -> None:

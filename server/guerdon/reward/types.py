@@ -244,6 +244,8 @@ class ModelInfo:
     compute_mode: ComputeMode
     compute_mode_reason: str = ""
     probe_max_difference: float = 0.0
+    prefix_cache_tokens: int = 0
+    """Tokens that its prefix cache holds, the smallest one where it has several; 0 without any."""
     chat_template_hash: str = ""
     base_model: str = ""
     mean: float | None = None

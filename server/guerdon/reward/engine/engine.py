@@ -45,6 +45,7 @@ class Engine(abc.ABC):
 
     mode: ComputeMode
     attention: str
+    cache: PrefixCache | None = None
 
     def __init__(self, model: Any, *, deterministic: bool = False) -> None:
         self.model = model
@@ -147,7 +148,6 @@ class PackedEngine(Engine):
     def __init__(self, model: Any, *, deterministic: bool = False) -> None:
         register()
         super().__init__(model, deterministic=deterministic)
-        self.cache: PrefixCache | None = None
 
     def close(self) -> None:
         """Free the model's memory, and the cache's."""

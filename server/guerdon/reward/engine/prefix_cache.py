@@ -58,6 +58,11 @@ class PrefixCache:
         self._batch = 0
         self.clear()
 
+    @property
+    def tokens(self) -> int:
+        """Most tokens that it holds."""
+        return self.blocks * BLOCK
+
     def clear(self) -> None:
         """Forget all blocks, as after a batch that failed."""
         self._known.clear()
@@ -136,6 +141,6 @@ class PrefixCache:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The memory of a layer, for keys and values that look like these [T, heads, size]."""
         if number == len(self._layers):
-            held = (x.new_empty((self.blocks * BLOCK, *x.shape[1:])) for x in (keys, values))
+            held = (x.new_empty((self.tokens, *x.shape[1:])) for x in (keys, values))
             self._layers.append((next(held), next(held)))
         return self._layers[number]

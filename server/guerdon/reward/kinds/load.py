@@ -142,6 +142,7 @@ def _room(device: torch.device) -> str:
 
 def _network_info(checkpoint: Checkpoint, name: str, selected: Selected) -> ModelInfo:
     model: Any = selected.engine.model
+    cache = selected.engine.cache
     manifest = checkpoint.manifest
     process = checkpoint.kind is ModelKind.PROCESS
     return ModelInfo(
@@ -155,6 +156,7 @@ def _network_info(checkpoint: Checkpoint, name: str, selected: Selected) -> Mode
         compute_mode=selected.engine.mode,
         compute_mode_reason=selected.reason,
         probe_max_difference=selected.difference,
+        prefix_cache_tokens=0 if cache is None else cache.tokens,
         chat_template_hash=checkpoint.chat_template_hash,
         base_model=manifest.base_model,
         mean=manifest.mean,
@@ -240,6 +242,7 @@ def _together(checkpoint: Checkpoint, name: str, parts: Sequence[ModelInfo]) -> 
         compute_mode=ComputeMode.PADDED if padded else ComputeMode.PACKED,
         compute_mode_reason="; ".join(f"{p.name}: {p.compute_mode_reason}" for p in padded),
         probe_max_difference=max(part.probe_max_difference for part in parts),
+        prefix_cache_tokens=min(part.prefix_cache_tokens for part in parts),
         base_model=checkpoint.manifest.base_model,
         mean=checkpoint.manifest.mean,
         std=checkpoint.manifest.std,

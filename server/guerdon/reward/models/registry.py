@@ -286,8 +286,9 @@ class Registry:
         finally:
             self._observer.model_loaded(name, outcome, time.monotonic() - start)
         info = model.info
+        cached = info.prefix_cache_tokens
         logger.info(
-            "loaded %s@%s in %.1f s: %s %s, %s%s%s",
+            "loaded %s@%s in %.1f s: %s %s, %s%s%s%s",
             name,
             info.revision_label,
             time.monotonic() - start,
@@ -296,6 +297,7 @@ class Registry:
             f"{info.dtype} on {info.device}, " if info.device else "",
             info.compute_mode.value,
             f" ({info.compute_mode_reason})" if info.compute_mode_reason else "",
+            f", prefix cache of {cached:,} tokens" if cached else "",
         )
         return model
 
