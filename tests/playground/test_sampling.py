@@ -306,14 +306,13 @@ def test_what_a_model_says_beside_scores_is_the_reward_servers(
         assert choice == {**by_candidate[choice["candidate"]], "ranked": True}
         steps = [step["score"] for step in choice.get("steps", [])]
         assert steps == pytest.approx([step.score for step in wanted.score.steps], abs=1e-5)
-        values = {each["name"]: each["value"] for each in choice.get("attributes", [])}
-        assert values == pytest.approx(wanted.score.attributes, abs=1e-5)
+        named = {each["name"]: each["value"] for each in choice.get("attributes", [])}
+        assert named == pytest.approx(wanted.score.attributes, abs=1e-5)
         assert choice.get("members", []) == pytest.approx(wanted.score.members, abs=1e-5)
         assert choice.get("spread") == pytest.approx(wanted.score.spread, abs=1e-5)
-        shown = sampling.locator("ol .step").nth(place) if steps else None
-        assert shown is None or float(shown.inner_text().split()[-1]) == pytest.approx(
-            steps[0], abs=NEAR
-        )
+        if steps:
+            shown = sampling.locator("ol .step").nth(place).inner_text()
+            assert float(shown.split()[-1]) == pytest.approx(steps[0], abs=NEAR)
     tables = {
         "attributes": ("Attributes", ("helpful × 1", "long × -0.5")),
         "ensemble": ("Members of the ensemble", ("member-0", "member-1")),
@@ -322,13 +321,11 @@ def test_what_a_model_says_beside_scores_is_the_reward_servers(
     for i, name in enumerate(names):
         row = sampling.get_by_role("table", name=title).get_by_role("row", name=name)
         found = [float(text) for text in row.get_by_role("cell").all_inner_texts()]
-        assert found == pytest.approx(
-            [
-                each["attributes"][i]["value"] if "attributes" in each else each["members"][i]
-                for each in choices
-            ],
-            abs=NEAR,
-        )
+        if model == "attributes":
+            values = [each["attributes"][i]["value"] for each in choices]
+        else:
+            values = [each["members"][i] for each in choices]
+        assert found == pytest.approx(values, abs=NEAR)
 
 
 def test_steps_of_sampled_answers_are_spans(stepping: Page, server: RunningServer) -> None:
