@@ -14,9 +14,18 @@ import deploy.pictures
 from deploy.demo.console import ROOT, DemoFailed, console, relative
 from deploy.demo.processes import leave_on_sigterm
 from deploy.pictures.dashboard import draw_dashboard
+from tests.playground.pictures import draw_playground
 
 FOLDER = ROOT / "docs" / "pictures"
 LARGEST_KIB = 150
+NAMES = (
+    "reward",
+    "dashboard",
+    "best-of-n",
+    "report",
+    "playground-reward",
+    "playground-gateway",
+)
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -27,7 +36,7 @@ def main() -> None:
     parser.add_argument("--best-of-n", type=Path, default=ROOT / "runs" / "best-of-n")
     parser.add_argument("--report", type=Path, default=ROOT / "runs/comparison-small/report.html")
     parser.add_argument("--seconds", type=int, default=120, help="of load on the reward server")
-    parser.add_argument("--only", choices=["reward", "dashboard", "best-of-n", "report"])
+    parser.add_argument("--only", choices=NAMES)
     args = parser.parse_args()
     leave_on_sigterm()
     makers = {
@@ -37,9 +46,11 @@ def main() -> None:
         ),
         "best-of-n": lambda to: shutil.copyfile(needed(args.best_of_n / "best-of-n.png"), to),
         "report": lambda to: take_screenshot(needed(args.report), to),
+        "playground-reward": lambda to: draw_playground("reward", to),
+        "playground-gateway": lambda to: draw_playground("gateway", to),
     }
     try:
-        for name in [args.only] if args.only else makers:
+        for name in [args.only] if args.only else NAMES:
             path = FOLDER / f"{name}.png"
             makers[name](path)
             check_size(path)

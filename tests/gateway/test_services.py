@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import subprocess
 import sys
 import time
@@ -17,9 +18,11 @@ from tests.support.formula_engine import length_of
 from tests.support.gateway import gateway_process
 from tests.support.sampler_service import start_sampler
 
-from guerdon.client import FormattedText
+from guerdon.client import FormattedText, ScoringInfo, StepScore
+from guerdon.client import Score as ClientScore
 from guerdon.client.testing import FakeRewardServer
 from guerdon.gateway.types import Question, Sampling, Score, Unscored
+from guerdon.gateway.upstream.reward_replies import score_of
 from guerdon.gateway.upstream.rewards import RewardScorer
 from guerdon.together import together
 
@@ -146,6 +149,34 @@ async def scores_alone(rewards: Any, text: str) -> list[float]:
     item = {"prompt": QUESTION, "responses": [text]}
     reply = await rewards.http.post("/v1/score", json={"model": "m", "items": [item]})
     return [score["score"] for score in reply.json()["items"][0]["scores"]]
+
+
+async def test_cards_of_the_reward_models_are_listed() -> None:
+    async with start_server() as rewards, start_sampler() as sampler:
+        before = gateway_before(sampler, f"127.0.0.1:{rewards.ports.port}/m", "127.0.0.1:1/away")
+        async with before as gateway:
+            known, away = (await gateway.http.get("/v1/reward_models")).json()["models"]
+            [wanted] = (await rewards.http.get("/v1/models")).json()["models"]
+            assert known == wanted
+            assert set(away) == {"name", "reason"}
+            assert away["name"] == "away"
+            assert away["reason"].startswith("can't be looked at now: ")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"steps": (StepScore(1.0, 3), StepScore(math.nan, 5))},
+        {"attributes": {"helpful": math.inf}},
+        {"members": (1.0, -math.inf)},
+        {"spread": math.nan},
+    ],
+)
+def test_a_number_beside_a_score_that_is_not_finite_costs_the_score(said: dict[str, Any]) -> None:
+    info = ScoringInfo(model="rm", revision="r1")
+    found = score_of(ClientScore(score=1.0, **said), info)
+    assert isinstance(found, Unscored)
+    assert found.reason.endswith("which is no finite number")
 
 
 def test_a_fake_models_score_depends_on_every_word() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from tests.support.packages import need_program
 from tests.support.sampler import formula_sampler
 from tests.support.server import RunningServer, running_server
@@ -14,25 +13,17 @@ from tests.support.tiny import CHATML, STEP, TURN_END, tiny_checkpoint
 
 from guerdon.models.manifest import Manifest
 
-from .form import MILLISECONDS, open_page
-from .sampling import running_gateway
+from .form import CHROMIUM, STEPS, launched, open_page
+from .sampling import running_endpoint, running_gateway
 
-CHROMIUM = ("chromium", "chromium")
-"""The program, and Debian's package that has it."""
+MODELS = ("sequence", "process", "attributes", "marking", "ensemble")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium. Of a module's: while it lives, no event loop runs in this thread."""
-    program = need_program(*CHROMIUM)
-    # Its sandbox refuses root.
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=program, args=arguments, timeout=MILLISECONDS
-        )
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="package")
@@ -86,7 +77,7 @@ def gateway(
         formula_sampler() as sampler,
         running_gateway(
             sampler=sampler.address,
-            reward=(f"{server.address}/sequence", f"{server.address}/process"),
+            reward=[f"{server.address}/{model}" for model in MODELS],
             unranked="first",
             config=config,
         ) as gateway,
@@ -98,4 +89,20 @@ def gateway(
 def sampling(browser: Browser, gateway: RunningServer) -> Iterator[Page]:
     """The gateway's page with its names listed, in a window of its own."""
     with open_page(browser, gateway.url) as page:
+        yield page
+
+
+@pytest.fixture
+def stepping(browser: Browser, server: RunningServer) -> Iterator[Page]:
+    """The page of a gateway before an endpoint whose answers go in steps."""
+    with (
+        running_endpoint(STEPS) as endpoint,
+        running_gateway(
+            endpoint=endpoint,
+            endpoint_model="steps",
+            reward=[f"{server.address}/process", f"{server.address}/attributes"],
+            reward_page=f"{server.url}/",
+        ) as gateway,
+        open_page(browser, gateway.url) as page,
+    ):
         yield page

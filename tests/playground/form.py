@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from tests.support.packages import need_program
 from tests.support.tiny import STEP
 
 from guerdon.client import RewardClient
@@ -18,6 +20,24 @@ STEPS = (f"1 + 1 = 2{STEP} 2 + 1 = 3{STEP} Done.", f"It is 3.{STEP}")
 MILLISECONDS = 60_000
 """How long anything is waited for on a busy machine; nothing needs nearly as long."""
 expect.set_options(timeout=MILLISECONDS)
+
+
+CHROMIUM = ("chromium", "chromium")
+"""The program, and Debian's package that has it."""
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """Debian's Chromium."""
+    program = need_program(*CHROMIUM)
+    # Its sandbox refuses root.
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=program, args=arguments, timeout=MILLISECONDS
+        )
+        yield browser
+        browser.close()
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,40 @@ def running_gateway(
 
     with running_process(command, environment or {}) as gateway:
         yield gateway
+
+
+@contextmanager
+def running_endpoint(answers: Sequence[str]) -> Iterator[str]:
+    """An OpenAI endpoint that gives these answers, one for each request, over and over; its URL."""
+    turns = itertools.cycle(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            with turn:
+                message = {"role": "assistant", "content": next(turns)}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            used = {"prompt_tokens": 4, "completion_tokens": len(message["content"].split())}
+            whole = {"id": "x", "object": "chat.completion", "created": 1, "model": "steps"}
+            body = json.dumps({**whole, "choices": [choice], "usage": used}).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    turn = threading.Lock()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}/v1"
+        finally:
+            http.shutdown()
+            thread.join()
 
 
 def fill(page: Page, **fields: object) -> None:

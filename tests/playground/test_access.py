@@ -5,13 +5,17 @@ And for nobody else: it asks this server alone, and runs no script but its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from tests.support.server import RunningServer
 
+from .conftest import MODELS
 from .form import ANSWERS, PROMPT, STEPS, choose, open_page, rank, shown_ranking
+from .sampling import sample
 
 
 def check_accessibility(page: Page) -> None:
@@ -55,11 +59,16 @@ def test_light_and_dark_are_different(browser: Browser, server: RunningServer) -
         assert page.evaluate(shown) != light
 
 
-def test_everything_is_reached_and_done_by_keys(page: Page) -> None:
-    choose(page, "attributes")
-    page.locator("h1").click()  # so that Tab begins at the page's beginning
-    reached = []
-    for _ in range(40):
+def walked(page: Page, texts: Mapping[str, str]) -> list[str]:
+    """What Tab reaches, by name, until the window ends; each has an outline.
+
+    Args:
+        page: from whose heading it begins.
+        texts: typed on the way, by the name of a field.
+    """
+    page.locator("h1").click()
+    reached: list[str] = []
+    for _ in range(60):
         page.keyboard.press("Tab")
         name = page.evaluate(
             "(() => { const e = document.activeElement; return e === document.body ? ''"
@@ -70,10 +79,15 @@ def test_everything_is_reached_and_done_by_keys(page: Page) -> None:
         reached.append(name)
         outline = "getComputedStyle(document.activeElement).outlineStyle"
         assert page.evaluate(outline) == "solid", name
-        if name == "Text of the prompt":
-            page.keyboard.type(PROMPT)
-        if name in ("Answer 1", "Answer 2"):
-            page.keyboard.type(ANSWERS[int(name[-1]) - 1])
+        if name in texts:
+            page.keyboard.type(texts[name])
+    return reached
+
+
+def test_everything_is_reached_and_done_by_keys(page: Page) -> None:
+    choose(page, "attributes")
+    answers = {f"Answer {i}": ANSWERS[i - 1] for i in (1, 2)}
+    reached = walked(page, {"Text of the prompt": PROMPT, **answers})
     order = [
         "The API, route by route",
         *("Name or revision", "Token, if the server wants one", "List the models again"),
@@ -86,6 +100,30 @@ def test_everything_is_reached_and_done_by_keys(page: Page) -> None:
     page.keyboard.press("Control+Enter")
     expect(page.get_by_role("status")).to_contain_text("2 answers scored")
     expect(page.get_by_label("Answer 2", exact=True)).to_be_focused()
+
+
+def test_everything_on_the_gateways_page_is_reached_and_done_by_keys(sampling: Page) -> None:
+    reached = walked(sampling, {"Text of the prompt": PROMPT, "Seed": "7"})
+    cards = [name for name in reached if name.startswith("Card of the reward model")]
+    assert len(cards) == len(MODELS)
+    order = [
+        "The API, route by route",
+        *("Name or preset", "Token, if the server wants one", "List the models again", *cards),
+        *("One text", "Text of the prompt"),
+        *("Candidates, at most", "Answers that come back", "Strategy", "Reward model"),
+        *("Seconds for the whole call, at most", "Temperature", "Top p"),
+        *("Most tokens of a candidate", "Seed", "Sample and rank"),
+    ]
+    assert [name for name in reached if name in order] == order
+    first = sampling.locator("summary").first
+    first.press("Enter")
+    expect(sampling.locator("details").first.locator("dl")).to_be_visible()
+    seed = sampling.get_by_label("Seed")
+    expect(seed).to_have_value("7")
+    seed.focus()
+    sampling.keyboard.press("Control+Enter")
+    expect(sampling.get_by_role("status")).to_contain_text("8 candidates, 8 scored")
+    expect(seed).to_be_focused()
 
 
 def test_focus_stays_where_rows_come_and_go(page: Page) -> None:
@@ -114,16 +152,22 @@ def test_a_narrow_screen_needs_no_scrolling_sideways(
         assert page.evaluate("document.querySelector('.scroller').scrollWidth") > 256
 
 
-def test_it_asks_this_server_alone(browser: Browser, server: RunningServer) -> None:
-    with browser.new_context() as context:
-        page, asked = context.new_page(), list[str]()
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(server.url)
-        expect(page.get_by_role("status")).to_contain_text("loaded")
-        rank(page, "process", STEPS)
-        assert len(shown_ranking(page)) == len(STEPS)
-    assert all(url.startswith(f"{server.url}/") for url in asked)
-    assert f"{server.url}/v1/rank" in asked
+def test_it_asks_this_server_alone(
+    browser: Browser, server: RunningServer, gateway: RunningServer
+) -> None:
+    for url, ranks, path in (
+        (server.url, lambda page: rank(page, "process", STEPS), "/v1/rank"),
+        (gateway.url, sample, "/v1/chat/completions"),
+    ):
+        with browser.new_context() as context:
+            page, asked = context.new_page(), list[str]()
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.goto(url)
+            expect(page.locator("#model option")).not_to_have_count(0)
+            ranks(page)
+            expect(page.locator("ol.ranking > li")).not_to_have_count(0)
+        assert all(each.startswith(f"{url}/") for each in asked)
+        assert f"{url}{path}" in asked
 
 
 def test_no_other_script_runs_and_no_text_becomes_markup(page: Page) -> None:

@@ -157,7 +157,7 @@ def test_the_card_says_what_the_server_knows(page: Page, server: RunningServer) 
         model = client.get_model("process")
     choose(page, "process")
     page.get_by_text("The model's card").click()
-    facts = page.locator("#card-facts")
+    facts = page.locator("#card dl")
     names, values = (facts.locator(tag).all_inner_texts() for tag in ("dt", "dd"))
     card = dict(zip(names, values, strict=True))
     assert card["kind"] == "process"
@@ -182,9 +182,9 @@ def test_aliases_and_revisions_can_be_chosen(browser: Browser, server: RunningSe
         options = page.get_by_label("Name or revision").locator("option")
         expect(options).to_have_text(["sequence@000000000000", "sequence", "default → sequence"])
         choose(page, f"sequence@{'0' * 64}")
-        expect(page.locator("#card-summary")).to_contain_text("7 tokens")
+        expect(page.locator("#card summary")).to_contain_text("7 tokens")
         choose(page, "default")
-        expect(page.locator("#card-summary")).to_contain_text(f"{known['max_tokens']} tokens")
+        expect(page.locator("#card summary")).to_contain_text(f"{known['max_tokens']} tokens")
 
 
 def test_markup_in_answers_stays_text(page: Page) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from tests.support.server import RunningServer
+from tests.support.tiny import STEP
 
 from guerdon.client import RewardClient
 
-from .form import PROMPT, open_page
+from .form import PROMPT, STEPS, open_page, true_ranking
 from .sampling import (
     events,
     fill,
@@ -48,7 +49,7 @@ def test_the_ranking_is_the_gateways(sampling: Page, server: RunningServer) -> N
     assert sampling.locator(".ranking .text").all_inner_texts() == texts
     counts = sampling.locator(".ranking .hint").all_inner_texts()
     assert [int(text.split()[0]) for text in counts] == [each["tokens"] for each in choices]
-    report, facts = told[-1]["guerdon"], sampling.locator(".facts")
+    report, facts = told[-1]["guerdon"], sampling.locator("#found .facts")
     names, values = (facts.locator(tag).all_inner_texts() for tag in ("dt", "dd"))
     shown = dict(zip(names, values, strict=True))
     assert float(shown["gain over candidate 0"]) == pytest.approx(report["gain"], abs=NEAR)
@@ -92,7 +93,7 @@ def test_a_preset_fills_the_form_which_is_what_is_asked(sampling: Page) -> None:
     ]
     check_table(sampling, report["scores"], 6)
     expect(sampling.locator("ol .hint").filter(has_text="cut at the most")).not_to_have_count(0)
-    expect(sampling.locator(".facts")).to_contain_text("probability")
+    expect(sampling.locator("#found .facts")).to_contain_text("probability")
 
 
 def test_candidates_that_were_rejected_are_told(sampling: Page) -> None:
@@ -261,7 +262,14 @@ def test_a_gateway_wants_its_token(browser: Browser) -> None:
 def test_axe_finds_no_fault(browser: Browser, gateway: RunningServer, scheme: str) -> None:
     # Only here may a script be added to the page: axe's own.
     with open_page(browser, gateway.url, color_scheme=scheme, bypass_csp=True) as page:
+        page.locator("summary").first.click()
         check_accessibility(page)
+        fill(page, guerdon__strategy="cascade", guerdon__small_model="marking", guerdon__margin=0)
+        fill(page, guerdon__model="attributes", max_tokens=4)
+        sample(page)
+        expect(page.locator("ol .step")).not_to_have_count(0)
+        check_accessibility(page)
+        fill(page, guerdon__model="sequence")
         fill(page, guerdon__strategy="rejection", guerdon__chunk=2, max_tokens=16)
         sample(page)
         assert len(shown_table(page)) == 8
@@ -281,9 +289,97 @@ def test_a_narrow_screen_needs_no_scrolling_sideways(
         assert page.evaluate("document.documentElement.scrollWidth") == 320
 
 
+@pytest.mark.parametrize("model", ["attributes", "marking", "ensemble"])
+def test_what_a_model_says_beside_scores_is_the_reward_servers(
+    sampling: Page, server: RunningServer, model: str
+) -> None:
+    fill(sampling, best_of=3, guerdon__model=model)
+    sampling.get_by_label("Candidates, at most").press("Tab")
+    _, stream = sampled(sampling)
+    told = events(stream)
+    texts = [each["choices"][0]["delta"]["content"] for each in told[0:6:2]]
+    choices = [each["choices"][0]["guerdon"] for each in told[1:6:2]]
+    by_candidate = {each["candidate"]: each for each in told[-1]["guerdon"]["scores"]}
+    with RewardClient(server.address) as client:
+        ranking = client.rank(model, [{"role": "user", "content": PROMPT}], texts).ranking
+    for place, (choice, wanted) in enumerate(zip(choices, ranking, strict=True)):
+        assert choice == {**by_candidate[choice["candidate"]], "ranked": True}
+        steps = [step["score"] for step in choice.get("steps", [])]
+        assert steps == pytest.approx([step.score for step in wanted.score.steps], abs=1e-5)
+        named = {each["name"]: each["value"] for each in choice.get("attributes", [])}
+        assert named == pytest.approx(wanted.score.attributes, abs=1e-5)
+        assert choice.get("members", []) == pytest.approx(wanted.score.members, abs=1e-5)
+        assert choice.get("spread") == pytest.approx(wanted.score.spread, abs=1e-5)
+        if steps:
+            shown = sampling.locator("ol .step").nth(place).inner_text()
+            assert float(shown.split()[-1]) == pytest.approx(steps[0], abs=NEAR)
+    tables = {
+        "attributes": ("Attributes", ("helpful × 1", "long × -0.5")),
+        "ensemble": ("Members of the ensemble", ("member-0", "member-1")),
+    }
+    title, names = tables.get(model, ("", ()))
+    for i, name in enumerate(names):
+        row = sampling.get_by_role("table", name=title).get_by_role("row", name=name)
+        found = [float(text) for text in row.get_by_role("cell").all_inner_texts()]
+        if model == "attributes":
+            values = [each["attributes"][i]["value"] for each in choices]
+        else:
+            values = [each["members"][i] for each in choices]
+        assert found == pytest.approx(values, abs=NEAR)
+
+
+def test_steps_of_sampled_answers_are_spans(stepping: Page, server: RunningServer) -> None:
+    fill(stepping, best_of=2)
+    stepping.get_by_label("Candidates, at most").press("Tab")
+    sample(stepping)
+    wanted = true_ranking(server.address, "process", STEPS)
+    for place, each in enumerate(wanted):
+        answer, texts = stepping.locator("ol .text").nth(place), STEPS[each.index].split(STEP)
+        shown = [text.split(f" Step {i + 1}: ") for i, text in enumerate(spans_of(answer))]
+        assert [text for text, _ in shown] == texts[:-1]
+        assert [float(number) for _, number in shown] == pytest.approx(
+            [step.score for step in each.score.steps], abs=NEAR
+        )
+        assert answer.text_content().endswith(texts[-1])
+
+
+def spans_of(answer: Locator) -> list[str]:
+    """The steps of a shown answer, each with its number."""
+    return answer.locator(".step").all_text_contents()
+
+
+def test_the_reward_models_cards_and_page_are_there(stepping: Page, server: RunningServer) -> None:
+    with RewardClient(server.address) as client:
+        models = [client.get_model(name) for name in ("process", "attributes")]
+    for model in models:
+        card = stepping.locator("details").filter(has_text=f"Card of the reward model {model.name}")
+        card.locator("summary").click()
+        names, values = (card.locator(tag).all_inner_texts() for tag in ("dt", "dd"))
+        told = dict(zip(names, values, strict=True))
+        assert told["revision"] == model.revision
+        assert told["architecture"] == model.architecture
+        assert told["max tokens"] == str(model.max_tokens)
+        assert told["parameters"] == f"{model.parameters:,}"
+    assert told["attributes"] == "helpful × 1, long × -0.5"
+    stepping.get_by_role("link", name="the reward server's own page").click()
+    assert stepping.url == f"{server.url}/"
+    expect(stepping.get_by_role("button", name="Rank the answers")).to_be_visible()
+
+
+def test_a_model_that_can_not_be_looked_at_says_so(browser: Browser) -> None:
+    away = "127.0.0.1:1"
+    with (
+        running_gateway(sampler=away, reward=[f"{away}/m"]) as gateway,
+        open_page(browser, gateway.url) as page,
+    ):
+        expect(page.locator("#cards")).to_contain_text("The reward model m can't be looked at now")
+        expect(page.get_by_label("Name or preset").locator("option")).not_to_have_count(0)
+        expect(page.get_by_role("link", name="the reward server's own page")).to_have_count(0)
+
+
 def test_votes_are_told(sampling: Page) -> None:
     fill(sampling, guerdon__strategy="vote", guerdon__answer="number")
     _, stream = sampled(sampling)
     told = events(stream)[-1]["guerdon"]["votes"]
     votes = "; ".join(f"{each['answer']}: {each['weight']}" for each in told)
-    expect(sampling.locator(".facts dd").filter(has_text=votes)).to_have_count(1)
+    expect(sampling.locator("#found .facts dd").filter(has_text=votes)).to_have_count(1)

@@ -21,6 +21,8 @@ from guerdon.gateway.upstream.sampler import SamplerDrawer
 from guerdon.gateway.wire.asking import Names
 from guerdon.gateway.wire.completions import ChatEndpoint, Reading, TextEndpoint
 from guerdon.gateway.wire.models import model_routes
+from guerdon.gateway.wire.reward_models import ROLES as REWARD_MODEL_ROLES
+from guerdon.gateway.wire.reward_models import add_reward_models
 from guerdon.serving.access.credentials import read_token
 from guerdon.serving.access.identity import Role
 from guerdon.serving.calls import CountedCalls
@@ -34,6 +36,7 @@ from guerdon.serving.threads import OneThread
 ROLES: Mapping[str, Role | None] = {
     ChatEndpoint.path: Role.SAMPLE,
     TextEndpoint.path: Role.SAMPLE,
+    **REWARD_MODEL_ROLES,
 }
 """What a caller of each path needs."""
 
@@ -103,6 +106,7 @@ class GatewayServer(Server[Ports]):
             TextEndpoint(answering, passing, reading),
         ).add_to(app)
         models.add_to(app)
+        add_reward_models(app, upstream.scorer.cards, config.reward_page)
         add_playground(app, "sample")
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:

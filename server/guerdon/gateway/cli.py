@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False)
 _COMMAND = "guerdon serve gateway"
 _PANELS = {
     "": (
-        "sampler", "endpoint", "endpoint_model", "pass_to", "reward", "name",
+        "sampler", "endpoint", "endpoint_model", "pass_to", "reward", "reward_page", "name",
         *command.LISTENING, *command.ENDING,
     ),
     "Answers": (

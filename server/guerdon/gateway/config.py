@@ -68,6 +68,8 @@ class GatewayConfig(ServerSettings):
     (default: the endpoint)"""
     reward: tuple[str, ...] = ()
     """HOST:PORT/MODEL of a reward model; the first is the default. Repeat it."""
+    reward_page: str = ""
+    """URL of a reward server's playground, as browsers reach it; the gateway's page links to it."""
     upstream_tls: bool = False
     """Encrypt what goes to the sampler and the reward servers."""
     upstream_ca: Path | None = None
@@ -115,7 +117,7 @@ class GatewayConfig(ServerSettings):
             "reward_seconds",
             "comment_seconds",
         )
-        for url in ("endpoint", "pass_to"):
+        for url in ("endpoint", "pass_to", "reward_page"):
             _check_url(url, getattr(self, url))
         _ = self.models
         if self.best_of > self.max_best_of:
@@ -202,6 +204,6 @@ def _check_url(key: str, url: str) -> None:
         return
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{key} must be http://HOST:PORT/v1, or https")
+        raise ValueError(f"{key} must be a URL like http://HOST:PORT/v1, or https")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ValueError(f"{key} must have no password, query or fragment")

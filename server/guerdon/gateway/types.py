@@ -155,6 +155,8 @@ class Score:
     value: float
     model: str
     revision: str
+    said: Mapping[str, Any] = field(default_factory=dict)
+    """What else the model says: its `steps`, `attributes`, `members`, `spread`, if it has any."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from guerdon.client import (
     TLS,
@@ -20,6 +20,7 @@ from guerdon.client import (
 )
 from guerdon.gateway.types import RANKS_ONLY, Question, Score, Unscored
 from guerdon.gateway.upstream.errors import reward_error, time_left
+from guerdon.gateway.upstream.reward_replies import card_of, score_of
 from guerdon.serving.errors import Unsupported
 from guerdon.serving.prompts import Conversation
 from guerdon.together import together
@@ -111,6 +112,18 @@ class RewardScorer:
                 logger.info("the reward model %s is of kind %s", info.pinned, info.kind)
         return info.ranks_only
 
+    async def cards(self) -> list[dict[str, Any]]:
+        """The cards of all models as their servers give them now; `reason` where one does not."""
+
+        async def card(model: str) -> dict[str, Any]:
+            try:
+                info = await self._by_model[model].get_model(model, timeout=LOOK_SECONDS)
+            except GuerdonError as error:
+                return {"name": model, "reason": f"can't be looked at now: {error.message}"}
+            return card_of(info)
+
+        return await together([card(model) for model in self._by_model])
+
     async def score(
         self, model: str, question: Question, text: str, deadline: float
     ) -> Score | Unscored:
@@ -162,13 +175,7 @@ class RewardScorer:
             # One of them is at fault: each is asked for alone.
             alone = [self._scores(model, question, [text], deadline) for text in texts]
             return [score for [score] in await together(alone)]
-        info = result.info
-        return [
-            Score(value, info.model, info.revision)
-            if math.isfinite(value)
-            else Unscored(f"{name} gives {value}, which is no finite number")
-            for value in result.scores[0]
-        ]
+        return [score_of(reply, result.info) for reply in result.items[0].scores]
 
     async def close(self) -> None:
         """Close the connections."""

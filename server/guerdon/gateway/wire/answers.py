@@ -89,8 +89,8 @@ def _choice(each: Candidate) -> Json:
 def _candidate(each: Candidate) -> Json:
     found: Json = {"candidate": each.draft.index, "score": None, "tokens": each.draft.tokens}
     match each.score:
-        case Score(value, model, revision):
-            found |= {"score": value, "model": model, "revision": revision}
+        case Score(value, model, revision, said):
+            found |= {"score": value, "model": model, "revision": revision, **said}
         case Unscored(reason):
             found["reason"] = reason
     if not each.draft.ended:

@@ -1,6 +1,7 @@
 // The served models: their list, and the card of the chosen one.
 
-import { byId, counted, fillFacts, make } from "./dom.js";
+import { fillCard, short } from "./cards.js";
+import { byId, make } from "./dom.js";
 
 let models = new Map(); // what a request asks for, and the model that it means
 
@@ -27,21 +28,8 @@ export function listModels(replies) {
 
 export const chosenModel = () => models.get(byId("model").value);
 
-export const short = (revision) => revision.slice(0, 12);
-
 export function showCard() {
   const model = chosenModel();
   byId("card").hidden = !model;
-  if (!model) return;
-  byId("card-summary").textContent =
-    `The model's card: ${model.kind}, ${counted(model.max_tokens, "token")} at most, revision ${short(model.revision)}`;
-  const told = Object.entries(model).map(([key, value]) => [key.replaceAll("_", " "), inWords(value)]);
-  fillFacts(byId("card-facts"), told.filter(([, value]) => value !== ""));
-}
-
-function inWords(value) {
-  if (Array.isArray(value)) return value.join(", ");
-  if (typeof value === "object") return Object.entries(value).map(([key, each]) => `${key} × ${each}`).join(", ");
-  if (typeof value === "boolean") return value ? "yes" : "no";
-  return Number.isInteger(value) ? value.toLocaleString("en") : String(value);
+  if (model) fillCard(byId("card"), model, "The model's card");
 }

@@ -1,17 +1,17 @@
 // What the server found: a ranked list, tables of attributes and members, timings.
 
+import { short } from "./cards.js";
+import { answerText, detailTables, stepsHint } from "./details.js";
 import { byId, counted, duration, fillFacts, make, signed } from "./dom.js";
-import { short } from "./rank_models.js";
 import { barsFor, scoreHead } from "./scores.js";
-import { captionedTable, cell } from "./tables.js";
 
 // `asked` is the request that `reply` answers, and `model` the card of what it asked.
 export function showResults(reply, asked, model, roundTrip) {
   byId("found").replaceChildren(
     make("p", "hint", madeBy(reply.info)),
-    ...(model.step_marker ? [make("p", "hint", "Steps are blue above 0; orange, with a dashed line, below 0.")] : []),
+    ...stepsHint(reply.ranking.map(({ score }) => score)),
     rankedList(reply.ranking, asked.candidates, model),
-    ...tables(reply.ranking, model),
+    ...detailTables(reply.ranking.map((each) => [nameOf(each), each.score]), model),
     make("h3", "", "Time"),
     timings(reply.timing, roundTrip),
   );
@@ -39,7 +39,7 @@ function rankedList(ranking, candidates, model) {
     ...ranking.map((each) => {
       const { score } = each.score;
       return make("li", "", scoreHead(nameOf(each), score), bar(score),
-        answerText(candidates[each.index], each.score.steps, model), make("p", "hint", tokens(each.score)));
+        answerText(candidates[each.index], each.score, model), make("p", "hint", tokens(each.score)));
     }),
   );
   return list;
@@ -52,50 +52,6 @@ function tokens(score) {
   if (score.dropped.length) facts.push(`the chat template left out: ${score.dropped.join(", ")}`);
   if (score.spread !== undefined) facts.push(`spread ${score.spread.toFixed(3)}`);
   return facts.join("; ");
-}
-
-// The answer, its steps coloured. The server refuses answers whose written markers are not those
-// that it scored, but a chat template may add markers to an answer that has none.
-function answerText(text, steps, model) {
-  const written = model.step_marker ? text.split(model.step_marker) : [text];
-  const shown = make("p", "text");
-  if (steps.length === written.length - 1) {
-    const rest = written.pop();
-    shown.append(...steps.map((step, i) => stepSpan(written[i], step.score, i)), rest);
-  } else {
-    shown.append(text, ...steps.map((step, i) => stepSpan(" ", step.score, i)));
-  }
-  return shown;
-}
-
-// The farther from 0 the step's score is, the stronger its colour; it is also written after it.
-function stepSpan(text, score, i) {
-  const number = make("b", "step-score", make("span", "unseen", ` Step ${i + 1}: `), signed(score));
-  const span = make("span", score < 0 ? "step below" : "step above", text, number);
-  span.style.setProperty("--strength", Math.abs(Math.tanh(score / 2)));
-  return span;
-}
-
-function tables(ranking, model) {
-  const weights = model.attributes;
-  const attributes = valuesTable("Attributes, each as the model gives it", ranking,
-    ranking[0].score.attributes.map(({ name }, i) => [
-      weights[name] ? `${name} × ${weights[name]}` : name,
-      ranking.map((each) => each.score.attributes[i].value),
-    ]));
-  const members = valuesTable("Members of the ensemble", ranking,
-    ranking[0].score.members.map((_, i) => [
-      model.members[i] ?? `Member ${i + 1}`,
-      ranking.map((each) => each.score.members[i]),
-    ]));
-  return [attributes, members].filter(Boolean);
-}
-
-// A row for each name with its values, a column for each answer.
-function valuesTable(title, ranking, rows) {
-  if (rows.length === 0) return null;
-  return captionedTable(title, ["", ...ranking.map(nameOf)],
-    rows.map(([name, values]) => [name, ...values.map((value) => cell(signed(value)))]));
 }
 
 function timings(timing, roundTrip) {

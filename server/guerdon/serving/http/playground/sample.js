@@ -3,6 +3,7 @@
 import { call, events } from "./api.js";
 import { Asking, clearMark } from "./asking.js";
 import { byId, counted } from "./dom.js";
+import { currentCards, showRewardModels } from "./sample_models.js";
 import { controlOf, listNames, prepareForm, readQuestion, wrongControl } from "./sample_form.js";
 import { inShort, showResults } from "./sample_results.js";
 
@@ -11,8 +12,10 @@ let listed = false;
 
 async function reloadNames() {
   asking.say("Asking for the models…");
-  await asking.ask((how) => call("v1/models", how), ({ reply }) => {
+  const both = (how) => Promise.all([call("v1/models", how), call("v1/reward_models", how)]);
+  await asking.ask(both, ([{ reply }, rewards]) => {
     listNames(reply);
+    showRewardModels(rewards.reply);
     listed = true;
     asking.say(`${counted(reply.data.length, "name")} to ask for.`);
   });
@@ -27,7 +30,7 @@ async function sample() {
   const question = readQuestion();
   asking.say("Drawing candidates…");
   return asking.ask((how) => answerTo(question, how), ({ answer, seconds }) => {
-    showResults(answer, seconds);
+    showResults(answer, currentCards(), seconds);
     asking.say(inShort(answer));
     byId("results-heading").scrollIntoView({ block: "nearest" });
   });

@@ -1,20 +1,28 @@
 // What the gateway found: its answers with their scores, a table of all candidates, what it all took.
 
+import { short } from "./cards.js";
+import { answerText, detailTables, stepsHint } from "./details.js";
 import { byId, counted, duration, fillFacts, make, signed } from "./dom.js";
 import { barsFor, scoreHead } from "./scores.js";
 import { captionedTable, cell, sentence } from "./tables.js";
 
 const TOLD = ["strategy", "best_of", "ranked", "candidates", "stopped", "scores", "gain", "tokens", "seconds", "reason"];
 
-// Shows the answers, best first, each with its text; `report` is what the gateway says of the whole call.
-export function showResults({ choices, report, usage }, roundTrip) {
+// Shows the answers, best first, each with its text; `report` is what the gateway says of the whole call,
+// and `cards` are those of the reward models.
+export function showResults({ choices, report, usage }, cards, roundTrip) {
   const models = new Set(report.scores.filter((each) => each.model).map(modelOf));
   const bar = barsByModel(report.scores);
-  const item = (each) => candidateItem(each, bar, models.size > 1);
+  // A revision that was promoted meanwhile has no card here.
+  const cardOf = (each) => cards.find(({ name, revision }) => name === each.model && revision === each.revision);
+  const candidates = bestFirst(choices, report.scores);
+  const item = (each) => candidateItem(each, bar, models.size > 1, cardOf(each));
   byId("found").replaceChildren(
     make("p", "hint", [report.strategy, ...models].join(", ")),
+    ...stepsHint(choices),
     make("ol", "ranking", ...choices.map(item)),
-    candidatesTable(bestFirst(choices, report.scores), models.size > 1),
+    candidatesTable(candidates, models.size > 1),
+    ...tablesByModel(candidates, models.size > 1, cardOf),
     make("h3", "", "What it took"),
     fillFacts(make("dl", "facts"), facts(report, usage, roundTrip)),
   );
@@ -30,7 +38,7 @@ export function inShort({ choices: [best], report }) {
 
 const nameOf = ({ candidate }) => `Candidate ${candidate}`;
 
-const modelOf = ({ model, revision }) => `${model}@${revision.slice(0, 12)}`;
+const modelOf = ({ model, revision }) => `${model}@${short(revision)}`;
 
 // The bar of a candidate. Scores of two models have no common scale.
 function barsByModel(scores) {
@@ -39,9 +47,9 @@ function barsByModel(scores) {
   return (candidate) => (candidate.score === null ? [] : [bars.get(modelOf(candidate))(candidate.score)]);
 }
 
-function candidateItem(each, bar, namesModel) {
+function candidateItem(each, bar, namesModel, card) {
   return make("li", "", scoreHead(nameOf(each), each.score), ...bar(each),
-    make("p", "text", each.text), make("p", "hint", facets(each, namesModel)));
+    answerText(each.text, each, card), make("p", "hint", facets(each, namesModel)));
 }
 
 function facets(each, namesModel) {
@@ -49,6 +57,7 @@ function facets(each, namesModel) {
   if (each.finish_reason === "length") found.push("cut at the most tokens");
   if (each.score === null) found.push(`not ranked (${each.reason})`);
   else if (namesModel) found.push(`by ${modelOf(each)}`);
+  if (each.spread !== undefined) found.push(`spread ${each.spread.toFixed(3)}`);
   return found.join("; ");
 }
 
@@ -74,6 +83,13 @@ function candidatesTable(candidates, namesModel) {
     cell(each.ended === false ? "stopped" : "ended"),
     ...(namesModel ? [cell(each.model ? modelOf(each) : "")] : []),
   ]));
+}
+
+// What each model says of its candidates beside their scores.
+function tablesByModel(candidates, namesModel, cardOf) {
+  const byModel = Map.groupBy(candidates.filter((each) => each.score !== null), modelOf);
+  return [...byModel].flatMap(([model, scored]) =>
+    detailTables(scored.map((each) => [nameOf(each), each]), cardOf(scored[0]), namesModel ? `, by ${model}` : ""));
 }
 
 // What a strategy notes: one value, or a list of rows such as votes.

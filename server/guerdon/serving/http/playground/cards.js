@@ -1,0 +1,22 @@
+// A model's card: all that its server knows of it.
+
+import { counted, fillFacts, make } from "./dom.js";
+
+export const short = (revision) => revision.slice(0, 12);
+
+// Fills a <details>, which stays open where it was.
+export function fillCard(details, card, title) {
+  const summary = `${title}: ${card.kind}, ${counted(card.max_tokens, "token")} at most, revision ${short(card.revision)}`;
+  const told = Object.entries(card).map(([key, value]) => [key.replaceAll("_", " "), inWords(value)]);
+  const facts = fillFacts(make("dl", "facts"), told.filter(([, value]) => value !== ""));
+  details.replaceChildren(make("summary", "", summary), facts);
+  return details;
+}
+
+function inWords(value) {
+  if (Array.isArray(value)) return value.join(", ");
+  if (typeof value === "object") return Object.entries(value).map(([key, each]) => `${key} × ${each}`).join(", ");
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value === "string") return value;
+  return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
+}
