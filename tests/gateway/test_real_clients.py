@@ -7,7 +7,7 @@ import asyncio
 import json
 import shutil
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 from tests.support.formula_engine import FormulaEngine, WordTokenizer, text_of, tokens_of
 from tests.support.packages import node_modules_with, python_with, run_program
+from tests.support.ports import free_port
 from tests.support.sampler_service import start_sampler
 from tests.support.server import running_server
 from tests.support.tiny import tiny_checkpoint
@@ -31,6 +32,7 @@ PACKAGES = ("openai==3.57.0", "langchain-openai==1.7.4", "litellm==1.110.2")
 NODE_PACKAGE = "openai@7.59.0"
 PROGRAMS = Path(__file__).with_name("clients")
 KEY, SEED = "of-the-clients", 5
+SPENT_KEY, LIMIT = "of-one-who-has-spent", 40
 TEXT = "The highest mountain is"
 PARTS = [{"type": "text", "text": QUESTION[0]["content"]}]
 TOOL = {
@@ -86,11 +88,15 @@ class Servers:
         drawn = [space + text for text in found]
         if not ranked:
             return drawn
-        completed = FormattedText(prompt) if "prompt" in case else QUESTION
-        values = self.rewards.score_one("helpful", completed, drawn).values
+        values = self.scores(case, drawn)
         assert len(set(values)) == count
         best = [text for _, text in sorted(zip(values, drawn, strict=True), reverse=True)]
         return best[: case.get("n", 1)]
+
+    def scores(self, case: dict[str, Any], texts: list[str]) -> list[float]:
+        """What the reward model's own client gets for answers to what a client asks."""
+        completed = FormattedText(case["prompt"]) if "prompt" in case else QUESTION
+        return list(self.rewards.score_one("helpful", completed, texts).values)
 
 
 def candidates(prompt: list[int], n: int) -> list[str]:
@@ -103,6 +109,10 @@ async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
     folder = tmp_path_factory.mktemp("services")
     token = folder / "token"
     token.write_text(KEY)
+    callers = folder / "callers.toml"
+    keys = {"clients": KEY, "spent": SPENT_KEY}
+    named = [f'[callers.{who}]\ntoken = "{key}"\nroles = ["sample"]\n' for who, key in keys.items()]
+    callers.write_text("".join(named))
     checkpoint = tiny_checkpoint(folder / "m", "llama", seed=5)
     with running_server({"helpful": checkpoint}, dtype="float32") as rewards:
         async with start_sampler(ToolTokenizer(), token_file=token) as sampler:
@@ -110,13 +120,19 @@ async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
             before = gateway_before(
                 sampler,
                 f"{rewards.address}/helpful",
-                token_file=token,
+                f"127.0.0.1:{free_port()}/gone",
+                tokens=callers,
+                spending={"caller_seconds": 1e9, "callers": {"spent": LIMIT}},
                 sampler_token_file=token,
                 endpoint_key_file=token,
                 pass_to=url,
                 endpoint_model="formula",
             )
             async with before as gateway:
+                body = {"model": "policy", "messages": QUESTION, "best_of": 1, "max_tokens": LIMIT}
+                shown = {"authorization": f"Bearer {SPENT_KEY}"}
+                spent = await gateway.http.post("/v1/chat/completions", json=body, headers=shown)
+                assert spent.status_code == 200, spent.text
                 with RewardClient(rewards.address) as client:
                     asked = f"{gateway.http.base_url}/v1"
                     yield Servers(asked, url, sampler.engine, client)
@@ -138,6 +154,7 @@ ANSWERED: dict[str, tuple[dict[str, Any], int]] = {
     "object": ({"model": "policy:best-of-4", "body": {"guerdon": {"best_of": 2}}}, 2),
     "text": ({"model": "policy", "prompt": TEXT, "n": 2, "body": {"best_of": 3}}, 3),
     "stream": ({"model": "policy:best-of-4", "stream": True}, 4),
+    "n, streamed": ({"model": "policy:best-of-4", "n": 2, "stream": True}, 4),
     "tools": ({"model": "policy:best-of-4", "tools": [TOOL]}, 1),
     "tools, streamed": ({"model": "policy:best-of-4", "tools": [TOOL], "stream": True}, 1),
 }
@@ -148,6 +165,7 @@ OF_THE_SAMPLER: dict[str, tuple[dict[str, Any], int]] = {
     "the sampler, with tools": ({"model": "formula", "tools": [TOOL]}, 1),
 }
 NOT_FOUND, BAD_REQUEST, NO_KEY = "NotFoundError", "BadRequestError", "AuthenticationError"
+AWAY, TOO_MANY = "InternalServerError", "RateLimitError"
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "another model": ({"model": "gpt-4"}, NOT_FOUND, "there is no 'gpt-4' here"),
     "a wrong field": ({"model": "policy", "body": {"best_of": 0}}, BAD_REQUEST, "best_of: is 0"),
@@ -162,21 +180,36 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         BAD_REQUEST,
         "no call can be forced here",
     ),
+    "spending": (
+        {"model": "policy", "key": SPENT_KEY, "body": {"best_of": 1, "max_tokens": LIMIT}},
+        TOO_MANY,
+        f"this call may take {LIMIT} tokens",
+    ),
+    "rewards that are away": (
+        {"model": "policy", "body": {"guerdon": {"best_of": 1, "model": "gone"}}},
+        AWAY,
+        "the rewards of gone are away",
+    ),
 }
 """What is refused, the error's class in OpenAI's clients, and its words."""
 
 
 async def check(
-    servers: Servers, *command: object, errors: Mapping[str, str] | None = None, **environment: str
+    servers: Servers,
+    *command: object,
+    errors: Mapping[str, str] | None = None,
+    cannot: Collection[str] = (),
+    **environment: str,
 ) -> None:
     """Let a client's program ask everything, and compare what it got.
 
     Args:
         command: runs the program.
+        cannot: names of what the client itself can't do.
         errors: the client's own names of OpenAI's classes, where it has others.
         environment: of the program.
     """
-    answered = ANSWERED | OF_THE_SAMPLER
+    answered = {k: v for k, v in (ANSWERED | OF_THE_SAMPLER).items() if k not in cannot}
     asked = {name: case for name, (case, *_) in (answered | REFUSED).items()}
     cases = [
         {
@@ -197,11 +230,26 @@ async def check(
         if "guerdon" in told and name in ANSWERED:
             assert told["guerdon"]["ranked"] == ranked
             assert told["guerdon"].get("candidates", 1) == count
+        check_header(servers, case, told, ranked=ranked)
     assert found["the sampler, streamed"]["pieces"] > 3  # a token each, not the whole at once
-    assert servers.engine.behaviour.drawn == sum(count for _, count in answered.values())
+    counts = [count for _, count in answered.values()]
+    assert servers.engine.behaviour.drawn == sum(counts) + 1  # for the rewards that are away
     for name, (_, kind, words) in REFUSED.items():
         assert found[name].get("error") == (errors or {}).get(kind, kind), (name, found[name])
         assert words in found[name]["message"]
+
+
+def check_header(
+    servers: Servers, case: dict[str, Any], told: dict[str, Any], *, ranked: bool
+) -> None:
+    """Compare the header `x-guerdon-score`, where the client shows it, with the best's score."""
+    if not ranked or "header" not in told:
+        assert told.get("header") is None
+        return
+    header = float(told["header"])
+    [score] = servers.scores(case, told["texts"][:1])
+    assert header == pytest.approx(score, abs=1e-4)
+    assert header == told.get("score", header)
 
 
 async def test_openai(servers: Servers) -> None:
@@ -219,10 +267,15 @@ async def test_langchain(servers: Servers, python: Path) -> None:
         NOT_FOUND: "OpenAIModelNotFoundError",
         BAD_REQUEST: "OpenAIInvalidRequestError",
         NO_KEY: "OpenAIAuthenticationError",
+        TOO_MANY: "OpenAIRateLimitError",
+        AWAY: "OpenAIAPIError",
     }
-    await check(servers, python, PROGRAMS / "ask_langchain.py", errors=errors)
+    # It reads the first choice alone of each event of a stream, whichever it is of.
+    cannot = ("n, streamed",)
+    await check(servers, python, PROGRAMS / "ask_langchain.py", errors=errors, cannot=cannot)
 
 
 async def test_litellm(servers: Servers, python: Path) -> None:
     own = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # else it looks for prices on the net
-    await check(servers, python, PROGRAMS / "ask_litellm.py", **own)
+    errors = {AWAY: "ServiceUnavailableError"}
+    await check(servers, python, PROGRAMS / "ask_litellm.py", errors=errors, **own)

@@ -6,7 +6,9 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.gateway.support import gateway_before
@@ -21,6 +23,7 @@ from guerdon.client import RewardClient
 PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "verifiers.md"
 TASKS = Path(__file__).with_name("verifiers_task.py")
 HARNESS = Path(__file__).with_name("verifiers_harness.py")
+EVALS = Path(__file__).with_name("verifiers_evals.py")
 TASKSET = """
 import verifiers.v1 as vf
 
@@ -106,44 +109,102 @@ def test_verifiers_gets_the_scores_of_the_native_client(
         assert reason in line
 
 
-async def test_an_evaluation_by_the_best_of_four_gets_the_scores_of_the_native_client(
+@dataclass(frozen=True)
+class Evaluation:
+    """How `vf-eval` is set, and what comes of it."""
+
+    settings: str = ""
+    """TOML that is added to the page's."""
+    model: str = "policy:best-of-4"
+    tasks: int = 1
+    candidates: int = 4
+    ranked: bool = True
+    error: str = ""
+    """What the traces' errors say, where there is no answer."""
+
+
+EVALUATIONS = {
+    "name": Evaluation(tasks=2),
+    "header": Evaluation('[client.headers]\nx-guerdon-best-of = "5"\n', candidates=5),
+    "body": Evaluation("[sampling]\nbest_of = 3\n", candidates=3),
+    "object": Evaluation("[sampling.guerdon]\nbest_of = 2\n", "policy", candidates=2),
+    "tools": Evaluation(
+        '[env.agent.harness.env]\nSHOWS_A_TOOL = "1"\n', candidates=1, ranked=False
+    ),
+    "error": Evaluation("[sampling]\nbest_of = 0\n", candidates=0, error="best_of: is 0"),
+}
+
+
+async def test_evaluations_by_the_best_of_n_get_the_scores_of_the_native_client(
     python: Path,
     server: RunningServer,
     settings: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`vf-eval`, with the gateway as its policy."""
+    """`vf-eval`, with the gateway as its policy, asked in every way that it can be set to."""
     token = tmp_path / "token"
     token.write_text("of-the-policy")
     monkeypatch.setenv("POLICY_TOKEN", "of-the-policy")
-    async with (
-        start_sampler() as sampler,
-        gateway_before(sampler, f"{server.address}/helpful", token_file=token) as gateway,
-    ):
-        await asyncio.to_thread(
-            run_program,
-            *(python, python.with_name("vf-eval"), "@", settings),
-            *("--no-push", "--no-rich", "--output-dir", tmp_path / "runs"),
-            *("--model", "policy:best-of-4", "--client.base-url", f"{gateway.http.base_url}/v1"),
-            *("--client.api-key-var", "POLICY_TOKEN"),
-            *("--env.agent.harness.id", HARNESS.stem, "--env.agent.runtime.type", "subprocess"),
+    async with start_sampler() as sampler:
+        before = gateway_before(
+            sampler,
+            f"{server.address}/helpful",
+            token_file=token,
+            pass_to=f"{sampler.http.base_url}/v1",
+            endpoint_model="formula",
         )
-    (file,) = (tmp_path / "runs").glob("*/traces.jsonl")
-    lines = file.read_bytes().splitlines()
-    traces = [trace for line in lines for trace in json.loads(line)["traces"]]
-    assert [trace["errors"] for trace in traces] == [[], []]
-    conversations = [[node["message"] for node in trace["nodes"]] for trace in traces]
-    best = []
-    for question, answer in conversations:
-        ids = [len(word) for word in question["content"].split()]
-        drawn = [text_of(tokens_of(ids, sample)) for sample in range(4)]
-        assert answer["content"] in drawn
-        best.append(max(native_scores(server, [[question, said(text)] for text in drawn])))
-    assert best[0] != best[1]
-    assert [trace["rewards"] for trace in traces] == [
-        {"helpful": {"score": pytest.approx(score, abs=1e-4), "weight": 0.5}} for score in best
-    ]
+        async with before as gateway:
+            url = f"{gateway.http.base_url}/v1"
+            commands = [
+                arguments(tmp_path, settings, name, evaluation, url)
+                for name, evaluation in EVALUATIONS.items()
+            ]
+            program = (python, EVALS, json.dumps(commands))
+            await asyncio.to_thread(run_program, *program)
+        for name, evaluation in EVALUATIONS.items():
+            (file,) = (tmp_path / "runs" / name).glob("*/traces.jsonl")
+            lines = file.read_bytes().splitlines()
+            traces = [trace for line in lines for trace in json.loads(line)["traces"]]
+            assert len(traces) == evaluation.tasks
+            for trace in traces:
+                check(server, name, evaluation, trace)
+        counts = [each.candidates * each.tasks for each in EVALUATIONS.values()]
+        assert sampler.engine.behaviour.drawn == sum(counts)
+
+
+def arguments(folder: Path, settings: Path, name: str, of: Evaluation, url: str) -> list[str]:
+    """Those of the command for an evaluation."""
+    own = folder / f"{name}.toml"
+    own.write_text(f"{of.settings}\n{settings.read_text()}")
+    given = {
+        "--output-dir": folder / "runs" / name,
+        "--model": of.model,
+        "--select.limit": of.tasks,
+        "--client.base-url": url,
+        "--client.api-key-var": "POLICY_TOKEN",
+        "--env.agent.harness.id": HARNESS.stem,
+        "--env.agent.runtime.type": "subprocess",
+    }
+    flags = [str(word) for pair in given.items() for word in pair]
+    return ["@", str(own), "--no-push", "--no-rich", *flags]
+
+
+def check(server: RunningServer, name: str, of: Evaluation, trace: dict[str, Any]) -> None:
+    """Compare a trace with the policy's formula and the native client."""
+    if of.error:
+        assert of.error in json.dumps(trace["errors"]), name
+        assert not any(reward["score"] is not None for reward in trace["rewards"].values())
+        return
+    assert trace["errors"] == [], name
+    question, answer = (node["message"] for node in trace["nodes"])
+    ids = [len(word) for word in question["content"].split()]
+    drawn = [text_of(tokens_of(ids, sample)) for sample in range(of.candidates)]
+    scores = native_scores(server, [[question, said(text)] for text in drawn])
+    best = max(range(of.candidates), key=scores.__getitem__) if of.ranked else 0
+    assert answer["content"] == drawn[best], name
+    reward = {"score": pytest.approx(scores[best], abs=1e-4), "weight": 0.5}
+    assert trace["rewards"] == {"helpful": reward}, name
 
 
 def said(text: str) -> dict[str, str]:

@@ -27,7 +27,7 @@ def test_every_example_loads(tmp_path: Path) -> None:
     for example in ("", *others):
         file.write_text(first + example)
         seen.add(load_judge(file, "j").info.revision)
-    assert len(seen) == 1 + len(others) == 6
+    assert len(seen) == 1 + len(others) == 7
 
 
 def test_the_table_has_every_setting() -> None:

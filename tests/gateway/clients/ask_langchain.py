@@ -33,7 +33,7 @@ def ask(case: Case) -> dict[str, Any]:
         "candidates": int(headers.get("x-guerdon-candidates", 1)),
         "ranked": headers.get("x-guerdon-ranked") == "true",
     }
-    return {"texts": [message.text], "guerdon": told}
+    return {"texts": [message.text], "guerdon": told, "header": headers.get("x-guerdon-score")}
 
 
 ask_all(ask)

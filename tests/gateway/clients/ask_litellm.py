@@ -15,6 +15,7 @@ def ask(case: Case) -> dict[str, Any]:
         "api_key": case["key"],
         **sampling(case),
         "extra_headers": case.get("headers"),
+        "max_retries": 0,
         **case.get("body", {}),
     }
     if "prompt" in case:
@@ -24,11 +25,13 @@ def ask(case: Case) -> dict[str, Any]:
     if case.get("stream"):
         pieces = list(litellm.completion(**asked, stream=True))
         whole = litellm.stream_chunk_builder(pieces)
-        return {"texts": [whole.choices[0].message.content], "pieces": len(pieces)}
+        texts = [choice.message.content for choice in whole.choices]
+        return {"texts": texts, "pieces": len(pieces)}
     reply = litellm.completion(**asked)
     return {
         "texts": [choice.message.content for choice in reply.choices],
         "guerdon": reply.guerdon,
+        "header": reply._hidden_params["additional_headers"].get("llm_provider-x-guerdon-score"),
     }
 
 

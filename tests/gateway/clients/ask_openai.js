@@ -11,17 +11,17 @@ async function ask({ url, key, model, seed, n, messages, prompt, tools, stream, 
     return { texts: text.choices.map((choice) => choice.text), guerdon: text.guerdon };
   }
   Object.assign(asked, { messages, tools });
-  let reply;
-  let pieces = 0;
+  const textsOf = (reply) => reply.choices.map((choice) => choice.message.content);
   if (stream) {
+    let pieces = 0;
     const run = client.chat.completions.stream(asked, { headers });
     run.on("content.delta", () => pieces++);
-    reply = await run.finalChatCompletion();
-  } else {
-    reply = await client.chat.completions.create(asked, { headers });
+    return { texts: textsOf(await run.finalChatCompletion()), pieces };
   }
-  const texts = reply.choices.map((choice) => choice.message.content);
-  return stream ? { texts, pieces } : { texts, guerdon: reply.guerdon };
+  const raw = await client.chat.completions.create(asked, { headers }).withResponse();
+  const { guerdon, choices } = raw.data;
+  const header = raw.response.headers.get("x-guerdon-score");
+  return { texts: textsOf(raw.data), guerdon, header, score: choices[0].guerdon?.score };
 }
 
 (async () => {

@@ -26,10 +26,13 @@ def ask(case: Case) -> dict[str, Any]:
             "texts": [choice.message.content for choice in reply.choices],
             "pieces": sum(event.type == "content.delta" for event in events),
         }
-    reply = client.chat.completions.create(**asked)
+    raw = client.chat.completions.with_raw_response.create(**asked)
+    reply: Any = raw.parse()
     return {
         "texts": [choice.message.content for choice in reply.choices],
         "guerdon": reply.guerdon,
+        "header": raw.headers.get("x-guerdon-score"),
+        "score": getattr(reply.choices[0], "guerdon", {}).get("score"),
     }
 
 

@@ -1,12 +1,14 @@
 """An OpenAI-compatible endpoint: one chat completion asked for, and its text.
 
-What the endpoint says of an error goes to the log, less the key, and to nobody else.
+What the endpoint says of an error goes to the log, less the key, and to nobody else; callers are
+told which setting helps, where it names a field that a setting leaves out or renames.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,13 @@ LONGEST_RETRY_AFTER = 86_400
 """Seconds: the longest Retry-After that is believed."""
 ENDED = ("stop", "eos_token")
 """What a completion's `finish_reason` is where the model itself ended it."""
+
+REMEDIES = {
+    "response_format": "verdict.send_schema = false leaves it out",
+    "max_tokens": 'limit_field = "max_completion_tokens" gives it another name',
+    "temperature": "send_temperature = false leaves it out",
+}
+"""Settings that help where an endpoint doesn't take a field of the request."""
 
 
 class AskFailed(Exception):
@@ -87,9 +96,10 @@ class JudgeEndpoint:
         self._fields: dict[str, Any] = {
             **settings.extra,
             "model": settings.model,
-            "temperature": settings.temperature,
-            "max_tokens": settings.max_tokens,
+            settings.limit_field: settings.max_tokens,
         }
+        if settings.send_temperature:
+            self._fields["temperature"] = settings.temperature
         if schema is not None:
             self._fields["response_format"] = {
                 "type": "json_schema",
@@ -152,7 +162,18 @@ class JudgeEndpoint:
             return AskFailed("limited", reason, retry_after=after)
         if status >= 500 or status == 408:
             return AskFailed("away", reason, retry_after=after)
+        if (field := _field_at_fault(reply)) in self._fields.keys() & REMEDIES:
+            reason += f" to the field {field}: {REMEDIES[field]}"
         return AskFailed("refused", reason, final=True)
+
+
+def _field_at_fault(reply: bytes) -> str:
+    """The field of the request that an error in OpenAI's shape names; empty if it names none."""
+    try:
+        param = json.loads(reply)["error"]["param"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return param.partition(".")[0] if isinstance(param, str) else ""
 
 
 def _read(body: bytes) -> Reply:

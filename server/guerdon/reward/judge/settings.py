@@ -28,9 +28,12 @@ from guerdon.data.json_values import json_copy, parsed
 from guerdon.reward.judge.schema import ReplySchema
 from guerdon.settings import SettingsError, build, not_negative, positive, read_toml
 
-OWN_FIELDS = frozenset({
-    "model", "messages", "temperature", "max_tokens", "seed", "response_format", "n", "stream",
-})  # fmt: skip
+OWN_FIELDS = frozenset(
+    {
+        *("model", "messages", "response_format", "n", "stream"),
+        *("temperature", "max_tokens", "max_completion_tokens", "seed"),
+    }
+)
 """Fields of a request that `extra` may not hold: they are made of other settings, or would make
 another reply than the one that is read."""
 PREFERENCES = {"A": 1.0, "B": -1.0, "tie": 0.0}
@@ -178,8 +181,12 @@ class JudgeSettings:
     """The template's file."""
     temperature: float = 0.0
     """The sampling temperature."""
+    send_temperature: bool = True
+    """The endpoint is given it; else it samples at its own."""
     max_tokens: int = 1024
     """Most tokens of a reply."""
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """The request's field for it."""
     seed: int | None = None
     """The seed of the first vote; those of the others follow."""
     votes: int = 1
@@ -224,7 +231,9 @@ class JudgeSettings:
 
     def _check_together(self) -> None:
         """Refuse settings that contradict each other."""
-        if self.votes > 1 and not self.temperature:
+        if self.temperature and not self.send_temperature:
+            raise SettingsError("temperature is given, and send_temperature = false leaves it out")
+        if self.votes > 1 and self.send_temperature and not self.temperature:
             raise SettingsError(f"votes is {self.votes}, and temperature 0 makes all of them alike")
         for one, other in (("template", "template_file"), ("api_key_variable", "api_key_file")):
             if getattr(self, one) and getattr(self, other):
