@@ -126,7 +126,8 @@ RANKING = [
         "Reward gained over the first answer (mean)",
         "The answer's score less that of candidate 0, in the reward model's own units. Only of "
         "answers whose candidate 0 was scored whole, by the same model: calls that stopped it "
-        "(threshold, rejection) are left out.",
+        "(threshold, rejection, adaptive), and cascades whose two models scored the two, are left "
+        "out.",
         [Query(GAIN, names("strategy"))],
     ),
     Panel(

@@ -14,7 +14,6 @@ import deploy.pictures
 from deploy.demo.console import ROOT, DemoFailed, console, relative
 from deploy.demo.processes import leave_on_sigterm
 from deploy.pictures.dashboard import draw_dashboard
-from tests.playground.pictures import draw_playground
 
 FOLDER = ROOT / "docs" / "pictures"
 LARGEST_KIB = 150
@@ -46,8 +45,8 @@ def main() -> None:
         ),
         "best-of-n": lambda to: shutil.copyfile(needed(args.best_of_n / "best-of-n.png"), to),
         "report": lambda to: take_screenshot(needed(args.report), to),
-        "playground-reward": lambda to: draw_playground("reward", to),
-        "playground-gateway": lambda to: draw_playground("gateway", to),
+        "playground-reward": lambda to: draw_page("reward", to),
+        "playground-gateway": lambda to: draw_page("gateway", to),
     }
     try:
         for name in [args.only] if args.only else NAMES:
@@ -70,6 +69,19 @@ def needed(path: Path) -> Path:
             f"{relative(path)} is not there: run make demo, comparison or best-of-n first"
         )
     return path
+
+
+def draw_page(server: str, to: Path) -> None:
+    """A server's playground, as the tests use it.
+
+    Raises:
+        DemoFailed: there is no Chromium.
+    """
+    if shutil.which("chromium") is None:
+        raise DemoFailed("chromium is not here")
+    from tests.playground.pictures import draw_playground
+
+    draw_playground(server, to)
 
 
 def take_screenshot(page: Path, to: Path) -> None:

@@ -202,6 +202,20 @@ async def test_a_cascade_asks_the_large_model_for_close_calls_alone() -> None:
     assert found.notes == {"close_calls": 3, "overruled": False}
 
 
+async def test_a_cascades_large_model_overrules_nothing_by_a_tie_or_without_a_score() -> None:
+    small = {"a": 1.4, "b b": 0.0, "c c c": 1.5, "d d d d": 1.3}
+    given = plan("cascade", 4, n=4, small_model="small", margin=0.5)
+    for large, order in (
+        (dict.fromkeys(TEXTS, 7.0), [2, 0, 3, 1]),
+        ({"a": 7.0, "d d d d": 6.0}, [0, 3, 1, 2]),  # it refuses the small one's best
+    ):
+        both = {"small": small, "rm": large}
+        rewards = ScriptedRewards(lambda model, text: both[model].get(text))  # noqa: B023
+        found = await answer(ScriptedPolicy(TEXTS), rewards, given)
+        assert chosen(found) == order
+        assert found.notes == {"close_calls": 3, "overruled": False}
+
+
 async def test_a_cascade_lets_the_small_model_decide_a_clear_case() -> None:
     rewards = ScriptedRewards(lambda model, text: SCORES[text])
     given = plan("cascade", 4, small_model="small", margin=1.0)

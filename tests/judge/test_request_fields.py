@@ -56,7 +56,7 @@ async def test_an_error_says_which_setting_helps(
     assert refused.code().name == "INTERNAL"
     said = "the endpoint of the judge 'j' answers with HTTP 400"
     if remedy is not None:
-        said += f" to the field {str(param).partition('.')[0]}: {remedy}"
+        said += f" for the field {str(param).partition('.')[0]}; if it never takes that, {remedy}"
     assert refused.details() == said
     assert len(endpoint.bodies) == 1
 

@@ -25,7 +25,7 @@ ABSENT = {
 
 
 class Guerdon(Server):
-    """`guerdon serve reward` with its defaults, asked by its own client."""
+    """`guerdon serve reward` with its defaults but for the allocator, asked by its own client."""
 
     name = "guerdon"
     label = "this server, gRPC"

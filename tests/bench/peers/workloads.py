@@ -64,7 +64,7 @@ class Plan:
 def conversations(salt: str) -> Iterator[Call]:
     """Real conversations with one response each, without end; no other salt has the same."""
     for number in itertools.count():
-        for item in _texts():
+        for item in _texts(pairs):
             first, *rest = (dict(turn) for turn in item.prompt)
             first["content"] = f"Question {salt}.{number}: {first['content']}"
             yield Call([first, *rest], list(item.responses))
@@ -86,7 +86,7 @@ def rankings(count: int, answers: int, salt: str) -> list[Call]:
 
 
 @functools.cache
-def _texts() -> list[Any]:
+def _texts(pairs: Path) -> list[Any]:
     items = real_items(2000, pairs)
     return [as_client_item(item) for item in {repr(each): each for each in items}.values()]
 
@@ -344,7 +344,7 @@ class Arrived:
 ARRIVING = Group(8, 60, 400)
 PROMPTS, ARRIVING_SECONDS = 8, 5.0
 ARRIVING_SEED = 10_000
-"""Others' random tokens than (b) and the check have."""
+"""So that its tokens are not those of (b) or of the check."""
 
 
 def one_by_one(field: Field, plan: Plan) -> dict[str, list[Arrived]]:

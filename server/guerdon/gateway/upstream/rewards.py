@@ -73,6 +73,9 @@ class RewardScorer:
         self._by_model = {model: self._clients[at] for model, at in addresses.items()}
         self._seconds = seconds
         self._bursts: dict[tuple[str, int], _Burst] = {}
+        self._cards: asyncio.Future[list[dict[str, Any]]] | None = None
+        self._look_at_cards_again = 0.0
+        """On `monotonic`."""
         self._known: dict[str, bool] = {}
         """Whether a model ranks only, as it was last asked."""
         self._look_again: dict[str, float] = {}
@@ -113,16 +116,23 @@ class RewardScorer:
         return info.ranks_only
 
     async def cards(self) -> list[dict[str, Any]]:
-        """The cards of all models as their servers give them now; `reason` where one does not."""
+        """The cards of all models as their servers give them; `reason` where one does not.
 
-        async def card(model: str) -> dict[str, Any]:
-            try:
-                info = await self._by_model[model].get_model(model, timeout=LOOK_SECONDS)
-            except GuerdonError as error:
-                return {"name": model, "reason": f"can't be looked at now: {error.message}"}
-            return card_of(info)
+        Whoever asks within a second of another gets the same.
+        """
+        now = time.monotonic()
+        if self._cards is None or now >= self._look_at_cards_again:
+            self._look_at_cards_again = now + LOOK_SECONDS
+            self._cards = asyncio.ensure_future(together([*map(self._card, self._by_model)]))
+        return await asyncio.shield(self._cards)
 
-        return await together([card(model) for model in self._by_model])
+    async def _card(self, model: str) -> dict[str, Any]:
+        try:
+            info = await self._by_model[model].get_model(model, timeout=LOOK_SECONDS)
+        except GuerdonError as error:
+            logger.warning("the reward model %s can't be looked at: %s", model, error.message)
+            return {"name": model, "reason": f"can't be looked at now: {error.message}"}
+        return card_of(info)
 
     async def score(
         self, model: str, question: Question, text: str, deadline: float

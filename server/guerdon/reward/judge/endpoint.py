@@ -163,7 +163,7 @@ class JudgeEndpoint:
         if status >= 500 or status == 408:
             return AskFailed("away", reason, retry_after=after)
         if (field := _field_at_fault(reply)) in self._fields.keys() & REMEDIES:
-            reason += f" to the field {field}: {REMEDIES[field]}"
+            reason += f" for the field {field}; if it never takes that, {REMEDIES[field]}"
         return AskFailed("refused", reason, final=True)
 
 

@@ -4,10 +4,12 @@ import { counted, fillFacts, make } from "./dom.js";
 
 export const short = (revision) => revision.slice(0, 12);
 
-// Fills a <details>, which stays open where it was.
+// Fills a <details> with a card; a judge's has no most tokens.
 export function fillCard(details, card, title) {
-  const summary = `${title}: ${card.kind}, ${counted(card.max_tokens, "token")} at most, revision ${short(card.revision)}`;
-  const told = Object.entries(card).map(([key, value]) => [key.replaceAll("_", " "), inWords(value)]);
+  const most = card.max_tokens ? `, ${counted(card.max_tokens, "token")} at most` : "";
+  const summary = `${title}: ${card.kind}${most}, revision ${short(card.revision)}`;
+  const known = Object.entries(card).filter(([key, value]) => key !== "max_tokens" || value);
+  const told = known.map(([key, value]) => [key.replaceAll("_", " "), inWords(value)]);
   const facts = fillFacts(make("dl", "facts"), told.filter(([, value]) => value !== ""));
   details.replaceChildren(make("summary", "", summary), facts);
   return details;

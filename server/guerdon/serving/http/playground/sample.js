@@ -12,7 +12,8 @@ let listed = false;
 
 async function reloadNames() {
   asking.say("Asking for the models…");
-  const both = (how) => Promise.all([call("v1/models", how), call("v1/reward_models", how)]);
+  const cards = (how) => call("v1/reward_models", how).catch(() => ({ reply: { models: [] } }));
+  const both = (how) => Promise.all([call("v1/models", how), cards(how)]);
   await asking.ask(both, ([{ reply }, rewards]) => {
     listNames(reply);
     showRewardModels(rewards.reply);
