@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from tests.bench import engine, gateway, learner, progress, serving, training
+from tests.bench import engine, gateway, kernels, learner, progress, serving, training
 from tests.bench.common import BenchSettings, reward_checkpoint
 from tests.bench.peers import __main__ as peers
 
 BENCHMARKS: dict[str, Callable[[BenchSettings], None]] = {
     "engine": engine.run,
+    "kernels": kernels.run,
     "throughput": serving.throughput,
     "latency": serving.latency,
     "overload": serving.overload,
