@@ -30,7 +30,7 @@ comparison: setup-sampler ## Train by SFT, DPO, ORPO, RFT and PPO from one start
 best-of-n: setup-sampler ## Measure what the best of n answers gain and cost (30 minutes)
 	@$(BIN)/python -m deploy.best_of_n $(BEST_OF_N_ARGS)
 
-pictures: setup ## Draw docs/pictures anew, from the runs of demo, comparison and best-of-n
+pictures: setup ## Draw docs/pictures anew, from the runs of demo, comparison and best-of-n, and the playgrounds
 	@$(BIN)/python -m deploy.pictures $(PICTURES_ARGS)
 
 test: setup-sampler ## All tests
