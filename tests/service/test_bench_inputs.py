@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.bench.peers.workloads import real_calls
+from tests.bench.peers.texts import real_calls
 from tests.bench.serving import as_request, real_items
 
 

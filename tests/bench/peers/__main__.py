@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 from tests.bench.common import DATA, reward_checkpoint
-from tests.bench.peers import workloads
+from tests.bench.peers import texts, workloads
 from tests.bench.peers.contender import Failed, Setup
 from tests.bench.peers.contenders import CONTENDERS, Guerdon, Reference
 from tests.bench.peers.field import Field, check
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--group",
         type=group,
-        default=workloads.Group(),
+        default=texts.Group(),
         metavar="R,T,P",
         help="b's responses, tokens of each, and tokens of the prompt (16,256,1024)",
     )
@@ -118,12 +118,12 @@ def names(known: Iterable[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def group(text: str) -> workloads.Group:
+def group(text: str) -> texts.Group:
     """An option that is the shape of b."""
     sizes = [positive(size) for size in text.split(",")]
     if len(sizes) != 3:
         raise argparse.ArgumentTypeError(f"{text} is not three numbers, such as 16,256,1024")
-    return workloads.Group(*sizes)
+    return texts.Group(*sizes)
 
 
 def positive(text: str) -> int:
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     # SIGTERM as Ctrl-C, which is ignored in the background: the contenders are ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    workloads.pairs = args.pairs
+    texts.pairs = args.pairs
     console = Console(width=140, highlight=False)
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.model or reward_checkpoint(Path(scratch) / "model")
@@ -178,8 +178,8 @@ def run(field: Field, report: Report, plan: workloads.Plan, asked: list[str], se
     if asked == ["f"]:
         return
     checked = [
-        *workloads.real_calls(CHECKED, "check"),
-        workloads.group_call(plan.group, CHECK_SEED),
+        *texts.real_calls(CHECKED, "check"),
+        texts.group_call(plan.group, CHECK_SEED),
     ]
     tolerance = TOLERANCE[setup.dtype]
     expected = Reference(Setup(setup.folder, "float32", setup.threads)).once(checked)

@@ -25,14 +25,10 @@ async def cascade(work: Work) -> Ranking:
         ranked = (scored[close[0]], *clear)
         return Ranking(ranked=ranked, unranked=unscored(found), notes={"close_calls": 0})
     judged: list[Candidate] = await together([work.score(scored[i].draft) for i in close])
-    places = {scored[i].draft.index: place for place, i in enumerate(close)}
-    able = sorted(work.check(judged), key=lambda each: places[each.draft.index])
-    order = best_first([each.value for each in able])  # ties as the small model has them
+    able = sorted(work.check(judged), key=judged.index)  # so that the small model decides ties
+    order = best_first([each.value for each in able])
     return Ranking(
         ranked=(*(able[i] for i in order), *clear),
         unranked=(*unscored(found), *unscored(judged)),
-        notes={
-            "close_calls": len(close),
-            "overruled": order[0] != 0,
-        },
+        notes={"close_calls": len(close), "overruled": order[0] != 0},
     )
