@@ -42,10 +42,8 @@ class Asked:
         """
         inherited = other.given()
         if self.strategy is not None and other.strategy is not None:
-            own = STRATEGIES[self.strategy].own
-            for name in STRATEGIES[other.strategy].own:
-                if name not in own:
-                    inherited.pop(name, None)
+            left = {*STRATEGIES[other.strategy].own} - {*STRATEGIES[self.strategy].own}
+            inherited = {name: given for name, given in inherited.items() if name not in left}
         return Asked(**{**inherited, **self.given()})
 
     def given(self) -> dict[str, Any]:
