@@ -66,8 +66,10 @@ class CallerQueue(Generic[Owner]):
 class ModelQueue(Generic[Owner]):
     """The units of one model in one class: a queue for each caller."""
 
-    def __init__(self, key: str, budgets: Budgets, shares: Shares) -> None:
+    def __init__(self, key: str, cache_tokens: int, budgets: Budgets, shares: Shares) -> None:
         self.key = key
+        self.cache_tokens = cache_tokens
+        """Tokens that the model's prefix cache holds."""
         self._budgets = budgets
         self._shares = shares
         self._callers: dict[str, CallerQueue[Owner]] = {}
@@ -188,7 +190,8 @@ class ClassQueue(Generic[Owner]):
         """Take in a unit."""
         queue = self.queues.get(unit.key)
         if queue is None:
-            queue = self.queues[unit.key] = ModelQueue(unit.key, self._budgets, self._shares)
+            queue = ModelQueue(unit.key, unit.cache_tokens, self._budgets, self._shares)
+            self.queues[unit.key] = queue
             # A model that comes back has no claim for the time in which it asked for nothing.
             self._served[unit.key] = max(self._served.get(unit.key, 0.0), self._floor)
         if unit.caller.key not in self._waiting:
@@ -288,7 +291,11 @@ def _cut(unit: QueuedItem[Owner], room: Room) -> tuple[int, int]:
 
 
 def _has_room(batch: Batch[Owner], room: Room) -> bool:
-    return batch.tokens < room.target and batch.sequences < room.sequences
+    return (
+        batch.new_tokens < room.target
+        and batch.tokens < room.most
+        and batch.sequences < room.sequences
+    )
 
 
 def _fits(unit: QueuedItem[Owner], batch: Batch[Owner], room: Room, tokens: int) -> bool:
@@ -297,7 +304,8 @@ def _fits(unit: QueuedItem[Owner], batch: Batch[Owner], room: Room, tokens: int)
     # What must be split waits for an empty batch, so that its prefix is computed as few
     # times as can be.
     return (
-        batch.tokens + tokens <= room.target
+        batch.new_tokens + batch.new_tokens_of(unit, tokens) <= room.target
+        and batch.tokens + tokens <= room.most
         and batch.sequences + unit.sequences <= room.sequences
         and unit.tokens == tokens
     )
@@ -305,7 +313,7 @@ def _fits(unit: QueuedItem[Owner], batch: Batch[Owner], room: Room, tokens: int)
 
 def _in_time(room: Room, unit: QueuedItem[Owner], batch: Batch[Owner], now: float) -> Room:
     """The room that leaves a unit of the batch its deadline."""
-    return room if unit.deadline is None else room.within(batch.tokens, unit.deadline - now)
+    return room if unit.deadline is None else room.within(batch.new_tokens, unit.deadline - now)
 
 
 def _place(
@@ -319,7 +327,5 @@ def _place(
     unit.queued = stop < unit.item.sequences
     # The prefix of a unit that is split goes with every part, and with its rest.
     unit.tokens -= tokens - (len(unit.item.prefix) if unit.queued else 0)
-    batch.parts.append(part)
-    batch.tokens += tokens
-    batch.sequences += stop - start
+    batch.add(part)
     return part

@@ -17,7 +17,8 @@ The rules, and why, are in `docs/scheduling.md`. In short:
 - A unit that does not fit in the room left is skipped over and goes first next time. A unit
   larger than a batch is split by responses, and its parts begin batches; one response that
   is longer than a batch runs alone.
-- A batch is as large as its model computes in `max_batch_seconds`, going by its last ones,
+- A batch is as large as its model computes in `max_batch_seconds`, going by its last ones and
+  by what its engine's prefix cache should hold,
   and no larger than fits in memory and leaves those in it their deadlines. It takes no longer
   than `shared_batch_seconds` if it is BATCH while ONLINE work comes, or ONLINE while callers
   with little work come beside others.
@@ -27,12 +28,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic
 
-from guerdon.reward.scheduling.limits import BatchLimits, Budgets
+from guerdon.reward.scheduling.limits import MAX_NAMES, BatchLimits, Budgets
 from guerdon.reward.scheduling.queues import LIGHT_SECONDS, ClassQueue, ModelQueue
+from guerdon.reward.scheduling.reuse import KnownBeginnings, beginnings
 from guerdon.reward.scheduling.units import Batch, BatchPart, LazyHeap, Owner, QueuedItem
 from guerdon.reward.types import EncodedItem, PriorityClass
 from guerdon.serving.access.identity import EVERYBODY, Caller
@@ -68,6 +71,8 @@ class Scheduler(Generic[Owner]):
         self._online_came = -math.inf
         """When the last ONLINE work came."""
         self._credit = 0.0
+        self._known = OrderedDict[tuple[int, str], KnownBeginnings]()
+        """By engine and key, used longest ago first."""
         share = limits.batch_share
         self._earning = share / (1 - share)
 
@@ -85,8 +90,19 @@ class Scheduler(Generic[Owner]):
         now: float,
         owner: Owner | None = None,
         caller: Caller = EVERYBODY,
+        cache_tokens: int = 0,
     ) -> QueuedItem[Owner]:
         """Take in one item.
+
+        Args:
+            key: names the model's revision.
+            item: what is to be computed.
+            priority: its class.
+            deadline: when it is dropped, if it has not been handed out.
+            now: the time.
+            owner: what it is for.
+            caller: whose it is.
+            cache_tokens: what the model's prefix cache holds; 0 without one.
 
         Raises:
             ValueError: it has no response.
@@ -104,6 +120,8 @@ class Scheduler(Generic[Owner]):
             owner=owner,
             caller=caller,
             tokens=item.tokens,
+            cache_tokens=cache_tokens,
+            beginnings=beginnings(item) if cache_tokens else (),
         )
         self._class(priority).add(unit)
         if priority is PriorityClass.ONLINE:
@@ -121,10 +139,10 @@ class Scheduler(Generic[Owner]):
             self._deadlines.forget()
         return True
 
-    def next_batch(self, now: float) -> Formed[Owner]:
-        """Drop what has expired, and form a batch from the rest if there is any."""
+    def next_batch(self, now: float, engine: int = 0) -> Formed[Owner]:
+        """Drop what has expired, and form a batch for an engine from the rest if there is any."""
         expired = list(self._expire(now))
-        return Formed(self._form(now) if len(self) else None, expired)
+        return Formed(self._form(now, engine) if len(self) else None, expired)
 
     def observe(self, key: str, tokens: int, seconds: float) -> None:
         """Learn from a batch that was computed: how large the next ones may be."""
@@ -138,6 +156,11 @@ class Scheduler(Generic[Owner]):
         """Learn from a batch of so many tokens that did not fit in the engine's memory."""
         self._budgets.out_of_memory(key, tokens)
 
+    def cache_emptied(self, engine: int) -> None:
+        """Expect nothing in an engine's prefix caches: it was started anew, or a batch failed."""
+        for place in [place for place in self._known if place[0] == engine]:
+            del self._known[place]
+
     def _class(self, priority: PriorityClass) -> ClassQueue[Owner]:
         return self._online if priority is PriorityClass.ONLINE else self._batch
 
@@ -149,11 +172,19 @@ class Scheduler(Generic[Owner]):
             self.cancel(unit)
             yield unit
 
-    def _form(self, now: float) -> Batch[Owner]:
+    def _begin(self, queue: ModelQueue[Owner], engine: int) -> Batch[Owner]:
+        known = self._known.setdefault((engine, queue.key), KnownBeginnings())
+        self._known.move_to_end((engine, queue.key))
+        while len(self._known) > MAX_NAMES:
+            self._known.popitem(last=False)
+        known.begin_batch(queue.cache_tokens)
+        return Batch(queue.key, known)
+
+    def _form(self, now: float, engine: int) -> Batch[Owner]:
         contended = bool(self._online.units and self._batch.units)
         credit = self._credit + _ROUNDING if contended else math.inf
         if self._batch.units and (queue := self._batch.pick()).first_cost() <= credit:
-            batch = Batch[Owner](queue.key)
+            batch = self._begin(queue, engine)
             self._take_batch(queue, batch, credit, now)
             for_batch = batch.tokens
             # ONLINE work of the same model rides along, unless BATCH has been kept waiting for
@@ -163,7 +194,7 @@ class Scheduler(Generic[Owner]):
                 self._take_online(companion, batch, now)
         else:
             queue = self._online.pick()
-            batch = Batch[Owner](queue.key)
+            batch = self._begin(queue, engine)
             self._take_online(queue, batch, now)
             for_batch = 0
         self._account(contended, for_batch, batch.tokens - for_batch)

@@ -6,6 +6,7 @@ import heapq
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from guerdon.reward.scheduling.reuse import KnownBeginnings
 from guerdon.reward.types import EncodedItem, PriorityClass
 from guerdon.serving.access.identity import Caller
 
@@ -31,6 +32,10 @@ class QueuedItem(Generic[Owner]):
     caller: Caller
     tokens: int
     """Tokens not handed out yet, the prefix included."""
+    cache_tokens: int = 0
+    """Tokens that the model's prefix cache holds."""
+    beginnings: tuple[int, ...] = ()
+    """See `guerdon.reward.scheduling.reuse`; none where the model has no prefix cache."""
     taken: int = 0
     """Responses handed out so far, from the first."""
     queued: bool = True
@@ -73,9 +78,26 @@ class Batch(Generic[Owner]):
     """Work of one model that is computed together."""
 
     key: str
+    known: KnownBeginnings
+    """What the engine need not compute."""
     parts: list[BatchPart[Owner]] = field(default_factory=list)
     tokens: int = 0
+    """As queued, prefixes once for each part."""
+    new_tokens: int = 0
+    """Those of them that will be computed, as far as can be foreseen: its time goes by them."""
     sequences: int = 0
+
+    def new_tokens_of(self, unit: QueuedItem[Owner], tokens: int) -> int:
+        """Those of a unit's tokens that would be computed in this batch."""
+        return tokens - self.known.tokens(unit.beginnings)
+
+    def add(self, part: BatchPart[Owner]) -> None:
+        """Put in some responses of a unit."""
+        self.parts.append(part)
+        self.tokens += part.tokens
+        self.new_tokens += self.new_tokens_of(part.unit, part.tokens)
+        self.known.add(part.unit.beginnings)
+        self.sequences += part.stop - part.start
 
 
 class LazyHeap(Generic[Owner]):

@@ -199,6 +199,7 @@ class Worker:
                 now=call.arrival,
                 owner=item,
                 caller=call.caller,
+                cache_tokens=call.model.info.prefix_cache_tokens,
             )
 
     def _start_again(self, engine: int) -> None:
@@ -227,6 +228,8 @@ class Worker:
                 logger.critical("engine %d is given up; others go on", engine, exc_info=True)
                 return
             self._on_engine(engine, True)
+            with self._lock:
+                self._scheduler.cache_emptied(engine)
         with self._lock:
             self._free.append(engine)
             self._free.sort()
@@ -235,7 +238,7 @@ class Worker:
         with self._lock:
             if not self._free:
                 return
-            formed = self._scheduler.next_batch(time.monotonic())
+            formed = self._scheduler.next_batch(time.monotonic(), self._free[0])
             self._dropped(formed.expired)
             if formed.batch is None:
                 return
@@ -313,6 +316,8 @@ class Worker:
         )
         self._report(outcomes, run)
         with self._lock:
+            if failure is not None:
+                self._scheduler.cache_emptied(engine)
             if failure is Failure.OUT_OF_MEMORY:
                 self._scheduler.out_of_memory(key, run.tokens)
             elif failure is None:
