@@ -258,3 +258,24 @@ def test_a_model_that_changed_on_disk_is_not_served_in_place_of_the_one_before(
         os.kill(engine_pid(server), signal.SIGKILL)
         assert server.process.wait(WAIT) == 1
         assert "is not what it was when m was loaded" in server.log()
+
+
+def test_a_load_leaves_no_thread_that_helps_the_one_that_computes(tmp_path: Path) -> None:
+    """With more of them than cores, all would sleep after each operation."""
+    folders = [
+        tiny_checkpoint(tmp_path / str(n), "llama", seed=n, max_positions=1024) for n in range(2)
+    ]
+    two = {"OMP_NUM_THREADS": "2"}
+    with (
+        running_server({"m": folders[0]}, environment=two, forked=False, load_from="*") as server,
+        RewardClient(server.address) as client,
+        AdminClient(server.admin_address) as admin,
+    ):
+
+        def threads() -> int:
+            client.score_one("m", PROMPT, [answer * 5 for answer in ANSWERS])
+            return len(list(Path(f"/proc/{engine_pid(server)}/task").iterdir()))
+
+        before = threads()
+        admin.load_model("m", str(folders[1]), promote=True, timeout=WAIT)
+        until(lambda: threads() == before + 1)  # the one that waits for the model's batches
