@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,6 +108,15 @@ def test_each_engine_has_a_cache_of_its_own_and_may_lose_it() -> None:
     assert sizes(scheduler, engine=0) == [4]
     add(scheduler, *answers(prompt, 4))
     assert sizes(scheduler, engine=1) == [1, 3]
+
+
+def test_what_the_model_reads_from_is_always_computed() -> None:
+    scheduler, prompt = Scheduler(BatchLimits()), draw(PROMPT)
+    growing = [
+        replace(each, readout=(np.array([40, PROMPT]),)) for each in answers(prompt, 3)
+    ]  # steps that end early, as in a process reward model
+    add(scheduler, *growing)
+    assert sizes(scheduler) == [1, 1, 1]
 
 
 TOKENS = st.lists(st.integers(0, 1), max_size=2).map(

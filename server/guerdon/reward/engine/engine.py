@@ -18,7 +18,7 @@ import torch
 from guerdon.reward.engine.architecture import Architecture, use_attention
 from guerdon.reward.engine.attention import PACKED, AttentionPlan, CachedKeys, register
 from guerdon.reward.engine.device import interpret_error, release_memory
-from guerdon.reward.engine.heads import Logits, find_head, first_read
+from guerdon.reward.engine.heads import Logits, Reads, find_head, first_read
 from guerdon.reward.engine.language_head import LanguageHead, language_head
 from guerdon.reward.engine.plan import Layout, Places, lay_out, token_types
 from guerdon.reward.engine.prefix_cache import PrefixCache
@@ -161,8 +161,9 @@ class PackedEngine(Engine):
 
     @property
     def can_cache(self) -> bool:
-        """Whether keys and values hold for any later batch."""
-        return self.shares and self.architecture.longrope_limit is None
+        """Whether keys and values hold for any later batch, and spare it anything."""
+        reads_all = self.head.reads in (Reads.FIRST, Reads.MEAN)
+        return self.shares and self.architecture.longrope_limit is None and not reads_all
 
     def lay_out(self, items: Sequence[EncodedItem]) -> Layout:
         """The row in which the tokens of a batch stand."""

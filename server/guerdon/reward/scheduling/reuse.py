@@ -16,14 +16,16 @@ BLOCK = 16
 def beginnings(item: EncodedItem) -> tuple[int, ...]:
     """Hashes of an item's first block, its first two blocks, and so on.
 
-    They are those of its prefix, or of its sequence if it has one alone, short of the last token,
-    which is always computed. Since a batch is only planned by them, it does not matter that two
-    beginnings may have one hash.
+    They are those of its prefix, or of its sequence if it has one alone, up to where the model
+    reads from it: that is always computed. Since a batch is only planned by them, it does not
+    matter that two beginnings may have one hash.
     """
     tokens = item.prefix
     if item.sequences == 1:
         tokens = np.concatenate([item.prefix, item.suffixes[0][:-1]])
-    return tuple(_hashes(tokens))
+    places = (int(places.min()) for places in item.readout if len(places))
+    first_read = min(places, default=len(tokens) + 1) - 1  # or the token after, by the model
+    return tuple(_hashes(tokens[: max(0, first_read)]))
 
 
 def _hashes(tokens: TokenArray) -> Iterator[int]:
