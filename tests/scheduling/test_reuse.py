@@ -112,9 +112,8 @@ def test_each_engine_has_a_cache_of_its_own_and_may_lose_it() -> None:
 
 def test_what_the_model_reads_from_is_always_computed() -> None:
     scheduler, prompt = Scheduler(BatchLimits()), draw(PROMPT)
-    growing = [
-        replace(each, readout=(np.array([40, PROMPT]),)) for each in answers(prompt, 3)
-    ]  # steps that end early, as in a process reward model
+    steps = (np.array([40, PROMPT]),)  # the first one ends early, as in a process reward model
+    growing = [replace(each, readout=steps) for each in answers(prompt, 3)]
     add(scheduler, *growing)
     assert sizes(scheduler) == [1, 1, 1]
 

@@ -18,10 +18,9 @@ The rules, and why, are in `docs/scheduling.md`. In short:
   larger than a batch is split by responses, and its parts begin batches; one response that
   is longer than a batch runs alone.
 - A batch is as large as its model computes in `max_batch_seconds`, going by its last ones and
-  by what its engine's prefix cache should hold,
-  and no larger than fits in memory and leaves those in it their deadlines. It takes no longer
-  than `shared_batch_seconds` if it is BATCH while ONLINE work comes, or ONLINE while callers
-  with little work come beside others.
+  by what its engine's prefix cache should hold, and no larger than fits in memory and leaves
+  those in it their deadlines. It takes no longer than `shared_batch_seconds` if it is BATCH
+  while ONLINE work comes, or ONLINE while callers with little work come beside others.
 """
 
 from __future__ import annotations
