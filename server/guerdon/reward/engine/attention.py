@@ -24,6 +24,7 @@ from guerdon.reward.engine.buckets import Bucket, make_buckets
 from guerdon.reward.engine.device import is_ampere
 from guerdon.reward.engine.plan import CacheUse, Segment
 from guerdon.reward.engine.prefix_cache import PrefixCache
+from guerdon.reward.engine.stepwise import attend_stepwise, is_stepwise
 
 PACKED = "guerdon_packed"
 """The name under which the attention is registered."""
@@ -91,7 +92,7 @@ class AttentionPlan:
         self.cached = cached
         self._gathers: list[_Gather] | None = None
         self._back: torch.Tensor | None = None
-        self._masks: dict[tuple[int, bool, int | None], torch.Tensor | None] = {}
+        self._masks: dict[tuple[int, bool, int | None, torch.dtype], torch.Tensor] = {}
         self._varlen: Varlen | None = None
 
     def gathers(self) -> list[_Gather]:
@@ -112,13 +113,15 @@ class AttentionPlan:
             self._back = torch.argsort(places)
         return self._back
 
-    def mask(self, index: int, *, causal: bool, window: int | None) -> torch.Tensor | None:
-        """The mask of a bucket, [1 or B, 1, 1 or Q, K], or None where none is needed."""
-        key = (index, causal, window)
+    def mask(self, index: int, call: AttentionCall) -> torch.Tensor:
+        """What to add to a bucket's logits, [1 or B, 1 or Q, K]: 0, or −∞ for a hidden key."""
+        key = (index, call.causal, call.window, call.dtype)
         if key not in self._masks:
-            found = self.gathers()[index].bucket.mask(causal=causal, window=window)
-            mask = None if found is None else torch.from_numpy(found).to(self.device)
-            self._masks[key] = None if mask is None else mask.unsqueeze(1)
+            bucket = self.gathers()[index].bucket
+            allowed = bucket.allowed(causal=call.causal, window=call.window)
+            mask = torch.zeros(allowed.shape, dtype=call.dtype)
+            mask.masked_fill_(torch.from_numpy(~allowed), -torch.inf)
+            self._masks[key] = mask.to(self.device)
         return self._masks[key]
 
     def varlen(self) -> Varlen:
@@ -227,7 +230,7 @@ def _bucketed(
     outputs = []
     gathers = plan.gathers()
     for index, gather in enumerate(gathers):
-        bucket, mask = gather.bucket, plan.mask(index, causal=call.causal, window=call.window)
+        bucket = gather.bucket
         if bucket.is_whole:
             start, stop = bucket.segments[0].start, bucket.segments[0].start + bucket.queries
             q, k, v = (x[start:stop].unsqueeze(0) for x in (query, key, value))
@@ -237,7 +240,7 @@ def _bucketed(
             k = key.index_select(0, gather.keys).view(size, bucket.keys, *key.shape[1:])
             v = value.index_select(0, gather.keys).view(size, bucket.keys, *value.shape[1:])
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out = _attend(q, k, v, mask, call.causal, call.scale, call.softcap)
+        out = _attend(q, k, v, plan, index, call)
         out = out.transpose(1, 2).flatten(0, 1)
         padded = len(gather.valid) < len(out)
         outputs.append(out.index_select(0, gather.valid) if padded else out)
@@ -250,34 +253,33 @@ def _attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    mask: torch.Tensor | None,
-    causal: bool,
-    scale: float,
-    softcap: float | None,
+    plan: AttentionPlan,
+    index: int,
+    call: AttentionCall,
 ) -> torch.Tensor:
-    """One call, q [B, Hq, Q, D], k and v [B, Hkv, K, D]."""
-    if softcap is None:
-        return F.scaled_dot_product_attention(
+    """One bucket's call, q [B, Hq, Q, D], k and v [B, Hkv, K, D]."""
+    bucket = plan.gathers()[index].bucket
+    plain = bucket.is_plain(causal=call.causal, window=call.window)
+    if is_stepwise(call, plan.device):
+        return attend_stepwise(
             q,
             k,
             v,
-            attn_mask=mask,
-            is_causal=causal and mask is None,
-            scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+            None if plain and not call.causal else plan.mask(index, call),
+            common=bucket.common_keys(causal=call.causal, window=call.window),
+            reach=bucket.context_length + 1 if call.causal else bucket.keys,
+            scale=call.scale,
+            softcap=call.softcap,
         )
-    # No fused kernel of torch's caps logits; Gemma 2 (arXiv:2408.00118), section 2.
-    batch, heads, queries, size = q.shape
-    q = q.reshape(batch, k.shape[1], heads // k.shape[1], queries, size)
-    logits = torch.matmul(q, k.transpose(-1, -2).unsqueeze(2)) * scale
-    logits = softcap * torch.tanh(logits / softcap)
-    if mask is not None:
-        logits = logits.masked_fill(~mask.unsqueeze(2), torch.finfo(logits.dtype).min)
-    elif causal:
-        later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        logits = logits.masked_fill(later, torch.finfo(logits.dtype).min)
-    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(v.dtype)
-    return torch.matmul(weights, v.unsqueeze(2)).flatten(1, 2)
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=None if plain else plan.mask(index, call).unsqueeze(1),
+        is_causal=plain and call.causal,
+        scale=call.scale,
+        enable_gqa=call.heads != call.key_heads,
+    )
 
 
 def _varlen_fits(query: torch.Tensor, value: torch.Tensor, softcap: float | None) -> bool:

@@ -29,6 +29,11 @@ class Bucket:
         """Whether it is a single self-contained segment: a slice of the row will do."""
         return len(self.segments) == 1 and not self.segments[0].context
 
+    @property
+    def context_length(self) -> int:
+        """The longest context of a segment."""
+        return max(segment.context_length for segment in self.segments)
+
     def query_places(self) -> Places:
         """Places in the row of each query, [B, Q]; the padding points at place 0."""
         places = np.zeros((len(self.segments), self.queries), dtype=np.int64)
@@ -48,20 +53,29 @@ class Bucket:
         lengths = np.array([s.length for s in self.segments])
         return np.asarray(np.arange(self.queries)[None, :] < lengths[:, None])
 
-    def mask(self, *, causal: bool, window: int | None) -> npt.NDArray[np.bool_] | None:
+    def is_plain(self, *, causal: bool, window: int | None) -> bool:
+        """Whether attention over the bucket's shape is right as it stands, without a mask: causal
+        attention from the top left corner, or all to all."""
+        if self._reaches(window):
+            return False
+        if causal:  # padding is to the right of every real query
+            return not any(s.context for s in self.segments)
+        return len({s.reach for s in self.segments}) == 1
+
+    def common_keys(self, *, causal: bool, window: int | None) -> int:
+        """Keys, from the first on, that every query sees."""
+        if self._reaches(window):
+            return 0
+        return min(s.context_length if causal else s.reach for s in self.segments)
+
+    def _reaches(self, window: int | None) -> bool:
+        return window is not None and window < self.keys
+
+    def allowed(self, *, causal: bool, window: int | None) -> npt.NDArray[np.bool_]:
         """Who may attend to whom: [1 or B, 1 or Q, K], True where attention is allowed.
 
-        None when plain attention over the bucket's shape is right as it stands (causal
-        attention from the top left corner, or all to all). A query with distance d to a
-        key sees it when d < window, as transformers counts windows.
+        A query with distance d to a key sees it when d < window, as transformers counts windows.
         """
-        reach = window is not None and window < self.keys
-        if causal:  # padding is to the right of every real query
-            plain = not any(s.context for s in self.segments)
-        else:
-            plain = len({s.reach for s in self.segments}) == 1
-        if plain and not reach:
-            return None
         offsets = np.array(sorted({s.context_length for s in self.segments}))
         if not (causal and len(offsets) == 1):
             offsets = np.array([s.context_length for s in self.segments])
@@ -72,7 +86,7 @@ class Bucket:
         else:
             ends = np.array([s.reach for s in self.segments])
             allowed = k < ends[:, None, None]
-        if reach:
+        if self._reaches(window):
             assert window is not None
             allowed = allowed & (np.abs(q - k) < window)
             # A padded query would see nothing, and its softmax would be 0/0.

@@ -27,6 +27,7 @@ import torch
 from guerdon.reward.engine.attention import AttentionPlan, attend
 from guerdon.reward.engine.attention_record import AttentionCall
 from guerdon.reward.engine.plan import Segment
+from guerdon.reward.engine.stepwise import is_stepwise
 from guerdon.serving.errors import CheckpointRefused
 
 Table = Sequence[Segment]
@@ -54,7 +55,7 @@ def check_kernels(
             for shown in _within_reach(call, table):
                 for number in range(_MARKS + 1):
                     found = _difference(shown, plan, number)
-                    if not found <= (allowed := _tolerance(shown, _logit(shown, table))):
+                    if not found <= (allowed := _tolerance(shown, _logit(shown, table), device)):
                         raise CheckpointRefused(
                             f"the attention kernel for {_words(shown)} on {device} gives a weight "
                             f"that is off by {found:.2g}, and rounding explains {allowed:.2g}; "
@@ -79,11 +80,11 @@ def _logit(call: AttentionCall, table: Table) -> float:
     return 1.0 + math.log(_longest(table))
 
 
-def _tolerance(call: AttentionCall, logit: float) -> float:
+def _tolerance(call: AttentionCall, logit: float, device: torch.device) -> float:
     """What rounding explains of a weight between 0 and 1, or relative to it."""
-    steps = 2.0
-    if call.softcap is not None:  # its logits are rounded too, before the softmax
-        steps += logit / 2
+    # A rounded logit is off by half a step of its size, and a weight by a quarter of that at most.
+    roundings = 4 if call.softcap is not None else int(is_stepwise(call, device))
+    steps = 2.0 + roundings * logit / 8
     return steps * torch.finfo(call.dtype).eps + 1e-5
 
 

@@ -24,6 +24,7 @@ from guerdon.reward.engine.heads import MARKS, Logits, Reads
 from guerdon.reward.engine.kernels import Table, check_kernels
 from guerdon.reward.engine.language_head import VerdictNetwork
 from guerdon.reward.engine.prefix_cache import PrefixCache
+from guerdon.reward.engine.prepacked import prepack
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.types import DeviceLost, EncodedItem, EngineOutOfMemory, TokenArray
 from guerdon.serving.errors import CheckpointRefused
@@ -74,6 +75,7 @@ def select_engine(model: Any, settings: EngineSettings, max_tokens: int) -> Sele
 
 def _select(model: Any, settings: EngineSettings, max_tokens: int) -> Selected:
     probes = _Probes(model, max_tokens)
+    prepack(model.base_model)
     reason = "the settings ask for padded batches"
     if settings.mode != "padded":
         engine, reason, difference = _try_packed(model, probes, settings)

@@ -1,0 +1,67 @@
+"""Linear layers of a CPU's model on weights that oneDNN has laid out for its products beforehand.
+
+Otherwise a product of float32 is MKL's, which takes a slow path on processors that aren't Intel's,
+and one of bfloat16 lays its weights out anew each time (`docs/performance.md`). torch's compiler
+does the same, by the same operators, when it freezes a model.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import nn
+
+_CAPABILITIES: Final = ("AVX2", "AVX512")
+
+
+class PrepackedLinear(nn.Module):
+    """A linear layer, [*, inputs] → [*, outputs], that holds its weight in oneDNN's layout."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.bias = linear.bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight [outputs, inputs] as it was, laid out anew each time."""
+        weight: torch.Tensor = self._packed.to_dense()
+        return weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product with the weight, and the bias added."""
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._packed, self.bias, "none", [], ""
+        )
+        return found
+
+
+def prepack(network: nn.Module) -> None:
+    """Put the linear layers of a network's blocks in oneDNN's layout, where the processor gains.
+
+    Blocks are what stands in an `nn.ModuleList`: heads and poolers, which are computed for a few
+    places, stay as they are.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                _prepack_block(block)
+
+
+def _prepack_block(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if type(child) is nn.Linear and _gains(child.weight):
+            setattr(module, name, PrepackedLinear(child))
+        else:
+            _prepack_block(child)
+
+
+def _gains(weight: torch.Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch._C._has_mkldnn:
+        return False
+    if torch.backends.cpu.get_cpu_capability() not in _CAPABILITIES:
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
