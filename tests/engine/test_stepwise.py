@@ -30,7 +30,7 @@ PACKABLE = tuple(a for a in ARCHITECTURES if a != "deberta-v2")
 def everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call is computed step by step, with so many logits in a block."""
     monkeypatch.setattr(attention, "is_stepwise", lambda call, device: True)
-    monkeypatch.setattr(stepwise, "LOGITS", request.param)
+    monkeypatch.setattr(stepwise, "CPU_LOGITS", request.param)
 
 
 @pytest.mark.usefixtures("everywhere")

@@ -8,8 +8,10 @@ import torch
 
 from guerdon.reward.engine.attention_record import AttentionCall
 
-LOGITS = 1 << 20
-"""Logits of one block: what a processor's cache holds (profiled; see `docs/performance.md`)."""
+CPU_LOGITS = 1 << 20
+"""Logits of one block, which a processor's cache holds (profiled; see `docs/performance.md`)."""
+GPU_LOGITS = 1 << 26
+"""The same on a GPU: 256 MiB in float32."""
 
 
 def is_stepwise(call: AttentionCall, device: torch.device) -> bool:
@@ -61,11 +63,12 @@ def attend_stepwise(
     groups = heads // key_heads
     key, value = key.contiguous(), value.contiguous()
     out = query.new_empty(batch, queries, key_heads, groups, value.shape[-1])
-    step = min(queries, max(1, LOGITS // (heads * keys)))
+    most = (CPU_LOGITS if query.device.type == "cpu" else GPU_LOGITS) // heads
+    step = min(queries, max(1, most // keys))
     for begin in range(0, queries, step):
         end = min(begin + step, queries)
         seen = min(keys, reach + end - 1)
-        size = max(1, LOGITS // (heads * (end - begin) * seen))
+        size = max(1, most // ((end - begin) * seen))
         for first in range(0, batch, size):
             chosen = slice(first, first + size)
             q, k, v = query[chosen, :, begin:end], key[chosen, :, :seen], value[chosen, :, :seen]
