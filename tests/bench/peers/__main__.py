@@ -147,8 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         field = Field([CONTENDERS[name](setup) for name in (FIRST, *args.contenders)], say)
         conditions = (
             f"{args.dtype}, {args.threads} of {os.cpu_count()} cores each, {args.rounds} rounds, "
-            f"{args.texts} texts of {args.pairs.name}, {args.answers} answers in an online call"
+            f"{args.texts} texts of {args.pairs.name}"
         )
+        if args.answers > 1:
+            conditions += f", {args.answers} answers in an online call"
         report = Report(console, field, conditions)
         plan = workloads.Plan(
             args.rounds, args.texts, args.seconds, args.sequences, args.group, args.answers
