@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from guerdon.data import parse_pair, read_jsonl, text_of
 from guerdon.models import resolve_model
+from guerdon.reward.engine.malloc import keep_freed_memory
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.kinds import load_model
 from guerdon.reward.types import Conversation, EncodedItem, RewardModel, ScoreItem, Truncation
@@ -48,7 +49,11 @@ def reward_checkpoint(folder: Path) -> Path:
 
 
 def load(settings: BenchSettings, mode: str = "auto") -> RewardModel:
-    """The model in this process, without a prefix cache: texts are scored again and again."""
+    """The model in this process, without a prefix cache: texts are scored again and again.
+
+    Memory is kept as in an engine's own process.
+    """
+    keep_freed_memory()
     engine = EngineSettings(dtype=settings.dtype, mode=mode, prefix_cache_mib=0)
     return load_model(settings.folder, name="bench", settings=engine)
 

@@ -93,8 +93,8 @@ def attention_forms(
         return attend(query.transpose(1, 2), *gathered(), mask, enable_gqa=True).transpose(1, 2)
 
     def two_products() -> torch.Tensor:
-        given = {"common": prompt, "reach": prompt + 1, "scale": SIZE**-0.5, "softcap": None}
-        found = attend_stepwise(query.transpose(1, 2), *gathered(), mask[None], **given)
+        given = {"reach": prompt + 1, "scale": SIZE**-0.5, "softcap": None}
+        found = attend_stepwise(query.transpose(1, 2), *gathered(), None, **given)
         return found.transpose(1, 2)
 
     def two_parts() -> torch.Tensor:
@@ -112,8 +112,27 @@ def attention_forms(
         first = first.reshape(query.shape)
         return torch.lerp(second.transpose(1, 2), first, share[..., None].to(dtype))
 
+    def uncopied() -> torch.Tensor:
+        (prompt_key, prompt_value), later = (
+            shared.transpose(1, 2),
+            mask[:, prompt:].repeat(group, 1),
+        )
+        folded = query.view(answers, length, KEY_HEADS, group, SIZE).transpose(1, 3)
+        out = torch.empty_like(folded)
+        for q, k, v, o in zip(folded, *own, out, strict=True):
+            q = q.transpose(0, 1).reshape(KEY_HEADS, group * length, SIZE)
+            first = torch.baddbmm(q.new_empty(()), q, prompt_key.mT, beta=0, alpha=SIZE**-0.5)
+            second = torch.baddbmm(later, q, k.transpose(0, 1).mT, alpha=SIZE**-0.5)
+            weights = torch.softmax(torch.cat([first, second], -1), -1)
+            found = torch.bmm(weights[..., :prompt], prompt_value)
+            found = found.baddbmm_(weights[..., prompt:], v.transpose(0, 1))
+            o.copy_(found.view(KEY_HEADS, group, length, SIZE).transpose(0, 1))
+        return out.transpose(1, 3).reshape(query.shape)
+
     forms = {"one masked call": one_call, "two products and a softmax": two_products}
     if prompt:
+        forms["the same for each part, the prompt's keys not copied"] = uncopied
+        assert torch.allclose(one_call(), uncopied(), atol=1e-5 if dtype.itemsize == 4 else 0.05)
         forms["the masked call without its mask, which is wrong"] = lambda: one_call(None)
         forms["prompt and own part, merged by log-sum-exp"] = two_parts
         assert torch.allclose(one_call(), two_parts(), atol=1e-5 if dtype.itemsize == 4 else 0.02)

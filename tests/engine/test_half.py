@@ -27,6 +27,7 @@ from tests.engine.support import (
 )
 from tests.support.tiny import ARCHITECTURES, DECODERS
 
+from guerdon.reward.engine import attention
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
 
 ALLOWANCE = 1.1
@@ -59,6 +60,20 @@ def test_error_is_no_larger_than_plain_transformers(
 ) -> None:
     folder = checkpoint(architecture, dtype=torch.bfloat16)
     found = engine_scores(kind(load(folder, torch.bfloat16)), BATCH)
+    assert_no_larger(found, *plain_scores(architecture))
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_error_step_by_step_is_no_larger_either(
+    architecture: str,
+    checkpoint: Callable[..., Path],
+    plain_scores: Callable[[str], tuple[Scores, Scores]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on processors that multiply in bfloat16, whichever computes here."""
+    monkeypatch.setattr(attention, "is_stepwise", lambda call, device: True)
+    folder = checkpoint(architecture, dtype=torch.bfloat16)
+    found = engine_scores(PackedEngine(load(folder, torch.bfloat16)), BATCH)
     assert_no_larger(found, *plain_scores(architecture))
 
 

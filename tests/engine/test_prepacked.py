@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tests.engine.support import load
+from tests.engine.support import Reference, engine_scores, load, mixed_batch
 from tests.support.tiny import ARCHITECTURES
 from torch import nn
 
@@ -17,7 +18,7 @@ from guerdon.reward.engine.probes import select_engine
 from guerdon.reward.engine.settings import EngineSettings
 
 needs_onednn = pytest.mark.skipif(
-    not prepacked._gains(nn.Linear(1, 1).weight), reason="needs oneDNN on x86 with AVX2"
+    not prepacked._gains(nn.Linear(1, 1).weight), reason="needs oneDNN and AVX-512"
 )
 
 
@@ -57,9 +58,13 @@ def test_what_is_not_in_blocks_or_in_another_type_stays() -> None:
 
 
 @needs_onednn
-@pytest.mark.parametrize("architecture", ["llama", "bert", "modernbert", "deberta-v2"])
-def test_models_that_serve_have_them(architecture: str, checkpoint: Callable[..., Path]) -> None:
-    assert architecture in ARCHITECTURES
-    engine = select_engine(load(checkpoint(architecture)), EngineSettings(), 256).engine
-    kinds = {type(module) for module in engine.base.modules()}
-    assert PrepackedLinear in kinds
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_models_that_serve_have_them_and_score_as_before(
+    architecture: str, checkpoint: Callable[..., Path]
+) -> None:
+    folder = checkpoint(architecture)
+    engine = select_engine(load(folder), EngineSettings(), 256).engine
+    has = any(type(module) is PrepackedLinear for module in engine.base.modules())
+    assert has == (architecture != "gpt2")  # whose layers are convolutions
+    batch = mixed_batch(np.random.default_rng(0), 30)
+    assert np.abs(engine_scores(engine, batch) - Reference(folder).scores(batch)).max() < 1e-4

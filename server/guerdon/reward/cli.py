@@ -95,6 +95,10 @@ def _serve(file: Path | None, flags: dict[str, Any]) -> None:
     # other processes need; without spinning a forward pass takes half as long again.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # oneDNN and torch keep what they prepared for each shape of a product, by default for 1,024 of
+    # them: 800 MiB, since nearly every batch has another number of tokens.
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "128")
     # Whoever asks torch whether there is a GPU must not start CUDA, which no fork survives.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 

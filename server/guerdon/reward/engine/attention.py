@@ -259,18 +259,19 @@ def _attend(
 ) -> torch.Tensor:
     """One bucket's call, q [B, Hq, Q, D], k and v [B, Hkv, K, D]."""
     bucket = plan.gathers()[index].bucket
-    plain = bucket.is_plain(causal=call.causal, window=call.window)
+    uniform = bucket.is_uniform(causal=call.causal, window=call.window)
     if is_stepwise(call, plan.device):
         return attend_stepwise(
             q,
             k,
             v,
-            None if plain and not call.causal else plan.mask(index, call),
-            common=bucket.common_keys(causal=call.causal, window=call.window),
+            None if uniform else plan.mask(index, call),
             reach=bucket.context_length + 1 if call.causal else bucket.keys,
             scale=call.scale,
             softcap=call.softcap,
         )
+    # Torch's causal attention is from the top left corner: right without contexts.
+    plain = uniform and not (call.causal and bucket.context_length)
     return F.scaled_dot_product_attention(
         q,
         k,

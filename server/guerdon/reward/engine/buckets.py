@@ -53,20 +53,12 @@ class Bucket:
         lengths = np.array([s.length for s in self.segments])
         return np.asarray(np.arange(self.queries)[None, :] < lengths[:, None])
 
-    def is_plain(self, *, causal: bool, window: int | None) -> bool:
-        """Whether attention over the bucket's shape is right as it stands, without a mask: causal
-        attention from the top left corner, or all to all."""
+    def is_uniform(self, *, causal: bool, window: int | None) -> bool:
+        """Whether who sees whom is the same for all segments, and no window hides a key."""
         if self._reaches(window):
             return False
-        if causal:  # padding is to the right of every real query
-            return not any(s.context for s in self.segments)
-        return len({s.reach for s in self.segments}) == 1
-
-    def common_keys(self, *, causal: bool, window: int | None) -> int:
-        """Keys, from the first on, that every query sees."""
-        if self._reaches(window):
-            return 0
-        return min(s.context_length if causal else s.reach for s in self.segments)
+        # Causal queries see no padding: it is to the right of every one that is real.
+        return len({s.context_length if causal else s.reach for s in self.segments}) == 1
 
     def _reaches(self, window: int | None) -> bool:
         return window is not None and window < self.keys

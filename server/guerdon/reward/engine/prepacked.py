@@ -7,16 +7,15 @@ does the same, by the same operators, when it freezes a model.
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from torch import nn
 
-_CAPABILITIES: Final = ("AVX2", "AVX512")
-
 
 class PrepackedLinear(nn.Module):
-    """A linear layer, [*, inputs] → [*, outputs], that holds its weight in oneDNN's layout."""
+    """A linear layer, [*, inputs] → [*, outputs], that holds its weight in oneDNN's layout.
+
+    It can't be copied or pickled, and its weight is no parameter.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -38,10 +37,10 @@ class PrepackedLinear(nn.Module):
 
 
 def prepack(network: nn.Module) -> None:
-    """Put the linear layers of a network's blocks in oneDNN's layout, where the processor gains.
+    """Put the linear layers of a network's blocks in oneDNN's layout, on a CPU with AVX-512.
 
-    Blocks are what stands in an `nn.ModuleList`: heads and poolers, which are computed for a few
-    places, stay as they are.
+    Blocks are what stands in an `nn.ModuleList`. Heads and poolers stay as they are: they are
+    computed for a few places, from float32 copies.
     """
     for module in network.modules():
         if isinstance(module, nn.ModuleList):
@@ -58,10 +57,8 @@ def _prepack_block(module: nn.Module) -> None:
 
 
 def _gains(weight: torch.Tensor) -> bool:
-    if weight.device.type != "cpu" or not torch._C._has_mkldnn:
-        return False
-    if torch.backends.cpu.get_cpu_capability() not in _CAPABILITIES:
+    if weight.device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
+        return torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch._C._has_mkldnn and weight.dtype == torch.float32

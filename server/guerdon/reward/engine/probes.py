@@ -51,6 +51,8 @@ class Selected:
     """Why it is padded; empty when packed."""
     difference: float
     """Largest difference from plain transformers in the probes' logits."""
+    parameters: int
+    """How many the model has."""
 
 
 def select_engine(model: Any, settings: EngineSettings, max_tokens: int) -> Selected:
@@ -80,7 +82,7 @@ def _select(model: Any, settings: EngineSettings, max_tokens: int) -> Selected:
     if settings.mode != "padded":
         engine, reason, difference = _try_packed(model, probes, settings)
         if engine is not None:
-            return Selected(engine, "", difference)
+            return Selected(engine, "", difference, probes.parameters)
         if settings.mode == "packed":
             raise CheckpointRefused(f"packed mode was asked for, but {reason}")
         logger.warning("the model runs in padded batches: %s", reason)
@@ -96,7 +98,7 @@ def _select(model: Any, settings: EngineSettings, max_tokens: int) -> Selected:
             f"transformers, more than {allowed:.2g}"
             + (f"; packed: {reason}" if settings.mode != "padded" else "")
         )
-    return Selected(padded, reason, difference)
+    return Selected(padded, reason, difference, probes.parameters)
 
 
 def _try_packed(
@@ -167,9 +169,10 @@ class _Probes:
 
     def __init__(self, model: Any, max_tokens: int) -> None:
         self.model = model
+        self.parameters = sum(p.numel() for p in model.parameters())
         head = PaddedEngine(model).head  # refuses an unknown head before anything is computed
         self.items = make_probes(Architecture.read(model), _limit(model, max_tokens), head.reads)
-        self.reference = _float32_copy(model)
+        self.reference = self._float32_copy()
         exact = self.reference if self.reference is not None else model
         self.wanted = _plain(exact, self.items, head.reads)
         _refuse_non_finite(self.wanted)
@@ -181,6 +184,11 @@ class _Probes:
             longest = max(self.items, key=lambda item: item.lengths()[0])
             allowed = self.tolerance if exact is model else self.exact_tolerance
             _refuse_foresight(exact.language_model if verdict else exact, longest, allowed)
+
+    def _float32_copy(self) -> Any:
+        if self.model.dtype == torch.float32 or self.parameters > REFERENCE_PARAMETERS:
+            return None
+        return copy.deepcopy(self.model).float()
 
     def _tolerance(self, reads: Reads) -> float:
         if self.model.dtype == torch.float32:
@@ -344,13 +352,6 @@ def _refuse_foresight(model: Any, item: EncodedItem, allowed: float) -> None:
 def _flat(engine: Engine, items: Sequence[EncodedItem]) -> Logits:
     computed = engine.compute(items)
     return np.concatenate([logits.ravel() for row in computed.logits for logits in row])
-
-
-def _float32_copy(model: Any) -> Any:
-    small = sum(p.numel() for p in model.parameters()) <= REFERENCE_PARAMETERS
-    if model.dtype == torch.float32 or not small:
-        return None
-    return copy.deepcopy(model).float()
 
 
 def _refuse_non_finite(scores: Any) -> None:

@@ -17,8 +17,8 @@ GPU_LOGITS = 1 << 26
 def is_stepwise(call: AttentionCall, device: torch.device) -> bool:
     """Whether a call is computed step by step, which rounds its logits to its own type.
 
-    No fused kernel of torch's caps logits. And in bfloat16, that of processors with instructions
-    for such products, but not for whole matrices (AMX), takes longer than in float32.
+    No fused kernel of torch's caps logits. In bfloat16, the one for CPUs is slower than in float32
+    where they have AVX512_BF16 and no AMX.
     """
     slow = device.type == "cpu" and call.dtype == torch.bfloat16 and _multiplies_bfloat16()
     return call.softcap is not None or slow
@@ -35,7 +35,6 @@ def attend_stepwise(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     *,
-    common: int,
     reach: int,
     scale: float,
     softcap: float | None,
@@ -48,9 +47,9 @@ def attend_stepwise(
         query: [B, Hq, Q, D].
         key: [B, Hkv, K, D].
         value: [B, Hkv, K, Dv].
-        mask: added to the logits, [1 or B, 1 or Q, K]: 0, or −∞ for a hidden key.
-        common: keys, from the first on, that all queries see.
-        reach: keys that the first query may see; each further query sees one more.
+        mask: added to the logits, [1 or B, 1 or Q, K]: 0, or −∞ for a hidden key; None where
+            `reach` says it all.
+        reach: keys that the first query may see; each further query may see one more.
         scale: of the logits.
         softcap: where not None, logits are softcap · tanh(logits / softcap): Gemma 2
             (arXiv:2408.00118), section 2.
@@ -77,11 +76,14 @@ def attend_stepwise(
             logits = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale)
             if softcap is not None:
                 logits = logits.div_(softcap).tanh_().mul_(softcap)
-            if mask is not None:
+            shaped = logits.view(-1, heads, end - begin, seen)
+            if mask is None:
+                newest = shaped[..., reach - 1 + begin :]
+                newest.add_(torch.full_like(newest[0, 0], -torch.inf).triu_(1))
+            else:
                 own = mask if len(mask) == 1 else mask[chosen]
                 own = own if own.shape[1] == 1 else own[:, begin:end]
-                shaped = logits.view(-1, heads, end - begin, seen)[..., common:]
-                shaped.add_(own[:, None, :, common:seen])
+                shaped.add_(own[:, None, :, :seen])
             found = torch.bmm(torch.softmax(logits, -1), v)
             found = found.view(-1, key_heads, groups, end - begin, v.shape[-1])
             out[chosen, begin:end] = found.permute(0, 3, 1, 2, 4)

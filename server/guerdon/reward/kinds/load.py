@@ -164,7 +164,7 @@ def _network_info(checkpoint: Checkpoint, name: str, selected: Selected) -> Mode
         attributes=checkpoint.attributes,
         step_aggregation=manifest.step_aggregation if process else "",
         step_marker=manifest.step_marker,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=selected.parameters,
         regression=_is_regression(model.config),
         label=_label(checkpoint),
         vocab_hash=""
