@@ -26,7 +26,7 @@ BATCH = mixed_batch(np.random.default_rng(0), 30)
 PACKABLE = tuple(a for a in ARCHITECTURES if a != "deberta-v2")
 
 
-@pytest.fixture(params=[1, 700, 1 << 20], ids=["one query a block", "small blocks", "one block"])
+@pytest.fixture(params=[1, 700], ids=["one query a block", "small blocks"])
 def everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call is computed step by step, with so many logits in a block."""
     monkeypatch.setattr(attention, "is_stepwise", lambda call, device: True)

@@ -76,15 +76,25 @@ def attend_stepwise(
             logits = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale)
             if softcap is not None:
                 logits = logits.div_(softcap).tanh_().mul_(softcap)
-            shaped = logits.view(-1, heads, end - begin, seen)
-            if mask is None:
-                newest = shaped[..., reach - 1 + begin :]
-                newest.add_(torch.full_like(newest[0, 0], -torch.inf).triu_(1))
-            else:
-                own = mask if len(mask) == 1 else mask[chosen]
-                own = own if own.shape[1] == 1 else own[:, begin:end]
-                shaped.add_(own[:, None, :, :seen])
+            shown = mask if mask is None or len(mask) == 1 else mask[chosen]
+            _hide(logits.view(-1, heads, end - begin, seen), shown, begin, reach)
             found = torch.bmm(torch.softmax(logits, -1), v)
             found = found.view(-1, key_heads, groups, end - begin, v.shape[-1])
             out[chosen, begin:end] = found.permute(0, 3, 1, 2, 4)
     return out.flatten(2, 3).transpose(1, 2)
+
+
+def _hide(logits: torch.Tensor, mask: torch.Tensor | None, begin: int, reach: int) -> None:
+    """Add −∞ where a key is hidden from a query, in place.
+
+    Args:
+        logits: [B, Hq, Q, K], of the queries from `begin` on and the first keys.
+        mask, reach: as in `attend_stepwise`.
+    """
+    queries, keys = logits.shape[-2:]
+    if mask is None:
+        newest = logits[..., reach - 1 + begin :]
+        newest.add_(torch.full_like(newest[0, 0], -torch.inf).triu_(1))
+    else:
+        own = mask if mask.shape[1] == 1 else mask[:, begin : begin + queries]
+        logits.add_(own[:, None, :, :keys])
