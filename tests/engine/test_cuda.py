@@ -16,7 +16,7 @@ import torch
 import torch.nn.attention.varlen
 from tests.engine.support import Reference, engine_scores, load, mixed_batch
 from tests.engine.varlen import varlen_by_definition
-from tests.support.tiny import ARCHITECTURES
+from tests.support.tiny import PACKABLE
 
 from guerdon.reward.engine import attention
 from guerdon.reward.engine.attention_record import AttentionCall
@@ -29,7 +29,6 @@ from guerdon.reward.types import ComputeMode
 
 Make = Callable[..., Path]
 
-PACKABLE = tuple(a for a in ARCHITECTURES if a != "deberta-v2")
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -19,7 +19,7 @@ from tests.engine.support import (
     sequences,
     words,
 )
-from tests.support.tiny import ARCHITECTURES, DECODERS, EOS, PAD, SPECIAL_TOKENS, WINDOW
+from tests.support.tiny import ARCHITECTURES, DECODERS, EOS, PACKABLE, PAD, SPECIAL_TOKENS, WINDOW
 
 from guerdon.reward.engine.engine import Engine, PackedEngine, PaddedEngine
 from guerdon.reward.types import EncodedItem
@@ -27,7 +27,6 @@ from guerdon.reward.types import EncodedItem
 Make = Callable[..., Path]
 
 TOLERANCE = 1e-4
-PACKABLE = tuple(a for a in ARCHITECTURES if a != "deberta-v2")
 CASES = [(a, PackedEngine) for a in PACKABLE] + [(a, PaddedEngine) for a in ARCHITECTURES]
 
 VARIANTS = {

@@ -16,14 +16,13 @@ from tests.engine.support import (
     load,
     mixed_batch,
 )
-from tests.support.tiny import ARCHITECTURES, DECODERS
+from tests.support.tiny import DECODERS, PACKABLE
 
 from guerdon.reward.engine import attention, stepwise
 from guerdon.reward.engine.attention_record import AttentionCall
 from guerdon.reward.engine.engine import PackedEngine
 
 BATCH = mixed_batch(np.random.default_rng(0), 30)
-PACKABLE = tuple(a for a in ARCHITECTURES if a != "deberta-v2")
 
 
 @pytest.fixture(params=[1, 700], ids=["one query a block", "small blocks"])

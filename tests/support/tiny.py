@@ -38,6 +38,8 @@ DECODERS = (
 )
 ENCODERS = ("bert", "roberta", "deberta-v2", "modernbert")
 ARCHITECTURES = DECODERS + ENCODERS
+PACKABLE = tuple(a for a in ARCHITECTURES if a != "deberta-v2")
+"""Those whose attention can be replaced."""
 
 BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 TURN_START, TURN_END, STEP = "<|im_start|>", "<|im_end|>", "<step>"

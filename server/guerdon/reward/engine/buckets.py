@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from guerdon.reward.engine.plan import Places, Segment
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Bucket:
     """Segments of like shape that one attention call computes, padded to one shape.
 
@@ -29,10 +30,18 @@ class Bucket:
         """Whether it is a single self-contained segment: a slice of the row will do."""
         return len(self.segments) == 1 and not self.segments[0].context
 
-    @property
+    @functools.cached_property
     def context_length(self) -> int:
         """The longest context of a segment."""
-        return max(segment.context_length for segment in self.segments)
+        return max(self._contexts)
+
+    @functools.cached_property
+    def _contexts(self) -> frozenset[int]:
+        return frozenset(segment.context_length for segment in self.segments)
+
+    @functools.cached_property
+    def _key_counts(self) -> frozenset[int]:
+        return frozenset(segment.reach for segment in self.segments)
 
     def query_places(self) -> Places:
         """Places in the row of each query, [B, Q]; the padding points at place 0."""
@@ -58,7 +67,7 @@ class Bucket:
         if self._reaches(window):
             return False
         # Causal queries see no padding: it is to the right of every one that is real.
-        return len({s.context_length if causal else s.reach for s in self.segments}) == 1
+        return len(self._contexts if causal else self._key_counts) == 1
 
     def _reaches(self, window: int | None) -> bool:
         return window is not None and window < self.keys
@@ -68,8 +77,8 @@ class Bucket:
 
         A query with distance d to a key sees it when d < window, as transformers counts windows.
         """
-        offsets = np.array(sorted({s.context_length for s in self.segments}))
-        if not (causal and len(offsets) == 1):
+        offsets = np.array([self.context_length])
+        if not (causal and len(self._contexts) == 1):
             offsets = np.array([s.context_length for s in self.segments])
         q = offsets[:, None, None] + np.arange(self.queries)[None, :, None]
         k = np.arange(self.keys)[None, None, :]
