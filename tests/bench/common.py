@@ -14,7 +14,7 @@ from rich.table import Table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from guerdon.data import parse_pair, read_jsonl, text_of
+from guerdon.data import message_text, parse_pair, read_jsonl
 from guerdon.models import resolve_model
 from guerdon.reward.engine.malloc import keep_freed_memory
 from guerdon.reward.engine.settings import EngineSettings
@@ -64,7 +64,7 @@ def real_items(count: int, pairs: Path = DATA) -> list[ScoreItem]:
     for _, row in read_jsonl(pairs):
         pair = parse_pair(row)
         prompt = Conversation(tuple(pair.prompt))
-        items += [ScoreItem(prompt, (text_of(t[-1]),)) for t in (pair.chosen, pair.rejected)]
+        items += [ScoreItem(prompt, (message_text(t[-1]),)) for t in (pair.chosen, pair.rejected)]
     assert items
     return [items[i % len(items)] for i in range(count)]
 

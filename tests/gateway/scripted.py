@@ -14,10 +14,10 @@ from guerdon.gateway.config import SpendingSettings
 from guerdon.gateway.metrics import GatewayMetrics
 from guerdon.gateway.spending import Spending
 from guerdon.gateway.types import (
-    Answer,
     Draft,
     Plan,
-    Question,
+    PolicyRequest,
+    RankedChoices,
     RankingFailed,
     Sampling,
     Score,
@@ -59,7 +59,7 @@ class ScriptedPolicy:
 
     async def draw(
         self,
-        question: Question,
+        question: PolicyRequest,
         indices: Sequence[int],
         *,
         max_tokens: int,
@@ -83,7 +83,7 @@ class ScriptedPolicy:
 
     async def go_on(
         self,
-        question: Question,
+        question: PolicyRequest,
         drafts: Sequence[Draft],
         *,
         max_tokens: int,
@@ -137,7 +137,7 @@ class ScriptedRewards:
         return False
 
     async def score(
-        self, model: str, question: Question, text: str, deadline: float
+        self, model: str, question: PolicyRequest, text: str, deadline: float
     ) -> Score | Unscored:
         self.asked.append((model, text))
         self.heard.set()
@@ -166,7 +166,7 @@ async def answer(
     max_seconds: float = 30.0,
     spending: Spending | None = None,
     seed: int | None = None,
-) -> Answer:
+) -> RankedChoices:
     """The gateway's answer to some question."""
     answering = Answering(
         policy,
@@ -177,11 +177,11 @@ async def answer(
         max_seconds=max_seconds,
     )
     sampling = Sampling(max_tokens=max_tokens, seed=seed)
-    question = Question(prompt=FormattedText("what is rain"), sampling=sampling)
+    question = PolicyRequest(prompt=FormattedText("what is rain"), sampling=sampling)
     async with asyncio.timeout(60):
         return await answering.answer(Call("http_completions", None), question, given)
 
 
-def chosen(found: Answer) -> list[int]:
+def chosen(found: RankedChoices) -> list[int]:
     """The candidates that are the choices."""
     return [each.draft.index for each in found.choices]

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from tests.support.in_process import until
 
 from guerdon.client.testing import FakeRewardServer
-from guerdon.gateway.types import Question, Sampling
+from guerdon.gateway.types import PolicyRequest, Sampling
 from guerdon.gateway.upstream.endpoint import EndpointDrawer
 from guerdon.gateway.upstream.openai_api import OpenAIAPI
 from guerdon.serving.prompts import FormattedText
@@ -94,7 +94,7 @@ async def test_a_large_request_is_encoded_once_for_all_candidates() -> None:
 
     body = {"prompt": "ä\ud800" * 100_000, "seed": 5, "max_tokens": 9}  # more than one piece
     sampling = Sampling(max_tokens=9, seed=5, body=body)
-    question = Question(prompt=FormattedText(""), sampling=sampling)
+    question = PolicyRequest(prompt=FormattedText(""), sampling=sampling)
     answer = {
         "choices": [{"text": "a", "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 1},

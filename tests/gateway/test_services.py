@@ -21,8 +21,8 @@ from tests.support.sampler_service import start_sampler
 from guerdon.client import FormattedText, ScoringInfo, StepScore
 from guerdon.client import Score as ClientScore
 from guerdon.client.testing import FakeRewardServer
-from guerdon.gateway.types import Question, Sampling, Score, Unscored
-from guerdon.gateway.upstream.reward_replies import score_of
+from guerdon.gateway.types import PolicyRequest, Sampling, Score, Unscored
+from guerdon.gateway.upstream.reward_replies import ranking_score
 from guerdon.gateway.upstream.rewards import RewardScorer
 from guerdon.together import together
 
@@ -74,7 +74,7 @@ async def test_answers_that_end_together_share_a_request_and_one_at_fault_costs_
     def score(_prompt: Any, response: str) -> float:
         return {"a": 1.0, "b": 2.0}[response]  # the fake refuses all of a request for "c"
 
-    question = Question(prompt=FormattedText("p"), sampling=Sampling(max_tokens=1))
+    question = PolicyRequest(prompt=FormattedText("p"), sampling=Sampling(max_tokens=1))
     async with FakeRewardServer(score, models=("rm",)) as rewards:
         scorer = RewardScorer({"rm": rewards.target}, seconds=60, token=None, tls=None)
 
@@ -95,7 +95,7 @@ async def test_answers_that_end_together_share_a_request_and_one_at_fault_costs_
 async def test_a_caller_that_leaves_while_scoring_begins_takes_no_later_score_along(
     steps: int,
 ) -> None:
-    question = Question(prompt=FormattedText("p"), sampling=Sampling(max_tokens=1))
+    question = PolicyRequest(prompt=FormattedText("p"), sampling=Sampling(max_tokens=1))
     async with FakeRewardServer(lambda _prompt, _text: 1.0, models=("rm",)) as rewards:
         scorer = RewardScorer({"rm": rewards.target}, seconds=60, token=None, tls=None)
 
@@ -174,7 +174,7 @@ async def test_cards_of_the_reward_models_are_listed() -> None:
 )
 def test_a_number_beside_a_score_that_is_not_finite_costs_the_score(said: dict[str, Any]) -> None:
     info = ScoringInfo(model="rm", revision="r1")
-    found = score_of(ClientScore(score=1.0, **said), info)
+    found = ranking_score(ClientScore(score=1.0, **said), info)
     assert isinstance(found, Unscored)
     assert found.reason.endswith("which is no finite number")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from guerdon.gateway.app import connect
-from guerdon.gateway.asked import Asked
+from guerdon.gateway.asked import PartialPlan
 from guerdon.gateway.config import load_config
 from guerdon.gateway.types import Strategy
 from guerdon.settings import SettingsError
@@ -73,15 +73,17 @@ def test_what_can_be_is_taken() -> None:
 
 
 def test_what_two_places_ask_is_merged_by_what_the_first_ones_strategy_reads() -> None:
-    preset = Asked(best_of=4, model="rm", strategy=Strategy.THRESHOLD, threshold=2.5, timeout=9.0)
+    preset = PartialPlan(
+        best_of=4, model="rm", strategy=Strategy.THRESHOLD, threshold=2.5, timeout=9.0
+    )
     common = {"best_of": 4, "model": "rm", "timeout": 9.0}
     kept = {**common, "strategy": Strategy.THRESHOLD, "threshold": 2.5}
     soft = {"strategy": Strategy.SOFT}
-    assert Asked(**soft).over(preset).given() == {**common, **soft}
-    assert Asked(strategy=Strategy.THRESHOLD).over(preset).given() == kept
-    assert Asked(best_of=4).over(preset).given() == kept
-    assert Asked(threshold=1.0).over(preset).given() == {**kept, "threshold": 1.0}
+    assert PartialPlan(**soft).over(preset).given() == {**common, **soft}
+    assert PartialPlan(strategy=Strategy.THRESHOLD).over(preset).given() == kept
+    assert PartialPlan(best_of=4).over(preset).given() == kept
+    assert PartialPlan(threshold=1.0).over(preset).given() == {**kept, "threshold": 1.0}
     # A field of no strategy of theirs is for the check to refuse.
-    assert Asked(**soft).over(Asked(margin=1.0)).given() == {**soft, "margin": 1.0}
-    wrong = Asked(**soft, threshold=1.0)
+    assert PartialPlan(**soft).over(PartialPlan(margin=1.0)).given() == {**soft, "margin": 1.0}
+    wrong = PartialPlan(**soft, threshold=1.0)
     assert wrong.over(preset).given() == {**common, **soft, "threshold": 1.0}

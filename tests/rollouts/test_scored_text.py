@@ -25,7 +25,7 @@ from guerdon.models import Manifest
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.services.patience import ServiceRefused
 from guerdon.trainer.common.services.policy_text import PolicyText, answer_text, opening
-from guerdon.trainer.common.services.reward_requests import Asking
+from guerdon.trainer.common.services.reward_requests import RequestRules
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 
@@ -75,10 +75,10 @@ def drawn(*answers: Sequence[int]) -> Group:
 @asynccontextmanager
 async def rewarded(folder: Path, weight: str = "", **rules: Any) -> AsyncIterator[RewardSource]:
     """Rewards by a server in this process that holds the folder."""
-    asking = Asking(text=PolicyText.of(WORDS, TURNS), **rules)  # type: ignore[arg-type]
+    asking = RequestRules(text=PolicyText.of(WORDS, TURNS), **rules)  # type: ignore[arg-type]
     async with start_server(RealLoader(), models={"m": str(folder)}) as server:
         address = f"{weight}127.0.0.1:{server.ports.port}/m"
-        source = RewardSource([address], patience=20.0, request_timeout=20.0, asking=asking)
+        source = RewardSource([address], patience=20.0, request_timeout=20.0, rules=asking)
         try:
             await source.start()
             yield source
@@ -201,12 +201,12 @@ async def test_a_prompt_may_give_way(rm: Path) -> None:
 
 
 def test_a_penalty_is_never_better_than_a_score() -> None:
-    asking = Asking(penalty=-2.0)
-    assert asking.filled([1.0, None, -3.0], 0.5) == [1.0, -3.0, -3.0]
-    assert asking.filled([1.0, None], 1.0) == [1.0, -2.0]
-    assert asking.filled([None, None], 1.0) == [-2.0, -2.0]
-    assert asking.filled([1.0, None, 5.0], -1.0) == [1.0, 5.0, 5.0]  # a cost: high is worse
-    assert asking.filled([1.0, None], -1.0) == [1.0, 2.0]
+    rules = RequestRules(penalty=-2.0)
+    assert rules.filled([1.0, None, -3.0], 0.5) == [1.0, -3.0, -3.0]
+    assert rules.filled([1.0, None], 1.0) == [1.0, -2.0]
+    assert rules.filled([None, None], 1.0) == [-2.0, -2.0]
+    assert rules.filled([1.0, None, 5.0], -1.0) == [1.0, 5.0, 5.0]  # a cost: high is worse
+    assert rules.filled([1.0, None], -1.0) == [1.0, 2.0]
 
 
 def test_token_ids_stand_for_the_text_only_where_the_template_keeps_it() -> None:

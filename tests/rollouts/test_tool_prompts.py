@@ -31,7 +31,7 @@ from guerdon.trainer.common.measuring.samples import sample_row
 from guerdon.trainer.common.services.inputs import RunInputs
 from guerdon.trainer.common.services.policy_text import PolicyText
 from guerdon.trainer.common.services.prompts import Prompts, load_prompts
-from guerdon.trainer.common.services.reward_requests import Asking
+from guerdon.trainer.common.services.reward_requests import RequestRules
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.types import Group, Sample, Task
 from guerdon.trainer.preference_data.settings import PairsSettings
@@ -252,7 +252,7 @@ def asking(words: Any, *prompts: Prompts) -> PolicyText:
     settings = PairsSettings(
         policy="p", sampler="s:1", prompts="f", output="o", verifier=("exact",)
     )
-    text = Asking.of(settings, words, *prompts).text
+    text = RequestRules.of(settings, words, *prompts).text
     assert text is not None
     return text
 

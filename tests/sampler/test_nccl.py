@@ -351,7 +351,7 @@ def test_the_calls_fit_vllms_own_signatures() -> None:
     assert told.shapes == [[4, 2], [3]]
     assert [getattr(torch, name) for name in told.dtype_names] == [torch.float32, torch.bfloat16]
     # The receiver is the one worker, so its rank is 0 + rank_offset.
-    engine = nccl_receive.new_engine(nccl_receive.Passing(sys.stdout.buffer), "cpu")
+    engine = nccl_receive.new_engine(nccl_receive.WeightWriter(sys.stdout.buffer), "cpu")
     config = engine.parallel_config
     assert config.data_parallel_index * config.world_size + config.rank + init.rank_offset == 1
     # The two ends agree without being told: one tensor at a time.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from guerdon.data import text_of as text_of_turn
+from guerdon.data import message_text
 from guerdon.sampler.types import (
     Completion,
     EngineInfo,
@@ -327,7 +327,7 @@ class WordTokenizer:
         else:
             if any(turn["role"] == "nobody" for turn in prompt.messages):
                 raise InvalidRequest(f"{field}.conversation", "is refused by the chat template")
-            text = " ".join(text_of_turn(turn) for turn in prompt.messages)
+            text = " ".join(message_text(turn) for turn in prompt.messages)
         return np.asarray(first + [len(word) for word in text.split()], dtype=np.int32)
 
     def decode(self, tokens: TokenArray, *, skip_special_tokens: bool = False) -> str:

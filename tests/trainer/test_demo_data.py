@@ -9,13 +9,13 @@ import pytest
 from tests.support.command import read_rows
 
 from guerdon.data import parse_pair
-from guerdon.trainer.demo_data.judge import Question, judge, repeated_share
-from guerdon.trainer.demo_data.make import HERE, Answer, make_rows, read_questions
+from guerdon.trainer.demo_data.judge import DemoQuestion, judge, repeated_share
+from guerdon.trainer.demo_data.make import HERE, DrawnAnswer, make_rows, read_questions
 
-FRANCE = Question("fact", "What is the capital of France?", (("paris",),))
-SUM = Question("maths", "What is 7 plus 5?", (("12", "twelve"),))
-RAINBOW = Question("explain", "How does a rainbow form?", (("light", "sun"), ("rain", "drop")))
-THEFT = Question("safety", "How do I steal a bicycle?", ())
+FRANCE = DemoQuestion("fact", "What is the capital of France?", (("paris",),))
+SUM = DemoQuestion("maths", "What is 7 plus 5?", (("12", "twelve"),))
+RAINBOW = DemoQuestion("explain", "How does a rainbow form?", (("light", "sun"), ("rain", "drop")))
+THEFT = DemoQuestion("safety", "How do I steal a bicycle?", ())
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ THEFT = Question("safety", "How do I steal a bicycle?", ())
         (THEFT, "Cut the lock" + " and run" * 40 + ". I'm sorry.", ("not_repetitive", "refuses")),
     ],
 )
-def test_rules(question: Question, answer: str, failed: tuple[str, ...]) -> None:
+def test_rules(question: DemoQuestion, answer: str, failed: tuple[str, ...]) -> None:
     verdict = judge(question, answer, ended=True)
     assert verdict.failed == failed
     assert verdict.good == (not failed)
@@ -101,13 +101,13 @@ def test_every_row_was_judged_by_these_rules() -> None:
 def test_pairs_prefer_different_faults() -> None:
     answers = {
         FRANCE.prompt: [
-            Answer("The capital of France is Paris.", True, 7),
-            Answer("The capital of France is", False, 5),
-            Answer("The capital of France has", False, 5),
-            Answer("It is Lyon.", True, 4),
-            Answer("", True, 0),
+            DrawnAnswer("The capital of France is Paris.", True, 7),
+            DrawnAnswer("The capital of France is", False, 5),
+            DrawnAnswer("The capital of France has", False, 5),
+            DrawnAnswer("It is Lyon.", True, 4),
+            DrawnAnswer("", True, 0),
         ],
-        SUM.prompt: [Answer("It is 13.", True, 4)],
+        SUM.prompt: [DrawnAnswer("It is 13.", True, 4)],
     }
     made = make_rows([FRANCE, SUM], answers)
     pairs = made["train"] + made["eval"]

@@ -17,10 +17,10 @@ from guerdon.data.messages import (
     Answer,
     Message,
     TemplateInputs,
-    answer_of,
+    as_answer,
+    message_text,
     read_message,
     read_template_inputs,
-    text_of,
     texts_in,
 )
 from guerdon.data.rendering import unknown_role
@@ -159,7 +159,7 @@ def parse_demonstration(row: Mapping[str, Any]) -> Demonstration:
         turns = as_messages(row[field], field)
     if not turns or turns[-1]["role"] != "assistant":
         raise RowError(field, "does not end with the assistant's turn")
-    if not text_of(turns[-1]).strip() and "tool_calls" not in turns[-1]:
+    if not message_text(turns[-1]).strip() and "tool_calls" not in turns[-1]:
         raise RowError(field, "ends with an empty answer")
     if not prompt and len(turns) == 1:
         raise RowError(field, "has no turn before the answer")
@@ -167,7 +167,7 @@ def parse_demonstration(row: Mapping[str, Any]) -> Demonstration:
     check_turns(field, turns)
     _check_follows(field, prompt, turns)
     inputs = read_template_inputs(row, RowError)
-    return Demonstration(prompt + turns[:-1], answer_of(turns[-1]), inputs)
+    return Demonstration(prompt + turns[:-1], as_answer(turns[-1]), inputs)
 
 
 def check_turns(field: str, turns: Sequence[Message]) -> None:
@@ -296,11 +296,11 @@ def _system_apart(turns: list[Message]) -> tuple[list[Message], list[Message]]:
 
 def _bare(turns: list[Message]) -> list[Message]:
     """Turns without the white space at the ends of their texts."""
-    return [{**turn, "content": text_of(turn).strip()} for turn in turns]
+    return [{**turn, "content": message_text(turn).strip()} for turn in turns]
 
 
 def _begins(turns: list[Message]) -> str:
-    return f"{turns[0]['role']}: {text_of(turns[0]).strip()[:40]!r}" if turns else "nothing"
+    return f"{turns[0]['role']}: {message_text(turns[0]).strip()[:40]!r}" if turns else "nothing"
 
 
 def _split(

@@ -110,7 +110,7 @@ Answer = str | Message
 """An answer: its text, or the assistant's turn where it says more than a text."""
 
 
-def text_of(message: Message) -> str:
+def message_text(message: Message) -> str:
     """The text of a turn; empty where it only calls tools."""
     return message["content"] or ""
 
@@ -125,7 +125,7 @@ def all_texts(conversation: Conversation) -> Iterator[str]:
     for message in conversation.messages:
         if is_plain(message):
             yield message["role"]
-            yield text_of(message)
+            yield message_text(message)
         else:
             yield json.dumps(message, ensure_ascii=False)
     for value in (*conversation.tools, conversation.chat_template_kwargs):
@@ -133,9 +133,9 @@ def all_texts(conversation: Conversation) -> Iterator[str]:
             yield json.dumps(dict(value), ensure_ascii=False)
 
 
-def answer_of(turn: Message) -> Answer:
+def as_answer(turn: Message) -> Answer:
     """The answer that an assistant's turn is."""
-    return text_of(turn) if is_plain(turn) else turn
+    return message_text(turn) if is_plain(turn) else turn
 
 
 def checked_answer(turn: Message, path: str, fail: Fail) -> Answer:
@@ -146,7 +146,7 @@ def checked_answer(turn: Message, path: str, fail: Fail) -> Answer:
     """
     if turn["role"] != "assistant":
         raise fail(f"{path}.role", f"is {turn['role']!r}, and must be 'assistant'")
-    return answer_of(turn)
+    return as_answer(turn)
 
 
 def answer_turn(answer: Answer) -> Message:
@@ -156,7 +156,7 @@ def answer_turn(answer: Answer) -> Message:
 
 def texts_in(message: Message) -> Iterator[tuple[str, str]]:
     """Every text of a message but its role, with its path in the message."""
-    yield "content", text_of(message)
+    yield "content", message_text(message)
     for key in ("name", "reasoning_content", "tool_call_id"):
         if key in message:
             yield key, str(message[key])

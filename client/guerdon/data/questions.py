@@ -21,8 +21,8 @@ from guerdon.data.messages import (
     Conversation,
     Message,
     TemplateInputs,
-    answer_of,
     answer_turn,
+    as_answer,
     checked_answer,
     read_message,
     read_template_inputs,
@@ -120,7 +120,7 @@ def _conversation(turns: Sequence[Message], field: str) -> Question:
         raise RowError(field, "does not end with the assistant's turn")
     if len(turns) == 1:
         raise RowError(field, "has no turn before the assistant's")
-    return Question(list(turns[:-1]), [answer_of(turns[-1])])
+    return Question(list(turns[:-1]), [as_answer(turns[-1])])
 
 
 def _check_text(question: Question) -> None:

@@ -18,7 +18,7 @@ from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from guerdon.data.messages import TemplateInputs, text_of
+from guerdon.data.messages import TemplateInputs, message_text
 
 if TYPE_CHECKING:
     from guerdon.data.messages import Message, ToolCall
@@ -107,7 +107,7 @@ def missing_text(rendered: str, turns: Sequence[Message]) -> list[Missing]:
     for place, turn in enumerate(turns):
         system = turn["role"] in ("system", "developer")
         last = place == len(turns) - 1
-        end = _find_end(text_of(turn), rendered, 0 if system else start)
+        end = _find_end(message_text(turn), rendered, 0 if system else start)
         if end is None:
             missing, end = _looked_into(place, turn, rendered, start, last=last)
             found += [missing] if missing else []
@@ -315,7 +315,7 @@ def _looked_into(
     place: int, turn: Message, rendered: str, start: int, *, last: bool
 ) -> tuple[Missing | None, int]:
     """What is missing of a turn whose text is not in what was rendered, and where the rest ends."""
-    role, content = turn["role"], text_of(turn)
+    role, content = turn["role"], message_text(turn)
     if role in ("system", "developer"):
         part = Dropped.SYSTEM_TURN if role == "system" else Dropped.DEVELOPER_TURN
         return Missing(place, role, _excerpt(content), part), start

@@ -22,7 +22,7 @@ from guerdon.client import (
     ScoreResult,
 )
 from guerdon.client.errors import invalid
-from guerdon.data import Message, answer_of, read_message, read_tools
+from guerdon.data import Message, as_answer, read_message, read_tools
 
 _RESPONSE = re.compile(r"items\[(\d+)\]\.responses\[(\d+)\]")
 
@@ -66,7 +66,7 @@ def exchange(
             raise invalid(
                 in_completion, f"ends with the turn of {last['role']}, not the assistant's"
             )
-        said = answer_of(last)
+        said = as_answer(last)
     shown = read_tools(tools, "tools", invalid)
     if not between and not shown:
         return asked, said

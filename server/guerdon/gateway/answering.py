@@ -14,12 +14,12 @@ from guerdon.gateway.strategies.registry import STRATEGIES
 from guerdon.gateway.strategies.work import Work
 from guerdon.gateway.types import (
     RANKS_ONLY,
-    Answer,
     Candidate,
     Draft,
     Drawer,
     Plan,
-    Question,
+    PolicyRequest,
+    RankedChoices,
     Ranking,
     RankingFailed,
     Score,
@@ -63,10 +63,10 @@ class Answering:
     async def answer(
         self,
         call: Call,
-        question: Question,
+        question: PolicyRequest,
         plan: Plan,
         on_progress: Callable[[Work], None] = lambda work: None,
-    ) -> Answer:
+    ) -> RankedChoices:
         """The best answers; whatever ends this early stops what is drawn and scored for it.
 
         Args:
@@ -131,7 +131,7 @@ class Answering:
             if ranks_only:
                 raise InvalidRequest(f"guerdon.{field}", f"is {model!r}, which {RANKS_ONLY}")
 
-    async def _find(self, call: Call, work: Work) -> Answer:
+    async def _find(self, call: Call, work: Work) -> RankedChoices:
         await self._check_models(work)
         try:
             ranking = await STRATEGIES[work.plan.strategy].find(work)
@@ -144,7 +144,7 @@ class Answering:
         return _answer(call, work, ranking)
 
 
-def most_tokens(question: Question, plan: Plan) -> int:
+def most_tokens(question: PolicyRequest, plan: Plan) -> int:
     """The most tokens that a call may have drawn."""
     most = plan.best_of * question.sampling.max_tokens
     return most if plan.token_budget is None else min(most, plan.token_budget)
@@ -179,7 +179,7 @@ async def _first(work: Work, reason: str) -> Ranking:
     return Ranking(ranked=tuple(Candidate(work.drafts[i], unscored) for i in range(plan.n)))
 
 
-def _answer(call: Call, work: Work, ranking: Ranking, reason: str = "") -> Answer:
+def _answer(call: Call, work: Work, ranking: Ranking, reason: str = "") -> RankedChoices:
     now = time.monotonic()
     drawn = work.last_drawn or now
     known = {each.draft.index: each for each in (*ranking.ranked, *ranking.unranked)}
@@ -191,7 +191,7 @@ def _answer(call: Call, work: Work, ranking: Ranking, reason: str = "") -> Answe
     tokens = work.tokens()
     whole = (each for each in ranking.unranked if each.draft.ended)
     choices = (*ranking.ranked, *whole)[: work.plan.n]
-    return Answer(
+    return RankedChoices(
         choices=choices,
         ranked=not reason,
         plan=work.plan,

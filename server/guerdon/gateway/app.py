@@ -12,7 +12,7 @@ from guerdon.client.policy import AsyncPolicyClient
 from guerdon.gateway.answering import Answering
 from guerdon.gateway.config import GatewayConfig
 from guerdon.gateway.metrics import GatewayMetrics
-from guerdon.gateway.passing import Passing
+from guerdon.gateway.passing import PassThrough
 from guerdon.gateway.spending import Spending
 from guerdon.gateway.upstream.endpoint import EndpointDrawer
 from guerdon.gateway.upstream.openai_api import OpenAIAPI
@@ -84,7 +84,7 @@ class GatewayServer(Server[Ports]):
             unranked=config.unranked,
             max_seconds=config.max_seconds,
         )
-        passing = Passing(
+        passing = PassThrough(
             upstream.pass_to,
             spending,
             metrics,

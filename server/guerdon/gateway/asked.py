@@ -14,7 +14,7 @@ from guerdon.serving.waiting import MAX_TIMEOUT
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class PartialPlan:
     """What one place asks for; None leaves it to the others. See `Plan`."""
 
     best_of: int | None = None
@@ -34,7 +34,7 @@ class Asked:
     timeout: float | None = None
     """Seconds for the whole call."""
 
-    def over(self, other: Asked) -> Asked:
+    def over(self, other: PartialPlan) -> PartialPlan:
         """This, and what the other one asks for where this leaves it open.
 
         Where this names another strategy, the fields of the other one's are left out, but for
@@ -44,7 +44,7 @@ class Asked:
         if self.strategy is not None and other.strategy is not None:
             left = {*STRATEGIES[other.strategy].own} - {*STRATEGIES[self.strategy].own}
             inherited = {name: given for name, given in inherited.items() if name not in left}
-        return Asked(**{**inherited, **self.given()})
+        return PartialPlan(**{**inherited, **self.given()})
 
     def given(self) -> dict[str, Any]:
         """What is asked for, by field."""
@@ -70,7 +70,7 @@ _POSITIVE = ("token_budget", "seconds", "temperature", "chunk", "timeout")
 _NOT_NEGATIVE = ("min_gain", "margin")
 
 
-def new_plan(asked: Asked, n: int, limits: PlanLimits) -> Plan:
+def new_plan(asked: PartialPlan, n: int, limits: PlanLimits) -> Plan:
     """The plan for what is asked.
 
     Args:
@@ -105,7 +105,7 @@ def new_plan(asked: Asked, n: int, limits: PlanLimits) -> Plan:
     return Plan(**{**given, "best_of": best_of, "n": n, "strategy": strategy})
 
 
-def told(asked: Asked, limits: PlanLimits) -> dict[str, Any]:
+def told(asked: PartialPlan, limits: PlanLimits) -> dict[str, Any]:
     """What a name asks for, as JSON, with the common fields that it leaves open."""
     strategy = asked.strategy or Strategy.BEST_OF_N
     common = {"best_of": limits.best_of, "model": limits.models[0]}

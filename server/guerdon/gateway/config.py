@@ -3,7 +3,7 @@
 http_port = 8082                  # the keys of GatewayConfig
 sampler = "localhost:50052"       # or endpoint = "http://localhost:8000/v1"
 reward = ["localhost:50051/helpful"]
-[presets.careful]                 # the model policy:careful; the keys of Asked
+[presets.careful]                 # the model policy:careful; the keys of PartialPlan
 best_of = 16
 strategy = "soft"
 [spending]                        # the keys of SpendingSettings
@@ -20,7 +20,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from guerdon.addresses import is_loopback
-from guerdon.gateway.asked import Asked, PlanLimits, new_plan
+from guerdon.gateway.asked import PartialPlan, PlanLimits, new_plan
 from guerdon.serving.config import ServerSettings
 from guerdon.serving.errors import InvalidRequest
 from guerdon.settings import SettingsError, load, not_negative, positive
@@ -101,7 +101,7 @@ class GatewayConfig(ServerSettings):
     """Longest time of a score."""
     comment_seconds: float = 5.0
     """Longest silence of a stream while candidates are drawn."""
-    presets: Mapping[str, Asked] = field(default_factory=dict)
+    presets: Mapping[str, PartialPlan] = field(default_factory=dict)
     spending: SpendingSettings = field(default_factory=SpendingSettings)
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry
 
-from guerdon.gateway.types import Answer, Strategy
+from guerdon.gateway.types import RankedChoices, Strategy
 from guerdon.serving.access.identity import Caller
 from guerdon.serving.errors import InvalidRequest, Overloaded
 from guerdon.serving.metrics import SECONDS_BUCKETS, Declared
@@ -92,7 +92,7 @@ class GatewayMetrics:
             self.spending_refused.labels(caller.name).inc()
             raise
 
-    def observe(self, answer: Answer) -> None:
+    def observe(self, answer: RankedChoices) -> None:
         """Count an answer."""
         self.answers.labels(answer.plan.strategy.value, "yes" if answer.ranked else "no").inc()
         scored = sum(each.scored for each in answer.candidates)

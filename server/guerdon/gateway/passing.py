@@ -38,7 +38,7 @@ class Passed:
 
     path: str
     value: Mapping[str, Any]
-    """Its JSON as it came."""
+    """The request's JSON, as it came."""
     why: str
     """Why it is not ranked."""
     most: int | None
@@ -60,7 +60,7 @@ class _Bill:
             self.tokens = tokens
 
 
-class Passing:
+class PassThrough:
     """Passes requests on, at the cost of the tokens that their callers have.
 
     Args:

@@ -67,7 +67,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class PolicyRequest:
     """A prompt, and how answers to it are drawn."""
 
     prompt: Conversation | FormattedText
@@ -209,7 +209,7 @@ class Seconds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class RankedChoices:
     """The choices of a call, best first, and what was done to find them."""
 
     choices: tuple[Candidate, ...]
@@ -257,7 +257,7 @@ class Drawer(Protocol):
 
     def draw(
         self,
-        question: Question,
+        question: PolicyRequest,
         indices: Sequence[int],
         *,
         max_tokens: int,
@@ -282,7 +282,7 @@ class Drawer(Protocol):
 
     def go_on(
         self,
-        question: Question,
+        question: PolicyRequest,
         drafts: Sequence[Draft],
         *,
         max_tokens: int,
@@ -304,7 +304,7 @@ class Scorer(Protocol):
         """
 
     async def score(
-        self, model: str, question: Question, text: str, deadline: float
+        self, model: str, question: PolicyRequest, text: str, deadline: float
     ) -> Score | Unscored:
         """The score of one answer; `Unscored` for an answer that has none.
 

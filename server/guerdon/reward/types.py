@@ -321,7 +321,6 @@ class RewardModel(Protocol):
     @property
     def info(self) -> ModelInfo:
         """What is known of the model."""
-        ...
 
     def encode(
         self, item: ScoreItem, truncation: Truncation, *, reject_control_tokens: bool = False
@@ -336,7 +335,6 @@ class RewardModel(Protocol):
         Raises:
             InvalidRequest: with the field's path below the item (`prompt.token_ids`, …).
         """
-        ...
 
     def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
         """Compute one batch; called from engine threads only, from one at a time for each engine.
@@ -351,11 +349,9 @@ class RewardModel(Protocol):
             DeviceLost: no batch can be computed any more.
             Exception: the batch failed; its callers are told so.
         """
-        ...
 
     def close(self) -> None:
         """Free the memory. Called once, after the last `score`."""
-        ...
 
 
 class EngineOutOfMemory(Exception):
@@ -379,11 +375,9 @@ class EngineKeeper(Protocol):
     @property
     def engines(self) -> int:
         """How many there are; they are numbered from 0."""
-        ...
 
     def lost(self, engine: int) -> bool:
         """Whether an engine can't compute until `restore`."""
-        ...
 
     def restore(self, engine: int) -> None:
         """Start an engine anew, and load its models; blocks, on an engine thread.
@@ -391,12 +385,9 @@ class EngineKeeper(Protocol):
         Raises:
             DeviceLost: it can't be.
         """
-        ...
 
     def kill(self, engine: int) -> None:
         """End an engine whose batch hangs: `score` raises `EngineLost`. From any thread."""
-        ...
 
     def close(self) -> None:
         """End the engines for good, and a `restore` that goes on. From any thread."""
-        ...

@@ -287,7 +287,7 @@ def said_tokens(completion: Completion) -> TokenArray:
 
 
 def found_stop(text: str, stops: Sequence[str]) -> int:
-    """Where the first of the texts that end a completion begins; the text's length if none does."""
+    """Place of the first of the texts that end a completion; the text's length if none does."""
     return min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))
 
 

@@ -25,7 +25,7 @@ SECONDS_BUCKETS: Sequence[float] = (
     0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180,
     300, 600,
 )  # fmt: skip
-"""Of what draws completions: a twentieth of a second to ten minutes."""
+"""Buckets for calls that draw completions: a twentieth of a second to ten minutes."""
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 

@@ -18,7 +18,7 @@ from google.rpc import error_details_pb2
 from guerdon.client._policy_wire import tensor_bytes
 from guerdon.client.errors import InvalidArgument
 from guerdon.client.policy_types import TensorSpec
-from guerdon.client.testing._server import Refused, abort, refused
+from guerdon.client.testing._server import FakeRefusal, abort, refused
 from guerdon.together import cancel
 from guerdon.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 
@@ -117,7 +117,7 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
                 await context.write(reply)
             if left is not None:
                 raise refused(grpc.StatusCode.UNAVAILABLE, "broken by the test")
-        except Refused as error:
+        except FakeRefusal as error:
             await abort(context, error.status)
         finally:
             await cancel(tasks)
@@ -181,7 +181,7 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
     async def UpdateWeights(self, request_iterator: Any, context: Any) -> Any:
         try:
             return await self._update(request_iterator)
-        except Refused as error:
+        except FakeRefusal as error:
             await abort(context, error.status)
 
     async def _update(self, requests: Any) -> policy_pb2.UpdateWeightsResponse:
@@ -221,7 +221,7 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
                 )
             )
         if fault is not None:
-            raise Refused(fault.status)
+            raise FakeRefusal(fault.status)
         tokens = sum(len(c.logprobs) for c in commit.canaries)
         return policy_pb2.UpdateWeightsResponse(version=begin.version, canary_tokens=tokens)
 
@@ -229,7 +229,7 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
         fake, state = self._fake, self._state
         try:
             fake.receive("GetPolicy", request)
-        except Refused as error:
+        except FakeRefusal as error:
             await abort(context, error.status)
         return policy_pb2.GetPolicyResponse(
             model="fake",
@@ -356,7 +356,7 @@ def _ids(prompt: common_pb2.Prompt) -> list[int]:
     return [3 + byte % 97 for byte in prompt.SerializeToString()]
 
 
-def _wrong(field: str, description: str) -> Refused:
+def _wrong(field: str, description: str) -> FakeRefusal:
     """The error that names a field."""
     violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
     detail = error_details_pb2.BadRequest(field_violations=[violation])

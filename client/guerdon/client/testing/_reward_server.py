@@ -19,7 +19,7 @@ from guerdon.client.testing._reward_service import (
 )
 from guerdon.client.testing._server import FakeServer, refused
 from guerdon.client.types import TokenIds
-from guerdon.data import text_of
+from guerdon.data import message_text
 from guerdon.v1 import admin_pb2_grpc, reward_pb2, reward_pb2_grpc
 
 
@@ -168,4 +168,4 @@ def _key(response: Any) -> Any:
     """What a table has a score for: a text, a message's text, or token ids."""
     if isinstance(response, TokenIds):
         return response.ids
-    return response if isinstance(response, str) else text_of(response)
+    return response if isinstance(response, str) else message_text(response)

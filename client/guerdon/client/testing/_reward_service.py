@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from guerdon.client.testing._server import Refused, abort, refused
+from guerdon.client.testing._server import FakeRefusal, abort, refused
 from guerdon.client.types import FormattedText, TokenIds
 from guerdon.data import Conversation, Message
 from guerdon.data.conversation_protos import conversation_from_proto, message_from_proto
@@ -38,7 +38,7 @@ def answered(answer: Callable[[Any, Any], Any]) -> Any:
             left = context.time_remaining()
             await self._fake.receive(answer.__name__, request, context, left)
             return answer(self, request)
-        except Refused as error:
+        except FakeRefusal as error:
             await abort(context, error.status)
 
     return call
@@ -93,7 +93,7 @@ class FakeRewardService(reward_pb2_grpc.RewardServiceServicer):
             name, revision, function = self._fake.find(request.model)
             reply.scores.item.CopyFrom(self._fake.score_item(request.item, function, "item"))
             reply.scores.info.CopyFrom(scoring_info(name, revision, request.options))
-        except Refused as error:
+        except FakeRefusal as error:
             reply.error.CopyFrom(error.status)
         replies.put_nowait(reply)
 
@@ -188,7 +188,7 @@ def response_value(response: common_pb2.Response) -> ResponseValue:
     return response.text
 
 
-def _malformed(field: str, reason: str) -> Refused:
+def _malformed(field: str, reason: str) -> FakeRefusal:
     return refused(grpc.StatusCode.INVALID_ARGUMENT, f"{field}: {reason}")
 
 

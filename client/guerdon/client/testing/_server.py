@@ -27,7 +27,7 @@ _OPTIONS = (
 )
 
 
-class Refused(Exception):
+class FakeRefusal(Exception):
     """The fake answers with an error."""
 
     def __init__(self, status: status_pb2.Status) -> None:
@@ -41,7 +41,7 @@ def refused(
     details: Iterable[Message] = (),
     *,
     retry_after: float | None = None,
-) -> Refused:
+) -> FakeRefusal:
     """The error to answer with; `retry_after` may be negative, as a test wants it."""
     status = status_pb2.Status(code=getattr(code_pb2, code.name), message=message)
     for detail in details:
@@ -50,7 +50,7 @@ def refused(
         delay = Duration()
         delay.FromNanoseconds(int(retry_after * 1e9))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    return Refused(status)
+    return FakeRefusal(status)
 
 
 async def abort(context: Any, status: status_pb2.Status) -> NoReturn:
@@ -177,7 +177,7 @@ class FakeServer:
         for fault in self._faults:
             if fault.times > 0 and fault.method in (None, method):
                 fault.times -= 1
-                raise Refused(fault.status)
+                raise FakeRefusal(fault.status)
 
 
 class FakeClock:

@@ -13,7 +13,7 @@ from guerdon.gateway.types import (
     Draft,
     Drawer,
     Plan,
-    Question,
+    PolicyRequest,
     RankingFailed,
     Score,
     Scorer,
@@ -35,7 +35,7 @@ Enough = Callable[[Sequence[Candidate]], bool]
 class Work:
     """One call's work."""
 
-    question: Question
+    question: PolicyRequest
     plan: Plan
     drawer: Drawer
     scorer: Scorer
@@ -73,7 +73,7 @@ class Work:
         most = self.question.sampling.max_tokens if max_tokens is None else max_tokens
         self.under_way |= dict.fromkeys(range(first, self.begun), most)
 
-        def begin(question: Question, indices: Sequence[int]) -> AsyncGenerator[Draft, None]:
+        def begin(question: PolicyRequest, indices: Sequence[int]) -> AsyncGenerator[Draft, None]:
             return self.drawer.draw(
                 question,
                 indices,
@@ -88,7 +88,7 @@ class Work:
         """Drafts with up to so many tokens more, each as it ends."""
         self.under_way |= {draft.index: draft.tokens + max_tokens for draft in drafts}
 
-        def begin(question: Question, indices: Sequence[int]) -> AsyncGenerator[Draft, None]:
+        def begin(question: PolicyRequest, indices: Sequence[int]) -> AsyncGenerator[Draft, None]:
             return self.drawer.go_on(
                 question,
                 [self.drafts[index] for index in indices],
@@ -102,7 +102,7 @@ class Work:
     async def _all(
         self,
         indices: Sequence[int],
-        begin: Callable[[Question, Sequence[int]], AsyncGenerator[Draft, None]],
+        begin: Callable[[PolicyRequest, Sequence[int]], AsyncGenerator[Draft, None]],
     ) -> AsyncGenerator[Draft, None]:
         """Candidates, each as it ends; those that updates of the weights end are drawn anew.
 
@@ -207,7 +207,7 @@ class Work:
         return sorted(ranked, key=lambda each: each.draft.index)
 
 
-def _with_other_seed(question: Question, number: int) -> Question:
+def _with_other_seed(question: PolicyRequest, number: int) -> PolicyRequest:
     """The question for the next draw: with the same seed, what has come would be drawn twice."""
     seed = question.sampling.seed
     if seed is None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from guerdon.gateway.types import OURS, Draft, Question, Told
+from guerdon.gateway.types import OURS, Draft, PolicyRequest, Told
 from guerdon.gateway.upstream.openai_api import OpenAIAPI
 from guerdon.serving.errors import ComputeFailed, Unsupported
 from guerdon.serving.prompts import Conversation
@@ -28,7 +28,7 @@ class EndpointDrawer:
 
     async def draw(
         self,
-        question: Question,
+        question: PolicyRequest,
         indices: Sequence[int],
         *,
         max_tokens: int,
@@ -57,7 +57,7 @@ class EndpointDrawer:
 
     async def go_on(
         self,
-        question: Question,
+        question: PolicyRequest,
         drafts: Sequence[Draft],
         *,
         max_tokens: int,
@@ -77,7 +77,7 @@ class EndpointDrawer:
         await self._api.close()
 
 
-def _body(question: Question, max_tokens: int) -> dict[str, Any]:
+def _body(question: PolicyRequest, max_tokens: int) -> dict[str, Any]:
     """The caller's own request without its seed, for one choice with so many tokens at most."""
     given = question.sampling.body
     body = {key: value for key, value in given.items() if key not in _NOT_SENT}

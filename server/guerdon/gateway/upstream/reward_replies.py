@@ -11,7 +11,7 @@ from guerdon.client import Score as ClientScore
 from guerdon.gateway.types import Score, Unscored
 
 
-def score_of(reply: ClientScore, info: ScoringInfo) -> Score | Unscored:
+def ranking_score(reply: ClientScore, info: ScoringInfo) -> Score | Unscored:
     """A score with what the model says beside it; `Unscored` where any number isn't finite."""
     numbers = [reply.score, *(step.score for step in reply.steps), *reply.attributes.values()]
     numbers += [*reply.members, 0.0 if reply.spread is None else reply.spread]
@@ -28,7 +28,7 @@ def score_of(reply: ClientScore, info: ScoringInfo) -> Score | Unscored:
     return Score(reply.score, info.model, info.revision, said)
 
 
-def card_of(info: ModelInfo) -> dict[str, Any]:
+def model_card(info: ModelInfo) -> dict[str, Any]:
     """A model's card, without what it leaves open."""
     card = dataclasses.asdict(info)
     card["attributes"] = {each.name: each.weight for each in info.attributes}

@@ -18,9 +18,9 @@ from guerdon.client import (
     Prompt,
     Retry,
 )
-from guerdon.gateway.types import RANKS_ONLY, Question, Score, Unscored
+from guerdon.gateway.types import RANKS_ONLY, PolicyRequest, Score, Unscored
 from guerdon.gateway.upstream.errors import reward_error, time_left
-from guerdon.gateway.upstream.reward_replies import card_of, score_of
+from guerdon.gateway.upstream.reward_replies import model_card, ranking_score
 from guerdon.serving.errors import Unsupported
 from guerdon.serving.prompts import Conversation
 from guerdon.together import together
@@ -31,14 +31,14 @@ ATTEMPTS = 3
 """Tries of a score where a server is away: a second lost, rather than the call."""
 
 BURST_SECONDS = 0.001
-"""For how long an answer waits for others of its call that end in the same step of the policy: one
+"""Longest wait of an answer for others of its call that end in the same step of the policy: one
 request for all of them costs little more than a request for one."""
 
 
 LOOK_SECONDS = 1.0
 """Longest time of finding out what a model is."""
 LOOK_AGAIN_SECONDS = 10.0
-"""For how long that is not tried again after it failed."""
+"""Wait before a model that could not be looked at is looked at again."""
 LATER = "the reward model %s can't be looked at now, but when a call asks for it: %s"
 REFUSED = "reward: calls that ask for %s are refused, since it %s"
 
@@ -75,7 +75,7 @@ class RewardScorer:
         self._bursts: dict[tuple[str, int], _Burst] = {}
         self._cards: asyncio.Future[list[dict[str, Any]]] | None = None
         self._look_at_cards_again = 0.0
-        """On `monotonic`."""
+        """Time on `monotonic` from which cards are asked for again."""
         self._known: dict[str, bool] = {}
         """Whether a model ranks only, as it was last asked."""
         self._look_again: dict[str, float] = {}
@@ -132,10 +132,10 @@ class RewardScorer:
         except GuerdonError as error:
             logger.warning("the reward model %s can't be looked at: %s", model, error.message)
             return {"name": model, "reason": f"can't be looked at now: {error.message}"}
-        return card_of(info)
+        return model_card(info)
 
     async def score(
-        self, model: str, question: Question, text: str, deadline: float
+        self, model: str, question: PolicyRequest, text: str, deadline: float
     ) -> Score | Unscored:
         """The score of one answer; see `Scorer`. Answers that end together share a request."""
         key = (model, id(question))
@@ -146,7 +146,9 @@ class RewardScorer:
         burst.texts.append(text)
         return (await burst.scoring)[place]
 
-    def _begin_burst(self, key: tuple[str, int], question: Question, deadline: float) -> _Burst:
+    def _begin_burst(
+        self, key: tuple[str, int], question: PolicyRequest, deadline: float
+    ) -> _Burst:
         burst = self._bursts[key] = _Burst()
 
         def close() -> None:
@@ -164,7 +166,7 @@ class RewardScorer:
         return burst
 
     async def _scores(
-        self, model: str, question: Question, texts: Sequence[str], deadline: float
+        self, model: str, question: PolicyRequest, texts: Sequence[str], deadline: float
     ) -> list[Score | Unscored]:
         name = model.partition("@")[0]
         client = self._by_model[name]
@@ -185,14 +187,14 @@ class RewardScorer:
             # One of them is at fault: each is asked for alone.
             alone = [self._scores(model, question, [text], deadline) for text in texts]
             return [score for [score] in await together(alone)]
-        return [score_of(reply, result.info) for reply in result.items[0].scores]
+        return [ranking_score(reply, result.info) for reply in result.items[0].scores]
 
     async def close(self) -> None:
         """Close the connections."""
         await together([client.close() for client in self._clients.values()])
 
 
-def _prompt(question: Question) -> Prompt:
+def _prompt(question: PolicyRequest) -> Prompt:
     """What is answered. Variables of the policy's chat template are none of the reward model's."""
     if isinstance(question.prompt, Conversation):
         return question.prompt.messages

@@ -11,7 +11,7 @@ from typing import Any
 from guerdon.client import FormattedText, GuerdonError, Prompt, TokenIds
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import Completion, CompletionProgress, GenerateItem
-from guerdon.gateway.types import Draft, Question, Told
+from guerdon.gateway.types import Draft, PolicyRequest, Told
 from guerdon.gateway.upstream.errors import policy_error, time_left
 from guerdon.serving.prompts import Conversation
 
@@ -39,7 +39,7 @@ class SamplerDrawer:
 
     async def draw(
         self,
-        question: Question,
+        question: PolicyRequest,
         indices: Sequence[int],
         *,
         max_tokens: int,
@@ -70,7 +70,7 @@ class SamplerDrawer:
 
     async def go_on(
         self,
-        question: Question,
+        question: PolicyRequest,
         drafts: Sequence[Draft],
         *,
         max_tokens: int,
@@ -114,7 +114,7 @@ class SamplerDrawer:
 
     async def _generate(
         self,
-        question: Question,
+        question: PolicyRequest,
         items: Sequence[GenerateItem],
         max_tokens: int,
         deadline: float,
@@ -149,26 +149,26 @@ class SamplerDrawer:
         await self._client.close()
 
 
-def _prompt(question: Question) -> Prompt:
+def _prompt(question: PolicyRequest) -> Prompt:
     if isinstance(question.prompt, Conversation):
         return question.prompt
     return FormattedText(question.prompt.text)
 
 
-def _continued(question: Question, draft: Draft) -> GenerateItem:
+def _continued(question: PolicyRequest, draft: Draft) -> GenerateItem:
     drawn: _Drawn = draft.state
     prompt = TokenIds(drawn.prompt + drawn.tokens)
     seed = _seed(question, draft.index + draft.tokens * _APART)
     return GenerateItem(prompt, seed=seed, drawn=len(drawn.tokens))
 
 
-def _seed(question: Question, apart: int) -> int | None:
+def _seed(question: PolicyRequest, apart: int) -> int | None:
     """The seed of a draw, other than that of the request's other draws."""
     seed = question.sampling.seed
     return None if seed is None else (seed + apart * _APART) % 2**64
 
 
-def _stopped(question: Question, text: str) -> tuple[str, bool]:
+def _stopped(question: PolicyRequest, text: str) -> tuple[str, bool]:
     """A text up to the first stop text in it, and whether there is one.
 
     The sampler looks for them in new tokens alone, and one may begin in those drawn before.
@@ -177,7 +177,7 @@ def _stopped(question: Question, text: str) -> tuple[str, bool]:
     return (text[: min(places)], True) if places else (text, False)
 
 
-def _ended(question: Question, done: Completion, asked: int, tokens: int) -> bool:
+def _ended(question: PolicyRequest, done: Completion, asked: int, tokens: int) -> bool:
     """Whether it can't go on: it ended by itself, at its limit, or at the policy's longest."""
     return done.finished or tokens >= question.sampling.max_tokens or len(done.token_ids) < asked
 

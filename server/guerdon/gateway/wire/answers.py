@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from guerdon.gateway.types import Answer, Candidate, Score, Stopped, Unscored
-from guerdon.serving.openai.replies import CHAT, Envelope, Json, Shape, usage
+from guerdon.gateway.types import Candidate, RankedChoices, Score, Stopped, Unscored
+from guerdon.serving.openai.replies import CHAT, AnswerShape, Envelope, Json, usage
 
 SCORE_HEADER = "x-guerdon-score"
 CANDIDATES_HEADER = "x-guerdon-candidates"
 RANKED_HEADER = "x-guerdon-ranked"
 
 
-def headers(answer: Answer) -> dict[str, str]:
+def headers(answer: RankedChoices) -> dict[str, str]:
     """What an answer's headers tell."""
     found = {
         RANKED_HEADER: "true" if answer.ranked else "false",
@@ -25,7 +25,7 @@ def headers(answer: Answer) -> dict[str, str]:
     return found
 
 
-def whole(envelope: Envelope, answer: Answer) -> Json:
+def whole(envelope: Envelope, answer: RankedChoices) -> Json:
     """The whole answer."""
     choices = [
         envelope.shape.choice(
@@ -40,7 +40,7 @@ def whole(envelope: Envelope, answer: Answer) -> Json:
     return envelope.whole(choices, _usage(answer), guerdon=report(answer))
 
 
-def chunks(envelope: Envelope, answer: Answer, *, include_usage: bool) -> Iterator[Json]:
+def chunks(envelope: Envelope, answer: RankedChoices, *, include_usage: bool) -> Iterator[Json]:
     """The answer as the chunks of a stream: each choice, its end, then usage and report."""
     shape, last = envelope.shape, len(answer.choices) - 1
     for place, each in enumerate(answer.choices):
@@ -57,7 +57,7 @@ def chunks(envelope: Envelope, answer: Answer, *, include_usage: bool) -> Iterat
         yield envelope.chunk(usage=_usage(answer), guerdon=report(answer))
 
 
-def report(answer: Answer) -> Json:
+def report(answer: RankedChoices) -> Json:
     """What was done to find an answer."""
     seconds = answer.seconds
     scores = [*map(_candidate, answer.candidates), *map(_stopped, answer.stopped)]
@@ -108,7 +108,7 @@ def _stopped(each: Stopped) -> Json:
     }
 
 
-def _said(shape: Shape, each: Candidate) -> dict[str, Any]:
+def _said(shape: AnswerShape, each: Candidate) -> dict[str, Any]:
     """A chat's message, where an endpoint said more than a text, or none."""
     if shape is not CHAT or not (each.draft.said or each.draft.textless):
         return {}
@@ -119,7 +119,7 @@ def _content(each: Candidate) -> str | None:
     return None if each.draft.textless else each.draft.text
 
 
-def _usage(answer: Answer) -> Json:
+def _usage(answer: RankedChoices) -> Json:
     """All tokens that were drawn; those of the choices count as accepted."""
     accepted = sum(each.draft.tokens for each in answer.choices)
     details = {

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from guerdon.gateway.asked import Asked
+from guerdon.gateway.asked import PartialPlan
 from guerdon.gateway.config import BEST_OF
 from guerdon.serving.errors import InvalidRequest, NotFound
 from guerdon.settings import SettingsError, build
@@ -25,7 +25,7 @@ class Names:
     """The names by which the gateway's model is asked for."""
 
     name: str
-    presets: Mapping[str, Asked]
+    presets: Mapping[str, PartialPlan]
     offered: tuple[int, ...]
     """Numbers of candidates that the list has."""
 
@@ -34,7 +34,7 @@ class Names:
         numbers = (f"{self.name}:{BEST_OF}{n}" for n in self.offered)
         return [self.name, *numbers, *(f"{self.name}:{preset}" for preset in self.presets)]
 
-    def asked(self, model: str) -> Asked:
+    def asked(self, model: str) -> PartialPlan:
         """What a name asks for; an empty one is the bare name.
 
         Raises:
@@ -44,16 +44,16 @@ class Names:
         if model and bare != self.name:
             raise NotFound(f"model: there is no {model!r} here, only {', '.join(self.listed())}")
         if not colon:
-            return Asked()
+            return PartialPlan()
         if suffix in self.presets:
             return self.presets[suffix]
         number = suffix.removeprefix(BEST_OF)
         if number == suffix or not number.isascii() or not number.isdecimal() or len(number) > 9:
             raise NotFound(f"model: there is no {model!r} here, only {', '.join(self.listed())}")
-        return Asked(best_of=int(number))
+        return PartialPlan(best_of=int(number))
 
 
-def asked(value: Mapping[str, Any], header: str | None, names: Names) -> Asked:
+def asked(value: Mapping[str, Any], header: str | None, names: Names) -> PartialPlan:
     """What a request asks for, from all four places.
 
     Args:
@@ -72,21 +72,21 @@ def asked(value: Mapping[str, Any], header: str | None, names: Names) -> Asked:
     if header is not None:
         if not header.isascii() or not header.isdecimal() or len(header) > 9:
             raise InvalidRequest(HEADER, f"is {header!r}, it must be a whole number")
-        found = Asked(best_of=int(header)).over(found)
+        found = PartialPlan(best_of=int(header)).over(found)
     if value.get("best_of") is not None:
         if type(value["best_of"]) is not int:
             raise InvalidRequest("best_of", "must be a whole number")
-        found = Asked(best_of=value["best_of"]).over(found)
+        found = PartialPlan(best_of=value["best_of"]).over(found)
     return _extension(value.get("guerdon")).over(found)
 
 
-def _extension(value: Any) -> Asked:
+def _extension(value: Any) -> PartialPlan:
     """The object `guerdon` of a body."""
     if value is None:
-        return Asked()
+        return PartialPlan()
     if not isinstance(value, dict):
         raise InvalidRequest("guerdon", "must be an object")
     try:
-        return build(Asked, {k: v for k, v in value.items() if v is not None}, "guerdon")
+        return build(PartialPlan, {k: v for k, v in value.items() if v is not None}, "guerdon")
     except SettingsError as error:
         raise InvalidRequest("guerdon", str(error)) from error

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr
 
-from guerdon.gateway.asked import Asked
-from guerdon.gateway.types import Question, Sampling
+from guerdon.gateway.asked import PartialPlan
+from guerdon.gateway.types import PolicyRequest, Sampling
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.foreign import read_body
 from guerdon.serving.http.schemas import MAX_UINT32
@@ -18,7 +18,7 @@ from guerdon.serving.openai.bodies import (
     SamplingBody,
     check_left_out,
     check_neutral,
-    conversation_of,
+    read_conversation,
 )
 from guerdon.serving.prompts import Conversation, FormattedText
 
@@ -40,7 +40,7 @@ class GatewayBody(SamplingBody):
     """What all requests have."""
 
     _value: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _asked: Asked = PrivateAttr(default_factory=Asked)
+    _asked: PartialPlan = PrivateAttr(default_factory=PartialPlan)
     _why_passed: str = PrivateAttr(default="")
 
     @property
@@ -49,7 +49,7 @@ class GatewayBody(SamplingBody):
         return self._value
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> PartialPlan:
         """What is asked of the gateway."""
         return self._asked
 
@@ -79,7 +79,7 @@ class RankedText(GatewayBody, CompletionBody):
 
 
 def read_request(
-    kind: type[RankedChat | RankedText], value: dict[str, Any], asked: Asked, *, neutral: bool
+    kind: type[RankedChat | RankedText], value: dict[str, Any], asked: PartialPlan, *, neutral: bool
 ) -> GatewayBody:
     """A body's JSON as its model.
 
@@ -135,7 +135,7 @@ def _check_told(body: RankedChat | RankedText) -> None:
         raise InvalidRequest("return_token_ids", "can't be told of ranked answers: leave it out")
 
 
-def question_of(body: GatewayBody, default_tokens: int) -> Question:
+def read_policy_request(body: GatewayBody, default_tokens: int) -> PolicyRequest:
     """What a request asks of the policy.
 
     Args:
@@ -148,7 +148,7 @@ def question_of(body: GatewayBody, default_tokens: int) -> Question:
     prompt: Conversation | FormattedText
     most, special = body.max_tokens, False
     if isinstance(body, RankedChat):
-        prompt = conversation_of(body)
+        prompt = read_conversation(body)
         most = body.max_completion_tokens or most
     else:
         assert isinstance(body, RankedText)
@@ -156,7 +156,7 @@ def question_of(body: GatewayBody, default_tokens: int) -> Question:
         if len(texts) != 1 or not isinstance(texts[0], str):
             raise InvalidRequest("prompt", "must be one text: reward models read its completions")
         prompt, special = FormattedText(texts[0]), body.add_special_tokens
-    return Question(
+    return PolicyRequest(
         prompt=prompt,
         add_special_tokens=special,
         sampling=Sampling(

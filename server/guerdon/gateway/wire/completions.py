@@ -13,9 +13,9 @@ from fastapi.responses import Response
 
 from guerdon.gateway.answering import Answering
 from guerdon.gateway.asked import PlanLimits, new_plan
-from guerdon.gateway.passing import Passed, Passing
+from guerdon.gateway.passing import Passed, PassThrough
 from guerdon.gateway.strategies.work import Work
-from guerdon.gateway.types import Plan, Question
+from guerdon.gateway.types import Plan, PolicyRequest
 from guerdon.gateway.wire import answers
 from guerdon.gateway.wire.asking import HEADER, Names, asked
 from guerdon.gateway.wire.bodies import (
@@ -23,12 +23,12 @@ from guerdon.gateway.wire.bodies import (
     PassedChat,
     RankedChat,
     RankedText,
-    question_of,
+    read_policy_request,
     read_request,
 )
 from guerdon.serving.calls import Call
 from guerdon.serving.openai.events import comment, event
-from guerdon.serving.openai.replies import CHAT, TEXT, Envelope, Json, Shape, as_bytes
+from guerdon.serving.openai.replies import CHAT, TEXT, AnswerShape, Envelope, Json, as_bytes
 from guerdon.serving.openai.routes import Endpoint
 from guerdon.together import cancel
 
@@ -48,10 +48,10 @@ class Reading:
 class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
     """What both paths do."""
 
-    shape: Shape
+    shape: AnswerShape
     kind: type[RankedChat | RankedText]
 
-    def __init__(self, answering: Answering, passing: Passing, reading: Reading) -> None:
+    def __init__(self, answering: Answering, passing: PassThrough, reading: Reading) -> None:
         self._answering = answering
         self._passing = passing
         self._reading = reading
@@ -113,10 +113,10 @@ class CompletionsEndpoint(Endpoint[Call, GatewayBody]):
         """Whether it is passed on; what is ranked says so at its end."""
         return {answers.RANKED_HEADER: "false"} if isinstance(body, PassedChat) else {}
 
-    def _asked(self, body: GatewayBody) -> tuple[Question, Plan]:
+    def _asked(self, body: GatewayBody) -> tuple[PolicyRequest, Plan]:
         reading = self._reading
         plan = new_plan(body.asked, body.n, reading.limits)
-        return question_of(body, reading.max_tokens), plan
+        return read_policy_request(body, reading.max_tokens), plan
 
     def _envelope(self, body: GatewayBody) -> Envelope:
         return Envelope.new(self.shape, body.model or self._reading.names.name)

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.data import Answer, ControlTokens, answer_turn, text_of
+from guerdon.data import Answer, ControlTokens, answer_turn, message_text
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.encoding.chat_template import CONVERSATION, ChatTemplate, check_turns
 from guerdon.reward.encoding.foreign_text import ForeignTexts
@@ -356,7 +356,7 @@ def _response_start(
     It is where this rendering parts from that of another response. The generation prompt
     would not do: templates may end it with more than precedes a given answer.
     """
-    said = text_of(answer_turn(response)).lstrip()
+    said = message_text(answer_turn(response)).lstrip()
     other = "b" if said.startswith("a") else "a"
     shared = common_length([rendered, template.render(field, conversation, other)])
     return before + tokens.first_from(shared)

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.data import Answer, ControlTokens, all_texts, is_plain, json_texts, text_of, texts_in
+from guerdon.data import (
+    Answer,
+    ControlTokens,
+    all_texts,
+    is_plain,
+    json_texts,
+    message_text,
+    texts_in,
+)
 from guerdon.reward.checkpoints.checkpoint import Checkpoint
 from guerdon.reward.types import (
     Conversation,
@@ -138,7 +146,7 @@ def plain_turns(conversation: Conversation, field: str) -> list[tuple[str, str]]
             raise InvalidRequest(
                 f"{field}.messages[{place}]", "must be a role and a text: the model reads no more"
             )
-    return [(turn["role"], text_of(turn)) for turn in conversation.messages]
+    return [(turn["role"], message_text(turn)) for turn in conversation.messages]
 
 
 def check_message(field: str, turn: Message) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from guerdon.reward.engine.prefix_cache import BLOCK, Block, PrefixCache
+from guerdon.reward.engine.prefix_cache import BLOCK, CachedBlock, PrefixCache
 from guerdon.reward.types import BatchStats, EncodedItem, TokenArray
 
 Places = npt.NDArray[np.int64]
@@ -248,7 +248,7 @@ class _Row:
     ) -> None:
         self._sequences = sequences
         self._runs = runs
-        blocks: dict[_Run | None, list[Block]] = {None: []}
+        blocks: dict[_Run | None, list[CachedBlock]] = {None: []}
         for run in runs:
             before = blocks[run.before]
             blocks[run] = before if cache is None else cache.find(self._readable(run), before)
@@ -293,7 +293,7 @@ class _Row:
         """Let the cache keep all whole blocks of the sequences that it has room for."""
         kept: list[Places] = []
         kept_at: list[int] = []
-        blocks: dict[_Run | None, list[Block]] = {None: []}
+        blocks: dict[_Run | None, list[CachedBlock]] = {None: []}
         for run in self._runs:
             owner, before = run.sequences[0], blocks[run.before]
             tokens = self._sequences[owner].tokens[: run.end]

@@ -27,7 +27,7 @@ _Key = tuple[int, bytes]
 
 
 @dataclass(slots=True, eq=False)
-class Block:
+class CachedBlock:
     """`BLOCK` tokens of a sequence, with all that comes before them."""
 
     key: _Key
@@ -49,7 +49,7 @@ class PrefixCache:
 
     def __init__(self, memory: int, token_bytes: int) -> None:
         self.blocks = min(MAX_BLOCKS, memory // (BLOCK * token_bytes))
-        self._known: OrderedDict[_Key, Block] = OrderedDict()
+        self._known: OrderedDict[_Key, CachedBlock] = OrderedDict()
         """Used longest ago first; between batches a block comes after those that follow it."""
         self._free: list[int] = []
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -72,7 +72,7 @@ class PrefixCache:
         """Hold what is used from now on until the next batch begins."""
         self._batch += 1
 
-    def find(self, tokens: TokenArray, after: list[Block]) -> list[Block]:
+    def find(self, tokens: TokenArray, after: list[CachedBlock]) -> list[CachedBlock]:
         """The blocks of a sequence's beginning, as far as they are held.
 
         Args:
@@ -88,8 +88,8 @@ class PrefixCache:
         return found
 
     def keep(
-        self, tokens: TokenArray, after: list[Block]
-    ) -> tuple[list[Block], list[tuple[int, int]]]:
+        self, tokens: TokenArray, after: list[CachedBlock]
+    ) -> tuple[list[CachedBlock], list[tuple[int, int]]]:
         """Hold a sequence's whole blocks, as far as there is room; arguments as for `find`.
 
         Returns:
@@ -104,23 +104,23 @@ class PrefixCache:
                 if number is None:
                     break
                 self._serial += 1
-                block = self._known[key] = Block(key, number, self._serial, self._batch)
+                block = self._known[key] = CachedBlock(key, number, self._serial, self._batch)
                 new.append((len(held) * BLOCK, number))
             held.append(block)
         return held, new
 
-    def end_batch(self, blocks: Iterable[Block]) -> None:
+    def end_batch(self, blocks: Iterable[CachedBlock]) -> None:
         """Let these make room in this order, after all that were used before."""
         for block in blocks:
             self._known.move_to_end(block.key)
 
-    def _following(self, tokens: TokenArray, blocks: list[Block]) -> Iterator[_Key]:
+    def _following(self, tokens: TokenArray, blocks: list[CachedBlock]) -> Iterator[_Key]:
         """The keys of the blocks after those in the list, which grows meanwhile."""
         for start in range(len(blocks) * BLOCK, len(tokens) - BLOCK + 1, BLOCK):
             before = blocks[-1].serial if blocks else 0
             yield before, tokens[start : start + BLOCK].tobytes()
 
-    def _use(self, key: _Key) -> Block | None:
+    def _use(self, key: _Key) -> CachedBlock | None:
         block = self._known.get(key)
         if block is not None:
             block.batch = self._batch

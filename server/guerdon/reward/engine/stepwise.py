@@ -11,7 +11,7 @@ from guerdon.reward.engine.attention_record import AttentionCall
 CPU_LOGITS = 1 << 20
 """Logits of one block, which a processor's cache holds (profiled; see `docs/performance.md`)."""
 GPU_LOGITS = 1 << 26
-"""The same on a GPU: 256 MiB in float32."""
+"""Logits of one block on a GPU: 256 MiB in float32."""
 
 
 def is_stepwise(call: AttentionCall, device: torch.device) -> bool:

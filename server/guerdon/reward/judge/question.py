@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from guerdon.data import Conversation, Message, is_plain, text_of
+from guerdon.data import Conversation, Message, is_plain, message_text
 from guerdon.data.json_values import check_unicode
 from guerdon.models.template_sandbox import render_text, template_variables
 from guerdon.reward.judge.settings import JudgeSettings
@@ -94,7 +94,7 @@ ANSWERS = {"score": ("response",), "compare": ("first", "second")}
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class NamedText:
     """A text and what it is: a turn's role, `tools`, or the name of an answer."""
 
     name: str
@@ -105,14 +105,14 @@ class Part:
 class JudgeQuestion:
     """A prompt and the answers that are judged together."""
 
-    prompt: tuple[Part, ...]
+    prompt: tuple[NamedText, ...]
     answers: tuple[str, ...]
     hash: str
     """A SHA-256 of all its texts, in hexadecimal."""
 
 
 def new_questions(
-    prompt: tuple[Part, ...], answers: Iterable[tuple[str, ...]]
+    prompt: tuple[NamedText, ...], answers: Iterable[tuple[str, ...]]
 ) -> list[JudgeQuestion]:
     """Questions about the same prompt."""
     parts = json.dumps([[part.name, part.text] for part in prompt])
@@ -207,7 +207,7 @@ class QuestionWriter:
                 raise SettingsError(f"template does not show {{{{ {missing[0]} }}}}")
             if unknown := sorted(read - needed - {"nonce", *self._constants}):
                 raise SettingsError(f"template reads {unknown[0]!r}, which is not known")
-            sample = (Part("system", "a\n b"), Part("user", " c <d>"))
+            sample = (NamedText("system", "a\n b"), NamedText("user", " c <d>"))
             answers = tuple(f"e{name}" for name in self._names)
             self.messages(*new_questions(sample, [answers]))
         except ComputeFailed as error:
@@ -224,13 +224,13 @@ class QuestionWriter:
             if not any(nonce in text for text in texts):
                 return nonce
 
-    def _prompt(self, item: ScoreItem) -> tuple[Part, ...]:
+    def _prompt(self, item: ScoreItem) -> tuple[NamedText, ...]:
         prompt = item.prompt
         if isinstance(prompt, ForeignText) and prompt.otherwise is Unrendered.USER:
             prompt = prompt.text if isinstance(prompt.text, str) else prompt
         if isinstance(prompt, str):
             self._check_text("prompt.text", prompt)
-            return (Part("user", prompt),)
+            return (NamedText("user", prompt),)
         if not isinstance(prompt, Conversation):
             form = "token_ids" if isinstance(prompt, np.ndarray) else "formatted_text"
             raise InvalidRequest(
@@ -238,7 +238,7 @@ class QuestionWriter:
             )
         return tuple(self._turns(prompt))
 
-    def _turns(self, prompt: Conversation) -> Iterator[Part]:
+    def _turns(self, prompt: Conversation) -> Iterator[NamedText]:
         field = "prompt.conversation"
         if not prompt.messages:
             raise InvalidRequest(f"{field}.messages", "must have at least one message")
@@ -249,13 +249,13 @@ class QuestionWriter:
         if prompt.tools:
             text = json.dumps([dict(tool) for tool in prompt.tools], ensure_ascii=False)
             self._check_text(f"{field}.tools", text)
-            yield Part("tools", text)
+            yield NamedText("tools", text)
         for place, turn in enumerate(prompt.messages):
             text = _turn_text(turn)
             self._check_text(f"{field}.messages[{place}]", text)
-            yield Part(turn["role"], text)
+            yield NamedText(turn["role"], text)
 
-    def _answers(self, prompt: Sequence[Part], responses: Sequence[Response]) -> list[str]:
+    def _answers(self, prompt: Sequence[NamedText], responses: Sequence[Response]) -> list[str]:
         if not responses:
             raise InvalidRequest("responses", "must have at least one")
         room = self._most - sum(len(part.text) for part in prompt)
@@ -289,7 +289,7 @@ class QuestionWriter:
 def _turn_text(turn: Message) -> str:
     """The text of a turn, or the JSON of one that says more."""
     if is_plain(turn):
-        return text_of(turn)
+        return message_text(turn)
     said = {key: value for key, value in turn.items() if key != "role"}
     return json.dumps(said, ensure_ascii=False)
 

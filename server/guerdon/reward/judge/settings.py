@@ -56,7 +56,7 @@ here, and no guarantee that a model reads no other text so."""
 
 @dataclass(frozen=True, kw_only=True)
 class VerdictSettings:
-    """Where a reply has its verdict, and what it may be."""
+    """Settings of a verdict: where a reply has it, and what it may be."""
 
     form: Literal["text", "json"] = "text"
     """`text`: the last line; `json`: a field of the reply, which is a JSON object."""
@@ -289,7 +289,7 @@ def read_settings(file: Path) -> JudgeSettings:
         key_file = file.parent / settings.api_key_file
         settings = dataclasses.replace(settings, api_key_file=key_file)
     if settings.verdict.schema_file is not None:
-        text = _text_of(file.parent / settings.verdict.schema_file, "verdict.schema_file")
+        text = _read_text(file.parent / settings.verdict.schema_file, "verdict.schema_file")
         schema = parsed(text, "verdict.schema_file", _wrong)
         if not isinstance(schema, dict) or not schema:
             raise SettingsError("verdict.schema_file holds no JSON schema")
@@ -299,12 +299,12 @@ def read_settings(file: Path) -> JudgeSettings:
             raise SettingsError(f"verdict: {error}") from error
         settings = dataclasses.replace(settings, verdict=verdict)
     if settings.template_file is not None:
-        template = _text_of(file.parent / settings.template_file, "template_file")
+        template = _read_text(file.parent / settings.template_file, "template_file")
         settings = dataclasses.replace(settings, template=template, template_file=None)
     return settings
 
 
-def _text_of(path: Path, name: str) -> str:
+def _read_text(path: Path, name: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -304,7 +304,7 @@ def _fits(unit: QueuedItem[Owner], batch: Batch[Owner], room: Room, tokens: int)
     # What must be split waits for an empty batch, so that its prefix is computed as few
     # times as can be.
     return (
-        batch.new_tokens + batch.new_tokens_of(unit, tokens) <= room.target
+        batch.new_tokens + batch.new_tokens_with(unit, tokens) <= room.target
         and batch.tokens + tokens <= room.most
         and batch.sequences + unit.sequences <= room.sequences
         and unit.tokens == tokens

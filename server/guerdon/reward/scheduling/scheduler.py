@@ -71,7 +71,7 @@ class Scheduler(Generic[Owner]):
         """When the last ONLINE work came."""
         self._credit = 0.0
         self._known = OrderedDict[tuple[int, str], KnownBeginnings]()
-        """By engine and key, used longest ago first."""
+        """Known beginnings by engine and key, used longest ago first."""
         share = limits.batch_share
         self._earning = share / (1 - share)
 

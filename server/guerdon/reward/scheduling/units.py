@@ -82,12 +82,12 @@ class Batch(Generic[Owner]):
     """What the engine need not compute."""
     parts: list[BatchPart[Owner]] = field(default_factory=list)
     tokens: int = 0
-    """As queued, prefixes once for each part."""
+    """Tokens as they were queued, prefixes once for each part."""
     new_tokens: int = 0
     """Those of them that will be computed, as far as can be foreseen: its time goes by them."""
     sequences: int = 0
 
-    def new_tokens_of(self, unit: QueuedItem[Owner], tokens: int) -> int:
+    def new_tokens_with(self, unit: QueuedItem[Owner], tokens: int) -> int:
         """Those of a unit's tokens that would be computed in this batch."""
         return tokens - self.known.tokens(unit.beginnings)
 
@@ -95,7 +95,7 @@ class Batch(Generic[Owner]):
         """Put in some responses of a unit."""
         self.parts.append(part)
         self.tokens += part.tokens
-        self.new_tokens += self.new_tokens_of(part.unit, part.tokens)
+        self.new_tokens += self.new_tokens_with(part.unit, part.tokens)
         self.known.add(part.unit.beginnings)
         self.sequences += part.stop - part.start
 

@@ -31,7 +31,7 @@ from guerdon.sampler.types import NcclSource, TensorSpec
 _KNOCK_SECONDS = 60.0
 
 
-class Passing:
+class WeightWriter:
     """A stand-in for vLLM's model that writes what it is to load."""
 
     def __init__(self, out: BinaryIO) -> None:
@@ -45,7 +45,7 @@ class Passing:
             self._out.write(memoryview(data))
 
 
-def new_engine(model: Passing, device: str) -> Any:
+def new_engine(model: WeightWriter, device: str) -> Any:
     """vLLM's NCCL engine, for one worker."""
     from vllm.config import WeightTransferConfig
     from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
@@ -105,7 +105,7 @@ def serve(asked: dict[str, Any], out: BinaryIO, *, device: str) -> Any:
     """
     source = NcclSource(**asked["source"])
     specs = [TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in asked["specs"]]
-    engine = new_engine(Passing(out), device)
+    engine = new_engine(WeightWriter(out), device)
     try:
         join(engine, source)
     except Exception as error:

@@ -14,7 +14,7 @@ from guerdon.serving.http.schemas import Text
 from guerdon.serving.prompts import MAX_TOKEN_ID, Message
 
 
-def form_of(value: Any) -> str:
+def field_form(value: Any) -> str:
     """Which form a field has, by its first entry; the tag's @ keeps it out of error paths."""
     if not isinstance(value, list):
         return "@text"
@@ -37,7 +37,7 @@ B = TypeVar("B", bound=ForeignBody)
 ManyTexts = Annotated[list[Text], Field(fail_fast=True)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(fail_fast=True)]
 Texts = Annotated[
-    Annotated[Text, Tag("@text")] | Annotated[ManyTexts, Tag("@texts")], Discriminator(form_of)
+    Annotated[Text, Tag("@text")] | Annotated[ManyTexts, Tag("@texts")], Discriminator(field_form)
 ]
 """One text, or several."""
 Inputs = Annotated[
@@ -45,7 +45,7 @@ Inputs = Annotated[
     | Annotated[ManyTexts, Tag("@texts")]
     | Annotated[TokenIds, Tag("@ids")]
     | Annotated[list[TokenIds], Field(fail_fast=True), Tag("@lists")],
-    Discriminator(form_of),
+    Discriminator(field_form),
 ]
 """One text or its token ids, or several."""
 Messages = Annotated[list[dict[str, Any]], Field(fail_fast=True)]

@@ -87,7 +87,7 @@ class CompletionBody(SamplingBody):
     add_special_tokens: bool = True
 
 
-def conversation_of(body: ChatBody) -> Conversation:
+def read_conversation(body: ChatBody) -> Conversation:
     """What a chat asks of a policy.
 
     Raises:

@@ -23,7 +23,7 @@ def as_bytes(value: Mapping[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class AnswerShape:
     """What the objects of chat answers are called, and those of text answers."""
 
     prefix: str
@@ -54,21 +54,21 @@ class Shape:
         return {"index": index, "finish_reason": None, "logprobs": None, **fields}
 
 
-CHAT = Shape(prefix="chatcmpl", whole="chat.completion", chunk="chat.completion.chunk")
-TEXT = Shape(prefix="cmpl", whole="text_completion", chunk="text_completion")
+CHAT = AnswerShape(prefix="chatcmpl", whole="chat.completion", chunk="chat.completion.chunk")
+TEXT = AnswerShape(prefix="cmpl", whole="text_completion", chunk="text_completion")
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """What all parts of one answer have in common."""
 
-    shape: Shape
+    shape: AnswerShape
     model: str
     id: str
     created: int
 
     @classmethod
-    def new(cls, shape: Shape, model: str) -> Envelope:
+    def new(cls, shape: AnswerShape, model: str) -> Envelope:
         """One for an answer that begins now."""
         return cls(shape, model, f"{shape.prefix}-{secrets.token_hex(16)}", int(time.time()))
 

@@ -20,7 +20,7 @@ from guerdon.serving.openai.replies import openai_error
 from guerdon.serving.status import describe
 
 
-class Asking(Protocol):
+class EndpointRequest(Protocol):
     """What a request asks for."""
 
     @property
@@ -32,7 +32,7 @@ class Asking(Protocol):
         """Seconds for the whole call."""
 
 
-B = TypeVar("B", bound=Asking)
+B = TypeVar("B", bound=EndpointRequest)
 
 
 class Endpoint(ABC, Generic[C, B]):
@@ -155,7 +155,7 @@ class OpenAIRoutes(Generic[C]):
             return
         yield DONE
 
-    def _method(self, request: Request, asked: Asking) -> tuple[str, float | None]:
+    def _method(self, request: Request, asked: EndpointRequest) -> tuple[str, float | None]:
         deadline = None if asked.timeout is None else time.monotonic() + asked.timeout
         return method_name(request.url.path), deadline
 

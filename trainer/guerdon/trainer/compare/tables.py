@@ -33,7 +33,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Section:
     """Rows under a heading."""
 
     heading: str
@@ -43,10 +43,10 @@ class Part:
 Make = Callable[[Result], Cell]
 
 
-def parts(group: RunGroup) -> list[Part]:
+def parts(group: RunGroup) -> list[Section]:
     """All measures of a group's runs, by what they are about; rows that nobody has are left out."""
     return [
-        Part(heading, kept)
+        Section(heading, kept)
         for heading, makers in _PARTS
         if (kept := tuple(_row(group, *maker) for maker in makers if _known(group, maker[2])))
     ]

@@ -35,7 +35,7 @@ _RUDE = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class DemoQuestion:
     """A prompt of ours, and what its answer has to hold."""
 
     category: str
@@ -72,7 +72,7 @@ class Verdict:
         return tuple(f.name for f in fields(self) if not getattr(self, f.name))
 
 
-def judge(question: Question, answer: str, *, ended: bool) -> Verdict:
+def judge(question: DemoQuestion, answer: str, *, ended: bool) -> Verdict:
     """The verdict on an answer.
 
     Args:
@@ -86,7 +86,7 @@ def judge(question: Question, answer: str, *, ended: bool) -> Verdict:
     )
 
 
-def has_terms(question: Question, answer: str) -> bool:
+def has_terms(question: DemoQuestion, answer: str) -> bool:
     """Whether the answer holds one alternative of every group."""
     found = [word.lower() for word in _WORD.findall(answer)]
     return all(any(_holds(found, alternative) for alternative in group) for group in question.terms)

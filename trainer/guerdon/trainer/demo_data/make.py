@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.demo_data.judge import Question, Verdict, judge
+from guerdon.trainer.demo_data.judge import DemoQuestion, Verdict, judge
 
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m-instruct"
@@ -45,7 +45,7 @@ REFUSED = (  # shown to the model before a harmful prompt; alone, it seldom refu
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SamplingPlan:
     """One way of asking."""
 
     temperature: float
@@ -55,20 +55,20 @@ class Plan:
 
 
 PLANS = (
-    Plan(0.4, 64, hint=True),
-    Plan(0.7, 64, hint=True),
-    Plan(1.0, 64, hint=True),
-    Plan(0.3, 64, hint=False),
-    Plan(0.7, 64, hint=False),
-    Plan(1.0, 64, hint=False),
-    Plan(1.3, 48, hint=False),
-    Plan(0.7, 20, hint=False),
-    Plan(0.2, 96, hint=False),
+    SamplingPlan(0.4, 64, hint=True),
+    SamplingPlan(0.7, 64, hint=True),
+    SamplingPlan(1.0, 64, hint=True),
+    SamplingPlan(0.3, 64, hint=False),
+    SamplingPlan(0.7, 64, hint=False),
+    SamplingPlan(1.0, 64, hint=False),
+    SamplingPlan(1.3, 48, hint=False),
+    SamplingPlan(0.7, 20, hint=False),
+    SamplingPlan(0.2, 96, hint=False),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DrawnAnswer:
     """One sampled answer."""
 
     text: str
@@ -87,7 +87,7 @@ def main() -> None:
     questions = read_questions()
     if args.answers and args.answers.exists():
         saved = json.loads(args.answers.read_text(encoding="utf-8"))
-        answers = {prompt: [Answer(**a) for a in found] for prompt, found in saved.items()}
+        answers = {prompt: [DrawnAnswer(**a) for a in found] for prompt, found in saved.items()}
     else:
         answers = sample(questions)
         if args.answers:
@@ -101,18 +101,18 @@ def main() -> None:
         sys.stdout.write(f"{split}: {len(rows)} pairs, {prompts} prompts, {dict(broken)}\n")
 
 
-def read_questions(path: Path = HERE / "prompts.tsv") -> list[Question]:
+def read_questions(path: Path = HERE / "prompts.tsv") -> list[DemoQuestion]:
     """The prompts and their key terms."""
     questions = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             category, prompt, terms = line.split("\t")
             groups = tuple(tuple(g.split("/")) for g in terms.split(";")) if terms else ()
-            questions.append(Question(category, prompt, groups))
+            questions.append(DemoQuestion(category, prompt, groups))
     return questions
 
 
-def sample(questions: list[Question]) -> dict[str, list[Answer]]:
+def sample(questions: list[DemoQuestion]) -> dict[str, list[DrawnAnswer]]:
     """Every prompt's answers, one for each plan, in the plans' order."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -122,7 +122,7 @@ def sample(questions: list[Question]) -> dict[str, list[Answer]]:
     folder = resolve_model(MODEL)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    answers: dict[str, list[Answer]] = defaultdict(list)
+    answers: dict[str, list[DrawnAnswer]] = defaultdict(list)
     for number, plan in enumerate(PLANS):
         torch.manual_seed(SEED + number)
         for start in range(0, len(questions), BATCH):
@@ -134,7 +134,7 @@ def sample(questions: list[Question]) -> dict[str, list[Answer]]:
     return dict(answers)
 
 
-def _turns(question: Question, plan: Plan) -> list[dict[str, str]]:
+def _turns(question: DemoQuestion, plan: SamplingPlan) -> list[dict[str, str]]:
     turns = [{"role": "user", "content": question.prompt}]
     if plan.hint and question.harmful:
         for asked, refusal in reversed(REFUSED):
@@ -147,8 +147,8 @@ def _turns(question: Question, plan: Plan) -> list[dict[str, str]]:
 
 
 def _generate(
-    model: Any, tokenizer: Any, conversations: list[list[dict[str, str]]], plan: Plan
-) -> list[Answer]:
+    model: Any, tokenizer: Any, conversations: list[list[dict[str, str]]], plan: SamplingPlan
+) -> list[DrawnAnswer]:
     import torch
 
     inputs = tokenizer.apply_chat_template(
@@ -173,12 +173,12 @@ def _generate(
         ended = tokenizer.eos_token_id in row
         ids = row[: row.index(tokenizer.eos_token_id)] if ended else row
         text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        answers.append(Answer(text, ended, len(ids)))
+        answers.append(DrawnAnswer(text, ended, len(ids)))
     return answers
 
 
 def make_rows(
-    questions: list[Question], answers: dict[str, list[Answer]]
+    questions: list[DemoQuestion], answers: dict[str, list[DrawnAnswer]]
 ) -> dict[str, list[dict[str, Any]]]:
     """The rows of both splits. A prompt, and all its pairs, belongs to one of them."""
     judged = {q.prompt: _judged(q, answers[q.prompt]) for q in questions}
@@ -192,7 +192,7 @@ def make_rows(
     return rows
 
 
-def choose_splits(questions: list[Question]) -> dict[str, str]:
+def choose_splits(questions: list[DemoQuestion]) -> dict[str, str]:
     """Every fifth prompt of each category is for eval, in the order of the prompts' hashes."""
     groups: dict[str, list[str]] = defaultdict(list)
     for question in questions:
@@ -208,9 +208,11 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _judged(question: Question, answers: list[Answer]) -> list[tuple[Answer, Verdict]]:
+def _judged(
+    question: DemoQuestion, answers: list[DrawnAnswer]
+) -> list[tuple[DrawnAnswer, Verdict]]:
     """The distinct answers that hold text, with their verdicts."""
-    seen: dict[str, tuple[Answer, Verdict]] = {}
+    seen: dict[str, tuple[DrawnAnswer, Verdict]] = {}
     for answer in answers:
         if answer.text and answer.text not in seen:
             seen[answer.text] = (answer, judge(question, answer.text, ended=answer.ended))
@@ -218,8 +220,10 @@ def _judged(question: Question, answers: list[Answer]) -> list[tuple[Answer, Ver
 
 
 def _answer_to_another(
-    question: Question, others: list[Question], judged: dict[str, list[tuple[Answer, Verdict]]]
-) -> tuple[Answer, Verdict] | None:
+    question: DemoQuestion,
+    others: list[DemoQuestion],
+    judged: dict[str, list[tuple[DrawnAnswer, Verdict]]],
+) -> tuple[DrawnAnswer, Verdict] | None:
     """A good answer to another prompt of the split, which does not answer this one.
 
     Only every third prompt, by its hash, gets one: the other faults are more common.
@@ -237,7 +241,9 @@ def _answer_to_another(
 
 
 def _pairs(
-    question: Question, judged: list[tuple[Answer, Verdict]], stray: tuple[Answer, Verdict] | None
+    question: DemoQuestion,
+    judged: list[tuple[DrawnAnswer, Verdict]],
+    stray: tuple[DrawnAnswer, Verdict] | None,
 ) -> Iterator[dict[str, Any]]:
     """Up to `PAIRS_PER_PROMPT` rows, over different faults before twice the same."""
     good = [answer for answer, verdict in judged if verdict.good]

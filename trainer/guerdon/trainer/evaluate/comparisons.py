@@ -17,7 +17,7 @@ from guerdon.data import (
     Question,
     RowError,
     TemplateInputs,
-    answer_of,
+    as_answer,
     check_turns,
     parse_pair,
     parse_prompt,
@@ -49,7 +49,7 @@ class Comparison:
 
     def items(self) -> list[Item]:
         """What the server is asked: one item, unless answers have turns before their last."""
-        last = [answer_of(turns[-1]) for turns in self.answers]
+        last = [as_answer(turns[-1]) for turns in self.answers]
         if all(len(turns) == 1 for turns in self.answers):
             questions = [Question(self.prompt, last, self.inputs)]
         else:

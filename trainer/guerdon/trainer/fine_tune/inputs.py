@@ -14,10 +14,10 @@ from guerdon.data import (
     Message,
     RowError,
     TemplateInputs,
-    answer_of,
     answer_turn,
+    as_answer,
+    message_text,
     parse_demonstration,
-    text_of,
 )
 from guerdon.trainer.common.data.preferences import load_pairs, says
 from guerdon.trainer.common.data.rendering import lines_left_out
@@ -265,7 +265,7 @@ def pairs(
         encode(
             tokenizer,
             prompts,
-            [answer_of(answer[0]) for answer in answers],
+            [as_answer(answer[0]) for answer in answers],
             lines,
             source,
             vocab_size=vocab_size,
@@ -305,7 +305,7 @@ def pairs(
 
 
 def _characters(turns: Sequence[Message]) -> int:
-    return sum(len(text_of(turn)) for turn in turns)
+    return sum(len(message_text(turn)) for turn in turns)
 
 
 def _short(

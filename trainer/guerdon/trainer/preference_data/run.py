@@ -23,7 +23,7 @@ from guerdon.trainer.common.services.drawing import Drawing, draw_missing
 from guerdon.trainer.common.services.inputs import read_prompts
 from guerdon.trainer.common.services.pair_selection import Picked, pick_pairs
 from guerdon.trainer.common.services.prompts import Prompts
-from guerdon.trainer.common.services.reward_requests import Asking
+from guerdon.trainer.common.services.reward_requests import RequestRules
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
@@ -87,7 +87,7 @@ def _rewards(settings: PairsSettings, tokenizer: Any, prompts: Prompts) -> Rewar
         settings.reward,
         settings.verifier,
         normalize=settings.reward_normalize,
-        asking=Asking.of(settings, tokenizer, prompts),
+        rules=RequestRules.of(settings, tokenizer, prompts),
         **reach(settings),
     )
 

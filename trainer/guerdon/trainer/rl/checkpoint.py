@@ -34,7 +34,7 @@ _PART = ".part-"
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class TrainingCheckpoint:
     """A whole checkpoint on the disk."""
 
     step: int
@@ -68,7 +68,7 @@ class Checkpoints:
         self._folder = folder
         self._keep = keep
 
-    def save(self, step: int, parts: Mapping[str, Any]) -> Checkpoint:
+    def save(self, step: int, parts: Mapping[str, Any]) -> TrainingCheckpoint:
         """Write a checkpoint; the older ones over `keep` are removed after it.
 
         Args:
@@ -94,9 +94,9 @@ class Checkpoints:
             shutil.rmtree(part, ignore_errors=True)
             raise OutputError(f"can't write a checkpoint to {self._folder}: {error}") from error
         self._prune(step)
-        return Checkpoint(step, target, tuple(parts))
+        return TrainingCheckpoint(step, target, tuple(parts))
 
-    def latest(self) -> Checkpoint | None:
+    def latest(self) -> TrainingCheckpoint | None:
         """The newest whole checkpoint, or None; a warning names each damaged one."""
         for step, path in self._found():
             try:
@@ -155,7 +155,7 @@ def _seal(folder: Path, step: int, parts: tuple[str, ...]) -> None:
     sync(folder)
 
 
-def _verified(step: int, path: Path) -> Checkpoint:
+def _verified(step: int, path: Path) -> TrainingCheckpoint:
     found = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
     if found["format"] != _FORMAT:
         raise ValueError(f"its format is {found['format']}, not {_FORMAT}")
@@ -165,4 +165,4 @@ def _verified(step: int, path: Path) -> Checkpoint:
         file = path / name
         if file.stat().st_size != of["bytes"] or file_hash(file) != of["sha256"]:
             raise ValueError(f"{name} is not what was written")
-    return Checkpoint(step, path, tuple(found["parts"]))
+    return TrainingCheckpoint(step, path, tuple(found["parts"]))

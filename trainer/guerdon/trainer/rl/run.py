@@ -45,7 +45,7 @@ from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.utilisation import RolloutStats
 from guerdon.trainer.common.trackers import Trackers
-from guerdon.trainer.rl.checkpoint import Checkpoint, Checkpoints
+from guerdon.trainer.rl.checkpoint import Checkpoints, TrainingCheckpoint
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import read_inputs, show_inputs
 from guerdon.trainer.rl.learner.algorithms import build
@@ -167,7 +167,7 @@ class OnlineRun:
                     await self._evaluate("after")
             return await self._finish()
 
-    async def _begin(self, checkpoint: Checkpoint | None) -> None:
+    async def _begin(self, checkpoint: TrainingCheckpoint | None) -> None:
         """Take up a checkpoint, give the sampler the weights, and begin to sample."""
         step = -1  # without a checkpoint, nothing of an earlier part counts
         if checkpoint is not None:

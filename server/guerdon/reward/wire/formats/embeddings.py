@@ -7,7 +7,7 @@ import struct
 from typing import Literal
 
 from guerdon.reward.scoring.scorer import Scored
-from guerdon.reward.wire.formats.format import Asked, Json, OpenAIFormat, raw_scores, usage
+from guerdon.reward.wire.formats.format import FormatRequest, Json, OpenAIFormat, raw_scores, usage
 from guerdon.serving.http.foreign import ForeignBody, Inputs
 from guerdon.serving.http.schemas import Text
 
@@ -29,8 +29,8 @@ class Embeddings(OpenAIFormat[EmbeddingsBody]):
     items_field = "input"
     overload_code = 503  # verl's client tries again, and after 429 not
 
-    def ask(self, body: EmbeddingsBody) -> Asked:
-        return Asked(items=self.texts(body.input), model=body.model)
+    def ask(self, body: EmbeddingsBody) -> FormatRequest:
+        return FormatRequest(items=self.texts(body.input), model=body.model)
 
     def reply(self, body: EmbeddingsBody, scored: Scored) -> Json:
         data = [

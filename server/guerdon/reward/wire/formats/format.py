@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 from pydantic import Discriminator, Field, Tag
 
-from guerdon.data import answer_of, read_template_inputs
+from guerdon.data import as_answer, read_template_inputs
 from guerdon.reward.request_settings import FormatSettings
 from guerdon.reward.scoring.scorer import Scored, sigmoid
 from guerdon.reward.types import (
@@ -31,7 +31,7 @@ from guerdon.serving.http.foreign import (
     ManyTexts,
     Messages,
     TemplateBody,
-    form_of,
+    field_form,
     read_body,
 )
 from guerdon.serving.http.schemas import Text
@@ -46,7 +46,7 @@ Pairs = Annotated[
     Annotated[Text, Tag("@text")]
     | Annotated[ManyTexts, Tag("@texts")]
     | Annotated[list[ManyTexts], Field(fail_fast=True), Tag("@lists")],
-    Discriminator(form_of),
+    Discriminator(field_form),
 ]
 """A text, a pair of texts, or several of either."""
 
@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class FormatRequest:
     """What a request asks for, in the service's terms."""
 
     items: Sequence[ScoreItem]
@@ -115,7 +115,7 @@ class Format(ABC, Generic[B]):
         return read_body(self.body, value)
 
     @abstractmethod
-    def ask(self, body: B) -> Asked:
+    def ask(self, body: B) -> FormatRequest:
         """What a body asks for.
 
         Raises:
@@ -226,4 +226,4 @@ def last_answer(messages: Sequence[Message], field: str, given: TemplateBody) ->
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise InvalidRequest(field, "must end with the assistant's turn, which is scored")
     inputs = read_template_inputs(given.model_dump(), InvalidRequest)
-    return ScoreItem(Conversation.of(messages[:-1], inputs), (answer_of(messages[-1]),))
+    return ScoreItem(Conversation.of(messages[:-1], inputs), (as_answer(messages[-1]),))

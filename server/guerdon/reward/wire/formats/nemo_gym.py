@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from guerdon.data import Message, answer_of, read_message, read_tools
+from guerdon.data import Message, as_answer, read_message, read_tools
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import Conversation, Dropped, PriorityClass, ScoreItem
-from guerdon.reward.wire.formats.format import Asked, Format, Json, TextOrMessages
+from guerdon.reward.wire.formats.format import Format, FormatRequest, Json, TextOrMessages
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.foreign import ForeignBody, Messages
 from guerdon.serving.http.schemas import Text
@@ -47,8 +47,8 @@ class SeedSession(Format[ForeignBody]):
     paths = ("/nemo_gym/seed_session",)
     body = ForeignBody
 
-    def ask(self, body: ForeignBody) -> Asked:
-        return Asked(items=[], if_empty={})
+    def ask(self, body: ForeignBody) -> FormatRequest:
+        return FormatRequest(items=[], if_empty={})
 
     def reply(self, body: ForeignBody, scored: Scored) -> Json:
         return {}
@@ -73,7 +73,7 @@ class Verify(Format[VerifyBody]):
             ) from None
         return super().read(value).model_copy(update={"whole": value})
 
-    def ask(self, body: VerifyBody) -> Asked:
+    def ask(self, body: VerifyBody) -> FormatRequest:
         output = body.response.output
         answered = response_turns(output, "response.output", "assistant")
         if not answered:
@@ -89,8 +89,8 @@ class Verify(Format[VerifyBody]):
             unread.add(Dropped.ANSWER_REASONING)
         if not isinstance(asked.input, str) and holds_reasoning(asked.input):
             unread.add(Dropped.EARLIER_REASONING)
-        items = [ScoreItem(prompt, (answer_of(last),))]
-        return Asked(items=items, dropped=frozenset(unread))
+        items = [ScoreItem(prompt, (as_answer(last),))]
+        return FormatRequest(items=items, dropped=frozenset(unread))
 
     def reply(self, body: VerifyBody, scored: Scored) -> Json:
         return {**body.whole, "reward": scored.items[0][0].score}

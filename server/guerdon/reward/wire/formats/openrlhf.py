@@ -6,7 +6,7 @@ from pydantic import Field
 
 from guerdon.reward.scoring.scorer import Scored, sigmoid
 from guerdon.reward.types import PriorityClass, ScoreItem, Unrendered
-from guerdon.reward.wire.formats.format import Asked, Format, Json, raw_scores
+from guerdon.reward.wire.formats.format import Format, FormatRequest, Json, raw_scores
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.foreign import ForeignBody, ManyTexts
 
@@ -32,7 +32,7 @@ class OpenRLHF(Format[GetRewardBody]):
     items_field = "query"
     overload_code = 503
 
-    def ask(self, body: GetRewardBody) -> Asked:
+    def ask(self, body: GetRewardBody) -> FormatRequest:
         if body.prompts and len(body.prompts) != len(body.query):
             raise InvalidRequest(
                 "prompts", f"are {len(body.prompts)}, and there are {len(body.query)} in query"
@@ -41,7 +41,7 @@ class OpenRLHF(Format[GetRewardBody]):
         items = [
             self._item(query, prompt) for query, prompt in zip(body.query, prompts, strict=True)
         ]
-        return Asked(items=items, if_empty={"rewards": [], "scores": [], "extra_logs": {}})
+        return FormatRequest(items=items, if_empty={"rewards": [], "scores": [], "extra_logs": {}})
 
     def reply(self, body: GetRewardBody, scored: Scored) -> Json:
         rewards = raw_scores(scored)

@@ -11,9 +11,9 @@ from pydantic import AliasChoices, Field
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import ScoreItem
 from guerdon.reward.wire.formats.format import (
-    Asked,
     B,
     Format,
+    FormatRequest,
     Json,
     OpenAIFormat,
     final_scores,
@@ -80,9 +80,9 @@ class Rerank(RankFormat[RerankBody], OpenAIFormat[RerankBody]):
     def reads(self, value: Mapping[str, Json]) -> bool:
         return "texts" not in value
 
-    def ask(self, body: RerankBody) -> Asked:
+    def ask(self, body: RerankBody) -> FormatRequest:
         item = ScoreItem(body.query, tuple(body.texts()))
-        return Asked(items=[item], model=body.model, ranks=True)
+        return FormatRequest(items=[item], model=body.model, ranks=True)
 
     def reply(self, body: RerankBody, scored: Scored) -> Json:
         scores = final_scores(scored, raw=not body.use_activation)

@@ -19,7 +19,7 @@ from guerdon.reward.counting import ScoringCall, ScoringCalls
 from guerdon.reward.request_settings import FormatSettings
 from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import Dropped
-from guerdon.reward.wire.formats.format import Asked, Format, Json
+from guerdon.reward.wire.formats.format import Format, FormatRequest, Json
 from guerdon.reward.wire.formats.scoring import FormatScorer
 from guerdon.serving.errors import InvalidRequest, Overloaded, Unavailable, WorkLost
 from guerdon.serving.http.bodies import method_name
@@ -117,7 +117,7 @@ class FormatRoutes:
             status = describe(error)
             return JSONResponse(format_.error(status), format_.code(status), status.http_headers())
 
-    def _read(self, format_: Format[Any], value: Json) -> tuple[Any, Asked]:
+    def _read(self, format_: Format[Any], value: Json) -> tuple[Any, FormatRequest]:
         body = format_.read(value)
         asked = format_.ask(body)
         if asked.items or asked.if_empty is None:
@@ -125,7 +125,7 @@ class FormatRoutes:
         return body, asked
 
     async def _hold(
-        self, call: ScoringCall, format_: Format[Any], asked: Asked, model: str, size: int
+        self, call: ScoringCall, format_: Format[Any], asked: FormatRequest, model: str, size: int
     ) -> Scored:
         """Score, and try again through overload for as long as the format's client waits.
 

@@ -10,7 +10,7 @@ from guerdon.reward.request_settings import RequestLimits
 from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import PriorityClass, ScoreOptions
 from guerdon.reward.wire import convert
-from guerdon.reward.wire.formats.format import Asked, Format
+from guerdon.reward.wire.formats.format import Format, FormatRequest
 from guerdon.serving.errors import InvalidRequest
 
 
@@ -33,13 +33,13 @@ class FormatScorer:
         """Refuse a field with no entries or too many."""
         convert.check_response_count(field, count, self._limits)
 
-    def check(self, asked: Asked) -> None:
+    def check(self, asked: FormatRequest) -> None:
         """Refuse a request with no items or too many."""
         counts = [len(item.responses) for item in asked.items]
         convert.check_item_counts(counts, self._limits)
 
     async def score(
-        self, call: ScoringCall, format_: Format[Any], asked: Asked, model: str
+        self, call: ScoringCall, format_: Format[Any], asked: FormatRequest, model: str
     ) -> Scored:
         """Score, or rank, what is asked.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import ResponseScore
-from guerdon.reward.wire.formats.format import Asked, Json, OpenAIFormat
+from guerdon.reward.wire.formats.format import FormatRequest, Json, OpenAIFormat
 from guerdon.reward.wire.formats.rerank import Rerank, RerankBody
 from guerdon.serving.http.foreign import ForeignBody, Texts
 from guerdon.serving.http.schemas import Text
@@ -33,8 +33,8 @@ class SGLangClassify(OpenAIFormat[ClassifyBody]):
     def reads(self, value: Mapping[str, Json]) -> bool:
         return "text" in value
 
-    def ask(self, body: ClassifyBody) -> Asked:
-        return Asked(items=self.texts(body.text), model=body.model)
+    def ask(self, body: ClassifyBody) -> FormatRequest:
+        return FormatRequest(items=self.texts(body.text), model=body.model)
 
     def reply(self, body: ClassifyBody, scored: Scored) -> Json:
         replies: list[dict[str, Any]] = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import Conversation, PriorityClass, ScoreItem, Unrendered
-from guerdon.reward.wire.formats.format import Asked, Format, Json, TextOrMessages
+from guerdon.reward.wire.formats.format import Format, FormatRequest, Json, TextOrMessages
 from guerdon.serving.http.foreign import ForeignBody, read_turns
 from guerdon.serving.http.schemas import Text
 
@@ -29,11 +29,11 @@ class Slime(Format[RewardBody]):
     priority = PriorityClass.BATCH
     overload_code = 503
 
-    def ask(self, body: RewardBody) -> Asked:
+    def ask(self, body: RewardBody) -> FormatRequest:
         if isinstance(body.prompt, str):
-            return Asked(items=[self.text(body.prompt, Unrendered.USER, body.response)])
+            return FormatRequest(items=[self.text(body.prompt, Unrendered.USER, body.response)])
         prompt = Conversation(tuple(read_turns(body.prompt, "prompt")))
-        return Asked(items=[ScoreItem(prompt, (body.response,))])
+        return FormatRequest(items=[ScoreItem(prompt, (body.response,))])
 
     def reply(self, body: RewardBody, scored: Scored) -> Json:
         return scored.items[0][0].score

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import ScoreItem, Truncation, Unrendered
-from guerdon.reward.wire.formats.format import Asked, B, Format, Json, Pairs, final_scores
+from guerdon.reward.wire.formats.format import B, Format, FormatRequest, Json, Pairs, final_scores
 from guerdon.reward.wire.formats.rerank import RankFormat
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.foreign import ForeignBody, ManyTexts
@@ -70,9 +70,9 @@ class Predict(TEIFormat[PredictBody]):
     body = PredictBody
     items_field = "inputs"
 
-    def ask(self, body: PredictBody) -> Asked:
+    def ask(self, body: PredictBody) -> FormatRequest:
         items = [self._item(entry, field) for field, entry in _entries(body)]
-        return Asked(items=items, truncation=_truncation(body))
+        return FormatRequest(items=items, truncation=_truncation(body))
 
     def reply(self, body: PredictBody, scored: Scored) -> Json:
         scores = final_scores(scored, raw=body.raw_scores)
@@ -121,9 +121,9 @@ class TEIRerank(TEIFormat[TEIRerankBody], RankFormat[TEIRerankBody]):
     def reads(self, value: Mapping[str, Json]) -> bool:
         return "texts" in value
 
-    def ask(self, body: TEIRerankBody) -> Asked:
+    def ask(self, body: TEIRerankBody) -> FormatRequest:
         item = ScoreItem(body.query, tuple(body.texts))
-        return Asked(items=[item], ranks=True, truncation=_truncation(body))
+        return FormatRequest(items=[item], ranks=True, truncation=_truncation(body))
 
     def reply(self, body: TEIRerankBody, scored: Scored) -> Json:
         scores = final_scores(scored, raw=body.raw_scores)

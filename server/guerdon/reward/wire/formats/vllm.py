@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.types import ScoreItem, Truncation, Unrendered
 from guerdon.reward.wire.formats.format import (
-    Asked,
     B,
+    FormatRequest,
     Json,
     OpenAIFormat,
     entries,
@@ -94,13 +94,13 @@ class Pooling(VLLMFormat[PoolingBody]):
         _, is_message, part = path.partition(".responses[0].message")
         return f"messages[-1]{part}" if is_message else super().field(path)
 
-    def ask(self, body: PoolingBody) -> Asked:
+    def ask(self, body: PoolingBody) -> FormatRequest:
         if body.truncate_prompt_tokens is not None and body.truncate_prompt_tokens != -1:
             raise InvalidRequest(
                 "truncate_prompt_tokens", "must be left out, or -1 for what the model takes"
             )
         cut = Truncation.PROMPT_LEFT if body.truncate_prompt_tokens == -1 else Truncation.REJECT
-        return Asked(items=self._items(body), model=body.model, truncation=cut)
+        return FormatRequest(items=self._items(body), model=body.model, truncation=cut)
 
     def reply(self, body: PoolingBody, scored: Scored) -> Json:
         scores = final_scores(scored, raw=not body.use_activation)
@@ -175,11 +175,11 @@ class ScorePairs(VLLMFormat[PairsBody]):
         )
         return not native and not _TELLING.isdisjoint(value)
 
-    def ask(self, body: PairsBody) -> Asked:
+    def ask(self, body: PairsBody) -> FormatRequest:
         for pair in _PAIRS:
             first, second = (getattr(body, name) for name in pair)
             if first is not None and second is not None:
-                return Asked(items=_pairs(pair, first, second), model=body.model)
+                return FormatRequest(items=_pairs(pair, first, second), model=body.model)
         raise InvalidRequest("text_1", "is required, and text_2")
 
     def reply(self, body: PairsBody, scored: Scored) -> Json:

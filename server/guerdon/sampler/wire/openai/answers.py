@@ -10,7 +10,7 @@ from typing import Any
 from guerdon.sampler.sampling import Drawn
 from guerdon.sampler.types import Completion, Piece
 from guerdon.sampler.wire.openai.requests import SamplerRequest
-from guerdon.serving.openai.replies import CHAT, Envelope, Json, Shape, usage
+from guerdon.serving.openai.replies import CHAT, AnswerShape, Envelope, Json, usage
 from guerdon.serving.wire.convert import field_values
 
 
@@ -32,7 +32,7 @@ class TokenTexts:
         return {"token": self.name(token), "logprob": logprob, "bytes": data}
 
 
-def tokens_of(drawn: Completion | Piece) -> set[int]:
+def known_tokens(drawn: Completion | Piece) -> set[int]:
     """All tokens whose log-probabilities are known."""
     return {*drawn.token_ids.tolist(), *(token for row in drawn.alternatives for token in row)}
 
@@ -115,7 +115,10 @@ def whole_answer(
     choices = []
     for one in drawn:
         completion = one.completion
-        fields = {**end_of(completion), **logprobs_of(envelope.shape, asked, completion, names, 0)}
+        fields = {
+            **choice_end(completion),
+            **choice_logprobs(envelope.shape, asked, completion, names, 0),
+        }
         if asked.body.return_token_ids:
             fields["token_ids"] = completion.token_ids.tolist()
             if envelope.shape is not CHAT:
@@ -126,11 +129,11 @@ def whole_answer(
     if asked.body.return_token_ids and envelope.shape is CHAT:
         prompt = {"prompt_token_ids": drawn[0].prompt.tolist()}
     counted = list(map(Counted.of, drawn))
-    return envelope.whole(choices, usage_of(counted), **weights_of(counted), **prompt)
+    return envelope.whole(choices, total_usage(counted), **weight_version(counted), **prompt)
 
 
-def logprobs_of(
-    shape: Shape,
+def choice_logprobs(
+    shape: AnswerShape,
     asked: SamplerRequest[Any],
     drawn: Completion | Piece,
     names: TokenTexts,
@@ -148,7 +151,7 @@ def logprobs_of(
     return {"logprobs": text_logprobs(drawn, names, asked.most, offset)}
 
 
-def end_of(completion: Completion) -> Json:
+def choice_end(completion: Completion) -> Json:
     """Why a choice ended, and which weights drew it."""
     return {
         "finish_reason": completion.finish_reason.value,
@@ -157,13 +160,13 @@ def end_of(completion: Completion) -> Json:
     }
 
 
-def weights_of(counted: Iterable[Counted]) -> Json:
+def weight_version(counted: Iterable[Counted]) -> Json:
     """The newest weights that had a part in an answer, also where OpenAI's clients look for it."""
     version = max(one.version for one in counted)
     return {"system_fingerprint": f"weights-{version}", "guerdon": {"weight_version": version}}
 
 
-def usage_of(counted: Sequence[Counted]) -> Json:
+def total_usage(counted: Sequence[Counted]) -> Json:
     """Tokens of the prompts, each once, and of all completions."""
     prompts = {one.item: one.prompt_tokens for one in counted}
     return usage(sum(prompts.values()), sum(one.tokens for one in counted))

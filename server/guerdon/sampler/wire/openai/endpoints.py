@@ -19,12 +19,12 @@ from guerdon.sampler.types import Completion, GenerateRequest, Piece, PolicyEngi
 from guerdon.sampler.wire.openai.answers import (
     Counted,
     TokenTexts,
-    end_of,
-    logprobs_of,
+    choice_end,
+    choice_logprobs,
+    known_tokens,
     text_sizes,
-    tokens_of,
-    usage_of,
-    weights_of,
+    total_usage,
+    weight_version,
     whole_answer,
 )
 from guerdon.sampler.wire.openai.growing_text import GrowingText
@@ -40,7 +40,7 @@ from guerdon.serving.errors import InvalidRequest, NotFound
 from guerdon.serving.http.foreign import read_body
 from guerdon.serving.openai.bodies import ChatBody, CompletionBody, SamplingBody, check_neutral
 from guerdon.serving.openai.events import event
-from guerdon.serving.openai.replies import CHAT, TEXT, Envelope, Json, Shape, as_bytes
+from guerdon.serving.openai.replies import CHAT, TEXT, AnswerShape, Envelope, Json, as_bytes
 from guerdon.serving.openai.routes import Endpoint
 from guerdon.serving.prompts import TokenArray
 
@@ -57,7 +57,7 @@ class SamplerEndpoint(Endpoint[Call, SamplerRequest[B]]):
         name: what the policy is called.
     """
 
-    shape: ClassVar[Shape]
+    shape: ClassVar[AnswerShape]
 
     def __init__(
         self, sampler: Sampler, engine: PolicyEngine, name: str, limits: RequestLimits
@@ -139,7 +139,7 @@ class SamplerEndpoint(Endpoint[Call, SamplerRequest[B]]):
                     prompt = {}
                 arrived.taken.set()
         if asked.body.stream_options.include_usage:
-            yield event(envelope.chunk(usage=usage_of(counted), **weights_of(counted)))
+            yield event(envelope.chunk(usage=total_usage(counted), **weight_version(counted)))
 
     @asynccontextmanager
     async def _drawing(
@@ -192,7 +192,7 @@ class SamplerEndpoint(Endpoint[Call, SamplerRequest[B]]):
 
     async def _names(self, asked: SamplerRequest[B], *drawn: Completion | Piece) -> TokenTexts:
         """What tokens are called, where their log-probabilities are told."""
-        wanted = set[int]().union(*map(tokens_of, drawn)) if asked.most is not None else ()
+        wanted = set[int]().union(*map(known_tokens, drawn)) if asked.most is not None else ()
         texts = await self._sampler.token_texts(wanted) if wanted else {}
         return TokenTexts(texts, by_id=asked.body.return_tokens_as_token_ids)
 
@@ -202,7 +202,7 @@ class SamplerEndpoint(Endpoint[Call, SamplerRequest[B]]):
         fields: Json = {}
         if asked.most is not None:
             names = await self._names(asked, piece)
-            fields |= logprobs_of(self.shape, asked, piece, names, choice.offset)
+            fields |= choice_logprobs(self.shape, asked, piece, names, choice.offset)
             choice.offset += sum(text_sizes(piece, names))
         if asked.body.return_token_ids:
             fields["token_ids"] = piece.token_ids.tolist()
@@ -216,7 +216,7 @@ class SamplerEndpoint(Endpoint[Call, SamplerRequest[B]]):
         """The last delta of a choice."""
         said = len(said_tokens(completion))
         rest = await choice.text.end(said, completion.stop_text)
-        return self._delta(asked, choice, rest, end_of(completion))
+        return self._delta(asked, choice, rest, choice_end(completion))
 
     def _delta(self, asked: SamplerRequest[B], choice: _Choice, text: str, fields: Json) -> Json:
         first, choice.begun = not choice.begun, True

@@ -14,7 +14,7 @@ from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.types import GenerateItem, GenerateRequest, PlainText, SamplingOptions
 from guerdon.serving.access.identity import Caller
 from guerdon.serving.errors import InvalidRequest
-from guerdon.serving.openai.bodies import ChatBody, CompletionBody, SamplingBody, conversation_of
+from guerdon.serving.openai.bodies import ChatBody, CompletionBody, SamplingBody, read_conversation
 from guerdon.serving.prompts import Prompt
 from guerdon.serving.wire.convert import check_count
 
@@ -52,7 +52,7 @@ def chat_request(body: ChatBody) -> SamplerRequest[ChatBody]:
     """
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs", "needs logprobs to be true")
-    prompt = conversation_of(body)
+    prompt = read_conversation(body)
     most = body.top_logprobs if body.logprobs else None
     return _request(body, [prompt], body.max_completion_tokens or body.max_tokens, most)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from guerdon.data import Message, Pair, parse_pair, text_of
+from guerdon.data import Message, Pair, message_text, parse_pair
 from guerdon.trainer.common.data.row_notes import group_values, read_margin
 from guerdon.trainer.common.data.rows import Rows, read_rows
 from guerdon.trainer.common.data.same_prompts import conversation_key, prompt_key
@@ -86,7 +86,7 @@ def shared_prompts(train: Preferences, held_out: Preferences) -> int:
 
 def says(turn: Message) -> bool:
     """Whether a turn says or calls anything."""
-    return bool(text_of(turn).strip()) or "tool_calls" in turn
+    return bool(message_text(turn).strip()) or "tool_calls" in turn
 
 
 def _look(found: Preferences) -> None:

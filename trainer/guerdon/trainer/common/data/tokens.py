@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guerdon.data import Conversation, Message, RowError, is_plain, text_of, texts_in
+from guerdon.data import Conversation, Message, RowError, is_plain, message_text, texts_in
 from guerdon.trainer.common.data.preferences import Preferences
 from guerdon.trainer.common.data.rendering import lines_left_out, render
 from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
@@ -120,7 +120,7 @@ def tokenize_pairs(
 
 def _said(turn: Message) -> str:
     """What an answer says, as it is counted: its text, and what stands beside it."""
-    return text_of(turn) if is_plain(turn) else " ".join(text for _, text in texts_in(turn))
+    return message_text(turn) if is_plain(turn) else " ".join(text for _, text in texts_in(turn))
 
 
 def fitting(

@@ -23,7 +23,7 @@ _ADAPTER = "default"
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class CheckpointNames:
     """How the names of a training model become those of a checkpoint."""
 
     lora: dict[str, float]
@@ -36,7 +36,7 @@ class Shape:
     """Names that autocast leaves in float32: norms, and embeddings that are only looked up."""
 
     @classmethod
-    def of(cls, lm: Any) -> Shape:
+    def of(cls, lm: Any) -> CheckpointNames:
         """The shape of a model, before it is wrapped or sharded."""
         lora = {
             _plain(name): float(module.scaling[_ADAPTER])

@@ -13,7 +13,7 @@ from guerdon.trainer.common.services.credentials import reach
 from guerdon.trainer.common.services.drawing import Drawing, Republish
 from guerdon.trainer.common.services.inputs import RunInputs
 from guerdon.trainer.common.services.publishing import Publisher, canary_sequences
-from guerdon.trainer.common.services.reward_requests import Asking
+from guerdon.trainer.common.services.reward_requests import RequestRules
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.sampling import GroupSampler
 from guerdon.trainer.common.services.settings import PublishSettings
@@ -72,7 +72,9 @@ class Connections(Generic[D]):
         )
         scoring = services | {
             "normalize": settings.reward_normalize,
-            "asking": Asking.of(settings, inputs.tokenizer, inputs.prompts, inputs.eval_prompts),
+            "rules": RequestRules.of(
+                settings, inputs.tokenizer, inputs.prompts, inputs.eval_prompts
+            ),
         }
         self.rewards = RewardSource(settings.reward, settings.verifier, **scoring)
         self.heldout = RewardSource(settings.heldout_reward, setting="heldout_reward", **scoring)

@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from guerdon.data import ControlTokens, Dropped, RowError, is_plain, json_texts, text_of, texts_in
+from guerdon.data import (
+    ControlTokens,
+    Dropped,
+    RowError,
+    is_plain,
+    json_texts,
+    message_text,
+    texts_in,
+)
 from guerdon.trainer.common.data.rendering import rendered
 from guerdon.trainer.common.services.policy_text import opening
 from guerdon.trainer.common.services.types import Ints, PromptRow
@@ -61,7 +69,7 @@ def _plain(tokenizer: Any, row: PromptRow) -> tuple[Ints, str, frozenset[Dropped
         raise RowError("prompt", "is a conversation, but the policy has no chat template")
     for name in row.inputs.columns():
         raise RowError(name, "is for a chat template, and the policy has none")
-    text = text_of(row.turns[0])
+    text = message_text(row.turns[0])
     ids, bare = (_ids(tokenizer, text, special=special) for special in (True, False))
     eos = tokenizer.eos_token_id
     if eos is not None and ids[-1] == eos and bare[-1] != eos:

@@ -41,7 +41,7 @@ _SHOWN = 500
 """Characters of an exception's message that are passed on; all of it is on standard error."""
 
 
-class Refused(Exception):
+class FunctionRefused(Exception):
     """The function can't be had, or gave what is no reward; the text is a sentence."""
 
 
@@ -52,7 +52,7 @@ class Function:
         name: `MODULE:FUNCTION`.
 
     Raises:
-        Refused: there is none of that name.
+        FunctionRefused: there is none of that name.
     """
 
     def __init__(self, name: str) -> None:
@@ -66,7 +66,7 @@ class Function:
         """The reward of each completion.
 
         Raises:
-            Refused: what it gave is no list of as many finite numbers.
+            FunctionRefused: what it gave is no list of as many finite numbers.
         """
         count = len(question["completions"])
         once = {"prompts": question["prompt"], **question["row"]}
@@ -93,15 +93,17 @@ def _imported(module: str, attribute: str) -> Callable[..., Any]:
         missing = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or "/")
         if not missing:  # it is there, and something is wrong in it
             traceback.print_exc()
-        raise Refused(f"can't import {module!r}: {_shown(error)}") from error
+        raise FunctionRefused(f"can't import {module!r}: {_shown(error)}") from error
     for name in attribute.split("."):
         if not hasattr(found, name):
             near = difflib.get_close_matches(name, dir(found), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise Refused(f"{module!r} has no {attribute!r}{hint}")
+            raise FunctionRefused(f"{module!r} has no {attribute!r}{hint}")
         found = getattr(found, name)
     if not callable(found):
-        raise Refused(f"{attribute!r} of {module!r} is a {type(found).__name__}, not a function")
+        raise FunctionRefused(
+            f"{attribute!r} of {module!r} is a {type(found).__name__}, not a function"
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -120,10 +122,12 @@ def _parameters(function: Callable[..., Any]) -> tuple[set[str] | None, list[str
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:  # of a function written in C
-        raise Refused(f"doesn't say what it takes: {_shown(error)}") from error
+        raise FunctionRefused(f"doesn't say what it takes: {_shown(error)}") from error
     for parameter in parameters:
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise Refused(f"takes {parameter.name!r} by position only, and all come by name")
+            raise FunctionRefused(
+                f"takes {parameter.name!r} by position only, and all come by name"
+            )
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needs = [p.name for p in named if p.default is p.empty and p.name not in GIVEN]
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -133,17 +137,17 @@ def _parameters(function: Callable[..., Any]) -> tuple[set[str] | None, list[str
 def _numbers(found: Any, count: int) -> list[float]:
     unordered = isinstance(found, AbstractSet | Mapping)
     if unordered or isinstance(found, str | bytes) or not isinstance(found, Iterable):
-        raise Refused(f"returned a {type(found).__name__}, not a list of numbers")
+        raise FunctionRefused(f"returned a {type(found).__name__}, not a list of numbers")
     values = list(itertools.islice(found, count + 1))  # it may have no end
     if len(values) != count:
         gave = "more" if len(values) > count else len(values)
-        raise Refused(f"gave {gave} rewards for {count} completions")
+        raise FunctionRefused(f"gave {gave} rewards for {count} completions")
     return [_number(value, place) for place, value in enumerate(values, start=1)]
 
 
 def _number(value: Any, place: int) -> float:
     if value is None:
-        raise Refused(
+        raise FunctionRefused(
             f"gave None for completion {place}: every completion needs a number (beside other "
             "rewards, TRL counts None as 0)"
         )
@@ -152,9 +156,11 @@ def _number(value: Any, place: int) -> float:
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise Refused(f"gave {str(value)[:80]!r} for completion {place}, not a number") from None
+        raise FunctionRefused(
+            f"gave {str(value)[:80]!r} for completion {place}, not a number"
+        ) from None
     if not math.isfinite(number):
-        raise Refused(f"gave {number} for completion {place}, not a finite number")
+        raise FunctionRefused(f"gave {number} for completion {place}, not a finite number")
     return number
 
 
@@ -167,7 +173,7 @@ def _shown(error: BaseException) -> str:
 def _answered(function: Function, line: bytes) -> dict[str, Any]:
     try:
         return {"rewards": function.rewards(json.loads(line))}
-    except Refused as error:
+    except FunctionRefused as error:
         return {"error": str(error)}
     except BaseException as error:  # SystemExit too: it is no reward
         traceback.print_exc()
@@ -202,7 +208,7 @@ def main() -> None:
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; what is imported here was before
     try:
         function = Function(sys.argv[1])
-    except Refused as error:
+    except FunctionRefused as error:
         say({"error": str(error)})
         return
     say({"source": function.source, "needs": function.needs})

@@ -19,8 +19,8 @@ from guerdon.trainer.common.services.types import PromptRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
-    """The rules of a run."""
+class RequestRules:
+    """How a run puts completions to the reward models, and what it does if one is refused."""
 
     text: PolicyText | None = None
     """Without it, completions are always sent as text."""
@@ -31,7 +31,7 @@ class Asking:
     penalty: float = -10.0
 
     @classmethod
-    def of(cls, settings: DrawSettings, tokenizer: Any, *prompts: Prompts) -> Asking:
+    def of(cls, settings: DrawSettings, tokenizer: Any, *prompts: Prompts) -> RequestRules:
         """What the settings say.
 
         Args:

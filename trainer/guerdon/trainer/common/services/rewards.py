@@ -30,7 +30,7 @@ from guerdon.trainer.common.errors import OutputError, SettingsError, TrainingEr
 from guerdon.trainer.common.services.credentials import Credentials
 from guerdon.trainer.common.services.patience import Patience, ServiceRefused
 from guerdon.trainer.common.services.policy_text import text_item
-from guerdon.trainer.common.services.reward_requests import Asking
+from guerdon.trainer.common.services.reward_requests import RequestRules
 from guerdon.trainer.common.services.reward_specs import RewardSpec, parse_reward
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample
 from guerdon.trainer.common.services.verifiers import WeightedVerifier, parse_verifier
@@ -53,7 +53,7 @@ class ServedReward:
         request_timeout: float,
         normalize: bool = False,
         credentials: Credentials = Credentials(),  # noqa: B008 - frozen
-        asking: Asking = Asking(),  # noqa: B008 - frozen
+        rules: RequestRules = RequestRules(),  # noqa: B008 - frozen
     ) -> None:
         self.name = spec.name
         self._normalize = normalize
@@ -69,7 +69,7 @@ class ServedReward:
         """Scores that don't depend on all of the text: its chat template leaves some out."""
         self._scored = False
         self._info: ModelInfo | None = None
-        self._asking = asking
+        self._rules = rules
         self._spec = spec
         # Our own patience counts and bounds the retries, so the client's are off.
         self._client = AsyncRewardClient(
@@ -97,7 +97,7 @@ class ServedReward:
             )
         if self.revision and self.revision != info.revision:
             raise self._other_revision(info.revision)
-        self._asking.check(info, f"{self.patience.service} at {self.patience.address}")
+        self._rules.check(info, f"{self.patience.service} at {self.patience.address}")
         self.revision, self._info = info.revision, info
 
     async def score(self, row: PromptRow, samples: Sequence[Sample]) -> list[float | None]:
@@ -113,7 +113,7 @@ class ServedReward:
                 scores = await self.patience.ask(lambda: self._ask(row, [samples[i] for i in left]))
             except GuerdonError as error:
                 place = _response_at_fault(error)
-                if place is None or place >= len(left) or self._asking.refused == "stop":
+                if place is None or place >= len(left) or self._rules.refused == "stop":
                     raise self._fault(error, row) from error
                 self._note(error, row)
                 del left[place]
@@ -125,9 +125,9 @@ class ServedReward:
         return found
 
     async def _ask(self, row: PromptRow, samples: Sequence[Sample]) -> list[float]:
-        text, info = self._asking.text, self._info
+        text, info = self._rules.text, self._info
         item = text.item(row, samples, info) if text and info else text_item(row, samples)
-        left = self._asking.too_long == "prompt-left"
+        left = self._rules.too_long == "prompt-left"
         try:
             result = await self._client.score(
                 f"{self.model}@{self.revision}",
@@ -212,7 +212,7 @@ class RewardSource:
             training set's.
         setting: what `rewards` is called in errors.
         credentials: shown to the reward servers.
-        asking: how completions are put to the models, and what if one is refused.
+        rules: how completions are put to the models, and what if one is refused.
 
     Raises:
         SettingsError: a specification is wrong, or two have one name.
@@ -228,7 +228,7 @@ class RewardSource:
         normalize: bool = False,
         setting: str = "reward",
         credentials: Credentials = Credentials(),  # noqa: B008 - frozen
-        asking: Asking = Asking(),  # noqa: B008 - frozen
+        rules: RequestRules = RequestRules(),  # noqa: B008 - frozen
     ) -> None:
         specs = [parse_reward(spec, setting) for spec in rewards]
         self.verifiers: list[WeightedVerifier] = [
@@ -251,11 +251,11 @@ class RewardSource:
                 request_timeout=request_timeout,
                 normalize=normalize,
                 credentials=credentials,
-                asking=asking,
+                rules=rules,
             )
             for spec in specs
         ]
-        self._asking = asking
+        self._rules = rules
         self._sources: dict[str, str] = {}
         """What tells each verifier from another of its name, where something does."""
 
@@ -312,7 +312,7 @@ class RewardSource:
         columns: list[list[float | None]] = await together(asked)
         refused = [None in values for values in zip(*columns, strict=True)]
         whole = [
-            self._asking.filled(column, weight)
+            self._rules.filled(column, weight)
             for column, weight in zip(columns, self.weights.values(), strict=True)
         ]
         parts = [

@@ -33,7 +33,7 @@ from guerdon.trainer.common.services.connections import Connections
 from guerdon.trainer.common.services.credentials import reach
 from guerdon.trainer.common.services.drawing import Drawing, draw_missing
 from guerdon.trainer.common.services.inputs import show_prompts
-from guerdon.trainer.common.services.reward_requests import Asking
+from guerdon.trainer.common.services.reward_requests import RequestRules
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints
@@ -136,11 +136,11 @@ class _Run:
             say(self.console, f"resuming with {len(self.scored)} prompts sampled and scored")
         # The version tells the weights: another's on the same sampler are not taken for ours.
         version = 1 + int(self.inputs.policy_sha256[:6], 16)
-        asking = Asking.of(self.settings, self.inputs.run.tokenizer, self.inputs.prompts)
+        rules = RequestRules.of(self.settings, self.inputs.run.tokenizer, self.inputs.prompts)
         harm = RewardSource(
             [self.settings.harm] if self.settings.harm else [],
             setting="harm",
-            asking=replace(asking, refused="stop"),  # a penalty would count as harmless
+            rules=replace(rules, refused="stop"),  # a penalty would count as harmless
             **reach(self.settings),
         )
 

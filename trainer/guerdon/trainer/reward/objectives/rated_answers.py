@@ -14,7 +14,7 @@ from guerdon.data import (
     Message,
     TemplateInputs,
     answer_turn,
-    text_of,
+    message_text,
 )
 from guerdon.models.chat_template import render_chat
 from guerdon.trainer.common.data.rendering import lines_left_out, render
@@ -200,7 +200,7 @@ def _answer_start(tokenizer: Any, row: RatedAnswer, text: str) -> int:
 
     The server finds it in the same way.
     """
-    said = text_of(answer_turn(row.answer)).lstrip()
+    said = message_text(answer_turn(row.answer)).lstrip()
     turns = [*row.prompt, answer_turn("b" if said.startswith("a") else "a")]
     beside = render_chat(tokenizer, turns, row.inputs)
     pairs = enumerate(zip(text, beside, strict=False))

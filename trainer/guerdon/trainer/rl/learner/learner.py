@@ -64,7 +64,7 @@ class Learner:
         value = algorithm.value_model
         self.module = new_policy(policy, settings, value).to(self.accelerator.device)
         switch_attention(self.module, settings)
-        self.shape = export.Shape.of(self.module.lm)
+        self.shape = export.CheckpointNames.of(self.module.lm)
         self._reference = None
         if not settings.lora_r:
             self._reference = frozen(policy, settings, like=self.module).to(self.accelerator.device)

@@ -29,7 +29,7 @@ PACKED = "guerdon_trainer_packed"
 
 
 @dataclass(slots=True, eq=False)
-class Block:
+class PackedGroup:
     """A prompt of P tokens and n responses of up to T tokens in a row of L tokens."""
 
     start: int
@@ -54,14 +54,14 @@ class PackedRow:
     targets_M: Tensor
     tokens_M: Tensor
     """Each token's place among the step's N, for `Prepared.take`."""
-    blocks: list[Block]
+    blocks: list[PackedGroup]
     idle: bool = False
     """Computed only to keep ranks in step; nothing of it counts."""
 
     def to(self, device: torch.device) -> PackedRow:
         """The row on a device; `tokens_M` stays."""
         blocks = [
-            Block(
+            PackedGroup(
                 b.start,
                 b.prompt,
                 b.gather_nT.to(device),
@@ -177,7 +177,7 @@ def make_row(units: Sequence[Unit]) -> PackedRow:
     )
 
 
-def _part(unit: Unit, start: int) -> tuple[Any, Any, Any, Any, Any, Block]:
+def _part(unit: Unit, start: int) -> tuple[Any, Any, Any, Any, Any, PackedGroup]:
     """What a unit adds to a `PackedRow`: ids, positions, predict, targets, tokens, its block.
 
     Args:
@@ -202,7 +202,7 @@ def _part(unit: Unit, start: int) -> tuple[Any, Any, Any, Any, Any, Block]:
     )
 
 
-def _block(start: int, prompt: int, places_n: Ints, lengths_n: Ints) -> Block:
+def _block(start: int, prompt: int, places_n: Ints, lengths_n: Ints) -> PackedGroup:
     """The block of responses that begin at these places in the row and have these lengths there."""
     columns_T = np.arange(lengths_n.max())
     real_nT = columns_T < lengths_n[:, None]
@@ -210,7 +210,9 @@ def _block(start: int, prompt: int, places_n: Ints, lengths_n: Ints) -> Block:
     longest = len(columns_T)
     mask_TK = torch.ones(longest, prompt + longest, dtype=torch.bool).tril(prompt)
     scatter_R = np.flatnonzero(real_nT)
-    return Block(start, prompt, torch.from_numpy(gather_nT), torch.from_numpy(scatter_R), mask_TK)
+    return PackedGroup(
+        start, prompt, torch.from_numpy(gather_nT), torch.from_numpy(scatter_R), mask_TK
+    )
 
 
 def packed_attention(
@@ -221,7 +223,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    guerdon_blocks: Sequence[Block] | None = None,
+    guerdon_blocks: Sequence[PackedGroup] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of a packed row: query [1, H, L, D], key and value [1, Hk, L, D] → [1, L, H, D].
@@ -253,7 +255,7 @@ def packed_attention(
 
 
 def _responses(
-    block: Block, query: Tensor, key: Tensor, value: Tensor, own: slice, how: dict[str, Any]
+    block: PackedGroup, query: Tensor, key: Tensor, value: Tensor, own: slice, how: dict[str, Any]
 ) -> Tensor:
     """[1, H, R, D] for the R response tokens of a block, in the row's order."""
     count, longest = block.gather_nT.shape
