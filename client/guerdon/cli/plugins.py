@@ -13,7 +13,7 @@ GROUP = "guerdon.commands"
 
 _KNOWN = {
     "compare": ("Put runs of any recipe side by side, in one HTML report.", "trainer"),
-    "serve": ("Serve reward models, or sample a policy, over gRPC and HTTP.", "server"),
+    "serve": ("Serve reward models, a policy, or the best of its answers.", "server"),
     "data": ("Make preference pairs of a sampled policy's answers.", "trainer"),
     "eval": ("Evaluate served reward models, and policies.", "trainer"),
     "train": ("Train a reward model, or a policy on files or against rewards.", "trainer"),
