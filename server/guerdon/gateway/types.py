@@ -248,8 +248,8 @@ class RankingFailed(Unavailable):
     """No candidate could be ranked: rewards are away, or no score is to be had."""
 
 
-Told = Callable[[int, int], None]
-"""Gets the index of a candidate that is being drawn, and the tokens that it has so far."""
+OnTokens = Callable[[int, int], None]
+"""Called with the index of a candidate that is being drawn, and the tokens that it has so far."""
 
 
 class Drawer(Protocol):
@@ -257,23 +257,23 @@ class Drawer(Protocol):
 
     def draw(
         self,
-        question: PolicyRequest,
+        request: PolicyRequest,
         indices: Sequence[int],
         *,
         max_tokens: int,
         deadline: float,
-        told: Told,
+        on_tokens: OnTokens,
     ) -> AsyncGenerator[Draft, None]:
         """Candidates, each as it ends, in any order; all, or an error.
 
         Closing the generator stops what still runs.
 
         Args:
-            question: what is asked.
+            request: what is asked.
             indices: the numbers of the candidates.
             max_tokens: most tokens of each; a draft that reaches them has not ended.
             deadline: on `time.monotonic`'s clock.
-            told: called while candidates are waited for, where the policy tells how far they are.
+            on_tokens: called while candidates are drawn, where the policy tells how far they are.
 
         Raises:
             Interrupted: an update of the policy's weights ended what had not come.
@@ -282,12 +282,12 @@ class Drawer(Protocol):
 
     def go_on(
         self,
-        question: PolicyRequest,
+        request: PolicyRequest,
         drafts: Sequence[Draft],
         *,
         max_tokens: int,
         deadline: float,
-        told: Told,
+        on_tokens: OnTokens,
     ) -> AsyncGenerator[Draft, None]:
         """Drafts with up to `max_tokens` tokens more each; otherwise as `draw`."""
 
@@ -304,13 +304,13 @@ class Scorer(Protocol):
         """
 
     async def score(
-        self, model: str, question: PolicyRequest, text: str, deadline: float
+        self, model: str, request: PolicyRequest, text: str, deadline: float
     ) -> Score | Unscored:
         """The score of one answer; `Unscored` for an answer that has none.
 
         Args:
             model: a name, or `name@revision`.
-            question: what is answered.
+            request: what is answered.
             text: the answer.
             deadline: on `time.monotonic`'s clock.
 

@@ -17,7 +17,7 @@ from guerdon.gateway.types import Ranking, Strategy
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StrategyEntry:
     """A strategy's function, and what it reads of a plan."""
 
     find: Callable[[Work], Awaitable[Ranking]]
@@ -32,12 +32,12 @@ class Entry:
         return (*self.needed, *self.read)
 
 
-STRATEGIES: Mapping[Strategy, Entry] = {
-    Strategy.BEST_OF_N: Entry(best_of_n),
-    Strategy.THRESHOLD: Entry(threshold, needed=("threshold",)),
-    Strategy.ADAPTIVE: Entry(adaptive, read=("token_budget", "seconds", "min_gain")),
-    Strategy.VOTE: Entry(voting, read=("weight", "answer")),
-    Strategy.SOFT: Entry(soft, read=("temperature",)),
-    Strategy.REJECTION: Entry(rejection, read=("chunk", "keep")),
-    Strategy.CASCADE: Entry(cascade, needed=("small_model",), read=("margin",)),
+STRATEGIES: Mapping[Strategy, StrategyEntry] = {
+    Strategy.BEST_OF_N: StrategyEntry(best_of_n),
+    Strategy.THRESHOLD: StrategyEntry(threshold, needed=("threshold",)),
+    Strategy.ADAPTIVE: StrategyEntry(adaptive, read=("token_budget", "seconds", "min_gain")),
+    Strategy.VOTE: StrategyEntry(voting, read=("weight", "answer")),
+    Strategy.SOFT: StrategyEntry(soft, read=("temperature",)),
+    Strategy.REJECTION: StrategyEntry(rejection, read=("chunk", "keep")),
+    Strategy.CASCADE: StrategyEntry(cascade, needed=("small_model",), read=("margin",)),
 }

@@ -70,22 +70,22 @@ _POSITIVE = ("token_budget", "seconds", "temperature", "chunk", "timeout")
 _NOT_NEGATIVE = ("min_gain", "margin")
 
 
-def new_plan(asked: PartialPlan, n: int, limits: PlanLimits) -> Plan:
+def new_plan(partial: PartialPlan, n: int, limits: PlanLimits) -> Plan:
     """The plan for what is asked.
 
     Args:
-        asked: from all places, merged.
+        partial: what all places ask for, merged.
         n: choices that come back.
         limits: what it may hold.
 
     Raises:
         InvalidRequest: a field is missing, can't be, or is none of the strategy's.
     """
-    given = asked.given()
-    strategy = asked.strategy or Strategy.BEST_OF_N
+    given = partial.given()
+    strategy = partial.strategy or Strategy.BEST_OF_N
     _check_fields(strategy, given)
     _check_numbers(given)
-    best_of = max(limits.best_of, n) if asked.best_of is None else asked.best_of
+    best_of = max(limits.best_of, n) if partial.best_of is None else partial.best_of
     if not 1 <= best_of <= limits.max_best_of:
         raise InvalidRequest(
             "best_of", f"is {best_of}, it must be between 1 and {limits.max_best_of}"
@@ -98,21 +98,21 @@ def new_plan(asked: PartialPlan, n: int, limits: PlanLimits) -> Plan:
             "is rejection, which draws candidates piece by piece: that takes a Guerdon sampler "
             "over gRPC, and this gateway draws from an OpenAI endpoint",
         )
-    given["model"] = _model("guerdon.model", asked.model or limits.models[0], limits.models)
-    if asked.small_model is not None:
-        _model("guerdon.small_model", asked.small_model, limits.models)
+    given["model"] = _model("guerdon.model", partial.model or limits.models[0], limits.models)
+    if partial.small_model is not None:
+        _model("guerdon.small_model", partial.small_model, limits.models)
     given.pop("timeout", None)
     return Plan(**{**given, "best_of": best_of, "n": n, "strategy": strategy})
 
 
-def told(asked: PartialPlan, limits: PlanLimits) -> dict[str, Any]:
+def partial_plan_json(partial: PartialPlan, limits: PlanLimits) -> dict[str, Any]:
     """What a name asks for, as JSON, with the common fields that it leaves open."""
-    strategy = asked.strategy or Strategy.BEST_OF_N
+    strategy = partial.strategy or Strategy.BEST_OF_N
     common = {"best_of": limits.best_of, "model": limits.models[0]}
-    return {**common, **asked.given(), "strategy": strategy.value}
+    return {**common, **partial.given(), "strategy": strategy.value}
 
 
-def own_fields(limits: PlanLimits) -> dict[str, dict[str, Any]]:
+def strategy_fields(limits: PlanLimits) -> dict[str, dict[str, Any]]:
     """The strategies that can be had, each with its own fields and what they hold by default.
 
     None stands for a field that must be given, or for no limit.
