@@ -10,7 +10,7 @@ from typing import Literal
 
 from guerdon.gateway.metrics import GatewayMetrics
 from guerdon.gateway.spending import Spending
-from guerdon.gateway.strategies.registry import STRATEGIES
+from guerdon.gateway.strategies.registry import STRATEGIES, reward_models
 from guerdon.gateway.strategies.work import Work
 from guerdon.gateway.types import (
     RANKS_ONLY,
@@ -124,8 +124,7 @@ class Answering:
 
     async def _check_models(self, work: Work) -> None:
         """Refuse reward models that have no score for one answer, before anything is drawn."""
-        fields = {"model": work.plan.model, "small_model": work.plan.small_model}
-        models = {field: model for field, model in fields.items() if model}
+        models = reward_models(work.plan)
         looks = [self._scorer.ranks_only(model, work.deadline) for model in models.values()]
         for (field, model), ranks_only in zip(models.items(), await together(looks), strict=True):
             if ranks_only:

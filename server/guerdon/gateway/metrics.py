@@ -106,7 +106,7 @@ class GatewayMetrics:
             self.tokens_per_served_token.observe(choices.tokens / served)
         if choices.gain is not None:
             self.reward_gain.labels(choices.plan.strategy.value).observe(choices.gain)
-        if choices.ranked and choices.plan.strategy is Strategy.CASCADE:
+        if "close_calls" in choices.notes:  # a cascade's
             asked, overruled = choices.notes["close_calls"], choices.notes.get("overruled")
             decided = "overruled" if overruled else "confirmed" if asked else "clear"
             self.cascades.labels(decided).inc()

@@ -76,17 +76,15 @@ class PolicyRequest:
     """Whether the policy reads a text behind the tokens with which its tokenizer begins one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How the best answer is found: what a caller asks for beside the question.
+@dataclass(frozen=True, kw_only=True)
+class PlanFields:
+    """What may be asked of a call beside its request.
 
-    Which strategy reads which field is in docs/gateway.md.
+    Which strategy reads which field, and what it may hold, is in `strategies/registry.py`.
     """
 
-    best_of: int
+    best_of: int = 1
     """Most candidates."""
-    n: int = 1
-    """Choices that come back, best first."""
     strategy: Strategy = Strategy.BEST_OF_N
     model: str = ""
     """The reward model; in a cascade, the large one."""
@@ -112,6 +110,16 @@ class Plan:
     """A cascade's small reward model."""
     margin: float = 1.0
     """How far below the small model's best score a candidate is still a close call."""
+    timeout: float | None = None
+    """Seconds for the whole call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(PlanFields):
+    """How the best answer is found."""
+
+    n: int = 1
+    """Choices that come back, best first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from guerdon.gateway.plans import PlanLimits, partial_plan_json, strategy_fields
+from guerdon.gateway.plans import PlanLimits, partial_plan_json, strategies_json
 from guerdon.gateway.wire.partial_plans import ModelNames
 from guerdon.serving.openai.models import ModelRoutes
 from guerdon.serving.openai.replies import Json, model_entry
@@ -22,6 +22,6 @@ def model_routes(names: ModelNames, limits: PlanLimits) -> ModelRoutes:
     choice = {
         "max_best_of": limits.max_best_of,
         "reward_models": [*limits.models],
-        "strategies": strategy_fields(limits),
+        **strategies_json(limits),
     }
     return ModelRoutes(names.listed(), entry, guerdon=choice)
