@@ -95,7 +95,8 @@ class PassThrough:
             reply = await api.post(request.path, self._sent(request), self._deadline(call))
             bill.read(reply)
         self._metrics.answers.labels("none", "passed").inc()
-        return {**reply, "guerdon": passed_on_report(request.why)}
+        told = {"strategy": "none", "best_of": 1, "ranked": False}
+        return {**reply, "guerdon": {**told, "reason": f"the request {request.why}"}}
 
     async def events(self, call: Call, request: PassedRequest) -> AsyncGenerator[bytes, None]:
         """The answer's events as they come, without the last one; raises as `whole_answer`."""
@@ -143,11 +144,6 @@ class PassThrough:
     def _deadline(self, call: Call) -> float:
         latest = time.monotonic() + self._max_seconds
         return latest if call.deadline is None else min(call.deadline, latest)
-
-
-def passed_on_report(why: str) -> dict[str, Any]:
-    """What is told of an answer that was passed on."""
-    return {"strategy": "none", "best_of": 1, "ranked": False, "reason": f"the request {why}"}
 
 
 def _usage_event(piece: bytes) -> dict[str, Any]:

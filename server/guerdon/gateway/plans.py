@@ -94,7 +94,7 @@ def new_plan(partial: PartialPlan, n: int, limits: PlanLimits) -> Plan:
     return plan
 
 
-def partial_plan_json(partial: PartialPlan, limits: PlanLimits) -> dict[str, Any]:
+def plan_json(partial: PartialPlan, limits: PlanLimits) -> dict[str, Any]:
     """What a name asks for, as JSON, with the common fields that it leaves open."""
     common = {"best_of": limits.best_of, "model": limits.models[0]}
     return {**common, **partial.given(), "strategy": partial.strategy.value}

@@ -16,11 +16,8 @@ from guerdon.serving.prompts import Conversation, FormattedText
 VoteWeight = Literal["sigmoid", "score", "one"]
 AnswerForm = Literal["boxed", "number", "line"]
 
-
 OURS = ("guerdon", "best_of", "n", "timeout", "model")
 """Keys of a request that are the gateway's to read, and mean something else behind it."""
-
-
 RANKS_ONLY = (
     "compares answers with each other and has no score for one: give --reward a model that scores"
 )

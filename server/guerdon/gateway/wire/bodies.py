@@ -20,6 +20,7 @@ from guerdon.serving.openai.bodies import (
     check_neutral,
     read_conversation,
 )
+from guerdon.serving.openai.replies import Json
 from guerdon.serving.prompts import Conversation, FormattedText
 
 _CONTINUED = (
@@ -79,11 +80,7 @@ class RankedText(GatewayBody, CompletionBody):
 
 
 def read_request(
-    kind: type[RankedChat | RankedText],
-    value: dict[str, Any],
-    partial: PartialPlan,
-    *,
-    neutral: bool,
+    kind: type[RankedChat | RankedText], value: Json, partial: PartialPlan, *, neutral: bool
 ) -> GatewayBody:
     """A body's JSON as its model.
 

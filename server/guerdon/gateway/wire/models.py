@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from guerdon.gateway.plans import PlanLimits, partial_plan_json, strategies_json
+from guerdon.gateway.plans import PlanLimits, plan_json, strategies_json
 from guerdon.gateway.wire.partial_plans import ModelNames
 from guerdon.serving.openai.models import ModelRoutes
 from guerdon.serving.openai.replies import Json, model_entry
@@ -15,9 +15,7 @@ def model_routes(names: ModelNames, limits: PlanLimits) -> ModelRoutes:
     created = int(time.time())
 
     def entry(name: str) -> Json:
-        return model_entry(
-            name, created, guerdon=partial_plan_json(names.partial_plan(name), limits)
-        )
+        return model_entry(name, created, guerdon=plan_json(names.partial_plan(name), limits))
 
     choice = {
         "max_best_of": limits.max_best_of,

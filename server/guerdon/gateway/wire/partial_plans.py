@@ -15,6 +15,7 @@ from typing import Any
 from guerdon.gateway.config import BEST_OF
 from guerdon.gateway.plans import PartialPlan
 from guerdon.serving.errors import InvalidRequest, NotFound
+from guerdon.serving.openai.replies import Json
 from guerdon.settings import SettingsError, build
 
 HEADER = "x-guerdon-best-of"
@@ -53,9 +54,7 @@ class ModelNames:
         return PartialPlan(best_of=int(number))
 
 
-def read_partial_plan(
-    value: Mapping[str, Any], header: str | None, names: ModelNames
-) -> PartialPlan:
+def read_partial_plan(value: Json, header: str | None, names: ModelNames) -> PartialPlan:
     """What a request asks for, from all four places.
 
     Args:
