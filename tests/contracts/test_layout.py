@@ -158,16 +158,16 @@ GATEWAY = ROOT / "server" / "guerdon" / "gateway"
 GATEWAY_ROOMS: dict[str, set[str]] = {
     "types": set(),
     "strategies": {"types"},
-    "asked": {"strategies", "types"},
-    "config": {"asked"},
+    "plans": {"strategies", "types"},
+    "config": {"plans"},
     "spending": {"config"},
     "metrics": {"types"},
     "answering": {"metrics", "spending", "strategies", "types"},
-    "passing": {"metrics", "spending", "types"},
+    "pass_through": {"metrics", "spending", "types"},
     "upstream": {"types"},
-    "wire": {"answering", "asked", "config", "passing", "strategies", "types"},
+    "wire": {"answering", "plans", "config", "pass_through", "strategies", "types"},
     "app": {
-        *("answering", "config", "metrics", "passing", "spending"),
+        *("answering", "config", "metrics", "pass_through", "spending"),
         *("upstream", "wire"),
     },
     "cli": {"app", "config"},
@@ -175,8 +175,8 @@ GATEWAY_ROOMS: dict[str, set[str]] = {
 """For each folder and module of the gateway, those whose modules it may import."""
 HTTP_CLIENT = ("httpx", "guerdon.client")
 GATEWAY_FOREIGN = {
-    **dict.fromkeys(("types", "strategies", "asked", "spending"), (*WIRE, *HTTP_CLIENT)),
-    **dict.fromkeys(("answering", "passing"), (*WIRE, *HTTP_CLIENT)),
+    **dict.fromkeys(("types", "strategies", "plans", "spending"), (*WIRE, *HTTP_CLIENT)),
+    **dict.fromkeys(("answering", "pass_through"), (*WIRE, *HTTP_CLIENT)),
     "upstream": ("fastapi", "starlette", "uvicorn", "guerdon.v1"),
     "wire": ("grpc", *HTTP_CLIENT),
 }

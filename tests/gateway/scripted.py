@@ -15,6 +15,7 @@ from guerdon.gateway.metrics import GatewayMetrics
 from guerdon.gateway.spending import Spending
 from guerdon.gateway.types import (
     Draft,
+    OnTokens,
     Plan,
     PolicyRequest,
     RankedChoices,
@@ -22,7 +23,6 @@ from guerdon.gateway.types import (
     Sampling,
     Score,
     Strategy,
-    Told,
     Unscored,
 )
 from guerdon.serving.calls import Call
@@ -59,19 +59,19 @@ class ScriptedPolicy:
 
     async def draw(
         self,
-        question: PolicyRequest,
+        request: PolicyRequest,
         indices: Sequence[int],
         *,
         max_tokens: int,
         deadline: float,
-        told: Told,
+        on_tokens: OnTokens,
     ) -> AsyncGenerator[Draft, None]:
         self.calls.append((indices[0], len(indices)))
-        self.seeds.append(question.sampling.seed)
+        self.seeds.append(request.sampling.seed)
         ended = self.interrupted.pop(0) if self.interrupted else set()
         if self.tells:
             for index in indices:
-                told(index, self.part(index, max_tokens).tokens - 1)
+                on_tokens(index, self.part(index, max_tokens).tokens - 1)
         try:
             for index in sorted({*indices} - ended, reverse=self.backwards):
                 if index in self.held:
@@ -83,15 +83,15 @@ class ScriptedPolicy:
 
     async def go_on(
         self,
-        question: PolicyRequest,
+        request: PolicyRequest,
         drafts: Sequence[Draft],
         *,
         max_tokens: int,
         deadline: float,
-        told: Told,
+        on_tokens: OnTokens,
     ) -> AsyncGenerator[Draft, None]:
         for draft in drafts if self.tells else ():
-            told(draft.index, draft.tokens + 1)
+            on_tokens(draft.index, draft.tokens + 1)
         self.growing.set()
         if self.grown is not None:
             await self.grown.wait()
@@ -137,7 +137,7 @@ class ScriptedRewards:
         return False
 
     async def score(
-        self, model: str, question: PolicyRequest, text: str, deadline: float
+        self, model: str, request: PolicyRequest, text: str, deadline: float
     ) -> Score | Unscored:
         self.asked.append((model, text))
         self.heard.set()
@@ -177,9 +177,9 @@ async def answer(
         max_seconds=max_seconds,
     )
     sampling = Sampling(max_tokens=max_tokens, seed=seed)
-    question = PolicyRequest(prompt=FormattedText("what is rain"), sampling=sampling)
+    request = PolicyRequest(prompt=FormattedText("what is rain"), sampling=sampling)
     async with asyncio.timeout(60):
-        return await answering.answer(Call("http_completions", None), question, given)
+        return await answering.answer(Call("http_completions", None), request, given)
 
 
 def chosen(found: RankedChoices) -> list[int]:

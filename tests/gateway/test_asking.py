@@ -147,6 +147,7 @@ async def test_the_list_says_what_may_be_asked(gateway: Gateway) -> None:
         reply = await gateway.post(body)
         assert reply.status_code == 200, reply.text
     assert {*choice["strategies"]} == {strategy.value for strategy in Strategy}
+    assert choice["saving"] == ["threshold", "adaptive", "rejection"]
 
 
 async def test_one_item_is_drawn_so_that_the_prompt_is_computed_once(gateway: Gateway) -> None:

@@ -104,7 +104,7 @@ async def test_a_large_request_is_encoded_once_for_all_candidates() -> None:
         drawer = EndpointDrawer(api)
         deadline = time.monotonic() + 60
         drawn = drawer.draw(
-            question, range(8), max_tokens=9, deadline=deadline, told=lambda *_: None
+            question, range(8), max_tokens=9, deadline=deadline, on_tokens=lambda *_: None
         )
         assert len([draft async for draft in drawn]) == 8
         await drawer.close()

@@ -74,13 +74,13 @@ async def test_answers_that_end_together_share_a_request_and_one_at_fault_costs_
     def score(_prompt: Any, response: str) -> float:
         return {"a": 1.0, "b": 2.0}[response]  # the fake refuses all of a request for "c"
 
-    question = PolicyRequest(prompt=FormattedText("p"), sampling=Sampling(max_tokens=1))
+    request = PolicyRequest(prompt=FormattedText("p"), sampling=Sampling(max_tokens=1))
     async with FakeRewardServer(score, models=("rm",)) as rewards:
         scorer = RewardScorer({"rm": rewards.target}, seconds=60, token=None, tls=None)
 
         async def scores(*texts: str) -> list[Score | Unscored]:
             deadline = time.monotonic() + 60
-            return await together([scorer.score("rm", question, each, deadline) for each in texts])
+            return await together([scorer.score("rm", request, each, deadline) for each in texts])
 
         a, b = Score(1.0, "rm", "rev-1"), Score(2.0, "rm", "rev-1")
         assert await scores("a", "b", "a") == [a, b, a]
@@ -95,13 +95,13 @@ async def test_answers_that_end_together_share_a_request_and_one_at_fault_costs_
 async def test_a_caller_that_leaves_while_scoring_begins_takes_no_later_score_along(
     steps: int,
 ) -> None:
-    question = PolicyRequest(prompt=FormattedText("p"), sampling=Sampling(max_tokens=1))
+    request = PolicyRequest(prompt=FormattedText("p"), sampling=Sampling(max_tokens=1))
     async with FakeRewardServer(lambda _prompt, _text: 1.0, models=("rm",)) as rewards:
         scorer = RewardScorer({"rm": rewards.target}, seconds=60, token=None, tls=None)
 
         def score() -> asyncio.Task[Score | Unscored]:
             deadline = time.monotonic() + 60
-            return asyncio.ensure_future(scorer.score("rm", question, "a", deadline))
+            return asyncio.ensure_future(scorer.score("rm", request, "a", deadline))
 
         leaving = score()
         for _ in range(steps):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from guerdon.gateway.app import connect
-from guerdon.gateway.asked import PartialPlan
 from guerdon.gateway.config import load_config
+from guerdon.gateway.plans import PartialPlan
 from guerdon.gateway.types import Strategy
 from guerdon.settings import SettingsError
 

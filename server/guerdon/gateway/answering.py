@@ -10,7 +10,7 @@ from typing import Literal
 
 from guerdon.gateway.metrics import GatewayMetrics
 from guerdon.gateway.spending import Spending
-from guerdon.gateway.strategies.registry import STRATEGIES
+from guerdon.gateway.strategies.registry import STRATEGIES, reward_models
 from guerdon.gateway.strategies.work import Work
 from guerdon.gateway.types import (
     RANKS_ONLY,
@@ -63,7 +63,7 @@ class Answering:
     async def answer(
         self,
         call: Call,
-        question: PolicyRequest,
+        request: PolicyRequest,
         plan: Plan,
         on_progress: Callable[[Work], None] = lambda work: None,
     ) -> RankedChoices:
@@ -71,7 +71,7 @@ class Answering:
 
         Args:
             call: its caller and deadline.
-            question: what is asked.
+            request: what is asked.
             plan: how the best answer is found.
             on_progress: called when a candidate was drawn or scored.
 
@@ -85,7 +85,7 @@ class Answering:
         latest = call.arrival + self._max_seconds
         deadline = latest if call.deadline is None else min(call.deadline, latest)
         work = Work(
-            question,
+            request,
             plan,
             self._drawer,
             self._scorer,
@@ -96,19 +96,19 @@ class Answering:
         with self._billed(call, work):
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
-                    answer = await self._find(call, work)
+                    choices = await self._find(call, work)
             except TimeoutError as error:
                 raise DeadlinePassed(
                     f"no answer within {deadline - call.arrival:.3g} s; {len(work.drafts)} of "
                     f"{work.begun} candidates were drawn"
                 ) from error
-        self._metrics.observe(answer)
-        return answer
+        self._metrics.observe(choices)
+        return choices
 
     @contextmanager
     def _billed(self, call: Call, work: Work) -> Iterator[None]:
         """Take the most tokens that a call may spend, and give back what it doesn't."""
-        reserved = most_tokens(work.question, work.plan)
+        reserved = most_tokens(work.request, work.plan)
         with self._metrics.spending_refusals(call.caller):
             self._spending.take(call.caller, reserved, time.monotonic())
         failed = False
@@ -124,8 +124,7 @@ class Answering:
 
     async def _check_models(self, work: Work) -> None:
         """Refuse reward models that have no score for one answer, before anything is drawn."""
-        fields = {"model": work.plan.model, "small_model": work.plan.small_model}
-        models = {field: model for field, model in fields.items() if model}
+        models = reward_models(work.plan)
         looks = [self._scorer.ranks_only(model, work.deadline) for model in models.values()]
         for (field, model), ranks_only in zip(models.items(), await together(looks), strict=True):
             if ranks_only:
@@ -140,13 +139,13 @@ class Answering:
                 self._metrics.unranked_refused.inc()
                 raise
             reason = str(error)
-            return _answer(call, work, await _first(work, reason), reason=reason)
-        return _answer(call, work, ranking)
+            return _ranked_choices(call, work, await _first(work, reason), reason=reason)
+        return _ranked_choices(call, work, ranking)
 
 
-def most_tokens(question: PolicyRequest, plan: Plan) -> int:
+def most_tokens(request: PolicyRequest, plan: Plan) -> int:
     """The most tokens that a call may have drawn."""
-    most = plan.best_of * question.sampling.max_tokens
+    most = plan.best_of * request.sampling.max_tokens
     return most if plan.token_budget is None else min(most, plan.token_budget)
 
 
@@ -160,12 +159,12 @@ def spent_tokens(work: Work, *, failed: bool) -> int:
     tokens = {index: draft.tokens for index, draft in work.drafts.items()}
     if failed:
         return sum(tokens.values())
-    return sum((tokens | work.under_way | work.told).values())
+    return sum((tokens | work.under_way | work.tokens_so_far).values())
 
 
 async def _first(work: Work, reason: str) -> Ranking:
     """The first candidates by number, drawn to their end; none is ranked, for the reason."""
-    plan, most = work.plan, work.question.sampling.max_tokens
+    plan, most = work.plan, work.request.sampling.max_tokens
 
     async def finish(draft: Draft) -> None:
         async for _ in work.go_on([draft], most - draft.tokens):
@@ -179,7 +178,7 @@ async def _first(work: Work, reason: str) -> Ranking:
     return Ranking(ranked=tuple(Candidate(work.drafts[i], unscored) for i in range(plan.n)))
 
 
-def _answer(call: Call, work: Work, ranking: Ranking, reason: str = "") -> RankedChoices:
+def _ranked_choices(call: Call, work: Work, ranking: Ranking, reason: str = "") -> RankedChoices:
     now = time.monotonic()
     drawn = work.last_drawn or now
     known = {each.draft.index: each for each in (*ranking.ranked, *ranking.unranked)}

@@ -12,15 +12,15 @@ from guerdon.client.policy import AsyncPolicyClient
 from guerdon.gateway.answering import Answering
 from guerdon.gateway.config import GatewayConfig
 from guerdon.gateway.metrics import GatewayMetrics
-from guerdon.gateway.passing import PassThrough
+from guerdon.gateway.pass_through import PassThrough
 from guerdon.gateway.spending import Spending
 from guerdon.gateway.upstream.endpoint import EndpointDrawer
 from guerdon.gateway.upstream.openai_api import OpenAIAPI
 from guerdon.gateway.upstream.rewards import RewardScorer
 from guerdon.gateway.upstream.sampler import SamplerDrawer
-from guerdon.gateway.wire.asking import Names
-from guerdon.gateway.wire.completions import ChatEndpoint, Reading, TextEndpoint
+from guerdon.gateway.wire.completions import ChatEndpoint, RequestDefaults, TextEndpoint
 from guerdon.gateway.wire.models import model_routes
+from guerdon.gateway.wire.partial_plans import ModelNames
 from guerdon.gateway.wire.reward_models import ROLES as REWARD_MODEL_ROLES
 from guerdon.gateway.wire.reward_models import add_reward_models
 from guerdon.serving.access.credentials import read_token
@@ -73,7 +73,7 @@ class GatewayServer(Server[Ports]):
         self._upstream = upstream = connect(config)
         self._thread = OneThread("bodies")
         offered = tuple(n for n in config.offered if 1 <= n <= config.max_best_of)
-        names = Names(config.name, config.presets, offered)
+        names = ModelNames(config.name, config.presets, offered)
         models = model_routes(names, config.limits)
         spending = Spending(config.spending)
         answering = Answering(
@@ -84,14 +84,14 @@ class GatewayServer(Server[Ports]):
             unranked=config.unranked,
             max_seconds=config.max_seconds,
         )
-        passing = PassThrough(
+        pass_through = PassThrough(
             upstream.pass_to,
             spending,
             metrics,
             max_tokens=config.max_tokens,
             max_seconds=config.max_seconds,
         )
-        reading = Reading(
+        defaults = RequestDefaults(
             names=names,
             limits=config.limits,
             max_tokens=config.max_tokens,
@@ -102,8 +102,8 @@ class GatewayServer(Server[Ports]):
         OpenAIRoutes(
             CountedCalls(metrics, self.lifecycle),
             self._thread,
-            ChatEndpoint(answering, passing, reading),
-            TextEndpoint(answering, passing, reading),
+            ChatEndpoint(answering, pass_through, defaults),
+            TextEndpoint(answering, pass_through, defaults),
         ).add_to(app)
         models.add_to(app)
         add_reward_models(app, upstream.scorer.cards, config.reward_page)

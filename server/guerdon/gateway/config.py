@@ -20,7 +20,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from guerdon.addresses import is_loopback
-from guerdon.gateway.asked import PartialPlan, PlanLimits, new_plan
+from guerdon.gateway.plans import PartialPlan, PlanLimits, new_plan
 from guerdon.serving.config import ServerSettings
 from guerdon.serving.errors import InvalidRequest
 from guerdon.settings import SettingsError, load, not_negative, positive

@@ -92,24 +92,24 @@ class GatewayMetrics:
             self.spending_refused.labels(caller.name).inc()
             raise
 
-    def observe(self, answer: RankedChoices) -> None:
+    def observe(self, choices: RankedChoices) -> None:
         """Count an answer."""
-        self.answers.labels(answer.plan.strategy.value, "yes" if answer.ranked else "no").inc()
-        scored = sum(each.scored for each in answer.candidates)
+        self.answers.labels(choices.plan.strategy.value, "yes" if choices.ranked else "no").inc()
+        scored = sum(each.scored for each in choices.candidates)
         self.candidates.labels("scored").inc(scored)
-        self.candidates.labels("unscored").inc(len(answer.candidates) - scored)
-        self.candidates.labels("stopped").inc(len(answer.stopped))
-        served = sum(each.draft.tokens for each in answer.choices)
-        self.drawn_tokens.inc(answer.tokens)
+        self.candidates.labels("unscored").inc(len(choices.candidates) - scored)
+        self.candidates.labels("stopped").inc(len(choices.stopped))
+        served = sum(each.draft.tokens for each in choices.choices)
+        self.drawn_tokens.inc(choices.tokens)
         self.served_tokens.inc(served)
         if served:
-            self.tokens_per_served_token.observe(answer.tokens / served)
-        if answer.gain is not None:
-            self.reward_gain.labels(answer.plan.strategy.value).observe(answer.gain)
-        if answer.ranked and answer.plan.strategy is Strategy.CASCADE:
-            asked, overruled = answer.notes["close_calls"], answer.notes.get("overruled")
+            self.tokens_per_served_token.observe(choices.tokens / served)
+        if choices.gain is not None:
+            self.reward_gain.labels(choices.plan.strategy.value).observe(choices.gain)
+        if "close_calls" in choices.notes:  # a cascade's
+            asked, overruled = choices.notes["close_calls"], choices.notes.get("overruled")
             decided = "overruled" if overruled else "confirmed" if asked else "clear"
             self.cascades.labels(decided).inc()
-        self.answer_seconds.observe(answer.seconds.total)
-        self.phase_seconds.labels("draw").observe(answer.seconds.draw)
-        self.phase_seconds.labels("score").observe(answer.seconds.score)
+        self.answer_seconds.observe(choices.seconds.total)
+        self.phase_seconds.labels("draw").observe(choices.seconds.draw)
+        self.phase_seconds.labels("score").observe(choices.seconds.score)

@@ -19,7 +19,7 @@ class _Account:
 
     left: float
     at: float
-    """When that was so."""
+    """When it was last reckoned, on the clock of `now`."""
 
 
 class Spending:

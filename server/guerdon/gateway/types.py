@@ -16,11 +16,8 @@ from guerdon.serving.prompts import Conversation, FormattedText
 VoteWeight = Literal["sigmoid", "score", "one"]
 AnswerForm = Literal["boxed", "number", "line"]
 
-
 OURS = ("guerdon", "best_of", "n", "timeout", "model")
 """Keys of a request that are the gateway's to read, and mean something else behind it."""
-
-
 RANKS_ONLY = (
     "compares answers with each other and has no score for one: give --reward a model that scores"
 )
@@ -76,17 +73,15 @@ class PolicyRequest:
     """Whether the policy reads a text behind the tokens with which its tokenizer begins one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How the best answer is found: what a caller asks for beside the question.
+@dataclass(frozen=True, kw_only=True)
+class PlanFields:
+    """What may be asked of a call beside its request.
 
-    Which strategy reads which field is in docs/gateway.md.
+    Which strategy reads which field, and what it may hold, is in `strategies/registry.py`.
     """
 
-    best_of: int
+    best_of: int = 1
     """Most candidates."""
-    n: int = 1
-    """Choices that come back, best first."""
     strategy: Strategy = Strategy.BEST_OF_N
     model: str = ""
     """The reward model; in a cascade, the large one."""
@@ -112,6 +107,16 @@ class Plan:
     """A cascade's small reward model."""
     margin: float = 1.0
     """How far below the small model's best score a candidate is still a close call."""
+    timeout: float | None = None
+    """Seconds for the whole call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(PlanFields):
+    """How the best answer is found."""
+
+    n: int = 1
+    """Choices that come back, best first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,8 +253,8 @@ class RankingFailed(Unavailable):
     """No candidate could be ranked: rewards are away, or no score is to be had."""
 
 
-Told = Callable[[int, int], None]
-"""Gets the index of a candidate that is being drawn, and the tokens that it has so far."""
+OnTokens = Callable[[int, int], None]
+"""Called with the index of a candidate that is being drawn, and the tokens that it has so far."""
 
 
 class Drawer(Protocol):
@@ -257,23 +262,23 @@ class Drawer(Protocol):
 
     def draw(
         self,
-        question: PolicyRequest,
+        request: PolicyRequest,
         indices: Sequence[int],
         *,
         max_tokens: int,
         deadline: float,
-        told: Told,
+        on_tokens: OnTokens,
     ) -> AsyncGenerator[Draft, None]:
         """Candidates, each as it ends, in any order; all, or an error.
 
         Closing the generator stops what still runs.
 
         Args:
-            question: what is asked.
+            request: what is asked.
             indices: the numbers of the candidates.
             max_tokens: most tokens of each; a draft that reaches them has not ended.
             deadline: on `time.monotonic`'s clock.
-            told: called while candidates are waited for, where the policy tells how far they are.
+            on_tokens: called while candidates are drawn, where the policy tells how far they are.
 
         Raises:
             Interrupted: an update of the policy's weights ended what had not come.
@@ -282,12 +287,12 @@ class Drawer(Protocol):
 
     def go_on(
         self,
-        question: PolicyRequest,
+        request: PolicyRequest,
         drafts: Sequence[Draft],
         *,
         max_tokens: int,
         deadline: float,
-        told: Told,
+        on_tokens: OnTokens,
     ) -> AsyncGenerator[Draft, None]:
         """Drafts with up to `max_tokens` tokens more each; otherwise as `draw`."""
 
@@ -304,13 +309,13 @@ class Scorer(Protocol):
         """
 
     async def score(
-        self, model: str, question: PolicyRequest, text: str, deadline: float
+        self, model: str, request: PolicyRequest, text: str, deadline: float
     ) -> Score | Unscored:
         """The score of one answer; `Unscored` for an answer that has none.
 
         Args:
             model: a name, or `name@revision`.
-            question: what is answered.
+            request: what is answered.
             text: the answer.
             deadline: on `time.monotonic`'s clock.
 

@@ -25,7 +25,7 @@ async def adaptive(work: Work) -> Ranking:
             raise InvalidRequest(
                 "guerdon.token_budget",
                 f"is {plan.token_budget}: {plan.n} candidates of up to "
-                f"{work.question.sampling.max_tokens} tokens may take more",
+                f"{work.request.sampling.max_tokens} tokens may take more",
             )
         if size == 0:
             by = "best_of" if work.begun == plan.best_of else "token_budget"
@@ -47,4 +47,4 @@ def affordable(work: Work) -> int:
     plan = work.plan
     if plan.token_budget is None:
         return plan.best_of
-    return max(0, plan.token_budget - work.drawn) // work.question.sampling.max_tokens
+    return max(0, plan.token_budget - work.drawn) // work.request.sampling.max_tokens

@@ -15,7 +15,7 @@ async def rejection(work: Work) -> Ranking:
     keeps the best part. Those that have ended stay: a whole answer's score and a part's are not
     the same thing.
     """
-    plan, most = work.plan, work.question.sampling.max_tokens
+    plan, most = work.plan, work.request.sampling.max_tokens
     found = await gather(work, work.draw(plan.best_of, max_tokens=min(plan.chunk, most)))
     ended: list[Candidate] = []
     left: list[Candidate] = []

@@ -12,7 +12,7 @@ from guerdon.gateway.types import Ranking
 
 async def soft(work: Work) -> Ranking:
     """Candidates in the order in which they were drawn; a seed makes it repeatable."""
-    plan, seed = work.plan, work.question.sampling.seed
+    plan, seed = work.plan, work.request.sampling.seed
     found = await gather(work, work.draw(plan.best_of))
     scored = work.check(found)
     scores = [each.value for each in scored]

@@ -1,4 +1,4 @@
-"""One call's work: its question and plan, its two services, and all that was drawn so far."""
+"""One call's work: its request and plan, its two services, and all that was drawn so far."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Enough = Callable[[Sequence[Candidate]], bool]
 class Work:
     """One call's work."""
 
-    question: PolicyRequest
+    request: PolicyRequest
     plan: Plan
     drawer: Drawer
     scorer: Scorer
@@ -52,7 +52,7 @@ class Work:
     """The latest of each candidate that is known, by index."""
     under_way: dict[int, int] = field(default_factory=dict)
     """The most tokens that each candidate that is being drawn may have in the end, by index."""
-    told: dict[int, int] = field(default_factory=dict)
+    tokens_so_far: dict[int, int] = field(default_factory=dict)
     """Tokens that each of these has so far, by index, where the policy tells them."""
     interruptions: int = 0
     """How often updates of the weights ended candidates."""
@@ -70,16 +70,16 @@ class Work:
     def draw(self, n: int, *, max_tokens: int | None = None) -> AsyncGenerator[Draft, None]:
         """So many more candidates, each as it ends."""
         first, self.begun = self.begun, self.begun + n
-        most = self.question.sampling.max_tokens if max_tokens is None else max_tokens
+        most = self.request.sampling.max_tokens if max_tokens is None else max_tokens
         self.under_way |= dict.fromkeys(range(first, self.begun), most)
 
-        def begin(question: PolicyRequest, indices: Sequence[int]) -> AsyncGenerator[Draft, None]:
+        def begin(request: PolicyRequest, indices: Sequence[int]) -> AsyncGenerator[Draft, None]:
             return self.drawer.draw(
-                question,
+                request,
                 indices,
                 max_tokens=most,
                 deadline=self.deadline,
-                told=self._note_tokens,
+                on_tokens=self._note_tokens,
             )
 
         return self._all(range(first, self.begun), begin)
@@ -88,13 +88,13 @@ class Work:
         """Drafts with up to so many tokens more, each as it ends."""
         self.under_way |= {draft.index: draft.tokens + max_tokens for draft in drafts}
 
-        def begin(question: PolicyRequest, indices: Sequence[int]) -> AsyncGenerator[Draft, None]:
+        def begin(request: PolicyRequest, indices: Sequence[int]) -> AsyncGenerator[Draft, None]:
             return self.drawer.go_on(
-                question,
+                request,
                 [self.drafts[index] for index in indices],
                 max_tokens=max_tokens,
                 deadline=self.deadline,
-                told=self._note_tokens,
+                on_tokens=self._note_tokens,
             )
 
         return self._all([draft.index for draft in drafts], begin)
@@ -109,10 +109,10 @@ class Work:
         Raises:
             Interrupted: they were ended too often, or the token budget has no room for them.
         """
-        missing, question = list(indices), self.question
+        missing, request = list(indices), self.request
         while True:
             try:
-                async with contextlib.aclosing(begin(question, tuple(missing))) as drawing:
+                async with contextlib.aclosing(begin(request, tuple(missing))) as drawing:
                     async for draft in drawing:
                         missing.remove(draft.index)
                         self._note(draft)
@@ -122,15 +122,15 @@ class Work:
                 self._count_interrupted(missing)
                 if self.interruptions > INTERRUPTIONS or not self._affordable(missing):
                     raise
-                question = _with_other_seed(self.question, self.interruptions)
+                request = _with_other_seed(self.request, self.interruptions)
 
     def _count_interrupted(self, indices: Sequence[int]) -> None:
         """Count what was drawn in vain of candidates, which have again what they had before."""
         self.interruptions += 1
         for index in indices:
             before = self._kept(index)
-            self.interrupted_tokens += self.told.get(index, before) - before
-            self.told[index] = before
+            self.interrupted_tokens += self.tokens_so_far.get(index, before) - before
+            self.tokens_so_far[index] = before
 
     def _affordable(self, indices: Sequence[int]) -> bool:
         """Whether the token budget has room for all that candidates may need."""
@@ -145,16 +145,16 @@ class Work:
     def _note(self, draft: Draft) -> None:
         self.drafts[draft.index] = draft
         self.under_way.pop(draft.index, None)
-        self.told.pop(draft.index, None)
+        self.tokens_so_far.pop(draft.index, None)
         self.last_drawn = time.monotonic()
         self.on_progress()
 
     def _note_tokens(self, index: int, tokens: int) -> None:
-        self.told[index] = tokens
+        self.tokens_so_far[index] = tokens
 
     def tokens(self) -> dict[int, int]:
         """Tokens that were drawn of each candidate of which that is known, by index."""
-        return {index: draft.tokens for index, draft in self.drafts.items()} | self.told
+        return {index: draft.tokens for index, draft in self.drafts.items()} | self.tokens_so_far
 
     @property
     def drawn(self) -> int:
@@ -170,7 +170,7 @@ class Work:
             if draft.textless:
                 score = Unscored("has no text")
             else:
-                score = await self.scorer.score(pinned, self.question, draft.text, self.deadline)
+                score = await self.scorer.score(pinned, self.request, draft.text, self.deadline)
             if isinstance(score, Score):
                 self._check_revision(name, score)
         except RankingFailed as error:
@@ -207,12 +207,12 @@ class Work:
         return sorted(ranked, key=lambda each: each.draft.index)
 
 
-def _with_other_seed(question: PolicyRequest, number: int) -> PolicyRequest:
-    """The question for the next draw: with the same seed, what has come would be drawn twice."""
-    seed = question.sampling.seed
+def _with_other_seed(request: PolicyRequest, number: int) -> PolicyRequest:
+    """The request for the next draw: with the same seed, what has come would be drawn twice."""
+    seed = request.sampling.seed
     if seed is None:
-        return question
-    return replace(question, sampling=replace(question.sampling, seed=seed + number * _APART))
+        return request
+    return replace(request, sampling=replace(request.sampling, seed=seed + number * _APART))
 
 
 async def gather(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from guerdon.gateway.types import OURS, Draft, PolicyRequest, Told
+from guerdon.gateway.types import OURS, Draft, OnTokens, PolicyRequest
 from guerdon.gateway.upstream.openai_api import OpenAIAPI
 from guerdon.serving.errors import ComputeFailed, Unsupported
 from guerdon.serving.prompts import Conversation
@@ -28,22 +28,22 @@ class EndpointDrawer:
 
     async def draw(
         self,
-        question: PolicyRequest,
+        request: PolicyRequest,
         indices: Sequence[int],
         *,
         max_tokens: int,
         deadline: float,
-        told: Told,
+        on_tokens: OnTokens,
     ) -> AsyncGenerator[Draft, None]:
         """Candidates, each as it ends; see `Drawer`. An endpoint doesn't tell how far they are."""
-        chat = isinstance(question.prompt, Conversation)
+        chat = isinstance(request.prompt, Conversation)
         path = "/chat/completions" if chat else "/completions"
         # One copy for all: it may be large.
-        body = await self._api.encoded(_body(question, max_tokens))
+        body = await self._api.encoded(_body(request, max_tokens))
         opened = body.removesuffix(b"}")
 
         async def one(index: int) -> Draft:
-            seed = question.sampling.seed
+            seed = request.sampling.seed
             parts = (body,) if seed is None else (opened, b',"seed":%d}' % (seed + index))
             reply = await self._api.send(path, parts, deadline)
             return _draft(index, reply, chat=chat)
@@ -57,12 +57,12 @@ class EndpointDrawer:
 
     async def go_on(
         self,
-        question: PolicyRequest,
+        request: PolicyRequest,
         drafts: Sequence[Draft],
         *,
         max_tokens: int,
         deadline: float,
-        told: Told,
+        on_tokens: OnTokens,
     ) -> AsyncGenerator[Draft, None]:
         """Refuse: an endpoint draws whole completions.
 
@@ -77,9 +77,9 @@ class EndpointDrawer:
         await self._api.close()
 
 
-def _body(question: PolicyRequest, max_tokens: int) -> dict[str, Any]:
+def _body(request: PolicyRequest, max_tokens: int) -> dict[str, Any]:
     """The caller's own request without its seed, for one choice with so many tokens at most."""
-    given = question.sampling.body
+    given = request.sampling.body
     body = {key: value for key, value in given.items() if key not in _NOT_SENT}
     key = "max_completion_tokens" if given.get("max_completion_tokens") else "max_tokens"
     return {**body, key: max_tokens}

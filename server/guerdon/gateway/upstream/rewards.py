@@ -135,20 +135,18 @@ class RewardScorer:
         return model_card(info)
 
     async def score(
-        self, model: str, question: PolicyRequest, text: str, deadline: float
+        self, model: str, request: PolicyRequest, text: str, deadline: float
     ) -> Score | Unscored:
         """The score of one answer; see `Scorer`. Answers that end together share a request."""
-        key = (model, id(question))
+        key = (model, id(request))
         burst = self._bursts.get(key)
         if burst is None:
-            burst = self._begin_burst(key, question, deadline)
+            burst = self._begin_burst(key, request, deadline)
         place = len(burst.texts)
         burst.texts.append(text)
         return (await burst.scoring)[place]
 
-    def _begin_burst(
-        self, key: tuple[str, int], question: PolicyRequest, deadline: float
-    ) -> _Burst:
+    def _begin_burst(self, key: tuple[str, int], request: PolicyRequest, deadline: float) -> _Burst:
         burst = self._bursts[key] = _Burst()
 
         def close() -> None:
@@ -158,7 +156,7 @@ class RewardScorer:
         async def score() -> list[Score | Unscored]:
             await asyncio.sleep(BURST_SECONDS)
             close()
-            return await self._scores(key[0], question, burst.texts, deadline)
+            return await self._scores(key[0], request, burst.texts, deadline)
 
         burst.scoring = asyncio.ensure_future(score())
         # A task that is cancelled before its first step runs no line of its coroutine.
@@ -166,14 +164,14 @@ class RewardScorer:
         return burst
 
     async def _scores(
-        self, model: str, question: PolicyRequest, texts: Sequence[str], deadline: float
+        self, model: str, request: PolicyRequest, texts: Sequence[str], deadline: float
     ) -> list[Score | Unscored]:
         name = model.partition("@")[0]
         client = self._by_model[name]
         timeout = min(time_left(deadline), self._seconds)
         try:
             result = await client.score(
-                model, [Item(_prompt(question), texts)], priority="online", timeout=timeout
+                model, [Item(_prompt(request), texts)], priority="online", timeout=timeout
             )
         except GuerdonError as error:
             found = reward_error(name, error)
@@ -185,7 +183,7 @@ class RewardScorer:
             if len(texts) == 1:
                 return [found]
             # One of them is at fault: each is asked for alone.
-            alone = [self._scores(model, question, [text], deadline) for text in texts]
+            alone = [self._scores(model, request, [text], deadline) for text in texts]
             return [score for [score] in await together(alone)]
         return [ranking_score(reply, result.info) for reply in result.items[0].scores]
 
@@ -194,8 +192,8 @@ class RewardScorer:
         await together([client.close() for client in self._clients.values()])
 
 
-def _prompt(question: PolicyRequest) -> Prompt:
+def _prompt(request: PolicyRequest) -> Prompt:
     """What is answered. Variables of the policy's chat template are none of the reward model's."""
-    if isinstance(question.prompt, Conversation):
-        return question.prompt.messages
-    return FormattedText(question.prompt.text)
+    if isinstance(request.prompt, Conversation):
+        return request.prompt.messages
+    return FormattedText(request.prompt.text)

@@ -11,7 +11,7 @@ from typing import Any
 from guerdon.client import FormattedText, GuerdonError, Prompt, TokenIds
 from guerdon.client.policy import AsyncPolicyClient
 from guerdon.client.policy_types import Completion, CompletionProgress, GenerateItem
-from guerdon.gateway.types import Draft, PolicyRequest, Told
+from guerdon.gateway.types import Draft, OnTokens, PolicyRequest
 from guerdon.gateway.upstream.errors import policy_error, time_left
 from guerdon.serving.prompts import Conversation
 
@@ -39,22 +39,22 @@ class SamplerDrawer:
 
     async def draw(
         self,
-        question: PolicyRequest,
+        request: PolicyRequest,
         indices: Sequence[int],
         *,
         max_tokens: int,
         deadline: float,
-        told: Told,
+        on_tokens: OnTokens,
     ) -> AsyncGenerator[Draft, None]:
         """Candidates, each as it ends; see `Drawer`."""
 
         def progress(each: CompletionProgress) -> None:
-            told(indices[each.sample], each.tokens)
+            on_tokens(indices[each.sample], each.tokens)
 
-        seed = _seed(question, indices[0])
-        items = [GenerateItem(_prompt(question), n=len(indices), seed=seed)]
+        seed = _seed(request, indices[0])
+        items = [GenerateItem(_prompt(request), n=len(indices), seed=seed)]
         async with contextlib.aclosing(
-            self._generate(question, items, max_tokens, deadline, progress)
+            self._generate(request, items, max_tokens, deadline, progress)
         ) as completions:
             async for done in completions:
                 prompt, tokens = _ids(done.prompt_token_ids), _ids(done.token_ids)
@@ -64,18 +64,18 @@ class SamplerDrawer:
                     tokens=len(tokens),
                     prompt_tokens=len(prompt),
                     finish_reason=done.finish_reason,
-                    ended=_ended(question, done, max_tokens, len(tokens)),
+                    ended=_ended(request, done, max_tokens, len(tokens)),
                     state=_Drawn(prompt, tokens),
                 )
 
     async def go_on(
         self,
-        question: PolicyRequest,
+        request: PolicyRequest,
         drafts: Sequence[Draft],
         *,
         max_tokens: int,
         deadline: float,
-        told: Told,
+        on_tokens: OnTokens,
     ) -> AsyncGenerator[Draft, None]:
         """The drafts with more tokens, each as it ends; see `Drawer`."""
         try:
@@ -93,34 +93,34 @@ class SamplerDrawer:
 
         def progress(each: CompletionProgress) -> None:
             draft = growing[each.item]
-            told(draft.index, draft.tokens + each.tokens)
+            on_tokens(draft.index, draft.tokens + each.tokens)
 
-        items = [_continued(question, draft) for draft in growing]
+        items = [_continued(request, draft) for draft in growing]
         async with contextlib.aclosing(
-            self._generate(question, items, max_tokens, deadline, progress)
+            self._generate(request, items, max_tokens, deadline, progress)
         ) as completions:
             async for done in completions:
                 draft = growing[done.item]
                 tokens = draft.state.tokens + _ids(done.token_ids)
-                text, stopped = _stopped(question, done.text)
+                text, stopped = _stopped(request, done.text)
                 yield dataclasses.replace(
                     draft,
                     text=text,
                     tokens=len(tokens),
                     finish_reason="stop" if stopped else done.finish_reason,
-                    ended=stopped or _ended(question, done, max_tokens, len(tokens)),
+                    ended=stopped or _ended(request, done, max_tokens, len(tokens)),
                     state=_Drawn(draft.state.prompt, tokens),
                 )
 
     async def _generate(
         self,
-        question: PolicyRequest,
+        request: PolicyRequest,
         items: Sequence[GenerateItem],
         max_tokens: int,
         deadline: float,
         progress: Callable[[CompletionProgress], None],
     ) -> AsyncGenerator[Completion, None]:
-        sampling = question.sampling
+        sampling = request.sampling
         drawing = self._client.generate(
             items,
             max_tokens=max_tokens,
@@ -132,8 +132,8 @@ class SamplerDrawer:
             ignore_eos=sampling.ignore_eos,
             return_text=True,
             skip_special_tokens=sampling.skip_special_tokens,
-            add_special_tokens=question.add_special_tokens,
-            continues_text=not isinstance(question.prompt, Conversation),
+            add_special_tokens=request.add_special_tokens,
+            continues_text=not isinstance(request.prompt, Conversation),
             on_progress=progress,
             timeout=time_left(deadline),
         )
@@ -149,37 +149,37 @@ class SamplerDrawer:
         await self._client.close()
 
 
-def _prompt(question: PolicyRequest) -> Prompt:
-    if isinstance(question.prompt, Conversation):
-        return question.prompt
-    return FormattedText(question.prompt.text)
+def _prompt(request: PolicyRequest) -> Prompt:
+    if isinstance(request.prompt, Conversation):
+        return request.prompt
+    return FormattedText(request.prompt.text)
 
 
-def _continued(question: PolicyRequest, draft: Draft) -> GenerateItem:
+def _continued(request: PolicyRequest, draft: Draft) -> GenerateItem:
     drawn: _Drawn = draft.state
     prompt = TokenIds(drawn.prompt + drawn.tokens)
-    seed = _seed(question, draft.index + draft.tokens * _APART)
+    seed = _seed(request, draft.index + draft.tokens * _APART)
     return GenerateItem(prompt, seed=seed, drawn=len(drawn.tokens))
 
 
-def _seed(question: PolicyRequest, apart: int) -> int | None:
+def _seed(request: PolicyRequest, apart: int) -> int | None:
     """The seed of a draw, other than that of the request's other draws."""
-    seed = question.sampling.seed
+    seed = request.sampling.seed
     return None if seed is None else (seed + apart * _APART) % 2**64
 
 
-def _stopped(question: PolicyRequest, text: str) -> tuple[str, bool]:
+def _stopped(request: PolicyRequest, text: str) -> tuple[str, bool]:
     """A text up to the first stop text in it, and whether there is one.
 
     The sampler looks for them in new tokens alone, and one may begin in those drawn before.
     """
-    places = [place for stop in question.sampling.stop if (place := text.find(stop)) >= 0]
+    places = [place for stop in request.sampling.stop if (place := text.find(stop)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
 
 
-def _ended(question: PolicyRequest, done: Completion, asked: int, tokens: int) -> bool:
+def _ended(request: PolicyRequest, done: Completion, asked: int, tokens: int) -> bool:
     """Whether it can't go on: it ended by itself, at its limit, or at the policy's longest."""
-    return done.finished or tokens >= question.sampling.max_tokens or len(done.token_ids) < asked
+    return done.finished or tokens >= request.sampling.max_tokens or len(done.token_ids) < asked
 
 
 def _ids(array: Any) -> tuple[int, ...]:

@@ -13,21 +13,21 @@ CANDIDATES_HEADER = "x-guerdon-candidates"
 RANKED_HEADER = "x-guerdon-ranked"
 
 
-def headers(answer: RankedChoices) -> dict[str, str]:
+def headers(choices: RankedChoices) -> dict[str, str]:
     """What an answer's headers tell."""
     found = {
-        RANKED_HEADER: "true" if answer.ranked else "false",
-        CANDIDATES_HEADER: str(len(answer.candidates) + len(answer.stopped)),
+        RANKED_HEADER: "true" if choices.ranked else "false",
+        CANDIDATES_HEADER: str(len(choices.candidates) + len(choices.stopped)),
     }
-    score = answer.choices[0].score
-    if answer.ranked and isinstance(score, Score):
+    score = choices.choices[0].score
+    if choices.ranked and isinstance(score, Score):
         found[SCORE_HEADER] = repr(score.value)
     return found
 
 
-def whole(envelope: Envelope, answer: RankedChoices) -> Json:
+def whole_answer(envelope: Envelope, choices: RankedChoices) -> Json:
     """The whole answer."""
-    choices = [
+    entries = [
         envelope.shape.choice(
             place,
             each.draft.text,
@@ -35,15 +35,15 @@ def whole(envelope: Envelope, answer: RankedChoices) -> Json:
             **_said(envelope.shape, each),
             guerdon=_choice(each),
         )
-        for place, each in enumerate(answer.choices)
+        for place, each in enumerate(choices.choices)
     ]
-    return envelope.whole(choices, _usage(answer), guerdon=report(answer))
+    return envelope.whole_answer(entries, _usage(choices), guerdon=ranking_report(choices))
 
 
-def chunks(envelope: Envelope, answer: RankedChoices, *, include_usage: bool) -> Iterator[Json]:
+def chunks(envelope: Envelope, choices: RankedChoices, *, include_usage: bool) -> Iterator[Json]:
     """The answer as the chunks of a stream: each choice, its end, then usage and report."""
-    shape, last = envelope.shape, len(answer.choices) - 1
-    for place, each in enumerate(answer.choices):
+    shape, last = envelope.shape, len(choices.choices) - 1
+    for place, each in enumerate(choices.choices):
         delta = shape.delta(place, _content(each), first=True)
         if shape is CHAT:
             delta["delta"].update(each.draft.said)
@@ -51,33 +51,33 @@ def chunks(envelope: Envelope, answer: RankedChoices, *, include_usage: bool) ->
         end = shape.delta(
             place, None, finish_reason=each.draft.finish_reason, guerdon=_choice(each)
         )
-        told = {} if include_usage or place != last else {"guerdon": report(answer)}
+        told = {} if include_usage or place != last else {"guerdon": ranking_report(choices)}
         yield envelope.chunk(end, **told)
     if include_usage:
-        yield envelope.chunk(usage=_usage(answer), guerdon=report(answer))
+        yield envelope.chunk(usage=_usage(choices), guerdon=ranking_report(choices))
 
 
-def report(answer: RankedChoices) -> Json:
+def ranking_report(choices: RankedChoices) -> Json:
     """What was done to find an answer."""
-    seconds = answer.seconds
-    scores = [*map(_candidate, answer.candidates), *map(_stopped, answer.stopped)]
+    seconds = choices.seconds
+    scores = [*map(_candidate, choices.candidates), *map(_stopped, choices.stopped)]
     scores.sort(key=lambda each: each["candidate"])
     found: Json = {
-        "strategy": answer.plan.strategy.value,
-        "best_of": answer.plan.best_of,
-        "ranked": answer.ranked,
+        "strategy": choices.plan.strategy.value,
+        "best_of": choices.plan.best_of,
+        "ranked": choices.ranked,
         "candidates": len(scores),
-        "stopped": len(answer.stopped),
+        "stopped": len(choices.stopped),
         "scores": scores,
-        "gain": answer.gain,
-        "tokens": answer.tokens,
+        "gain": choices.gain,
+        "tokens": choices.tokens,
         "seconds": {"draw": seconds.draw, "score": seconds.score, "total": seconds.total},
-        **answer.notes,
+        **choices.notes,
     }
-    if answer.interrupted_tokens:
-        found["interrupted_tokens"] = answer.interrupted_tokens
-    if answer.reason:
-        found["reason"] = answer.reason
+    if choices.interrupted_tokens:
+        found["interrupted_tokens"] = choices.interrupted_tokens
+    if choices.reason:
+        found["reason"] = choices.reason
     return found
 
 
@@ -119,11 +119,11 @@ def _content(each: Candidate) -> str | None:
     return None if each.draft.textless else each.draft.text
 
 
-def _usage(answer: RankedChoices) -> Json:
+def _usage(choices: RankedChoices) -> Json:
     """All tokens that were drawn; those of the choices count as accepted."""
-    accepted = sum(each.draft.tokens for each in answer.choices)
+    accepted = sum(each.draft.tokens for each in choices.choices)
     details = {
         "accepted_prediction_tokens": accepted,
-        "rejected_prediction_tokens": answer.tokens - accepted,
+        "rejected_prediction_tokens": choices.tokens - accepted,
     }
-    return usage(answer.prompt_tokens, answer.tokens, details)
+    return usage(choices.prompt_tokens, choices.tokens, details)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr
 
-from guerdon.gateway.asked import PartialPlan
+from guerdon.gateway.plans import PartialPlan
 from guerdon.gateway.types import PolicyRequest, Sampling
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.http.foreign import read_body
@@ -20,6 +20,7 @@ from guerdon.serving.openai.bodies import (
     check_neutral,
     read_conversation,
 )
+from guerdon.serving.openai.replies import Json
 from guerdon.serving.prompts import Conversation, FormattedText
 
 _CONTINUED = (
@@ -40,7 +41,7 @@ class GatewayBody(SamplingBody):
     """What all requests have."""
 
     _value: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _asked: PartialPlan = PrivateAttr(default_factory=PartialPlan)
+    _partial_plan: PartialPlan = PrivateAttr(default_factory=PartialPlan)
     _why_passed: str = PrivateAttr(default="")
 
     @property
@@ -49,9 +50,9 @@ class GatewayBody(SamplingBody):
         return self._value
 
     @property
-    def asked(self) -> PartialPlan:
+    def partial_plan(self) -> PartialPlan:
         """What is asked of the gateway."""
-        return self._asked
+        return self._partial_plan
 
     @property
     def why_passed(self) -> str:
@@ -79,14 +80,14 @@ class RankedText(GatewayBody, CompletionBody):
 
 
 def read_request(
-    kind: type[RankedChat | RankedText], value: dict[str, Any], asked: PartialPlan, *, neutral: bool
+    kind: type[RankedChat | RankedText], value: Json, partial: PartialPlan, *, neutral: bool
 ) -> GatewayBody:
     """A body's JSON as its model.
 
     Args:
         kind: of a request that is ranked.
         value: the JSON.
-        asked: what is asked of the gateway.
+        partial: what is asked of the gateway.
         neutral: whether what a Guerdon sampler can't do is refused.
 
     Raises:
@@ -108,8 +109,8 @@ def read_request(
         ranked = read_body(kind, {**value, "tool_choice": None, "tools": None})
         _check_told(ranked)
         body = ranked
-    body._value, body._asked, body._why_passed = value, asked, why
-    body.timeout = asked.timeout if asked.timeout is not None else body.timeout
+    body._value, body._partial_plan, body._why_passed = value, partial, why
+    body.timeout = partial.timeout if partial.timeout is not None else body.timeout
     return body
 
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import time
 
-from guerdon.gateway.asked import PlanLimits, own_fields, told
-from guerdon.gateway.wire.asking import Names
+from guerdon.gateway.plans import PlanLimits, plan_json, strategies_json
+from guerdon.gateway.wire.partial_plans import ModelNames
 from guerdon.serving.openai.models import ModelRoutes
 from guerdon.serving.openai.replies import Json, model_entry
 
 
-def model_routes(names: Names, limits: PlanLimits) -> ModelRoutes:
+def model_routes(names: ModelNames, limits: PlanLimits) -> ModelRoutes:
     """The list of names, each with what it asks for, and what else may be asked for."""
     created = int(time.time())
 
     def entry(name: str) -> Json:
-        return model_entry(name, created, guerdon=told(names.asked(name), limits))
+        return model_entry(name, created, guerdon=plan_json(names.partial_plan(name), limits))
 
     choice = {
         "max_best_of": limits.max_best_of,
         "reward_models": [*limits.models],
-        "strategies": own_fields(limits),
+        **strategies_json(limits),
     }
     return ModelRoutes(names.listed(), entry, guerdon=choice)

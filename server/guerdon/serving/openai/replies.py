@@ -72,7 +72,7 @@ class Envelope:
         """One for an answer that begins now."""
         return cls(shape, model, f"{shape.prefix}-{secrets.token_hex(16)}", int(time.time()))
 
-    def whole(self, choices: Sequence[Json], usage: Json, **fields: Any) -> Json:
+    def whole_answer(self, choices: Sequence[Json], usage: Json, **fields: Any) -> Json:
         """The whole answer."""
         return self._named(self.shape.whole, choices=list(choices), usage=usage, **fields)
 

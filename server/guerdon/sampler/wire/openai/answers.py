@@ -129,7 +129,7 @@ def whole_answer(
     if asked.body.return_token_ids and envelope.shape is CHAT:
         prompt = {"prompt_token_ids": drawn[0].prompt.tolist()}
     counted = list(map(Counted.of, drawn))
-    return envelope.whole(choices, total_usage(counted), **weight_version(counted), **prompt)
+    return envelope.whole_answer(choices, total_usage(counted), **weight_version(counted), **prompt)
 
 
 def choice_logprobs(

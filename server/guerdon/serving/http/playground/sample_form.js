@@ -7,7 +7,6 @@ import { placeIn, preparePrompt, promptControl, readPrompt } from "./prompt.js";
 
 const OURS = "guerdon.";
 const COMMON = ["strategy", "model", "timeout"]; // of the fields under `guerdon`; the others are of some strategies
-const SAVING = ["threshold", "adaptive", "rejection"]; // strategies that end the sooner, the fewer answers come back
 
 const form = byId("question");
 const strategy = byId(`${OURS}strategy`);
@@ -16,6 +15,7 @@ const nameOf = (control) => control.id.slice(OURS.length);
 
 let names = new Map(); // what each name asks for
 let strategies = {}; // the fields of each, with what they hold by default
+let saving = []; // strategies that end the sooner, the fewer answers come back
 
 export function prepareForm() {
   preparePrompt();
@@ -29,7 +29,7 @@ export function listNames({ data, guerdon }) {
   const list = byId("model");
   const before = list.value;
   names = new Map(data.map((each) => [each.id, each.guerdon]));
-  strategies = guerdon.strategies;
+  ({ strategies, saving } = guerdon);
   list.replaceChildren(...options(names.keys()));
   if (names.has(before)) list.value = before;
   strategy.replaceChildren(...options(Object.keys(strategies)));
@@ -60,13 +60,13 @@ function suitToStrategy() {
     if (control.tagName === "INPUT") control.value = own[name] ?? "";
     else if (own[name]) control.value = own[name];
   }
-  byId("n-hint").hidden = !SAVING.includes(strategy.value);
+  byId("n-hint").hidden = !saving.includes(strategy.value);
   suitAnswers();
 }
 
 // All answers come back, so that all can be read, where that costs nothing.
 function suitAnswers() {
-  byId("n").value = SAVING.includes(strategy.value) ? 1 : byId("best_of").value;
+  byId("n").value = saving.includes(strategy.value) ? 1 : byId("best_of").value;
 }
 
 // The first control that holds no number though it must, as the browser sees it.

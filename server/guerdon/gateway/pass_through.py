@@ -16,7 +16,7 @@ from guerdon.serving.calls import Call
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, ServiceError
 
 
-class API(Protocol):
+class CompletionsAPI(Protocol):
     """An OpenAI-compatible API."""
 
     async def post(self, path: str, body: Mapping[str, Any], deadline: float) -> dict[str, Any]:
@@ -33,7 +33,7 @@ class API(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Passed:
+class PassedRequest:
     """A request that is passed on."""
 
     path: str
@@ -71,7 +71,7 @@ class PassThrough:
 
     def __init__(
         self,
-        api: API | None,
+        api: CompletionsAPI | None,
         spending: Spending,
         metrics: GatewayMetrics,
         *,
@@ -84,24 +84,25 @@ class PassThrough:
         self._metrics = metrics
         self._max_seconds = max_seconds
 
-    async def whole(self, call: Call, asked: Passed) -> dict[str, Any]:
+    async def whole_answer(self, call: Call, request: PassedRequest) -> dict[str, Any]:
         """The answer, with why it is not ranked.
 
         Raises:
             ServiceError: there is nowhere to pass it on to, no answer, or no tokens are left.
         """
-        api = self._to(asked.why)
-        with self._billed(call, asked) as bill:
-            reply = await api.post(asked.path, self._sent(asked), self._deadline(call))
+        api = self._to(request.why)
+        with self._billed(call, request) as bill:
+            reply = await api.post(request.path, self._sent(request), self._deadline(call))
             bill.read(reply)
         self._metrics.answers.labels("none", "passed").inc()
-        return {**reply, "guerdon": report(asked.why)}
+        told = {"strategy": "none", "best_of": 1, "ranked": False}
+        return {**reply, "guerdon": {**told, "reason": f"the request {request.why}"}}
 
-    async def events(self, call: Call, asked: Passed) -> AsyncGenerator[bytes, None]:
-        """The answer's events as they come, without the last one; raises as `whole`."""
-        api = self._to(asked.why)
-        with self._billed(call, asked) as bill:
-            events = api.stream(asked.path, self._sent(asked), self._deadline(call))
+    async def events(self, call: Call, request: PassedRequest) -> AsyncGenerator[bytes, None]:
+        """The answer's events as they come, without the last one; raises as `whole_answer`."""
+        api = self._to(request.why)
+        with self._billed(call, request) as bill:
+            events = api.stream(request.path, self._sent(request), self._deadline(call))
             async with aclosing(events):
                 async for piece in events:
                     bill.read(_usage_event(piece))
@@ -109,9 +110,9 @@ class PassThrough:
         self._metrics.answers.labels("none", "passed").inc()
 
     @contextmanager
-    def _billed(self, call: Call, asked: Passed) -> Iterator[_Bill]:
+    def _billed(self, call: Call, request: PassedRequest) -> Iterator[_Bill]:
         """Take what a request may cost, and give back what it doesn't."""
-        reserved = asked.most or self._max_tokens
+        reserved = request.most or self._max_tokens
         with self._metrics.spending_refusals(call.caller):
             self._spending.take(call.caller, reserved, time.monotonic())
         bill = _Bill(reserved)
@@ -126,12 +127,12 @@ class PassThrough:
             unspent = reserved - bill.tokens
             self._spending.give_back(call.caller, unspent, time.monotonic())
 
-    def _sent(self, asked: Passed) -> dict[str, Any]:
+    def _sent(self, request: PassedRequest) -> dict[str, Any]:
         """The request as it came, without the gateway's own keys, and with its most tokens."""
-        body = {key: each for key, each in asked.value.items() if key not in OURS}
-        return body if asked.most else {**body, "max_tokens": self._max_tokens}
+        body = {key: each for key, each in request.value.items() if key not in OURS}
+        return body if request.most else {**body, "max_tokens": self._max_tokens}
 
-    def _to(self, why: str) -> API:
+    def _to(self, why: str) -> CompletionsAPI:
         if self._api is None:
             raise InvalidRequest(
                 "tools" if why == "has tools" else "messages",
@@ -143,11 +144,6 @@ class PassThrough:
     def _deadline(self, call: Call) -> float:
         latest = time.monotonic() + self._max_seconds
         return latest if call.deadline is None else min(call.deadline, latest)
-
-
-def report(why: str) -> dict[str, Any]:
-    """What is told of an answer that was passed on."""
-    return {"strategy": "none", "best_of": 1, "ranked": False, "reason": f"the request {why}"}
 
 
 def _usage_event(piece: bytes) -> dict[str, Any]:

@@ -12,16 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from guerdon.gateway.asked import PartialPlan
 from guerdon.gateway.config import BEST_OF
+from guerdon.gateway.plans import PartialPlan
 from guerdon.serving.errors import InvalidRequest, NotFound
+from guerdon.serving.openai.replies import Json
 from guerdon.settings import SettingsError, build
 
 HEADER = "x-guerdon-best-of"
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class ModelNames:
     """The names by which the gateway's model is asked for."""
 
     name: str
@@ -34,7 +35,7 @@ class Names:
         numbers = (f"{self.name}:{BEST_OF}{n}" for n in self.offered)
         return [self.name, *numbers, *(f"{self.name}:{preset}" for preset in self.presets)]
 
-    def asked(self, model: str) -> PartialPlan:
+    def partial_plan(self, model: str) -> PartialPlan:
         """What a name asks for; an empty one is the bare name.
 
         Raises:
@@ -53,7 +54,7 @@ class Names:
         return PartialPlan(best_of=int(number))
 
 
-def asked(value: Mapping[str, Any], header: str | None, names: Names) -> PartialPlan:
+def read_partial_plan(value: Json, header: str | None, names: ModelNames) -> PartialPlan:
     """What a request asks for, from all four places.
 
     Args:
@@ -68,16 +69,16 @@ def asked(value: Mapping[str, Any], header: str | None, names: Names) -> Partial
     model = value.get("model")
     if model is not None and not isinstance(model, str):
         raise InvalidRequest("model", "must be text")
-    found = names.asked(model or "")
+    partial = names.partial_plan(model or "")
     if header is not None:
         if not header.isascii() or not header.isdecimal() or len(header) > 9:
             raise InvalidRequest(HEADER, f"is {header!r}, it must be a whole number")
-        found = PartialPlan(best_of=int(header)).over(found)
+        partial = PartialPlan(best_of=int(header)).over(partial)
     if value.get("best_of") is not None:
         if type(value["best_of"]) is not int:
             raise InvalidRequest("best_of", "must be a whole number")
-        found = PartialPlan(best_of=value["best_of"]).over(found)
-    return _extension(value.get("guerdon")).over(found)
+        partial = PartialPlan(best_of=value["best_of"]).over(partial)
+    return _extension(value.get("guerdon")).over(partial)
 
 
 def _extension(value: Any) -> PartialPlan:
