@@ -75,10 +75,10 @@ ROOMS: dict[str, set[str]] = {
     "models": {"judge", "types"},
     "metrics": set(),
     "counting": {"metrics", "models", "scheduling", "types"},
-    "request_settings": set(),
+    "request_limits": set(),
     "scoring": {"counting", "encoding", "judge", "metrics", "models", "scheduling", "types"},
-    "wire": {"counting", "models", "request_settings", "scoring", "types"},
-    "config": {"engine", "request_settings", "scheduling"},
+    "wire": {"counting", "models", "request_limits", "scoring", "types"},
+    "config": {"engine", "request_limits", "scheduling"},
     "app": {
         *("config", "counting", "metrics"),
         *("models", "scheduling", "scoring", "types", "wire"),

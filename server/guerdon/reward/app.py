@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from guerdon.reward.config import ServeConfig
+from guerdon.reward.config import RewardConfig
 from guerdon.reward.counting import MetricsObserver, ScoringCalls
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.models.allowed_sources import AllowedSources
@@ -64,7 +64,7 @@ class RewardServer(Server[RewardPorts]):
     role = Role.SCORE
 
     def __init__(
-        self, config: ServeConfig, loader: Loader, engines: EngineKeeper | None = None
+        self, config: RewardConfig, loader: Loader, engines: EngineKeeper | None = None
     ) -> None:
         super().__init__(config)
         self._config = config
@@ -187,7 +187,7 @@ class RewardServer(Server[RewardPorts]):
             self.lifecycle.start_draining()
 
 
-def _tei_limits(config: ServeConfig) -> TEILimits:
+def _tei_limits(config: RewardConfig) -> TEILimits:
     return TEILimits(
         max_calls=config.max_calls,
         max_batch_tokens=config.batching.max_batch_tokens,

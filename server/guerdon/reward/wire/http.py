@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from guerdon.reward.counting import ScoringCall, ScoringCalls
 from guerdon.reward.models.registry import Registry
-from guerdon.reward.request_settings import RequestLimits
+from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import ScoreItem
 from guerdon.reward.wire import schemas

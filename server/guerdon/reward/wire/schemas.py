@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from guerdon.data import checked_answer
 from guerdon.reward import types
-from guerdon.reward.request_settings import RequestLimits
+from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.wire import convert
 from guerdon.serving.errors import InvalidRequest

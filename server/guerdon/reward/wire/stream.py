@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.message import Message
 
 from guerdon.reward.counting import ScoringCall, ScoringCalls
-from guerdon.reward.request_settings import RequestLimits
+from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scorer, in_item
 from guerdon.reward.wire import convert
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Unavailable

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from guerdon.reward.counting import ScoringCall, ScoringCalls
-from guerdon.reward.request_settings import FormatSettings
+from guerdon.reward.request_limits import FormatSettings
 from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import Dropped
 from guerdon.reward.wire.formats.format import Format, FormatRequest, Json
