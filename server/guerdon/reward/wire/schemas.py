@@ -218,9 +218,9 @@ class OpenAIModel(BaseModel):
     """A model as OpenAI's clients list it."""
 
     id: str
-    object: Literal["model"] = "model"
+    object: Literal["model"]
     created: int = Field(description="When it was loaded, in seconds since 1970.")
-    owned_by: Literal["guerdon"] = "guerdon"
+    owned_by: Literal["guerdon"]
 
 
 class ModelsReply(BaseModel):
