@@ -64,19 +64,23 @@ def test_client_and_trainer_import_no_server(tree: str) -> None:
 REWARD = ROOT / "server" / "guerdon" / "reward"
 ROOMS: dict[str, set[str]] = {
     "types": set(),
+    "fair_shares": set(),
     "engine": {"types"},
     "adapters": {"engine", "types"},
     "checkpoints": {"adapters", "engine", "types"},
     "encoding": {"checkpoints", "types"},
     "kinds": {"checkpoints", "encoding", "engine", "types"},
     "engine_process": {"checkpoints", "encoding", "engine", "kinds", "types"},
-    "scheduling": {"types"},
-    "judge": {"encoding", "scheduling", "types"},
+    "scheduling": {"fair_shares", "types"},
+    "judge": {"encoding", "fair_shares", "types"},
     "models": {"judge", "types"},
     "metrics": set(),
     "counting": {"metrics", "models", "scheduling", "types"},
     "request_limits": set(),
-    "scoring": {"counting", "encoding", "judge", "metrics", "models", "scheduling", "types"},
+    "scoring": {
+        *("counting", "encoding", "fair_shares", "judge", "metrics"),
+        *("models", "scheduling", "types"),
+    },
     "wire": {"counting", "models", "request_limits", "scoring", "types"},
     "config": {"engine", "request_limits", "scheduling"},
     "app": {
@@ -100,7 +104,7 @@ SERVING = (
     "counting",
 )
 FOREIGN = {
-    "types": (*WIRE, *TORCH, *WAITING),
+    **dict.fromkeys(("types", "fair_shares"), (*WIRE, *TORCH, *WAITING)),
     **dict.fromkeys(COMPUTING, (*WIRE, "asyncio")),
     **dict.fromkeys(SERVING, (*WIRE, "torch")),
 }

@@ -27,7 +27,6 @@ from guerdon.reward.judge.endpoint import AskFailed, JudgeEndpoint, Reply
 from guerdon.reward.judge.question import JudgeQuestion, QuestionWriter
 from guerdon.reward.judge.settings import JudgeSettings
 from guerdon.reward.judge.verdict import NoVerdict, VerdictReader
-from guerdon.reward.scheduling.admission import TooLarge
 from guerdon.reward.types import (
     Attribute,
     ComputeMode,
@@ -41,6 +40,7 @@ from guerdon.serving.errors import (
     InvalidRequest,
     Overloaded,
     ServiceError,
+    TooLarge,
     Unavailable,
 )
 from guerdon.together import together

@@ -27,7 +27,7 @@ from guerdon.reward.scheduling.ledgers import Account, Accounts
 from guerdon.reward.scheduling.limits import BatchLimits, BatchTiming, Pace, QueueLimits
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.access.identity import EVERYBODY, Caller
-from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
+from guerdon.serving.errors import DeadlinePassed, Overloaded, TooLarge
 from guerdon.serving.waiting import competition, promise_room
 
 WAIT_MARGIN = 1.5
@@ -37,10 +37,6 @@ _MOST_TOKENS = 2.0**60
 """More than any queue holds: where a quotient has no bound of its own, it is cut to this."""
 DUE_BUCKETS = 32
 """Steps of the patience in which queued work is summed up by when it is due."""
-
-
-class TooLarge(InvalidRequest):
-    """A request that has no room even when nothing else waits: never worth a retry."""
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ import heapq
 import math
 from typing import Generic
 
-from guerdon.reward.scheduling.ledgers import Shares
+from guerdon.reward.fair_shares import Shares
 from guerdon.reward.scheduling.limits import BatchLimits, Budgets, Room
 from guerdon.reward.scheduling.units import Batch, BatchPart, LazyHeap, Owner, QueuedItem
 
