@@ -11,7 +11,7 @@ from tests.support.forked import Child, serve_reward
 
 from guerdon.cli.main import main
 from guerdon.reward.config import RewardConfig, load_config
-from guerdon.serving.access.credentials import is_loopback, read_token
+from guerdon.serving.credentials import is_loopback, read_token
 from guerdon.settings import SettingsError
 
 FILE = """

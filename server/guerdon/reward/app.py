@@ -29,7 +29,7 @@ from guerdon.reward.wire.service import RewardService
 from guerdon.reward.wire.tei import service as tei
 from guerdon.serving.access.identity import Role
 from guerdon.serving.http.playground.pages import add_playground
-from guerdon.serving.process.lifecycle import Phase
+from guerdon.serving.lifecycle import Phase
 from guerdon.serving.process.listening import Ports
 from guerdon.serving.process.server import Server
 from guerdon.serving.wire.handlers import generic_handler

@@ -13,8 +13,8 @@ import typer
 
 from guerdon.reward.config import RewardConfig, load_config
 from guerdon.serving.errors import EngineDied
+from guerdon.serving.logs import set_up_logging
 from guerdon.serving.process import command
-from guerdon.serving.process.logs import set_up_logging
 from guerdon.settings import SettingsError
 
 app = typer.Typer(add_completion=False)

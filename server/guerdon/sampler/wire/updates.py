@@ -29,7 +29,7 @@ from guerdon.serving.errors import (
     Unavailable,
     UpdateRefused,
 )
-from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.wire.convert import duration
 from guerdon.serving.wire.handlers import Context, decode
 from guerdon.v1 import policy_pb2

@@ -24,7 +24,7 @@ from guerdon.reward.wire.formats.scoring import FormatScorer
 from guerdon.serving.errors import InvalidRequest, Overloaded, Unavailable, WorkLost
 from guerdon.serving.http.bodies import method_name
 from guerdon.serving.http.routes import parse_json, while_connected
-from guerdon.serving.process.lifecycle import Phase
+from guerdon.serving.lifecycle import Phase
 from guerdon.serving.status import describe
 
 _PAUSE = 0.5
