@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from guerdon.reward.types import PriorityClass
 
@@ -77,8 +79,7 @@ class Pace:
         return total.fit() if total.batches else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Sums:
+class _Sums(NamedTuple):
     """Sums over batches, enough for a weighted least-squares line of seconds over tokens."""
 
     batches: float = 0.0
@@ -92,22 +93,10 @@ class _Sums:
         return cls(1.0, tokens, seconds, float(tokens * tokens), tokens * seconds)
 
     def faded(self, by: float) -> _Sums:
-        return _Sums(
-            self.batches * by,
-            self.tokens * by,
-            self.seconds * by,
-            self.squares * by,
-            self.products * by,
-        )
+        return _Sums(*(each * by for each in self))
 
     def plus(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.batches + other.batches,
-            self.tokens + other.tokens,
-            self.seconds + other.seconds,
-            self.squares + other.squares,
-            self.products + other.products,
-        )
+        return _Sums(*map(operator.add, self, other))
 
     def fit(self) -> BatchTiming:
         """The line; it leans on an assumption as far as the sizes were the same."""
@@ -160,10 +149,9 @@ class QueueLimits:
     bytes_per_token: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.max_queued_tokens < 1:
-            raise ValueError(f"max_queued_tokens must be at least 1, not {self.max_queued_tokens}")
-        if self.max_text_bytes < 1:
-            raise ValueError(f"max_text_bytes must be at least 1, not {self.max_text_bytes}")
+        for name in ("max_queued_tokens", "max_text_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("batch_fraction", "caller_fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], not {getattr(self, name)}")
@@ -223,12 +211,9 @@ class BatchLimits:
     patience: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.max_batch_tokens < 1:
-            raise ValueError(f"max_batch_tokens must be at least 1, not {self.max_batch_tokens}")
-        if self.max_batch_sequences < 1:
-            raise ValueError(
-                f"max_batch_sequences must be at least 1, not {self.max_batch_sequences}"
-            )
+        for name in ("max_batch_tokens", "max_batch_sequences"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("max_batch_seconds", "shared_batch_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
