@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -64,21 +65,25 @@ def test_client_and_trainer_import_no_server(tree: str) -> None:
 REWARD = ROOT / "server" / "guerdon" / "reward"
 ROOMS: dict[str, set[str]] = {
     "types": set(),
+    "fair_shares": set(),
     "engine": {"types"},
     "adapters": {"engine", "types"},
     "checkpoints": {"adapters", "engine", "types"},
     "encoding": {"checkpoints", "types"},
     "kinds": {"checkpoints", "encoding", "engine", "types"},
     "engine_process": {"checkpoints", "encoding", "engine", "kinds", "types"},
-    "scheduling": {"types"},
-    "judge": {"encoding", "scheduling", "types"},
+    "scheduling": {"fair_shares", "types"},
+    "judge": {"encoding", "fair_shares", "types"},
     "models": {"judge", "types"},
     "metrics": set(),
     "counting": {"metrics", "models", "scheduling", "types"},
-    "request_settings": set(),
-    "scoring": {"counting", "encoding", "judge", "metrics", "models", "scheduling", "types"},
-    "wire": {"counting", "models", "request_settings", "scoring", "types"},
-    "config": {"engine", "request_settings", "scheduling"},
+    "request_limits": set(),
+    "scoring": {
+        *("counting", "encoding", "fair_shares", "judge", "metrics"),
+        *("models", "scheduling", "types"),
+    },
+    "wire": {"counting", "models", "request_limits", "scoring", "types"},
+    "config": {"engine", "request_limits", "scheduling"},
     "app": {
         *("config", "counting", "metrics"),
         *("models", "scheduling", "scoring", "types", "wire"),
@@ -100,7 +105,7 @@ SERVING = (
     "counting",
 )
 FOREIGN = {
-    "types": (*WIRE, *TORCH, *WAITING),
+    **dict.fromkeys(("types", "fair_shares"), (*WIRE, *TORCH, *WAITING)),
     **dict.fromkeys(COMPUTING, (*WIRE, "asyncio")),
     **dict.fromkeys(SERVING, (*WIRE, "torch")),
 }
@@ -108,22 +113,6 @@ FOREIGN = {
 
 ADAPTER = "guerdon.reward.adapters."
 JOIN_LOOP_AND_THREAD = {"announcer.py", "calls.py", "dispatcher.py", "worker.py"}
-
-
-def in_room(path: Path) -> str:
-    """The folder or module at the top of the reward server that a file belongs to."""
-    return path.relative_to(REWARD).parts[0].removesuffix(".py")
-
-
-def test_rooms_of_the_reward_server_import_only_those_below() -> None:
-    paths = [path for path in REWARD.rglob("*.py") if path != REWARD / "__init__.py"]
-    assert {in_room(path) for path in paths} == ROOMS.keys()
-    for path in paths:
-        room, names = in_room(path), imports(path)
-        others = {name.split(".")[2] for name in names if name.startswith("guerdon.reward.")}
-        assert others <= {room, *ROOMS[room]}, path
-        foreign = {n for n in names for p in FOREIGN.get(room, ()) if starts_with(n, p)}
-        assert not foreign, f"{path} imports {foreign}"
 
 
 def test_scheduling_is_pure_but_for_its_loop_and_thread() -> None:
@@ -154,7 +143,6 @@ def test_only_the_registry_of_adapters_knows_a_published_model() -> None:
             assert not of_others, f"{path} imports {of_others}"
 
 
-GATEWAY = ROOT / "server" / "guerdon" / "gateway"
 GATEWAY_ROOMS: dict[str, set[str]] = {
     "types": set(),
     "strategies": {"types"},
@@ -183,23 +171,89 @@ GATEWAY_FOREIGN = {
 """For each folder and module of the gateway, the libraries that it must not import."""
 
 
-def test_rooms_of_the_gateway_import_only_those_below_and_no_other_service() -> None:
-    paths = [path for path in GATEWAY.rglob("*.py") if path != GATEWAY / "__init__.py"]
-    room_of = {path: path.relative_to(GATEWAY).parts[0].removesuffix(".py") for path in paths}
-    assert set(room_of.values()) == GATEWAY_ROOMS.keys()
+SAMPLER_ROOMS: dict[str, set[str]] = {
+    "types": set(),
+    "request_limits": set(),
+    "shared_path": set(),
+    "admission": set(),
+    "metrics": set(),
+    "engine": {"types"},
+    "tokenizer": {"types"},
+    "checks": {"request_limits", "types"},
+    "sampling": {"admission", "checks", "metrics", "request_limits", "tokenizer", "types"},
+    "wire": {"checks", "metrics", "request_limits", "sampling", "shared_path", "types"},
+    "config": {"engine", "request_limits"},
+    "loading": {"config", "engine", "tokenizer", "types"},
+    "app": {"config", "metrics", "sampling", "tokenizer", "types", "wire"},
+    "cli": {"app", "config", "loading"},
+}
+"""For each folder and module of the sampler, those whose modules it may import."""
+SAMPLER_FOREIGN = {
+    **dict.fromkeys(("types", "admission"), (*WIRE, *TORCH, "vllm", *WAITING)),
+    **dict.fromkeys(("checks", "sampling", "shared_path"), (*WIRE, *TORCH, "vllm")),
+    "engine": WIRE,
+    "tokenizer": (*WIRE, "torch", "vllm"),
+    **dict.fromkeys(("wire", "app", "cli", "config"), (*TORCH, "vllm")),
+}
+"""For each folder and module of the sampler, the libraries that it must not import."""
+
+SERVING_ROOMS: dict[str, set[str]] = {
+    "errors": set(),
+    "logs": set(),
+    "threads": set(),
+    "credentials": set(),
+    "config": {"credentials"},
+    "lifecycle": {"errors"},
+    "prompts": {"errors"},
+    "status": {"errors"},
+    "access": {"config", "credentials", "errors", "logs", "status"},
+    "waiting": {"access"},
+    "calls": {"access", "errors", "lifecycle", "status", "waiting"},
+    "metrics": {"lifecycle"},
+    "wire": {"access", "errors", "prompts", "status", "waiting"},
+    "http": {
+        *("access", "calls", "credentials", "errors", "lifecycle"),
+        *("logs", "metrics", "prompts", "status", "waiting"),
+    },
+    "openai": {"access", "calls", "errors", "http", "prompts", "status"},
+    "process": {
+        *("access", "config", "credentials", "errors", "http"),
+        *("lifecycle", "metrics", "wire"),
+    },
+    "cli": set(),
+    "__main__": {"cli"},
+}
+"""For each folder and module of what services share, those whose modules it may import."""
+SERVING_FOREIGN = {
+    **dict.fromkeys(("errors", "waiting"), (*WIRE, *WAITING)),
+    **dict.fromkeys(("calls", "config", "lifecycle", "logs", "metrics", "prompts"), WIRE),
+}
+"""For each folder and module of what services share, the libraries that it must not import."""
+
+SERVERS = {
+    "gateway": (GATEWAY_ROOMS, GATEWAY_FOREIGN, (*TORCH, "vllm")),
+    "reward": (ROOMS, FOREIGN, ("vllm",)),
+    "sampler": (SAMPLER_ROOMS, SAMPLER_FOREIGN, ()),
+    "serving": (SERVING_ROOMS, SERVING_FOREIGN, (*TORCH, "vllm")),
+}
+"""For each package its rooms, and the libraries that some of them and all must not import."""
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_rooms_import_only_those_below_and_no_other_service(server: str) -> None:
+    rooms, foreign, banned = SERVERS[server]
+    banned += tuple(f"guerdon.{name}" for name in SERVERS if name not in (server, "serving"))
+    graphlib.TopologicalSorter(rooms).prepare()  # raises where they run in a circle
+    folder = ROOT / "server" / "guerdon" / server
+    paths = [path for path in folder.rglob("*.py") if path != folder / "__init__.py"]
+    room_of = {path: path.relative_to(folder).parts[0].removesuffix(".py") for path in paths}
+    assert set(room_of.values()) == rooms.keys()
     for path, room in room_of.items():
         names = imports(path)
-        others = {name.split(".")[2] for name in names if name.startswith("guerdon.gateway.")}
-        assert others <= {room, *GATEWAY_ROOMS[room]}, path
-        banned = (*TORCH, "vllm", "guerdon.reward", "guerdon.sampler")
-        banned += GATEWAY_FOREIGN.get(room, ())
-        foreign = {n for n in names for p in banned if starts_with(n, p)}
-        assert not foreign, f"{path} imports {foreign}"
-
-
-def test_serving_knows_nothing_of_rewards() -> None:
-    for path in (ROOT / "server" / "guerdon" / "serving").rglob("*.py"):
-        assert not {n for n in imports(path) if starts_with(n, "guerdon.reward")}, path.name
+        others = {name.split(".")[2] for name in names if name.startswith(f"guerdon.{server}.")}
+        assert others <= {room, *rooms[room]}, path
+        bad = {n for n in names for p in (*banned, *foreign.get(room, ())) if starts_with(n, p)}
+        assert not bad, f"{path} imports {bad}"
 
 
 def test_all_trees_import_together_and_the_client_stays_light() -> None:

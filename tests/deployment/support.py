@@ -26,8 +26,8 @@ from tests.support.ports import free_port
 from guerdon.gateway.metrics import GatewayMetrics
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.sampler.metrics import SamplerMetrics
+from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.metrics import ServiceMetrics
-from guerdon.serving.process.lifecycle import Lifecycle
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

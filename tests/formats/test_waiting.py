@@ -19,7 +19,7 @@ from tests.service.fake import FakeLoader, expected_score, revision_of, words
 from tests.support.in_process import until
 from tests.support.server import ROOT, serve_command
 
-from guerdon.serving.process.lifecycle import Phase
+from guerdon.serving.lifecycle import Phase
 
 from .conftest import ANSWER, PROMPT, QUESTION
 from .test_formats import close

@@ -29,10 +29,10 @@ from guerdon.sampler.types import (
     FinishReason,
     Grown,
     NcclSource,
+    PublishOrder,
     PublishResult,
     SamplingOptions,
     TensorSpec,
-    WeightUpdate,
 )
 from guerdon.serving.errors import Interrupted, UpdateRefused
 from guerdon.serving.prompts import TokenArray
@@ -207,7 +207,7 @@ class ModelEngine:
         """Not taken."""
         raise UpdateRefused("there is no GPU here")
 
-    async def publish(self, staged: object, update: WeightUpdate) -> PublishResult:
+    async def publish(self, staged: object, order: PublishOrder) -> PublishResult:
         """Load, compare canaries, switch; or go back."""
         assert isinstance(staged, StagedFile)
         before = {name: t.clone() for name, t in self._model.state_dict().items()}
@@ -215,12 +215,12 @@ class ModelEngine:
         missing, unknown = self._model.load_state_dict(load_file(staged.path), strict=False)
         assert not unknown
         assert set(missing) <= {"lm_head.weight"}
-        parted = self._parted(update)
-        if not parted.mean() <= (update.mean_tolerance or TOLERANCE):
+        parted = self._parted(order)
+        if not parted.mean() <= (order.mean_tolerance or TOLERANCE):
             self._model.load_state_dict(before)
             raise UpdateRefused(f"the canaries differ by {parted.mean():.3g}")
-        self._history += update.reset
-        self.version, self.sha256 = update.version, staged.sha256
+        self._history += order.reset
+        self.version, self.sha256 = order.version, staged.sha256
         self._deaths.at("switched")
         return PublishResult(
             canary_tokens=len(parted),
@@ -232,10 +232,10 @@ class ModelEngine:
         )
 
     @torch.no_grad()
-    def _parted(self, update: WeightUpdate) -> np.ndarray[Any, Any]:
+    def _parted(self, order: PublishOrder) -> np.ndarray[Any, Any]:
         """Absolute differences of the canaries' log-probabilities; 0 where there are none."""
         found = [np.zeros(1)]
-        for canary in update.canaries:
+        for canary in order.canaries:
             ids = torch.from_numpy(canary.token_ids.astype(np.int64))
             logprobs = self._model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
             own = logprobs.gather(-1, ids[1:, None])[:, 0].numpy()

@@ -33,7 +33,7 @@ from guerdon.sampler.config import SamplerConfig
 from guerdon.sampler.engine.nccl import NcclReceiver, NcclStaging, check_nccl
 from guerdon.sampler.engine.staging import StagedFile, StagingArea
 from guerdon.sampler.loading import load_policy
-from guerdon.sampler.types import NcclSource, PublishResult, WeightUpdate
+from guerdon.sampler.types import NcclSource, PublishOrder, PublishResult
 from guerdon.serving.errors import UpdateRefused
 from guerdon.settings import SettingsError
 from guerdon.trainer.common.errors import TrainingError
@@ -66,10 +66,10 @@ class ReceivingEngine(FormulaEngine):
         assert list(specs) == list(MODEL)
         return await self.receiver.stage(self.area.new(specs), source, specs)
 
-    async def publish(self, staged: object, update: WeightUpdate) -> PublishResult:
+    async def publish(self, staged: object, order: PublishOrder) -> PublishResult:
         assert isinstance(staged, StagedFile)
         self.tensors = load_file(staged.path)
-        self.version, self.sha256 = update.version, staged.sha256
+        self.version, self.sha256 = order.version, staged.sha256
         return PublishResult(
             canary_tokens=0,
             canary_mean_difference=0.0,

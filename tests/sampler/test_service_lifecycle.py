@@ -278,3 +278,9 @@ def test_open_updates_need_a_token_of_their_own(monkeypatch: pytest.MonkeyPatch)
     make(updates=False)
     monkeypatch.setenv("GUERDON_ADMIN_TOKEN", "for-weights")
     make()
+
+
+def test_a_settings_file_with_the_key_that_did_nothing_still_loads(tmp_path: Path) -> None:
+    file = tmp_path / "sampler.toml"
+    file.write_text('model = "x"\nencode_threads = 4\n')
+    assert load_config(file, {}) == load_config(None, {"model": "x"})

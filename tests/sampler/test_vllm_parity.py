@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from guerdon.sampler.types import Canary, Completion, WeightUpdate
+from guerdon.sampler.types import Canary, Completion, PublishOrder
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.learner.learner import Learner
@@ -57,7 +57,7 @@ async def publish(served: Served, learner: Learner) -> None:
     assert own
     staging, staged = await served.stage(tensors)
     answer = await served.engine.publish(
-        staged, WeightUpdate(version=version, reset=False, canaries=own, mean_tolerance=0.0)
+        staged, PublishOrder(version=version, reset=False, canaries=own, mean_tolerance=0.0)
     )
     staging.close()
     assert answer.canary_max_difference < 1e-4

@@ -17,7 +17,7 @@ from guerdon.sampler.engine.launch import engine_arguments, start_failure
 from guerdon.sampler.engine.settings import EngineSettings
 from guerdon.sampler.engine.switch import Switch
 from guerdon.sampler.engine.vllm_engine import VLLMEngine
-from guerdon.sampler.types import WeightUpdate
+from guerdon.sampler.types import PublishOrder
 from guerdon.serving.errors import CheckpointRefused, Unavailable, UpdateRefused
 
 pytest.importorskip("vllm")
@@ -88,13 +88,13 @@ async def test_old_weights_that_do_not_come_back_are_noticed_without_canaries(
     staging, staged = await served.stage(drawn(served.tensors, seed=25))
     whole = staged.path.read_bytes()
     staged.path.write_bytes(whole[: len(whole) // 2])
-    update = WeightUpdate(
+    order = PublishOrder(
         version=served.engine.version + 1, reset=False, canaries=(), mean_tolerance=0.0
     )
     with monkeypatch.context() as patched:
         patched.setattr(good, "path", Path(staged_wrong.path))
         with pytest.raises(Unavailable, match="lost its weights"):
-            await served.engine.publish(staged, update)
+            await served.engine.publish(staged, order)
     dead = asyncio.create_task(served.engine.wait_dead())
     assert "could not be restored" in await asyncio.wait_for(dead, 5)
     with pytest.raises(Unavailable):

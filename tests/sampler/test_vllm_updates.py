@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from guerdon.sampler.types import TensorSpec, WeightUpdate
+from guerdon.sampler.types import PublishOrder, TensorSpec
 from guerdon.serving.errors import Interrupted, InvalidRequest, UpdateRefused
 
 pytest.importorskip("vllm")
@@ -48,7 +48,7 @@ async def test_the_tied_output_layer_is_new_where_no_canary_would_tell(served: S
     new = {**old, EMBEDDINGS: drawn(old, seed=12)[EMBEDDINGS]}
     version = served.engine.version + 1
     staging, staged = await served.stage(new)
-    unproven = WeightUpdate(version=version, reset=False, canaries=(), mean_tolerance=0.0)
+    unproven = PublishOrder(version=version, reset=False, canaries=(), mean_tolerance=0.0)
     assert (await served.engine.publish(staged, unproven)).canary_tokens == 0
     staging.close()
     served.tensors = served.history[version] = new

@@ -16,7 +16,7 @@ from tests.support.dispatch import item_of
 from guerdon.reward.scheduling.admission import Admission, Ticket
 from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.scheduling.scheduler import Scheduler
-from guerdon.reward.scheduling.units import Batch, QueuedItem
+from guerdon.reward.scheduling.units import Batch, Unit
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import Overloaded
 
@@ -140,7 +140,7 @@ class Simulation:
                 tally.late += unit.item.tokens
 
 
-def _ticket(unit: QueuedItem) -> Ticket:
+def _ticket(unit: Unit) -> Ticket:
     assert isinstance(unit.owner, Ticket)
     return unit.owner
 

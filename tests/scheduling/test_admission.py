@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from guerdon.reward.scheduling.admission import Admission, Ticket, TooLarge
+from guerdon.reward.scheduling.admission import Admission, Ticket
 from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.types import PriorityClass
-from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
+from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded, TooLarge
 
 ONLINE, BATCH = PriorityClass.ONLINE, PriorityClass.BATCH
 BATCHES = BatchLimits(max_batch_tokens=100, batch_share=0.2, patience=5)

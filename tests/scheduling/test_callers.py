@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from tests.scheduling.simulation import CPU, GPU, EngineTimes
 from tests.support.dispatch import item_of
 
-from guerdon.reward.scheduling.admission import Admission, Ticket, TooLarge
-from guerdon.reward.scheduling.ledgers import MAX_CALLERS, MAX_REMEMBERED, Shares
+from guerdon.reward.fair_shares import MAX_REMEMBERED, Shares
+from guerdon.reward.scheduling.admission import Admission, Ticket
+from guerdon.reward.scheduling.ledgers import MAX_CALLERS
 from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.scheduling.queues import MAX_SKIPPED
 from guerdon.reward.scheduling.scheduler import Scheduler
-from guerdon.reward.scheduling.units import QueuedItem
+from guerdon.reward.scheduling.units import Unit
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.access.identity import Caller
-from guerdon.serving.errors import Overloaded
+from guerdon.serving.errors import Overloaded, TooLarge
 
 ONLINE, BATCH = PriorityClass.ONLINE, PriorityClass.BATCH
 BATCHES = BatchLimits(max_batch_tokens=100, max_batch_sequences=20, batch_share=0.25, patience=10)
@@ -35,12 +36,12 @@ QUEUE = QueueLimits(
 GREEDY, MODEST = Caller(name="greedy", key="greedy"), Caller(name="modest", key="modest")
 
 
-def one(scheduler: Scheduler, caller: Caller, tokens: int, **more: object) -> QueuedItem:
+def one(scheduler: Scheduler, caller: Caller, tokens: int, **more: object) -> Unit:
     options = {"priority": ONLINE, "deadline": None, "now": 0.0} | more
     return scheduler.add("a", item_of(0, tokens), caller=caller, **options)  # type: ignore[arg-type]
 
 
-def served(scheduler: Scheduler, now: float = 0.0) -> list[QueuedItem]:
+def served(scheduler: Scheduler, now: float = 0.0) -> list[Unit]:
     batch = scheduler.next_batch(now).batch
     assert batch is not None
     return [part.unit for part in batch.parts]

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 import pytest
 from tests.support.dispatch import Keeper, MarkModel, Recorder, item_of
 
-from guerdon.reward.scheduling.admission import Ticket, TooLarge
+from guerdon.reward.scheduling.admission import Ticket
 from guerdon.reward.scheduling.calls import ItemResult
 from guerdon.reward.scheduling.dispatcher import Dispatcher
 from guerdon.reward.scheduling.events import DropReason, DropStage, Failure
@@ -35,6 +35,7 @@ from guerdon.serving.errors import (
     DeadlinePassed,
     Overloaded,
     ServiceError,
+    TooLarge,
     Unavailable,
 )
 

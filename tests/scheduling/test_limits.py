@@ -133,23 +133,23 @@ def test_pace_finds_overhead_and_slope(noise: float) -> None:
     for _ in range(2000):
         tokens = rng.randint(20, 4000)
         pace.observe("m", tokens, (0.02 + tokens / 10_000) * rng.uniform(1 - noise, 1 + noise))
-    fit = pace.fit("m")
-    assert fit is not None
+    timing = pace.timing("m")
+    assert timing is not None
     for tokens in (100, 1000, 4000):
         expected = 0.02 + tokens / 10_000
-        assert fit.seconds(tokens, 8192) == pytest.approx(expected, rel=0.15 + noise)
-    assert pace.fit("unknown") is None
-    assert pace.fit_all() is not None
+        assert timing.seconds(tokens, 8192) == pytest.approx(expected, rel=0.15 + noise)
+    assert pace.timing("unknown") is None
+    assert pace.overall_timing() is not None
 
 
 def test_pace_of_equal_batches_is_a_plain_proportion() -> None:
     pace = Pace(30_000)
     for turn in range(50):
         pace.observe("m", 1000, 0.9 if turn % 2 else 1.1)
-    fit = pace.fit("m")
-    assert fit is not None
-    assert fit.overhead == pytest.approx(0, abs=1e-9)
-    assert fit.per_token == pytest.approx(1e-3, rel=0.05)
+    timing = pace.timing("m")
+    assert timing is not None
+    assert timing.overhead == pytest.approx(0, abs=1e-9)
+    assert timing.per_token == pytest.approx(1e-3, rel=0.05)
 
 
 def test_a_slow_first_batch_is_forgotten_also_when_all_others_are_small() -> None:
@@ -157,6 +157,6 @@ def test_a_slow_first_batch_is_forgotten_also_when_all_others_are_small() -> Non
     pace.observe("m", 20, 30.0)
     for _ in range(600):
         pace.observe("m", 20, 0.01)
-    fit = pace.fit("m")
-    assert fit is not None
-    assert fit.seconds(20, 8192) == pytest.approx(0.01, rel=0.1)
+    timing = pace.timing("m")
+    assert timing is not None
+    assert timing.seconds(20, 8192) == pytest.approx(0.01, rel=0.1)

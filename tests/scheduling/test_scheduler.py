@@ -13,7 +13,7 @@ from tests.support.dispatch import item_of, marks
 
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.scheduler import Scheduler
-from guerdon.reward.scheduling.units import Batch, QueuedItem
+from guerdon.reward.scheduling.units import Batch, Unit
 from guerdon.reward.types import PriorityClass
 
 ONLINE, BATCH = PriorityClass.ONLINE, PriorityClass.BATCH
@@ -29,7 +29,7 @@ class Books(RuleBasedStateMachine):
         super().__init__()
         self.scheduler = Scheduler(LIMITS)
         self.now = 0.0
-        self.waiting: dict[QueuedItem, list[int]] = {}
+        self.waiting: dict[Unit, list[int]] = {}
         """The marks of the responses that nobody has had yet."""
         self.marks = 0
 
@@ -48,7 +48,7 @@ class Books(RuleBasedStateMachine):
         prefix: int,
         suffixes: list[int],
         wait: float | None,
-    ) -> QueuedItem:
+    ) -> Unit:
         unit = self.scheduler.add(
             key,
             item_of(prefix, *suffixes, mark=self.marks),
@@ -65,7 +65,7 @@ class Books(RuleBasedStateMachine):
         self.now += seconds
 
     @rule(unit=units)
-    def cancel(self, unit: QueuedItem) -> None:
+    def cancel(self, unit: Unit) -> None:
         assert self.scheduler.cancel(unit) == (self.waiting.pop(unit, None) is not None)
 
     @rule()
@@ -81,7 +81,7 @@ class Books(RuleBasedStateMachine):
         if formed.batch is not None:
             self.check(formed.batch, before)
 
-    def check(self, batch: Batch, before: dict[QueuedItem, bool]) -> None:
+    def check(self, batch: Batch, before: dict[Unit, bool]) -> None:
         assert {part.unit.key for part in batch.parts} == {batch.key}
         assert sum(part.item.tokens for part in batch.parts) == batch.tokens
         assert sum(part.item.sequences for part in batch.parts) == batch.sequences
@@ -98,7 +98,7 @@ class Books(RuleBasedStateMachine):
                 del self.waiting[part.unit]
         self.check_order(batch, before)
 
-    def check_order(self, batch: Batch, before: dict[QueuedItem, bool]) -> None:
+    def check_order(self, batch: Batch, before: dict[Unit, bool]) -> None:
         """Whatever was left out has no right to what was taken after it."""
         taken = {part.unit for part in batch.parts}
         for left in before.keys() - taken:
@@ -142,13 +142,13 @@ TestBooks = Books.TestCase
 TestBooks.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
-def one(scheduler: Scheduler, tokens: int, key: str = "a", **more: object) -> QueuedItem:
+def one(scheduler: Scheduler, tokens: int, key: str = "a", **more: object) -> Unit:
     """Add one response of so many tokens."""
     options = {"priority": ONLINE, "deadline": None, "now": 0.0} | more
     return scheduler.add(key, item_of(tokens - 1, 1), **options)  # type: ignore[arg-type]
 
 
-def served(scheduler: Scheduler, now: float = 0.0) -> list[QueuedItem]:
+def served(scheduler: Scheduler, now: float = 0.0) -> list[Unit]:
     batch = scheduler.next_batch(now).batch
     assert batch is not None
     return [part.unit for part in batch.parts]
@@ -394,7 +394,7 @@ def test_batch_gets_its_share_also_when_its_responses_are_many_and_short() -> No
 def test_the_order_holds_while_thousands_come_and_leave(seed: int) -> None:
     """Enough of them for the heaps to be cleared out, again and again, while they are used."""
     scheduler, rng = Scheduler(BatchLimits(max_batch_tokens=1)), random.Random(seed)
-    waiting: dict[QueuedItem, None] = {}
+    waiting: dict[Unit, None] = {}
     for _ in range(20_000):
         action = rng.random()
         if action < 0.5 or not waiting:

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from tests.support.in_process import until
 
-from guerdon.serving.process.logs import RateLimit, set_up_logging
+from guerdon.serving.logs import RateLimit, set_up_logging
 from guerdon.v1 import admin_pb2
 
 from .conftest import start_server

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from tests.support.in_process import until
 
-from guerdon.reward.config import ServeConfig, load_config
+from guerdon.reward.config import RewardConfig, load_config
 from guerdon.serving.access.callers import (
     Callers,
     named_tokens,
@@ -127,7 +127,7 @@ def test_a_tokens_file_and_a_single_token_are_one_too_many(
     tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(None, {"tokens": tokens})
-    assert config == ServeConfig(tokens=tokens)
+    assert config == RewardConfig(tokens=tokens)
     assert read_tokens(config).own_admin
     monkeypatch.setenv("GUERDON_TOKEN", "x")
     with pytest.raises(SettingsError, match="cannot both be given"):

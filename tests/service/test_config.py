@@ -10,8 +10,8 @@ import pytest
 from tests.support.forked import Child, serve_reward
 
 from guerdon.cli.main import main
-from guerdon.reward.config import ServeConfig, load_config
-from guerdon.serving.access.credentials import is_loopback, read_token
+from guerdon.reward.config import RewardConfig, load_config
+from guerdon.serving.credentials import is_loopback, read_token
 from guerdon.settings import SettingsError
 
 FILE = """
@@ -84,7 +84,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_open_admin_port_needs_a_token() -> None:
-    config = ServeConfig(admin_port=0, admin_host="0.0.0.0")
+    config = RewardConfig(admin_port=0, admin_host="0.0.0.0")
     config.check_exposure(admin_token=True)
     with pytest.raises(SettingsError, match="GUERDON_ADMIN_TOKEN"):
         config.check_exposure(admin_token=False)

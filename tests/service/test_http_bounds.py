@@ -20,7 +20,7 @@ from tests.support.in_process import until
 from guerdon.reward.wire.schemas import RankBody, ScoreBody
 from guerdon.sampler.wire.schemas import GenerateBody
 from guerdon.serving.http import bodies, server
-from guerdon.serving.process.logs import RateLimit
+from guerdon.serving.logs import RateLimit
 
 from .conftest import Harness, start_server
 

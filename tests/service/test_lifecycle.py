@@ -19,8 +19,8 @@ from guerdon.reward.app import RewardServer
 from guerdon.reward.config import load_config
 from guerdon.reward.scheduling.worker import Abandon
 from guerdon.serving.errors import EngineDied
+from guerdon.serving.lifecycle import Lifecycle, Phase
 from guerdon.serving.metrics import ServiceMetrics, new_registry
-from guerdon.serving.process.lifecycle import Lifecycle, Phase
 from guerdon.v1 import admin_pb2, common_pb2, reward_pb2
 
 from .conftest import Harness, start_server

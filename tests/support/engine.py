@@ -24,10 +24,10 @@ from guerdon.sampler.engine.vllm_engine import VLLMEngine
 from guerdon.sampler.types import (
     Canary,
     Completion,
+    PublishOrder,
     PublishResult,
     SamplingOptions,
     TensorSpec,
-    WeightUpdate,
 )
 
 Tensors = Mapping[str, torch.Tensor]
@@ -146,9 +146,9 @@ class Served:
         self.tensors = self.history[version] = tensors
         return answer
 
-    def update(self, tensors: Tensors, version: int, reset: bool = False) -> WeightUpdate:
+    def update(self, tensors: Tensors, version: int, reset: bool = False) -> PublishOrder:
         """An update with canaries."""
-        return WeightUpdate(
+        return PublishOrder(
             version=version, reset=reset, canaries=self.canaries(tensors), mean_tolerance=0.0
         )
 

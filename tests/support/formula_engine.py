@@ -25,12 +25,12 @@ from guerdon.sampler.types import (
     NcclSource,
     Piece,
     PlainText,
+    PublishOrder,
     PublishResult,
     SamplingOptions,
     Staging,
     TensorSpec,
     VersionSpan,
-    WeightUpdate,
 )
 from guerdon.serving.errors import (
     ComputeFailed,
@@ -291,18 +291,18 @@ class FormulaEngine:
     async def stage_nccl(self, source: NcclSource, specs: tuple[TensorSpec, ...]) -> Staging:
         raise UpdateRefused("there is no GPU here")
 
-    async def publish(self, staged: object, update: WeightUpdate) -> PublishResult:
+    async def publish(self, staged: object, order: PublishOrder) -> PublishResult:
         assert isinstance(staged, FormulaWeights)
         self._resumed.clear()
         try:
             await self.behaviour.publish_gate.wait()
             if self.behaviour.publish_error is not None:
                 raise self.behaviour.publish_error
-            self.weights, self.version, self.sha256 = staged.value, update.version, staged.sha256
-            self._history += update.reset
+            self.weights, self.version, self.sha256 = staged.value, order.version, staged.sha256
+            self._history += order.reset
         finally:
             self._resumed.set()
-        tokens = sum(len(canary.logprobs) for canary in update.canaries)
+        tokens = sum(len(canary.logprobs) for canary in order.canaries)
         return PublishResult(
             canary_tokens=tokens,
             canary_mean_difference=1e-6 * bool(tokens),

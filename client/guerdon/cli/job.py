@@ -13,7 +13,7 @@ from guerdon.cli.errors import CommandError, ExitCode
 from guerdon.cli.output import FileOutput, Kept, Output, open_output
 from guerdon.cli.pipeline import Pipeline, RowJob, each_line, open_input
 from guerdon.cli.progress import Progress
-from guerdon.data import JsonLines, Line, NotJsonLines
+from guerdon.data import JsonLine, JsonLines, NotJsonLines
 
 if TYPE_CHECKING:
     from guerdon.cli.connection import ServerOptions
@@ -86,7 +86,7 @@ async def _run(job: FileJob, lines: JsonLines, live: bool) -> ExitCode:
 async def _score(
     pipeline: Pipeline,
     client: Any,
-    rest: Iterator[Line],
+    rest: Iterator[JsonLine],
     live: bool,
     output: Output,
     progress: Progress,

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from guerdon.cli.errors import CommandError, ExitCode
-from guerdon.data import Line
+from guerdon.data import JsonLine
 
 OWN_KEYS = frozenset({"scores", "ranking", "details", "error"})
 """What the command adds to a row. The same keys of an input row are replaced."""
@@ -32,7 +32,7 @@ OWN_KEYS = frozenset({"scores", "ranking", "details", "error"})
 class Output(Protocol):
     """Takes finished rows in order."""
 
-    def kept(self, lines: Iterator[Line]) -> Kept:
+    def kept(self, lines: Iterator[JsonLine]) -> Kept:
         """What an earlier run finished; its input is taken from `lines`."""
 
     def write(self, data: bytes) -> None:
@@ -62,7 +62,7 @@ class StreamOutput:
         self._stream = stream
         self._own = own
 
-    def kept(self, lines: Iterator[Line]) -> Kept:
+    def kept(self, lines: Iterator[JsonLine]) -> Kept:
         """Nothing."""
         return Kept()
 
@@ -113,7 +113,7 @@ class FileOutput:
         if phase is _Phase.START:
             self._begin()
 
-    def kept(self, lines: Iterator[Line]) -> Kept:
+    def kept(self, lines: Iterator[JsonLine]) -> Kept:
         """Compares what is there with the input, and stands after the last whole row.
 
         Raises:
@@ -224,7 +224,7 @@ class FileOutput:
         self._file.truncate(good)
         self._file.seek(good)
 
-    def _compare(self, row: Mapping[str, Any], line: Line | None) -> None:
+    def _compare(self, row: Mapping[str, Any], line: JsonLine | None) -> None:
         if line is None:
             raise self._foreign(f"has more rows than this input ({self._rows} read)")
         if pass_through(row) != pass_through(line.row or {}):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from guerdon.cli.errors import CommandError, ExitCode
 from guerdon.cli.output import Output, pass_through
 from guerdon.cli.progress import Progress
-from guerdon.data import JsonLines, Line, RowError, parse_questions, write_row
+from guerdon.data import JsonLine, JsonLines, RowError, parse_questions, write_row
 
 if TYPE_CHECKING:
     from guerdon.client import AsyncRewardClient, Item, Score, ScoringOptions
@@ -56,7 +56,7 @@ class RowJob:
 
 @dataclass(slots=True)
 class _Row:
-    line: Line
+    line: JsonLine
     scores: list[Sequence[Score] | None] = field(default_factory=list)
     """One entry per question; None while it is in flight."""
     error: Exception | None = None
@@ -88,7 +88,7 @@ class Pipeline:
         self._window = asyncio.Semaphore(job.in_flight * WINDOW)
         self._stop: Exception | None = None
 
-    async def run(self, client: AsyncRewardClient, lines: AsyncIterator[Line]) -> None:
+    async def run(self, client: AsyncRewardClient, lines: AsyncIterator[JsonLine]) -> None:
         """Scores everything.
 
         Raises:
@@ -122,7 +122,7 @@ class Pipeline:
         if self._stop is not None:
             raise self._stop
 
-    async def _items(self, lines: AsyncIterator[Line]) -> AsyncGenerator[Item, None]:
+    async def _items(self, lines: AsyncIterator[JsonLine]) -> AsyncGenerator[Item, None]:
         asked = 0
         try:
             async for line in lines:
@@ -223,7 +223,7 @@ def _at_fault(error: Exception) -> bool:
     return is_row_error(error)
 
 
-async def each_line(lines: Iterator[Line], *, live: bool) -> AsyncIterator[Line]:
+async def each_line(lines: Iterator[JsonLine], *, live: bool) -> AsyncIterator[JsonLine]:
     """Lines as an asynchronous iterator.
 
     Args:
@@ -240,12 +240,12 @@ async def each_line(lines: Iterator[Line], *, live: bool) -> AsyncIterator[Line]
         yield line
 
 
-async def _from_thread(lines: Iterator[Line]) -> AsyncIterator[Line]:
+async def _from_thread(lines: Iterator[JsonLine]) -> AsyncIterator[JsonLine]:
     loop = asyncio.get_running_loop()
     arrived = asyncio.Event()
-    box: queue.Queue[Line | BaseException | None] = queue.Queue(maxsize=64)
+    box: queue.Queue[JsonLine | BaseException | None] = queue.Queue(maxsize=64)
 
-    def put(entry: Line | BaseException | None) -> None:
+    def put(entry: JsonLine | BaseException | None) -> None:
         box.put(entry)
         try:
             loop.call_soon_threadsafe(arrived.set)

@@ -130,7 +130,7 @@ class NotJsonLines(RowError):
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class JsonLine:
     """One line that is not blank: a row, or why it is none."""
 
     number: int
@@ -180,19 +180,19 @@ class JsonLines:
         """Bytes read of the file as it lies on disk, for a progress bar."""
         return self._raw.tell() if self._raw.seekable() else 0
 
-    def __iter__(self) -> Iterator[Line]:
+    def __iter__(self) -> Iterator[JsonLine]:
         while True:
             try:
                 data = self._next_line()
             except DAMAGED_GZIP as exc:
                 number = self._number + 1
                 error = RowError("gzip", f"the data is damaged or cut short ({exc})", line=number)
-                yield Line(number, None, error)
+                yield JsonLine(number, None, error)
                 return
             if data is None:
                 return
             if isinstance(data, RowError):
-                yield Line(self._number, None, data)
+                yield JsonLine(self._number, None, data)
             elif data.strip():
                 yield _parse(data, self._number)
 
@@ -293,11 +293,11 @@ def decompressed(raw: io.BufferedReader) -> io.BufferedReader:
     return raw
 
 
-def _parse(data: bytes, number: int) -> Line:
+def _parse(data: bytes, number: int) -> JsonLine:
     try:
-        return Line(number, _row(data, number))
+        return JsonLine(number, _row(data, number))
     except RowError as exc:
-        return Line(number, None, exc)
+        return JsonLine(number, None, exc)
 
 
 def _row(data: bytes, number: int) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from guerdon.gateway.wire.models import model_routes
 from guerdon.gateway.wire.partial_plans import ModelNames
 from guerdon.gateway.wire.reward_models import ROLES as REWARD_MODEL_ROLES
 from guerdon.gateway.wire.reward_models import add_reward_models
-from guerdon.serving.access.credentials import read_token
 from guerdon.serving.access.identity import Role
 from guerdon.serving.calls import CountedCalls
+from guerdon.serving.credentials import read_token
 from guerdon.serving.http.playground.pages import add_playground
 from guerdon.serving.openai.replies import errors_beside
 from guerdon.serving.openai.routes import OpenAIRoutes

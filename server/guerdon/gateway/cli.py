@@ -9,8 +9,8 @@ from typing import Any
 import typer
 
 from guerdon.gateway.config import GatewayConfig, load_config
+from guerdon.serving.logs import set_up_logging
 from guerdon.serving.process import command
-from guerdon.serving.process.logs import set_up_logging
 
 app = typer.Typer(add_completion=False)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from guerdon.reward.config import ServeConfig
+from guerdon.reward.config import RewardConfig
 from guerdon.reward.counting import MetricsObserver, ScoringCalls
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.models.allowed_sources import AllowedSources
@@ -29,7 +29,7 @@ from guerdon.reward.wire.service import RewardService
 from guerdon.reward.wire.tei import service as tei
 from guerdon.serving.access.identity import Role
 from guerdon.serving.http.playground.pages import add_playground
-from guerdon.serving.process.lifecycle import Phase
+from guerdon.serving.lifecycle import Phase
 from guerdon.serving.process.listening import Ports
 from guerdon.serving.process.server import Server
 from guerdon.serving.wire.handlers import generic_handler
@@ -64,7 +64,7 @@ class RewardServer(Server[RewardPorts]):
     role = Role.SCORE
 
     def __init__(
-        self, config: ServeConfig, loader: Loader, engines: EngineKeeper | None = None
+        self, config: RewardConfig, loader: Loader, engines: EngineKeeper | None = None
     ) -> None:
         super().__init__(config)
         self._config = config
@@ -187,7 +187,7 @@ class RewardServer(Server[RewardPorts]):
             self.lifecycle.start_draining()
 
 
-def _tei_limits(config: ServeConfig) -> TEILimits:
+def _tei_limits(config: RewardConfig) -> TEILimits:
     return TEILimits(
         max_calls=config.max_calls,
         max_batch_tokens=config.batching.max_batch_tokens,

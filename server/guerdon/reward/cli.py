@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.reward.config import ServeConfig, load_config
+from guerdon.reward.config import RewardConfig, load_config
 from guerdon.serving.errors import EngineDied
+from guerdon.serving.logs import set_up_logging
 from guerdon.serving.process import command
-from guerdon.serving.process.logs import set_up_logging
 from guerdon.settings import SettingsError
 
 app = typer.Typer(add_completion=False)
@@ -55,7 +55,7 @@ _OTHER = {
 
 
 @app.command(epilog=command.EXIT_CODES)
-@command.server_options(ServeConfig, _PANELS, _OTHER)
+@command.server_options(RewardConfig, _PANELS, _OTHER)
 def reward(
     flags: dict[str, Any],
     *,

@@ -1,6 +1,6 @@
 """The settings of `guerdon serve reward`: one TOML file, flags on top.
 
-port = 50051                      # the keys of ServeConfig
+port = 50051                      # the keys of RewardConfig
 [models]
 helpful = "/models/helpful"       # name = folder, hub name, embedded name, or a judge's settings
 [aliases]
@@ -22,14 +22,14 @@ from typing import Any
 
 from guerdon.addresses import is_loopback
 from guerdon.reward.engine.settings import EngineSettings
-from guerdon.reward.request_settings import FormatSettings, RequestLimits
+from guerdon.reward.request_limits import FormatSettings, RequestLimits
 from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.serving.config import ServerSettings
 from guerdon.settings import SettingsError, load, positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(ServerSettings):
+class RewardConfig(ServerSettings):
     """Everything that the server needs to know."""
 
     port: int = 50051
@@ -83,10 +83,10 @@ class ServeConfig(ServerSettings):
             )
 
 
-def load_config(file: Path | None, flags: Mapping[str, Any]) -> ServeConfig:
+def load_config(file: Path | None, flags: Mapping[str, Any]) -> RewardConfig:
     """The settings of a file, with flags on top; `models` and `aliases` are merged.
 
     Raises:
         SettingsError: a key is unknown or a value cannot be.
     """
-    return load(ServeConfig, file, flags, merged=("models", "aliases"))
+    return load(RewardConfig, file, flags, merged=("models", "aliases"))

@@ -12,7 +12,7 @@ from guerdon.reward.models.revision import Revision
 from guerdon.reward.scheduling.events import DropReason, DropStage, Failure
 from guerdon.reward.types import BatchStats, ComputeMode, ModelInfo, ModelKind, PriorityClass
 from guerdon.serving.calls import Call, CallTracker
-from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.lifecycle import Lifecycle
 
 
 class MetricsObserver:

@@ -19,7 +19,7 @@ from guerdon.addresses import is_loopback
 from guerdon.sampler.engine.settings import EngineSettings
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.serving.config import MIB, ServerSettings
-from guerdon.settings import SettingsError, load, positive
+from guerdon.settings import SettingsError, build, given, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +50,12 @@ class SamplerConfig(ServerSettings):
     """Take weights by NCCL, between two CUDA GPUs. Not tried on any yet."""
     update_idle_seconds: float = 60.0
     """Give up an update whose trainer is silent for so long."""
-    encode_threads: int = 2
-    """Threads that render and tokenise prompts of text, and check tensors."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     limits: RequestLimits = field(default_factory=RequestLimits)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "max_in_flight", "update_idle_seconds", "encode_threads")
+        positive(self, "max_in_flight", "update_idle_seconds")
         for folder in self.shared_dirs:
             if not folder.is_dir():
                 raise ValueError(f"shared_dirs: there is no folder {folder}")
@@ -82,7 +80,9 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> SamplerConfig:
     Raises:
         SettingsError: a key is unknown, a value cannot be, or no model is named.
     """
-    config = load(SamplerConfig, file, flags)
+    values = given(file, flags)
+    values.pop("encode_threads", None)  # older files may hold it: it never did anything
+    config = build(SamplerConfig, values)
     if not config.model:
         raise SettingsError("no policy to serve: give --model with a folder or a name")
     return config

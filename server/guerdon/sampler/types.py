@@ -157,7 +157,7 @@ class Canary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightUpdate:
+class PublishOrder:
     """How staged weights begin to serve."""
 
     version: int
@@ -283,7 +283,7 @@ class PolicyEngine(Protocol):
     async def stage_nccl(self, source: NcclSource, specs: tuple[TensorSpec, ...]) -> Staging:
         """Tensors that a trainer broadcasts; as `stage_stream`."""
 
-    async def publish(self, staged: StagedWeights, update: WeightUpdate) -> PublishResult:
+    async def publish(self, staged: StagedWeights, order: PublishOrder) -> PublishResult:
         """Load, compare canaries, switch; or go back to the old weights, whatever happens.
 
         It is awaited to its end, even if the caller has left.

@@ -14,7 +14,7 @@ from prometheus_client import Counter, Gauge
 from guerdon.serving.access import audit
 from guerdon.serving.access.identity import Caller, current_caller
 from guerdon.serving.errors import Overloaded
-from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.status import status_code
 from guerdon.serving.waiting import left_late
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from guerdon.serving.access.credentials import TLSFiles
+from guerdon.serving.credentials import TLSFiles
 from guerdon.settings import not_negative, positive
 
 MIB = 1024 * 1024

@@ -5,6 +5,7 @@ Everything below the wire raises these and knows nothing of status codes;
 
     ServiceError
      ├─ InvalidRequest      a field is wrong
+     │   └─ TooLarge        more than there is ever room for
      ├─ NotFound            no such model
      ├─ Unsupported         the model cannot do what is asked
      ├─ CheckpointRefused   a checkpoint would give wrong scores
@@ -44,6 +45,10 @@ class InvalidRequest(ServiceError):
     def under(self, prefix: str) -> InvalidRequest:
         """This error, seen from the message that holds the field."""
         return InvalidRequest(f"{prefix}.{self.field}" if self.field else prefix, self.reason)
+
+
+class TooLarge(InvalidRequest):
+    """A request that has no room even when nothing else waits: never worth a retry."""
 
 
 class NotFound(ServiceError):

@@ -19,7 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.lifecycle import Lifecycle
 
 SECONDS_BUCKETS: Sequence[float] = (
     0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180,

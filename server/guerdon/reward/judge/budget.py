@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from guerdon.reward.fair_shares import Shares
 from guerdon.reward.judge.settings import JudgeLimits
-from guerdon.reward.scheduling.ledgers import Shares
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.access.identity import Caller
 from guerdon.serving.errors import Overloaded

@@ -26,8 +26,7 @@ from guerdon.reward.judge.budget import Asker, Budget, Slots
 from guerdon.reward.judge.endpoint import AskFailed, JudgeEndpoint, Reply
 from guerdon.reward.judge.question import JudgeQuestion, QuestionWriter
 from guerdon.reward.judge.settings import JudgeSettings
-from guerdon.reward.judge.verdict import NoVerdict, VerdictReader
-from guerdon.reward.scheduling.admission import TooLarge
+from guerdon.reward.judge.verdict import JudgementReader, NoJudgement
 from guerdon.reward.types import (
     Attribute,
     ComputeMode,
@@ -41,6 +40,7 @@ from guerdon.serving.errors import (
     InvalidRequest,
     Overloaded,
     ServiceError,
+    TooLarge,
     Unavailable,
 )
 from guerdon.together import together
@@ -49,35 +49,35 @@ R = TypeVar("R")
 
 
 @dataclass(slots=True, eq=False)
-class _Flight(Generic[R]):
+class _SharedCall(Generic[R]):
     task: asyncio.Task[R]
     waiting: int = 0
 
 
-class Flights(Generic[R]):
+class SharedCalls(Generic[R]):
     """Does the same work once at a time. It is cancelled when the last who waited has left.
 
     All methods belong to one event loop.
     """
 
     def __init__(self) -> None:
-        self._flights: dict[Hashable, _Flight[R]] = {}
+        self._calls: dict[Hashable, _SharedCall[R]] = {}
 
     async def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         """The result of the work under a key, which begins unless it is under way."""
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.create_task(work()))
-        flight.waiting += 1
+        call = self._calls.get(key)
+        if call is None:
+            call = self._calls[key] = _SharedCall(asyncio.create_task(work()))
+        call.waiting += 1
         try:
-            return await asyncio.shield(flight.task)
+            return await asyncio.shield(call.task)
         finally:
-            flight.waiting -= 1
-            done = flight.task.done()
-            if (done or not flight.waiting) and self._flights.get(key) is flight:
-                del self._flights[key]
-            if not done and not flight.waiting:
-                flight.task.cancel()
+            call.waiting -= 1
+            done = call.task.done()
+            if (done or not call.waiting) and self._calls.get(key) is call:
+                del self._calls[key]
+            if not done and not call.waiting:
+                call.task.cancel()
 
 
 FIRST_DELAY, MOST_DELAY = 0.5, 8.0
@@ -116,13 +116,13 @@ class Judge:
     def __init__(self, name: str, settings: JudgeSettings, key: str) -> None:
         self._settings = settings
         self._compares = settings.ask == "compare"
-        self._reader = VerdictReader(settings)
+        self._reader = JudgementReader(settings)
         self._writer = QuestionWriter(settings, self._reader)
         wanted = settings.verdict.form == "json" and settings.verdict.send_schema
         self._endpoint = JudgeEndpoint(settings, key, self._reader.schema if wanted else None)
         self._budget = Budget(settings.limits)
         self._slots = Slots(settings.limits.at_once)
-        self._flights = Flights[float]()
+        self._shared = SharedCalls[float]()
         self._known: OrderedDict[tuple[str, int], float] = OrderedDict()
         """Verdicts by question and vote, the latest used last."""
         self._waited_for = 0
@@ -224,7 +224,7 @@ class Judge:
             self._known.move_to_end(key)
             observer.cached(self.info)
             return self._known[key]
-        return await self._flights.join(key, lambda: self._ask(question, vote, asker, observer))
+        return await self._shared.join(key, lambda: self._ask(question, vote, asker, observer))
 
     async def _ask(
         self, question: JudgeQuestion, vote: int, asker: Asker, observer: JudgeObserver
@@ -257,7 +257,7 @@ class Judge:
             tokens = self._charge(reply)
             verdict = self._reader.read(reply.text)
             outcome = "ok"
-        except NoVerdict as error:
+        except NoJudgement as error:
             outcome = "no_verdict"
             raise AskFailed(outcome, f"gave no verdict: {error}") from error
         except AskFailed as error:

@@ -25,11 +25,11 @@ _MEANINGS = {
 }
 
 
-class NoVerdict(Exception):
+class NoJudgement(Exception):
     """A reply from which no verdict can be read; the text says why, and quotes nothing of it."""
 
 
-class VerdictReader:
+class JudgementReader:
     """Reads the replies of one judge.
 
     Args:
@@ -67,7 +67,7 @@ class VerdictReader:
         """The number of a reply's verdict.
 
         Raises:
-            NoVerdict: it has none, or not one alone.
+            NoJudgement: it has none, or not one alone.
         """
         return self._in_json(reply, self._checked_by) if self._checked_by else self._in_text(reply)
 
@@ -90,12 +90,12 @@ class VerdictReader:
     def _in_text(self, reply: str) -> float:
         lines = [line for line in map(str.strip, reply.splitlines()) if line]
         if not lines:
-            raise NoVerdict("the reply is empty")
+            raise NoJudgement("the reply is empty")
         found = [self._line(line) for line in lines]
         if found[-1] is None:
-            raise NoVerdict("the last line of the reply is no verdict")
+            raise NoJudgement("the last line of the reply is no verdict")
         if len({text for text in found if text is not None}) > 1:
-            raise NoVerdict("the reply has several verdicts that differ")
+            raise NoJudgement("the reply has several verdicts that differ")
         return self._number(found[-1])
 
     def _line(self, line: str) -> str | None:
@@ -111,16 +111,16 @@ class VerdictReader:
         """What a verdict stands for."""
         if self._values:
             if not isinstance(verdict, str) or verdict not in self._values:
-                raise NoVerdict("the verdict is none of the words that are known")
+                raise NoJudgement("the verdict is none of the words that are known")
             return float(self._values[verdict])
         try:
             number = float(verdict)
         except (TypeError, ValueError, OverflowError):
-            raise NoVerdict("the verdict is no number") from None
+            raise NoJudgement("the verdict is no number") from None
         if not self._settings.lowest <= number <= self._settings.highest:
-            raise NoVerdict("the verdict is outside the range")
+            raise NoJudgement("the verdict is outside the range")
         return number
 
 
-def _no_verdict(path: str, why: str) -> NoVerdict:
-    return NoVerdict(f"{path} {why}")
+def _no_verdict(path: str, why: str) -> NoJudgement:
+    return NoJudgement(f"{path} {why}")

@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from guerdon.reward.scheduling.ledgers import Account, Accounts
-from guerdon.reward.scheduling.limits import BatchLimits, Fit, Pace, QueueLimits
+from guerdon.reward.scheduling.limits import BatchLimits, BatchTiming, Pace, QueueLimits
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.access.identity import EVERYBODY, Caller
-from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Overloaded
+from guerdon.serving.errors import DeadlinePassed, Overloaded, TooLarge
 from guerdon.serving.waiting import competition, promise_room
 
 WAIT_MARGIN = 1.5
@@ -37,10 +37,6 @@ _MOST_TOKENS = 2.0**60
 """More than any queue holds: where a quotient has no bound of its own, it is cut to this."""
 DUE_BUCKETS = 32
 """Steps of the patience in which queued work is summed up by when it is due."""
-
-
-class TooLarge(InvalidRequest):
-    """A request that has no room even when nothing else waits: never worth a retry."""
 
 
 @dataclass(slots=True, eq=False)
@@ -290,9 +286,9 @@ class Admission:
     def _finish(self, ticket: Ticket, tokens: int, now: float) -> float:
         """Seconds until work that comes now should be done; 0 where nothing was measured."""
         ahead = self._ahead(ticket, tokens)
-        fit = self._fit(ticket.model_name)
+        timing = self._timing(ticket.model_name)
         # What is computed now is a batch of its own, with an overhead of its own.
-        own = self._seconds(ahead) + (fit.overhead if fit else 0.0)
+        own = self._seconds(ahead) + (timing.overhead if timing else 0.0)
         other = (
             PriorityClass.BATCH
             if ticket.priority is PriorityClass.ONLINE
@@ -333,20 +329,26 @@ class Admission:
                     ahead[name] += part * count
         return ahead
 
-    def _fit(self, model_name: str) -> Fit | None:
-        return self._pace.fit(model_name) or self._pace.fit_all()
+    def _timing(self, model_name: str) -> BatchTiming | None:
+        return self._pace.timing(model_name) or self._pace.overall_timing()
 
     def _seconds_per_token(self, model_name: str) -> float | None:
         """Seconds for each token of full batches; None before any batch."""
-        fit = self._fit(model_name)
-        return fit.overhead / self._batch.timed_tokens(fit) + fit.per_token if fit else None
+        timing = self._timing(model_name)
+        if timing is None:
+            return None
+        return timing.overhead / self._batch.timed_tokens(timing) + timing.per_token
 
     def _seconds(self, tokens: Mapping[str, float]) -> float:
         """Seconds to compute so many tokens of each model."""
-        fits = ((count, self._fit(name)) for name, count in tokens.items())
-        return sum(fit.seconds(n, self._batch.timed_tokens(fit)) for n, fit in fits if fit)
+        return sum(timing.seconds(n, most) for timing, n, most in self._timed(tokens))
 
     def _longest_batch(self, tokens: Mapping[str, float]) -> float:
-        fits = ((count, self._fit(name)) for name, count in tokens.items())
-        sizes = ((fit, n, self._batch.timed_tokens(fit)) for n, fit in fits if fit)
-        return max((fit.seconds(min(n, most), most) for fit, n, most in sizes), default=0.0)
+        timed = self._timed(tokens)
+        return max((timing.seconds(min(n, most), most) for timing, n, most in timed), default=0.0)
+
+    def _timed(self, tokens: Mapping[str, float]) -> Iterator[tuple[BatchTiming, float, int]]:
+        """Timing, tokens and tokens of a batch of each model."""
+        for name, count in tokens.items():
+            if timing := self._timing(name):
+                yield timing, count, self._batch.timed_tokens(timing)

@@ -10,7 +10,7 @@ from typing import Final
 
 from guerdon.reward.scheduling.calls import DispatchedItem
 from guerdon.reward.scheduling.events import Failure
-from guerdon.reward.scheduling.units import BatchPart, QueuedItem
+from guerdon.reward.scheduling.units import BatchPart, Unit
 from guerdon.reward.types import (
     BatchScores,
     BatchStats,
@@ -140,7 +140,7 @@ def part_outcome(
     return Outcome(unit_owner(part.unit), part.start, part.stop, result)
 
 
-def unit_owner(unit: QueuedItem[DispatchedItem]) -> DispatchedItem:
+def unit_owner(unit: Unit[DispatchedItem]) -> DispatchedItem:
     """The item that a unit was queued for."""
     assert unit.owner is not None
     return unit.owner

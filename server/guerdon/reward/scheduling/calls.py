@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from guerdon.reward.scheduling.admission import Ticket
 from guerdon.reward.scheduling.events import DropReason
-from guerdon.reward.scheduling.units import QueuedItem
+from guerdon.reward.scheduling.units import Unit
 from guerdon.reward.types import EncodedItem, ResponseScore, RewardModel
 
 
@@ -73,7 +73,7 @@ class DispatchedItem:
         self.finished = 0.0
         self.unfinished = False
         """Whether some of it was dropped from the queue."""
-        self.unit: QueuedItem[DispatchedItem] | None = None
+        self.unit: Unit[DispatchedItem] | None = None
         self.unreported = encoded.sequences
         """Responses that have not been reported. Only engine threads touch this and `unit`,
         under the worker's lock."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from guerdon.reward.types import PriorityClass
 
@@ -24,7 +26,7 @@ proportional to the tokens, and the smaller they are the more of it for overhead
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class BatchTiming:
     """A batch of n tokens takes `overhead + per_token * n` seconds."""
 
     overhead: float
@@ -64,12 +66,12 @@ class Pace:
         while len(self._sums) > MAX_NAMES:
             del self._sums[next(iter(self._sums))]
 
-    def fit(self, name: str) -> Fit | None:
+    def timing(self, name: str) -> BatchTiming | None:
         """The line of a name, or None before its first batch."""
         sums = self._sums.get(name)
         return sums.fit() if sums is not None else None
 
-    def fit_all(self) -> Fit | None:
+    def overall_timing(self) -> BatchTiming | None:
         """The line of all names together, for one that has not been seen; None before any batch."""
         total = _Sums()
         for sums in self._sums.values():
@@ -77,8 +79,7 @@ class Pace:
         return total.fit() if total.batches else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Sums:
+class _Sums(NamedTuple):
     """Sums over batches, enough for a weighted least-squares line of seconds over tokens."""
 
     batches: float = 0.0
@@ -92,24 +93,12 @@ class _Sums:
         return cls(1.0, tokens, seconds, float(tokens * tokens), tokens * seconds)
 
     def faded(self, by: float) -> _Sums:
-        return _Sums(
-            self.batches * by,
-            self.tokens * by,
-            self.seconds * by,
-            self.squares * by,
-            self.products * by,
-        )
+        return _Sums(*(each * by for each in self))
 
     def plus(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.batches + other.batches,
-            self.tokens + other.tokens,
-            self.seconds + other.seconds,
-            self.squares + other.squares,
-            self.products + other.products,
-        )
+        return _Sums(*map(operator.add, self, other))
 
-    def fit(self) -> Fit:
+    def fit(self) -> BatchTiming:
         """The line; it leans on an assumption as far as the sizes were the same."""
         ratio = self.seconds / self.tokens
         mean = self.tokens / self.batches
@@ -119,7 +108,7 @@ class _Sums:
         assumed = ratio * min(1.0, mean / _PROPORTIONAL_TOKENS)
         slope = min(max((together + prior * assumed) / (spread + prior), 0.0), ratio)
         overhead = max(self.seconds / self.batches - slope * mean, 0.0)
-        return Fit(overhead, slope, self.squares / self.tokens)
+        return BatchTiming(overhead, slope, self.squares / self.tokens)
 
 
 logger = logging.getLogger(__name__)
@@ -160,10 +149,9 @@ class QueueLimits:
     bytes_per_token: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.max_queued_tokens < 1:
-            raise ValueError(f"max_queued_tokens must be at least 1, not {self.max_queued_tokens}")
-        if self.max_text_bytes < 1:
-            raise ValueError(f"max_text_bytes must be at least 1, not {self.max_text_bytes}")
+        for name in ("max_queued_tokens", "max_text_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("batch_fraction", "caller_fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], not {getattr(self, name)}")
@@ -223,12 +211,9 @@ class BatchLimits:
     patience: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.max_batch_tokens < 1:
-            raise ValueError(f"max_batch_tokens must be at least 1, not {self.max_batch_tokens}")
-        if self.max_batch_sequences < 1:
-            raise ValueError(
-                f"max_batch_sequences must be at least 1, not {self.max_batch_sequences}"
-            )
+        for name in ("max_batch_tokens", "max_batch_sequences"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("max_batch_seconds", "shared_batch_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
@@ -242,15 +227,15 @@ class BatchLimits:
         soon = arrival + self.patience
         return soon if deadline is None else min(deadline, soon)
 
-    def timed_tokens(self, fit: Fit | None) -> int:
+    def timed_tokens(self, timing: BatchTiming | None) -> int:
         """Tokens that take `max_batch_seconds`; few, until a batch has been measured."""
         if self.max_batch_seconds == math.inf:
             return self.max_batch_tokens
         tokens: float = MIN_TIMED_TOKENS
-        if fit is not None:
-            seconds = self.max_batch_seconds - fit.overhead
-            timed = seconds / fit.per_token if fit.per_token > 0 else math.inf
-            tokens = max(tokens, min(timed, _GROWTH * fit.size))
+        if timing is not None:
+            seconds = self.max_batch_seconds - timing.overhead
+            timed = seconds / timing.per_token if timing.per_token > 0 else math.inf
+            tokens = max(tokens, min(timed, _GROWTH * timing.size))
         return int(min(tokens, self.max_batch_tokens))
 
 
@@ -263,7 +248,7 @@ class Room:
     target: int
     """Tokens to which it is filled up; an item with a long prefix may take it to `most`."""
     sequences: int
-    fit: Fit | None
+    timing: BatchTiming | None
 
     def item_tokens(self, prefix: int) -> int:
         """Tokens of the largest part of an item with such a prefix."""
@@ -271,10 +256,10 @@ class Room:
 
     def shared(self, seconds: float) -> Room:
         """This room with a target that is computed in so many seconds, but not a tiny one."""
-        if self.fit is None or self.fit.per_token <= 0:
+        if self.timing is None or self.timing.per_token <= 0:
             return self
-        tokens = max(MIN_SHARED_TOKENS, (seconds - self.fit.overhead) / self.fit.per_token)
-        return Room(self.most, int(min(self.target, tokens)), self.sequences, self.fit)
+        tokens = max(MIN_SHARED_TOKENS, (seconds - self.timing.overhead) / self.timing.per_token)
+        return Room(self.most, int(min(self.target, tokens)), self.sequences, self.timing)
 
     def within(self, tokens: int, seconds: float) -> Room:
         """This room with a target that is met within so many seconds from now.
@@ -286,13 +271,13 @@ class Room:
         Args:
             tokens: of the batch so far, which are not to be taken out again.
         """
-        if self.fit is None or self.fit.per_token <= 0:
+        if self.timing is None or self.timing.per_token <= 0:
             return self
-        met = (seconds - self.fit.overhead) / self.fit.per_token
+        met = (seconds - self.timing.overhead) / self.timing.per_token
         # In floating point, for no number of seconds is too large or too small there.
         if not max(tokens, self.target / 2) <= met < self.target:
             return self
-        return Room(self.most, int(met), self.sequences, self.fit)
+        return Room(self.most, int(met), self.sequences, self.timing)
 
 
 class Budgets:
@@ -310,9 +295,10 @@ class Budgets:
 
     def room(self, key: str) -> Room:
         """What the next batch of a key may hold."""
-        limits, fit = self._limits, self._pace.fit(key)
+        limits, timing = self._limits, self._pace.timing(key)
         most = self._memory.get(key, limits.max_batch_tokens)
-        return Room(most, min(limits.timed_tokens(fit), most), limits.max_batch_sequences, fit)
+        target = min(limits.timed_tokens(timing), most)
+        return Room(most, target, limits.max_batch_sequences, timing)
 
     def observe(self, key: str, tokens: int, seconds: float) -> None:
         """A batch of a key has been computed."""
@@ -328,8 +314,8 @@ class Budgets:
 
     def batch_seconds(self, key: str, tokens: int) -> float | None:
         """How long a batch of a key should take; None before its first one."""
-        fit = self._pace.fit(key)
-        return None if fit is None else fit.overhead + fit.per_token * tokens
+        timing = self._pace.timing(key)
+        return None if timing is None else timing.overhead + timing.per_token * tokens
 
     def out_of_memory(self, key: str, tokens: int) -> None:
         """A batch of a key, of so many tokens, did not fit in memory."""

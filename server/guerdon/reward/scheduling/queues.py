@@ -9,9 +9,9 @@ import heapq
 import math
 from typing import Generic
 
-from guerdon.reward.scheduling.ledgers import Shares
+from guerdon.reward.fair_shares import Shares
 from guerdon.reward.scheduling.limits import BatchLimits, Budgets, Room
-from guerdon.reward.scheduling.units import Batch, BatchPart, LazyHeap, Owner, QueuedItem
+from guerdon.reward.scheduling.units import Batch, BatchPart, LazyHeap, Owner, Unit
 
 MAX_SKIPPED = 64
 """Units that one batch may skip over: it bounds the work of `next_batch`."""
@@ -25,21 +25,21 @@ class CallerQueue(Generic[Owner]):
 
     def __init__(self) -> None:
         self._waiting = LazyHeap[Owner]()
-        self._skipped: list[QueuedItem[Owner]] = []
+        self._skipped: list[Unit[Owner]] = []
         """Units that go first, in this order. At most `MAX_SKIPPED` and one split unit."""
 
-    def add(self, unit: QueuedItem[Owner]) -> None:
+    def add(self, unit: Unit[Owner]) -> None:
         """Take in a unit."""
         self._waiting.push(unit.due, unit)
 
-    def forget(self, unit: QueuedItem[Owner]) -> None:
+    def forget(self, unit: Unit[Owner]) -> None:
         """Note that a unit in here waits no more."""
         if unit.skipped:
             self._skipped.remove(unit)
         else:
             self._waiting.forget()
 
-    def first(self) -> QueuedItem[Owner] | None:
+    def first(self) -> Unit[Owner] | None:
         """The unit that goes next."""
         return self._skipped[0] if self._skipped else self._waiting.peek()
 
@@ -50,7 +50,7 @@ class CallerQueue(Generic[Owner]):
         else:
             self._waiting.pop()
 
-    def put_back(self, units: list[QueuedItem[Owner]]) -> None:
+    def put_back(self, units: list[Unit[Owner]]) -> None:
         """Units that were skipped over: they go first from now on."""
         for unit in units:
             unit.skipped = True
@@ -75,11 +75,11 @@ class ModelQueue(Generic[Owner]):
         self._callers: dict[str, CallerQueue[Owner]] = {}
         """Queues by the caller's key; only those in which something waits."""
 
-    def add(self, unit: QueuedItem[Owner]) -> None:
+    def add(self, unit: Unit[Owner]) -> None:
         """Take in a unit."""
         self._callers.setdefault(unit.caller.key, CallerQueue()).add(unit)
 
-    def forget(self, unit: QueuedItem[Owner]) -> None:
+    def forget(self, unit: Unit[Owner]) -> None:
         """Note that a unit in here waits no more."""
         self._callers[unit.caller.key].forget(unit)
         self._close(unit.caller.key)
@@ -113,7 +113,7 @@ class ModelQueue(Generic[Owner]):
             short: whether it is to be short.
         """
         parts: list[BatchPart[Owner]] = []
-        misfits: list[QueuedItem[Owner]] = []
+        misfits: list[Unit[Owner]] = []
         room = self._budgets.room(self.key)
         if short:
             room = room.shared(shared)
@@ -148,14 +148,14 @@ class ModelQueue(Generic[Owner]):
         self._put_back(misfits)
         return parts
 
-    def _turn(self, key: str) -> tuple[float, float, int, QueuedItem[Owner]]:
+    def _turn(self, key: str) -> tuple[float, float, int, Unit[Owner]]:
         """What the next unit of a caller is ordered by, and the unit."""
         unit = self._callers[key].first()
         assert unit is not None
         return self._shares.served(key), unit.due, unit.order, unit
 
-    def _put_back(self, misfits: list[QueuedItem[Owner]]) -> None:
-        by_caller: dict[str, list[QueuedItem[Owner]]] = {}
+    def _put_back(self, misfits: list[Unit[Owner]]) -> None:
+        by_caller: dict[str, list[Unit[Owner]]] = {}
         for unit in misfits:
             by_caller.setdefault(unit.caller.key, []).append(unit)
         for key, units in by_caller.items():
@@ -186,7 +186,7 @@ class ClassQueue(Generic[Owner]):
         self._light: dict[str, float] = {}
         """When all the work of a caller had been taken up, by its key; the last second's."""
 
-    def add(self, unit: QueuedItem[Owner]) -> None:
+    def add(self, unit: Unit[Owner]) -> None:
         """Take in a unit."""
         queue = self.queues.get(unit.key)
         if queue is None:
@@ -199,7 +199,7 @@ class ClassQueue(Generic[Owner]):
         queue.add(unit)
         self._count(unit, 1)
 
-    def remove(self, unit: QueuedItem[Owner]) -> None:
+    def remove(self, unit: Unit[Owner]) -> None:
         """Drop a waiting unit."""
         queue = self.queues[unit.key]
         unit.queued = False
@@ -252,7 +252,7 @@ class ClassQueue(Generic[Owner]):
                     self._light[part.unit.caller.key] = now
         self._close(queue)
 
-    def _count(self, unit: QueuedItem[Owner], more: int) -> None:
+    def _count(self, unit: Unit[Owner], more: int) -> None:
         key = unit.caller.key
         self.units += more
         self._waiting[key] = self._waiting.get(key, 0) + more
@@ -273,7 +273,7 @@ class ClassQueue(Generic[Owner]):
                 del self._served[key]
 
 
-def _cut(unit: QueuedItem[Owner], room: Room) -> tuple[int, int]:
+def _cut(unit: Unit[Owner], room: Room) -> tuple[int, int]:
     """The responses that an empty batch has room for: where they stop, and their tokens.
 
     At least one: a response that is longer than a batch runs alone.
@@ -298,7 +298,7 @@ def _has_room(batch: Batch[Owner], room: Room) -> bool:
     )
 
 
-def _fits(unit: QueuedItem[Owner], batch: Batch[Owner], room: Room, tokens: int) -> bool:
+def _fits(unit: Unit[Owner], batch: Batch[Owner], room: Room, tokens: int) -> bool:
     if not batch.parts:
         return True
     # What must be split waits for an empty batch, so that its prefix is computed as few
@@ -311,14 +311,12 @@ def _fits(unit: QueuedItem[Owner], batch: Batch[Owner], room: Room, tokens: int)
     )
 
 
-def _in_time(room: Room, unit: QueuedItem[Owner], batch: Batch[Owner], now: float) -> Room:
+def _in_time(room: Room, unit: Unit[Owner], batch: Batch[Owner], now: float) -> Room:
     """The room that leaves a unit of the batch its deadline."""
     return room if unit.deadline is None else room.within(batch.new_tokens, unit.deadline - now)
 
 
-def _place(
-    unit: QueuedItem[Owner], batch: Batch[Owner], stop: int, tokens: int
-) -> BatchPart[Owner]:
+def _place(unit: Unit[Owner], batch: Batch[Owner], stop: int, tokens: int) -> BatchPart[Owner]:
     start = unit.taken
     whole = start == 0 and stop == unit.item.sequences
     item = unit.item if whole else unit.item.part(start, stop)

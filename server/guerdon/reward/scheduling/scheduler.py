@@ -35,7 +35,7 @@ from typing import Generic
 from guerdon.reward.scheduling.limits import MAX_NAMES, BatchLimits, Budgets
 from guerdon.reward.scheduling.queues import LIGHT_SECONDS, ClassQueue, ModelQueue
 from guerdon.reward.scheduling.reuse import KnownBeginnings, beginnings
-from guerdon.reward.scheduling.units import Batch, BatchPart, LazyHeap, Owner, QueuedItem
+from guerdon.reward.scheduling.units import Batch, BatchPart, LazyHeap, Owner, Unit
 from guerdon.reward.types import EncodedItem, PriorityClass
 from guerdon.serving.access.identity import EVERYBODY, Caller
 
@@ -48,7 +48,7 @@ class Formed(Generic[Owner]):
     """What `Scheduler.next_batch` found."""
 
     batch: Batch[Owner] | None
-    expired: list[QueuedItem[Owner]]
+    expired: list[Unit[Owner]]
     """Units dropped because their deadline has passed. Some of a unit's responses may have
     been handed out earlier: `unit.taken` says how many."""
 
@@ -90,7 +90,7 @@ class Scheduler(Generic[Owner]):
         owner: Owner | None = None,
         caller: Caller = EVERYBODY,
         cache_tokens: int = 0,
-    ) -> QueuedItem[Owner]:
+    ) -> Unit[Owner]:
         """Take in one item.
 
         Args:
@@ -108,7 +108,7 @@ class Scheduler(Generic[Owner]):
         """
         if not item.suffixes:
             raise ValueError("an item without a response")
-        unit = QueuedItem(
+        unit = Unit(
             key=key,
             item=item,
             priority=priority,
@@ -129,7 +129,7 @@ class Scheduler(Generic[Owner]):
             self._deadlines.push(deadline, unit)
         return unit
 
-    def cancel(self, unit: QueuedItem[Owner]) -> bool:
+    def cancel(self, unit: Unit[Owner]) -> bool:
         """Drop what still waits of a unit; say whether there was any."""
         if not unit.queued:
             return False
@@ -163,7 +163,7 @@ class Scheduler(Generic[Owner]):
     def _class(self, priority: PriorityClass) -> ClassQueue[Owner]:
         return self._online if priority is PriorityClass.ONLINE else self._batch
 
-    def _expire(self, now: float) -> Iterator[QueuedItem[Owner]]:
+    def _expire(self, now: float) -> Iterator[Unit[Owner]]:
         while (unit := self._deadlines.peek()) is not None:
             assert unit.deadline is not None
             if unit.deadline > now:

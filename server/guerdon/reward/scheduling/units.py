@@ -18,8 +18,8 @@ _SIFTED = 8
 
 
 @dataclass(slots=True, eq=False)
-class QueuedItem(Generic[Owner]):
-    """One item that waits. Only the scheduler writes to it."""
+class Unit(Generic[Owner]):
+    """A unit of work: one item that waits. Only the scheduler writes to it."""
 
     key: str
     item: EncodedItem
@@ -52,7 +52,7 @@ class QueuedItem(Generic[Owner]):
 class BatchPart(Generic[Owner]):
     """The responses `start` to `stop` of a unit, in a batch."""
 
-    unit: QueuedItem[Owner]
+    unit: Unit[Owner]
     start: int
     stop: int
     item: EncodedItem
@@ -87,7 +87,7 @@ class Batch(Generic[Owner]):
     """Those of them that will be computed, as far as can be foreseen: its time goes by them."""
     sequences: int = 0
 
-    def new_tokens_with(self, unit: QueuedItem[Owner], tokens: int) -> int:
+    def new_tokens_with(self, unit: Unit[Owner], tokens: int) -> int:
         """Those of a unit's tokens that would be computed in this batch."""
         return tokens - self.known.tokens(unit.beginnings)
 
@@ -109,16 +109,16 @@ class LazyHeap(Generic[Owner]):
     """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[float, int, QueuedItem[Owner]]] = []
-        self._old: list[tuple[float, int, QueuedItem[Owner]]] = []
+        self._entries: list[tuple[float, int, Unit[Owner]]] = []
+        self._old: list[tuple[float, int, Unit[Owner]]] = []
         """What remains to be sifted."""
         self._dead = 0
 
-    def push(self, when: float, unit: QueuedItem[Owner]) -> None:
+    def push(self, when: float, unit: Unit[Owner]) -> None:
         """Put in a unit that waits."""
         heapq.heappush(self._entries, (when, unit.order, unit))
 
-    def peek(self) -> QueuedItem[Owner] | None:
+    def peek(self) -> Unit[Owner] | None:
         """The first unit that still waits."""
         heap = self._first_heap()
         return heap[0][2] if heap else None
@@ -139,7 +139,7 @@ class LazyHeap(Generic[Owner]):
             else:
                 self._dead -= 1
 
-    def _first_heap(self) -> list[tuple[float, int, QueuedItem[Owner]]]:
+    def _first_heap(self) -> list[tuple[float, int, Unit[Owner]]]:
         """The one whose first entry comes first; units that wait no more are removed there."""
         for heap in (self._entries, self._old):
             while heap and not heap[0][2].queued:

@@ -32,7 +32,7 @@ from guerdon.reward.scheduling.calls import DispatchedCall, DispatchedItem
 from guerdon.reward.scheduling.events import Failure
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.scheduler import Scheduler
-from guerdon.reward.scheduling.units import Batch, QueuedItem
+from guerdon.reward.scheduling.units import Batch, Unit
 from guerdon.reward.scheduling.watchdog import Running
 from guerdon.reward.types import DeviceLost, EngineKeeper
 from guerdon.serving.errors import Unavailable
@@ -177,7 +177,7 @@ class Worker:
                     self._report([Outcome(item, 0, item.unreported, lost) for item in waiting])
 
     def _follow(self, commands: Iterable[_Command]) -> None:
-        dropped: list[QueuedItem[DispatchedItem]] = []
+        dropped: list[Unit[DispatchedItem]] = []
         with self._lock:
             # Before any is accepted: where one can't be, all of them are told.
             self._calls |= {each for each in commands if isinstance(each, DispatchedCall)}
@@ -261,7 +261,7 @@ class Worker:
                     self._calls.discard(item.call)
         self._on_report(outcomes, run)
 
-    def _dropped(self, units: Iterable[QueuedItem[DispatchedItem]]) -> None:
+    def _dropped(self, units: Iterable[Unit[DispatchedItem]]) -> None:
         outcomes = [
             Outcome(unit_owner(unit), unit.taken, unit.item.sequences, None) for unit in units
         ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from guerdon.reward.scheduling.ledgers import Shares
+from guerdon.reward.fair_shares import Shares
 from guerdon.serving.access.identity import Caller
 
 R = TypeVar("R")

@@ -21,7 +21,6 @@ from guerdon.reward.encoding.comparisons import scores_of_candidates
 from guerdon.reward.judge.judge import Judge
 from guerdon.reward.metrics import RewardMetrics
 from guerdon.reward.models.registry import Registry
-from guerdon.reward.scheduling.admission import TooLarge
 from guerdon.reward.scheduling.calls import ItemResult
 from guerdon.reward.scheduling.dispatcher import Dispatcher
 from guerdon.reward.scoring.fair_pool import FairPool
@@ -44,7 +43,13 @@ from guerdon.reward.types import (
     TokenArray,
 )
 from guerdon.serving.access.identity import current_caller
-from guerdon.serving.errors import ComputeFailed, InvalidRequest, PermissionDenied, Unsupported
+from guerdon.serving.errors import (
+    ComputeFailed,
+    InvalidRequest,
+    PermissionDenied,
+    TooLarge,
+    Unsupported,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -272,10 +277,8 @@ class Scorer:
         metrics.tokenize_seconds.labels(*classed).observe(tokenize)
         metrics.caller_tokens.labels(call.caller.name, call.priority.value).inc(tokens)
         metrics.sequences.labels(*classed).inc(sum(len(result.scores) for result in results))
-        queue, compute = (
-            metrics.queue_seconds.labels(*classed),
-            metrics.compute_seconds.labels(*classed),
-        )
+        queue = metrics.queue_seconds.labels(*classed)
+        compute = metrics.compute_seconds.labels(*classed)
         histogram = metrics.scores.labels(*model)
         truncated = 0
         for result in results:
@@ -381,12 +384,11 @@ def _finish(
 
 def transform(raw: float, info: ModelInfo, options: ScoreOptions) -> float:
     """A raw score, normalised and activated as asked."""
-    value = raw
     if options.normalize:
         assert info.mean is not None
         assert info.std is not None
-        value = (value - info.mean) / info.std
-    return sigmoid(value) if options.activation is Activation.SIGMOID else value
+        raw = (raw - info.mean) / info.std
+    return sigmoid(raw) if options.activation is Activation.SIGMOID else raw
 
 
 def sigmoid(x: float) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from guerdon.data import checked_answer
 from guerdon.data.conversation_protos import message_from_proto
 from guerdon.reward import types
-from guerdon.reward.request_settings import RequestLimits
+from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.serving.errors import InvalidRequest
 from guerdon.serving.wire.convert import check_id, duration, field_values, prompt, tokens

@@ -11,13 +11,14 @@ from fastapi.responses import Response
 
 from guerdon.reward.counting import ScoringCall, ScoringCalls
 from guerdon.reward.models.registry import Registry
-from guerdon.reward.request_settings import RequestLimits
+from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import ScoreItem
 from guerdon.reward.wire import schemas
 from guerdon.serving.access.identity import Role
 from guerdon.serving.http.routes import Foreign, Routes, json_reply, while_connected
 from guerdon.serving.http.schemas import ERRORS, ErrorReply
+from guerdon.serving.openai.replies import model_entry
 
 _ERRORS = {**ERRORS, 404: {"model": ErrorReply, "description": "No such model."}}
 ROLES: Mapping[str, Role | None] = {
@@ -101,7 +102,7 @@ class RewardRoutes(Routes[ScoringCall]):
                         for r, aliases in infos
                     ],
                     data=[
-                        schemas.OpenAIModel(id=name, created=int(r.loaded_at))
+                        schemas.OpenAIModel(**model_entry(name, int(r.loaded_at)))
                         for r, aliases in infos
                         if r.current
                         for name in (r.info.name, *aliases)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from guerdon.data import checked_answer
 from guerdon.reward import types
-from guerdon.reward.request_settings import RequestLimits
+from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored
 from guerdon.reward.wire import convert
 from guerdon.serving.errors import InvalidRequest
@@ -218,9 +218,9 @@ class OpenAIModel(BaseModel):
     """A model as OpenAI's clients list it."""
 
     id: str
-    object: Literal["model"] = "model"
+    object: Literal["model"]
     created: int = Field(description="When it was loaded, in seconds since 1970.")
-    owned_by: Literal["guerdon"] = "guerdon"
+    owned_by: Literal["guerdon"]
 
 
 class ModelsReply(BaseModel):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from guerdon.reward.counting import ScoringCall, ScoringCalls
 from guerdon.reward.models.registry import Registry
-from guerdon.reward.request_settings import RequestLimits
+from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import PriorityClass, ScoreItem
 from guerdon.reward.wire import convert

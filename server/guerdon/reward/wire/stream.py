@@ -17,11 +17,11 @@ import grpc
 from google.protobuf.message import Message
 
 from guerdon.reward.counting import ScoringCall, ScoringCalls
-from guerdon.reward.request_settings import RequestLimits
+from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scorer, in_item
 from guerdon.reward.wire import convert
 from guerdon.serving.errors import DeadlinePassed, InvalidRequest, Unavailable
-from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.status import describe
 from guerdon.serving.wire.convert import check_id, timeout
 from guerdon.serving.wire.handlers import Context, decode, read, send

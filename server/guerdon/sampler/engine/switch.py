@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from guerdon.sampler.engine.llm import Llm
 from guerdon.sampler.engine.staging import StagedFile
-from guerdon.sampler.types import Canary, EngineInfo, PublishResult, WeightUpdate
+from guerdon.sampler.types import Canary, EngineInfo, PublishOrder, PublishResult
 from guerdon.serving.errors import Unavailable, UpdateRefused
 from guerdon.serving.prompts import TokenArray
 
@@ -78,7 +78,7 @@ class Switch:
         """Give the weights of the start their label."""
         await self._llm.label(self._label)
 
-    async def publish(self, staged: StagedFile, update: WeightUpdate) -> PublishResult:
+    async def publish(self, staged: StagedFile, order: PublishOrder) -> PublishResult:
         """Load, compare canaries, switch; or go back to the weights of before.
 
         Raises:
@@ -89,27 +89,27 @@ class Switch:
             before = await self._llm.logprobs(self._probe)
             self.settled.clear()
             try:
-                return await self._switch(staged, update, before)
+                return await self._switch(staged, order, before)
             finally:
                 self.settled.set()
 
     async def _switch(
-        self, staged: StagedFile, update: WeightUpdate, before: npt.NDArray[np.float64]
+        self, staged: StagedFile, order: PublishOrder, before: npt.NDArray[np.float64]
     ) -> PublishResult:
         self._attempts += 1
-        label = f"{update.version}.{self._attempts}"
+        label = f"{order.version}.{self._attempts}"
         clock = _Clock()
         drew = False
         try:
             await self._llm.pause()
-            if update.reset:
+            if order.reset:
                 await self._llm.abort_all()
             await self._llm.load([staged.path], label)
             clock.lap("load")
             drew = True
             await self._llm.resume()
             clock.lap("pause")
-            mean, largest, tokens = await self._compare(update)
+            mean, largest, tokens = await self._compare(order)
         except Exception as error:
             self.refusals += 1
             await self._go_back(before, drew=drew)
@@ -119,7 +119,7 @@ class Switch:
             raise UpdateRefused(
                 "the engine could not load the weights, or compute the canaries"
             ) from error
-        self._take(staged, update, label)
+        self._take(staged, order, label)
         return PublishResult(
             canary_tokens=tokens,
             canary_mean_difference=mean,
@@ -129,11 +129,11 @@ class Switch:
             canary_seconds=clock.now() - clock.laps["pause"],
         )
 
-    def _take(self, staged: StagedFile, update: WeightUpdate, label: str) -> None:
+    def _take(self, staged: StagedFile, order: PublishOrder, label: str) -> None:
         """The new weights serve from now on; the file is what a later update goes back to."""
-        self._versions[label] = update.version
+        self._versions[label] = order.version
         self._label, self.sha256 = label, staged.sha256
-        self.history += update.reset
+        self.history += order.reset
         staged.kept = True
         if self._good is not None:
             self._good.release()
@@ -166,17 +166,17 @@ class Switch:
     def _tolerance(self) -> float:
         return _TOLERANCE.get(self._info.dtype, _OTHER_TOLERANCE)
 
-    async def _compare(self, update: WeightUpdate) -> tuple[float, float, int]:
+    async def _compare(self, order: PublishOrder) -> tuple[float, float, int]:
         """Mean and largest absolute difference, and over how many tokens.
 
         Raises:
             UpdateRefused: the mean is more than is let pass, or no number.
         """
-        if not update.canaries:
+        if not order.canaries:
             return 0.0, 0.0, 0
-        parted = np.concatenate(await asyncio.gather(*map(self._difference, update.canaries)))
+        parted = np.concatenate(await asyncio.gather(*map(self._difference, order.canaries)))
         mean, largest = float(parted.mean()), float(parted.max())
-        tolerance = update.mean_tolerance or self._tolerance
+        tolerance = order.mean_tolerance or self._tolerance
         if not mean <= tolerance:  # also when it is NaN
             raise UpdateRefused(
                 f"the canaries' log-probabilities differ by {mean:.3g} on average and by "

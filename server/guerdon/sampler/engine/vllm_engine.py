@@ -28,12 +28,12 @@ from guerdon.sampler.types import (
     Grown,
     NcclSource,
     Piece,
+    PublishOrder,
     PublishResult,
     SamplingOptions,
     StagedWeights,
     TensorSpec,
     VersionSpan,
-    WeightUpdate,
 )
 from guerdon.serving.errors import ComputeFailed, Interrupted, Unavailable, UpdateRefused
 from guerdon.serving.prompts import TokenArray
@@ -241,10 +241,10 @@ class VLLMEngine:
         shape.check(specs)
         return await self._receiver.stage(area.new(specs), source, specs)
 
-    async def publish(self, staged: StagedWeights, update: WeightUpdate) -> PublishResult:
+    async def publish(self, staged: StagedWeights, order: PublishOrder) -> PublishResult:
         """Load, compare canaries, switch; or go back to the old weights."""
         assert isinstance(staged, StagedFile)
-        return await self._ready()[0].publish(staged, update)
+        return await self._ready()[0].publish(staged, order)
 
     def _ready(self) -> tuple[Switch, CheckpointShape, StagingArea]:
         if self._switch is None or self._shape is None or self._area is None:

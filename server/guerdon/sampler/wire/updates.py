@@ -19,7 +19,7 @@ import grpc
 from guerdon.sampler.metrics import SamplerMetrics
 from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.shared_path import shared_files
-from guerdon.sampler.types import PolicyEngine, PublishResult, StagedWeights, Staging, WeightUpdate
+from guerdon.sampler.types import PolicyEngine, PublishOrder, PublishResult, StagedWeights, Staging
 from guerdon.sampler.wire import update_messages
 from guerdon.serving.calls import Call
 from guerdon.serving.errors import (
@@ -29,7 +29,7 @@ from guerdon.serving.errors import (
     Unavailable,
     UpdateRefused,
 )
-from guerdon.serving.process.lifecycle import Lifecycle
+from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.wire.convert import duration
 from guerdon.serving.wire.handlers import Context, decode
 from guerdon.v1 import policy_pb2
@@ -212,13 +212,13 @@ class Updates:
             canaries = update_messages.canaries(closing, self._limits, self._engine.info)
             staged = await staging.finish(closing.sha256)
             receive = call.elapsed()
-            update = WeightUpdate(
+            order = PublishOrder(
                 version=opening.version,
                 reset=opening.reset,
                 canaries=canaries,
                 mean_tolerance=closing.mean_tolerance,
             )
-            published = await _to_the_end(self._publish(staged, update, receive))
+            published = await _to_the_end(self._publish(staged, order, receive))
         finally:
             staging.close()
         return policy_pb2.UpdateWeightsResponse(
@@ -264,12 +264,12 @@ class Updates:
             self._metrics.update_bytes.inc(len(step.chunk.data))
 
     async def _publish(
-        self, staged: StagedWeights, update: WeightUpdate, receive: float
+        self, staged: StagedWeights, order: PublishOrder, receive: float
     ) -> PublishResult:
         """Switch, and count the update's figures."""
         metrics = self._metrics
-        published = await self._engine.publish(staged, update)
-        metrics.weight_version.set(update.version)
+        published = await self._engine.publish(staged, order)
+        metrics.weight_version.set(order.version)
         if published.canary_tokens:
             metrics.canary_difference.labels("mean").set(published.canary_mean_difference)
             metrics.canary_difference.labels("max").set(published.canary_max_difference)

@@ -1,1 +1,1 @@
-"""Who may call: TLS, tokens, callers and their limits, refusals from headers alone, audit."""
+"""Who may call: callers and their limits, refusals from headers alone, audit."""

@@ -10,7 +10,7 @@ import logging
 from contextvars import ContextVar
 
 from guerdon.serving.access.identity import Caller
-from guerdon.serving.process.logs import RateLimit
+from guerdon.serving.logs import RateLimit
 
 audit_log = logging.getLogger("guerdon.audit")
 access_log = logging.getLogger("guerdon.access")

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from guerdon.serving.access.credentials import ADMIN_TOKEN_VARIABLE, TOKEN_VARIABLE, read_token
 from guerdon.serving.access.identity import ANONYMOUS, Caller, Role
 from guerdon.serving.config import ServerSettings
+from guerdon.serving.credentials import ADMIN_TOKEN_VARIABLE, TOKEN_VARIABLE, read_token
 from guerdon.serving.errors import PermissionDenied, Unauthenticated
 from guerdon.settings import SettingsError, build, read_toml
 

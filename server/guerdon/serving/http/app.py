@@ -23,8 +23,8 @@ from guerdon.serving.access.identity import Role
 from guerdon.serving.errors import ServiceError
 from guerdon.serving.http.bodies import Bodies
 from guerdon.serving.http.errors import ErrorBody, ErrorReplies
+from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.metrics import exposition
-from guerdon.serving.process.lifecycle import Lifecycle
 
 _DOCS_PAGE = Path(__file__).with_name("docs.html")
 _REQUEST_ID = "x-request-id"

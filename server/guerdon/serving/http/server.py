@@ -17,8 +17,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from guerdon.serving.access.credentials import LoadedTLS
-from guerdon.serving.process.logs import RateLimit
+from guerdon.serving.credentials import LoadedTLS
+from guerdon.serving.logs import RateLimit
 from guerdon.together import cancel
 
 logger = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""A server's process: ports, life from start to drain, reloads, logs."""
+"""A server's process: its command, its ports, its run, reloads."""

@@ -17,10 +17,10 @@ import grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from guerdon.serving.access.credentials import LoadedTLS, warn_if_open
 from guerdon.serving.access.door import Door, guarded
 from guerdon.serving.access.identity import Role
 from guerdon.serving.config import ServerSettings
+from guerdon.serving.credentials import LoadedTLS, warn_if_open
 from guerdon.serving.http.server import HTTPServer
 from guerdon.serving.wire import health
 

@@ -16,15 +16,15 @@ from fastapi import FastAPI
 from prometheus_client import Counter
 
 from guerdon.serving.access.callers import read_callers
-from guerdon.serving.access.credentials import warn_if_open
 from guerdon.serving.access.door import Door
 from guerdon.serving.access.identity import Role
 from guerdon.serving.config import ServerSettings
+from guerdon.serving.credentials import warn_if_open
 from guerdon.serving.errors import EngineDied
 from guerdon.serving.http.app import new_app, new_operations_app
 from guerdon.serving.http.errors import ErrorBody, native_error
+from guerdon.serving.lifecycle import Lifecycle
 from guerdon.serving.metrics import ServiceMetrics, new_registry
-from guerdon.serving.process.lifecycle import Lifecycle
 from guerdon.serving.process.listening import Listener, Ports
 from guerdon.serving.process.reloading import new_reloads
 

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Discriminator, Field, Tag
 
 from guerdon.data import as_answer, read_template_inputs
-from guerdon.reward.request_settings import FormatSettings
+from guerdon.reward.request_limits import FormatSettings
 from guerdon.reward.scoring.scorer import Scored, sigmoid
 from guerdon.reward.types import (
     Conversation,

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from guerdon.reward.counting import ScoringCall, ScoringCalls
-from guerdon.reward.request_settings import FormatSettings
+from guerdon.reward.request_limits import FormatSettings
 from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import Dropped
 from guerdon.reward.wire.formats.format import Format, FormatRequest, Json
@@ -24,7 +24,7 @@ from guerdon.reward.wire.formats.scoring import FormatScorer
 from guerdon.serving.errors import InvalidRequest, Overloaded, Unavailable, WorkLost
 from guerdon.serving.http.bodies import method_name
 from guerdon.serving.http.routes import parse_json, while_connected
-from guerdon.serving.process.lifecycle import Phase
+from guerdon.serving.lifecycle import Phase
 from guerdon.serving.status import describe
 
 _PAUSE = 0.5

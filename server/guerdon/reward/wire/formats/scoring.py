@@ -6,7 +6,7 @@ from typing import Any
 
 from guerdon.reward.counting import ScoringCall
 from guerdon.reward.models.registry import Registry
-from guerdon.reward.request_settings import RequestLimits
+from guerdon.reward.request_limits import RequestLimits
 from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.types import PriorityClass, ScoreOptions
 from guerdon.reward.wire import convert

@@ -10,7 +10,7 @@ from typing import Any, cast
 import grpc
 
 from guerdon.reward.counting import ScoringCall, ScoringCalls
-from guerdon.reward.request_settings import FormatSettings
+from guerdon.reward.request_limits import FormatSettings
 from guerdon.reward.scoring.scorer import Scored, Scorer
 from guerdon.reward.wire.formats.format import Format, count_tokens
 from guerdon.reward.wire.formats.scoring import FormatScorer

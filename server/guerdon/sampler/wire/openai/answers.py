@@ -91,7 +91,7 @@ def _rows(drawn: Completion | Piece) -> list[tuple[int, float]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class CompletionCounts:
     """What an answer's end tells of a completion, which may be long gone."""
 
     item: int
@@ -101,7 +101,7 @@ class Counted:
     """The newest weights that had a part in it."""
 
     @classmethod
-    def of(cls, one: Drawn) -> Counted:
+    def of(cls, one: Drawn) -> CompletionCounts:
         """The counts of a completion."""
         spans = one.completion.spans
         version = max(span.version for span in spans)
@@ -128,8 +128,8 @@ def whole_answer(
     prompt = {}
     if asked.body.return_token_ids and envelope.shape is CHAT:
         prompt = {"prompt_token_ids": drawn[0].prompt.tolist()}
-    counted = list(map(Counted.of, drawn))
-    return envelope.whole_answer(choices, total_usage(counted), **weight_version(counted), **prompt)
+    counts = list(map(CompletionCounts.of, drawn))
+    return envelope.whole_answer(choices, total_usage(counts), **weight_version(counts), **prompt)
 
 
 def choice_logprobs(
@@ -160,13 +160,13 @@ def choice_end(completion: Completion) -> Json:
     }
 
 
-def weight_version(counted: Iterable[Counted]) -> Json:
+def weight_version(counts: Iterable[CompletionCounts]) -> Json:
     """The newest weights that had a part in an answer, also where OpenAI's clients look for it."""
-    version = max(one.version for one in counted)
+    version = max(one.version for one in counts)
     return {"system_fingerprint": f"weights-{version}", "guerdon": {"weight_version": version}}
 
 
-def total_usage(counted: Sequence[Counted]) -> Json:
+def total_usage(counts: Sequence[CompletionCounts]) -> Json:
     """Tokens of the prompts, each once, and of all completions."""
-    prompts = {one.item: one.prompt_tokens for one in counted}
-    return usage(sum(prompts.values()), sum(one.tokens for one in counted))
+    prompts = {one.item: one.prompt_tokens for one in counts}
+    return usage(sum(prompts.values()), sum(one.tokens for one in counts))

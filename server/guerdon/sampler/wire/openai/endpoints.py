@@ -17,7 +17,7 @@ from guerdon.sampler.request_limits import RequestLimits
 from guerdon.sampler.sampling import Drawn, Sampler, said_tokens, split_prompt
 from guerdon.sampler.types import Completion, GenerateRequest, Piece, PolicyEngine
 from guerdon.sampler.wire.openai.answers import (
-    Counted,
+    CompletionCounts,
     TokenTexts,
     choice_end,
     choice_logprobs,
@@ -117,7 +117,7 @@ class SamplerEndpoint(Endpoint[Call, SamplerRequest[B]]):
         request = self._checked(call, asked)
         envelope = self._envelope(asked)
         choices: dict[int, _Choice] = {}
-        counted: list[Counted] = []
+        counts: list[CompletionCounts] = []
         prompt: Json | None = None
         async with self._drawing(call, request) as arriving:
             while (arrived := await arriving.get()) is not None:
@@ -130,7 +130,7 @@ class SamplerEndpoint(Endpoint[Call, SamplerRequest[B]]):
                 if prompt is None:
                     prompt = self._prompt(asked, arrived.prompt)
                 if isinstance(part, Drawn):
-                    counted.append(Counted.of(part))
+                    counts.append(CompletionCounts.of(part))
                     told = await self._ended(asked, choices.pop(index), part.completion)
                 else:
                     told = await self._grown(asked, choices[index], part)
@@ -139,7 +139,7 @@ class SamplerEndpoint(Endpoint[Call, SamplerRequest[B]]):
                     prompt = {}
                 arrived.taken.set()
         if asked.body.stream_options.include_usage:
-            yield event(envelope.chunk(usage=total_usage(counted), **weight_version(counted)))
+            yield event(envelope.chunk(usage=total_usage(counts), **weight_version(counts)))
 
     @asynccontextmanager
     async def _drawing(
