@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.recipes.support import make_group
 from tests.support.command import read_rows
+from tests.support.metric_keys import describe
 
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measuring.measures import t_quantile
@@ -28,7 +29,7 @@ from guerdon.trainer.common.measuring.samples import SampleTable, before_and_aft
 from guerdon.trainer.common.measuring.statistics import estimate, paired
 from guerdon.trainer.common.metrics_log import MetricsLog
 from guerdon.trainer.common.services.utilisation import RolloutStats
-from guerdon.trainer.rl.report.metrics import KEYS, describe
+from guerdon.trainer.rl.report.metrics import KEYS
 from guerdon.trainer.rl.report.step_metrics import group_metrics, speed_metrics
 
 # --- statistics ---

@@ -14,7 +14,6 @@ scoring and learning overlap.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -57,8 +56,6 @@ from guerdon.trainer.rl.report.summary import make_summary
 from guerdon.trainer.rl.rollout.rollouts import Rollouts
 from guerdon.trainer.rl.settings import OnlineSettings
 from guerdon.trainer.rl.team import Team
-
-logger = logging.getLogger(__name__)
 
 
 def train(
