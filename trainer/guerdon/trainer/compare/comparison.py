@@ -71,7 +71,7 @@ class RunGroup:
 
     @property
     def trained(self) -> list[Result]:
-        """Those without the start."""
+        """The runs that were measured, without the start."""
         return [result for result in self.measured if not result.run.is_start]
 
 

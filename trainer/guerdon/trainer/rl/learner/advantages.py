@@ -255,11 +255,11 @@ class RunningMoments:
         self.moments = self.moments.merge(moments)
 
     def state_dict(self) -> dict[str, Any]:
-        """Three numbers."""
+        """The three numbers of the moments."""
         return asdict(self.moments)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from them."""
+        """Go on from a `state_dict`."""
         self.moments = Moments(float(state["count"]), float(state["mean"]), float(state["squares"]))
 
 

@@ -76,7 +76,7 @@ class RFTState(RunState):
                 }
 
     def evaluations(self) -> list[Evaluation]:
-        """Those that were made, in order."""
+        """The evaluations that were made, in order."""
         trees = [tree for tree in (self.before, self.after) if tree is not None]
         return [Evaluation.from_tree(tree) for tree in trees]
 
