@@ -18,7 +18,7 @@ from guerdon.trainer.common.measuring.measures import t_quantile
 from guerdon.trainer.common.measuring.monitors import (
     distinct_n,
     ngrams,
-    parted,
+    policy_mismatch,
     repetition,
     rounded_for_sampler,
     unpaired,
@@ -185,7 +185,7 @@ def test_warns_of_longer_and_duller_answers() -> None:
     ],
 )
 def test_warns_of_a_sampler_with_another_policy(row: dict[str, float], said: bool) -> None:
-    assert bool(parted(row)) == said
+    assert bool(policy_mismatch(row)) == said
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from guerdon.trainer.common.measuring.statistics import Estimate, paired
 from guerdon.trainer.compare.comparison import (
-    Parting,
+    Overoptimisation,
     Result,
     RunGroup,
     ahead,
@@ -130,7 +130,7 @@ VERDICTS = {
 """What a table says of a verdict."""
 
 
-def parting(name: str, found: Parting) -> str:
+def overoptimisation_sentence(name: str, found: Overoptimisation) -> str:
     """Whether the held-out reward followed, in a sentence."""
     rose = f"{name}: the reward rose by {risen(found.proxy)}"
     changed = with_interval(found.heldout)
@@ -179,15 +179,18 @@ def not_comparable(groups: Sequence[RunGroup]) -> list[str]:
     return found
 
 
-def parted(group: RunGroup) -> list[str]:
+def overoptimisation_sentences(group: RunGroup) -> list[str]:
     """A sentence for every run of which both rewards are known."""
-    judged = [(result.run.name, result.parting) for result in group.trained if result.parting]
-    return [parting(name, found) for name, found in judged]
+    return [
+        overoptimisation_sentence(result.run.name, found)
+        for result in group.trained
+        if (found := result.overoptimisation)
+    ]
 
 
 def together(group: RunGroup) -> str:
     """Which intervals the sentences on over-optimisation have; empty for a single run."""
-    levels = [result.parting.level for result in group.trained if result.parting]
+    levels = [result.overoptimisation.level for result in group.trained if result.overoptimisation]
     if len(levels) < 2:
         return ""
     return (

@@ -140,7 +140,7 @@ def _per_kl(result: Result) -> Cell:
 
 
 def _verdict(result: Result) -> Cell:
-    return Cell(VERDICTS[result.parting.verdict]) if result.parting else Cell()
+    return Cell(VERDICTS[result.overoptimisation.verdict]) if result.overoptimisation else Cell()
 
 
 def _accuracy(result: Result) -> Cell:

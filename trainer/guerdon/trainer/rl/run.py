@@ -23,7 +23,7 @@ from rich.console import Console
 
 from guerdon.trainer.common.measuring.monitors import (
     nothing_kept,
-    parted,
+    policy_mismatch,
     rounded_for_sampler,
     skipped,
     unpaired,
@@ -197,7 +197,7 @@ class OnlineRun:
         row |= self._speed(int(row["tokens"]))
         row |= {"step": step, "version": self.learner.version, "faults": self._faults["services"]}
         self._write(row)
-        self._warn(parted(row))
+        self._warn(policy_mismatch(row))
         self._warn(nothing_kept(row))
         self._warn(unpaired(row))
         self._warn(skipped(row))

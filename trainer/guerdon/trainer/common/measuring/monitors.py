@@ -58,7 +58,7 @@ def repetition(ids_T: Sequence[int] | np.ndarray[Any, Any], n: int = 4) -> float
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def parted(row: Mapping[str, float]) -> str:
+def policy_mismatch(row: Mapping[str, float]) -> str:
     """What a step's metrics say against learner and sampler being one policy; empty if nothing.
 
     A stale token was drawn from another policy, so only steps without any tell.
@@ -128,11 +128,11 @@ def warn(history: Sequence[Evaluation]) -> list[str]:
     if len(history) < 2:
         return []
     first, now = history[0], history[-1]
-    found = [text for text in (_parted(history), _longer(first, now), _dull(first, now)) if text]
-    return [f"step {now.step}: {text}" for text in found]
+    found = (_overoptimised(history), _longer(first, now), _dull(first, now))
+    return [f"step {now.step}: {text}" for text in found if text]
 
 
-def parted_rewards(proxy: Estimate, heldout: Estimate) -> bool:
+def overoptimised(proxy: Estimate, heldout: Estimate) -> bool:
     """Whether the reward rose and the held-out reward fell, both beyond their noise.
 
     Args:
@@ -142,7 +142,7 @@ def parted_rewards(proxy: Estimate, heldout: Estimate) -> bool:
     return proxy.rose and heldout.fell
 
 
-def _parted(history: Sequence[Evaluation]) -> str:
+def _overoptimised(history: Sequence[Evaluation]) -> str:
     """Proxy up and held-out reward down, beyond noise, since any earlier evaluation.
 
     Each of them is a test of its own, so the level is divided among them (Bonferroni).
@@ -154,7 +154,7 @@ def _parted(history: Sequence[Evaluation]) -> str:
             continue
         proxy = paired(then.prompts["reward"], now.prompts["reward"], level)
         heldout = paired(then.prompts["heldout_reward"], now.prompts["heldout_reward"], level)
-        if parted_rewards(proxy, heldout):
+        if overoptimised(proxy, heldout):
             return (
                 f"since step {then.step} the reward rose by {proxy.mean:.3g} while the held-out "
                 f"reward fell by {-heldout.mean:.3g}, both beyond their noise: the policy may be "
