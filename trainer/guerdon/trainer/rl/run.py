@@ -83,7 +83,7 @@ def train(
     folder.begin()
     run = OnlineRun(settings, inputs, folder, console, team)
     try:
-        return asyncio.run(run.whole(resume=resume))
+        return asyncio.run(run.run(resume=resume))
     finally:
         run.learning.shutdown()
         if run.trackers is not None:
@@ -147,8 +147,8 @@ class OnlineRun:
             last_version=self.settings.steps,
         )
 
-    async def whole(self, *, resume: bool) -> dict[str, Any]:
-        """All of it; the summary."""
+    async def run(self, *, resume: bool) -> dict[str, Any]:
+        """Train from where the run is to its end; the summary."""
         checkpoint = self._checkpoints.latest() if resume else None
         async with self._services:
             await self._begin(checkpoint)

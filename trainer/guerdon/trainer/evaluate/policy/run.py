@@ -76,7 +76,7 @@ def evaluate_policy(settings: EvalSettings, folder: EvalFolder, console: Console
     show_prompts("prompts", inputs.prompts, console)
     folder.begin()
     with quiet():
-        return _Run(settings, inputs, folder, console, baseline).whole()
+        return _Run(settings, inputs, folder, console, baseline).run()
 
 
 class _Run:
@@ -100,7 +100,7 @@ class _Run:
         self._model: Any = None
         self._check_same()
 
-    def whole(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """All phases; what was found."""
         if self.scored.missing:
             asyncio.run(self._sample())
