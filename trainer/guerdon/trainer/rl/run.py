@@ -49,13 +49,13 @@ from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import read_inputs, show_inputs
 from guerdon.trainer.rl.learner.algorithms import build
 from guerdon.trainer.rl.learner.learner import Learner
+from guerdon.trainer.rl.learner_ranks import LearnerOnAllRanks
 from guerdon.trainer.rl.report.plots import draw_plots
 from guerdon.trainer.rl.report.progress import RunProgress
 from guerdon.trainer.rl.report.step_metrics import group_metrics, speed_metrics
 from guerdon.trainer.rl.report.summary import make_summary
 from guerdon.trainer.rl.rollout.rollouts import Rollouts
 from guerdon.trainer.rl.settings import OnlineSettings
-from guerdon.trainer.rl.team import Team
 
 
 def train(
@@ -76,19 +76,19 @@ def train(
     inputs = read_inputs(settings)
     show_inputs(inputs, console)
     with quiet():
-        team = Team(Learner(settings, build(settings), inputs.policy))
-    if not team.main:
-        team.follow()
+        learners = LearnerOnAllRanks(Learner(settings, build(settings), inputs.policy))
+    if not learners.main:
+        learners.follow()
         return {}
     folder.begin()
-    run = OnlineRun(settings, inputs, folder, console, team)
+    run = OnlineRun(settings, inputs, folder, console, learners)
     try:
         return asyncio.run(run.run(resume=resume))
     finally:
         run.learning.shutdown()
         if run.trackers is not None:
             run.trackers.finish()
-        team.dismiss()
+        learners.dismiss()
 
 
 class OnlineRun:
@@ -99,7 +99,7 @@ class OnlineRun:
         inputs: read and checked.
         folder: begun.
         console: for a person.
-        team: the learners.
+        learners: of all ranks.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class OnlineRun:
         inputs: RunInputs,
         folder: RLFolder,
         console: Console,
-        team: Team,
+        learners: LearnerOnAllRanks,
     ) -> None:
         self.settings, self.inputs, self.folder, self.console = settings, inputs, folder, console
-        self.team, self.learner = team, team.learner
+        self.learners, self.learner = learners, learners.learner
         self.trackers: Trackers | None = None
         self.learning = ThreadPoolExecutor(1, thread_name_prefix="guerdon-learner")
         """One thread for all that computes: weights are never read in the middle of a step, and a
@@ -269,7 +269,7 @@ class OnlineRun:
             tokenizer = self.inputs.tokenizer
 
             def write(part: Any) -> None:
-                self.team.call("save_final", part, self._services.dtype)
+                self.learners.call("save_final", part, self._services.dtype)
                 tokenizer.save_pretrained(part)
 
             await asyncio.to_thread(self.folder.publish_final, write)
@@ -330,9 +330,9 @@ class OnlineRun:
             self._shown.note(text)
 
     async def _off_loop(self, method: str, *args: Any) -> Any:
-        """Call the team in a thread: sampling and scoring go on meanwhile."""
+        """Call all ranks' learners in a thread: sampling and scoring go on meanwhile."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.learning, self.team.call, method, *args)
+        return await loop.run_in_executor(self.learning, self.learners.call, method, *args)
 
     def _phase(self, name: str) -> AbstractContextManager[object]:
         return timed_phase(self._seconds, name)
