@@ -39,6 +39,7 @@ from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints
 from guerdon.trainer.common.services.weights import Weights
 from guerdon.trainer.common.trl.completions import Floats, response_logprobs
+from guerdon.trainer.evaluate.policy.answer_scorers import AnswerScorers, check_version
 from guerdon.trainer.evaluate.policy.baseline import Baseline
 from guerdon.trainer.evaluate.policy.columns import (
     HARM,
@@ -51,7 +52,6 @@ from guerdon.trainer.evaluate.policy.columns import (
 )
 from guerdon.trainer.evaluate.policy.folder import EVALUATION, STATE, EvalFolder, EvalState
 from guerdon.trainer.evaluate.policy.inputs import EvalInputs, read_inputs
-from guerdon.trainer.evaluate.policy.judging import Judges, check_version
 from guerdon.trainer.evaluate.policy.plots import draw_plots
 from guerdon.trainer.evaluate.policy.result import Measurement, terms
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
@@ -162,20 +162,20 @@ class _Run:
             make,
         ) as services:
             try:
-                judges = Judges(services.rewards, services.heldout, harm, self.columns)
-                await self._start(services, judges)
-                await self._draw(services, judges, version)
+                scorers = AnswerScorers(services.rewards, services.heldout, harm, self.columns)
+                await self._start(services, scorers)
+                await self._draw(services, scorers, version)
             finally:
                 await harm.close()
                 faults = services.faults
                 faults["services"] += harm.faults_survived
                 self.state.survived(faults)
 
-    async def _start(self, services: Connections[Drawing], judges: Judges) -> None:
+    async def _start(self, services: Connections[Drawing], scorers: AnswerScorers) -> None:
         """The reward models first: what they say may end it before the sampler is touched."""
-        judges.pin(self.state.rewards)
-        await judges.start()
-        self.state.rewards = judges.state()
+        scorers.pin(self.state.rewards)
+        await scorers.start()
+        self.state.rewards = scorers.state()
         if self.baseline:
             self.baseline.check_revisions(self.state.rewards)
         self.state.save()
@@ -183,7 +183,9 @@ class _Run:
         with self.state.phase("publish"):
             await services.start()
 
-    async def _draw(self, services: Connections[Drawing], judges: Judges, version: int) -> None:
+    async def _draw(
+        self, services: Connections[Drawing], scorers: AnswerScorers, version: int
+    ) -> None:
         def check(group: Group) -> None:
             check_version(group, version, self.settings.sampler)
 
@@ -191,7 +193,7 @@ class _Run:
             await draw_missing(
                 services.rollouts,
                 self.scored,
-                judges,
+                scorers,
                 self.console,
                 in_flight=self.settings.in_flight,
                 check=check,
