@@ -32,7 +32,7 @@ def load_lm(folder: Path) -> Any:
     return model.eval()
 
 
-def load_config(policy: str) -> tuple[Path, Any]:
+def find_policy(policy: str) -> tuple[Path, Any]:
     """The folder of a policy and its config.
 
     Args:
