@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.measuring.kl_estimate import kl_estimate
 from guerdon.trainer.common.models import published_model
 from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.policy_folder import SAMPLES
+from guerdon.trainer.common.progress import Bar
 from guerdon.trainer.common.report import say
 from guerdon.trainer.common.run_folder import PLOTS, write_json, write_whole
 from guerdon.trainer.common.run_state import package_versions, rounded
@@ -225,11 +225,12 @@ class _Run:
                 self.columns.add(group.task.uid, values)
 
     def _shown(self, text: str, groups: Sequence[Group]) -> Iterator[Group]:
-        if self.console.is_terminal and not self.console.quiet:
-            yield from track(groups, description=text, console=self.console)
-            return
-        say(self.console, f"{text}, of {len(groups)} prompts")
-        yield from groups
+        with Bar(self.console, text, len(groups)) as bar:
+            if bar.disable:
+                say(self.console, f"{text}, of {len(groups)} prompts")
+            for done, group in enumerate(groups, 1):
+                yield group
+                bar.move(done)
 
     def _finish(self) -> dict[str, Any]:
         """The rows, the plots, and last the figures."""
