@@ -22,11 +22,8 @@ from typing import Any
 from rich.console import Console
 
 from guerdon.trainer.common.measuring.monitors import (
-    nothing_kept,
     policy_mismatch,
     rounded_for_sampler,
-    skipped,
-    unpaired,
     warn,
 )
 from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, evaluate
@@ -48,6 +45,7 @@ from guerdon.trainer.rl.checkpoint import Checkpoints, TrainingCheckpoint
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import read_inputs, show_inputs
 from guerdon.trainer.rl.learner.algorithms import build
+from guerdon.trainer.rl.learner.algorithms.base import ImpliedReward
 from guerdon.trainer.rl.learner.learner import Learner
 from guerdon.trainer.rl.learner_ranks import LearnerOnAllRanks
 from guerdon.trainer.rl.report.plots import draw_plots
@@ -198,9 +196,7 @@ class OnlineRun:
         row |= {"step": step, "version": self.learner.version, "faults": self._faults["services"]}
         self._write(row)
         self._warn(policy_mismatch(row))
-        self._warn(nothing_kept(row))
-        self._warn(unpaired(row))
-        self._warn(skipped(row))
+        self._warn(self.learner.algorithm.warning(row))
         every = self.settings.eval_every
         if step >= self.settings.steps:
             await self._evaluate("after")
@@ -273,8 +269,8 @@ class OnlineRun:
                 tokenizer.save_pretrained(part)
 
             await asyncio.to_thread(self.folder.publish_final, write)
-            if self.learner.algorithm.implied_reward:
-                await asyncio.to_thread(self._leave_reward, self.settings)
+            if implied := self.learner.algorithm.implied_reward():
+                await asyncio.to_thread(self._leave_reward, implied)
         if self.settings.plots:
             with self._phase("plots"):
                 draw_plots(self.folder)
@@ -289,21 +285,19 @@ class OnlineRun:
         self.folder.write_summary(summary)
         return summary
 
-    def _leave_reward(self, settings: Any) -> None:
-        """The one that the policy implies; at another temperature it is not what was trained."""
-        if settings.temperature != 1:
-            return
-        prompts = self.inputs.prompts
+    def _leave_reward(self, implied: ImpliedReward) -> None:
+        """Leave the manifest of the reward that the policy implies."""
+        settings, prompts = self.settings, self.inputs.prompts
         leave_reward(
             self.folder,
             policy=settings.policy,
             resolved=self.inputs.policy,
             template=self.inputs.tokenizer.chat_template,
-            beta=settings.beta,
+            beta=implied.beta,
             train_data=f"{prompts.source} (sha256 {prompts.sha256})",
             training={
                 "algorithm": settings.algorithm,
-                "loss": settings.loss,
+                "loss": implied.loss,
                 "lr": settings.learning_rate,
                 "seed": settings.seed,
                 "steps": self.learner.step_count,

@@ -85,40 +85,6 @@ def rounded_for_sampler(learner: str, sampler: str) -> str:
     )
 
 
-def nothing_kept(row: Mapping[str, float]) -> str:
-    """Said of a step in which no completion was accepted; empty if some were, or all count."""
-    if row.get("accepted", 1.0) > 0:
-        return ""
-    return (
-        "a step accepted no completion, and so learned nothing: is --threshold too high, or "
-        "--max-tokens too small?"
-    )
-
-
-def unpaired(row: Mapping[str, float]) -> str:
-    """Said of a step in which no preference pair was made; empty if some were."""
-    if row.get("pairs", 1.0) > 0:
-        return ""
-    return (
-        "a step made no preference pair, and so learned nothing: are the rewards of a prompt's "
-        "completions all alike, or --max-tokens too small?"
-    )
-
-
-def skipped(row: Mapping[str, float]) -> str:
-    """Said of a step that left out an update, for want of any advantage; empty if it did not.
-
-    Where completions are kept or paired, the other two say more.
-    """
-    if not row.get("skipped_updates") or "accepted" in row or "pairs" in row:
-        return ""
-    return (
-        "a step left out an update of the policy: no completion had a better reward than the "
-        "others to its prompt, so there was nothing to learn; are the prompts too easy or too "
-        "hard, or does the reward not tell completions apart?"
-    )
-
-
 def warn(history: Sequence[Evaluation]) -> list[str]:
     """What the newest evaluation shows, against the earlier ones; each one plain sentence.
 

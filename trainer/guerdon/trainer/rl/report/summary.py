@@ -19,7 +19,7 @@ from guerdon.trainer.rl.settings import RunSettings
 _SHOWN, _WIDTH = 4, 300
 """Prompts of which completions are shown, and the characters of a text."""
 KEYS = {
-    "algorithm": "ppo, grpo, rloo, rft, online-rft or online-dpo",
+    "algorithm": "the command's name, as in `guerdon train ppo`",
     "policy": "what training began from",
     "steps": "published updates of the policy; for rft, steps of fine-tuning",
     "seed": "of the settings",
