@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from guerdon.trainer.common import report
 from guerdon.trainer.common.measuring.statistics import Estimate, paired
 from guerdon.trainer.compare.comparison import (
     Overoptimisation,
@@ -30,14 +31,6 @@ def plain(value: float, places: int = 2) -> str:
     return f"{value:.{places}f}".replace("-", "−")
 
 
-def interval(found: Estimate, *, sign: bool = True) -> str:
-    """The 95 % interval, or nothing where there is none."""
-    if found.low is None or found.high is None:
-        return ""
-    write = signed if sign else plain
-    return f"{write(found.low)} to {write(found.high)}"
-
-
 def short(path: str) -> str:
     """The end of a long path."""
     parts = path.split("/")
@@ -46,8 +39,7 @@ def short(path: str) -> str:
 
 def risen(found: Estimate) -> str:
     """A rise beyond its noise, in words."""
-    ends = interval(found, sign=False)
-    return f"{plain(found.mean)} ({ends})" if ends else plain(found.mean)
+    return report.with_interval(found.as_dict(), plain)
 
 
 def fallen(found: Estimate) -> str:
@@ -60,8 +52,7 @@ def fallen(found: Estimate) -> str:
 
 def with_interval(found: Estimate) -> str:
     """A mean with its interval."""
-    ends = interval(found)
-    return f"{signed(found.mean)} ({ends})" if ends else signed(found.mean)
+    return report.with_interval(found.as_dict(), signed)
 
 
 def headlines(group: RunGroup) -> list[str]:
