@@ -12,15 +12,12 @@ import functools
 import inspect
 import textwrap
 import typing
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated, Any, cast
 
 import typer
 
-from guerdon.cli.options import add_options
 from guerdon.settings import field_types, required
-
-Panels = Mapping[str, Sequence[str]]
 
 
 def field_docs(kind: type[Any]) -> dict[str, str]:
@@ -45,22 +42,6 @@ def _own_docs(owner: Hashable) -> dict[str, str]:
             ):
                 found[name] = " ".join(text.split())
     return found
-
-
-def add_settings(kind: type[Any], panels: Panels) -> Callable[[Callable[..., None]], Any]:
-    """A decorator that gives a typer command an option for every field of a dataclass.
-
-    The command gets what was given as `given`, a dict by the fields' names.
-
-    Args:
-        kind: the settings.
-        panels: heading of the help to names of fields; names that the class lacks are passed over.
-    """
-    types = field_types(kind)
-    known = {heading: [n for n in names if n in types] for heading, names in panels.items()}
-    ordered = [name for names in known.values() for name in names]
-    assert sorted(ordered) == sorted(types), set(types) ^ set(ordered)
-    return add_options(setting_options(kind, known), "given")
 
 
 def setting_options(
