@@ -13,6 +13,7 @@ import inspect
 import textwrap
 import typing
 from collections.abc import Hashable, Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any, cast
 
 import typer
@@ -44,6 +45,14 @@ def _own_docs(owner: Hashable) -> dict[str, str]:
     return found
 
 
+def field_default(owner: type[Any], name: str) -> Any:
+    """The default of a field; in words where its class has one for LoRA besides."""
+    if hasattr(owner, f"default_lora_{name}"):
+        rates = (getattr(owner, f"default_{kind}{name}") for kind in ("", "lora_"))
+        return "{:e}, and {:e} for LoRA".format(*(Decimal(repr(rate)) for rate in rates))
+    return next(field.default for field in dataclasses.fields(owner) if field.name == name)
+
+
 def setting_options(
     kind: type[Any],
     panels: Mapping[str, Sequence[str]],
@@ -65,7 +74,7 @@ def setting_options(
         owner, (*tables, name) = kind, key.split(".")
         for table in tables:
             owner = field_types(owner)[table]
-        default = next(f.default for f in dataclasses.fields(owner) if f.name == name)
+        default = field_default(owner, name)
         given = {**(other or {}).get(key, {})}
         text = given.pop("help", None) or field_docs(owner)[name]
         off = switches and default is False
