@@ -1,4 +1,4 @@
-"""The options that every recipe has beside its settings, and its errors as one sentence."""
+"""The command of a recipe: its settings as options, those beside them, its errors in a sentence."""
 
 from __future__ import annotations
 
