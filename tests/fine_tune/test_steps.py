@@ -63,7 +63,7 @@ def begun(
     with torch.no_grad():  # some way from the reference
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    reference = load_lm(begin["policy"], torch.float64)
+    reference = load_lm(begin["policy"]).double()
     exact = copy.deepcopy(model).double()  # TRL patches the model that it is given
     trainer = task.make_trainer(model, folder, [watch])
     rows = task.inputs.train.rows

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.maths.ranks import ALONE, together
 from tests.maths.support import settings
 from tests.maths.tokens import Tokens, make, wild
+from tests.support.metric_keys import describe
 
 from guerdon.trainer.common.measuring.kl_estimate import kl_estimate
 from guerdon.trainer.rl.learner.advantages import (
@@ -31,7 +32,6 @@ from guerdon.trainer.rl.learner.algorithms.base import (
 from guerdon.trainer.rl.learner.algorithms.online_dpo import OnlineDPO
 from guerdon.trainer.rl.learner.algorithms.online_rft import OnlineRFT
 from guerdon.trainer.rl.learner.losses import TokenLoss, segment_sum
-from guerdon.trainer.rl.report.metrics import describe
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,

@@ -5,7 +5,6 @@ python -m tests.recipes.reference      # writes it; a test compares
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from tests.recipes.support import KINDS
 
-from guerdon.cli.settings_options import field_docs
+from guerdon.cli.settings_options import field_default, field_docs
 from guerdon.settings import field_types, required
 from guerdon.trainer.common.measuring import samples
 from guerdon.trainer.rl.cli import PANELS
@@ -75,7 +74,7 @@ def default_of(name: str, kind: type[Any]) -> str:
     """As TOML has it; a dash where it must be given."""
     if name in required(kind):
         return "–"
-    return written(next(f.default for f in dataclasses.fields(kind) if f.name == name))
+    return written(field_default(kind, name))
 
 
 def by_most(texts: Mapping[str, str]) -> str:

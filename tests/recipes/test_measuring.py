@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.recipes.support import make_group
+from tests.recipes.support import make_group, settings_of
 from tests.support.command import read_rows
+from tests.support.metric_keys import describe
 
 from guerdon.trainer.common.errors import DivergedError
 from guerdon.trainer.common.measuring.measures import t_quantile
 from guerdon.trainer.common.measuring.monitors import (
     distinct_n,
     ngrams,
-    parted,
+    policy_mismatch,
     repetition,
     rounded_for_sampler,
-    unpaired,
     warn,
 )
 from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, compare, evaluate
@@ -28,8 +28,15 @@ from guerdon.trainer.common.measuring.samples import SampleTable, before_and_aft
 from guerdon.trainer.common.measuring.statistics import estimate, paired
 from guerdon.trainer.common.metrics_log import MetricsLog
 from guerdon.trainer.common.services.utilisation import RolloutStats
-from guerdon.trainer.rl.report.metrics import KEYS, describe
+from guerdon.trainer.rl.learner.algorithms import build
+from guerdon.trainer.rl.report.metrics import KEYS
 from guerdon.trainer.rl.report.step_metrics import group_metrics, speed_metrics
+from guerdon.trainer.rl.settings import (
+    GRPOSettings,
+    OnlineDPOSettings,
+    OnlineRFTSettings,
+    OnlineSettings,
+)
 
 # --- statistics ---
 
@@ -184,7 +191,7 @@ def test_warns_of_longer_and_duller_answers() -> None:
     ],
 )
 def test_warns_of_a_sampler_with_another_policy(row: dict[str, float], said: bool) -> None:
-    assert bool(parted(row)) == said
+    assert bool(policy_mismatch(row)) == said
 
 
 @pytest.mark.parametrize(
@@ -202,10 +209,22 @@ def test_warns_of_a_sampler_with_coarser_weights(learner: str, sampler: str, sai
 
 
 @pytest.mark.parametrize(
-    ("row", "said"), [({"pairs": 0}, True), ({"pairs": 1}, False), ({}, False)]
+    ("kind", "row", "said"),
+    [
+        (OnlineDPOSettings, {"pairs": 0, "skipped_updates": 1}, "made no preference pair"),
+        (OnlineDPOSettings, {"pairs": 1, "skipped_updates": 0}, ""),
+        (OnlineRFTSettings, {"accepted": 0.0, "skipped_updates": 1}, "accepted no completion"),
+        (OnlineRFTSettings, {"accepted": 0.5, "skipped_updates": 0}, ""),
+        (GRPOSettings, {"skipped_updates": 1}, "left out an update"),
+        (GRPOSettings, {"skipped_updates": 0}, ""),
+    ],
 )
-def test_warns_of_a_step_without_pairs(row: dict[str, float], said: bool) -> None:
-    assert bool(unpaired(row)) == said
+def test_warns_of_a_step_that_taught_nothing(
+    kind: type[OnlineSettings], row: dict[str, float], said: str
+) -> None:
+    warning = build(settings_of(kind)).warning(row)
+    assert bool(warning) == bool(said)
+    assert said in warning
 
 
 def test_an_evaluation_counts_prompts_not_completions() -> None:

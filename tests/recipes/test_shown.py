@@ -14,13 +14,13 @@ from PIL import Image
 from rich.console import Console
 from tests.recipes.support import make_group, settings_of
 from tests.recipes.test_measuring import made
+from tests.support.metric_keys import describe
 
 from guerdon.trainer.common.errors import SettingsError
 from guerdon.trainer.common.measuring.policy_evaluation import evaluate
 from guerdon.trainer.common.measuring.samples import SampleTable
 from guerdon.trainer.common.trackers import Trackers, check_trackers
 from guerdon.trainer.rl.folder import RLFolder
-from guerdon.trainer.rl.report.metrics import describe
 from guerdon.trainer.rl.report.plots import FIGURES, PHASES, draw_plots
 from guerdon.trainer.rl.report.progress import SHOWN, RunProgress
 from guerdon.trainer.rl.report.summary import make_summary, show_summary

@@ -21,6 +21,7 @@ from tests.rft.test_sft import interrupt_at
 from tests.runs.processes import train
 from tests.support.command import read_rows, write_jsonl
 from tests.support.forked import Child
+from tests.support.metric_keys import describe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.client.sync import run as run_there
@@ -30,7 +31,6 @@ from guerdon.trainer.common.services.drawing import Drawing
 from guerdon.trainer.common.services.scored_store import ScoredGroups
 from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.rl.folder import RLFolder
-from guerdon.trainer.rl.report.metrics import describe
 from guerdon.trainer.rl.rft import run as rft
 from guerdon.trainer.rl.settings import RFTSettings
 

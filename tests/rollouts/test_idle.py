@@ -32,8 +32,8 @@ def test_stats_of_an_interval() -> None:
         groups=4,
     )
     between = last - first
-    assert (between.groups, between.tokens_per_second) == (3, 5.0)
+    assert (between.groups, between.tokens, between.seconds) == (3, 50, 10.0)
     assert between.sampling_idle == pytest.approx(0.2)
     assert between.scoring_idle == 0.75
     assert between.learning_idle == pytest.approx(0.1)
-    assert RolloutStats().tokens_per_second == RolloutStats().sampling_idle == 0.0
+    assert RolloutStats().sampling_idle == 0.0

@@ -19,7 +19,7 @@ from tests.rollouts.support import tokenizer, write_rows
 from guerdon.trainer.common.errors import DataError, OutputError, SettingsError, TrainingError
 from guerdon.trainer.common.services import line_process
 from guerdon.trainer.common.services.prompts import load_prompts
-from guerdon.trainer.common.services.reward_function import RewardFunction
+from guerdon.trainer.common.services.reward_function import FunctionVerifier
 from guerdon.trainer.common.services.rewards import RewardSource
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
 from guerdon.trainer.common.services.verifiers import parse_verifier
@@ -256,7 +256,7 @@ async def test_a_process_that_was_killed_is_asked_once_more(tmp_path: Path) -> N
 
 async def test_its_process_ends_when_the_run_is_gone(tmp_path: Path) -> None:
     """Also in the middle of a call, with what this started: what it reads from has ended."""
-    verifier = RewardFunction("my_rewards:hanging", 600.0)
+    verifier = FunctionVerifier("my_rewards:hanging", 600.0)
     await verifier.start()
     process = verifier._process
     assert process is not None
@@ -277,7 +277,7 @@ async def test_the_start_may_take_as_long_as_a_call(
     """A module may load a large model; two minutes are the least that it has."""
     (tmp_path / "stuck.py").write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setattr(line_process, "START_SECONDS", 0.01)
-    verifier = RewardFunction("stuck:f", 0.01)
+    verifier = FunctionVerifier("stuck:f", 0.01)
     message = r"runs a reward function gave no sign of life in 0\.01 seconds"
     with pytest.raises(TrainingError, match=message):
         await verifier.start()

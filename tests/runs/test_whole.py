@@ -9,12 +9,13 @@ import torch
 from tests.fine_tune.support import log_ratio
 from tests.runs.processes import Service
 from tests.runs.whole import STEPS, Finished, Recipe, finished
+from tests.support.metric_keys import describe
 from tests.support.server import running_server
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.client import Item, RewardClient, TokenIds
 from guerdon.models import Manifest, weights_hash
-from guerdon.trainer.rl.report.metrics import KEYS, describe
+from guerdon.trainer.rl.report.metrics import KEYS
 
 pytestmark = pytest.mark.slow
 

@@ -341,7 +341,7 @@ def test_the_calls_fit_vllms_own_signatures() -> None:
     from vllm.distributed.weight_transfer import base, nccl_common, nccl_engine
 
     from guerdon.sampler.engine import nccl_receive
-    from guerdon.trainer.common.services.nccl import Told
+    from guerdon.trainer.common.services.nccl import SilentClient
     from guerdon.trainer.common.services.nccl_source import NamedTensors
 
     init = nccl_common.NCCLWeightTransferInitInfo(**nccl_receive.init_info(SOURCE))
@@ -356,14 +356,14 @@ def test_the_calls_fit_vllms_own_signatures() -> None:
     assert config.data_parallel_index * config.world_size + config.rank + init.rank_offset == 1
     # The two ends agree without being told: one tensor at a time.
     assert nccl_engine.NCCLTrainerInitInfo("a", 1, 2, packed=False, rank=0).is_sender
-    assert isinstance(Told(), base.VLLMWeightSyncClient)
+    assert isinstance(SilentClient(), base.VLLMWeightSyncClient)
     for name in ("__init__", "broadcast", "destroy"):
         real = inspect.signature(getattr(PyNcclCommunicator, name)).parameters
         ours = inspect.signature(getattr(StoreCommunicator, name)).parameters
         assert list(real) == list(ours), name
     for name in ("update_weights", "init_weight_transfer_engine", "finish_weight_update"):
         real = inspect.signature(getattr(base.VLLMWeightSyncClient, name)).parameters
-        assert list(real) == list(inspect.signature(getattr(Told, name)).parameters), name
+        assert list(real) == list(inspect.signature(getattr(SilentClient, name)).parameters), name
     source = NamedTensors(weights(1), "cpu")
     assert [m.name for m in source.metadata()] == [name for name, _ in source]
     assert all(tensor.is_contiguous() for _, tensor in source)

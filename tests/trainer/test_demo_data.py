@@ -9,8 +9,8 @@ import pytest
 from tests.support.command import read_rows
 
 from guerdon.data import parse_pair
-from guerdon.trainer.demo_data.judge import DemoQuestion, judge, repeated_share
 from guerdon.trainer.demo_data.make import HERE, DrawnAnswer, make_rows, read_questions
+from guerdon.trainer.demo_data.rules import DemoQuestion, check_answer, repeated_share
 
 FRANCE = DemoQuestion("fact", "What is the capital of France?", (("paris",),))
 SUM = DemoQuestion("maths", "What is 7 plus 5?", (("12", "twelve"),))
@@ -49,13 +49,15 @@ THEFT = DemoQuestion("safety", "How do I steal a bicycle?", ())
     ],
 )
 def test_rules(question: DemoQuestion, answer: str, failed: tuple[str, ...]) -> None:
-    verdict = judge(question, answer, ended=True)
-    assert verdict.failed == failed
-    assert verdict.good == (not failed)
+    results = check_answer(question, answer, ended=True)
+    assert results.failed == failed
+    assert results.good == (not failed)
 
 
 def test_an_answer_that_was_cut_does_not_finish() -> None:
-    assert judge(FRANCE, "The capital of France is Paris.", ended=False).failed == ("finishes",)
+    assert check_answer(FRANCE, "The capital of France is Paris.", ended=False).failed == (
+        "finishes",
+    )
 
 
 def test_repeated_share() -> None:
@@ -90,8 +92,8 @@ def test_every_row_was_judged_by_these_rules() -> None:
     for row in rows("train") + rows("eval"):
         question = questions[row["prompt"][0]["content"]]
         # Whether the model ended an answer itself is not in the row; the text's rules are.
-        chosen = judge(question, row["chosen"][0]["content"], ended=True)
-        rejected = judge(question, row["rejected"][0]["content"], ended=True)
+        chosen = check_answer(question, row["chosen"][0]["content"], ended=True)
+        rejected = check_answer(question, row["rejected"][0]["content"], ended=True)
         assert chosen.good, row
         assert set(row["why"]["rejected_fails"]) - {"finishes"} == set(rejected.failed) - {
             "finishes"

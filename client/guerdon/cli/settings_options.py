@@ -12,15 +12,13 @@ import functools
 import inspect
 import textwrap
 import typing
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any, cast
 
 import typer
 
-from guerdon.cli.options import add_options
 from guerdon.settings import field_types, required
-
-Panels = Mapping[str, Sequence[str]]
 
 
 def field_docs(kind: type[Any]) -> dict[str, str]:
@@ -47,20 +45,12 @@ def _own_docs(owner: Hashable) -> dict[str, str]:
     return found
 
 
-def add_settings(kind: type[Any], panels: Panels) -> Callable[[Callable[..., None]], Any]:
-    """A decorator that gives a typer command an option for every field of a dataclass.
-
-    The command gets what was given as `given`, a dict by the fields' names.
-
-    Args:
-        kind: the settings.
-        panels: heading of the help to names of fields; names that the class lacks are passed over.
-    """
-    types = field_types(kind)
-    known = {heading: [n for n in names if n in types] for heading, names in panels.items()}
-    ordered = [name for names in known.values() for name in names]
-    assert sorted(ordered) == sorted(types), set(types) ^ set(ordered)
-    return add_options(setting_options(kind, known), "given")
+def field_default(owner: type[Any], name: str) -> Any:
+    """The default of a field; in words where its class has one for LoRA besides."""
+    if hasattr(owner, f"default_lora_{name}"):
+        rates = (getattr(owner, f"default_{kind}{name}") for kind in ("", "lora_"))
+        return "{:e}, and {:e} for LoRA".format(*(Decimal(repr(rate)) for rate in rates))
+    return next(field.default for field in dataclasses.fields(owner) if field.name == name)
 
 
 def setting_options(
@@ -84,7 +74,7 @@ def setting_options(
         owner, (*tables, name) = kind, key.split(".")
         for table in tables:
             owner = field_types(owner)[table]
-        default = next(f.default for f in dataclasses.fields(owner) if f.name == name)
+        default = field_default(owner, name)
         given = {**(other or {}).get(key, {})}
         text = given.pop("help", None) or field_docs(owner)[name]
         off = switches and default is False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -108,14 +108,32 @@ def show_groups(field: str, groups: Mapping[str, Mapping[str, Any]], console: Co
 def cell(value: Any) -> str:
     """A number, or one with its interval, as a cell of a table."""
     if isinstance(value, Mapping):
-        return share(value)
+        return with_interval(value, "{:.3f}".format, "–")
     return "–" if value is None else f"{value:.3f}"
 
 
-def share(found: Mapping[str, Any] | None) -> str:
-    """A number with its interval."""
-    if found is None:
-        return "–"
-    if found["low"] is None:
-        return f"{found['value']:.3f}"
-    return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
+def with_interval(
+    found: Mapping[str, Any], write: Callable[[float], str], between: str = " to "
+) -> str:
+    """A value, and in brackets the ends of its interval where it has one.
+
+    Args:
+        found: an estimate as JSON has it.
+        write: each number as text.
+        between: what stands between the ends.
+    """
+    ends = interval(found, write, between)
+    value = write(found["mean"] if "mean" in found else found["value"])
+    return f"{value} ({ends})" if ends else value
+
+
+def interval(found: Mapping[str, Any], write: Callable[[float], str], between: str = " to ") -> str:
+    """The ends of the interval alone; empty where there is none."""
+    low, high = found["low"], found["high"]
+    return "" if low is None else f"{write(low)}{between}{write(high)}"
+
+
+def with_error(found: Mapping[str, Any], write: Callable[[float], str]) -> str:
+    """A mean, and its standard error where it has one."""
+    error = "" if found["se"] is None else f" ± {write(found['se'])}"
+    return write(found["mean"]) + error

@@ -86,7 +86,7 @@ class RunState:
         """Put right in place what JSON can't hold as it was."""
 
     def save(self) -> None:
-        """Write it."""
+        """Write the state to its file."""
         values = asdict(self)
         del values["path"]
         self.path.parent.mkdir(parents=True, exist_ok=True)

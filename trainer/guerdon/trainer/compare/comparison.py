@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Literal
 
 from guerdon.trainer.common.measuring.measures import t_quantile
-from guerdon.trainer.common.measuring.monitors import LONGER, parted_rewards
+from guerdon.trainer.common.measuring.monitors import LONGER, overoptimised
 from guerdon.trainer.common.measuring.statistics import Estimate, paired
 from guerdon.trainer.compare.runs import Point, Run, RunMeasures, Terms
 from guerdon.trainer.evaluate.policy.winning import reward_per_kl
@@ -24,7 +24,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
+class Overoptimisation:
     """What became of the reward and of the held-out reward since the start."""
 
     proxy: Estimate
@@ -48,7 +48,7 @@ class Result:
     """Gains of `reward` and `heldout_reward` since then, prompt by prompt."""
     per_kl: float | None = None
     """Gain of reward in each nat of KL."""
-    parting: Parting | None = None
+    overoptimisation: Overoptimisation | None = None
     curve: tuple[Point, ...] = ()
     """While it trained, where that was measured on the terms of the group."""
 
@@ -71,7 +71,7 @@ class RunGroup:
 
     @property
     def trained(self) -> list[Result]:
-        """Those without the start."""
+        """The runs that were measured, without the start."""
         return [result for result in self.measured if not result.run.is_start]
 
 
@@ -115,7 +115,7 @@ def _group(runs: Sequence[Run]) -> RunGroup:
     results = [_result(run, start, terms) for run in runs]
     tests = sum(_both(result.gains) for result in results)
     results = [
-        dataclasses.replace(result, parting=part(result.gains, tests))
+        dataclasses.replace(result, overoptimisation=find_overoptimisation(result.gains, tests))
         if _both(result.gains)
         else result
         for result in results
@@ -171,7 +171,7 @@ def _both(gains: Mapping[str, Estimate]) -> bool:
     return "reward" in gains and "heldout_reward" in gains
 
 
-def part(gains: Mapping[str, Estimate], tests: int = 1) -> Parting:
+def find_overoptimisation(gains: Mapping[str, Estimate], tests: int = 1) -> Overoptimisation:
     """Whether the held-out reward follows the reward.
 
     Args:
@@ -180,13 +180,13 @@ def part(gains: Mapping[str, Estimate], tests: int = 1) -> Parting:
     """
     level = 1 - (1 - LEVEL) / max(1, tests)
     proxy, heldout = (at_level(gains[name], level) for name in ("reward", "heldout_reward"))
-    if parted_rewards(proxy, heldout):
+    if overoptimised(proxy, heldout):
         verdict: Verdict = "gamed"
     elif not proxy.rose:
         verdict = "no gain"
     else:
         verdict = "confirmed" if heldout.rose else "unconfirmed"
-    return Parting(proxy, heldout, level, verdict)
+    return Overoptimisation(proxy, heldout, level, verdict)
 
 
 def at_level(found: Estimate, level: float) -> Estimate:

@@ -78,16 +78,16 @@ def rewards_apart(group: RunGroup, where: Places) -> Markup | None:
 
     None where no run has both.
     """
-    drawn = [r for r in group.trained if r.parting and _has(r, "kl")]
+    drawn = [r for r in group.trained if r.overoptimisation and _has(r, "kl")]
     if not drawn:
         return None
     figure, ax = _axes()
     ax.axhline(0, color=FAINT, linestyle=":", linewidth=1)
     labels = []
     for result in drawn:
-        assert result.parting
+        assert result.overoptimisation
         assert result.run.after
-        kl, found = result.run.after.estimates["kl"], result.parting
+        kl, found = result.run.after.estimates["kl"], result.overoptimisation
         colour, marker = _look(result, where)
         if result.curve:
             for of, style in ((_reward, "-"), (_heldout, "--")):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from guerdon.trainer.common import report
 from guerdon.trainer.common.measuring.statistics import Estimate, paired
 from guerdon.trainer.compare.comparison import (
-    Parting,
+    Overoptimisation,
     Result,
     RunGroup,
     ahead,
@@ -30,14 +31,6 @@ def plain(value: float, places: int = 2) -> str:
     return f"{value:.{places}f}".replace("-", "−")
 
 
-def interval(found: Estimate, *, sign: bool = True) -> str:
-    """The 95 % interval, or nothing where there is none."""
-    if found.low is None or found.high is None:
-        return ""
-    write = signed if sign else plain
-    return f"{write(found.low)} to {write(found.high)}"
-
-
 def short(path: str) -> str:
     """The end of a long path."""
     parts = path.split("/")
@@ -46,8 +39,7 @@ def short(path: str) -> str:
 
 def risen(found: Estimate) -> str:
     """A rise beyond its noise, in words."""
-    ends = interval(found, sign=False)
-    return f"{plain(found.mean)} ({ends})" if ends else plain(found.mean)
+    return report.with_interval(found.as_dict(), plain)
 
 
 def fallen(found: Estimate) -> str:
@@ -60,8 +52,7 @@ def fallen(found: Estimate) -> str:
 
 def with_interval(found: Estimate) -> str:
     """A mean with its interval."""
-    ends = interval(found)
-    return f"{signed(found.mean)} ({ends})" if ends else signed(found.mean)
+    return report.with_interval(found.as_dict(), signed)
 
 
 def headlines(group: RunGroup) -> list[str]:
@@ -130,7 +121,7 @@ VERDICTS = {
 """What a table says of a verdict."""
 
 
-def parting(name: str, found: Parting) -> str:
+def overoptimisation_sentence(name: str, found: Overoptimisation) -> str:
     """Whether the held-out reward followed, in a sentence."""
     rose = f"{name}: the reward rose by {risen(found.proxy)}"
     changed = with_interval(found.heldout)
@@ -179,15 +170,18 @@ def not_comparable(groups: Sequence[RunGroup]) -> list[str]:
     return found
 
 
-def parted(group: RunGroup) -> list[str]:
+def overoptimisation_sentences(group: RunGroup) -> list[str]:
     """A sentence for every run of which both rewards are known."""
-    judged = [(result.run.name, result.parting) for result in group.trained if result.parting]
-    return [parting(name, found) for name, found in judged]
+    return [
+        overoptimisation_sentence(result.run.name, found)
+        for result in group.trained
+        if (found := result.overoptimisation)
+    ]
 
 
 def together(group: RunGroup) -> str:
     """Which intervals the sentences on over-optimisation have; empty for a single run."""
-    levels = [result.parting.level for result in group.trained if result.parting]
+    levels = [result.overoptimisation.level for result in group.trained if result.overoptimisation]
     if len(levels) < 2:
         return ""
     return (

@@ -43,11 +43,11 @@ def show(groups: Sequence[RunGroup], console: Console) -> None:
             _say(console, text)
     for group in groups:
         for result in group.trained:
-            if result.parting:
-                bad = result.parting.verdict in ("gamed", "unconfirmed")
+            if result.overoptimisation:
+                bad = result.overoptimisation.verdict in ("gamed", "unconfirmed")
                 _say(
                     console,
-                    sentences.parting(result.run.name, result.parting),
+                    sentences.overoptimisation_sentence(result.run.name, result.overoptimisation),
                     "yellow" if bad else "",
                 )
         if sentences.together(group):
@@ -90,7 +90,7 @@ def as_json(groups: Sequence[RunGroup]) -> dict[str, Any]:
                 "terms": _terms(group),
                 "start": group.start.name if group.start else None,
                 "runs": [_result(result) for result in group.results],
-                "found": sentences.headlines(group) + sentences.parted(group),
+                "found": sentences.headlines(group) + sentences.overoptimisation_sentences(group),
                 "notes": list(group.notes),
             }
             for group in groups
@@ -120,7 +120,7 @@ def _result(result: Result) -> dict[str, Any]:
         "minutes": run.minutes,
         "gains": {name: gain.as_dict() for name, gain in result.gains.items()},
         "gain_per_kl": result.per_kl,
-        "held_out_says": result.parting.verdict if result.parting else None,
+        "held_out_says": result.overoptimisation.verdict if result.overoptimisation else None,
         "curve": [dataclasses.asdict(point) for point in result.curve],
         "implied_accuracy": run.accuracy
         and dict(zip(("value", "low", "high"), run.accuracy, strict=True)),

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from guerdon.trainer.common.measuring.statistics import Estimate
+from guerdon.trainer.common.report import interval
 from guerdon.trainer.compare.comparison import Result, RunGroup
-from guerdon.trainer.compare.sentences import NONE, VERDICTS, interval, plain, short, signed
+from guerdon.trainer.compare.sentences import NONE, VERDICTS, plain, short, signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,10 @@ def estimated(found: Estimate | None, *, sign: bool = True) -> Cell:
         else ""
     )
     write = signed if sign else plain
-    return Cell(write(found.mean), interval(found, sign=sign), found.mean, half)
+    return Cell(write(found.mean), interval(found.as_dict(), write), found.mean, half)
 
 
-def share(found: Estimate | None, places: int = 0) -> Cell:
+def percentage(found: Estimate | None, places: int = 0) -> Cell:
     """A share in per cent, over its interval."""
     if found is None:
         return Cell()
@@ -106,7 +107,7 @@ def share(found: Estimate | None, places: int = 0) -> Cell:
 def _share(name: str, places: int = 0) -> Make:
     def make(result: Result) -> Cell:
         after = result.run.after
-        return share(after.estimates.get(name) if after else None, places)
+        return percentage(after.estimates.get(name) if after else None, places)
 
     return make
 
@@ -127,7 +128,7 @@ def _wins(result: Result) -> Cell:
     after = result.run.after
     if not after or not after.wins:
         return Cell()
-    found = [(name, share(rate)) for name, rate in after.wins.items()]
+    found = [(name, percentage(rate)) for name, rate in after.wins.items()]
     first = found[0][1]
     others = [
         f"{name.replace('heldout_reward', 'held out')} {cell.text}" for name, cell in found[1:]
@@ -140,7 +141,7 @@ def _per_kl(result: Result) -> Cell:
 
 
 def _verdict(result: Result) -> Cell:
-    return Cell(VERDICTS[result.parting.verdict]) if result.parting else Cell()
+    return Cell(VERDICTS[result.overoptimisation.verdict]) if result.overoptimisation else Cell()
 
 
 def _accuracy(result: Result) -> Cell:

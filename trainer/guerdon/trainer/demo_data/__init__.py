@@ -1,1 +1,1 @@
-"""The project's own small preference data: the rows, the rules that judged them, the script."""
+"""The project's own small preference data: the rows, their rules, the script."""

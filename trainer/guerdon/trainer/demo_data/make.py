@@ -1,6 +1,6 @@
 """Make `train.jsonl` and `eval.jsonl` anew: `python -m guerdon.trainer.demo_data.make`.
 
-The embedded model answers the prompts of `prompts.tsv` several times; `judge` says which
+The embedded model answers the prompts of `prompts.tsv` several times; `rules` says which
 rules each answer keeps; an answer that keeps all is paired with answers that break some.
 The seed is fixed. Sampling in bfloat16 may still part between machines whose kernels round
 differently, which is why the result is checked in.
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from guerdon.trainer.demo_data.judge import DemoQuestion, Verdict, judge
+from guerdon.trainer.demo_data.rules import DemoQuestion, RuleResults, check_answer
 
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m-instruct"
@@ -181,14 +181,14 @@ def make_rows(
     questions: list[DemoQuestion], answers: dict[str, list[DrawnAnswer]]
 ) -> dict[str, list[dict[str, Any]]]:
     """The rows of both splits. A prompt, and all its pairs, belongs to one of them."""
-    judged = {q.prompt: _judged(q, answers[q.prompt]) for q in questions}
+    checked = {q.prompt: _check_answers(q, answers[q.prompt]) for q in questions}
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "eval": []}
     splits = choose_splits(questions)
     for question in questions:
         split = splits[question.prompt]
         others = [q for q in questions if splits[q.prompt] == split]
-        stray = _answer_to_another(question, others, judged)
-        rows[split] += _pairs(question, judged[question.prompt], stray)
+        stray = _answer_to_another(question, others, checked)
+        rows[split] += _pairs(question, checked[question.prompt], stray)
     return rows
 
 
@@ -208,22 +208,22 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _judged(
+def _check_answers(
     question: DemoQuestion, answers: list[DrawnAnswer]
-) -> list[tuple[DrawnAnswer, Verdict]]:
-    """The distinct answers that hold text, with their verdicts."""
-    seen: dict[str, tuple[DrawnAnswer, Verdict]] = {}
+) -> list[tuple[DrawnAnswer, RuleResults]]:
+    """The distinct answers that hold text, with what the rules say of them."""
+    seen: dict[str, tuple[DrawnAnswer, RuleResults]] = {}
     for answer in answers:
         if answer.text and answer.text not in seen:
-            seen[answer.text] = (answer, judge(question, answer.text, ended=answer.ended))
+            seen[answer.text] = (answer, check_answer(question, answer.text, ended=answer.ended))
     return list(seen.values())
 
 
 def _answer_to_another(
     question: DemoQuestion,
     others: list[DemoQuestion],
-    judged: dict[str, list[tuple[DrawnAnswer, Verdict]]],
-) -> tuple[DrawnAnswer, Verdict] | None:
+    checked: dict[str, list[tuple[DrawnAnswer, RuleResults]]],
+) -> tuple[DrawnAnswer, RuleResults] | None:
     """A good answer to another prompt of the split, which does not answer this one.
 
     Only every third prompt, by its hash, gets one: the other faults are more common.
@@ -233,34 +233,34 @@ def _answer_to_another(
         return None
     for step in range(1, len(others)):
         other = others[(number + step) % len(others)]
-        for answer, verdict in judged[other.prompt]:
-            ours = judge(question, answer.text, ended=answer.ended)
-            if verdict.good and not other.harmful and other != question and not ours.answers:
+        for answer, results in checked[other.prompt]:
+            ours = check_answer(question, answer.text, ended=answer.ended)
+            if results.good and not other.harmful and other != question and not ours.answers:
                 return answer, ours
     return None
 
 
 def _pairs(
     question: DemoQuestion,
-    judged: list[tuple[DrawnAnswer, Verdict]],
-    stray: tuple[DrawnAnswer, Verdict] | None,
+    checked: list[tuple[DrawnAnswer, RuleResults]],
+    stray: tuple[DrawnAnswer, RuleResults] | None,
 ) -> Iterator[dict[str, Any]]:
     """Up to `PAIRS_PER_PROMPT` rows, over different faults before twice the same."""
-    good = [answer for answer, verdict in judged if verdict.good]
-    bad = [(a, v, "sampled") for a, v in judged if not v.good]
+    good = [answer for answer, results in checked if results.good]
+    bad = [(a, v, "sampled") for a, v in checked if not v.good]
     if stray:
         bad.insert(0, (*stray, "answer to another prompt"))
     times: Counter[tuple[str, ...]] = Counter()
     for i in range(min(PAIRS_PER_PROMPT, len(bad)) if good else 0):
-        answer, verdict, source = min(bad, key=lambda entry: times[entry[1].failed])
-        bad.remove((answer, verdict, source))
-        times[verdict.failed] += 1
+        answer, results, source = min(bad, key=lambda entry: times[entry[1].failed])
+        bad.remove((answer, results, source))
+        times[results.failed] += 1
         yield {
             "prompt": [{"role": "user", "content": question.prompt}],
             "chosen": [{"role": "assistant", "content": good[i % len(good)].text}],
             "rejected": [{"role": "assistant", "content": answer.text}],
             "category": question.category,
-            "why": {"rejected_fails": list(verdict.failed), "rejected_is": source},
+            "why": {"rejected_fails": list(results.failed), "rejected_is": source},
         }
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from guerdon.cli.connection import ServerOptions
     from guerdon.client import RewardClient
     from guerdon.trainer.common.data.rows import Rows
-    from guerdon.trainer.evaluate.judging import Judged
+    from guerdon.trainer.evaluate.comparison_scores import ComparisonScores
 
 app = typer.Typer(help="Evaluate served reward models, and policies.", no_args_is_help=True)
 app.command("policy")(policy)
@@ -71,11 +71,11 @@ def reward(
             for name in names:
                 client.get_model(name)
         with connection.rewards() as client:
-            judged = [
-                _judge(client, name, rows, in_flight, options, on_error is opt.OnError.SKIP)
+            by_model = [
+                _score(client, name, rows, in_flight, options, on_error is opt.OnError.SKIP)
                 for name in names
             ]
-        _say(rows, judged, output, as_json=json_)
+        _say(rows, by_model, output, as_json=json_)
 
 
 def _read(data: str, split: str, subset_field: str, limit: int, *, skip: bool) -> Rows[Any]:
@@ -91,18 +91,18 @@ def _read(data: str, split: str, subset_field: str, limit: int, *, skip: bool) -
     return rows
 
 
-def _judge(
+def _score(
     client: RewardClient, name: str, rows: Rows[Any], in_flight: int, options: Any, skip: bool
-) -> Judged:
+) -> ComparisonScores:
     from rich.console import Console
 
     from guerdon.trainer.common.progress import Bar
-    from guerdon.trainer.evaluate.judging import judge
+    from guerdon.trainer.evaluate.comparison_scores import score_comparisons
 
     places = [f"{rows.source}, line {line}" for line in rows.lines]
     total = sum(len(comparison.items()) for comparison in rows.rows)
     with Bar(Console(stderr=True), name, total) as bar:
-        return judge(
+        return score_comparisons(
             client,
             name,
             rows.rows,
@@ -114,26 +114,28 @@ def _judge(
         )
 
 
-def _say(rows: Rows[Any], judged: list[Judged], output: Path | None, *, as_json: bool) -> None:
+def _say(
+    rows: Rows[Any], by_model: list[ComparisonScores], output: Path | None, *, as_json: bool
+) -> None:
     from rich.console import Console
 
     from guerdon.trainer.common.errors import DataError
     from guerdon.trainer.evaluate.findings import agreement, findings
     from guerdon.trainer.evaluate.report import show
 
-    if any(all(scores is None for scores in model.scores) for model in judged):
+    if any(all(scores is None for scores in model.scores) for model in by_model):
         raise DataError(f"{rows.source}: the server refuses every row")
     found: dict[str, Any] = {
         "data": rows.source,
         "sha256": rows.sha256,
         "bad_rows": len(rows.bad),
         "bad_lines": [error.line for error in rows.bad[:20]],
-        "models": [findings(rows.rows, model) for model in judged],
+        "models": [findings(rows.rows, model) for model in by_model],
     }
-    if len(judged) == 2:
-        found["agreement"] = agreement(rows.rows, *judged)
+    if len(by_model) == 2:
+        found["agreement"] = agreement(rows.rows, *by_model)
     if output is not None:
-        _write(output, rows, judged)
+        _write(output, rows, by_model)
     if as_json:
         typer.echo(json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False))
         return
@@ -146,14 +148,14 @@ def _say(rows: Rows[Any], judged: list[Judged], output: Path | None, *, as_json:
     show(found, console)
 
 
-def _write(output: Path, rows: Rows[Any], judged: list[Judged]) -> None:
+def _write(output: Path, rows: Rows[Any], by_model: list[ComparisonScores]) -> None:
     from guerdon.trainer.common.errors import OutputError
     from guerdon.trainer.common.run_folder import write_whole
 
     lines = []
     for place, line in enumerate(rows.lines):
         row: dict[str, Any] = {"line": line, "subset": rows.rows[place].subset}
-        for key, model in zip(("scores", "against"), judged, strict=False):
+        for key, model in zip(("scores", "against"), by_model, strict=False):
             scores = model.scores[place]
             row[key] = scores and {"chosen": scores[0].tolist(), "rejected": scores[1].tolist()}
             if place in model.refused:

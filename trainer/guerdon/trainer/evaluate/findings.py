@@ -23,8 +23,8 @@ from guerdon.trainer.common.measuring.measures import (
     proportion,
     ranks,
 )
+from guerdon.trainer.evaluate.comparison_scores import ComparisonScores
 from guerdon.trainer.evaluate.comparisons import Comparison
-from guerdon.trainer.evaluate.judging import Judged
 from guerdon.trainer.evaluate.ties import ties_score
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
@@ -61,60 +61,58 @@ class PairedTest:
     prompts: int
 
 
-def findings(comparisons: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
+def findings(comparisons: Sequence[Comparison], given: ComparisonScores) -> dict[str, Any]:
     """All that is said of one model.
 
     Args:
-        comparisons: as they were judged.
-        judged: their scores.
+        comparisons: as they were scored.
+        given: their scores.
     """
-    scored = [i for i, found in enumerate(judged.scores) if found is not None]
-    delta = margins(judged, scored)
+    scored = [i for i, found in enumerate(given.scores) if found is not None]
+    delta = margins(given, scored)
     prompts = prompt_numbers(comparisons[i] for i in scored)
     subsets: dict[str, list[int]] = {}
     for at, i in enumerate(scored):
         subsets.setdefault(comparisons[i].subset, []).append(at)
     parts = {name: asdict(accuracy(delta[at], prompts[at])) for name, at in sorted(subsets.items())}
     found: dict[str, Any] = {
-        "model": judged.model,
-        "revision": judged.revision,
+        "model": given.model,
+        "revision": given.revision,
         "comparisons": len(scored),
-        "refused": len(judged.refused),
+        "refused": len(given.refused),
         "accuracy": asdict(accuracy(delta, prompts)),
         "ties": int((delta == 0).sum()),
-        "same_tokens": judged.same_tokens,
-        "dropped_text": judged.dropped,
+        "same_tokens": given.same_tokens,
+        "dropped_text": given.dropped,
         "mean_margin": float(delta.mean()),
-        "score_std": float(
-            np.concatenate([np.concatenate(_both(judged, i)) for i in scored]).std()
-        ),
+        "score_std": float(np.concatenate([np.concatenate(_both(given, i)) for i in scored]).std()),
         "subsets": parts if set(parts) != {""} else {},
         "sections": sections(parts),
-        "rewardbench2_ties": _ties(comparisons, judged, scored),
-        "seconds": round(judged.seconds, 3),
-        "comparisons_per_second": len(scored) / judged.seconds,
-        "tokens_per_second": judged.computed / judged.seconds,
+        "rewardbench2_ties": _ties(comparisons, given, scored),
+        "seconds": round(given.seconds, 3),
+        "comparisons_per_second": len(scored) / given.seconds,
+        "tokens_per_second": given.computed / given.seconds,
     }
     pairs = [i for i in scored if comparisons[i].is_pair]
     if pairs:
-        found["calibration"] = asdict(calibration(margins(judged, pairs)))
+        found["calibration"] = asdict(calibration(margins(given, pairs)))
         of_pairs = prompt_numbers(comparisons[i] for i in pairs)
-        found["length_bias"] = _length_bias(judged, pairs, of_pairs)
+        found["length_bias"] = _length_bias(given, pairs, of_pairs)
     return found
 
 
 def _ties(
-    comparisons: Sequence[Comparison], judged: Judged, places: Sequence[int]
+    comparisons: Sequence[Comparison], given: ComparisonScores, places: Sequence[int]
 ) -> dict[str, Any] | None:
     """RewardBench 2's own score of its subset Ties, where there is one."""
     here = [i for i in places if comparisons[i].subset.lower() == "ties"]
-    found = ties_score((comparisons[i].id, *_both(judged, i)) for i in here)
+    found = ties_score((comparisons[i].id, *_both(given, i)) for i in here)
     return None if found is None else asdict(found)
 
 
-def margins(judged: Judged, places: Sequence[int]) -> Floats:
+def margins(given: ComparisonScores, places: Sequence[int]) -> Floats:
     """The difference of the least chosen answer's score and the best rejected one's."""
-    both = [_both(judged, i) for i in places]
+    both = [_both(given, i) for i in places]
     return np.array([float(chosen.min() - rejected.max()) for chosen, rejected in both])
 
 
@@ -139,7 +137,9 @@ def sections(subsets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def agreement(comparisons: Sequence[Comparison], one: Judged, other: Judged) -> dict[str, Any]:
+def agreement(
+    comparisons: Sequence[Comparison], one: ComparisonScores, other: ComparisonScores
+) -> dict[str, Any]:
     """Which of two models is right more often, and how far they order the same answers alike.
 
     Over what both have scored.
@@ -204,18 +204,18 @@ def _two_sided(sums: Ints) -> float:
     return float(min(1.0, chance[np.abs(totals) >= abs(sums.sum())].sum()))
 
 
-def _both(judged: Judged, place: int) -> tuple[Floats, Floats]:
-    found = judged.scores[place]
+def _both(given: ComparisonScores, place: int) -> tuple[Floats, Floats]:
+    found = given.scores[place]
     assert found is not None
     return found
 
 
-def _length_bias(judged: Judged, places: Sequence[int], prompts: Ints) -> dict[str, Any]:
+def _length_bias(given: ComparisonScores, places: Sequence[int], prompts: Ints) -> dict[str, Any]:
     """Length bias by the tokens that the model saw: within a pair the prompt's cancel out."""
-    tokens = [judged.tokens[i] for i in places]
+    tokens = [given.tokens[i] for i in places]
     sides = (0, 1)
     lengths = [np.array([float(pair[i][0]) for pair in tokens if pair is not None]) for i in sides]
-    scores = [np.array([float(_both(judged, place)[i][0]) for place in places]) for i in sides]
+    scores = [np.array([float(_both(given, place)[i][0]) for place in places]) for i in sides]
     found = asdict(length_bias(scores[0], scores[1], lengths[0], lengths[1], prompts))
     found.pop("correlation")  # of whole sequences: it would be the prompts' as well
     return found

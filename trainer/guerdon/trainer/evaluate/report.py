@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from guerdon.trainer.common.report import length_bias, say, share
+from guerdon.trainer.common.report import cell, length_bias, say
 
 _ODD = {
     "refused": "rows were refused by the server",
@@ -33,7 +33,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
             f"{test['difference']:+.3f} (p = {test['p']:.2g}; alone right {test['first_only']} "
             f"and {test['second_only']} times)",
         )
-        table.add_row("order the answers alike", share(both["same_order"]))
+        table.add_row("order the answers alike", cell(both["same_order"]))
         correlation = both["margin_rank_correlation"]
         if correlation is not None:
             table.add_row("rank correlation of the margins", f"{correlation:+.3f}")
@@ -44,9 +44,9 @@ def show(found: Mapping[str, Any], console: Console) -> None:
 def _show_model(model: Mapping[str, Any], console: Console) -> None:
     table = Table(f"{model['model']}@{model['revision'][:12]}", "accuracy (95 %)", "n")
     table.columns[2].justify = "right"
-    table.add_row("all", share(model["accuracy"]), str(model["accuracy"]["n"]))
+    table.add_row("all", cell(model["accuracy"]), str(model["accuracy"]["n"]))
     for name, part in model["subsets"].items():
-        table.add_row(f"  {escape(name) or '(none)'}", share(part), str(part["n"]))
+        table.add_row(f"  {escape(name) or '(none)'}", cell(part), str(part["n"]))
     for name, value in model["sections"].items():
         table.add_row(f"RewardBench {name}", f"{value:.3f}", "")
     if model["rewardbench2_ties"]:

@@ -80,7 +80,7 @@ class DirectTrainer(MeanOverPairs, DPOTrainer):  # type: ignore[misc]
     """TRL's loss (eq. 7 of arXiv:2305.18290), metrics, optimiser, checkpoints and resume."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        """It is ready."""
+        """The data set as it is: its rows are tokens already."""
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:

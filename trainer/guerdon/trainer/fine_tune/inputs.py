@@ -30,7 +30,7 @@ from guerdon.trainer.common.data.tokens import (
     max_positions,
 )
 from guerdon.trainer.common.errors import DataError, SettingsError
-from guerdon.trainer.common.models.language_model import load_config
+from guerdon.trainer.common.models.language_model import find_policy
 from guerdon.trainer.common.trl.completions import Completion
 from guerdon.trainer.fine_tune.settings import PolicySettings
 from guerdon.trainer.fine_tune.tokens import encode
@@ -138,7 +138,7 @@ def read_inputs(settings: PolicySettings, read: Callable[..., DataSplit[Any]]) -
     Raises:
         TrainingError: something is; says what.
     """
-    policy, config = load_config(settings.policy)
+    policy, config = find_policy(settings.policy)
     tokenizer = load_tokenizer(policy, settings.chat_template)
     size = embedded_tokens(config)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:

@@ -57,7 +57,7 @@ class OddsRatioTrainer(MeanOverPairs, ORPOTrainer):  # type: ignore[misc]
         return batches, pairs
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
-        """It is tokens already."""
+        """The row as it is: tokens already."""
         return feature
 
     def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> tuple[Any, ...]:

@@ -40,7 +40,7 @@ class PairTask(PolicyTask[PairLikelihoods]):
         """Likelihoods of both answers of the held-out pairs."""
         return pair_likelihoods(model, self.inputs.eval.rows, dtype, self.processes, progress)
 
-    def words(self, found: PairLikelihoods) -> str:
+    def describe_measures(self, found: PairLikelihoods) -> str:
         """How often the chosen answer is the likelier."""
         said = self.measures(found)
         return (

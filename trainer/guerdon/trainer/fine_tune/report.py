@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from guerdon.trainer.common.report import say, share, show_groups, show_policy, spent
+from guerdon.trainer.common.report import cell, say, show_groups, show_policy, spent
 from guerdon.trainer.common.trl.folder import TunedPolicyFolder
 
 
@@ -21,8 +21,8 @@ def show_summary(summary: dict[str, Any], folder: TunedPolicyFolder, console: Co
         ("mean_likelihood_accuracy", "the same, by the token"),
     ):
         if key in after:
-            first = "–" if key == "implicit_accuracy" else share(before[key])
-            table.add_row(name, first, share(after[key]))
+            first = "–" if key == "implicit_accuracy" else cell(before[key])
+            table.add_row(name, first, cell(after[key]))
     for key, name in (
         ("margin", "mean margin of the implied reward"),
         ("chosen_shift", "change of log-probability of chosen answers, nats"),

@@ -38,8 +38,6 @@ class SFTSettings(PolicySettings):
     default_lr: ClassVar[float] = 2e-5
     default_lora_lr: ClassVar[float] = 2e-4
 
-    lr: float | None = None
-    """Peak learning rate; by default 2e-5, and 2e-4 for LoRA."""
     packing: Literal["auto", "off"] = "auto"
     """Compute a batch in one row without padding: `auto` when a probe shows that its answers
     don't see each other."""
@@ -53,8 +51,6 @@ class DPOSettings(PolicySettings):
     default_lr: ClassVar[float] = 5e-6
     default_lora_lr: ClassVar[float] = 5e-5
 
-    lr: float | None = None
-    """Peak learning rate; by default 5e-6, and 5e-5 for LoRA."""
     beta: float = 0.1
     """β: how strongly the policy is held to the reference."""
     loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
@@ -86,8 +82,6 @@ class ORPOSettings(PolicySettings):
     default_lr: ClassVar[float] = 1e-5
     default_lora_lr: ClassVar[float] = 1e-4
 
-    lr: float | None = None
-    """Peak learning rate; by default 1e-5, and 1e-4 for LoRA."""
     odds_weight: float = 0.1
     """λ: weight of the odds ratio beside the likelihood of the chosen answer (arXiv:2403.07691)."""
 

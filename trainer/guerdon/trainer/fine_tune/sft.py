@@ -46,7 +46,7 @@ class SFTTask(PolicyTask[Likelihoods]):
         """Likelihoods of the held-out answers."""
         return likelihoods(model, self.inputs.eval.rows, dtype, self.processes, progress)
 
-    def words(self, found: Likelihoods) -> str:
+    def describe_measures(self, found: Likelihoods) -> str:
         """The mean likelihood by the token."""
         said = self.measures(found)
         return f"{said['nll']:.3f} nats a token (perplexity {said['perplexity']:.1f})"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import typer
 
-from guerdon.cli.settings_options import add_settings
-from guerdon.settings import load
 from guerdon.trainer.common.services.settings import SERVICES
-from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors
+from guerdon.trainer.common.settings_options import Overwrite, Resume, recipe_command
 from guerdon.trainer.preference_data.settings import PairsSettings
 
 PANELS: dict[str, tuple[str, ...]] = {
@@ -37,11 +34,10 @@ def _several() -> None:
 
 
 @app.command("pairs")
-@add_settings(PairsSettings, PANELS)
+@recipe_command(PairsSettings, PANELS)
 def pairs(
-    given: dict[str, Any],
+    settings: PairsSettings,
     *,
-    config: Config = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -50,12 +46,6 @@ def pairs(
     The pairs are rows for `guerdon train dpo|orpo|reward`. What is sampled is on the disk as it
     comes: --resume goes on, and may pick otherwise of what is there.
     """
-    with plain_errors():
-        settings = load(PairsSettings, config, given)
-        _run(settings, resume=resume, overwrite=overwrite)
-
-
-def _run(settings: PairsSettings, *, resume: bool, overwrite: bool) -> None:
     from rich.console import Console
 
     from guerdon.trainer.common.report import say

@@ -15,7 +15,7 @@ from rich.console import Console
 from guerdon.trainer.common.data.tokens import load_tokenizer
 from guerdon.trainer.common.errors import DataError, TrainingError
 from guerdon.trainer.common.measuring.measures import percentiles
-from guerdon.trainer.common.models.language_model import load_config
+from guerdon.trainer.common.models.language_model import find_policy
 from guerdon.trainer.common.report import say
 from guerdon.trainer.common.run_folder import SUMMARY, RunFolder, write_json, write_whole
 from guerdon.trainer.common.services.credentials import reach
@@ -70,7 +70,7 @@ def collect(settings: PairsSettings, folder: PairsFolder, console: Console) -> d
 
 
 def _inputs(settings: PairsSettings) -> tuple[Any, Prompts]:
-    policy, config = load_config(settings.policy)
+    policy, config = find_policy(settings.policy)
     tokenizer = load_tokenizer(policy)
     prompts = read_prompts(settings, tokenizer, config, limit=settings.limit)
     rewards = _rewards(settings, tokenizer, prompts)

@@ -20,7 +20,7 @@ from guerdon.trainer.common.data.tokens import (
     tokenize_pairs,
 )
 from guerdon.trainer.common.measuring.measures import percentiles
-from guerdon.trainer.common.models.language_model import load_config
+from guerdon.trainer.common.models.language_model import find_policy
 from guerdon.trainer.reward.settings import RewardModelSettings, RewardSettings
 
 
@@ -71,7 +71,7 @@ class RewardInputs(Generic[D, K]):
         Raises:
             TrainingError: something is wrong; says what.
         """
-        base, config = load_config(settings.base)
+        base, config = find_policy(settings.base)
         tokenizer = load_tokenizer(base, settings.chat_template)
         known = embedded_tokens(config)
         added = bool(marker) and _add_marker(tokenizer, marker)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from guerdon.trainer.common.report import cell, length_bias, say, share, show_groups, spent
+from guerdon.trainer.common.report import cell, length_bias, say, show_groups, spent
 from guerdon.trainer.common.run_folder import RunFolder
 
 
@@ -59,10 +59,10 @@ def _calibration(found: Mapping[str, Any]) -> str:
 
 
 def _ensemble(found: Mapping[str, Any], table: Table) -> None:
-    members = [f"seed {member['seed']}: {share(member['accuracy'])}" for member in found["members"]]
+    members = [f"seed {member['seed']}: {cell(member['accuracy'])}" for member in found["members"]]
     table.add_row("members", "\n".join(members))
     combined = [
-        f"{name}: {share(part['accuracy'])}, ECE {part['ece']:.3f}"
+        f"{name}: {cell(part['accuracy'])}, ECE {part['ece']:.3f}"
         for name, part in found["aggregations"].items()
     ]
     table.add_row("together, by", "\n".join(combined))
@@ -72,8 +72,8 @@ def _ensemble(found: Mapping[str, Any], table: Table) -> None:
         f"spread {found['spread']:.3f}",
     )
     alike, apart = found["unanimous"], found["divided"]
-    words = [f"accuracy {share(alike)} where all agree"] if alike else []
-    words += [f"{share(apart)} on the {apart['n']} pairs where they part"] if apart else []
+    words = [f"accuracy {cell(alike)} where all agree"] if alike else []
+    words += [f"{cell(apart)} on the {apart['n']} pairs where they part"] if apart else []
     table.add_row("", "; ".join(words))
 
 
@@ -84,13 +84,13 @@ def _attributes(summary: dict[str, Any], table: Table) -> None:
     for name, found in summary["attributes"].items():
         table.add_row(
             escape(name),
-            f"RMSE {share(found['rmse'])}, R² {cell(found['r2'])}, Pearson "
-            f"{share(found['pearson'])}, Spearman {share(found['spearman'])} (n {found['n']})",
+            f"RMSE {cell(found['rmse'])}, R² {cell(found['r2'])}, Pearson "
+            f"{cell(found['pearson'])}, Spearman {cell(found['spearman'])} (n {found['n']})",
         )
     score = summary["score"]
     table.add_row(
         "weighted score",
-        f"Pearson {share(score['pearson'])}, Spearman {share(score['spearman'])} "
+        f"Pearson {cell(score['pearson'])}, Spearman {cell(score['spearman'])} "
         f"(n {score['n']}, rows with every attribute)",
     )
     if summary["before"]:
@@ -103,17 +103,17 @@ def _attributes(summary: dict[str, Any], table: Table) -> None:
 
 def _process(summary: dict[str, Any], table: Table) -> None:
     steps, first = summary["steps_right"], summary["first_error"]
-    table.add_row("step accuracy", f"{share(summary['step_accuracy'])} of {steps['n']} steps")
+    table.add_row("step accuracy", f"{cell(summary['step_accuracy'])} of {steps['n']} steps")
     table.add_row("steps that are right", f"{steps['share']:.3f} by label")
-    table.add_row("step AUC", share(summary["step_auc"]))
+    table.add_row("step AUC", cell(summary["step_auc"]))
     if summary["before"]:
         table.add_row("before training", f"accuracy {summary['before']['eval_accuracy']:.3f}")
     table.add_row(
         "first error",
-        f"found in {share(first['erroneous'])} of the wrong solutions; "
-        f"{share(first['correct'])} of the right ones pass; F1 {cell(first['f1'])}",
+        f"found in {cell(first['erroneous'])} of the wrong solutions; "
+        f"{cell(first['correct'])} of the right ones pass; F1 {cell(first['f1'])}",
     )
-    table.add_row("solution AUC", share(summary["solution_auc"]))
+    table.add_row("solution AUC", cell(summary["solution_auc"]))
     table.add_row("calibration", _calibration(summary["calibration"]))
 
 

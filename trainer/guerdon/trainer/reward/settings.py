@@ -32,8 +32,6 @@ class RewardModelSettings(FineTuneSettings):
     """Folder, hub name or embedded model to begin from."""
     output: str
     """Folder of the run; in the end it is the model's folder too."""
-    lr: float | None = None
-    """Peak learning rate; by default 3e-5, and 2e-4 for LoRA."""
     freeze_layers: int = 0
     """Keep the embeddings and the lowest so many layers as they are."""
     eval_before: bool = True

@@ -11,10 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from guerdon.cli.settings_options import add_settings
-from guerdon.settings import load, to_toml
+from guerdon.settings import to_toml
 from guerdon.trainer.common.processes import is_main
-from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors
+from guerdon.trainer.common.settings_options import Overwrite, Resume, recipe_command
 from guerdon.trainer.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,
@@ -94,11 +93,10 @@ def register(app: typer.Typer) -> None:
 
 
 def _command(kind: type[RunSettings]) -> Any:
-    @add_settings(kind, PANELS)
+    @recipe_command(kind, PANELS)
     def command(
-        given: dict[str, Any],
+        settings: RunSettings,
         *,
-        config: Config = None,
         resume: Resume = False,
         overwrite: Overwrite = False,
         dry_run: Annotated[
@@ -108,9 +106,7 @@ def _command(kind: type[RunSettings]) -> Any:
             ),
         ] = False,
     ) -> None:
-        with plain_errors():
-            settings = load(kind, config, given)
-            _run(settings, resume=resume, overwrite=overwrite, dry_run=dry_run)
+        _run(settings, resume=resume, overwrite=overwrite, dry_run=dry_run)
 
     return command
 

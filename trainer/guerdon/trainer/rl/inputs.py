@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from guerdon.trainer.common.data.tokens import load_tokenizer
-from guerdon.trainer.common.models.language_model import load_config
+from guerdon.trainer.common.models.language_model import find_policy
 from guerdon.trainer.common.models.memory import MemoryEstimate, measure
 from guerdon.trainer.common.processes import is_main
 from guerdon.trainer.common.report import say
@@ -30,7 +30,7 @@ def read_inputs(settings: RunSettings) -> RunInputs:
         TrainingError: something is; says what.
     """
     check_services(settings)
-    policy, config = load_config(settings.policy)
+    policy, config = find_policy(settings.policy)
     tokenizer = load_tokenizer(policy)
     prompts = read_prompts(settings, tokenizer, config, limit=settings.prompts_limit)
     held_out = read_prompts(settings, tokenizer, config, "eval_prompts", limit=settings.eval_limit)

@@ -14,7 +14,6 @@ scoring and learning overlap.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -23,11 +22,8 @@ from typing import Any
 from rich.console import Console
 
 from guerdon.trainer.common.measuring.monitors import (
-    nothing_kept,
-    parted,
+    policy_mismatch,
     rounded_for_sampler,
-    skipped,
-    unpaired,
     warn,
 )
 from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, evaluate
@@ -49,16 +45,15 @@ from guerdon.trainer.rl.checkpoint import Checkpoints, TrainingCheckpoint
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.inputs import read_inputs, show_inputs
 from guerdon.trainer.rl.learner.algorithms import build
+from guerdon.trainer.rl.learner.algorithms.base import ImpliedReward
 from guerdon.trainer.rl.learner.learner import Learner
+from guerdon.trainer.rl.learner_ranks import LearnerOnAllRanks
 from guerdon.trainer.rl.report.plots import draw_plots
 from guerdon.trainer.rl.report.progress import RunProgress
 from guerdon.trainer.rl.report.step_metrics import group_metrics, speed_metrics
 from guerdon.trainer.rl.report.summary import make_summary
 from guerdon.trainer.rl.rollout.rollouts import Rollouts
 from guerdon.trainer.rl.settings import OnlineSettings
-from guerdon.trainer.rl.team import Team
-
-logger = logging.getLogger(__name__)
 
 
 def train(
@@ -79,19 +74,19 @@ def train(
     inputs = read_inputs(settings)
     show_inputs(inputs, console)
     with quiet():
-        team = Team(Learner(settings, build(settings), inputs.policy))
-    if not team.main:
-        team.follow()
+        learners = LearnerOnAllRanks(Learner(settings, build(settings), inputs.policy))
+    if not learners.main:
+        learners.follow()
         return {}
     folder.begin()
-    run = OnlineRun(settings, inputs, folder, console, team)
+    run = OnlineRun(settings, inputs, folder, console, learners)
     try:
-        return asyncio.run(run.whole(resume=resume))
+        return asyncio.run(run.run(resume=resume))
     finally:
         run.learning.shutdown()
         if run.trackers is not None:
             run.trackers.finish()
-        team.dismiss()
+        learners.dismiss()
 
 
 class OnlineRun:
@@ -102,7 +97,7 @@ class OnlineRun:
         inputs: read and checked.
         folder: begun.
         console: for a person.
-        team: the learners.
+        learners: of all ranks.
     """
 
     def __init__(
@@ -111,10 +106,10 @@ class OnlineRun:
         inputs: RunInputs,
         folder: RLFolder,
         console: Console,
-        team: Team,
+        learners: LearnerOnAllRanks,
     ) -> None:
         self.settings, self.inputs, self.folder, self.console = settings, inputs, folder, console
-        self.team, self.learner = team, team.learner
+        self.learners, self.learner = learners, learners.learner
         self.trackers: Trackers | None = None
         self.learning = ThreadPoolExecutor(1, thread_name_prefix="guerdon-learner")
         """One thread for all that computes: weights are never read in the middle of a step, and a
@@ -150,8 +145,8 @@ class OnlineRun:
             last_version=self.settings.steps,
         )
 
-    async def whole(self, *, resume: bool) -> dict[str, Any]:
-        """All of it; the summary."""
+    async def run(self, *, resume: bool) -> dict[str, Any]:
+        """Train from where the run is to its end; the summary."""
         checkpoint = self._checkpoints.latest() if resume else None
         async with self._services:
             await self._begin(checkpoint)
@@ -200,10 +195,8 @@ class OnlineRun:
         row |= self._speed(int(row["tokens"]))
         row |= {"step": step, "version": self.learner.version, "faults": self._faults["services"]}
         self._write(row)
-        self._warn(parted(row))
-        self._warn(nothing_kept(row))
-        self._warn(unpaired(row))
-        self._warn(skipped(row))
+        self._warn(policy_mismatch(row))
+        self._warn(self.learner.algorithm.warning(row))
         every = self.settings.eval_every
         if step >= self.settings.steps:
             await self._evaluate("after")
@@ -272,12 +265,12 @@ class OnlineRun:
             tokenizer = self.inputs.tokenizer
 
             def write(part: Any) -> None:
-                self.team.call("save_final", part, self._services.dtype)
+                self.learners.call("save_final", part, self._services.dtype)
                 tokenizer.save_pretrained(part)
 
             await asyncio.to_thread(self.folder.publish_final, write)
-            if self.learner.algorithm.implied_reward:
-                await asyncio.to_thread(self._leave_reward, self.settings)
+            if implied := self.learner.algorithm.implied_reward():
+                await asyncio.to_thread(self._leave_reward, implied)
         if self.settings.plots:
             with self._phase("plots"):
                 draw_plots(self.folder)
@@ -292,21 +285,19 @@ class OnlineRun:
         self.folder.write_summary(summary)
         return summary
 
-    def _leave_reward(self, settings: Any) -> None:
-        """The one that the policy implies; at another temperature it is not what was trained."""
-        if settings.temperature != 1:
-            return
-        prompts = self.inputs.prompts
+    def _leave_reward(self, implied: ImpliedReward) -> None:
+        """Leave the manifest of the reward that the policy implies."""
+        settings, prompts = self.settings, self.inputs.prompts
         leave_reward(
             self.folder,
             policy=settings.policy,
             resolved=self.inputs.policy,
             template=self.inputs.tokenizer.chat_template,
-            beta=settings.beta,
+            beta=implied.beta,
             train_data=f"{prompts.source} (sha256 {prompts.sha256})",
             training={
                 "algorithm": settings.algorithm,
-                "loss": settings.loss,
+                "loss": implied.loss,
                 "lr": settings.learning_rate,
                 "seed": settings.seed,
                 "steps": self.learner.step_count,
@@ -333,9 +324,9 @@ class OnlineRun:
             self._shown.note(text)
 
     async def _off_loop(self, method: str, *args: Any) -> Any:
-        """Call the team in a thread: sampling and scoring go on meanwhile."""
+        """Call all ranks' learners in a thread: sampling and scoring go on meanwhile."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.learning, self.team.call, method, *args)
+        return await loop.run_in_executor(self.learning, self.learners.call, method, *args)
 
     def _phase(self, name: str) -> AbstractContextManager[object]:
         return timed_phase(self._seconds, name)

@@ -13,12 +13,13 @@ from typing import ClassVar, Literal
 
 from guerdon.settings import not_negative, positive, refuse_idle
 from guerdon.trainer.common.errors import SettingsError
+from guerdon.trainer.common.learning_rate import LearningRate
 from guerdon.trainer.common.processes import settle_dtype
 from guerdon.trainer.common.services.settings import PickSettings, PublishSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(PublishSettings):
+class RunSettings(LearningRate, PublishSettings):
     """What every recipe of reinforcement learning has, RFT too."""
 
     algorithm: ClassVar[str] = ""
@@ -28,8 +29,8 @@ class RunSettings(PublishSettings):
     retired: ClassVar[Mapping[str, object]] = {}
     keeps_reference: ClassVar[bool] = True  # whether the first weights stay in memory
     chunks_logits: ClassVar[bool] = True  # whether not all logits of a micro-batch exist at once
-    default_lr: ClassVar[float] = 2e-6  # peak rate where all weights are trained
-    default_lora_lr: ClassVar[float] = 1e-4  # and where LoRA's are
+    default_lr: ClassVar[float] = 2e-6
+    default_lora_lr: ClassVar[float] = 1e-4
 
     policy: str
     """Folder, hub name or embedded model to begin from; the sampler must serve the same."""
@@ -57,9 +58,7 @@ class RunSettings(PublishSettings):
     """Subtracted from the reward of a completion that did not end by itself."""
 
     lr: float | None = None
-    """Peak learning rate of the policy; by default 2e-6, and 1e-4 for LoRA (rft and online-rft:
-    2e-5 and 2e-4; online-dpo: 5e-6 and 5e-5). Small models want more: 3e-5 suits the embedded
-    one."""
+    """Peak learning rate of the policy. Small models want more: 3e-5 suits the embedded one."""
     warmup_steps: int = 0
     """Steps in which the rate rises from 0."""
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -131,13 +130,6 @@ class RunSettings(PublishSettings):
     def trains_value_network(self) -> bool:
         """Whether there is a value network beside the policy."""
         return False
-
-    @property
-    def learning_rate(self) -> float:
-        """The policy's peak learning rate, chosen or by default."""
-        if self.lr is not None:
-            return self.lr
-        return self.default_lora_lr if self.lora_r else self.default_lr
 
 
 @dataclass(frozen=True, kw_only=True)

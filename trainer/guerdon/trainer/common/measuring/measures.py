@@ -85,7 +85,7 @@ class LengthBias:
 
 
 def t_quantile(p: float, df: float) -> float:
-    """Student's."""
+    """The quantile of Student's t distribution."""
     return float(stdtrit(df, p))
 
 

@@ -58,7 +58,7 @@ def repetition(ids_T: Sequence[int] | np.ndarray[Any, Any], n: int = 4) -> float
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def parted(row: Mapping[str, float]) -> str:
+def policy_mismatch(row: Mapping[str, float]) -> str:
     """What a step's metrics say against learner and sampler being one policy; empty if nothing.
 
     A stale token was drawn from another policy, so only steps without any tell.
@@ -85,40 +85,6 @@ def rounded_for_sampler(learner: str, sampler: str) -> str:
     )
 
 
-def nothing_kept(row: Mapping[str, float]) -> str:
-    """Said of a step in which no completion was accepted; empty if some were, or all count."""
-    if row.get("accepted", 1.0) > 0:
-        return ""
-    return (
-        "a step accepted no completion, and so learned nothing: is --threshold too high, or "
-        "--max-tokens too small?"
-    )
-
-
-def unpaired(row: Mapping[str, float]) -> str:
-    """Said of a step in which no preference pair was made; empty if some were."""
-    if row.get("pairs", 1.0) > 0:
-        return ""
-    return (
-        "a step made no preference pair, and so learned nothing: are the rewards of a prompt's "
-        "completions all alike, or --max-tokens too small?"
-    )
-
-
-def skipped(row: Mapping[str, float]) -> str:
-    """Said of a step that left out an update, for want of any advantage; empty if it did not.
-
-    Where completions are kept or paired, the other two say more.
-    """
-    if not row.get("skipped_updates") or "accepted" in row or "pairs" in row:
-        return ""
-    return (
-        "a step left out an update of the policy: no completion had a better reward than the "
-        "others to its prompt, so there was nothing to learn; are the prompts too easy or too "
-        "hard, or does the reward not tell completions apart?"
-    )
-
-
 def warn(history: Sequence[Evaluation]) -> list[str]:
     """What the newest evaluation shows, against the earlier ones; each one plain sentence.
 
@@ -128,11 +94,11 @@ def warn(history: Sequence[Evaluation]) -> list[str]:
     if len(history) < 2:
         return []
     first, now = history[0], history[-1]
-    found = [text for text in (_parted(history), _longer(first, now), _dull(first, now)) if text]
-    return [f"step {now.step}: {text}" for text in found]
+    found = (_overoptimised(history), _longer(first, now), _dull(first, now))
+    return [f"step {now.step}: {text}" for text in found if text]
 
 
-def parted_rewards(proxy: Estimate, heldout: Estimate) -> bool:
+def overoptimised(proxy: Estimate, heldout: Estimate) -> bool:
     """Whether the reward rose and the held-out reward fell, both beyond their noise.
 
     Args:
@@ -142,7 +108,7 @@ def parted_rewards(proxy: Estimate, heldout: Estimate) -> bool:
     return proxy.rose and heldout.fell
 
 
-def _parted(history: Sequence[Evaluation]) -> str:
+def _overoptimised(history: Sequence[Evaluation]) -> str:
     """Proxy up and held-out reward down, beyond noise, since any earlier evaluation.
 
     Each of them is a test of its own, so the level is divided among them (Bonferroni).
@@ -154,7 +120,7 @@ def _parted(history: Sequence[Evaluation]) -> str:
             continue
         proxy = paired(then.prompts["reward"], now.prompts["reward"], level)
         heldout = paired(then.prompts["heldout_reward"], now.prompts["heldout_reward"], level)
-        if parted_rewards(proxy, heldout):
+        if overoptimised(proxy, heldout):
             return (
                 f"since step {then.step} the reward rose by {proxy.mean:.3g} while the held-out "
                 f"reward fell by {-heldout.mean:.3g}, both beyond their noise: the policy may be "

@@ -14,7 +14,7 @@ from guerdon.models import ModelNotFound, resolve_model
 from guerdon.trainer.common.errors import SettingsError, TrainingError
 
 
-def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_lm(folder: Path) -> Any:
     """The language model, in evaluation mode.
 
     Raises:
@@ -22,7 +22,7 @@ def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -32,7 +32,7 @@ def load_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return model.eval()
 
 
-def load_config(policy: str) -> tuple[Path, Any]:
+def find_policy(policy: str) -> tuple[Path, Any]:
     """The folder of a policy and its config.
 
     Args:

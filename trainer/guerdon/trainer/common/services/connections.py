@@ -23,9 +23,7 @@ from guerdon.trainer.common.services.weights import Weights
 D = TypeVar("D", bound=Drawing)
 
 MakeWeights = Callable[[str, Sequence[Ints]], Awaitable[Weights]]
-"""The policy's weights as they are now, given their dtype and the canaries' token ids. Blocks: it
-is called in a thread."""
-
+"""The policy's weights as they are now, given their dtype and the canaries' token ids."""
 
 NewDrawing = Callable[[GroupSampler, RewardSource, Republish], D]
 
@@ -166,7 +164,7 @@ class Connections(Generic[D]):
 
     @property
     def faults(self) -> dict[str, int]:
-        """Survived, by kind: as in `report.KEYS`."""
+        """The faults survived, by kind, as in summary.json."""
         stats = self.rollouts.stats()
         return {
             "services": stats.faults_survived + self.heldout.faults_survived,

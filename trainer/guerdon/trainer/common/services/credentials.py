@@ -22,7 +22,7 @@ VERIFIER_TOKEN_VARIABLE = "GUERDON_VERIFIER_TOKEN"  # noqa: S105
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """Those of a run; by default none, and no encryption."""
+    """The tokens and the encryption of a run; by default none."""
 
     token: str | None = field(default=None, repr=False)
     """The token for the sampler and every reward server."""
@@ -34,7 +34,7 @@ class Credentials:
 
     @classmethod
     def of(cls, settings: DrawSettings) -> Credentials:
-        """Those that the settings and the environment name.
+        """The credentials that the settings and the environment name.
 
         Raises:
             SettingsError: a file can't be read, or holds no token.

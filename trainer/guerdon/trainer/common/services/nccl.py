@@ -147,20 +147,20 @@ class Sending(threading.Thread):
         return None
 
 
-class Told:
+class SilentClient:
     """A stand-in for vLLM's client: what it would tell the sampler goes by `UpdateWeights`."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """The sampler was told when the update began."""
 
     def start_weight_update(self) -> None:
-        """It stages the tensors, and starts when they are checked."""
+        """The sampler stages the tensors, and starts when they are checked."""
 
     def update_weights(self, update_info: Any) -> None:
-        """It was told the tensors' names, shapes and types when the update began."""
+        """The sampler was told the tensors' names, shapes and types when the update began."""
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """It finishes by itself."""
+        """The sampler finishes by itself."""
 
 
 def _send(host: str, port: int, weights: Weights, device: str, taken: threading.Event) -> None:
@@ -181,7 +181,9 @@ def _send(host: str, port: int, weights: Weights, device: str, taken: threading.
         torch.cuda.set_device(device)  # a thread begins with the first one
     info = NCCLTrainerInitInfo(host, port, _WORLD, packed=False, rank=0)
     source = NamedTensors(weights, device)
-    engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=Told(), source=source)
+    engine = NCCLTrainerWeightTransferEngine.trainer_init(
+        info, client=SilentClient(), source=source
+    )
     try:
         if engine.model_update_group is None or engine.model_update_group.disabled:
             # vLLM's communicator then does nothing, and says nothing.

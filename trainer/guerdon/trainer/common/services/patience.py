@@ -116,7 +116,7 @@ class Patience:
         )
 
     def away(self) -> None:
-        """It was seen to be away, or to have been."""
+        """Note that the service was seen to be away, or to have been."""
         self._turn += not self._away
         self._away = True
 

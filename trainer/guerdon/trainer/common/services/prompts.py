@@ -319,11 +319,6 @@ class PromptOrder:
         """The epoch of the next new task, from 0."""
         return self._next // len(self.prompts)
 
-    @property
-    def out(self) -> frozenset[int]:
-        """The uids of tasks that were given out and are neither done nor back."""
-        return frozenset(self._out)
-
     def next(self) -> Task:
         """The next task; it is out from now on."""
         if self._waiting:

@@ -22,7 +22,7 @@ from guerdon.trainer.common.services.reward_function_process import GIVEN
 from guerdon.trainer.common.services.types import PromptRow, Sample
 
 
-class RewardFunction(LineProcess):
+class FunctionVerifier(LineProcess):
     """The verifier `MODULE:FUNCTION`; its process starts when it is first needed.
 
     Args:

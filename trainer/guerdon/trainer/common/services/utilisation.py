@@ -37,11 +37,6 @@ class RolloutStats:
         return RolloutStats(**{n: getattr(self, n) - getattr(other, n) for n in names})
 
     @property
-    def tokens_per_second(self) -> float:
-        """Completions' tokens per second, by the clock on the wall."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    @property
     def sampling_idle(self) -> float:
         """Share of the time in which nothing was being drawn."""
         return 1 - self.sampling_seconds / self.seconds if self.seconds else 0.0

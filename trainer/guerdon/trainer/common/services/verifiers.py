@@ -29,7 +29,7 @@ from guerdon.trainer.common.errors import DataError, SettingsError
 from guerdon.trainer.common.services.credentials import Credentials
 from guerdon.trainer.common.services.http_reward import HttpReward
 from guerdon.trainer.common.services.prompts import Prompts
-from guerdon.trainer.common.services.reward_function import RewardFunction
+from guerdon.trainer.common.services.reward_function import FunctionVerifier
 from guerdon.trainer.common.services.reward_specs import split_weight
 from guerdon.trainer.common.services.sandbox import Checker
 from guerdon.trainer.common.services.types import PromptRow, Sample
@@ -132,7 +132,7 @@ def parse_verifier(
     make = _RULES.get(kind)
     if make is None:
         if _FUNCTION.fullmatch(name):
-            return WeightedVerifier(name, weight, RewardFunction(name, request_timeout))
+            return WeightedVerifier(name, weight, FunctionVerifier(name, request_timeout))
         known = "exact, maths, regex:PATTERN, length:TOKENS, MODULE:FUNCTION or https://…"
         raise SettingsError(f"verifier: {name!r} is not one of {known}")
     if kind in ("exact", "maths") and colon:

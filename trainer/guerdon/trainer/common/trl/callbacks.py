@@ -103,14 +103,14 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         self._bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Moves it."""
+        """Moves the bar."""
         if self._bar:
             self._bar.move(state.global_step, self._last)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        """Says how it goes."""
+        """Says how training goes."""
         if not logs or "loss" not in logs:
             return
         row = renamed(logs)

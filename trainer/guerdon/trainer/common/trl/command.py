@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
-from guerdon.cli.settings_options import add_settings
 from guerdon.settings import load, to_toml
 from guerdon.trainer.common.process_group import process_group
 from guerdon.trainer.common.processes import is_main
-from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors
+from guerdon.trainer.common.settings_options import Overwrite, Resume, recipe_command
 from guerdon.trainer.common.trl.settings import FineTuneSettings
 
 if TYPE_CHECKING:
@@ -111,17 +110,14 @@ def add_command(app: typer.Typer, command: FineTuneCommand) -> Any:
     dry_run_option = typer.Option(False, "--dry-run", help=command.dry_run_help)
 
     @app.command(command.options.algorithm, help=command.help)
-    @add_settings(command.options, command.panels)
+    @recipe_command(command.options, command.panels, command.load)
     def run(
-        given: dict[str, Any],
+        settings: FineTuneSettings,
         *,
-        config: Config = None,
         resume: Resume = False,
         overwrite: Overwrite = False,
         dry_run: bool = dry_run_option,
     ) -> None:
-        with plain_errors():
-            settings = command.load(config, given)
-            command.run(settings, resume=resume, overwrite=overwrite, dry_run=dry_run)
+        command.run(settings, resume=resume, overwrite=overwrite, dry_run=dry_run)
 
     return run

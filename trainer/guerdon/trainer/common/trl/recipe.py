@@ -70,7 +70,7 @@ def fine_tune(
     if task.eval_before:
         with timed_phase(seconds, "evaluate before"), processes.one_error():
             before = task.measure_before(model)
-            say(console, f"before training: {task.words(before)}")
+            say(console, f"before training: {task.describe_measures(before)}")
     with timed_phase(seconds, "train"), quiet(), processes.one_error():
         model, log, steps = _train(model, task, folder)
     train_seconds = log.seconds

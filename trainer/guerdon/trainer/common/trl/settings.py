@@ -8,18 +8,17 @@ from typing import ClassVar, Literal
 
 from guerdon.settings import not_negative, positive, refuse_idle
 from guerdon.trainer.common.errors import SettingsError
+from guerdon.trainer.common.learning_rate import LearningRate
 from guerdon.trainer.common.processes import settle_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneSettings:
+class FineTuneSettings(LearningRate):
     """Every field is a key of `config.toml` and an option of the command line."""
 
     algorithm: ClassVar[str] = ""
     default_lr: ClassVar[float] = 3e-5
-    """Peak learning rate where all weights are trained."""
     default_lora_lr: ClassVar[float] = 2e-4
-    """Peak learning rate where LoRA's weights are trained."""
 
     train: str
     """JSON Lines, JSON array (gzipped or not) or Parquet file, a `datasets` data set, or
@@ -118,13 +117,6 @@ class FineTuneSettings:
         if not 0 < self.learning_rate < math.inf:
             raise SettingsError(f"lr is {self.lr}, it must be a positive number")
         settle_dtype(self)
-
-    @property
-    def learning_rate(self) -> float:
-        """The peak learning rate, chosen or by default."""
-        if self.lr is not None:
-            return self.lr
-        return self.default_lora_lr if self.lora_r else self.default_lr
 
     @property
     def saved_dtype(self) -> str:

@@ -109,8 +109,8 @@ class FineTuneTask(abc.ABC, Generic[Measured, Folder]):
         """Measure what else the result needs, in phases of its own, whose seconds are added."""
 
     @abc.abstractmethod
-    def words(self, found: Measured) -> str:
-        """A few words on what was measured, for a person."""
+    def describe_measures(self, found: Measured) -> str:
+        """What was measured, for a person, in a few words."""
 
     @abc.abstractmethod
     def logged(self, found: Measured) -> dict[str, float]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from guerdon.cli.settings_options import add_settings
-from guerdon.settings import load
 from guerdon.trainer.common.services.settings import SERVICES
-from guerdon.trainer.common.settings_options import Config, Overwrite, Resume, plain_errors
+from guerdon.trainer.common.settings_options import Overwrite, Resume, recipe_command
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
 
 PANELS: dict[str, tuple[str, ...]] = {
@@ -32,11 +30,10 @@ PANELS: dict[str, tuple[str, ...]] = {
 """Headings of `guerdon eval policy --help`."""
 
 
-@add_settings(EvalSettings, PANELS)
+@recipe_command(EvalSettings, PANELS)
 def policy(
-    given: dict[str, Any],
+    settings: EvalSettings,
     *,
-    config: Config = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     json_: Annotated[
@@ -51,21 +48,15 @@ def policy(
     --baseline. What is sampled and scored is on the disk as it comes: --resume goes on, and may
     ask for another --baseline, --by or --harm-threshold of what is there.
     """
-    with plain_errors():
-        settings = load(EvalSettings, config, given)
-        _run(settings, resume=resume, overwrite=overwrite, as_json=json_)
-
-
-def _run(settings: EvalSettings, *, resume: bool, overwrite: bool, as_json: bool) -> None:
     from rich.console import Console
 
     from guerdon.trainer.evaluate.policy.folder import EvalFolder
     from guerdon.trainer.evaluate.policy.report import show
     from guerdon.trainer.evaluate.policy.run import evaluate_policy
 
-    console = Console(stderr=as_json or not sys.stdout.isatty())
+    console = Console(stderr=json_ or not sys.stdout.isatty())
     folder = EvalFolder(settings, resume=resume, overwrite=overwrite)
     found = evaluate_policy(settings, folder, console)
     show(found, folder.path, console)
-    if as_json:
+    if json_:
         typer.echo(json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False))

@@ -10,7 +10,7 @@ from typing import Any
 from guerdon.models import file_hash
 from guerdon.trainer.common.data.tokens import load_tokenizer
 from guerdon.trainer.common.errors import DataError, SettingsError, TrainingError
-from guerdon.trainer.common.models.language_model import load_config
+from guerdon.trainer.common.models.language_model import find_policy
 from guerdon.trainer.common.services.inputs import (
     RunInputs,
     check_positions,
@@ -117,7 +117,7 @@ def _policy(name: str) -> tuple[Path, Any]:
     Raises:
         TrainingError: it can't be had, or is a model that scores.
     """
-    folder, config = load_config(name)
+    folder, config = find_policy(name)
     for architecture in config.architectures or ():
         if architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
             raise SettingsError(f"{name} is a {architecture}: it scores, and is no policy")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from guerdon.trainer.common.report import say, spent
+from guerdon.trainer.common.report import interval, say, spent, with_error, with_interval
 
 NAMES = {
     "reward": "reward",
@@ -39,8 +39,8 @@ def show(found: Mapping[str, Any], output: Path, console: Console) -> None:
     if rates is not None:
         for name, rate in rates.items():
             if name != "against":
-                by = NAMES.get(name, name)
-                say(console, f"win rate against {rates['against']} by {by}: {_share(rate)}")
+                by, won = NAMES.get(name, name), with_interval(rate, "{:.1%}".format)
+                say(console, f"win rate against {rates['against']} by {by}: {won}")
     if found["reward_per_kl"] is not None:
         say(console, f"reward per nat of KL: {found['reward_per_kl']:+.3f}")
     elif rates is not None:
@@ -90,30 +90,20 @@ def _by(field: str, values: Mapping[str, Mapping[str, Any]]) -> Table:
     for value, measures in values.items():
         if value in most:
             cells = [
-                _mean(measures[name]) if name in with_noise else _number(measures[name]["mean"])
+                with_error(measures[name], _number)
+                if name in with_noise
+                else _number(measures[name]["mean"])
                 for name in columns
             ]
             table.add_row(escape(value) or "(none)", str(measures["reward"]["n"]), *cells)
     return table
 
 
-def _mean(found: Mapping[str, Any]) -> str:
-    se = found["se"]
-    return _number(found["mean"]) + (f" ± {_number(se)}" if se is not None else "")
-
-
 def _interval(found: Mapping[str, Any]) -> str:
-    if found["low"] is None:
-        return ""
-    return f"({_number(found['low'])} to {_number(found['high'])})"
+    ends = interval(found, _number)
+    return ends and f"({ends})"
 
 
 def _number(value: float, sign: str = "") -> str:
     """Short enough for a table: as many digits as are worth reading."""
     return f"{value:{sign}.{3 if abs(value) < 9.9995 else 1}f}"
-
-
-def _share(found: Mapping[str, Any]) -> str:
-    if found["low"] is None:
-        return f"{found['mean']:.1%}"
-    return f"{found['mean']:.1%} ({found['low']:.1%} to {found['high']:.1%})"

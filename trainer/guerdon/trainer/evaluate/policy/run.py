@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from guerdon.trainer.common.errors import OutputError
 from guerdon.trainer.common.measuring.kl_estimate import kl_estimate
 from guerdon.trainer.common.models import published_model
 from guerdon.trainer.common.models.transformers_logging import quiet
 from guerdon.trainer.common.policy_folder import SAMPLES
+from guerdon.trainer.common.progress import Bar
 from guerdon.trainer.common.report import say
 from guerdon.trainer.common.run_folder import PLOTS, write_json, write_whole
 from guerdon.trainer.common.run_state import package_versions, rounded
@@ -39,6 +39,7 @@ from guerdon.trainer.common.services.scored_store import SCORED, ScoredGroups
 from guerdon.trainer.common.services.types import Group, Ints
 from guerdon.trainer.common.services.weights import Weights
 from guerdon.trainer.common.trl.completions import Floats, response_logprobs
+from guerdon.trainer.evaluate.policy.answer_scorers import AnswerScorers, check_version
 from guerdon.trainer.evaluate.policy.baseline import Baseline
 from guerdon.trainer.evaluate.policy.columns import (
     HARM,
@@ -51,7 +52,6 @@ from guerdon.trainer.evaluate.policy.columns import (
 )
 from guerdon.trainer.evaluate.policy.folder import EVALUATION, STATE, EvalFolder, EvalState
 from guerdon.trainer.evaluate.policy.inputs import EvalInputs, read_inputs
-from guerdon.trainer.evaluate.policy.judging import Judges, check_version
 from guerdon.trainer.evaluate.policy.plots import draw_plots
 from guerdon.trainer.evaluate.policy.result import Measurement, terms
 from guerdon.trainer.evaluate.policy.settings import EvalSettings
@@ -76,7 +76,7 @@ def evaluate_policy(settings: EvalSettings, folder: EvalFolder, console: Console
     show_prompts("prompts", inputs.prompts, console)
     folder.begin()
     with quiet():
-        return _Run(settings, inputs, folder, console, baseline).whole()
+        return _Run(settings, inputs, folder, console, baseline).run()
 
 
 class _Run:
@@ -100,7 +100,7 @@ class _Run:
         self._model: Any = None
         self._check_same()
 
-    def whole(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """All phases; what was found."""
         if self.scored.missing:
             asyncio.run(self._sample())
@@ -162,20 +162,20 @@ class _Run:
             make,
         ) as services:
             try:
-                judges = Judges(services.rewards, services.heldout, harm, self.columns)
-                await self._start(services, judges)
-                await self._draw(services, judges, version)
+                scorers = AnswerScorers(services.rewards, services.heldout, harm, self.columns)
+                await self._start(services, scorers)
+                await self._draw(services, scorers, version)
             finally:
                 await harm.close()
                 faults = services.faults
                 faults["services"] += harm.faults_survived
                 self.state.survived(faults)
 
-    async def _start(self, services: Connections[Drawing], judges: Judges) -> None:
+    async def _start(self, services: Connections[Drawing], scorers: AnswerScorers) -> None:
         """The reward models first: what they say may end it before the sampler is touched."""
-        judges.pin(self.state.rewards)
-        await judges.start()
-        self.state.rewards = judges.state()
+        scorers.pin(self.state.rewards)
+        await scorers.start()
+        self.state.rewards = scorers.state()
         if self.baseline:
             self.baseline.check_revisions(self.state.rewards)
         self.state.save()
@@ -183,7 +183,9 @@ class _Run:
         with self.state.phase("publish"):
             await services.start()
 
-    async def _draw(self, services: Connections[Drawing], judges: Judges, version: int) -> None:
+    async def _draw(
+        self, services: Connections[Drawing], scorers: AnswerScorers, version: int
+    ) -> None:
         def check(group: Group) -> None:
             check_version(group, version, self.settings.sampler)
 
@@ -191,7 +193,7 @@ class _Run:
             await draw_missing(
                 services.rollouts,
                 self.scored,
-                judges,
+                scorers,
                 self.console,
                 in_flight=self.settings.in_flight,
                 check=check,
@@ -223,11 +225,12 @@ class _Run:
                 self.columns.add(group.task.uid, values)
 
     def _shown(self, text: str, groups: Sequence[Group]) -> Iterator[Group]:
-        if self.console.is_terminal and not self.console.quiet:
-            yield from track(groups, description=text, console=self.console)
-            return
-        say(self.console, f"{text}, of {len(groups)} prompts")
-        yield from groups
+        with Bar(self.console, text, len(groups)) as bar:
+            if bar.disable:
+                say(self.console, f"{text}, of {len(groups)} prompts")
+            for done, group in enumerate(groups, 1):
+                yield group
+                bar.move(done)
 
     def _finish(self) -> dict[str, Any]:
         """The rows, the plots, and last the figures."""

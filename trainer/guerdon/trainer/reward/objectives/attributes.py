@@ -177,7 +177,7 @@ class AttributeTask(AnswerTask[Floats]):
     def _predicted(self, model: Any, dtype: str, rows: Sequence[TokenizedAnswer]) -> Floats:
         return np.concatenate(self.head_outputs(model, dtype, rows))
 
-    def words(self, found: Floats) -> str:
+    def describe_measures(self, found: Floats) -> str:
         """The RMSE."""
         return f"RMSE {self._rmse(found):.3f}"
 

@@ -127,7 +127,7 @@ class PreferenceTask(RewardTask[PairScores]):
             processes=self.processes,
         )
 
-    def words(self, found: PairScores) -> str:
+    def describe_measures(self, found: PairScores) -> str:
         """The accuracy."""
         return f"accuracy {measures.accuracy(found.delta).value:.3f}"
 

@@ -150,7 +150,7 @@ class ProcessTask(AnswerTask[list[Floats]]):
         found = self.head_outputs(model, dtype, rows)
         return [logits_S2[:, 1] - logits_S2[:, 0] for logits_S2 in found]
 
-    def words(self, found: list[Floats]) -> str:
+    def describe_measures(self, found: list[Floats]) -> str:
         """The accuracy of steps."""
         return f"step accuracy {self.logged(found)['eval_accuracy']:.3f}"
 

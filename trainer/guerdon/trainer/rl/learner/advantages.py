@@ -225,19 +225,16 @@ def moments(values_N: Tensor, mask_N: Tensor, reduce: Reduce) -> Moments:
     return Moments(count, mean, squares)
 
 
-def whiten(values_N: Tensor, mask_N: Tensor, moments: Moments, *, shift: bool = True) -> Tensor:
+def whiten(values_N: Tensor, mask_N: Tensor, moments: Moments) -> Tensor:
     """(x − mean)·rsqrt(variance + ε), masked again. Float64 [N].
 
     Args:
         values_N: x.
         mask_N: bool [N].
         moments: of x over the mask, on all processes.
-        shift: False puts the mean back: only the scale changes.
     """
     scale = 1.0 / math.sqrt(moments.variance + WHITEN_EPSILON)
     white_N = (values_N.to(torch.float64) - moments.mean) * scale
-    if not shift:
-        white_N = white_N + moments.mean
     return torch.where(mask_N, white_N, 0.0)
 
 
@@ -258,11 +255,11 @@ class RunningMoments:
         self.moments = self.moments.merge(moments)
 
     def state_dict(self) -> dict[str, Any]:
-        """Three numbers."""
+        """The three numbers of the moments."""
         return asdict(self.moments)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from them."""
+        """Go on from a `state_dict`."""
         self.moments = Moments(float(state["count"]), float(state["mean"]), float(state["squares"]))
 
 

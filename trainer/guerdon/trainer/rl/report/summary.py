@@ -11,7 +11,7 @@ from rich.text import Text
 
 from guerdon.trainer.common.measuring.policy_evaluation import Evaluation, compare
 from guerdon.trainer.common.measuring.samples import before_and_after
-from guerdon.trainer.common.report import say, show_policy, spent
+from guerdon.trainer.common.report import say, show_policy, spent, with_error, with_interval
 from guerdon.trainer.common.run_state import package_versions, rounded
 from guerdon.trainer.rl.folder import RLFolder
 from guerdon.trainer.rl.settings import RunSettings
@@ -19,7 +19,7 @@ from guerdon.trainer.rl.settings import RunSettings
 _SHOWN, _WIDTH = 4, 300
 """Prompts of which completions are shown, and the characters of a text."""
 KEYS = {
-    "algorithm": "ppo, grpo, rloo, rft, online-rft or online-dpo",
+    "algorithm": "the command's name, as in `guerdon train ppo`",
     "policy": "what training began from",
     "steps": "published updates of the policy; for rft, steps of fine-tuning",
     "seed": "of the settings",
@@ -109,7 +109,8 @@ def show_summary(summary: dict[str, Any], folder: RLFolder, console: Console) ->
         ("repetition", "repeated 4-grams"),
     ):
         if key in before and key in after:
-            table.add_row(name, _mean(before[key]), _mean(after[key]), _interval(change[key]))
+            both = (with_error(found[key], "{:.3f}".format) for found in (before, after))
+            table.add_row(name, *both, with_interval(change[key], "{:+.3f}".format))
     for key, name in (("distinct_1", "distinct-1"), ("distinct_2", "distinct-2")):
         table.add_row(name, f"{before[key]:.3f}", f"{after[key]:.3f}", "")
     console.print(table)
@@ -161,15 +162,3 @@ def _cut(text: str) -> Text:
     """The text on one line, never read as markup."""
     line = " ".join(text.split())
     return Text(line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…")
-
-
-def _mean(found: Mapping[str, Any]) -> str:
-    if found["se"] is None:
-        return f"{found['mean']:.3f}"
-    return f"{found['mean']:.3f} ± {found['se']:.3f}"
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    if found["low"] is None:
-        return f"{found['mean']:+.3f}"
-    return f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"

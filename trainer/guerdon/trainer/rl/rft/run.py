@@ -76,7 +76,7 @@ class RFTState(RunState):
                 }
 
     def evaluations(self) -> list[Evaluation]:
-        """Those that were made, in order."""
+        """The evaluations that were made, in order."""
         trees = [tree for tree in (self.before, self.after) if tree is not None]
         return [Evaluation.from_tree(tree) for tree in trees]
 
@@ -110,7 +110,7 @@ def train(
     run = RFTRun(settings, inputs, folder, console)
     try:
         with quiet():
-            return run.whole()
+            return run.run()
     finally:
         run.trackers.finish()
 
@@ -139,7 +139,7 @@ class RFTRun:
         self.samples = SampleTable(folder.samples, settings.sample_rows)
         self.trackers = Trackers(settings, folder.path)
 
-    def whole(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """All phases; the summary."""
         with self.state.phase("load"):
             model = published_model.load(self.inputs.policy)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -119,6 +119,15 @@ class ValueModel:
     """First steps in which it learns and the policy waits."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImpliedReward:
+    """The reward that a trained policy implies: β·log(π/π_ref)."""
+
+    beta: float
+    loss: str
+    """The name of the loss by which it was trained."""
+
+
 class Algorithm(ABC):
     """One way to learn from rewards. A step of the learner goes:
 
@@ -145,8 +154,6 @@ class Algorithm(ABC):
     """Passes over a step's samples."""
     minibatches: int = 1
     """Optimiser steps in a pass."""
-    implied_reward: ClassVar[bool] = False
-    """Whether the trained policy is a reward model too: `settings.beta` · log(π/π_ref)."""
 
     def policy_waits(self, step: int) -> bool:
         """Whether only the value model learns, after so many updates."""
@@ -186,6 +193,24 @@ class Algorithm(ABC):
             entropy_M: float: of the whole next-token distribution; None where it isn't computed.
             values_M: float, differentiable: V(s_t) by the value model as it is now.
         """
+
+    def warning(self, row: Mapping[str, float]) -> str:
+        """What a person should know of a step that taught nothing; empty if it taught something.
+
+        Args:
+            row: the step's line in metrics.jsonl.
+        """
+        if not row["skipped_updates"]:
+            return ""
+        return (
+            "a step left out an update of the policy: no completion had a better reward than the "
+            "others to its prompt, so there was nothing to learn; are the prompts too easy or too "
+            "hard, or does the reward not tell completions apart?"
+        )
+
+    def implied_reward(self) -> ImpliedReward | None:
+        """What the trained policy is as a reward model; None where it is none."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and strings that change from step to step."""

@@ -23,6 +23,7 @@ A reward model never doubts: then no margin is enough for the sigmoid, and the p
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,13 @@ from torch import Tensor
 
 from guerdon.trainer.common.services.pair_selection import pick_pairs
 from guerdon.trainer.rl.learner.advantages import require_finite
-from guerdon.trainer.rl.learner.algorithms.base import Algorithm, Prepared, Reduce, StepBatch
+from guerdon.trainer.rl.learner.algorithms.base import (
+    Algorithm,
+    ImpliedReward,
+    Prepared,
+    Reduce,
+    StepBatch,
+)
 from guerdon.trainer.rl.learner.algorithms.measured import (
     check,
     divergence,
@@ -64,7 +71,6 @@ class OnlineDPO(Algorithm):
     """DPO's loss on pairs of a prompt's completions."""
 
     needs_reference = True
-    implied_reward = True
 
     def __init__(self, settings: OnlineDPOSettings) -> None:
         self._settings = settings
@@ -129,6 +135,22 @@ class OnlineDPO(Algorithm):
         if entropy_M is not None:
             sums |= entropy_bonus(entropy_M.detach(), tokens.weights, tokens.mask).sums
         return TokenLoss(found.loss, sums, {})
+
+    def warning(self, row: Mapping[str, float]) -> str:
+        """Says so where a step made no preference pair."""
+        if row["pairs"]:
+            return ""
+        return (
+            "a step made no preference pair, and so learned nothing: are the rewards of a prompt's "
+            "completions all alike, or --max-tokens too small?"
+        )
+
+    def implied_reward(self) -> ImpliedReward | None:
+        """DPO's; none at another temperature than 1, where it is not what was trained."""
+        settings = self._settings
+        if settings.temperature != 1:
+            return None
+        return ImpliedReward(beta=settings.beta, loss=settings.loss)
 
     def _of_pairs(
         self, pairs_K2: Tensor, ratios_S: Tensor, tokens_S: Tensor, pairs: float

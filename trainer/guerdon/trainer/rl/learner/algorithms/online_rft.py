@@ -9,6 +9,7 @@ no weight π_prox/π_μ applies; how far the two are apart is logged.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,3 +97,12 @@ class OnlineRFT(Algorithm):
         if entropy_M is not None:
             sums |= entropy_bonus(entropy_M.detach(), tokens.weights, tokens.mask).sums
         return TokenLoss(likelihood.loss, sums, {"weight_max": largest})
+
+    def warning(self, row: Mapping[str, float]) -> str:
+        """Says so where a step accepted no completion."""
+        if row["accepted"] > 0:
+            return ""
+        return (
+            "a step accepted no completion, and so learned nothing: is --threshold too high, or "
+            "--max-tokens too small?"
+        )

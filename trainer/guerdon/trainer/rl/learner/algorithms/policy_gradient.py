@@ -59,7 +59,7 @@ class KLWeight:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from it."""
+        """Go on from a `state_dict`."""
 
 
 class AdaptiveKL(KLWeight):
@@ -92,7 +92,7 @@ class AdaptiveKL(KLWeight):
         return {"kl_coef": self.value}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from it."""
+        """Go on from a `state_dict`."""
         self.value = float(state["kl_coef"])
 
 
@@ -266,7 +266,7 @@ class PolicyGradient(Algorithm):
         return {"kl": self._kl.state_dict(), "rewards": self._rewards.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from them."""
+        """Go on from a `state_dict`."""
         self._kl.load_state_dict(state["kl"])
         self._rewards.load_state_dict(state["rewards"])
 

@@ -11,7 +11,7 @@ from guerdon.trainer.common.services.types import Group
 from guerdon.trainer.evaluate.policy.columns import HARM, HELDOUT, Columns
 
 
-class Judges:
+class AnswerScorers:
     """All that scores answers.
 
     Args:

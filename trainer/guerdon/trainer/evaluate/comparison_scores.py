@@ -17,7 +17,7 @@ from guerdon.trainer.evaluate.comparisons import Comparison
 
 
 @dataclass(slots=True)
-class Judged:
+class ComparisonScores:
     """What one model says of all comparisons."""
 
     model: str
@@ -37,7 +37,7 @@ class Judged:
     """Answers of whose conversation the model's chat template leaves text out."""
 
 
-def judge(
+def score_comparisons(
     client: RewardClient,
     model: str,
     comparisons: Sequence[Comparison],
@@ -47,7 +47,7 @@ def judge(
     options: ScoringOptions,
     skip: bool,
     progress: Callable[[int], None] = lambda done: None,
-) -> Judged:
+) -> ComparisonScores:
     """Score everything by the revision that the model has when this begins.
 
     Args:
@@ -79,7 +79,7 @@ def judge(
             assert result.scores is not None
             found[result.index] = result.scores
         progress(len(found))
-    judged = Judged(info.name, info.revision, [], [], seconds=time.monotonic() - begun)
+    given = ComparisonScores(info.name, info.revision, [], [], seconds=time.monotonic() - begun)
     for place, (begin, end) in enumerate(pairwise(bounds)):
         answers: list[Score] = []
         refusal: GuerdonError | None = None
@@ -90,19 +90,19 @@ def judge(
             else:
                 answers += part
         if refusal is None:
-            _add(judged, comparisons[place], answers)
+            _add(given, comparisons[place], answers)
             continue
         if not skip:
             raise DataError(
                 f"{places[place]}: the server refuses it: {refusal.message}{remedy(refusal)}"
             )
-        judged.scores.append(None)
-        judged.tokens.append(None)
-        judged.refused[place] = refusal.message
-    return judged
+        given.scores.append(None)
+        given.tokens.append(None)
+        given.refused[place] = refusal.message
+    return given
 
 
-def _add(judged: Judged, comparison: Comparison, answers: Sequence[Score]) -> None:
+def _add(given: ComparisonScores, comparison: Comparison, answers: Sequence[Score]) -> None:
     """Add what the server says of a comparison's answers.
 
     Answers that are the same tokens get one score: those of two places in a batch may differ by
@@ -115,8 +115,8 @@ def _add(judged: Judged, comparison: Comparison, answers: Sequence[Score]) -> No
     tokens = np.array([a.token_count for a in answers], dtype=np.float64)
     hashes = [a.tokens_hash for a in answers]
     cut = len(comparison.chosen)
-    judged.scores.append((scores[:cut], scores[cut:]))
-    judged.tokens.append((tokens[:cut], tokens[cut:]))
-    judged.computed += int(tokens.sum())
-    judged.same_tokens += bool({*hashes[:cut]} & {*hashes[cut:]} - {""})
-    judged.dropped += sum(bool(a.dropped) for a in answers)
+    given.scores.append((scores[:cut], scores[cut:]))
+    given.tokens.append((tokens[:cut], tokens[cut:]))
+    given.computed += int(tokens.sum())
+    given.same_tokens += bool({*hashes[:cut]} & {*hashes[cut:]} - {""})
+    given.dropped += sum(bool(a.dropped) for a in answers)

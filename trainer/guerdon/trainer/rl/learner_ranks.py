@@ -2,7 +2,7 @@
 
 Rank 0 talks to the services and writes the run's folder. Whatever needs all ranks (a step,
 weights gathered for publishing, a checkpoint of a sharded optimiser) is a method of the learner,
-which rank 0 calls through the team; the others make the same call.
+which rank 0 calls here; the others make the same call.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from guerdon.trainer.rl.learner.learner import Learner
 _DISMISSED = "dismissed"
 
 
-class Team:
-    """All ranks' learners, called alike.
+class LearnerOnAllRanks:
+    """The learner on all ranks: they are called alike.
 
     Args:
         learner: this rank's.
