@@ -3,9 +3,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export VENV
 
-# Tests run in two processes, and in one where they share a GPU. Each file's stay together, in the
-# order of tests/conftest.py: pytest-xdist's own leaves the files of one long test to the end.
-TEST_PROCESSES ?= $(if $(shell command -v nvidia-smi),1,2)
+# Tests run in three processes, since many wait for servers, and in one where they share a GPU. A
+# file's stay together, in the order of tests/conftest.py: pytest-xdist's own leaves the files of one
+# long test to the end.
+TEST_PROCESSES ?= $(if $(shell command -v nvidia-smi),1,3)
 # Many start our own commands, which would be compiled each time without bytecode.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
