@@ -161,7 +161,7 @@ GATEWAY_ROOMS: dict[str, set[str]] = {
     "cli": {"app", "config"},
 }
 """For each folder and module of the gateway, those whose modules it may import."""
-HTTP_CLIENT = ("httpx", "guerdon.client")
+HTTP_CLIENT = ("httpx", "guerdon.client", "guerdon.http_services")
 GATEWAY_FOREIGN = {
     **dict.fromkeys(("types", "strategies", "plans", "spending"), (*WIRE, *HTTP_CLIENT)),
     **dict.fromkeys(("answering", "pass_through"), (*WIRE, *HTTP_CLIENT)),

@@ -12,6 +12,13 @@ from typing import Any, TypeVar
 import httpx
 
 from guerdon.gateway.upstream.errors import time_left
+from guerdon.http_services import (
+    ReplyTooLong,
+    new_client,
+    retry_after,
+    shown,
+    whole_reply,
+)
 from guerdon.serving.errors import (
     ComputeFailed,
     DeadlinePassed,
@@ -19,13 +26,6 @@ from guerdon.serving.errors import (
     Overloaded,
     ServiceError,
     Unavailable,
-)
-from guerdon.serving.http.client import (
-    ReplyTooLong,
-    new_client,
-    retry_after,
-    shown,
-    whole_reply,
 )
 from guerdon.serving.waiting import MAX_RETRY_SECONDS, UNKNOWN_RETRY_SECONDS
 

@@ -17,14 +17,14 @@ from typing import Any
 import httpx
 
 from guerdon.data.json_values import parsed
-from guerdon.reward.judge.settings import JudgeSettings
-from guerdon.serving.http.client import (
+from guerdon.http_services import (
     ReplyTooLong,
     new_client,
     retry_after,
     shown,
     whole_reply,
 )
+from guerdon.reward.judge.settings import JudgeSettings
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
 AT_ONCE = 16
 """Most requests to one service at a time."""
 MAX_REPLY_BYTES = 64 * 1024
-_SHOWN = 200
-"""Characters of a reply that an error shows."""
+_JSON = {"content-type": "application/json"}
 _LONGEST_RETRY_AFTER = 60
 """Seconds: the longest Retry-After that is believed."""
 
@@ -60,9 +58,10 @@ class HttpReward:
     def __init__(
         self, url: str, patience: float, request_timeout: float, credentials: Credentials
     ) -> None:
-        self._url, self._local = url, is_loopback(_checked(url).hostname or "")
+        _check_url(url)
+        self._url = url
         self._timeout = request_timeout
-        self._token = credentials.verifier_token
+        self._token = credentials.verifier_token or ""
         self._tls = credentials.tls
         self._patience = Patience("the reward", url, patience)
         self._room = asyncio.Semaphore(AT_ONCE)
@@ -116,22 +115,23 @@ class HttpReward:
         """
         import httpx
 
-        client = self._client = self._client or self._connected()
+        from guerdon.http_services import ReplyTooLong, new_client, whole_reply
+
+        if self._client is None:
+            ca = None if self._tls is None else self._tls.ca
+            self._client = new_client(self._url, self._token, at_once=AT_ONCE, ca=ca)
         try:
             async with (
                 asyncio.timeout(self._timeout),  # of all of it, however slowly it comes
-                client.stream("POST", self._url, content=body) as response,
+                self._client.stream("POST", self._url, content=body, headers=_JSON) as response,
             ):
                 self._check_status(response, row)
-                reply = bytearray()
-                async for part in response.aiter_raw():
-                    reply += part
-                    if len(reply) > MAX_REPLY_BYTES:
-                        reason = f"its answer is longer than {MAX_REPLY_BYTES} bytes"
-                        raise self._refused(row, reason, b"")
+                reply = await whole_reply(response, MAX_REPLY_BYTES)
                 if not response.is_success:
-                    raise self._refused(row, f"HTTP {response.status_code}", bytes(reply))
-                return bytes(reply)
+                    raise self._refused(row, f"HTTP {response.status_code}", reply)
+                return reply
+        except ReplyTooLong as error:
+            raise self._refused(row, f"its answer is {error}", b"") from error
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer in {self._timeout:g} seconds") from error
         except httpx.TransportError as error:
@@ -148,40 +148,23 @@ class HttpReward:
             reason = f"HTTP {status} ({VERIFIER_TOKEN_VARIABLE} or --verifier-token-file)"
             raise self._refused(row, reason, b"")
 
-    def _connected(self) -> httpx.AsyncClient:
-        import httpx
-
-        headers = {"content-type": "application/json", "accept-encoding": "identity"}
-        if self._token:
-            headers["authorization"] = f"Bearer {self._token}"
-        context = ssl.create_default_context()
-        if self._tls is not None and self._tls.ca is not None:
-            context.load_verify_locations(cafile=str(self._tls.ca))
-        return httpx.AsyncClient(
-            headers=headers,
-            timeout=httpx.Timeout(None),
-            verify=context,
-            trust_env=not self._local,  # a proxy does not know this machine's own services
-            limits=httpx.Limits(max_connections=AT_ONCE),
-        )
-
     def _refused(self, row: PromptRow, reason: str, reply: bytes) -> ServiceRefused:
         """The error for an answer; the token is not in it, even if the service sent it back."""
-        text = " ".join(reply.decode("utf-8", errors="replace").split())
-        if self._token:
-            text = text.replace(self._token, "…")
-        shown = f": {text[:_SHOWN]}" if text else ""
+        from guerdon.http_services import shown
+
+        text = shown(reply.decode("utf-8", errors="replace"), self._token)
+        said = f": {text}" if text else ""
         return ServiceRefused(
-            f"the reward at {self._url} can't be had: {reason}{shown} "
+            f"the reward at {self._url} can't be had: {reason}{said} "
             f"(the prompt is row {row.index + 1})"
         )
 
 
-def _checked(url: str) -> SplitResult:
-    """The parts of a URL that can be asked, and kept in a run's folder.
+def _check_url(url: str) -> None:
+    """Refuse a URL that can't be asked, or not be kept in a run's folder.
 
     Raises:
-        SettingsError: it can't.
+        SettingsError: says why.
     """
     shape = "verifier: the URL is not https://HOST[:PORT]/PATH"  # unquoted: it may hold a password
     try:
@@ -202,7 +185,6 @@ def _checked(url: str) -> SplitResult:
         raise SettingsError(shape)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise SettingsError(f"verifier: {url!r}: http is for this machine alone; elsewhere https")
-    return parts
 
 
 def _reward(reply: bytes) -> float:
@@ -222,8 +204,7 @@ def _reward(reply: bytes) -> float:
 
 def _retry_info(response: httpx.Response) -> list[RetryInfo]:
     """When the service says to come back, where it says it in seconds."""
-    after = response.headers.get("retry-after", "")
-    if not (after.isascii() and after.isdigit()):
-        return []
-    seconds = min(int(after[:9]), _LONGEST_RETRY_AFTER)
-    return [RetryInfo(retry_delay=Duration(seconds=seconds))]
+    from guerdon.http_services import retry_after
+
+    seconds = retry_after(response, _LONGEST_RETRY_AFTER)
+    return [] if seconds is None else [RetryInfo(retry_delay=Duration(seconds=int(seconds)))]

@@ -1,4 +1,4 @@
-"""What a server has in common with others where it asks HTTP services itself."""
+"""Asking HTTP services by httpx: connections, replies of bounded size, when to ask again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ReplyTooLong(Exception):
 
 
 def new_client(
-    url: str, key: str, *, at_once: int | None = None, ca: Path | None = None
+    url: str, key: str, *, at_once: int | None = None, ca: str | Path | None = None
 ) -> httpx.AsyncClient:
     """A client without a timeout of its own: each call has one.
 
