@@ -96,7 +96,7 @@ WIRE = ("grpc", "fastapi", "starlette", "uvicorn", "guerdon.v1", "google.protobu
 TORCH = ("torch", "transformers")
 WAITING = ("asyncio", "time", "threading", "socket")
 COMPUTING = ("engine", "adapters", "checkpoints", "encoding", "kinds", "engine_process")
-SERVING = (
+WITHOUT_TORCH = (
     "judge",
     "scheduling",
     "models",
@@ -107,7 +107,7 @@ SERVING = (
 FOREIGN = {
     **dict.fromkeys(("types", "fair_shares"), (*WIRE, *TORCH, *WAITING)),
     **dict.fromkeys(COMPUTING, (*WIRE, "asyncio")),
-    **dict.fromkeys(SERVING, (*WIRE, "torch")),
+    **dict.fromkeys(WITHOUT_TORCH, (*WIRE, "torch")),
 }
 """For each folder and module of the reward server, the libraries that it must not import."""
 

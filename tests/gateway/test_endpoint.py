@@ -94,7 +94,7 @@ async def test_a_large_request_is_encoded_once_for_all_candidates() -> None:
 
     body = {"prompt": "ä\ud800" * 100_000, "seed": 5, "max_tokens": 9}  # more than one piece
     sampling = Sampling(max_tokens=9, seed=5, body=body)
-    question = PolicyRequest(prompt=FormattedText(""), sampling=sampling)
+    request = PolicyRequest(prompt=FormattedText(""), sampling=sampling)
     answer = {
         "choices": [{"text": "a", "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 1},
@@ -104,7 +104,7 @@ async def test_a_large_request_is_encoded_once_for_all_candidates() -> None:
         drawer = EndpointDrawer(api)
         deadline = time.monotonic() + 60
         drawn = drawer.draw(
-            question, range(8), max_tokens=9, deadline=deadline, on_tokens=lambda *_: None
+            request, range(8), max_tokens=9, deadline=deadline, on_tokens=lambda *_: None
         )
         assert len([draft async for draft in drawn]) == 8
         await drawer.close()

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from guerdon.reward.judge.settings import JudgeLimits, JudgementSettings, JudgeSettings
+from guerdon.reward.judge.settings import JudgeLimits, JudgeSettings, JudgeVerdictSettings
 from guerdon.reward.models.loader import load_judge
 
 PAGE = (Path(__file__).parents[2] / "docs" / "judges.md").read_text()
@@ -32,7 +32,7 @@ def test_every_example_loads(tmp_path: Path) -> None:
 
 def test_the_table_has_every_setting() -> None:
     table = PAGE.split("## All settings")[1].split("\n\n")[1]
-    kinds = (JudgeSettings, JudgementSettings, JudgeLimits)
+    kinds = (JudgeSettings, JudgeVerdictSettings, JudgeLimits)
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     named = {name for keys in rows for name in re.findall(r"`\[?(\w+)\]?`", keys)}

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.service.conftest import start_server
 
-from guerdon.reward.judge.settings import JudgementSettings, JudgeSettings
-from guerdon.reward.judge.verdict import MAX_LINE, JudgementReader, NoJudgement
+from guerdon.reward.judge.settings import JudgeSettings, JudgeVerdictSettings
+from guerdon.reward.judge.verdict import MAX_LINE, JudgeVerdictReader, NoJudgeVerdict
 from guerdon.reward.models.loader import load_judge
 from guerdon.serving.errors import CheckpointRefused, NotFound
 from guerdon.v1 import admin_pb2
@@ -123,8 +123,8 @@ LINES = st.one_of(
 @given(st.lists(LINES, max_size=5).map("\n".join))
 def test_a_number_is_the_last_line_and_the_only_one(reply: str) -> None:
     try:
-        number = JudgementReader(SETTINGS).read(reply)
-    except NoJudgement:
+        number = JudgeVerdictReader(SETTINGS).read(reply)
+    except NoJudgeVerdict:
         return
     lines = [line.strip() for line in reply.splitlines() if line.strip()]
     spoken = {line for line in lines if re.fullmatch(r"Score: -?[0-9]+(\.[0-9]+)?", line)}
@@ -134,9 +134,9 @@ def test_a_number_is_the_last_line_and_the_only_one(reply: str) -> None:
 
 
 def test_a_line_that_is_very_long_is_no_verdict() -> None:
-    verdict = JudgementSettings(pattern=r"x*Score: (\d+)")
+    verdict = JudgeVerdictSettings(pattern=r"x*Score: (\d+)")
     settings = JudgeSettings(url=URL, model="m", verdict=verdict, template="t")
-    reader = JudgementReader(settings)
+    reader = JudgeVerdictReader(settings)
     assert reader.read("x" * 100 + "Score: 5") == 5.0
-    with pytest.raises(NoJudgement):
+    with pytest.raises(NoJudgeVerdict):
         reader.read("x" * MAX_LINE + "Score: 5")

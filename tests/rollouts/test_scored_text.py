@@ -75,10 +75,10 @@ def drawn(*answers: Sequence[int]) -> Group:
 @asynccontextmanager
 async def rewarded(folder: Path, weight: str = "", **rules: Any) -> AsyncIterator[RewardSource]:
     """Rewards by a server in this process that holds the folder."""
-    asking = RequestRules(text=PolicyText.of(WORDS, TURNS), **rules)  # type: ignore[arg-type]
+    applied = RequestRules(text=PolicyText.of(WORDS, TURNS), **rules)  # type: ignore[arg-type]
     async with start_server(RealLoader(), models={"m": str(folder)}) as server:
         address = f"{weight}127.0.0.1:{server.ports.port}/m"
-        source = RewardSource([address], patience=20.0, request_timeout=20.0, rules=asking)
+        source = RewardSource([address], patience=20.0, request_timeout=20.0, rules=applied)
         try:
             await source.start()
             yield source

@@ -233,7 +233,7 @@ async def test_a_reward_model_is_asked_with_the_tools(tmp_path: Path) -> None:
 def test_variables_of_the_policys_template_go_where_that_template_is(tmp_path: Path) -> None:
     words = tiny_tokenizer(chat_template=published("qwen3"))
     prompts = load(tmp_path, published("qwen3"), [ROWS[0] | {"chat_template_kwargs": QUIET}])
-    text = asking(words, prompts)
+    text = read_text_form(words, prompts)
     task = prompts.task(0, 0)
     samples = group_of(task, "Yes.").samples
 
@@ -247,7 +247,7 @@ def test_variables_of_the_policys_template_go_where_that_template_is(tmp_path: P
     assert inputs(chat_template_hash="another") == {}
 
 
-def asking(words: Any, *prompts: Prompts) -> PolicyText:
+def read_text_form(words: Any, *prompts: Prompts) -> PolicyText:
     """How completions to prompts are put to reward models."""
     settings = PairsSettings(
         policy="p", sampler="s:1", prompts="f", output="o", verifier=("exact",)
@@ -287,5 +287,5 @@ def test_token_ids_stand_for_text_only_where_all_answers_end_alike(
     template: str, rows: Sequence[Any], shared: bool, tmp_path: Path
 ) -> None:
     words = tiny_tokenizer(chat_template=template)
-    ending = asking(words, load(tmp_path, template, list(rows))).ending_ids
+    ending = read_text_form(words, load(tmp_path, template, list(rows))).ending_ids
     assert bool(ending) is shared

@@ -201,6 +201,14 @@ async def test_a_wrong_field_is_named(
     assert served.engine.behaviour.drawn == 0
 
 
+async def test_a_value_of_the_wrong_kind_is_told_which_kinds_there_are(
+    client: openai.AsyncOpenAI,
+) -> None:
+    stop: Any = [1]
+    with pytest.raises(openai.BadRequestError, match="stop: must be a text or a list of texts"):
+        await client.chat.completions.create(model="formula", messages=RAIN, stop=stop)
+
+
 async def test_neutral_values_and_unknown_keys_change_nothing(client: openai.AsyncOpenAI) -> None:
     neutral: Any = {
         "frequency_penalty": 0,

@@ -92,24 +92,24 @@ class GatewayMetrics:
             self.spending_refused.labels(caller.name).inc()
             raise
 
-    def observe(self, choices: RankedChoices) -> None:
+    def observe(self, found: RankedChoices) -> None:
         """Count an answer."""
-        self.answers.labels(choices.plan.strategy.value, "yes" if choices.ranked else "no").inc()
-        scored = sum(each.scored for each in choices.candidates)
+        self.answers.labels(found.plan.strategy.value, "yes" if found.ranked else "no").inc()
+        scored = sum(each.scored for each in found.candidates)
         self.candidates.labels("scored").inc(scored)
-        self.candidates.labels("unscored").inc(len(choices.candidates) - scored)
-        self.candidates.labels("stopped").inc(len(choices.stopped))
-        served = sum(each.draft.tokens for each in choices.choices)
-        self.drawn_tokens.inc(choices.tokens)
+        self.candidates.labels("unscored").inc(len(found.candidates) - scored)
+        self.candidates.labels("stopped").inc(len(found.stopped))
+        served = sum(each.draft.tokens for each in found.choices)
+        self.drawn_tokens.inc(found.tokens)
         self.served_tokens.inc(served)
         if served:
-            self.tokens_per_served_token.observe(choices.tokens / served)
-        if choices.gain is not None:
-            self.reward_gain.labels(choices.plan.strategy.value).observe(choices.gain)
-        if "close_calls" in choices.notes:  # a cascade's
-            asked, overruled = choices.notes["close_calls"], choices.notes.get("overruled")
+            self.tokens_per_served_token.observe(found.tokens / served)
+        if found.gain is not None:
+            self.reward_gain.labels(found.plan.strategy.value).observe(found.gain)
+        if "close_calls" in found.notes:  # a cascade's
+            asked, overruled = found.notes["close_calls"], found.notes.get("overruled")
             decided = "overruled" if overruled else "confirmed" if asked else "clear"
             self.cascades.labels(decided).inc()
-        self.answer_seconds.observe(choices.seconds.total)
-        self.phase_seconds.labels("draw").observe(choices.seconds.draw)
-        self.phase_seconds.labels("score").observe(choices.seconds.score)
+        self.answer_seconds.observe(found.seconds.total)
+        self.phase_seconds.labels("draw").observe(found.seconds.draw)
+        self.phase_seconds.labels("score").observe(found.seconds.score)

@@ -18,7 +18,7 @@ from guerdon.gateway.types import Plan, Ranking, Strategy
 from guerdon.serving.waiting import MAX_TIMEOUT
 
 Rules = Mapping[str, Callable[[Any], bool]]
-"""What must hold of a field's value, by what is said of one of which it doesn't."""
+"""Checks of a field's value, by what is said where one fails."""
 POSITIVE: Rules = {"it must be positive": lambda value: value > 0}
 NOT_NEGATIVE: Rules = {"it must not be negative": lambda value: value >= 0}
 PART: Rules = {"it must be in (0, 1]": lambda value: 0 < value <= 1}

@@ -13,19 +13,19 @@ CANDIDATES_HEADER = "x-guerdon-candidates"
 RANKED_HEADER = "x-guerdon-ranked"
 
 
-def headers(choices: RankedChoices) -> dict[str, str]:
+def headers(ranked: RankedChoices) -> dict[str, str]:
     """What an answer's headers tell."""
     found = {
-        RANKED_HEADER: "true" if choices.ranked else "false",
-        CANDIDATES_HEADER: str(len(choices.candidates) + len(choices.stopped)),
+        RANKED_HEADER: "true" if ranked.ranked else "false",
+        CANDIDATES_HEADER: str(len(ranked.candidates) + len(ranked.stopped)),
     }
-    score = choices.choices[0].score
-    if choices.ranked and isinstance(score, Score):
+    score = ranked.choices[0].score
+    if ranked.ranked and isinstance(score, Score):
         found[SCORE_HEADER] = repr(score.value)
     return found
 
 
-def whole_answer(envelope: Envelope, choices: RankedChoices) -> Json:
+def whole_answer(envelope: Envelope, ranked: RankedChoices) -> Json:
     """The whole answer."""
     entries = [
         envelope.shape.choice(
@@ -35,15 +35,15 @@ def whole_answer(envelope: Envelope, choices: RankedChoices) -> Json:
             **_said(envelope.shape, each),
             guerdon=_choice(each),
         )
-        for place, each in enumerate(choices.choices)
+        for place, each in enumerate(ranked.choices)
     ]
-    return envelope.whole_answer(entries, _usage(choices), guerdon=ranking_report(choices))
+    return envelope.whole_answer(entries, _usage(ranked), guerdon=ranking_report(ranked))
 
 
-def chunks(envelope: Envelope, choices: RankedChoices, *, include_usage: bool) -> Iterator[Json]:
+def chunks(envelope: Envelope, ranked: RankedChoices, *, include_usage: bool) -> Iterator[Json]:
     """The answer as the chunks of a stream: each choice, its end, then usage and report."""
-    shape, last = envelope.shape, len(choices.choices) - 1
-    for place, each in enumerate(choices.choices):
+    shape, last = envelope.shape, len(ranked.choices) - 1
+    for place, each in enumerate(ranked.choices):
         delta = shape.delta(place, _content(each), first=True)
         if shape is CHAT:
             delta["delta"].update(each.draft.said)
@@ -51,33 +51,33 @@ def chunks(envelope: Envelope, choices: RankedChoices, *, include_usage: bool) -
         end = shape.delta(
             place, None, finish_reason=each.draft.finish_reason, guerdon=_choice(each)
         )
-        told = {} if include_usage or place != last else {"guerdon": ranking_report(choices)}
+        told = {} if include_usage or place != last else {"guerdon": ranking_report(ranked)}
         yield envelope.chunk(end, **told)
     if include_usage:
-        yield envelope.chunk(usage=_usage(choices), guerdon=ranking_report(choices))
+        yield envelope.chunk(usage=_usage(ranked), guerdon=ranking_report(ranked))
 
 
-def ranking_report(choices: RankedChoices) -> Json:
+def ranking_report(ranked: RankedChoices) -> Json:
     """What was done to find an answer."""
-    seconds = choices.seconds
-    scores = [*map(_candidate, choices.candidates), *map(_stopped, choices.stopped)]
+    seconds = ranked.seconds
+    scores = [*map(_candidate, ranked.candidates), *map(_stopped, ranked.stopped)]
     scores.sort(key=lambda each: each["candidate"])
     found: Json = {
-        "strategy": choices.plan.strategy.value,
-        "best_of": choices.plan.best_of,
-        "ranked": choices.ranked,
+        "strategy": ranked.plan.strategy.value,
+        "best_of": ranked.plan.best_of,
+        "ranked": ranked.ranked,
         "candidates": len(scores),
-        "stopped": len(choices.stopped),
+        "stopped": len(ranked.stopped),
         "scores": scores,
-        "gain": choices.gain,
-        "tokens": choices.tokens,
+        "gain": ranked.gain,
+        "tokens": ranked.tokens,
         "seconds": {"draw": seconds.draw, "score": seconds.score, "total": seconds.total},
-        **choices.notes,
+        **ranked.notes,
     }
-    if choices.interrupted_tokens:
-        found["interrupted_tokens"] = choices.interrupted_tokens
-    if choices.reason:
-        found["reason"] = choices.reason
+    if ranked.interrupted_tokens:
+        found["interrupted_tokens"] = ranked.interrupted_tokens
+    if ranked.reason:
+        found["reason"] = ranked.reason
     return found
 
 
@@ -119,11 +119,11 @@ def _content(each: Candidate) -> str | None:
     return None if each.draft.textless else each.draft.text
 
 
-def _usage(choices: RankedChoices) -> Json:
+def _usage(ranked: RankedChoices) -> Json:
     """All tokens that were drawn; those of the choices count as accepted."""
-    accepted = sum(each.draft.tokens for each in choices.choices)
+    accepted = sum(each.draft.tokens for each in ranked.choices)
     details = {
         "accepted_prediction_tokens": accepted,
-        "rejected_prediction_tokens": choices.tokens - accepted,
+        "rejected_prediction_tokens": ranked.tokens - accepted,
     }
-    return usage(choices.prompt_tokens, choices.tokens, details)
+    return usage(ranked.prompt_tokens, ranked.tokens, details)

@@ -26,7 +26,7 @@ from guerdon.reward.judge.budget import Asker, Budget, Slots
 from guerdon.reward.judge.endpoint import AskFailed, JudgeEndpoint, Reply
 from guerdon.reward.judge.question import JudgeQuestion, QuestionWriter
 from guerdon.reward.judge.settings import JudgeSettings
-from guerdon.reward.judge.verdict import JudgementReader, NoJudgement
+from guerdon.reward.judge.verdict import JudgeVerdictReader, NoJudgeVerdict
 from guerdon.reward.types import (
     Attribute,
     ComputeMode,
@@ -116,7 +116,7 @@ class Judge:
     def __init__(self, name: str, settings: JudgeSettings, key: str) -> None:
         self._settings = settings
         self._compares = settings.ask == "compare"
-        self._reader = JudgementReader(settings)
+        self._reader = JudgeVerdictReader(settings)
         self._writer = QuestionWriter(settings, self._reader)
         wanted = settings.verdict.form == "json" and settings.verdict.send_schema
         self._endpoint = JudgeEndpoint(settings, key, self._reader.schema if wanted else None)
@@ -257,7 +257,7 @@ class Judge:
             tokens = self._charge(reply)
             verdict = self._reader.read(reply.text)
             outcome = "ok"
-        except NoJudgement as error:
+        except NoJudgeVerdict as error:
             outcome = "no_verdict"
             raise AskFailed(outcome, f"gave no verdict: {error}") from error
         except AskFailed as error:

@@ -20,7 +20,7 @@ from guerdon.data import Conversation, Message, is_plain, message_text
 from guerdon.data.json_values import check_unicode
 from guerdon.models.template_sandbox import render_text, template_variables
 from guerdon.reward.judge.settings import JudgeSettings
-from guerdon.reward.judge.verdict import JudgementReader
+from guerdon.reward.judge.verdict import JudgeVerdictReader
 from guerdon.reward.types import ForeignText, Response, ScoreItem, Unrendered
 from guerdon.serving.errors import ComputeFailed, InvalidRequest
 from guerdon.serving.prompts import check_roles
@@ -136,7 +136,7 @@ class QuestionWriter:
         SettingsError: the template is broken, or does not show the texts.
     """
 
-    def __init__(self, settings: JudgeSettings, reader: JudgementReader) -> None:
+    def __init__(self, settings: JudgeSettings, reader: JudgeVerdictReader) -> None:
         self._names = ANSWERS[settings.ask]
         self._system = settings.system or SYSTEM
         self._template = settings.template or TEMPLATES[settings.ask, settings.verdict.form]

@@ -2,7 +2,7 @@
 
 url = "http://localhost:8000/v1"   # the keys of JudgeSettings
 model = "Qwen/Qwen3-32B"
-[verdict]                          # the keys of JudgementSettings
+[verdict]                          # the keys of JudgeVerdictSettings
 lowest = 1
 highest = 10
 [limits]                           # the keys of JudgeLimits
@@ -55,7 +55,7 @@ here, and no guarantee that a model reads no other text so."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgementSettings:
+class JudgeVerdictSettings:
     """Settings of a verdict: where a reply has it, and what it may be."""
 
     form: Literal["text", "json"] = "text"
@@ -196,7 +196,7 @@ class JudgeSettings:
     read it as the end of its turn. (default: marks of published chat models, not all of them)"""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """More fields for each request, such as `reasoning_effort`."""
-    verdict: JudgementSettings = dataclasses.field(default_factory=JudgementSettings)
+    verdict: JudgeVerdictSettings = dataclasses.field(default_factory=JudgeVerdictSettings)
     limits: JudgeLimits = dataclasses.field(default_factory=JudgeLimits)
 
     def __post_init__(self) -> None:

@@ -25,11 +25,11 @@ _MEANINGS = {
 }
 
 
-class NoJudgement(Exception):
+class NoJudgeVerdict(Exception):
     """A reply from which no verdict can be read; the text says why, and quotes nothing of it."""
 
 
-class JudgementReader:
+class JudgeVerdictReader:
     """Reads the replies of one judge.
 
     Args:
@@ -67,7 +67,7 @@ class JudgementReader:
         """The number of a reply's verdict.
 
         Raises:
-            NoJudgement: it has none, or not one alone.
+            NoJudgeVerdict: it has none, or not one alone.
         """
         return self._in_json(reply, self._checked_by) if self._checked_by else self._in_text(reply)
 
@@ -90,12 +90,12 @@ class JudgementReader:
     def _in_text(self, reply: str) -> float:
         lines = [line for line in map(str.strip, reply.splitlines()) if line]
         if not lines:
-            raise NoJudgement("the reply is empty")
+            raise NoJudgeVerdict("the reply is empty")
         found = [self._line(line) for line in lines]
         if found[-1] is None:
-            raise NoJudgement("the last line of the reply is no verdict")
+            raise NoJudgeVerdict("the last line of the reply is no verdict")
         if len({text for text in found if text is not None}) > 1:
-            raise NoJudgement("the reply has several verdicts that differ")
+            raise NoJudgeVerdict("the reply has several verdicts that differ")
         return self._number(found[-1])
 
     def _line(self, line: str) -> str | None:
@@ -111,16 +111,16 @@ class JudgementReader:
         """What a verdict stands for."""
         if self._values:
             if not isinstance(verdict, str) or verdict not in self._values:
-                raise NoJudgement("the verdict is none of the words that are known")
+                raise NoJudgeVerdict("the verdict is none of the words that are known")
             return float(self._values[verdict])
         try:
             number = float(verdict)
         except (TypeError, ValueError, OverflowError):
-            raise NoJudgement("the verdict is no number") from None
+            raise NoJudgeVerdict("the verdict is no number") from None
         if not self._settings.lowest <= number <= self._settings.highest:
-            raise NoJudgement("the verdict is outside the range")
+            raise NoJudgeVerdict("the verdict is outside the range")
         return number
 
 
-def _no_verdict(path: str, why: str) -> NoJudgement:
-    return NoJudgement(f"{path} {why}")
+def _no_verdict(path: str, why: str) -> NoJudgeVerdict:
+    return NoJudgeVerdict(f"{path} {why}")

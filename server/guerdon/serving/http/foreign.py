@@ -37,7 +37,12 @@ B = TypeVar("B", bound=ForeignBody)
 ManyTexts = Annotated[list[Text], Field(fail_fast=True)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(fail_fast=True)]
 Texts = Annotated[
-    Annotated[Text, Tag("@text")] | Annotated[ManyTexts, Tag("@texts")], Discriminator(field_form)
+    Annotated[Text, Tag("@text")] | Annotated[ManyTexts, Tag("@texts")],
+    Discriminator(
+        field_form,
+        custom_error_type="form",
+        custom_error_message="must be a text or a list of texts",
+    ),
 ]
 """One text, or several."""
 Inputs = Annotated[

@@ -34,7 +34,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class Part:
     """Rows under a heading."""
 
     heading: str
@@ -44,10 +44,10 @@ class Section:
 Make = Callable[[Result], Cell]
 
 
-def parts(group: RunGroup) -> list[Section]:
+def parts(group: RunGroup) -> list[Part]:
     """All measures of a group's runs, by what they are about; rows that nobody has are left out."""
     return [
-        Section(heading, kept)
+        Part(heading, kept)
         for heading, makers in _PARTS
         if (kept := tuple(_row(group, *maker) for maker in makers if _known(group, maker[2])))
     ]

@@ -16,7 +16,7 @@ _DISMISSED = "dismissed"
 
 
 class LearnerOnAllRanks:
-    """The learner on all ranks: they are called alike.
+    """Calls the learner of every rank alike.
 
     Args:
         learner: this rank's.

@@ -46,7 +46,11 @@ Pairs = Annotated[
     Annotated[Text, Tag("@text")]
     | Annotated[ManyTexts, Tag("@texts")]
     | Annotated[list[ManyTexts], Field(fail_fast=True), Tag("@lists")],
-    Discriminator(field_form),
+    Discriminator(
+        field_form,
+        custom_error_type="form",
+        custom_error_message="must be a text, a list of texts or a list of such lists",
+    ),
 ]
 """A text, a pair of texts, or several of either."""
 

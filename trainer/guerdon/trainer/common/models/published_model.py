@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from guerdon.trainer.common.models.language_model import load_lm
-from guerdon.trainer.common.models.weights_export import CheckpointNames, as_checkpoint, as_weights
+from guerdon.trainer.common.models.weights_export import CheckpointExport, as_checkpoint, as_weights
 from guerdon.trainer.common.processes import use_gpu
 from guerdon.trainer.common.services.types import Ints
 from guerdon.trainer.common.services.weights import Weights
@@ -36,9 +36,9 @@ def weights(
         sequences: token ids of the canaries.
         computed: the dtype of the learner's computation.
     """
-    shape = CheckpointNames.of(model)
-    tensors = _published(model, shape, dtype, computed)
-    canaries = shape.canaries(model, tensors, sequences)
+    export = CheckpointExport.of(model)
+    tensors = _published(model, export, dtype, computed)
+    canaries = export.canaries(model, tensors, sequences)
     return as_weights(version, as_checkpoint(model, tensors), canaries)
 
 
@@ -52,11 +52,13 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: str, *, computed: str)
         dtype: `bfloat16`, `float16` or `float32`.
         computed: as for `weights`.
     """
-    shape = CheckpointNames.of(model)
-    shape.save(model, _published(model, shape, dtype, computed), folder, dtype)
+    export = CheckpointExport.of(model)
+    export.save(model, _published(model, export, dtype, computed), folder, dtype)
     tokenizer.save_pretrained(folder)
 
 
-def _published(model: Any, shape: CheckpointNames, dtype: str, computed: str) -> dict[str, Tensor]:
+def _published(
+    model: Any, export: CheckpointExport, dtype: str, computed: str
+) -> dict[str, Tensor]:
     state = {f"lm.{name}": tensor for name, tensor in model.state_dict().items()}
-    return shape.published(state, dtype, computed=computed)
+    return export.published(state, dtype, computed=computed)

@@ -23,8 +23,8 @@ _ADAPTER = "default"
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointNames:
-    """How the names of a training model become those of a checkpoint."""
+class CheckpointExport:
+    """How the weights of a training model become those of a checkpoint."""
 
     lora: dict[str, float]
     """Modules with LoRA, by their name without it, and their scaling."""
@@ -36,8 +36,8 @@ class CheckpointNames:
     """Names that autocast leaves in float32: norms, and embeddings that are only looked up."""
 
     @classmethod
-    def of(cls, lm: Any) -> CheckpointNames:
-        """The shape of a model, before it is wrapped or sharded."""
+    def of(cls, lm: Any) -> CheckpointExport:
+        """The export of a model, before it is wrapped or sharded."""
         lora = {
             _plain(name): float(module.scaling[_ADAPTER])
             for name, module in lm.named_modules()

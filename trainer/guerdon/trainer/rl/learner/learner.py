@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from guerdon.trainer.common.errors import DivergedError
-from guerdon.trainer.common.models import weights_export as export
 from guerdon.trainer.common.models.language_model import without_lora
+from guerdon.trainer.common.models.weights_export import CheckpointExport, as_checkpoint, as_weights
 from guerdon.trainer.common.processes import partition, use_gpu
 from guerdon.trainer.common.services.types import Group, Ints, Sample
 from guerdon.trainer.common.services.weights import Weights
@@ -64,7 +64,7 @@ class Learner:
         value = algorithm.value_model
         self.module = new_policy(policy, settings, value).to(self.accelerator.device)
         switch_attention(self.module, settings)
-        self.shape = export.CheckpointNames.of(self.module.lm)
+        self.export = CheckpointExport.of(self.module.lm)
         self._reference = None
         if not settings.lora_r:
             self._reference = frozen(policy, settings, like=self.module).to(self.accelerator.device)
@@ -142,18 +142,18 @@ class Learner:
             sequences: token ids of the canaries.
         """
         state = self.ranks.full_state(self.model, self.module)
-        tensors = self.shape.published(state, dtype, computed=self.settings.dtype)
+        tensors = self.export.published(state, dtype, computed=self.settings.dtype)
         mine = sequences if self.ranks.main else ()
-        canaries = self.shape.canaries(self.module.lm, tensors, mine)
-        named = export.as_checkpoint(self.module.lm, tensors)
-        return export.as_weights(self.version, named, canaries)
+        canaries = self.export.canaries(self.module.lm, tensors, mine)
+        named = as_checkpoint(self.module.lm, tensors)
+        return as_weights(self.version, named, canaries)
 
     def save_final(self, folder: Path, dtype: str) -> None:
         """Write a folder that transformers and vLLM load; the tokenizer is the caller's."""
         state = self.ranks.full_state(self.model, self.module)
         if self.ranks.main:
-            tensors = self.shape.published(state, dtype, computed=self.settings.dtype)
-            self.shape.save(self.module.lm, tensors, folder, dtype)
+            tensors = self.export.published(state, dtype, computed=self.settings.dtype)
+            self.export.save(self.module.lm, tensors, folder, dtype)
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs of the learner."""

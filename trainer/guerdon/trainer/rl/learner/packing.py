@@ -29,7 +29,7 @@ PACKED = "guerdon_trainer_packed"
 
 
 @dataclass(slots=True, eq=False)
-class PackedGroup:
+class PackedBlock:
     """A prompt of P tokens and n responses of up to T tokens in a row of L tokens."""
 
     start: int
@@ -54,14 +54,14 @@ class PackedRow:
     targets_M: Tensor
     tokens_M: Tensor
     """Each token's place among the step's N, for `Prepared.take`."""
-    blocks: list[PackedGroup]
+    blocks: list[PackedBlock]
     idle: bool = False
     """Computed only to keep ranks in step; nothing of it counts."""
 
     def to(self, device: torch.device) -> PackedRow:
         """The row on a device; `tokens_M` stays."""
         blocks = [
-            PackedGroup(
+            PackedBlock(
                 b.start,
                 b.prompt,
                 b.gather_nT.to(device),
@@ -82,7 +82,7 @@ class PackedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class PackingUnit:
     """A prompt with some of its samples: what stays together in a row."""
 
     prompt_ids_P: Ints
@@ -111,7 +111,7 @@ def pack(
         units = [_unit([sample], [at]) for sample, at in zip(samples, offsets, strict=True)]
         return [make_row([unit]) for unit in units]
     units = sorted(_units(samples, offsets, limit), key=lambda unit: (-unit.tokens, unit.offsets))
-    rows: list[list[Unit]] = []
+    rows: list[list[PackingUnit]] = []
     room: list[int] = []
     for unit in units:  # first fit, the longest first
         place = next((i for i, left in enumerate(room) if unit.tokens <= left), None)
@@ -126,12 +126,12 @@ def pack(
 
 def idle_row() -> PackedRow:
     """A row of one token that predicts nothing that counts: keeps ranks in step."""
-    row = make_row([Unit(np.zeros(1, np.int32), (np.zeros(1, np.int32),), (0,))])
+    row = make_row([PackingUnit(np.zeros(1, np.int32), (np.zeros(1, np.int32),), (0,))])
     row.idle = True
     return row
 
 
-def _units(samples: Sequence[Sample], offsets: Sequence[int], limit: int) -> Iterator[Unit]:
+def _units(samples: Sequence[Sample], offsets: Sequence[int], limit: int) -> Iterator[PackingUnit]:
     """Samples of one prompt, cut where they would pass the limit."""
     held: list[Sample] = []
     places: list[int] = []
@@ -150,12 +150,12 @@ def _units(samples: Sequence[Sample], offsets: Sequence[int], limit: int) -> Ite
         yield _unit(held, places)
 
 
-def _unit(samples: Sequence[Sample], offsets: Sequence[int]) -> Unit:
+def _unit(samples: Sequence[Sample], offsets: Sequence[int]) -> PackingUnit:
     responses = tuple(sample.response_ids_T for sample in samples)
-    return Unit(samples[0].prompt_ids_P, responses, tuple(offsets))
+    return PackingUnit(samples[0].prompt_ids_P, responses, tuple(offsets))
 
 
-def make_row(units: Sequence[Unit]) -> PackedRow:
+def make_row(units: Sequence[PackingUnit]) -> PackedRow:
     """One row of all these tokens."""
     parts = []
     at = 0
@@ -177,7 +177,7 @@ def make_row(units: Sequence[Unit]) -> PackedRow:
     )
 
 
-def _part(unit: Unit, start: int) -> tuple[Any, Any, Any, Any, Any, PackedGroup]:
+def _part(unit: PackingUnit, start: int) -> tuple[Any, Any, Any, Any, Any, PackedBlock]:
     """What a unit adds to a `PackedRow`: ids, positions, predict, targets, tokens, its block.
 
     Args:
@@ -202,7 +202,7 @@ def _part(unit: Unit, start: int) -> tuple[Any, Any, Any, Any, Any, PackedGroup]
     )
 
 
-def _block(start: int, prompt: int, places_n: Ints, lengths_n: Ints) -> PackedGroup:
+def _block(start: int, prompt: int, places_n: Ints, lengths_n: Ints) -> PackedBlock:
     """The block of responses that begin at these places in the row and have these lengths there."""
     columns_T = np.arange(lengths_n.max())
     real_nT = columns_T < lengths_n[:, None]
@@ -210,7 +210,7 @@ def _block(start: int, prompt: int, places_n: Ints, lengths_n: Ints) -> PackedGr
     longest = len(columns_T)
     mask_TK = torch.ones(longest, prompt + longest, dtype=torch.bool).tril(prompt)
     scatter_R = np.flatnonzero(real_nT)
-    return PackedGroup(
+    return PackedBlock(
         start, prompt, torch.from_numpy(gather_nT), torch.from_numpy(scatter_R), mask_TK
     )
 
@@ -223,7 +223,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    guerdon_blocks: Sequence[PackedGroup] | None = None,
+    guerdon_blocks: Sequence[PackedBlock] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of a packed row: query [1, H, L, D], key and value [1, Hk, L, D] → [1, L, H, D].
@@ -255,7 +255,7 @@ def packed_attention(
 
 
 def _responses(
-    block: PackedGroup, query: Tensor, key: Tensor, value: Tensor, own: slice, how: dict[str, Any]
+    block: PackedBlock, query: Tensor, key: Tensor, value: Tensor, own: slice, how: dict[str, Any]
 ) -> Tensor:
     """[1, H, R, D] for the R response tokens of a block, in the row's order."""
     count, longest = block.gather_nT.shape

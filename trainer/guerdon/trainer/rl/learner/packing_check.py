@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guerdon.trainer.rl.learner.packing import PackedRow, Unit, make_row
+from guerdon.trainer.rl.learner.packing import PackedRow, PackingUnit, make_row
 
 TOLERANCE = 1e-3
 """Most that a log-probability may be off: float32 rounding stays a hundred times below."""
@@ -22,7 +22,7 @@ _LENGTHS = ((7, (5, 1, 9)), (3, (4,)))
 class Probe:
     """Two prompts with completions, and what is right for them."""
 
-    units: list[Unit]
+    units: list[PackingUnit]
     right_N: Tensor
 
     @classmethod
@@ -59,13 +59,13 @@ class Probe:
         if not one_by_one:
             return [make_row(self.units)]
         return [
-            make_row([Unit(unit.prompt_ids_P, (response,), (offset,))])
+            make_row([PackingUnit(unit.prompt_ids_P, (response,), (offset,))])
             for unit in self.units
             for response, offset in zip(unit.responses, unit.offsets, strict=True)
         ]
 
 
-def _units(vocabulary: int) -> list[Unit]:
+def _units(vocabulary: int) -> list[PackingUnit]:
     rng = np.random.default_rng(0)
     units, at = [], 0
     for prompt_length, lengths in _LENGTHS:
@@ -74,7 +74,7 @@ def _units(vocabulary: int) -> list[Unit]:
             for length in (prompt_length, *lengths)
         )
         offsets = [at + sum(lengths[:i]) for i in range(len(lengths))]
-        units.append(Unit(prompt, tuple(responses), tuple(offsets)))
+        units.append(PackingUnit(prompt, tuple(responses), tuple(offsets)))
         at += sum(lengths)
     return units
 
