@@ -150,7 +150,7 @@ def write_reinforced(
     settings: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
-    """A finished run of `guerdon train ppo|grpo|rloo|rft|online-rft`, which measured itself."""
+    """A finished run of a recipe of reinforcement learning, which measured itself."""
 
     def measured(reward: float, kl: float) -> dict[str, Any]:
         values = {"reward": reward, "kl": kl, "length": 20.0, "finished": 0.9, "repetition": 0.0}

@@ -21,9 +21,9 @@ from guerdon.trainer.rl.report import summary as report
 
 PATH = Path(__file__).parents[2] / "docs" / "rl-reference.md"
 
-HEAD = """# Reference of the reinforcement-learning recipes
+HEAD = f"""# Reference of the reinforcement-learning recipes
 
-What [`guerdon train ppo|grpo|rloo|rft|online-rft|online-dpo`](training-rl.md)
+What [`guerdon train {"|".join(kind.algorithm for kind in KINDS)}`](training-rl.md)
 takes and writes. Made from the code by `python -m tests.recipes.reference`; a test holds it true.
 
 ## Settings

@@ -10,24 +10,10 @@ from typing import Any
 import numpy as np
 
 from guerdon.trainer.common.services.types import Group, PromptRow, Sample, Task
-from guerdon.trainer.rl.settings import (
-    GRPOSettings,
-    OnlineDPOSettings,
-    OnlineRFTSettings,
-    PPOSettings,
-    RFTSettings,
-    RLOOSettings,
-    RunSettings,
-)
+from guerdon.trainer.rl.cli import RECIPES
+from guerdon.trainer.rl.settings import PPOSettings, RunSettings
 
-KINDS: tuple[type[RunSettings], ...] = (
-    PPOSettings,
-    GRPOSettings,
-    RLOOSettings,
-    RFTSettings,
-    OnlineRFTSettings,
-    OnlineDPOSettings,
-)
+KINDS = tuple(RECIPES)
 
 NEEDED: dict[str, Any] = {
     "policy": "m", "sampler": "localhost:1", "prompts": "p.jsonl", "eval_prompts": "e.jsonl",

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from tests.recipes.reference import PATH, whole
-from tests.recipes.support import make_group
+from tests.recipes.support import KINDS, make_group
 from tests.recipes.test_shown import folder_of, summary_of
 
 from guerdon.trainer.common.measuring import samples
@@ -16,6 +16,11 @@ from guerdon.trainer.rl.report import summary as report
 
 def test_the_page_is_up_to_date() -> None:
     assert PATH.read_text(encoding="utf-8") == whole(), "run python -m tests.recipes.reference"
+
+
+def test_every_recipe_is_in_the_guide() -> None:
+    guide = PATH.with_name("training-rl.md").read_text(encoding="utf-8")
+    assert [kind.algorithm for kind in KINDS if f"| `{kind.algorithm}` |" not in guide] == []
 
 
 def test_every_key_of_the_summary_is_explained(tmp_path: Path) -> None:

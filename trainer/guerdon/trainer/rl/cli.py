@@ -1,4 +1,4 @@
-"""`guerdon train ppo|grpo|rloo|rft|online-rft|online-dpo`.
+"""The commands of `guerdon train` for recipes of reinforcement learning.
 
 Nothing heavy is imported before it is needed.
 """

@@ -22,10 +22,10 @@ from guerdon.trainer.common.services.settings import PickSettings, PublishSettin
 class RunSettings(LearningRate, PublishSettings):
     """What every recipe of reinforcement learning has, RFT too."""
 
-    algorithm: ClassVar[str] = ""
+    algorithm: ClassVar[str] = ""  # the command's name
     run_module: ClassVar[str] = ""  # its `train` runs the recipe; imported when it is needed
     # Keys that the recipe once took without using them, with the only value that they could
-    # have: settings files of older runs hold them.
+    # have: settings files of older runs hold them. A new recipe has none.
     retired: ClassVar[Mapping[str, object]] = {}
     keeps_reference: ClassVar[bool] = True  # whether the first weights stay in memory
     chunks_logits: ClassVar[bool] = True  # whether not all logits of a micro-batch exist at once
