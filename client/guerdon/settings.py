@@ -164,13 +164,13 @@ def refuse_idle(settings: Any, names: Sequence[str], *, used: object, because: s
             raise SettingsError(f"{field.name} does nothing {because}")
 
 
-def positive(settings: object, *names: str) -> None:
-    """Refuse settings that must be more than nothing and finite.
+def positive(settings: Any, *names: str) -> None:
+    """Refuse settings, all of a dataclass where none is named, that are not positive and finite.
 
     Raises:
         SettingsError: one is not.
     """
-    for name in names:
+    for name in names or [field.name for field in dataclasses.fields(settings)]:
         value = getattr(settings, name)
         if not 0 < value < math.inf:
             raise SettingsError(f"{name} is {value}, it must be positive")

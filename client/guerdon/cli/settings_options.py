@@ -13,7 +13,6 @@ import inspect
 import textwrap
 import typing
 from collections.abc import Hashable, Mapping, Sequence
-from decimal import Decimal
 from typing import Annotated, Any, cast
 
 import typer
@@ -46,10 +45,10 @@ def _own_docs(owner: Hashable) -> dict[str, str]:
 
 
 def field_default(owner: type[Any], name: str) -> Any:
-    """The default of a field; in words where its class has one for LoRA besides."""
-    if hasattr(owner, f"default_lora_{name}"):
-        rates = (getattr(owner, f"default_{kind}{name}") for kind in ("", "lora_"))
-        return "{:e}, and {:e} for LoRA".format(*(Decimal(repr(rate)) for rate in rates))
+    """The default of a field, in words where `shown_defaults` of its class has some for it."""
+    shown: dict[str, str] = getattr(owner, "shown_defaults", dict)()
+    if name in shown:
+        return shown[name]
     return next(field.default for field in dataclasses.fields(owner) if field.name == name)
 
 

@@ -26,8 +26,6 @@ class PartialPlan(PlanFields):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PartialPlan) and self._given == other._given
 
-    __hash__ = None  # type: ignore[assignment]
-
     def over(self, other: PartialPlan) -> PartialPlan:
         """This, and what the other one asks for where this leaves it open.
 

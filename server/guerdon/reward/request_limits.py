@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +22,7 @@ class RequestLimits:
     """Characters in an item's id or a stream's request id."""
 
     def __post_init__(self) -> None:
-        positive(self, *(field.name for field in dataclasses.fields(self)))
+        positive(self)
 
 
 @dataclass(frozen=True, kw_only=True)

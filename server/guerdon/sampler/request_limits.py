@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from guerdon.settings import positive
@@ -30,4 +29,4 @@ class RequestLimits:
     """Tokens of all canaries of an update."""
 
     def __post_init__(self) -> None:
-        positive(self, *(field.name for field in dataclasses.fields(self)))
+        positive(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import ClassVar
 
 
@@ -12,6 +13,12 @@ class LearningRate:
     default_lora_lr: ClassVar[float]
     lr: float | None
     lora_r: int
+
+    @classmethod
+    def shown_defaults(cls) -> dict[str, str]:
+        """The default of `lr` in words, for help and reference."""
+        rates = (Decimal(repr(rate)) for rate in (cls.default_lr, cls.default_lora_lr))
+        return {"lr": "{:e}, and {:e} for LoRA".format(*rates)}
 
     @property
     def learning_rate(self) -> float:
