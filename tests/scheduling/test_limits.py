@@ -5,31 +5,49 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.support.dispatch import item_of
 
 from guerdon.reward.scheduling.limits import BatchLimits, Pace
 from guerdon.reward.scheduling.scheduler import Scheduler
-from guerdon.reward.scheduling.units import Batch
+from guerdon.reward.scheduling.units import Batch, Unit
 from guerdon.reward.types import PriorityClass
+from guerdon.serving.access.identity import Caller
 
-BATCH = PriorityClass.BATCH
+ONLINE, BATCH = PriorityClass.ONLINE, PriorityClass.BATCH
+CALLERS = [Caller(name=name, key=name) for name in ("one", "another")]
 
 
 def run(
     scheduler: Scheduler, tokens: int, overhead: float, per_token: float, *, key: str = "m"
 ) -> list[Batch]:
-    """Have so many tokens computed by an engine with such times, in items of 10 to 300."""
-    rng, batches, now = random.Random(0), [], 0.0
-    for _ in range(tokens // 155):
-        scheduler.add(key, item_of(0, rng.randint(10, 300)), priority=BATCH, deadline=None, now=0.0)
-    while (batch := scheduler.next_batch(now).batch) is not None:
+    """Have so many tokens computed by an engine with such times, in items of 10 to 300.
+
+    It is two callers', and all comes and is computed at once, so that none of it is lone work.
+    """
+    rng, batches = random.Random(0), []
+    for number in range(tokens // 155):
+        add(scheduler, rng.randint(10, 300), CALLERS[number % 2], key=key)
+    while (batch := scheduler.next_batch(0.0).batch) is not None:
         batches.append(batch)
-        seconds = overhead + per_token * batch.tokens
-        now += seconds
-        scheduler.observe(key, batch.tokens, seconds)
+        scheduler.observe(key, batch.tokens, overhead + per_token * batch.tokens)
     return batches
+
+
+def add(
+    scheduler: Scheduler,
+    tokens: int,
+    caller: Caller = CALLERS[0],
+    *,
+    key: str = "m",
+    priority: PriorityClass = BATCH,
+    now: float = 0.0,
+) -> None:
+    scheduler.add(key, item_of(0, tokens), priority=priority, deadline=None, now=now, caller=caller)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +65,70 @@ def test_a_batch_takes_as_long_as_it_may_and_no_longer(
     assert batches[0].tokens <= 512  # nothing is known of it yet
     settled = [batch.tokens for batch in batches[10 : len(batches) * 3 // 4]]
     assert all(target * 0.6 <= tokens <= target * 1.1 for tokens in settled), settled
+
+
+def lone_batch(scheduler: Scheduler, now: float) -> int:
+    """The tokens of a batch at this time, of a queue of some 20,000 that one caller filled."""
+    for _ in range(200):
+        add(scheduler, 100, now=now)
+    batch = scheduler.next_batch(now).batch
+    assert batch is not None
+    return batch.tokens
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"caller": CALLERS[1]},
+        {"key": "another model"},
+        {"priority": ONLINE},
+    ],
+)
+def test_batches_take_longer_while_nothing_else_comes(other: dict[str, Any]) -> None:
+    scheduler = Scheduler(BatchLimits())
+    scheduler.observe("m", 4000, 1.0)
+    assert 4900 <= lone_batch(scheduler, 0.0) <= 5100  # a quarter of what waits
+    assert 7000 <= lone_batch(scheduler, 1.0) <= 8000  # 2 s, eight times as long as others
+    add(scheduler, 10, now=2.0, **other)
+    assert scheduler.next_batch(2.0).batch is not None
+    assert lone_batch(scheduler, 4.0) <= 1100
+    assert lone_batch(scheduler, 63.9) <= 1100  # and for a minute
+    assert lone_batch(scheduler, 64.1) >= 7000
+
+
+def test_a_short_queue_of_lone_work_is_not_computed_at_once() -> None:
+    scheduler = Scheduler(BatchLimits())
+    scheduler.observe("m", 4000, 1.0)
+    for _ in range(18):
+        add(scheduler, 100)
+    batch = scheduler.next_batch(0.0).batch
+    assert batch is not None
+    assert batch.tokens <= 1000  # 0.25 s, as ever
+
+
+@given(st.data())
+def test_tokens_that_wait_are_counted_whatever_happens_to_them(data: st.DataObject) -> None:
+    scheduler = Scheduler(BatchLimits(max_batch_tokens=100, max_batch_sequences=5))
+    units: list[Unit] = []
+    for _ in range(data.draw(st.integers(1, 40))):
+        what = data.draw(st.sampled_from(["add", "add", "cancel", "batch", "expire"]))
+        if what == "add":
+            suffixes = data.draw(st.lists(st.integers(1, 60), min_size=1, max_size=8))
+            item = item_of(data.draw(st.integers(0, 60)), *suffixes)
+            deadline = data.draw(st.sampled_from([None, 1.0]))
+            caller = data.draw(st.sampled_from(CALLERS))
+            units.append(
+                scheduler.add("m", item, priority=BATCH, deadline=deadline, now=0.0, caller=caller)
+            )
+        elif what == "cancel" and units:
+            scheduler.cancel(data.draw(st.sampled_from(units)))
+        elif what == "batch":
+            scheduler.next_batch(0.0)
+        elif what == "expire":
+            scheduler.next_batch(2.0)
+        queue = scheduler._batch.queues.get("m")
+        waiting = sum(unit.tokens for unit in units if unit.queued)
+        assert (queue.tokens if queue else 0) == waiting
 
 
 def test_without_a_bound_on_time_the_first_batch_is_full() -> None:

@@ -79,6 +79,9 @@ class Admission:
         self._accounts = {priority: Accounts() for priority in PriorityClass}
         self._since = -math.inf
         """When the batch that is computed now began, as far as can be told from here."""
+        self._last_seconds = 0.0
+        """How long the last batch took, or a full one of its pace where it was one response that
+        is longer: the one that is computed now may take as long."""
 
     def tokens(self, priority: PriorityClass) -> int:
         """Tokens that a class holds, estimates included."""
@@ -190,6 +193,7 @@ class Admission:
         """
         self._pace.observe(model_name, tokens, seconds)
         self._since = now
+        self._last_seconds = seconds * min(1.0, self._batch.max_batch_tokens / max(tokens, 1))
 
     def _add(self, ticket: Ticket, tokens: int) -> None:
         accounts = self._accounts[ticket.priority]
@@ -306,7 +310,7 @@ class Admission:
             crossing = own * (1 - share) / share if share else math.inf
         # One batch of what is due later, or of the other class, may be in the engine's hands.
         block = max(self._longest_batch(later), self._longest_batch(rest))
-        late = min(self._seconds(rest), crossing) + block
+        late = min(self._seconds(rest), crossing) + max(block, self._last_seconds)
         all_the_rest = self._seconds(rest) + self._seconds(later)
         running = min(max(now - self._since, 0.0), max(block, self._longest_batch(ahead)))
         alone = self._seconds({ticket.model_name: tokens})

@@ -40,6 +40,10 @@ class BatchTiming:
             return 0.0
         return self.overhead * max(1.0, tokens / batch_tokens) + self.per_token * tokens
 
+    def tokens(self, seconds: float) -> float:
+        """The tokens of a batch that takes so long; infinite where tokens take no time."""
+        return (seconds - self.overhead) / self.per_token if self.per_token > 0 else math.inf
+
 
 class Pace:
     """Learns from finished batches, by name, and forgets what is old.
@@ -117,6 +121,11 @@ MIN_TIMED_TOKENS = 512
 """A batch is not cut below this for the sake of time: small batches waste the engine."""
 MIN_SHARED_TOKENS = 128
 """The bound of batches that are kept short for callers with little work."""
+LONE_MULTIPLE = 8
+"""How many times `max_batch_seconds` a batch may take while nothing but lone work comes."""
+_LONE_SHARE = 4
+"""A batch that takes longer than `max_batch_seconds` holds at most one in so many of the tokens
+that wait: so it adds little to how long each call waits anyway."""
 _GROWTH = 4
 """How much larger than what was seen a batch may be, as far as time is concerned."""
 _PREFIX_SHARE = 8
@@ -195,7 +204,8 @@ class BatchLimits:
             One response that is longer runs alone.
         max_batch_sequences: most responses in a batch.
         max_batch_seconds: how long a batch should take at most, as far as can be foreseen
-            from those before it; infinite for as long as its tokens take.
+            from those before it; infinite for as long as its tokens take. Of lone work a
+            quarter of what waits, and up to 8 times as long: see `LoneWork`.
         shared_batch_seconds: the same for BATCH work while ONLINE work comes, and for ONLINE
             work while callers that ask for little come beside others that have more waiting; in
             the second case a batch with all the work of one of them should take half of it.
@@ -227,14 +237,19 @@ class BatchLimits:
         soon = arrival + self.patience
         return soon if deadline is None else min(deadline, soon)
 
-    def timed_tokens(self, timing: BatchTiming | None) -> int:
-        """Tokens that take `max_batch_seconds`; few, until a batch has been measured."""
+    def timed_tokens(self, timing: BatchTiming | None, lone_tokens: int = 0) -> int:
+        """Tokens of a batch that takes as long as it may; few, until one has been measured.
+
+        Args:
+            lone_tokens: that wait, if nothing but them comes.
+        """
         if self.max_batch_seconds == math.inf:
             return self.max_batch_tokens
         tokens: float = MIN_TIMED_TOKENS
         if timing is not None:
-            seconds = self.max_batch_seconds - timing.overhead
-            timed = seconds / timing.per_token if timing.per_token > 0 else math.inf
+            timed = timing.tokens(self.max_batch_seconds)
+            longer = timing.tokens(LONE_MULTIPLE * self.max_batch_seconds)
+            timed = max(timed, min(longer, lone_tokens / _LONE_SHARE))
             tokens = max(tokens, min(timed, _GROWTH * timing.size))
         return int(min(tokens, self.max_batch_tokens))
 
@@ -256,9 +271,9 @@ class Room:
 
     def shared(self, seconds: float) -> Room:
         """This room with a target that is computed in so many seconds, but not a tiny one."""
-        if self.timing is None or self.timing.per_token <= 0:
+        if self.timing is None:
             return self
-        tokens = max(MIN_SHARED_TOKENS, (seconds - self.timing.overhead) / self.timing.per_token)
+        tokens = max(MIN_SHARED_TOKENS, self.timing.tokens(seconds))
         return Room(self.most, int(min(self.target, tokens)), self.sequences, self.timing)
 
     def within(self, tokens: int, seconds: float) -> Room:
@@ -271,9 +286,9 @@ class Room:
         Args:
             tokens: of the batch so far, which are not to be taken out again.
         """
-        if self.timing is None or self.timing.per_token <= 0:
+        if self.timing is None:
             return self
-        met = (seconds - self.timing.overhead) / self.timing.per_token
+        met = self.timing.tokens(seconds)
         # In floating point, for no number of seconds is too large or too small there.
         if not max(tokens, self.target / 2) <= met < self.target:
             return self
@@ -293,11 +308,11 @@ class Budgets:
         self._memory: dict[str, int] = {}
         """Only of keys that have run out of memory, and have not recovered."""
 
-    def room(self, key: str) -> Room:
-        """What the next batch of a key may hold."""
+    def room(self, key: str, lone_tokens: int = 0) -> Room:
+        """What the next batch of a key may hold; see `BatchLimits.timed_tokens`."""
         limits, timing = self._limits, self._pace.timing(key)
         most = self._memory.get(key, limits.max_batch_tokens)
-        target = min(limits.timed_tokens(timing), most)
+        target = min(limits.timed_tokens(timing, lone_tokens), most)
         return Room(most, target, limits.max_batch_sequences, timing)
 
     def observe(self, key: str, tokens: int, seconds: float) -> None:

@@ -12,12 +12,37 @@ from typing import Generic
 from guerdon.reward.fair_shares import Shares
 from guerdon.reward.scheduling.limits import BatchLimits, Budgets, Room
 from guerdon.reward.scheduling.units import Batch, BatchPart, LazyHeap, Owner, Unit
+from guerdon.reward.types import PriorityClass
 
 MAX_SKIPPED = 64
 """Units that one batch may skip over: it bounds the work of `next_batch`."""
 
 LIGHT_SECONDS = 1.0
 """How long batches are kept short after the last call of those for whom they are."""
+LONE_SECONDS = 60.0
+"""How long after the last other work came what comes is lone."""
+
+
+class LoneWork:
+    """Whether all work that came of late was of one class, one model and one caller.
+
+    Then nobody else waits for the batch in hand, or is likely to: batches may take longer.
+    """
+
+    def __init__(self) -> None:
+        self._kind: tuple[PriorityClass, str, str] | None = None
+        self._other_came = -math.inf
+
+    def note(self, unit: Unit[Owner], now: float) -> None:
+        """Work comes."""
+        kind = (unit.priority, unit.key, unit.caller.key)
+        if self._kind not in (None, kind):
+            self._other_came = now
+        self._kind = kind
+
+    def lasts(self, now: float) -> bool:
+        """Whether nothing else came in the last seconds."""
+        return now >= self._other_came + LONE_SECONDS
 
 
 class CallerQueue(Generic[Owner]):
@@ -74,13 +99,17 @@ class ModelQueue(Generic[Owner]):
         self._shares = shares
         self._callers: dict[str, CallerQueue[Owner]] = {}
         """Queues by the caller's key; only those in which something waits."""
+        self.tokens = 0
+        """Tokens that wait."""
 
     def add(self, unit: Unit[Owner]) -> None:
         """Take in a unit."""
         self._callers.setdefault(unit.caller.key, CallerQueue()).add(unit)
+        self.tokens += unit.tokens
 
     def forget(self, unit: Unit[Owner]) -> None:
         """Note that a unit in here waits no more."""
+        self.tokens -= unit.tokens
         self._callers[unit.caller.key].forget(unit)
         self._close(unit.caller.key)
 
@@ -99,7 +128,7 @@ class ModelQueue(Generic[Owner]):
         return _cut(unit, self._budgets.room(self.key))[1]
 
     def take(
-        self, batch: Batch[Owner], credit: float, now: float, shared: float, *, short: bool
+        self, batch: Batch[Owner], credit: float, now: float, room: Room, shared: float
     ) -> list[BatchPart[Owner]]:
         """Move units into the batch while there is room, credit, and time for those in it.
 
@@ -108,15 +137,12 @@ class ModelQueue(Generic[Owner]):
         Else a unit that does not fit is skipped over.
 
         Args:
-            shared: seconds that the batch may take if it is to be short; half of them once it
-                holds all the work of one caller and others wait.
-            short: whether it is to be short.
+            room: what the batch may hold.
+            shared: seconds of which it may take half once it holds all the work of one caller
+                and others wait.
         """
         parts: list[BatchPart[Owner]] = []
         misfits: list[Unit[Owner]] = []
-        room = self._budgets.room(self.key)
-        if short:
-            room = room.shared(shared)
         for part in batch.parts:
             room = _in_time(room, part.unit, batch, now)
         turns = [self._turn(key) for key in self._callers]
@@ -132,7 +158,9 @@ class ModelQueue(Generic[Owner]):
             if fits:
                 credit -= tokens
                 self._shares.charge(unit.caller, tokens)
+                self.tokens -= unit.tokens
                 parts.append(_place(unit, batch, stop, tokens))
+                self.tokens += unit.tokens if unit.queued else 0
                 room = _in_time(room, unit, batch, now)
             if unit.queued:  # skipped over, or the rest of a split unit: it begins the next batch
                 misfits.append(unit)
@@ -227,13 +255,20 @@ class ClassQueue(Generic[Owner]):
         shared: float,
         *,
         short: bool,
+        lone: bool,
     ) -> list[BatchPart[Owner]]:
         """Move units of a queue into a batch; see `ModelQueue.take`.
 
-        It is short too while somebody waits beside callers that ask for little.
+        Args:
+            shared: seconds that the batch may take if it is to be short.
+            short: whether it is to be short; it is too while somebody waits beside callers
+                that ask for little.
+            lone: whether nothing but this work comes; see `LoneWork`.
         """
-        short = short or self._light_ones_come(now)
-        parts = queue.take(batch, credit, now, shared, short=short)
+        room = self._budgets.room(queue.key, queue.tokens if lone else 0)
+        if short or self._light_ones_come(now):
+            room = room.shared(shared)
+        parts = queue.take(batch, credit, now, room, shared)
         self._account(queue, parts, now)
         return parts
 

@@ -20,7 +20,8 @@ The rules, and why, are in `docs/scheduling.md`. In short:
 - A batch is as large as its model computes in `max_batch_seconds`, going by its last ones and
   by what its engine's prefix cache should hold, and no larger than fits in memory and leaves
   those in it their deadlines. It takes no longer than `shared_batch_seconds` if it is BATCH
-  while ONLINE work comes, or ONLINE while callers with little work come beside others.
+  while ONLINE work comes, or ONLINE while callers with little work come beside others; and
+  longer, up to a quarter of what waits, while all that comes is one caller's.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from dataclasses import dataclass
 from typing import Generic
 
 from guerdon.reward.scheduling.limits import MAX_NAMES, BatchLimits, Budgets
-from guerdon.reward.scheduling.queues import LIGHT_SECONDS, ClassQueue, ModelQueue
+from guerdon.reward.scheduling.queues import LIGHT_SECONDS, ClassQueue, LoneWork, ModelQueue
 from guerdon.reward.scheduling.reuse import KnownBeginnings, beginnings
 from guerdon.reward.scheduling.units import Batch, BatchPart, LazyHeap, Owner, Unit
 from guerdon.reward.types import EncodedItem, PriorityClass
@@ -69,6 +70,7 @@ class Scheduler(Generic[Owner]):
         self._batch = ClassQueue[Owner](limits, self._budgets)
         self._online_came = -math.inf
         """When the last ONLINE work came."""
+        self._lone = LoneWork()
         self._credit = 0.0
         self._known = OrderedDict[tuple[int, str], KnownBeginnings]()
         """Known beginnings by engine and key, used longest ago first."""
@@ -123,6 +125,7 @@ class Scheduler(Generic[Owner]):
             beginnings=beginnings(item) if cache_tokens else (),
         )
         self._class(priority).add(unit)
+        self._lone.note(unit, now)
         if priority is PriorityClass.ONLINE:
             self._online_came = now
         if deadline is not None:
@@ -213,11 +216,17 @@ class Scheduler(Generic[Owner]):
         """Move units of BATCH into a batch: a short one while ONLINE work comes."""
         short = now < self._online_came + LIGHT_SECONDS
         shared = self._limits.shared_batch_seconds if short else math.inf
-        self._forget_deadlines(self._batch.take(queue, batch, credit, now, shared, short=short))
+        lone = self._lone.lasts(now)
+        self._forget_deadlines(
+            self._batch.take(queue, batch, credit, now, shared, short=short, lone=lone)
+        )
 
     def _take_online(self, queue: ModelQueue[Owner], batch: Batch[Owner], now: float) -> None:
         shared = self._limits.shared_batch_seconds
-        self._forget_deadlines(self._online.take(queue, batch, math.inf, now, shared, short=False))
+        lone = self._lone.lasts(now)
+        self._forget_deadlines(
+            self._online.take(queue, batch, math.inf, now, shared, short=False, lone=lone)
+        )
 
     def _forget_deadlines(self, parts: list[BatchPart[Owner]]) -> None:
         """Note that the deadlines of units that are wholly in a batch are watched no more."""
