@@ -383,6 +383,15 @@ def test_addresses_without_end_are_one_caller_together() -> None:
 # What is foreseen
 
 
+def test_beside_a_long_batch_a_call_is_refused_only_until_the_batch_is_nearly_done() -> None:
+    admission = Admission(QueueLimits(), BatchLimits())
+    reserve(admission, 40_000, GREEDY)
+    admission.observe("m", 8000, 2.0, now=0.0)  # and another like it begins
+    with pytest.raises(Overloaded, match="too long"):
+        reserve(admission, 100, MODEST, deadline=1.1, now=0.1)
+    reserve(admission, 100, MODEST, deadline=2.8, now=1.8)
+
+
 def test_a_short_deadline_is_kept_beside_the_queue_of_another() -> None:
     admission = Admission(QUEUE, BATCHES)
     admission.observe("m", 1000, 10.0, now=0.0)  # 100 tokens a second, a second a batch

@@ -45,9 +45,12 @@ def add(
     *,
     key: str = "m",
     priority: PriorityClass = BATCH,
+    deadline: float | None = None,
     now: float = 0.0,
 ) -> None:
-    scheduler.add(key, item_of(0, tokens), priority=priority, deadline=None, now=now, caller=caller)
+    scheduler.add(
+        key, item_of(0, tokens), priority=priority, deadline=deadline, now=now, caller=caller
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,7 @@ def lone_batch(scheduler: Scheduler, now: float) -> int:
         {"caller": CALLERS[1]},
         {"key": "another model"},
         {"priority": ONLINE},
+        {"deadline": 6.5},
     ],
 )
 def test_batches_take_longer_while_nothing_else_comes(other: dict[str, Any]) -> None:
@@ -92,8 +96,42 @@ def test_batches_take_longer_while_nothing_else_comes(other: dict[str, Any]) -> 
     add(scheduler, 10, now=2.0, **other)
     assert scheduler.next_batch(2.0).batch is not None
     assert lone_batch(scheduler, 4.0) <= 1100
-    assert lone_batch(scheduler, 63.9) <= 1100  # and for a minute
+    assert lone_batch(scheduler, 61.9) <= 1100  # and for a minute
     assert lone_batch(scheduler, 64.1) >= 7000
+
+
+def test_what_waits_for_others_keeps_batches_as_short_as_ever() -> None:
+    scheduler = Scheduler(BatchLimits())
+    scheduler.observe("m", 4000, 1.0)
+    for number in range(2000):
+        add(scheduler, 100, CALLERS[number % 2])
+    for now in (0.0, 61.0, 1000.0):
+        batch = scheduler.next_batch(now).batch
+        assert batch is not None
+        assert batch.tokens <= 1100
+
+
+def test_bulk_work_waits_for_its_credit_however_long_online_work_has_waited() -> None:
+    scheduler = Scheduler(BatchLimits())
+    for key in ("online", "bulk"):
+        scheduler.observe(key, 4000, 1.0)
+    for _ in range(1000):
+        add(scheduler, 200, key="online", priority=ONLINE)
+    for turn in range(200):
+        item = item_of(100, *[400] * 16)
+        scheduler.add("bulk", item, priority=BATCH, deadline=None, now=turn / 2)
+        batch = scheduler.next_batch(turn / 2).batch
+        assert batch is not None
+        assert batch.parts
+
+
+def test_engines_share_what_waits() -> None:
+    sizes = []
+    for engines in (1, 2, 4):
+        scheduler = Scheduler(BatchLimits(), engines)
+        scheduler.observe("m", 4000, 1.0)
+        sizes.append(lone_batch(scheduler, 0.0))
+    assert sizes == [5000, 2500, 1200]
 
 
 def test_a_short_queue_of_lone_work_is_not_computed_at_once() -> None:

@@ -309,10 +309,11 @@ class Admission:
         else:
             crossing = own * (1 - share) / share if share else math.inf
         # One batch of what is due later, or of the other class, may be in the engine's hands.
-        block = max(self._longest_batch(later), self._longest_batch(rest))
-        late = min(self._seconds(rest), crossing) + max(block, self._last_seconds)
+        block = max(self._longest_batch(later), self._longest_batch(rest), self._last_seconds)
+        late = min(self._seconds(rest), crossing) + block
         all_the_rest = self._seconds(rest) + self._seconds(later)
-        running = min(max(now - self._since, 0.0), max(block, self._longest_batch(ahead)))
+        longest = max(block, self._longest_batch(ahead))
+        running = min(max(now - self._since, 0.0), longest)
         alone = self._seconds({ticket.model_name: tokens})
         return max(own + min(late, all_the_rest) - running, alone)
 

@@ -121,7 +121,7 @@ MIN_TIMED_TOKENS = 512
 """A batch is not cut below this for the sake of time: small batches waste the engine."""
 MIN_SHARED_TOKENS = 128
 """The bound of batches that are kept short for callers with little work."""
-LONE_MULTIPLE = 8
+_LONE_MULTIPLE = 8
 """How many times `max_batch_seconds` a batch may take while nothing but lone work comes."""
 _LONE_SHARE = 4
 """A batch that takes longer than `max_batch_seconds` holds at most one in so many of the tokens
@@ -241,14 +241,14 @@ class BatchLimits:
         """Tokens of a batch that takes as long as it may; few, until one has been measured.
 
         Args:
-            lone_tokens: that wait, if nothing but them comes.
+            lone_tokens: tokens that wait for one engine, if they are lone work; else 0.
         """
         if self.max_batch_seconds == math.inf:
             return self.max_batch_tokens
         tokens: float = MIN_TIMED_TOKENS
         if timing is not None:
             timed = timing.tokens(self.max_batch_seconds)
-            longer = timing.tokens(LONE_MULTIPLE * self.max_batch_seconds)
+            longer = timing.tokens(_LONE_MULTIPLE * self.max_batch_seconds)
             timed = max(timed, min(longer, lone_tokens / _LONE_SHARE))
             tokens = max(tokens, min(timed, _GROWTH * timing.size))
         return int(min(tokens, self.max_batch_tokens))

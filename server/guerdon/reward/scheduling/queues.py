@@ -20,28 +20,31 @@ MAX_SKIPPED = 64
 LIGHT_SECONDS = 1.0
 """How long batches are kept short after the last call of those for whom they are."""
 LONE_SECONDS = 60.0
-"""How long after the last other work came what comes is lone."""
+"""How long work must have been lone until its batches may take longer."""
 
 
 class LoneWork:
-    """Whether all work that came of late was of one class, one model and one caller.
+    """Whether all that came of late is one caller's, for one model, of one class, and can wait.
 
-    Then nobody else waits for the batch in hand, or is likely to: batches may take longer.
+    Args:
+        patience: seconds; work with a nearer deadline than that can't wait.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
         self._kind: tuple[PriorityClass, str, str] | None = None
         self._other_came = -math.inf
 
     def note(self, unit: Unit[Owner], now: float) -> None:
         """Work comes."""
         kind = (unit.priority, unit.key, unit.caller.key)
-        if self._kind not in (None, kind):
+        urgent = unit.due < unit.arrival + self._patience
+        if urgent or self._kind not in (None, kind):
             self._other_came = now
         self._kind = kind
 
     def lasts(self, now: float) -> bool:
-        """Whether nothing else came in the last seconds."""
+        """Whether it has been so for long enough, or since the first work."""
         return now >= self._other_came + LONE_SECONDS
 
 
@@ -235,6 +238,11 @@ class ClassQueue(Generic[Owner]):
         self._count(unit, -1)
         self._close(queue)
 
+    @property
+    def kinds(self) -> int:
+        """Pairs of a model and a caller for which something may wait: 1 if it is one's."""
+        return len(self.queues) * len(self._waiting)
+
     def pick(self) -> ModelQueue[Owner]:
         """The queue whose turn it is; there is one."""
         if len(self.queues) == 1:
@@ -253,19 +261,19 @@ class ClassQueue(Generic[Owner]):
         credit: float,
         now: float,
         shared: float,
+        lone_tokens: int,
         *,
         short: bool,
-        lone: bool,
     ) -> list[BatchPart[Owner]]:
         """Move units of a queue into a batch; see `ModelQueue.take`.
 
         Args:
             shared: seconds that the batch may take if it is to be short.
+            lone_tokens: see `BatchLimits.timed_tokens`.
             short: whether it is to be short; it is too while somebody waits beside callers
                 that ask for little.
-            lone: whether nothing but this work comes; see `LoneWork`.
         """
-        room = self._budgets.room(queue.key, queue.tokens if lone else 0)
+        room = self._budgets.room(queue.key, lone_tokens)
         if short or self._light_ones_come(now):
             room = room.shared(shared)
         parts = queue.take(batch, credit, now, room, shared)

@@ -21,7 +21,7 @@ The rules, and why, are in `docs/scheduling.md`. In short:
   by what its engine's prefix cache should hold, and no larger than fits in memory and leaves
   those in it their deadlines. It takes no longer than `shared_batch_seconds` if it is BATCH
   while ONLINE work comes, or ONLINE while callers with little work come beside others; and
-  longer, up to a quarter of what waits, while all that comes is one caller's.
+  longer, up to a quarter of what waits, while all that comes is one caller's and can wait.
 """
 
 from __future__ import annotations
@@ -59,10 +59,15 @@ class Scheduler(Generic[Owner]):
 
     Adding, cancelling and expiring cost O(log n) for n queued units, and a batch costs
     O(log n) for each unit in it.
+
+    Args:
+        limits: how large batches may be, and how classes share the engines.
+        engines: how many ask for batches.
     """
 
-    def __init__(self, limits: BatchLimits) -> None:
+    def __init__(self, limits: BatchLimits, engines: int = 1) -> None:
         self._limits = limits
+        self._engines = engines
         self._orders = itertools.count()
         self._deadlines = LazyHeap[Owner]()
         self._budgets = Budgets(limits)
@@ -70,7 +75,7 @@ class Scheduler(Generic[Owner]):
         self._batch = ClassQueue[Owner](limits, self._budgets)
         self._online_came = -math.inf
         """When the last ONLINE work came."""
-        self._lone = LoneWork()
+        self._lone = LoneWork(limits.patience)
         self._credit = 0.0
         self._known = OrderedDict[tuple[int, str], KnownBeginnings]()
         """Known beginnings by engine and key, used longest ago first."""
@@ -199,6 +204,7 @@ class Scheduler(Generic[Owner]):
             batch = self._begin(queue, engine)
             self._take_online(queue, batch, now)
             for_batch = 0
+        assert batch.parts, "a batch without work"
         self._account(contended, for_batch, batch.tokens - for_batch)
         return batch
 
@@ -216,17 +222,22 @@ class Scheduler(Generic[Owner]):
         """Move units of BATCH into a batch: a short one while ONLINE work comes."""
         short = now < self._online_came + LIGHT_SECONDS
         shared = self._limits.shared_batch_seconds if short else math.inf
-        lone = self._lone.lasts(now)
+        lone_tokens = self._lone_tokens(queue, now)
         self._forget_deadlines(
-            self._batch.take(queue, batch, credit, now, shared, short=short, lone=lone)
+            self._batch.take(queue, batch, credit, now, shared, lone_tokens, short=short)
         )
 
     def _take_online(self, queue: ModelQueue[Owner], batch: Batch[Owner], now: float) -> None:
         shared = self._limits.shared_batch_seconds
-        lone = self._lone.lasts(now)
+        lone_tokens = self._lone_tokens(queue, now)
         self._forget_deadlines(
-            self._online.take(queue, batch, math.inf, now, shared, short=False, lone=lone)
+            self._online.take(queue, batch, math.inf, now, shared, lone_tokens, short=False)
         )
+
+    def _lone_tokens(self, queue: ModelQueue[Owner], now: float) -> int:
+        """Tokens of a queue that wait for each engine, if they are lone work; else 0."""
+        alone = self._online.kinds + self._batch.kinds == 1
+        return queue.tokens // self._engines if alone and self._lone.lasts(now) else 0
 
     def _forget_deadlines(self, parts: list[BatchPart[Owner]]) -> None:
         """Note that the deadlines of units that are wholly in a batch are watched no more."""

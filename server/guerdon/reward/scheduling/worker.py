@@ -83,7 +83,8 @@ class Worker:
         keeper: EngineKeeper | None = None,
     ) -> None:
         self._limits = limits
-        self._scheduler = Scheduler[DispatchedItem](limits)
+        self.engines = 1 if keeper is None else keeper.engines
+        self._scheduler = Scheduler[DispatchedItem](limits, self.engines)
         self._calls: set[DispatchedCall] = set()
         """Those of which something has not been reported."""
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
@@ -91,7 +92,6 @@ class Worker:
         self._on_exit = on_exit
         self._on_engine = on_engine
         self._keeper = keeper
-        self.engines = 1 if keeper is None else keeper.engines
         self.running: dict[int, Running] = {}
         """The batch in each engine's hands. Other threads may look."""
         self._lock = threading.RLock()
@@ -171,7 +171,7 @@ class Worker:
             )
             lost = Unavailable("an internal error emptied the queue; ask again")
             with self._lock:
-                self._scheduler = Scheduler[DispatchedItem](self._limits)
+                self._scheduler = Scheduler[DispatchedItem](self._limits, self.engines)
                 for call in list(self._calls):
                     waiting = [item for item in call.items if item.unreported]
                     self._report([Outcome(item, 0, item.unreported, lost) for item in waiting])
