@@ -95,7 +95,7 @@ def take_screenshot(page: Path, to: Path) -> None:
         raise DemoFailed(f"none of {', '.join(CHROMIUM)} is here")
     with tempfile.TemporaryDirectory() as profile:
         command = [program, "--headless", "--disable-gpu", f"--user-data-dir={profile}"]
-        command += ["--hide-scrollbars", "--window-size=1100,1000", f"--screenshot={to}"]
+        command += ["--hide-scrollbars", "--window-size=1100,830", f"--screenshot={to}"]
         if os.geteuid() == 0:  # Chromium's sandbox refuses root
             command.append("--no-sandbox")
         done = subprocess.run([*command, page.resolve().as_uri()], capture_output=True, check=False)
