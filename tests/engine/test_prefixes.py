@@ -177,9 +177,9 @@ def test_what_was_used_longest_ago_makes_room() -> None:
     cache = PrefixCache(4 * BLOCK, 1)
 
     def keep(tokens: Any) -> list[int]:
-        cache.begin_batch()
-        blocks, new = cache.keep(tokens, [])
-        cache.end_batch(reversed(blocks))
+        with cache.batch():
+            blocks, new = cache.keep(tokens, [])
+            cache.end_batch(reversed(blocks))
         return [place for place, _ in new]
 
     old, new = (np.arange(n, n + 2 * BLOCK, dtype=np.int32) for n in (0, 1000))

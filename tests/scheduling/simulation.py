@@ -9,14 +9,15 @@ import heapq
 import itertools
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.support.dispatch import item_of
 
 from guerdon.reward.scheduling.admission import Admission, Ticket
+from guerdon.reward.scheduling.in_hand import BatchesInHand, BatchInHand
 from guerdon.reward.scheduling.limits import BatchLimits, QueueLimits
 from guerdon.reward.scheduling.scheduler import Scheduler
-from guerdon.reward.scheduling.units import Batch, Unit
+from guerdon.reward.scheduling.units import Unit
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.errors import Overloaded
 
@@ -32,6 +33,8 @@ class EngineTimes:
 
     overhead: float
     per_token: float
+    preemptible: bool = False
+    """Whether batches of BATCH work stand aside for ONLINE work, after the layer in hand."""
 
     def seconds(self, tokens: float) -> float:
         return self.overhead + self.per_token * tokens
@@ -49,7 +52,10 @@ class EngineTimes:
 
 
 CPU = EngineTimes(overhead=0.005, per_token=1 / 4_000)
+PREEMPTIBLE_CPU = replace(CPU, preemptible=True)
 GPU = EngineTimes(overhead=0.008, per_token=1 / 100_000)
+LAYERS = 30
+"""Layers of a model: a batch that takes a second stands aside within a thirtieth of it."""
 
 
 @dataclass
@@ -66,6 +72,15 @@ class Tally:
     """From arrival to answer, of the good ones."""
 
 
+@dataclass(eq=False)
+class Computing:
+    """A batch that is computed until `end`, unless it stands aside meanwhile."""
+
+    in_hand: BatchInHand[Ticket]
+    took: float
+    end: float
+
+
 class Simulation:
     """Open-loop calls on one engine. Nobody who is shed comes back."""
 
@@ -75,26 +90,34 @@ class Simulation:
         self.admission = Admission(QueueLimits(), limits)
         self.rng = random.Random(seed)
         self.tallies = {priority: Tally() for priority in PriorityClass}
-        self._events: list[tuple[float, int, PriorityClass | Batch, float]] = []
+        self._events: list[tuple[float, int, PriorityClass | Computing | None, float]] = []
+        """Calls that arrive, with their seconds to live; batches that end; and looks for work."""
         self._order = itertools.count()
-        self._busy = False
+        self._in_hand = BatchesInHand[Ticket](limits.batch_share)
+        self._computing: list[Computing] = []
+        """At most two, the second one between the layers of the first."""
 
     def offer(self, priority: PriorityClass, rate: float, seconds: float, within: float) -> None:
         """Plan calls, `rate` a second in the mean, each with so many seconds to live."""
         now = 0.0
         while (now := now + self.rng.expovariate(rate)) < seconds:
-            heapq.heappush(self._events, (now, next(self._order), priority, within))
+            self._push(now, priority, within)
+
+    def _push(self, now: float, what: PriorityClass | Computing | None, within: float) -> None:
+        heapq.heappush(self._events, (now, next(self._order), what, within))
 
     def run(self, until: float = math.inf) -> dict[PriorityClass, Tally]:
         """Until a time, or until nothing is left."""
         while self._events and self._events[0][0] < until:
-            now, _, what, more = heapq.heappop(self._events)
-            if isinstance(what, Batch):
-                self._finish(what, more, now)
-            else:
-                self._arrive(what, now, more)
-            if not self._busy:
-                self._begin(now)
+            now, _, what, within = heapq.heappop(self._events)
+            if isinstance(what, Computing):
+                if now < what.end:  # it stood aside meanwhile
+                    self._push(what.end, what, 0.0)
+                    continue
+                self._finish(what, now)
+            elif what is not None:
+                self._arrive(what, now, within)
+            self._begin(now)
         return self.tallies
 
     def _arrive(self, priority: PriorityClass, now: float, within: float) -> None:
@@ -112,23 +135,54 @@ class Simulation:
             self.tallies[priority].shed += tokens
             return
         self.scheduler.add(
-            "m", item_of(0, tokens), priority=priority, deadline=now + within, now=now, owner=ticket
+            "m",
+            item_of(0, tokens),
+            priority=priority,
+            deadline=now + within,
+            now=now,
+            owner=ticket,
+            preemptible=self.times.preemptible,
         )
 
     def _begin(self, now: float) -> None:
-        formed = self.scheduler.next_batch(now)
+        running = None
+        if self._computing:
+            ((when, _, running), *_) = [*self._in_hand.preemptible(), (math.inf, 0, None)]
+            if running is None or not self.scheduler.stands_aside(running):
+                return
+            if now < when:
+                self._push(when, None, 0.0)
+                return
+        formed = self.scheduler.next_batch(now, running=running)
         for unit in formed.expired:
             self.tallies[unit.priority].expired += unit.item.tokens
             self.admission.close(_ticket(unit))
-        if formed.batch is not None:
-            self._busy = True
-            took = self.times.seconds(formed.batch.tokens) * self.rng.uniform(1 - NOISE, 1 + NOISE)
-            heapq.heappush(self._events, (now + took, next(self._order), formed.batch, took))
+        if formed.batch is None:
+            return
+        took = self.times.seconds(formed.batch.tokens) * self.rng.uniform(1 - NOISE, 1 + NOISE)
+        preempting = bool(self._computing)
+        in_hand = self._in_hand.begin(0, formed.batch, None, now, preempting=preempting)
+        computing = Computing(in_hand, took, now + took)
+        if self._computing:
+            (outer,) = self._computing
+            computing.end += min(outer.end - now, outer.took / LAYERS)  # what is left of a layer
+            outer.end += took
+        self._computing.append(computing)
+        self._push(computing.end, computing, 0.0)
 
-    def _finish(self, batch: Batch, took: float, now: float) -> None:
-        self._busy = False
+    def _finish(self, computing: Computing, now: float) -> None:
+        self._computing.remove(computing)
+        batch, took = computing.in_hand.batch, computing.took
+        self._in_hand.end(0, computing.in_hand, now, took)
         self.scheduler.observe(batch.key, batch.tokens, took)
-        self.admission.observe("m", batch.tokens, took, now=now)
+        self.admission.observe(
+            "m",
+            batch.tokens,
+            took,
+            now=now,
+            preemptible=batch.preemptible,
+            model_preemptible=self.times.preemptible,
+        )
         for unit in (part.unit for part in batch.parts):
             self.admission.close(_ticket(unit))
             tally = self.tallies[unit.priority]
@@ -193,7 +247,7 @@ def main() -> None:
             parts = "  ".join(f"{x / TOTAL:6.2f}" for x in (t.good, t.late, t.expired, t.shed))
             print(f"{name} {load:4}x {service_times:4}  {parts}")
     print("online: engine, max_batch_seconds, shared_batch_seconds, p50, p99, BATCH computed")
-    for name, times in (("CPU", CPU), ("GPU", GPU)):
+    for name, times in (("CPU", CPU), ("CPU, preempted", PREEMPTIBLE_CPU), ("GPU", GPU)):
         alone = online(times, BatchLimits(), batch_load=0)
         print(f"{name} alone {_milliseconds(alone)}")
         for most, shared in ((math.inf, math.inf), (0.25, math.inf), (0.25, 0.06), (0.25, 0.03)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given, settings
@@ -211,6 +212,19 @@ def test_urgent_work_is_not_shed_for_what_it_overtakes() -> None:
     admission.observe("m", 1000, 10.0, now=0.0)
     reserve(admission, 900)  # 9 s of work, due in 5 s
     reserve(admission, 10, deadline=2.0)  # but one batch of it may run already
+
+
+@pytest.mark.parametrize("preemptible", [False, True])
+def test_online_work_waits_for_no_bulk_batch_that_stands_aside(preemptible: bool) -> None:
+    admission = Admission(QUEUE, BatchLimits(batch_share=0.0))
+    admission.observe(
+        "m", 1000, 10.0, now=0.0, preemptible=preemptible, model_preemptible=preemptible
+    )
+    reserve(admission, 700, BATCH)  # 7 s
+    with nullcontext() if preemptible else pytest.raises(Overloaded):
+        reserve(admission, 10, ONLINE, deadline=1.0)
+    with pytest.raises(Overloaded):
+        reserve(admission, 10, BATCH, deadline=1.0)
 
 
 def test_without_a_measurement_no_wait_is_made_up() -> None:

@@ -179,7 +179,7 @@ async def test_an_exception_fails_its_batch_alone_and_reveals_nothing(
 
 async def test_a_model_that_gives_too_few_scores_is_an_error_not_a_shift_of_scores() -> None:
     class Short(MarkModel):
-        def score(self, items, engine=0):  # type: ignore[no-untyped-def]
+        def score(self, items, engine=0, **options):  # type: ignore[no-untyped-def]
             scores = super().score(items)
             scores.items[0].pop()
             return scores
@@ -594,7 +594,9 @@ async def test_nothing_is_lost_or_said_twice_by_engines_that_end(seed: int) -> N
     keeper = Keeper(engines=3)
 
     class Fragile(MarkModel):
-        def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
+        def score(
+            self, items: Sequence[EncodedItem], engine: int = 0, *, preempting: bool = False
+        ) -> BatchScores:
             if draw.random() < 0.1:
                 keeper.end(engine)
             return super().score(items)

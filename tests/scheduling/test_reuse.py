@@ -139,12 +139,13 @@ def test_the_engine_computes_no_more_than_was_foreseen(
     for contents in rounds:
         add(scheduler, *(item(prefix, *responses) for prefix, responses in contents))
         for batch in batches(scheduler):
-            layout = lay_out(
-                [part.item for part in batch.parts],
-                lambda tokens: np.arange(len(tokens)),
-                share=True,
-                cache=cache,
-                first_read=lambda item, j: item.lengths()[j] - 1,
-            )
+            with cache.batch():
+                layout = lay_out(
+                    [part.item for part in batch.parts],
+                    lambda tokens: np.arange(len(tokens)),
+                    share=True,
+                    cache=cache,
+                    first_read=lambda item, j: item.lengths()[j] - 1,
+                )
             parted = 2 * BLOCK * (batch.sequences - 1)
             assert layout.stats.computed_tokens <= batch.new_tokens + parted

@@ -160,7 +160,9 @@ class FakeModel:
             text = " ".join(f"{turn['role']} {turn['content']}" for turn in prompt.messages)
         return np.asarray(words(text), dtype=np.int32)
 
-    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
+    def score(
+        self, items: Sequence[EncodedItem], engine: int = 0, *, preempting: bool = False
+    ) -> BatchScores:
         behaviour = self.behaviour
         behaviour.batches += 1
         behaviour.gate.wait(30)

@@ -20,6 +20,7 @@ from tests.support.server import RunningServer, running_server
 from tests.support.tiny import STEP, tiny_checkpoint
 
 from guerdon.client import AdminClient, Item, RewardClient
+from guerdon.client.config import Priority
 from guerdon.client.types import Score
 from guerdon.models import Manifest
 from guerdon.reward.encoding.comparisons import scores_of_candidates
@@ -172,6 +173,34 @@ def test_an_engine_that_is_killed_is_started_anew_and_no_call_fails(llama: Path)
         assert load.total(samples, "guerdon_batch_failures_total", 'reason="engine_lost"') >= 1
         assert "was ended by SIGKILL" in server.log()
         assert "was ended by SIGSEGV" in server.log()
+        assert server.stop() == 0
+
+
+def test_online_calls_go_between_the_layers_of_bulk_work_also_where_the_engine_is_killed(
+    llama: Path,
+) -> None:
+    with running_server({"m": llama}) as server, RewardClient(server.address) as client:
+        items = [Item(f"{PROMPT} {number}", ANSWERS) for number in range(40)]
+        wanted = client.score("m", items).scores
+
+        def ask(priority: Priority, count: int) -> None:
+            found = client.score("m", items[:count], priority=priority, timeout=WAIT).scores
+            for values, known in zip(found, wanted[:count], strict=True):
+                assert values == pytest.approx(known, abs=1e-5)
+
+        def preempting() -> float:
+            return load.total(load.metrics(server.url), "guerdon_preempting_batches_total")
+
+        with (
+            calls_in(3, lambda: ask("batch", 40)) as bulk_errors,
+            calls_in(1, lambda: ask("online", 1)) as errors,
+        ):
+            until(lambda: preempting() > 10)
+            os.kill(engine_pid(server), signal.SIGKILL)
+            until(lambda: "was started again" in server.log())
+            before = preempting()
+            until(lambda: preempting() > before + 10)
+        assert not errors + bulk_errors
         assert server.stop() == 0
 
 

@@ -87,7 +87,9 @@ class MarkModel:
     ) -> EncodedItem:
         raise NotImplementedError
 
-    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
+    def score(
+        self, items: Sequence[EncodedItem], engine: int = 0, *, preempting: bool = False
+    ) -> BatchScores:
         self.entered.set()
         assert self.gate.wait(timeout=60)
         self._before(items)
@@ -110,6 +112,7 @@ class Recorder:
         self.drops: list[tuple[DropReason, DropStage]] = []
         self.batches: list[BatchStats] = []
         self.failures: list[Failure] = []
+        self.preempting = 0
         self.nonfinites = 0
         self.engine: list[bool] = []
         self.engines: dict[int, bool] = {}
@@ -129,6 +132,9 @@ class Recorder:
 
     def batch_done(self, info: ModelInfo, stats: BatchStats, seconds: float, engine: int) -> None:
         self.batches.append(stats)
+
+    def preempted(self, info: ModelInfo) -> None:
+        self.preempting += 1
 
     def batch_failed(self, info: ModelInfo, reason: Failure, seconds: float, engine: int) -> None:
         self.failures.append(reason)

@@ -65,6 +65,10 @@ class MetricsObserver:
         metrics.cached_tokens.labels(*model).inc(stats.cached_tokens)
         metrics.engine_busy_seconds.labels(engine).inc(seconds)
 
+    def preempted(self, info: ModelInfo) -> None:
+        """A batch was computed, or failed, between the layers of another one."""
+        self._metrics.preempting_batches.labels(info.name, info.revision_label).inc()
+
     def batch_failed(self, info: ModelInfo, reason: Failure, seconds: float, engine: int) -> None:
         """A batch, or something in it, has no scores."""
         labels = (info.name, info.revision_label, reason.value)

@@ -90,6 +90,9 @@ class RewardMetrics:
         self.batch_sequences = histogram(
             "batch_sequences", "Responses in a batch.", SEQUENCE_BUCKETS, model
         )
+        self.preempting_batches = counter(
+            "preempting_batches", "Batches computed between the layers of another.", model
+        )
         self.computed_tokens = counter(
             "computed_tokens", "Tokens computed, padding included.", model
         )
@@ -175,6 +178,7 @@ class RewardMetrics:
         return (
             self.batch_tokens,
             self.batch_sequences,
+            self.preempting_batches,
             self.computed_tokens,
             self.padding_tokens,
             self.reused_tokens,

@@ -244,6 +244,8 @@ class ModelInfo:
     compute_mode: ComputeMode
     compute_mode_reason: str = ""
     probe_max_difference: float = 0.0
+    preemptible: bool = False
+    """Whether a batch stands aside between its layers for one that is more urgent."""
     prefix_cache_tokens: int = 0
     """Tokens that its prefix cache holds, the smallest one where it has several; 0 without any."""
     chat_template_hash: str = ""
@@ -290,6 +292,9 @@ class BatchStats:
     sequences: int
     cached_tokens: int = 0
     """Tokens whose keys and values came from the prefix cache, each once."""
+    seconds: float | None = None
+    """How long it was computed, without what was computed between its layers; None where nobody
+    but the caller has measured it."""
 
     def __add__(self, other: BatchStats) -> BatchStats:
         """Both together."""
@@ -336,12 +341,16 @@ class RewardModel(Protocol):
             InvalidRequest: with the field's path below the item (`prompt.token_ids`, …).
         """
 
-    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
+    def score(
+        self, items: Sequence[EncodedItem], engine: int = 0, *, preempting: bool = False
+    ) -> BatchScores:
         """Compute one batch; called from engine threads only, from one at a time for each engine.
 
         Args:
             items: of the batch.
             engine: which one computes it, where there are several.
+            preempting: compute it between the layers of the batch that the engine has in hand,
+                whose `info.preemptible` is true: at most one at a time.
 
         Raises:
             EngineOutOfMemory: the batch is too large; half of it may fit.

@@ -93,17 +93,6 @@ class GuerdonDeterministic(Guerdon):
         return [*super().command(), "--deterministic"]
 
 
-class GuerdonLongBatches(Guerdon):
-    """`guerdon serve reward` whose BATCH batches are no shorter while ONLINE work comes."""
-
-    name = "long-batches"
-    label = "this server, long batches"
-
-    def command(self) -> list[str]:
-        """A settings file that says so."""
-        return [*super().command(), "--config", str(Path(__file__).with_name("long_batches.toml"))]
-
-
 class Engine(Worker):
     """What is left of a call without the network, the queue and tokenising."""
 
@@ -187,7 +176,6 @@ CONTENDERS: dict[str, type[Contender]] = {
         Guerdon,
         GuerdonByCore,
         GuerdonDeterministic,
-        GuerdonLongBatches,
         Engine,
         VLLM,
         FastAPIScript,

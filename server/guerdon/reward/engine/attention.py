@@ -23,6 +23,7 @@ from guerdon.reward.engine.attention_record import AttentionCall, MaskFunction, 
 from guerdon.reward.engine.buckets import Bucket, make_buckets
 from guerdon.reward.engine.device import is_ampere
 from guerdon.reward.engine.plan import CacheUse, Segment
+from guerdon.reward.engine.preemption import between_layers
 from guerdon.reward.engine.prefix_cache import PrefixCache
 from guerdon.reward.engine.stepwise import attend_stepwise, is_stepwise
 
@@ -90,6 +91,8 @@ class AttentionPlan:
         self.segments = tuple(segments)
         self.device = device
         self.cached = cached
+        self.between_layers = between_layers()
+        """Called before the attention of each layer."""
         self._gathers: list[_Gather] | None = None
         self._back: torch.Tensor | None = None
         self._masks: dict[tuple[int, bool, int | None, torch.dtype], torch.Tensor] = {}
@@ -170,6 +173,7 @@ def packed_attention(
     """
     if guerdon_plan is None:
         raise ValueError("the architecture does not pass the segment table on to its attention")
+    guerdon_plan.between_layers()
     if attention_mask is not None or dropout or query.shape[0] != 1:
         raise ValueError("packed attention takes one row, no mask and no dropout")
     extra = [name for name in _UNKNOWN if kwargs.get(name) is not None]

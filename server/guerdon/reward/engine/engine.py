@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import gc
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,11 @@ class Engine(abc.ABC):
         self.head = language_head(model) or find_head(model)
         self.architecture = Architecture.read(model)
         self.deterministic = deterministic
+
+    @property
+    def preemptible(self) -> bool:
+        """Whether another batch may be computed between the layers of one."""
+        return False
 
     def compute(self, items: Sequence[EncodedItem]) -> BatchLogits:
         """The logits of each response of each item.
@@ -160,13 +166,23 @@ class PackedEngine(Engine):
         return self.architecture.causal and not self.deterministic
 
     @property
+    def preemptible(self) -> bool:
+        """Whether another batch may be computed between the layers of one.
+
+        On a GPU the kernels of all layers are queued long before they run, and no batch gets
+        ahead of another. Where long sequences turn their positions otherwise, the model itself
+        holds by how much.
+        """
+        return self.model.device.type == "cpu" and self.architecture.longrope_limit is None
+
+    @property
     def can_cache(self) -> bool:
         """Whether keys and values hold for any later batch, and spare it anything."""
         reads_all = self.head.reads in (Reads.FIRST, Reads.MEAN)
         return self.shares and self.architecture.longrope_limit is None and not reads_all
 
     def lay_out(self, items: Sequence[EncodedItem]) -> Layout:
-        """The row in which the tokens of a batch stand."""
+        """The row in which the tokens of a batch stand, in the midst of `batch()`."""
         return lay_out(
             items,
             self.architecture.positions,
@@ -180,12 +196,12 @@ class PackedEngine(Engine):
         return first_read(self.head.reads, readout, item.lengths()[j])
 
     def _forward(self, items: Sequence[EncodedItem]) -> _Forward:
-        try:
+        with self.batch():
             return self._compute(self.lay_out(items))
-        except BaseException:
-            if self.cache is not None:  # holds blocks that were never computed
-                self.cache.clear()
-            raise
+
+    def batch(self) -> AbstractContextManager[None]:
+        """A context in which one batch is laid out and computed; see `PrefixCache.batch`."""
+        return nullcontext() if self.cache is None else self.cache.batch()
 
     def _compute(self, layout: Layout) -> _Forward:
         device = self.model.device

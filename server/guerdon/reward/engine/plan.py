@@ -129,8 +129,8 @@ def lay_out(
         share: compute equal beginnings once (decoders only: in a bidirectional model a
             beginning sees what follows). A batch with token types shares nothing: those of a
             beginning may depend on what follows.
-        cache: of keys and values, where the model has one. It is told what the batch will put
-            there: clear it if the forward pass fails.
+        cache: of keys and values, where the model has one, in the midst of its `batch()`. It is
+            told what the batch will put there.
         first_read: says before which token the cache may be used.
     """
     sequences = [
@@ -139,8 +139,6 @@ def lay_out(
         for j, suffix in enumerate(item.suffixes)
     ]
     types = token_types(items)
-    if cache is not None:
-        cache.begin_batch()
     if share and types is None:
         runs = list(_common_runs(sequences))
     else:

@@ -4,12 +4,16 @@ A sequence is cut into blocks of `BLOCK` tokens. A block is known by its tokens 
 before it, so that equal beginnings are found whatever they belong to, and nothing is found by a
 hash alone. What was used longest ago makes room. A cache belongs to one engine, and so to one
 revision: weights that change take their cache with them.
+
+A batch may be computed between the layers of another one (`guerdon.reward.engine.preemption`): it
+takes no block from it, and finds none that it has not finished.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +41,8 @@ class CachedBlock:
     """Never given twice: no block is taken to follow one that has made room."""
     batch: int
     """The batch that used it last."""
+    computed: bool = False
+    """Whether its keys and values are there, of all layers."""
 
 
 class PrefixCache:
@@ -56,6 +62,10 @@ class PrefixCache:
         """Keys and values of each layer, [blocks * BLOCK, heads, size]."""
         self._serial = 0
         self._batch = 0
+        """The batch that was begun last."""
+        self._computing: dict[int, list[CachedBlock]] = {}
+        """Batches that are computed, each one between the layers of the one before it, and the
+        blocks that are new in them."""
         self.clear()
 
     @property
@@ -64,13 +74,28 @@ class PrefixCache:
         return self.blocks * BLOCK
 
     def clear(self) -> None:
-        """Forget all blocks, as after a batch that failed."""
+        """Forget all blocks; no batch is computed meanwhile."""
         self._known.clear()
         self._free = list(reversed(range(self.blocks)))
 
-    def begin_batch(self) -> None:
-        """Hold what is used from now on until the next batch begins."""
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Hold what a batch uses until it is computed, or forget its new blocks where it fails."""
         self._batch += 1
+        number, new = self._batch, list[CachedBlock]()
+        self._computing[number] = new
+        try:
+            yield
+        except BaseException:
+            for block in new:
+                del self._known[block.key]
+                self._free.append(block.number)
+            raise
+        else:
+            for block in new:
+                block.computed = True
+        finally:
+            del self._computing[number]
 
     def find(self, tokens: TokenArray, after: list[CachedBlock]) -> list[CachedBlock]:
         """The blocks of a sequence's beginning, as far as they are held.
@@ -100,11 +125,12 @@ class PrefixCache:
         for key in self._following(tokens, held):
             block = self._use(key)
             if block is None:
-                number = self._room()
+                number = None if key in self._known else self._room()
                 if number is None:
                     break
                 self._serial += 1
                 block = self._known[key] = CachedBlock(key, number, self._serial, self._batch)
+                self._computing[self._batch].append(block)
                 new.append((len(held) * BLOCK, number))
             held.append(block)
         return held, new
@@ -121,10 +147,12 @@ class PrefixCache:
             yield before, tokens[start : start + BLOCK].tobytes()
 
     def _use(self, key: _Key) -> CachedBlock | None:
+        """The block of a key, if it is computed by now or by this batch."""
         block = self._known.get(key)
-        if block is not None:
-            block.batch = self._batch
-            self._known.move_to_end(key)
+        if block is None or not (block.computed or block.batch == self._batch):
+            return None
+        block.batch = self._batch
+        self._known.move_to_end(key)
         return block
 
     def _room(self) -> int | None:
@@ -132,7 +160,7 @@ class PrefixCache:
         if self._free:
             return self._free.pop()
         oldest = next(iter(self._known.values()), None)
-        if oldest is None or oldest.batch == self._batch:
+        if oldest is None or oldest.batch >= next(iter(self._computing)):
             return None
         return self._known.popitem(last=False)[1].number
 

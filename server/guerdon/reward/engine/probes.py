@@ -243,7 +243,8 @@ class _Probes:
         """The segments of all items together, of the longest alone, and of a group alone."""
         longest = max(self.items, key=lambda item: item.lengths()[0])
         group = next(item for item in self.items if item.sequences > 1)
-        return [engine.lay_out(items).segments for items in (self.items, [longest], [group])]
+        with engine.batch():
+            return [engine.lay_out(items).segments for items in (self.items, [longest], [group])]
 
     def exact_difference(self, kind: type[PackedEngine] | type[PaddedEngine]) -> float:
         """The largest difference of a float32 copy in such an engine; 0 where there is none.

@@ -1,13 +1,15 @@
 """What runs in the engine's process: it loads models and computes what it is sent.
 
-The server's process opens a channel, and through it a connection for each model, on which it
-asks for a load and then for batches. A connection that closes ends its load, or frees its
-model; when the channel closes, as it does when the server dies, the process ends at once.
+The server's process opens a channel, and through it two connections for each model. On one it
+asks for a load and then for batches, on the other for batches that go between the layers of
+others. When they close, that ends the load, or frees the model; when the channel closes, as it does
+when the server dies, the process ends at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import logging
 import os
@@ -25,6 +27,7 @@ from guerdon.models.devices import DeviceError, has_gpu
 from guerdon.reward.engine.malloc import keep_freed_memory
 from guerdon.reward.engine.settings import EngineSettings
 from guerdon.reward.engine_process import messages
+from guerdon.reward.engine_process.compute_thread import ComputeThread
 from guerdon.reward.kinds import load_model
 from guerdon.reward.types import RewardModel
 from guerdon.serving.errors import CheckpointRefused
@@ -47,8 +50,7 @@ class Host:
 
     def __init__(self, settings: EngineSettings, engine: int) -> None:
         self._settings = own_share(settings, engine)
-        # One thread computes: torch keeps its threads for each thread that calls it.
-        self._computing = ThreadPoolExecutor(1, thread_name_prefix="guerdon-compute")
+        self._computing = ComputeThread()
         self._making = threading.Lock()
         """Making a model needs memory and all cores, and `transformers` sets torch's default
         data type for the whole process meanwhile."""
@@ -59,25 +61,40 @@ class Host:
         channel.sendall(os.getpid().to_bytes(4, "little"))
         while True:
             try:
-                _, (descriptor,), _, _ = socket.recv_fds(channel, 1, 1)
+                _, (usual, urgent), _, _ = socket.recv_fds(channel, 1, 2)
             except (OSError, ValueError):
                 os._exit(0)
-            connection = Connection(descriptor)
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            connections = (Connection(usual), Connection(urgent))
+            threading.Thread(target=self._serve, args=connections, daemon=True).start()
 
-    def _serve(self, connection: Connection) -> None:
-        with connection, suppress(EOFError, OSError, _LoadEnded):
-            model = _in_new_thread(lambda: self._load(connection))
+    def _serve(self, usual: Connection, urgent: Connection) -> None:
+        with usual, urgent, suppress(EOFError, OSError, _LoadEnded):
+            model = _in_new_thread(lambda: self._load(usual))
             if model is None:
                 return
+            preempting = threading.Thread(
+                target=self._answer, args=(urgent, model, self._computing.run_urgent), daemon=True
+            )
+            preempting.start()
             try:
-                connection.send_bytes(messages.pack_info(model.info))
-                while True:
-                    batch = connection.recv_bytes()
-                    answer = self._computing.submit(_score, model, batch).result()
-                    connection.send_bytes(answer)
+                usual.send_bytes(messages.pack_info(model.info))
+                self._answer(usual, model, self._computing.run)
             finally:
-                self._computing.submit(model.close)
+                preempting.join()
+                self._computing.run(model.close)
+
+    def _answer(
+        self,
+        connection: Connection,
+        model: RewardModel,
+        run: Callable[[Callable[[], bytes]], bytes],
+    ) -> None:
+        """Compute the batches that come on a connection, until it is closed."""
+        clock = self._computing.clock
+        with suppress(EOFError, OSError):
+            while True:
+                batch = connection.recv_bytes()
+                connection.send_bytes(run(functools.partial(_score, model, batch, clock)))
 
     def _load(self, connection: Connection) -> RewardModel | None:
         """Load the model that is asked for; None when it was refused."""
@@ -146,9 +163,12 @@ def own_share(settings: EngineSettings, engine: int) -> EngineSettings:
     return dataclasses.replace(settings, devices=1, threads=threads)
 
 
-def _score(model: RewardModel, batch: bytes) -> bytes:
+def _score(model: RewardModel, batch: bytes, clock: Callable[[], float]) -> bytes:
+    began = clock()
     try:
-        return messages.pack_scores(model.score(messages.unpack_items(batch)))
+        scores = model.score(messages.unpack_items(batch))
+        stats = dataclasses.replace(scores.stats, seconds=clock() - began)
+        return messages.pack_scores(dataclasses.replace(scores, stats=stats))
     except Exception as error:
         return _error(error, "a batch failed")
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
@@ -45,12 +46,44 @@ _ENDED_LOADING: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """The ends of a model's connections to an engine's process."""
+
+    usual: Connection
+    """The one for the load, and for batches one after the other."""
+    urgent: Connection
+    """The one for batches that go between the layers of others."""
+    _asking: tuple[threading.Lock, threading.Lock] = field(
+        default_factory=lambda: (threading.Lock(), threading.Lock())
+    )
+    """Held while an answer is waited for, so that nobody can get another one's."""
+
+    def ask(self, message: bytes, *, preempting: bool) -> bytes:
+        """The answer to a batch."""
+        connection = self.urgent if preempting else self.usual
+        with self._asking[preempting]:
+            connection.send_bytes(message)
+            return connection.recv_bytes()
+
+    def close(self) -> None:
+        """Let the engine free the model."""
+        self.usual.close()
+        self.urgent.close()
+
+    def hang_up(self) -> None:
+        """Let whoever waits for an answer see the connections' end."""
+        for connection in (self.usual, self.urgent):
+            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as other:
+                other.shutdown(socket.SHUT_RDWR)
+
+
 class RemoteModel:
     """A `RewardModel` that tokenises here and computes in the engines' processes.
 
     Args:
         encoder: makes tokens of items.
-        connections: one for each engine, in which the model is loaded.
+        connections: to each engine, in which the model is loaded.
     """
 
     def __init__(
@@ -59,7 +92,7 @@ class RemoteModel:
         folder: Path,
         info: ModelInfo,
         encoder: ItemEncoder,
-        connections: list[Connection],
+        connections: list[Connections],
     ) -> None:
         self._keeper = keeper
         self._encoder = encoder
@@ -74,12 +107,14 @@ class RemoteModel:
         """Render and tokenise; see `RewardModel.encode`."""
         return self._encoder.encode(item, truncation, reject_control_tokens=reject_control_tokens)
 
-    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
+    def score(
+        self, items: Sequence[EncodedItem], engine: int = 0, *, preempting: bool = False
+    ) -> BatchScores:
         """Compute one batch; see `RewardModel.score`."""
-        connection = self.connections[engine]
+        connections = self.connections[engine]
         try:
-            connection.send_bytes(messages.pack_items(items))
-            return messages.unpack_scores(connection.recv_bytes())
+            answer = connections.ask(messages.pack_items(items), preempting=preempting)
+            return messages.unpack_scores(answer)
         except (EOFError, OSError, DeviceLost) as error:
             self._keeper.kill(engine)  # whatever is left of it
             raise EngineLost(str(error) or "the engine's process has ended") from error
@@ -87,8 +122,8 @@ class RemoteModel:
     def close(self) -> None:
         """Free the memory."""
         self._keeper.forget(self)
-        for connection in self.connections:
-            connection.close()
+        for connections in self.connections:
+            connections.close()
 
 
 class _Engine:
@@ -106,22 +141,24 @@ class _Engine:
         self._on_end = on_end
         threading.Thread(target=self._watch, name="watch-engine", daemon=True).start()
 
-    def load(self, folder: Path, name: str) -> Connection:
-        """Ask for a load; the answer comes on the connection.
+    def load(self, folder: Path, name: str) -> Connections:
+        """Ask for a load; the answer comes on the usual connection.
 
         Raises:
             EngineLost: the process has ended.
         """
-        ours, theirs = socket.socketpair()
-        connection = Connection(ours.detach())
+        pairs = [socket.socketpair() for _ in range(2)]
+        usual, urgent = (Connection(ours.detach()) for ours, _ in pairs)
+        connections = Connections(usual, urgent)
+        theirs = [other for _, other in pairs]
         try:
-            with theirs:
-                socket.send_fds(self._channel, [b"m"], [theirs.fileno()])
-            connection.send_bytes(messages.pack({"folder": str(folder), "name": name}))
+            with theirs[0], theirs[1]:
+                socket.send_fds(self._channel, [b"m"], [each.fileno() for each in theirs])
+            connections.usual.send_bytes(messages.pack({"folder": str(folder), "name": name}))
         except OSError as error:
-            connection.close()
+            connections.close()
             raise EngineLost("the engine's process has ended") from error
-        return connection
+        return connections
 
     def kill(self) -> None:
         """End the process at once."""
@@ -188,7 +225,7 @@ class EngineProcesses:
             Unsupported: this machine lacks the device.
             EngineLost: an engine's process ended meanwhile, or is being started anew.
         """
-        engines, connections = list(self._engines), list[Connection]()
+        engines, connections = list(self._engines), list[Connections]()
         try:
             for engine in engines:
                 connections.append(engine.load(folder, name))
@@ -196,8 +233,8 @@ class EngineProcesses:
             checkpoint = inspect_checkpoint(folder)
             encoder = new_encoder(checkpoint)
             infos = [
-                self._wait_loaded(engine, connection, check)
-                for engine, connection in zip(engines, connections, strict=True)
+                self._wait_loaded(engine, each.usual, check)
+                for engine, each in zip(engines, connections, strict=True)
             ]
             if any(info.revision != checkpoint.revision for info in infos):
                 raise CheckpointRefused(f"{folder} changed while it was loaded: load it again")
@@ -207,8 +244,8 @@ class EngineProcesses:
                     raise EngineLost(_ENDED_LOADING)
                 self._models.add(model)
         except BaseException:
-            for connection in connections:
-                connection.close()
+            for each in connections:
+                each.close()
             raise
         return model
 
@@ -224,7 +261,7 @@ class EngineProcesses:
         """
         self._engines[engine].kill()
         for model in list(self._models):
-            _hang_up(model.connections[engine])
+            model.connections[engine].hang_up()
 
     def restore(self, engine: int) -> None:
         """Start an engine anew, and load its models; see `EngineKeeper.restore`."""
@@ -259,13 +296,13 @@ class EngineProcesses:
             engine = self._engines[number] = self._start(number)
             models = list(self._models)
         for model in models:
-            connection = self._reload(engine, model)
+            connections = self._reload(engine, model)
             with self._lock:
                 if model not in self._models:  # it was unloaded meanwhile
-                    connection.close()
+                    connections.close()
                     continue
                 model.connections[number].close()
-                model.connections[number] = connection
+                model.connections[number] = connections
         logger.warning(
             "engine %d was started again as process %d, with %d models in %.1f s",
             number,
@@ -274,10 +311,10 @@ class EngineProcesses:
             time.monotonic() - began,
         )
 
-    def _reload(self, engine: _Engine, model: RemoteModel) -> Connection:
-        connection = engine.load(model.folder, model.info.name)
+    def _reload(self, engine: _Engine, model: RemoteModel) -> Connections:
+        connections = engine.load(model.folder, model.info.name)
         try:
-            info = self._wait_loaded(engine, connection, self._check_open)
+            info = self._wait_loaded(engine, connections.usual, self._check_open)
         except ServiceError as error:
             raise DeviceLost(f"{model.info.name} can't be loaded again: {error}") from error
         if info.revision != model.info.revision:
@@ -285,7 +322,7 @@ class EngineProcesses:
                 f"{model.folder} is not what it was when {model.info.name} was loaded: "
                 f"{info.revision_label} instead of {model.info.revision_label}"
             )
-        return connection
+        return connections
 
     def _check_open(self) -> None:
         if self._closed.is_set():
@@ -305,12 +342,6 @@ class EngineProcesses:
         except DeviceLost as error:
             engine.kill()
             raise EngineLost(str(error)) from error
-
-
-def _hang_up(connection: Connection) -> None:
-    """Let whoever waits for an answer see the connection's end."""
-    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as other:
-        other.shutdown(socket.SHUT_RDWR)
 
 
 def _together(infos: Sequence[ModelInfo]) -> ModelInfo:

@@ -71,7 +71,9 @@ class EnsembleReward:
             item, truncation, reject_control_tokens=reject_control_tokens
         )
 
-    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
+    def score(
+        self, items: Sequence[EncodedItem], engine: int = 0, *, preempting: bool = False
+    ) -> BatchScores:
         """Compute one batch with every member; see `RewardModel.score`."""
         batches = [member.score(items) for member in self._members]
         scores = [

@@ -45,7 +45,9 @@ class EngineReward(abc.ABC):
         return self._encoder.encode(item, truncation, reject_control_tokens=reject_control_tokens)
 
     @abc.abstractmethod
-    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
+    def score(
+        self, items: Sequence[EncodedItem], engine: int = 0, *, preempting: bool = False
+    ) -> BatchScores:
         """Compute one batch; see `RewardModel.score`."""
 
     def close(self) -> None:
@@ -58,7 +60,9 @@ class EngineReward(abc.ABC):
 class NetworkReward(EngineReward):
     """A `RewardModel` over one engine; a kind says what a response's logits mean."""
 
-    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
+    def score(
+        self, items: Sequence[EncodedItem], engine: int = 0, *, preempting: bool = False
+    ) -> BatchScores:
         """Compute one batch; see `RewardModel.score`."""
         (network,) = self._engines
         computed = network.compute(items)
@@ -197,7 +201,9 @@ class ImplicitReward(EngineReward):
         super().__init__(info, encoder, policy, reference)
         self._beta = beta
 
-    def score(self, items: Sequence[EncodedItem], engine: int = 0) -> BatchScores:
+    def score(
+        self, items: Sequence[EncodedItem], engine: int = 0, *, preempting: bool = False
+    ) -> BatchScores:
         """Compute one batch with both; see `RewardModel.score`."""
         policy, reference = (engine.compute(items) for engine in self._engines)
         scores = [

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from guerdon.reward.scheduling.ledgers import Account, Accounts
-from guerdon.reward.scheduling.limits import BatchLimits, BatchTiming, Pace, QueueLimits
+from guerdon.reward.scheduling.limits import MAX_NAMES, BatchLimits, BatchTiming, Pace, QueueLimits
 from guerdon.reward.types import PriorityClass
 from guerdon.serving.access.identity import EVERYBODY, Caller
 from guerdon.serving.errors import DeadlinePassed, Overloaded, TooLarge
@@ -79,9 +79,11 @@ class Admission:
         self._accounts = {priority: Accounts() for priority in PriorityClass}
         self._since = -math.inf
         """When the batch that is computed now began, as far as can be told from here."""
-        self._last_seconds = 0.0
-        """How long the last batch took, or a full one of its pace where it was one response that
-        is longer: the one that is computed now may take as long."""
+        self._last_seconds = dict.fromkeys(PriorityClass, 0.0)
+        """How long each class may have to wait for the batch that is computed now: as long as the
+        last one took, or a full one of its pace where that was one response that is longer."""
+        self._preemptible: set[str] = set()
+        """Models whose BATCH batches stand aside for ONLINE work."""
 
     def tokens(self, priority: PriorityClass) -> int:
         """Tokens that a class holds, estimates included."""
@@ -185,15 +187,31 @@ class Admission:
         ticket.text_bytes = 0
         self.release(ticket, ticket.tokens)
 
-    def observe(self, model_name: str, tokens: int, seconds: float, *, now: float) -> None:
+    def observe(
+        self,
+        model_name: str,
+        tokens: int,
+        seconds: float,
+        *,
+        now: float,
+        preemptible: bool = False,
+        model_preemptible: bool = False,
+    ) -> None:
         """Learn from a finished batch.
 
         Args:
             tokens: as they were queued: without padding, prefixes once for each part.
+            preemptible: whether it would have stood aside for ONLINE work.
+            model_preemptible: whether any BATCH batch of the model would.
         """
         self._pace.observe(model_name, tokens, seconds)
         self._since = now
-        self._last_seconds = seconds * min(1.0, self._batch.max_batch_tokens / max(tokens, 1))
+        full = seconds * min(1.0, self._batch.max_batch_tokens / max(tokens, 1))
+        self._last_seconds[PriorityClass.BATCH] = full
+        self._last_seconds[PriorityClass.ONLINE] = 0.0 if preemptible else full
+        self._preemptible.discard(model_name)
+        if model_preemptible and len(self._preemptible) < MAX_NAMES:
+            self._preemptible.add(model_name)
 
     def _add(self, ticket: Ticket, tokens: int) -> None:
         accounts = self._accounts[ticket.priority]
@@ -309,7 +327,10 @@ class Admission:
         else:
             crossing = own * (1 - share) / share if share else math.inf
         # One batch of what is due later, or of the other class, may be in the engine's hands.
-        block = max(self._longest_batch(later), self._longest_batch(rest), self._last_seconds)
+        online = ticket.priority is PriorityClass.ONLINE
+        stays = {name: n for name, n in rest.items() if not (online and name in self._preemptible)}
+        last = self._last_seconds[ticket.priority]
+        block = max(self._longest_batch(later), self._longest_batch(stays), last)
         late = min(self._seconds(rest), crossing) + block
         all_the_rest = self._seconds(rest) + self._seconds(later)
         longest = max(block, self._longest_batch(ahead))

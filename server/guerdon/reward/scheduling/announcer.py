@@ -57,6 +57,8 @@ class Announcer:
         engine = run.engine
         if stats is not None:
             self.tell(lambda observer: observer.batch_done(info, stats, run.seconds, engine))
+        if run.preempting:
+            self.tell(lambda observer: observer.preempted(info))
         if run.nonfinite:
             self.tell(lambda observer: observer.nonfinite(info, run.nonfinite))
         if failure is not None:

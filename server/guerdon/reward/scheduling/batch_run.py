@@ -54,6 +54,10 @@ class BatchRun:
     failure: Failure | None = None
     nonfinite: int = 0
     """Responses whose numbers are not all finite."""
+    preempting: bool = False
+    """Whether it was computed between the layers of another batch."""
+    preemptible: bool = False
+    """Whether it would have stood aside for ONLINE work."""
 
     @property
     def new_tokens(self) -> int:
@@ -81,14 +85,14 @@ def is_finite(score: ResponseScore) -> bool:
 
 
 def call_model(
-    model: RewardModel, items: list[EncodedItem], engine: int
+    model: RewardModel, items: list[EncodedItem], engine: int, *, preempting: bool
 ) -> tuple[BatchScores | None, int, Failure | None]:
     """Call the model; also the number of responses whose numbers are not finite.
 
     Its tracebacks, and the tensors they hold, end with this function.
     """
     try:
-        scores = model.score(items, engine)
+        scores = model.score(items, engine, preempting=preempting)
         if [len(rows) for rows in scores.items] != [item.sequences for item in items]:
             raise ValueError("the model did not give one score for each response")
         nonfinite = sum(not is_finite(score) for rows in scores.items for score in rows)

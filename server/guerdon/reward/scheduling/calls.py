@@ -18,7 +18,7 @@ class ItemResult:
 
     scores: list[ResponseScore]
     queue_seconds: float
-    """Seconds of waiting for a batch, from `score` on."""
+    """Seconds of waiting for a batch, from `score` on, and of standing aside in one."""
     compute_seconds: float
     """Seconds in the engine: the whole time of each batch that held some of it."""
 

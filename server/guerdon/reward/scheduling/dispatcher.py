@@ -275,7 +275,14 @@ class Dispatcher:
             for name in {outcome.item.call.ticket.model_name for outcome in outcomes}:
                 # Engines compute side by side: work drains as fast as all of them.
                 seconds = run.seconds / max(1, len(self._engines_up))
-                self._admission.observe(name, run.tokens, seconds, now=run.finished)
+                self._admission.observe(
+                    name,
+                    run.tokens,
+                    seconds,
+                    now=run.finished,
+                    preemptible=run.preemptible,
+                    model_preemptible=self._worker.preemptible(run.model),
+                )
         # After those who were just woken: telling is not worth their time.
         assert self._loop is not None
         self._loop.call_soon(self._announcer.tell_run, run)

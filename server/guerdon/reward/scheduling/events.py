@@ -51,6 +51,9 @@ class DispatchObserver(Protocol):
     def batch_done(self, info: ModelInfo, stats: BatchStats, seconds: float, engine: int) -> None:
         """A model computed a batch on an engine."""
 
+    def preempted(self, info: ModelInfo) -> None:
+        """A batch was computed, or failed, between the layers of another one."""
+
     def batch_failed(self, info: ModelInfo, reason: Failure, seconds: float, engine: int) -> None:
         """A batch, or something in it, has no scores. NONFINITE comes after `batch_done`,
         with no seconds of its own; OUT_OF_MEMORY comes for each attempt."""

@@ -94,10 +94,12 @@ class CallerQueue(Generic[Owner]):
 class ModelQueue(Generic[Owner]):
     """The units of one model in one class: a queue for each caller."""
 
-    def __init__(self, key: str, cache_tokens: int, budgets: Budgets, shares: Shares) -> None:
-        self.key = key
-        self.cache_tokens = cache_tokens
+    def __init__(self, first: Unit[Owner], budgets: Budgets, shares: Shares) -> None:
+        self.key = first.key
+        self.cache_tokens = first.cache_tokens
         """Tokens that the model's prefix cache holds."""
+        self.preemptible = first.preemptible
+        """Whether the model's batches stand aside for others."""
         self._budgets = budgets
         self._shares = shares
         self._callers: dict[str, CallerQueue[Owner]] = {}
@@ -163,7 +165,7 @@ class ModelQueue(Generic[Owner]):
                 self._shares.charge(unit.caller, tokens)
                 self.tokens -= unit.tokens
                 parts.append(_place(unit, batch, stop, tokens))
-                self.tokens += unit.tokens if unit.queued else 0
+                self.tokens += unit.tokens
                 room = _in_time(room, unit, batch, now)
             if unit.queued:  # skipped over, or the rest of a split unit: it begins the next batch
                 misfits.append(unit)
@@ -221,7 +223,7 @@ class ClassQueue(Generic[Owner]):
         """Take in a unit."""
         queue = self.queues.get(unit.key)
         if queue is None:
-            queue = ModelQueue(unit.key, unit.cache_tokens, self._budgets, self._shares)
+            queue = ModelQueue(unit, self._budgets, self._shares)
             self.queues[unit.key] = queue
             # A model that comes back has no claim for the time in which it asked for nothing.
             self._served[unit.key] = max(self._served.get(unit.key, 0.0), self._floor)

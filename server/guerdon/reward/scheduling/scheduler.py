@@ -10,7 +10,8 @@ The rules, and why, are in `docs/scheduling.md`. In short:
   unit. Of a caller, the unit that is *due* first goes first: at its deadline, or `patience`
   seconds after its arrival, whichever comes first. Whatever has waited longer than
   `patience` is ahead of all that the same caller sends later, so nothing starves.
-- ONLINE goes before BATCH. Every ONLINE token computed while BATCH waits earns BATCH credit
+- ONLINE goes before BATCH, and between the layers of a BATCH batch that is computed, where its
+  model can stand aside. Every ONLINE token computed while BATCH waits earns BATCH credit
   of share / (1 - share) tokens, and BATCH goes first once its credit pays for its first unit.
 - Among the models of a class, those within one batch of the least served one compete by what
   is due first.
@@ -19,9 +20,10 @@ The rules, and why, are in `docs/scheduling.md`. In short:
   is longer than a batch runs alone.
 - A batch is as large as its model computes in `max_batch_seconds`, going by its last ones and
   by what its engine's prefix cache should hold, and no larger than fits in memory and leaves
-  those in it their deadlines. It takes no longer than `shared_batch_seconds` if it is BATCH
-  while ONLINE work comes, or ONLINE while callers with little work come beside others; and
-  longer, up to a quarter of what waits, while all that comes is one caller's and can wait.
+  those in it their deadlines. It takes no longer than `shared_batch_seconds` if it is BATCH that
+  can't stand aside while ONLINE work comes, or ONLINE while callers with little work come beside
+  others; and longer, up to a quarter of what waits, while all that comes is one caller's and can
+  wait.
 """
 
 from __future__ import annotations
@@ -97,6 +99,7 @@ class Scheduler(Generic[Owner]):
         owner: Owner | None = None,
         caller: Caller = EVERYBODY,
         cache_tokens: int = 0,
+        preemptible: bool = False,
     ) -> Unit[Owner]:
         """Take in one item.
 
@@ -109,6 +112,7 @@ class Scheduler(Generic[Owner]):
             owner: what it is for.
             caller: whose it is.
             cache_tokens: what the model's prefix cache holds; 0 without one.
+            preemptible: whether the model's batches stand aside for others.
 
         Raises:
             ValueError: it has no response.
@@ -127,6 +131,7 @@ class Scheduler(Generic[Owner]):
             caller=caller,
             tokens=item.tokens,
             cache_tokens=cache_tokens,
+            preemptible=preemptible,
             beginnings=beginnings(item) if cache_tokens else (),
         )
         self._class(priority).add(unit)
@@ -146,10 +151,26 @@ class Scheduler(Generic[Owner]):
             self._deadlines.forget()
         return True
 
-    def next_batch(self, now: float, engine: int = 0) -> Formed[Owner]:
-        """Drop what has expired, and form a batch for an engine from the rest if there is any."""
+    def stands_aside(self, running: Batch[Owner]) -> bool:
+        """Whether something waits that goes between the layers of a batch that is computed."""
+        return running.preemptible and self._online.units > 0
+
+    def next_batch(
+        self, now: float, engine: int = 0, running: Batch[Owner] | None = None
+    ) -> Formed[Owner]:
+        """Drop what has expired, and form a batch for an engine from the rest if there is any.
+
+        Args:
+            running: what the engine computes: the new batch goes between its layers.
+        """
         expired = list(self._expire(now))
-        return Formed(self._form(now, engine) if len(self) else None, expired)
+        if running is None:
+            batch = self._form(now, engine) if len(self) else None
+        else:
+            waits = self.stands_aside(running)
+            batch = self._form_online(now, engine, alone=False) if waits else None
+        assert batch is None or batch.parts, "a batch without work"
+        return Formed(batch, expired)
 
     def observe(self, key: str, tokens: int, seconds: float) -> None:
         """Learn from a batch that was computed: how large the next ones may be."""
@@ -188,25 +209,38 @@ class Scheduler(Generic[Owner]):
         return Batch(queue.key, known)
 
     def _form(self, now: float, engine: int) -> Batch[Owner]:
-        contended = bool(self._online.units and self._batch.units)
-        credit = self._credit + _ROUNDING if contended else math.inf
-        if self._batch.units and (queue := self._batch.pick()).first_cost() <= credit:
-            batch = self._begin(queue, engine)
-            self._take_batch(queue, batch, credit, now)
-            for_batch = batch.tokens
-            # ONLINE work of the same model rides along, unless BATCH has been kept waiting for
-            # so long that its credit would grow without bound.
-            companion = self._online.queues.get(queue.key)
-            if companion is not None and credit - for_batch < self._limits.max_batch_tokens:
-                self._take_online(companion, batch, now)
-        else:
-            queue = self._online.pick()
-            batch = self._begin(queue, engine)
-            self._take_online(queue, batch, now)
-            for_batch = 0
-        assert batch.parts, "a batch without work"
+        credit = self._credit + _ROUNDING if self._contended else math.inf
+        if not self._batch.units or (queue := self._batch.pick()).first_cost() > credit:
+            return self._form_online(now, engine)
+        contended = self._contended
+        batch = self._begin(queue, engine)
+        self._take_batch(queue, batch, credit, now)
+        for_batch = batch.tokens
+        # ONLINE work of the same model rides along, unless it can go between the layers, or BATCH
+        # has been kept waiting for so long that its credit would grow without bound.
+        batch.preemptible = queue.preemptible
+        companion = None if queue.preemptible else self._online.queues.get(queue.key)
+        if companion is not None and credit - for_batch < self._limits.max_batch_tokens:
+            self._take_online(companion, batch, now)
         self._account(contended, for_batch, batch.tokens - for_batch)
         return batch
+
+    def _form_online(self, now: float, engine: int, *, alone: bool = True) -> Batch[Owner]:
+        """Form a batch of ONLINE work.
+
+        Args:
+            alone: whether the engine has no other batch in hand.
+        """
+        contended, queue = self._contended, self._online.pick()
+        batch = self._begin(queue, engine)
+        self._take_online(queue, batch, now, alone=alone)
+        self._account(contended, 0, batch.tokens)
+        return batch
+
+    @property
+    def _contended(self) -> bool:
+        """Whether work of both classes waits."""
+        return bool(self._online.units and self._batch.units)
 
     def _account(self, contended: bool, for_batch: int, for_online: int) -> None:
         """Keep the credit of BATCH, which takes no more than it has earned."""
@@ -219,17 +253,19 @@ class Scheduler(Generic[Owner]):
     def _take_batch(
         self, queue: ModelQueue[Owner], batch: Batch[Owner], credit: float, now: float
     ) -> None:
-        """Move units of BATCH into a batch: a short one while ONLINE work comes."""
-        short = now < self._online_came + LIGHT_SECONDS
+        """Move units of BATCH into a batch: a short one while ONLINE work comes and must wait."""
+        short = not queue.preemptible and now < self._online_came + LIGHT_SECONDS
         shared = self._limits.shared_batch_seconds if short else math.inf
         lone_tokens = self._lone_tokens(queue, now)
         self._forget_deadlines(
             self._batch.take(queue, batch, credit, now, shared, lone_tokens, short=short)
         )
 
-    def _take_online(self, queue: ModelQueue[Owner], batch: Batch[Owner], now: float) -> None:
+    def _take_online(
+        self, queue: ModelQueue[Owner], batch: Batch[Owner], now: float, *, alone: bool = False
+    ) -> None:
         shared = self._limits.shared_batch_seconds
-        lone_tokens = self._lone_tokens(queue, now)
+        lone_tokens = self._lone_tokens(queue, now) if alone else 0
         self._forget_deadlines(
             self._online.take(queue, batch, math.inf, now, shared, lone_tokens, short=False)
         )

@@ -34,6 +34,8 @@ class Unit(Generic[Owner]):
     """Tokens not handed out yet, the prefix included."""
     cache_tokens: int = 0
     """Tokens that the model's prefix cache holds."""
+    preemptible: bool = False
+    """Whether the model's batches stand aside for others."""
     beginnings: tuple[int, ...] = ()
     """See `guerdon.reward.scheduling.reuse`; none where the model has no prefix cache."""
     taken: int = 0
@@ -80,6 +82,8 @@ class Batch(Generic[Owner]):
     key: str
     known: KnownBeginnings
     """What the engine need not compute."""
+    preemptible: bool = False
+    """Whether it stands aside for ONLINE work."""
     parts: list[BatchPart[Owner]] = field(default_factory=list)
     tokens: int = 0
     """Tokens as they were queued, prefixes once for each part."""

@@ -1,9 +1,10 @@
 """The engine threads: they take calls, ask the scheduler for batches, compute them, and report.
 
-There is a thread for each engine. Whichever is free takes what has come, forms a batch and has
-it computed; all models share the engines, and one scheduler feeds them all. Others reach the
-threads only through a queue of commands, and they answer only through `on_report`: no caller
-waits for a batch to be formed.
+There is a thread for each engine, and another one for batches that go between the layers of the one
+that it computes. Whichever is free takes what has come, forms a batch and has it computed; all
+models share the engines, and one scheduler feeds them all. Others reach the threads only through a
+queue of commands, and they answer only through `on_report`: no caller waits for a batch to be
+formed.
 
     commands: DispatchedCall | Abandon | EngineEnded | Wake | None (stop)  ─▶  Worker
                                                  outcomes, once for each batch  ◀─┘
@@ -30,11 +31,11 @@ from guerdon.reward.scheduling.batch_run import (
 )
 from guerdon.reward.scheduling.calls import DispatchedCall, DispatchedItem
 from guerdon.reward.scheduling.events import Failure
+from guerdon.reward.scheduling.in_hand import BatchesInHand
 from guerdon.reward.scheduling.limits import BatchLimits
 from guerdon.reward.scheduling.scheduler import Scheduler
 from guerdon.reward.scheduling.units import Batch, Unit
-from guerdon.reward.scheduling.watchdog import Running
-from guerdon.reward.types import DeviceLost, EngineKeeper
+from guerdon.reward.types import DeviceLost, EngineKeeper, RewardModel
 from guerdon.serving.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -92,20 +93,27 @@ class Worker:
         self._on_exit = on_exit
         self._on_engine = on_engine
         self._keeper = keeper
-        self.running: dict[int, Running] = {}
-        """The batch in each engine's hands. Other threads may look."""
+        self._in_hand = BatchesInHand[DispatchedItem](limits.batch_share)
+        self.running = self._in_hand.running
+        """The batch that each engine computes at the moment. Other threads may look."""
         self._lock = threading.RLock()
         """Held while the scheduler, the calls or the sets of engines and threads are used."""
         self._free = list(range(self.engines))
         """Engines that compute nothing and can."""
+        self._users = [0] * self.engines
+        """Threads that use each engine: one, or another one that preempts its batch."""
         self._gone: set[int] = set()
         """Engines that can't be started any more."""
         self._failed = False
         # Daemons: a forward pass that never ends must not keep the process from ending.
         self._threads = {
             threading.Thread(target=self._run, name=f"guerdon-engine-{number}", daemon=True)
-            for number in range(self.engines)
+            for number in range(self.engines if keeper is None else 2 * self.engines)
         }
+
+    def preemptible(self, model: RewardModel) -> bool:
+        """Whether a model's batches stand aside: in this process each engine computes one batch."""
+        return self._keeper is not None and model.info.preemptible
 
     def start(self) -> None:
         """Begin to take work."""
@@ -132,16 +140,16 @@ class Worker:
                 self._on_exit(self._failed)
 
     def _take_commands(self) -> bool:
-        """Take all that has come, waiting only if there is nothing to do; False to stop."""
+        """Take all that has come, waiting only while there is nothing to do; False to stop."""
         with self._lock:
-            wait = not (self._free and len(self._scheduler))
+            wait = self._until_work()
         commands: list[_Command] = []
-        while wait or not self._commands.empty():
+        while wait != 0.0 or not self._commands.empty():
             try:
-                command = self._commands.get(block=wait)
-            except queue.Empty:  # another thread was faster
+                command = self._commands.get(block=wait != 0.0, timeout=wait)
+            except queue.Empty:  # another thread was faster, or the time has come
                 break
-            wait = False
+            wait = 0.0
             if command is None:
                 return False
             commands.append(command)
@@ -200,7 +208,27 @@ class Worker:
                 owner=item,
                 caller=call.caller,
                 cache_tokens=call.model.info.prefix_cache_tokens,
+                preemptible=self.preemptible(call.model),
             )
+
+    def _until_work(self) -> float | None:
+        """Seconds until an engine can take of what waits; None while none will."""
+        if self._free:
+            return 0.0 if len(self._scheduler) else None
+        now, times = time.monotonic(), [when for when, _, _ in self._waited_for()]
+        return max(0.0, min(times) - now) if times else None
+
+    def _waited_for(self) -> list[tuple[float, int, Batch[DispatchedItem]]]:
+        """Engines whose batch something waits to preempt, when it may, and the batch."""
+        if self._keeper is None:
+            return []
+        return [
+            (when, engine, batch)
+            for when, engine, batch in self._in_hand.preemptible()
+            if self._users[engine] == 1
+            and self._scheduler.stands_aside(batch)
+            and not self._keeper.lost(engine)
+        ]
 
     def _start_again(self, engine: int) -> None:
         """Have an engine that has ended started anew, unless another thread has it in hand."""
@@ -236,19 +264,30 @@ class Worker:
 
     def _compute_next(self) -> None:
         with self._lock:
-            if not self._free:
+            now, running = time.monotonic(), None
+            if self._free:
+                engine = self._free[0]
+            elif ready := [each for each in self._waited_for() if each[0] <= now]:
+                _, engine, running = min(ready, key=lambda each: each[0])
+            else:
                 return
-            formed = self._scheduler.next_batch(time.monotonic(), self._free[0])
+            formed = self._scheduler.next_batch(now, engine, running)
             self._dropped(formed.expired)
             if formed.batch is None:
                 return
-            engine = self._free.pop(0)
+            if running is None:
+                self._free.remove(engine)
+            self._users[engine] += 1
             if self._free and len(self._scheduler):
                 self._commands.put(Wake())
         try:
-            self._compute(formed.batch, engine)
+            self._compute(formed.batch, engine, preempting=running is not None)
         finally:
-            self._give_back(engine)
+            with self._lock:
+                self._users[engine] -= 1
+                last = not self._users[engine]
+            if last:
+                self._give_back(engine)
 
     def _report(self, outcomes: list[Outcome], run: BatchRun | None = None) -> None:
         with self._lock:
@@ -268,11 +307,14 @@ class Worker:
         if outcomes:
             self._report(outcomes)
 
-    def _compute(self, batch: Batch[DispatchedItem], engine: int) -> None:
+    def _compute(self, batch: Batch[DispatchedItem], engine: int, *, preempting: bool) -> None:
         waiting = [batch.parts]
         while waiting:
             wanted = self._wanted(waiting.pop())
-            if wanted and self._compute_once(wanted, engine) is Failure.OUT_OF_MEMORY:
+            if not wanted:
+                continue
+            failure = self._compute_once(batch, wanted, engine, preempting=preempting)
+            if failure is Failure.OUT_OF_MEMORY:
                 waiting += reversed(split_parts(wanted))
 
     def _wanted(self, parts: Parts) -> Parts:
@@ -288,31 +330,42 @@ class Worker:
             self._report([part_outcome(part, None) for part in dropped])
         return wanted
 
-    def _compute_once(self, parts: Parts, engine: int) -> Failure | None:
-        """Call the model and report, except for parts that can be tried again in halves."""
+    def _compute_once(
+        self, batch: Batch[DispatchedItem], parts: Parts, engine: int, *, preempting: bool
+    ) -> Failure | None:
+        """Have parts of a batch computed and report, except where halves can be tried again."""
         call = unit_owner(parts[0].unit).call
         model, key = call.model, call.key
         tokens = sum(part.tokens for part in parts)
         with self._lock:
-            self.running[engine] = Running(self._scheduler.batch_seconds(key, tokens))
-        start = time.monotonic()
+            expected = self._scheduler.batch_seconds(key, tokens)
+            now = time.monotonic()
+            in_hand = self._in_hand.begin(engine, batch, expected, now, preempting=preempting)
+            if self._waited_for():
+                self._commands.put(Wake())
+        measured = None
         try:
-            scores, nonfinite, failure = call_model(model, [part.item for part in parts], engine)
+            items = [part.item for part in parts]
+            scores, nonfinite, failure = call_model(model, items, engine, preempting=preempting)
+            measured = None if scores is None else scores.stats.seconds
         finally:
-            del self.running[engine]
-        finished = time.monotonic()
+            with self._lock:
+                finished = time.monotonic()
+                seconds = self._in_hand.end(engine, in_hand, finished, measured)
         outcomes = batch_outcomes(parts, scores, failure)
         if nonfinite:
             logger.error("%s gave %d scores that are not finite", key, nonfinite)
         run = BatchRun(
             model=model,
             engine=engine,
-            seconds=finished - start,
+            seconds=seconds,
             finished=finished,
             tokens=tokens,
             stats=scores.stats if scores is not None else None,
             failure=Failure.NONFINITE if nonfinite else failure,
             nonfinite=nonfinite,
+            preempting=preempting,
+            preemptible=batch.preemptible,
         )
         self._report(outcomes, run)
         with self._lock:

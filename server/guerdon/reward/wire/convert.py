@@ -178,7 +178,7 @@ def model_info(
     }
     values = field_values(info) | other
     del values["regression"], values["label"]  # what other systems' formats go by
-    del values["prefix_cache_tokens"]  # what the log says at load
+    del values["prefix_cache_tokens"], values["preemptible"]  # what the log says at load
     return reward_pb2.ModelInfo(current=current, aliases=aliases, **values)
 
 
