@@ -228,6 +228,12 @@ ENGINE = [
         quantiles("guerdon_batch_sequences", M, "model", (0.5, 0.95)),
     ),
     Panel(
+        "Batches between layers",
+        "Of online work, while bulk batches stood aside. On a GPU none.",
+        [Query(rate("guerdon_preempting_batches_total", M, "model"), "{{model}}")],
+        unit="cps",
+    ),
+    Panel(
         "Failed batches",
         "The callers in it got an error. out_of_memory counts each attempt.",
         [

@@ -307,4 +307,4 @@ def test_a_load_leaves_no_thread_that_helps_the_one_that_computes(tmp_path: Path
 
         before = threads()
         admin.load_model("m", str(folders[1]), promote=True, timeout=WAIT)
-        until(lambda: threads() == before + 1)  # the one that waits for the model's batches
+        until(lambda: threads() == before + 2)  # those that wait for the model's batches

@@ -293,8 +293,7 @@ class BatchStats:
     cached_tokens: int = 0
     """Tokens whose keys and values came from the prefix cache, each once."""
     seconds: float | None = None
-    """How long it was computed, without what was computed between its layers; None where nobody
-    but the caller has measured it."""
+    """How long it was computed, without what was between its layers; None if not measured."""
 
     def __add__(self, other: BatchStats) -> BatchStats:
         """Both together."""
@@ -349,8 +348,7 @@ class RewardModel(Protocol):
         Args:
             items: of the batch.
             engine: which one computes it, where there are several.
-            preempting: compute it between the layers of the batch that the engine has in hand,
-                whose `info.preemptible` is true: at most one at a time.
+            preempting: between the layers of the (preemptible) batch in hand; one at a time.
 
         Raises:
             EngineOutOfMemory: the batch is too large; half of it may fit.

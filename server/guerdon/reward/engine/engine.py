@@ -170,8 +170,7 @@ class PackedEngine(Engine):
         """Whether another batch may be computed between the layers of one.
 
         On a GPU the kernels of all layers are queued long before they run, and no batch gets
-        ahead of another. Where long sequences turn their positions otherwise, the model itself
-        holds by how much.
+        ahead of another. Models with longrope keep the factors of the last batch themselves.
         """
         return self.model.device.type == "cpu" and self.architecture.longrope_limit is None
 
