@@ -103,6 +103,39 @@ async def hold_busy(dispatcher: Dispatcher, model: MarkModel) -> asyncio.Task[li
     return task
 
 
+async def ask_at_random(
+    dispatcher: Dispatcher,
+    model: RewardModel,
+    draw: random.Random,
+    count: int,
+    priorities: Sequence[PriorityClass] = (ONLINE,),
+) -> list[bool | BaseException]:
+    """Ask at once for so many calls of random sizes, and cancel a tenth of them.
+
+    Returns:
+        Of each call whether it was scored, and rightly, or else told to ask again; or that it was
+        cancelled.
+    """
+
+    async def call(mark: int) -> bool:
+        sizes = [draw.randint(1, 30) for _ in range(draw.randint(1, 5))]
+        item = item_of(draw.randint(0, 60), *sizes, mark=mark)
+        try:
+            found = await score(dispatcher, model, item, priority=draw.choice(priorities))
+        except Unavailable:
+            return False
+        assert scores_of(found) == [[mark + place for place in range(len(sizes))]]
+        return True
+
+    calls = [asyncio.create_task(call(10 * number)) for number in range(count)]
+    await settle()
+    for task in draw.sample(calls, count // 10):
+        task.cancel()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(each, (bool, asyncio.CancelledError)) for each in answers)
+    return answers
+
+
 async def test_scores_come_back_in_order_also_from_many_batches() -> None:
     model = MarkModel()
     async with running() as (dispatcher, recorder):
@@ -603,24 +636,7 @@ async def test_nothing_is_lost_or_said_twice_by_engines_that_end(seed: int) -> N
 
     model = Fragile()
     async with running(keeper=keeper) as (dispatcher, _):
-
-        async def call(mark: int) -> bool:
-            sizes = [draw.randint(1, 30) for _ in range(draw.randint(1, 5))]
-            try:
-                found = await score(
-                    dispatcher, model, item_of(draw.randint(0, 60), *sizes, mark=mark)
-                )
-            except Unavailable:
-                return False
-            assert scores_of(found) == [[mark + place for place in range(len(sizes))]]
-            return True
-
-        calls = [asyncio.create_task(call(10 * number)) for number in range(200)]
-        await settle()
-        for task in draw.sample(calls, 20):
-            task.cancel()
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        assert all(isinstance(each, (bool, asyncio.CancelledError)) for each in answers)
+        answers = await ask_at_random(dispatcher, model, draw, 200)
         lost = sum(each is False for each in answers)
         assert bool(lost) == bool(keeper.restores)
         assert sum(each is True for each in answers) > 50

@@ -12,7 +12,14 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.scheduling.test_dispatcher import hold, running, score, scores_of, settle
+from tests.scheduling.test_dispatcher import (
+    ask_at_random,
+    hold,
+    running,
+    score,
+    scores_of,
+    settle,
+)
 from tests.scheduling.test_limits import CALLERS
 from tests.support.dispatch import Keeper, MarkModel, item_of, marks
 
@@ -298,23 +305,7 @@ async def test_nothing_is_lost_or_said_twice(seed: int) -> None:
     model = Fragile()
     limits = DispatchLimits(batch=BatchLimits(max_batch_tokens=100, max_batch_sequences=64))
     async with running(limits, keeper) as (dispatcher, _):
-
-        async def call(mark: int) -> bool:
-            sizes = [draw.randint(1, 30) for _ in range(draw.randint(1, 5))]
-            item = item_of(draw.randint(0, 60), *sizes, mark=mark)
-            try:
-                found = await score(dispatcher, model, item, priority=draw.choice([ONLINE, BATCH]))
-            except Unavailable:
-                return False
-            assert scores_of(found) == [[mark + place for place in range(len(sizes))]]
-            return True
-
-        calls = [asyncio.create_task(call(10 * number)) for number in range(300)]
-        await settle()
-        for task in draw.sample(calls, 30):
-            task.cancel()
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        assert all(isinstance(each, (bool, asyncio.CancelledError)) for each in answers)
+        answers = await ask_at_random(dispatcher, model, draw, 300, (ONLINE, BATCH))
         assert sum(each is True for each in answers) > 100
 
 
